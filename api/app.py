@@ -1,0 +1,121 @@
+"""The application: routes, middleware, error answers and what runs beside the requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from api import documents, health, machines, objects, tasks, transfers
+from api.answers import json_response
+from api.context import Context
+from api.guard import Guard
+from api.observing import Observer
+from api.problems import describe_code, http_problem_response, problem_response
+from api.waking import listening
+from datamanager.errors import DataManagerError, InternalError
+
+Task = Callable[[], Coroutine[Any, Any, None]]
+
+RESTART_PAUSE = 1.0  # seconds
+
+log = structlog.get_logger(__name__)
+
+DESCRIPTION = """Keeps a catalogue of data objects on SSH machines, and copies, moves, fetches and deletes them.
+
+Fields are sent as a form or as JSON; both mean the same. Without `Accept: application/json` a new identifier is
+answered as bare text. Every error is `application/problem+json` (RFC 9457) with a stable `code`."""
+
+
+def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
+    """Make the application. Nothing is opened before it is served; `alongside` are tasks that run as long as it is."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        running = [asyncio.create_task(_kept_running(task)) for task in (context.waiter.run, *alongside)]
+        try:
+            with listening(context):
+                yield
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+
+    app = FastAPI(
+        title="Data Manager",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(Observer), Middleware(Guard, settings=context.settings)],
+        exception_handlers={DataManagerError: _our_error, HTTPException: _http_error},
+    )
+    app.state.context = context
+    for module in (objects, transfers, tasks, machines, health):
+        app.include_router(module.router)
+    _add_pages(app)
+    documents.install(app)
+    return app
+
+
+async def _kept_running(task: Task) -> None:
+    """Run a task until it is cancelled. One that breaks is a fault of ours: told in the log, and begun again."""
+    while True:
+        try:
+            await task()
+        except Exception:  # noqa: BLE001 - without this the API would go on serving with a part missing
+            log.exception("background_task_failed")
+        await asyncio.sleep(RESTART_PAUSE)
+
+
+def _add_pages(app: FastAPI) -> None:
+    """Add the documentation, with its assets from here: many sites have no way to the internet."""
+    app.mount("/docs/assets", StaticFiles(directory=str(resources.files("fastapi_offline") / "static")), name="assets")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Data Manager",
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon.png",
+        )
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse("/docs")
+
+    @app.get("/problems/{code}", include_in_schema=False)
+    async def problem(code: str) -> Response:
+        found = describe_code(code)
+        if found is None:
+            raise HTTPException(404)
+        return json_response(found)
+
+
+async def _our_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, DataManagerError):
+        raise error
+    if isinstance(error, InternalError):
+        raise error  # logged with its trace, and answered, by the Observer
+    return problem_response(error, request.state.request_id)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return http_problem_response(error.status_code, str(error.detail), request.state.request_id, error.headers)

@@ -1,0 +1,168 @@
+"""Bodies: a form or JSON, read within a limit, to a typed request.
+
+Both kinds mean the same. Bodies are UTF-8. Of a field that comes twice the last one counts, in a form as in JSON.
+Fields that are not known are ignored, as old clients send some.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from datamanager.domain.requests import SIZE_MAX
+from datamanager.domain.requests import Request as OurRequest
+from datamanager.errors import InvalidRequest, MalformedBody, TooLarge
+
+LIMIT = 2**20  # bytes of a body
+FIELDS_MAX = 100
+DEPTH_MAX = 32  # of nested JSON
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+
+M = TypeVar("M", bound=OurRequest)
+
+
+async def read_request(request: Request, model: type[M]) -> M:
+    """Read the body as `model`. Raises: MalformedBody, TooLarge, InvalidRequest (names each field)."""
+    return validated(await read_fields(request), model)
+
+
+async def read_fields(request: Request) -> dict[str, Any]:
+    """Read the body's fields. Raises: MalformedBody, TooLarge."""
+    return await parse_fields(await _read(request), request.headers.get("content-type", ""))
+
+
+async def parse_fields(body: bytes, content_type: str) -> dict[str, Any]:
+    """Read fields out of a whole body. Raises: MalformedBody."""
+    kind_bytes, options = parse_options_header(content_type)
+    kind = kind_bytes.decode("latin-1").lower()
+    charset = options.get(b"charset", b"utf-8").decode("latin-1").lower()
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise MalformedBody(f"the body's charset is {charset!r}; only utf-8 is read")
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise MalformedBody("the body is not valid UTF-8") from None
+    if not text.strip():
+        return {}
+    if kind == FORM:
+        return _form(text)
+    if kind == MULTIPART:
+        return await _multipart(body, content_type)
+    if kind in ("", JSON) or (kind.startswith("application/") and kind.endswith("+json")):
+        return _json(text)
+    raise MalformedBody(f"the body's type is {kind!r}; send {FORM}, {MULTIPART} or {JSON}")
+
+
+def validated(fields: Mapping[str, Any], model: type[M]) -> M:
+    """Make a typed request of fields. Raises: InvalidRequest, which names each field that is wrong."""
+    try:
+        found = model.model_validate(fields)
+        for name in model.model_fields:
+            _require_plain_json(name, getattr(found, name))
+    except ValidationError as exc:
+        raise_invalid(exc)
+    except RecursionError:
+        raise InvalidRequest("the fields are nested too deeply") from None
+    return found
+
+
+def raise_invalid(error: ValidationError) -> NoReturn:
+    """Raise pydantic's verdict as InvalidRequest."""
+    fields: dict[str, str] = {}
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in fault["loc"]) or "body"
+        fields.setdefault(name, fault["msg"].removeprefix("Value error, "))
+    raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in fields.items()), fields) from error
+
+
+async def _read(request: Request) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > LIMIT:
+        raise TooLarge(f"a body may have {LIMIT} bytes")
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LIMIT:
+                raise TooLarge(f"a body may have {LIMIT} bytes")
+    except ClientDisconnect:
+        raise MalformedBody("the connection ended before the body did") from None
+    return bytes(body)
+
+
+def _form(text: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        raise MalformedBody(f"the body looks like JSON but is sent as a form; send Content-Type: {JSON}")
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=FIELDS_MAX))
+    except ValueError:
+        raise MalformedBody(f"the form can't be read: it is not UTF-8, or has more than {FIELDS_MAX} fields") from None
+
+
+async def _multipart(body: bytes, content_type: str) -> dict[str, Any]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    headers = Headers({"content-type": content_type})
+    parser = MultiPartParser(headers, stream(), max_files=0, max_fields=FIELDS_MAX, max_part_size=LIMIT)
+    try:
+        form = await parser.parse()
+    except MultiPartException as exc:
+        raise MalformedBody(f"the form can't be read (fields are texts, files are not taken): {exc.message}") from exc
+    return dict(form.multi_items())
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise MalformedBody("the JSON is nested too deeply") from None
+    except ValueError as exc:
+        raise MalformedBody(f"the JSON can't be read: {exc}") from exc
+    if not isinstance(value, dict):
+        raise MalformedBody("the JSON must be an object with the request's fields")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _require_plain_json(name: str, value: Any) -> None:
+    """Refuse what one of our databases, or another program's JSON reader, could not give back as it came."""
+    pending: list[tuple[Any, int]] = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
+        what = _objection(item) if depth <= DEPTH_MAX else f"must not be nested deeper than {DEPTH_MAX}"
+        if what is not None:
+            raise InvalidRequest(f"{name}: {what}", {name: what})
+        if isinstance(item, dict):
+            pending += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, list):
+            pending += [(part, depth + 1) for part in item]
+
+
+def _objection(item: Any) -> str | None:
+    if isinstance(item, float) and not math.isfinite(item):
+        return "must hold finite numbers"
+    if isinstance(item, int) and not -SIZE_MAX <= item <= SIZE_MAX:
+        return "must hold integers of at most 64 bits"
+    if isinstance(item, str):
+        if "\0" in item:
+            return "must not hold a NUL character"
+        try:
+            item.encode("utf-8")
+        except UnicodeEncodeError:
+            return "must be valid Unicode"
+    return None

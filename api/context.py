@@ -1,0 +1,129 @@
+"""What the endpoints work with: made once at the composition root, handed to each request, no globals.
+
+The catalogue is blocking, so its work runs in threads; each kind of work has its own limit, so that a machine that
+hangs, or a slow reader of a long listing, never keeps the catalogue from others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeVar
+from uuid import uuid4
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi import Depends
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+
+from api.probing import Prober
+from api.waiting import Waiter
+from datamanager.machines import Machines
+from datamanager.settings import Settings
+from datamanager.sources import Guard
+from datamanager.transports.factory import Storages
+from models.database import Database
+
+T = TypeVar("T")
+
+READERS = 10
+WRITERS = 8
+STREAMS = 8
+REMOTE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of each kind of blocking work goes on at once; together less than the database's connections."""
+
+    readers: CapacityLimiter
+    writers: CapacityLimiter
+    streams: CapacityLimiter
+    remote: CapacityLimiter
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The dependencies of one API process."""
+
+    name: str
+    """Of this process, among the holders of idempotency keys."""
+    settings: Settings
+    machines: Machines
+    database: Database
+    storages: Storages
+    guard: Guard
+    """Which addresses may be downloaded from."""
+    waiter: Waiter
+    prober: Prober
+    limits: Limits
+    posted: Callable[[], None]
+    """Called, from the event loop, after something was put into the outbox."""
+    keys: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Idempotency keys that a request of this process works under; set when it has finished."""
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the processes of this host wake each other."""
+        return self.settings.home / "run"
+
+    async def reading(self, work: Callable[[Session], T]) -> T:
+        """Run `work` in a thread with a session for reading. Raises: CatalogueUnavailable and what `work` raises."""
+
+        def inside() -> T:
+            with self.database.read() as session:
+                return work(session)
+
+        return await run_sync(inside, limiter=self.limits.readers)
+
+    async def writing(self, work: Callable[[Session], T]) -> T:
+        """Run `work` in a thread as one writing transaction. Raises: CatalogueUnavailable and what `work` raises."""
+
+        def inside() -> T:
+            with self.database.write() as session:
+                return work(session)
+
+        return await run_sync(inside, limiter=self.limits.writers)
+
+    async def remotely(self, work: Callable[[], T]) -> T:
+        """Run `work`, which talks to machines or resolves names, in a thread."""
+        return await run_sync(work, limiter=self.limits.remote)
+
+
+def make_context(
+    settings: Settings,
+    machines: Machines,
+    database: Database,
+    storages: Storages,
+    posted: Callable[[], None] = lambda: None,
+) -> Context:
+    """Put the dependencies together; nothing is connected yet. `posted` is told when the outbox has something new."""
+    # SQLite has one writer at a time: waiting here is first come, first served, its busy handler is a lottery
+    writers = WRITERS if database.is_postgresql else 1
+    limits = Limits(
+        CapacityLimiter(READERS), CapacityLimiter(writers), CapacityLimiter(STREAMS), CapacityLimiter(REMOTE)
+    )
+    return Context(
+        name=f"api-{uuid4().hex[:12]}",
+        settings=settings,
+        machines=machines,
+        database=database,
+        storages=storages,
+        guard=Guard(settings.download_allow),
+        waiter=Waiter(database),
+        prober=Prober(machines, storages),
+        limits=limits,
+        posted=posted,
+    )
+
+
+def context_of(request: Request) -> Context:
+    """Return the context of the app that serves the request."""
+    context: Context = request.app.state.context
+    return context
+
+
+In = Annotated[Context, Depends(context_of)]

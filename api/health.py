@@ -1,0 +1,70 @@
+"""Health: is the process alive, and can the service do its work?"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import requests
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import documents
+from api.answers import json_response
+from api.context import Context, In
+from api.problems import document_response, problem_of
+from datamanager.errors import CatalogueUnavailable, OrchestratorUnavailable, ServiceError
+from models.leases import movers_online
+
+PREFECT_TIMEOUT = 2.0  # seconds
+
+router = APIRouter(prefix="/DM/health", tags=["health"])
+
+
+@router.get("/live", summary="Is the process alive?", response_class=Response, responses=documents.health("live"))
+async def live() -> Response:
+    """Answer as long as the process serves at all."""
+    return json_response({"status": "live"})
+
+
+@router.get(
+    "/ready",
+    summary="Can the service work?",
+    response_class=Response,
+    responses=documents.health("ready", OrchestratorUnavailable),
+)
+async def ready(request: Request, context: In) -> Response:
+    """Answer 200 when the database and Prefect answer and a mover is online; machines and the broker don't count."""
+    catalogue, orchestrator = await asyncio.gather(_catalogue(context), _orchestrator(context))
+    checks: dict[str, Any] = {"database": "ok", "prefect": "ok", "movers": catalogue}
+    error: ServiceError | None = orchestrator
+    if isinstance(catalogue, ServiceError):
+        checks["database"], checks["movers"], error = catalogue.detail, [], catalogue
+    if orchestrator is not None:
+        checks["prefect"] = orchestrator.detail
+    if error is None and not checks["movers"]:
+        error = OrchestratorUnavailable("no mover is online")
+    if error is None:
+        return json_response({"status": "ready", "checks": checks})
+    return document_response({**problem_of(error, request.state.request_id), "checks": checks})
+
+
+async def _catalogue(context: Context) -> list[str] | CatalogueUnavailable:
+    try:
+        return [name for name, _ in await context.reading(movers_online)]
+    except CatalogueUnavailable as exc:
+        return exc
+
+
+async def _orchestrator(context: Context) -> OrchestratorUnavailable | None:
+    def ask() -> OrchestratorUnavailable | None:
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy stands between us and Prefect
+            try:
+                session.get(f"{context.settings.prefect_url}/health", timeout=PREFECT_TIMEOUT).raise_for_status()
+            except requests.RequestException:
+                return OrchestratorUnavailable("the Prefect server does not answer")
+        return None
+
+    return await context.remotely(ask)

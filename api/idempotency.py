@@ -1,0 +1,174 @@
+"""`Idempotency-Key`: the same key and request get the same answer, and nothing is done twice.
+
+(IETF draft-ietf-httpapi-idempotency-key-header.) The fingerprint is taken over method, path and parsed fields, so a
+form and JSON with the same fields are the same request. What the request makes is written into its key in the same
+transaction: a process that dies leaves a key whose next holder finds the object or transfer and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.context import Context
+from api.problems import problem_response, status_of
+from datamanager.domain.requests import Request as OurRequest
+from datamanager.errors import CatalogueUnavailable, DataManagerError, InvalidRequest
+from models import idempotency
+from models.idempotency import Answer
+
+HOLD = timedelta(seconds=30)
+"""How long a key stays with a process that fell silent."""
+PROLONG_EVERY = 10.0  # seconds
+JOIN_POLL = 0.25  # seconds between two looks at a key that another process holds
+KEY_MAX = 255
+
+KEPT_HEADERS = ("content-type", "location", "preference-applied", "vary")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Slot:
+    """The key that a request works under (None: without one), and what was made under it: by this request, or by a
+    predecessor that died."""
+
+    key: str | None = None
+    holder: str = ""
+    subject: UUID | None = None
+    attached: bool = field(default=False)
+
+    def attach(self, session: Session, subject: UUID) -> None:
+        """Write what was made into the key, in the transaction that makes it."""
+        if self.key is not None:
+            idempotency.attach(session, self.key, self.holder, subject)
+            self.attached = True
+
+
+Work = Callable[[Slot], Awaitable[Response]]
+
+
+async def once(context: Context, request: Request, fields: OurRequest, work: Work) -> Response:
+    """Do `work` at most once for the request's key, or repeat the answer that it had.
+
+    Raises: InvalidRequest for a bad key, IdempotencyMismatch; without a key whatever `work` raises.
+    """
+    key = key_of(request)
+    if key is None:
+        return await work(Slot())
+    fingerprint = fingerprint_of(request.method, request.url.path, fields)
+    slot = Slot(key, f"{context.name}-{uuid4().hex[:12]}")
+    answer = await _begin_or_join(context, slot, fingerprint)
+    if answer is not None:
+        headers = {**answer.headers, "Idempotency-Replayed": "true"}
+        return Response(answer.body, status_code=answer.status, headers=headers)
+    async with _held(context, slot):
+        return await _answered(context, request, slot, work)
+
+
+def key_of(request: Request) -> str | None:
+    """Return the request's key. Raises: InvalidRequest when it is empty, too long or not printable ASCII."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    key = given[0].strip()
+    if len(given) > 1 or not 0 < len(key) <= KEY_MAX or not (key.isascii() and key.isprintable()):
+        what = f"one value of 1 to {KEY_MAX} printable ASCII characters"
+        raise InvalidRequest(f"Idempotency-Key: must be {what}", {"Idempotency-Key": what})
+    return key
+
+
+def fingerprint_of(method: str, path: str, fields: OurRequest) -> str:
+    """Return the sha256 that tells one request from another."""
+    canonical = json.dumps(fields.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    text = "\0".join((method, path.rstrip("/"), canonical))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> Answer | None:
+    """Return the stored answer, or None when the key is ours now."""
+    key, keep = slot.key or "", context.settings.idempotency_keep
+    while True:
+        begun = await context.writing(
+            lambda session: idempotency.begin(session, key, fingerprint, slot.holder, HOLD, keep)
+        )
+        if begun.answer is not None:
+            return begun.answer
+        if begun.mine:
+            slot.subject = begun.subject
+            return None
+        at_work = context.keys.get(key)
+        if at_work is None:
+            await asyncio.sleep(JOIN_POLL)
+        else:
+            await at_work.wait()
+
+
+@asynccontextmanager
+async def _held(context: Context, slot: Slot) -> AsyncIterator[None]:
+    """Prolong the hold while the work goes on; afterwards wake those who joined in this process."""
+    finished = context.keys[slot.key or ""] = asyncio.Event()
+    prolonging = asyncio.create_task(_prolong(context, slot))
+    try:
+        yield
+    finally:
+        prolonging.cancel()
+        if context.keys.get(slot.key or "") is finished:
+            del context.keys[slot.key or ""]
+        finished.set()
+
+
+async def _prolong(context: Context, slot: Slot) -> None:
+    while True:
+        await asyncio.sleep(PROLONG_EVERY)
+        try:
+            await context.writing(lambda session: idempotency.prolong(session, slot.key or "", slot.holder, HOLD))
+        except CatalogueUnavailable as exc:
+            log.warning("idempotency_key_not_prolonged", error=exc.detail)
+
+
+async def _answered(context: Context, request: Request, slot: Slot, work: Work) -> Response:
+    try:
+        response = await work(slot)
+    except DataManagerError as exc:
+        if status_of(exc) >= 500:
+            await _settle(context, slot, None)
+            raise
+        response = problem_response(exc, request.state.request_id)
+    except Exception:
+        if not slot.attached:  # else something was made: the key must lead a retry to it
+            await _settle(context, slot, None)
+        raise
+    await _settle(context, slot, response if response.status_code < 500 else None)
+    return response
+
+
+async def _settle(context: Context, slot: Slot, response: Response | None) -> None:
+    """Store the answer, or forget the key (a 5xx must not be repeated)."""
+    key = slot.key or ""
+
+    def inside(session: Session) -> None:
+        if response is None:
+            idempotency.drop(session, key, slot.holder)
+            return
+        headers = {name: value for name, value in response.headers.items() if name in KEPT_HEADERS}
+        idempotency.store(
+            session, key, slot.holder, Answer(response.status_code, headers, bytes(response.body).decode())
+        )
+
+    try:
+        await context.writing(inside)
+    except CatalogueUnavailable as exc:
+        # the work is done and its answer is right; the hold runs out and a retry finds what was made
+        log.warning("idempotent_answer_not_stored", error=exc.detail)

@@ -1,0 +1,26 @@
+"""The configured machines, with a live probe of each."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from api import documents
+from api.answers import json_response
+from api.context import In
+from api.views import machine_view
+
+router = APIRouter(prefix="/DM", tags=["machines"])
+
+
+@router.get(
+    "/machines",
+    summary="List machines",
+    response_class=Response,
+    responses=documents.json_answer("MachineView", "All machines, by name.", many=True),
+)
+@router.get("/machines/", include_in_schema=False)
+async def list_machines(context: In) -> Response:
+    """List the machines with what a probe found just now: reachable, round trip, free space; at most a few seconds."""
+    findings = await context.prober.probe_all()
+    return json_response([machine_view(context.machines[name], findings[name]) for name in sorted(findings)])

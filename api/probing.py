@@ -1,0 +1,65 @@
+"""Live probes of machines: bounded in time, one at a time a machine.
+
+A machine that hangs keeps one thread however often it is asked for: later requests join the probe under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+
+from datamanager.errors import DataManagerError, TransportTimeout
+from datamanager.machines import Machine, Machines
+from datamanager.transports.factory import Storages
+
+PATIENCE = 5.0  # seconds for all machines together
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a probe found: `latency` in seconds of one round trip, `free` in bytes for our login."""
+
+    latency: float | None = None
+    free: int | None = None
+    error: DataManagerError | None = None
+
+
+class Prober:
+    """Probes of this process's machines. Belongs to one event loop."""
+
+    def __init__(self, machines: Machines, storages: Storages) -> None:
+        self._machines = machines
+        self._storages = storages
+        self._limiter = CapacityLimiter(max(1, len(machines)))
+        self._under_way: dict[str, asyncio.Task[Finding]] = {}
+
+    async def probe_all(self, patience: float = PATIENCE) -> dict[str, Finding]:
+        """Probe every machine at once; one that has not answered after `patience` seconds counts as timed out."""
+        tasks = {name: self._joined(machine) for name, machine in self._machines.items()}
+        await asyncio.wait(tasks.values(), timeout=patience)
+        late = Finding(error=TransportTimeout(f"no answer, or no free connection, within {patience:g} s"))
+        return {name: task.result() if task.done() else late for name, task in tasks.items()}
+
+    def _joined(self, machine: Machine) -> asyncio.Task[Finding]:
+        task = self._under_way.get(machine.name)
+        if task is None:
+            task = self._under_way[machine.name] = asyncio.create_task(self._probed(machine))
+            task.add_done_callback(lambda _: self._under_way.pop(machine.name, None))
+        return task
+
+    async def _probed(self, machine: Machine) -> Finding:
+        return await run_sync(self._probe, machine, limiter=self._limiter)
+
+    def _probe(self, machine: Machine) -> Finding:
+        try:
+            with self._storages.get(machine.name).session() as session:
+                begun = time.monotonic()
+                session.stat(machine.base_dir)
+                latency = time.monotonic() - begun
+                return Finding(latency, session.free_space(machine.base_dir))
+        except DataManagerError as exc:
+            return Finding(error=exc)

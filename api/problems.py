@@ -1,0 +1,151 @@
+"""How our errors look over HTTP: the one table error → status, and RFC 9457 problem documents.
+
+An error's status is looked up along its MRO, so a new error has its parent's status until it gets a line of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from datamanager import errors
+from datamanager.errors import DataManagerError, InvalidRequest, every_error
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = 5  # seconds, for 503
+
+STATUS: dict[type[DataManagerError], int] = {
+    errors.DataManagerError: 500,
+    errors.RequestError: 422,
+    errors.MalformedBody: 400,
+    errors.OriginNotAllowed: 403,
+    errors.NotSupported: 501,
+    errors.CatalogueError: 409,
+    errors.ObjectNotFound: 404,
+    errors.TaskNotFound: 404,
+    errors.ObjectDeleted: 410,
+    errors.TransportError: 502,
+    errors.MachineUnavailable: 503,
+    errors.TransportTimeout: 504,
+    errors.NoSpace: 507,
+    errors.TransferError: 502,
+    errors.SourceMissing: 409,
+    errors.SourceChanged: 409,
+    errors.Cancelled: 409,
+    errors.TooLarge: 413,
+    errors.DeadlineExceeded: 504,
+    errors.ServiceError: 503,
+}
+
+# what HTTP itself refuses before one of our endpoints is reached
+HTTP_PROBLEMS: dict[int, tuple[str, str]] = {
+    404: ("not_found", "There is nothing at this address"),
+    405: ("method_not_allowed", "This address does not know the method"),
+}
+
+_SENTENCE_END = re.compile(r"[.;:](?=\s|$)")
+
+
+def status_of(error: DataManagerError | type[DataManagerError]) -> int:
+    """Return the HTTP status of an error or of a class of errors."""
+    cls = error if isinstance(error, type) else type(error)
+    return next(STATUS[parent] for parent in cls.__mro__ if parent in STATUS)
+
+
+def title_of(cls: type[DataManagerError]) -> str:
+    """Return the class's sentence: a problem's title is the same for every occurrence (RFC 9457, 3.1.3)."""
+    sentence = (cls.__doc__ or cls.code).strip().partition("\n")[0]
+    return _SENTENCE_END.split(sentence, maxsplit=1)[0]
+
+
+def type_of(code: str) -> str:
+    """Return the problem type's URI reference; it leads to a description."""
+    return f"/problems/{code}"
+
+
+def problem_of(error: DataManagerError, request_id: str) -> dict[str, Any]:
+    """Describe an error as a problem document. What is a fault of ours is not described to the client."""
+    status = status_of(error)
+    ours = status == 500
+    cls = errors.InternalError if ours else type(error)
+    document = {
+        "type": type_of(cls.code),
+        "title": title_of(cls),
+        "status": status,
+        "detail": f"the service failed; its log has more under request {request_id}" if ours else error.detail,
+        "code": cls.code,
+        "retryable": False if ours else error.retryable,
+        "request_id": request_id,
+    }
+    if isinstance(error, InvalidRequest) and error.fields:
+        document["errors"] = [{"field": name, "detail": what} for name, what in error.fields.items()]
+    return document
+
+
+def problem_response(error: DataManagerError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with an error."""
+    document = problem_of(error, request_id)
+    return document_response(document, headers)
+
+
+def http_problem_response(status: int, detail: str, request_id: str, headers: Mapping[str, str] | None) -> Response:
+    """Answer with what HTTP refuses by itself: an unknown address, a method that the address does not know."""
+    code, title = HTTP_PROBLEMS.get(status, ("http_error", detail))
+    document = {
+        "type": type_of(code),
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": False,
+        "request_id": request_id,
+    }
+    return document_response(document, headers)
+
+
+def document_response(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """Send a problem document; 503 says when to come again."""
+    sent = dict(headers or {})
+    if document["status"] == 503:
+        sent.setdefault("Retry-After", str(RETRY_AFTER))
+    body = orjson.dumps(_presentable(document))
+    return Response(body, status_code=int(document["status"]), headers=sent, media_type=MEDIA_TYPE)
+
+
+def describe_code(code: str) -> dict[str, Any] | None:
+    """Describe a problem type by its code; None for a code that we never send."""
+    for status, (http_code, title) in HTTP_PROBLEMS.items():
+        if code == http_code:
+            return {"code": code, "title": title, "status": [status], "retryable": False}
+    owners = [cls for cls in every_error() if cls.code == code]
+    if not owners:
+        return None
+    return {
+        "code": code,
+        "title": title_of(owners[0]),
+        "status": sorted({status_of(cls) for cls in owners}),
+        "retryable": owners[0].retryable,
+    }
+
+
+def by_status(classes: Iterable[type[DataManagerError]]) -> dict[int, list[type[DataManagerError]]]:
+    """Group error classes by the status that each is answered with."""
+    groups: dict[int, list[type[DataManagerError]]] = {}
+    for cls in classes:
+        groups.setdefault(status_of(cls), []).append(cls)
+    return dict(sorted(groups.items()))
+
+
+def _presentable(value: Any) -> Any:
+    """Make texts encodable: a detail may quote a name that is not Unicode (surrogate escapes)."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_presentable(key): _presentable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_presentable(item) for item in value]
+    return value

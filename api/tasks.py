@@ -1,0 +1,101 @@
+"""The endpoints that answer at once: the same orders as tasks, and how a task fares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import documents
+from api.answers import json_response
+from api.bodies import read_request
+from api.context import In
+from api.identifiers import object_id_of, task_id_of
+from api.orders import enqueue
+from api.transfers import NOT_YET, refuse
+from api.views import task_view
+from datamanager import errors
+from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
+from datamanager.domain.states import TransferKind
+from models.transfers import Order, get_transfer
+
+router = APIRouter(prefix="/DM/async", tags=["tasks"])
+
+
+def _accepted(*classes: type[errors.DataManagerError]) -> dict[str, Any]:
+    responses = {
+        **documents.task(status=200),
+        **documents.task(status=202),
+        **documents.problems(*documents.BODY, *classes),
+    }
+    return {"response_class": Response, "responses": responses}
+
+
+@router.post(
+    "/copy/{uuid}",
+    summary="Copy an object as a task",
+    openapi_extra=documents.body(CopyRequest),
+    **_accepted(*documents.OBJECT, *documents.PLACE),
+)
+async def copy(uuid: str, request: Request, context: In) -> Response:
+    """Accept a copy; the task's `result` will be the new object's identifier."""
+    object_id = object_id_of(uuid)
+    fields = await read_request(request, CopyRequest)
+    return await enqueue(context, request, Order(TransferKind.COPY, fields, object_id))
+
+
+@router.post(
+    "/move/{uuid}",
+    summary="Move an object as a task",
+    openapi_extra=documents.body(MoveRequest),
+    **_accepted(*documents.OBJECT, *documents.PLACE),
+)
+async def move(uuid: str, request: Request, context: In) -> Response:
+    """Accept a move; the task's `result` will be a message."""
+    object_id = object_id_of(uuid)
+    fields = await read_request(request, MoveRequest)
+    return await enqueue(context, request, Order(TransferKind.MOVE, fields, object_id))
+
+
+@router.post(
+    "/getexternal",
+    summary="Fetch a URL as a task",
+    openapi_extra=documents.body(GetExternalRequest),
+    **_accepted(*documents.PLACE, *documents.URL),
+)
+@router.post("/getexternal/", include_in_schema=False)
+@router.put("/getexternal", include_in_schema=False)
+@router.put("/getexternal/", include_in_schema=False)
+async def getexternal(request: Request, context: In) -> Response:
+    """Accept a download; the task's `result` will be the new object's identifier."""
+    fields = await read_request(request, GetExternalRequest)
+    return await enqueue(context, request, Order(TransferKind.GETEXTERNAL, fields))
+
+
+@router.post("/archive/{uuid}", summary="Archive an object as a task (not there yet)", **NOT_YET)
+@router.put("/archive/{uuid}", include_in_schema=False)
+async def archive(uuid: str, context: In) -> Response:
+    """Accept the move of an object's file to long-term storage."""
+    return await refuse(context, uuid, "archive")
+
+
+@router.post("/activate/{uuid}", summary="Bring an object back as a task (not there yet)", **NOT_YET)
+@router.put("/activate/{uuid}", include_in_schema=False)
+async def activate(uuid: str, context: In) -> Response:
+    """Accept the return of an archived object's file onto a machine."""
+    return await refuse(context, uuid, "activate")
+
+
+@router.get(
+    "/status/{task}",
+    summary="Show a task",
+    response_class=Response,
+    responses=documents.json_answer("TaskView", "The task.", errors.TaskNotFound),
+)
+async def status(task: str, context: In) -> Response:
+    """Show how a task fares: `status` is QUEUED, RUNNING, COMPLETE or ERROR, `result` what came of it."""
+    task_id = task_id_of(task)
+    row = await context.reading(lambda session: get_transfer(session, task_id))
+    return json_response(task_view(row, context.settings))

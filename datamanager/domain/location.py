@@ -1,0 +1,106 @@
+"""Places: where an object lies, checked where it is made, and the temporary names beside it.
+
+A `Place` with `..`, NUL, an absolute part or a name the file system can't hold does not exist. Symbolic links can
+only be judged
+on the machine; the engine does that before each use (`engine.confine`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+from uuid import UUID
+
+from datamanager.errors import PathNotAllowed
+from datamanager.machines import Machine
+
+NAME_MAX = 255  # bytes, POSIX
+PATH_MAX = 4096
+PART_SUFFIX = ".dmpart"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A machine and a normalised path below its `base_dir`: `a/b/c`, never absolute, never empty."""
+
+    machine: str
+    path: str
+
+    @classmethod
+    def of(cls, machine: Machine, *parts: str) -> Self:
+        """Make the place of `parts` (a directory and a name, or a path and name in one) on `machine`.
+
+        An absolute path is accepted when it lies below the machine's `base_dir`.
+
+        Raises: PathNotAllowed.
+        """
+        given = "/".join(part for part in parts if part)
+        path = _below(machine.base_dir, given) if given.startswith("/") else given
+        if path.endswith("/"):
+            raise PathNotAllowed(f"{given!r} ends with '/': a file's name is needed")
+        return cls(machine.name, _normalised(path, given))
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"{self.machine}:{self.path}"
+
+
+def split_dest(dest: str) -> tuple[str, str]:
+    """Split a destination (path and name in one) into directory and name as the client gave them."""
+    directory, _, name = dest.rpartition("/")
+    return (directory or "/" if dest.startswith("/") else directory), name
+
+
+def normalised_prefix(machine: Machine | None, given: str) -> str:
+    """Normalise a directory to compare with places: relative to `base_dir`, no trailing slash, "" for the base
+    itself.
+    """
+    if given.startswith("/"):
+        given = _below(machine.base_dir, given) if machine is not None else given.lstrip("/")
+    given = given.strip("/")
+    return _normalised(given, given) if given not in ("", ".") else ""
+
+
+def temporary_name(name: str, transfer: UUID, epoch: int) -> str:
+    """Name an attempt's partial file: `.{name}.{transfer8}.{epoch}.dmpart`, at most 255 bytes.
+
+    The epoch is in the name, so an attempt can never write into, or clean up, another one's file.
+    """
+    tail = f".{transfer.hex[:8]}.{epoch}{PART_SUFFIX}"
+    room = NAME_MAX - 1 - len(tail)
+    kept = name.encode("utf-8", "surrogateescape")[:room].decode("utf-8", "ignore")
+    return f".{kept}{tail}"
+
+
+def _below(base_dir: str, given: str) -> str:
+    # lexical, after folding doubled slashes; links are judged on the machine
+    folded = "/" + "/".join(part for part in given.split("/") if part not in ("", "."))
+    if given.endswith("/"):
+        folded += "/"
+    base = base_dir.rstrip("/")
+    if not folded.startswith(base + "/"):
+        raise PathNotAllowed(f"{given!r} is not below the machine's base directory {base_dir!r}")
+    return folded[len(base) + 1 :]
+
+
+def _normalised(path: str, given: str) -> str:
+    if "\0" in path:
+        raise PathNotAllowed("a path can't hold a NUL character")
+    try:
+        size = len(path.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise PathNotAllowed("a path must be valid Unicode") from None
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts:
+        raise PathNotAllowed(f"{given!r} names no file")
+    if ".." in parts:
+        raise PathNotAllowed(f"{given!r} has '..', which is not allowed")
+    if size > PATH_MAX or any(len(part.encode("utf-8")) > NAME_MAX for part in parts):
+        raise PathNotAllowed(f"a name may have {NAME_MAX} bytes, a path {PATH_MAX}")
+    if any(part.endswith(PART_SUFFIX) for part in parts):
+        raise PathNotAllowed(f"names that end with {PART_SUFFIX} are reserved for transfers under way")
+    return "/".join(parts)

@@ -1,0 +1,112 @@
+"""The states of objects and transfers, what each means, and which may follow which."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ObjectStatus(StrEnum):
+    """What the catalogue believes of an object's file."""
+
+    ACTIVE = "ACTIVE"
+    """The file is at its place and may be used. The only status that holds a place."""
+    ARCHIVED = "ARCHIVED"
+    """The bytes are in a bundle on an archive machine; the place is free."""
+    DELETED = "DELETED"
+    """The file was deleted; the row stays as a record."""
+    UNKNOWN = "UNKNOWN"
+    """The file was not found at its place; somebody has to look."""
+
+
+class TransferStatus(StrEnum):
+    """The four states that clients see."""
+
+    QUEUED = "QUEUED"
+    """Accepted and stored; no byte has moved."""
+    RUNNING = "RUNNING"
+    """A mover works on it, or will again after a fault."""
+    COMPLETE = "COMPLETE"
+    """Done, verified and in the catalogue."""
+    ERROR = "ERROR"
+    """Ended without effect (or with the effect that its error code names)."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow."""
+        return self in (TransferStatus.COMPLETE, TransferStatus.ERROR)
+
+
+TRANSITIONS: dict[TransferStatus, frozenset[TransferStatus]] = {
+    TransferStatus.QUEUED: frozenset({TransferStatus.RUNNING, TransferStatus.ERROR}),
+    # back to QUEUED when a mover was lost: another one takes it
+    TransferStatus.RUNNING: frozenset({TransferStatus.QUEUED, TransferStatus.COMPLETE, TransferStatus.ERROR}),
+    TransferStatus.COMPLETE: frozenset(),
+    TransferStatus.ERROR: frozenset(),
+}
+
+
+class TransferKind(StrEnum):
+    """What a transfer does."""
+
+    COPY = "copy"
+    MOVE = "move"
+    GETEXTERNAL = "getexternal"
+    DELETE = "delete"
+
+
+class Phase(StrEnum):
+    """Where a transfer is; for people and progress bars."""
+
+    QUEUED = "queued"
+    PROBE = "probe"
+    """Looking at both ends: source, free space, destination."""
+    TRANSFER = "transfer"
+    """Bytes move."""
+    VERIFY = "verify"
+    """The other end's bytes are hashed."""
+    PUBLISH = "publish"
+    """The file gets its name."""
+    COMMIT = "commit"
+    """The catalogue is told."""
+    CLEANUP = "cleanup"
+    """A move removes its source."""
+    DONE = "done"
+
+
+class Verified(StrEnum):
+    """What was proved of an object when it was last written or registered."""
+
+    SHA256 = "sha256"
+    SIZE = "size"
+    NONE = "none"
+
+
+# Prefect's states by type, and the names that mean something else than their type. Plain strings: the domain knows no
+# Prefect.
+_BY_TYPE: dict[str, TransferStatus] = {
+    "SCHEDULED": TransferStatus.QUEUED,
+    "PENDING": TransferStatus.QUEUED,
+    "PAUSED": TransferStatus.QUEUED,
+    "RUNNING": TransferStatus.RUNNING,
+    "CANCELLING": TransferStatus.RUNNING,
+    "COMPLETED": TransferStatus.COMPLETE,
+    "FAILED": TransferStatus.ERROR,
+    "CRASHED": TransferStatus.ERROR,
+    "CANCELLED": TransferStatus.ERROR,
+}
+
+
+def status_of_run(state_type: str, state_name: str, *, bytes_moved: bool) -> TransferStatus:
+    """Map a Prefect flow run's state to a transfer's status.
+
+    `AwaitingRetry` (a SCHEDULED state) after the first byte is RUNNING: clients must not see a transfer go back in
+    the queue
+    while it waits for its next attempt. Unknown types raise ValueError: a new Prefect must not pass unseen.
+    """
+    try:
+        status = _BY_TYPE[state_type.upper()]
+    except KeyError:
+        raise ValueError(f"Prefect state type {state_type!r} has no mapping") from None
+    if state_name in ("AwaitingRetry", "Retrying") and bytes_moved:
+        return TransferStatus.RUNNING
+    return status

@@ -1,0 +1,117 @@
+"""One attempt at a transfer, as the engine sees it: two ends, names and rules. No catalogue, no Prefect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from datamanager.domain.location import Place, temporary_name
+from datamanager.domain.plan import Route
+from datamanager.domain.states import TransferKind, Verified
+from datamanager.errors import InternalError
+from datamanager.machines import Machine, VerifyPolicy
+from datamanager.transports.base import FileStat, Storage
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a transfer: a place, and the machine and storage it is on."""
+
+    place: Place
+    machine: Machine
+    storage: Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What was recorded before a name was given: how a later attempt recognises its own work after a crash.
+
+    `size` in bytes, `sha256` hex or None, `mtime` of the file whose bytes these are (seconds).
+    """
+
+    size: int
+    sha256: str | None
+    mtime: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One attempt. `source` is None for downloads, `destination` for deletes."""
+
+    transfer: UUID
+    epoch: int
+    kind: TransferKind
+    source: End | None
+    destination: End | None
+    overwrite: bool = False
+    verify: VerifyPolicy = VerifyPolicy.SHA256
+    intent: Intent | None = None
+    """Recorded by an earlier attempt that may have published."""
+
+    @property
+    def origin(self) -> End:
+        """The source. Raises: InternalError when this kind has none."""
+        if self.source is None:
+            raise InternalError(f"{self.kind} has no source")
+        return self.source
+
+    @property
+    def target(self) -> End:
+        """The destination. Raises: InternalError when this kind has none."""
+        if self.destination is None:
+            raise InternalError(f"{self.kind} has no destination")
+        return self.destination
+
+    @property
+    def part_name(self) -> str:
+        """The name of this attempt's partial file."""
+        return temporary_name(self.target.place.name, self.transfer, self.epoch)
+
+    @property
+    def earlier_part_names(self) -> list[str]:
+        """The names of partial files that earlier attempts of this transfer may have left."""
+        name = self.target.place.name
+        return [temporary_name(name, self.transfer, epoch) for epoch in range(max(1, self.epoch - 20), self.epoch)]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the probe saw. Paths are absolute on their machines, links resolved."""
+
+    route: Route
+    directory: str
+    """The destination's directory."""
+    final: str
+    """The destination."""
+    part: str
+    """The attempt's partial file beside it."""
+    source_path: str = ""
+    source: FileStat | None = None
+    published: Intent | None = None
+    """An earlier attempt of this transfer has published already: go straight to the catalogue."""
+
+    @property
+    def source_stat(self) -> FileStat:
+        """The source's stat. Raises: InternalError for a download."""
+        if self.source is None:
+            raise InternalError("a download has no source file")
+        return self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What the transfer step did: bytes that are in the partial file, and the sha256 (hex) of what was read, if
+    hashed.
+    """
+
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the verify step proved of the partial file: size in bytes, sha256 (hex) with the policy `sha256`."""
+
+    size: int
+    sha256: str | None
+    verified: Verified

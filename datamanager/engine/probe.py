@@ -1,0 +1,136 @@
+"""The first step: look at both ends before a byte moves.
+
+Source there and regular, destination's directory made, its name free, space enough. (design.md, the publish protocol,
+1 and 2)
+"""
+
+from __future__ import annotations
+
+import posixpath
+
+from datamanager.domain.plan import Route, plan
+from datamanager.engine.confine import confined
+from datamanager.engine.job import End, Found, Intent, Job
+from datamanager.engine.verify import stored_sha256
+from datamanager.errors import (
+    DestinationExists,
+    NoSpace,
+    PathExists,
+    PathMissing,
+    RemoteFailure,
+    SourceMissing,
+)
+from datamanager.transports.base import FileKind, FileStat, Session
+
+
+def probe(job: Job, *, size: int | None = None) -> Found:
+    """Look at both ends and say how the bytes will go; `size` is a download's announced length (None: unknown).
+
+    Makes the destination's directory; removes partial files that earlier attempts of this transfer left there.
+
+    Raises: SourceMissing, DestinationExists, NoSpace, PathNotAllowed, and what the transports raise.
+    """
+    source_path, source, is_link = _probe_source(job.source) if job.source is not None else ("", None, False)
+    target = job.target
+    with target.storage.session() as session:
+        final = confined(session, target.machine, target.place.path, follow=False)
+        directory = posixpath.dirname(final)
+        _make_directory(session, directory, target)
+        route = plan(
+            job.kind,
+            source_machine=job.source.machine.name if job.source else None,
+            destination_machine=target.machine.name,
+            can_copy_within=session.features.server_side_copy,
+        )
+        if route is Route.RENAME and is_link:
+            # renaming a link would move the link and leave the bytes; the bytes are what was asked for
+            route = Route.WITHIN if session.features.server_side_copy else Route.RELAY
+        found = Found(
+            route=route,
+            directory=directory,
+            final=final,
+            part=posixpath.join(directory, job.part_name),
+            source_path=source_path,
+            source=source,
+            published=_published(session, job, final, source),
+        )
+        if found.published is None:
+            if source is None and job.source is not None:
+                raise SourceMissing(f"{job.source.place}: no such file")
+            _require_free_name(session, job, final)
+            if route is not Route.RENAME:
+                _require_space(session, directory, source.size if source else size, target)
+        _remove_earlier_parts(session, job, directory)
+        return found
+
+
+def _probe_source(end: End) -> tuple[str, FileStat | None, bool]:
+    """Return the source's real path, its stat, and whether its name is a link.
+
+    No stat when it is missing: an earlier attempt may have renamed it.
+    """
+    with end.storage.session() as session:
+        try:
+            path = confined(session, end.machine, end.place.path)
+            stat = session.stat(path)
+        except PathMissing:
+            return "", None, False
+        is_link = path != confined(session, end.machine, end.place.path, follow=False)
+    if stat.kind is not FileKind.FILE:
+        raise SourceMissing(f"{end.place} is no regular file")
+    return path, stat, is_link
+
+
+def _make_directory(session: Session, directory: str, target: End) -> None:
+    try:
+        session.make_dirs(directory)
+    except PathExists as exc:
+        raise DestinationExists(f"{target.place}: a file is where a directory is needed: {exc.detail}") from exc
+    if session.real_path(directory) != directory:
+        raise RemoteFailure(f"{target.place}: the directory changed while it was looked at")
+
+
+def _published(session: Session, job: Job, final: str, source: FileStat | None) -> Intent | None:
+    """Say whether an earlier attempt, which recorded its intent, got as far as publishing: the right bytes have the
+    name.
+    """
+    intent = job.intent
+    if intent is None:
+        return None
+    if intent.sha256 is None and source is not None and job.overwrite:
+        return None  # size and mtime could be those of the file that is to be replaced; doing it again is safe
+    try:
+        there = session.lstat(final)
+    except PathMissing:
+        return None
+    if there.kind is not FileKind.FILE or there.size != intent.size:
+        return None
+    if intent.sha256 is None:
+        return intent if there.mtime == intent.mtime else None
+    return intent if stored_sha256(session, final) == intent.sha256 else None
+
+
+def _require_free_name(session: Session, job: Job, final: str) -> None:
+    try:
+        there = session.lstat(final)
+    except PathMissing:
+        return
+    place = job.target.place
+    if there.kind is FileKind.DIRECTORY:
+        raise DestinationExists(f"{place} is a directory")
+    if not job.overwrite:
+        raise DestinationExists(f"{place}: a file that is not registered is there; overwrite=true replaces it")
+
+
+def _require_space(session: Session, directory: str, size: int | None, target: End) -> None:
+    free = session.free_space(directory)
+    if free is not None and size is not None and size > free:
+        raise NoSpace(f"{target.machine.name}: {size} bytes are needed, {free} are free")
+
+
+def _remove_earlier_parts(session: Session, job: Job, directory: str) -> None:
+    for name in job.earlier_part_names:
+        try:
+            session.remove(posixpath.join(directory, name))
+        except PathMissing:
+            continue

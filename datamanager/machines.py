@@ -1,0 +1,201 @@
+"""machines.toml: the machines that hold data, typed, checked and read once.
+
+Keys that a machine may have are the fields below; an unknown key or a bad value stops the start with one line that
+names it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from datamanager.errors import SettingsError, UnknownMachine
+
+MACHINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B?/?s?")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+class TransportKind(StrEnum):
+    """How a machine's storage is reached."""
+
+    LOCAL = "local"
+    """The file system of the host where the mover runs."""
+    SFTP = "sftp"
+    """SFTP over SSH."""
+
+
+class Connection(StrEnum):
+    """Which SSH implementation carries the SFTP channel."""
+
+    AUTO = "auto"
+    """The system's OpenSSH client where there is one, else paramiko."""
+    OPENSSH = "openssh"
+    PARAMIKO = "paramiko"
+
+
+class VerifyPolicy(StrEnum):
+    """What is proved before a file is published."""
+
+    SHA256 = "sha256"
+    """One hash while streaming, one of the other side's storage; never a fallback."""
+    SIZE = "size"
+    """The sizes are equal."""
+
+
+def parse_rate(value: object) -> object:
+    """Read a bandwidth: bytes per second as a number, or with a unit such as `200MB/s` or `1.5Gi`."""
+    if isinstance(value, str):
+        match = _RATE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError('must be bytes per second, as a number or like "200MB/s"')
+        return int(float(match[1]) * _UNITS[match[2]])
+    return value
+
+
+class Machine(BaseModel):
+    """One machine: where its data lies and how to reach it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    transport: TransportKind
+    base_dir: str
+    """Absolute directory on the machine; every path of a request lies below it."""
+    host: str | None = None
+    """Host name, address, or a Host alias of ~/.ssh/config (with `connection = openssh`)."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    username: str | None = None
+    identity_file: Path | None = None
+    known_hosts: Path | None = None
+    """The known_hosts file; default ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts. Host keys are always checked."""
+    connection: Connection = Connection.AUTO
+    max_connections: Annotated[int, Field(ge=1, le=64)] = 4
+    connect_timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
+    """Seconds until an unreachable machine is called unavailable."""
+    stall_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Seconds without a byte until a connection is called dead."""
+    archive: bool = False
+    direct: bool = False
+    verify: VerifyPolicy = VerifyPolicy.SHA256
+    bandwidth: Annotated[int, Field(gt=0)] | None = None
+    """Bytes per second, all transfers of this machine together; absent: no limit."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, value: str) -> str:
+        if not MACHINE_NAME.fullmatch(value):
+            raise ValueError("must be letters, digits, dot, dash or underscore, at most 63, not beginning with a sign")
+        return value
+
+    @field_validator("base_dir")
+    @classmethod
+    def _base_dir_is_absolute(cls, value: str) -> str:
+        if not value.startswith("/") or "\0" in value or ".." in value.split("/"):
+            raise ValueError("must be an absolute path without '..'")
+        return value.rstrip("/") or "/"
+
+    @field_validator("host", "username")
+    @classmethod
+    def _no_option_in_disguise(cls, value: str | None) -> str | None:
+        # a value that begins with a dash would be read by ssh as an option
+        if value is not None and (not value or value.startswith("-") or re.search(r"[\s\0]", value)):
+            raise ValueError("must not be empty, begin with a dash or contain blanks")
+        return value
+
+    @field_validator("identity_file", "known_hosts")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
+
+    @field_validator("bandwidth", mode="before")
+    @classmethod
+    def _rate(cls, value: object) -> object:
+        return parse_rate(value)
+
+    @model_validator(mode="after")
+    def _keys_fit_the_transport(self) -> Self:
+        if self.transport is TransportKind.SFTP and self.host is None:
+            raise ValueError('host: is required with transport = "sftp"')
+        if self.transport is TransportKind.LOCAL:
+            for key in ("host", "port", "username", "identity_file", "known_hosts"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f'{key}: does not go with transport = "local"')
+        return self
+
+
+class Machines(Mapping[str, Machine]):
+    """The configured machines by name; looking up another name raises UnknownMachine."""
+
+    def __init__(self, machines: Mapping[str, Machine]) -> None:
+        self._machines = dict(machines)
+
+    def __getitem__(self, name: str) -> Machine:
+        try:
+            return self._machines[name]
+        except KeyError:
+            raise UnknownMachine(name, list(self._machines)) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._machines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._machines)
+
+    def __len__(self) -> int:
+        return len(self._machines)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    machines: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    version: Literal[1] = 1
+
+
+def parse_machines(text: str, origin: str) -> Machines:
+    """Read the text of a machines.toml; `origin` names it in errors.
+
+    Raises: SettingsError with one line that names the machine, the key and what would be right.
+    """
+    try:
+        file = _File.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as exc:
+        raise SettingsError(f"{origin}: not valid TOML: {exc}") from exc
+    except ValidationError as exc:
+        raise SettingsError(f"{origin}: {describe(exc)}") from exc
+    machines: dict[str, Machine] = {}
+    for name, table in file.machines.items():
+        if "name" in table:
+            raise SettingsError(f"{origin}: machines.{name}.name: unknown key")
+        try:
+            machines[name] = Machine.model_validate({"name": name, **table})
+        except ValidationError as exc:
+            raise SettingsError(f"{origin}: machines.{name}.{describe(exc)}") from exc
+    if not machines:
+        raise SettingsError(f"{origin}: no machine is configured; add a table such as [machines.localhost]")
+    return Machines(machines)
+
+
+def load_machines(path: Path) -> Machines:
+    """Read machines.toml. Raises: SettingsError when it can't be read or is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path}: can't be read: {exc}") from exc
+    return parse_machines(text, str(path))
+
+
+def describe(error: ValidationError) -> str:
+    """Say a pydantic error in one line: `key: what is wrong`, the first one when there are several."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

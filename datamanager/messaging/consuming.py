@@ -1,0 +1,199 @@
+"""Consuming a queue of RabbitMQ: every message gets a verdict, and leaves the queue only when that was carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from uuid import uuid4
+
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pamqp.commands import Basic
+
+from datamanager.errors import BrokerUnavailable
+from datamanager.messaging.broker import CLOSE_TIMEOUT, CONNECT_TIMEOUT, Broker
+from datamanager.messaging.faults import translated
+from datamanager.messaging.topology import DEAD_EXCHANGE, DEFAULT_EXCHANGE
+
+DRAIN_TIMEOUT = 10.0
+"""Seconds that messages in hand get to be finished when consuming ends."""
+RETRY_PAUSE = 1.0
+"""Seconds before a message whose handler failed unexpectedly goes back to the queue."""
+DETAIL_MAX = 2000
+"""Characters of a dead letter's explanation."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message as it arrived; nothing in it can be trusted."""
+
+    body: bytes
+    message_id: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    content_type: str | None = None
+    redelivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The message did what it was sent for (or need not any more)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """The message can never be processed: keep it for a person, with the reason (a stable code, and a sentence)."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Something that the message needs is away: put it back after `pause` seconds, as often as it takes."""
+
+    pause: float
+
+
+Verdict = Done | DeadLetter | Later
+Handler = Callable[[Delivery], Awaitable[Verdict]]
+
+
+class Consumption:
+    """Hands the messages of `queue` to `handler`, up to `prefetch` at once. Belongs to the broker's event loop."""
+
+    def __init__(
+        self, broker: Broker, queue: str, handler: Handler, *, prefetch: int = 16, retry_pause: float = RETRY_PAUSE
+    ) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._handler = handler
+        self._prefetch = prefetch
+        self._retry_pause = retry_pause
+        self._broke_before = False
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Consume until the connection breaks; may be called again then.
+
+        A dead letter is confirmed by the broker before its message is acknowledged. Messages in hand are finished (for
+        at most 10 s) when the connection breaks or the caller is cancelled; what isn't comes again. A handler that
+        fails unexpectedly gets its message again, until the queue's delivery limit makes it a dead letter.
+
+        Raises: BrokerUnavailable, always in the end.
+        """
+        try:
+            with translated(self._broker.address):
+                await self._consume()
+        finally:
+            self._broke_before = True
+
+    async def _consume(self) -> None:
+        channel = await self._broker.open_channel()
+        # the raw channel: aio_pika's own message class fails on odd properties, and its message would stay for ever
+        raw = await channel.get_underlay_channel()
+        broken = asyncio.Event()
+        raw.closing.add_done_callback(lambda _: broken.set())
+        raw.on_consumer_cancel_callbacks.add(lambda _: broken.set())  # somebody deleted the queue
+        try:
+            if self._broke_before:
+                await self._taste(raw)
+            await raw.basic_qos(prefetch_count=self._prefetch, timeout=CONNECT_TIMEOUT)
+            consuming = await raw.basic_consume(
+                self._queue, lambda message: self._begin(raw, message), timeout=CONNECT_TIMEOUT
+            )
+            try:
+                await broken.wait()
+            finally:
+                if not raw.is_closed:
+                    with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):
+                        await raw.basic_cancel(consuming.consumer_tag or "", timeout=CLOSE_TIMEOUT)
+        finally:
+            await self._finish()
+            with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await channel.close()
+        raise BrokerUnavailable(f"RabbitMQ at {self._broker.address}: the connection was lost")
+
+    async def _taste(self, raw: AbstractChannel) -> None:
+        """Take the first messages one by one.
+
+        A message whose properties can't be decoded breaks the connection, and all that was delivered with it counts as
+        failed once more. One by one, only the culprit meets the queue's delivery limit.
+        """
+        for _ in range(self._prefetch):
+            message = await raw.basic_get(self._queue, timeout=CONNECT_TIMEOUT)
+            if isinstance(message.delivery, Basic.GetEmpty):
+                return
+            await self._begin(raw, message)
+            await asyncio.gather(*self._running)
+
+    async def _begin(self, raw: AbstractChannel, message: DeliveredMessage) -> None:
+        # a task of our own: the channel cancels its own ones when it closes, in the middle of whatever they do
+        task = asyncio.create_task(self._settle(raw, message))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _settle(self, raw: AbstractChannel, message: DeliveredMessage) -> None:
+        tag = message.delivery_tag
+        if tag is None:
+            return
+        properties = message.header.properties
+        delivery = Delivery(
+            body=message.body,
+            message_id=properties.message_id,
+            correlation_id=properties.correlation_id,
+            reply_to=properties.reply_to,
+            content_type=properties.content_type,
+            redelivered=bool(getattr(message.delivery, "redelivered", False)),
+        )
+        try:
+            await self._carry_out(await self._handler(delivery), delivery)
+            with translated(self._broker.address):
+                await raw.basic_ack(tag)
+        except BrokerUnavailable as exc:
+            _log.info("a message of %s will come again: %s", self._queue, exc.detail)
+        except Exception:  # noqa: BLE001 - whatever it is, this message must go back and the others must go on
+            _log.exception("a message of %s could not be handled; it goes back to the queue", self._queue)
+            await asyncio.sleep(self._retry_pause)
+            with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):
+                await raw.basic_nack(tag, requeue=True)
+
+    async def _carry_out(self, verdict: Verdict, delivery: Delivery) -> None:
+        match verdict:
+            case DeadLetter(reason=reason, detail=detail):
+                _log.warning("a message of %s went to the dead letters: %s: %s", self._queue, reason, detail)
+                # the sentence may quote the message: a lone surrogate would not travel
+                shown = detail[:DETAIL_MAX].encode("utf-8", "replace").decode("utf-8")
+                headers = {"dm-reason": reason, "dm-detail": shown, "dm-queue": self._queue}
+                await self._copy(delivery, DEAD_EXCHANGE, headers)
+            case Later(pause=pause):
+                await asyncio.sleep(pause)
+                # a fresh copy: putting the message back would count against the queue's delivery limit
+                await self._copy(delivery, DEFAULT_EXCHANGE, {})
+            case Done():
+                pass
+
+    async def _copy(self, delivery: Delivery, exchange: str, headers: dict[str, str]) -> None:
+        await self._broker.publish(
+            exchange,
+            self._queue,
+            delivery.body,
+            message_id=delivery.message_id or uuid4().hex,
+            mandatory=True,
+            correlation_id=delivery.correlation_id,
+            reply_to=delivery.reply_to,
+            content_type=delivery.content_type,
+            headers=headers,
+        )
+
+    async def _finish(self) -> None:
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=DRAIN_TIMEOUT)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)

@@ -1,0 +1,193 @@
+"""The settings of a process, from `DM_*` variables, typed and read once at the composition root.
+
+Nothing else in the project reads the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from datamanager.errors import SettingsError
+from datamanager.machines import describe
+
+PREFIX = "DM_"
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Every setting; an unknown `DM_*` variable or a bad value stops the start (see `load_settings`)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=False)
+
+    home: Path = Field(default_factory=lambda: Path("~/.dm"))
+    """Folder of the catalogue, Prefect's state, sockets and machines.toml; on a local file system."""
+    host: str = "127.0.0.1"
+    """Address that the API listens on; another than loopback needs `insecure_bind`."""
+    port: Port = 5000
+    insecure_bind: bool = False
+    """Allow `host` to be reachable from other hosts although there is no authentication yet."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Further host names under which clients may address the API (comma-separated)."""
+    prefect_port: Port = 4200
+    prefect_api_url: str | None = None
+    """An existing Prefect server (`http://…/api`) instead of the embedded one."""
+    database_url: SecretStr | None = None
+    """SQLAlchemy URL of the catalogue; default SQLite in `home`. Also `postgresql://user:password@host/name`."""
+    amqp_url: SecretStr | None = None
+    """RabbitMQ (`amqp://user:password@host/vhost`); absent: no broker, movers are woken directly."""
+    machines: Path | None = None
+    """Path of machines.toml; default `home`/machines.toml, made at the first start."""
+    download_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts, CIDRs or host:port that getexternal may fetch from although they are not public (comma-separated)."""
+    max_download: Annotated[int, Field(gt=0)] = 2**44
+    """Largest download in bytes."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 16
+    """Transfers that one mover runs at once."""
+    lease: timedelta = timedelta(seconds=15)
+    """How long a mover may stay silent until its transfers are given to another one."""
+    heartbeat: timedelta = timedelta(seconds=3)
+    """How often a mover says that it lives."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    """How often a transfer may be taken by a mover before it ends in ERROR."""
+    idempotency_keep: timedelta = timedelta(hours=24)
+    keep_transfers: timedelta = timedelta(days=90)
+    keep_outbox: timedelta = timedelta(days=7)
+    confirm_base_dir: bool = False
+    """Accept that a machine's `base_dir` changed although the catalogue has objects there."""
+
+    @field_validator("home", "machines")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else Path(os.path.abspath(value.expanduser()))
+
+    @field_validator("allowed_hosts", "download_allow", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("lease", "heartbeat", "idempotency_keep", "keep_transfers", "keep_outbox", mode="before")
+    @classmethod
+    def _seconds(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                return timedelta(seconds=float(value))
+            except ValueError:
+                return value  # ISO 8601, pydantic reads it
+        return value
+
+    @field_validator("prefect_api_url")
+    @classmethod
+    def _prefect_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be like http://host:4200/api")
+        return value.rstrip("/")
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                backend = make_url(value.get_secret_value()).get_backend_name()
+            except ArgumentError:
+                raise ValueError("must be like sqlite:////path/catalogue.db or postgresql://user@host/name") from None
+            if backend not in ("sqlite", "postgresql"):
+                raise ValueError("must be SQLite or PostgreSQL")
+        return value
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and urlsplit(value.get_secret_value()).scheme not in ("amqp", "amqps"):
+            raise ValueError("must be like amqp://user:password@host:5672/vhost")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.insecure_bind and not is_loopback(self.host):
+            raise ValueError(
+                f"host: {self.host} can be reached from other hosts and there is no authentication yet; "
+                f"use 127.0.0.1, or set {PREFIX}INSECURE_BIND=1 if something in front of it decides who may come in"
+            )
+        if self.heartbeat <= timedelta(0) or self.lease < 2 * self.heartbeat:
+            raise ValueError("lease: must be at least twice the heartbeat")
+        return self
+
+    @property
+    def machines_file(self) -> Path:
+        """Where machines.toml is."""
+        return self.machines or self.home / "machines.toml"
+
+    @property
+    def catalogue_url(self) -> str:
+        """The catalogue's SQLAlchemy URL with the driver this project uses. Holds a password: never log it."""
+        if self.database_url is None:
+            return f"sqlite+pysqlite:///{self.home / 'catalogue.db'}"
+        url = make_url(self.database_url.get_secret_value())
+        driver = "sqlite+pysqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg"
+        return url.set(drivername=driver).render_as_string(hide_password=False)
+
+    @property
+    def prefect_url(self) -> str:
+        """The Prefect API's URL, embedded or not."""
+        return self.prefect_api_url or f"http://127.0.0.1:{self.prefect_port}/api"
+
+    @property
+    def prefect_ui(self) -> str:
+        """The Prefect UI's URL."""
+        return self.prefect_url.removesuffix("/api")
+
+    @property
+    def api_url(self) -> str:
+        """Where a client on this host reaches the API."""
+        host = self.host
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return f"http://{host}:{self.port}"
+        if address.is_unspecified:
+            host = "::1" if address.version == 6 else "127.0.0.1"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether `host` is this host's own loopback, by name or address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment; `overrides` (flags of the command line) win, None means not given.
+
+    Raises: SettingsError with one line that names the variable and what would be right.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        # DM_TEST_* belongs to the test suite
+        if variable.startswith(PREFIX) and variable not in known and not variable.startswith("DM_TEST_"):
+            raise SettingsError(f"{variable}: unknown setting; known: {', '.join(sorted(known))}")
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as exc:
+        line = describe(exc)
+        name, _, rest = line.partition(":")
+        label = PREFIX + name.upper() if name in Settings.model_fields else name
+        raise SettingsError(f"{label}:{rest}") from exc

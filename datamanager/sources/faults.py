@@ -1,0 +1,84 @@
+"""Errors of requests, urllib3, http.client and the socket, translated in one place, by class."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+import urllib3.exceptions
+
+from datamanager.errors import ConnectionLost, DataManagerError, DownloadFailed, TransportTimeout, UrlNotAllowed
+
+FOREIGN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+"""Everything that reading over HTTP may raise."""
+
+_CLOSED = (http.client.RemoteDisconnected, http.client.IncompleteRead)
+_NOT_A_URL = (
+    requests.URLRequired,
+    requests.exceptions.MissingSchema,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidURL,
+    urllib3.exceptions.LocationValueError,
+)
+_TIMEOUT = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+_TLS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError)
+_TLS_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_BROKEN = (
+    requests.ConnectionError,
+    requests.exceptions.ChunkedEncodingError,
+    urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.PoolError,
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.IncompleteRead,
+    urllib3.exceptions.InvalidChunkLength,
+    *_CLOSED,
+)
+
+
+def causes(exc: BaseException) -> Iterator[BaseException]:
+    """Yield `exc` and everything it wraps: urllib3 and requests keep causes in args, `reason` and `__cause__`."""
+    pending, seen = [exc], set[int]()
+    while pending:
+        one = pending.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        inner = (*one.args, getattr(one, "reason", None), one.__cause__, one.__context__)
+        pending.extend(cause for cause in inner if isinstance(cause, BaseException))
+
+
+def as_ours(exc: BaseException, url: str) -> DataManagerError:
+    """Return our error for a foreign one; `url` is shown and must be without credentials."""
+    chain = list(causes(exc))
+
+    def among(classes: tuple[type[BaseException], ...]) -> bool:
+        return any(isinstance(one, classes) for one in chain)
+
+    if among(_NOT_A_URL):
+        return UrlNotAllowed(f"the URL {url} is malformed")
+    # a refused connection is a ConnectTimeoutError to urllib3
+    if among(_TIMEOUT) and not among((urllib3.exceptions.NewConnectionError,)):
+        return TransportTimeout(f"{url} did not answer, or stalled, or sent too slowly")
+    if among(_TLS) and not among(_TLS_CUT):
+        reasons = (getattr(one, "verify_message", "") for one in chain if isinstance(one, ssl.SSLCertVerificationError))
+        return DownloadFailed(f"no trusted TLS connection to {url} {next(reasons, '')}".rstrip())
+    if any(isinstance(one, http.client.HTTPException) and not isinstance(one, _CLOSED) for one in chain):
+        return DownloadFailed(f"{url} did not answer in proper HTTP")
+    if among((urllib3.exceptions.NewConnectionError,)):
+        return ConnectionLost(f"no connection to {url}: it was refused, or there is no way there")
+    if among(_BROKEN) or type(exc) is OSError or among((ConnectionError, *_TLS_CUT)):
+        return ConnectionLost(f"the connection to {url} broke")
+    return DownloadFailed(f"{url} could not be read ({type(exc).__name__})")
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Raise our errors for foreign ones, with their cause kept."""
+    try:
+        yield
+    except FOREIGN as exc:
+        raise as_ours(exc, url) from exc

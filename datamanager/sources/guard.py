@@ -1,0 +1,197 @@
+"""The guard: which hosts a download may reach, decided on addresses and before a byte is sent.
+
+A name is resolved once, every answer is checked, and the checked addresses are what the caller connects to: a name that
+answers differently the next time (DNS rebinding) changes nothing. Without an entry in DM_DOWNLOAD_ALLOW only public
+addresses and a few ports are open.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from datamanager.errors import SettingsError, UrlNotAllowed
+
+Address = IPv4Address | IPv6Address
+Resolve = Callable[[str, int], Sequence[str]]
+"""Maps a host name and port to every address of the name; raises OSError or UnicodeError when there is none."""
+
+PUBLIC_PORTS = frozenset({21, 22, 80, 443, 990})
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_ENTRY = re.compile(
+    r"\[(?P<v6>[^\]]+)\](?P<length>/[0-9]+)?(:(?P<v6port>[0-9]+))?"
+    r"|(?P<host>[^:\[\]]+)(:(?P<port>[0-9]+))?"
+)
+_V6_NETWORK = re.compile(r"(?P<net>[0-9a-fA-F:.]*:[0-9a-fA-F:.]*/[0-9]+)(:(?P<port>[0-9]+))?")
+
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_NAT64 = IPv6Network("64:ff9b::/96")
+# Written out because `is_global` differs between patch levels of Python 3.11: IANA's special-purpose registries
+# (RFC 6890), the tunnels 6to4 and Teredo, whose addresses hide an IPv4 one, and Azure's host agent, which has a public
+# address.
+_NEVER_PUBLIC: tuple[IPv4Network | IPv6Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+        *("192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24"),
+        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32"),
+        *("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+    )
+)
+
+
+def is_public(address: Address) -> bool:
+    """Say whether `address` is one of the public internet; one that carries an IPv4 address is judged by that too."""
+    if isinstance(address, IPv6Address):
+        carried = address.ipv4_mapped or _nat64(address)
+        if carried is not None:
+            return is_public(carried)
+        if address.scope_id is not None or address not in _GLOBAL_UNICAST:
+            return False
+    if address.is_multicast or address.is_reserved or address.is_unspecified or not address.is_global:
+        return False
+    return not any(address in network for network in _NEVER_PUBLIC)
+
+
+def _nat64(address: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that a NAT64 gateway would be asked for (RFC 6052), if it is such an address."""
+    return IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+
+
+def canonical_host(host: str) -> str | Address:
+    """Return `host` as an address, or as a lower-case ASCII name without a final dot.
+
+    A host that ends in a number is an IPv4 address to somebody's parser (WHATWG URL, inet_aton): only the plain dotted
+    form is read; `127.1`, `0x7f.0.0.1`, `2130706433` and `0177.0.0.1` are refused, as are zones (`fe80::1%eth0`) and
+    `%` escapes.
+
+    Raises: UrlNotAllowed.
+    """
+    text = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    try:
+        if ":" in text:
+            if "%" in text:
+                raise ValueError("zone")
+            address = IPv6Address(text)
+            return address.ipv4_mapped or address
+        name = text.lower().removesuffix(".")
+        if _NUMBER.fullmatch(name.rpartition(".")[2]):
+            return IPv4Address(text)
+    except ValueError as exc:
+        raise UrlNotAllowed(f"host {host!r} is no plain IP address") from exc
+    if not name.isascii() or not _HOST_NAME.fullmatch(name):
+        raise UrlNotAllowed(f"host {host!r} is no valid host name")
+    return name
+
+
+def system_resolve(host: str, port: int) -> list[str]:
+    """Ask the system's resolver for every address of `host`. Raises: OSError, UnicodeError."""
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(answer[4][0]) for answer in answers]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What one entry of DM_DOWNLOAD_ALLOW opens; `port` None means every port."""
+
+    what: str | IPv4Network | IPv6Network
+    port: int | None
+
+    def opens_name(self, name: str, port: int) -> bool:
+        return self.what == name and self.port in (None, port)
+
+    def opens_address(self, address: Address, port: int) -> bool:
+        return not isinstance(self.what, str) and address in self.what and self.port in (None, port)
+
+
+class Guard:
+    """Decides which hosts and ports a download may reach. Immutable, safe to share between threads.
+
+    `allow` are the entries of DM_DOWNLOAD_ALLOW: a host name, an address or a network in CIDR form, each with `:port`
+    or without (then all ports there); IPv6 with a port is written `[v6]:port`. A name opens whatever it resolves to.
+
+    Raises: SettingsError for an entry that can't be read.
+    """
+
+    def __init__(self, allow: Sequence[str] = (), *, resolve: Resolve = system_resolve) -> None:
+        self._entries = tuple(_parse_entry(entry) for entry in allow)
+        self._resolve = resolve
+
+    def check(self, host: str, port: int) -> list[Address]:
+        """Return the addresses of `host`, in the resolver's order; connect to one of them and to nothing else.
+
+        The name is resolved exactly once. Blocks as long as the resolver does.
+
+        Raises: UrlNotAllowed when the host is odd, does not resolve, or any of its addresses or the port is not open.
+        Its `retryable` is set when the resolver itself did not answer.
+        """
+        if not 1 <= port <= 65535:
+            raise UrlNotAllowed(f"port {port} is not allowed")
+        canonical = canonical_host(host)
+        if not isinstance(canonical, str):
+            addresses: list[Address] = [canonical]
+        else:
+            addresses = self._addresses(canonical, port)
+            if any(entry.opens_name(canonical, port) for entry in self._entries):
+                return addresses
+        for address in addresses:
+            if any(entry.opens_address(address, port) for entry in self._entries):
+                continue
+            # The address itself is not told: names of the inner network are not for everybody who may ask.
+            if not is_public(address):
+                raise UrlNotAllowed(f"host {host!r} has an address that is not public (DM_DOWNLOAD_ALLOW can open it)")
+            if port not in PUBLIC_PORTS:
+                raise UrlNotAllowed(f"port {port} of host {host!r} is not allowed (DM_DOWNLOAD_ALLOW can open it)")
+        return addresses
+
+    def _addresses(self, name: str, port: int) -> list[Address]:
+        try:
+            answers = [ipaddress.ip_address(text) for text in self._resolve(name, port)]
+        except (OSError, ValueError) as exc:  # UnicodeError is a ValueError
+            error = UrlNotAllowed(f"host {name!r} does not resolve")
+            error.retryable = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN
+            raise error from exc
+        if not answers:
+            raise UrlNotAllowed(f"host {name!r} does not resolve")
+        plain = (getattr(answer, "ipv4_mapped", None) or answer for answer in answers)
+        return list(dict.fromkeys(plain))
+
+
+def _parse_entry(entry: str) -> _Entry:
+    text = entry.strip()
+    try:
+        what, port = _split_entry(text)
+        if port is not None and not 1 <= port <= 65535:
+            raise ValueError("the port must be 1 to 65535")
+        return _Entry(what, port)
+    except (ValueError, UrlNotAllowed) as exc:
+        wanted = "a host, an address or a network (10.0.0.0/8), with :port or without; IPv6 with a port as [v6]:port"
+        raise SettingsError(f"DM_DOWNLOAD_ALLOW: {entry!r} must be {wanted} ({exc})") from exc
+
+
+def _split_entry(text: str) -> tuple[str | IPv4Network | IPv6Network, int | None]:
+    """Return what an entry names, and its port. Raises: ValueError, UrlNotAllowed."""
+    if "[" not in text and text.count(":") > 1:
+        if match := _V6_NETWORK.fullmatch(text):
+            return ipaddress.ip_network(match["net"]), _port(match["port"])
+        return IPv6Network(text), None
+    match = _ENTRY.fullmatch(text)
+    if match is None:
+        raise ValueError("not understood")
+    if match["v6"] is not None:
+        return IPv6Network(match["v6"] + (match["length"] or "")), _port(match["v6port"])
+    if "/" in match["host"]:
+        return ipaddress.ip_network(match["host"]), _port(match["port"])
+    host = canonical_host(match["host"])
+    return host if isinstance(host, str) else ipaddress.ip_network(host), _port(match["port"])
+
+
+def _port(text: str | None) -> int | None:
+    return None if text is None else int(text)

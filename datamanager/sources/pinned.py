@@ -1,0 +1,179 @@
+"""HTTP connections that go to an address already checked, and that a dripping server can't hold for ever.
+
+The TCP connection goes to the address; Host header, SNI and certificate check keep the host's name. Waiting for an
+answer's head is bounded as a whole, and a body must keep a minimum rate, not only send a byte before each timeout.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import select
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from requests import PreparedRequest
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HeaderParsingError
+from urllib3.util.response import assert_header_parsing
+from urllib3.util.ssl_ import create_urllib3_context
+
+from datamanager.sources.guard import Address
+from datamanager.sources.urls import Target
+
+MIN_RATE = 100
+"""Bytes per second that a body must bring, averaged over one read timeout spent waiting."""
+MAX_HEAD = 2**20
+"""Largest head of an answer in bytes, interim answers (1xx) included; the same for its trailers."""
+SURPLUS_GRACE = 0.2
+"""Seconds to see whether a server that was asked to close sends more than it announced."""
+_BUFFER = 2**17
+
+
+class _PacedReader(io.RawIOBase):
+    """A socket's raw stream that counts bytes and the seconds spent waiting for them."""
+
+    def __init__(self, raw: io.RawIOBase, window: float | None) -> None:
+        self._raw = raw
+        self._window = window
+        self._arrived = select.poll()
+        self._arrived.register(raw.fileno(), select.POLLIN)
+        self._in_head = True
+        self._allowed = MAX_HEAD
+        self._waited = 0.0
+        self._received = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        began = time.monotonic()
+        count = self._gather(memoryview(buffer))
+        self._waited += time.monotonic() - began
+        self._received += count
+        self._allowed -= count
+        if self._allowed < 0:
+            raise http.client.HTTPException("there is no end of headers, interim answers or trailers")
+        if self._in_head and count == 0:  # http.client would take what is there for the whole head
+            raise http.client.RemoteDisconnected("the connection ended in the answer's head")
+        if self._window is not None and self._waited > self._window:
+            if self._in_head or self._received < MIN_RATE * self._waited:
+                raise TimeoutError("timed out: the server sends too slowly")
+            self._waited, self._received = 0.0, 0
+        return count
+
+    def _gather(self, view: memoryview) -> int:
+        """Wait for the first bytes, then take what is there already: TLS hands out one record of 16 KiB at a time."""
+        count = more = self._raw.readinto(view) or 0
+        while more and not self._in_head and count < len(view) and self._arrived.poll(0):
+            more = self._raw.readinto(view[count:]) or 0
+            count += more
+        return count
+
+    def head_is_read(self) -> None:
+        """Begin to measure the body."""
+        self._in_head = False
+        self._waited, self._received = 0.0, 0
+
+    def allow(self, count: int) -> None:
+        """Let the next read of the body take `count` bytes, and what may stand around them."""
+        self._allowed = count + MAX_HEAD
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class Answer(http.client.HTTPResponse):
+    """An HTTP answer read at a minimum pace; `surplus` says that more came than Content-Length announced."""
+
+    surplus = False
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._sock = sock
+        self._pace = _PacedReader(self.fp.detach(), sock.gettimeout())
+        self.fp = io.BufferedReader(self._pace, _BUFFER)
+
+    def begin(self) -> None:
+        super().begin()
+        try:
+            assert_header_parsing(self.headers)  # http.client ignores every header after a malformed line
+        except HeaderParsingError as exc:
+            raise http.client.HTTPException("malformed headers") from exc
+        self._pace.head_is_read()
+
+    def read1(self, n: int = -1) -> bytes:
+        self._pace.allow(max(n, _BUFFER))
+        return super().read1(n)
+
+    def close(self) -> None:
+        """Close the answer; one that was read to its announced end is asked for what lies behind it."""
+        if not self.isclosed() and self.status == http.HTTPStatus.OK and not self.chunked and self.length == 0:
+            try:
+                self._sock.settimeout(SURPLUS_GRACE)
+                self.surplus = bool(self.fp.peek(1))
+            except OSError:
+                pass  # nothing came, or the connection is gone: the announced bytes are all there
+        super().close()
+
+
+class _Connection(HTTPConnection):
+    response_class = Answer
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = Answer
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class PinnedAdapter(HTTPAdapter):
+    """Sends requests for one target to one checked address, and nowhere else; no proxy, no retry, no redirect.
+
+    Certificates are always verified, against requests' bundle and, if given, the authorities in `ca_file` as well.
+    """
+
+    def __init__(self, target: Target, address: Address, ca_file: Path | None = None) -> None:
+        super().__init__(max_retries=0)
+        self._target = target
+        self._address = address
+        self._ca_file = ca_file
+        self._pool: HTTPConnectionPool | None = None
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+    def get_connection_with_tls_context(
+        self,
+        request: PreparedRequest,
+        verify: Any,
+        proxies: Mapping[str, str] | None = None,  # noqa: ARG002 no proxy, whoever asks for one
+        cert: Any = None,
+    ) -> HTTPConnectionPool:
+        """Return a pool that connects to the address and expects the target's host there."""
+        _, tls = self.build_connection_pool_key_attributes(request, verify, cert)
+        options: dict[str, Any] = dict(tls)
+        if self._target.scheme == "https":
+            options["server_hostname"] = self._target.host
+            options["ssl_context"] = create_urllib3_context()
+            if self._ca_file is not None:
+                options["ssl_context"].load_verify_locations(cafile=self._ca_file)
+        address, port, scheme = str(self._address), self._target.port, self._target.scheme
+        self._pool = self.poolmanager.connection_from_host(address, port, scheme, pool_kwargs=options)
+        return self._pool
+
+    def close(self) -> None:
+        """Close the connection; urllib3's pool manager would leave that to the garbage collector."""
+        super().close()
+        if self._pool is not None:
+            self._pool.close()

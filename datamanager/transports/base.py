@@ -1,0 +1,192 @@
+"""The port: what the engine asks of a machine's storage, and nothing more.
+
+A `Storage` belongs to one machine and lends `Session`s; a session is used by one thread at a time. Paths are absolute
+strings on the machine; bytes that are not UTF-8 travel as surrogate escapes (PEP 383). Names are never interpreted: a
+name may begin with a dash, or hold quotes, newlines and `$(id)`.
+
+Every method may raise `MachineUnavailable`, `ConnectionLost`, `TransportTimeout` (retryable), `AuthenticationFailed`,
+`HostKeyMismatch`, `PermissionDenied`, `NoSpace` or `RemoteFailure`; docstrings name only what is particular to a
+method.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+Bytes = bytes | bytearray | memoryview
+
+Progress = Callable[[int], None]
+"""Told how many further bytes are done; it may raise (cancelled, lease lost), which ends the work at once."""
+
+
+def no_progress(_: int) -> None:
+    """Ignore progress."""
+
+
+class FileKind(enum.Enum):
+    """What is at a path."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What a machine says of a path: `size` in bytes, `mtime` in whole seconds since 1970 (SFTP v3 has no finer),
+    `mode` the permission bits (0o7777)."""
+
+    kind: FileKind
+    size: int
+    mtime: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a session can do beyond the port's minimum; the plan is made from this."""
+
+    server_side_copy: bool = False
+    remote_digest: bool = False
+    fsync: bool = False
+    free_space: bool = False
+    atomic_no_replace: bool = False
+    """`rename(overwrite=False)` can't replace a name that appears in the last moment."""
+
+
+class Reader(Protocol):
+    """An open file, read in order with several reads in flight."""
+
+    def stat(self) -> FileStat:
+        """Return the stat of the open file (not of whatever has its name now)."""
+        ...
+
+    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
+        """Yield the bytes from `offset`, in order, in blocks of at most 1 MiB, up to `length` bytes or the end of file.
+
+        A block is valid until the next one is asked for. Memory held is bounded, whatever the file's size.
+        """
+        ...
+
+
+class Writer(Protocol):
+    """A new file, written with several writes in flight."""
+
+    def write(self, offset: int, data: Bytes) -> None:
+        """Send `data` for `offset`; `data` may be reused when this returns.
+
+        An earlier write's failure may surface here.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Return when every write so far was answered well, and is on stable storage where the machine can do that."""
+        ...
+
+
+class Session(Protocol):
+    """One thread's channel to a machine's storage."""
+
+    @property
+    def features(self) -> Features:
+        """Say what this session can do."""
+        ...
+
+    def stat(self, path: str) -> FileStat:
+        """Return what is at `path`, following links. Raises: PathMissing."""
+        ...
+
+    def lstat(self, path: str) -> FileStat:
+        """Return what is at `path` itself, not following a last link. Raises: PathMissing."""
+        ...
+
+    def real_path(self, path: str) -> str:
+        """Return `path` with every link resolved. Raises: PathMissing when `path` does not exist."""
+        ...
+
+    def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
+        """Yield (name, lstat) of each entry of a directory, without `.` and `..`. Raises: PathMissing."""
+        ...
+
+    def make_dirs(self, path: str) -> None:
+        """Make the directory and its missing parents; fine when it exists.
+
+        Raises: PathExists if a file is in the way.
+        """
+        ...
+
+    def free_space(self, path: str) -> int | None:
+        """Return the bytes that this login may still write on the file system of `path`, or None if unknown."""
+        ...
+
+    def open_read(self, path: str) -> AbstractContextManager[Reader]:
+        """Open a file for reading. Raises: PathMissing."""
+        ...
+
+    def create(self, path: str, *, mode: int = 0o600) -> AbstractContextManager[Writer]:
+        """Create a new file, exclusively (O_EXCL).
+
+        Leaving the context closes it and waits for every status; on an exception the file is closed and left where it
+        is (its owner removes it). Raises: PathExists, PathMissing (no parent).
+        """
+        ...
+
+    def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
+        """Give a file its new name atomically, within one file system.
+
+        Raises: PathExists when `destination` is taken and `overwrite` is False (both are left as they were);
+        PathMissing; RemoteFailure when the two names are on different file systems.
+        """
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file (not a directory). Raises: PathMissing."""
+        ...
+
+    def set_attributes(self, path: str, *, mode: int, mtime: int) -> None:
+        """Set the permission bits (never setuid, setgid or sticky) and the modification time."""
+        ...
+
+    def copy_within(self, source: str, destination: str, progress: Progress = no_progress) -> bool:
+        """Copy a file on the machine itself to a new name, created exclusively.
+
+        Return False when the machine can't; nothing is done then. `progress` is told as ranges of at most 1 GiB are
+        done.
+        Raises: PathMissing (source), PathExists (destination).
+        """
+        ...
+
+    def digest(self, path: str, progress: Progress = no_progress) -> str | None:
+        """Return the lower-case hex sha256 that the machine itself computes from its storage, or None when it can't
+        (no shell, no program): the caller then reads the file back. `progress` is called with 0 while it waits,
+        so that it can stop the remote program by raising. Raises: PathMissing."""
+        ...
+
+
+class Storage(Protocol):
+    """One machine's storage: lends sessions from a bounded pool; safe to share between threads."""
+
+    @property
+    def machine(self) -> str:
+        """The machine's name."""
+        ...
+
+    def session(self) -> AbstractContextManager[Session]:
+        """Lend a session; blocks while all are in use. A session whose connection broke is not lent again."""
+        ...
+
+    def pair(self) -> AbstractContextManager[tuple[Session, Session]]:
+        """Lend two sessions together (one reads, one writes); waits until both are free, holding neither meanwhile.
+
+        Where only one may be on loan, both are the same one.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close every idle connection; sessions on loan are closed when they come back. Idempotent."""
+        ...

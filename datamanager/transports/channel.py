@@ -1,0 +1,98 @@
+"""A channel: the byte stream to one SFTP server, whichever SSH implementation carries it.
+
+A stalled peer must not hold a thread for ever, and neither a blocked system call nor paramiko's write path gives up by
+itself. So a channel notes since when it is blocked, and a watchdog (see `pool`) aborts it from outside.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from datamanager.errors import ConnectionLost, MachineUnavailable, TransportError, TransportTimeout
+from datamanager.transports.base import Bytes
+
+
+class RemoteProgram(Protocol):
+    """A program that runs on the machine. Leaving the context closes its channel; that alone does not end it."""
+
+    def read(self, timeout: float) -> bytes | None:
+        """Return the next piece of its standard output, `b""` at the end, None when none came for `timeout` seconds."""
+        ...
+
+    def exit_status(self) -> int | None:
+        """Return its exit status once its output has ended, or None if the connection went first."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+
+class Channel(abc.ABC):
+    """A duplex byte stream to an SFTP server.
+
+    One thread reads and writes; `check_stall` and `abort` may come from another.
+    `patience` is how many seconds a read or write may be blocked without a byte.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self.blocked_since: float | None = None
+        """Monotonic time since when a read or write waits for a byte; None while nothing waits."""
+        self.stalled = False
+
+    @abc.abstractmethod
+    def send_some(self, parts: Sequence[Bytes]) -> int:
+        """Send what fits of the parts and return how many bytes went, at least one; block until something fits.
+
+        Return 0 instead when nothing fits but there is something to receive: the peer may be waiting for that.
+        Raises: ConnectionLost, TransportTimeout.
+        """
+
+    @abc.abstractmethod
+    def receive_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte, blocking, and return how many came; 0 at the end of the stream.
+
+        Raises: ConnectionLost, TransportTimeout.
+        """
+
+    @abc.abstractmethod
+    def alive(self) -> bool:
+        """Say, without blocking, whether an idle channel still looks usable."""
+
+    @abc.abstractmethod
+    def run(self, argv: Sequence[str]) -> RemoteProgram:
+        """Start a program on the machine, over the same connection, with no standard input.
+
+        The words reach the machine's login shell quoted, as one line. Raises: RemoteFailure when it is refused.
+        """
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Break the stream at once; a blocked thread wakes with an error. From any thread; idempotent."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End the stream and free all that it holds. Idempotent."""
+
+    def start_error(self, cause: TransportError) -> TransportError:
+        """Say why the stream ended before the server's first word."""
+        return MachineUnavailable(f"the SFTP server did not start: {cause.detail}")
+
+    def check_stall(self, now: float) -> None:
+        """Abort when no byte moved for `patience` seconds although one is waited for (the watchdog's call)."""
+        since = self.blocked_since
+        if since is not None and now - since > self.patience and not self.stalled:
+            self.stalled = True
+            self.abort()
+
+    def lost(self, reason: str) -> TransportError:
+        """Return the error that tells why the stream broke: we gave it up, or it went by itself."""
+        if self.stalled:
+            return TransportTimeout(f"no byte for {self.patience:g} seconds")
+        return ConnectionLost(reason)

@@ -1,0 +1,243 @@
+"""SFTP channels through the system's OpenSSH client: `ssh -s host sftp` as a subprocess.
+
+It brings ~/.ssh/config, ProxyJump, GSSAPI, FIDO keys and fast ciphers. One connection carries up to eight channels
+(ControlMaster; sshd's MaxSessions is 10). The master that ssh leaves in the background ends by itself two seconds after
+its last channel, and every client ends when its standard input closes: a mover that dies leaves none behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import select
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datamanager.errors import TransportError
+from datamanager.machines import Machine
+from datamanager.transports.base import Bytes
+from datamanager.transports.channel import Channel, RemoteProgram
+from datamanager.transports.openssh_client import CONNECTION_FAILED, classify, start_ssh
+
+_log = logging.getLogger(__name__)
+
+_CHANNELS_PER_MASTER = 8
+_SOCKET_BUFFER = 1 << 21
+_LONGEST_CONTROL_PATH = 80
+"""A Unix socket's path has at most 107 bytes, and ssh appends 17 while it binds."""
+_STDERR_KEPT = 8192
+_GRACE = 2.0
+"""Seconds for ssh to end after its input closed, before it is killed."""
+
+
+class OpenSshConnector:
+    """Opens channels to one machine. Safe to share between threads."""
+
+    def __init__(self, machine: Machine, control_dir: Path) -> None:
+        self._machine = machine
+        self._masters: list[_Master] = []
+        self._lock = threading.Lock()
+        self._control_dir: Path | None = control_dir
+        if len(os.fsencode(control_dir)) + 18 > _LONGEST_CONTROL_PATH:
+            _log.warning("%s is too long for control sockets: every channel makes its own connection", control_dir)
+            self._control_dir = None
+
+    def open_channel(self) -> Channel:
+        """Start ssh. Whether it gets through shows when the SFTP server speaks, or in the channel's `start_error`."""
+        with self._lock:
+            master = next((one for one in self._masters if one.has_room), None)
+            if master is None:
+                path = None if self._control_dir is None else self._control_dir / f"cm-{secrets.token_hex(6)}"
+                master = _Master(path)
+                self._masters.append(master)
+            master.channels += 1
+        try:
+            return OpenSshChannel(self._machine, self, master)
+        except BaseException:
+            self.release(master, retire=False)
+            raise
+
+    def release(self, master: _Master, *, retire: bool) -> None:
+        """Give a channel's place back. A connection on which a channel broke gets no new ones."""
+        with self._lock:
+            master.channels -= 1
+            master.retired |= retire
+            self._masters = [one for one in self._masters if one.channels or not one.retired]
+
+    def close(self) -> None:
+        """Do nothing: masters end with their last channel."""
+
+
+class _Master:
+    """A shared connection: its control socket (None: not shared) and how many channels it carries."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.channels = 0
+        self.retired = False
+
+    @property
+    def has_room(self) -> bool:
+        return not self.retired and self.channels < (_CHANNELS_PER_MASTER if self.path else 1)
+
+
+class OpenSshChannel(Channel):
+    """The standard streams of one `ssh -s host sftp`."""
+
+    def __init__(self, machine: Machine, connector: OpenSshConnector, master: _Master) -> None:
+        super().__init__(machine.stall_timeout)
+        self._machine = machine
+        self._connector = connector
+        self._master = master
+        self._closed = False
+        self._stderr = b""
+        self._socket, theirs = socket.socketpair()
+        self._stderr_fd, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(stderr, True)
+        try:
+            for end in (self._socket, theirs):
+                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                    end.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+            self._process = start_ssh(
+                machine, master.path, ["-s"], ["sftp"], stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=stderr
+            )
+        except BaseException:
+            self._socket.close()
+            os.close(self._stderr_fd)
+            raise
+        finally:
+            theirs.close()
+            os.close(stderr)
+        self._ready = select.poll()
+        self._ready.register(self._socket, select.POLLIN | select.POLLOUT)
+
+    def send_some(self, parts: Sequence[Bytes]) -> int:
+        """Send what fits; 0 when there is only something to receive."""
+        try:
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    return self._socket.sendmsg(parts, [], socket.MSG_DONTWAIT)
+                self.blocked_since = time.monotonic()
+                events = self._ready.poll()[0][1]
+                if not events & select.POLLOUT and events & select.POLLIN:
+                    return 0
+        except OSError as exc:
+            raise self.lost(f"ssh went away{self._said()}") from exc
+        finally:
+            self.blocked_since = None
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte; 0 at the end."""
+        self.blocked_since = time.monotonic()
+        try:
+            return self._socket.recv_into(buffer)
+        except OSError as exc:
+            raise self.lost(f"ssh went away{self._said()}") from exc
+        finally:
+            self.blocked_since = None
+
+    def alive(self) -> bool:
+        """Say whether ssh runs and its stream has not ended."""
+        if self._closed or self._process.poll() is not None:
+            return False
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def run(self, argv: Sequence[str]) -> RemoteProgram:
+        """Start a program over the same connection."""
+        return _OpenSshProgram(self._machine, self._master.path, argv)
+
+    def start_error(self, cause: TransportError) -> TransportError:
+        """Tell from ssh's end why there was no SFTP server."""
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE)
+        self._read_stderr()
+        return classify(self._machine, self._process.returncode, self._stderr.decode("utf-8", "replace"), cause)
+
+    def check_stall(self, now: float) -> None:
+        """Look for a stall, and take what ssh said, so that it never waits for room to say more."""
+        self._read_stderr()
+        super().check_stall(now)
+
+    def abort(self) -> None:
+        """Break the stream and end ssh."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._process.kill()
+        self._master.retired = True
+
+    def close(self) -> None:
+        """Close ssh's input and wait until it has ended."""
+        if self._closed:
+            return
+        self._closed = True
+        self._socket.close()
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._stderr_fd)
+        self._connector.release(self._master, retire=self._process.returncode != 0)
+
+    def _read_stderr(self) -> None:
+        with contextlib.suppress(OSError):  # nothing there, or closed meanwhile
+            while piece := os.read(self._stderr_fd, _STDERR_KEPT):
+                self._stderr = (self._stderr + piece)[-_STDERR_KEPT:]
+
+    def _said(self) -> str:
+        self._read_stderr()
+        words = self._stderr.decode("utf-8", "replace").strip().splitlines()
+        return f": {words[-1]}" if words else ""
+
+
+class _OpenSshProgram:
+    """A remote program as `ssh host 'words'`."""
+
+    def __init__(self, machine: Machine, master: Path | None, argv: Sequence[str]) -> None:
+        self._output, output = os.pipe2(os.O_CLOEXEC)
+        nothing = subprocess.DEVNULL
+        try:
+            self._process = start_ssh(
+                machine, master, [], [shlex.join(argv)], stdin=nothing, stdout=output, stderr=nothing
+            )
+        except BaseException:
+            os.close(self._output)
+            raise
+        finally:
+            os.close(output)
+        self._ready = select.poll()
+        self._ready.register(self._output, select.POLLIN)
+
+    def read(self, timeout: float) -> bytes | None:
+        """Return the next output, `b""` at the end, None after `timeout` seconds without."""
+        if not self._ready.poll(timeout * 1000):
+            return None
+        return os.read(self._output, 65536)
+
+    def exit_status(self) -> int | None:
+        """Return the exit status; ssh's own failure is None."""
+        status = self._process.wait()
+        return None if status == CONNECTION_FAILED or status < 0 else status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._output)

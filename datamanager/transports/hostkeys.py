@@ -1,0 +1,233 @@
+"""Host keys: known_hosts as OpenSSH reads it (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"), for paramiko and for pinning.
+
+Strict on both sides: a machine whose key is unknown, revoked or another one than known is refused, and nothing switches
+that off. Paramiko's own HostKeys drops markers, so that a revoked key would count as known; hence an own reader.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import fcntl
+import fnmatch
+import hashlib
+import hmac
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from datamanager.errors import HostKeyMismatch, MachineUnavailable
+from datamanager.machines import Connection, Machine
+from datamanager.transports.paramiko_transport import connect_transport
+
+_PORT = 22
+_DEFAULT_FILES = (Path("~/.ssh/known_hosts"), Path("~/.ssh/known_hosts2"), Path("/etc/ssh/ssh_known_hosts"))
+_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
+
+
+@dataclass(frozen=True, slots=True)
+class HostKey:
+    """A machine's public host key: its type, its base64 as in known_hosts, its fingerprint as ssh shows it."""
+
+    type: str
+    base64: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    marker: str
+    hosts: str
+    type: str
+    key: bytes
+
+
+class KnownHosts:
+    """What the known_hosts files say of one host name, `host` or `[host]:port`."""
+
+    def __init__(self, machine: Machine, name: str, files: list[Path]) -> None:
+        self._machine = machine
+        self._name = name
+        self._lines = [line for file in files for line in _read(file) if _matches(line.hosts, name)]
+
+    @classmethod
+    def of(cls, machine: Machine) -> KnownHosts:
+        """Read the machine's own file, else the user's and the system's."""
+        files = [file.expanduser() for file in _DEFAULT_FILES] if machine.known_hosts is None else [machine.known_hosts]
+        return cls(machine, known_hosts_name(machine), files)
+
+    def key_algorithms(self) -> list[str]:
+        """Return the signature algorithms of the known keys, so that the server is asked for a key that we know."""
+        types = [line.type for line in self._lines if not line.marker]
+        return [name for one in types for name in _algorithms(one)]
+
+    def check(self, key: paramiko.PKey) -> None:
+        """Return when the key is known and not revoked. Raises: HostKeyMismatch."""
+        where, machine = f"{self._machine.name} ({self._name})", self._machine.name
+        blob = key.asbytes()
+        if any(line.key == blob for line in self._lines if line.marker == "@revoked"):
+            raise HostKeyMismatch(f"{where}: the machine's host key is revoked")
+        plain = [line for line in self._lines if not line.marker]
+        if any(line.key == blob for line in plain):
+            return
+        if plain:
+            raise HostKeyMismatch(f"{where}: the machine's host key is another one than the known one")
+        if any(line.marker == "@cert-authority" for line in self._lines):
+            raise HostKeyMismatch(f'{where}: host certificates can only be checked with connection = "openssh"')
+        raise HostKeyMismatch(f"{where}: the machine's host key is not known; run: dm machine trust {machine}")
+
+
+def address(machine: Machine) -> tuple[str, int]:
+    """Return the host and port to connect to; a Host alias of ~/.ssh/config counts where OpenSSH is the connection.
+
+    Raises: MachineUnavailable when ssh can't read its configuration.
+    """
+    host = str(machine.host)  # machines.py checks that there is one
+    if machine.connection is Connection.PARAMIKO:
+        return host, machine.port or _PORT
+    port = [] if machine.port is None else ["-p", str(machine.port)]
+    try:
+        asked = subprocess.run(
+            ["ssh", "-G", *port, "--", host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except FileNotFoundError:
+        return host, machine.port or _PORT
+    except subprocess.CalledProcessError as exc:
+        raise MachineUnavailable(f"{machine.name}: {str(exc.stderr).strip()[-300:]}") from exc
+    config = dict(line.partition(" ")[::2] for line in asked.stdout.splitlines())
+    return config["hostname"], int(config["port"])
+
+
+def known_hosts_name(machine: Machine) -> str:
+    """Return the name under which the machine stands in known_hosts."""
+    host, port = address(machine)
+    return host.lower() if port == _PORT else f"[{host.lower()}]:{port}"
+
+
+def fetch_host_keys(machine: Machine) -> list[HostKey]:
+    """Ask the machine for its host keys, one of each type that it has, without logging in.
+
+    What comes back is not proved in any way: a person compares the fingerprint. Raises: MachineUnavailable.
+    """
+    keys: list[HostKey] = []
+    refused: MachineUnavailable | None = None
+    for one in _KEY_TYPES:
+        try:
+            transport = connect_transport(machine, address(machine), _algorithms(one), only=True)
+        except MachineUnavailable as exc:
+            # a server without a key of this type ends the exchange; one that is away does so for every type
+            refused = exc
+            continue
+        try:
+            keys.append(_host_key(transport.get_remote_server_key()))
+        finally:
+            transport.close()
+    if not keys and refused is not None:
+        raise refused
+    return keys
+
+
+def pin(machine: Machine, key: HostKey, file: Path) -> bool:
+    """Add the key to a known_hosts file and return whether that was needed.
+
+    The file is replaced in one step (mode 0600) under a lock of its directory; a key that stands there is not added
+    again.
+    """
+    file = file.resolve()  # a symlink stays one
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    name = known_hosts_name(machine)
+    with _locked(file.parent):
+        old = file.read_bytes() if file.exists() else b""
+        for line in _parse(old):
+            if not line.marker and line.key == base64.b64decode(key.base64) and _matches(line.hosts, name):
+                return False
+        gap = b"\n" if old and not old.endswith(b"\n") else b""
+        _replace(file, old + gap + f"{name} {key.type} {key.base64}\n".encode())
+    return True
+
+
+def _host_key(key: paramiko.PKey) -> HostKey:
+    blob = key.asbytes()
+    digest = base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
+    return HostKey(key.get_name(), base64.b64encode(blob).decode("ascii"), f"SHA256:{digest}")
+
+
+def _algorithms(key_type: str) -> list[str]:
+    """Return the signature algorithms of a key type: an RSA key signs with SHA-2 (RFC 8332)."""
+    return ["rsa-sha2-512", "rsa-sha2-256"] if key_type == "ssh-rsa" else [key_type]
+
+
+def _read(file: Path) -> list[_Line]:
+    try:
+        return _parse(file.read_bytes())
+    except FileNotFoundError:
+        return []
+
+
+def _parse(content: bytes) -> list[_Line]:
+    """Return the lines that hold a key; comments, blank and broken lines count for nothing, as with ssh."""
+    lines: list[_Line] = []
+    for text in content.decode("utf-8", "replace").splitlines():
+        fields = text.split()
+        marker = fields.pop(0) if fields and fields[0].startswith("@") else ""
+        if len(fields) < 3 or fields[0].startswith("#"):
+            continue
+        with contextlib.suppress(binascii.Error):
+            lines.append(_Line(marker, fields[0], fields[1], base64.b64decode(fields[2], validate=True)))
+    return lines
+
+
+def _matches(hosts: str, name: str) -> bool:
+    """Say whether a line's host field means this name: hashed, or patterns with `*`, `?` and `!` that exclude."""
+    if hosts.startswith("|1|"):
+        return _hash_matches(hosts, name)
+    found = False
+    for pattern in hosts.lower().split(","):
+        # `[` is an ordinary character here, not a set as with fnmatch
+        if fnmatch.fnmatchcase(name, pattern.lstrip("!").replace("[", "[[]")):
+            if pattern.startswith("!"):
+                return False
+            found = True
+    return found
+
+
+def _hash_matches(hosts: str, name: str) -> bool:
+    try:
+        _, _, salt, digest = hosts.split("|")
+        wanted = base64.b64decode(digest)
+        return hmac.compare_digest(hmac.new(base64.b64decode(salt), name.encode(), "sha1").digest(), wanted)
+    except (ValueError, binascii.Error):
+        return False
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,70 @@
+"""How many sessions of a machine are on loan at once: bounded, and served in the order of asking."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datamanager.errors import MachineUnavailable
+
+
+class Loans:
+    """Counts places; safe to share between threads.
+
+    Those who want two wait for both without holding one, so that two of them can't wait for each other; as nobody
+    overtakes them, they can't be left waiting either.
+    """
+
+    def __init__(self, machine: str, most: int) -> None:
+        self.most = most
+        self._machine = machine
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._taken = 0
+        self._closed = False
+
+    @property
+    def taken(self) -> int:
+        """How many places are taken."""
+        with self._changed:
+            return self._taken
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more places are given."""
+        with self._changed:
+            return self._closed
+
+    @contextmanager
+    def places(self, count: int) -> Iterator[None]:
+        """Take so many places, at most `most`; blocks until they are free.
+
+        Raises: MachineUnavailable once the loans are closed, also to those who wait.
+        """
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            try:
+                self._changed.wait_for(
+                    lambda: self._closed or (self._waiting[0] is ticket and self._taken + count <= self.most)
+                )
+                if self._closed:
+                    raise MachineUnavailable(f"{self._machine}: the storage is closed")
+                self._taken += count
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= count
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Give no more places; those taken are given back as usual. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -1,0 +1,181 @@
+"""One machine's SFTP storage: a bounded pool of sessions, and the watch over them.
+
+A session is made when one is asked for and none is idle; it is kept for the next user while it works. A thread of the
+pool looks at every channel about once a second: it aborts those that stall and closes those not used for a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from datamanager.errors import MachineUnavailable, TransportError, TransportTimeout
+from datamanager.machines import Machine
+from datamanager.transports.base import Session
+from datamanager.transports.channel import Channel
+from datamanager.transports.loans import Loans
+from datamanager.transports.remote_digest import RemoteDigest
+from datamanager.transports.sftp_session import SftpSession
+from datamanager.transports.sftp_wire import Wire
+
+_log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 60.0
+"""How long an unused session is kept."""
+
+
+class Connector(Protocol):
+    """Makes channels to one machine. Safe to share between threads."""
+
+    def open_channel(self) -> Channel:
+        """Return a new channel. Raises: MachineUnavailable, HostKeyMismatch, AuthenticationFailed."""
+        ...
+
+
+class SftpStorage:
+    """The port's Storage over SFTP. Safe to share between threads; at most `max_connections` sessions are lent."""
+
+    def __init__(self, machine: Machine, connector: Connector, *, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._machine = machine
+        self._connector = connector
+        self._idle_seconds = idle_seconds
+        self._digester = RemoteDigest()
+        self._loans = Loans(machine.name, machine.max_connections)
+        self._changed = threading.Condition()
+        self._idle: deque[tuple[float, SftpSession]] = deque()  # (since when, session), longest idle first
+        self._channels: set[Channel] = set()
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def machine(self) -> str:
+        """The machine's name."""
+        return self._machine.name
+
+    @property
+    def in_use(self) -> int:
+        """How many sessions are on loan, or being made for a borrower."""
+        return self._loans.taken
+
+    @property
+    def idle(self) -> int:
+        """How many sessions wait for the next borrower."""
+        with self._changed:
+            return len(self._idle)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Lend a session; blocks while all are in use.
+
+        Raises: MachineUnavailable (also after `close`), HostKeyMismatch, AuthenticationFailed. Nothing is tried twice
+        here: the caller knows whether it can wait.
+        """
+        with self._loans.places(1), self._lent() as session:
+            yield session
+
+    @contextmanager
+    def pair(self) -> Iterator[tuple[Session, Session]]:
+        """Lend two sessions together; see the port."""
+        if self._loans.most == 1:
+            with self.session() as session:
+                yield session, session
+            return
+        with self._loans.places(2), self._lent() as first, self._lent() as second:
+            yield first, second
+
+    def close(self) -> None:
+        """Close every idle session; those on loan are closed when they come back. Idempotent."""
+        self._loans.close()
+        with self._changed:
+            sessions = [session for _, session in self._idle]
+            self._idle.clear()
+            self._changed.notify_all()
+        for session in sessions:
+            self._end(session)
+
+    @contextmanager
+    def _lent(self) -> Iterator[SftpSession]:
+        session = self._idle_session() or self._new_session()
+        try:
+            yield session
+        finally:
+            with self._changed:
+                keep = session.usable and not self._loans.closed
+                if keep:
+                    self._idle.append((time.monotonic(), session))
+            if not keep:
+                self._end(session)
+
+    def _idle_session(self) -> SftpSession | None:
+        """Return the session used last that still works; those that broke while idle are closed."""
+        while True:
+            with self._changed:
+                if not self._idle:
+                    return None
+                _, session = self._idle.pop()
+            if session.usable:
+                return session
+            self._end(session)
+
+    def _new_session(self) -> SftpSession:
+        channel = self._connector.open_channel()
+        self._watch(channel)
+        channel.patience = (
+            self._machine.connect_timeout + 1
+        )  # ssh's own ConnectTimeout has a better message: let it win
+        try:
+            wire = Wire(channel)
+        except BaseException as exc:
+            channel.abort()
+            self._forget(channel)
+            channel.close()
+            if isinstance(exc, TransportTimeout):
+                raise MachineUnavailable(f"{self.machine}: the SFTP server did not answer: {exc.detail}") from exc
+            raise
+        channel.patience = self._machine.stall_timeout
+        return SftpSession(wire, self._digester)
+
+    def _end(self, session: SftpSession) -> None:
+        self._forget(session.channel)
+        try:
+            session.close()
+        except TransportError as exc:
+            _log.info("%s: a session ended badly: %s", self.machine, exc.detail)
+
+    def _watch(self, channel: Channel) -> None:
+        with self._changed:
+            self._channels.add(channel)
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch_channels, name=f"dm-{self.machine}", daemon=True)
+                self._watcher.start()
+
+    def _forget(self, channel: Channel) -> None:
+        with self._changed:
+            self._channels.discard(channel)
+            self._changed.notify_all()
+
+    def _watch_channels(self) -> None:
+        """Be the pool's thread: until the storage is closed and the last session has come back."""
+        pause = min(1.0, self._machine.stall_timeout / 4)
+        while True:
+            with self._changed:
+                if self._loans.closed and not self._channels:
+                    return
+                self._changed.wait(pause if self._channels else None)
+                channels = list(self._channels)
+            now = time.monotonic()
+            for channel in channels:
+                channel.check_stall(now)
+            for session in self._expired(now):
+                self._end(session)
+
+    def _expired(self, now: float) -> list[SftpSession]:
+        with self._changed:
+            expired: list[SftpSession] = []
+            while self._idle and now - self._idle[0][0] >= self._idle_seconds:
+                expired.append(self._idle.popleft()[1])
+            return expired

@@ -1,0 +1,248 @@
+"""A session over SFTP version 3: the port's verbs in the protocol's, and in OpenSSH's extensions where advertised."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from paramiko.sftp import (
+    CMD_ATTRS,
+    CMD_CLOSE,
+    CMD_EXTENDED_REPLY,
+    CMD_HANDLE,
+    CMD_LSTAT,
+    CMD_MKDIR,
+    CMD_NAME,
+    CMD_OPEN,
+    CMD_OPENDIR,
+    CMD_READDIR,
+    CMD_REALPATH,
+    CMD_REMOVE,
+    CMD_RENAME,
+    CMD_SETSTAT,
+    CMD_STAT,
+    SFTP_EOF,
+    SFTP_FLAG_CREATE,
+    SFTP_FLAG_EXCL,
+    SFTP_FLAG_READ,
+    SFTP_FLAG_WRITE,
+    SFTP_OK,
+)
+
+from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure
+from datamanager.transports.base import Features, FileKind, FileStat, Progress, no_progress
+from datamanager.transports.channel import Channel
+from datamanager.transports.paths import from_wire, shown
+from datamanager.transports.remote_digest import RemoteDigest
+from datamanager.transports.sftp_attributes import NO_ATTRIBUTES, pack_attributes, unpack_stat
+from datamanager.transports.sftp_errors import SFTP_FAILURE, check, code_of, expect, status_error
+from datamanager.transports.sftp_files import SftpReader, SftpWriter, patient
+from datamanager.transports.sftp_wire import Wire, string, u32
+
+_RENAME, _STATVFS, _COPY = "posix-rename@openssh.com", "statvfs@openssh.com", "copy-data"
+_COPY_RANGE = 128 * 1024 * 1024
+"""Bytes per `copy-data`: it blocks the channel, so this is how often progress is told and a cancel heard."""
+
+
+class SftpSession:
+    """One SFTP conversation as a Session of the port."""
+
+    def __init__(self, wire: Wire, digester: RemoteDigest) -> None:
+        self._wire = wire
+        self._digester = digester
+        # only OpenSSH is known to refuse an existing name without a gap; who advertises its rename is one or does alike
+        self._rename_is_strict = _RENAME in wire.extensions
+
+    @property
+    def channel(self) -> Channel:
+        """The channel that carries the session."""
+        return self._wire.channel
+
+    @property
+    def usable(self) -> bool:
+        """Say whether the session may be lent again."""
+        return not self._wire.broken and self._wire.channel.alive()
+
+    @property
+    def features(self) -> Features:
+        """Say what this session can do; the first call may run a program on the machine to find out."""
+        extensions = self._wire.extensions
+        return Features(
+            server_side_copy=_COPY in extensions,
+            remote_digest=self._digester.available(self._wire.channel),
+            fsync="fsync@openssh.com" in extensions,
+            free_space=_STATVFS in extensions,
+            atomic_no_replace=self._rename_is_strict,
+        )
+
+    def stat(self, path: str) -> FileStat:
+        """Return what is at `path`, following links."""
+        return unpack_stat(expect(self._wire.call(CMD_STAT, string(path)), CMD_ATTRS, path).fields())
+
+    def lstat(self, path: str) -> FileStat:
+        """Return what is at `path` itself."""
+        return unpack_stat(expect(self._wire.call(CMD_LSTAT, string(path)), CMD_ATTRS, path).fields())
+
+    def real_path(self, path: str) -> str:
+        """Return `path` with every link resolved."""
+        message = expect(self._wire.call(CMD_REALPATH, string(path)), CMD_NAME, path).fields()
+        message.get_int()  # always one name
+        resolved = from_wire(message.get_string())
+        self.lstat(resolved)  # servers resolve a path whose last part is missing, too
+        return resolved
+
+    def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
+        """Yield (name, lstat) of each entry."""
+        handle = self._handle(CMD_OPENDIR, path)
+        try:
+            while True:
+                reply = self._wire.call(CMD_READDIR, string(handle))
+                if code_of(reply) == SFTP_EOF:
+                    return
+                message = expect(reply, CMD_NAME, path).fields()
+                for _ in range(message.get_int()):
+                    name = from_wire(message.get_string())
+                    message.get_string()  # the line that `ls -l` would show
+                    attributes = unpack_stat(message)
+                    if name not in (".", ".."):
+                        yield name, attributes
+        finally:
+            self._close(handle)
+
+    def make_dirs(self, path: str) -> None:
+        """Make the directory and its missing parents, the deepest tried first: mostly it is there."""
+        try:
+            self._make_dir(path)
+        except PathMissing:
+            parent = posixpath.dirname(path.rstrip("/"))
+            if parent in ("", "/"):
+                raise
+            self.make_dirs(parent)
+            self._make_dir(path)
+
+    def free_space(self, path: str) -> int | None:
+        """Return f_bavail in bytes."""
+        if _STATVFS not in self._wire.extensions:
+            return None
+        reply = expect(self._wire.extended(_STATVFS, string(path)), CMD_EXTENDED_REPLY, path)
+        message = reply.fields()
+        _, fragment, _, _, available = (message.get_int64() for _ in range(5))
+        return available * fragment
+
+    @contextmanager
+    def open_read(self, path: str) -> Iterator[SftpReader]:
+        """Open a file for reading."""
+        handle = self._handle(CMD_OPEN, path, u32(SFTP_FLAG_READ), NO_ATTRIBUTES)
+        reader = SftpReader(self._wire, handle, path)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+    @contextmanager
+    def create(self, path: str, *, mode: int = 0o600) -> Iterator[SftpWriter]:
+        """Create a new file, exclusively; leaving the context waits for every status."""
+        writer = SftpWriter(self._wire, self._create(path, mode), path, lambda: self._space_left(path))
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
+
+    def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
+        """Give a file its new name; see the port.
+
+        To overwrite, the server needs OpenSSH's posix-rename; the plain RENAME refuses an existing name.
+        """
+        if overwrite and _RENAME in self._wire.extensions:
+            check(self._wire.extended(_RENAME, string(source), string(destination)), destination)
+            return
+        reply = self._wire.call(CMD_RENAME, string(source), string(destination))
+        if code_of(reply) == SFTP_OK:
+            return
+        if code_of(reply) == SFTP_FAILURE and self._exists(destination):
+            if overwrite:
+                raise RemoteFailure(f"{shown(destination)}: the server can't replace a file atomically")
+            raise PathExists(f"{shown(destination)}: is taken")
+        if code_of(reply) != SFTP_FAILURE or _RENAME not in self._wire.extensions:
+            raise status_error(reply, source)
+        # no hard links there, so the server's RENAME can't work; the other has a gap since the look above, and says so
+        check(self._wire.extended(_RENAME, string(source), string(destination)), destination)
+        self._rename_is_strict = False
+
+    def remove(self, path: str) -> None:
+        """Remove a file."""
+        check(self._wire.call(CMD_REMOVE, string(path)), path)
+
+    def set_attributes(self, path: str, *, mode: int, mtime: int) -> None:
+        """Set permission bits and modification time."""
+        check(self._wire.call(CMD_SETSTAT, string(path), pack_attributes(mode=mode, mtime=mtime)), path)
+
+    def copy_within(self, source: str, destination: str, progress: Progress = no_progress) -> bool:
+        """Copy on the machine by the copy-data extension (draft-ietf-secsh-filexfer-extensions-00, section 7)."""
+        if _COPY not in self._wire.extensions:
+            return False
+        with self.open_read(source) as reader:
+            size = reader.stat().size
+            with self.create(destination) as writer:
+                for offset in range(0, size, _COPY_RANGE):
+                    count = min(_COPY_RANGE, size - offset)
+                    with patient(self._wire):
+                        writer.copy_from(reader, offset, count)
+                    progress(count)
+        return True
+
+    def digest(self, path: str, progress: Progress = no_progress) -> str | None:
+        """Return the sha256 that a program on the machine computes, or None."""
+        if self.stat(path).kind is not FileKind.FILE:
+            raise RemoteFailure(f"{shown(path)}: is no regular file")
+        return self._digester.compute(self._wire.channel, path, progress)
+
+    def close(self) -> None:
+        """Close the channel; nothing can be asked of the session afterwards."""
+        if self._wire.broken:
+            self._wire.channel.abort()
+        self._wire.channel.close()
+
+    def _handle(self, kind: int, path: str, *fields: bytes) -> bytes:
+        return expect(self._wire.call(kind, string(path), *fields), CMD_HANDLE, path).fields().get_string()
+
+    def _close(self, handle: bytes) -> None:
+        if not self._wire.broken:
+            self._wire.forget([self._wire.post(CMD_CLOSE, string(handle))])
+
+    def _create(self, path: str, mode: int) -> bytes:
+        flags = u32(SFTP_FLAG_WRITE | SFTP_FLAG_CREATE | SFTP_FLAG_EXCL)
+        reply = self._wire.call(CMD_OPEN, string(path), flags, pack_attributes(mode=mode))
+        if code_of(reply) == SFTP_FAILURE and self._exists(path):
+            raise PathExists(f"{shown(path)}: is taken")
+        return expect(reply, CMD_HANDLE, path).fields().get_string()
+
+    def _make_dir(self, path: str) -> None:
+        reply = self._wire.call(CMD_MKDIR, string(path), NO_ATTRIBUTES)
+        if code_of(reply) == SFTP_OK:
+            return
+        error = status_error(reply, path)
+        if isinstance(error, PathMissing):
+            raise error
+        # FAILURE mostly means that it exists; automounters answer "permission denied" for what exists
+        try:
+            found = self.stat(path)
+        except (PathMissing, PermissionDenied):
+            if self._exists(path):
+                raise PathExists(f"{shown(path)}: a link that leads nowhere is in the way") from error
+            raise error from None
+        if found.kind is not FileKind.DIRECTORY:
+            raise PathExists(f"{shown(path)}: a file is in the way") from error
+
+    def _exists(self, path: str) -> bool:
+        return self._wire.call(CMD_LSTAT, string(path)).kind == CMD_ATTRS
+
+    def _space_left(self, path: str) -> int | None:
+        """Return the free space, to judge a failed write by; None when it can't be known."""
+        try:
+            return self.free_space(posixpath.dirname(path) or "/")
+        except (PathMissing, PermissionDenied, RemoteFailure):
+            return None

@@ -1,0 +1,71 @@
+"""The API's process, `python -m deployments.api`: settings are read, the parts put together, then it serves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.context import make_context
+from datamanager.errors import DataManagerError
+from datamanager.logs import configure_logging
+from datamanager.messaging.broker import Broker
+from datamanager.settings import load_settings
+from deployments.relay import Relay
+from deployments.runtime import Runtime, open_runtime
+
+POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.Limits stay below that
+STOP_PATIENCE = 5
+"""Seconds that open requests have to end at a stop; who waits for a transfer then asks for its status."""
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code. What stops the start is one line on standard error."""
+    try:
+        runtime = open_runtime(load_settings(), pool_size=POOL)
+    except DataManagerError as exc:
+        sys.stderr.write(f"dm api: {exc.detail}\n")
+        return 2
+    configure_logging()
+    try:
+        uvicorn.run(
+            make_app(runtime),
+            host=runtime.settings.host,
+            port=runtime.settings.port,
+            log_config=None,  # ours
+            access_log=False,  # api.observing writes a line a request
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=STOP_PATIENCE,
+        )
+    finally:
+        runtime.close()
+    return 0
+
+
+def make_app(runtime: Runtime) -> FastAPI:
+    """Make the API over a runtime; with a broker configured, the outbox is relayed as long as it is served."""
+    settings, machines, database = runtime.settings, runtime.machines, runtime.database
+    if settings.amqp_url is None:
+        return create_app(make_context(settings, machines, database, runtime.storages))
+    broker = Broker(settings.amqp_url.get_secret_value(), name="data-manager api")
+    relay = Relay(database, broker, holder=f"api-{socket.gethostname()}-{os.getpid()}")
+    context = make_context(settings, machines, database, runtime.storages, posted=relay.poke)
+
+    async def relaying() -> None:
+        try:
+            await relay.run()
+        finally:
+            await relay.aclose()
+            await broker.close()
+
+    return create_app(context, alongside=[relaying])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The environment that Prefect's processes need, derived from our settings.
+
+Prefect reads its own settings when it is imported, so they must stand in the environment before that; the user's own
+Prefect profile
+is not touched (`PREFECT_HOME` is below `DM_HOME`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from datamanager.settings import Settings
+
+WORK_POOL = "data-manager"
+
+
+def prefect_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables of a process that talks to Prefect, or is its server."""
+    home = settings.home / "prefect"
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_API_URL": settings.prefect_url,
+        "PREFECT_UI_URL": settings.prefect_ui,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_TELEMETRY_ENABLED": "false",
+        # the mover's own runs are not polled for; these are begun in the UI or by a schedule
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
+        "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"),
+        "PREFECT_SHOW_DEPRECATION_WARNINGS": "false",
+    }
+
+
+def server_environment(settings: Settings) -> dict[str, str]:
+    """Return the further variables of the embedded Prefect server. Its database would grow without end by default."""
+    return {
+        **prefect_environment(settings),
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
+        "PREFECT_UI_API_URL": settings.prefect_url,
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    }
+
+
+def run_with(environment: dict[str, str], module: str, arguments: Sequence[str]) -> None:
+    """Replace this process by `python -m module` unless the environment already is what Prefect needs."""
+    if all(os.environ.get(name) == value for name, value in environment.items()):
+        return
+    argv = [sys.executable, "-m", module, *arguments]
+    os.execve(sys.executable, argv, {**os.environ, **environment})  # noqa: S606 - ourselves, no shell

@@ -1,0 +1,36 @@
+"""The flows that this project ships: the only ones that a mover runs.
+
+Reaching Prefect's API must not be code execution, so an entry point that is not in this table is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from prefect import Flow
+
+from datamanager.domain.states import TransferKind
+from flows.copy_data import copy_data
+from flows.delete_data import delete_data
+from flows.get_external import get_external
+from flows.move_data import move_data
+
+AnyFlow = Flow[..., Coroutine[Any, Any, Any]]
+
+DEPLOYMENT = "data-manager"
+"""Every flow's deployment has this name: `copy/data-manager`."""
+
+ENTRYPOINTS: dict[str, AnyFlow] = {
+    "flows.copy_data:copy_data": copy_data,
+    "flows.move_data:move_data": move_data,
+    "flows.get_external:get_external": get_external,
+    "flows.delete_data:delete_data": delete_data,
+}
+
+FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
+    TransferKind.COPY: copy_data,
+    TransferKind.MOVE: move_data,
+    TransferKind.GETEXTERNAL: get_external,
+    TransferKind.DELETE: delete_data,
+}

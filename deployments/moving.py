@@ -1,0 +1,119 @@
+"""A mover's parts, put together: runs, leases, wake-ups, the broker's messages, the outbox relay, housekeeping."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import anyio
+import structlog
+from models.housekeeping import tidy
+from models.listen import Listener
+
+from datamanager.errors import CatalogueUnavailable
+from datamanager.messaging.broker import Broker
+from datamanager.messaging.wake import WakeSocket, ring
+from datamanager.sources import Guard
+from deployments.consumer import RequestConsumer
+from deployments.relay import Relay
+from deployments.runs import Runs
+from deployments.runtime import Runtime
+from flows.running.services import Services
+
+TIDY_EVERY = 600.0  # seconds
+THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
+
+log = structlog.get_logger(__name__)
+
+
+class Mover:
+    """An async context: inside, `work` runs the mover's loops and `runs` takes what the Prefect worker hands over."""
+
+    def __init__(self, runtime: Runtime, name: str) -> None:
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._name = name
+        self.runs: Runs
+
+    async def __aenter__(self) -> Self:
+        runtime, settings = self._runtime, self._settings
+        loop = asyncio.get_running_loop()
+        threads = settings.concurrency * THREADS_PER_RUN + 8
+        loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="mover"))
+        self.runs = Runs(
+            Services(
+                settings=settings,
+                machines=runtime.machines,
+                database=runtime.database,
+                storages=runtime.storages,
+                guard=Guard(settings.download_allow),
+                owner=self._name,
+                ring=self._ended,
+            )
+        )
+        self._socket = WakeSocket(runtime.run_directory, "mover")
+        self._socket.listen(self._heard)
+        self._listener = Listener(runtime.database, self._heard) if runtime.database.is_postgresql else None
+        amqp = settings.amqp_url
+        self._relay = Relay(runtime.database, Broker(amqp.get_secret_value()), self._name) if amqp else None
+        self._consumer = (
+            RequestConsumer(runtime.database, runtime.machines, Broker(amqp.get_secret_value()), self.runs.notified)
+            if amqp
+            else None
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    async def work(self) -> None:
+        """Run every loop of the mover until cancelled."""
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(self.runs.beat_forever)
+            loops.start_soon(self.runs.take_forever)
+            loops.start_soon(self._tidy_forever)
+            if self._relay is not None:
+                loops.start_soon(self._relay.run)
+            if self._consumer is not None:
+                loops.start_soon(self._consumer.run)
+
+    async def hand_back(self) -> None:
+        """Return the running transfers to the queue; another mover goes on with them."""
+        await self.runs.stop()
+        if self._relay is not None:
+            await self._relay.aclose()
+
+    def _heard(self, _message: str) -> None:
+        self.runs.poke()
+        if self._relay is not None:
+            self._relay.poke()
+
+    def _ended(self, message: str) -> None:
+        """Tell the API on this host that a transfer ended, and the relay that there are events."""
+        ring(self._runtime.run_directory, "api", message)
+        if self._relay is not None:
+            self._relay.poke()
+
+    async def _tidy_forever(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._tidy)
+            except CatalogueUnavailable as exc:
+                log.warning("catalogue_unavailable", error=exc.detail)
+            await asyncio.sleep(TIDY_EVERY)
+
+    def _tidy(self) -> None:
+        settings = self._settings
+        tidy(
+            self._runtime.database,
+            keep_transfers=settings.keep_transfers,
+            keep_outbox=settings.keep_outbox,
+            keep_idempotency=settings.idempotency_keep,
+            broker=settings.amqp_url is not None,
+        )

@@ -1,0 +1,3 @@
+"""Prefect flows and their tasks: adapters that read like the sentence they perform. Byte moving is
+`datamanager.engine`'s.
+"""

@@ -1,0 +1,59 @@
+"""The flow that moves an object to another place; it keeps its identifier."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from prefect import flow
+
+from datamanager.domain.plan import Route
+from datamanager.domain.requests import MoveRequest
+from datamanager.domain.states import TransferKind, Verified
+from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
+from flows.running.progress import summarise
+from flows.running.work import Work, working_on
+from flows.steps import commit, copied_instead, deliver, probe, remove_source, rename
+from models.transfers import Order
+
+
+@flow(name="move", persist_result=False)
+async def move_data(
+    transfer: UUID | None = None,
+    uuid: UUID | None = None,
+    machine: str | None = None,
+    dest: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Move object `uuid` to `dest` on `machine`.
+
+    The Data Manager itself gives `transfer` only. From the Prefect UI or a schedule, leave it empty and fill in the
+    rest.
+    """
+    order = None
+    if transfer is None:
+        request = MoveRequest.model_validate({"machine": machine, "dest": dest, "overwrite": overwrite})
+        order = Order(TransferKind.MOVE, request, object_id=uuid)
+    async with working_on(TransferKind.MOVE, transfer, order) as work:
+        if not work.row.notes.get("committed"):
+            found = await probe()
+            intent, verified = None, Verified.NONE
+            if found.route is Route.RENAME:
+                intent = found.published or await rename(found)
+                found = found if intent else copied_instead(found)
+            if intent is None:
+                intent, verified = await deliver(found)
+            await commit(intent, verified)
+            await summarise(work, found, intent, verified)
+        return await _finish(work)
+
+
+async def _finish(work: Work) -> str:
+    try:
+        return await remove_source()
+    except (LeaseLost, SourceNotRemoved):
+        raise
+    except DataManagerError as error:
+        job = work.job()
+        raise SourceNotRemoved(
+            f"the object is at {job.target.place}, but its source {job.origin.place} is still there: {error.detail}"
+        ) from error

@@ -1,0 +1,38 @@
+"""How runs are called, so that a person in the Prefect UI can read what happens: `copy weather.nc archer2 → cirrus`."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+
+from datamanager.domain.states import TransferKind
+from models.tables import Transfer
+
+NAME_MAX = 200
+
+
+def run_name(row: Transfer) -> str:
+    """Return the run's name for a transfer."""
+    path = row.source_place or row.destination_place or ""
+    name = path.rpartition("/")[2]
+    kind = TransferKind(row.kind)
+    if kind is TransferKind.DELETE:
+        text = f"delete {name} on {row.source_machine}"
+    elif kind is TransferKind.GETEXTERNAL:
+        text = f"getexternal {name} → {row.destination_machine}"
+    else:
+        text = f"{kind} {name} {row.source_machine} → {row.destination_machine}"
+    return " ".join(text.split())[:NAME_MAX]
+
+
+def run_tags(row: Transfer) -> list[str]:
+    """Return the run's tags: kind, machines, group."""
+    tags = [row.kind, *(m for m in (row.source_machine, row.destination_machine) if m), row.group]
+    return sorted({tag[:100] for tag in tags if tag})
+
+
+async def describe_run(flow_run: UUID, row: Transfer) -> None:
+    """Name and tag a run that was begun in the UI or by a schedule, now that its transfer is known."""
+    async with get_client() as client:
+        await client.update_flow_run(flow_run, name=run_name(row), tags=run_tags(row))

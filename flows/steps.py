@@ -1,0 +1,225 @@
+"""The tasks that the flows are made of. Each works on the run's transfer (`flows.running.work.current`); blocking
+work is done in threads.
+
+A task is tried again when its error says that this may help (`retryable`), with jittered pauses of under 30 s in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from datamanager.domain.plan import Route
+from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.states import Phase, TransferKind, Verified
+from datamanager.engine import probe as probing
+from datamanager.engine import publish as publishing
+from datamanager.engine import stream
+from datamanager.engine import verify as verifying
+from datamanager.engine.job import Found, Intent, Job, Moved, Proof
+from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError, MachineUnavailable, ServiceError
+from datamanager.machines import VerifyPolicy
+from datamanager.sources import open_source
+from flows.running.work import Work, current
+from models import movers, outcomes
+from models.objects import Facts
+
+RETRIES = 3
+PAUSES = [1.0, 4.0, 12.0]  # seconds; with jitter under 30 in all
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Say whether the same step may work if it is tried again: Prefect's retry condition.
+
+    After a checksum mismatch the bytes must be sent again, which is more than this step (see `deliver`).
+    """
+    error = state.data
+    return isinstance(error, DataManagerError) and error.retryable and not isinstance(error, ChecksumMismatch)
+
+
+async def _threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do blocking work in a thread, and keep a fault on the transfer.
+
+    When the run is cancelled the thread is told to stop and waited for: it must not touch a machine any more.
+    """
+    work = current()
+    thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        work.control.stop(InternalError("the mover stops"))
+        await asyncio.wait([thread])
+        raise
+    except DataManagerError as error:
+        if not error.retryable:
+            raise
+        if work.row.fail_fast and isinstance(error, MachineUnavailable):
+            # a client waits: it hears at once that the machine is away, and nothing was changed
+            error.retryable = False
+            raise
+        if not isinstance(error, ServiceError):
+            await work.write(movers.add_fault, error.code, error.detail)
+        raise
+
+
+def _step(name: str) -> Callable[[Callable[P, T]], Task[P, T]]:
+    return task(
+        name=name,
+        retries=RETRIES,
+        retry_delay_seconds=PAUSES,
+        retry_jitter_factor=0.5,
+        retry_condition_fn=worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+@_step("probe")
+async def probe() -> Found:
+    """Look at both ends."""
+    work = current()
+    work.control.enter(Phase.PROBE)
+    size = work.request.size if isinstance(work.request, GetExternalRequest) else None
+    return await _threaded(probing.probe, work.job(), size=size)
+
+
+@_step("transfer")
+async def transfer(found: Found) -> Moved:
+    """Move the bytes into the partial file."""
+    work = current()
+    job, control = work.job(), work.control
+    if found.route is Route.DOWNLOAD:
+        return await _threaded(_download, work, job, found)
+    if found.route is Route.WITHIN:
+        return await _threaded(stream.copy_within, job, found, control)
+    return await _threaded(stream.relay, job, found, control)
+
+
+@_step("verify")
+async def verify(found: Found, moved: Moved) -> Proof:
+    """Compare both ends."""
+    work = current()
+    work.control.enter(Phase.VERIFY)
+    return await _threaded(verifying.verify, work.job(), found, moved, work.control)
+
+
+@_step("publish")
+async def publish(found: Found, proof: Proof) -> Intent:
+    """Record the intent, then give the file its name. The record is fenced: a mover that lost its lease publishes
+    nothing.
+    """
+    work = current()
+    work.control.enter(Phase.PUBLISH)
+    mtime = found.source.mtime if found.source else int(work.row.created.timestamp())
+    intent = Intent(proof.size, proof.sha256, mtime)
+    await _record(work, intent)
+    await _threaded(publishing.publish, work.job(), found, intent)
+    return intent
+
+
+@_step("rename")
+async def rename(found: Found) -> Intent | None:
+    """Move on one machine by rename; None when the names turn out to be on different file systems."""
+    work = current()
+    work.control.enter(Phase.PUBLISH)
+    source = found.source_stat
+    intent = Intent(source.size, None, source.mtime)
+    await _record(work, intent)
+    return intent if await _threaded(publishing.rename, work.job(), found) else None
+
+
+@_step("commit")
+async def commit(intent: Intent, verified: Verified, originator: str = "") -> str:
+    """Tell the catalogue; return the result for the client."""
+    work = current()
+    work.control.enter(Phase.COMMIT)
+    facts = Facts(intent.size, f"sha256:{intent.sha256}" if intent.sha256 else None, verified)
+    match TransferKind(work.row.kind):
+        case TransferKind.COPY:
+            return str(await work.write(outcomes.complete_copy, facts))
+        case TransferKind.GETEXTERNAL:
+            return str(await work.write(outcomes.complete_getexternal, facts, originator))
+        case TransferKind.MOVE:
+            await work.write(outcomes.commit_move, facts)
+            return outcomes.MOVED
+        case kind:
+            raise InternalError(f"{kind} is not committed here")
+
+
+@_step("remove source")
+async def remove_source() -> str:
+    """End a move: its source goes, if it still is what was read (after a rename it has gone already)."""
+    work = current()
+    work.control.enter(Phase.CLEANUP)
+    recorded = await asyncio.to_thread(work.recorded_intent)
+    await _threaded(publishing.remove_source, work.job().origin, recorded)
+    await work.write(outcomes.finish_move)
+    return outcomes.MOVED
+
+
+@_step("remove file")
+async def remove_file() -> str:
+    """Remove an object's file and tell the catalogue."""
+    work = current()
+    work.control.enter(Phase.CLEANUP)
+    await _threaded(publishing.remove_file, work.job().origin)
+    work.control.enter(Phase.COMMIT)
+    return await work.write(outcomes.complete_delete)
+
+
+def copied_instead(found: Found) -> Found:
+    """Plan a move across file systems of one machine: copied there, then removed."""
+    return dataclasses.replace(found, route=Route.WITHIN)
+
+
+async def deliver(found: Found) -> tuple[Intent, Verified]:
+    """Move, verify and publish; bytes that were damaged on the way are sent once more, from the start."""
+    work = current()
+    if found.published is not None:  # by an attempt before this one, which could not tell the catalogue
+        sha256 = work.job().verify is VerifyPolicy.SHA256
+        return found.published, Verified.SHA256 if sha256 else Verified.SIZE
+    try:
+        try:
+            proof = await verify(found, await transfer(found))
+        except ChecksumMismatch as damaged:
+            work.log.warning("transfer %s: %s; once more", work.transfer, damaged.detail)
+            proof = await verify(found, await transfer(found))
+        return await publish(found, proof), proof.verified
+    except BaseException:
+        await _discard(work, found)
+        raise
+
+
+async def _discard(work: Work, found: Found) -> None:
+    """Remove what a failed attempt left beside the destination; on a machine that is away it stays until the sweep."""
+    try:
+        await asyncio.to_thread(stream.discard, work.job(), found)
+    except DataManagerError as error:
+        work.log.warning("transfer %s: partial file %s stays for now: %s", work.transfer, found.part, error.detail)
+
+
+async def _record(work: Work, intent: Intent) -> None:
+    await work.write(movers.remember, intent={"size": intent.size, "sha256": intent.sha256, "mtime": intent.mtime})
+
+
+def _download(work: Work, job: Job, found: Found) -> Moved:
+    request, parts = work.request, work.parts
+    if not isinstance(request, GetExternalRequest):
+        raise InternalError("only getexternal downloads")
+    source = open_source(
+        request.url, request.protocol, request.options, parts.guard, max_size=parts.settings.max_download
+    )
+    with source.open() as download:
+        return stream.download(
+            job, found, download, work.control, expected=request.size, limit=parts.settings.max_download
+        )

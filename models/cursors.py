@@ -1,0 +1,47 @@
+"""Cursors: where a page of a listing ended. Opaque to clients, and checked like everything that comes from outside."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from uuid import UUID
+
+from datamanager.domain.requests import SIZE_MAX
+from datamanager.errors import InvalidRequest
+
+SortValue = str | int | datetime
+
+
+def encode_cursor(value: SortValue, last: UUID, sort: str) -> str:
+    """Return the cursor of the page that ends with the object `last`, whose sort key is `value`."""
+    plain = value.isoformat() if isinstance(value, datetime) else value
+    return base64.urlsafe_b64encode(json.dumps([sort, plain, str(last)]).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, sort: str) -> tuple[SortValue, UUID]:
+    """Return the sort key and the object that a page ended with. Raises: InvalidRequest."""
+    try:
+        made_for, plain, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if made_for != sort or not isinstance(last, str):
+            raise ValueError("made for another sort")
+        return _value(plain, sort.removeprefix("-")), UUID(last)
+    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
+        wanted = "the value of the page before, with the same sort"
+        raise InvalidRequest("cursor: not one that this listing returned", {"cursor": wanted}) from exc
+
+
+def _value(plain: object, key: str) -> SortValue:
+    if key == "size":
+        if type(plain) is not int or not -1 <= plain <= SIZE_MAX:
+            raise ValueError("not a size")
+        return plain
+    if not isinstance(plain, str) or "\0" in plain:
+        raise ValueError("not a text")
+    plain.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
+    if not key.startswith("date_"):
+        return plain
+    time = datetime.fromisoformat(plain)
+    if time.tzinfo is None:
+        raise ValueError("not an aware time")
+    return time.astimezone(UTC)

@@ -1,0 +1,200 @@
+"""One catalogue database: connections, transactions, its clock.
+
+SQLite runs in WAL mode and every writing transaction begins IMMEDIATE: a read that turns into a write fails at once
+there, whatever the busy timeout. `synchronous=FULL`: what was answered survives a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult, Engine, Table, create_engine, event, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import Insert
+
+from datamanager.errors import CatalogueUnavailable, SettingsError
+
+BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
+WAKE_CHANNEL = "dm_wake"
+
+
+class Database:
+    """The catalogue's engine; safe to share between threads, not between forks.
+
+    `url` is a SQLAlchemy URL with driver (`sqlite+pysqlite:///…`, `postgresql+psycopg://…`). Raises: SettingsError for
+    a SQLite database in memory, which two connections can't share.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        sqlite_file = url.startswith("sqlite")
+        options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": pool_size * 2, "pool_timeout": 30}
+        if sqlite_file:
+            if url.partition(":///")[2].partition("?")[0] in ("", ":memory:"):
+                raise SettingsError("the catalogue must be a file: sqlite:////path/catalogue.db")
+            options["connect_args"] = {"timeout": BUSY_TIMEOUT, "check_same_thread": False}
+        else:
+            options["pool_pre_ping"] = True
+            lock_timeout = f"-c lock_timeout={int(BUSY_TIMEOUT * 1000)}"  # a writer that was stopped must not stop all
+            options["connect_args"] = {"connect_timeout": 5, "options": lock_timeout}
+        self.url = url
+        self.is_postgresql = not sqlite_file
+        self.engine = create_engine(url, **options)
+        if sqlite_file:
+            _prepare_sqlite(self.engine)
+        self._writing = self.engine.execution_options(dm_write=True)
+        # SQLite's own waiting is polling with pauses; threads of one process queue here instead
+        self._turn: AbstractContextManager[None] | _Turn = _Turn() if sqlite_file else nullcontext()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Open a session for reading. Raises: CatalogueUnavailable."""
+        with translated(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Open a session whose changes are committed together at the end, or not at all on an exception.
+
+        Keep it short and never nest it: on SQLite one writer works at a time. Raises: CatalogueUnavailable (retryable),
+        also when PostgreSQL ended the transaction for a deadlock.
+        """
+        with translated(), self._turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Open a bare connection in one writing transaction; for migrations. Raises: CatalogueUnavailable."""
+        with translated(), self._turn, self._writing.begin() as connection:
+            yield connection
+
+    def ping(self) -> None:
+        """Ask the database for a sign of life. Raises: CatalogueUnavailable."""
+        with self.read() as session:
+            session.execute(select(1))
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The catalogue's file, None for PostgreSQL."""
+        return None if self.is_postgresql else Path(str(self.engine.url.database))
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+class _Turn:
+    """A lock that is given up waiting for after the busy timeout."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT):
+            raise CatalogueUnavailable("the catalogue is busy: another writer does not end")
+
+    def __exit__(self, *_exc: object) -> None:
+        self._lock.release()
+
+
+def on_postgresql(session: Session) -> bool:
+    """Say whether the session's database is PostgreSQL."""
+    return session.get_bind().dialect.name == "postgresql"
+
+
+def now(session: Session) -> datetime:
+    """Return the database's clock: what leases and deadlines of several movers are compared by."""
+    if on_postgresql(session):
+        time: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+        return time.astimezone(UTC)
+    return datetime.now(UTC)  # SQLite: one host, one clock
+
+
+def wake(session: Session, what: str) -> None:
+    """Tell listeners on other hosts at commit; PostgreSQL only, elsewhere the caller uses the Unix socket."""
+    if on_postgresql(session):
+        session.execute(select(func.pg_notify(WAKE_CHANNEL, what)))
+
+
+def insert_if_free(session: Session, table: Table, values: dict[str, Any]) -> bool:
+    """Insert a row unless a unique index has it already; say whether it was inserted.
+
+    The unique index decides the race, not a SELECT before it. On PostgreSQL this waits for a rival's transaction to
+    end.
+    """
+    statement: Insert
+    if on_postgresql(session):
+        statement = postgresql.insert(table).on_conflict_do_nothing()
+    else:
+        statement = sqlite.insert(table).on_conflict_do_nothing()
+    return affected(session, statement.values(**values)) == 1
+
+
+def insert_row(session: Session, table: Table, values: dict[str, Any]) -> None:
+    """Insert a row."""
+    session.execute(insert(table).values(**values))
+
+
+def affected(session: Session, statement: Any) -> int:
+    """Execute an INSERT, UPDATE or DELETE; return how many rows it touched."""
+    result = session.execute(statement)
+    if not isinstance(result, CursorResult):
+        raise TypeError("only INSERT, UPDATE and DELETE tell how many rows they touch")
+    return int(result.rowcount)
+
+
+def storable(text: str) -> str:
+    """Return `text` as every database can store it: NUL and lone surrogates (of a remote machine's message) escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
+def _json_member(document: str | None, key: str) -> str | None:
+    """Do in SQLite what PostgreSQL's `->>` does: a member as text, null for null and for what is not there.
+
+    SQLite's own paths can't name keys with quotes or that look like numbers, and it turns true into 1.
+    """
+    members = json.loads(document) if document else {}
+    value = members.get(key) if isinstance(members, dict) else None
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        connection.create_function("dm_json_member", 2, _json_member, deterministic=True)
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "case_sensitive_like=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writing = connection.get_execution_options().get("dm_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn a database that is away, full or locked for too long into CatalogueUnavailable; the cause is kept, the SQL isn't
+    told.
+    """
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as exc:
+        if getattr(getattr(exc, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+            raise  # wrong SQL or a missing table: a fault of ours, and no waiting will mend it
+        raise CatalogueUnavailable("the catalogue's database does not answer") from exc
+    except DBAPIError as exc:
+        if exc.connection_invalidated:
+            raise CatalogueUnavailable("the catalogue's database closed the connection") from exc
+        raise

@@ -1,0 +1,105 @@
+"""Idempotency keys: one request works under a key, others with the same fingerprint wait for its answer.
+
+The object or transfer that the request makes is written into the key's row in the same transaction (`attach`). So when
+the process that held the key dies, a retry finds what was made and goes on from there, and nothing is made twice.
+(IETF draft-ietf-httpapi-idempotency-key-header.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import Table, delete, select, update
+from sqlalchemy.orm import Session
+
+from datamanager.errors import CatalogueUnavailable, IdempotencyMismatch
+from models.database import affected, insert_if_free, now
+from models.tables import IdempotencyKey
+
+_keys = cast(Table, IdempotencyKey.__table__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A stored answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What `begin` found: `answer` to repeat; or `mine` (go on; `subject` was already made by a predecessor that died);
+    or neither: another request works under the key, wait and ask again.
+    """
+
+    mine: bool = False
+    answer: Answer | None = None
+    subject: UUID | None = None
+
+
+def begin(session: Session, key: str, fingerprint: str, holder: str, hold_for: timedelta, keep: timedelta) -> Begun:
+    """Enter a key or join whoever has it. Raises: IdempotencyMismatch when the key stands for another request."""
+    time = now(session)
+    values = {
+        "key": key,
+        "fingerprint": fingerprint,
+        "holder": holder,
+        "held_until": time + hold_for,
+        "created": time,
+        "headers": {},
+    }
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.key == key, IdempotencyKey.created < time - keep))
+    if insert_if_free(session, _keys, values):
+        return Begun(mine=True)
+    row = session.get(IdempotencyKey, key, with_for_update=True, populate_existing=True)
+    if row is None:
+        return Begun()  # just dropped by its holder: ask again
+    if row.fingerprint != fingerprint:
+        raise IdempotencyMismatch(f"Idempotency-Key {key!r} was used for another request")
+    if row.status is not None:
+        return Begun(answer=Answer(row.status, dict(row.headers), row.body or ""))
+    if row.held_until is not None and row.held_until > time:
+        return Begun()
+    row.holder, row.held_until = holder, time + hold_for
+    return Begun(mine=True, subject=row.subject)
+
+
+def attach(session: Session, key: str, holder: str, subject: UUID) -> None:
+    """Write what the request made into its key, in the transaction that makes it.
+
+    Raises: CatalogueUnavailable when the hold ran out and another request works under the key now: what was made here
+    must not stay, or it would be there twice.
+    """
+    if not _update(session, key, holder, subject=subject):
+        raise CatalogueUnavailable("the request took too long; another one works under its Idempotency-Key now")
+
+
+def prolong(session: Session, key: str, holder: str, hold_for: timedelta) -> None:
+    """Keep the key while the request goes on."""
+    _update(session, key, holder, held_until=now(session) + hold_for)
+
+
+def store(session: Session, key: str, holder: str, answer: Answer) -> None:
+    """Keep the answer for later requests with this key."""
+    _update(session, key, holder, status=answer.status, headers=answer.headers, body=answer.body, held_until=None)
+
+
+def drop(session: Session, key: str, holder: str) -> None:
+    """Forget the key: its answer (5xx) must not be repeated."""
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.key == key, IdempotencyKey.holder == holder))
+
+
+def prune(session: Session, keep: timedelta, limit: int = 1000) -> int:
+    """Forget up to `limit` keys older than `keep`; return how many."""
+    old = select(IdempotencyKey.key).where(IdempotencyKey.created < now(session) - keep).limit(limit)
+    return affected(session, delete(IdempotencyKey).where(IdempotencyKey.key.in_(old)))
+
+
+def _update(session: Session, key: str, holder: str, **values: Any) -> bool:
+    mine = update(IdempotencyKey).where(IdempotencyKey.key == key, IdempotencyKey.holder == holder)
+    return affected(session, mine.values(**values)) == 1

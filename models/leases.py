@@ -1,0 +1,48 @@
+"""Named leases: which process has a duty (the outbox relay), and which movers are alive."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from sqlalchemy import Table, delete, select
+from sqlalchemy.orm import Session
+
+from models.database import insert_if_free, now
+from models.tables import Lease
+
+MOVER_PREFIX = "mover:"
+_leases = cast(Table, Lease.__table__)
+
+
+def hold_lease(
+    session: Session, name: str, holder: str, duration: timedelta, details: dict[str, Any] | None = None
+) -> bool:
+    """Take or prolong a lease; False while another holder's has not run out."""
+    time = now(session)
+    values = {"name": name, "holder": holder, "until": time + duration, "details": details or {}}
+    if insert_if_free(session, _leases, values):
+        return True
+    lease = session.get(Lease, name, with_for_update=True, populate_existing=True)
+    if lease is None or (lease.holder != holder and lease.until > time):
+        return False
+    lease.holder, lease.until = holder, time + duration
+    if details is not None:
+        lease.details = details
+    return True
+
+
+def drop_lease(session: Session, name: str, holder: str) -> None:
+    """Give a lease up, if it is ours."""
+    session.execute(delete(Lease).where(Lease.name == name, Lease.holder == holder))
+
+
+def movers_online(session: Session) -> list[tuple[str, datetime]]:
+    """Return (name, lease end) of the movers that live."""
+    query = select(Lease).where(Lease.name.startswith(MOVER_PREFIX), Lease.until > now(session)).order_by(Lease.name)
+    return [(lease.holder, lease.until) for lease in session.scalars(query)]
+
+
+def prune_leases(session: Session, older: timedelta) -> None:
+    """Forget leases that ran out long ago (movers that are no more)."""
+    session.execute(delete(Lease).where(Lease.until < now(session) - older))

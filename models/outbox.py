@@ -1,0 +1,95 @@
+"""The outbox: messages written in the transaction of the change that they tell of.
+
+The relay (`datamanager.messaging`) sends them and marks them; what the broker has not confirmed stays here.
+Bodies are CloudEvents 1.0 in JSON (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from models.database import affected, now
+from models.tables import OutboxMessage, Transfer
+
+REQUESTS_QUEUE = "dm.requests"
+EVENTS_EXCHANGE = "dm.events"
+SOURCE = "/DM"
+
+
+def cloud_event(kind: str, subject: UUID, time: datetime, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
+    """Make a CloudEvents 1.0 envelope; `extensions` are further attributes (lower-case letters and digits only)."""
+    return {
+        "specversion": "1.0",
+        "id": str(uuid4()),
+        "source": SOURCE,
+        "type": kind,
+        "subject": str(subject),
+        "time": time.isoformat(),
+        "datacontenttype": "application/json",
+        "data": data,
+        **extensions,
+    }
+
+
+def post_request(session: Session, transfer: Transfer) -> None:
+    """Tell the movers of a new transfer (queue `dm.requests`)."""
+    body = cloud_event("dm.transfer.requested", transfer.id, now(session), {"transfer": str(transfer.id)})
+    session.add(
+        OutboxMessage(exchange="", routing_key=REQUESTS_QUEUE, subject=transfer.id, body=body, created=transfer.created)
+    )
+
+
+def post_transfer_event(session: Session, transfer: Transfer, what: str, data: dict[str, Any]) -> None:
+    """Tell of a transfer's change (`dm.transfer.{what}`), with the next number in the transfer's sequence.
+
+    `transfer` must belong to the session.
+    """
+    transfer.sequence += 1
+    time = now(session)
+    body = cloud_event(
+        f"dm.transfer.{what}",
+        transfer.id,
+        time,
+        {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status, **data},
+        sequence=f"{transfer.sequence:010d}",
+    )
+    session.add(
+        OutboxMessage(
+            exchange=EVENTS_EXCHANGE, routing_key=f"dm.transfer.{what}", subject=transfer.id, body=body, created=time
+        )
+    )
+
+
+def post_object_event(session: Session, object_id: UUID, what: str, data: dict[str, Any]) -> None:
+    """Tell of an object's change (`dm.object.registered|copied|moved|deleted`)."""
+    time = now(session)
+    body = cloud_event(f"dm.object.{what}", object_id, time, {"object": str(object_id), **data})
+    session.add(
+        OutboxMessage(
+            exchange=EVENTS_EXCHANGE, routing_key=f"dm.object.{what}", subject=object_id, body=body, created=time
+        )
+    )
+
+
+def unsent(session: Session, limit: int) -> list[OutboxMessage]:
+    """Return the oldest messages that the broker has not confirmed, in order."""
+    query = select(OutboxMessage).where(OutboxMessage.sent.is_(None)).order_by(OutboxMessage.id).limit(limit)
+    return list(session.scalars(query))
+
+
+def mark_sent(session: Session, ids: list[int]) -> None:
+    """Note that the broker has confirmed these."""
+    session.execute(update(OutboxMessage).where(OutboxMessage.id.in_(ids)).values(sent=now(session)))
+
+
+def prune(session: Session, keep: timedelta, *, broker: bool, limit: int = 1000) -> int:
+    """Forget up to `limit` messages older than `keep`, return how many; with a broker only those that it has confirmed."""
+    old = select(OutboxMessage.id).where(OutboxMessage.created < now(session) - keep).limit(limit)
+    if broker:
+        old = old.where(OutboxMessage.sent.is_not(None))
+    return affected(session, delete(OutboxMessage).where(OutboxMessage.id.in_(old)))

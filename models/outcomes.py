@@ -1,0 +1,182 @@
+"""How transfers end: object row, transfer row, claims and events in one transaction.
+
+Every function is fenced: a runner that lost its lease gets LeaseLost and changes nothing.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from datamanager.domain.location import Place, split_dest
+from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
+from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
+from datamanager.errors import DataManagerError, InternalError
+from models.claims import (
+    free_claims_of_transfer,
+    free_place_of_object,
+    give_place_to_object,
+    give_place_to_transfer,
+)
+from models.database import now, storable, wake
+from models.movers import Hold, advance, append_fault, held
+from models.objects import Facts, add_object, lock_object, relocate
+from models.outbox import post_object_event, post_transfer_event
+from models.tables import DataObject, Transfer
+from models.transfers import request_of
+
+MOVED = "Move successful"
+
+
+def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
+    """End a copy: the new object with the source's originator, group and lineage. Returns its identifier."""
+    row = held(session, hold, lock=True)
+    request = request_of(row)
+    if not isinstance(request, CopyRequest):
+        raise InternalError(f"transfer {row.id} is no copy")
+    source, new, place = lock_object(session, _known(row.object_id)), _known(row.result_object_id), destination(row)
+    add_object(
+        session,
+        new,
+        place,
+        facts,
+        path=split_dest(request.dest)[0],
+        description=source.description,
+        originator=source.originator,
+        group=source.group,
+        metadata=source.meta,
+        event="copied",
+        derived_from=source.id,
+    )
+    give_place_to_object(session, place, row.id, new)
+    _complete(session, row, str(new), facts)
+    return new
+
+
+def complete_getexternal(session: Session, hold: Hold, facts: Facts, originator: str) -> UUID:
+    """End a download: the new object. Returns its identifier."""
+    row = held(session, hold, lock=True)
+    request = request_of(row)
+    if not isinstance(request, GetExternalRequest):
+        raise InternalError(f"transfer {row.id} is no download")
+    new, place = _known(row.result_object_id), destination(row)
+    add_object(
+        session,
+        new,
+        place,
+        facts,
+        path=request.path,
+        description=request.description,
+        originator=request.originator or originator,
+        group=request.group,
+        metadata=request.metadata,
+        event="registered",
+    )
+    give_place_to_object(session, place, row.id, new)
+    _complete(session, row, str(new), facts)
+    return new
+
+
+def commit_move(session: Session, hold: Hold, facts: Facts) -> None:
+    """Give the object its new place; the old one stays with the transfer until the source is removed (`finish_move`).
+
+    Idempotent: an attempt after the one that did it finds it done.
+    """
+    row = held(session, hold, lock=True)
+    request = request_of(row)
+    if not isinstance(request, MoveRequest):
+        raise InternalError(f"transfer {row.id} is no move")
+    if row.notes.get("committed"):
+        return
+    if row.status != TransferStatus.RUNNING.value:
+        raise InternalError(f"transfer {row.id} was not begun")
+    obj, place = lock_object(session, _known(row.object_id)), destination(row)
+    give_place_to_transfer(session, Place(obj.machine, obj.place), obj.id, row.id)
+    give_place_to_object(session, place, row.id, obj.id)
+    relocate(obj, place, request.dest, now(session), facts)
+    row.notes = {**row.notes, "committed": True}
+    row.phase = Phase.CLEANUP.value
+    row.bytes_total = row.bytes_done = facts.size or 0
+    data = {
+        "machine": place.machine,
+        "place": place.path,
+        "from": {"machine": row.source_machine, "place": row.source_place},
+        "size": facts.size,
+        "group": obj.group,
+    }
+    post_object_event(session, obj.id, "moved", data)
+
+
+def finish_move(session: Session, hold: Hold) -> None:
+    """End a move whose source is gone."""
+    row = held(session, hold, lock=True)
+    if not row.notes.get("committed"):
+        raise InternalError(f"transfer {row.id} has not given its object the new place")
+    obj = lock_object(session, _known(row.object_id))
+    _complete(session, row, MOVED, Facts(obj.size))
+
+
+def complete_delete(session: Session, hold: Hold) -> str:
+    """End a delete: DELETED, the place is free. Returns the message for the client."""
+    row = held(session, hold, lock=True)
+    obj = lock_object(session, _known(row.object_id))
+    obj.status = ObjectStatus.DELETED.value
+    obj.date_modified = now(session)
+    free_place_of_object(session, obj.id)
+    message = f"{obj.machine}:{given_path(obj)} deleted"
+    post_object_event(session, obj.id, "deleted", {"machine": obj.machine, "place": obj.place, "group": obj.group})
+    _complete(session, row, message, Facts(obj.size))
+    return message
+
+
+def fail(session: Session, hold: Hold, error: DataManagerError) -> None:
+    """End a transfer in ERROR; its claims are freed. The object is as it was, or where the error code says."""
+    row = held(session, hold, lock=True)
+    append_fault(session, row, error.code, error.detail)
+    row.error_code = error.code
+    row.error_detail = row.result = detail = storable(error.detail)
+    _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
+
+
+def destination(row: Transfer) -> Place:
+    """Return where the transfer's file is to be."""
+    if row.destination_machine is None or row.destination_place is None:
+        raise InternalError(f"transfer {row.id} has no destination")
+    return Place(row.destination_machine, row.destination_place)
+
+
+def source(row: Transfer) -> Place:
+    """Return where the transfer's file was when it was requested."""
+    if row.source_machine is None or row.source_place is None:
+        raise InternalError(f"transfer {row.id} has no source")
+    return Place(row.source_machine, row.source_place)
+
+
+def given_path(obj: DataObject) -> str:
+    """Return directory and name as the client gave them."""
+    return f"{obj.path.rstrip('/')}/{obj.filename}" if obj.path else obj.filename
+
+
+def _complete(session: Session, row: Transfer, result: str, facts: Facts) -> None:
+    row.result = result
+    if facts.size is not None and row.kind != TransferKind.DELETE.value:
+        row.bytes_done = row.bytes_total = facts.size
+    _end(session, row, TransferStatus.COMPLETE, "complete", {"result": result, "size": facts.size})
+
+
+def _end(session: Session, row: Transfer, status: TransferStatus, event: str, data: dict[str, object]) -> None:
+    advance(row, status)
+    row.phase = Phase.DONE.value
+    row.ended = now(session)
+    row.owner = None
+    row.lease_until = None
+    free_claims_of_transfer(session, row.id)
+    post_transfer_event(session, row, event, data)
+    wake(session, f"ended:{row.id}")
+
+
+def _known(value: UUID | None) -> UUID:
+    if value is None:
+        raise InternalError("the transfer's row lacks an identifier that its kind must have")
+    return value

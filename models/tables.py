@@ -1,0 +1,257 @@
+"""The catalogue's tables.
+
+Rows are read-only snapshots once their session has ended; they are changed only by the functions of this package,
+inside a writing transaction (`Database.write`). A change here needs a migration (`models/migrations`); a test compares
+the two.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from datamanager.domain.states import ObjectStatus, Phase, TransferStatus, Verified
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+# Texts that are sorted or compared with < and >: by their UTF-8 bytes on both databases, whatever the server's locale.
+ByteOrdered = Text().with_variant(Text(collation="C"), "postgresql")
+MachineName = String(64).with_variant(String(64, collation="C"), "postgresql")
+Status = String(16).with_variant(String(16, collation="C"), "postgresql")
+Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers INTEGER keys only
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time on every database; SQLite has no zones, so UTC is stored there without one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive times, store UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time in the catalogue must be aware")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Return aware UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """The metadata that Alembic compares with the database."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own form
+        datetime: UtcDateTime,
+        UUID: Uuid,
+        dict[str, Any]: JSON,
+        list[dict[str, Any]]: JSON,
+    }
+
+
+def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
+
+
+class DataObject(Base):
+    """One data object. Rows are never removed."""
+
+    __tablename__ = "objects"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    machine: Mapped[str] = mapped_column(MachineName)
+    path: Mapped[str] = mapped_column(Text)
+    """The directory as the client gave it."""
+    filename: Mapped[str] = mapped_column(ByteOrdered)
+    place: Mapped[str] = mapped_column(ByteOrdered)
+    """The normalised path below the machine's base_dir; what comparisons use."""
+    description: Mapped[str] = mapped_column(Text, default="")
+    size: Mapped[int | None] = mapped_column(BigInteger)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
+    date_registered: Mapped[datetime]
+    date_modified: Mapped[datetime]
+    status: Mapped[str] = mapped_column(Status, default=ObjectStatus.ACTIVE.value)
+    originator: Mapped[str] = mapped_column(Text, default="")
+    group: Mapped[str] = mapped_column("group", ByteOrdered, default="")
+    checksum: Mapped[str | None] = mapped_column(String(80))
+    """`sha256:…` or null."""
+    verified: Mapped[str] = mapped_column(String(16), default=Verified.NONE.value)
+    derived_from: Mapped[UUID | None] = mapped_column(ForeignKey("objects.id"))
+    archived_in: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        Index("ix_objects_date_registered", "date_registered", "id"),
+        Index("ix_objects_machine", "machine", "status"),
+        Index("ix_objects_filename", "filename"),
+        # hashed: a B-tree of PostgreSQL refuses values beyond 2.7 kB, and these may be longer
+        Index("ix_objects_place", "place", postgresql_using="hash"),
+        Index("ix_objects_group", "group", postgresql_using="hash"),
+    )
+
+
+class Transfer(Base):
+    """One request to move, make or remove a file; the truth about it, Prefect only runs and shows it."""
+
+    __tablename__ = "transfers"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    object_id: Mapped[UUID | None]
+    """The object worked on; null for getexternal."""
+    result_object_id: Mapped[UUID | None]
+    """The identifier that a new object will have: chosen at the request, so that a repeated commit can't make two."""
+    request: Mapped[dict[str, Any]]
+    fail_fast: Mapped[bool] = mapped_column(default=False)
+    """A client waits: an unreachable machine ends the transfer at once instead of being retried."""
+    source_machine: Mapped[str | None] = mapped_column(MachineName)
+    source_place: Mapped[str | None] = mapped_column(Text)
+    destination_machine: Mapped[str | None] = mapped_column(MachineName)
+    destination_place: Mapped[str | None] = mapped_column(Text)
+    group: Mapped[str] = mapped_column("group", Text, default="")
+
+    status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)
+    phase: Mapped[str] = mapped_column(String(16), default=Phase.QUEUED.value)
+    bytes_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    bytes_total: Mapped[int | None] = mapped_column(BigInteger)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    faults: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    """Every attempt's fault: time, code, detail. Give it a new list to change it."""
+    notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """What a later attempt must know: intents recorded before acts that can't be repeated."""
+    result: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_detail: Mapped[str | None] = mapped_column(Text)
+    flow_run_id: Mapped[UUID | None]
+
+    owner: Mapped[str | None] = mapped_column(String(200))
+    epoch: Mapped[int] = mapped_column(Integer, default=0)
+    lease_until: Mapped[datetime | None]
+    """The database's clock; past this, any mover may return the transfer to the queue."""
+    retry_at: Mapped[datetime | None]
+    sequence: Mapped[int] = mapped_column(Integer, default=0)
+    """Of the last event; consumers order and deduplicate by it."""
+    created: Mapped[datetime]
+    started: Mapped[datetime | None]
+    ended: Mapped[datetime | None]
+
+    __table_args__ = (
+        _partial("ix_transfers_open", "status", "created", "id", where="ended IS NULL"),
+        Index("ix_transfers_object_id", "object_id"),
+        Index("ix_transfers_created", "created", "id"),
+        Index("ix_transfers_ended", "ended"),
+        Index("uq_transfers_flow_run_id", "flow_run_id", unique=True),
+    )
+
+
+class Claim(Base):
+    """Who holds what; every race on a place or an object is decided by this table's unique indexes."""
+
+    __tablename__ = "claims"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    mode: Mapped[str] = mapped_column(String(8))
+    """`place`: one holder a place. `write`: one an object. `read`: many an object, none beside a write."""
+    machine: Mapped[str | None] = mapped_column(MachineName)
+    place: Mapped[str | None] = mapped_column(Text)
+    place_key: Mapped[str | None] = mapped_column(String(64))
+    """sha256 of machine and place: a path may be longer than what an index of PostgreSQL takes."""
+    object_id: Mapped[UUID | None]
+    transfer_id: Mapped[UUID | None]
+    """The transfer whose end frees the claim; null: the ACTIVE object holds it."""
+
+    __table_args__ = (
+        _partial("uq_claims_place_key", "place_key", where="mode = 'place'", unique=True),
+        _partial("uq_claims_write", "object_id", where="mode = 'write'", unique=True),
+        Index("ix_claims_object_id", "object_id"),
+        Index("ix_claims_transfer_id", "transfer_id"),
+    )
+
+
+class IdempotencyKey(Base):
+    """A key that a client gave, and the answer it got. Kept 24 h."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    holder: Mapped[str] = mapped_column(String(200))
+    """The request that works under the key; another may take over when `held_until` has passed."""
+    held_until: Mapped[datetime | None]
+    """Null once the answer is stored."""
+    subject: Mapped[UUID | None]
+    """The object or transfer that the request made, written in the same transaction: a retry finds it."""
+    status: Mapped[int | None]
+    headers: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    body: Mapped[str | None] = mapped_column(Text)
+    created: Mapped[datetime]
+
+    __table_args__ = (Index("ix_idempotency_keys_created", "created"),)
+
+
+class OutboxMessage(Base):
+    """A message that must reach the broker; written with the change it tells of, sent by the relay."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    exchange: Mapped[str] = mapped_column(String(64))
+    routing_key: Mapped[str] = mapped_column(String(128))
+    subject: Mapped[UUID | None]
+    body: Mapped[dict[str, Any]]
+    created: Mapped[datetime]
+    sent: Mapped[datetime | None]
+
+    __table_args__ = (
+        _partial("ix_outbox_unsent", "id", where="sent IS NULL"),
+        Index("ix_outbox_created", "created"),
+    )
+
+
+class Lease(Base):
+    """A named duty that one process has at a time (the outbox relay), and the movers that are alive."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(200))
+    until: Mapped[datetime]
+    details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+
+
+class MachineSeen(Base):
+    """The base_dir that a machine had when the catalogue was last used; a change with objects there stops the start."""
+
+    __tablename__ = "machines_seen"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    base_dir: Mapped[str] = mapped_column(Text)

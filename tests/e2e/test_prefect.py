@@ -1,0 +1,125 @@
+"""What people see and do in Prefect: names, tags, artifacts, runs begun there; and what a mover refuses to run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import requests
+
+from tests.support.service import DataManagerService
+from tests.support.site import Site, sha256, some_bytes
+
+
+class PrefectApi:
+    """The few calls of Prefect's REST API that these tests need."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Send a body, return the answer's."""
+        answer = requests.post(f"{self.url}/{path}", json=body, timeout=30)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    def get(self, path: str) -> Any:
+        """Return an answer's body."""
+        answer = requests.get(f"{self.url}/{path}", timeout=30)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    def wait(self, run: str, patience: float = 60) -> dict[str, Any]:
+        """Wait until a flow run has ended."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            found: dict[str, Any] = self.get(f"flow_runs/{run}")
+            if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return found
+            time.sleep(0.2)
+        raise AssertionError(f"flow run {run} did not end: {found['state']}")
+
+
+@pytest.fixture
+def prefect(prefect_api_url: str) -> PrefectApi:
+    """The Prefect server that the site uses."""
+    return PrefectApi(prefect_api_url)
+
+
+def test_a_run_says_what_it_does(site: Site, prefect: PrefectApi) -> None:
+    data = some_bytes(300_000)
+    source = site.register("archer2", "ui/weather.nc", data)
+    task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "ui/copy.nc"}).text
+    status = site.wait(task)
+    run = prefect.wait(status["flow_run_id"])
+    assert run["name"] == "copy weather.nc archer2 → cirrus"
+    assert {"copy", "archer2", "cirrus", "fire"} <= set(run["tags"])
+    assert run["parameters"] == {"transfer": task}  # nothing else is stored for all to see
+    assert run["state_type"] == "COMPLETED"
+    time.sleep(2)  # task runs reach Prefect as events
+    filters = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    names = {row["name"].rpartition("-")[0] for row in prefect.post("task_runs/filter", filters)}
+    assert names == {"probe", "transfer", "verify", "publish", "commit"}
+    artifacts = prefect.post("artifacts/filter", filters)
+    summary = next(row["data"] for row in artifacts if row["type"] == "markdown")
+    assert "300,000 bytes" in summary
+    assert sha256(data) in summary
+
+
+def test_a_failed_transfer_is_a_failed_run(site: Site, prefect: PrefectApi) -> None:
+    source = site.register("archer2", "ui/gone.nc", b"x")
+    (site.folders["archer2"] / "ui/gone.nc").unlink()
+    task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "ui/never.nc"}).text
+    status = site.wait(task)
+    assert (status["status"], status["error"]["code"]) == ("ERROR", "source_missing")
+    run = prefect.wait(status["flow_run_id"])
+    assert run["state_type"] == "FAILED"
+    assert "no such file" in run["state"]["message"]
+
+
+def test_a_run_begun_in_the_ui_is_a_transfer_like_any_other(site: Site, prefect: PrefectApi) -> None:
+    data = some_bytes(10_000)
+    source = site.register("archer2", "ui/quick.nc", data)
+    deployment = prefect.get("deployments/name/copy/data-manager")
+    body = {"parameters": {"uuid": source, "machine": "cirrus", "dest": "ui/quick.nc"}, "state": {"type": "SCHEDULED"}}
+    created = prefect.post(f"deployments/{deployment['id']}/create_flow_run", body)
+    run = prefect.wait(created["id"])
+    assert run["state_type"] == "COMPLETED", run["state"]
+    assert run["name"] == "copy quick.nc archer2 → cirrus"
+    assert site.read("cirrus", "ui/quick.nc") == data
+    rows = site.ask("GET", "info", params={"machine": "cirrus", "filename": "quick.nc"}).json()
+    assert [row["derived_from"] for row in rows] == [source]
+
+
+@pytest.mark.parametrize("entrypoint", ["os:system", "/tmp/evil.py:flow", "flows.steps:probe", None])
+def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, entrypoint: str | None) -> None:
+    flow = prefect.post("flows/", {"name": f"foreign-{uuid4().hex[:8]}"})
+    deployment = prefect.post(
+        "deployments/",
+        {
+            "name": f"foreign-{uuid4().hex[:8]}",
+            "flow_id": flow["id"],
+            "entrypoint": entrypoint,
+            "work_pool_name": "data-manager",
+            "pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": f"touch {site.service.home}/pwned"}}],
+        },
+    )
+    created = prefect.post(f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
+    run = prefect.wait(created["id"])
+    assert run["state_type"] == "CRASHED"
+    assert "is no flow of this project" in run["state"]["message"]
+    assert not (site.service.home / "pwned").exists()
+    requests.delete(f"{prefect.url}/deployments/{deployment['id']}", timeout=30)
+
+
+def test_movers_show_as_online_workers(site: Site, prefect: PrefectApi) -> None:
+    workers = prefect.post("work_pools/data-manager/workers/filter", {})
+    assert any(row["status"] == "ONLINE" for row in workers)
+    assert prefect.get("work_pools/data-manager")["type"] == "mover"
+
+
+def test_the_movers_name_themselves(site: Site) -> None:
+    service: DataManagerService = site.service
+    assert service.mover_pids()

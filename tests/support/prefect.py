@@ -1,0 +1,85 @@
+"""A private Prefect server on loopback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.ports import free_port
+from tests.support.process import Process, clean_environment
+
+START_TIMEOUT = 90.0
+"""Seconds until a server that is not healthy fails the test."""
+
+
+class PrefectServer:
+    """One Prefect server; SQLite in `directory`, or the database of `database_url` (postgresql+asyncpg).
+
+    It can be stopped or killed and started again; it keeps its port and its database.
+    """
+
+    def __init__(self, directory: Path, *, port: int | None = None, database_url: str | None = None) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.port = port or free_port()
+        self.env = clean_environment(**prefect_environment(directory))
+        if database_url is not None:
+            self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database_url
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.process = Process(command, log=directory / "prefect.log", env=self.env, cwd=directory)
+
+    @property
+    def api_url(self) -> str:
+        """What DM_PREFECT_API_URL and PREFECT_API_URL take."""
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def start(self) -> None:
+        """Start the server; return when it is healthy."""
+        self.process.start()
+        self.process.wait_until(lambda: answers(f"{self.api_url}/health"), START_TIMEOUT)
+
+    def stop(self) -> None:
+        """End the server in an orderly way. Idempotent."""
+        self.process.stop()
+
+    def kill(self) -> None:
+        """Kill the server at once."""
+        self.process.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+
+def prefect_environment(home: Path) -> dict[str, str]:
+    """Return the settings that keep Prefect to itself: its own home, quiet, telling nobody."""
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        "PREFECT_CLI_COLORS": "false",
+    }
+
+
+def answers(url: str) -> bool:
+    """Say whether a GET of a loopback URL ends with 200."""
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as response:
+            return int(response.status) == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def given_prefect() -> str | None:
+    """Return DM_TEST_PREFECT_API_URL: a Prefect server to use instead of a private one."""
+    return os.environ.get("DM_TEST_PREFECT_API_URL") or None

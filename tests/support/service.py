@@ -1,0 +1,170 @@
+"""The whole Data Manager as real processes, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.ports import free_port
+from tests.support.prefect import answers, prefect_environment
+from tests.support.process import Process, clean_environment
+
+START_TIMEOUT = 90.0
+"""Seconds until a service that is not ready fails the test."""
+STOP_TIMEOUT = 30.0
+"""Seconds in which a service that is told to stop must have ended its children."""
+MOVER = ("deployments.mover", "dm mover")
+"""How a mover's command line looks; the second is the name that it gives itself."""
+API = ("deployments.api",)
+
+
+class DataManagerService:
+    """One Data Manager below `home`, on free ports.
+
+    With `tree` it is `python -m deployments.up`: the embedded Prefect server, API and one mover under a supervisor. Without,
+    API and `movers` movers are processes of their own, and `env` must say DM_PREFECT_API_URL. `env` are DM_* settings.
+    It can be stopped and started again; it keeps its ports and its home.
+    """
+
+    def __init__(self, home: Path, env: Mapping[str, str], *, tree: bool = False, movers: int = 1) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.port = free_port()
+        self.tree = tree
+        ports = {"DM_PORT": str(self.port)}
+        if tree and "DM_PREFECT_API_URL" not in env:
+            ports["DM_PREFECT_PORT"] = str(free_port())
+        settings = {"DM_HOME": str(home), **ports, **env}
+        self.env = clean_environment(**prefect_environment(home / "prefect")) | settings
+        if tree:
+            self.supervisor = self._process("up")
+        else:
+            self.api = self._process("api")
+            self.movers = [self._process("mover", f"mover{number}") for number in range(1, movers + 1)]
+
+    @property
+    def url(self) -> str:
+        """Where the API answers, without `/DM`."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def processes(self) -> list[Process]:
+        """The processes that this class started itself."""
+        return [self.supervisor] if self.tree else [self.api, *self.movers]
+
+    def start(self) -> None:
+        """Prepare the database and the deployments, start everything; return when the service is ready."""
+        if not self.tree:
+            self.run("db", "upgrade")
+            self.run("deploy")
+        for process in self.processes:
+            process.start()
+        self.wait_ready()
+
+    def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
+        """Wait until GET /DM/health/ready answers 200. Raises: RuntimeError with what the processes printed."""
+        try:
+            self.processes[0].wait_until(lambda: answers(f"{self.url}/DM/health/ready"), timeout)
+        except RuntimeError as exc:
+            logs = "\n".join(f"--- {process.log.name}\n{process.tail(3000)}" for process in self.processes[1:])
+            raise RuntimeError(f"{exc}\n{logs}") from exc
+
+    def stop(self) -> None:
+        """Tell every process to stop and wait for its end. Idempotent."""
+        for process in reversed(self.processes):
+            process.stop(timeout=STOP_TIMEOUT)
+
+    def interrupt(self) -> int | None:
+        """Send what Ctrl-C sends, to every process of the tree; return the supervisor's exit status.
+
+        Raises: AssertionError if a child outlives it.
+        """
+        session = self.supervisor.pid
+        for pid in self.supervisor.members():
+            os.kill(pid, signal.SIGINT)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while self.supervisor.running and time.monotonic() < deadline:
+            time.sleep(0.05)
+        status, left = self.supervisor.returncode, self.supervisor.members()
+        self.supervisor.kill()
+        assert not left, f"processes of session {session} outlived the supervisor: {left}"
+        return status
+
+    def kill(self) -> None:
+        """Kill everything at once, as a power cut does. Idempotent."""
+        for process in self.processes:
+            process.kill()
+
+    def api_pids(self) -> list[int]:
+        """Return the pids of the API's processes."""
+        return self._pids(API)
+
+    def mover_pids(self) -> list[int]:
+        """Return the pids of the processes that take or move work."""
+        return self._pids(MOVER)
+
+    def kill_api(self) -> None:
+        """Kill the API at once; a tree's supervisor starts it again, else `start_api` does."""
+        self._kill(API)
+
+    def kill_mover(self) -> None:
+        """Kill every mover at once; a tree's supervisor starts it again, else `start_movers` does."""
+        self._kill(MOVER)
+
+    def start_api(self) -> None:
+        """Start the API again after `kill_api` (not of a tree); return when the service is ready."""
+        self.api.kill()
+        self.api.start()
+        self.wait_ready()
+
+    def start_movers(self) -> None:
+        """Start every mover that does not run (not of a tree)."""
+        for process in self.movers:
+            if not process.running:
+                process.kill()
+                process.start()
+
+    def run(self, entry: str, *arguments: str) -> str:
+        """Run an entry point of the application to its end, as `dm` does; return what it printed.
+
+        Raises: RuntimeError with its output when it fails.
+        """
+        command = [sys.executable, "-m", f"deployments.{entry}", *arguments]
+        done = subprocess.run(
+            command, env=self.env, cwd=self.home, stdin=subprocess.DEVNULL, capture_output=True, timeout=START_TIMEOUT
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command} ended with {done.returncode}:\n{(done.stdout + done.stderr).decode()}")
+        return done.stdout.decode()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def _process(self, entry: str, name: str | None = None) -> Process:
+        command = [sys.executable, "-m", f"deployments.{entry}"]
+        return Process(command, log=self.home / f"{name or entry}.log", env=self.env, cwd=self.home)
+
+    def _pids(self, words: Sequence[str]) -> list[int]:
+        return [pid for process in self.processes if process.running for pid in process.members(*words)]
+
+    def _kill(self, words: Sequence[str]) -> None:
+        pids = self._pids(words)
+        if not pids:
+            raise RuntimeError(f"no process with {words} in its command line")
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)

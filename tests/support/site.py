@@ -1,0 +1,124 @@
+"""A small site: one Data Manager, two SSH machines, one local machine; and what tests ask of it, over HTTP as clients do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import requests
+
+from tests.support.service import DataManagerService
+from tests.support.sshd import PrivateSshd
+
+PATIENCE = 60.0
+"""Seconds until a transfer that has not ended fails the test."""
+
+SEED_FIELDS = {"description": "a test file", "originator": "tests", "group": "fire"}
+
+
+@dataclass
+class Site:
+    """`folders` maps each machine to the directory that is its base_dir."""
+
+    service: DataManagerService
+    folders: dict[str, Path]
+
+    def url(self, path: str) -> str:
+        """Return the address of a path of the API."""
+        return f"{self.service.url}/DM/{path}"
+
+    def ask(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Send a request as a client does."""
+        return requests.request(method, self.url(path), timeout=PATIENCE, **options)
+
+    def write(self, machine: str, path: str, data: bytes) -> Path:
+        """Put a file on a machine, behind the Data Manager's back."""
+        file = self.folders[machine] / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        return file
+
+    def read(self, machine: str, path: str) -> bytes:
+        """Read a file of a machine."""
+        return (self.folders[machine] / path).read_bytes()
+
+    def exists(self, machine: str, path: str) -> bool:
+        """Say whether a file is on a machine."""
+        return (self.folders[machine] / path).exists()
+
+    def register(self, machine: str, path: str, data: bytes | None = None, **fields: str) -> str:
+        """Register a file (and write it first, when `data` is given); return its identifier."""
+        if data is not None:
+            self.write(machine, path, data)
+        directory, _, name = path.rpartition("/")
+        size = (self.folders[machine] / path).stat().st_size
+        form = {"filename": name, "path": directory, "machine": machine, "size": str(size), **SEED_FIELDS, **fields}
+        answer = self.ask("PUT", "register", data=form)
+        assert answer.status_code == 201, answer.text
+        return answer.text
+
+    def info(self, uuid: str) -> dict[str, Any]:
+        """Return an object's row."""
+        answer = self.ask("GET", f"info/{uuid}")
+        assert answer.status_code == 200, answer.text
+        row: dict[str, Any] = answer.json()
+        return row
+
+    def status(self, task: str) -> dict[str, Any]:
+        """Return a task's status."""
+        answer = self.ask("GET", f"async/status/{task}")
+        assert answer.status_code == 200, answer.text
+        status: dict[str, Any] = answer.json()
+        return status
+
+    def wait(self, task: str, patience: float = PATIENCE) -> dict[str, Any]:
+        """Poll a task until it has ended."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            status = self.status(task)
+            if status["status"] in ("COMPLETE", "ERROR"):
+                return status
+            assert status["status"] in ("QUEUED", "RUNNING")
+            time.sleep(0.05)
+        raise AssertionError(f"task {task} did not end: {status}")
+
+    def leftovers(self) -> list[Path]:
+        """Return the partial files that lie about."""
+        return [file for folder in self.folders.values() for file in folder.rglob("*.dmpart")]
+
+
+def write_machines(file: Path, folders: dict[str, Path], servers: dict[str, PrivateSshd], **keys: object) -> None:
+    """Write a machines.toml with `localhost` and the SSH machines; `keys` go into each SSH machine's table."""
+    tables = [f'[machines.localhost]\ntransport = "local"\nbase_dir = {json.dumps(str(folders["localhost"]))}\n']
+    for name, server in servers.items():
+        machine = server.machine(name, str(folders[name]))
+        values: dict[str, object] = {
+            "transport": "sftp",
+            "host": machine.host,
+            "port": machine.port,
+            "username": machine.username,
+            "identity_file": str(machine.identity_file),
+            "known_hosts": str(machine.known_hosts),
+            "base_dir": machine.base_dir,
+            **keys,
+        }
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+        tables.append(f"[machines.{name}]\n" + "\n".join(lines) + "\n")
+    file.write_text("\n".join(tables))
+
+
+def some_bytes(size: int) -> bytes:
+    """Return bytes that no other call returns, quickly."""
+    seed = uuid4().bytes
+    block = hashlib.sha512(seed).digest() * 1024
+    return (block * (size // len(block) + 1))[: max(0, size - 16)] + seed[: min(16, size)]
+
+
+def sha256(data: bytes) -> str:
+    """Return a checksum as the catalogue writes it."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -1,0 +1,123 @@
+"""Wake-ups by Unix datagrams: real sockets, real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from datamanager.messaging.wake import MESSAGE_MAX, WakeSocket, ring
+
+
+async def _heard(socket: WakeSocket, count: int) -> list[str]:
+    messages: list[str] = []
+    enough = asyncio.Event()
+
+    def note(message: str) -> None:
+        messages.append(message)
+        if len(messages) >= count:
+            enough.set()
+
+    socket.listen(note)
+    await asyncio.wait_for(enough.wait(), 5)
+    return messages
+
+
+def test_every_listener_of_the_role_hears_and_others_do_not(tmp_path: Path) -> None:
+    with WakeSocket(tmp_path, "mover") as one, WakeSocket(tmp_path, "mover") as two, WakeSocket(tmp_path, "api") as api:
+        assert ring(tmp_path, "mover", "queued") == 2
+        assert ring(tmp_path, "api", "ended") == 1
+
+        async def all_of_them() -> list[list[str]]:
+            return await asyncio.gather(_heard(one, 1), _heard(two, 1), _heard(api, 1))
+
+        assert asyncio.run(all_of_them()) == [["queued"], ["queued"], ["ended"]]
+
+
+def test_a_message_sent_while_listening_wakes_at_once_from_another_thread(tmp_path: Path) -> None:
+    async def scene() -> float:
+        with WakeSocket(tmp_path, "mover") as ear:
+            threading.Timer(0.05, ring, (tmp_path, "mover", "grüße 🚚")).start()
+            begun = time.monotonic()
+            assert await _heard(ear, 1) == ["grüße 🚚"]
+            return time.monotonic() - begun
+
+    assert asyncio.run(scene()) < 1
+
+
+def test_a_directory_whose_path_does_not_fit_a_unix_address(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 200) / ("e" * 200) / "run"
+    with WakeSocket(deep, "mover") as ear:
+        assert ring(deep, "mover", "queued") == 1
+        assert asyncio.run(_heard(ear, 1)) == ["queued"]
+        assert os.listdir(deep) == [ear.name]
+    assert os.listdir(deep) == []
+
+
+def test_the_directory_is_private_even_if_it_was_not(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir(mode=0o755)
+    with WakeSocket(run, "api"):
+        assert stat.S_IMODE(run.stat().st_mode) == 0o700
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    assert ring(tmp_path / "never made", "mover", "queued") == 0
+    assert ring(tmp_path, "mover", "queued") == 0
+
+
+def test_a_listener_that_does_not_read_never_blocks_the_ringer(tmp_path: Path) -> None:
+    with WakeSocket(tmp_path, "mover"):
+        begun = time.monotonic()
+        reached = [ring(tmp_path, "mover", "x" * MESSAGE_MAX) for _ in range(5000)]
+        assert time.monotonic() - begun < 10
+        assert reached[0] == 1
+        assert reached[-1] == 0, "the queue was never full: the test proves nothing"
+        assert len(os.listdir(tmp_path)) == 1, "a full queue is no dead process"
+
+
+def test_the_socket_of_a_killed_process_is_removed(tmp_path: Path) -> None:
+    script = (
+        "import sys, os, signal, pathlib\n"
+        "from datamanager.messaging.wake import WakeSocket\n"
+        "WakeSocket(pathlib.Path(sys.argv[1]), 'mover')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert len(os.listdir(tmp_path)) == 1, "the killed process left no socket: the test proves nothing"
+    with WakeSocket(tmp_path, "mover") as ear:
+        assert ring(tmp_path, "mover", "queued") == 1
+        assert os.listdir(tmp_path) == [ear.name]
+
+
+def test_odd_files_in_the_directory_are_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "mover-folder.sock").mkdir()
+    (tmp_path / "notes.txt").write_text("kept")
+    with WakeSocket(tmp_path, "mover") as ear:
+        assert ring(tmp_path, "mover", "queued") == 1
+        assert asyncio.run(_heard(ear, 1)) == ["queued"]
+    assert (tmp_path / "notes.txt").read_text() == "kept"
+
+
+def test_a_message_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    ring(tmp_path, "mover", "x" * MESSAGE_MAX)
+    with pytest.raises(ValueError, match="512 bytes"):
+        ring(tmp_path, "mover", "x" * (MESSAGE_MAX + 1))
+
+
+def test_closing_twice_leaks_nothing(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        ear = WakeSocket(tmp_path, "mover")
+        ring(tmp_path, "mover", "queued")
+        ear.close()
+        ear.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(tmp_path) == []
