@@ -76,7 +76,7 @@ async def _kept_running(task: Task) -> None:
     while True:
         try:
             await task()
-        except Exception:  # noqa: BLE001 - without this the API would go on serving with a part missing
+        except Exception:
             log.exception("background_task_failed")
         await asyncio.sleep(RESTART_PAUSE)
 

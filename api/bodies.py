@@ -7,7 +7,6 @@ Fields that are not known are ignored, as old clients send some.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
@@ -18,13 +17,13 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from datamanager.domain.requests import SIZE_MAX
+from datamanager.domain.requests import NewObject
 from datamanager.domain.requests import Request as OurRequest
 from datamanager.errors import InvalidRequest, MalformedBody, TooLarge
+from models.metadata import require_storable
 
 LIMIT = 2**20  # bytes of a body
 FIELDS_MAX = 100
-DEPTH_MAX = 32  # of nested JSON
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
@@ -68,12 +67,12 @@ def validated(fields: Mapping[str, Any], model: type[M]) -> M:
     """Make a typed request of fields. Raises: InvalidRequest, which names each field that is wrong."""
     try:
         found = model.model_validate(fields)
-        for name in model.model_fields:
-            _require_plain_json(name, getattr(found, name))
     except ValidationError as exc:
         raise_invalid(exc)
     except RecursionError:
         raise InvalidRequest("the fields are nested too deeply") from None
+    if isinstance(found, NewObject):
+        require_storable(found.metadata)
     return found
 
 
@@ -137,32 +136,3 @@ def _json(text: str) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _require_plain_json(name: str, value: Any) -> None:
-    """Refuse what one of our databases, or another program's JSON reader, could not give back as it came."""
-    pending: list[tuple[Any, int]] = [(value, 0)]
-    while pending:
-        item, depth = pending.pop()
-        what = _objection(item) if depth <= DEPTH_MAX else f"must not be nested deeper than {DEPTH_MAX}"
-        if what is not None:
-            raise InvalidRequest(f"{name}: {what}", {name: what})
-        if isinstance(item, dict):
-            pending += [(part, depth + 1) for pair in item.items() for part in pair]
-        elif isinstance(item, list):
-            pending += [(part, depth + 1) for part in item]
-
-
-def _objection(item: Any) -> str | None:
-    if isinstance(item, float) and not math.isfinite(item):
-        return "must hold finite numbers"
-    if isinstance(item, int) and not -SIZE_MAX <= item <= SIZE_MAX:
-        return "must hold integers of at most 64 bits"
-    if isinstance(item, str):
-        if "\0" in item:
-            return "must not hold a NUL character"
-        try:
-            item.encode("utf-8")
-        except UnicodeEncodeError:
-            return "must be valid Unicode"
-    return None

@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from api.probing import Finding
+from api.problems import title_of
 from datamanager.errors import by_code
 from datamanager.machines import Machine
 from datamanager.settings import Settings
@@ -166,7 +167,8 @@ def machine_view(machine: Machine, finding: Finding) -> MachineView:
         "reachable": error is None,
         "latency_ms": None if finding.latency is None else round(finding.latency * 1000, 2),
         "free_bytes": finding.free,
-        "error": None if error is None else {"code": error.code, "detail": error.detail},
+        # the sentence, not the detail: that may quote what ssh says of files and logins of ours
+        "error": None if error is None else {"code": error.code, "detail": title_of(type(error))},
     }
 
 

@@ -129,7 +129,10 @@ class Client:
         return ObjectInfo.model_validate(self._read(f"DM/info/{object_id}").json())
 
     def objects(self, **filters: str | int) -> Iterator[ObjectInfo]:
-        """Yield the objects that fit, page by page: machine, group, status, filename (glob), path, since, until, sort, …"""
+        """Yield the objects that fit, page by page.
+
+        `filters`: machine, group, status, filename (glob), path, since, until, sort, …
+        """
         query = {"limit": 1000, **filters}
         answer = self._read("DM/info", query)
         while True:

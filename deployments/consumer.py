@@ -52,6 +52,7 @@ class RequestConsumer:
         *,
         check: Check | None = None,
         on_entered: Callable[[], None] | None = None,
+        later: float = LATER,
     ) -> None:
         self._database = database
         self._machines = machines
@@ -59,6 +60,7 @@ class RequestConsumer:
         self._on_transfer = on_transfer
         self._check = check
         self._on_entered = on_entered
+        self._later = later
 
     async def run(self) -> None:
         """Consume until cancelled; the broker may be away at the start and at any time."""
@@ -94,7 +96,7 @@ class RequestConsumer:
             raise
         except ServiceError as exc:
             _log.info("a message of %s waits: %s", REQUESTS_QUEUE, exc.detail)
-            return Later(LATER)
+            return Later(self._later)
         return Done()
 
     async def _answer(self, delivery: Delivery, call: Call) -> None:

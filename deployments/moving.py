@@ -9,6 +9,7 @@ from typing import Self
 
 import anyio
 import structlog
+from pydantic import SecretStr
 from models.housekeeping import tidy
 from models.listen import Listener
 
@@ -56,13 +57,18 @@ class Mover:
         self._socket = WakeSocket(runtime.run_directory, "mover")
         self._socket.listen(self._heard)
         self._listener = Listener(runtime.database, self._heard) if runtime.database.is_postgresql else None
-        amqp = settings.amqp_url
-        self._relay = Relay(runtime.database, Broker(amqp.get_secret_value()), self._name) if amqp else None
-        self._consumer = (
-            RequestConsumer(runtime.database, runtime.machines, Broker(amqp.get_secret_value()), self.runs.notified)
-            if amqp
-            else None
-        )
+        self._brokers: list[Broker] = []
+        self._relay: Relay | None = None
+        self._consumer: RequestConsumer | None = None
+        if (amqp := settings.amqp_url) is not None:
+            self._relay = Relay(runtime.database, self._broker(amqp, "relay"), self._name)
+            self._consumer = RequestConsumer(
+                runtime.database,
+                runtime.machines,
+                self._broker(amqp, "requests"),
+                self.runs.notified,
+                on_entered=self._relay.poke,
+            )
         return self
 
     async def __aexit__(
@@ -88,6 +94,14 @@ class Mover:
         await self.runs.stop()
         if self._relay is not None:
             await self._relay.aclose()
+        for broker in self._brokers:
+            await broker.close()
+
+    def _broker(self, url: SecretStr, purpose: str) -> Broker:
+        """Return a connection of its own for each purpose: a blocked publisher must not stop the consumer."""
+        broker = Broker(url.get_secret_value(), name=f"{self._name} {purpose}")
+        self._brokers.append(broker)
+        return broker
 
     def _heard(self, _message: str) -> None:
         self.runs.poke()
@@ -109,11 +123,5 @@ class Mover:
             await asyncio.sleep(TIDY_EVERY)
 
     def _tidy(self) -> None:
-        settings = self._settings
-        tidy(
-            self._runtime.database,
-            keep_transfers=settings.keep_transfers,
-            keep_outbox=settings.keep_outbox,
-            keep_idempotency=settings.idempotency_keep,
-            broker=settings.amqp_url is not None,
-        )
+        with self._runtime.database.write() as session:
+            tidy(session, self._settings, broker=self._settings.amqp_url is not None)

@@ -139,7 +139,7 @@ class Runs:
                         return_type="state",
                     )
         except (httpx.HTTPError, PrefectException) as exc:
-            log.warning("prefect_unavailable", transfer=str(hold.transfer), error=str(exc))
+            log.warning("prefect_unavailable", transfer=str(hold.transfer), error=repr(exc))
         finally:
             if hold.transfer in self._services.running:  # the flow did not begin, so it did not end the transfer either
                 await self._give_back(hold, RETRY_WITHOUT_PREFECT)

@@ -136,7 +136,8 @@ def insert_if_free(session: Session, table: Table, values: dict[str, Any]) -> bo
         statement = postgresql.insert(table).on_conflict_do_nothing()
     else:
         statement = sqlite.insert(table).on_conflict_do_nothing()
-    return affected(session, statement.values(**values)) == 1
+    # not by rowcount: it is -1 where SQLAlchemy asks for a generated key itself
+    return session.execute(statement.values(**values).returning(*table.primary_key)).first() is not None
 
 
 def insert_row(session: Session, table: Table, values: dict[str, Any]) -> None:
@@ -145,10 +146,10 @@ def insert_row(session: Session, table: Table, values: dict[str, Any]) -> None:
 
 
 def affected(session: Session, statement: Any) -> int:
-    """Execute an INSERT, UPDATE or DELETE; return how many rows it touched."""
+    """Execute an UPDATE or DELETE; return how many rows it touched."""
     result = session.execute(statement)
-    if not isinstance(result, CursorResult):
-        raise TypeError("only INSERT, UPDATE and DELETE tell how many rows they touch")
+    if not isinstance(result, CursorResult) or result.rowcount < 0:
+        raise TypeError("only UPDATE and DELETE tell how many rows they touch")
     return int(result.rowcount)
 
 
@@ -185,9 +186,7 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn a database that is away, full or locked for too long into CatalogueUnavailable; the cause is kept, the SQL isn't
-    told.
-    """
+    """Turn a database that is away, full or locked for too long into CatalogueUnavailable; no SQL in its text."""
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as exc:

@@ -118,8 +118,8 @@ def add_fault(session: Session, hold: Hold, code: str, detail: str) -> None:
 
 def append_fault(session: Session, row: Transfer, code: str, detail: str) -> None:
     """Append a fault to a row of the session; the oldest go when there are too many."""
-    fault = {"time": now(session).isoformat(), "code": code, "detail": storable(detail)[:DETAIL_MAX], "attempt":
-    row.attempts} row.faults = [*row.faults, fault][-FAULTS_KEPT:]
+    fault = {"time": now(session).isoformat(), "code": code, "detail": storable(detail)[:DETAIL_MAX]}
+    row.faults = [*row.faults, {**fault, "attempt": row.attempts}][-FAULTS_KEPT:]
 
 
 def requeue(session: Session, hold: Hold, *, after: timedelta = timedelta(0), spent: bool = True) -> None:

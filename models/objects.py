@@ -260,9 +260,11 @@ def _conditions(session: Session, selection: Selection) -> list[ColumnElement[bo
 
 def _member(session: Session, key: str) -> ColumnElement[str]:
     """Return a member of the metadata as text."""
-    if on_postgresql(session):
-        return DataObject.meta[key].as_string()
-    member: ColumnElement[str] = func.dm_json_member(DataObject.meta, key, type_=Text())
+    member: ColumnElement[str] = (
+        DataObject.meta[key].as_string()
+        if on_postgresql(session)
+        else func.dm_json_member(DataObject.meta, key, type_=Text())
+    )
     return member
 
 

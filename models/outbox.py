@@ -88,7 +88,7 @@ def mark_sent(session: Session, ids: list[int]) -> None:
 
 
 def prune(session: Session, keep: timedelta, *, broker: bool, limit: int = 1000) -> int:
-    """Forget up to `limit` messages older than `keep`, return how many; with a broker only those that it has confirmed."""
+    """Forget up to `limit` messages older than `keep`, with a broker only those it has confirmed; return how many."""
     old = select(OutboxMessage.id).where(OutboxMessage.created < now(session) - keep).limit(limit)
     if broker:
         old = old.where(OutboxMessage.sent.is_not(None))

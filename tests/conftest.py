@@ -1,7 +1,7 @@
 """The servers that tests use: private ones on loopback, started when first asked for, once for the whole run.
 
-DM_TEST_POSTGRES, DM_TEST_AMQP and DM_TEST_PREFECT_API_URL name servers to use instead. What is not installed skips the test
-on a developer's machine and fails it in CI.
+DM_TEST_POSTGRES, DM_TEST_AMQP and DM_TEST_PREFECT_API_URL name servers to use instead. What is not installed skips the
+test on a developer's machine and fails it in CI.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def _unknown_is_none(value: object) -> object:
 
 Text = Annotated[str, Field(max_length=TEXT_MAX)]
 Name = Annotated[str, Field(min_length=1)]
-Size = Annotated[int | None, BeforeValidator(_unknown_is_none), Field(ge=0, le=SIZE_MAX)]
+Size = Annotated[Annotated[int, Field(ge=0, le=SIZE_MAX)] | None, BeforeValidator(_unknown_is_none)]
 """Bytes; absent, empty or 0 means unknown (what the seed's clients send)."""
 JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 Verify = Annotated[VerifyPolicy | None, BeforeValidator(_empty_is_none)]

@@ -94,7 +94,7 @@ class Consumption:
 
     async def _consume(self) -> None:
         channel = await self._broker.open_channel()
-        # the raw channel: aio_pika's own message class fails on odd properties, and its message would stay for ever
+        # the raw channel says when it ends, and hands out messages that nobody has interpreted
         raw = await channel.get_underlay_channel()
         broken = asyncio.Event()
         raw.closing.add_done_callback(lambda _: broken.set())

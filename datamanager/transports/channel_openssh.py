@@ -73,9 +73,6 @@ class OpenSshConnector:
             master.retired |= retire
             self._masters = [one for one in self._masters if one.channels or not one.retired]
 
-    def close(self) -> None:
-        """Do nothing: masters end with their last channel."""
-
 
 class _Master:
     """A shared connection: its control socket (None: not shared) and how many channels it carries."""
@@ -100,6 +97,8 @@ class OpenSshChannel(Channel):
         self._master = master
         self._closed = False
         self._stderr = b""
+        # the watchdog looks from another thread: it must never touch a descriptor that was closed and is somebody else's
+        self._descriptors = threading.Lock()
         self._socket, theirs = socket.socketpair()
         self._stderr_fd, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(stderr, True)
@@ -162,7 +161,8 @@ class OpenSshChannel(Channel):
 
     def start_error(self, cause: TransportError) -> TransportError:
         """Tell from ssh's end why there was no SFTP server."""
-        self._socket.close()
+        with self._descriptors, contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
         self._read_stderr()
@@ -175,27 +175,30 @@ class OpenSshChannel(Channel):
 
     def abort(self) -> None:
         """Break the stream and end ssh."""
-        with contextlib.suppress(OSError):
+        with self._descriptors, contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._process.kill()
         self._master.retired = True
 
     def close(self) -> None:
         """Close ssh's input and wait until it has ended."""
-        if self._closed:
-            return
-        self._closed = True
-        self._socket.close()
+        with self._descriptors:
+            if self._closed:
+                return
+            self._closed = True
+            self._socket.close()
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        os.close(self._stderr_fd)
+        with self._descriptors:
+            os.close(self._stderr_fd)
+            self._stderr_fd = -1
         self._connector.release(self._master, retire=self._process.returncode != 0)
 
     def _read_stderr(self) -> None:
-        with contextlib.suppress(OSError):  # nothing there, or closed meanwhile
+        with self._descriptors, contextlib.suppress(OSError):  # nothing there, or closed meanwhile
             while piece := os.read(self._stderr_fd, _STDERR_KEPT):
                 self._stderr = (self._stderr + piece)[-_STDERR_KEPT:]
 

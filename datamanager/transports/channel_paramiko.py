@@ -57,9 +57,6 @@ class ParamikoConnector:
             transport.close()
             raise
 
-    def close(self) -> None:
-        """Do nothing: connections end with their channels."""
-
 
 class ParamikoChannel(Channel):
     """The SFTP channel of one paramiko transport, which it owns once it is made."""

@@ -88,9 +88,23 @@ def address(machine: Machine) -> tuple[str, int]:
 
     Raises: MachineUnavailable when ssh can't read its configuration.
     """
+    config = _ssh_config(machine)
+    return config["hostname"], int(config["port"])
+
+
+def known_hosts_name(machine: Machine) -> str:
+    """Return the name under which the machine stands in known_hosts."""
+    config = _ssh_config(machine)
+    host, port = config.get("hostkeyalias", config["hostname"]).lower(), int(config["port"])
+    return host if port == _PORT or "hostkeyalias" in config else f"[{host}]:{port}"
+
+
+def _ssh_config(machine: Machine) -> dict[str, str]:
+    """Return what ssh would use for the machine (`ssh -G`), or only our own values where OpenSSH is not the connection."""
     host = str(machine.host)  # machines.py checks that there is one
+    plain = {"hostname": host, "port": str(machine.port or _PORT)}
     if machine.connection is Connection.PARAMIKO:
-        return host, machine.port or _PORT
+        return plain
     port = [] if machine.port is None else ["-p", str(machine.port)]
     try:
         asked = subprocess.run(
@@ -101,17 +115,10 @@ def address(machine: Machine) -> tuple[str, int]:
             check=True,
         )
     except FileNotFoundError:
-        return host, machine.port or _PORT
+        return plain
     except subprocess.CalledProcessError as exc:
         raise MachineUnavailable(f"{machine.name}: {str(exc.stderr).strip()[-300:]}") from exc
-    config = dict(line.partition(" ")[::2] for line in asked.stdout.splitlines())
-    return config["hostname"], int(config["port"])
-
-
-def known_hosts_name(machine: Machine) -> str:
-    """Return the name under which the machine stands in known_hosts."""
-    host, port = address(machine)
-    return host.lower() if port == _PORT else f"[{host.lower()}]:{port}"
+    return plain | dict(line.partition(" ")[::2] for line in asked.stdout.splitlines())
 
 
 def fetch_host_keys(machine: Machine) -> list[HostKey]:

@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 
-from datamanager.errors import ConnectionLost, RemoteFailure, TransportError
+from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
 from datamanager.transports.base import Progress
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import shown
@@ -88,11 +88,16 @@ class RemoteDigest:
 
 
 def _probe(channel: Channel) -> str | None:
+    """Ask the machine for its program. Raises: TransportTimeout, ConnectionLost; neither is an answer."""
     out = b""
     try:
         with channel.run(["sh", "-c", _PROBE]) as remote:
-            while piece := remote.read(channel.patience):
+            while (piece := remote.read(channel.patience)) != b"":
+                if piece is None:
+                    raise TransportTimeout(f"the machine ran no program within {channel.patience:g} seconds")
                 out = (out + piece)[:_MOST_OUTPUT]
+            if remote.exit_status() is None and not channel.alive():
+                raise ConnectionLost("the connection broke while the machine was asked for its programs")
     except RemoteFailure:
         return None  # no exec on this machine
     found = _HAS.search(out)

@@ -157,7 +157,7 @@ class SftpSession:
         To overwrite, the server needs OpenSSH's posix-rename; the plain RENAME refuses an existing name.
         """
         if overwrite and _RENAME in self._wire.extensions:
-            check(self._wire.extended(_RENAME, string(source), string(destination)), destination)
+            check(self._wire.extended(_RENAME, string(source), string(destination)), source)
             return
         reply = self._wire.call(CMD_RENAME, string(source), string(destination))
         if code_of(reply) == SFTP_OK:

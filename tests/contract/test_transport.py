@@ -432,7 +432,9 @@ def as_nobody(machine: Machine, control_dir: Path) -> Iterator[Storage]:
 @contextmanager
 def small_file_system(path: Path, *, size: int) -> Iterator[Path]:
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         if os.getenv("CI"):
             raise RuntimeError(mounted.stderr)

@@ -77,10 +77,17 @@ class RawProperties(Basic.Properties):
 
 REPLY_TO_NOT_UTF8 = RawProperties(9, b"\x02\xff\xfe")
 TIMESTAMP_BEYOND_TIME = RawProperties(6, b"\xff" * 8)
-DELIVERY_MODE_77 = RawProperties(12, b"\x4d")
 
 
 async def put_raw(channel: AbstractChannel, queue: str, body: bytes, properties: RawProperties) -> None:
     """Publish straight to a queue with such properties."""
     raw = await channel.get_underlay_channel()
     await raw.basic_publish(body, routing_key=queue, properties=properties, timeout=10)
+
+
+async def listener(channel: AbstractChannel, name: str = "listener") -> str:
+    """Bind a durable queue of its own to all of the Data Manager's events; return its name."""
+    queue = await channel.declare_queue(name, durable=True)
+    exchange = await channel.declare_exchange("dm.events", "topic", durable=True)
+    await queue.bind(exchange, "#")
+    return name

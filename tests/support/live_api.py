@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import requests
 import uvicorn
+from sqlalchemy import select
 
 from api.app import create_app
 from api.context import make_context
@@ -24,9 +25,10 @@ from datamanager.settings import Settings
 from datamanager.transports.factory import Storages
 from models import leases, movers, outcomes
 from models.database import Database
+from models.migrate import upgrade
 from models.movers import Hold
 from models.objects import Facts
-from models.tables import Base, Transfer
+from models.tables import Transfer
 from models.transfers import get_transfer
 from tests.support.ports import free_port
 
@@ -37,14 +39,15 @@ Judge = Callable[[Transfer], DataManagerError | None]
 
 
 class LiveApi:
-    """One API process's worth of application, served from a thread, with machines `here` and `there` (local) and `gone`."""
+    """An API served from a thread, with the local machines `here` and `there`, and `gone`, which can't be reached."""
 
     def __init__(self, folder: Path, catalogue_url: str, **settings: Any) -> None:
         self.folders = {"here": folder / "here", "there": folder / "there"}
         for path in self.folders.values():
             path.mkdir(parents=True)
         machines = {
-            name: Machine(name=name, transport=TransportKind.LOCAL, base_dir=str(path)) for name, path in self.folders.items()
+            name: Machine(name=name, transport=TransportKind.LOCAL, base_dir=str(path))
+            for name, path in self.folders.items()
         }
         machines["gone"] = Machine(
             name="gone",
@@ -58,7 +61,7 @@ class LiveApi:
         )
         self.settings = Settings(home=folder / "home", port=free_port(), **settings)
         self.database = Database(catalogue_url)
-        Base.metadata.create_all(self.database.engine)
+        upgrade(self.database)
         self.machines = Machines(machines)
         self.storages = Storages(self.machines, self.settings.home / "run")
         self.posted = 0
@@ -99,7 +102,9 @@ class LiveApi:
         """Put a file on `here` and register it; return its identifier."""
         self.write(name, data)
         directory, _, filename = name.rpartition("/")
-        answer = self.ask("PUT", "/DM/register", data={"machine": "here", "path": directory, "filename": filename, **fields})
+        answer = self.ask(
+            "PUT", "/DM/register", data={"machine": "here", "path": directory, "filename": filename, **fields}
+        )
         assert answer.status_code == 201, answer.text
         return answer.text
 
@@ -125,14 +130,6 @@ class LiveApi:
         with self.database.write() as session:
             self._end(session, hold, error)
         ring(self.settings.home / "run", "api", f"ended:{transfer}")
-
-    def fail_unfinished(self, error: DataManagerError) -> None:
-        """End every queued transfer in ERROR."""
-        with self.database.write() as session:
-            holds = movers.take(session, MOVER, LEASE, 100)
-        for hold in holds:
-            with self.database.write() as session:
-                outcomes.fail(session, hold, error)
 
     def _end(self, session: Any, hold: Hold, error: DataManagerError | None) -> None:
         row = get_transfer(session, hold.transfer)
@@ -173,8 +170,6 @@ class Mover:
         self._thread.join(START_TIMEOUT)
 
     def _run(self) -> None:
-        from sqlalchemy import select
-
         while not self._stop.wait(0.02):
             with self._api.database.read() as session:
                 queued = list(session.scalars(select(Transfer).where(Transfer.status == "QUEUED")))

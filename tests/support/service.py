@@ -28,9 +28,9 @@ API = ("deployments.api",)
 class DataManagerService:
     """One Data Manager below `home`, on free ports.
 
-    With `tree` it is `python -m deployments.up`: the embedded Prefect server, API and one mover under a supervisor. Without,
-    API and `movers` movers are processes of their own, and `env` must say DM_PREFECT_API_URL. `env` are DM_* settings.
-    It can be stopped and started again; it keeps its ports and its home.
+    With `tree` it is `python -m deployments.up`: the embedded Prefect server, API and one mover under a supervisor.
+    Without, API and `movers` movers are processes of their own, and `env` must say DM_PREFECT_API_URL. `env` are DM_*
+    settings. It can be stopped and started again; it keeps its ports and its home.
     """
 
     def __init__(self, home: Path, env: Mapping[str, str], *, tree: bool = False, movers: int = 1) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from datamanager.errors import NotSupported, SettingsError, TransportTimeout, UrlNotAllowed
-from datamanager.sources import Guard, Source, guard, open_source, public_url
+from datamanager.errors import SettingsError, TransportTimeout, UrlNotAllowed
+from datamanager.sources import Guard, Source, guard, open_source
 from datamanager.sources.guard import Address, is_public
-from datamanager.sources.urls import parse_target
 
 PUBLIC_V4 = "93.184.216.34"
 PUBLIC_V6 = "2606:2800:220:1:248:1893:25c8:1946"
@@ -350,74 +349,3 @@ def test_what_an_entry_opens(allow: str, host: str, port: int, opens: bool) -> N
 def test_a_bad_entry_stops_the_start(entry: str) -> None:
     with pytest.raises(SettingsError, match="DM_DOWNLOAD_ALLOW"):
         Guard(["10.0.0.0/8", entry])
-
-
-@pytest.mark.parametrize(
-    ("url", "protocol", "options", "error"),
-    [
-        ("http://h.example/", "http", None, None),
-        ("http://h.example/", "HTTP", {}, None),
-        ("https://h.example/", "http", {}, None),
-        ("HTTPS://h.example/", "Https", {}, None),
-        ("https://h.example/", "", {}, None),
-        ("http://h.example/", "https", {}, UrlNotAllowed),
-        ("ftp://h.example/", "http", {}, UrlNotAllowed),
-        ("gopher://h.example/", "http", {}, UrlNotAllowed),
-        ("file:///etc/passwd", "file", {}, UrlNotAllowed),
-        ("ftp://h.example/", "ftp", {}, NotSupported),
-        ("s3://bucket/key", "s3", {}, NotSupported),
-        ("sftp://h.example/", "", {}, NotSupported),
-        ("http://h.example/", "gopher", {}, NotSupported),
-        ("http://h.example/", "http", {"username": "u", "password": "p"}, NotSupported),
-    ],
-)
-def test_protocol_and_options(
-    url: str, protocol: str, options: dict[str, object] | None, error: type[Exception] | None
-) -> None:
-    if error is None:
-        open_source(url, protocol, options, Guard(), max_size=1)
-        return
-    with pytest.raises(error):
-        open_source(url, protocol, options, Guard(), max_size=1)
-
-
-def test_options_are_named_but_not_told() -> None:
-    with pytest.raises(NotSupported, match="password, username") as caught:
-        open_source("http://h.example/", "http", {"username": "u", "password": "s3cret"}, Guard(), max_size=1)
-    assert "s3cret" not in caught.value.detail
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("http://h.example/a?b=c", "http://h.example/a?b=c"),
-        ("http://user:secret@h.example:8080/a#secret", "http://h.example:8080/a"),
-        ("HTTPS://secret@h.example", "https://h.example"),
-        ("http://a@b:secret@h.example/x@y", "http://h.example/x@y"),
-        ("http://user:sec/ret@h.example/", "http://…"),
-        ("http://user:sec#ret@h.example/", "http://…"),
-        ("http://user:sec?ret@h.example/", "http://…"),
-        ("http://user:secret@[::1]:80/", "http://[::1]:80/"),
-        ("http:user:secret@h.example", "http:…"),
-        ("secret", "…"),
-        ("http://h.example/a\r\nb", "http://h.example/a??b"),
-    ],
-)
-def test_public_url(url: str, shown: str) -> None:
-    assert public_url(url) == shown
-    assert "secret" not in public_url(url)
-
-
-@pytest.mark.parametrize(
-    ("url", "requested", "netloc"),
-    [
-        ("http://H.Example.", "http://h.example/", "h.example"),
-        ("http://h.example:80/a b?q=ü#f", "http://h.example/a%20b?q=%C3%BC", "h.example"),
-        ("https://h.example:8443/%7Ea", "https://h.example:8443/~a", "h.example:8443"),
-        ("http://bücher.example/", "http://xn--bcher-kva.example/", "xn--bcher-kva.example"),
-        ("http://[2606:2800::1]:8080/", "http://[2606:2800::1]:8080/", "[2606:2800::1]:8080"),
-    ],
-)
-def test_the_url_that_is_requested(url: str, requested: str, netloc: str) -> None:
-    target = parse_target(url)
-    assert (target.url, target.netloc) == (requested, netloc)

@@ -1,0 +1,126 @@
+"""`dm machine …`: what is configured, whose host key to trust, and whether a machine answers."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated
+
+import paramiko
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from datamanager.errors import HostKeyMismatch, SettingsError
+from datamanager.machines import Machines, TransportKind, load_machines
+from datamanager.settings import load_settings
+from datamanager.transports.factory import open_storage
+from datamanager.transports.hostkeys import HostKey, KnownHosts, fetch_host_keys, known_hosts_name, pin
+
+DEFAULT_FILE = Path("~/.ssh/known_hosts")
+
+app = typer.Typer(help="The machines of machines.toml.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The machine's name in machines.toml.")]
+
+
+@app.command("list")
+def list_machines() -> None:
+    """List the configured machines."""
+    table = Table("name", "transport", "where", "base_dir", "verify", box=None, pad_edge=False)
+    for machine in _machines().values():
+        where = "this host" if machine.host is None else machine.host
+        if machine.port is not None:
+            where = f"{where}:{machine.port}"
+        table.add_row(machine.name, machine.transport.value, where, machine.base_dir, machine.verify.value)
+    Console().print(table)
+
+
+@app.command()
+def check(name: Name) -> None:
+    """Log in to a machine and say how far away it is and how much space is free."""
+    settings = load_settings()
+    machine = _machines()[name]
+    storage = open_storage(machine, control_dir=settings.home / "run")
+    try:
+        begun = time.monotonic()
+        with storage.session() as session:
+            connected = time.monotonic()
+            session.stat(machine.base_dir)
+            answered = time.monotonic()
+            free = session.free_space(machine.base_dir)
+    finally:
+        storage.close()
+    print(f"{name}: reachable, base_dir {machine.base_dir} is there")
+    print(f"  login       {(connected - begun) * 1000:.0f} ms")
+    print(f"  round trip  {(answered - connected) * 1000:.1f} ms")
+    print(f"  free space  {'unknown' if free is None else f'{free / 1e9:,.1f} GB'}")
+
+
+@app.command()
+def trust(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask: the fingerprints were compared already.")] = False,
+) -> None:
+    """Show the host keys that a machine presents, and pin them into its known_hosts file.
+
+    Nothing proves that they are the machine's: compare them with what its operators publish, or with what
+    `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the machine itself.
+    """
+    machine = _machines()[name]
+    if machine.transport is not TransportKind.SFTP:
+        raise SettingsError(f'machine {name} has transport = "{machine.transport}": there is no host key to trust')
+    file = (machine.known_hosts or DEFAULT_FILE).expanduser()
+    keys = fetch_host_keys(machine)
+    host = known_hosts_name(machine)
+    print(f"{name} ({host}) presents:")
+    for key in keys:
+        print(f"  {key.type:<20} {key.fingerprint}")
+    known, other = _compare(KnownHosts.of(machine), keys)
+    if other:
+        raise HostKeyMismatch(_warning(name, host, file, other))
+    if known:
+        print(f"Already pinned: {', '.join(key.type for key in known)}. Nothing to do.")
+        return
+    if not yes and not typer.confirm(f"Are these the keys of {name}? Pin them into {file}?"):
+        print("Nothing was pinned.")
+        raise typer.Exit(1)
+    for key in keys:
+        pin(machine, key, file)
+    for key in keys:
+        KnownHosts.of(machine).check(_public(key))  # a line above may still revoke it
+    print(f"Pinned into {file}.")
+
+
+def _compare(pinned: KnownHosts, keys: list[HostKey]) -> tuple[list[HostKey], list[HostKey]]:
+    """Return which presented keys are pinned, and which contradict what is pinned."""
+    known, unknown = [], []
+    for key in keys:
+        try:
+            pinned.check(_public(key))
+            known.append(key)
+        except HostKeyMismatch:
+            unknown.append(key)
+    types = {"ssh-rsa" if name.startswith("rsa-") else name for name in pinned.key_algorithms()}
+    # another key of a type that is pinned, or none of the pinned ones at all
+    other = [key for key in unknown if key.type in types] if known else unknown if types else []
+    return known, other
+
+
+def _warning(name: str, host: str, file: Path, other: list[HostKey]) -> str:
+    types = ", ".join(key.type for key in other)
+    quoted = f"{shlex.quote(host)} -f {shlex.quote(str(file))}"
+    return (
+        f"REFUSED: {name} presents another key ({types}) than the one that is pinned. Either its operators changed it, "
+        f"or somebody is between you and it. Ask them. See what is pinned: ssh-keygen -F {quoted}; "
+        f"remove it once you are sure: ssh-keygen -R {quoted}"
+    )
+
+
+def _public(key: HostKey) -> paramiko.PKey:
+    return paramiko.PKey.from_type_string(key.type, base64.b64decode(key.base64))
+
+
+def _machines() -> Machines:
+    return load_machines(load_settings().machines_file)

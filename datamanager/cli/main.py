@@ -1,0 +1,92 @@
+"""The `dm` command."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+
+from datamanager.cli import machines
+from datamanager.cli.application import become
+from datamanager.cli.options import with_settings
+from datamanager.errors import DataManagerError, RequestError, SettingsError
+
+app = typer.Typer(
+    name="dm",
+    help="The Data Manager: a catalogue of data objects on SSH machines, and what moves them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+database = typer.Typer(help="The catalogue's schema. Settings come from the environment.", no_args_is_help=True)
+app.add_typer(database, name="db")
+app.add_typer(machines.app, name="machine")
+
+
+@app.command()
+@with_settings
+def up(environment: dict[str, str]) -> None:
+    """Run everything in the foreground: Prefect server, API and one mover. Ctrl-C stops it."""
+    become("up", environment)
+
+
+@app.command()
+@with_settings
+def mover(environment: dict[str, str]) -> None:
+    """Run one mover; several may run, on several hosts with PostgreSQL."""
+    become("mover", environment)
+
+
+@app.command()
+@with_settings
+def api(environment: dict[str, str]) -> None:
+    """Run the REST API alone."""
+    become("api", environment)
+
+
+@app.command()
+@with_settings
+def deploy(environment: dict[str, str]) -> None:
+    """Bring the deployments of prefect.yaml to the Prefect server."""
+    become("deploy", environment)
+
+
+@database.command()
+def upgrade(revision: Annotated[str, typer.Argument(help="Where to.")] = "head") -> None:
+    """Bring the schema to what this version needs."""
+    become("db", {}, ["upgrade", revision])
+
+
+@database.command()
+def current() -> None:
+    """Print the schema's revision."""
+    become("db", {}, ["current"])
+
+
+@database.command()
+def downgrade(revision: Annotated[str, typer.Argument(help="Where to; `base` loses all data.")]) -> None:
+    """Take the schema back."""
+    become("db", {}, ["downgrade", revision])
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(installed_version("datamanager"))
+
+
+def main() -> None:
+    """Run the command line. Our errors are one line on standard error; exit code 2 is for settings, 1 for the rest."""
+    try:
+        app()
+    except DataManagerError as exc:
+        print(f"dm: {exc.detail}", file=sys.stderr)
+        sys.exit(2 if isinstance(exc, SettingsError | RequestError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Housekeeping: forget what is no longer needed, a bounded batch at a time, so that nobody waits for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from models import idempotency, outbox
+from models.database import affected, now
+from models.tables import Lease, Transfer
+
+BATCH = 1000
+DEAD_LEASE = timedelta(hours=1)
+"""A lease that ran out this long ago belongs to a process that is gone."""
+
+
+class Durations(Protocol):
+    """How long things are kept; `datamanager.settings.Settings` is one."""
+
+    @property
+    def keep_transfers(self) -> timedelta:
+        """Of ended transfers."""
+
+    @property
+    def keep_outbox(self) -> timedelta:
+        """Of messages that were sent (without a broker: of all)."""
+
+    @property
+    def idempotency_keep(self) -> timedelta:
+        """Of idempotency keys and their answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    """How many rows went."""
+
+    transfers: int
+    messages: int
+    keys: int
+    leases: int
+
+    @property
+    def more(self) -> bool:
+        """Whether a batch was full, so that another call will find more."""
+        return max(self.transfers, self.messages, self.keys) >= BATCH
+
+
+def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
+    """Forget at most BATCH old rows of each kind; call it again, in a transaction of its own, while there is `more`.
+
+    Objects are never forgotten. Any process may do it, several at once too.
+    """
+    return Tidied(
+        transfers=_prune_transfers(session, durations.keep_transfers),
+        messages=outbox.prune(session, durations.keep_outbox, broker=broker, limit=BATCH),
+        keys=idempotency.prune(session, durations.idempotency_keep, limit=BATCH),
+        leases=affected(session, delete(Lease).where(Lease.until < now(session) - DEAD_LEASE)),
+    )
+
+
+def _prune_transfers(session: Session, keep: timedelta) -> int:
+    old = select(Transfer.id).where(Transfer.ended < now(session) - keep).limit(BATCH)
+    return affected(session, delete(Transfer).where(Transfer.id.in_(old)))

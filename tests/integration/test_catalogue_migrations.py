@@ -1,0 +1,89 @@
+"""The schema goes up, down and up again on both databases, and is what the models say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from datamanager.errors import SettingsError
+from models import migrate
+from models.database import Database
+from models.tables import Base
+
+
+@pytest.fixture
+def empty(catalogue_url: str) -> Iterator[Database]:
+    """A catalogue without a schema."""
+    catalogue = Database(catalogue_url)
+    yield catalogue
+    catalogue.close()
+
+
+def differences(database: Database) -> list[object]:
+    with database.engine.connect() as connection:
+        return list(compare_metadata(MigrationContext.configure(connection), Base.metadata))
+
+
+def tables(database: Database) -> set[str]:
+    return set(inspect(database.engine).get_table_names())
+
+
+def test_up_down_up(empty: Database) -> None:
+    assert migrate.current(empty) is None
+    migrate.upgrade(empty)
+    assert migrate.current(empty) == migrate.newest()
+    assert tables(empty) == {*Base.metadata.tables, "alembic_version"}
+    migrate.downgrade(empty, "base")
+    assert migrate.current(empty) is None
+    assert tables(empty) == {"alembic_version"}
+    migrate.upgrade(empty)
+    migrate.upgrade(empty)  # once more changes nothing
+    assert differences(empty) == []
+
+
+def test_the_comparison_sees_a_difference(empty: Database) -> None:
+    migrate.upgrade(empty)
+    with empty.connection() as connection:
+        connection.execute(text("DROP INDEX uq_claims_write"))
+        connection.execute(text("ALTER TABLE objects DROP COLUMN archived_in"))
+    assert len(differences(empty)) == 2
+
+
+def test_an_older_schema_stops_the_start(empty: Database) -> None:
+    with pytest.raises(SettingsError, match="run: dm db upgrade"):
+        migrate.require_current(empty)
+    migrate.upgrade(empty)
+    migrate.require_current(empty)
+
+
+def test_a_newer_schema_is_left_alone(empty: Database) -> None:
+    migrate.upgrade(empty)
+    with empty.connection() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
+    for refuse in (migrate.require_current, migrate.upgrade, lambda database: migrate.downgrade(database, "base")):
+        with pytest.raises(SettingsError, match="made by a newer Data Manager"):
+            refuse(empty)
+    assert "objects" in tables(empty)
+
+
+def test_processes_that_upgrade_at_once_wait_for_each_other(catalogue_url: str, tmp_path: Path) -> None:
+    databases = [Database(catalogue_url) for _ in range(6)]  # as many processes would: nothing shared
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(migrate.upgrade, databases))
+    assert migrate.current(databases[0]) == migrate.newest()
+    for database in databases:
+        database.close()
+
+
+def test_a_failing_migration_leaves_the_schema_as_it_was(empty: Database) -> None:
+    with empty.connection() as connection:
+        connection.execute(text("CREATE TABLE transfers (id INTEGER)"))  # the last one that the migration makes
+    with pytest.raises(Exception, match="already exists"):
+        migrate.upgrade(empty)
+    assert tables(empty) - {"alembic_version"} == {"transfers"}

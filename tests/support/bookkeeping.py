@@ -1,0 +1,141 @@
+"""Small words for tests of models/: objects, transfers, and what a mover does with them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import select
+
+from datamanager.domain.location import Place
+from datamanager.domain.requests import CopyRequest, DeleteRequest, GetExternalRequest, MoveRequest, RegisterRequest
+from datamanager.domain.states import TransferKind, Verified
+from datamanager.errors import DestinationExists
+from datamanager.machines import Machines, parse_machines
+from models import movers, objects, transfers
+from models.database import Database
+from models.movers import Hold
+from models.objects import Facts
+from models.tables import Claim, DataObject, OutboxMessage, Transfer
+from models.transfers import Order
+
+LEASE = timedelta(seconds=30)
+SHA256 = "sha256:" + "ab" * 32
+
+MACHINES: Machines = parse_machines(
+    """
+    [machines.alpha]
+    transport = "local"
+    base_dir = "/data/alpha"
+    [machines.beta]
+    transport = "sftp"
+    host = "beta.example"
+    base_dir = "/data/beta"
+    """,
+    "machines.toml",
+)
+
+
+def place(path: str, machine: str = "alpha") -> Place:
+    """Return a place on one of MACHINES."""
+    return Place.of(MACHINES[machine], path)
+
+
+def register(database: Database, path: str, machine: str = "alpha", *, size: int | None = 5, **fields: Any) -> UUID:
+    """Register an object in a transaction of its own."""
+    directory, _, filename = path.rpartition("/")
+    request = RegisterRequest(filename=filename, path=directory, machine=machine, size=size, **fields)
+    with database.write() as session:
+        facts = Facts(size, verified=Verified.SIZE)
+        return objects.register_object(session, request, place(path, machine), facts)
+
+
+def order(kind: str, object_id: UUID | None = None, dest: str = "", machine: str = "beta", **fields: Any) -> Order:
+    """Return an order of `kind`."""
+    match TransferKind(kind):
+        case TransferKind.COPY:
+            return Order(TransferKind.COPY, CopyRequest(machine=machine, dest=dest, **fields), object_id)
+        case TransferKind.MOVE:
+            return Order(TransferKind.MOVE, MoveRequest(machine=machine, dest=dest, **fields), object_id)
+        case TransferKind.DELETE:
+            return Order(TransferKind.DELETE, DeleteRequest(), object_id)
+        case TransferKind.GETEXTERNAL:
+            path, _, name = dest.rpartition("/")
+            request = GetExternalRequest(
+                machine=machine, filename=name, path=path, url="https://example.org/x", **fields
+            )
+            return Order(TransferKind.GETEXTERNAL, request)
+
+
+def submit(database: Database, wanted: Order) -> UUID:
+    """Submit an order in a transaction of its own."""
+    with database.write() as session:
+        return transfers.submit(session, MACHINES, wanted).id
+
+
+def take(database: Database, transfer: UUID | None = None, *, owner: str = "mover-1", limit: int = 1) -> list[Hold]:
+    """Take transfers as a mover does."""
+    with database.write() as session:
+        return movers.take(session, owner, LEASE, limit, only=transfer)
+
+
+def begin(database: Database, transfer: UUID, *, owner: str = "mover-1") -> Hold:
+    """Take a transfer and begin its run."""
+    (hold,) = take(database, transfer, owner=owner)
+    with database.write() as session:
+        movers.begin(session, hold, uuid4())
+    return hold
+
+
+def get_transfer(database: Database, transfer: UUID) -> Transfer:
+    """Return the transfer's row."""
+    with database.read() as session:
+        return transfers.get_transfer(session, transfer)
+
+
+def get_object(database: Database, object_id: UUID) -> DataObject:
+    """Return the object's row."""
+    with database.read() as session:
+        return objects.get_object(session, object_id)
+
+
+def claims(database: Database) -> set[tuple[str, str | None, UUID | None, UUID | None]]:
+    """Return every claim as (mode, machine:place, object, transfer)."""
+    with database.read() as session:
+        return {
+            (row.mode, f"{row.machine}:{row.place}" if row.place else None, row.object_id, row.transfer_id)
+            for row in session.scalars(select(Claim))
+        }
+
+
+def messages(database: Database, subject: UUID) -> list[OutboxMessage]:
+    """Return the outbox's messages about an object or transfer, oldest first."""
+    with database.read() as session:
+        query = select(OutboxMessage).where(OutboxMessage.subject == subject).order_by(OutboxMessage.id)
+        return list(session.scalars(query).all())
+
+
+def told(database: Database, subject: UUID) -> list[str]:
+    """Return the routing keys of the messages about an object or transfer."""
+    return [message.routing_key for message in messages(database, subject)]
+
+
+def snapshot(database: Database) -> list[list[tuple[Any, ...]]]:
+    """Return all that the catalogue holds, to prove that nothing was changed."""
+    with database.read() as session:
+        tables = [model.__table__ for model in (DataObject, Transfer, Claim, OutboxMessage)]
+        return [[tuple(row) for row in session.execute(select(table).order_by(table.c.id))] for table in tables]
+
+
+def race_to_register(url: str, path: str, times: int) -> int:
+    """Register one path `times` times (in a process of its own); return how often it worked."""
+    database, won = Database(url), 0
+    for _ in range(times):
+        try:
+            register(database, path)
+        except DestinationExists:
+            continue
+        won += 1
+    database.close()
+    return won

@@ -1,0 +1,59 @@
+"""A catalogue with its tables, as tests of single parts want it (migrations have tests of their own)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID, uuid4
+
+from datamanager.domain.location import Place
+from datamanager.domain.requests import NewObject
+from datamanager.machines import Machines, parse_machines
+from models.database import Database, now
+from models.objects import Facts, register_object
+from models.outbox import EVENTS_EXCHANGE, cloud_event
+from models.tables import Base, OutboxMessage
+
+MACHINES = """
+[machines.here]
+transport = "local"
+base_dir = "/data"
+[machines.there]
+transport = "local"
+base_dir = "/more"
+"""
+
+
+@contextmanager
+def catalogue(url: str) -> Iterator[Database]:
+    """Open the catalogue at `url`, made when it is empty."""
+    database = Database(url)
+    Base.metadata.create_all(database.engine)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def machines() -> Machines:
+    """Return two local machines, `here` and `there`."""
+    return parse_machines(MACHINES, "test")
+
+
+def an_object(database: Database, name: str | None = None) -> UUID:
+    """Register an object on `here`; no file is looked at."""
+    request = NewObject(filename=name or f"{uuid4()}.nc", path="in", machine="here")
+    with database.write() as session:
+        return register_object(session, request, Place("here", f"in/{request.filename}"), Facts(7))
+
+
+def say(database: Database, subject: UUID, number: int) -> None:
+    """Put an event about `subject` into the outbox, with `number` as its sequence."""
+    with database.write() as session:
+        time = now(session)
+        body = cloud_event("dm.transfer.running", subject, time, {"filler": "x" * 200}, sequence=number)
+        session.add(
+            OutboxMessage(
+                exchange=EVENTS_EXCHANGE, routing_key="dm.transfer.running", subject=subject, body=body, created=time
+            )
+        )
