@@ -96,6 +96,7 @@ async def move(uuid: str, request: Request, context: In) -> Response:
             errors.ObjectDeleted,
             errors.ObjectArchived,
             errors.ObjectBusy,
+            errors.DestinationExists,
             errors.UnknownMachine,
             errors.IdempotencyMismatch,
             *documents.WAITING,

@@ -32,7 +32,7 @@ class Waiter:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._awaited: dict[UUID, asyncio.Future[Transfer]] = {}
+        self._awaited: dict[UUID, set[asyncio.Future[Transfer]]] = {}
         self._told: OrderedDict[UUID, None] = OrderedDict()
         self._rung = asyncio.Event()
         self._somebody = asyncio.Event()
@@ -44,16 +44,20 @@ class Waiter:
 
         A client that goes away stops nothing: neither the transfer nor the others who wait for it.
         """
-        future = self._awaited.get(transfer)
-        if future is None:
-            future = self._awaited[transfer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Transfer] = asyncio.get_running_loop().create_future()
+        waiting = self._awaited.setdefault(transfer, set())
+        waiting.add(future)
         self._somebody.set()
         if transfer in self._told:
             self._rung.set()
         try:
-            return await asyncio.wait_for(asyncio.shield(future), patience)
+            return await asyncio.wait_for(future, patience)
         except TimeoutError:
             return None
+        finally:
+            waiting.discard(future)
+            if not waiting and self._awaited.get(transfer) is waiting:
+                del self._awaited[transfer]
 
     def heard(self, message: str) -> None:
         """Take a wake message; may be called from any thread."""
@@ -98,9 +102,9 @@ class Waiter:
         for start in range(0, len(ids), CHUNK):
             some = ids[start : start + CHUNK]
             for row in await run_sync(self._ended_among, some, limiter=self._limiter):
-                future = self._awaited.pop(row.id, None)
-                if future is not None and not future.done():
-                    future.set_result(row)
+                for future in self._awaited.pop(row.id, ()):
+                    if not future.done():
+                        future.set_result(row)
 
     def _ended_among(self, ids: list[UUID]) -> list[Transfer]:
         with self._database.read() as session:

@@ -271,9 +271,9 @@ def problem_error(answer: requests.Response) -> DataManagerError:
     except (ValueError, KeyError, TypeError):
         return InternalError(f"{answer.url} answered {answer.status_code} {answer.reason}")
     error = by_code(code, detail)
-    if isinstance(error, InvalidRequest):
-        error.fields.update({item["field"]: item["detail"] for item in document.get("errors", ())})
-    elif code == RegisteredSizeMismatch.code and answer.status_code == 422:
+    if code == InvalidRequest.code:
+        error = InvalidRequest(detail, {item["field"]: item["detail"] for item in document.get("errors", ())})
+    elif code == RegisteredSizeMismatch.code and answer.status_code == 422:  # the code's other owner is a transfer's
         error = RegisteredSizeMismatch(detail)
     error.retryable = bool(document.get("retryable", error.retryable))
     return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 
@@ -31,6 +32,8 @@ def main() -> int:
         sys.stderr.write(f"dm api: {exc.detail}\n")
         return 2
     configure_logging()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     try:
         uvicorn.run(
             make_app(runtime),
@@ -65,6 +68,11 @@ def make_app(runtime: Runtime) -> FastAPI:
             await broker.close()
 
     return create_app(context, alongside=[relaying])
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    """End in order: uvicorn raises the signal again when it has stopped, and the connections are yet to be closed."""
+    raise SystemExit(0)
 
 
 if __name__ == "__main__":

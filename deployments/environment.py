@@ -25,7 +25,7 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_API_URL": settings.prefect_url,
         "PREFECT_UI_URL": settings.prefect_ui,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_TELEMETRY_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
         # the mover's own runs are not polled for; these are begun in the UI or by a schedule
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
@@ -42,6 +42,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
         "PREFECT_UI_API_URL": settings.prefect_url,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": settings.prefect_ui,
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }

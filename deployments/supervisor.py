@@ -17,7 +17,6 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,14 +29,6 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-class Restart(Enum):
-    """When a child that ended is started again."""
-
-    ALWAYS = "always"
-    ON_FAILURE = "on failure"
-    NEVER = "never"
-
-
 @dataclass(frozen=True)
 class Child:
     """What to run. Without a log it writes where the supervisor does. `grace`: seconds between SIGTERM and SIGKILL."""
@@ -47,7 +38,8 @@ class Child:
     env: Mapping[str, str]
     log: Path | None = None
     grace: float = 10.0
-    restart: Restart = Restart.ALWAYS
+    once: bool = False
+    """It ends by itself and is not started again."""
 
 
 class _Running:
@@ -126,7 +118,7 @@ class Supervisor:
             if status is None:
                 return
             entry.process = None
-            if child.restart is Restart.NEVER or (child.restart is Restart.ON_FAILURE and status == 0):
+            if child.once:
                 return
             entry.failures = 1 if now - entry.begun > STEADY else entry.failures + 1
             pause = min(BACKOFF_MIN * 2 ** (entry.failures - 1), BACKOFF_MAX)

@@ -20,10 +20,10 @@ from datamanager.machines import Machines
 from datamanager.settings import Settings, load_settings
 from deployments.environment import prefect_environment, server_environment
 from deployments.prepare import OWN_MACHINE, check_ports, lock_home, make_home, provide_machines
-from deployments.supervisor import Child, Restart, Supervisor
+from deployments.supervisor import Child, Supervisor
 
 MOVER_GRACE = 25.0  # seconds; it hands its transfers back within 20
-LOOK_WHILE_STARTING = 0.1  # seconds between two looks whether the service is ready
+LOOK_WHILE_STARTING = 0.2  # seconds between two looks whether the service is ready
 LOOK_AFTERWARDS = 60.0
 SLOW = 60.0  # seconds after which a start that is not ready is mentioned
 
@@ -45,8 +45,8 @@ def main() -> int:
         if settings.prefect_api_url is None:
             supervisor.start(_prefect(settings))
         _prepare_catalogue(settings)
-        for child in (_service("api", settings), _rollout(settings), _service("mover", settings, MOVER_GRACE)):
-            supervisor.start(child)
+        supervisor.start(_service("api", "api", settings))
+        supervisor.start(_service("mover", "up_mover", settings, MOVER_GRACE))
         supervisor.run(Ready(settings, machines, supervisor, begun).look)
         say("stopping …")
     except DataManagerError as exc:
@@ -138,25 +138,18 @@ def _logs(settings: Settings) -> str:
 
 
 def _prefect(settings: Settings) -> Child:
-    port = str(settings.prefect_port)
-    argv = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+    argv = [sys.executable, "-m", "deployments.prefect_server"]
     return Child("prefect", argv, {**os.environ, **server_environment(settings)}, settings.home / "logs/prefect.log")
 
 
-def _service(name: str, settings: Settings, grace: float = 10.0) -> Child:
-    argv = [sys.executable, "-m", f"deployments.{name}"]
+def _service(name: str, entry: str, settings: Settings, grace: float = 10.0) -> Child:
+    argv = [sys.executable, "-m", f"deployments.{entry}"]
     return Child(name, argv, _environment(settings), settings.home / f"logs/{name}.log", grace)
-
-
-def _rollout(settings: Settings) -> Child:
-    argv = [sys.executable, "-m", "deployments.rollout"]
-    log = settings.home / "logs/mover.log"
-    return Child("deployments", argv, _environment(settings), log, restart=Restart.ON_FAILURE)
 
 
 def _selfcheck(settings: Settings) -> Child:
     argv = [sys.executable, "-m", "deployments.selfcheck"]
-    return Child("self-check", argv, _environment(settings), restart=Restart.NEVER)
+    return Child("self-check", argv, _environment(settings), once=True)
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -45,7 +45,7 @@ class Database:
         else:
             options["pool_pre_ping"] = True
             lock_timeout = f"-c lock_timeout={int(BUSY_TIMEOUT * 1000)}"  # a writer that was stopped must not stop all
-            options["connect_args"] = {"connect_timeout": 5, "options": lock_timeout}
+            options["connect_args"] = {"connect_timeout": 5, "client_encoding": "utf8", "options": lock_timeout}
         self.url = url
         self.is_postgresql = not sqlite_file
         self.engine = create_engine(url, **options)

@@ -57,6 +57,8 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectUnknown, ObjectBusy, DestinationExists, UnknownMachine,
     PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the transaction.
     """
+    if isinstance(order.request, GetExternalRequest):
+        require_storable(order.request.metadata)
     transfer = Transfer(
         id=uuid4(),
         kind=order.kind.value,
@@ -86,8 +88,7 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
         case CopyRequest():
             claim_reading(session, _id(obj), transfer.id)
             transfer.result_object_id = uuid4()
-        case GetExternalRequest(size=size, group=group, metadata=metadata):
-            require_storable(metadata)
+        case GetExternalRequest(size=size, group=group):
             transfer.result_object_id = uuid4()
             transfer.group = group
             transfer.bytes_total = size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.metadata import version as installed_version
 from typing import Annotated
@@ -79,6 +80,8 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line. Our errors are one line on standard error; exit code 2 is for settings, 1 for the rest."""
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # it prints traces of what is raised anyway
+    logging.getLogger("paramiko").propagate = False
     try:
         app()
     except DataManagerError as exc:

@@ -87,37 +87,38 @@ class Consumption:
         Raises: BrokerUnavailable, always in the end.
         """
         try:
-            with translated(self._broker.address):
-                await self._consume()
+            await self._consume()
         finally:
             self._broke_before = True
 
     async def _consume(self) -> None:
+        address = self._broker.address
         channel = await self._broker.open_channel()
-        # the raw channel says when it ends, and hands out messages that nobody has interpreted
-        raw = await channel.get_underlay_channel()
         broken = asyncio.Event()
-        raw.closing.add_done_callback(lambda _: broken.set())
-        raw.on_consumer_cancel_callbacks.add(lambda _: broken.set())  # somebody deleted the queue
         try:
-            if self._broke_before:
-                await self._taste(raw)
-            await raw.basic_qos(prefetch_count=self._prefetch, timeout=CONNECT_TIMEOUT)
-            consuming = await raw.basic_consume(
-                self._queue, lambda message: self._begin(raw, message), timeout=CONNECT_TIMEOUT
-            )
+            with translated(address):
+                # the raw channel says when it ends, and hands out messages that nobody has interpreted
+                raw = await channel.get_underlay_channel()
+                raw.closing.add_done_callback(lambda _: broken.set())
+                raw.on_consumer_cancel_callbacks.add(lambda _: broken.set())  # somebody deleted the queue
+                if self._broke_before:
+                    await self._taste(raw)
+                await raw.basic_qos(prefetch_count=self._prefetch, timeout=CONNECT_TIMEOUT)
+                consuming = await raw.basic_consume(
+                    self._queue, lambda message: self._begin(raw, message), timeout=CONNECT_TIMEOUT
+                )
             try:
                 await broken.wait()
             finally:
                 if not raw.is_closed:
-                    with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):
+                    with contextlib.suppress(BrokerUnavailable), translated(address):
                         await raw.basic_cancel(consuming.consumer_tag or "", timeout=CLOSE_TIMEOUT)
         finally:
             await self._finish()
-            with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):
+            with contextlib.suppress(BrokerUnavailable), translated(address):
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await channel.close()
-        raise BrokerUnavailable(f"RabbitMQ at {self._broker.address}: the connection was lost")
+        raise BrokerUnavailable(f"RabbitMQ at {address}: the connection was lost")
 
     async def _taste(self, raw: AbstractChannel) -> None:
         """Take the first messages one by one.

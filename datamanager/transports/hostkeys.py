@@ -100,7 +100,7 @@ def known_hosts_name(machine: Machine) -> str:
 
 
 def _ssh_config(machine: Machine) -> dict[str, str]:
-    """Return what ssh would use for the machine (`ssh -G`), or only our own values where OpenSSH is not the connection."""
+    """Return what ssh would use for the machine (`ssh -G`); only our own values where it is not the connection."""
     host = str(machine.host)  # machines.py checks that there is one
     plain = {"hostname": host, "port": str(machine.port or _PORT)}
     if machine.connection is Connection.PARAMIKO:

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ("datamanager",)
@@ -92,6 +93,22 @@ def test_a_lock_pins_everything_that_is_declared_with_hashes_and_names_no_place(
     options = [line for line in text.splitlines() if line.startswith("-")]
     assert options == []
     assert "://" not in text
+
+
+@pytest.mark.parametrize("python", ["3.11.2", "3.11.14", "3.12.12", "3.13.9"])
+def test_the_lock_is_complete_for_other_pythons_too(python: str) -> None:
+    """A lock is made with one Python; Debian 12 has 3.11.2, for which some libraries need one more library."""
+    pinned = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / LOCKS[0]).read_text("utf-8"), re.MULTILINE))
+    environment = {"python_full_version": python, "python_version": python.rpartition(".")[0], "extra": ""}
+    wrong = set()
+    for name in pinned:
+        for line in requires(name) or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate(environment):
+                version = pinned.get(normalised(needed.name))
+                if version is None or not needed.specifier.contains(version, prereleases=True):
+                    wrong.add(f"{name} needs {line}, the lock has {version}")
+    assert wrong == set()
 
 
 def test_both_locks_agree() -> None:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure
-from datamanager.machines import Machine
-from datamanager.transports.base import FileKind, Session, Storage
-from datamanager.transports.factory import open_storage
-from tests.support.sshd import PrivateSshd
+from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure
+from datamanager.transports.base import FileKind, Session
 
 BLOCK = 255 * 1024
 NAMES = [
@@ -364,82 +358,3 @@ def test_remove_is_for_files(session: Session, tmp_path: Path) -> None:
         session.remove(str(tmp_path / "directory"))
     session.remove(str(tmp_path / "link"))
     assert sorted(os.listdir(tmp_path)) == ["directory", "target"]
-
-
-def test_free_space(session: Session, tmp_path: Path) -> None:
-    found, free = os.statvfs(tmp_path), session.free_space(str(tmp_path))
-    assert session.features.free_space
-    assert free == pytest.approx(found.f_bavail * found.f_frsize, rel=0.05)
-
-
-def test_a_full_file_system_is_told(session: Session, tmp_path: Path) -> None:
-    with small_file_system(tmp_path / "small", size=4 * 1024 * 1024) as small:
-        with pytest.raises(NoSpace), session.create(str(small / "file")) as writer:
-            for part in range(40):
-                writer.write(part * BLOCK, bytes(BLOCK))
-            writer.flush()
-        session.remove(str(small / "file"))
-        put(session, str(small / "file"), b"fits again")
-
-
-def test_a_swallowed_write_error_is_told_again(session: Session, tmp_path: Path) -> None:
-    with small_file_system(tmp_path / "small", size=1024 * 1024) as small:
-        with pytest.raises(NoSpace), session.create(str(small / "file")) as writer:
-            with pytest.raises(NoSpace):
-                writer.write(0, bytes(100 * BLOCK))
-                writer.flush()
-        assert session.stat(str(small / "file")).size < 100 * BLOCK
-
-
-def test_access_is_refused(machine: Machine, server: PrivateSshd, tmp_path: Path, control_dir: Path) -> None:
-    """As root nothing is refused, so another account asks: by logging in as it, or by becoming it."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can log in as somebody else")
-    secret = tmp_path / "secret"
-    secret.mkdir(mode=0o700)
-    (secret / "file").write_text("mine")
-    for folder in (server.directory, tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)  # pytest keeps them to itself; the other account must get to its key and to here
-    with as_nobody(machine, control_dir) as storage, storage.session() as session:
-        assert session.stat(str(tmp_path)).kind is FileKind.DIRECTORY
-        for path in (secret / "file", secret / "new"):
-            with pytest.raises(PermissionDenied), session.open_read(str(path)):
-                pass
-        with pytest.raises(PermissionDenied), session.create(str(tmp_path / "new")):
-            pass
-        with pytest.raises(PermissionDenied):
-            session.make_dirs(str(tmp_path / "new" / "deep"))
-        with pytest.raises(PermissionDenied):
-            session.remove(str(secret / "file"))
-    assert (secret / "file").read_text() == "mine"
-
-
-@contextmanager
-def as_nobody(machine: Machine, control_dir: Path) -> Iterator[Storage]:
-    local = machine.host is None
-    account = machine if local else machine.model_copy(update={"username": "nobody"})
-    storage = open_storage(account, control_dir=control_dir)
-    try:
-        if local:
-            os.seteuid(65534)
-        yield storage
-    finally:
-        if local:
-            os.seteuid(0)
-        storage.close()
-
-
-@contextmanager
-def small_file_system(path: Path, *, size: int) -> Iterator[Path]:
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        if os.getenv("CI"):
-            raise RuntimeError(mounted.stderr)
-        pytest.skip(f"no small file system can be mounted: {mounted.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)

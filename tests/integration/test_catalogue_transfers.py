@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from sqlalchemy.orm import Session
 
 from datamanager.domain.requests import SIZE_MAX
 from datamanager.domain.states import TRANSITIONS, ObjectStatus, Phase, TransferStatus, Verified
 from datamanager.errors import InternalError, InvalidRequest, NoSpace, ObjectDeleted, SourceNotRemoved, TaskNotFound
 from models import movers, outcomes, transfers
 from models.database import Database
+from models.movers import Hold
 from models.objects import Facts
 from tests.support.bookkeeping import (
     MACHINES,
@@ -30,6 +33,12 @@ from tests.support.bookkeeping import (
 )
 
 PROVED = Facts(7, SHA256, Verified.SHA256)
+ENDS: dict[str, Callable[[Session, Hold], object]] = {
+    "copy": lambda session, hold: outcomes.complete_copy(session, hold, PROVED),
+    "delete": lambda session, hold: outcomes.complete_delete(session, hold),
+    "getexternal": lambda session, hold: outcomes.complete_getexternal(session, hold, PROVED, ""),
+    "move": lambda session, hold: outcomes.commit_move(session, hold, PROVED),
+}
 
 
 def test_a_request_is_one_row_its_claims_and_its_messages(database: Database) -> None:
@@ -68,7 +77,7 @@ def test_copy(database: Database) -> None:
     assert (copy.size, copy.checksum, copy.verified, copy.status) == (7, SHA256, "sha256", "ACTIVE")
     assert (copy.derived_from, new) == (source, row.result_object_id)
     assert (row.status, row.phase, row.result, row.bytes_done, row.bytes_total) == ("COMPLETE", "done", str(new), 7, 7)
-    assert row.owner is row.lease_until is row.error_code is None
+    assert (row.owner, row.lease_until, row.error_code) == (None, None, None)
     assert row.ended is not None
     assert claims(database) == {("place", "alpha:in/a.nc", source, None), ("place", "beta:out/b.nc", new, None)}
     assert told(database, new) == ["dm.object.copied"]
@@ -250,15 +259,9 @@ def test_only_allowed_changes_of_status(database: Database) -> None:
     for kind in ("copy", "delete", "getexternal", "move"):
         transfer = submit(database, order(kind, source, f"b-{kind}"))
         (hold,) = take(database, transfer)
-        ends = {
-            "copy": lambda session, hold=hold: outcomes.complete_copy(session, hold, PROVED),
-            "delete": lambda session, hold=hold: outcomes.complete_delete(session, hold),
-            "getexternal": lambda session, hold=hold: outcomes.complete_getexternal(session, hold, PROVED, ""),
-            "move": lambda session, hold=hold: outcomes.commit_move(session, hold, PROVED),
-        }
         before = snapshot(database)
         with pytest.raises(InternalError), database.write() as session:
-            ends[kind](session)  # taken, but never begun
+            ENDS[kind](session, hold)  # taken, but never begun
         assert snapshot(database) == before
         with database.write() as session:
             outcomes.fail(session, hold, NoSpace("full"))  # QUEUED → ERROR is allowed
@@ -302,7 +305,7 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
             transfers.get_transfer(session, uuid4())
 
 
-@pytest.mark.parametrize("metadata", [{"a": "\0"}, {"\ud800": 1}, {"a": [float("nan")]}, {"a": 2**64}])
+@pytest.mark.parametrize("metadata", [{"a": "\0"}, {"a": {"\ud800": 1}}, {"a": [float("nan")]}, {"a": 2**64}])
 def test_metadata_that_nobody_could_read_again_is_refused(database: Database, metadata: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest, match="metadata"):
         register(database, "a", metadata=metadata)

@@ -11,6 +11,8 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from pamqp.commands import Basic
 
+from tests.support.rabbitmq import RabbitMq
+
 
 @asynccontextmanager
 async def client(url: str) -> AsyncIterator[AbstractChannel]:
@@ -91,3 +93,13 @@ async def listener(channel: AbstractChannel, name: str = "listener") -> str:
     exchange = await channel.declare_exchange("dm.events", "topic", durable=True)
     await queue.bind(exchange, "#")
     return name
+
+
+@asynccontextmanager
+async def away(node: RabbitMq) -> AsyncIterator[None]:
+    """Stop the broker, and start it again at the end, whatever happens."""
+    try:
+        await asyncio.to_thread(node.stop_app)
+        yield
+    finally:
+        await asyncio.to_thread(node.start_app)

@@ -168,3 +168,6 @@ class DataManagerService:
             raise RuntimeError(f"no process with {words} in its command line")
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while set(pids) & set(self._pids(words)) and time.monotonic() < deadline:
+            time.sleep(0.01)  # a killed process is not gone at once

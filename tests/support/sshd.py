@@ -76,11 +76,13 @@ class PrivateSshd:
         """End the server and every session that it serves. Idempotent."""
         if self._process is None:
             return
-        sessions = self.descendants()
+        deadline = time.monotonic() + START_TIMEOUT
+        while (sessions := self.descendants()) and time.monotonic() < deadline:
+            for pid in sessions:  # first, while the server is there to reap them
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
         self._process.terminate()
-        for pid in sessions:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         self._process.wait(START_TIMEOUT)
         self._process = None
 

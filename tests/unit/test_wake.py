@@ -36,7 +36,7 @@ def test_every_listener_of_the_role_hears_and_others_do_not(tmp_path: Path) -> N
         assert ring(tmp_path, "api", "ended") == 1
 
         async def all_of_them() -> list[list[str]]:
-            return await asyncio.gather(_heard(one, 1), _heard(two, 1), _heard(api, 1))
+            return list(await asyncio.gather(_heard(one, 1), _heard(two, 1), _heard(api, 1)))
 
         assert asyncio.run(all_of_them()) == [["queued"], ["queued"], ["ended"]]
 

@@ -1,6 +1,7 @@
-"""Wait for the Prefect server, then bring the deployments of prefect.yaml to it.
+"""The mover of `dm up`: waits for Prefect, brings the deployments of prefect.yaml to it, then is a mover.
 
-`dm up` starts this beside the server: importing the flows takes as long as the server's start.
+One process for both: importing Prefect's client and the flows costs seconds; here it happens once, beside the server's
+start.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import sys
 import time
 
 import requests
+from setproctitle import setproctitle
 
 from datamanager.errors import DataManagerError
 from datamanager.settings import Settings, load_settings
+from deployments import mover
 from deployments.deploy import apply
 from deployments.environment import prefect_environment, run_with
 
@@ -20,18 +23,19 @@ POLL = 0.1  # seconds
 
 
 def main() -> int:
-    """Wait and apply; return the exit code."""
+    """Prepare Prefect, then run a mover until SIGTERM; return the exit code."""
+    setproctitle("dm mover")
     try:
         settings = load_settings()
-        run_with(prefect_environment(settings), "deployments.rollout", sys.argv[1:])
-        import deployments.flow_table  # noqa: F401 - what `apply` needs, imported while the server starts
+        run_with(prefect_environment(settings), "deployments.up_mover", sys.argv[1:])
+        import deployments.worker  # noqa: F401 - imported while the server starts
 
         wait_for_prefect(settings)
         asyncio.run(apply())
     except DataManagerError as exc:
-        sys.stderr.write(f"deployments: {exc.detail}\n")
+        sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 1
-    return 0
+    return mover.main()
 
 
 def wait_for_prefect(settings: Settings) -> None:

@@ -1,0 +1,90 @@
+"""The README's first session, run as it is printed, in a shell, against a real service and a real SSH machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datamanager.client import Client
+from tests.support.ports import free_port
+from tests.support.process import clean_environment
+from tests.support.programs import find_program
+from tests.support.service import DataManagerService
+from tests.support.site import Site, write_machines
+from tests.support.sshd import PrivateSshd
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SESSION = README.split("## A first session")[1].split("## The way of a request")[0]
+
+
+def blocks(language: str) -> str:
+    """Return the session's code in one language."""
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", SESSION, re.DOTALL))
+
+
+class Reader:
+    """Somebody who reads the README: a home folder, a shell, a service with the machines localhost and archer2."""
+
+    def __init__(self, home: Path, prefect_api_url: str, server: PrivateSshd) -> None:
+        self.home = home
+        self.web_port = free_port()
+        folders = {"localhost": home / ".dm" / "data", "archer2": home / "archer2"}
+        for folder in folders.values():
+            folder.mkdir(parents=True)
+        machines = home / ".dm" / "machines.toml"
+        write_machines(machines, folders, {"archer2": server})
+        allowed = f"127.0.0.1:{self.web_port}"
+        env = {"DM_PREFECT_API_URL": prefect_api_url, "DM_DOWNLOAD_ALLOW": allowed}
+        self.site = Site(DataManagerService(home / ".dm", env), folders)
+
+    def as_printed(self, code: str) -> str:
+        """Put the test's ports where the README has the usual ones."""
+        code = code.replace("http://127.0.0.1:5000", self.site.service.url)
+        return re.sub(r"\b8000\b", str(self.web_port), code)
+
+
+@pytest.fixture(scope="module")
+def reader(
+    tmp_path_factory: pytest.TempPathFactory, prefect_api_url: str, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+) -> Iterator[Reader]:
+    reader = Reader(tmp_path_factory.mktemp("reader"), prefect_api_url, sshd_pair[0])
+    with reader.site.service:
+        yield reader
+
+
+def test_the_shell_session_works_as_printed(reader: Reader) -> None:
+    find_program("curl")
+    script = "set -eu\n" + reader.as_printed(blocks("sh")) + '\nprintf "\\n%s %s %s\\n" "$ID" "$COPY" "$FETCHED"\n'
+    done = subprocess.run(
+        [find_program("bash"), "-c", script],
+        env=clean_environment(HOME=str(reader.home)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done
+    assert '"code"' not in done.stdout, done.stdout  # no problem document
+    assert "Move successful" in done.stdout
+    assert "archer2:archive/2026/june.nc deleted" in done.stdout
+    original, copy, fetched = done.stdout.splitlines()[-1].split()
+    site, data = reader.site, b"rain, then fire\n"
+    assert (site.info(original)["status"], site.read("localhost", "weather/june.nc")) == ("ACTIVE", data)
+    assert (site.info(copy)["status"], site.exists("archer2", "archive/2026/june.nc")) == ("DELETED", False)
+    assert site.info(fetched)["status"] == "ACTIVE"
+    assert site.read("archer2", "downloads/june.nc") == data
+    assert site.read("archer2", "weather/june-again.nc") == data
+
+
+def test_the_python_session_works_after_it(reader: Reader) -> None:
+    script = reader.as_printed(blocks("python"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("sha256:"), done
+    with Client(reader.site.service.url) as client:
+        found = [one.status for one in client.objects(machine="archer2", path="weather", filename="june.nc")]
+    assert found == ["ACTIVE"]

@@ -1,0 +1,230 @@
+"""`dm up` as a real process tree: from an empty home to ready, through deaths of its children, to a clean end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from datamanager.client import Client
+from datamanager.errors import DataManagerError
+from models.database import Database
+from models.machines_seen import check_base_dirs
+from models.migrate import upgrade
+from tests.support.catalogue import an_object, machines
+from tests.support.ports import free_port
+from tests.support.process import clean_environment, session_members
+from tests.support.service import DataManagerService
+
+PATIENCE = 60.0
+
+
+def until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def told(service: DataManagerService) -> str:
+    """Return what `dm up` has printed."""
+    return service.supervisor.tail(100_000)
+
+
+def child(service: DataManagerService, name: str) -> int | None:
+    """Return the pid of the mover, the API or the Prefect server."""
+    words = {"mover": ("dm mover",), "api": ("deployments.api",), "prefect": ("prefect server start",)}[name]
+    found = service.supervisor.members(*words)
+    return found[0] if len(found) == 1 else None
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataManagerService]:
+    """A Data Manager that was started in an empty home, with nothing but ports given."""
+    service = DataManagerService(tmp_path_factory.mktemp("up") / "home", {}, tree=True)
+    with service:
+        yield service
+
+
+def test_it_becomes_ready_and_says_where_everything_is(service: DataManagerService) -> None:
+    until(lambda: "self-check" in told(service), "no self-check")
+    text = told(service)
+    assert f"{service.url}/docs" in text
+    assert f"http://127.0.0.1:{service.env['DM_PREFECT_PORT']}" in text
+    assert str(service.home / "logs") in text
+    assert len(text.splitlines()) < 12
+
+
+def test_the_self_check_ran_through_its_own_api_and_left_nothing(service: DataManagerService) -> None:
+    line = next(line for line in told(service).splitlines() if line.startswith("self-check"))
+    prefect = f"http://127.0.0.1:{service.env['DM_PREFECT_PORT']}"
+    assert re.fullmatch(rf"self-check passed: .* in \d+\.\d\d s, see {prefect}/runs/flow-run/[0-9a-f-]{{36}}", line), (
+        line
+    )
+    with Client(service.url) as client:
+        objects = list(client.objects())
+    assert [one.status for one in objects] == ["DELETED", "DELETED"]
+    assert not (service.home / "data" / ".dm-selfcheck").exists()
+
+
+def test_the_home_is_private_and_has_a_machines_file(service: DataManagerService) -> None:
+    assert service.home.stat().st_mode & 0o777 == 0o700
+    assert "[machines.localhost]" in (service.home / "machines.toml").read_text()
+    with Client(service.url) as client:
+        assert [(one.name, one.reachable) for one in client.machines()] == [("localhost", True)]
+
+
+def test_all_children_are_in_its_session_and_the_mover_has_its_name(service: DataManagerService) -> None:
+    assert all(child(service, name) for name in ("mover", "api", "prefect"))
+    group = os.getpgid(service.supervisor.pid)
+    until(lambda: len(service.supervisor.members()) == 4, "more or less than supervisor, Prefect, API and mover")
+    assert {os.getpgid(pid) for pid in service.supervisor.members()} == {group}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["mover", "api", "prefect"])
+def test_a_child_that_dies_is_started_again(service: DataManagerService, name: str) -> None:
+    old = child(service, name)
+    assert old is not None
+    others = {other: child(service, other) for other in {"mover", "api", "prefect"} - {name}}
+    os.kill(old, signal.SIGKILL)
+    until(lambda: child(service, name) not in (None, old), f"{name} is not started again")
+    log = service.home / "logs" / f"{name}.log"
+    assert f"{name} ended (killed by SIGKILL); it is started again in 0.5 s; log: {log}" in told(service)
+    until(lambda: _works(service), f"it does not work again after the death of {name}")
+    assert {other: child(service, other) for other in others} == others
+
+
+def _works(service: DataManagerService) -> bool:
+    """Say whether a copy goes through."""
+    folder = service.home / "data" / "again"
+    folder.mkdir(exist_ok=True)
+    name = f"{time.monotonic_ns()}"
+    (folder / name).write_bytes(b"bytes")
+    with Client(service.url) as client:
+        try:
+            client.health()
+            copied = client.copy(client.register("localhost", name, "again"), "localhost", f"again/{name}.copy")
+        except DataManagerError:
+            return False  # a part is away still
+        return client.info(copied).size == 5
+
+
+@pytest.mark.faults
+def test_ctrl_c_stops_everything(service: DataManagerService) -> None:
+    begun = time.monotonic()
+    assert service.interrupt() == 0  # fails when a process of the session is left
+    assert time.monotonic() - begun < 20
+    assert told(service).endswith("stopping …\nstopped\n")
+
+
+@pytest.mark.faults
+def test_it_starts_again_in_its_home_and_sigterm_stops_everything(service: DataManagerService) -> None:
+    checks = told(service).count("self-check passed")
+    service.start()
+    until(lambda: told(service).count("self-check passed") == checks + 1, "no second self-check")
+    session = service.supervisor.pid
+    os.kill(session, signal.SIGTERM)
+    until(lambda: not session_members(session), "processes are left")
+    assert service.supervisor.returncode == 0
+    service.supervisor.kill()
+
+
+@pytest.mark.faults
+def test_children_end_with_a_supervisor_that_is_killed(service: DataManagerService) -> None:
+    service.start()
+    session = service.supervisor.pid
+    assert len(session_members(session)) >= 4
+    os.kill(session, signal.SIGKILL)
+    until(lambda: not session_members(session), "children outlive their supervisor")
+    service.supervisor.kill()
+
+
+def up(home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `dm up` where it must refuse to start."""
+    settings = {"DM_HOME": str(home), "DM_PORT": str(free_port()), "DM_PREFECT_PORT": str(free_port()), **env}
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.up"],
+        env=clean_environment(**settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str], *named: str) -> None:
+    """Assert that it said one line and ended with exit code 2."""
+    assert done.returncode == 2, done
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == ""
+    for name in named:
+        assert name in done.stderr
+
+
+def test_an_unknown_setting_stops_the_start(tmp_path: Path) -> None:
+    refused(up(tmp_path / "home", DM_PROT="1"), "DM_PROT")
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[machines.a]\ntransport = 'sftp'\nbase_dir = '/x'\n", "machines.a.host"),
+        ("[machines.a]\ntransport = 'local'\nbase_dir = '/x'\ncolour = 'red'\n", "machines.a.colour"),
+        ("[machines.a\n", "machines.toml"),
+        ("", "no machine"),
+    ],
+)
+def test_a_wrong_machines_file_stops_the_start(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "machines.toml"
+    file.write_text(text)
+    refused(up(tmp_path / "home", DM_MACHINES=str(file)), str(file), named)
+
+
+def test_a_machines_file_that_was_named_is_not_made(tmp_path: Path) -> None:
+    refused(up(tmp_path / "home", DM_MACHINES=str(tmp_path / "none.toml")), "none.toml")
+    assert not (tmp_path / "none.toml").exists()
+
+
+@pytest.mark.parametrize("setting", ["DM_PORT", "DM_PREFECT_PORT"])
+def test_a_port_that_is_taken_stops_the_start(tmp_path: Path, setting: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        refused(up(tmp_path / "home", **{setting: port}), setting, port)
+
+
+def test_one_home_has_one_dm_up(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    handle = os.open(home, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        refused(up(home), "DM_HOME", str(home))
+    finally:
+        os.close(handle)
+
+
+def test_a_changed_base_dir_stops_the_start_and_nothing_is_left(tmp_path: Path) -> None:
+    home, file = tmp_path / "home", tmp_path / "machines.toml"
+    home.mkdir()
+    database = Database(f"sqlite+pysqlite:///{home / 'catalogue.db'}")
+    upgrade(database)
+    an_object(database)  # on `here`
+    with database.write() as session:
+        check_base_dirs(session, machines(), confirmed=False)
+    database.close()
+    file.write_text("[machines.here]\ntransport = 'local'\nbase_dir = '/somewhere/else'\n")
+    refused(up(home, DM_MACHINES=str(file)), "machines.here.base_dir", "DM_CONFIRM_BASE_DIR")

@@ -1,0 +1,140 @@
+"""Idempotency keys: repeated, at once, joined in flight, taken over from a process that died."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import requests
+
+from api.idempotency import fingerprint_of
+from datamanager import errors
+from datamanager.domain.location import Place
+from datamanager.domain.requests import RegisterRequest
+from models import idempotency
+from models.objects import Facts, register_object
+from tests.support.live_api import LiveApi, Mover
+
+
+def keyed(
+    api: LiveApi, method: str, path: str, key: str, headers: dict[str, str] | None = None, **options: Any
+) -> requests.Response:
+    return api.ask(method, path, headers={"Idempotency-Key": key, **(headers or {})}, **options)
+
+
+def objects(api: LiveApi) -> int:
+    return len(api.ask("GET", "/DM/info").json())
+
+
+def test_the_same_key_gets_the_same_answer(api: LiveApi) -> None:
+    api.write("f")
+    fields = {"machine": "here", "filename": "f"}
+    first = keyed(api, "PUT", "/DM/register", "k1", data=fields)
+    again = keyed(api, "PUT", "/DM/register", "k1", json={**fields, "size": 0, "storage": "ignored"})
+    assert (first.status_code, first.text) == (again.status_code, again.text) == (201, first.text)
+    assert first.headers["location"] == again.headers["location"]
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert objects(api) == 1
+    other = keyed(api, "PUT", "/DM/register", "k2", data=fields)
+    assert other.status_code == 409
+    repeated = keyed(api, "PUT", "/DM/register", "k2", data=fields)
+    assert (repeated.status_code, repeated.json()) == (409, other.json())
+    assert repeated.headers["content-type"] == "application/problem+json"
+
+
+def test_another_request_under_the_key_is_refused(api: LiveApi) -> None:
+    source = api.register("f")
+    fields = {"machine": "there", "dest": "c"}
+    assert keyed(api, "POST", f"/DM/async/copy/{source}", "k", data=fields).status_code == 200
+    for path, other in (
+        (f"/DM/async/copy/{source}", {**fields, "dest": "d"}),
+        (f"/DM/async/move/{source}", fields),
+        (f"/DM/async/copy/{uuid4()}", fields),
+    ):
+        answer = keyed(api, "POST", path, "k", data=other)
+        assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_mismatch")
+
+
+def test_twenty_at_once_make_one_object(api: LiveApi) -> None:
+    api.write("f")
+    with ThreadPoolExecutor(20) as pool:
+        ask = lambda _: keyed(api, "PUT", "/DM/register", "k", data={"machine": "here", "filename": "f"})  # noqa: E731
+        answers = list(pool.map(ask, range(20)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.text for answer in answers}) == 1
+    assert sum("idempotency-replayed" in answer.headers for answer in answers) == 19
+    assert objects(api) == 1
+
+
+def test_a_request_in_flight_is_joined(api: LiveApi) -> None:
+    source = api.register("f")
+    api.mover_online()
+    path, fields = f"/DM/copy/{source}", {"machine": "there", "dest": "c"}
+    with ThreadPoolExecutor(10) as pool:
+        waiting = [pool.submit(keyed, api, "POST", path, "k", data=fields) for _ in range(10)]
+        time.sleep(1)
+        assert not any(future.done() for future in waiting)
+        with Mover(api) as mover:
+            answers = [future.result() for future in waiting]
+    assert {(answer.status_code, answer.text) for answer in answers} == {(201, answers[0].text)}
+    assert mover.ended == 1
+    assert objects(api) == 2
+
+
+def test_every_writing_endpoint_takes_a_key(api: LiveApi) -> None:
+    source, other = api.register("f"), api.register("g")
+    fetch = {"machine": "here", "filename": "down", "url": "http://127.0.0.1:1/x"}
+    with Mover(api) as mover:
+        for number, (method, path, fields) in enumerate(
+            (
+                ("POST", f"/DM/copy/{source}", {"machine": "there", "dest": "c"}),
+                ("POST", f"/DM/move/{source}", {"machine": "there", "dest": "m"}),
+                ("DELETE", f"/DM/delete/{source}", {}),
+                ("PUT", "/DM/getexternal", fetch),
+                ("POST", f"/DM/async/copy/{other}", {"machine": "there", "dest": "d"}),
+                ("POST", "/DM/async/getexternal", {**fetch, "filename": "down2"}),
+            ),
+            start=1,
+        ):
+            first = keyed(api, method, path, f"k{number}", data=fields)
+            again = keyed(api, method, path, f"k{number}", data=fields)
+            assert first.status_code in (200, 201), first.text
+            assert (first.status_code, first.text) == (again.status_code, again.text)
+            assert again.headers["idempotency-replayed"] == "true"
+        time.sleep(0.5)
+    assert mover.ended == 6
+
+
+def test_a_failure_of_the_service_is_not_kept(api: LiveApi) -> None:
+    source = api.register("f")
+    fields = {"machine": "there", "dest": "c"}
+    assert keyed(api, "POST", f"/DM/copy/{source}", "k", data=fields).status_code == 503  # no mover
+    with Mover(api, lambda _: errors.ChecksumMismatch("differs")):
+        assert keyed(api, "POST", f"/DM/copy/{source}", "k", data=fields).status_code == 502
+    with Mover(api):
+        answer = keyed(api, "POST", f"/DM/copy/{source}", "k", data=fields)
+    assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (201, None)
+
+
+def test_what_a_dead_process_made_is_found_not_made_again(api: LiveApi) -> None:
+    request = RegisterRequest(machine="here", filename="f", verify="none")
+    fingerprint = fingerprint_of("PUT", "/DM/register", request)
+    with api.database.write() as session:
+        begun = idempotency.begin(session, "k", fingerprint, "the-dead", timedelta(seconds=1), timedelta(hours=1))
+        assert begun.mine
+        made = register_object(session, request, Place("here", "f"), Facts(None))
+        idempotency.attach(session, "k", "the-dead", made)
+    answer = keyed(api, "PUT", "/DM/register", "k", data={"machine": "here", "filename": "f", "verify": "none"})
+    assert (answer.status_code, UUID(answer.text)) == (201, made)
+
+
+def test_keys_that_are_none(api: LiveApi) -> None:
+    for key in ("", "x" * 256, "é".encode().decode("latin-1"), "a\tb"):
+        answer = keyed(api, "PUT", "/DM/register", key, data={"machine": "here", "filename": "f"})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Idempotency-Key")
+    api.write("f")
+    assert keyed(api, "PUT", "/DM/register", "x" * 255, data={"machine": "here", "filename": "f"}).status_code == 201

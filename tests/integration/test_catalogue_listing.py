@@ -1,0 +1,342 @@
+"""Lists of objects: filters, every sort key, pages that add up, and a stream that holds a chunk at a time."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, event, insert, text
+
+from datamanager.domain.requests import SIZE_MAX
+from datamanager.domain.states import ObjectStatus
+from datamanager.errors import InvalidRequest
+from models.database import Database
+from models.objects import SORTABLE, Selection, glob_to_like, select_objects, stream_all
+from models.tables import DataObject
+from tests.support.bookkeeping import register
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def row(**values: Any) -> dict[str, Any]:
+    """Return an object's columns with `values` in them."""
+    name = values.get("filename", "a.nc")
+    plain = {
+        "id": uuid4(),
+        "machine": "alpha",
+        "path": "in",
+        "filename": name,
+        "place": f"in/{name}",
+        "description": "",
+        "size": 5,
+        "meta": {},
+        "date_registered": START,
+        "date_modified": START,
+        "status": "ACTIVE",
+        "originator": "",
+        "group": "",
+        "verified": "none",
+    }
+    return plain | values
+
+
+def fill(database: Database, rows: list[dict[str, Any]]) -> None:
+    """Make the catalogue hold just these rows."""
+    with database.write() as session:
+        session.execute(delete(DataObject))
+        if rows:
+            session.execute(insert(DataObject), rows)
+
+
+def names(database: Database, **selection: Any) -> list[str]:
+    with database.read() as session:
+        return [obj.filename for obj in select_objects(session, Selection(sort="filename", **selection))[0]]
+
+
+def pages(database: Database, selection: Selection) -> Iterator[list[DataObject]]:
+    while True:
+        with database.read() as session:
+            rows, cursor = select_objects(session, selection)
+        yield rows
+        if cursor is None:
+            return
+        selection = replace(selection, cursor=cursor)
+
+
+# NUL and lone surrogates can't get in; letters whose order depends on a locale are there on purpose
+TEXT = st.text(st.sampled_from("aAbBzZ09_-. %äÄßéあ😀\u0301"), min_size=1, max_size=4)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "machine": st.sampled_from(["alpha", "Beta", "beta", "a-1"]),
+            "filename": TEXT,
+            "group": st.one_of(st.just(""), TEXT),
+            "size": st.one_of(st.none(), st.sampled_from([0, 1, 2**31, SIZE_MAX])),
+            "status": st.sampled_from([status.value for status in ObjectStatus]),
+            "date_registered": st.integers(0, 3).map(lambda n: START + timedelta(microseconds=n)),
+            "date_modified": st.integers(0, 3).map(lambda n: START - timedelta(days=n)),
+        }
+    ).map(lambda values: row(**values)),
+    max_size=25,
+)
+
+
+def key_of(name: str) -> Any:
+    def key(values: dict[str, Any]) -> tuple[Any, bytes]:
+        value = values[name]
+        if isinstance(value, str):
+            value = value.encode()
+        return (-1 if value is None else value, values["id"].bytes)
+
+    return key
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=ROWS, limit=st.integers(1, 7))
+def test_pages_of_every_sort_key_add_up(database: Database, rows: list[dict[str, Any]], limit: int) -> None:
+    fill(database, rows)
+    for name in SORTABLE:
+        expected = [values["id"] for values in sorted(rows, key=key_of(name))]
+        for sort, ids in ((name, expected), (f"-{name}", expected[::-1])):
+            parts = list(pages(database, Selection(sort=sort, limit=limit)))
+            assert [obj.id for part in parts for obj in part] == ids
+            assert all(len(part) == limit for part in parts[:-1])
+
+
+def test_a_page_goes_on_where_it_ended_although_objects_come_and_go(database: Database) -> None:
+    fill(database, [row(filename=name) for name in "bdfh"])
+    listing = pages(database, Selection(sort="filename", limit=2))
+    assert [obj.filename for obj in next(listing)] == ["b", "d"]
+    with database.write() as session:
+        session.execute(insert(DataObject), [row(filename="a"), row(filename="e")])
+        session.execute(delete(DataObject).where(DataObject.filename == "d"))
+    assert [obj.filename for obj in next(listing)] == ["e", "f"]
+    assert [obj.filename for obj in next(listing)] == ["h"]
+
+
+def test_filters(database: Database) -> None:
+    fill(
+        database,
+        [
+            row(filename="a", machine="alpha", group="fire", originator="model"),
+            row(filename="b", machine="beta", group="fire", status="DELETED"),
+            row(filename="c", machine="beta", group="Fire", date_registered=START + timedelta(seconds=2)),
+            row(filename="d", machine="beta", group="x" * 20_000),
+        ],
+    )
+    assert names(database) == ["a", "b", "c", "d"]
+    assert names(database, machine="beta") == ["b", "c", "d"]
+    assert names(database, group="fire") == ["a", "b"]
+    assert names(database, group="fire", machine="beta") == ["b"]
+    assert names(database, group="x" * 20_000) == ["d"]
+    assert names(database, status=ObjectStatus.DELETED) == ["b"]
+    assert names(database, originator="model") == ["a"]
+    east = START.astimezone(tz=None) + timedelta(seconds=1)
+    assert names(database, since=east) == ["c"]
+    assert names(database, until=east) == ["a", "b", "d"]
+    assert names(database, since=START, until=START) == []
+
+
+@pytest.mark.parametrize(
+    ("glob", "fits"),
+    [
+        ("*", {"a.nc", "A.nc", "a%c", "a_c", "a\\c", "äxc", "[ab]"}),
+        ("a*", {"a.nc", "a%c", "a_c", "a\\c"}),
+        ("?.nc", {"a.nc", "A.nc"}),
+        ("a%c", {"a%c"}),
+        ("a_c", {"a_c"}),
+        ("a\\c", {"a\\c"}),
+        ("?x?", {"äxc"}),
+        ("[ab]", {"[ab]"}),
+        ("", set()),
+    ],
+)
+def test_globs(database: Database, glob: str, fits: set[str]) -> None:
+    fill(database, [row(filename=name) for name in ("a.nc", "A.nc", "a%c", "a_c", "a\\c", "äxc", "[ab]")])
+    assert set(names(database, filename=glob)) == fits
+    assert glob_to_like("*?%") == "%_\\%"
+
+
+def test_path_prefixes(database: Database) -> None:
+    places = ["a", "a/1", "a/b/2", "ab/3", "a-b/4", "A/5", "a%/6", "a0"]
+    fill(database, [row(filename=place.rpartition("/")[2], place=place) for place in places])
+    assert names(database, path_prefix="a") == ["1", "2"]
+    assert names(database, path_prefix="a/b") == ["2"]
+    assert names(database, path_prefix="a%") == ["6"]
+    assert len(names(database, path_prefix="")) == 8
+
+
+HOSTILE = [
+    "k",
+    "",
+    "5",
+    "$",
+    "$.a",
+    "a.b",
+    'qu"ote',
+    "back\\slash",
+    "'; --",
+    "[0]",
+    "a[0]",
+    "*",
+    "ключ",
+    "new\nline",
+    "%s",
+    ":x",
+]
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_metadata_by_any_key(database: Database, key: str) -> None:
+    fill(database, [row(filename="with", meta={"other": 1, key: "v"}), row(filename="without", meta={"a": {"b": "v"}})])
+    assert names(database, metadata={key: "v"}) == ["with"]
+    assert names(database, metadata={key: "w"}) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "as_text"),
+    [
+        ("plain", "plain"),
+        (5, "5"),
+        ("5", "5"),
+        (-7, "-7"),
+        (2**62, str(2**62)),
+        (0.1, "0.1"),
+        (5.0, "5.0"),
+        (1e22, "1e+22"),
+        (True, "true"),
+        (False, "false"),
+        ("", ""),
+        ('"quoted"', '"quoted"'),
+        ("grüße 😀", "grüße 😀"),
+        ([1, "a"], '[1, "a"]'),
+        ({"b": True}, '{"b": true}'),
+    ],
+)
+def test_metadata_compares_by_text(database: Database, value: object, as_text: str) -> None:
+    fill(
+        database,
+        [row(filename="with", meta={"k": value}), row(filename="null", meta={"k": None}), row(filename="none")],
+    )
+    assert names(database, metadata={"k": as_text}) == ["with"]
+    for other in ("null", "None", "1", "x", "True"):
+        assert names(database, metadata={"k": other}) == []
+
+
+def test_several_metadata_all_fit(database: Database) -> None:
+    fill(database, [row(filename="a", meta={"x": 1, "y": 2}), row(filename="b", meta={"x": 1})])
+    assert names(database, metadata={"x": "1", "y": "2"}) == ["a"]
+
+
+def cursor(*parts: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+SOME = str(uuid4())
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(sort="id"),
+        Selection(sort="--size"),
+        Selection(sort=""),
+        Selection(limit=0),
+        Selection(limit=-1),
+        Selection(limit=2**70),
+        Selection(cursor="?"),
+        Selection(cursor="é"),
+        Selection(cursor=base64.urlsafe_b64encode(b"[" * 100_000).decode()),
+        Selection(cursor=cursor("date_registered")),
+        Selection(cursor=cursor("filename", "a", SOME)),
+        Selection(cursor=cursor("date_registered", "2026-01-01T00:00:00", SOME)),
+        Selection(cursor=cursor("date_registered", "0001-01-01T00:00:00+14:00", SOME)),
+        Selection(cursor=cursor("date_registered", 5, SOME)),
+        Selection(cursor=cursor("date_registered", START.isoformat(), 5)),
+        Selection(cursor=cursor("date_registered", START.isoformat(), "no uuid")),
+        Selection(sort="size", cursor=cursor("size", 2**63, SOME)),
+        Selection(sort="size", cursor=cursor("size", True, SOME)),
+        Selection(sort="size", cursor=cursor("size", None, SOME)),
+        Selection(sort="group", cursor=cursor("group", "a\0", SOME)),
+        Selection(sort="group", cursor=cursor("group", "\ud800", SOME)),
+        Selection(sort="group", cursor=cursor("group", ["a"], SOME)),
+        Selection(group="a\0b"),
+        Selection(machine="\ud800"),
+        Selection(filename="a\0*"),
+        Selection(filename="*" * 60_000),
+        Selection(path_prefix="a\0"),
+        Selection(metadata={"a\0": "b"}),
+        Selection(metadata={"a": "\udfff"}),
+        Selection(since=datetime(2026, 1, 1)),  # noqa: DTZ001 - just that is refused
+    ],
+)
+def test_what_makes_no_sense_is_refused(database: Database, selection: Selection) -> None:
+    register(database, "a")
+    with database.read() as session, pytest.raises(InvalidRequest) as refused:
+        select_objects(session, selection)
+    assert len(refused.value.fields) == 1
+
+
+def many(database: Database, count: int) -> list[UUID]:
+    rows = [
+        row(filename=f"{n}", date_registered=START + timedelta(seconds=n), description="x" * 2000) for n in range(count)
+    ]
+    fill(database, rows)
+    return [values["id"] for values in rows]
+
+
+def test_a_stream_holds_a_chunk_at_a_time(database: Database) -> None:
+    ids = many(database, 5000)  # 10 MB of descriptions
+    seen = []
+    tracemalloc.start()
+    try:
+        with database.read() as session, closing(stream_all(session)) as rows:
+            for obj in rows:
+                seen.append(obj.id)
+                assert len(session.identity_map) <= 1000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert seen == ids
+    assert peak < 8_000_000
+
+
+def test_a_stream_shows_one_moment(database: Database) -> None:
+    ids = many(database, 1500)
+    with database.read() as session, closing(stream_all(session)) as rows:
+        seen = [next(rows).id]
+        if database.is_postgresql:  # the rest is still there, not in this process
+            assert session.execute(text("SELECT count(*) FROM pg_cursors WHERE name <> ''")).scalar_one() == 1
+        with database.write() as other:
+            other.execute(insert(DataObject), [row(date_registered=START + timedelta(days=9))])
+            other.execute(delete(DataObject).where(DataObject.id == ids[-1]))
+        seen += [obj.id for obj in rows]
+    assert seen == ids
+
+
+def test_a_stream_that_is_left_early_frees_its_connection(database: Database) -> None:
+    many(database, 1200)
+    returned = []
+    event.listen(database.engine, "checkin", lambda *_: returned.append(True))
+    with database.read() as session, closing(stream_all(session)) as rows:
+        next(rows)
+    assert returned == [True]
+    register(database, "a")
+
+
+def test_times_are_aware_utc(database: Database) -> None:
+    fill(database, [row(date_modified=START.astimezone(tz=None))])
+    with database.read() as session:
+        (obj,) = select_objects(session, Selection())[0]
+    assert obj.date_modified == START
+    assert obj.date_modified.tzinfo is UTC

@@ -1,0 +1,151 @@
+"""The `dm` command as a user types it: flags, exit codes, one line of error and never a trace."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from datamanager.cli import main as cli
+from datamanager.cli.application import become
+from datamanager.cli.options import SETTINGS, flag
+from datamanager.settings import Settings
+from tests.support.process import clean_environment
+
+ROOT = Path(__file__).parents[2]
+MACHINES = """\
+[machines.here]
+transport = "local"
+base_dir = "{folder}"
+[machines.away]
+transport = "sftp"
+host = "away.example"
+port = 2222
+base_dir = "/data"
+"""
+
+
+def dm(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `dm`."""
+    command = [sys.executable, "-m", "datamanager.cli.main", *arguments]
+    environment = clean_environment(COLUMNS="200", **(env or {}))
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """Assert that the command ended with one line on standard error; return it."""
+    assert done.returncode == code, done
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "machines.toml").write_text(MACHINES.format(folder=tmp_path))
+    return {"DM_HOME": str(tmp_path / "home"), "DM_MACHINES": str(tmp_path / "machines.toml")}
+
+
+def test_every_setting_is_described_and_a_flag() -> None:
+    assert list(SETTINGS) == list(Settings.model_fields)
+    shown = CliRunner().invoke(cli.app, ["up", "--help"], env={"COLUMNS": "200"}).output
+    for name in Settings.model_fields:
+        assert flag(name) in shown
+        assert f"[DM_{name.upper()}]" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "named"),
+    [
+        (["up"], {"DM_PROT": "1"}, "DM_PROT"),
+        (["up", "--port", "many"], {}, "DM_PORT"),
+        (["up", "--host", "0.0.0.0"], {}, "DM_INSECURE_BIND"),
+        (["mover", "--lease", "1"], {}, "DM_LEASE"),
+        (["api", "--database-url", "mysql://x/y"], {}, "DM_DATABASE_URL"),
+        (["machine", "list"], {"DM_PREFECT_PORT": "0"}, "DM_PREFECT_PORT"),
+        (["machine", "list"], {"DM_MACHINES": "/nowhere/machines.toml"}, "/nowhere/machines.toml"),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_exit_code_2(arguments: list[str], env: dict[str, str], named: str) -> None:
+    assert named in refused(dm(*arguments, env=env), 2)
+
+
+def test_a_password_in_a_bad_url_is_not_shown() -> None:
+    assert "hunter2" not in refused(dm("up", "--database-url", "mysql://me:hunter2@host/x"), 2)
+
+
+def test_flags_reach_the_application_as_environment(tmp_path: Path) -> None:
+    done = dm("up", "--home", str(tmp_path), "--port", "4242", "--prefect-port", "4242", "--confirm-base-dir")
+    assert "4242" in refused(done, 2)  # said by deployments.up itself
+    assert done.stderr.startswith("dm up: DM_PREFECT_PORT")
+
+
+def test_a_password_among_the_flags_is_not_in_the_running_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Became(Exception):
+        pass
+
+    def execve(*given: object) -> None:
+        raise Became(*given)
+
+    monkeypatch.setattr(os, "execve", execve)
+    with pytest.raises(Became) as caught:
+        become("up", {"DM_AMQP_URL": "amqp://me:hunter2@host/"})
+    path, argv, env = caught.value.args
+    assert argv == [sys.executable, "-m", "deployments.up"]
+    assert path == sys.executable
+    assert env["DM_AMQP_URL"] == "amqp://me:hunter2@host/"
+    assert env["PYTHONSAFEPATH"] == "1"
+
+
+def test_modules_are_not_taken_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "uvicorn.py").write_text("raise SystemExit('not mine')")
+    home = tmp_path / "home"
+    (tmp_path / "deployments").mkdir()
+    command = [sys.executable, "-P", "-m", "datamanager.cli.main", "db", "current"]
+    environment = clean_environment(DM_HOME=str(home), PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "empty\n"), done.stderr
+
+
+def test_db_upgrade_current_downgrade(tmp_path: Path) -> None:
+    env = {"DM_HOME": str(tmp_path / "home")}
+    assert dm("db", "current", env=env).stdout == "empty\n"
+    revision = dm("db", "upgrade", env=env).stdout
+    assert revision == dm("db", "current", env=env).stdout != "empty\n"
+    assert dm("db", "downgrade", "base", env=env).stdout == "empty\n"
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+
+
+def test_machine_list(machines: dict[str, str]) -> None:
+    done = dm("machine", "list", env=machines)
+    assert done.returncode == 0, done.stderr
+    assert "this host" in done.stdout
+    assert "away.example:2222" in done.stdout
+
+
+def test_machine_check_of_this_host(machines: dict[str, str]) -> None:
+    done = dm("machine", "check", "here", env=machines)
+    assert done.returncode == 0, done.stderr
+    assert "reachable" in done.stdout
+    assert "GB" in done.stdout
+
+
+def test_a_machine_that_is_not_configured(machines: dict[str, str]) -> None:
+    line = refused(dm("machine", "check", "elsewhere", env=machines), 2)
+    assert "elsewhere" in line
+    assert "away, here" in line
+
+
+def test_there_is_no_host_key_to_trust_on_this_host(machines: dict[str, str]) -> None:
+    assert "local" in refused(dm("machine", "trust", "here", env=machines), 2)
+
+
+def test_version() -> None:
+    assert dm("version").stdout.strip()

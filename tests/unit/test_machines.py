@@ -1,0 +1,149 @@
+"""machines.toml: what may be in it, and one clear line for what may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from datamanager.errors import SettingsError, UnknownMachine
+from datamanager.machines import (
+    Connection,
+    Machines,
+    TransportKind,
+    VerifyPolicy,
+    load_machines,
+    parse_machines,
+    parse_rate,
+)
+
+LOCAL = '[machines.here]\ntransport = "local"\nbase_dir = "/data"\n'
+SFTP = '[machines.far]\ntransport = "sftp"\nhost = "far.example"\nbase_dir = "/home/me"\n'
+
+
+def refused(text: str) -> str:
+    """Return the one line that refuses a machines.toml."""
+    with pytest.raises(SettingsError) as error:
+        parse_machines(text, "machines.toml")
+    assert "\n" not in error.value.detail
+    assert error.value.detail.startswith("machines.toml: ")
+    return error.value.detail
+
+
+def test_defaults() -> None:
+    machines = parse_machines(LOCAL + SFTP, "machines.toml")
+    assert list(machines) == ["here", "far"]
+    far = machines["far"]
+    assert (far.name, far.transport, far.host, far.port, far.username) == (
+        "far",
+        TransportKind.SFTP,
+        "far.example",
+        None,
+        None,
+    )
+    assert (far.connection, far.max_connections, far.verify) == (Connection.AUTO, 4, VerifyPolicy.SHA256)
+    assert (far.archive, far.direct, far.bandwidth) == (False, False, None)
+
+
+def test_every_key() -> None:
+    text = (
+        SFTP
+        + """
+        port = 2222
+        username = "vestec"
+        identity_file = "~/.ssh/id"
+        known_hosts = "~/.ssh/known_hosts"
+        connection = "paramiko"
+        max_connections = 8
+        connect_timeout = 3.5
+        stall_timeout = 20
+        archive = true
+        direct = true
+        verify = "size"
+        bandwidth = "200MB/s"
+    """
+    )
+    far = parse_machines(text, "machines.toml")["far"]
+    assert far.identity_file == Path("~/.ssh/id").expanduser()
+    assert (far.port, far.bandwidth, far.verify, far.connection) == (2222, 200_000_000, "size", "paramiko")
+    assert far.archive is far.direct is True
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no machine"),
+        ("machines = 5", "machines"),
+        ("[machines", "not valid TOML"),
+        ("[machine.x]", "machine: unknown key"),
+        (LOCAL + "colour = 1", "machines.here.colour: unknown key"),
+        (LOCAL + 'name = "x"', "machines.here.name: unknown key"),
+        (LOCAL.replace('"/data"', '"data"'), "machines.here.base_dir: must be an absolute path"),
+        (LOCAL.replace('"/data"', '"/data/../etc"'), "machines.here.base_dir: "),
+        (LOCAL.replace('"/data"', "5"), "machines.here.base_dir: "),
+        (LOCAL.replace('"local"', '"ftp"'), "machines.here.transport: "),
+        (LOCAL.replace("here", '"-here"'), "machines.-here.name: must be letters"),
+        (LOCAL.replace("here", f'"{"x" * 64}"'), "name: must be letters"),
+        (LOCAL.replace("here", '"a:b"'), "name: must be letters"),
+        (LOCAL + 'host = "x"', "machines.here.host: does not go with"),
+        (LOCAL + "port = 22", "machines.here.port: does not go with"),
+        (SFTP.replace('host = "far.example"\n', ""), "machines.far.host: is required"),
+        (
+            SFTP.replace('"far.example"', '"-oProxyCommand=id"'),
+            "machines.far.host: must not be empty, begin with a dash",
+        ),
+        (SFTP.replace('"far.example"', '""'), "machines.far.host: "),
+        (SFTP + 'username = "a b"', "machines.far.username: "),
+        (SFTP + "port = 0", "machines.far.port: "),
+        (SFTP + "port = 65536", "machines.far.port: "),
+        (SFTP + "max_connections = 0", "machines.far.max_connections: "),
+        (SFTP + "connect_timeout = 0", "machines.far.connect_timeout: "),
+        (SFTP + 'connection = "telnet"', "machines.far.connection: "),
+        (SFTP + 'verify = "none"', "machines.far.verify: "),
+        (SFTP + 'bandwidth = "fast"', "machines.far.bandwidth: must be bytes per second"),
+        (SFTP + "bandwidth = 0", "machines.far.bandwidth: "),
+        (SFTP + 'archive = "perhaps"', "machines.far.archive: "),
+    ],
+)
+def test_one_clear_line(text: str, words: str) -> None:
+    assert words in refused(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [("100", 100), ("200MB/s", 200_000_000), ("1.5Gi", 1_610_612_736), ("1 kB", 1000), ("2TiB/s", 2 * 2**40), (7, 7)],
+)
+def test_rates(given: object, rate: int) -> None:
+    assert parse_rate(given) == rate
+
+
+@pytest.mark.parametrize("given", ["", "MB", "-5", "1e6", "5 PB", "1,5MB"])
+def test_what_is_no_rate(given: str) -> None:
+    with pytest.raises(ValueError, match="bytes per second"):
+        parse_rate(given)
+
+
+@pytest.mark.parametrize(("given", "base_dir"), [("/", "/"), ("/data/", "/data"), ("/data//", "/data")])
+def test_base_dirs_have_no_slash_at_the_end(given: str, base_dir: str) -> None:
+    assert parse_machines(LOCAL.replace("/data", given), "x")["here"].base_dir == base_dir
+
+
+def test_another_name_is_an_unknown_machine() -> None:
+    machines = parse_machines(LOCAL + SFTP, "machines.toml")
+    with pytest.raises(UnknownMachine, match="'nowhere' is not configured; configured: far, here"):
+        machines["nowhere"]
+    assert "nowhere" not in machines
+    assert len(machines) == 2
+    with pytest.raises(UnknownMachine, match="none"):
+        Machines({})["x"]
+
+
+def test_reading_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "machines.toml"
+    with pytest.raises(SettingsError, match="can't be read"):
+        load_machines(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="can't be read"):
+        load_machines(path)
+    path.write_text(LOCAL)
+    assert list(load_machines(path)) == ["here"]

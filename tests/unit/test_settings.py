@@ -1,0 +1,148 @@
+"""Settings: defaults, every kind of value, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from sqlalchemy.engine import make_url
+
+from datamanager.errors import SettingsError
+from datamanager.settings import Settings, is_loopback, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("DM_")]:
+        monkeypatch.delenv(name)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert "\n" not in error.value.detail
+    return error.value.detail
+
+
+def test_defaults() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.prefect_port) == ("127.0.0.1", 5000, 4200)
+    assert settings.home == Path("~/.dm").expanduser()
+    assert settings.machines_file == settings.home / "machines.toml"
+    assert settings.catalogue_url == f"sqlite+pysqlite:///{settings.home}/catalogue.db"
+    assert settings.prefect_url == "http://127.0.0.1:4200/api"
+    assert settings.prefect_ui == "http://127.0.0.1:4200"
+    assert settings.api_url == "http://127.0.0.1:5000"
+    assert (settings.amqp_url, settings.download_allow) == (None, ())
+    assert (settings.keep_transfers, settings.keep_outbox) == (timedelta(days=90), timedelta(days=7))
+    assert settings.idempotency_keep == timedelta(hours=24)
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {
+        "DM_HOME": str(tmp_path),
+        "DM_PORT": "5001",
+        "DM_LEASE": "30",
+        "DM_HEARTBEAT": "0.5",
+        "DM_KEEP_OUTBOX": "P3D",
+        "DM_DATABASE_URL": "postgresql://me:pa%20ss@db.example/dm",
+        "DM_AMQP_URL": "amqp://me:s3cret@mq.example/",
+        "DM_DOWNLOAD_ALLOW": "127.0.0.1:8000, 10.0.0.0/8,,data.example",
+        "DM_PREFECT_API_URL": "http://prefect.example:4200/api/",
+        "DM_CONFIRM_BASE_DIR": "1",
+        "DM_MACHINES": "~/m.toml",
+        "DM_TEST_POSTGRES": "not ours",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.home, settings.port) == (tmp_path, 5001)
+    assert (settings.lease, settings.heartbeat) == (timedelta(seconds=30), timedelta(seconds=0.5))
+    assert settings.keep_outbox == timedelta(days=3)
+    catalogue = make_url(settings.catalogue_url)
+    assert (catalogue.drivername, catalogue.password, catalogue.host) == ("postgresql+psycopg", "pa ss", "db.example")
+    assert settings.download_allow == ("127.0.0.1:8000", "10.0.0.0/8", "data.example")
+    assert settings.prefect_url == "http://prefect.example:4200/api"
+    assert settings.confirm_base_dir is True
+    assert settings.machines_file == Path("~/m.toml").expanduser()
+    assert "s3cret" not in repr(settings)
+    assert "pa%20ss" not in repr(settings)
+
+
+def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DM_PORT", "5001")
+    assert load_settings(port=5002).port == 5002
+    assert load_settings(port=None).port == 5001
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("DM_PROT", "5000", "DM_PROT: unknown setting; known: "),
+        ("DM_PORT", "0", "DM_PORT: "),
+        ("DM_PORT", "65536", "DM_PORT: "),
+        ("DM_PORT", "", "DM_PORT: "),
+        ("DM_PORT", "http", "DM_PORT: "),
+        ("DM_CONCURRENCY", "0", "DM_CONCURRENCY: "),
+        ("DM_INSECURE_BIND", "perhaps", "DM_INSECURE_BIND: "),
+        ("DM_LEASE", "long", "DM_LEASE: "),
+        ("DM_DATABASE_URL", "mysql://x/y", "DM_DATABASE_URL: must be SQLite or PostgreSQL"),
+        ("DM_DATABASE_URL", "nonsense", "DM_DATABASE_URL: must be like"),
+        ("DM_AMQP_URL", "http://mq", "DM_AMQP_URL: must be like"),
+        ("DM_PREFECT_API_URL", "prefect:4200", "DM_PREFECT_API_URL: must be like"),
+        ("DM_HOST", "0.0.0.0", "DM_HOST"),
+        ("DM_HOST", "data.example", "DM_INSECURE_BIND=1"),
+        ("DM_HEARTBEAT", "0", "DM_LEASE: must be at least twice the heartbeat"),
+        ("DM_HEARTBEAT", "10", "DM_LEASE: must be at least twice the heartbeat"),
+    ],
+)
+def test_one_clear_line(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str) -> None:
+    assert words in refused(monkeypatch, **{variable: value})
+
+
+@pytest.mark.parametrize("variable", ["DM_DATABASE_URL", "DM_AMQP_URL"])
+def test_a_refused_address_does_not_show_its_password(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    assert "s3cret" not in refused(monkeypatch, **{variable: "mysql://me:s3cret@db/x"})
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "url"),
+    [
+        ({"host": "localhost"}, "http://localhost:5000"),
+        ({"host": "::1"}, "http://[::1]:5000"),
+        ({"host": "0.0.0.0", "insecure_bind": True}, "http://127.0.0.1:5000"),
+        ({"host": "::", "insecure_bind": True}, "http://[::1]:5000"),
+        ({"host": "data.example", "insecure_bind": True, "port": 80}, "http://data.example:80"),
+    ],
+)
+def test_where_a_client_reaches_the_api(overrides: dict[str, Any], url: str) -> None:
+    assert load_settings(**overrides).api_url == url
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("localhost.example", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+def test_every_setting_has_a_variable() -> None:
+    assert all(name == name.lower() and name.isidentifier() for name in Settings.model_fields)
