@@ -309,7 +309,7 @@ class ChecksumMismatch(TransferError):
 
 
 class TooLarge(TransferError):
-    """The source is larger than allowed."""
+    """More bytes than are allowed."""
 
     code = "too_large"
 
@@ -360,7 +360,7 @@ class CatalogueUnavailable(ServiceError):
 
 
 class OrchestratorUnavailable(ServiceError):
-    """The Prefect server does not answer."""
+    """The Prefect server does not answer, or no mover is online."""
 
     code = "orchestrator_unavailable"
 
@@ -399,14 +399,12 @@ def by_code(code: str, detail: str) -> DataManagerError:
 
     `size_mismatch` has two owners; the transfer's is meant here. An unknown code becomes InternalError.
     """
-    for cls in every_error(TransferError):
-        if cls.code == code:
-            return cls(detail)
-    for cls in every_error():
-        if cls.code == code and cls is not UnknownMachine:
-            return cls(detail)
-    if code == UnknownMachine.code:
+    owners = (
+        cls for cls in (*every_error(TransferError), *every_error()) if cls.code == code and not cls.__subclasses__()
+    )
+    cls = next(owners, InternalError)
+    if cls is UnknownMachine:  # made of a machine's name; here its sentence is already there
         error = UnknownMachine("")
-        error.detail = detail
+        DataManagerError.__init__(error, detail)
         return error
-    return InternalError(detail)
+    return cls(detail)

@@ -8,9 +8,15 @@ import sys
 import structlog
 
 
+def _without_colours(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    event.pop("color_message", None)  # uvicorn's second copy of each message, for terminals
+    return event
+
+
 def configure_logging(level: int = logging.INFO) -> None:
     """Set up structlog and the standard library's logging; call once, at a process's start."""
     shared: list[structlog.types.Processor] = [
+        _without_colours,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -35,5 +41,7 @@ def configure_logging(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for noisy in ("httpx", "httpcore", "aiormq", "aio_pika", "paramiko", "urllib3", "alembic"):
+    for noisy in ("httpx", "httpcore", "urllib3", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for twice in ("aiormq", "aio_pika", "paramiko.transport"):  # we say ourselves what becomes of their faults
+        logging.getLogger(twice).setLevel(logging.CRITICAL)

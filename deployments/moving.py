@@ -10,18 +10,19 @@ from typing import Self
 import anyio
 import structlog
 from pydantic import SecretStr
-from models.housekeeping import tidy
-from models.listen import Listener
 
+from datamanager.domain.requests import GetExternalRequest, TransferRequest
 from datamanager.errors import CatalogueUnavailable
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.wake import WakeSocket, ring
-from datamanager.sources import Guard
+from datamanager.sources import Guard, open_source
 from deployments.consumer import RequestConsumer
 from deployments.relay import Relay
 from deployments.runs import Runs
 from deployments.runtime import Runtime
 from flows.running.services import Services
+from models.housekeeping import tidy
+from models.listen import Listener
 
 TIDY_EVERY = 600.0  # seconds
 THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
@@ -36,6 +37,7 @@ class Mover:
         self._runtime = runtime
         self._settings = runtime.settings
         self._name = name
+        self._guard = Guard(runtime.settings.download_allow)
         self.runs: Runs
 
     async def __aenter__(self) -> Self:
@@ -49,7 +51,7 @@ class Mover:
                 machines=runtime.machines,
                 database=runtime.database,
                 storages=runtime.storages,
-                guard=Guard(settings.download_allow),
+                guard=self._guard,
                 owner=self._name,
                 ring=self._ended,
             )
@@ -67,6 +69,7 @@ class Mover:
                 runtime.machines,
                 self._broker(amqp, "requests"),
                 self.runs.notified,
+                check=self._check_source,
                 on_entered=self._relay.poke,
             )
         return self
@@ -103,6 +106,12 @@ class Mover:
         self._brokers.append(broker)
         return broker
 
+    def _check_source(self, request: TransferRequest) -> None:
+        """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
+        if isinstance(request, GetExternalRequest):
+            limit = self._settings.max_download
+            open_source(request.url, request.protocol, request.options, self._guard, max_size=limit).check()
+
     def _heard(self, _message: str) -> None:
         self.runs.poke()
         if self._relay is not None:
@@ -123,5 +132,7 @@ class Mover:
             await asyncio.sleep(TIDY_EVERY)
 
     def _tidy(self) -> None:
-        with self._runtime.database.write() as session:
-            tidy(session, self._settings, broker=self._settings.amqp_url is not None)
+        more = True
+        while more:  # a bounded batch each, so that nobody waits for it
+            with self._runtime.database.write() as session:
+                more = tidy(session, self._settings, broker=self._settings.amqp_url is not None).more

@@ -1,10 +1,10 @@
-"""The embedded Prefect server: Prefect's own application, in front of it what a server on a user's own host needs.
+"""The embedded Prefect server: Prefect's own application, and in front of it what a user's own host needs.
 
-- Prefect checks neither Host nor Origin, so any web page that a user reads could start our flows. Here such requests are refused,
-  as on our own API.
-- On SQLite a transaction that reads before it writes fails at once when another one commits in between, whatever the busy
-  timeout. Prefect answers 503 then, and its client waits 2 s and more. Measured with 40 copies queued: 0.6 runs a second.
-  So Prefect's writing transactions begin IMMEDIATE here, as our own do, and wait for each other (docs/adr/0005).
+- Prefect checks neither Host nor Origin, so any web page that a user reads could start our flows. Here such requests
+  are refused, as on our own API.
+- On SQLite a transaction that reads before it writes fails at once when another one commits in between, whatever the
+  busy timeout. Prefect answers 503 then, and its client waits 2 s and more. So Prefect's writing transactions begin
+  IMMEDIATE here, as our own do, and wait for each other (docs/adr/0005).
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def main() -> int:
     except DataManagerError as exc:
         sys.stderr.write(f"prefect server: {exc.detail}\n")
         return 2
-    from prefect.server.api.server import create_app  # noqa: PLC0415 - Prefect reads its settings when imported
-    from prefect.server.database.dependencies import temporary_database_config  # noqa: PLC0415
-    from prefect.settings import get_current_settings  # noqa: PLC0415
+    from prefect.server.api.server import create_app
+    from prefect.server.database.dependencies import temporary_database_config
+    from prefect.settings import get_current_settings
 
-    from deployments.prefect_sqlite import WritesImmediately  # noqa: PLC0415
+    from deployments.prefect_sqlite import WritesImmediately
 
     url = get_current_settings().server.database.connection_url
     if url is None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.machines_seen import check_base_dirs
-from models.migrate import require_current
-
 from datamanager.machines import Machines, load_machines
 from datamanager.settings import Settings
 from datamanager.transports.factory import Storages
 from models.database import Database
+from models.machines_seen import check_base_dirs
+from models.migrate import require_current
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from datamanager.domain.json_values import objection
 from datamanager.machines import VerifyPolicy
 
 SIZE_MAX = 2**63 - 1
@@ -21,26 +22,24 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
-def _storable(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not hold a NUL character")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode") from None
-    return value
-
-
 def _json_object(value: object) -> object:
     if value is None or value == "":
         return {}
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError('must be a JSON object such as {"key": "value"}') from None
     if not isinstance(value, dict):
         raise ValueError('must be a JSON object such as {"key": "value"}')
+    return value
+
+
+def _storable(value: object) -> object:
+    if isinstance(value, str | dict):
+        wrong = objection(value)
+        if wrong is not None:
+            raise ValueError(wrong)
     return value
 
 
@@ -64,7 +63,7 @@ class Request(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _strings_can_be_stored(cls, value: Any) -> Any:
-        return _storable(value) if isinstance(value, str) else value
+        return _storable(value)
 
 
 class NewObject(Request):

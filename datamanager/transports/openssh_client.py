@@ -28,6 +28,9 @@ def classify(machine: Machine, status: int | None, stderr: str, cause: Transport
     (sshconnect.c, sshconnect2.c, sshkey.c), the same since 5.x.
     """
     words = " ".join(line.strip() for line in stderr.splitlines() if line.strip(" \r@"))
+    for path in (machine.identity_file, machine.known_hosts):
+        if path is not None:  # clients read this; where our keys lie is not theirs to know
+            words = words.replace(os.fspath(path), path.name)
     if "REVOKED HOST KEY DETECTED" in stderr or "is marked as revoked" in stderr:
         return HostKeyMismatch(f"{machine.name}: the machine's host key is revoked")
     if "HOST IDENTIFICATION HAS CHANGED" in stderr:

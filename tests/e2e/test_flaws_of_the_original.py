@@ -48,7 +48,12 @@ def test_no_name_is_ever_a_command_and_none_breaks(site: Site) -> None:
     with ThreadPoolExecutor(8) as pool:
         deleted = pool.map(lambda uuid: site.ask("DELETE", f"delete/{uuid}").status_code, [*sources.values(), *copies])
         assert set(deleted) == {200}
-    assert not [file for folder in site.folders.values() for file in folder.rglob("*") if file.is_file() and file.name in HOSTILE]
+    assert not [
+        file
+        for folder in site.folders.values()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name in HOSTILE
+    ]
     assert not [file for folder in site.folders.values() for file in folder.rglob("pwned")]
 
 

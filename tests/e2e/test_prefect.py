@@ -103,7 +103,9 @@ def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, e
             "flow_id": flow["id"],
             "entrypoint": entrypoint,
             "work_pool_name": "data-manager",
-            "pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": f"touch {site.service.home}/pwned"}}],
+            "pull_steps": [
+                {"prefect.deployments.steps.run_shell_script": {"script": f"touch {site.service.home}/pwned"}}
+            ],
         },
     )
     created = prefect.post(f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})

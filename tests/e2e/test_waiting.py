@@ -75,7 +75,9 @@ def test_with_the_broker_down_a_request_answers_at_once_and_runs(quiet_site: Sit
         rabbitmq.start_app()
 
 
-def test_a_machine_that_is_away_is_said_at_once_to_who_waits(quiet_site: Site, sshd_pair: tuple[PrivateSshd, PrivateSshd]) -> None:
+def test_a_machine_that_is_away_is_said_at_once_to_who_waits(
+    quiet_site: Site, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+) -> None:
     site = quiet_site
     site.service.start_movers()
     site.service.wait_ready()

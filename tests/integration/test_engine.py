@@ -78,8 +78,7 @@ def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ends]:
         servers: tuple[PrivateSshd, PrivateSshd] = request.getfixturevalue("sshd_pair")
         by_name = {"a": servers[0], "b": servers[1], "c": servers[1]}
         machines = {
-            name: by_name[name].machine(name, str(folder), connection=request.param)
-            for name, folder in folders.items()
+            name: by_name[name].machine(name, str(folder), connection=request.param) for name, folder in folders.items()
         }
     both = Ends(machines, tmp_path / "run")
     yield both
@@ -90,7 +89,9 @@ def carry(job: Job, control: Control | None = None) -> tuple[Found, Verified]:
     """Do what the flow does, step by step."""
     control = control or Control()
     found = probe(job)
-    moved = stream.copy_within(job, found, control) if found.route is Route.WITHIN else stream.relay(job, found, control)
+    moved = (
+        stream.copy_within(job, found, control) if found.route is Route.WITHIN else stream.relay(job, found, control)
+    )
     proof = verify(job, found, moved, control)
     publishing.publish(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime))
     return found, proof.verified
@@ -159,7 +160,9 @@ def test_our_own_file_from_a_retry_is_accepted(ends: Ends) -> None:
     intent = Intent(proof.size, proof.sha256, found.source_stat.mtime)
     publishing.publish(job, found, intent)
     publishing.publish(job, found, intent)  # the answer of the first was lost
-    assert probe(replace(job, epoch=2, intent=intent)).published == intent  # or the mover was, before it told the catalogue
+    assert (
+        probe(replace(job, epoch=2, intent=intent)).published == intent
+    )  # or the mover was, before it told the catalogue
     with pytest.raises(DestinationExists):
         probe(replace(job, epoch=2, intent=replace(intent, sha256="0" * 64)))
 
@@ -347,7 +350,7 @@ def test_a_directory_is_no_source_and_no_destination(ends: Ends) -> None:
 
 
 def test_opposite_directions_at_once_do_not_wait_for_each_other(ends: Ends) -> None:
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+    from concurrent.futures import ThreadPoolExecutor
 
     for name in ("a", "b"):
         (ends.folder(name) / "in").write_bytes(DATA)
@@ -356,5 +359,3 @@ def test_opposite_directions_at_once_do_not_wait_for_each_other(ends: Ends) -> N
         done = list(pool.map(carry, jobs))
     digest = hashlib.sha256(DATA).digest()
     assert all(hashlib.sha256(Path(found.final).read_bytes()).digest() == digest for found, _ in done)
-
-

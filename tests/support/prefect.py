@@ -1,4 +1,4 @@
-"""A private Prefect server on loopback."""
+"""A private Prefect server on loopback: the one that `dm up` embeds, or with a given database Prefect's own command."""
 
 from __future__ import annotations
 
@@ -28,9 +28,13 @@ class PrefectServer:
         self.directory = directory
         self.port = port or free_port()
         self.env = clean_environment(**prefect_environment(directory))
-        if database_url is not None:
+        command = [sys.executable, "-m", "deployments.prefect_server"]
+        if database_url is None:
+            self.env |= {"DM_HOME": str(directory), "DM_PREFECT_PORT": str(self.port)}
+        else:
             self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database_url
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+            command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+            command += ["--port", str(self.port)]
         self.process = Process(command, log=directory / "prefect.log", env=self.env, cwd=directory)
 
     @property

@@ -1,4 +1,4 @@
-"""A small site: one Data Manager, two SSH machines, one local machine; and what tests ask of it, over HTTP as clients do."""
+"""A small site: a Data Manager, two SSH machines, a local one; and what tests ask of it, over HTTP as clients do."""
 
 from __future__ import annotations
 
