@@ -18,15 +18,15 @@ from uuid import UUID
 import httpx
 import structlog
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import AsyncClientContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.flow_engine import run_flow_async
 from prefect.states import Pending
 
-from datamanager.domain.states import TransferKind
+from datamanager.domain.states import TransferKind, TransferStatus, status_of_run
 from datamanager.engine.control import Control
-from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError, LeaseLost
+from datamanager.errors import Cancelled, CatalogueUnavailable, DataManagerError, InternalError, LeaseLost
 from deployments.flow_table import DEPLOYMENT, FLOW_OF_KIND, AnyFlow
 from flows.running.naming import run_name, run_tags
 from flows.running.services import Services, provided
@@ -36,7 +36,8 @@ from models.tables import Transfer
 from models.transfers import get_transfer
 
 POLL = 1.0  # seconds; wake-ups make the start immediate, the poll only catches what they missed
-RETRY_WITHOUT_PREFECT = timedelta(seconds=1)
+BACK_IN = timedelta(seconds=1)
+"""When a transfer whose run did not begin is tried again."""
 STOP_GRACE = 20.0  # seconds that runs get to hand their work back
 
 log = structlog.get_logger(__name__)
@@ -48,7 +49,7 @@ class Runs:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._settings = services.settings
-        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._tasks: dict[movers.Hold, asyncio.Task[None]] = {}
         self._deployments: dict[str, UUID] = {}
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -100,10 +101,9 @@ class Runs:
     async def _take(self, free: int) -> bool:
         taken = await asyncio.to_thread(self._take_now, free)
         for hold, row in taken:
-            self._services.running[hold.transfer] = (hold, Control())
-            task = asyncio.create_task(self._perform(hold, row), name=f"transfer {hold.transfer}")
-            self._tasks[hold.transfer] = task
-            task.add_done_callback(functools.partial(self._forget, hold.transfer))
+            self._services.running[hold] = Control()
+            self._tasks[hold] = asyncio.create_task(self._perform(hold, row), name=f"transfer {hold.transfer}")
+            self._tasks[hold].add_done_callback(functools.partial(self._forget, hold))
         return bool(taken)
 
     def _take_now(self, free: int) -> list[tuple[movers.Hold, Transfer]]:
@@ -119,30 +119,50 @@ class Runs:
                     outcomes.fail(session, hold, error)
         return [(hold, row) for hold, row in rows if row.ended is None]
 
-    def _forget(self, transfer: UUID, _task: asyncio.Task[None]) -> None:
-        self._tasks.pop(transfer, None)
-        self._services.running.pop(transfer, None)
+    def _forget(self, hold: movers.Hold, _task: asyncio.Task[None]) -> None:
+        self._tasks.pop(hold, None)
+        self._services.running.pop(hold, None)
         self._woken.set()  # a slot is free
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     async def _perform(self, hold: movers.Hold, row: Transfer) -> None:
         flow = FLOW_OF_KIND[TransferKind(row.kind)]
+        spent = True
         try:
             async with AsyncClientContext.get_or_create() as context:
                 flow_run = await self._flow_run(context.client, flow, row, hold)
-                with provided(self._services):
-                    await run_flow_async(
-                        flow,
-                        flow_run=flow_run,
-                        parameters={"transfer": hold.transfer},
-                        return_type="state",
-                    )
+                self._services.assigned[flow_run.id] = hold
+                try:
+                    with provided(self._services):
+                        state = await run_flow_async(
+                            flow, flow_run=flow_run, parameters={"transfer": hold.transfer}, return_type="state"
+                        )
+                finally:
+                    self._services.assigned.pop(flow_run.id, None)
+            if hold in self._services.running and isinstance(state, State):
+                await self._did_not_begin(hold, state)
         except (httpx.HTTPError, PrefectException) as exc:
+            spent = False  # Prefect is away, which is no fault of the transfer
             log.warning("prefect_unavailable", transfer=str(hold.transfer), error=repr(exc))
         finally:
-            if hold.transfer in self._services.running:  # the flow did not begin, so it did not end the transfer either
-                await self._give_back(hold, RETRY_WITHOUT_PREFECT)
+            if hold in self._services.running:  # the flow did not begin, so it did not end the transfer either
+                await self._give_back(hold, spent=spent)
+
+    async def _did_not_begin(self, hold: movers.Hold, state: State[Any]) -> None:
+        """End a transfer whose run somebody ended in Prefect before it began."""
+        if status_of_run(state.type.value, state.name or "", bytes_moved=False) is not TransferStatus.ERROR:
+            return
+        reason = Cancelled("cancelled in Prefect") if state.is_cancelled() else InternalError(f"run {state.name}")
+
+        def end() -> None:
+            with self._services.database.write() as session:
+                outcomes.fail(session, hold, reason)
+
+        with contextlib.suppress(LeaseLost):
+            await asyncio.to_thread(end)
+        self._services.running.pop(hold, None)
+        self._services.ring(f"ended:{hold.transfer}")
 
     async def _flow_run(self, client: PrefectClient, flow: AnyFlow, row: Transfer, hold: movers.Hold) -> FlowRun:
         """Return the transfer's flow run, PENDING: the one it has, or a new one. PENDING, because no worker polls
@@ -172,10 +192,10 @@ class Runs:
             self._deployments[name] = (await client.read_deployment_by_name(name)).id
         return self._deployments[name]
 
-    async def _give_back(self, hold: movers.Hold, after: timedelta) -> None:
+    async def _give_back(self, hold: movers.Hold, *, spent: bool) -> None:
         def give_back() -> None:
             with self._services.database.write() as session:
-                movers.requeue(session, hold, after=after, spent=False)
+                movers.requeue(session, hold, after=BACK_IN, spent=spent)
 
         self._deployments.clear()  # they may have been made anew
         with contextlib.suppress(LeaseLost, CatalogueUnavailable):  # ended, or the lease runs out by itself
@@ -186,12 +206,12 @@ class Runs:
     async def _beat(self) -> None:
         lost = await asyncio.to_thread(self._beat_now)
         for hold in lost:
-            running = self._services.running.get(hold.transfer)
-            if running is not None and running[0] == hold:
-                running[1].stop(LeaseLost(f"transfer {hold.transfer} was given to another mover"))
+            control = self._services.running.get(hold)
+            if control is not None:
+                control.stop(LeaseLost(f"transfer {hold.transfer} was given to another mover"))
 
     def _beat_now(self) -> list[movers.Hold]:
-        holds = [hold for hold, _ in list(self._services.running.values())]
+        holds = list(self._services.running)
         with self._services.database.write() as session:
             lost = movers.renew(session, holds, self._settings.lease)
             hold_lease(session, MOVER_PREFIX + self._services.owner, self._services.owner, self._settings.lease)

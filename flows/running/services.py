@@ -31,8 +31,10 @@ class Services:
     """The mover's name on leases."""
     ring: Callable[[str], None]
     """Wake local listeners (the API) with a message."""
-    running: dict[UUID, tuple[Hold, Control]] = field(default_factory=dict)
-    """What this mover works on, by transfer; its heartbeat renews these leases and stops what was lost."""
+    running: dict[Hold, Control] = field(default_factory=dict)
+    """What this mover works on; its heartbeat renews these leases and stops what was lost."""
+    assigned: dict[UUID, Hold] = field(default_factory=dict)
+    """By flow run: the holds of runs that the mover itself begins. Another run can't get at them."""
 
 
 _services: ContextVar[Services] = ContextVar("services")

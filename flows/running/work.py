@@ -120,7 +120,7 @@ async def working_on(kind: TransferKind, transfer: UUID | None, order: Order | N
     parts = services()
     flow_run = UUID(str(running.get_id()))
     hold = await asyncio.to_thread(_hold, parts, kind, transfer, order, flow_run)
-    control = parts.running[hold.transfer][1]
+    control = parts.running[hold]
     watching: asyncio.Task[None] | None = None
     try:
         row = await asyncio.to_thread(_begin, parts, hold, flow_run)
@@ -145,7 +145,7 @@ async def working_on(kind: TransferKind, transfer: UUID | None, order: Order | N
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
-        parts.running.pop(hold.transfer, None)
+        parts.running.pop(hold, None)
         parts.ring(f"ended:{hold.transfer}")
 
 
@@ -155,8 +155,9 @@ def _hold(
     """Return the mover's hold on the transfer, taking or making the transfer when the run was not begun by the
     mover.
     """
-    if transfer is not None and transfer in parts.running:
-        return parts.running[transfer][0]
+    assigned = parts.assigned.pop(flow_run, None)
+    if assigned is not None:
+        return assigned
     with parts.database.write() as session:
         wanted = transfer or _known_run(session, flow_run)
         if wanted is None:
@@ -166,7 +167,7 @@ def _hold(
         taken = movers.take(session, parts.owner, parts.settings.lease, 1, only=wanted)
     if not taken:
         raise TaskNotFound(f"no {kind} transfer {wanted} is waiting; it has ended, or another mover has it")
-    parts.running[wanted] = (taken[0], Control())
+    parts.running[taken[0]] = Control()
     return taken[0]
 
 

@@ -13,7 +13,7 @@ from tests.support.rabbitmq import RabbitMq
 from tests.support.service import DataManagerService
 from tests.support.site import Site, write_machines
 from tests.support.sshd import PrivateSshd
-from tests.support.web import Web
+from tests.support.web import OddServer, Web
 
 
 def make_site(home: Path, env: dict[str, str], sshd_pair: tuple[PrivateSshd, PrivateSshd], **keys: object) -> Site:
@@ -31,6 +31,13 @@ def allowed(web: Web) -> str:
     return ",".join({urlsplit(url).netloc for url in (web.url, web.tls_url)})
 
 
+@pytest.fixture(scope="session")
+def slow_server() -> Iterator[OddServer]:
+    """A web server whose pages take their time; sites may download from it."""
+    with OddServer() as server:
+        yield server
+
+
 @pytest.fixture(scope="module", params=["sqlite", "postgresql+rabbitmq"])
 def site(
     request: pytest.FixtureRequest,
@@ -38,9 +45,13 @@ def site(
     sshd_pair: tuple[PrivateSshd, PrivateSshd],
     prefect_api_url: str,
     web: Web,
+    slow_server: OddServer,
 ) -> Iterator[Site]:
     """A running site, once with the least and once with everything."""
-    env = {"DM_PREFECT_API_URL": prefect_api_url, "DM_DOWNLOAD_ALLOW": allowed(web)}
+    env = {
+        "DM_PREFECT_API_URL": prefect_api_url,
+        "DM_DOWNLOAD_ALLOW": f"{allowed(web)},{urlsplit(slow_server.url).netloc}",
+    }
     if request.param != "sqlite":
         databases: Databases = request.getfixturevalue("postgres")
         node: RabbitMq = request.getfixturevalue("rabbitmq")

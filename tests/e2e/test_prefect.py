@@ -11,6 +11,9 @@ import requests
 
 from tests.support.service import DataManagerService
 from tests.support.site import Site, sha256, some_bytes
+from tests.support.web import OddHandler, OddServer
+
+DRIP = 300_000  # bytes a second
 
 
 class PrefectApi:
@@ -66,6 +69,32 @@ def test_a_run_says_what_it_does(site: Site, prefect: PrefectApi) -> None:
     summary = next(row["data"] for row in artifacts if row["type"] == "markdown")
     assert "300,000 bytes" in summary
     assert sha256(data) in summary
+
+
+def test_the_progress_bar_moves_while_bytes_move(site: Site, prefect: PrefectApi, slow_server: OddServer) -> None:
+    size = 9 * DRIP
+
+    def drip(request: OddHandler) -> None:
+        request.begin(200, Content_Length=size)
+        for _ in range(9):
+            request.wfile.write(b"x" * DRIP)
+            time.sleep(1)
+
+    fields = {"filename": "slow.bin", "path": "ui", "machine": "cirrus", "url": slow_server.on("/slow", drip)}
+    task = site.ask("PUT", "async/getexternal", data=fields).text
+    seen: set[float] = set()
+    noted: set[int] = set()
+    while (status := site.status(task))["status"] in ("QUEUED", "RUNNING"):
+        noted.add(status["bytes_done"])
+        if status["flow_run_id"]:
+            filters = {"flow_runs": {"id": {"any_": [status["flow_run_id"]]}}}
+            bars = [row for row in prefect.post("artifacts/filter", filters) if row["type"] == "progress"]
+            seen |= {float(row["data"]) for row in bars}
+        time.sleep(0.3)
+    assert status["status"] == "COMPLETE", status
+    assert len(noted) >= 4  # the catalogue is told about once a second
+    assert len(seen) >= 2, seen  # the bar appears after 5 s, and moves
+    assert all(0 <= percent <= 100 for percent in seen)
 
 
 def test_a_failed_transfer_is_a_failed_run(site: Site, prefect: PrefectApi) -> None:

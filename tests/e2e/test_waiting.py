@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import make_site
+from tests.support.prefect import answers
 from tests.support.rabbitmq import RabbitMq
 from tests.support.site import Site, some_bytes
 from tests.support.sshd import PrivateSshd
@@ -25,7 +26,7 @@ def quiet_site(
     service.run("db", "upgrade")
     service.run("deploy")
     service.api.start()
-    service.api.wait_until(lambda: site.ask("GET", "health/live").ok if service.api.running else False, 60)
+    service.api.wait_until(lambda: answers(site.url("health/live")), 60)
     yield site
     service.stop()
 
