@@ -17,10 +17,8 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from datamanager.domain.requests import NewObject
 from datamanager.domain.requests import Request as OurRequest
 from datamanager.errors import InvalidRequest, MalformedBody, TooLarge
-from models.metadata import require_storable
 
 LIMIT = 2**20  # bytes of a body
 FIELDS_MAX = 100
@@ -71,8 +69,6 @@ def validated(fields: Mapping[str, Any], model: type[M]) -> M:
         raise_invalid(exc)
     except RecursionError:
         raise InvalidRequest("the fields are nested too deeply") from None
-    if isinstance(found, NewObject):
-        require_storable(found.metadata)
     return found
 
 

@@ -52,7 +52,7 @@ async def ready(request: Request, context: In) -> Response:
 
 async def _catalogue(context: Context) -> list[str] | CatalogueUnavailable:
     try:
-        return [name for name, _ in await context.reading(movers_online)]
+        return [mover.name for mover in await context.reading(movers_online)]
     except CatalogueUnavailable as exc:
         return exc
 

@@ -12,8 +12,9 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 import structlog
@@ -47,13 +48,13 @@ class Slot:
     key: str | None = None
     holder: str = ""
     subject: UUID | None = None
-    attached: bool = field(default=False)
+    ended: bool = False
+    """How the subject ended is known: a failure is the answer then, and no doubt whether something was made."""
 
     def attach(self, session: Session, subject: UUID) -> None:
         """Write what was made into the key, in the transaction that makes it."""
         if self.key is not None:
             idempotency.attach(session, self.key, self.holder, subject)
-            self.attached = True
 
 
 Work = Callable[[Slot], Awaitable[Response]]
@@ -110,9 +111,17 @@ async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> Answ
             return None
         at_work = context.keys.get(key)
         if at_work is None:
-            await asyncio.sleep(JOIN_POLL)
+            await _until_left(context, key)
         else:
             await at_work.wait()
+
+
+async def _until_left(context: Context, key: str) -> None:
+    """Wait while another process works under the key. Only looks: to begin is to write, one at a time on SQLite."""
+    while True:
+        await asyncio.sleep(JOIN_POLL)
+        if not await context.reading(lambda session: idempotency.is_held(session, key)):
+            return
 
 
 @asynccontextmanager
@@ -143,32 +152,28 @@ async def _answered(context: Context, request: Request, slot: Slot, work: Work) 
         response = await work(slot)
     except DataManagerError as exc:
         if status_of(exc) >= 500:
-            await _settle(context, slot, None)
+            # a commit whose answer was lost may have been applied: the key must then lead a retry to what was made
+            doubtful = isinstance(exc, CatalogueUnavailable) and not slot.ended
+            await _settle(context, slot, idempotency.release if doubtful else idempotency.drop)
             raise
         response = problem_response(exc, request.state.request_id)
     except Exception:
-        if not slot.attached:  # else something was made: the key must lead a retry to it
-            await _settle(context, slot, None)
+        await _settle(context, slot, idempotency.release)
         raise
-    await _settle(context, slot, response if response.status_code < 500 else None)
+    await _settle(context, slot, partial(_store, response) if response.status_code < 500 else idempotency.drop)
     return response
 
 
-async def _settle(context: Context, slot: Slot, response: Response | None) -> None:
-    """Store the answer, or forget the key (a 5xx must not be repeated)."""
-    key = slot.key or ""
+def _store(response: Response, session: Session, key: str, holder: str) -> None:
+    headers = {name: value for name, value in response.headers.items() if name in KEPT_HEADERS}
+    answer = Answer(response.status_code, headers, bytes(response.body).decode())
+    idempotency.store(session, key, holder, answer)
 
-    def inside(session: Session) -> None:
-        if response is None:
-            idempotency.drop(session, key, slot.holder)
-            return
-        headers = {name: value for name, value in response.headers.items() if name in KEPT_HEADERS}
-        idempotency.store(
-            session, key, slot.holder, Answer(response.status_code, headers, bytes(response.body).decode())
-        )
 
+async def _settle(context: Context, slot: Slot, change: Callable[[Session, str, str], None]) -> None:
+    """Store the answer, forget the key (a 5xx must not be repeated) or release it."""
     try:
-        await context.writing(inside)
+        await context.writing(lambda session: change(session, slot.key or "", slot.holder))
     except CatalogueUnavailable as exc:
-        # the work is done and its answer is right; the hold runs out and a retry finds what was made
-        log.warning("idempotent_answer_not_stored", error=exc.detail)
+        # the answer is right as it is; the hold runs out and a retry finds what was made
+        log.warning("idempotency_key_not_settled", error=exc.detail)

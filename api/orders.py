@@ -33,6 +33,7 @@ async def wait_for(context: Context, request: Request, order: Order) -> Response
         row = None if wishes.patience == 0 else await context.waiter.ended(task, wishes.patience)
         if row is None:
             return task_answer(request, task, 202, wishes.applied)
+        slot.ended = True
         return _outcome(request, row)
 
     return await once(context, request, order.request, work)
@@ -55,8 +56,8 @@ async def _submit(context: Context, order: Order, slot: Slot) -> UUID:
         await context.remotely(lambda: _check_source(context, wanted))
 
     def inside(session: Session) -> UUID:
-        if order.fail_fast and not movers_online(session):
-            raise OrchestratorUnavailable("no mover is online; nothing was changed")
+        if order.fail_fast and not any(mover.prefect for mover in movers_online(session)):
+            raise OrchestratorUnavailable("no mover that can reach Prefect is online; nothing was changed")
         transfer = submit(session, context.machines, order)
         slot.attach(session, transfer.id)
         return transfer.id

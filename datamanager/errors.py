@@ -399,10 +399,9 @@ def by_code(code: str, detail: str) -> DataManagerError:
 
     `size_mismatch` has two owners; the transfer's is meant here. An unknown code becomes InternalError.
     """
-    owners = (
-        cls for cls in (*every_error(TransferError), *every_error()) if cls.code == code and not cls.__subclasses__()
-    )
-    cls = next(owners, InternalError)
+    classes = [*every_error(TransferError), *every_error()]
+    leaves_first = sorted(classes, key=lambda cls: bool(cls.__subclasses__()))
+    cls = next((cls for cls in leaves_first if cls.code == code), InternalError)
     if cls is UnknownMachine:  # made of a machine's name; here its sentence is already there
         error = UnknownMachine("")
         DataManagerError.__init__(error, detail)

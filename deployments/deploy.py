@@ -20,6 +20,7 @@ from deployments.environment import WORK_POOL, prefect_environment, run_with
 
 PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
 WORKER_TYPE = "mover"
+POOL_DESCRIPTION = "The Data Manager's movers: they run its own flows, warm, and nothing else."
 
 
 def read_deployments(path: Path = PREFECT_YAML) -> list[dict[str, Any]]:
@@ -45,7 +46,9 @@ async def apply(path: Path = PREFECT_YAML) -> list[str]:
     try:
         async with get_client() as client:
             try:
-                await client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type=WORKER_TYPE))
+                await client.create_work_pool(
+                    WorkPoolCreate(name=WORK_POOL, type=WORKER_TYPE, description=POOL_DESCRIPTION)
+                )
             except ObjectAlreadyExists:
                 logging.getLogger(__name__).debug("work pool %s is there", WORK_POOL)
             for entry in read_deployments(path):

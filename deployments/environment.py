@@ -31,6 +31,9 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"),
+        # what a run says is on its page; the terminal and our own log have their own lines
+        "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
         "PREFECT_SHOW_DEPRECATION_WARNINGS": "false",
     }
 

@@ -9,16 +9,22 @@ thread, which many runs in one process would fight over. Here the main thread wa
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import threading
 
+import structlog
 from setproctitle import setproctitle
 
 from datamanager.errors import DataManagerError
 from datamanager.logs import configure_logging
 from datamanager.settings import load_settings
 from deployments.environment import prefect_environment, run_with
+
+EXIT_GRACE = 5.0  # seconds
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> int:
@@ -31,9 +37,10 @@ def main() -> int:
         sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 2
     configure_logging()
+    from deployments.runtime import run_directory
     from deployments.worker import MoverWorker, worker_name
 
-    worker = MoverWorker(name=worker_name())
+    worker = MoverWorker(name=worker_name(run_directory(settings)))
     loop = asyncio.new_event_loop()
     outcome: list[BaseException | None] = []
     done = threading.Event()
@@ -41,7 +48,7 @@ def main() -> int:
     def work() -> None:
         asyncio.set_event_loop(loop)
         try:
-            loop.run_until_complete(worker.start())
+            loop.run_until_complete(worker.start(printer=lambda line: log.info("mover", says=line)))
             outcome.append(None)
         except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
             outcome.append(exc)
@@ -56,6 +63,7 @@ def main() -> int:
     threading.Thread(target=work, name="mover", daemon=True).start()
     while not done.wait(0.5):
         continue  # wakes up so that signals are seen
+    _leave_soon()
     error = outcome[0]
     if isinstance(error, DataManagerError):
         sys.stderr.write(f"dm mover: {error.detail}\n")
@@ -63,6 +71,13 @@ def main() -> int:
     if error is not None:
         raise error
     return 0
+
+
+def _leave_soon() -> None:
+    """End the process even if a thread is stuck in a system call that nothing can interrupt (a dead network disk)."""
+    watchdog = threading.Timer(EXIT_GRACE, os._exit, args=(1,))
+    watchdog.daemon = True
+    watchdog.start()
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ class Mover:
     async def work(self) -> None:
         """Run every loop of the mover until cancelled."""
         async with anyio.create_task_group() as loops:
+            loops.start_soon(self.runs.prefect.forever)
             loops.start_soon(self.runs.beat_forever)
             loops.start_soon(self.runs.take_forever)
             loops.start_soon(self._tidy_forever)

@@ -20,14 +20,16 @@ import structlog
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import AsyncClientContext
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import Abort, ObjectNotFound, PrefectException
 from prefect.flow_engine import run_flow_async
+from prefect.states import Cancelled as CancelledState
 from prefect.states import Pending
 
 from datamanager.domain.states import TransferKind, TransferStatus, status_of_run
 from datamanager.engine.control import Control
 from datamanager.errors import Cancelled, CatalogueUnavailable, DataManagerError, InternalError, LeaseLost
 from deployments.flow_table import DEPLOYMENT, FLOW_OF_KIND, AnyFlow
+from deployments.watching import PrefectWatch
 from flows.running.naming import run_name, run_tags
 from flows.running.services import Services, provided
 from models import movers, outcomes
@@ -49,7 +51,9 @@ class Runs:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._settings = services.settings
-        self._tasks: dict[movers.Hold, asyncio.Task[None]] = {}
+        self._tasks: dict[movers.Hold | UUID, asyncio.Task[Any]] = {}
+        self._beat_soon = asyncio.Event()
+        self.prefect = PrefectWatch(services, self._prefect_changed)
         self._deployments: dict[str, UUID] = {}
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -69,7 +73,8 @@ class Runs:
         while not self._stopping:
             self._woken.clear()
             free = self._settings.concurrency - len(self._tasks)
-            if free > 0 and await self._when_possible(self._take, free):
+            # without Prefect nothing can run: what waits is left alone, it would only be taken and given back
+            if free > 0 and self.prefect.there and await self._when_possible(self._take, free):
                 continue  # there may be more
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL)
@@ -77,8 +82,14 @@ class Runs:
     async def beat_forever(self) -> None:
         """Say that this mover lives, renew its leases, stop what was lost, return what silent movers left."""
         while True:
+            self._beat_soon.clear()
             await self._when_possible(self._beat)
-            await asyncio.sleep(self._settings.heartbeat.total_seconds())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_soon.wait(), self._settings.heartbeat.total_seconds())
+
+    def _prefect_changed(self) -> None:
+        self._beat_soon.set()  # the lease says whether this mover can work
+        self._woken.set()
 
     async def stop(self) -> None:
         """Take nothing new and hand the running transfers back to the queue."""
@@ -93,13 +104,24 @@ class Runs:
 
     async def run_scheduled(self, flow: AnyFlow, flow_run: FlowRun) -> None:
         """Run what was begun in the Prefect UI or by a schedule."""
-        with provided(self._services):
-            await run_flow_async(flow, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks[flow_run.id] = task
+        try:
+            await self._run(flow, flow_run, flow_run.parameters)
+        finally:
+            self._tasks.pop(flow_run.id, None)
 
     # --- taking ------------------------------------------------------------------------------------------------------
 
     async def _take(self, free: int) -> bool:
-        taken = await asyncio.to_thread(self._take_now, free)
+        taking = asyncio.ensure_future(asyncio.to_thread(self._take_now, free))
+        try:
+            taken = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            for hold, _ in await taking:  # the mover stops in this moment: nobody else knows of these
+                await self._give_back(hold, spent=False)
+            raise
         for hold, row in taken:
             self._services.running[hold] = Control()
             self._tasks[hold] = asyncio.create_task(self._perform(hold, row), name=f"transfer {hold.transfer}")
@@ -132,22 +154,56 @@ class Runs:
         try:
             async with AsyncClientContext.get_or_create() as context:
                 flow_run = await self._flow_run(context.client, flow, row, hold)
-                self._services.assigned[flow_run.id] = hold
-                try:
-                    with provided(self._services):
-                        state = await run_flow_async(
-                            flow, flow_run=flow_run, parameters={"transfer": hold.transfer}, return_type="state"
-                        )
-                finally:
-                    self._services.assigned.pop(flow_run.id, None)
-            if hold in self._services.running and isinstance(state, State):
+            self._services.by_run[flow_run.id] = hold
+            state = await self._run(flow, flow_run, {"transfer": hold.transfer})
+            if hold in self._services.running and state is not None:
                 await self._did_not_begin(hold, state)
+        except asyncio.CancelledError:
+            spent = False  # the mover stops, which is no fault of the transfer
+            raise
         except (httpx.HTTPError, PrefectException) as exc:
-            spent = False  # Prefect is away, which is no fault of the transfer
+            spent = False  # Prefect is away, neither
+            self.prefect.there = False
             log.warning("prefect_unavailable", transfer=str(hold.transfer), error=repr(exc))
         finally:
             if hold in self._services.running:  # the flow did not begin, so it did not end the transfer either
                 await self._give_back(hold, spent=spent)
+
+    async def _run(self, flow: AnyFlow, flow_run: FlowRun, parameters: dict[str, Any]) -> State[Any] | None:
+        """Run a flow to its end; None when another mover has its transfer and so the run. Gives back what is held when
+        the mover stops: not before the flow run's state is written, or that would overwrite the next mover's.
+        """
+        try:
+            with provided(self._services):
+                state = await run_flow_async(flow, flow_run=flow_run, parameters=parameters, return_type="state")
+            return await self._final(flow_run, state) if isinstance(state, State) else None
+        except Abort:
+            return None
+        except asyncio.CancelledError:
+            hold = self._services.by_run.get(flow_run.id)
+            if hold is not None and hold in self._services.running:
+                await self._give_back(hold, spent=False)
+            raise
+        finally:
+            self._services.by_run.pop(flow_run.id, None)
+
+    async def _final(self, flow_run: FlowRun, state: State[Any]) -> State[Any]:
+        """Let a run that was cancelled end as CANCELLED: the engine calls every error FAILED, or can't at all then."""
+        hold = self._services.by_run.get(flow_run.id)
+        if hold is None or state.is_completed() or state.is_cancelled():
+            return state
+
+        def read() -> Transfer:
+            with self._services.database.read() as session:
+                return get_transfer(session, hold.transfer)
+
+        row = await asyncio.to_thread(read)
+        if row.error_code == Cancelled.code:
+            async with AsyncClientContext.get_or_create() as context:
+                await context.client.set_flow_run_state(
+                    flow_run.id, CancelledState(message=row.error_detail), force=True
+                )
+        return state
 
     async def _did_not_begin(self, hold: movers.Hold, state: State[Any]) -> None:
         """End a transfer whose run somebody ended in Prefect before it began."""
@@ -165,9 +221,7 @@ class Runs:
         self._services.ring(f"ended:{hold.transfer}")
 
     async def _flow_run(self, client: PrefectClient, flow: AnyFlow, row: Transfer, hold: movers.Hold) -> FlowRun:
-        """Return the transfer's flow run, PENDING: the one it has, or a new one. PENDING, because no worker polls
-        for that.
-        """
+        """Return the transfer's flow run, PENDING: the one it has, or a new one. No worker polls for PENDING ones."""
         run = None
         if row.flow_run_id is not None:
             with contextlib.suppress(ObjectNotFound):
@@ -197,6 +251,7 @@ class Runs:
             with self._services.database.write() as session:
                 movers.requeue(session, hold, after=BACK_IN, spent=spent)
 
+        self._services.running.pop(hold, None)
         self._deployments.clear()  # they may have been made anew
         with contextlib.suppress(LeaseLost, CatalogueUnavailable):  # ended, or the lease runs out by itself
             await asyncio.shield(asyncio.to_thread(give_back))
@@ -214,7 +269,10 @@ class Runs:
         holds = list(self._services.running)
         with self._services.database.write() as session:
             lost = movers.renew(session, holds, self._settings.lease)
-            hold_lease(session, MOVER_PREFIX + self._services.owner, self._services.owner, self._settings.lease)
+            details = {"prefect": self.prefect.there}
+            hold_lease(
+                session, MOVER_PREFIX + self._services.owner, self._services.owner, self._settings.lease, details
+            )
             reaped = movers.reap(session)
         if reaped:
             log.warning("leases_reaped", transfers=[str(row.id) for row in reaped])

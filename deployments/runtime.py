@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datamanager.machines import Machines, load_machines
 from datamanager.settings import Settings
+from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
 from models.database import Database
 from models.machines_seen import check_base_dirs
@@ -40,6 +41,7 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     CatalogueUnavailable.
     """
     machines = load_machines(settings.machines_file)
+    Guard(settings.download_allow)  # a bad entry stops the start here, not each process later
     directory = run_directory(settings)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = Database(settings.catalogue_url, pool_size=pool_size)

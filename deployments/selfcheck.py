@@ -43,8 +43,8 @@ def check(client: Client, base_dir: Path) -> str:
 
     Raises: OSError, and what the client raises.
     """
-    name = uuid4().hex
-    sample, copy = f"{name}.sample", f"{name}.copy"
+    name = uuid4().hex[:8]
+    sample, copy = f"self-check-{name}", f"self-check-{name}-copy"
     folder = base_dir / FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = os.urandom(SIZE)
@@ -63,7 +63,7 @@ def check(client: Client, base_dir: Path) -> str:
         while objects:
             client.delete(objects.pop())
         verdict = "passed" if same else "FAILED, the copy differs from the original"
-        return f"self-check {verdict}: 1 MiB registered and copied in {seconds:.2f} s, see {task.flow_run_url}"
+        return f"self-check {verdict}: 1 MiB registered and copied in {seconds:.2f} s, see\n  {task.flow_run_url}"
     finally:
         for left in objects:
             with suppress(DataManagerError):  # the first error is the one to tell

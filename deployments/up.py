@@ -25,7 +25,7 @@ from deployments.supervisor import Child, Supervisor
 MOVER_GRACE = 25.0  # seconds; it hands its transfers back within 20
 LOOK_WHILE_STARTING = 0.2  # seconds between two looks whether the service is ready
 LOOK_AFTERWARDS = 60.0
-SLOW = 60.0  # seconds after which a start that is not ready is mentioned
+SLOW = 15.0  # seconds after which a start that is not ready is mentioned
 
 
 def main() -> int:
@@ -77,7 +77,8 @@ class Ready:
         if not is_ready(self._settings):
             if seconds > SLOW and not self._slow:
                 self._slow = True
-                say(f"not ready after {seconds:.0f} s; logs: {_logs(self._settings)}")
+                say(f"not ready after {seconds:.0f} s; waiting for Prefect at {self._settings.prefect_url} and a mover")
+                say(f"  logs        {_logs(self._settings)}")
             return LOOK_WHILE_STARTING
         self._done = True
         self._announce(seconds)

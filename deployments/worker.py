@@ -7,11 +7,14 @@ heartbeats.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import itertools
 import os
 import secrets
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -69,7 +72,8 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
         runtime = await asyncio.to_thread(open_runtime, settings, pool_size=settings.concurrency + 4)
         try:
             async with AsyncExitStack() as stack:
-                mover = Mover(runtime, self.name)
+                # leases are this process's, not its successor's of the same name
+                mover = Mover(runtime, f"{self.name}:{os.getpid()}-{secrets.token_hex(3)}")
                 self._mover = await stack.enter_async_context(mover)
                 await stack.enter_async_context(self)
                 await stack.enter_async_context(AsyncClientContext())
@@ -120,6 +124,19 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
             await anyio.sleep(every)
 
 
-def worker_name() -> str:
-    """Name this process's mover: unique on the site, and readable."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+def worker_name(directory: Path) -> str:
+    """Name this process's mover: the host and the first number that no other mover of this home has.
+
+    The same after a restart, so that Prefect's page of workers does not fill up with those that were. A lock in
+    `directory` holds the number as long as the process lives.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for number in itertools.count(1):
+        lock = os.open(directory / f"mover-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return f"{socket.gethostname()}-{number}"
+    raise AssertionError("unreachable: the numbers do not end")

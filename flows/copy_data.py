@@ -6,31 +6,33 @@ from uuid import UUID
 
 from prefect import flow
 
-from datamanager.domain.requests import CopyRequest
 from datamanager.domain.states import TransferKind
 from flows.running.progress import summarise
-from flows.running.work import working_on
+from flows.running.work import asked, working_on
 from flows.steps import commit, deliver, probe
-from models.transfers import Order
 
 
 @flow(name="copy", persist_result=False)
 async def copy_data(
-    transfer: UUID | None = None,
     uuid: UUID | None = None,
-    machine: str | None = None,
-    dest: str | None = None,
+    machine: str = "",
+    dest: str = "",
     overwrite: bool = False,
+    transfer: UUID | None = None,
 ) -> str:
     """Copy object `uuid` to `dest` on `machine`; return the copy's identifier.
 
-    The Data Manager itself gives `transfer` only. From the Prefect UI or a schedule, leave it empty and fill in the
-    rest.
+    Args:
+        uuid: The object; required.
+        machine: The machine that it is to go to; required.
+        dest: The path there, with the file's name, below the machine's base directory; required.
+        overwrite: Replace a file there that is not registered.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
     order = None
     if transfer is None:
-        request = CopyRequest.model_validate({"machine": machine, "dest": dest, "overwrite": overwrite})
-        order = Order(TransferKind.COPY, request, object_id=uuid)
+        fields = {"machine": machine, "dest": dest, "overwrite": overwrite}
+        order = asked(TransferKind.COPY, fields, uuid)
     async with working_on(TransferKind.COPY, transfer, order) as work:
         found = await probe()
         intent, verified = await deliver(found)

@@ -6,20 +6,19 @@ from uuid import UUID
 
 from prefect import flow
 
-from datamanager.domain.requests import DeleteRequest
 from datamanager.domain.states import TransferKind
-from flows.running.work import working_on
+from flows.running.work import asked, working_on
 from flows.steps import remove_file
-from models.transfers import Order
 
 
 @flow(name="delete", persist_result=False)
-async def delete_data(transfer: UUID | None = None, uuid: UUID | None = None) -> str:
+async def delete_data(uuid: UUID | None = None, transfer: UUID | None = None) -> str:
     """Delete the file of object `uuid`. A file that is gone already is fine.
 
-    The Data Manager itself gives `transfer` only. From the Prefect UI or a schedule, leave it empty and fill in the
-    rest.
+    Args:
+        uuid: The object; required.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None if transfer is not None else Order(TransferKind.DELETE, DeleteRequest(), object_id=uuid)
+    order = None if transfer is not None else asked(TransferKind.DELETE, {}, uuid)
     async with working_on(TransferKind.DELETE, transfer, order):
         return await remove_file()

@@ -12,33 +12,40 @@ from datamanager.domain.states import TransferKind
 from datamanager.errors import InternalError
 from datamanager.sources import public_url
 from flows.running.progress import summarise
-from flows.running.work import working_on
+from flows.running.work import asked, working_on
 from flows.steps import commit, deliver, probe
-from models.transfers import Order
 
 
 @flow(name="getexternal", persist_result=False)
 async def get_external(
-    transfer: UUID | None = None,
-    url: str | None = None,
-    machine: str | None = None,
+    url: str = "",
+    machine: str = "",
     path: str = "",
-    filename: str | None = None,
+    filename: str = "",
     group: str = "",
     description: str = "",
-    size: int | None = None,
+    size: int = 0,
     overwrite: bool = False,
+    transfer: UUID | None = None,
 ) -> str:
     """Fetch `url` to `path`/`filename` on `machine`; return the new object's identifier.
 
-    The Data Manager itself gives `transfer` only. From the Prefect UI or a schedule, leave it empty and fill in the
-    rest.
+    Args:
+        url: What to fetch, by http or https; required.
+        machine: The machine that it is to go to; required.
+        path: The directory there, below the machine's base directory.
+        filename: The file's name there; required.
+        group: What it belongs to: fire, disease, space weather.
+        description: What it is.
+        size: Bytes that must arrive; 0 means unknown.
+        overwrite: Replace a file there that is not registered.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
     order = None
     if transfer is None:
         fields: dict[str, Any] = {
             "url": url,
-            "protocol": (url or "").partition(":")[0],
+            "protocol": url.partition(":")[0],
             "machine": machine,
             "path": path,
             "filename": filename,
@@ -47,7 +54,7 @@ async def get_external(
             "size": size,
             "overwrite": overwrite,
         }
-        order = Order(TransferKind.GETEXTERNAL, GetExternalRequest.model_validate(fields))
+        order = asked(TransferKind.GETEXTERNAL, fields)
     async with working_on(TransferKind.GETEXTERNAL, transfer, order) as work:
         if not isinstance(work.request, GetExternalRequest):
             raise InternalError(f"transfer {work.transfer} is no download")

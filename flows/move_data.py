@@ -7,32 +7,34 @@ from uuid import UUID
 from prefect import flow
 
 from datamanager.domain.plan import Route
-from datamanager.domain.requests import MoveRequest
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
 from flows.running.progress import summarise
-from flows.running.work import Work, working_on
+from flows.running.work import Work, asked, working_on
 from flows.steps import commit, copied_instead, deliver, probe, remove_source, rename
-from models.transfers import Order
 
 
 @flow(name="move", persist_result=False)
 async def move_data(
-    transfer: UUID | None = None,
     uuid: UUID | None = None,
-    machine: str | None = None,
-    dest: str | None = None,
+    machine: str = "",
+    dest: str = "",
     overwrite: bool = False,
+    transfer: UUID | None = None,
 ) -> str:
     """Move object `uuid` to `dest` on `machine`.
 
-    The Data Manager itself gives `transfer` only. From the Prefect UI or a schedule, leave it empty and fill in the
-    rest.
+    Args:
+        uuid: The object; required.
+        machine: The machine that it is to go to; required.
+        dest: The path there, with the file's name, below the machine's base directory; required.
+        overwrite: Replace a file there that is not registered.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
     order = None
     if transfer is None:
-        request = MoveRequest.model_validate({"machine": machine, "dest": dest, "overwrite": overwrite})
-        order = Order(TransferKind.MOVE, request, object_id=uuid)
+        fields = {"machine": machine, "dest": dest, "overwrite": overwrite}
+        order = asked(TransferKind.MOVE, fields, uuid)
     async with working_on(TransferKind.MOVE, transfer, order) as work:
         if not work.row.notes.get("committed"):
             found = await probe()

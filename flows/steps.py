@@ -26,7 +26,8 @@ from datamanager.engine import verify as verifying
 from datamanager.engine.job import Found, Intent, Job, Moved, Proof
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
-from datamanager.sources import open_source
+from datamanager.sources import open_source, public_url
+from flows.running.progress import human
 from flows.running.work import Work, current
 from models import movers, outcomes
 from models.objects import Facts
@@ -67,6 +68,7 @@ async def _threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
             # a client waits: it hears at once that the machine is away, and nothing was changed
             error.retryable = False
             raise
+        work.log.warning("%s: %s", error.code, error.detail)
         if not isinstance(error, ServiceError):
             await work.write(movers.add_fault, error.code, error.detail)
         raise
@@ -90,7 +92,13 @@ async def probe() -> Found:
     work = current()
     work.control.enter(Phase.PROBE)
     size = work.request.size if isinstance(work.request, GetExternalRequest) else None
-    return await _threaded(probing.probe, work.job(), size=size)
+    found = await _threaded(probing.probe, work.job(), size=size)
+    job = work.job()
+    from_where = job.source.place if job.source else public_url(str(getattr(work.request, "url", "")))
+    work.log.info("%s → %s, %s, by %s", from_where, job.target.place, human(found.size), found.route)
+    if found.canonical != work.row.destination_place:
+        await work.write(outcomes.claim_also, found.canonical)  # the same file by another way through links
+    return found
 
 
 @_step("transfer")
@@ -99,10 +107,13 @@ async def transfer(found: Found) -> Moved:
     work = current()
     job, control = work.job(), work.control
     if found.route is Route.DOWNLOAD:
-        return await _threaded(_download, work, job, found)
-    if found.route is Route.WITHIN:
-        return await _threaded(stream.copy_within, job, found, control)
-    return await _threaded(stream.relay, job, found, control)
+        moved = await _threaded(_download, work, job, found)
+    elif found.route is Route.WITHIN:
+        moved = await _threaded(stream.copy_within, job, found, control)
+    else:
+        moved = await _threaded(stream.relay, job, found, control)
+    work.log.info("moved %s, %.1f s since the run began", human(moved.size), work.seconds)
+    return moved
 
 
 @_step("verify")
@@ -110,7 +121,9 @@ async def verify(found: Found, moved: Moved) -> Proof:
     """Compare both ends."""
     work = current()
     work.control.enter(Phase.VERIFY)
-    return await _threaded(verifying.verify, work.job(), found, moved, work.control)
+    proof = await _threaded(verifying.verify, work.job(), found, moved, work.control)
+    work.log.info("verified by %s%s", proof.verified, f": {proof.sha256} at both ends" if proof.sha256 else "")
+    return proof
 
 
 @_step("publish")
@@ -124,6 +137,7 @@ async def publish(found: Found, proof: Proof) -> Intent:
     intent = Intent(proof.size, proof.sha256, mtime)
     await _record(work, intent)
     await _threaded(publishing.publish, work.job(), found, intent)
+    work.log.info("published %s", found.final)
     return intent
 
 
@@ -162,7 +176,8 @@ async def remove_source() -> str:
     work = current()
     work.control.enter(Phase.CLEANUP)
     recorded = await asyncio.to_thread(work.recorded_intent)
-    await _threaded(publishing.remove_source, work.job().origin, recorded)
+    job = work.job()
+    await _threaded(publishing.remove_source, job.origin, recorded, job.target)
     await work.write(outcomes.finish_move)
     return outcomes.MOVED
 

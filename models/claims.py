@@ -57,10 +57,11 @@ def give_place_to_object(session: Session, place: Place, transfer: UUID, object_
     _hand_over(session, held.values(transfer_id=None, object_id=object_id), place)
 
 
-def give_place_to_transfer(session: Session, place: Place, object_id: UUID, transfer: UUID) -> None:
-    """Take a place from its object; a move keeps its old place until the source is removed."""
-    held = _held(place).where(Claim.object_id == object_id, Claim.transfer_id.is_(None))
-    _hand_over(session, held.values(transfer_id=transfer, object_id=None), place)
+def give_places_to_transfer(session: Session, object_id: UUID, transfer: UUID) -> None:
+    """Take its places from an object (two where links lead to it); a move keeps them until the source is removed."""
+    held = update(Claim).where(Claim.mode == "place", Claim.object_id == object_id, Claim.transfer_id.is_(None))
+    if not affected(session, held.values(transfer_id=transfer, object_id=None)):
+        raise InternalError(f"object {object_id} holds no place; nothing was changed")
 
 
 def free_place_of_object(session: Session, object_id: UUID) -> None:

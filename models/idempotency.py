@@ -94,6 +94,19 @@ def drop(session: Session, key: str, holder: str) -> None:
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.key == key, IdempotencyKey.holder == holder))
 
 
+def release(session: Session, key: str, holder: str) -> None:
+    """Leave the key at once to the next request with it, who finds what was made, if anything was."""
+    # no holder any more: neither a prolonging nor a making that is still under way can succeed afterwards
+    mine = update(IdempotencyKey).where(IdempotencyKey.key == key, IdempotencyKey.holder == holder)
+    session.execute(mine.values(holder="", held_until=now(session)))
+
+
+def is_held(session: Session, key: str) -> bool:
+    """Say whether a request works under the key: entered, not answered, and its hold has not run out."""
+    held = IdempotencyKey.status.is_(None), IdempotencyKey.held_until > now(session)
+    return session.scalar(select(IdempotencyKey.key).where(IdempotencyKey.key == key, *held)) is not None
+
+
 def prune(session: Session, keep: timedelta, limit: int = 1000) -> int:
     """Forget up to `limit` keys older than `keep`; return how many."""
     old = select(IdempotencyKey.key).where(IdempotencyKey.created < now(session) - keep).limit(limit)

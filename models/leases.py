@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -13,6 +14,15 @@ from models.tables import Lease
 
 MOVER_PREFIX = "mover:"
 _leases = cast(Table, Lease.__table__)
+
+
+@dataclass(frozen=True, slots=True)
+class MoverOnline:
+    """A mover that lives, the end of its lease, and whether it reaches Prefect: so it does unless it says otherwise."""
+
+    name: str
+    until: datetime
+    prefect: bool
 
 
 def hold_lease(
@@ -37,10 +47,13 @@ def drop_lease(session: Session, name: str, holder: str) -> None:
     session.execute(delete(Lease).where(Lease.name == name, Lease.holder == holder))
 
 
-def movers_online(session: Session) -> list[tuple[str, datetime]]:
-    """Return (name, lease end) of the movers that live."""
+def movers_online(session: Session) -> list[MoverOnline]:
+    """Return the movers that live, by name."""
     query = select(Lease).where(Lease.name.startswith(MOVER_PREFIX), Lease.until > now(session)).order_by(Lease.name)
-    return [(lease.holder, lease.until) for lease in session.scalars(query)]
+    return [
+        MoverOnline(lease.holder, lease.until, lease.details.get("prefect") is not False)
+        for lease in session.scalars(query)
+    ]
 
 
 def prune_leases(session: Session, older: timedelta) -> None:

@@ -90,6 +90,7 @@ def begin(session: Session, hold: Hold, flow_run_id: UUID) -> Transfer:
     row.flow_run_id = flow_run_id
     if row.status == TransferStatus.QUEUED.value:
         advance(row, TransferStatus.RUNNING)
+        row.phase = Phase.PROBE.value
         row.started = row.started or now(session)
         row.retry_at = None
         post_transfer_event(session, row, "running", {"attempt": row.attempts})

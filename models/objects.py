@@ -21,7 +21,6 @@ from datamanager.errors import InvalidRequest, ObjectArchived, ObjectDeleted, Ob
 from models.claims import claim_place
 from models.cursors import decode_cursor, encode_cursor
 from models.database import now, on_postgresql
-from models.metadata import require_storable
 from models.outbox import post_object_event
 from models.tables import DataObject
 
@@ -99,7 +98,6 @@ def register_object(
     session: Session, request: NewObject, place: Place, facts: Facts, *, object_id: UUID | None = None
 ) -> UUID:
     """Enter a file and claim its place; return the identifier. Raises: DestinationExists, InvalidRequest (metadata)."""
-    require_storable(request.metadata)
     new = object_id or uuid4()
     claim_place(session, place, object_id=new)
     return add_object(

@@ -14,10 +14,11 @@ from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveReq
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError
 from models.claims import (
+    claim_place,
     free_claims_of_transfer,
     free_place_of_object,
     give_place_to_object,
-    give_place_to_transfer,
+    give_places_to_transfer,
 )
 from models.database import now, storable, wake
 from models.movers import Hold, advance, append_fault, held
@@ -49,7 +50,7 @@ def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
         event="copied",
         derived_from=source.id,
     )
-    give_place_to_object(session, place, row.id, new)
+    _give_places_to_object(session, row, new)
     _complete(session, row, str(new), facts)
     return new
 
@@ -73,9 +74,21 @@ def complete_getexternal(session: Session, hold: Hold, facts: Facts, originator:
         metadata=request.metadata,
         event="registered",
     )
-    give_place_to_object(session, place, row.id, new)
+    _give_places_to_object(session, row, new)
     _complete(session, row, str(new), facts)
     return new
+
+
+def claim_also(session: Session, hold: Hold, canonical: str) -> None:
+    """Hold the destination's canonical place too, where links lead to it. Idempotent.
+
+    Raises: LeaseLost; DestinationExists when a live object or another transfer is there.
+    """
+    row = held(session, hold, lock=True)
+    if row.notes.get("canonical") == canonical:
+        return
+    claim_place(session, Place(destination(row).machine, canonical), transfer=row.id)
+    row.notes = {**row.notes, "canonical": canonical}
 
 
 def commit_move(session: Session, hold: Hold, facts: Facts) -> None:
@@ -92,8 +105,8 @@ def commit_move(session: Session, hold: Hold, facts: Facts) -> None:
     if row.status != TransferStatus.RUNNING.value:
         raise InternalError(f"transfer {row.id} was not begun")
     obj, place = lock_object(session, _known(row.object_id)), destination(row)
-    give_place_to_transfer(session, Place(obj.machine, obj.place), obj.id, row.id)
-    give_place_to_object(session, place, row.id, obj.id)
+    give_places_to_transfer(session, obj.id, row.id)
+    _give_places_to_object(session, row, obj.id)
     relocate(obj, place, request.dest, now(session), facts)
     row.notes = {**row.notes, "committed": True}
     row.phase = Phase.CLEANUP.value
@@ -133,7 +146,9 @@ def complete_delete(session: Session, hold: Hold) -> str:
 def fail(session: Session, hold: Hold, error: DataManagerError) -> None:
     """End a transfer in ERROR; its claims are freed. The object is as it was, or where the error code says."""
     row = held(session, hold, lock=True)
-    append_fault(session, row, error.code, error.detail)
+    last = row.faults[-1] if row.faults else {}
+    if (last.get("code"), last.get("attempt")) != (error.code, row.attempts):  # the attempt's fault may stand there
+        append_fault(session, row, error.code, error.detail)
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
     _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
@@ -156,6 +171,13 @@ def source(row: Transfer) -> Place:
 def given_path(obj: DataObject) -> str:
     """Return directory and name as the client gave them."""
     return f"{obj.path.rstrip('/')}/{obj.filename}" if obj.path else obj.filename
+
+
+def _give_places_to_object(session: Session, row: Transfer, object_id: UUID) -> None:
+    place = destination(row)
+    give_place_to_object(session, place, row.id, object_id)
+    if "canonical" in row.notes:
+        give_place_to_object(session, Place(place.machine, row.notes["canonical"]), row.id, object_id)
 
 
 def _complete(session: Session, row: Transfer, result: str, facts: Facts) -> None:

@@ -24,7 +24,6 @@ from datamanager.errors import InvalidRequest, TaskNotFound
 from datamanager.machines import Machines
 from models.claims import claim_place, claim_reading, claim_writing
 from models.database import now, wake
-from models.metadata import require_storable
 from models.objects import lock_object, require_usable
 from models.outbox import post_request, post_transfer_event
 from models.tables import DataObject, Transfer
@@ -57,8 +56,6 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectUnknown, ObjectBusy, DestinationExists, UnknownMachine,
     PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the transaction.
     """
-    if isinstance(order.request, GetExternalRequest):
-        require_storable(order.request.metadata)
     transfer = Transfer(
         id=uuid4(),
         kind=order.kind.value,

@@ -36,6 +36,16 @@ def confined(session: Session, machine: Machine, place_path: str, *, follow: boo
     return real
 
 
+def relative(session: Session, machine: Machine, real: str) -> str:
+    """Return a resolved path of `confined` relative to the resolved base directory: the file's one canonical place."""
+    path = posixpath.relpath(real, real_base(session, machine))
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PathNotAllowed(f"links lead to a directory of {machine.name} whose name is not valid UTF-8") from None
+    return path
+
+
 def real_base(session: Session, machine: Machine) -> str:
     """Return the machine's base directory with links resolved. Raises: RemoteFailure when it does not exist."""
     try:

@@ -87,8 +87,16 @@ class Found:
     """The attempt's partial file beside it."""
     source_path: str = ""
     source: FileStat | None = None
+    canonical: str = ""
+    """The destination below the base directory with links resolved; differs from the place asked for below a linked
+    directory, and is claimed too then."""
     published: Intent | None = None
     """An earlier attempt of this transfer has published already: go straight to the catalogue."""
+
+    @property
+    def size(self) -> int | None:
+        """The source's size in bytes; None when only the transfer will tell."""
+        return self.source.size if self.source else None
 
     @property
     def source_stat(self) -> FileStat:

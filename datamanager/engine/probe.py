@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 
 from datamanager.domain.plan import Route, plan
-from datamanager.engine.confine import confined
+from datamanager.engine.confine import confined, relative
 from datamanager.engine.job import End, Found, Intent, Job
 from datamanager.engine.verify import stored_sha256
 from datamanager.errors import (
@@ -52,11 +52,13 @@ def probe(job: Job, *, size: int | None = None) -> Found:
             part=posixpath.join(directory, job.part_name),
             source_path=source_path,
             source=source,
+            canonical=relative(session, target.machine, final),
             published=_published(session, job, final, source),
         )
         if found.published is None:
             if source is None and job.source is not None:
                 raise SourceMissing(f"{job.source.place}: no such file")
+            _require_another_file(job, source_path, final)
             _require_free_name(session, job, final)
             if route is not Route.RENAME:
                 _require_space(session, directory, source.size if source else size, target)
@@ -108,6 +110,12 @@ def _published(session: Session, job: Job, final: str, source: FileStat | None) 
     if intent.sha256 is None:
         return intent if there.mtime == intent.mtime else None
     return intent if stored_sha256(session, final) == intent.sha256 else None
+
+
+def _require_another_file(job: Job, source_path: str, final: str) -> None:
+    """Refuse to put a file onto itself by another way through links: overwriting or removing it would destroy it."""
+    if job.source is not None and job.source.machine.name == job.target.machine.name and source_path == final:
+        raise DestinationExists(f"{job.source.place} and {job.target.place} are one and the same file")
 
 
 def _require_free_name(session: Session, job: Job, final: str) -> None:

@@ -73,8 +73,8 @@ def rename(job: Job, found: Found) -> bool:
     return True
 
 
-def remove_source(end: End, intent: Intent) -> None:
-    """Remove a move's source, if it still is what was read. Fine when it is gone already.
+def remove_source(end: End, intent: Intent, kept: End) -> None:
+    """Remove a move's source, if it still is what was read. Fine when it is gone already. Never removes `kept`.
 
     Raises: SourceNotRemoved when it changed, or can't be removed; retryable transport errors as they are.
     """
@@ -83,7 +83,11 @@ def remove_source(end: End, intent: Intent) -> None:
             now = session.stat(confined(session, end.machine, end.place.path))
             if (now.size, now.mtime) != (intent.size, intent.mtime):
                 raise SourceNotRemoved(f"{end.place} changed after it was read, so it was left where it is")
-            session.remove(confined(session, end.machine, end.place.path, follow=False))
+            path = confined(session, end.machine, end.place.path, follow=False)
+            same_machine = end.machine.name == kept.machine.name
+            if same_machine and path == confined(session, kept.machine, kept.place.path, follow=False):
+                raise SourceNotRemoved(f"{end.place} is {kept.place}, so it was left where it is")
+            session.remove(path)
         except PathMissing:
             return
         except DataManagerError as exc:

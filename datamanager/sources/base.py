@@ -33,7 +33,7 @@ class Download(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the bytes come from in the end, after redirects, without credentials."""
+        """Where the bytes come from in the end, after redirects, as it may be shown: without credentials and query."""
         ...
 
     def blocks(self) -> Iterator[memoryview]:

@@ -52,33 +52,38 @@ def causes(exc: BaseException) -> Iterator[BaseException]:
 
 
 def as_ours(exc: BaseException, url: str) -> DataManagerError:
-    """Return our error for a foreign one; `url` is shown and must be without credentials."""
+    """Return our error for a foreign one, named by class; `url` is shown and must be a `public_url`."""
     chain = list(causes(exc))
+    kind, root = type(exc).__name__, type(chain[-1]).__name__
+    kind = kind if kind == root else f"{kind} from {root}"
 
     def among(classes: tuple[type[BaseException], ...]) -> bool:
         return any(isinstance(one, classes) for one in chain)
 
     if among(_NOT_A_URL):
-        return UrlNotAllowed(f"the URL {url} is malformed")
+        return UrlNotAllowed(f"the URL {url} is malformed ({kind})")
     # a refused connection is a ConnectTimeoutError to urllib3
     if among(_TIMEOUT) and not among((urllib3.exceptions.NewConnectionError,)):
-        return TransportTimeout(f"{url} did not answer, or stalled, or sent too slowly")
+        return TransportTimeout(f"{url} did not answer, or stalled, or sent too slowly ({kind})")
     if among(_TLS) and not among(_TLS_CUT):
         reasons = (getattr(one, "verify_message", "") for one in chain if isinstance(one, ssl.SSLCertVerificationError))
-        return DownloadFailed(f"no trusted TLS connection to {url} {next(reasons, '')}".rstrip())
+        reason = next(filter(None, reasons), "the handshake failed")
+        return DownloadFailed(f"no trusted TLS connection to {url}: {reason} ({kind})")
     if any(isinstance(one, http.client.HTTPException) and not isinstance(one, _CLOSED) for one in chain):
-        return DownloadFailed(f"{url} did not answer in proper HTTP")
+        return DownloadFailed(f"{url} did not answer in proper HTTP ({kind})")
     if among((urllib3.exceptions.NewConnectionError,)):
-        return ConnectionLost(f"no connection to {url}: it was refused, or there is no way there")
+        return ConnectionLost(f"no connection to {url}: it was refused, or there is no way there ({kind})")
     if among(_BROKEN) or type(exc) is OSError or among((ConnectionError, *_TLS_CUT)):
-        return ConnectionLost(f"the connection to {url} broke")
-    return DownloadFailed(f"{url} could not be read ({type(exc).__name__})")
+        return ConnectionLost(f"the connection to {url} broke ({kind})")
+    return DownloadFailed(f"{url} could not be read ({kind})")
 
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Raise our errors for foreign ones, with their cause kept."""
+    """Raise our errors for foreign ones; `url` is shown and must be a `public_url`."""
     try:
         yield
     except FOREIGN as exc:
-        raise as_ours(exc, url) from exc
+        # Not chained: texts of urllib3 quote the URL with its query ("Max retries exceeded with url: /x?token=…"), and
+        # tracebacks go to the log. The classes are named in our text instead.
+        raise as_ours(exc, url) from None

@@ -117,8 +117,9 @@ def _redirected(target: Target, response: requests.Response) -> Target:
         onward = parse_target(urljoin(target.url, location.encode("latin-1").decode("utf-8")))
     except UrlNotAllowed as exc:
         raise UrlNotAllowed(f"{public_url(target.url)} redirects to a URL that is refused: {exc.detail}") from exc
-    except ValueError as exc:
-        raise UrlNotAllowed(f"{public_url(target.url)} redirects to a malformed URL") from exc
+    except ValueError:
+        # urllib.parse quotes what it can't read, credentials included
+        raise UrlNotAllowed(f"{public_url(target.url)} redirects to a malformed URL") from None
     if target.scheme == "https" and onward.scheme != "https":
         raise UrlNotAllowed(f"{public_url(target.url)} redirects from https to http")
     return onward

@@ -1,4 +1,4 @@
-"""URLs of external sources: read once by one parser, shown without credentials."""
+"""URLs of external sources: read once by one parser, shown without what may be secret."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ MAX_URL = 8192
 """Longest URL in characters."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_SHOWN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#\\]*)(?P<rest>[^#]*)(#.*)?", re.DOTALL)
+_SHOWN = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#\\]*)(?P<path>[^?#]*)(\?(?P<query>[^#]*))?(#.*)?",
+    re.DOTALL,
+)
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:@\[\]]*)(:[0-9]*)?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -30,9 +33,10 @@ def scheme_of(url: str) -> str:
 
 
 def public_url(url: str) -> str:
-    """Return `url` without user, password and fragment, fit for logs, errors and an object's originator.
+    """Return `url` without user, password, query and fragment, fit for logs, errors and an object's originator.
 
-    What can't be read for certain is left out rather than shown.
+    Queries carry tokens and the signatures of pre-signed URLs: `?…` says that there is one. What can't be read for
+    certain is left out rather than shown.
     """
     match = _SHOWN.fullmatch(url)
     if match is None:
@@ -41,8 +45,11 @@ def public_url(url: str) -> str:
     authority = match["authority"].rpartition("@")[2]
     if not _AUTHORITY.fullmatch(authority):  # a password with an unescaped / ? or # looks like this
         return f"{match['scheme'].lower()}://…"
-    shown = f"{match['scheme'].lower()}://{authority}{match['rest']}"
-    return "".join(char if char.isprintable() else "?" for char in shown)
+    shown = f"{match['scheme'].lower()}://{authority}{match['path']}"
+    shown = "".join(char if char.isprintable() else "?" for char in shown)
+    if match["query"] is None:
+        return shown
+    return f"{shown}?…" if match["query"] else f"{shown}?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,8 @@ def parse_target(url: str) -> Target:
         prepared = requests.Request("GET", url).prepare()
         parts = parse_url(prepared.url or "")
         asked_port = parse_url(url).port  # requests drops port 0
-    except (requests.RequestException, LocationParseError, ValueError) as exc:
-        raise UrlNotAllowed(f"the URL {public_url(url)} is malformed") from exc
+    except (requests.RequestException, LocationParseError, ValueError):
+        raise UrlNotAllowed(f"the URL {public_url(url)} is malformed") from None  # the parsers quote the URL as it is
     if parts.auth is not None:
         raise UrlNotAllowed("user and password in the URL are not supported")
     if parts.scheme != scheme or not parts.host:

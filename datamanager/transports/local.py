@@ -308,9 +308,11 @@ def _file_stat(found: os.stat_result) -> FileStat:
 
 
 def _rename_to_free_name(source: str, destination: str) -> None:
-    """Rename by link and unlink, which never replaces; both names exist for a moment.
+    """Rename by link and unlink, which never replaces; both names exist for a moment, or one only if that fails.
 
     Where links don't exist the name is looked at first, and one that appears in between is replaced.
+
+    Raises: OSError; PermissionDenied and the like, naming the source, when it can't be taken away.
     """
     try:
         os.link(source, destination, follow_symlinks=False)
@@ -321,7 +323,18 @@ def _rename_to_free_name(source: str, destination: str) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), destination) from exc
         os.rename(source, destination)
         return
-    os.unlink(source)
+    try:
+        with _os_errors(source):
+            os.unlink(source)
+    except PathMissing:
+        return  # the new name is the only one now, as was wanted: NFS answers so when it repeats an unlink
+    except TransportError:
+        # As sftp-server does it: left there, our own link would be in the way of the next try. The last name is never
+        # taken, though: an unlink over a network may fail and yet have been done.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(source), os.lstat(destination)):
+                os.unlink(destination)
+        raise
 
 
 def _sync_directory(path: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
 
 from datamanager.domain.states import TransferKind
 from models.tables import Transfer
 
 NAME_MAX = 200
+log = logging.getLogger(__name__)
 
 
 def run_name(row: Transfer) -> str:
@@ -34,5 +38,8 @@ def run_tags(row: Transfer) -> list[str]:
 
 async def describe_run(flow_run: UUID, row: Transfer) -> None:
     """Name and tag a run that was begun in the UI or by a schedule, now that its transfer is known."""
-    async with get_client() as client:
-        await client.update_flow_run(flow_run, name=run_name(row), tags=run_tags(row))
+    try:
+        async with get_client() as client:
+            await client.update_flow_run(flow_run, name=run_name(row), tags=run_tags(row))
+    except (httpx.HTTPError, PrefectException) as exc:
+        log.warning("run %s can't be named: %s", flow_run, exc)

@@ -49,7 +49,7 @@ class ProgressArtifact:
 
 async def show_summary(title: str, rows: dict[str, str]) -> None:
     """Leave a table of what was done on the run's page."""
-    lines = [f"## {_cell(title)}", "", "| | |", "|---|---|"]
+    lines = [f"## {_cell(title)}", "", "| what | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
     try:
         await acreate_markdown_artifact("\n".join(lines), description=title)

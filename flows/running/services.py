@@ -33,8 +33,8 @@ class Services:
     """Wake local listeners (the API) with a message."""
     running: dict[Hold, Control] = field(default_factory=dict)
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
-    assigned: dict[UUID, Hold] = field(default_factory=dict)
-    """By flow run: the holds of runs that the mover itself begins. Another run can't get at them."""
+    by_run: dict[UUID, Hold] = field(default_factory=dict)
+    """Which flow run works under which hold, from before it begins until it has ended. Another run can't get at it."""
 
 
 _services: ContextVar[Services] = ContextVar("services")

@@ -13,27 +13,40 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
+from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as running
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from datamanager.domain.requests import TransferRequest
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.control import Control
 from datamanager.engine.job import End, Intent, Job
-from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError, LeaseLost, TaskNotFound
+from datamanager.errors import (
+    CatalogueUnavailable,
+    DataManagerError,
+    InternalError,
+    InvalidRequest,
+    LeaseLost,
+    ServiceError,
+    TaskNotFound,
+)
 from datamanager.machines import VerifyPolicy
 from flows.running.naming import describe_run
 from flows.running.progress import ProgressArtifact
 from flows.running.services import Services, services
 from models import movers, outcomes
 from models.tables import Transfer
-from models.transfers import Order, find_by_flow_run, request_of, submit
+from models.transfers import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, request_of, submit
 
 NOTE_EVERY = 1.0  # seconds between two notes of a transfer's progress in the catalogue
+TAKEN_AGAIN = timedelta(seconds=2)
 SHOW_AFTER = 5.0  # seconds until a transfer is worth a progress bar in the Prefect UI
 
 Result = TypeVar("Result")
@@ -111,6 +124,16 @@ def current() -> Work:
     return _work.get()
 
 
+def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> Order:
+    """Make an order of what a person filled in. Raises: InvalidRequest, which names each field that is wrong."""
+    try:
+        request = REQUEST_OF_KIND[kind].model_validate(fields)
+    except ValidationError as exc:
+        wrong = {".".join(map(str, error["loc"])): error["msg"] for error in exc.errors(include_url=False)}
+        raise InvalidRequest("; ".join(f"{field}: {what}" for field, what in wrong.items()), wrong) from None
+    return Order(kind, request, object_id=uuid)
+
+
 @asynccontextmanager
 async def working_on(kind: TransferKind, transfer: UUID | None, order: Order | None = None) -> AsyncIterator[Work]:
     """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises.
@@ -120,19 +143,21 @@ async def working_on(kind: TransferKind, transfer: UUID | None, order: Order | N
     parts = services()
     flow_run = UUID(str(running.get_id()))
     hold = await asyncio.to_thread(_hold, parts, kind, transfer, order, flow_run)
-    control = parts.running[hold]
     watching: asyncio.Task[None] | None = None
     try:
         row = await asyncio.to_thread(_begin, parts, hold, flow_run)
-        work = Work(parts, hold, row, control)
+        work = Work(parts, hold, row, parts.running[hold])
         _work.set(work)
         if order is not None:
             await describe_run(flow_run, row)
         watching = asyncio.create_task(_watch(work), name=f"watch {hold.transfer}")
         yield work
     except asyncio.CancelledError:
-        await asyncio.shield(asyncio.to_thread(_give_back, parts, hold))
-        raise
+        raise  # the mover stops: it gives the hold back when Prefect has been told, not before
+    except LeaseLost as lost:
+        parts.running.pop(hold, None)
+        # another mover has the transfer, and its flow run too: this one must not say how that ended
+        raise Abort(lost.detail) from lost
     except DataManagerError as error:
         await asyncio.to_thread(_end_in_error, parts, hold, error)
         raise
@@ -140,40 +165,46 @@ async def working_on(kind: TransferKind, transfer: UUID | None, order: Order | N
         log.exception("transfer %s: a fault of ours", hold.transfer)
         await asyncio.to_thread(_end_in_error, parts, hold, InternalError(f"unexpected {type(error).__name__}"))
         raise
+    else:
+        parts.running.pop(hold, None)
     finally:
         if watching is not None:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
-        parts.running.pop(hold, None)
         parts.ring(f"ended:{hold.transfer}")
 
 
 def _hold(
     parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
 ) -> movers.Hold:
-    """Return the mover's hold on the transfer, taking or making the transfer when the run was not begun by the
-    mover.
+    """Return the hold under which this run works: the mover's, or one that is taken now when the run was begun in
+    Prefect, on the transfer that it names or has made.
     """
-    assigned = parts.assigned.pop(flow_run, None)
-    if assigned is not None:
-        return assigned
+    hold = parts.by_run.get(flow_run)
     with parts.database.write() as session:
-        wanted = transfer or _known_run(session, flow_run)
-        if wanted is None:
-            if order is None:
-                raise TaskNotFound("give the identifier of a transfer, or a request to make one")
-            wanted = submit(session, parts.machines, order).id
-        taken = movers.take(session, parts.owner, parts.settings.lease, 1, only=wanted)
-    if not taken:
-        raise TaskNotFound(f"no {kind} transfer {wanted} is waiting; it has ended, or another mover has it")
-    parts.running[taken[0]] = Control()
-    return taken[0]
+        if hold is None:
+            wanted = transfer or _transfer_of(session, parts, order, flow_run)
+            taken = movers.take(session, parts.owner, parts.settings.lease, 1, only=wanted)
+            if not taken:
+                raise TaskNotFound(f"no {kind} transfer {wanted} is waiting; it has ended, or another mover has it")
+            hold = taken[0]
+        found = get_transfer(session, hold.transfer).kind
+        if found != kind.value:
+            raise TaskNotFound(f"transfer {hold.transfer} is a {found}, this flow performs a {kind}")
+    parts.running.setdefault(hold, Control())
+    parts.by_run[flow_run] = hold
+    return hold
 
 
-def _known_run(session: Session, flow_run: UUID) -> UUID | None:
-    row = find_by_flow_run(session, flow_run)
-    return row.id if row is not None else None
+def _transfer_of(session: Session, parts: Services, order: Order | None, flow_run: UUID) -> UUID:
+    """Return the transfer that this run has made, now or before a crash."""
+    known = find_by_flow_run(session, flow_run)
+    if known is not None:
+        return known.id
+    if order is None:
+        raise TaskNotFound("give the identifier of a transfer, or a request to make one")
+    return submit(session, parts.machines, replace(order, flow_run_id=flow_run)).id
 
 
 def _begin(parts: Services, hold: movers.Hold, flow_run: UUID) -> Transfer:
@@ -182,11 +213,15 @@ def _begin(parts: Services, hold: movers.Hold, flow_run: UUID) -> Transfer:
 
 
 def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError) -> None:
-    if isinstance(error, LeaseLost):
-        return  # another mover has it: nothing here is ours any more
+    parts.running.pop(hold, None)
     try:
         with parts.database.write() as session:
-            outcomes.fail(session, hold, error)
+            row = movers.held(session, hold)
+            if _unfinished(row, error) and row.attempts < parts.settings.max_attempts:
+                movers.append_fault(session, row, error.code, error.detail)
+                movers.requeue(session, hold, after=TAKEN_AGAIN)
+            else:
+                outcomes.fail(session, hold, error)
     except LeaseLost:
         return  # ended, or taken over, while we failed
     except CatalogueUnavailable:
@@ -194,10 +229,13 @@ def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError) -
         log.warning("transfer %s: its end can't be recorded, it will be taken again", hold.transfer)
 
 
-def _give_back(parts: Services, hold: movers.Hold) -> None:
-    """Return the transfer to the queue when its mover stops; an attempt that nobody failed does not count."""
-    with suppress(LeaseLost), parts.database.write() as session:
-        movers.requeue(session, hold, spent=False)
+def _unfinished(row: Transfer, error: DataManagerError) -> bool:
+    """Say whether a later attempt must look before anybody may call this an error.
+
+    A catalogue that was away is no fault of the transfer. And once the intent to publish is recorded, a broken
+    connection leaves open whether the file has its name; the next probe finds out.
+    """
+    return isinstance(error, ServiceError) or (error.retryable and "intent" in row.notes)
 
 
 async def _watch(work: Work) -> None:

@@ -69,6 +69,30 @@ def test_access_is_refused(machine: Machine, server: PrivateSshd, tmp_path: Path
     assert (secret / "file").read_text() == "mine"
 
 
+def test_a_rename_that_may_not_take_the_old_name_away_leaves_no_new_one(
+    machine: Machine, server: PrivateSshd, tmp_path: Path, control_dir: Path
+) -> None:
+    """Renamed by link and unlink, here or by the server: where only the link works nothing may be left of it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can log in as somebody else")
+    locked, drawer = tmp_path / "locked", tmp_path / "drawer"
+    locked.mkdir()
+    drawer.mkdir()
+    source, destination = locked / "source", drawer / "destination"
+    source.write_text("precious")
+    os.chown(source, 65534, -1)  # Linux lets nobody make hard links to other people's files (fs.protected_hardlinks)
+    for folder in (server.directory, tmp_path, tmp_path.parent, tmp_path.parent.parent, locked):
+        folder.chmod(0o755)
+    drawer.chmod(0o777)
+    with as_nobody(machine, control_dir) as storage, storage.session() as session:
+        for _ in range(2):  # the second try must not meet what the first one left
+            with pytest.raises(PermissionDenied, match=str(source)):
+                session.rename(str(source), str(destination), overwrite=False)
+            assert list(drawer.iterdir()) == []
+            assert source.read_text() == "precious"
+            assert source.stat().st_nlink == 1
+
+
 @contextmanager
 def as_nobody(machine: Machine, control_dir: Path) -> Iterator[Storage]:
     local = machine.host is None

@@ -199,3 +199,23 @@ def test_a_killed_mover_loses_nothing(site: Site) -> None:
     assert site.read("cirrus", "killed/b.bin") == data
     assert not site.exists("archer2", "killed/a.bin")
     assert not site.leftovers()
+
+
+def test_a_registered_object_is_not_overwritten_through_a_linked_directory(site: Site) -> None:
+    precious = site.register("cirrus", "real/x.bin", b"precious")
+    (site.folders["cirrus"] / "alias").symlink_to("real")
+    other = site.register("archer2", "linked/other.bin", b"other")
+    dest = {"machine": "cirrus", "dest": "alias/x.bin", "overwrite": "true"}
+    for verb in ("copy", "move"):
+        answer = site.ask("POST", f"{verb}/{other}", data=dest)
+        assert (answer.status_code, answer.json()["code"]) == (409, "destination_exists")
+    onto_itself = site.ask("POST", f"move/{precious}", data=dest)
+    assert (onto_itself.status_code, onto_itself.json()["code"]) == (409, "destination_exists")
+    assert site.read("cirrus", "real/x.bin") == b"precious"
+    # a free name there is fine, and is then held by both its names
+    copied = site.ask("POST", f"copy/{other}", data=dest | {"dest": "alias/y.bin"})
+    assert copied.status_code == 201, copied.text
+    again = site.ask("POST", f"copy/{other}", data=dest | {"dest": "real/y.bin"})
+    assert (again.status_code, again.json()["code"]) == (409, "destination_exists")
+    assert site.ask("DELETE", f"delete/{copied.text}").status_code == 200
+    assert site.ask("POST", f"copy/{other}", data=dest | {"dest": "real/y.bin"}).status_code == 201

@@ -122,6 +122,36 @@ def test_a_run_begun_in_the_ui_is_a_transfer_like_any_other(site: Site, prefect:
     assert [row["derived_from"] for row in rows] == [source]
 
 
+def test_a_run_performs_only_transfers_of_its_own_kind(site: Site, prefect: PrefectApi, slow_server: OddServer) -> None:
+    source = site.register("archer2", "ui/kind.bin", b"precious")
+    task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "ui/kind.bin"}).text
+    deployment = prefect.get("deployments/name/delete/data-manager")
+    body = {"parameters": {"transfer": task}, "state": {"type": "SCHEDULED"}}
+    created = prefect.post(f"deployments/{deployment['id']}/create_flow_run", body)
+    assert prefect.wait(created["id"])["state_type"] == "FAILED"
+    assert site.wait(task)["status"] == "COMPLETE"
+    assert site.read("archer2", "ui/kind.bin") == b"precious"
+
+
+def test_cancel_in_the_ui_stops_the_bytes(site: Site, prefect: PrefectApi, slow_server: OddServer) -> None:
+    def drip(request: OddHandler) -> None:
+        request.begin(200, Content_Length=60 * DRIP)
+        while not request.server.ended.wait(0.5):
+            request.wfile.write(b"x" * (DRIP // 2))
+
+    fields = {"filename": "endless.bin", "path": "ui", "machine": "cirrus", "url": slow_server.on("/endless", drip)}
+    task = site.ask("PUT", "async/getexternal", data=fields).text
+    deadline = time.monotonic() + 30
+    while not (status := site.status(task))["bytes_done"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    prefect.post(f"flow_runs/{status['flow_run_id']}/set_state", {"state": {"type": "CANCELLING"}})
+    status = site.wait(task, patience=15)
+    assert (status["status"], status["error"]["code"]) == ("ERROR", "cancelled")
+    assert prefect.wait(status["flow_run_id"])["state_type"] == "CANCELLED"
+    assert not site.exists("cirrus", "ui/endless.bin")
+    assert not site.leftovers()
+
+
 @pytest.mark.parametrize("entrypoint", ["os:system", "/tmp/evil.py:flow", "flows.steps:probe", None])
 def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, entrypoint: str | None) -> None:
     flow = prefect.post("flows/", {"name": f"foreign-{uuid4().hex[:8]}"})

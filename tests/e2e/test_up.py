@@ -43,7 +43,7 @@ def told(service: DataManagerService) -> str:
 
 def child(service: DataManagerService, name: str) -> int | None:
     """Return the pid of the mover, the API or the Prefect server."""
-    words = {"mover": ("dm mover",), "api": ("deployments.api",), "prefect": ("prefect server start",)}[name]
+    words = {"mover": ("dm mover",), "api": ("deployments.api",), "prefect": ("deployments.prefect_server",)}[name]
     found = service.supervisor.members(*words)
     return found[0] if len(found) == 1 else None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import make_site
-from tests.support.prefect import answers
+from tests.support.prefect import PrefectServer, answers
 from tests.support.rabbitmq import RabbitMq
 from tests.support.site import Site, some_bytes
 from tests.support.sshd import PrivateSshd
@@ -96,3 +96,27 @@ def test_a_machine_that_is_away_is_said_at_once_to_who_waits(
         sshd_pair[1].start()
     assert site.wait(task)["status"] == "COMPLETE"  # it was tried again
     assert [fault["code"] for fault in site.status(task)["faults"]][:1] == ["machine_unavailable"]
+
+
+def test_without_prefect_who_waits_hears_it_and_the_rest_waits(
+    tmp_path: Path, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+) -> None:
+    with PrefectServer(tmp_path / "prefect") as prefect:
+        site = make_site(tmp_path, {"DM_PREFECT_API_URL": prefect.api_url}, sshd_pair)
+        with site.service:
+            source = site.register("archer2", "away/p.bin", b"bytes")
+            prefect.kill()
+            deadline = time.monotonic() + 15
+            while site.ask("GET", "health/ready").status_code == 200 and time.monotonic() < deadline:
+                time.sleep(0.2)
+            time.sleep(3)  # until the mover has noticed
+            began = time.monotonic()
+            refused = site.ask("POST", f"copy/{source}", data={"machine": "cirrus", "dest": "away/q.bin"})
+            assert (refused.status_code, refused.json()["code"]) == (503, "orchestrator_unavailable")
+            assert "retry-after" in refused.headers
+            assert time.monotonic() - began < 5
+            task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "away/q.bin"}).text
+            time.sleep(5)
+            assert site.status(task)["attempt"] == 0  # it waits, it is not taken and given back
+            prefect.start()
+            assert site.wait(task)["status"] == "COMPLETE"

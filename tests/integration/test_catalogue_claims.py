@@ -19,7 +19,7 @@ from datamanager.errors import (
     UnknownMachine,
 )
 from models import outcomes
-from models.claims import free_place_of_object, give_place_to_object, give_place_to_transfer
+from models.claims import free_place_of_object, give_place_to_object, give_places_to_transfer
 from models.database import Database
 from models.objects import get_object as find_object
 from tests.support.bookkeeping import begin, claims, get_object, order, place, register, snapshot, submit
@@ -168,7 +168,7 @@ def test_a_place_that_somebody_else_holds_is_never_handed_over(database: Databas
     transfer = submit(database, order("copy", owner, "c"))
     before = claims(database)
     with pytest.raises(InternalError), database.write() as session:
-        give_place_to_transfer(session, place("a"), other, transfer)
+        give_places_to_transfer(session, uuid4(), transfer)
     with pytest.raises(InternalError), database.write() as session:
         give_place_to_object(session, place("a"), transfer, other)
     assert claims(database) == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -73,6 +73,42 @@ def test_what_a_dead_request_made_is_found(database: Database) -> None:
         idempotency.attach(session, "key", "one", made)
     assert begin(database, "two") == Begun(mine=True, subject=made)
     assert begin(database, "three") == Begun()
+
+
+@pytest.mark.parametrize("made", [None, uuid4()])
+def test_the_next_holder_of_a_released_key_finds_what_was_made(database: Database, made: UUID | None) -> None:
+    begin(database, "one")
+    with database.write() as session:
+        if made is not None:
+            idempotency.attach(session, "key", "one", made)
+        idempotency.release(session, "key", "two")  # not the holder: nothing happens
+    assert begin(database, "two") == Begun()
+    with database.write() as session:
+        idempotency.release(session, "key", "one")
+        idempotency.prolong(session, "key", "one", HOLD)  # one that was under way comes too late
+    with pytest.raises(IdempotencyMismatch):
+        begin(database, "two", fingerprint="0" * 64)
+    assert begin(database, "two") == Begun(mine=True, subject=made)
+
+
+def test_looking_whether_a_key_is_held(database: Database) -> None:
+    def held() -> bool:
+        with database.read() as session:
+            return idempotency.is_held(session, "key")
+
+    assert not held()
+    begin(database, "one")
+    assert held()
+    with database.write() as session:
+        idempotency.release(session, "key", "one")
+    assert not held()
+    begin(database, "two", hold=LAPSED)
+    assert not held()
+    begin(database, "three")
+    assert held()
+    with database.write() as session:
+        idempotency.store(session, "key", "three", ANSWER)
+    assert not held()
 
 
 def test_prolonging_keeps_the_key(database: Database) -> None:

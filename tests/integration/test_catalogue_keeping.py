@@ -159,7 +159,13 @@ def test_movers_online(database: Database) -> None:
         leases.hold_lease(session, f"{leases.MOVER_PREFIX}a", "a", timedelta(seconds=60), {"slots": 4})
         leases.hold_lease(session, f"{leases.MOVER_PREFIX}b", "b", timedelta(seconds=-1))
         leases.hold_lease(session, "moverish", "c", timedelta(seconds=60))
-        assert [name for name, _ in leases.movers_online(session)] == ["a"]
+        for name, prefect in (("d", False), ("e", True)):
+            leases.hold_lease(
+                session, f"{leases.MOVER_PREFIX}{name}", name, timedelta(seconds=60), {"prefect": prefect}
+            )
+        found = leases.movers_online(session)
+        assert [(mover.name, mover.prefect) for mover in found] == [("a", True), ("d", False), ("e", True)]
+        assert all(mover.until > now(session) for mover in found)
 
 
 # --- machines seen ---

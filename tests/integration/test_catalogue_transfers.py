@@ -305,15 +305,6 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
             transfers.get_transfer(session, uuid4())
 
 
-@pytest.mark.parametrize("metadata", [{"a": "\0"}, {"a": {"\ud800": 1}}, {"a": [float("nan")]}, {"a": 2**64}])
-def test_metadata_that_nobody_could_read_again_is_refused(database: Database, metadata: dict[str, object]) -> None:
-    with pytest.raises(InvalidRequest, match="metadata"):
-        register(database, "a", metadata=metadata)
-    with pytest.raises(InvalidRequest, match="metadata"):
-        submit(database, order("getexternal", dest="a", metadata=metadata))
-    assert claims(database) == set()
-
-
 def test_an_object_is_needed(database: Database) -> None:
     for kind in ("copy", "move", "delete"):
         with pytest.raises(InvalidRequest):

@@ -272,14 +272,17 @@ def test_a_rename_does_not_replace(ends: Ends) -> None:
 def test_a_source_is_removed_only_if_it_is_what_was_read(ends: Ends) -> None:
     source = ends.folder("a") / "in"
     source.write_bytes(DATA)
-    end, stat = ends.end("a", "in"), source.stat()
+    end, kept, stat = ends.end("a", "in"), ends.end("b", "out"), source.stat()
     source.write_bytes(DATA + b"more")
     with pytest.raises(SourceNotRemoved):
-        publishing.remove_source(end, Intent(len(DATA), None, int(stat.st_mtime)))
+        publishing.remove_source(end, Intent(len(DATA), None, int(stat.st_mtime)), kept)
     assert source.exists()
-    publishing.remove_source(end, Intent(len(DATA) + 4, None, int(source.stat().st_mtime)))
+    with pytest.raises(SourceNotRemoved):
+        publishing.remove_source(end, Intent(len(DATA) + 4, None, int(source.stat().st_mtime)), end)
+    assert source.exists()
+    publishing.remove_source(end, Intent(len(DATA) + 4, None, int(source.stat().st_mtime)), kept)
     assert not source.exists()
-    publishing.remove_source(end, Intent(1, None, 1))  # gone already: fine
+    publishing.remove_source(end, Intent(1, None, 1), kept)  # gone already: fine
 
 
 def test_moving_through_a_link_takes_the_bytes_and_the_link(ends: Ends) -> None:
@@ -289,7 +292,7 @@ def test_moving_through_a_link_takes_the_bytes_and_the_link(ends: Ends) -> None:
     job = ends.job("a:link", "a:sub/out", TransferKind.MOVE)
     found, _ = carry(job)
     assert found.route is not Route.RENAME
-    publishing.remove_source(job.origin, Intent(len(DATA), None, found.source_stat.mtime))
+    publishing.remove_source(job.origin, Intent(len(DATA), None, found.source_stat.mtime), job.target)
     assert Path(found.final).read_bytes() == DATA
     assert target.exists()
     assert not link.is_symlink()
@@ -359,3 +362,24 @@ def test_opposite_directions_at_once_do_not_wait_for_each_other(ends: Ends) -> N
         done = list(pool.map(carry, jobs))
     digest = hashlib.sha256(DATA).digest()
     assert all(hashlib.sha256(Path(found.final).read_bytes()).digest() == digest for found, _ in done)
+
+
+@pytest.mark.parametrize("kind", [TransferKind.MOVE, TransferKind.COPY])
+def test_a_file_is_never_put_onto_itself_through_a_linked_directory(ends: Ends, kind: TransferKind) -> None:
+    base = ends.folder("a")
+    (base / "d").mkdir()
+    (base / "d/z").write_bytes(DATA)
+    (base / "l").symlink_to("d")
+    for there, back in (("a:d/z", "a:l/z"), ("a:l/z", "a:d/z")):
+        with pytest.raises(DestinationExists, match="one and the same"):
+            probe(ends.job(there, back, kind, overwrite=True))
+    assert (base / "d/z").read_bytes() == DATA
+
+
+def test_the_canonical_place_is_told(ends: Ends) -> None:
+    base = ends.folder("a")
+    (base / "d/e").mkdir(parents=True)
+    (base / "l").symlink_to("d/e")
+    (ends.folder("b") / "in").write_bytes(b"x")
+    assert probe(ends.job("b:in", "a:l/new/out")).canonical == "d/e/new/out"
+    assert probe(ends.job("b:in", "a:d/e/out")).canonical == "d/e/out"

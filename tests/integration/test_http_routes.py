@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import requests
 
 from datamanager.errors import (
     ConnectionLost,
@@ -44,7 +43,7 @@ def test_a_redirect_is_followed(server: OddServer, status: str) -> None:
         other.answers["/end?x=y"] = [ok(b"abc")]
         source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=1000)
         with source.open() as download:
-            assert download.url == other.url("/end?x=y")
+            assert download.url == other.url("/end?…")
             assert b"".join(bytes(block) for block in download.blocks()) == b"abc"
 
 
@@ -214,10 +213,9 @@ def test_tls_that_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
             ("other.example", authority.ca_file),
             ("127.0.0.1", authority.ca_file),
         ):
-            with pytest.raises(DownloadFailed, match="TLS") as caught:
+            with pytest.raises(DownloadFailed, match=r"TLS.*SSLCertVerificationError") as caught:
                 fetch(server.url("/", host), guard, ca_file=ca_file)
             assert not caught.value.retryable
-            assert isinstance(caught.value.__cause__, requests.exceptions.SSLError)
         assert server.heads == []  # nothing was asked of a server that could not prove its name
 
 

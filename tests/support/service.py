@@ -169,5 +169,8 @@ class DataManagerService:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + STOP_TIMEOUT
-        while set(pids) & set(self._pids(words)) and time.monotonic() < deadline:
-            time.sleep(0.01)  # a killed process is not gone at once
+        # a killed process is not gone at once: its command line is, before it can be waited for
+        while time.monotonic() < deadline and (
+            set(pids) & set(self._pids(words)) or any(p.running and p.pid in pids for p in self.processes)
+        ):
+            time.sleep(0.01)

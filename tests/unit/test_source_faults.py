@@ -42,8 +42,19 @@ def test_no_foreign_error_is_unmapped(foreign: type[BaseException]) -> None:
     made = foreign.__new__(foreign)  # their constructors want pools and responses, which say nothing of their class
     with pytest.raises(DataManagerError) as caught, translated("http://h.example/"):
         raise made
-    assert caught.value.__cause__ is made
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__, "the foreign error's text may hold the URL with its query"
     assert "http://h.example/" in caught.value.detail
+    assert foreign.__name__ in caught.value.detail
+
+
+def test_the_first_and_the_last_of_a_chain_are_named() -> None:
+    reason = urllib3.exceptions.ConnectTimeoutError("token=secret")
+    reason.__cause__ = TimeoutError("token=secret")
+    foreign = requests.ConnectTimeout(urllib3.exceptions.MaxRetryError(None, "/x?token=secret", reason))  # type: ignore[arg-type]
+    ours = as_ours(foreign, "http://h.example/x?…")
+    assert "ConnectTimeout from TimeoutError" in ours.detail
+    assert "secret" not in ours.detail
 
 
 def test_the_tables_see_all_of_requests() -> None:

@@ -47,7 +47,12 @@ def test_options_are_named_but_not_told() -> None:
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("http://h.example/a?b=c", "http://h.example/a?b=c"),
+        ("http://h.example/a?token=secret", "http://h.example/a?…"),
+        ("http://h.example?secret", "http://h.example?…"),
+        ("http://h.example/a;v=1/b?secret?secret/secret#secret", "http://h.example/a;v=1/b?…"),
+        ("http://h.example/a?", "http://h.example/a?"),
+        ("http://h.example/a?…", "http://h.example/a?…"),
+        ("http://user:secret@h.example/a?secret\r\n@secret", "http://h.example/a?…"),
         ("http://user:secret@h.example:8080/a#secret", "http://h.example:8080/a"),
         ("HTTPS://secret@h.example", "https://h.example"),
         ("http://a@b:secret@h.example/x@y", "http://h.example/x@y"),

@@ -5,17 +5,23 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 import requests
+from sqlalchemy import func, select
 
 from api.idempotency import fingerprint_of
 from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from models import idempotency
+from models.database import Database
+from models.idempotency import Answer
 from models.objects import Facts, register_object
+from models.tables import Transfer
 from tests.support.live_api import LiveApi, Mover
 
 
@@ -27,6 +33,31 @@ def keyed(
 
 def objects(api: LiveApi) -> int:
     return len(api.ask("GET", "/DM/info").json())
+
+
+class Commits:
+    """Counts a database's commits; once told to, its connection breaks after a COMMIT that enters what was made."""
+
+    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.break_next = False
+        self._dialect = database.engine.dialect
+        self._commit = self._dialect.do_commit
+        monkeypatch.setattr(self._dialect, "do_commit", self._do_commit)
+
+    def _do_commit(self, connection: Any) -> None:
+        attached = self.break_next and self._attached(connection)
+        self._commit(connection)
+        self.count += 1
+        if attached:
+            self.break_next = False
+            raise self._dialect.loaded_dbapi.OperationalError("the connection broke after COMMIT was sent")
+
+    @staticmethod
+    def _attached(connection: Any) -> bool:
+        cursor = connection.cursor()
+        cursor.execute("SELECT count(*) FROM idempotency_keys WHERE subject IS NOT NULL AND status IS NULL")
+        return bool(cursor.fetchone()[0])
 
 
 def test_the_same_key_gets_the_same_answer(api: LiveApi) -> None:
@@ -113,8 +144,13 @@ def test_a_failure_of_the_service_is_not_kept(api: LiveApi) -> None:
     source = api.register("f")
     fields = {"machine": "there", "dest": "c"}
     assert keyed(api, "POST", f"/DM/copy/{source}", "k", data=fields).status_code == 503  # no mover
-    with Mover(api, lambda _: errors.ChecksumMismatch("differs")):
-        assert keyed(api, "POST", f"/DM/copy/{source}", "k", data=fields).status_code == 502
+    ends: list[tuple[errors.DataManagerError, int]] = [
+        (errors.ChecksumMismatch("differs"), 502),
+        (errors.CatalogueUnavailable("was away from the mover"), 503),  # how it ended, and no doubt of ours
+    ]
+    for error, status in ends:
+        with Mover(api, partial(lambda error, _: error, error)):
+            assert keyed(api, "POST", f"/DM/copy/{source}", "k", data=fields).status_code == status
     with Mover(api):
         answer = keyed(api, "POST", f"/DM/copy/{source}", "k", data=fields)
     assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (201, None)
@@ -130,6 +166,64 @@ def test_what_a_dead_process_made_is_found_not_made_again(api: LiveApi) -> None:
         idempotency.attach(session, "k", "the-dead", made)
     answer = keyed(api, "PUT", "/DM/register", "k", data={"machine": "here", "filename": "f", "verify": "none"})
     assert (answer.status_code, UUID(answer.text)) == (201, made)
+
+
+def test_what_was_made_is_found_though_its_commit_was_not_answered(
+    api: LiveApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = Commits(api.database, monkeypatch)
+
+    def ask_twice(method: str, path: str, key: str, fields: dict[str, str]) -> requests.Response:
+        commits.break_next = True
+        first = keyed(api, method, path, key, data=fields)
+        assert (first.status_code, first.json()["code"]) == (503, "catalogue_unavailable")
+        assert int(first.headers["retry-after"]) > 0
+        begun = time.monotonic()
+        again = keyed(api, method, path, key, data=fields)
+        assert time.monotonic() - begun < 5, "the key was not released"
+        return again
+
+    registered = ask_twice("PUT", "/DM/register", "k1", {"machine": "here", "filename": "f", "verify": "none"})
+    assert registered.status_code == 201, registered.text
+    assert (objects(api), api.ask("GET", f"/DM/info/{registered.text}").status_code) == (1, 200)
+    path, fields = f"async/copy/{registered.text}", {"machine": "there", "dest": "c"}
+    task = ask_twice("POST", f"/DM/{path}", "k2", fields)
+    assert task.status_code == 200, task.text
+    assert api.status(task.text)["status"] == "QUEUED"
+    with Mover(api):
+        copied = ask_twice("POST", f"/DM/copy/{registered.text}", "k3", {"machine": "there", "dest": "d"})
+    assert copied.status_code == 201, copied.text
+    with api.database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Transfer)) == 2
+
+
+@pytest.mark.parametrize("end", ["store", "drop", "release", "lapse"])
+def test_joining_another_process_keeps_no_writer_from_work(
+    api: LiveApi, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    fields = {"machine": "here", "filename": "f", "verify": "none"}
+    fingerprint = fingerprint_of("PUT", "/DM/register", RegisterRequest.model_validate(fields))
+    hold = timedelta(seconds=3 if end == "lapse" else 60)
+    with api.database.write() as session:
+        assert idempotency.begin(session, "k", fingerprint, "other", hold, timedelta(hours=1)).mine
+    commits = Commits(api.database, monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(keyed, api, "PUT", "/DM/register", "k", data=fields)
+        time.sleep(1.5)
+        assert not joined.done()
+        assert commits.count == 1  # when it came, and not four times a second
+        with api.database.write() as session:
+            match end:
+                case "store":
+                    idempotency.store(session, "k", "other", Answer(201, {}, "of the other"))
+                case "drop":
+                    idempotency.drop(session, "k", "other")
+                case "release":
+                    idempotency.release(session, "k", "other")
+        answer = joined.result(timeout=10)
+    assert answer.status_code == 201
+    assert (answer.text == "of the other") == (end == "store")
+    assert objects(api) == (end != "store")
 
 
 def test_keys_that_are_none(api: LiveApi) -> None:

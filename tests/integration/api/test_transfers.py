@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import requests
+from sqlalchemy import select
 
 from datamanager import errors
 from datamanager.errors import DataManagerError
 from models.claims import free_place_of_object
+from models.leases import MOVER_PREFIX, hold_lease
 from models.objects import get_object
 from models.tables import Transfer
 from tests.support.live_api import LiveApi, Mover
@@ -133,6 +136,32 @@ def test_without_a_mover_nothing_is_changed(api: LiveApi) -> None:
         assert int(answer.headers["retry-after"]) > 0
     refused(api.ask("PUT", "/DM/getexternal", data=DOWNLOAD), 503, "orchestrator_unavailable")
     assert api.ask("POST", f"/DM/async/copy/{source}", data=to("there", "c")).status_code == 200
+
+
+def test_without_a_mover_that_reaches_prefect_nothing_is_changed(api: LiveApi) -> None:
+    def online(name: str, seconds: float, prefect: bool) -> None:
+        with api.database.write() as session:
+            hold_lease(session, MOVER_PREFIX + name, name, timedelta(seconds=seconds), {"prefect": prefect})
+
+    source = api.register("f")
+    online("cut-off", 60, prefect=False)
+    online("dead", -1, prefect=True)
+    for method, path in (("POST", f"copy/{source}"), ("POST", f"move/{source}"), ("DELETE", f"delete/{source}")):
+        answer = api.ask(method, f"/DM/{path}", data=to("there", "c"))
+        document = refused(answer, 503, "orchestrator_unavailable")
+        assert "no mover that can reach Prefect is online; nothing was changed" in document["detail"]
+        assert int(answer.headers["retry-after"]) > 0
+    refused(api.ask("PUT", "/DM/getexternal", data=DOWNLOAD), 503, "orchestrator_unavailable")
+    with api.database.read() as session:
+        assert session.scalars(select(Transfer)).all() == []
+    # who does not wait is served: it will be done when Prefect is back
+    assert api.ask("POST", f"/DM/async/copy/{source}", data=to("there", "a")).status_code == 200
+    later = {"Prefer": "respond-async"}
+    assert api.ask("POST", f"/DM/copy/{source}", data=to("there", "b"), headers=later).status_code == 202
+    soon = {"Prefer": "wait=1"}
+    refused(api.ask("POST", f"/DM/copy/{source}", data=to("there", "c"), headers=soon), 503, "orchestrator_unavailable")
+    online("able", 60, prefect=True)  # one is enough
+    assert api.ask("POST", f"/DM/copy/{source}", data=to("there", "c"), headers=soon).status_code == 202
 
 
 # every code that a transfer can end with, and the contract's status for it
