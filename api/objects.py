@@ -115,10 +115,10 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
     storage = context.storages.get(machine.name)
-    facts = await context.remotely(lambda: verify(fields, machine, storage, place))
+    facts, canonical = await context.remotely(lambda: verify(fields, machine, storage, place))
 
     def enter(session: Session) -> UUID:
-        new = register_object(session, fields, place, facts)
+        new = register_object(session, fields, place, facts, canonical=canonical)
         slot.attach(session, new)
         return new
 

@@ -10,7 +10,7 @@ import structlog
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.states import Verified
-from datamanager.engine.confine import confined
+from datamanager.engine.confine import confined, relative
 from datamanager.errors import (
     ConnectionLost,
     MachineUnavailable,
@@ -27,8 +27,10 @@ from models.objects import Facts
 log = structlog.get_logger(__name__)
 
 
-def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: Place) -> Facts:
+def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: Place) -> tuple[Facts, Place]:
     """Look at the file as `request.verify` asks; blocks, for long when the file is to be hashed.
+
+    Returns what is known of it, and its canonical place: another one than `place` where linked directories lead to it.
 
     A machine that can't be reached proves nothing and prevents nothing: the facts then are the client's own.
 
@@ -37,15 +39,17 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
     """
     claimed = Facts(request.size)
     if request.verify == "none":
-        return claimed
+        return claimed, place
     try:
         with storage.session() as session:
-            return _seen(request, session, confined(session, machine, place.path), place)
+            facts = _seen(request, session, confined(session, machine, place.path), place)
+            own = confined(session, machine, place.path, follow=False)
+            return facts, Place(machine.name, relative(session, machine, own))
     except PathMissing:
         raise SourceMissing(f"there is no file at {place}") from None
     except (MachineUnavailable, ConnectionLost, TransportTimeout) as exc:
         log.warning("registered_unverified", machine=machine.name, code=exc.code)
-        return claimed
+        return claimed, place
 
 
 def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -> Facts:

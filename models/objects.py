@@ -95,11 +95,24 @@ def require_usable(obj: DataObject, *, unknown_too: bool = False) -> None:
 
 
 def register_object(
-    session: Session, request: NewObject, place: Place, facts: Facts, *, object_id: UUID | None = None
+    session: Session,
+    request: NewObject,
+    place: Place,
+    facts: Facts,
+    *,
+    object_id: UUID | None = None,
+    canonical: Place | None = None,
 ) -> UUID:
-    """Enter a file and claim its place; return the identifier. Raises: DestinationExists, InvalidRequest (metadata)."""
+    """Enter a file and claim its place; return the identifier.
+
+    `canonical` is claimed too when it differs: one file has one object, whatever links lead to it.
+
+    Raises: DestinationExists.
+    """
     new = object_id or uuid4()
     claim_place(session, place, object_id=new)
+    if canonical is not None and canonical != place:
+        claim_place(session, canonical, object_id=new)
     return add_object(
         session,
         new,

@@ -212,6 +212,8 @@ def test_a_registered_object_is_not_overwritten_through_a_linked_directory(site:
     onto_itself = site.ask("POST", f"move/{precious}", data=dest)
     assert (onto_itself.status_code, onto_itself.json()["code"]) == (409, "destination_exists")
     assert site.read("cirrus", "real/x.bin") == b"precious"
+    form = {"filename": "x.bin", "path": "alias", "machine": "cirrus", "size": "8", **SEED_FIELDS}
+    assert site.ask("PUT", "register", data=form).status_code == 409  # one file, one object
     # a free name there is fine, and is then held by both its names
     copied = site.ask("POST", f"copy/{other}", data=dest | {"dest": "alias/y.bin"})
     assert copied.status_code == 201, copied.text
