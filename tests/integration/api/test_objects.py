@@ -124,7 +124,8 @@ def test_a_machine_that_cannot_be_reached_is_no_obstacle(api: LiveApi) -> None:
     storage = api.storages.get("gone")
     with pytest.raises(MachineUnavailable), storage.session():
         pass
-    assert verify(fields, api.machines["gone"], storage, Place("gone", "f")) == Facts(None)
+    place = Place("gone", "f")
+    assert verify(fields, api.machines["gone"], storage, place) == (Facts(None), place)
 
 
 def test_places_outside_the_base_directory_are_refused(api: LiveApi) -> None:
