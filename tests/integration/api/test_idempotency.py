@@ -203,12 +203,15 @@ def test_joining_another_process_keeps_no_writer_from_work(
 ) -> None:
     fields = {"machine": "here", "filename": "f", "verify": "none"}
     fingerprint = fingerprint_of("PUT", "/DM/register", RegisterRequest.model_validate(fields))
-    hold = timedelta(seconds=3 if end == "lapse" else 60)
+    hold = timedelta(seconds=6 if end == "lapse" else 60)
     with api.database.write() as session:
         assert idempotency.begin(session, "k", fingerprint, "other", hold, timedelta(hours=1)).mine
     commits = Commits(api.database, monkeypatch)
     with ThreadPoolExecutor(1) as pool:
         joined = pool.submit(keyed, api, "PUT", "/DM/register", "k", data=fields)
+        deadline = time.monotonic() + 10
+        while not commits.count and time.monotonic() < deadline:
+            time.sleep(0.02)  # until the request has come, however busy this machine is
         time.sleep(1.5)
         assert not joined.done()
         assert commits.count == 1  # when it came, and not four times a second
