@@ -175,6 +175,17 @@ def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, e
     requests.delete(f"{prefect.url}/deployments/{deployment['id']}", timeout=30)
 
 
+@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
+def test_a_run_that_outlived_its_transfer_is_ended(site: Site, prefect: PrefectApi) -> None:
+    source = site.register("archer2", "ui/outlived.nc", b"x")
+    task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "ui/outlived.nc"}).text
+    run = prefect.wait(site.wait(task)["flow_run_id"])["id"]
+    # as if the mover had died between telling the catalogue and telling Prefect
+    prefect.post(f"flow_runs/{run}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    assert prefect.get(f"flow_runs/{run}")["state_type"] == "RUNNING"
+    assert prefect.wait(run, patience=100)["state_type"] == "COMPLETED"
+
+
 def test_movers_show_as_online_workers(site: Site, prefect: PrefectApi) -> None:
     workers = prefect.post("work_pools/data-manager/workers/filter", {})
     assert any(row["status"] == "ONLINE" for row in workers)
