@@ -7,18 +7,18 @@ Fields that are not known are ignored, as old clients send some.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from datamanager.domain.requests import Request as OurRequest
-from datamanager.errors import InvalidRequest, MalformedBody, TooLarge
+from datamanager.domain.requests import validated
+from datamanager.errors import MalformedBody, TooLarge
 
 LIMIT = 2**20  # bytes of a body
 FIELDS_MAX = 100
@@ -59,26 +59,6 @@ async def parse_fields(body: bytes, content_type: str) -> dict[str, Any]:
     if kind in ("", JSON) or (kind.startswith("application/") and kind.endswith("+json")):
         return _json(text)
     raise MalformedBody(f"the body's type is {kind!r}; send {FORM}, {MULTIPART} or {JSON}")
-
-
-def validated(fields: Mapping[str, Any], model: type[M]) -> M:
-    """Make a typed request of fields. Raises: InvalidRequest, which names each field that is wrong."""
-    try:
-        found = model.model_validate(fields)
-    except ValidationError as exc:
-        raise_invalid(exc)
-    except RecursionError:
-        raise InvalidRequest("the fields are nested too deeply") from None
-    return found
-
-
-def raise_invalid(error: ValidationError) -> NoReturn:
-    """Raise pydantic's verdict as InvalidRequest."""
-    fields: dict[str, str] = {}
-    for fault in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(str(part) for part in fault["loc"]) or "body"
-        fields.setdefault(name, fault["msg"].removeprefix("Value error, "))
-    raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in fields.items()), fields) from error
 
 
 async def _read(request: Request) -> bytes:

@@ -157,7 +157,7 @@ async def _answered(context: Context, request: Request, slot: Slot, work: Work) 
             await _settle(context, slot, idempotency.release if doubtful else idempotency.drop)
             raise
         response = problem_response(exc, request.state.request_id)
-    except Exception:
+    except Exception:  # a fault of ours, passed on: what was made by then must be found by a retry
         await _settle(context, slot, idempotency.release)
         raise
     await _settle(context, slot, partial(_store, response) if response.status_code < 500 else idempotency.drop)

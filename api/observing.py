@@ -45,7 +45,7 @@ class Observer:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, sending)
-            except Exception:
+            except Exception:  # the last net: a fault of ours is told in the log, and never to the client
                 log.exception("request_failed", method=scope["method"], path=scope["path"])
                 if status:
                     raise  # the answer has begun: the server cuts the connection, so nobody takes it for whole

@@ -69,10 +69,6 @@ class DataManagerError(Exception):
         self.detail = detail
 
 
-# --- RequestError
-# ------------------------------------------------------------------------------------------------------
-
-
 class RequestError(DataManagerError):
     """The request can't be accepted as it is; nothing was changed."""
 
@@ -142,10 +138,6 @@ class NotSupported(RequestError):
     code = "not_supported"
 
 
-# --- CatalogueError
-# ----------------------------------------------------------------------------------------------------
-
-
 class CatalogueError(DataManagerError):
     """The catalogue's state does not allow it."""
 
@@ -192,10 +184,6 @@ class DestinationExists(CatalogueError):
     """The place is taken: by a live object, a transfer under way, or an unregistered file."""
 
     code = "destination_exists"
-
-
-# --- TransportError
-# ----------------------------------------------------------------------------------------------------
 
 
 class TransportError(DataManagerError):
@@ -265,10 +253,6 @@ class RemoteFailure(TransportError):
     """The other side answered with an error that has no better name here."""
 
     code = "remote_error"
-
-
-# --- TransferError
-# -----------------------------------------------------------------------------------------------------
 
 
 class TransferError(DataManagerError):
@@ -342,10 +326,6 @@ class LeaseLost(TransferError):
     code = "lease_lost"
 
 
-# --- ServiceError
-# ------------------------------------------------------------------------------------------------------
-
-
 class ServiceError(DataManagerError):
     """A part of the service itself is away."""
 
@@ -369,10 +349,6 @@ class BrokerUnavailable(ServiceError):
     """RabbitMQ does not answer."""
 
     code = "broker_unavailable"
-
-
-# --- the rest
-# ----------------------------------------------------------------------------------------------------------
 
 
 class SettingsError(DataManagerError):

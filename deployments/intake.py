@@ -17,10 +17,9 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 import orjson
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from datamanager.domain.requests import GetExternalRequest, TransferRequest
+from datamanager.domain.requests import GetExternalRequest, TransferRequest, validated
 from datamanager.domain.states import TransferKind
 from datamanager.errors import CatalogueError, InvalidRequest, NotSupported, RequestError
 from datamanager.machines import Machines
@@ -132,28 +131,12 @@ def _order(call: Call, check: Check | None) -> Order:
         object_id = _uuid(call.data.get("uuid"))
         if object_id is None:
             raise InvalidRequest("uuid: must be an object's identifier", {"uuid": "the identifier of an object"})
-    request = _validated(REQUEST_OF_KIND[call.kind], call.data)
+    request = validated(call.data, REQUEST_OF_KIND[call.kind])
     if isinstance(request, GetExternalRequest) and request.options:
         raise NotSupported("options are not accepted in messages: they may hold secrets, and brokers store messages")
     if check is not None:
         check(request)
     return Order(call.kind, request, object_id)
-
-
-def _validated(model: type[TransferRequest], data: dict[str, Any]) -> TransferRequest:
-    try:
-        request = model.model_validate(data)
-        json.dumps(request.model_dump(mode="json"), allow_nan=False)  # what can't be stored must not get further
-    except ValidationError as exc:
-        fields = {
-            ".".join(map(str, error["loc"])): error["msg"].removeprefix("Value error, ")
-            for error in exc.errors(include_url=False, include_context=False, include_input=False)
-        }
-        detail = "; ".join(f"{field}: {message}" for field, message in fields.items())
-        raise InvalidRequest(detail, fields) from exc
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequest("a value is not JSON (NaN, Infinity) or is nested too deeply") from exc
-    return request
 
 
 def _submitted(

@@ -21,10 +21,9 @@ from uuid import UUID
 from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as running
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from datamanager.domain.requests import TransferRequest
+from datamanager.domain.requests import TransferRequest, validated
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.control import Control
 from datamanager.engine.job import End, Intent, Job
@@ -32,7 +31,6 @@ from datamanager.errors import (
     CatalogueUnavailable,
     DataManagerError,
     InternalError,
-    InvalidRequest,
     LeaseLost,
     ServiceError,
     TaskNotFound,
@@ -126,12 +124,7 @@ def current() -> Work:
 
 def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> Order:
     """Make an order of what a person filled in. Raises: InvalidRequest, which names each field that is wrong."""
-    try:
-        request = REQUEST_OF_KIND[kind].model_validate(fields)
-    except ValidationError as exc:
-        wrong = {".".join(map(str, error["loc"])): error["msg"] for error in exc.errors(include_url=False)}
-        raise InvalidRequest("; ".join(f"{field}: {what}" for field, what in wrong.items()), wrong) from None
-    return Order(kind, request, object_id=uuid)
+    return Order(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.bodies import FORM, JSON, parse_fields, validated
-from datamanager.domain.requests import CopyRequest, GetExternalRequest, RegisterRequest
+from api.bodies import FORM, JSON, parse_fields
+from datamanager.domain.requests import CopyRequest, GetExternalRequest, RegisterRequest, validated
 from datamanager.errors import InvalidRequest, MalformedBody, RequestError
 
 TEXTS = st.dictionaries(
