@@ -15,9 +15,21 @@ import enum
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from datamanager.transports.many import Many
+    from datamanager.transports.pushing import PushTarget
 
 Bytes = bytes | bytearray | memoryview
+
+NextRange = Callable[[bool], tuple[int, int] | None]
+"""Deals out what a reader is to read next: (offset, length) in bytes, None at the end. Called with False it must not
+block, and answers None too when nothing may be read just now; the reader asks again when its last block is given out,
+then with True, and that call may block."""
+
+Check = Callable[[], None]
+"""Asked now and then while one waits; it may raise (cancelled), which ends the waiting. It must not block."""
 
 Progress = Callable[[int], None]
 """Told how many further bytes are done; it may raise (cancelled, lease lost), which ends the work at once."""
@@ -25,6 +37,10 @@ Progress = Callable[[int], None]
 
 def no_progress(_: int) -> None:
     """Ignore progress."""
+
+
+def no_check() -> None:
+    """Let the waiting go on."""
 
 
 class FileKind(enum.Enum):
@@ -74,8 +90,25 @@ class Reader(Protocol):
         ...
 
 
+    def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
+        """Yield (offset, block) of the ranges that `following` deals out, each range in order, one range after the
+        other, with reads of the next range in flight before the last one's bytes are given out.
+
+        A block is valid until the next one is asked for. Ends where `following` does, or at the end of the file.
+        """
+        ...
+
+
 class Writer(Protocol):
-    """A new file, written with several writes in flight."""
+    """A file that is written, with several writes in flight."""
+
+    @property
+    def unsettled(self) -> int | None:
+        """The lowest offset whose write the machine has not answered well yet, None when there is none.
+
+        What lies before it, as far as it was written here, survives a kill of either side.
+        """
+        ...
 
     def write(self, offset: int, data: Bytes) -> None:
         """Send `data` for `offset`; `data` may be reused when this returns.
@@ -84,8 +117,29 @@ class Writer(Protocol):
         """
         ...
 
+    def settle(self) -> None:
+        """Return when every write so far was answered well."""
+        ...
+
     def flush(self) -> None:
         """Return when every write so far was answered well, and is on stable storage where the machine can do that."""
+        ...
+
+
+class Follower(Protocol):
+    """The sha256 of a file that is still being written, computed by the machine from its storage beside the writing.
+
+    Used by one thread. Leaving its context ends what works on the machine, whatever the reason.
+    """
+
+    def advance(self, end: int) -> None:
+        """Say that all bytes before `end` are stored. Never waits for the hash; a machine that fails is told of by
+        `result`."""
+        ...
+
+    def result(self, progress: Progress) -> str | None:
+        """Return the lower-case hex sha256 of all bytes up to the last `end`, once it is there; None when the machine
+        failed at it. `progress` is called with 0 while it waits. Raises: what `progress` raises."""
         ...
 
 
@@ -95,6 +149,11 @@ class Session(Protocol):
     @property
     def features(self) -> Features:
         """Say what this session can do."""
+        ...
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds of the shortest round trip to the machine that this session has seen; 0 on this host."""
         ...
 
     def stat(self, path: str) -> FileStat:
@@ -136,6 +195,11 @@ class Session(Protocol):
         """
         ...
 
+    def reopen(self, path: str) -> AbstractContextManager[Writer]:
+        """Open an existing file for writing at any offset; nothing of it is cut off. A link is not followed where the
+        machine can tell. Leaving the context does what leaving `create` does. Raises: PathMissing."""
+        ...
+
     def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
         """Give a file its new name atomically, within one file system.
 
@@ -168,6 +232,35 @@ class Session(Protocol):
         ...
 
 
+    def follow(self, path: str) -> AbstractContextManager[Follower | None]:
+        """Begin to hash a file that this session's user writes in order from its start; None when the machine can't.
+
+        Takes no turn of the session: it may read and write meanwhile.
+        """
+        ...
+
+    def push(self, path: str, to: PushTarget, progress: Progress) -> bool:
+        """Let the machine itself send a file to another machine (a third-party transfer), by the ssh there.
+
+        True once that ssh says that all was written; it is not yet on stable storage. False when it ended otherwise or
+        can't be run; the reason is logged, and what arrived is a prefix. `progress` is called with 0 while it works; if
+        it raises, the program is ended before the error goes on, and with it the one at the destination.
+        """
+        ...
+
+    @property
+    def many(self) -> Many:
+        """Work on many small files at once, over this session."""
+        ...
+
+    def abort(self) -> None:
+        """Break the session's connection: a thread that waits for the machine gets ConnectionLost at once.
+
+        From any thread; idempotent. Nothing on this host.
+        """
+        ...
+
+
 class Storage(Protocol):
     """One machine's storage: lends sessions from a bounded pool; safe to share between threads."""
 
@@ -176,14 +269,24 @@ class Storage(Protocol):
         """The machine's name."""
         ...
 
-    def session(self) -> AbstractContextManager[Session]:
-        """Lend a session; blocks while all are in use. A session whose connection broke is not lent again."""
+    def session(self, check: Check = no_check) -> AbstractContextManager[Session]:
+        """Lend a session; blocks while all are in use. A session whose connection broke is not lent again.
+
+        Raises: what `check` raises while it waits for a place.
+        """
         ...
 
-    def pair(self) -> AbstractContextManager[tuple[Session, Session]]:
+    def pair(self, check: Check = no_check) -> AbstractContextManager[tuple[Session, Session]]:
         """Lend two sessions together (one reads, one writes); waits until both are free, holding neither meanwhile.
 
-        Where only one may be on loan, both are the same one.
+        Where only one may be on loan, both are the same one. Raises: what `check` raises while it waits.
+        """
+        ...
+
+    def spare(self, count: int) -> AbstractContextManager[list[Session]]:
+        """Lend up to `count` further sessions, as many as can be had without waiting for others; maybe none.
+
+        For one who has a session already: it never blocks on a place, so nobody can wait for another in a circle.
         """
         ...
 

@@ -14,16 +14,38 @@ from typing import Protocol, Self
 from datamanager.errors import ConnectionLost, MachineUnavailable, TransportError, TransportTimeout
 from datamanager.transports.base import Bytes
 
+LONG_PATH = 0.004
+"""Seconds of round trip from which on a connection's windows, not its processors, bound what it carries."""
+
 
 class RemoteProgram(Protocol):
-    """A program that runs on the machine. Leaving the context closes its channel; that alone does not end it."""
+    """A program that runs on the machine, used by one thread.
+
+    Leaving the context closes its channel and its standard input; that alone does not end one that reads neither.
+    """
 
     def read(self, timeout: float) -> bytes | None:
         """Return the next piece of its standard output, `b""` at the end, None when none came for `timeout` seconds."""
         ...
 
+    def write(self, data: Bytes) -> None:
+        """Write all of `data` to its standard input, blocking; `data` may be reused when this returns.
+
+        Output that nobody reads meanwhile can block the program. Raises: TransportTimeout when it takes no byte for the
+        channel's patience; ConnectionLost; RemoteFailure when its input is closed at either end.
+        """
+        ...
+
+    def write_some(self, data: Bytes) -> int:
+        """Write what is taken without waiting and return how many bytes that are, maybe 0. Raises: as `write`."""
+        ...
+
+    def close_input(self) -> None:
+        """End its standard input. Idempotent. Raises: ConnectionLost, RemoteFailure."""
+        ...
+
     def exit_status(self) -> int | None:
-        """Return its exit status once its output has ended, or None if the connection went first."""
+        """Return its exit status once its output has ended, or None if it was killed or the connection went first."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -66,10 +88,11 @@ class Channel(abc.ABC):
         """Say, without blocking, whether an idle channel still looks usable."""
 
     @abc.abstractmethod
-    def run(self, argv: Sequence[str]) -> RemoteProgram:
-        """Start a program on the machine, over the same connection, with no standard input.
+    def run(self, argv: Sequence[str], *, stdin: bool = False, forward_agent: bool = False) -> RemoteProgram:
+        """Start a program on the machine, over the same connection; its standard input is empty without `stdin`.
 
-        The words reach the machine's login shell quoted, as one line. Raises: RemoteFailure when it is refused.
+        The words reach the machine's login shell quoted, as one line. `forward_agent` lets it use our SSH agent's keys
+        while it runs, perhaps over a connection of its own. Raises: RemoteFailure when it is refused.
         """
 
     @abc.abstractmethod

@@ -1,8 +1,10 @@
 """SFTP channels through the system's OpenSSH client: `ssh -s host sftp` as a subprocess.
 
 It brings ~/.ssh/config, ProxyJump, GSSAPI, FIDO keys and fast ciphers. One connection carries up to eight channels
-(ControlMaster; sshd's MaxSessions is 10). The master that ssh leaves in the background ends by itself two seconds after
-its last channel, and every client ends when its standard input closes: a mover that dies leaves none behind.
+(ControlMaster; sshd's MaxSessions is 10); over a long path, where each connection's window counts, a channel gets one
+of its own while the machine has fewer than it may have. The master that ssh leaves in the background ends by itself two
+seconds after its last channel, and every client ends when its standard input closes: a mover that dies leaves none
+behind.
 """
 
 from __future__ import annotations
@@ -12,21 +14,19 @@ import logging
 import os
 import secrets
 import select
-import shlex
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from datamanager.errors import TransportError
 from datamanager.machines import Machine
 from datamanager.transports.base import Bytes
-from datamanager.transports.channel import Channel, RemoteProgram
-from datamanager.transports.openssh_client import CONNECTION_FAILED, classify, start_ssh
+from datamanager.transports.channel import LONG_PATH, Channel, RemoteProgram
+from datamanager.transports.openssh_client import classify, start_ssh
+from datamanager.transports.program_openssh import OpenSshProgram
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class OpenSshConnector:
     """Opens channels to one machine. Safe to share between threads."""
 
     def __init__(self, machine: Machine, control_dir: Path) -> None:
+        self.round_trip = 0.0
         self._machine = machine
         self._masters: list[_Master] = []
         self._lock = threading.Lock()
@@ -54,17 +55,23 @@ class OpenSshConnector:
     def open_channel(self) -> Channel:
         """Start ssh. Whether it gets through shows when the SFTP server speaks, or in the channel's `start_error`."""
         with self._lock:
-            master = next((one for one in self._masters if one.has_room), None)
-            if master is None:
-                path = None if self._control_dir is None else self._control_dir / f"cm-{secrets.token_hex(6)}"
-                master = _Master(path)
-                self._masters.append(master)
+            master = self._master()
             master.channels += 1
         try:
             return OpenSshChannel(self._machine, self, master)
         except BaseException:
             self.release(master, retire=False)
             raise
+
+    def _master(self) -> _Master:
+        """Return the connection for the next channel, a new one where that is better."""
+        shared = min((one for one in self._masters if one.has_room), key=lambda one: one.channels, default=None)
+        spread = self.round_trip >= LONG_PATH and len(self._masters) < self._machine.max_connections
+        if shared is not None and not (spread and shared.channels):
+            return shared
+        path = None if self._control_dir is None else self._control_dir / f"cm-{secrets.token_hex(6)}"
+        self._masters.append(_Master(path))
+        return self._masters[-1]
 
     def release(self, master: _Master, *, retire: bool) -> None:
         """Give a channel's place back. A connection on which a channel broke gets no new ones."""
@@ -155,9 +162,9 @@ class OpenSshChannel(Channel):
         except OSError:
             return False
 
-    def run(self, argv: Sequence[str]) -> RemoteProgram:
+    def run(self, argv: Sequence[str], *, stdin: bool = False, forward_agent: bool = False) -> RemoteProgram:
         """Start a program over the same connection."""
-        return _OpenSshProgram(self._machine, self._master.path, argv)
+        return OpenSshProgram(self._machine, self._master.path, argv, stdin=stdin, forward_agent=forward_agent)
 
     def start_error(self, cause: TransportError) -> TransportError:
         """Tell from ssh's end why there was no SFTP server."""
@@ -206,41 +213,3 @@ class OpenSshChannel(Channel):
         self._read_stderr()
         words = self._stderr.decode("utf-8", "replace").strip().splitlines()
         return f": {words[-1]}" if words else ""
-
-
-class _OpenSshProgram:
-    """A remote program as `ssh host 'words'`."""
-
-    def __init__(self, machine: Machine, master: Path | None, argv: Sequence[str]) -> None:
-        self._output, output = os.pipe2(os.O_CLOEXEC)
-        nothing = subprocess.DEVNULL
-        try:
-            self._process = start_ssh(
-                machine, master, [], [shlex.join(argv)], stdin=nothing, stdout=output, stderr=nothing
-            )
-        except BaseException:
-            os.close(self._output)
-            raise
-        finally:
-            os.close(output)
-        self._ready = select.poll()
-        self._ready.register(self._output, select.POLLIN)
-
-    def read(self, timeout: float) -> bytes | None:
-        """Return the next output, `b""` at the end, None after `timeout` seconds without."""
-        if not self._ready.poll(timeout * 1000):
-            return None
-        return os.read(self._output, 65536)
-
-    def exit_status(self) -> int | None:
-        """Return the exit status; ssh's own failure is None."""
-        status = self._process.wait()
-        return None if status == CONNECTION_FAILED or status < 0 else status
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
-        os.close(self._output)

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import paramiko
 from paramiko.buffered_pipe import BufferedPipe
 from paramiko.pkey import UnknownKeyType
 
-from datamanager.errors import AuthenticationFailed, MachineUnavailable, RemoteFailure
+from datamanager.errors import AuthenticationFailed, MachineUnavailable
 from datamanager.machines import Machine
 from datamanager.transports.base import Bytes
 from datamanager.transports.channel import Channel, RemoteProgram
 from datamanager.transports.hostkeys import KnownHosts, address
 from datamanager.transports.paramiko_transport import connect_transport
-from datamanager.transports.paths import to_wire
+from datamanager.transports.program_paramiko import ParamikoProgram
 
 _LOOK = 0.05
 """Seconds to wait for room to send before looking whether the server waits for us to receive."""
@@ -35,6 +32,7 @@ class ParamikoConnector:
     """Opens channels to one machine, each over its own connection. Safe to share between threads."""
 
     def __init__(self, machine: Machine) -> None:
+        self.round_trip = 0.0
         self._machine = machine
 
     def open_channel(self) -> Channel:
@@ -42,33 +40,33 @@ class ParamikoConnector:
 
         Raises: MachineUnavailable, HostKeyMismatch, AuthenticationFailed.
         """
+        return ParamikoChannel(self._machine, self.connect(), self)
+
+    def connect(self) -> paramiko.Transport:
+        """Connect, check the host key and log in. Raises: as `open_channel`."""
         machine = self._machine
         known = KnownHosts.of(machine)
-        transport = connect_transport(machine, address(machine), known.key_algorithms())
-        try:
+        transport = connect_transport(machine, address(machine), known.key_algorithms(), round_trip=self.round_trip)
+        with _closed_on_failure(machine, transport):
             known.check(transport.get_remote_server_key())
             _log_in(transport, machine)
             transport.set_keepalive(max(1, int(machine.stall_timeout / 3)))
-            return ParamikoChannel(machine, transport)
-        except (paramiko.SSHException, EOFError, OSError) as exc:
-            transport.close()
-            raise MachineUnavailable(f"{machine.name}: the connection could not be made: {exc}") from exc
-        except BaseException:
-            transport.close()
-            raise
+        return transport
 
 
 class ParamikoChannel(Channel):
-    """The SFTP channel of one paramiko transport, which it owns once it is made."""
+    """The SFTP channel of one paramiko transport, which it owns, and closes when it can't be made."""
 
-    def __init__(self, machine: Machine, transport: paramiko.Transport) -> None:
+    def __init__(self, machine: Machine, transport: paramiko.Transport, connector: ParamikoConnector) -> None:
         super().__init__(machine.stall_timeout)
         self._connect_timeout = machine.connect_timeout
+        self._connector = connector
         self._transport = transport
-        self._channel = transport.open_session(timeout=machine.connect_timeout)
-        self._channel.in_buffer = _ByteQueue()  # before any data can come
-        self._channel.invoke_subsystem("sftp")
-        self._channel.settimeout(_LOOK)
+        with _closed_on_failure(machine, transport):
+            self._channel = transport.open_session(timeout=machine.connect_timeout)
+            self._channel.in_buffer = _ByteQueue()  # before any data can come
+            self._channel.invoke_subsystem("sftp")
+            self._channel.settimeout(_LOOK)
 
     def send_some(self, parts: Sequence[Bytes]) -> int:
         """Send what the server's window takes; 0 when there is only something to receive."""
@@ -107,9 +105,17 @@ class ParamikoChannel(Channel):
         """Say whether the connection and the channel are open."""
         return self._transport.is_active() and not self._channel.closed and not self._channel.eof_received
 
-    def run(self, argv: Sequence[str]) -> RemoteProgram:
-        """Start a program over the same connection."""
-        return _ParamikoProgram(self._transport, argv, self._connect_timeout, self)
+    def run(self, argv: Sequence[str], *, stdin: bool = False, forward_agent: bool = False) -> RemoteProgram:
+        """Start a program over the same connection; one that gets our agent over its own."""
+        transport = self._connector.connect() if forward_agent else self._transport
+        return ParamikoProgram(
+            self,
+            transport,
+            argv,
+            stdin=stdin,
+            own_agent=forward_agent,
+            connect_timeout=self._connect_timeout,
+        )
 
     def abort(self) -> None:
         """Break the connection."""
@@ -119,41 +125,6 @@ class ParamikoChannel(Channel):
         """Close the connection and wait for its thread."""
         self._transport.close()
         self._transport.join(self._connect_timeout)
-
-
-class _ParamikoProgram:
-    """A remote program on a further channel of the connection."""
-
-    def __init__(self, transport: paramiko.Transport, argv: Sequence[str], timeout: float, parent: Channel) -> None:
-        if not transport.is_active():
-            raise parent.lost("the connection broke before")
-        try:
-            self._channel = transport.open_session(timeout=timeout)
-            self._channel.exec_command(to_wire(shlex.join(argv)))
-            self._channel.shutdown_write()
-        except (paramiko.SSHException, OSError, EOFError) as exc:
-            if not transport.is_active():
-                raise parent.lost(f"the connection broke: {exc}") from exc
-            raise RemoteFailure(f"the machine refuses to run programs: {exc}") from exc
-
-    def read(self, timeout: float) -> bytes | None:
-        """Return the next output, `b""` at the end, None after `timeout` seconds without."""
-        self._channel.settimeout(timeout)
-        try:
-            return self._channel.recv(65536)
-        except TimeoutError:
-            return None
-
-    def exit_status(self) -> int | None:
-        """Return the exit status; paramiko's -1 means that none came."""
-        status = self._channel.recv_exit_status()
-        return None if status < 0 else status
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._channel.close()
 
 
 class _ByteQueue(BufferedPipe):  # type: ignore[type-arg]  # generic in its stub only
@@ -169,6 +140,19 @@ class _ByteQueue(BufferedPipe):  # type: ignore[type-arg]  # generic in its stub
     def _buffer_tobytes(self, limit: int | None = None) -> bytes:
         with memoryview(self._buffer) as view:
             return bytes(view[:limit])
+
+
+@contextlib.contextmanager
+def _closed_on_failure(machine: Machine, transport: paramiko.Transport) -> Iterator[None]:
+    """Close the transport unless all goes well. Raises: MachineUnavailable for what paramiko raises."""
+    try:
+        yield
+    except (paramiko.SSHException, EOFError, OSError) as exc:
+        transport.close()
+        raise MachineUnavailable(f"{machine.name}: the connection could not be made: {exc}") from exc
+    except BaseException:
+        transport.close()
+        raise
 
 
 def _log_in(transport: paramiko.Transport, machine: Machine) -> None:

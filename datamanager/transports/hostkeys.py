@@ -14,6 +14,7 @@ import fnmatch
 import hashlib
 import hmac
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -61,6 +62,21 @@ class KnownHosts:
         """Read the machine's own file, else the user's and the system's."""
         files = [file.expanduser() for file in _DEFAULT_FILES] if machine.known_hosts is None else [machine.known_hosts]
         return cls(machine, known_hosts_name(machine), files)
+
+    @property
+    def alias(self) -> str:
+        """The machine's name without a port, as ssh's HostKeyAlias has it."""
+        with_port = re.fullmatch(r"\[(.*)\]:\d+", self._name)
+        return with_port[1] if with_port else self._name
+
+    def lines(self) -> str | None:
+        """Return the known_hosts lines under `alias`, markers included, to be told to another machine; None when no key
+        is trusted.
+        """
+        if all(line.marker == "@revoked" for line in self._lines):
+            return None
+        fields = [(one.marker, self.alias, one.type, base64.b64encode(one.key).decode("ascii")) for one in self._lines]
+        return "".join(" ".join(field for field in line if field) + "\n" for line in fields)
 
     def key_algorithms(self) -> list[str]:
         """Return the signature algorithms of the known keys, so that the server is asked for a key that we know."""

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datamanager.errors import MachineUnavailable
+from datamanager.transports.base import Check, no_check
+
+_LOOK = 0.2
+"""Seconds between two looks at whether to go on waiting."""
 
 
 class Loans:
@@ -38,18 +42,18 @@ class Loans:
             return self._closed
 
     @contextmanager
-    def places(self, count: int) -> Iterator[None]:
+    def places(self, count: int, check: Check = no_check) -> Iterator[None]:
         """Take so many places, at most `most`; blocks until they are free.
 
-        Raises: MachineUnavailable once the loans are closed, also to those who wait.
+        Raises: MachineUnavailable once the loans are closed, also to those who wait; what `check` raises meanwhile.
         """
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)
             try:
-                self._changed.wait_for(
-                    lambda: self._closed or (self._waiting[0] is ticket and self._taken + count <= self.most)
-                )
+                while not (self._closed or (self._waiting[0] is ticket and self._taken + count <= self.most)):
+                    check()
+                    self._changed.wait(_LOOK)
                 if self._closed:
                     raise MachineUnavailable(f"{self._machine}: the storage is closed")
                 self._taken += count
@@ -59,9 +63,20 @@ class Loans:
         try:
             yield
         finally:
-            with self._changed:
-                self._taken -= count
-                self._changed.notify_all()
+            self.give_back(count)
+
+    def take_free(self, count: int) -> int:
+        """Take up to so many places that nobody waits for, without waiting, and return how many: to be given back."""
+        with self._changed:
+            taken = 0 if self._closed or self._waiting else max(0, min(count, self.most - self._taken))
+            self._taken += taken
+            return taken
+
+    def give_back(self, count: int) -> None:
+        """Give back places that were taken by `take_free`."""
+        with self._changed:
+            self._taken -= count
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Give no more places; those taken are given back as usual. Idempotent."""

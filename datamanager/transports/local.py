@@ -3,61 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datamanager.errors import (
-    NoSpace,
-    PathExists,
-    PathMissing,
-    PermissionDenied,
-    RemoteFailure,
-    TransportError,
-)
+from datamanager.errors import PathExists, PathMissing, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.base import (
-    Bytes,
+    Check,
     Features,
     FileKind,
     FileStat,
     Progress,
     Session,
+    no_check,
     no_progress,
 )
 from datamanager.transports.loans import Loans
+from datamanager.transports.local_files import LocalReader, LocalWriter, file_stat, os_errors, sync_directory
+from datamanager.transports.local_follower import LocalFollower
+from datamanager.transports.local_many import LocalMany
+from datamanager.transports.local_names import rename_to_free_name
 from datamanager.transports.paths import shown
-from datamanager.transports.sftp_attributes import kind_of
+from datamanager.transports.pushing import PushTarget
 
-_BLOCK = 1 << 20
 _COPY_RANGE = 128 * 1024 * 1024
 """Bytes per copy_file_range: how often progress is told and a cancel heard."""
-
-_ERRORS: dict[int, type[TransportError]] = {
-    errno.ENOENT: PathMissing,
-    errno.ENOTDIR: PathMissing,
-    errno.EEXIST: PathExists,
-    errno.EACCES: PermissionDenied,
-    errno.EPERM: PermissionDenied,
-    errno.EROFS: PermissionDenied,
-    errno.ENOSPC: NoSpace,
-    errno.EDQUOT: NoSpace,
-}
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_NO_RANGE_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-
-
-@contextmanager
-def _os_errors(path: str) -> Iterator[None]:
-    """Turn an OSError into ours, by errno: the one place for it."""
-    try:
-        yield
-    except OSError as exc:
-        kind = _ERRORS.get(exc.errno or 0, RemoteFailure)
-        raise kind(f"{shown(path)}: {exc.strerror}") from exc
 
 
 class LocalStorage:
@@ -83,16 +55,25 @@ class LocalStorage:
         return 0
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self, check: Check = no_check) -> Iterator[Session]:
         """Lend a session; blocks while all are in use. Raises: MachineUnavailable after `close`."""
-        with self._loans.places(1):
+        with self._loans.places(1, check):
             yield LocalSession()
 
     @contextmanager
-    def pair(self) -> Iterator[tuple[Session, Session]]:
+    def pair(self, check: Check = no_check) -> Iterator[tuple[Session, Session]]:
         """Lend two sessions together; see the port."""
-        with self._loans.places(min(2, self._loans.most)):
+        with self._loans.places(min(2, self._loans.most), check):
             yield LocalSession(), LocalSession()
+
+    @contextmanager
+    def spare(self, count: int) -> Iterator[list[Session]]:
+        """Lend up to `count` further sessions without waiting; see the port."""
+        taken = self._loans.take_free(count)
+        try:
+            yield [LocalSession() for _ in range(taken)]
+        finally:
+            self._loans.give_back(taken)
 
     def close(self) -> None:
         """Lend no more sessions. Idempotent."""
@@ -107,28 +88,33 @@ class LocalSession:
         """Everything."""
         return Features(server_side_copy=True, remote_digest=True, fsync=True, free_space=True, atomic_no_replace=True)
 
+    @property
+    def round_trip(self) -> float:
+        """None."""
+        return 0.0
+
     def stat(self, path: str) -> FileStat:
         """Return what is at `path`, following links."""
-        with _os_errors(path):
-            return _file_stat(os.stat(path))
+        with os_errors(path):
+            return file_stat(os.stat(path))
 
     def lstat(self, path: str) -> FileStat:
         """Return what is at `path` itself."""
-        with _os_errors(path):
-            return _file_stat(os.lstat(path))
+        with os_errors(path):
+            return file_stat(os.lstat(path))
 
     def real_path(self, path: str) -> str:
         """Return `path` with every link resolved."""
-        with _os_errors(path):
+        with os_errors(path):
             return os.path.realpath(path, strict=True)
 
     def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
         """Yield (name, lstat) of each entry; one that goes away meanwhile is left out."""
-        with _os_errors(path):
+        with os_errors(path):
             entries = os.scandir(path)
         with entries:
             while True:
-                with _os_errors(path):
+                with os_errors(path):
                     entry = next(entries, None)
                 if entry is None:
                     return
@@ -138,21 +124,21 @@ class LocalSession:
     def make_dirs(self, path: str) -> None:
         """Make the directory and its missing parents."""
         try:
-            with _os_errors(path):
+            with os_errors(path):
                 os.makedirs(path, exist_ok=True)
         except PathMissing as exc:  # ENOTDIR: part of the way is a file
             raise PathExists(f"{shown(path)}: a file is in the way") from exc
 
     def free_space(self, path: str) -> int | None:
         """Return f_bavail in bytes."""
-        with _os_errors(path):
+        with os_errors(path):
             found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[LocalReader]:
         """Open a regular file for reading; what is none (a FIFO would block) raises RemoteFailure."""
-        with _os_errors(path):
+        with os_errors(path):
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             reader = LocalReader(handle, path)
@@ -165,34 +151,40 @@ class LocalSession:
     @contextmanager
     def create(self, path: str, *, mode: int = 0o600) -> Iterator[LocalWriter]:
         """Create a new file, exclusively."""
-        with _os_errors(path):
+        with os_errors(path):
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode & 0o777)
-        writer = LocalWriter(handle, path)
-        try:
+        with _written(LocalWriter(handle, path)) as writer:
             yield writer
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(handle)
-            raise
-        writer.close()
+
+    @contextmanager
+    def reopen(self, path: str) -> Iterator[LocalWriter]:
+        """Open an existing regular file for writing; a link is refused."""
+        with os_errors(path):
+            handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with _written(LocalWriter(handle, path)) as writer:
+            with os_errors(path):
+                found = file_stat(os.fstat(handle))
+            if found.kind is not FileKind.FILE:
+                raise RemoteFailure(f"{shown(path)}: is no regular file")
+            yield writer
 
     def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
         """Give a file its new name, and put the change on stable storage."""
-        with _os_errors(destination if os.path.lexists(source) else source):
+        with os_errors(destination if os.path.lexists(source) else source):
             if overwrite:
                 os.rename(source, destination)
             else:
-                _rename_to_free_name(source, destination)
-        _sync_directory(os.path.dirname(destination))
+                rename_to_free_name(source, destination)
+        sync_directory(os.path.dirname(destination))
 
     def remove(self, path: str) -> None:
         """Remove a file."""
-        with _os_errors(path):
+        with os_errors(path):
             os.unlink(path)
 
     def set_attributes(self, path: str, *, mode: int, mtime: int) -> None:
         """Set permission bits and modification time."""
-        with _os_errors(path):
+        with os_errors(path):
             os.chmod(path, mode & 0o777)
             os.utime(path, (mtime, mtime))
 
@@ -215,132 +207,31 @@ class LocalSession:
                 progress(0)
         return digest.hexdigest()
 
-
-class LocalReader:
-    """An open file; see the port's Reader."""
-
-    def __init__(self, handle: int, path: str) -> None:
-        self.handle = handle
-        self._path = path
-
-    def stat(self) -> FileStat:
-        """Return the stat of the open file."""
-        with _os_errors(self._path):
-            return _file_stat(os.fstat(self.handle))
-
-    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
-        """Yield the bytes in order, through one buffer of 1 MiB."""
-        buffer = memoryview(bytearray(_BLOCK))
-        stop = None if length is None else offset + length
-        while stop is None or offset < stop:
-            room = buffer if stop is None else buffer[: stop - offset]
-            with _os_errors(self._path):
-                count = os.preadv(self.handle, [room], offset)
-            if not count:
-                return
-            offset += count
-            yield buffer[:count]
-
-
-class LocalWriter:
-    """A new file; see the port's Writer.
-
-    The first failure is kept: a file of which a write failed is never called good.
-    """
-
-    def __init__(self, handle: int, path: str) -> None:
-        self._handle = handle
-        self._path = path
-        self._failure: TransportError | None = None
-
-    def write(self, offset: int, data: Bytes) -> None:
-        """Write all of `data` at `offset`."""
-        rest = memoryview(data).cast("B")
-        with self._keeping_failures():
-            while rest:
-                count = os.pwrite(self._handle, rest, offset)
-                offset += count
-                rest = rest[count:]
-
-    def flush(self) -> None:
-        """Put the file and its name on stable storage."""
-        with self._keeping_failures():
-            os.fsync(self._handle)
-        _sync_directory(os.path.dirname(self._path))
-
-    def close(self) -> None:
-        """Close the file. Raises: what went wrong before."""
-        with _os_errors(self._path):
-            os.close(self._handle)
-        if self._failure is not None:
-            raise self._failure
-
-    def copy_from(self, reader: LocalReader, offset: int, count: int) -> None:
-        """Copy a range of another file to the same range of this one; a source that ends early ends the copy."""
-        stop = offset + count
-        with self._keeping_failures():
-            try:
-                while offset < stop and (
-                    done := os.copy_file_range(reader.handle, self._handle, stop - offset, offset, offset)
-                ):
-                    offset += done
-            except OSError as exc:
-                if exc.errno not in _NO_RANGE_COPY:
-                    raise
-        for block in reader.blocks(offset, stop - offset):
-            self.write(offset, block)
-            offset += len(block)
-
     @contextmanager
-    def _keeping_failures(self) -> Iterator[None]:
-        if self._failure is not None:
-            raise self._failure
-        try:
-            with _os_errors(self._path):
-                yield
-        except TransportError as exc:
-            self._failure = exc
-            raise
+    def follow(self, path: str) -> Iterator[LocalFollower]:
+        """Begin to hash a file that is being written, in a thread."""
+        with LocalFollower(path) as follower:
+            yield follower
+
+    def push(self, path: str, to: PushTarget, progress: Progress) -> bool:  # noqa: ARG002
+        """Say that this host pushes nothing: what the mover itself sends is as direct."""
+        return False
+
+    @property
+    def many(self) -> LocalMany:
+        """Work on many small files at once."""
+        return LocalMany()
+
+    def abort(self) -> None:
+        """Do nothing: a system call that hangs can't be broken."""
 
 
-def _file_stat(found: os.stat_result) -> FileStat:
-    return FileStat(kind_of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
-
-
-def _rename_to_free_name(source: str, destination: str) -> None:
-    """Rename by link and unlink, which never replaces; both names exist for a moment, or one only if that fails.
-
-    Where links don't exist the name is looked at first, and one that appears in between is replaced.
-
-    Raises: OSError; PermissionDenied and the like, naming the source, when it can't be taken away.
-    """
+@contextmanager
+def _written(writer: LocalWriter) -> Iterator[LocalWriter]:
+    """Close the file in the end; only on a good one is a failure of that told."""
     try:
-        os.link(source, destination, follow_symlinks=False)
-    except OSError as exc:
-        if exc.errno not in _NO_LINKS:
-            raise
-        if os.path.lexists(destination):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), destination) from exc
-        os.rename(source, destination)
-        return
-    try:
-        with _os_errors(source):
-            os.unlink(source)
-    except PathMissing:
-        return  # the new name is the only one now, as was wanted: NFS answers so when it repeats an unlink
-    except TransportError:
-        # As sftp-server does it: left there, our own link would be in the way of the next try. The last name is never
-        # taken, though: an unlink over a network may fail and yet have been done.
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(source), os.lstat(destination)):
-                os.unlink(destination)
+        yield writer
+    except BaseException:
+        writer.abandon()
         raise
-
-
-def _sync_directory(path: str) -> None:
-    with _os_errors(path):
-        handle = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    writer.close()

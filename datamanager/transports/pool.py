@@ -11,15 +11,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from datamanager.errors import MachineUnavailable, TransportError, TransportTimeout
 from datamanager.machines import Machine
-from datamanager.transports.base import Session
+from datamanager.transports.base import Check, Session, no_check
 from datamanager.transports.channel import Channel
 from datamanager.transports.loans import Loans
-from datamanager.transports.remote_digest import RemoteDigest
+from datamanager.transports.programs import Programs
 from datamanager.transports.sftp_session import SftpSession
 from datamanager.transports.sftp_wire import Wire
 
@@ -31,6 +32,9 @@ IDLE_SECONDS = 60.0
 
 class Connector(Protocol):
     """Makes channels to one machine. Safe to share between threads."""
+
+    round_trip: float
+    """Seconds to the machine, as a session measured last; told by the pool, 0 before."""
 
     def open_channel(self) -> Channel:
         """Return a new channel. Raises: MachineUnavailable, HostKeyMismatch, AuthenticationFailed."""
@@ -44,7 +48,7 @@ class SftpStorage:
         self._machine = machine
         self._connector = connector
         self._idle_seconds = idle_seconds
-        self._digester = RemoteDigest()
+        self._programs = Programs()
         self._loans = Loans(machine.name, machine.max_connections)
         self._changed = threading.Condition()
         self._idle: deque[tuple[float, SftpSession]] = deque()  # (since when, session), longest idle first
@@ -68,24 +72,39 @@ class SftpStorage:
             return len(self._idle)
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self, check: Check = no_check) -> Iterator[Session]:
         """Lend a session; blocks while all are in use.
 
         Raises: MachineUnavailable (also after `close`), HostKeyMismatch, AuthenticationFailed. Nothing is tried twice
         here: the caller knows whether it can wait.
         """
-        with self._loans.places(1), self._lent() as session:
+        with self._loans.places(1, check), self._lent() as session:
             yield session
 
     @contextmanager
-    def pair(self) -> Iterator[tuple[Session, Session]]:
+    def pair(self, check: Check = no_check) -> Iterator[tuple[Session, Session]]:
         """Lend two sessions together; see the port."""
         if self._loans.most == 1:
-            with self.session() as session:
+            with self.session(check) as session:
                 yield session, session
             return
-        with self._loans.places(2), self._lent() as first, self._lent() as second:
+        with self._loans.places(2, check), self._lent() as first, self._lent() as second:
             yield first, second
+
+    @contextmanager
+    def spare(self, count: int) -> Iterator[list[Session]]:
+        """Lend up to `count` further sessions, made at the same time; what can't be had is left out. See the port."""
+        with ExitStack() as lent:
+            places = self._loans.take_free(count)
+            with ThreadPoolExecutor(max(1, places)) as makers:
+                asked = [makers.submit(lent.enter_context, self._spare_one()) for _ in range(places)]
+            sessions: list[Session] = []
+            for one in asked:
+                try:
+                    sessions.append(one.result())
+                except TransportError as exc:
+                    _log.info("%s: a further session could not be made: %s", self.machine, exc.detail)
+            yield sessions
 
     def close(self) -> None:
         """Close every idle session; those on loan are closed when they come back. Idempotent."""
@@ -109,6 +128,15 @@ class SftpStorage:
                     self._idle.append((time.monotonic(), session))
             if not keep:
                 self._end(session)
+
+    @contextmanager
+    def _spare_one(self) -> Iterator[SftpSession]:
+        """Lend a session for a place that was taken before, and give the place back, also when there is none."""
+        try:
+            with self._lent() as session:
+                yield session
+        finally:
+            self._loans.give_back(1)
 
     def _idle_session(self) -> SftpSession | None:
         """Return the session used last that still works; those that broke while idle are closed."""
@@ -137,7 +165,8 @@ class SftpStorage:
                 raise MachineUnavailable(f"{self.machine}: the SFTP server did not answer: {exc.detail}") from exc
             raise
         channel.patience = self._machine.stall_timeout
-        return SftpSession(wire, self._digester)
+        self._connector.round_trip = wire.round_trip
+        return SftpSession(wire, self._programs)
 
     def _end(self, session: SftpSession) -> None:
         self._forget(session.channel)

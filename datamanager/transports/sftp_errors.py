@@ -47,8 +47,7 @@ _ERRORS: dict[int, type[TransportError]] = {
 
 def code_of(reply: Reply) -> int | None:
     """Return the status code of a reply, None when it is no status."""
-    status = reply.status()
-    return None if status is None else status[0]
+    return reply.code
 
 
 def status_error(reply: Reply, path: str) -> TransportError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from paramiko.sftp import CMD_ATTRS, CMD_CLOSE, CMD_DATA, CMD_FSTAT, CMD_READ, CMD_WRITE, SFTP_EOF, SFTP_OK
 
 from datamanager.errors import NoSpace, TransportError
-from datamanager.transports.base import Bytes, FileStat
+from datamanager.transports.base import Bytes, FileStat, NextRange
 from datamanager.transports.paths import shown
 from datamanager.transports.sftp_attributes import unpack_stat
 from datamanager.transports.sftp_errors import (
@@ -22,7 +23,6 @@ from datamanager.transports.sftp_errors import (
 )
 from datamanager.transports.sftp_wire import Reply, Wire, string, u32, u64
 
-READS_IN_FLIGHT = 32
 WRITES_IN_FLIGHT = 64
 SLOW = 10.0
 """How many times the usual patience an fsync or a server-side copy gets: it is silent while the disk works."""
@@ -61,16 +61,39 @@ class SftpReader:
         requests, and one that grows (or whose size the server does not know, as in /proc) is read to its real end.
         """
         ahead = self.stat().size
-        stop = None if length is None else offset + length
-        flying: deque[tuple[int, int, int]] = deque()  # (request, offset, size), in the order of the offsets
+        stop = math.inf if length is None else offset + length
+        start = offset
+
+        def following(wait: bool) -> tuple[int, int] | None:
+            nonlocal start
+            at = start
+            if at < ahead:
+                start = int(min(ahead, stop))
+            elif wait:
+                start = int(min(at + self._wire.read_block, stop))
+            return (at, start - at) if at < start else None
+
+        for _, block in self.ranges(following):
+            yield block
+
+    def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
+        """Yield (offset, block) of the ranges dealt out, with reads in flight beyond the end of each."""
+        flying: deque[tuple[int, int, int]] = deque()  # (request, offset, size), in the order of asking
+        offset = length = 0  # what is still to be asked for of the range dealt last
         try:
-            while stop is None or offset < stop or flying:
-                while len(flying) < READS_IN_FLIGHT and (offset < ahead or not flying):
-                    size = self._wire.read_block if stop is None else min(self._wire.read_block, stop - offset)
-                    if size <= 0:
-                        break
+            while True:
+                while len(flying) < self._wire.reads_in_flight:
+                    if not length:
+                        dealt = following(not flying)
+                        if dealt is None:
+                            break
+                        offset, length = dealt
+                        continue
+                    size = min(self._wire.read_block, length)
                     flying.append((self._ask(offset, size), offset, size))
-                    offset += size
+                    offset, length = offset + size, length - size
+                if not flying:
+                    return
                 number, at, size = flying.popleft()
                 reply = self._wire.take(number)
                 if code_of(reply) == SFTP_EOF:
@@ -79,9 +102,9 @@ class SftpReader:
                 if not block:
                     return
                 if len(block) < size:  # a short read is no end: ask for the rest before anything behind it is given out
-                    at += len(block)
-                    flying.appendleft((self._ask(at, size - len(block)), at, size - len(block)))
-                yield block
+                    rest = at + len(block)
+                    flying.appendleft((self._ask(rest, size - len(block)), rest, size - len(block)))
+                yield at, block
         finally:
             self._wire.forget(number for number, _, _ in flying)
 
@@ -95,7 +118,7 @@ class SftpReader:
 
 
 class SftpWriter:
-    """A new file; see the port's Writer.
+    """A file open for writing; see the port's Writer.
 
     The first failure is kept: a file of which a write failed is never called good.
     """
@@ -105,8 +128,17 @@ class SftpWriter:
         self._handle = string(handle)
         self._path = path
         self._free_space = free_space
-        self._flying: deque[int] = deque()
+        self._flying: deque[tuple[int, int]] = deque()  # (request, offset), in the order of sending
+        self._failed_at: int | None = None
         self._failure: TransportError | None = None
+
+    @property
+    def unsettled(self) -> int | None:
+        """The lowest offset whose status did not come, or was bad."""
+        offsets = [offset for _, offset in self._flying]
+        if self._failed_at is not None:
+            offsets.append(self._failed_at)
+        return min(offsets, default=None)
 
     def write(self, offset: int, data: Bytes) -> None:
         """Send `data` for `offset`, split into what the server takes."""
@@ -116,11 +148,18 @@ class SftpWriter:
             while len(self._flying) >= WRITES_IN_FLIGHT:
                 self._settle_one()
             head = self._handle + u64(offset + start) + u32(len(piece))
-            self._flying.append(self._wire.post(CMD_WRITE, head, piece))
+            self._flying.append((self._wire.post(CMD_WRITE, head, piece), offset + start))
+
+    def settle(self) -> None:
+        """Wait for every status."""
+        while self._flying:
+            self._settle_one()
+        if self._failure is not None:
+            raise self._failure
 
     def flush(self) -> None:
         """Wait for every status, then fsync where the server can."""
-        self._settle()
+        self.settle()
         if "fsync@openssh.com" not in self._wire.extensions:
             return
         with patient(self._wire):
@@ -128,15 +167,20 @@ class SftpWriter:
         if code_of(reply) != SFTP_OP_UNSUPPORTED:
             self._check(reply)
 
-    def copy_from(self, reader: SftpReader, offset: int, count: int) -> None:
-        """Let the server copy a range of an open file to the same range of this one, by its copy-data extension."""
+    def copy_from(self, reader: SftpReader, offset: int, count: int) -> bool:
+        """Let the server copy a range of an open file to the same range of this one, by its copy-data extension; False
+        when it has none."""
         ranges = reader.handle + u64(offset) + u64(count) + self._handle + u64(offset)
-        self._check(self._wire.extended("copy-data", ranges))
+        reply = self._wire.extended("copy-data", ranges)
+        if code_of(reply) == SFTP_OP_UNSUPPORTED:
+            return False
+        self._check(reply)
+        return True
 
     def close(self) -> None:
         """Wait for every status, and for that of the close (NFS tells a full disk or quota only there)."""
         try:
-            self._settle()
+            self.settle()
         except TransportError:
             self.abandon()
             raise
@@ -146,18 +190,17 @@ class SftpWriter:
     def abandon(self) -> None:
         """Close the file without asking how the writes went: the file is not wanted any more."""
         with contextlib.suppress(TransportError):
-            self._wire.forget(self._flying)
+            self._wire.forget(number for number, _ in self._flying)
             self._flying.clear()
             check(self._wire.call(CMD_CLOSE, self._handle), self._path)
 
-    def _settle(self) -> None:
-        while self._flying:
-            self._settle_one()
-        if self._failure is not None:
-            raise self._failure
-
     def _settle_one(self) -> None:
-        self._check(self._wire.take(self._flying.popleft()))
+        number, offset = self._flying[0]
+        reply = self._wire.take(number)
+        self._flying.popleft()
+        if code_of(reply) != SFTP_OK:
+            self._failed_at = offset if self._failed_at is None else min(self._failed_at, offset)
+        self._check(reply)
 
     def _check(self, reply: Reply) -> None:
         code = code_of(reply)

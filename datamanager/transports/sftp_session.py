@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from paramiko.sftp import (
     CMD_ATTRS,
@@ -34,23 +35,30 @@ from datamanager.errors import PathExists, PathMissing, PermissionDenied, Remote
 from datamanager.transports.base import Features, FileKind, FileStat, Progress, no_progress
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import from_wire, shown
+from datamanager.transports.programs import Programs
+from datamanager.transports.pushing import PushTarget, push
+from datamanager.transports.remote_copy import RemoteCopy
 from datamanager.transports.remote_digest import RemoteDigest
+from datamanager.transports.remote_follower import RemoteFollower
 from datamanager.transports.sftp_attributes import NO_ATTRIBUTES, pack_attributes, unpack_stat
 from datamanager.transports.sftp_errors import SFTP_FAILURE, check, code_of, expect, status_error
-from datamanager.transports.sftp_files import SftpReader, SftpWriter, patient
+from datamanager.transports.sftp_files import SftpReader, SftpWriter
+from datamanager.transports.sftp_many import SftpMany
 from datamanager.transports.sftp_wire import Wire, string, u32
 
-_RENAME, _STATVFS, _COPY = "posix-rename@openssh.com", "statvfs@openssh.com", "copy-data"
-_COPY_RANGE = 128 * 1024 * 1024
-"""Bytes per `copy-data`: it blocks the channel, so this is how often progress is told and a cancel heard."""
+_log = logging.getLogger(__name__)
+
+_RENAME, _STATVFS = "posix-rename@openssh.com", "statvfs@openssh.com"
 
 
 class SftpSession:
     """One SFTP conversation as a Session of the port."""
 
-    def __init__(self, wire: Wire, digester: RemoteDigest) -> None:
+    def __init__(self, wire: Wire, programs: Programs) -> None:
         self._wire = wire
-        self._digester = digester
+        self._programs = programs
+        self._digester = RemoteDigest(programs)
+        self._copying = RemoteCopy(wire, programs)
         # only OpenSSH is known to refuse an existing name without a gap; who advertises its rename is one or does alike
         self._rename_is_strict = _RENAME in wire.extensions
 
@@ -69,12 +77,17 @@ class SftpSession:
         """Say what this session can do; the first call may run a program on the machine to find out."""
         extensions = self._wire.extensions
         return Features(
-            server_side_copy=_COPY in extensions,
+            server_side_copy=self._copying.available,
             remote_digest=self._digester.available(self._wire.channel),
             fsync="fsync@openssh.com" in extensions,
             free_space=_STATVFS in extensions,
             atomic_no_replace=self._rename_is_strict,
         )
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds of the shortest round trip seen."""
+        return self._wire.round_trip
 
     def stat(self, path: str) -> FileStat:
         """Return what is at `path`, following links."""
@@ -143,13 +156,20 @@ class SftpSession:
     @contextmanager
     def create(self, path: str, *, mode: int = 0o600) -> Iterator[SftpWriter]:
         """Create a new file, exclusively; leaving the context waits for every status."""
-        writer = SftpWriter(self._wire, self._create(path, mode), path, lambda: self._space_left(path))
-        try:
+        with self._written(self._create(path, mode), path) as writer:
             yield writer
-        except BaseException:
-            writer.abandon()
-            raise
-        writer.close()
+
+    @contextmanager
+    def reopen(self, path: str) -> Iterator[SftpWriter]:
+        """Open an existing regular file for writing.
+
+        A link is looked for before: SFTP can't open a file without following one, so a gap stays.
+        """
+        if self.lstat(path).kind is not FileKind.FILE:
+            raise RemoteFailure(f"{shown(path)}: is no regular file")
+        handle = self._handle(CMD_OPEN, path, u32(SFTP_FLAG_WRITE), NO_ATTRIBUTES)
+        with self._written(handle, path) as writer:
+            yield writer
 
     def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
         """Give a file its new name; see the port.
@@ -181,24 +201,40 @@ class SftpSession:
         check(self._wire.call(CMD_SETSTAT, string(path), pack_attributes(mode=mode, mtime=mtime)), path)
 
     def copy_within(self, source: str, destination: str, progress: Progress = no_progress) -> bool:
-        """Copy on the machine by the copy-data extension (draft-ietf-secsh-filexfer-extensions-00, section 7)."""
-        if _COPY not in self._wire.extensions:
-            return False
-        with self.open_read(source) as reader:
-            size = reader.stat().size
-            with self.create(destination) as writer:
-                for offset in range(0, size, _COPY_RANGE):
-                    count = min(_COPY_RANGE, size - offset)
-                    with patient(self._wire):
-                        writer.copy_from(reader, offset, count)
-                    progress(count)
-        return True
+        """Copy on the machine by the server's copy-data extension, else by a `cp` there."""
+        return self._copying.copy(self, source, destination, progress)
 
     def digest(self, path: str, progress: Progress = no_progress) -> str | None:
         """Return the sha256 that a program on the machine computes, or None."""
         if self.stat(path).kind is not FileKind.FILE:
             raise RemoteFailure(f"{shown(path)}: is no regular file")
         return self._digester.compute(self._wire.channel, path, progress)
+
+    def push(self, path: str, to: PushTarget, progress: Progress) -> bool:
+        """Let the machine send a file to another one."""
+        return push(self._wire.channel, path, to, progress)
+
+    @property
+    def many(self) -> SftpMany:
+        """Work on many small files at once."""
+        return SftpMany(self._wire, self._digester)
+
+    @contextmanager
+    def follow(self, path: str) -> Iterator[RemoteFollower | None]:
+        """Begin to hash a file that is being written, by a program on the machine."""
+        with ExitStack() as stack:
+            channel, follower = self._wire.channel, None
+            program = self._programs.sha256(channel)
+            if program is not None and self._programs.can_pass_on(channel):
+                try:
+                    follower = stack.enter_context(RemoteFollower(channel, program, path))
+                except RemoteFailure as exc:
+                    _log.info("%s can't be followed: %s", shown(path), exc.detail)
+            yield follower
+
+    def abort(self) -> None:
+        """Break the channel, from any thread."""
+        self._wire.channel.abort()
 
     def close(self) -> None:
         """Close the channel; nothing can be asked of the session afterwards."""
@@ -219,6 +255,17 @@ class SftpSession:
         if code_of(reply) == SFTP_FAILURE and self._exists(path):
             raise PathExists(f"{shown(path)}: is taken")
         return expect(reply, CMD_HANDLE, path).fields().get_string()
+
+    @contextmanager
+    def _written(self, handle: bytes, path: str) -> Iterator[SftpWriter]:
+        """Close the file in the end, and wait for every status unless there was an error already."""
+        writer = SftpWriter(self._wire, handle, path, lambda: self._space_left(path))
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
 
     def _make_dir(self, path: str) -> None:
         reply = self._wire.call(CMD_MKDIR, string(path), NO_ATTRIBUTES)

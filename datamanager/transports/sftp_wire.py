@@ -7,16 +7,19 @@ its reply.
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from paramiko.message import Message
-from paramiko.sftp import CMD_EXTENDED, CMD_INIT, CMD_STATUS, CMD_VERSION
+from paramiko.sftp import CMD_EXTENDED, CMD_INIT, CMD_REALPATH, CMD_STATUS, CMD_VERSION
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportError
 from datamanager.transports.base import Bytes
-from datamanager.transports.channel import Channel
+from datamanager.transports.channel import LONG_PATH, Channel
 from datamanager.transports.paths import from_wire, to_wire
 
 _VERSION = 3
@@ -26,10 +29,17 @@ _MAX_PACKET = 1 << 20
 _SMALL = 16 * 1024
 """Bytes of the receive buffer: many statuses fit, while the bulk of a DATA packet goes straight to its own memory."""
 
+_JOINED = 16 * 1024
+"""Bytes of small requests that are sent together."""
+
 DEFAULT_BLOCK = 32 * 1024
 """What every server takes in one READ or WRITE."""
 LARGEST_BLOCK = 255 * 1024
 """What OpenSSH takes; also our own bound, whatever a server offers."""
+_READS_SHORT, _READS_LONG = 32, 64
+"""Reads in flight over a short path, where more are slower (measured), and over a long one."""
+_LOOKS = 3
+"""How many calls a path that seems long is measured by: the first one may have waited for a busy machine."""
 
 
 def u32(value: int) -> bytes:
@@ -59,6 +69,11 @@ class Reply:
         """Return the body for reading field by field."""
         return Message(self.body)
 
+    @property
+    def code(self) -> int | None:
+        """The code of a status, None for any other reply; most are looked at no further."""
+        return int.from_bytes(self.body[:4], "big") if self.kind == CMD_STATUS else None
+
     def status(self) -> tuple[int, str] | None:
         """Return (code, text) of a status, None for any other reply."""
         if self.kind != CMD_STATUS:
@@ -77,7 +92,11 @@ class Wire:
         """Open the conversation. Raises: the channel's reason when the server does not answer."""
         self.channel = channel
         self.broken = False
+        self.round_trip = math.inf
+        """Seconds of the shortest call so far, which is at least the path's round trip."""
         self._next = 0
+        self._joins = False
+        self._joined = bytearray()
         self._waiting: set[int] = set()
         self._unwanted: set[int] = set()
         self._arrived: dict[int, Reply] = {}
@@ -88,6 +107,14 @@ class Wire:
         except TransportError as exc:
             raise channel.start_error(exc) from exc
         self.read_block, self.write_block = self._ask_limits()
+        for _ in range(_LOOKS):
+            if self.round_trip >= LONG_PATH:
+                self.call(CMD_REALPATH, string("/"))
+
+    @property
+    def reads_in_flight(self) -> int:
+        """How many reads to have in flight on this path."""
+        return _READS_SHORT if self.round_trip < LONG_PATH else _READS_LONG
 
     def post(self, kind: int, head: bytes, data: Bytes = b"") -> int:
         """Send a request and return its number, which must later be taken or forgotten.
@@ -98,18 +125,44 @@ class Wire:
         self._next = (number + 1) & 0xFFFFFFFF
         self._waiting.add(number)
         header = _HEADER.pack(5 + len(head) + len(data), kind, number)
-        self._send(header + head, data)
+        if not self._joins:
+            self._send(header + head, data)
+        elif len(data) > _JOINED:
+            self._flush()
+            self._send(header + head, data)
+        else:
+            self._joined += header + head + data
+            if len(self._joined) > _JOINED:
+                self._flush()
         return number
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Send small requests together inside: a system call for many. They leave when enough have gathered, when a
+        reply is waited for, and in the end.
+        """
+        self._joins = True
+        try:
+            yield
+        finally:
+            self._joins = False
+            if not self.broken:
+                self._flush()
 
     def take(self, number: int) -> Reply:
         """Return the reply to a request, waiting for it."""
+        if number not in self._arrived:
+            self._flush()
         while number not in self._arrived:
             self._receive()
         return self._arrived.pop(number)
 
     def call(self, kind: int, *fields: bytes) -> Reply:
         """Send a request and return its reply."""
-        return self.take(self.post(kind, b"".join(fields)))
+        began = time.monotonic()
+        reply = self.take(self.post(kind, b"".join(fields)))
+        self.round_trip = min(self.round_trip, time.monotonic() - began)
+        return reply
 
     def extended(self, name: str, *fields: bytes) -> Reply:
         """Send a request of an extension that the server advertised, and return its reply."""
@@ -145,7 +198,12 @@ class Wire:
         # 0 means that the server names no limit
         return min(read or DEFAULT_BLOCK, LARGEST_BLOCK), min(write or DEFAULT_BLOCK, LARGEST_BLOCK)
 
-    def _send(self, head: bytes, data: Bytes) -> None:
+    def _flush(self) -> None:
+        if self._joined:
+            gathered, self._joined = self._joined, bytearray()
+            self._send(gathered, b"")
+
+    def _send(self, head: Bytes, data: Bytes) -> None:
         if self.broken:
             raise ConnectionLost("the connection broke before")
         parts = [memoryview(head), memoryview(data)] if len(data) else [memoryview(head)]

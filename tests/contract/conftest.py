@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,51 @@ import pytest
 from datamanager.machines import Machine
 from datamanager.transports.base import Session, Storage
 from datamanager.transports.factory import open_storage
+from datamanager.transports.pool import SftpStorage
 from tests.support.sshd import PrivateSshd
 
 MachineMaker = Callable[..., Machine]
+
+
+@contextmanager
+def opened(machine: Machine, control_dir: Path) -> Iterator[SftpStorage]:
+    """Open the machine's storage, and look that every loan came back."""
+    storage = open_storage(machine, control_dir=control_dir)
+    assert isinstance(storage, SftpStorage)
+    try:
+        yield storage
+        assert storage.in_use == 0
+    finally:
+        storage.close()
+
+
+def until(true: Callable[[], bool], seconds: float = 8.0) -> bool:
+    """Wait until something is so; say whether it came to be."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def commands(word: str) -> list[str]:
+    """Return the command lines of all processes that hold this word."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if word in line and entry.parent.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+def kill_sessions(server: PrivateSshd, which: signal.Signals = signal.SIGKILL) -> None:
+    for pid in server.descendants():
+        with suppress(ProcessLookupError):  # one goes as the other was killed
+            os.kill(pid, which)
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +106,17 @@ def storage(machine: Machine, control_dir: Path) -> Iterator[Storage]:
 def session(storage: Storage) -> Iterator[Session]:
     with storage.session() as lent:
         yield lent
+
+
+@pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSshd]:
+    """A server of the test's own, to be ill-treated."""
+    with PrivateSshd(tmp_path_factory.mktemp("alone")) as running:
+        assert until(lambda: not running.children())
+        yield running
+
+
+@pytest.fixture(params=["openssh", "paramiko"])
+def alone_machine(request: pytest.FixtureRequest, alone: PrivateSshd, tmp_path: Path) -> Machine:
+    overrides = {"connection": request.param, "stall_timeout": 2, "max_connections": 3, "connect_timeout": 5}
+    return alone.machine("remote", tmp_path, **overrides)
