@@ -7,6 +7,7 @@ on the machine; the engine does that before each use (`engine.confine`).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Self
 from uuid import UUID
@@ -60,7 +61,7 @@ def normalised_prefix(machine: Machine | None, given: str) -> str:
     itself.
     """
     if given.startswith("/"):
-        given = _below(machine.base_dir, given) if machine is not None else given.lstrip("/")
+        given = _below(machine.base_dir, f"{given}/") if machine is not None else given.lstrip("/")
     given = given.strip("/")
     return _normalised(given, given) if given not in ("", ".") else ""
 
@@ -71,8 +72,10 @@ def temporary_name(name: str, transfer: UUID, epoch: int) -> str:
     The epoch is in the name, so an attempt can never write into, or clean up, another one's file.
     """
     tail = f".{transfer.hex[:8]}.{epoch}{PART_SUFFIX}"
-    room = NAME_MAX - 1 - len(tail)
-    kept = name.encode("utf-8", "surrogateescape")[:room].decode("utf-8", "ignore")
+    raw = name.encode("utf-8", "surrogateescape")
+    if len(raw) > NAME_MAX - 1 - len(tail):  # names of one batch that begin alike must not become the same
+        tail = f"~{hashlib.sha256(raw).hexdigest()[:8]}{tail}"
+    kept = raw[: NAME_MAX - 1 - len(tail)].decode("utf-8", "ignore")
     return f".{kept}{tail}"
 
 

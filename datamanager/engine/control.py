@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 from datamanager.domain.states import Phase
-from datamanager.errors import DataManagerError
+from datamanager.engine.throttle import Throttle
+from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused
+from datamanager.transports.base import Session
+
+WISHES = (Cancelled, DeadlineExceeded, Paused)
+"""Reasons to stop that come from users: what is past its point of no return is done first."""
 
 
 class Control:
@@ -13,11 +21,16 @@ class Control:
     lock is needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, throttle: Throttle | None = None) -> None:
+        self.throttle = throttle
+        """What `advance` waits for; None: nothing is limited."""
         self.phase = Phase.QUEUED
         self.bytes_done = 0
         self.bytes_total: int | None = None
         self._stop: DataManagerError | None = None
+        self._wish: DataManagerError | None = None
+        self._shielded = False
+        self._sessions: set[Session] = set()
 
     def enter(self, phase: Phase, total: int | None = None) -> None:
         """Note the phase; its bytes are counted from 0 when `total` is given. Raises: whatever `stop` was given."""
@@ -27,7 +40,17 @@ class Control:
             self.bytes_done, self.bytes_total = 0, total
 
     def advance(self, count: int) -> None:
-        """Count bytes. A `Progress` of the transports. Raises: whatever `stop` was given."""
+        """Count bytes that were moved, and block until the limits allow more. A `Progress` of the transports.
+
+        Raises: whatever `stop` was given, also while it blocks.
+        """
+        self.bytes_done += count
+        self.check()
+        if self.throttle is not None:
+            self.throttle.take(count, self.check)
+
+    def skip(self, count: int) -> None:
+        """Count bytes that no limit is for: those that stay on their machine. Raises: whatever `stop` was given."""
         self.bytes_done += count
         self.check()
 
@@ -36,10 +59,43 @@ class Control:
         self.check()
 
     def stop(self, reason: DataManagerError) -> None:
-        """Make the work end with `reason` at its next step; the first reason counts."""
-        self._stop = self._stop or reason
+        """Make the work end with `reason` at its next step; the first reason counts, but a user's wish the least."""
+        if isinstance(reason, WISHES):
+            self._wish = self._wish or reason
+        else:
+            self._stop = self._stop or reason
+
+    @property
+    def stopping(self) -> DataManagerError | None:
+        """The reason to stop, if there is one now."""
+        return self._stop or (None if self._shielded else self._wish)
 
     def check(self) -> None:
-        """Raise the reason to stop, if there is one."""
-        if self._stop is not None:
-            raise self._stop
+        """Raise the reason to stop, if there is one now."""
+        if (reason := self.stopping) is not None:
+            raise reason
+
+    def shield(self) -> None:
+        """Pass the point of no return: from here on users' wishes are not heard. Raises: whatever `stop` was given."""
+        self.check()
+        self._shielded = True
+
+    def unshield(self) -> None:
+        """Hear users' wishes again, also those of before: nothing was done that needs its other half."""
+        self._shielded = False
+
+    @contextmanager
+    def using(self, sessions: Iterable[Session]) -> Iterator[None]:
+        """Have these sessions aborted by `abort` while the body runs. Raises: whatever `stop` was given."""
+        mine = set(sessions)
+        self._sessions |= mine
+        try:
+            self.check()
+            yield
+        finally:
+            self._sessions -= mine
+
+    def abort(self) -> None:
+        """Break the sessions in use, so that a thread which waits for a machine that is silent notices the stop."""
+        for session in list(self._sessions):
+            session.abort()

@@ -35,6 +35,23 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """The restart marker: whose bytes a partial file holds, recorded before the first of them (`engine.restart`).
+
+    `size` (bytes) and `mtime` (seconds) are the source's; `window` is how many bytes may be missing before the partial
+    file's end.
+    """
+
+    size: int
+    mtime: int
+    window: int
+
+    def fits(self, source: FileStat) -> bool:
+        """Say whether the source is still the one that the partial file was read from."""
+        return (self.size, self.mtime) == (source.size, source.mtime)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One attempt. `source` is None for downloads, `destination` for deletes."""
 
@@ -47,6 +64,10 @@ class Job:
     verify: VerifyPolicy = VerifyPolicy.SHA256
     intent: Intent | None = None
     """Recorded by an earlier attempt that may have published."""
+    restart: Restart | None = None
+    """Recorded by an earlier try or attempt before it wrote a partial file."""
+    limited: bool = False
+    """A bandwidth limit is in force: the bytes must go through the mover, which keeps to it."""
 
     @property
     def origin(self) -> End:
@@ -108,12 +129,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What the transfer step did: bytes that are in the partial file, and the sha256 (hex) of what was read, if
-    hashed.
+    """What the transfer step did: bytes that are in the partial file, and, where it was taken meanwhile, the sha256
+    (hex) of what was read, and that of what is stored, read from the destination's storage.
     """
 
     size: int
     sha256: str | None = None
+    stored: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import posixpath
 
 from datamanager.domain.plan import Route, plan
+from datamanager.engine import direct
 from datamanager.engine.confine import confined, relative
 from datamanager.engine.job import End, Found, Intent, Job
+from datamanager.engine.restart import parts_of
 from datamanager.engine.verify import stored_sha256
 from datamanager.errors import (
     DestinationExists,
@@ -26,7 +28,7 @@ from datamanager.transports.base import FileKind, FileStat, Session
 def probe(job: Job, *, size: int | None = None) -> Found:
     """Look at both ends and say how the bytes will go; `size` is a download's announced length (None: unknown).
 
-    Makes the destination's directory; removes partial files that earlier attempts of this transfer left there.
+    Makes the destination's directory; removes partial files of this transfer there that nobody can go on with.
 
     Raises: SourceMissing, DestinationExists, NoSpace, PathNotAllowed, and what the transports raise.
     """
@@ -41,6 +43,7 @@ def probe(job: Job, *, size: int | None = None) -> Found:
             source_machine=job.source.machine.name if job.source else None,
             destination_machine=target.machine.name,
             can_copy_within=session.features.server_side_copy,
+            can_go_direct=direct.possible(job, limited=job.limited),
         )
         if route is Route.RENAME and is_link:
             # renaming a link would move the link and leave the bytes; the bytes are what was asked for
@@ -60,9 +63,9 @@ def probe(job: Job, *, size: int | None = None) -> Found:
                 raise SourceMissing(f"{job.source.place}: no such file")
             _require_another_file(job, source_path, final)
             _require_free_name(session, job, final)
-            if route is not Route.RENAME:
-                _require_space(session, directory, source.size if source else size, target)
-        _remove_earlier_parts(session, job, directory)
+        there = _resumable(session, job, found)
+        if found.published is None and route is not Route.RENAME:
+            _require_space(session, directory, source.size if source else size, there, target)
         return found
 
 
@@ -130,15 +133,18 @@ def _require_free_name(session: Session, job: Job, final: str) -> None:
         raise DestinationExists(f"{place}: a file that is not registered is there; overwrite=true replaces it")
 
 
-def _require_space(session: Session, directory: str, size: int | None, target: End) -> None:
+def _require_space(session: Session, directory: str, size: int | None, there: int, target: End) -> None:
     free = session.free_space(directory)
-    if free is not None and size is not None and size > free:
-        raise NoSpace(f"{target.machine.name}: {size} bytes are needed, {free} are free")
+    if free is not None and size is not None and size - there > free:
+        raise NoSpace(f"{target.machine.name}: {size - there} bytes are needed, {free} are free")
 
 
-def _remove_earlier_parts(session: Session, job: Job, directory: str) -> None:
-    for name in job.earlier_part_names:
-        try:
-            session.remove(posixpath.join(directory, name))
-        except PathMissing:
-            continue
+def _resumable(session: Session, job: Job, found: Found) -> int:
+    """Return the bytes that earlier attempts stored and this one can go on from; removes the parts that it can't."""
+    parts = parts_of(job, found.directory, session)
+    sent = found.route in (Route.RELAY, Route.DIRECT) and found.published is None
+    if sent and found.source is not None and job.restart is not None and job.restart.fits(found.source):
+        return sum(size for size, _ in parts)
+    for _, path in parts:
+        session.remove(path)
+    return 0

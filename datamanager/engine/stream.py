@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import hashlib
-import posixpath
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 
 from datamanager.domain.plan import Route
-from datamanager.domain.states import Phase, TransferKind
+from datamanager.domain.states import Phase
 from datamanager.engine.control import Control
-from datamanager.engine.job import Found, Job, Moved
+from datamanager.engine.direct import push
+from datamanager.engine.ends import lent, refuse_one_place
+from datamanager.engine.job import Found, Job, Moved, Restart
+from datamanager.engine.restart import marker_of, resume
+from datamanager.engine.streams import Stretch, connections
 from datamanager.errors import (
-    DestinationExists,
     PathMissing,
     SizeMismatch,
     SourceChanged,
@@ -26,36 +29,68 @@ from datamanager.machines import VerifyPolicy
 from datamanager.sources.base import Download
 from datamanager.transports.base import Session
 
+FOLLOWED_FROM = 16 * 1024 * 1024
+"""Bytes from which on the destination hashes beside the transfer; for less, starting a program there takes longer."""
 
-def relay(job: Job, found: Found, control: Control) -> Moved:
-    """Read the source, write the partial file, through the mover. A partial file of an earlier try of this attempt
-    goes first.
+Remember = Callable[[Restart], None]
+
+
+def forget(_: Restart) -> None:
+    """Record no restart marker."""
+
+
+def send(job: Job, found: Found, control: Control, remember: Remember = forget) -> Moved:
+    """Bring the source's bytes into the partial file, by the route that the probe found; see `relay`."""
+    if found.route is Route.WITHIN:
+        return copy_within(job, found, control)
+    if found.route is Route.DIRECT:
+        return direct_or_relay(job, found, control, remember)
+    return relay(job, found, control, remember)
+
+
+def direct_or_relay(job: Job, found: Found, control: Control, remember: Remember) -> Moved:
+    """Let the source push to the destination; what arrived before that failed, the relay goes on with."""
+    with lent(job) as (source, target):
+        start = resume(job, found, source, target, control)
+    marker = _marked(job, found, start, remember)
+    moved = push(job, found, control, start)
+    return moved or relay(replace(job, restart=marker), found, control, remember)
+
+
+def relay(job: Job, found: Found, control: Control, remember: Remember = forget) -> Moved:
+    """Read the source, write the partial file, through the mover; goes on with the partial file of an earlier try or
+    attempt where there is a good one.
+
+    Several connections are used for a large file over a long path. `remember` is told the restart marker before the
+    first byte, and must have recorded it when it returns.
 
     Raises: SourceMissing, SourceChanged (other length than probed), DestinationExists (both names are one file), and
-    what the
-    transports raise.
+    what the transports raise.
     """
     wanted = found.source_stat.size
     control.enter(Phase.TRANSFER, wanted)
-    size, digest = 0, hashlib.sha256() if job.verify is VerifyPolicy.SHA256 else None
-    with _both(job) as (source, target), ExitStack() as stack:
-        remove_part(target, found)
+    with lent(job) as (source, target), ExitStack() as stack:
+        start = resume(job, found, source, target, control)
+        _marked(job, found, start, remember)
+        control.bytes_done = start
+        ways = stack.enter_context(connections(job, source, target, wanted - start))
         try:
-            reader = stack.enter_context(source.open_read(found.source_path))
+            readers = [stack.enter_context(one.open_read(found.source_path)) for one in ways.sources]
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
-        with target.create(found.part) as writer:
-            _refuse_one_place(job, found, source)
-            for block in reader.blocks(0, wanted):
-                if digest is not None:
-                    digest.update(block)
-                writer.write(size, block)
-                size += len(block)
-                control.advance(len(block))
-            writer.flush()
-    if size != wanted:
-        raise SourceChanged(f"{job.origin.place} ended after {size} of {wanted} bytes")
-    return Moved(size, digest.hexdigest() if digest else None)
+        first = target.reopen(found.part) if start else target.create(found.part)
+        writers = [stack.enter_context(first)]
+        writers += [stack.enter_context(one.reopen(found.part)) for one in ways.targets[1:]]
+        refuse_one_place(job, found, source)
+        # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
+        hashed = job.verify is VerifyPolicy.SHA256 and not start
+        follower = stack.enter_context(target.follow(found.part)) if hashed and wanted >= FOLLOWED_FROM else None
+        stretch = Stretch(readers, writers, start, wanted, follower, hashlib.sha256() if hashed else None)
+        size = stretch.move(control)
+        if size != wanted:
+            raise SourceChanged(f"{job.origin.place} ended after {size} of {wanted} bytes")
+        stored = follower.result(control.watch) if follower is not None else None
+    return Moved(size, stretch.sha256, stored)
 
 
 def copy_within(job: Job, found: Found, control: Control) -> Moved:
@@ -64,7 +99,7 @@ def copy_within(job: Job, found: Found, control: Control) -> Moved:
     with job.target.storage.session() as session:
         remove_part(session, found)
         try:
-            if session.copy_within(found.source_path, found.part, control.advance):
+            if session.copy_within(found.source_path, found.part, control.skip):
                 return Moved(session.stat(found.part).size)
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
@@ -114,37 +149,9 @@ def discard(job: Job, found: Found) -> None:
         remove_part(session, found)
 
 
-@contextmanager
-def _both(job: Job) -> Iterator[tuple[Session, Session]]:
-    """Lend a session of each end. Pools are bounded, so they are asked in the order of the machines' names: two
-    transfers in
-    opposite directions can't wait for each other for ever. Two of one machine are lent together for the same reason."""
-    origin, target = job.origin.storage, job.target.storage
-    if origin is target:
-        with origin.pair() as both:
-            yield both
-    elif origin.machine < target.machine:
-        with origin.session() as source, target.session() as sink:
-            yield source, sink
-    else:
-        with target.session() as sink, origin.session() as source:
-            yield source, sink
-
-
-def _refuse_one_place(job: Job, found: Found, source: Session) -> None:
-    """Refuse to replace or remove a file by itself: two machine names can stand for one directory.
-
-    If the partial file, just made, shows beside the source, both are one place.
-    """
-    if found.route is not Route.RELAY or job.origin.machine.name == job.target.machine.name:
-        return
-    if job.kind is not TransferKind.MOVE and not job.overwrite:
-        return
-    directory, name = posixpath.split(found.source_path)
-    if name != posixpath.basename(found.final):
-        return
-    try:
-        source.lstat(posixpath.join(directory, posixpath.basename(found.part)))
-    except PathMissing:
-        return
-    raise DestinationExists(f"{job.origin.place} and {job.target.place} are one and the same file")
+def _marked(job: Job, found: Found, start: int, remember: Remember) -> Restart | None:
+    """Have the restart marker recorded, unless it is already: after `resume`, before a byte is written."""
+    marker = marker_of(found)
+    if marker is not None and (not start or marker != job.restart):
+        remember(marker)
+    return marker

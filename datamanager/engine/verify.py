@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Verified
 from datamanager.engine.control import Control
-from datamanager.engine.job import Found, Job, Moved, Proof
+from datamanager.engine.job import End, Found, Job, Moved, Proof
 from datamanager.errors import ChecksumMismatch, PathMissing, SizeMismatch, SourceChanged
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.base import Progress, Session, no_progress
+
+READ_BACK = 1024 * 1024
+"""Bytes up to which a file is read back rather than hashed by a program there, which takes 90 ms to start."""
 
 
 def verify(job: Job, found: Found, moved: Moved, control: Control) -> Proof:
@@ -25,10 +29,9 @@ def verify(job: Job, found: Found, moved: Moved, control: Control) -> Proof:
         stored = session.stat(found.part).size
         if stored != moved.size:
             raise SizeMismatch(f"{job.target.place}: {stored} bytes are stored, {moved.size} were sent")
-        far = stored_sha256(session, found.part, control.watch) if hashed else None
-    near = moved.sha256
+    near = None
     if hashed:
-        near = near or _source_sha256(job, found, control)
+        near, far = _both_sha256(job, found, moved, control)
         if near != far:
             raise ChecksumMismatch(f"{job.target.place}: sha256 {far} is stored, {near} was read")
     if found.route is not Route.DOWNLOAD:
@@ -53,11 +56,12 @@ def require_unchanged(job: Job, found: Found) -> None:
 
 def stored_sha256(session: Session, path: str, progress: Progress = no_progress) -> str:
     """Return the sha256 (hex) of a file from its storage: computed by the machine itself where it can, else read
-    back.
+    back. Small files are read back anyway: that is quicker than starting a program.
     """
-    digest = session.digest(path, progress)
-    if digest is not None:
-        return digest
+    if session.stat(path).size > READ_BACK:
+        digest = session.digest(path, progress)
+        if digest is not None:
+            return digest
     sha256 = hashlib.sha256()
     with session.open_read(path) as reader:
         for block in reader.blocks():
@@ -66,6 +70,23 @@ def stored_sha256(session: Session, path: str, progress: Progress = no_progress)
     return sha256.hexdigest()
 
 
-def _source_sha256(job: Job, found: Found, control: Control) -> str:
-    with job.origin.storage.session() as session:
-        return stored_sha256(session, found.source_path, control.watch)
+def _both_sha256(job: Job, found: Found, moved: Moved, control: Control) -> tuple[str, str]:
+    """Return the sha256 of what was read and of what is stored; what was not taken meanwhile is read from storage,
+    both ends at the same time.
+    """
+
+    def source() -> str:
+        try:
+            return _hashed(job.origin, found.source_path, control)
+        except PathMissing:
+            raise SourceChanged(f"{job.origin.place} disappeared under the transfer") from None
+
+    with ThreadPoolExecutor(1) as beside:
+        near = beside.submit(lambda: moved.sha256 or source())
+        far = moved.stored or _hashed(job.target, found.part, control)
+        return near.result(), far
+
+
+def _hashed(end: End, path: str, control: Control) -> str:
+    with end.storage.session() as session:
+        return stored_sha256(session, path, control.watch)

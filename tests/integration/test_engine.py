@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -33,33 +32,11 @@ from datamanager.errors import (
     SourceMissing,
     SourceNotRemoved,
 )
-from datamanager.machines import Machine, Machines, VerifyPolicy
-from datamanager.transports.factory import Storages
+from datamanager.machines import Machine, VerifyPolicy
+from tests.support.ends import Ends
 from tests.support.sshd import PrivateSshd
 
 DATA = os.urandom(3 * 2**20 + 7)
-
-
-class Ends:
-    """Two machines, `a` and `b`, and their folders."""
-
-    def __init__(self, machines: dict[str, Machine], control_dir: Path) -> None:
-        self.machines = machines
-        self.storages = Storages(Machines(machines), control_dir)
-
-    def folder(self, name: str) -> Path:
-        """Return a machine's base_dir."""
-        return Path(self.machines[name].base_dir)
-
-    def end(self, name: str, path: str) -> End:
-        """Return one end of a transfer."""
-        machine = self.machines[name]
-        return End(Place.of(machine, path), machine, self.storages.get(name))
-
-    def job(self, source: str, destination: str, kind: TransferKind = TransferKind.COPY, **rules: object) -> Job:
-        """Describe a transfer between places written `machine:path`."""
-        ends = [self.end(*text.split(":", 1)) for text in (source, destination)]
-        return replace(Job(uuid4(), 1, kind, ends[0], ends[1]), **rules)  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=["local", "openssh", "paramiko"])

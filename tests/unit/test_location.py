@@ -141,7 +141,17 @@ def test_splitting_a_destination(dest: str, parts: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("given", "prefix"),
-    [("", ""), (".", ""), ("a", "a"), ("a/", "a"), ("./a//b/", "a/b"), ("/data/base/a", "a"), ("/data/base/a/", "a")],
+    [
+        ("", ""),
+        (".", ""),
+        ("a", "a"),
+        ("a/", "a"),
+        ("./a//b/", "a/b"),
+        ("/data/base/a", "a"),
+        ("/data/base/a/", "a"),
+        ("/data/base", ""),
+        ("/data/base/", ""),
+    ],
 )
 def test_prefixes(given: str, prefix: str) -> None:
     assert normalised_prefix(machine(), given) == prefix
@@ -172,6 +182,11 @@ def test_each_attempt_has_a_name_of_its_own() -> None:
     one, other = uuid4(), uuid4()
     names = {temporary_name("x" * 255, transfer, epoch) for transfer in (one, other) for epoch in (1, 2, 11)}
     assert len(names) == 6
+
+
+def test_long_names_that_begin_alike_have_different_temporary_names() -> None:
+    transfer = uuid4()
+    assert temporary_name("x" * 250 + "1.txt", transfer, 1) != temporary_name("x" * 250 + "2.txt", transfer, 1)
 
 
 def test_nobody_can_ask_for_a_temporary_name() -> None:
