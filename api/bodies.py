@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
+from anyio.to_thread import run_sync
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -18,9 +19,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from datamanager.domain.requests import Request as OurRequest
 from datamanager.domain.requests import validated
-from datamanager.errors import MalformedBody, TooLarge
+from datamanager.errors import InvalidRequest, MalformedBody, TooLarge
 
 LIMIT = 2**20  # bytes of a body
+LARGE_LIMIT = 2**24  # bytes of a batch's: 10,000 items with long paths
 FIELDS_MAX = 100
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
@@ -34,9 +36,22 @@ async def read_request(request: Request, model: type[M]) -> M:
     return validated(await read_fields(request), model)
 
 
-async def read_fields(request: Request) -> dict[str, Any]:
-    """Read the body's fields. Raises: MalformedBody, TooLarge."""
-    return await parse_fields(await _read(request), request.headers.get("content-type", ""))
+async def read_large_request(request: Request, model: type[M]) -> M:
+    """Read a body of up to LARGE_LIMIT bytes as `model`; JSON only, and judged in a thread: it may take a while.
+
+    Raises: MalformedBody, TooLarge, InvalidRequest (names each field).
+    """
+    kind = parse_options_header(request.headers.get("content-type", ""))[0].decode("latin-1").lower()
+    if kind in (FORM, MULTIPART):
+        raise InvalidRequest(f"Content-Type: a form can't hold this; send {JSON}", {"Content-Type": JSON})
+    fields = await read_fields(request, LARGE_LIMIT)
+    return await run_sync(validated, fields, model)
+
+
+async def read_fields(request: Request, limit: int = LIMIT) -> dict[str, Any]:
+    """Read the fields of a body of up to `limit` bytes. Raises: MalformedBody, TooLarge."""
+    body, content_type = await _read(request, limit), request.headers.get("content-type", "")
+    return await parse_fields(body, content_type)
 
 
 async def parse_fields(body: bytes, content_type: str) -> dict[str, Any]:
@@ -57,20 +72,20 @@ async def parse_fields(body: bytes, content_type: str) -> dict[str, Any]:
     if kind == MULTIPART:
         return await _multipart(body, content_type)
     if kind in ("", JSON) or (kind.startswith("application/") and kind.endswith("+json")):
-        return _json(text)
+        return await run_sync(_json, text) if len(body) > LIMIT else _json(text)
     raise MalformedBody(f"the body's type is {kind!r}; send {FORM}, {MULTIPART} or {JSON}")
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, limit: int) -> bytes:
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > LIMIT:
-        raise TooLarge(f"a body may have {LIMIT} bytes")
+    if announced.isdecimal() and int(announced[:20]) > limit:
+        raise TooLarge(f"a body may have {limit} bytes")
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > LIMIT:
-                raise TooLarge(f"a body may have {LIMIT} bytes")
+            if len(body) > limit:
+                raise TooLarge(f"a body may have {limit} bytes")
     except ClientDisconnect:
         raise MalformedBody("the connection ended before the body did") from None
     return bytes(body)

@@ -2,7 +2,8 @@
 
 A place is held by a live object or by a transfer under way. On an object readers share and writers exclude. All
 functions work inside the caller's writing transaction, after `lock_object` where an object is concerned. Locks are
-always taken in the order transfer row, object row, claim, so that two transactions never wait for each other.
+always taken in the order transfer row, object row, claim, so that two transactions never wait for each other. Those
+for many at once are in `models.many_claims`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def claim_place(session: Session, place: Place, *, transfer: UUID | None = None,
         "mode": "place",
         "machine": place.machine,
         "place": place.path,
-        "place_key": _key(place),
+        "place_key": place_key(place),
         "transfer_id": transfer,
         "object_id": object_id,
     }
@@ -76,12 +77,13 @@ def free_claims_of_transfer(session: Session, transfer: UUID) -> None:
     session.execute(delete(Claim).where(Claim.transfer_id == transfer))
 
 
-def _key(place: Place) -> str:
+def place_key(place: Place) -> str:
+    """Return what a place is claimed under."""
     return hashlib.sha256(str(place).encode()).hexdigest()
 
 
 def _held(place: Place) -> Update:
-    return update(Claim).where(Claim.mode == "place", Claim.place_key == _key(place))
+    return update(Claim).where(Claim.mode == "place", Claim.place_key == place_key(place))
 
 
 def _hand_over(session: Session, statement: Update, place: Place) -> None:

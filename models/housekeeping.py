@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
+from datamanager.domain.states import TransferKind
 from models import idempotency, outbox
 from models.database import affected, now
-from models.tables import Lease, Transfer
+from models.tables import Lease, Transfer, TransferItem
 
 BATCH = 1000
+ITEMS_BATCH = 10_000
+MANY = [kind.value for kind in TransferKind if kind.many]
 DEAD_LEASE = timedelta(hours=1)
 """A lease that ran out this long ago belongs to a process that is gone."""
 
@@ -38,6 +41,8 @@ class Durations(Protocol):
 class Tidied:
     """How many rows went."""
 
+    items: int
+    """Of batches; a batch goes when its last item has gone."""
     transfers: int
     messages: int
     keys: int
@@ -46,7 +51,7 @@ class Tidied:
     @property
     def more(self) -> bool:
         """Whether a batch was full, so that another call will find more."""
-        return max(self.transfers, self.messages, self.keys) >= BATCH
+        return max(self.transfers, self.messages, self.keys) >= BATCH or self.items >= ITEMS_BATCH
 
 
 def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
@@ -55,6 +60,7 @@ def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
     Objects are never forgotten. Any process may do it, several at once too.
     """
     return Tidied(
+        items=_prune_items(session, durations.keep_transfers),
         transfers=_prune_transfers(session, durations.keep_transfers),
         messages=outbox.prune(session, durations.keep_outbox, broker=broker, limit=BATCH),
         keys=idempotency.prune(session, durations.idempotency_keep, limit=BATCH),
@@ -62,6 +68,15 @@ def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
     )
 
 
+def _prune_items(session: Session, keep: timedelta) -> int:
+    batches = select(Transfer.id).where(Transfer.ended < now(session) - keep, Transfer.kind.in_(MANY))
+    key = TransferItem.transfer_id, TransferItem.number
+    some = select(*key).where(TransferItem.transfer_id.in_(batches)).limit(ITEMS_BATCH)
+    return affected(session, delete(TransferItem).where(tuple_(*key).in_(some)))
+
+
 def _prune_transfers(session: Session, keep: timedelta) -> int:
-    old = select(Transfer.id).where(Transfer.ended < now(session) - keep).limit(BATCH)
+    """Forget transfers that have no items, or none any more."""
+    items = select(TransferItem.number).where(TransferItem.transfer_id == Transfer.id)
+    old = select(Transfer.id).where(Transfer.ended < now(session) - keep, ~items.exists()).limit(BATCH)
     return affected(session, delete(Transfer).where(Transfer.id.in_(old)))

@@ -1,0 +1,592 @@
+"""Batches in the catalogue: each item by the rules of a single transfer, and none in the way of another."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from datamanager.domain.location import Place
+from datamanager.domain.requests import ITEMS_MAX, AcceptedBatch, CopyManyRequest, MoveManyRequest, validated
+from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus, Verified
+from datamanager.errors import (
+    ConnectionLost,
+    DestinationExists,
+    InvalidRequest,
+    ItemsFailed,
+    LeaseLost,
+    NoSpace,
+    ObjectNotFound,
+    PathNotAllowed,
+    SourceNotRemoved,
+    UnknownMachine,
+)
+from models import batches, migrate, movers, outcomes, transfers
+from models.batch_items import count_items, select_items
+from models.claims import claim_place
+from models.database import Database
+from models.housekeeping import Tidied, tidy
+from models.many_claims import claim_places
+from models.many_objects import FoundFile, register_files
+from models.movers import Hold
+from models.objects import Facts
+from models.tables import Claim, DataObject, Transfer, TransferItem
+from models.transfers import Order
+from tests.support.bookkeeping import (
+    SHA256,
+    begin,
+    claims,
+    get_object,
+    get_transfer,
+    messages,
+    order,
+    place,
+    register,
+    snapshot,
+    submit,
+    told,
+)
+
+FACTS = Facts(7, SHA256, Verified.SHA256)
+INTENT = {"size": 7, "sha256": None, "mtime": 1}
+
+
+def batch(kind: str, *items: tuple[UUID, str], **fields: Any) -> Order:
+    """Return a batch's order; its items go to beta unless `machine` says otherwise."""
+    request = {"machine": "beta", "items": [{"uuid": str(uuid), "dest": dest} for uuid, dest in items], **fields}
+    if kind == "copy":
+        return Order(TransferKind.COPY_MANY, validated(request, CopyManyRequest))
+    return Order(TransferKind.MOVE_MANY, validated(request, MoveManyRequest))
+
+
+def below(kind: str, path: str, dest: str, machine: str = "beta") -> Order:
+    """Return the order of all that lies below a directory of alpha."""
+    request = {"directory": {"machine": "alpha", "path": path}, "machine": machine, "dest": dest}
+    model, of = (
+        (CopyManyRequest, TransferKind.COPY_MANY) if kind == "copy" else (MoveManyRequest, TransferKind.MOVE_MANY)
+    )
+    return Order(of, validated(request, model))
+
+
+def items_of(database: Database, transfer: UUID) -> list[TransferItem]:
+    with database.read() as session:
+        return select_items(session, transfer, limit=ITEMS_MAX)
+
+
+def ends(database: Database, transfer: UUID) -> list[str]:
+    """Return each item's error code, or its status, with a star when it was skipped."""
+    return [(item.error_code or item.status) + "*" * item.skipped for item in items_of(database, transfer)]
+
+
+def do(database: Database, act: Callable[..., Any], hold: Hold, *args: Any) -> Any:
+    with database.write() as session:
+        return act(session, hold, *args)
+
+
+def results(*numbers: int) -> list[tuple[int, Facts]]:
+    return [(number, FACTS) for number in numbers]
+
+
+def perform(database: Database, transfer: UUID) -> str | ItemsFailed:
+    """Do all of a batch that can be done, as the flow does."""
+    hold = begin(database, transfer)
+    kind = TransferKind(get_transfer(database, transfer).kind)
+    with database.read() as session:
+        numbers = [item.number for item in batches.items_to_do(session, hold, -1, ITEMS_MAX)]
+    if kind is TransferKind.COPY_MANY:
+        do(database, batches.complete_copies, hold, results(*numbers))
+    else:
+        do(database, batches.commit_moves, hold, results(*numbers))
+        do(database, batches.finish_moves, hold, numbers)
+    found: str | ItemsFailed = do(database, batches.finish_batch, hold)
+    return found
+
+
+def set_status(database: Database, object_id: UUID, status: ObjectStatus) -> None:
+    with database.write() as session:
+        session.get_one(DataObject, object_id).status = status.value
+
+
+# --- accepting --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_one_transfer_and_its_items_are_rows(database: Database) -> None:
+    first, second = register(database, "in/a", group="fire"), register(database, "in/b", group="fire")
+    transfer = submit(
+        database, batch("copy", (first, "/data/beta/out/a"), (second, "out//b"), (first, "again"), verify="size")
+    )
+    row = get_transfer(database, transfer)
+    assert (row.kind, row.status, row.object_id, row.group, row.bytes_total) == (
+        "copy_many",
+        "QUEUED",
+        None,
+        "fire",
+        15,
+    )
+    assert (row.source_machine, row.destination_machine, row.destination_place) == ("alpha", "beta", None)
+    terms = transfers.request_of(row)
+    assert isinstance(terms, AcceptedBatch)
+    assert (terms.count, terms.overwrite, terms.verify, terms.machine) == (3, False, "size", "beta")
+    assert set(row.request) == set(AcceptedBatch.model_fields)  # not the items
+    items = items_of(database, transfer)
+    assert [(item.number, item.object_id, item.dest, item.destination_place, item.size) for item in items] == [
+        (0, first, "/data/beta/out/a", "out/a", 5),
+        (1, second, "out//b", "out/b", 5),
+        (2, first, "again", "again", 5),
+    ]
+    held = {claim for claim in claims(database) if claim[3] == transfer}
+    assert held == {
+        ("read", None, first, transfer),
+        ("read", None, second, transfer),
+        *(("place", f"beta:{item.destination_place}", item.result_object_id, transfer) for item in items),
+    }
+    assert told(database, transfer) == ["dm.requests", "dm.transfer.queued"]
+
+
+def test_an_item_that_cannot_be_done_fails_alone(database: Database) -> None:
+    good, deleted, archived, unknown, busy, stray = (
+        register(database, name) for name in ("a", "b", "c", "d", "e", "f")
+    )
+    set_status(database, deleted, ObjectStatus.DELETED)
+    set_status(database, archived, ObjectStatus.ARCHIVED)
+    set_status(database, unknown, ObjectStatus.UNKNOWN)
+    submit(database, order("move", busy, "elsewhere"))
+    submit(database, order("getexternal", dest="coming"))
+    register(database, "taken", "beta")
+    with database.write() as session:
+        session.get_one(DataObject, stray).machine = "gone"
+    wanted = [
+        ((good, "out/a"), "QUEUED"),
+        ((uuid4(), "out/b"), "object_not_found"),
+        ((deleted, "out/c"), "object_deleted"),
+        ((archived, "out/d"), "object_archived"),
+        ((unknown, "out/e"), "object_unknown"),
+        ((busy, "out/f"), "object_busy"),
+        ((stray, "out/g"), "unknown_machine"),
+        ((good, "../out"), "path_not_allowed"),
+        ((good, "out/"), "path_not_allowed"),
+        ((good, "taken"), "destination_exists"),
+        ((good, "coming"), "destination_exists"),
+        ((good, "out//a"), "destination_exists"),
+        ((good, "out/last"), "QUEUED"),
+    ]
+    request = batch("copy", *(item for item, _ in wanted)).request.model_dump(mode="json")
+    request["items"].append({"uuid": str(good), "machine": "nowhere\n", "dest": "x"})
+    transfer = submit(database, Order(TransferKind.COPY_MANY, validated(request, CopyManyRequest)))
+    assert ends(database, transfer) == [code for _, code in wanted] + ["unknown_machine"]
+    refused = [item for item in items_of(database, transfer) if item.status == "ERROR"]
+    assert all(item.error_detail and item.result_object_id is None for item in refused)
+    assert "item 0 of this batch" in str(refused[-2].error_detail)
+    assert Counter(mode for mode, *_, held in claims(database) if held == transfer) == {"read": 1, "place": 2}
+    found = perform(database, transfer)
+    assert isinstance(found, ItemsFailed)
+    assert found.detail.startswith("12 of 14 items failed, first: object_not_found: no object has")
+    row = get_transfer(database, transfer)
+    assert (row.status, row.error_code, row.result) == ("ERROR", "items_failed", found.detail)
+    assert [item.status for item in items_of(database, transfer)].count("COMPLETE") == 2
+
+
+def test_moves_have_their_objects_alone(database: Database) -> None:
+    read, first, second = register(database, "a"), register(database, "b"), register(database, "c")
+    submit(database, order("copy", read, "copy"))
+    transfer = submit(
+        database,
+        batch("move", (read, "out/a"), (first, "out/b"), (first, "out/b2"), (second, "out/b"), (second, "out/c")),
+    )
+    # the second object's first wish was refused before it had its object
+    assert ends(database, transfer) == ["object_busy", "QUEUED", "object_busy", "destination_exists", "QUEUED"]
+    assert Counter(mode for mode, *_, held in claims(database) if held == transfer) == {"write": 2, "place": 2}
+
+
+def test_a_batch_of_failures_is_still_a_task(database: Database) -> None:
+    transfer = submit(database, batch("move", (uuid4(), "a"), (uuid4(), "b")))
+    row = get_transfer(database, transfer)
+    assert (row.status, row.bytes_total, row.source_machine, row.group) == ("QUEUED", 0, None, "")
+    assert isinstance(perform(database, transfer), ItemsFailed)
+    assert told(database, transfer)[-1] == "dm.transfer.error"
+
+
+@pytest.mark.parametrize("kind", ["copy", "move"])
+def test_a_repeated_batch_skips_what_is_right(database: Database, kind: str) -> None:
+    objects = [register(database, f"in/{i}", size=7) for i in range(4)]
+    wanted = [(uuid, f"out/{i}") for i, uuid in enumerate(objects)]
+    assert perform(database, submit(database, batch(kind, *wanted[:3]))) == "3 items done"
+    before = claims(database)
+    transfer = submit(database, batch(kind, *wanted))
+    assert ends(database, transfer) == ["COMPLETE*"] * 3 + ["QUEUED"]
+    held = {claim for claim in claims(database) if claim[3] == transfer}
+    assert len(held) == 2
+    assert claims(database) - held == before
+    there = [item.result_object_id for item in items_of(database, transfer)]
+    if kind == "move":
+        assert there == objects
+    else:
+        assert [get_object(database, copy).derived_from for copy in there[:3] if copy] == objects[:3]
+    assert get_transfer(database, transfer).bytes_total == 7
+    assert perform(database, transfer) == "4 items done (3 were there already)"
+    row = get_transfer(database, transfer)
+    assert (row.status, row.bytes_done, row.bytes_total) == ("COMPLETE", 7, 7)
+
+
+def test_only_a_copy_of_what_the_source_is_now_is_skipped(database: Database) -> None:
+    source, other = register(database, "in/a"), register(database, "in/b")
+    facts = [FACTS, Facts(6, SHA256), Facts(7, "sha256:" + "cd" * 32), Facts(7, None), Facts(None, None)]
+    hold = begin(database, submit(database, batch("copy", *((source, f"out/{i}") for i in range(5)))))
+    do(database, batches.complete_copies, hold, list(enumerate(facts)))
+    with database.write() as session:
+        obj = session.get_one(DataObject, source)
+        obj.size, obj.checksum = 7, SHA256
+    again = submit(database, batch("copy", *((source, f"out/{i}") for i in range(5)), (other, "out/0")))
+    right, wrong = "COMPLETE*", "destination_exists"
+    assert ends(database, again) == [right, wrong, wrong, right, right, wrong]
+    onto_itself = submit(database, batch("copy", (source, "in/a"), machine="alpha"))
+    assert ends(database, onto_itself) == ["destination_exists"]
+    where_it_is = submit(database, batch("move", (other, "in/b"), machine="alpha"))
+    assert ends(database, where_it_is) == ["COMPLETE*"]
+
+
+# --- directories ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "dest", "expected"),
+    [
+        ("run", "to/here", {"to/here/a.nc", "to/here/deep/b.nc"}),
+        ("/data/alpha/run/", "/data/beta/to/", {"to/a.nc", "to/deep/b.nc"}),
+        ("run/deep", "", {"b.nc"}),
+        ("", ".", {"run/a.nc", "run/deep/b.nc", "run2/c.nc", "run.nc"}),
+        ("/data/alpha", "/data/beta", {"run/a.nc", "run/deep/b.nc", "run2/c.nc", "run.nc"}),
+    ],
+)
+def test_a_directory_is_all_that_lies_below_it(database: Database, path: str, dest: str, expected: set[str]) -> None:
+    for name in ("run/a.nc", "run/deep/b.nc", "run2/c.nc", "run.nc"):
+        register(database, name)
+    register(database, "run/on-beta", "beta")
+    set_status(database, register(database, "run/deleted"), ObjectStatus.DELETED)
+    transfer = submit(database, below("copy", path, dest))
+    items = items_of(database, transfer)
+    assert {item.destination_place for item in items} == expected
+    assert {item.status for item in items} == {"QUEUED"}
+
+
+def test_a_directory_that_cannot_be_is_refused_as_a_whole(database: Database) -> None:
+    register(database, "run/a.nc")
+    before = snapshot(database)
+    for wanted, error in (
+        (below("copy", "nothing", "to"), ObjectNotFound),
+        (below("copy", "run/a.nc", "to"), ObjectNotFound),
+        (below("copy", "../run", "to"), PathNotAllowed),
+        (below("move", "run", "/elsewhere"), PathNotAllowed),
+        (below("move", "run", "to", machine="nowhere"), UnknownMachine),
+    ):
+        with pytest.raises(error):
+            submit(database, wanted)
+    assert snapshot(database) == before
+
+
+def register_many(database: Database, count: int, directory: str = "many") -> list[UUID]:
+    files = [
+        FoundFile(found, directory, Facts(5), found)
+        for found in (place(f"{directory}/{number:05}") for number in range(count))
+    ]
+    with database.write() as session:
+        rows = register_files(session, files, description="", originator="", group="g", metadata={})
+        return [row.id for row in rows]
+
+
+def test_ten_thousand_items_are_accepted_within_memory(database: Database) -> None:
+    register_many(database, ITEMS_MAX)
+    wanted = below("copy", "many", "out")
+    tracemalloc.start()
+    try:
+        transfer = submit(database, wanted)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 96 * 2**20
+    with database.read() as session:
+        assert count_items(session, transfer).queued == ITEMS_MAX
+        assert session.scalar(select(func.count()).where(Claim.transfer_id == transfer)) == 2 * ITEMS_MAX
+    register(database, "many/one-more")
+    with pytest.raises(InvalidRequest) as refused:
+        submit(database, below("copy", "many", "elsewhere"))
+    assert set(refused.value.fields) == {"directory.path"}
+
+
+# --- working ----------------------------------------------------------------------------------------------------------
+
+
+def test_copies_become_objects(database: Database) -> None:
+    source = register(database, "in/a", group="fire", originator="here", description="d", metadata={"k": 1})
+    transfer = submit(database, batch("copy", (source, "/data/beta/out/a"), (source, "b")))
+    hold = begin(database, transfer)
+    do(database, batches.record_intents, hold, {0: INTENT, 1: INTENT})
+    with database.read() as session:
+        items = batches.items_to_do(session, hold, -1, 10)
+        assert [item.notes for item in items] == [{"intent": INTENT}] * 2
+        assert [item.number for item in batches.items_to_do(session, hold, 0, 10)] == [1]
+        assert [item.number for item in batches.items_to_do(session, hold, -1, 1)] == [0]
+    do(database, batches.complete_copies, hold, results(0))
+    new = items[0].result_object_id
+    assert new is not None
+    assert ends(database, transfer) == ["COMPLETE", "QUEUED"]
+    copy = get_object(database, new)
+    assert (copy.machine, copy.path, copy.filename, copy.place) == ("beta", "/data/beta/out", "a", "out/a")
+    assert (copy.group, copy.originator, copy.description, copy.meta) == ("fire", "here", "d", {"k": 1})
+    assert (copy.size, copy.checksum, copy.verified, copy.derived_from) == (7, SHA256, "sha256", source)
+    assert copy.status == ObjectStatus.ACTIVE
+    assert told(database, new) == ["dm.object.copied"]
+    assert messages(database, new)[0].body["data"]["place"] == "out/a"
+    assert ("place", "beta:out/a", new, None) in claims(database)
+    assert ("read", None, source, transfer) in claims(database)  # the other item still reads it
+    before = snapshot(database)
+    do(database, batches.complete_copies, hold, results(0))  # a commit that was in doubt
+    do(database, batches.fail_items, hold, [(0, NoSpace("full"))])
+    assert snapshot(database) == before
+    do(database, batches.complete_copies, hold, results(1))
+    assert not [claim for claim in claims(database) if claim[3] == transfer]
+    assert do(database, batches.finish_batch, hold) == "2 items done"
+    row = get_transfer(database, transfer)
+    assert (row.status, row.phase, row.result, row.bytes_done) == ("COMPLETE", "done", "2 items done", 14)
+    assert told(database, transfer)[-1] == "dm.transfer.complete"
+
+
+def test_a_move_keeps_its_old_place_until_the_source_is_gone(database: Database) -> None:
+    moved, linked = register(database, "in/a"), register(database, "in/b")
+    with database.write() as session:
+        claim_place(session, Place("alpha", "real/in/b"), object_id=linked)  # its canonical place
+    transfer = submit(database, batch("move", (moved, "out/a"), (linked, "out/b")))
+    hold = begin(database, transfer)
+    do(database, batches.commit_moves, hold, results(0, 1))
+    assert get_object(database, moved).place == "out/a"
+    assert get_object(database, linked).machine == "beta"
+    places = {(name, holder) for mode, name, _, holder in claims(database) if mode == "place"}
+    assert places == {
+        ("beta:out/a", None),
+        ("beta:out/b", None),
+        ("alpha:in/a", transfer),
+        ("alpha:in/b", transfer),
+        ("alpha:real/in/b", transfer),
+    }
+    with pytest.raises(DestinationExists):
+        register(database, "real/in/b")
+    with database.read() as session:
+        assert [item.notes["committed"] for item in batches.items_to_do(session, hold, -1, 9)] == [True, True]
+    before = snapshot(database)
+    do(database, batches.commit_moves, hold, results(0, 1))
+    assert snapshot(database) == before
+    do(database, batches.finish_moves, hold, [1])
+    assert {(name, holder) for mode, name, _, holder in claims(database) if mode == "place"} == {
+        ("beta:out/a", None),
+        ("beta:out/b", None),
+        ("alpha:in/a", transfer),
+    }
+    assert ("write", None, moved, transfer) in claims(database)
+    assert ("write", None, linked, transfer) not in claims(database)
+    do(database, batches.fail_items, hold, [(0, SourceNotRemoved("in/a is still there"))])
+    assert ends(database, transfer) == ["source_not_removed", "COMPLETE"]
+    assert not [claim for claim in claims(database) if claim[3] == transfer]
+    assert get_object(database, moved).place == "out/a"
+    assert told(database, moved) == ["dm.object.registered", "dm.object.moved"]
+    event = messages(database, moved)[-1].body["data"]
+    assert event["from"] == {"machine": "alpha", "place": "in/a"}
+
+
+def test_what_a_failed_item_held_is_free_at_once(database: Database) -> None:
+    first, second = register(database, "a"), register(database, "b")
+    transfer = submit(database, batch("copy", (first, "out/a"), (first, "out/a2"), (second, "out/b")))
+    hold = begin(database, transfer)
+    do(database, batches.fail_items, hold, [(0, NoSpace("full \udcff\0")), (2, NoSpace("full"))])
+    assert ends(database, transfer) == ["no_space", "QUEUED", "no_space"]
+    submit(database, order("move", second, "out/a"))
+    with pytest.raises(Exception, match="being read"):
+        submit(database, order("delete", first))
+    do(database, batches.fail_items, hold, [(1, NoSpace("full"))])
+    submit(database, order("delete", first))
+    moving = submit(database, batch("move", (register(database, "c"), "out/c")))
+    do(database, batches.fail_items, begin(database, moving), [(0, NoSpace("full"))])
+    assert ("place", "alpha:c", items_of(database, moving)[0].object_id, None) in claims(database)
+    assert not [claim for claim in claims(database) if claim[3] == moving]
+
+
+def test_canonical_places_are_claimed_too(database: Database) -> None:
+    source = register(database, "a")
+    register(database, "real/taken", "beta")
+    wanted = ["link/x", "link/taken", "link/y", "other/y", "plain"]
+    transfer = submit(database, batch("copy", *((source, dest) for dest in wanted)))
+    hold = begin(database, transfer)
+    canonicals = {0: "real/x", 1: "real/taken", 2: "real/y", 4: "plain"}
+    assert do(database, batches.claim_canonicals, hold, canonicals) == [1]
+    assert do(database, batches.claim_canonicals, hold, canonicals) == []
+    assert do(database, batches.claim_canonicals, hold, {3: "real/y"}) == [3]
+    assert ends(database, transfer) == ["QUEUED", "destination_exists", "QUEUED", "destination_exists", "QUEUED"]
+    with pytest.raises(DestinationExists):
+        register(database, "real/x", "beta")
+    register(database, "link/taken", "beta")  # free again
+    do(database, batches.complete_copies, hold, results(0, 2, 4))
+    new = items_of(database, transfer)[0].result_object_id
+    mine = {name for mode, name, holder, held in claims(database) if (mode, holder, held) == ("place", new, None)}
+    assert mine == {"beta:link/x", "beta:real/x"}
+
+
+def test_a_batch_that_is_given_up_ends_what_is_left(database: Database) -> None:
+    objects = [register(database, f"in/{i}") for i in range(3)]
+    transfer = submit(database, batch("move", *((uuid, f"out/{i}") for i, uuid in enumerate(objects))))
+    hold = begin(database, transfer)
+    do(database, batches.commit_moves, hold, results(0, 1))
+    do(database, batches.finish_moves, hold, [0])
+    do(database, outcomes.fail, hold, ConnectionLost("gone"))
+    assert ends(database, transfer) == ["COMPLETE", "source_not_removed", "connection_lost"]
+    row = get_transfer(database, transfer)
+    assert (row.status, row.error_code) == ("ERROR", "connection_lost")
+    assert not [claim for claim in claims(database) if claim[3] == transfer]
+
+
+def test_a_batch_with_something_left_to_do_is_not_ended(database: Database) -> None:
+    transfer = submit(database, batch("copy", (register(database, "a"), "b")))
+    hold = begin(database, transfer)
+    with pytest.raises(Exception, match="1 items"):
+        do(database, batches.finish_batch, hold)
+    assert get_transfer(database, transfer).status == "RUNNING"
+
+
+# --- fencing and races ------------------------------------------------------------------------------------------------
+
+WRITES: dict[str, Callable[[Session, Hold], object]] = {
+    "items_to_do": lambda session, hold: batches.items_to_do(session, hold, -1, 10),
+    "claim_canonicals": lambda session, hold: batches.claim_canonicals(session, hold, {0: "x"}),
+    "record_intents": lambda session, hold: batches.record_intents(session, hold, {0: INTENT}),
+    "complete_copies": lambda session, hold: batches.complete_copies(session, hold, results(0)),
+    "commit_moves": lambda session, hold: batches.commit_moves(session, hold, results(0)),
+    "finish_moves": lambda session, hold: batches.finish_moves(session, hold, [0]),
+    "fail_items": lambda session, hold: batches.fail_items(session, hold, [(0, NoSpace("full"))]),
+    "finish_batch": lambda session, hold: batches.finish_batch(session, hold),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_every_write_of_a_lost_hold_is_refused(database: Database, write: str) -> None:
+    transfer = submit(database, batch("move" if "move" in write else "copy", (register(database, "a"), "b")))
+    hold = begin(database, transfer)
+    if write == "finish_moves":
+        do(database, batches.commit_moves, hold, results(0))
+    with database.write() as session:
+        movers.renew(session, [hold], timedelta(seconds=-1))
+    with database.write() as session:
+        movers.reap(session)
+    again = begin(database, transfer, owner="mover-2")
+    before, items = snapshot(database), [vars(item) for item in items_of(database, transfer)]
+    with pytest.raises(LeaseLost), database.write() as session:
+        WRITES[write](session, hold)
+    assert snapshot(database) == before
+    now = [vars(item) for item in items_of(database, transfer)]
+    assert [{**item, "_sa_instance_state": None} for item in now] == [
+        {**item, "_sa_instance_state": None} for item in items
+    ]
+    assert (again.epoch, len(items)) == (2, 1)
+
+
+def at_once(database: Database, orders: Sequence[Order]) -> list[UUID]:
+    start = Barrier(len(orders))
+
+    def run(wanted: Order) -> UUID:
+        start.wait()
+        return submit(database, wanted)
+
+    with ThreadPoolExecutor(len(orders)) as pool:
+        return list(pool.map(run, orders))
+
+
+def test_batches_that_race_for_places_win_each_place_once(database: Database) -> None:
+    sources = [register_many(database, 200, f"from{i}") for i in range(4)]
+    rivals = []
+    for turn, objects in enumerate(sources):
+        wanted = [(uuid, f"out/{number}") for number, uuid in enumerate(objects)]
+        rivals.append(batch("copy", *(reversed(wanted) if turn % 2 else wanted)))
+    transfers_ = at_once(database, rivals)
+    found = [item for transfer in transfers_ for item in items_of(database, transfer)]
+    won = Counter(item.destination_place for item in found if item.status == "QUEUED")
+    assert won == {f"out/{number}": 1 for number in range(200)}
+    assert {item.error_code for item in found if item.status != "QUEUED"} == {"destination_exists"}
+    with database.read() as session:
+        query = select(Claim.object_id).where(Claim.mode == "place", Claim.transfer_id.in_(transfers_))
+        assert set(session.scalars(query)) == {item.result_object_id for item in found if item.status == "QUEUED"}
+
+
+def test_batches_that_race_for_objects_move_each_once(database: Database) -> None:
+    objects = register_many(database, 200)
+    moving = [
+        batch("move", *((uuid, f"{way}/{uuid}") for uuid in order_))
+        for way, order_ in (("a", objects), ("b", objects[::-1]))
+    ]
+    moving.append(batch("copy", *((uuid, f"c/{uuid}") for uuid in objects)))
+    found = [item for transfer in at_once(database, moving) for item in items_of(database, transfer)]
+    assert Counter(item.object_id for item in found if item.status == "QUEUED") == dict.fromkeys(objects, 1)
+    assert {item.error_code for item in found if item.status != "QUEUED"} == {"object_busy"}
+
+
+def test_places_are_claimed_all_or_none_for_an_object(database: Database) -> None:
+    register(database, "taken")
+    first, second = uuid4(), uuid4()
+    with database.write() as session:
+        wanted = [(place("x"), first), (place("taken"), first), (place("y"), second), (place("real/y"), second)]
+        assert claim_places(session, wanted, transfer=None) == {second}
+    assert {name for _, name, holder, _ in claims(database) if holder in (first, second)} == {"alpha:y", "alpha:real/y"}
+
+
+# --- keeping ----------------------------------------------------------------------------------------------------------
+
+
+class Durations:
+    keep_transfers = timedelta(days=90)
+    keep_outbox = timedelta(days=7)
+    idempotency_keep = timedelta(hours=24)
+
+
+def test_items_are_forgotten_with_their_batch(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.housekeeping.ITEMS_BATCH", 2)
+    old = submit(database, batch("copy", *((uuid4(), str(i)) for i in range(5))))
+    kept = submit(database, batch("copy", (uuid4(), "a")))
+    for transfer in (old, kept):
+        perform(database, transfer)
+    with database.write() as session:
+        row = session.get_one(Transfer, old)
+        assert row.ended is not None
+        row.ended -= timedelta(days=91)
+    rounds: list[Tidied] = []
+    while not rounds or rounds[-1].more:
+        with database.write() as session:
+            rounds.append(tidy(session, Durations(), broker=True))
+    assert [(tidied.items, tidied.transfers) for tidied in rounds] == [(2, 0), (2, 0), (1, 1)]
+    with database.read() as session:
+        assert set(session.scalars(select(Transfer.id))) == {kept}
+        assert set(session.scalars(select(TransferItem.transfer_id))) == {kept}
+
+
+def test_the_older_schema_knows_no_batches(database: Database) -> None:
+    source = register(database, "a")
+    many = submit(database, batch("copy", (source, "b")))
+    one = submit(database, order("copy", source, "c"))
+    migrate.downgrade(database, "0001_catalogue")
+    migrate.upgrade(database)
+    with database.read() as session:
+        assert set(session.scalars(select(Transfer.id))) == {one}
+    assert many not in {held for *_, held in claims(database)}
+
+
+def test_statuses_that_items_may_have(database: Database) -> None:
+    transfer = submit(database, batch("copy", (register(database, "a"), "b"), (uuid4(), "c")))
+    with database.read() as session:
+        counts = count_items(session, transfer)
+        assert (counts.total, counts.complete, counts.skipped, counts.error, counts.queued) == (2, 0, 0, 1, 1)
+        failed = select_items(session, transfer, status=TransferStatus.ERROR, limit=10)
+        assert [item.number for item in failed] == [1]
