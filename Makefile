@@ -5,7 +5,7 @@ CHECKED := datamanager models api flows deployments tests $(wildcard benchmarks)
 # e.g. make test ARGS="tests/unit -k plan"
 ARGS ?=
 
-.PHONY: run test check format lock clean
+.PHONY: run test check faults format bench-bytes lock clean
 
 run:
 	@sh deployments/bootstrap.sh
@@ -14,7 +14,17 @@ run:
 test:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
-	@$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+	@$(BIN)/python -m pytest -q --durations=15 --ignore=tests/faults/test_matrix.py $(ARGS)
+
+# The fault matrix, about ten minutes a run: adds RUNS runs of each cell to tests/faults/results.json and to the table in
+# docs/reliability.md.
+# e.g. make faults RUNS=3 ARGS="-k sshd"; seeds are printed, DM_TEST_FAULT_SEED=n makes them begin at n.
+RUNS ?= 1
+faults:
+	@sh deployments/bootstrap.sh dev
+	@sh tests/install-services.sh
+	@DM_TEST_FAULT_RUNS=$(RUNS) DM_TEST_FAULT_RESULTS=tests/faults/results.json \
+		$(BIN)/python -m pytest -v --durations=15 tests/faults $(ARGS)
 
 check:
 	@sh deployments/bootstrap.sh dev
@@ -28,11 +38,19 @@ format:
 	$(BIN)/ruff format $(CHECKED)
 	$(BIN)/ruff check --fix $(CHECKED)
 
+# What moving bytes reaches beside scp, rsync, rclone, paramiko and asyncssh; about half an hour on two cores.
+# e.g. make bench-bytes ARGS="--size 256 --only put,get"; ARGS=--help says more.
+bench-bytes:
+	@sh deployments/bootstrap.sh dev
+	@sh benchmarks/install.sh
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 # Raise every version to the newest that pyproject.toml allows, with the hashes of all its files.
 lock:
 	@sh deployments/bootstrap.sh dev
 	$(BIN)/pip-compile --quiet --upgrade --extra service -o requirements.lock pyproject.toml
 	$(BIN)/pip-compile --quiet --upgrade --extra service --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --extra bench -c requirements-dev.lock -o requirements-bench.lock pyproject.toml
 
 clean:
 	rm -rf .venv .cache build dist datamanager.egg-info .hypothesis

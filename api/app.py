@@ -17,7 +17,20 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from api import documents, health, machines, objects, tasks, transfers
+from api import (
+    batches,
+    control,
+    documents,
+    draining,
+    health,
+    limits,
+    machines,
+    objects,
+    task_listing,
+    tasks,
+    transfers,
+    trees,
+)
 from api.answers import json_response
 from api.context import Context
 from api.guard import Guard
@@ -25,6 +38,8 @@ from api.observing import Observer
 from api.problems import describe_code, http_problem_response, problem_response
 from api.waking import listening
 from datamanager.errors import DataManagerError, InternalError
+
+ROUTED = (objects, trees, transfers, tasks, task_listing, control, batches, machines, limits, draining, health)
 
 Task = Callable[[], Coroutine[Any, Any, None]]
 
@@ -64,7 +79,7 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
         exception_handlers={DataManagerError: _our_error, HTTPException: _http_error},
     )
     app.state.context = context
-    for module in (objects, transfers, tasks, machines, health):
+    for module in ROUTED:
         app.include_router(module.router)
     _add_pages(app)
     documents.install(app)

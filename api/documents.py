@@ -10,9 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from api.bodies import FORM, JSON, MULTIPART
 from api.problems import MEDIA_TYPE, by_status, problem_of
-from api.views import MachineView, ObjectView, TaskView
+from api.views import HealthView, ItemView, LimitsView, MachineView, ObjectView, TaskView, TreeView
 from datamanager import errors
-from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest, RegisterRequest
+from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
+from datamanager.domain.requests import (
+    CopyManyRequest,
+    CopyRequest,
+    DeleteRequest,
+    GetExternalRequest,
+    MoveManyRequest,
+    MoveRequest,
+    RegisterRequest,
+    TreeRequest,
+)
 from datamanager.domain.requests import Request as OurRequest
 from datamanager.errors import DataManagerError
 
@@ -69,19 +79,42 @@ class Problem(BaseModel):
 
 _SHAPES: tuple[Any, ...] = (
     Problem,
+    HealthView,
     ObjectView,
     TaskView,
     MachineView,
+    LimitsView,
+    ItemView,
+    TreeView,
     RegisterRequest,
+    TreeRequest,
     CopyRequest,
     MoveRequest,
+    DeleteRequest,
+    CopyManyRequest,
+    MoveManyRequest,
     GetExternalRequest,
+    MachineLimitsRequest,
+    TransferLimitsRequest,
 )
 
 _EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
     RegisterRequest: {"machine": "archer2", "path": "weather", "filename": "june.nc", "size": 1048576, "group": "fire"},
     CopyRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
     MoveRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
+    DeleteRequest: {"priority": "low"},
+    MachineLimitsRequest: {"bandwidth": "200MB/s", "max_transfers": 4},
+    TransferLimitsRequest: {"bandwidth": "50MB/s"},
+    CopyManyRequest: {
+        "machine": "cirrus",
+        "items": [{"uuid": UUID_EXAMPLE, "dest": "weather/june.nc"}, {"uuid": TASK_EXAMPLE, "dest": "weather/july.nc"}],
+    },
+    MoveManyRequest: {
+        "directory": {"machine": "archer2", "path": "weather"},
+        "machine": "cirrus",
+        "dest": "weather",
+    },
+    TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
     GetExternalRequest: {
         "machine": "archer2",
         "path": "weather",
@@ -127,11 +160,11 @@ def task(*, status: int) -> dict[int | str, dict[str, Any]]:
 
 
 def json_answer(
-    shape: str, description: str, *classes: type[DataManagerError], many: bool = False
+    shape: str, description: str, *classes: type[DataManagerError], many: bool = False, status: int = 200
 ) -> dict[int | str, Any]:
     """Document an answer that is always JSON."""
     schema = {"type": "array", "items": _ref(shape)} if many else _ref(shape)
-    return {200: {"description": description, "content": {JSON: {"schema": schema}}}, **problems(*classes)}
+    return {status: {"description": description, "content": {JSON: {"schema": schema}}}, **problems(*classes)}
 
 
 def health(what: str, *classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
@@ -140,19 +173,24 @@ def health(what: str, *classes: type[DataManagerError]) -> dict[int | str, dict[
     return {200: {"description": f"It is {what}.", "content": content}, **problems(*classes)}
 
 
-def body(model: type[OurRequest] | None, *, waits: bool = False) -> dict[str, Any]:
-    """Document a writing endpoint's body, its fields being `model`'s, and its headers."""
+def body(
+    model: type[OurRequest] | None, *, waits: bool = False, forms: bool = True, prefers: bool = True
+) -> dict[str, Any]:
+    """Document a writing endpoint's body, its fields being `model`'s, and its headers; `forms` says whether it may be a
+    form too, `prefers` whether it knows `Prefer`.
+    """
     extra: dict[str, Any] = {
         "parameters": [_header("Idempotency-Key", "Repeat a request under its key: it is done once.")]
     }
     prefer = "`respond-async`: answer 202 with the task at once."
     if waits:
         prefer += " `wait=n`: answer 202 with the task after n seconds."
-    if model is not RegisterRequest:
+    if prefers and model not in (RegisterRequest, TreeRequest):
         extra["parameters"].append(_header("Prefer", prefer))
     if model is not None:
         content = {"schema": _ref(model.__name__), "example": _EXAMPLES[model]}
-        extra["requestBody"] = {"required": True, "content": {FORM: content, MULTIPART: content, JSON: content}}
+        kinds = (FORM, MULTIPART, JSON) if forms else (JSON,)
+        extra["requestBody"] = {"required": model is not DeleteRequest, "content": dict.fromkeys(kinds, content)}
     return extra
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from datamanager.domain.location import normalised_prefix
+from datamanager.domain.schedule import read_time
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest, PathNotAllowed
 from datamanager.machines import Machines
@@ -32,7 +32,6 @@ PARAMETERS: dict[str, str] = {
     "cursor": "Where the page before ended; taken from its `Link` header.",
 }
 
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,6})?)([Zz]|[+\- ]\d\d:\d\d)")
 _METADATA_KEY = re.compile(r'[^"\\\x00-\x1f]{1,255}')
 
 
@@ -56,7 +55,7 @@ def selection_of(items: Iterable[tuple[str, str]], machines: Machines) -> Select
             wrong[name] = "may be given once"
         else:
             given[name] = value
-    for name, read in (("status", _status), ("since", _time), ("until", _time), ("limit", _limit), ("sort", _sort)):
+    for name, read in READERS.items():
         if name in given:
             try:
                 given[name] = read(given[name])
@@ -95,15 +94,11 @@ def _sort(value: str) -> str:
     return value
 
 
-def _time(value: str) -> datetime:
-    match = _TIME.fullmatch(value)
-    wanted = "must be RFC 3339 with a zone, such as 2026-01-31T12:00:00Z"
-    if match is None:
-        raise ValueError(wanted)
-    day, clock, zone = match.groups()
-    # a plus that was not escaped arrives as a blank
-    zone = "+00:00" if zone in "Zz" else zone.replace(" ", "+")
-    try:
-        return datetime.fromisoformat(f"{day}T{clock}{zone}").astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError(wanted) from None
+READERS: dict[str, Callable[[str], object]] = {
+    "status": _status,
+    "since": read_time,
+    "until": read_time,
+    "limit": _limit,
+    "sort": _sort,
+}
+"""How a parameter's text becomes its value; raises ValueError. The others are texts."""

@@ -9,6 +9,7 @@ from api import documents
 from api.answers import json_response
 from api.context import In
 from api.views import machine_view
+from models import health, limits
 
 router = APIRouter(prefix="/DM", tags=["machines"])
 
@@ -21,6 +22,18 @@ router = APIRouter(prefix="/DM", tags=["machines"])
 )
 @router.get("/machines/", include_in_schema=False)
 async def list_machines(context: In) -> Response:
-    """List the machines with what a probe found just now: reachable, round trip, free space; at most a few seconds."""
+    """List the machines, the limits in force, whether transfers wait for them, and what a probe found just now:
+    reachable, round trip, free space.
+
+    It takes a few seconds at most.
+    """
+    in_force, healths = await context.reading(
+        lambda session: (limits.current(session, context.machines), health.current(session))
+    )
     findings = await context.prober.probe_all()
-    return json_response([machine_view(context.machines[name], findings[name]) for name in sorted(findings)])
+    return json_response(
+        [
+            machine_view(context.machines[name], findings[name], in_force[name], healths.get(name, health.WELL))
+            for name in sorted(findings)
+        ]
+    )

@@ -18,7 +18,9 @@ from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InternalError, OrchestratorUnavailable, by_code
 from datamanager.messaging.wake import ring
 from datamanager.sources import open_source
+from models.health import require_open
 from models.leases import movers_online
+from models.limits import ends
 from models.tables import Transfer
 from models.transfers import Order, submit
 
@@ -59,6 +61,8 @@ async def _submit(context: Context, order: Order, slot: Slot) -> UUID:
         if order.fail_fast and not any(mover.prefect for mover in movers_online(session)):
             raise OrchestratorUnavailable("no mover that can reach Prefect is online; nothing was changed")
         transfer = submit(session, context.machines, order)
+        if order.fail_fast:
+            require_open(session, ends(transfer))
         slot.attach(session, transfer.id)
         return transfer.id
 

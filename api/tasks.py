@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,10 +16,11 @@ from api.context import In
 from api.identifiers import object_id_of, task_id_of
 from api.orders import enqueue
 from api.transfers import NOT_YET, refuse
-from api.views import task_view
+from api.views import TaskView, task_view
 from datamanager import errors
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import TransferKind
+from models.batch_items import count_items
 from models.transfers import Order, get_transfer
 
 router = APIRouter(prefix="/DM/async", tags=["tasks"])
@@ -97,5 +99,10 @@ async def activate(uuid: str, context: In) -> Response:
 async def status(task: str, context: In) -> Response:
     """Show how a task fares: `status` is QUEUED, RUNNING, COMPLETE or ERROR, `result` what came of it."""
     task_id = task_id_of(task)
-    row = await context.reading(lambda session: get_transfer(session, task_id))
-    return json_response(task_view(row, context.settings))
+
+    def look(session: Session) -> TaskView:
+        row = get_transfer(session, task_id)
+        items = count_items(session, row.id) if TransferKind(row.kind).many else None
+        return task_view(row, context.settings, items)
+
+    return json_response(await context.reading(look))

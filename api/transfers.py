@@ -103,12 +103,13 @@ async def move(uuid: str, request: Request, context: In) -> Response:
         ),
         **documents.task(status=202),
     },
-    openapi_extra=documents.body(None, waits=True),
+    openapi_extra=documents.body(DeleteRequest, waits=True),
 )
 async def delete(uuid: str, request: Request, context: In) -> Response:
     """Delete an object's file. The object stays listed as DELETED; a file that is already gone is no error."""
-    order = Order(TransferKind.DELETE, DeleteRequest(), object_id_of(uuid))
-    return await wait_for(context, request, order)
+    object_id = object_id_of(uuid)
+    fields = await read_request(request, DeleteRequest)
+    return await wait_for(context, request, Order(TransferKind.DELETE, fields, object_id))
 
 
 @router.put(

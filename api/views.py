@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from api.probing import Finding
 from api.problems import title_of
+from datamanager.domain.limits import Limits
+from datamanager.domain.states import TransferStatus
 from datamanager.errors import by_code
 from datamanager.machines import Machine
 from datamanager.settings import Settings
-from models.tables import DataObject, Transfer
+from models.batch_items import ItemCounts
+from models.health import Health
+from models.tables import DataObject, Transfer, TransferItem
+
+FAR = timedelta(days=3650)
+"""An end further away than that is not known at all."""
 
 
 class ObjectView(TypedDict):
@@ -53,10 +60,61 @@ class FaultView(TypedDict):
     attempt: int
 
 
+class ItemCountsView(TypedDict):
+    """How many items a batch has: `total` is complete + error + queued; `skipped` are those of `complete` that were
+    there already.
+    """
+
+    total: int
+    complete: int
+    skipped: int
+    error: int
+    queued: int
+
+
+class ItemView(TypedDict):
+    """One item of a batch. `status` is QUEUED, COMPLETE or ERROR; `result` is the object at the destination, null until
+    the item is COMPLETE; `skipped` says that it was there already.
+    """
+
+    number: int
+    object: str
+    machine: str
+    dest: str
+    status: str
+    skipped: bool
+    result: str | None
+    size: int | None
+    error: ErrorView | None
+
+
+class TreeFileView(TypedDict):
+    """A file of a tree that was registered. `path` is the directory, `size` in bytes."""
+
+    uuid: str
+    path: str
+    filename: str
+    size: int | None
+
+
+class TreeView(TypedDict):
+    """What became of a tree: `registered` new objects, `already` files that an object or a transfer under way has,
+    `skipped` links, special files and partial files, `unnameable` names that no object can have (not UTF-8, too long).
+    """
+
+    registered: int
+    already: int
+    skipped: int
+    unnameable: int
+    objects: list[TreeFileView]
+
+
 class TaskView(TypedDict):
     """A task. `result` is null until it ended, then as in the seed: the new object's uuid, or a message.
 
-    `object` is the object worked on (null for getexternal), `bytes_total` is null while unknown.
+    `object` is the object worked on (null for getexternal and batches), `bytes_total` is null while unknown,
+    `bandwidth` (bytes per second) where the task has no limit of its own. `bytes_per_second` and `eta`, when all bytes
+    will have moved at that rate, are null while no bytes move. A batch has `items`.
     """
 
     status: str
@@ -66,6 +124,13 @@ class TaskView(TypedDict):
     phase: str
     bytes_done: int
     bytes_total: int | None
+    bytes_per_second: int | None
+    eta: datetime | None
+    bandwidth: int | None
+    priority: str
+    deadline: datetime | None
+    not_before: datetime | None
+    paused: bool
     attempt: int
     faults: list[FaultView]
     error: ErrorView | None
@@ -75,6 +140,7 @@ class TaskView(TypedDict):
     flow_run_id: str | None
     flow_run_url: str | None
     object: str | None
+    items: NotRequired[ItemCountsView]
 
 
 class MachineErrorView(TypedDict):
@@ -84,8 +150,32 @@ class MachineErrorView(TypedDict):
     detail: str
 
 
+class CircuitView(TypedDict):
+    """An open circuit: a machine could not be reached `failures` times in a row, and its transfers wait. `until`: when
+    a mover looks next whether it answers again.
+    """
+
+    opened: datetime
+    failures: int
+    until: datetime
+
+
+class HealthView(TypedDict):
+    """Whether a machine's transfers wait: `drained` since when an operator holds them back, `circuit` while the machine
+    can't be reached; each null where it does not.
+    """
+
+    name: str
+    drained: datetime | None
+    circuit: CircuitView | None
+
+
 class MachineView(TypedDict):
-    """A configured machine and what a live probe of it found. `latency_ms` is one round trip."""
+    """A configured machine and what a live probe of it found. `latency_ms` is one round trip.
+
+    `bandwidth` (bytes per second) and `max_transfers` are the limits in force, null where there is none. Its transfers
+    wait while it is `drained` (since when) or its `circuit` is open.
+    """
 
     name: str
     transport: str
@@ -98,10 +188,25 @@ class MachineView(TypedDict):
     archive: bool
     direct: bool
     bandwidth: int | None
+    max_transfers: int | None
+    drained: datetime | None
+    circuit: CircuitView | None
     reachable: bool
     latency_ms: float | None
     free_bytes: int | None
     error: MachineErrorView | None
+
+
+class LimitsView(TypedDict):
+    """A machine's limits in force: bytes per second and transfers at once, null where there is none.
+
+    `changed`: when they were changed while running, null when they are what machines.toml says.
+    """
+
+    name: str
+    bandwidth: int | None
+    max_transfers: int | None
+    changed: datetime | None
 
 
 def object_view(row: DataObject) -> ObjectView:
@@ -126,10 +231,10 @@ def object_view(row: DataObject) -> ObjectView:
     }
 
 
-def task_view(row: Transfer, settings: Settings) -> TaskView:
-    """Show a transfer."""
+def task_view(row: Transfer, settings: Settings, items: ItemCounts | None = None) -> TaskView:
+    """Show a transfer; `items` of a batch."""
     run = _text(row.flow_run_id)
-    return {
+    view: TaskView = {
         "status": row.status,
         "result": row.result if row.ended else None,
         "task": str(row.id),
@@ -137,6 +242,13 @@ def task_view(row: Transfer, settings: Settings) -> TaskView:
         "phase": row.phase,
         "bytes_done": row.bytes_done,
         "bytes_total": row.bytes_total,
+        "bytes_per_second": row.bytes_per_second,
+        "eta": _eta(row),
+        "bandwidth": row.bandwidth,
+        "priority": row.priority,
+        "deadline": row.deadline,
+        "not_before": row.not_before,
+        "paused": row.paused,
         "attempt": row.attempts,
         "faults": [_fault(fault) for fault in row.faults],
         "error": _error(row),
@@ -147,9 +259,33 @@ def task_view(row: Transfer, settings: Settings) -> TaskView:
         "flow_run_url": f"{settings.prefect_ui}/runs/flow-run/{run}" if run else None,
         "object": _text(row.object_id),
     }
+    if items is not None:
+        view["items"] = {
+            "total": items.total,
+            "complete": items.complete,
+            "skipped": items.skipped,
+            "error": items.error,
+            "queued": items.queued,
+        }
+    return view
 
 
-def machine_view(machine: Machine, finding: Finding) -> MachineView:
+def item_view(row: TransferItem) -> ItemView:
+    """Show an item of a batch."""
+    return {
+        "number": row.number,
+        "object": str(row.object_id),
+        "machine": row.destination_machine,
+        "dest": row.dest,
+        "status": row.status,
+        "skipped": row.skipped,
+        "result": _text(row.result_object_id) if row.status == TransferStatus.COMPLETE.value else None,
+        "size": row.size,
+        "error": _error(row),
+    }
+
+
+def machine_view(machine: Machine, finding: Finding, limits: Limits, health: Health) -> MachineView:
     """Show a machine, without login, keys and files of ours."""
     error = finding.error
     return {
@@ -163,7 +299,10 @@ def machine_view(machine: Machine, finding: Finding) -> MachineView:
         "verify": machine.verify.value,
         "archive": machine.archive,
         "direct": machine.direct,
-        "bandwidth": machine.bandwidth,
+        "bandwidth": limits.bandwidth,
+        "max_transfers": limits.max_transfers,
+        "drained": health.drained,
+        "circuit": _circuit(health),
         "reachable": error is None,
         "latency_ms": None if finding.latency is None else round(finding.latency * 1000, 2),
         "free_bytes": finding.free,
@@ -172,7 +311,39 @@ def machine_view(machine: Machine, finding: Finding) -> MachineView:
     }
 
 
-def _error(row: Transfer) -> ErrorView | None:
+def limits_view(name: str, limits: Limits) -> LimitsView:
+    """Show a machine's limits."""
+    return {
+        "name": name,
+        "bandwidth": limits.bandwidth,
+        "max_transfers": limits.max_transfers,
+        "changed": limits.changed,
+    }
+
+
+def health_view(name: str, health: Health) -> HealthView:
+    """Show a machine's health."""
+    return {"name": name, "drained": health.drained, "circuit": _circuit(health)}
+
+
+def _circuit(health: Health) -> CircuitView | None:
+    circuit = health.circuit
+    if circuit is None:
+        return None
+    return {"opened": circuit.opened, "failures": circuit.failures, "until": circuit.until}
+
+
+def _eta(row: Transfer) -> datetime | None:
+    """Return when all bytes will have moved, should they go on as they do now: to the second."""
+    if not row.bytes_per_second or row.bytes_total is None:
+        return None
+    seconds = max(0, row.bytes_total - row.bytes_done) / row.bytes_per_second
+    if seconds > FAR.total_seconds():
+        return None
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).replace(microsecond=0)
+
+
+def _error(row: Transfer | TransferItem) -> ErrorView | None:
     if row.error_code is None:
         return None
     detail = row.error_detail or ""

@@ -11,16 +11,17 @@ What the service refuses is raised as the error it was there (`datamanager.error
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 from uuid import UUID, uuid4
 
 import requests
 from pydantic import BaseModel, ConfigDict, Field
 
+from datamanager.domain.schedule import Priority
 from datamanager.domain.states import ObjectStatus, TransferStatus
 from datamanager.errors import (
     DataManagerError,
@@ -72,6 +73,40 @@ class TaskError(_Answer):
     retryable: bool
 
 
+class ItemCounts(_Answer):
+    """How many items a batch has; `skipped` are those of `complete` that were there already."""
+
+    total: int
+    complete: int
+    skipped: int
+    error: int
+    queued: int
+
+
+class Item(_Answer):
+    """How an item of a batch fares. `result` is the object at its destination, null until it is COMPLETE."""
+
+    number: int
+    object: UUID
+    machine: str
+    dest: str
+    status: TransferStatus
+    skipped: bool
+    result: UUID | None
+    size: int | None
+    error: TaskError | None
+
+
+class Tree(_Answer):
+    """What became of a tree; `objects` are the new ones (uuid, path, filename, size)."""
+
+    registered: int
+    already: int
+    skipped: int
+    unnameable: int
+    objects: list[dict[str, Any]]
+
+
 class Task(_Answer):
     """How a transfer fares. `result` is a new object's identifier or a message; null until the end."""
 
@@ -82,9 +117,27 @@ class Task(_Answer):
     phase: str
     bytes_done: int
     bytes_total: int | None
+    bytes_per_second: int | None = None
+    eta: datetime | None = None
+    bandwidth: int | None = None
+    priority: Priority = Priority.NORMAL
+    deadline: datetime | None = None
+    not_before: datetime | None = None
+    paused: bool = False
+    created: datetime | None = None
     error: TaskError | None
     flow_run_url: str | None
     faults: list[dict[str, Any]] = Field(default_factory=list)
+    items: ItemCounts | None = None
+    """Of a batch."""
+
+
+class Circuit(_Answer):
+    """A machine that could not be reached `failures` times in a row; `until`: when it is probed next."""
+
+    opened: datetime
+    failures: int
+    until: datetime
 
 
 class MachineInfo(_Answer):
@@ -98,6 +151,27 @@ class MachineInfo(_Answer):
     latency_ms: float | None
     free_bytes: int | None
     error: dict[str, str] | None
+    drained: datetime | None = None
+    """Since when its transfers are held back."""
+    circuit: Circuit | None = None
+    """Open: its transfers wait."""
+
+
+class MachineHealth(_Answer):
+    """Whether a machine's transfers wait: `drained` since when, by an operator; `circuit` while it can't be reached."""
+
+    name: str
+    drained: datetime | None
+    circuit: Circuit | None
+
+
+class MachineLimits(_Answer):
+    """A machine's limits in force, None where there is none. `changed`: None when they are what machines.toml says."""
+
+    name: str
+    bandwidth: int | None
+    max_transfers: int | None
+    changed: datetime | None
 
 
 class Client:
@@ -124,6 +198,15 @@ class Client:
         answer = self._write("PUT", "DM/register", {"machine": machine, "filename": filename, "path": path, **fields})
         return UUID(answer["uuid"])
 
+    def register_tree(self, machine: str, path: str = "", **fields: Any) -> Tree:
+        """Enter every regular file below a directory into the catalogue.
+
+        `fields`: description, originator, group, metadata, verify, max_files.
+        """
+        return Tree.model_validate(
+            self._write("POST", "DM/register/tree", {"machine": machine, "path": path, **fields})
+        )
+
     def info(self, object_id: UUID | str) -> ObjectInfo:
         """Return what the catalogue knows of an object."""
         return ObjectInfo.model_validate(self._read(f"DM/info/{object_id}").json())
@@ -133,22 +216,16 @@ class Client:
 
         `filters`: machine, group, status, filename (glob), path, since, until, sort, …
         """
-        query = {"limit": 1000, **filters}
-        answer = self._read("DM/info", query)
-        while True:
-            for item in answer.json():
-                yield ObjectInfo.model_validate(item)
-            following = answer.links.get("next")
-            if following is None:
-                return
-            answer = self._read(urljoin(answer.url, following["url"]))
+        for item in self._pages("DM/info", {"limit": 1000, **filters}):
+            yield ObjectInfo.model_validate(item)
 
     # --- transfers: wait for the end ---------------------------------------------------------------------------------
 
     def copy(self, object_id: UUID | str, machine: str, dest: str, **fields: Any) -> UUID:
         """Copy an object to `dest` (directory and name) on `machine`; return the copy's identifier.
 
-        `fields`: overwrite, verify. So with every transfer.
+        `fields`: overwrite, verify, bandwidth, priority (high, normal, low), deadline and not_before (a time with a
+        zone, or a timedelta from now). So with every transfer.
         """
         return UUID(self._ended("POST", f"DM/copy/{object_id}", {"machine": machine, "dest": dest, **fields}))
 
@@ -156,9 +233,9 @@ class Client:
         """Move an object to `dest` on `machine`; it keeps its identifier."""
         self._ended("POST", f"DM/move/{object_id}", {"machine": machine, "dest": dest, **fields})
 
-    def delete(self, object_id: UUID | str) -> None:
-        """Delete an object's file; its row stays as DELETED."""
-        self._ended("DELETE", f"DM/delete/{object_id}", {})
+    def delete(self, object_id: UUID | str, **fields: Any) -> None:
+        """Delete an object's file; its row stays as DELETED. `fields`: priority, deadline, not_before."""
+        self._ended("DELETE", f"DM/delete/{object_id}", fields)
 
     def getexternal(self, url: str, machine: str, filename: str, path: str = "", **fields: Any) -> UUID:
         """Fetch a URL to a machine; return the new object's identifier."""
@@ -178,9 +255,56 @@ class Client:
         """Begin a download; return its task."""
         return self._started("DM/async/getexternal", _external(url, machine, filename, path, fields))
 
+    def copy_many(self, items: Iterable[Mapping[str, Any]] | None = None, **fields: Any) -> UUID:
+        """Begin to copy up to 10,000 objects; return the task. A failing item fails alone (see `items`).
+
+        `items` have uuid, dest and machine each. `fields`: machine (of items that name none), overwrite, verify;
+        directory (machine, path) with machine and dest instead of `items` for all that lies below it.
+        """
+        return self._started("DM/async/copy", _batch(items, fields))
+
+    def move_many(self, items: Iterable[Mapping[str, Any]] | None = None, **fields: Any) -> UUID:
+        """Begin to move up to 10,000 objects; return the task. Arguments are those of `copy_many`."""
+        return self._started("DM/async/move", _batch(items, fields))
+
+    def items(self, task: UUID | str, status: TransferStatus | None = None) -> Iterator[Item]:
+        """Yield a batch's items in the order of the request, page by page; with `status` only those."""
+        query: dict[str, str | int] = {"limit": 1000}
+        if status is not None:
+            query["status"] = status.value
+        for item in self._pages(f"DM/async/status/{task}/items", query):
+            yield Item.model_validate(item)
+
     def status(self, task: UUID | str) -> Task:
         """Return how a task fares."""
         return Task.model_validate(self._read(f"DM/async/status/{task}").json())
+
+    def set_bandwidth(self, task: UUID | str, bandwidth: int | str | None) -> Task:
+        """Limit how fast a task moves bytes (per second, a number or like "50MB/s"), or lift its limit with None.
+
+        Raises: TaskEnded.
+        """
+        return Task.model_validate(self._changed(f"DM/async/status/{task}", {"bandwidth": bandwidth}))
+
+    def tasks(self, **filters: str | int) -> Iterator[Task]:
+        """Yield the tasks that fit, the newest first, page by page.
+
+        `filters`: status, kind, phase, priority, machine, group, object, since, until, sort (created: oldest first).
+        """
+        for item in self._pages("DM/async/status", {"limit": 1000, **filters}):
+            yield Task.model_validate(item)
+
+    def cancel(self, task: UUID | str) -> Task:
+        """End a task as `cancelled`; one that a mover works on ends within seconds. Raises: TaskEnded."""
+        return Task.model_validate(self._write("DELETE", f"DM/async/status/{task}", {}))
+
+    def pause(self, task: UUID | str) -> Task:
+        """Keep a task from going on until `resume`; one that a mover works on stops soon. Raises: TaskEnded."""
+        return Task.model_validate(self._write("POST", f"DM/async/{task}/pause", {}))
+
+    def resume(self, task: UUID | str) -> Task:
+        """Let a paused task go on where it was. Raises: TaskEnded."""
+        return Task.model_validate(self._write("POST", f"DM/async/{task}/resume", {}))
 
     def wait(self, task: UUID | str, *, timeout: float | None = None) -> Task:
         """Return the task when it is COMPLETE; raise its error when it ended in ERROR.
@@ -205,6 +329,26 @@ class Client:
     def machines(self) -> list[MachineInfo]:
         """Return the configured machines, each just probed; takes some seconds when one does not answer."""
         return [MachineInfo.model_validate(item) for item in self._read("DM/machines").json()]
+
+    def limit_machine(self, name: str, **limits: int | str | None) -> MachineLimits:
+        """Change a machine's limits for all its transfers, those under way included; return those in force.
+
+        `limits`: bandwidth (bytes per second, a number or like "50MB/s"), max_transfers; None lifts a limit, one that
+        is not given stays as it is.
+        """
+        return MachineLimits.model_validate(self._changed(f"DM/machines/{quote(name, safe='')}", limits))
+
+    def reset_machine(self, name: str) -> MachineLimits:
+        """Set a machine's limits back to what machines.toml says, and return those."""
+        return MachineLimits.model_validate(self._write("DELETE", f"DM/machines/{quote(name, safe='')}/limits", {}))
+
+    def drain_machine(self, name: str) -> MachineHealth:
+        """Hold a machine's transfers back, those that run go on; return its health."""
+        return MachineHealth.model_validate(self._write("POST", f"DM/machines/{quote(name, safe='')}/drain", {}))
+
+    def undrain_machine(self, name: str) -> MachineHealth:
+        """Let a machine's transfers run again; return its health."""
+        return MachineHealth.model_validate(self._write("POST", f"DM/machines/{quote(name, safe='')}/undrain", {}))
 
     def health(self) -> dict[str, Any]:
         """Return what was checked. Raises: ServiceError when the service is not ready."""
@@ -233,15 +377,30 @@ class Client:
     def _started(self, path: str, fields: Mapping[str, Any]) -> UUID:
         return UUID(self._write("POST", path, fields)["task"])
 
+    def _pages(self, path: str, query: Mapping[str, str | int]) -> Iterator[Any]:
+        answer = self._read(path, query)
+        while True:
+            yield from answer.json()
+            following = answer.links.get("next")
+            if following is None:
+                return
+            answer = self._read(urljoin(answer.url, following["url"]))
+
     def _read(self, path: str, query: Mapping[str, str | int] | None = None) -> requests.Response:
         return self._send("GET", path, params=query)
 
     def _write(
         self, method: str, path: str, fields: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        given = {name: value for name, value in fields.items() if value is not None}
+        given = {name: _plain(value) for name, value in fields.items() if value is not None}
         sent = {"Idempotency-Key": str(uuid4()), **(headers or {})}
         answer: dict[str, Any] = self._send(method, path, json=given, headers=sent).json()
+        return answer
+
+    def _changed(self, path: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Send changes; None is one of them."""
+        sent = {"Idempotency-Key": str(uuid4())}
+        answer: dict[str, Any] = self._send("PATCH", path, json=dict(changes), headers=sent).json()
         return answer
 
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
@@ -258,6 +417,13 @@ class Client:
                 raise problem_error(answer)
             return answer
         raise AssertionError("the last attempt returns or raises")
+
+
+def _plain(value: Any) -> Any:
+    """Write times as JSON has them."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return f"PT{value.total_seconds():f}S" if isinstance(value, timedelta) else value
 
 
 def problem_error(answer: requests.Response) -> DataManagerError:
@@ -277,6 +443,12 @@ def problem_error(answer: requests.Response) -> DataManagerError:
         error = RegisteredSizeMismatch(detail)
     error.retryable = bool(document.get("retryable", error.retryable))
     return error
+
+
+def _batch(items: Iterable[Mapping[str, Any]] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    if items is None:
+        return dict(fields)
+    return {**fields, "items": [{**item, "uuid": str(item["uuid"])} for item in items]}
 
 
 def _external(url: str, machine: str, filename: str, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:

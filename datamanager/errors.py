@@ -14,6 +14,7 @@
     ├── CatalogueError               the catalogue says no
     │   ├── ObjectNotFound           object_not_found
     │   ├── TaskNotFound             task_not_found
+    │   ├── TaskEnded                task_ended
     │   ├── ObjectDeleted            object_deleted
     │   ├── ObjectArchived           object_archived
     │   ├── ObjectUnknown            object_unknown
@@ -40,6 +41,8 @@
     │   ├── DownloadFailed           download_failed      (retryable for 5xx, 408 and 429)
     │   ├── Cancelled                cancelled
     │   ├── DeadlineExceeded         deadline_exceeded
+    │   ├── Paused                   paused               (not an end: it goes on when it is resumed)
+    │   ├── ItemsFailed              items_failed         (of a batch; each item has its own error)
     │   └── LeaseLost                lease_lost           (another mover has the transfer)
     ├── ServiceError                 a part of the service itself is away
     │   ├── CatalogueUnavailable     catalogue_unavailable    (retryable)
@@ -154,6 +157,12 @@ class TaskNotFound(CatalogueError):
     """No task has this identifier."""
 
     code = "task_not_found"
+
+
+class TaskEnded(CatalogueError):
+    """The task has ended; nothing of it can be changed any more."""
+
+    code = "task_ended"
 
 
 class ObjectDeleted(CatalogueError):
@@ -318,6 +327,18 @@ class DeadlineExceeded(TransferError):
     """The request's deadline passed."""
 
     code = "deadline_exceeded"
+
+
+class Paused(TransferError):
+    """The transfer was paused; it keeps what it has moved and goes on when it is resumed."""
+
+    code = "paused"
+
+
+class ItemsFailed(TransferError):
+    """Items of a batch failed; each has an error of its own, the others are done."""
+
+    code = "items_failed"
 
 
 class LeaseLost(TransferError):

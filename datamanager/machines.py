@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datamanager.errors import SettingsError, UnknownMachine
 
@@ -53,10 +54,17 @@ def parse_rate(value: object) -> object:
     """Read a bandwidth: bytes per second as a number, or with a unit such as `200MB/s` or `1.5Gi`."""
     if isinstance(value, str):
         match = _RATE.fullmatch(value.strip())
-        if match is None:
-            raise ValueError('must be bytes per second, as a number or like "200MB/s"')
-        return int(float(match[1]) * _UNITS[match[2]])
+        if match is not None:
+            return int(Decimal(match[1]) * _UNITS[match[2]])
+    if isinstance(value, str | bool):
+        raise ValueError('must be bytes per second, as a number or like "200MB/s"')
     return value
+
+
+Rate = Annotated[int, Field(gt=0, le=2**63 - 1), BeforeValidator(parse_rate, json_schema_input_type=int | str)]
+"""Bytes per second; in a request or file also as text with a unit."""
+MAX_TRANSFERS = 1000
+"""The most that `max_transfers` may be."""
 
 
 class Machine(BaseModel):
@@ -83,9 +91,16 @@ class Machine(BaseModel):
     """Seconds without a byte until a connection is called dead."""
     archive: bool = False
     direct: bool = False
+    """May send to, and receive from, other machines that say so too, without a relay."""
+    direct_host: str | None = None
+    """The name or address by which other machines reach this one; absent: `host`."""
+    forward_agent: bool = False
+    """As the source of a direct transfer it may use our SSH agent; else it uses a key of its own."""
     verify: VerifyPolicy = VerifyPolicy.SHA256
-    bandwidth: Annotated[int, Field(gt=0)] | None = None
+    bandwidth: Rate | None = None
     """Bytes per second, all transfers of this machine together; absent: no limit."""
+    max_transfers: Annotated[int, Field(ge=1, le=MAX_TRANSFERS)] | None = None
+    """Transfers from or to this machine that run at once, over all movers; absent: no limit."""
 
     @field_validator("name")
     @classmethod
@@ -101,7 +116,7 @@ class Machine(BaseModel):
             raise ValueError("must be an absolute path without '..'")
         return value.rstrip("/") or "/"
 
-    @field_validator("host", "username")
+    @field_validator("host", "direct_host", "username")
     @classmethod
     def _no_option_in_disguise(cls, value: str | None) -> str | None:
         # a value that begins with a dash would be read by ssh as an option
@@ -114,17 +129,12 @@ class Machine(BaseModel):
     def _expand_home(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser()
 
-    @field_validator("bandwidth", mode="before")
-    @classmethod
-    def _rate(cls, value: object) -> object:
-        return parse_rate(value)
-
     @model_validator(mode="after")
     def _keys_fit_the_transport(self) -> Self:
         if self.transport is TransportKind.SFTP and self.host is None:
             raise ValueError('host: is required with transport = "sftp"')
         if self.transport is TransportKind.LOCAL:
-            for key in ("host", "port", "username", "identity_file", "known_hosts"):
+            for key in ("host", "direct_host", "port", "username", "identity_file", "known_hosts"):
                 if getattr(self, key) is not None:
                     raise ValueError(f'{key}: does not go with transport = "local"')
         return self

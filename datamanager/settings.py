@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """How long a mover may stay silent until its transfers are given to another one."""
     heartbeat: timedelta = timedelta(seconds=3)
     """How often a mover says that it lives."""
+    stop_grace: timedelta = timedelta(seconds=10)
+    """How long a mover that is told to stop lets its transfers run before it hands them back to the queue."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """How often a transfer may be taken by a mover before it ends in ERROR."""
     idempotency_keep: timedelta = timedelta(hours=24)
@@ -77,7 +79,9 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("lease", "heartbeat", "idempotency_keep", "keep_transfers", "keep_outbox", mode="before")
+    @field_validator(
+        "lease", "heartbeat", "stop_grace", "idempotency_keep", "keep_transfers", "keep_outbox", mode="before"
+    )
     @classmethod
     def _seconds(cls, value: object) -> object:
         if isinstance(value, str):
@@ -125,6 +129,8 @@ class Settings(BaseSettings):
             )
         if self.heartbeat <= timedelta(0) or self.lease < 2 * self.heartbeat:
             raise ValueError("lease: must be at least twice the heartbeat")
+        if self.stop_grace < timedelta(0):
+            raise ValueError("stop_grace: must not be negative")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""`dm deploy`: bring prefect.yaml to the Prefect server: the work pool and one deployment per flow. Idempotent.
+"""`dm deploy`: bring prefect.yaml to the Prefect server: its work pool and queues, one deployment per flow. Idempotent.
 
 `prefect deploy` would add pull steps that change a process's working directory, which a warm mover must never do.
 """
@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import httpx
 import yaml
@@ -17,6 +18,11 @@ import yaml
 from datamanager.errors import DataManagerError, OrchestratorUnavailable, SettingsError
 from datamanager.settings import load_settings
 from deployments.environment import WORK_POOL, prefect_environment, run_with
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+
+    from deployments.flow_table import AnyFlow
 
 PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
 WORKER_TYPE = "mover"
@@ -31,45 +37,77 @@ def read_deployments(path: Path = PREFECT_YAML) -> list[dict[str, Any]]:
 
 
 async def apply(path: Path = PREFECT_YAML) -> list[str]:
-    """Make or update the work pool and the deployments; return their names.
+    """Make or update the work pool, its queues, the deployments and the automation; return the deployments' names.
+
+    What a person has set on them in Prefect (limits, pauses, schedules) stays.
 
     Raises: OrchestratorUnavailable; SettingsError when prefect.yaml names a flow that this project does not ship.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.utilities.callables import parameter_schema
 
     from deployments.flow_table import ENTRYPOINTS
+    from deployments.zombies import watch_for_zombies
 
-    names = []
+    deployments = {}
     try:
         async with get_client() as client:
-            try:
-                await client.create_work_pool(
-                    WorkPoolCreate(name=WORK_POOL, type=WORKER_TYPE, description=POOL_DESCRIPTION)
-                )
-            except ObjectAlreadyExists:
-                logging.getLogger(__name__).debug("work pool %s is there", WORK_POOL)
+            await _provide_pool(client)
             for entry in read_deployments(path):
                 entrypoint = entry["entrypoint"]
                 if entrypoint not in ENTRYPOINTS:
                     raise SettingsError(f"{path.name}: {entrypoint} is no flow of this project")
                 flow = ENTRYPOINTS[entrypoint]
-                await client.create_deployment(
-                    flow_id=await client.create_flow(flow),
-                    name=entry["name"],
-                    description=entry.get("description"),
-                    entrypoint=entrypoint,
-                    work_pool_name=entry["work_pool"]["name"],
-                    tags=entry.get("tags", []),
-                    parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
-                    enforce_parameter_schema=True,
-                )
-                names.append(f"{flow.name}/{entry['name']}")
+                deployments[f"{flow.name}/{entry['name']}"] = await _deploy(client, flow, entry)
+            await watch_for_zombies(client, list(deployments.values()))
     except httpx.HTTPError as exc:
         raise OrchestratorUnavailable(f"the Prefect server does not answer: {exc}") from exc
-    return names
+    return list(deployments)
+
+
+async def _provide_pool(client: PrefectClient) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    from deployments.pool import QUEUES
+
+    with contextlib.suppress(ObjectAlreadyExists):
+        await client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type=WORKER_TYPE, description=POOL_DESCRIPTION))
+    there = {queue.name for queue in await client.read_work_queues(work_pool_name=WORK_POOL)}
+    for name, rank in QUEUES.items():
+        if name not in there:
+            with contextlib.suppress(ObjectAlreadyExists):  # another mover was quicker
+                await client.create_work_queue(name=name, work_pool_name=WORK_POOL, priority=rank)
+
+
+async def _deploy(client: PrefectClient, flow: AnyFlow, entry: dict[str, Any]) -> UUID:
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.utilities.callables import parameter_schema
+
+    from deployments.pool import NORMAL, QUEUES
+
+    facts: dict[str, Any] = {
+        "description": entry.get("description"),
+        "entrypoint": entry["entrypoint"],
+        "tags": entry.get("tags", []),
+        "enforce_parameter_schema": True,
+        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
+    }
+    pool = {"work_pool_name": entry["work_pool"]["name"], "work_queue_name": NORMAL}
+    try:
+        known = await client.read_deployment_by_name(f"{flow.name}/{entry['name']}")
+    except ObjectNotFound:
+        return await client.create_deployment(
+            flow_id=await client.create_flow(flow),
+            name=entry["name"],
+            **facts,
+            **pool,
+        )
+    if known.work_pool_name == pool["work_pool_name"] and known.work_queue_name in QUEUES:
+        pool["work_queue_name"] = known.work_queue_name
+    # to create it once more would remove the schedules that a person gave it
+    await client.update_deployment(known.id, DeploymentUpdate(**facts, **pool))
+    return known.id
 
 
 def main() -> int:

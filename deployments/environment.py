@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from datamanager.settings import Settings
 
 WORK_POOL = "data-manager"
+RUN_HEARTBEAT = 30
+"""Seconds between two heartbeats of a flow run; Prefect takes no shorter ones."""
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:

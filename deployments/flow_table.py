@@ -14,6 +14,7 @@ from datamanager.domain.states import TransferKind
 from flows.copy_data import copy_data
 from flows.delete_data import delete_data
 from flows.get_external import get_external
+from flows.many import copy_many, move_many
 from flows.move_data import move_data
 
 AnyFlow = Flow[..., Coroutine[Any, Any, Any]]
@@ -26,6 +27,8 @@ ENTRYPOINTS: dict[str, AnyFlow] = {
     "flows.move_data:move_data": move_data,
     "flows.get_external:get_external": get_external,
     "flows.delete_data:delete_data": delete_data,
+    "flows.many:copy_many": copy_many,
+    "flows.many:move_many": move_many,
 }
 
 FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
@@ -33,4 +36,6 @@ FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
     TransferKind.MOVE: move_data,
     TransferKind.GETEXTERNAL: get_external,
     TransferKind.DELETE: delete_data,
+    TransferKind.COPY_MANY: copy_many,
+    TransferKind.MOVE_MANY: move_many,
 }

@@ -30,8 +30,8 @@ from models.outbox import EVENTS_EXCHANGE, cloud_event
 from models.tables import OutboxMessage
 from models.transfers import REQUEST_OF_KIND, Order, submit
 
-BODY_MAX = 2**20
-"""Bytes of a message."""
+BODY_MAX = 2**22
+"""Bytes of a message: a batch of 10,000 items, unless their paths are long."""
 NAME_MAX = 1024
 """Characters of a CloudEvent's `id` and `source`; both are repeated in the answer."""
 NOTIFICATION = "dm.transfer.requested"
@@ -127,7 +127,7 @@ def _order(call: Call, check: Check | None) -> Order:
     if not isinstance(call.data, dict):
         raise InvalidRequest("data: must be an object with the request's fields", {"data": "an object"})
     object_id = None
-    if call.kind is not TransferKind.GETEXTERNAL:
+    if call.kind is not TransferKind.GETEXTERNAL and not call.kind.many:
         object_id = _uuid(call.data.get("uuid"))
         if object_id is None:
             raise InvalidRequest("uuid: must be an object's identifier", {"uuid": "the identifier of an object"})

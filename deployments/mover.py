@@ -1,16 +1,12 @@
-"""`dm mover`: one mover in the foreground until SIGTERM or Ctrl-C. Also the module that Prefect loads the worker
-type from.
+"""`dm mover`: one mover in the foreground until SIGTERM or Ctrl-C; a second one hurries.
 
-The event loop runs in a thread of its own: Prefect's flow engine installs a SIGTERM handler for each run when it is
-in the main
-thread, which many runs in one process would fight over. Here the main thread waits for signals and passes them on.
+`prefect worker start --type mover --pool data-manager` starts the same worker (deployments/worker.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import threading
 
@@ -37,39 +33,15 @@ def main() -> int:
         sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 2
     configure_logging()
-    from deployments.runtime import run_directory
-    from deployments.worker import MoverWorker, worker_name
+    from deployments.worker import MoverWorker
 
-    worker = MoverWorker(name=worker_name(run_directory(settings)))
-    loop = asyncio.new_event_loop()
-    outcome: list[BaseException | None] = []
-    done = threading.Event()
-
-    def work() -> None:
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_until_complete(worker.start(printer=lambda line: log.info("mover", says=line)))
-            outcome.append(None)
-        except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
-            outcome.append(exc)
-        finally:
-            done.set()
-
-    def stop(_signal: int, _frame: object) -> None:
-        loop.call_soon_threadsafe(worker.stop)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    threading.Thread(target=work, name="mover", daemon=True).start()
-    while not done.wait(0.5):
-        continue  # wakes up so that signals are seen
-    _leave_soon()
-    error = outcome[0]
-    if isinstance(error, DataManagerError):
-        sys.stderr.write(f"dm mover: {error.detail}\n")
+    try:
+        asyncio.run(MoverWorker().start(printer=lambda line: log.info("mover", says=line)))
+    except DataManagerError as exc:
+        sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 1
-    if error is not None:
-        raise error
+    finally:
+        _leave_soon()
     return 0
 
 

@@ -20,11 +20,14 @@ from deployments.consumer import RequestConsumer
 from deployments.relay import Relay
 from deployments.runs import Runs
 from deployments.runtime import Runtime
+from deployments.tending import MachineWatch
+from flows.running.litter import clear_up
 from flows.running.services import Services
 from models.housekeeping import tidy
 from models.listen import Listener
 
 TIDY_EVERY = 600.0  # seconds
+CLEAR_UP_EVERY = 10.0  # seconds
 THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
 
 log = structlog.get_logger(__name__)
@@ -45,17 +48,18 @@ class Mover:
         loop = asyncio.get_running_loop()
         threads = settings.concurrency * THREADS_PER_RUN + 8
         loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="mover"))
-        self.runs = Runs(
-            Services(
-                settings=settings,
-                machines=runtime.machines,
-                database=runtime.database,
-                storages=runtime.storages,
-                guard=self._guard,
-                owner=self._name,
-                ring=self._ended,
-            )
+        services = Services(
+            settings=settings,
+            machines=runtime.machines,
+            database=runtime.database,
+            storages=runtime.storages,
+            guard=self._guard,
+            owner=self._name,
+            ring=self._ended,
         )
+        self._services = services
+        self.runs = Runs(services)
+        self._watch = MachineWatch(services, self.runs.poke)
         self._socket = WakeSocket(runtime.run_directory, "mover")
         self._socket.listen(self._heard)
         self._listener = Listener(runtime.database, self._heard) if runtime.database.is_postgresql else None
@@ -87,6 +91,8 @@ class Mover:
             loops.start_soon(self.runs.prefect.forever)
             loops.start_soon(self.runs.beat_forever)
             loops.start_soon(self.runs.take_forever)
+            loops.start_soon(self._watch.forever)
+            loops.start_soon(self._clear_up_forever)
             loops.start_soon(self._tidy_forever)
             if self._relay is not None:
                 loops.start_soon(self._relay.run)
@@ -123,6 +129,15 @@ class Mover:
         ring(self._runtime.run_directory, "api", message)
         if self._relay is not None:
             self._relay.poke()
+
+    async def _clear_up_forever(self) -> None:
+        """Remove partial files that could not be removed when their transfers ended."""
+        while True:
+            try:
+                await asyncio.to_thread(clear_up, self._services)
+            except CatalogueUnavailable as exc:
+                log.warning("catalogue_unavailable", error=exc.detail)
+            await asyncio.sleep(CLEAR_UP_EVERY)
 
     async def _tidy_forever(self) -> None:
         while True:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -22,25 +22,33 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import AsyncClientContext
 from prefect.exceptions import Abort, ObjectNotFound, PrefectException
 from prefect.flow_engine import run_flow_async
-from prefect.states import Cancelled as CancelledState
 from prefect.states import Pending
 
 from datamanager.domain.states import TransferKind, TransferStatus, status_of_run
 from datamanager.engine.control import Control
-from datamanager.errors import Cancelled, CatalogueUnavailable, DataManagerError, InternalError, LeaseLost
+from datamanager.errors import (
+    Cancelled,
+    CatalogueUnavailable,
+    DataManagerError,
+    InternalError,
+    LeaseLost,
+    OrchestratorUnavailable,
+)
 from deployments.flow_table import DEPLOYMENT, FLOW_OF_KIND, AnyFlow
+from deployments.reconciling import end_of
 from deployments.watching import PrefectWatch
 from flows.running.naming import run_name, run_tags
 from flows.running.services import Services, provided
-from models import movers, outcomes
+from models import control, limits, movers, outcomes
 from models.leases import MOVER_PREFIX, drop_lease, hold_lease
+from models.runs import held_by_priority, priority_of
 from models.tables import Transfer
 from models.transfers import get_transfer
 
 POLL = 1.0  # seconds; wake-ups make the start immediate, the poll only catches what they missed
 BACK_IN = timedelta(seconds=1)
 """When a transfer whose run did not begin is tried again."""
-STOP_GRACE = 20.0  # seconds that runs get to hand their work back
+HAND_BACK_WITHIN = 20.0  # seconds that runs get at a stop to hand their work back
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +67,16 @@ class Runs:
         self._loop = asyncio.get_running_loop()
         self._stopping = False
 
+    @property
+    def free(self) -> int:
+        """How many more transfers this mover may run now; none when it stops."""
+        return 0 if self._stopping else max(0, self._settings.concurrency - len(self._tasks))
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs."""
+        return bool(self._tasks)
+
     def poke(self) -> None:
         """Look at the queue now. Safe from any thread."""
         self._loop.call_soon_threadsafe(self._woken.set)
@@ -72,9 +90,8 @@ class Runs:
         """Take what waits, whenever woken and at least each second."""
         while not self._stopping:
             self._woken.clear()
-            free = self._settings.concurrency - len(self._tasks)
             # without Prefect nothing can run: what waits is left alone, it would only be taken and given back
-            if free > 0 and self.prefect.there and await self._when_possible(self._take, free):
+            if self.free > 0 and self.prefect.there and await self._when_possible(self._take, self.free):
                 continue  # there may be more
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL)
@@ -91,14 +108,26 @@ class Runs:
         self._beat_soon.set()  # the lease says whether this mover can work
         self._woken.set()
 
+    async def finish(self, hurry: asyncio.Event) -> None:
+        """Take nothing new; return when what runs has ended, when `stop_grace` is over, or when told to hurry."""
+        self._stopping = True
+        self._woken.set()
+        hurried = asyncio.create_task(hurry.wait())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.stop_grace.total_seconds()):
+                while self._tasks and not hurried.done():
+                    await asyncio.wait([hurried, *self._tasks.values()], return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+
     async def stop(self) -> None:
-        """Take nothing new and hand the running transfers back to the queue."""
+        """Hand the running transfers back to the queue: no attempt is counted, partial files stay for the next one."""
         self._stopping = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=STOP_GRACE)
+            log.info("handing_back", transfers=len(tasks))
+            await asyncio.wait(tasks, timeout=HAND_BACK_WITHIN)
         with contextlib.suppress(CatalogueUnavailable):
             await asyncio.to_thread(self._sign_off)
 
@@ -115,7 +144,10 @@ class Runs:
     # --- taking ------------------------------------------------------------------------------------------------------
 
     async def _take(self, free: int) -> bool:
-        taking = asyncio.ensure_future(asyncio.to_thread(self._take_now, free))
+        # a lost transfer whose earlier run has not ended here yet is left to others: both would be the same Prefect run
+        mine = [*self._services.running, *self._services.by_run.values(), *self._tasks]
+        busy = {key.transfer for key in mine if isinstance(key, movers.Hold)}
+        taking = asyncio.ensure_future(asyncio.to_thread(self._take_now, free, busy))
         try:
             taken = await asyncio.shield(taking)
         except asyncio.CancelledError:
@@ -128,17 +160,30 @@ class Runs:
             self._tasks[hold].add_done_callback(functools.partial(self._forget, hold))
         return bool(taken)
 
-    def _take_now(self, free: int) -> list[tuple[movers.Hold, Transfer]]:
-        with self._services.database.read() as session:  # cheap: no write lock when the queue is empty
-            if not movers.waiting(session):
+    def _take_now(self, free: int, busy: Collection[UUID]) -> list[tuple[movers.Hold, Transfer]]:
+        services = self._services
+        with services.database.read() as session:  # cheap: no write lock when the queue is empty
+            most = limits.caps(session, services.machines)
+            late = control.due(session)
+            if not late and (self.prefect.caps.pool == 0 or not movers.waiting(session, most)):
                 return []
-        with self._services.database.write() as session:
-            taken = movers.take(session, self._services.owner, self._settings.lease, free)
+        caps = self.prefect.caps
+        room: Mapping[str, int] = {}
+        with services.database.write() as session:
+            expired = control.expire(session)
+            if caps.limited:
+                found = caps.room(held_by_priority(session), free)
+                free, room = found.total, found.queues
+            most = limits.caps(session, services.machines)
+            taken = movers.take(session, services.owner, self._settings.lease, free, caps=most, room=room, besides=busy)
             rows = [(hold, get_transfer(session, hold.transfer)) for hold in taken]
             for hold, row in rows:
                 if row.attempts > self._settings.max_attempts:
                     error = InternalError(f"given up after {self._settings.max_attempts} attempts; see faults")
-                    outcomes.fail(session, hold, error)
+                    outcomes.fail(session, hold, error, litter=row.started is not None)
+                    expired.append(row)
+        for row in expired:
+            services.ring(f"ended:{row.id}")
         return [(hold, row) for hold, row in rows if row.ended is None]
 
     def _forget(self, hold: movers.Hold, _task: asyncio.Task[None]) -> None:
@@ -161,7 +206,7 @@ class Runs:
         except asyncio.CancelledError:
             spent = False  # the mover stops, which is no fault of the transfer
             raise
-        except (httpx.HTTPError, PrefectException) as exc:
+        except (httpx.HTTPError, PrefectException, OrchestratorUnavailable) as exc:
             spent = False  # Prefect is away, neither
             self.prefect.there = False
             log.warning("prefect_unavailable", transfer=str(hold.transfer), error=repr(exc))
@@ -173,6 +218,7 @@ class Runs:
         """Run a flow to its end; None when another mover has its transfer and so the run. Gives back what is held when
         the mover stops: not before the flow run's state is written, or that would overwrite the next mover's.
         """
+        mine = self._services.by_run.get(flow_run.id)
         try:
             with provided(self._services):
                 state = await run_flow_async(flow, flow_run=flow_run, parameters=parameters, return_type="state")
@@ -182,13 +228,17 @@ class Runs:
         except asyncio.CancelledError:
             hold = self._services.by_run.get(flow_run.id)
             if hold is not None and hold in self._services.running:
+                await self.prefect.show_waiting(flow_run.id, "handed back: its mover stops")  # the engine said: crashed
                 await self._give_back(hold, spent=False)
             raise
         finally:
-            self._services.by_run.pop(flow_run.id, None)
+            if mine is None or self._services.by_run.get(flow_run.id) == mine:
+                self._services.by_run.pop(flow_run.id, None)
 
     async def _final(self, flow_run: FlowRun, state: State[Any]) -> State[Any]:
-        """Let a run that was cancelled end as CANCELLED: the engine calls every error FAILED, or can't at all then."""
+        """Let a run end as its transfer did: the engine calls every error FAILED, also one after which the transfer
+        waits for its next attempt, and can't say at all how a run ended that was cancelled.
+        """
         hold = self._services.by_run.get(flow_run.id)
         if hold is None or state.is_completed() or state.is_cancelled():
             return state
@@ -198,11 +248,11 @@ class Runs:
                 return get_transfer(session, hold.transfer)
 
         row = await asyncio.to_thread(read)
-        if row.error_code == Cancelled.code:
+        if row.ended is not None and (wanted := end_of(row)).type is not state.type:
             async with AsyncClientContext.get_or_create() as context:
-                await context.client.set_flow_run_state(
-                    flow_run.id, CancelledState(message=row.error_detail), force=True
-                )
+                await context.client.set_flow_run_state(flow_run.id, wanted, force=True)
+        elif row.ended is None and row.owner is None and row.epoch == hold.epoch:
+            await self.prefect.show_waiting(flow_run.id, "waits in the queue for another attempt")
         return state
 
     async def _did_not_begin(self, hold: movers.Hold, state: State[Any]) -> None:
@@ -231,6 +281,7 @@ class Runs:
                 await self._deployment(client, flow),
                 parameters={"transfer": str(row.id)},
                 state=Pending(),
+                work_queue_name=priority_of(row),
                 name=run_name(row),
                 tags=run_tags(row),
                 idempotency_key=str(row.id) if row.flow_run_id is None else f"{row.id}:{hold.epoch}",
@@ -243,13 +294,18 @@ class Runs:
     async def _deployment(self, client: PrefectClient, flow: AnyFlow) -> UUID:
         name = f"{flow.name}/{DEPLOYMENT}"
         if name not in self._deployments:
-            self._deployments[name] = (await client.read_deployment_by_name(name)).id
+            try:
+                found = await client.read_deployment_by_name(name)
+            except ObjectNotFound:
+                await self.prefect.provide()
+                found = await client.read_deployment_by_name(name)
+            self._deployments[name] = found.id
         return self._deployments[name]
 
     async def _give_back(self, hold: movers.Hold, *, spent: bool) -> None:
         def give_back() -> None:
             with self._services.database.write() as session:
-                movers.requeue(session, hold, after=BACK_IN, spent=spent)
+                movers.requeue(session, hold, after=timedelta(0) if self._stopping else BACK_IN, spent=spent)
 
         self._services.running.pop(hold, None)
         self._deployments.clear()  # they may have been made anew
@@ -274,6 +330,9 @@ class Runs:
                 session, MOVER_PREFIX + self._services.owner, self._services.owner, self._settings.lease, details
             )
             reaped = movers.reap(session)
+            expired = control.expire(session)
+        for row in expired:
+            self._services.ring(f"ended:{row.id}")
         if reaped:
             log.warning("leases_reaped", transfers=[str(row.id) for row in reaped])
             self.poke()

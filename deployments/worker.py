@@ -24,14 +24,17 @@ import structlog
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import AsyncClientContext
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.types._datetime import now
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
-from datamanager.errors import NotSupported
-from datamanager.settings import load_settings
-from deployments.environment import WORK_POOL
+from datamanager.errors import NotSupported, SettingsError
+from datamanager.settings import Settings, load_settings
+from deployments.environment import RUN_HEARTBEAT, WORK_POOL
 from deployments.flow_table import ENTRYPOINTS, AnyFlow
 from deployments.moving import Mover
-from deployments.runtime import open_runtime
+from deployments.own_loop import in_own_loop
+from deployments.runtime import open_runtime, run_directory
 
 SYNC_EVERY = 10.0  # seconds between heartbeats to Prefect
 QUERY_EVERY = 2.0  # seconds between looks for runs begun in the UI or by a schedule
@@ -53,45 +56,108 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
     _display_name = "Data Manager mover"
     _description = "Runs the Data Manager's flows in one warm process."
 
-    def __init__(self, work_pool_name: str = WORK_POOL, **options: Any) -> None:
-        super().__init__(work_pool_name, **options)
+    def __init__(
+        self,
+        work_pool_name: str = WORK_POOL,
+        work_queues: list[str] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(work_pool_name, work_queues, name, **options)
+        self._given_name = name
         self._mover: Mover | None = None
-        self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked_to_stop = 0
+        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
 
     async def start(
         self,
         run_once: bool = False,
-        with_healthcheck: bool = False,  # noqa: ARG002 - Prefect's signature
+        with_healthcheck: bool = False,  # noqa: ARG002 - Prefect's signature; its command line serves the check itself
         printer: Callable[..., None] = print,
     ) -> None:
-        """Work until cancelled or `stop` is called.
+        """Work until `stop` is called, or SIGTERM or SIGINT comes. With `run_once` end when one poll's runs have ended.
 
         Unlike the base class, never give up while Prefect is away: the catalogue's transfers wait for it.
+
+        Raises: SettingsError, CatalogueUnavailable.
         """
-        settings = load_settings()
+        settings = self._settings()
+        await in_own_loop(lambda: self._work(settings, run_once, printer), self.stop)
+
+    def stop(self) -> None:
+        """Take nothing new, let what runs end within `stop_grace`, hand back the rest, end `start`. Called twice: hand
+        back at once. Safe from any thread.
+        """
+        self._asked_to_stop += 1
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._heed)
+
+    def _heed(self) -> None:
+        if self._asked_to_stop:
+            self._stop.set()
+        if self._asked_to_stop > 1:
+            self._hurry.set()
+
+    def _settings(self) -> Settings:
+        """Read the settings; they and Prefect's must mean the same server and pool. Raises: SettingsError."""
+        settings, prefect = load_settings(), PREFECT_API_URL.value()
+        if self._work_pool_name != WORK_POOL:
+            raise SettingsError(f"a mover serves the work pool {WORK_POOL}, not {self._work_pool_name}")
+        if settings.prefect_api_url is None and prefect:
+            settings = settings.model_copy(update={"prefect_api_url": prefect.rstrip("/")})
+        if prefect is None or prefect.rstrip("/") != settings.prefect_url:
+            raise SettingsError(f"DM_PREFECT_API_URL: {settings.prefect_url}, but PREFECT_API_URL is {prefect}")
+        if self._limit is not None:
+            settings = settings.model_copy(update={"concurrency": self._limit})
+        return settings
+
+    async def _work(self, settings: Settings, run_once: bool, printer: Callable[..., None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = settings.concurrency
+        self.name = self._given_name or worker_name(run_directory(settings))
         runtime = await asyncio.to_thread(open_runtime, settings, pool_size=settings.concurrency + 4)
         try:
             async with AsyncExitStack() as stack:
+                # the automation of `deployments.zombies` counts on it, whatever this process's environment says
+                stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: RUN_HEARTBEAT}))
                 # leases are this process's, not its successor's of the same name
-                mover = Mover(runtime, f"{self.name}:{os.getpid()}-{secrets.token_hex(3)}")
-                self._mover = await stack.enter_async_context(mover)
+                lease_name = f"{self.name}:{os.getpid()}-{secrets.token_hex(3)}"
+                mover = self._mover = await stack.enter_async_context(Mover(runtime, lease_name))
+                mover.runs.prefect.queues = self._work_queues
                 await stack.enter_async_context(self)
                 await stack.enter_async_context(AsyncClientContext())
                 async with anyio.create_task_group() as loops:
-                    loops.start_soon(self._forever, self._sync_and_initialize, SYNC_EVERY)
-                    loops.start_soon(self._forever, self.get_and_submit_flow_runs, QUERY_EVERY)
+                    self._heed()  # what was asked for during the start
                     loops.start_soon(mover.work)
-                    printer(f"mover {self.name} is ready")
-                    if not run_once:
+                    if run_once:
+                        await self._once(mover)
+                    else:
+                        loops.start_soon(self._forever, self._sync_and_initialize, SYNC_EVERY)
+                        loops.start_soon(self._forever, self.get_and_submit_flow_runs, QUERY_EVERY)
+                        printer(f"mover {self.name} is ready")
                         await self._stop.wait()
+                    printer(f"mover {self.name} stops")
+                    await mover.runs.finish(self._hurry)
                     loops.cancel_scope.cancel()
                 await mover.hand_back()
         finally:
             runtime.close()
 
-    def stop(self) -> None:
-        """Take nothing new, hand back what runs, end `start`. Call it in the worker's event loop."""
-        self._stop.set()
+    async def _once(self, mover: Mover) -> None:
+        await self._sync_and_initialize()
+        await self.get_and_submit_flow_runs()
+        while not self._stop.is_set() and (self.limiter.borrowed_tokens or mover.runs.busy):  # noqa: ASYNC110 - untold
+            await anyio.sleep(QUERY_EVERY)
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Take as many of Prefect's runs as there are slots free, which transfers of the catalogue share."""
+        free = self._mover.runs.free if self._mover is not None else 0
+        if not free:
+            self._last_polled_time = now("UTC")  # for Prefect's health check: nothing is wrong
+            return []
+        self.limiter.total_tokens = self.limiter.borrowed_tokens + free
+        return await super().get_and_submit_flow_runs()
 
     async def run(
         self,

@@ -1,20 +1,11 @@
-"""The tasks that the flows are made of. Each works on the run's transfer (`flows.running.work.current`); blocking
-work is done in threads.
-
-A task is tried again when its error says that this may help (`retryable`), with jittered pauses of under 30 s in all.
+"""The tasks that the flows of one file are made of. Each works on the run's transfer (`flows.running.work.current`);
+blocking work is done in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
-
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task
 
 from datamanager.domain.plan import Route
 from datamanager.domain.requests import GetExternalRequest
@@ -24,75 +15,25 @@ from datamanager.engine import publish as publishing
 from datamanager.engine import stream
 from datamanager.engine import verify as verifying
 from datamanager.engine.job import Found, Intent, Job, Moved, Proof
-from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError, MachineUnavailable, ServiceError
+from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
 from datamanager.machines import VerifyPolicy
 from datamanager.sources import open_source, public_url
 from flows.running.progress import human
+from flows.running.stepping import step, threaded
 from flows.running.work import Work, current
 from models import movers, outcomes
 from models.objects import Facts
 
-RETRIES = 3
-PAUSES = [1.0, 4.0, 12.0]  # seconds; with jitter under 30 in all
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Say whether the same step may work if it is tried again: Prefect's retry condition.
-
-    After a checksum mismatch the bytes must be sent again, which is more than this step (see `deliver`).
-    """
-    error = state.data
-    return isinstance(error, DataManagerError) and error.retryable and not isinstance(error, ChecksumMismatch)
-
-
-async def _threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do blocking work in a thread, and keep a fault on the transfer.
-
-    When the run is cancelled the thread is told to stop and waited for: it must not touch a machine any more.
-    """
-    work = current()
-    thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
-    try:
-        return await asyncio.shield(thread)
-    except asyncio.CancelledError:
-        work.control.stop(InternalError("the mover stops"))
-        await asyncio.wait([thread])
-        raise
-    except DataManagerError as error:
-        if not error.retryable:
-            raise
-        if work.row.fail_fast and isinstance(error, MachineUnavailable):
-            # a client waits: it hears at once that the machine is away, and nothing was changed
-            error.retryable = False
-            raise
-        work.log.warning("%s: %s", error.code, error.detail)
-        if not isinstance(error, ServiceError):
-            await work.write(movers.add_fault, error.code, error.detail)
-        raise
-
-
-def _step(name: str) -> Callable[[Callable[P, T]], Task[P, T]]:
-    return task(
-        name=name,
-        retries=RETRIES,
-        retry_delay_seconds=PAUSES,
-        retry_jitter_factor=0.5,
-        retry_condition_fn=worth_retrying,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
-
-
-@_step("probe")
+@step("probe")
 async def probe() -> Found:
     """Look at both ends."""
     work = current()
     work.control.enter(Phase.PROBE)
     size = work.request.size if isinstance(work.request, GetExternalRequest) else None
-    found = await _threaded(probing.probe, work.job(), size=size)
+    found = await threaded(probing.probe, work.job(), size=size)
+    if found.published is None:
+        work.control.unshield()
     job = work.job()
     from_where = job.source.place if job.source else public_url(str(getattr(work.request, "url", "")))
     work.log.info("%s → %s, %s, by %s", from_where, job.target.place, human(found.size), found.route)
@@ -101,58 +42,62 @@ async def probe() -> Found:
     return found
 
 
-@_step("transfer")
+@step("transfer")
 async def transfer(found: Found) -> Moved:
     """Move the bytes into the partial file."""
     work = current()
     job, control = work.job(), work.control
+    work.litter = True
     if found.route is Route.DOWNLOAD:
-        moved = await _threaded(_download, work, job, found)
-    elif found.route is Route.WITHIN:
-        moved = await _threaded(stream.copy_within, job, found, control)
+        moved = await threaded(_download, work, job, found)
     else:
-        moved = await _threaded(stream.relay, job, found, control)
+        moved = await threaded(stream.send, job, found, control, work.remember)
     work.log.info("moved %s, %.1f s since the run began", human(moved.size), work.seconds)
     return moved
 
 
-@_step("verify")
+@step("verify")
 async def verify(found: Found, moved: Moved) -> Proof:
     """Compare both ends."""
     work = current()
     work.control.enter(Phase.VERIFY)
-    proof = await _threaded(verifying.verify, work.job(), found, moved, work.control)
+    proof = await threaded(verifying.verify, work.job(), found, moved, work.control)
     work.log.info("verified by %s%s", proof.verified, f": {proof.sha256} at both ends" if proof.sha256 else "")
     return proof
 
 
-@_step("publish")
+@step("publish")
 async def publish(found: Found, proof: Proof) -> Intent:
     """Record the intent, then give the file its name. The record is fenced: a mover that lost its lease publishes
     nothing.
     """
     work = current()
     work.control.enter(Phase.PUBLISH)
+    work.control.shield()
     mtime = found.source.mtime if found.source else int(work.row.created.timestamp())
     intent = Intent(proof.size, proof.sha256, mtime)
     await _record(work, intent)
-    await _threaded(publishing.publish, work.job(), found, intent)
+    await threaded(publishing.publish, work.job(), found, intent)
     work.log.info("published %s", found.final)
     return intent
 
 
-@_step("rename")
+@step("rename")
 async def rename(found: Found) -> Intent | None:
     """Move on one machine by rename; None when the names turn out to be on different file systems."""
     work = current()
     work.control.enter(Phase.PUBLISH)
+    work.control.shield()
     source = found.source_stat
     intent = Intent(source.size, None, source.mtime)
     await _record(work, intent)
-    return intent if await _threaded(publishing.rename, work.job(), found) else None
+    if await threaded(publishing.rename, work.job(), found):
+        return intent
+    work.control.unshield()
+    return None
 
 
-@_step("commit")
+@step("commit")
 async def commit(intent: Intent, verified: Verified, originator: str = "") -> str:
     """Tell the catalogue; return the result for the client."""
     work = current()
@@ -170,24 +115,24 @@ async def commit(intent: Intent, verified: Verified, originator: str = "") -> st
             raise InternalError(f"{kind} is not committed here")
 
 
-@_step("remove source")
+@step("remove source")
 async def remove_source() -> str:
     """End a move: its source goes, if it still is what was read (after a rename it has gone already)."""
     work = current()
     work.control.enter(Phase.CLEANUP)
     recorded = await asyncio.to_thread(work.recorded_intent)
     job = work.job()
-    await _threaded(publishing.remove_source, job.origin, recorded, job.target)
+    await threaded(publishing.remove_source, job.origin, recorded, job.target)
     await work.write(outcomes.finish_move)
     return outcomes.MOVED
 
 
-@_step("remove file")
+@step("remove file")
 async def remove_file() -> str:
     """Remove an object's file and tell the catalogue."""
     work = current()
     work.control.enter(Phase.CLEANUP)
-    await _threaded(publishing.remove_file, work.job().origin)
+    await threaded(publishing.remove_file, work.job().origin)
     work.control.enter(Phase.COMMIT)
     return await work.write(outcomes.complete_delete)
 
@@ -208,17 +153,21 @@ async def deliver(found: Found) -> tuple[Intent, Verified]:
             proof = await verify(found, await transfer(found))
         except ChecksumMismatch as damaged:
             work.log.warning("transfer %s: %s; once more", work.transfer, damaged.detail)
+            await _discard(work, found)  # not to be gone on with
             proof = await verify(found, await transfer(found))
         return await publish(found, proof), proof.verified
-    except BaseException:
-        await _discard(work, found)
+    except BaseException as error:
+        if await work.is_ended_by(error):
+            await _discard(work, found)
         raise
 
 
 async def _discard(work: Work, found: Found) -> None:
-    """Remove what a failed attempt left beside the destination; on a machine that is away it stays until the sweep."""
+    """Remove what a failed transfer left beside the destination; on a machine that is away it stays for now: see
+    `flows.running.litter`."""
     try:
-        await asyncio.to_thread(stream.discard, work.job(), found)
+        await asyncio.to_thread(stream.discard, work.job(stoppable=False), found)
+        work.litter = False
     except DataManagerError as error:
         work.log.warning("transfer %s: partial file %s stays for now: %s", work.transfer, found.part, error.detail)
 

@@ -13,6 +13,7 @@ from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError
+from models.batch_items import give_up_items
 from models.claims import (
     claim_place,
     free_claims_of_transfer,
@@ -51,7 +52,7 @@ def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
         derived_from=source.id,
     )
     _give_places_to_object(session, row, new)
-    _complete(session, row, str(new), facts)
+    complete(session, row, str(new), facts)
     return new
 
 
@@ -75,7 +76,7 @@ def complete_getexternal(session: Session, hold: Hold, facts: Facts, originator:
         event="registered",
     )
     _give_places_to_object(session, row, new)
-    _complete(session, row, str(new), facts)
+    complete(session, row, str(new), facts)
     return new
 
 
@@ -127,7 +128,7 @@ def finish_move(session: Session, hold: Hold) -> None:
     if not row.notes.get("committed"):
         raise InternalError(f"transfer {row.id} has not given its object the new place")
     obj = lock_object(session, _known(row.object_id))
-    _complete(session, row, MOVED, Facts(obj.size))
+    complete(session, row, MOVED, Facts(obj.size))
 
 
 def complete_delete(session: Session, hold: Hold) -> str:
@@ -139,18 +140,28 @@ def complete_delete(session: Session, hold: Hold) -> str:
     free_place_of_object(session, obj.id)
     message = f"{obj.machine}:{given_path(obj)} deleted"
     post_object_event(session, obj.id, "deleted", {"machine": obj.machine, "place": obj.place, "group": obj.group})
-    _complete(session, row, message, Facts(obj.size))
+    complete(session, row, message, Facts(obj.size))
     return message
 
 
-def fail(session: Session, hold: Hold, error: DataManagerError) -> None:
-    """End a transfer in ERROR; its claims are freed. The object is as it was, or where the error code says."""
-    row = held(session, hold, lock=True)
+def fail(session: Session, hold: Hold, error: DataManagerError, *, litter: bool = False) -> None:
+    """End a transfer in ERROR; its claims are freed. The object is as it was, or where the error code says.
+
+    What a batch has not done ends in ERROR too, with the same code. `litter`: its partial file may be left behind.
+    """
+    fail_row(session, held(session, hold, lock=True), error, litter=litter)
+
+
+def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter: bool = False) -> None:
+    """End a locked transfer in ERROR that is held by the caller, or by nobody; see `fail`."""
     last = row.faults[-1] if row.faults else {}
     if (last.get("code"), last.get("attempt")) != (error.code, row.attempts):  # the attempt's fault may stand there
         append_fault(session, row, error.code, error.detail)
+    if TransferKind(row.kind).many:
+        give_up_items(session, row, error)
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
+    row.litter = litter
     _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
 
 
@@ -180,7 +191,8 @@ def _give_places_to_object(session: Session, row: Transfer, object_id: UUID) -> 
         give_place_to_object(session, Place(place.machine, row.notes["canonical"]), row.id, object_id)
 
 
-def _complete(session: Session, row: Transfer, result: str, facts: Facts) -> None:
+def complete(session: Session, row: Transfer, result: str, facts: Facts) -> None:
+    """End a held and locked transfer, COMPLETE."""
     row.result = result
     if facts.size is not None and row.kind != TransferKind.DELETE.value:
         row.bytes_done = row.bytes_total = facts.size
@@ -193,6 +205,8 @@ def _end(session: Session, row: Transfer, status: TransferStatus, event: str, da
     row.ended = now(session)
     row.owner = None
     row.lease_until = None
+    row.bytes_per_second = None
+    row.paused, row.stop_requested = False, None
     free_claims_of_transfer(session, row.id)
     post_transfer_event(session, row, event, data)
     wake(session, f"ended:{row.id}")

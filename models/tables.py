@@ -23,11 +23,13 @@ from sqlalchemy import (
     String,
     Text,
     Uuid,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from datamanager.domain.schedule import Priority
 from datamanager.domain.states import ObjectStatus, Phase, TransferStatus, Verified
 
 NAMING = {
@@ -138,11 +140,30 @@ class Transfer(Base):
     destination_machine: Mapped[str | None] = mapped_column(MachineName)
     destination_place: Mapped[str | None] = mapped_column(Text)
     group: Mapped[str] = mapped_column("group", Text, default="")
+    bandwidth: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes per second that it may move, changeable while it runs; null: no limit of its own."""
+    priority: Mapped[str] = mapped_column(
+        String(8), default=Priority.NORMAL.value, server_default=Priority.NORMAL.value
+    )
+    deadline: Mapped[datetime | None]
+    """What has not ended by then ends in ERROR `deadline_exceeded`."""
+    not_before: Mapped[datetime | None]
+    """It is not taken before."""
+    paused: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """It waits in the queue until it is resumed."""
+    stop_requested: Mapped[str | None] = mapped_column(String(8))
+    """What the mover that holds it is to do: `cancel` or `pause`."""
+    no_return: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Its file may have its name already, or be gone: before this ends otherwise, an attempt has to look."""
+    litter: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """It has ended, and its partial file may still lie beside the destination: a mover is to remove it."""
 
     status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)
     phase: Mapped[str] = mapped_column(String(16), default=Phase.QUEUED.value)
     bytes_done: Mapped[int] = mapped_column(BigInteger, default=0)
     bytes_total: Mapped[int | None] = mapped_column(BigInteger)
+    bytes_per_second: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the last seconds; null while no bytes move."""
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     faults: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     """Every attempt's fault: time, code, detail. Give it a new list to change it."""
@@ -166,11 +187,49 @@ class Transfer(Base):
 
     __table_args__ = (
         _partial("ix_transfers_open", "status", "created", "id", where="ended IS NULL"),
+        _partial("ix_transfers_queue", "priority", "created", "id", where="ended IS NULL AND owner IS NULL"),
+        _partial("ix_transfers_deadline", "deadline", where="deadline IS NOT NULL AND ended IS NULL"),
+        _partial("ix_transfers_stop", "stop_requested", where="stop_requested IS NOT NULL"),
+        _partial("ix_transfers_litter", "ended", where="litter"),
+        _partial("ix_transfers_held", "source_machine", "destination_machine", where="owner IS NOT NULL"),
         Index("ix_transfers_object_id", "object_id"),
         Index("ix_transfers_created", "created", "id"),
         Index("ix_transfers_ended", "ended"),
         Index("uq_transfers_flow_run_id", "flow_run_id", unique=True),
     )
+
+
+class TransferItem(Base):
+    """One item of a batch (`TransferKind.COPY_MANY`, `MOVE_MANY`): one object and where it is to go."""
+
+    __tablename__ = "transfer_items"
+
+    transfer_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """Its place in the request, from 0."""
+    object_id: Mapped[UUID]
+    """The object worked on, as the client named it: there may be none."""
+    result_object_id: Mapped[UUID | None]
+    """The object that will lie (or, skipped, lies already) at the destination: a new one's identifier for a copy, the
+    object itself for a move. Null for an item that was refused."""
+    source_machine: Mapped[str | None] = mapped_column(MachineName)
+    source_place: Mapped[str | None] = mapped_column(Text)
+    destination_machine: Mapped[str] = mapped_column(Text)
+    """As the client named it: it may not be configured."""
+    destination_place: Mapped[str | None] = mapped_column(Text)
+    dest: Mapped[str] = mapped_column(Text)
+    """The destination as the client gave it."""
+    size: Mapped[int | None] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)
+    """QUEUED, COMPLETE or ERROR."""
+    skipped: Mapped[bool] = mapped_column(default=False)
+    """COMPLETE without work: what is wanted was there already."""
+    notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """What a later attempt must know: `intent`, `canonical`, `committed`. Give it a new dict to change it."""
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_detail: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (Index("ix_transfer_items_status", "transfer_id", "status", "number"),)
 
 
 class Claim(Base):
@@ -187,7 +246,8 @@ class Claim(Base):
     """sha256 of machine and place: a path may be longer than what an index of PostgreSQL takes."""
     object_id: Mapped[UUID | None]
     transfer_id: Mapped[UUID | None]
-    """The transfer whose end frees the claim; null: the ACTIVE object holds it."""
+    """The transfer whose end frees the claim; null: the ACTIVE object holds it. A batch's place claims name both: the
+    object for which the transfer holds the place."""
 
     __table_args__ = (
         _partial("uq_claims_place_key", "place_key", where="mode = 'place'", unique=True),
@@ -246,6 +306,39 @@ class Lease(Base):
     holder: Mapped[str] = mapped_column(String(200))
     until: Mapped[datetime]
     details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+
+
+class MachineLimit(Base):
+    """Limits of a machine that were changed while running; they stand above machines.toml until they are set back.
+
+    Null: what machines.toml says; 0: no limit.
+    """
+
+    __tablename__ = "machine_limits"
+
+    name: Mapped[str] = mapped_column(MachineName, primary_key=True)
+    bandwidth: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes per second, all transfers of the machine together."""
+    max_transfers: Mapped[int | None] = mapped_column(Integer)
+    changed: Mapped[datetime]
+
+
+class MachineHealth(Base):
+    """What movers found of a machine, and whether an operator holds its transfers back (see `models.health`)."""
+
+    __tablename__ = "machine_health"
+
+    name: Mapped[str] = mapped_column(MachineName, primary_key=True)
+    drained: Mapped[datetime | None]
+    """Since when its transfers are held back; null: they are not."""
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    """To connect, in a row."""
+    opened: Mapped[datetime | None]
+    """Since when its circuit is open; null: it is closed."""
+    probe_at: Mapped[datetime | None]
+    """When a mover may probe it next; null: there is no need."""
+    epoch: Mapped[int] = mapped_column(Integer, default=0)
+    """Of the last probe that was taken; who notes its finding names it."""
 
 
 class MachineSeen(Base):

@@ -6,22 +6,29 @@ Accepting is one transaction: claims, transfer row, outbox rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.location import Place, split_dest
+from datamanager.domain.location import Place
 from datamanager.domain.requests import (
+    AcceptedBatch,
+    BatchRequest,
+    CopyManyRequest,
     CopyRequest,
     DeleteRequest,
     GetExternalRequest,
+    MoveManyRequest,
     MoveRequest,
+    Scheduled,
     TransferRequest,
 )
 from datamanager.domain.states import ObjectStatus, TransferKind
-from datamanager.errors import InvalidRequest, TaskNotFound
+from datamanager.errors import InternalError, InvalidRequest, TaskNotFound
 from datamanager.machines import Machines
+from models.batch_entry import enter_items
 from models.claims import claim_place, claim_reading, claim_writing
 from models.database import now, wake
 from models.objects import lock_object, require_usable
@@ -33,7 +40,10 @@ REQUEST_OF_KIND: dict[TransferKind, type[TransferRequest]] = {
     TransferKind.MOVE: MoveRequest,
     TransferKind.GETEXTERNAL: GetExternalRequest,
     TransferKind.DELETE: DeleteRequest,
+    TransferKind.COPY_MANY: CopyManyRequest,
+    TransferKind.MOVE_MANY: MoveManyRequest,
 }
+"""What comes in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +64,16 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     """Accept an order: check it against the catalogue, claim what it needs, store it QUEUED and post it to the movers.
 
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectUnknown, ObjectBusy, DestinationExists, UnknownMachine,
-    PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the transaction.
+    PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the transaction. What is wrong
+    with an item of a batch is the item's, and the batch is accepted.
     """
     transfer = Transfer(
         id=uuid4(),
         kind=order.kind.value,
-        request=order.request.model_dump(mode="json"),
+        request={},
         fail_fast=order.fail_fast,
+        bandwidth=getattr(order.request, "bandwidth", None),
+        priority=order.request.priority.value,
         flow_run_id=order.flow_run_id,
         created=now(session),
         attempts=0,
@@ -70,6 +83,39 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
         faults=[],
         notes={},
     )
+    _schedule(transfer, order.request)
+    if isinstance(order.request, BatchRequest):
+        enter_items(session, machines, transfer, order.request, moving=order.kind is TransferKind.MOVE_MANY)
+    else:
+        _enter_one(session, machines, transfer, order)
+    session.add(transfer)
+    session.flush()
+    post_request(session, transfer)
+    post_transfer_event(session, transfer, "queued", {})
+    wake(session, "queued")
+    return transfer
+
+
+def _schedule(transfer: Transfer, request: Scheduled) -> None:
+    """Note when the transfer may begin and must have ended. Raises: InvalidRequest when there is no time for it."""
+    transfer.not_before = _moment(request.not_before, transfer.created)
+    transfer.deadline = _moment(request.deadline, transfer.created)
+    if transfer.deadline is None:
+        return
+    if transfer.deadline <= transfer.created:
+        wanted = "must be in the future"
+        raise InvalidRequest(f"deadline: {wanted}", {"deadline": wanted})
+    if transfer.not_before is not None and transfer.not_before >= transfer.deadline:
+        wanted = "must be before deadline"
+        raise InvalidRequest(f"not_before: {wanted}", {"not_before": wanted})
+
+
+def _moment(given: datetime | timedelta | None, asked: datetime) -> datetime | None:
+    return asked + given if isinstance(given, timedelta) else given
+
+
+def _enter_one(session: Session, machines: Machines, transfer: Transfer, order: Order) -> None:
+    transfer.request = order.request.model_dump(mode="json")
     obj = _usable_source(session, machines, order)
     if obj is not None:
         transfer.object_id = obj.id
@@ -89,17 +135,13 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
             transfer.result_object_id = uuid4()
             transfer.group = group
             transfer.bytes_total = size
+        case _:
+            raise InternalError(f"{order.kind} without its items")
     if destination is not None:
         claim_place(session, destination, transfer=transfer.id)
     elif obj is not None and obj.status == ObjectStatus.UNKNOWN:
         # it holds no place: what lies there by now may be somebody else's, and must not be deleted
         claim_place(session, Place(obj.machine, obj.place), transfer=transfer.id)
-    session.add(transfer)
-    session.flush()
-    post_request(session, transfer)
-    post_transfer_event(session, transfer, "queued", {})
-    wake(session, "queued")
-    return transfer
 
 
 def get_transfer(session: Session, transfer_id: UUID) -> Transfer:
@@ -116,15 +158,17 @@ def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
 
 
 def request_of(transfer: Transfer) -> TransferRequest:
-    """Return the transfer's request, typed again."""
-    return REQUEST_OF_KIND[TransferKind(transfer.kind)].model_validate(transfer.request)
+    """Return the transfer's request, typed again; of a batch what is kept of it."""
+    kind = TransferKind(transfer.kind)
+    model = AcceptedBatch if kind.many else REQUEST_OF_KIND[kind]
+    return model.model_validate(transfer.request)
 
 
 def destination_of(machines: Machines, request: TransferRequest) -> Place | None:
     """Return where the request wants its file, None for a delete. Raises: UnknownMachine, PathNotAllowed."""
     match request:
         case CopyRequest(machine=machine, dest=dest):
-            return Place.of(machines[machine], *split_dest(dest))
+            return Place.of(machines[machine], dest)
         case GetExternalRequest(machine=machine, path=path, filename=filename):
             return Place.of(machines[machine], path, filename)
         case _:

@@ -16,6 +16,8 @@ has nginx || missing="$missing nginx-light"
 has openssl || missing="$missing openssl"
 [ -n "${DM_TEST_AMQP:-}" ] || has rabbitmq-server || missing="$missing rabbitmq-server"
 [ -n "${DM_TEST_POSTGRES:-}" ] || has_postgres || missing="$missing postgresql"
+# a mover's clock is stepped with it; loaded into the process, so there is no program to look for
+ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || [ ! -e /etc/debian_version ] || ! has apt-get; then

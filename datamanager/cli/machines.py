@@ -1,4 +1,4 @@
-"""`dm machine …`: what is configured, whose host key to trust, and whether a machine answers."""
+"""`dm machine …`: what is configured, whose host key to trust, whether a machine answers, and what it may do."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from datamanager.client import Client
 from datamanager.errors import HostKeyMismatch, SettingsError
 from datamanager.machines import Machines, TransportKind, load_machines
 from datamanager.settings import load_settings
@@ -91,6 +92,48 @@ def trust(
     for key in keys:
         KnownHosts.of(machine).check(_public(key))  # a line above may still revoke it
     print(f"Pinned into {file}.")
+
+
+@app.command()
+def limit(
+    name: Name,
+    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Such as 200MB/s, or none.")] = None,
+    transfers: Annotated[str | None, typer.Option(metavar="COUNT", help="Transfers at once, or none.")] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Back to what machines.toml says.")] = False,
+) -> None:
+    """Change a machine's limits while the service runs, for all its transfers, those under way included.
+
+    They hold, whatever machines.toml says, until --reset.
+    """
+    given = {"bandwidth": bandwidth, "max_transfers": transfers}
+    changes = {key: None if value == "none" else value for key, value in given.items() if value is not None}
+    if reset and changes:
+        raise SettingsError("--reset: does not go with a limit")
+    with Client(load_settings().api_url) as dm:
+        found = dm.reset_machine(name) if reset else dm.limit_machine(name, **changes)
+    rate = "any number of" if found.bandwidth is None else f"{found.bandwidth:,}"
+    count = "any number of" if found.max_transfers is None else found.max_transfers
+    print(f"{name}: {rate} bytes per second, {count} transfers at once")
+
+
+@app.command()
+def drain(name: Name) -> None:
+    """Hold a machine's transfers back while the service runs: they wait in the queue, those that run go on.
+
+    It holds until `dm machine undrain`.
+    """
+    with Client(load_settings().api_url) as dm:
+        found = dm.drain_machine(name)
+    print(f"{name}: drained since {found.drained:%Y-%m-%d %H:%M:%S %Z}; its transfers wait")
+
+
+@app.command()
+def undrain(name: Name) -> None:
+    """Let a machine's transfers run again."""
+    with Client(load_settings().api_url) as dm:
+        found = dm.undrain_machine(name)
+    waits = "" if found.circuit is None else ", but it can't be reached: its transfers wait until it answers"
+    print(f"{name}: not drained{waits}")
 
 
 def _compare(pinned: KnownHosts, keys: list[HostKey]) -> tuple[list[HostKey], list[HostKey]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from datamanager.cli import machines
+from datamanager.cli import machines, tasks
 from datamanager.cli.application import become
 from datamanager.cli.options import with_settings
 from datamanager.errors import DataManagerError, RequestError, SettingsError
@@ -24,6 +24,7 @@ app = typer.Typer(
 database = typer.Typer(help="The catalogue's schema. Settings come from the environment.", no_args_is_help=True)
 app.add_typer(database, name="db")
 app.add_typer(machines.app, name="machine")
+app.add_typer(tasks.app, name="task")
 
 
 @app.command()

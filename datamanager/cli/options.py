@@ -28,6 +28,7 @@ SETTINGS: dict[str, str] = {
     "concurrency": "Transfers that one mover runs at once.",
     "lease": "Seconds that a mover may be silent until its transfers go to another one.",
     "heartbeat": "Seconds between two signs of life of a mover; at most half of `lease`.",
+    "stop_grace": "Seconds that a mover told to stop lets its transfers run before it hands them back to the queue.",
     "max_attempts": "How often a transfer may be taken by a mover before it ends in ERROR.",
     "idempotency_keep": "Seconds that answers to an Idempotency-Key are kept.",
     "keep_transfers": "Seconds that ended transfers are kept.",

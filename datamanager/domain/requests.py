@@ -9,17 +9,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from datamanager.domain.json_values import objection
+from datamanager.domain.schedule import Moment, Priority, Rank
 from datamanager.errors import InvalidRequest
-from datamanager.machines import VerifyPolicy
+from datamanager.machines import Rate, VerifyPolicy
 
 M = TypeVar("M", bound=BaseModel)
 
 SIZE_MAX = 2**63 - 1
 TEXT_MAX = 65_536
+ITEMS_MAX = 10_000
+"""Items of one batch, files of one tree."""
+NAMED_MAX = 100
+"""Wrong fields that are named: of 10,000 items every one may be wrong."""
 
 
 def _empty_is_none(value: object) -> object:
@@ -47,6 +62,10 @@ def _storable(value: object) -> object:
     return value
 
 
+def _with_machine(item: object, default: object) -> object:
+    return {**item, "machine": item.get("machine") or default} if isinstance(item, dict) else item
+
+
 def _unknown_is_none(value: object) -> object:
     return None if value in ("", 0, "0") else value
 
@@ -57,6 +76,8 @@ Size = Annotated[Annotated[int, Field(ge=0, le=SIZE_MAX)] | None, BeforeValidato
 """Bytes; absent, empty or 0 means unknown (what the seed's clients send)."""
 JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 Verify = Annotated[VerifyPolicy | None, BeforeValidator(_empty_is_none)]
+Bandwidth = Annotated[Rate | None, BeforeValidator(_empty_is_none)]
+"""Bytes per second, also as text with a unit; null or empty: no limit of its own."""
 
 
 class Request(BaseModel):
@@ -97,7 +118,18 @@ class RegisterRequest(NewObject):
     """What to prove: nothing, that the file exists with the size given, or also its sha256."""
 
 
-class CopyRequest(Request):
+class Scheduled(Request):
+    """When the transfer may begin, when it must have ended, and which goes first."""
+
+    priority: Rank = Priority.NORMAL
+    """All transfers of a higher priority are taken before any of a lower one."""
+    deadline: Moment = None
+    """What has not ended by then ends in ERROR `deadline_exceeded`."""
+    not_before: Moment = None
+    """It stays QUEUED until then."""
+
+
+class CopyRequest(Scheduled):
     """Copy an object to `dest` (directory and name in one) on `machine`, as a new object."""
 
     machine: Name
@@ -106,13 +138,14 @@ class CopyRequest(Request):
     """Replace an unregistered file at `dest`; a registered object is never replaced."""
     verify: Verify = None
     """Policy for this transfer; default the destination machine's."""
+    bandwidth: Bandwidth = None
 
 
 class MoveRequest(CopyRequest):
     """Move an object to `dest` on `machine`; it keeps its identifier."""
 
 
-class GetExternalRequest(NewObject):
+class GetExternalRequest(NewObject, Scheduled):
     """Fetch a URL to a new object."""
 
     url: Name
@@ -120,13 +153,109 @@ class GetExternalRequest(NewObject):
     options: JsonObject = Field(default_factory=dict, repr=False)
     overwrite: bool = False
     verify: Verify = None
+    bandwidth: Bandwidth = None
 
 
-class DeleteRequest(Request):
+class DeleteRequest(Scheduled):
     """Delete an object's file; its row stays."""
 
 
-TransferRequest = CopyRequest | MoveRequest | GetExternalRequest | DeleteRequest
+class BatchTerms(Scheduled):
+    """What holds for every item of a batch."""
+
+    overwrite: bool = False
+    verify: Verify = None
+    bandwidth: Bandwidth = None
+    """Bytes per second of all its items together; default only the machines' limits."""
+    machine: Annotated[Name | None, BeforeValidator(_empty_is_none)] = None
+    """The machine of items that name none, and of all that lies below a directory."""
+
+
+class AcceptedBatch(BatchTerms):
+    """What is kept of a batch's request: its items are rows."""
+
+    count: int
+    """How many items it has."""
+
+
+class BatchItem(Request):
+    """One object of a batch, and where it is to go."""
+
+    uuid: UUID
+    machine: Name
+    dest: Name
+
+
+class Directory(Request):
+    """A directory on a machine: every ACTIVE object below it is meant."""
+
+    machine: Name
+    path: Text = ""
+    """Below the machine's base_dir, or absolute; empty means base_dir itself."""
+
+
+class BatchRequest(BatchTerms):
+    """Many objects in one task: `items` one by one, or all that lie below `directory` to `dest`."""
+
+    items: Annotated[list[BatchItem], Field(min_length=1, max_length=ITEMS_MAX)] | None = None
+    directory: Annotated[Directory | None, Field(validate_default=True)] = None
+    dest: Annotated[Text | None, Field(validate_default=True)] = None
+    """The directory on `machine` that becomes what `directory` is; empty means base_dir itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _items_have_the_default_machine(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not given.get("machine") or not isinstance(given.get("items"), list):
+            return given
+        return {**given, "items": [_with_machine(item, given["machine"]) for item in given["items"]]}
+
+    @field_validator("directory")
+    @classmethod
+    def _items_or_directory(cls, value: Directory | None, others: ValidationInfo) -> Directory | None:
+        if "items" in others.data and (value is None) == (others.data["items"] is None):
+            raise ValueError("either items or directory must be given")
+        if value is not None and others.data.get("machine") is None:
+            raise ValueError("needs machine, where it is to go")
+        return value
+
+    @field_validator("dest")
+    @classmethod
+    def _directory_has_dest(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value is None and others.data.get("directory") is not None:
+            raise ValueError("must be given: the directory there")
+        return value
+
+    def accepted(self, count: int) -> AcceptedBatch:
+        """Return what is kept of the request when it has `count` items."""
+        return AcceptedBatch(count=count, **{name: getattr(self, name) for name in BatchTerms.model_fields})
+
+
+class CopyManyRequest(BatchRequest):
+    """Copy many objects, each to its `dest`, as new objects."""
+
+
+class MoveManyRequest(BatchRequest):
+    """Move many objects, each to its `dest`; they keep their identifiers."""
+
+
+class TreeRequest(Request):
+    """Enter every regular file below a directory into the catalogue."""
+
+    machine: Name
+    path: Text = ""
+    """The directory, below the machine's base_dir or absolute; empty means base_dir itself."""
+    description: Text = ""
+    originator: Text = ""
+    group: Text = ""
+    metadata: JsonObject = Field(default_factory=dict)
+    verify: Annotated[Literal["none", "stat"], BeforeValidator(lambda v: v or "stat")] = "stat"
+    """Whether the sizes that the machine lists count as proved."""
+    max_files: Annotated[int, Field(ge=1, le=ITEMS_MAX), BeforeValidator(lambda v: v or ITEMS_MAX)] = ITEMS_MAX
+    """With more files than this nothing is registered."""
+
+
+TransferRequest = CopyRequest | MoveRequest | GetExternalRequest | DeleteRequest | BatchTerms
+"""What a transfer may be asked for. A batch comes in as a BatchRequest; what is kept of it is an AcceptedBatch."""
 
 
 def validated(fields: Mapping[str, Any], model: type[M]) -> M:
@@ -140,7 +269,7 @@ def validated(fields: Mapping[str, Any], model: type[M]) -> M:
         raise InvalidRequest("the fields are nested too deeply") from None
     except ValidationError as exc:
         wrong: dict[str, str] = {}
-        for fault in exc.errors(include_url=False, include_input=False, include_context=False):
+        for fault in exc.errors(include_url=False, include_input=False, include_context=False)[:NAMED_MAX]:
             name = ".".join(str(part) for part in fault["loc"]) or "body"
             wrong.setdefault(name, fault["msg"].removeprefix("Value error, "))
         # not `from exc`: pydantic's text quotes what was sent, which may hold a secret

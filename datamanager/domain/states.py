@@ -52,12 +52,23 @@ class TransferKind(StrEnum):
     MOVE = "move"
     GETEXTERNAL = "getexternal"
     DELETE = "delete"
+    COPY_MANY = "copy_many"
+    """Copies of many objects in one task: its items are rows."""
+    MOVE_MANY = "move_many"
+    """Moves of many objects in one task."""
+
+    @property
+    def many(self) -> bool:
+        """Whether this is a batch."""
+        return self in (TransferKind.COPY_MANY, TransferKind.MOVE_MANY)
 
 
 class Phase(StrEnum):
     """Where a transfer is; for people and progress bars."""
 
     QUEUED = "queued"
+    PAUSED = "paused"
+    """Waits to be resumed; what it has moved by then is kept."""
     PROBE = "probe"
     """Looking at both ends: source, free space, destination."""
     TRANSFER = "transfer"

@@ -89,7 +89,6 @@ class Reader(Protocol):
         """
         ...
 
-
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, block) of the ranges that `following` deals out, each range in order, one range after the
         other, with reads of the next range in flight before the last one's bytes are given out.
@@ -230,7 +229,6 @@ class Session(Protocol):
         (no shell, no program): the caller then reads the file back. `progress` is called with 0 while it waits,
         so that it can stop the remote program by raising. Raises: PathMissing."""
         ...
-
 
     def follow(self, path: str) -> AbstractContextManager[Follower | None]:
         """Begin to hash a file that this session's user writes in order from its start; None when the machine can't.

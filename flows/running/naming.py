@@ -21,6 +21,10 @@ def run_name(row: Transfer) -> str:
     path = row.source_place or row.destination_place or ""
     name = path.rpartition("/")[2]
     kind = TransferKind(row.kind)
+    if kind.many:
+        verb, count = kind.value.partition("_")[0], row.request.get("count", "many")
+        ends = f"{row.source_machine or 'several'} → {row.destination_machine or 'several'}"
+        return f"{verb} {count} objects {ends}"[:NAME_MAX]
     if kind is TransferKind.DELETE:
         text = f"delete {name} on {row.source_machine}"
     elif kind is TransferKind.GETEXTERNAL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -10,15 +11,18 @@ import httpx
 from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
 from prefect.exceptions import PrefectException
 
-from datamanager.domain.states import Verified
+from datamanager.domain.states import TransferStatus, Verified
 from datamanager.engine.control import Control
 from datamanager.engine.job import Found, Intent
 from datamanager.sources import public_url
 from flows.running.naming import run_name
+from models.batch_items import ItemCounts, count_items, select_items
+from models.tables import TransferItem
 
 if TYPE_CHECKING:
     from flows.running.work import Work
 
+FAILED_SHOWN = 50  # failed items of a batch
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class ProgressArtifact:
 async def show_summary(title: str, rows: dict[str, str]) -> None:
     """Leave a table of what was done on the run's page."""
     lines = [f"## {_cell(title)}", "", "| what | |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
     try:
         await acreate_markdown_artifact("\n".join(lines), description=title)
     except SHOWN_WITHIN as exc:
@@ -73,6 +77,26 @@ async def summarise(work: Work, found: Found, intent: Intent, verified: Verified
             "Verified": verified.value,
         },
     )
+
+
+async def summarise_items(work: Work) -> None:
+    """Leave the summary of a batch: how many items ended how, and the first of those that failed."""
+
+    def read() -> tuple[ItemCounts, list[TransferItem]]:
+        with work.parts.database.read() as session:
+            failed = select_items(session, work.transfer, status=TransferStatus.ERROR, limit=FAILED_SHOWN)
+            return count_items(session, work.transfer), failed
+
+    counts, failed = await asyncio.to_thread(read)
+    rows = {
+        "Items": f"{counts.total:,}",
+        "Done": f"{counts.complete:,}, of which {counts.skipped:,} were there already",
+        "Failed": f"{counts.error:,}",
+        "Bytes moved": human(work.control.bytes_done),
+        "Time": f"{work.seconds:.2f} s",
+    }
+    rows |= {f"Item {one.number}: {one.dest}": f"{one.error_code}: {one.error_detail}" for one in failed}
+    await show_summary(run_name(work.row), rows)
 
 
 def human(size: float | None) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from datamanager.engine.control import Control
+from datamanager.engine.throttle import Throttles
 from datamanager.errors import InternalError
 from datamanager.machines import Machines
 from datamanager.settings import Settings
@@ -31,6 +32,8 @@ class Services:
     """The mover's name on leases."""
     ring: Callable[[str], None]
     """Wake local listeners (the API) with a message."""
+    throttles: Throttles = field(default_factory=Throttles)
+    """One bucket a machine: what this mover's transfers may use of its bandwidth."""
     running: dict[Hold, Control] = field(default_factory=dict)
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
     by_run: dict[UUID, Hold] = field(default_factory=dict)

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -24,28 +24,31 @@ from prefect.runtime import flow_run as running
 from sqlalchemy.orm import Session
 
 from datamanager.domain.requests import TransferRequest, validated
-from datamanager.domain.states import Phase, TransferKind
-from datamanager.engine.control import Control
-from datamanager.engine.job import End, Intent, Job
+from datamanager.domain.states import TransferKind
+from datamanager.engine.control import WISHES, Control
+from datamanager.engine.job import End, Intent, Job, Restart
+from datamanager.engine.stoppable import StoppableStorage
 from datamanager.errors import (
     CatalogueUnavailable,
     DataManagerError,
     InternalError,
     LeaseLost,
+    Paused,
     ServiceError,
     TaskNotFound,
 )
 from datamanager.machines import VerifyPolicy
+from datamanager.transports.base import Storage
 from flows.running.naming import describe_run
-from flows.running.progress import ProgressArtifact
 from flows.running.services import Services, services
-from models import movers, outcomes
+from flows.running.watching import NOTE_EVERY, watched, wish
+from models import limits, movers, outcomes
+from models.batch_items import machines_of
+from models.control import stop_reason
 from models.tables import Transfer
 from models.transfers import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, request_of, submit
 
-NOTE_EVERY = 1.0  # seconds between two notes of a transfer's progress in the catalogue
 TAKEN_AGAIN = timedelta(seconds=2)
-SHOW_AFTER = 5.0  # seconds until a transfer is worth a progress bar in the Prefect UI
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -61,6 +64,16 @@ class Work:
         self.control = control
         self.request: TransferRequest = request_of(row)
         self.started = time.monotonic()
+        restart = row.notes.get("restart")
+        self.restart = Restart(**restart) if restart else None
+        """What was recorded for going on with a partial file, by this attempt or one before."""
+        self.item_errors: dict[int, DataManagerError] = {}
+        """Why items of a batch failed last, by number."""
+        self.waits = False
+        """A machine of this transfer can't be reached for now: it goes back to the queue, and no attempt is counted."""
+        self.litter = hold.epoch > 1 and row.destination_machine is not None
+        """Whether a partial file may lie beside the destination."""
+        self._storages: dict[str, Storage] = {}
         self.log = get_run_logger()
         """Prefect's: what is said here stands on the run's page."""
 
@@ -69,16 +82,17 @@ class Work:
         """The transfer's identifier."""
         return self.hold.transfer
 
-    def job(self) -> Job:
-        """Describe this attempt to the engine."""
-        machines, storages = self.parts.machines, self.parts.storages
+    def job(self, *, stoppable: bool = True) -> Job:
+        """Describe this attempt to the engine; not `stoppable` for clearing up, which is done after a stop."""
+        machines = self.parts.machines
+        storage = self.storage if stoppable else self.parts.storages.get
         source = destination = None
         if self.row.source_machine is not None:
             name = self.row.source_machine
-            source = End(outcomes.source(self.row), machines[name], storages.get(name))
+            source = End(outcomes.source(self.row), machines[name], storage(name))
         if self.row.destination_machine is not None:
             name = self.row.destination_machine
-            destination = End(outcomes.destination(self.row), machines[name], storages.get(name))
+            destination = End(outcomes.destination(self.row), machines[name], storage(name))
         policy: VerifyPolicy | None = getattr(self.request, "verify", None)
         intent = self.row.notes.get("intent")
         return Job(
@@ -90,7 +104,57 @@ class Work:
             overwrite=bool(getattr(self.request, "overwrite", False)),
             verify=policy or (destination.machine.verify if destination else VerifyPolicy.SIZE),
             intent=Intent(**intent) if intent else None,
+            restart=self.restart,
+            limited=self.control.throttle is not None and self.control.throttle.limited,
         )
+
+    def storage(self, machine: str) -> Storage:
+        """Return a machine's storage, the same one every time, whose sessions end when this work is to stop."""
+        if machine not in self._storages:
+            self._storages[machine] = StoppableStorage(self.parts.storages.get(machine), self.control)
+        return self._storages[machine]
+
+    def remember(self, marker: Restart) -> None:
+        """Record a restart marker. Blocks. Raises: LeaseLost, CatalogueUnavailable."""
+        with self.parts.database.write() as session:
+            movers.remember(session, self.hold, restart=asdict(marker))
+        self.restart = marker
+
+    def obey_limits(self) -> None:
+        """Let the limits that are in force now hold for this transfer. Blocks. Raises: CatalogueUnavailable."""
+        throttles, control = self.parts.throttles, self.control
+        with self.parts.database.read() as session:
+            touched = machines_of(session, self.transfer) if TransferKind(self.row.kind).many else limits.ends(self.row)
+            pace = limits.pace(session, self.parts.machines, self.transfer, touched)
+        for machine, rate in pace.machines.items():
+            throttles.set(machine, rate)
+        if control.throttle is None:
+            control.throttle = throttles.of(touched, pace.own)
+        else:
+            control.throttle.limit(pace.own)
+
+    def asked_to_stop(self) -> DataManagerError | None:
+        """Return what users, or the transfer's deadline, want it to stop for. Blocks. Raises: CatalogueUnavailable."""
+        with self.parts.database.read() as session:
+            return stop_reason(session, self.transfer)
+
+    async def is_ended_by(self, error: BaseException) -> bool:
+        """Say whether this error ends the transfer; else another attempt follows, here or on another mover."""
+        if isinstance(error, asyncio.CancelledError) and isinstance(self.control.stopping, WISHES):
+            error = self.control.stopping
+        if not isinstance(error, Exception) or isinstance(error, LeaseLost | Paused):
+            return False  # the mover stops, another one has the transfer, or it goes on later
+        if self.waits:
+            return False
+
+        def look() -> bool:
+            with self.parts.database.read() as session:
+                return not _goes_on(self.parts, get_transfer(session, self.transfer), error)
+
+        try:
+            return await asyncio.to_thread(look)
+        except CatalogueUnavailable:
+            return False
 
     def recorded_intent(self) -> Intent:
         """Read back what was recorded before publishing. Blocks. Raises: LeaseLost."""
@@ -135,37 +199,55 @@ async def working_on(kind: TransferKind, transfer: UUID | None, order: Order | N
     """
     parts = services()
     flow_run = UUID(str(running.get_id()))
-    hold = await asyncio.to_thread(_hold, parts, kind, transfer, order, flow_run)
-    watching: asyncio.Task[None] | None = None
+    hold = await _hold_soon(parts, kind, transfer, order, flow_run)
+    work: Work | None = None
     try:
         row = await asyncio.to_thread(_begin, parts, hold, flow_run)
         work = Work(parts, hold, row, parts.running[hold])
         _work.set(work)
+        if row.no_return:
+            work.control.shield()  # the probe finds out what an attempt before this one did
         if order is not None:
             await describe_run(flow_run, row)
-        watching = asyncio.create_task(_watch(work), name=f"watch {hold.transfer}")
-        yield work
+        async with watched(work):
+            yield work
     except asyncio.CancelledError:
-        raise  # the mover stops: it gives the hold back when Prefect has been told, not before
+        reason = None if work is None else wish(work)
+        if work is None or reason is None:
+            raise  # the mover stops: it gives the hold back when Prefect has been told, not before
+        await asyncio.to_thread(_end_in_error, parts, hold, reason, work)
+        raise reason from None
     except LeaseLost as lost:
         parts.running.pop(hold, None)
         # another mover has the transfer, and its flow run too: this one must not say how that ended
         raise Abort(lost.detail) from lost
     except DataManagerError as error:
-        await asyncio.to_thread(_end_in_error, parts, hold, error)
+        await asyncio.to_thread(_end_in_error, parts, hold, error, work)
         raise
     except Exception as error:
         log.exception("transfer %s: a fault of ours", hold.transfer)
-        await asyncio.to_thread(_end_in_error, parts, hold, InternalError(f"unexpected {type(error).__name__}"))
+        fault = InternalError(f"unexpected {type(error).__name__}")
+        await asyncio.to_thread(_end_in_error, parts, hold, fault, work)
         raise
     else:
         parts.running.pop(hold, None)
     finally:
-        if watching is not None:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
         parts.ring(f"ended:{hold.transfer}")
+
+
+class _MachineFull(Exception):
+    """A machine has its limit of transfers; nothing was changed."""
+
+
+async def _hold_soon(
+    parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
+) -> movers.Hold:
+    """Return the hold under which this run works, as soon as its machines have room for it."""
+    while True:
+        try:
+            return await asyncio.to_thread(_hold, parts, kind, transfer, order, flow_run)
+        except _MachineFull:
+            await asyncio.sleep(NOTE_EVERY)
 
 
 def _hold(
@@ -178,7 +260,10 @@ def _hold(
     with parts.database.write() as session:
         if hold is None:
             wanted = transfer or _transfer_of(session, parts, order, flow_run)
-            taken = movers.take(session, parts.owner, parts.settings.lease, 1, only=wanted)
+            caps = limits.caps(session, parts.machines)
+            taken = movers.take(session, parts.owner, parts.settings.lease, 1, only=wanted, caps=caps)
+            if not taken and caps and movers.waits(session, wanted):
+                raise _MachineFull
             if not taken:
                 raise TaskNotFound(f"no {kind} transfer {wanted} is waiting; it has ended, or another mover has it")
             hold = taken[0]
@@ -205,16 +290,19 @@ def _begin(parts: Services, hold: movers.Hold, flow_run: UUID) -> Transfer:
         return movers.begin(session, hold, flow_run)
 
 
-def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError) -> None:
+def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError, work: Work | None = None) -> None:
     parts.running.pop(hold, None)
     try:
         with parts.database.write() as session:
             row = movers.held(session, hold)
-            if _unfinished(row, error) and row.attempts < parts.settings.max_attempts:
+            if (work is not None and work.waits) or isinstance(error, Paused):
+                movers.requeue(session, hold, spent=False)
+            elif _goes_on(parts, row, error):
                 movers.append_fault(session, row, error.code, error.detail)
                 movers.requeue(session, hold, after=TAKEN_AGAIN)
             else:
-                outcomes.fail(session, hold, error)
+                litter = work is not None and work.litter and not TransferKind(row.kind).many
+                outcomes.fail(session, hold, error, litter=litter)
     except LeaseLost:
         return  # ended, or taken over, while we failed
     except CatalogueUnavailable:
@@ -222,35 +310,12 @@ def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError) -
         log.warning("transfer %s: its end can't be recorded, it will be taken again", hold.transfer)
 
 
-def _unfinished(row: Transfer, error: DataManagerError) -> bool:
+def _goes_on(parts: Services, row: Transfer, error: Exception) -> bool:
     """Say whether a later attempt must look before anybody may call this an error.
 
     A catalogue that was away is no fault of the transfer. And once the intent to publish is recorded, a broken
     connection leaves open whether the file has its name; the next probe finds out.
     """
+    if not isinstance(error, DataManagerError) or row.attempts >= parts.settings.max_attempts:
+        return False
     return isinstance(error, ServiceError) or (error.retryable and "intent" in row.notes)
-
-
-async def _watch(work: Work) -> None:
-    """Note progress in the catalogue, at most once a second, and show it in the Prefect UI after a while."""
-    noted: tuple[Phase, int] | None = None
-    artifact = ProgressArtifact()
-    while True:
-        await asyncio.sleep(NOTE_EVERY)
-        control = work.control
-        seen = (control.phase, control.bytes_done)
-        if seen == noted:
-            continue
-        values: dict[str, Any] = {"phase": control.phase.value, "bytes_done": control.bytes_done}
-        if control.bytes_total is not None:
-            values["bytes_total"] = control.bytes_total
-        try:
-            await work.write(movers.note, **values)
-            noted = seen
-        except LeaseLost as lost:
-            control.stop(lost)
-            return
-        except CatalogueUnavailable:
-            continue  # the next note tells more; publishing asks the catalogue anyway
-        if work.seconds > SHOW_AFTER:
-            await artifact.show(control, work.seconds)

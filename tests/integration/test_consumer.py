@@ -20,6 +20,7 @@ from datamanager.errors import OrchestratorUnavailable, UrlNotAllowed
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.topology import DEAD_QUEUE, REQUESTS_QUEUE
 from deployments.consumer import RequestConsumer
+from deployments.intake import BODY_MAX
 from deployments.relay import Relay
 from models.database import Database
 from models.tables import Claim, OutboxMessage, Transfer
@@ -236,7 +237,7 @@ def test_refusals_are_http_s_and_leave_nothing(catalogue_url: str, amqp_url: str
 def test_hostile_messages_become_dead_letters_and_the_consumer_goes_on(catalogue_url: str, amqp_url: str) -> None:
     chance = random.Random(20)
     good = request("copy", {"uuid": str(uuid4()), "machine": "there", "dest": "a"})
-    hostile = [b"", b"{", b"[" * 50_000, b"\xff" * 100, b" " * (2**20 + 1), b'{"specversion":"1.0"}', b'"\\ud800"']
+    hostile = [b"", b"{", b"[" * 50_000, b"\xff" * 100, b" " * (BODY_MAX + 1), b'{"specversion":"1.0"}', b'"\\ud800"']
     hostile += [chance.randbytes(chance.randrange(1, 2000)) for _ in range(100)]
     hostile += [good[: chance.randrange(1, len(good) - 1)] for _ in range(100)]
     hostile += [

@@ -66,6 +66,8 @@ def order(kind: str, object_id: UUID | None = None, dest: str = "", machine: str
                 machine=machine, filename=name, path=path, url="https://example.org/x", **fields
             )
             return Order(TransferKind.GETEXTERNAL, request)
+        case batch:
+            raise ValueError(f"{batch} has items: see the tests of batches")
 
 
 def submit(database: Database, wanted: Order) -> UUID:

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from api import health, machines, objects, tasks, transfers
+from api import batches, health, limits, machines, objects, tasks, transfers, trees
 from api.app import create_app
 from api.context import make_context
 from api.problems import describe_code
@@ -39,8 +39,14 @@ ROUTES = {
     "/DM/async/activate/{uuid}": {"POST", "PUT"},
     "/DM/async/getexternal": {"POST", "PUT"},
     "/DM/async/getexternal/": {"POST", "PUT"},
-    "/DM/async/status/{task}": {"GET"},
+    "/DM/async/status/{task}": {"GET", "PATCH"},
+    "/DM/async/status/{task}/items": {"GET"},
+    "/DM/async/copy": {"POST"},
+    "/DM/async/move": {"POST"},
+    "/DM/register/tree": {"POST"},
     "/DM/machines": {"GET"},
+    "/DM/machines/{name}": {"PATCH"},
+    "/DM/machines/{name}/limits": {"DELETE"},
     "/DM/health/live": {"GET"},
     "/DM/health/ready": {"GET"},
 }
@@ -67,7 +73,8 @@ def test_every_endpoint_of_the_contract_is_there(app: FastAPI) -> None:
     found: dict[str, set[str]] = {}
     for path, method, _ in operations(app):
         found.setdefault(path, set()).add(method)
-    for route in (route for module in (objects, transfers, tasks, machines, health) for route in module.router.routes):
+    modules = (objects, trees, transfers, tasks, batches, machines, limits, health)
+    for route in (route for module in modules for route in module.router.routes):
         if isinstance(route, APIRoute):  # those that the document does not show as well
             found.setdefault(route.path, set()).update(route.methods or ())
     for path, methods in ROUTES.items():
@@ -76,15 +83,15 @@ def test_every_endpoint_of_the_contract_is_there(app: FastAPI) -> None:
 
 def test_every_route_documents_itself_and_its_errors(app: FastAPI) -> None:
     documented = list(operations(app))
-    assert len(documented) >= 18
+    assert len(documented) >= 22
     for path, method, operation in documented:
         where = f"{method} {path}"
         assert operation["summary"], where
         assert operation["description"], where
         assert operation["tags"], where
         assert {"403", "500", "503"} <= set(operation["responses"]), where
-        if "{" in path:
-            assert "404" in operation["responses"], where
+        if "{" in path:  # an unknown machine is a wrong request, wherever it is named
+            assert ("422" if "{name}" in path else "404") in operation["responses"], where
         for status, response in operation["responses"].items():
             assert response["description"], (where, status)
             if int(status) >= 400:
@@ -103,9 +110,10 @@ def test_bodies_are_documented_in_every_kind_with_an_example(app: FastAPI) -> No
             ("/DM/register", "/DM/copy", "/DM/move", "/DM/getexternal", "/DM/async/copy", "/DM/async/move")
         ):
             content = operation["requestBody"]["content"]
-            assert set(content) == FORMS, path
+            batch = path in ("/DM/async/copy", "/DM/async/move")  # a form can't hold its items
+            assert set(content) == ({"application/json"} if batch else FORMS), path
             assert all(entry["example"]["machine"] for entry in content.values()), path
-        if method in ("PUT", "POST", "DELETE") and "501" not in operation["responses"]:
+        if method in ("PUT", "POST", "PATCH", "DELETE") and "501" not in operation["responses"]:
             assert "Idempotency-Key" in {header["name"] for header in operation["parameters"]}, path
 
 
@@ -113,7 +121,7 @@ def test_every_reference_leads_somewhere(app: FastAPI) -> None:
     document = app.openapi()
     names = set(re.findall(r"'#/components/schemas/([^']+)'", str(document)))
     assert names <= set(document["components"]["schemas"])
-    assert {"Problem", "ObjectView", "TaskView", "MachineView", "RegisterRequest"} <= names
+    assert {"Problem", "ObjectView", "TaskView", "MachineView", "ItemView", "TreeView", "RegisterRequest"} <= names
     assert "HTTPValidationError" not in str(document)
 
 

@@ -59,14 +59,19 @@ def test_every_key() -> None:
         stall_timeout = 20
         archive = true
         direct = true
+        direct_host = "far.internal"
+        forward_agent = true
         verify = "size"
         bandwidth = "200MB/s"
+        max_transfers = 12
     """
     )
     far = parse_machines(text, "machines.toml")["far"]
     assert far.identity_file == Path("~/.ssh/id").expanduser()
     assert (far.port, far.bandwidth, far.verify, far.connection) == (2222, 200_000_000, "size", "paramiko")
-    assert far.archive is far.direct is True
+    assert far.max_transfers == 12
+    assert far.archive is far.direct is far.forward_agent is True
+    assert far.direct_host == "far.internal"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,8 @@ def test_every_key() -> None:
         (LOCAL.replace("here", f'"{"x" * 64}"'), "name: must be letters"),
         (LOCAL.replace("here", '"a:b"'), "name: must be letters"),
         (LOCAL + 'host = "x"', "machines.here.host: does not go with"),
+        (LOCAL + 'direct_host = "x"', "machines.here.direct_host: does not go with"),
+        (SFTP + 'direct_host = "-x"', "machines.far.direct_host: must not be empty, begin with a dash"),
         (LOCAL + "port = 22", "machines.here.port: does not go with"),
         (SFTP.replace('host = "far.example"\n', ""), "machines.far.host: is required"),
         (
@@ -102,6 +109,11 @@ def test_every_key() -> None:
         (SFTP + 'verify = "none"', "machines.far.verify: "),
         (SFTP + 'bandwidth = "fast"', "machines.far.bandwidth: must be bytes per second"),
         (SFTP + "bandwidth = 0", "machines.far.bandwidth: "),
+        (SFTP + "bandwidth = true", "machines.far.bandwidth: must be bytes per second"),
+        (SFTP + f'bandwidth = "{2**63}"', "machines.far.bandwidth: "),
+        (SFTP + f'bandwidth = "{"9" * 5000}GB"', "machines.far.bandwidth: "),
+        (SFTP + "max_transfers = 0", "machines.far.max_transfers: "),
+        (SFTP + "max_transfers = 1001", "machines.far.max_transfers: "),
         (SFTP + 'archive = "perhaps"', "machines.far.archive: "),
     ],
 )

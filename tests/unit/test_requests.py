@@ -10,14 +10,21 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from datamanager.domain.requests import (
+    ITEMS_MAX,
+    NAMED_MAX,
     SIZE_MAX,
     TEXT_MAX,
+    AcceptedBatch,
+    CopyManyRequest,
     CopyRequest,
     GetExternalRequest,
     MoveRequest,
     RegisterRequest,
     Request,
+    TreeRequest,
+    validated,
 )
+from datamanager.errors import InvalidRequest
 from datamanager.machines import VerifyPolicy
 
 NEW = {"filename": "a.nc", "machine": "alpha"}
@@ -124,3 +131,33 @@ def test_nothing_but_a_validation_error(fields: dict[str, Any]) -> None:
     except ValidationError:
         return
     assert RegisterRequest.model_validate(request.model_dump(mode="json")) == request
+
+
+ITEM = {"uuid": "0e4f2b5c-5d3a-4c1b-9f0e-6d2a7c8b9e10", "dest": "a"}
+
+
+def test_items_have_the_default_machine() -> None:
+    items = [ITEM, {**ITEM, "machine": ""}, {**ITEM, "machine": "other"}]
+    batch = CopyManyRequest.model_validate({"machine": "beta", "items": items, "verify": ""})
+    assert [item.machine for item in batch.items or ()] == ["beta", "beta", "other"]
+    accepted = batch.accepted(3)
+    assert accepted == AcceptedBatch(machine="beta", count=3)
+    assert "items" not in accepted.model_dump()
+    assert items[0] == ITEM, "what was given stays as it is"
+
+
+def test_of_many_wrong_items_some_are_named() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        validated({"items": [{}] * ITEMS_MAX}, CopyManyRequest)
+    assert 1 < len(refused.value.fields) <= NAMED_MAX
+
+
+@pytest.mark.parametrize("empty", [None, "", 0])
+def test_a_tree_has_defaults(empty: object) -> None:
+    tree = TreeRequest.model_validate({"machine": "alpha", "verify": empty, "max_files": empty})
+    assert (tree.path, tree.verify, tree.max_files, tree.metadata) == ("", "stat", ITEMS_MAX, {})
+    assert wrong(TreeRequest, {"verify": "hash", "max_files": ITEMS_MAX + 1, "machine": ""}) == {
+        "verify",
+        "max_files",
+        "machine",
+    }

@@ -60,7 +60,8 @@ def test_a_state_type_that_nobody_knows_does_not_pass_unseen() -> None:
 def test_the_words_that_clients_compare() -> None:
     assert list(TransferStatus) == ["QUEUED", "RUNNING", "COMPLETE", "ERROR"]
     assert list(ObjectStatus) == ["ACTIVE", "ARCHIVED", "DELETED", "UNKNOWN"]
-    assert list(TransferKind) == ["copy", "move", "getexternal", "delete"]
+    assert list(TransferKind) == ["copy", "move", "getexternal", "delete", "copy_many", "move_many"]
+    assert {kind for kind in TransferKind if kind.many} == {"copy_many", "move_many"}
 
 
 def test_transitions() -> None:

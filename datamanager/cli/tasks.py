@@ -1,0 +1,80 @@
+"""`dm task …`: what is under way, and how to stop it, hold it back and let it go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from datamanager.client import Client, Task
+from datamanager.settings import load_settings
+
+app = typer.Typer(help="Tasks: transfers that were asked for.", no_args_is_help=True)
+Id = Annotated[str, typer.Argument(metavar="TASK", help="The task's identifier.")]
+FILTERS = ("status", "kind", "phase", "priority", "machine", "group", "object", "since", "until")
+
+
+@app.command("list")
+def list_tasks(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME=VALUE", help=f"A filter: {', '.join(FILTERS)}.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many at most.")] = 20,
+) -> None:
+    """List tasks, the newest first."""
+    filters = dict(_filter(text) for text in only or [])
+    with _client() as dm:
+        _show(islice(dm.tasks(limit=min(count, 1000), **filters), count))
+
+
+@app.command()
+def status(task: Id) -> None:
+    """Show how a task fares."""
+    with _client() as dm:
+        _show([dm.status(task)])
+
+
+@app.command()
+def cancel(task: Id) -> None:
+    """End a task; its source stays, and what it has moved goes."""
+    with _client() as dm:
+        _show([dm.cancel(task)])
+
+
+@app.command()
+def pause(task: Id) -> None:
+    """Hold a task back; what it has moved is kept."""
+    with _client() as dm:
+        _show([dm.pause(task)])
+
+
+@app.command()
+def resume(task: Id) -> None:
+    """Let a paused task go on where it was."""
+    with _client() as dm:
+        _show([dm.resume(task)])
+
+
+def _client() -> Client:
+    return Client(load_settings().api_url)
+
+
+def _filter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if name not in FILTERS or not equals:
+        raise typer.BadParameter(f"{text!r}: must be NAME=VALUE with one of {', '.join(FILTERS)}")
+    return name, value
+
+
+def _show(tasks: Iterable[Task]) -> None:
+    table = Table("task", "kind", "priority", "status", "phase", "done", "eta", "error", box=None, pad_edge=False)
+    for task in tasks:
+        done = f"{task.bytes_done:,}" if task.bytes_total is None else f"{task.bytes_done:,} of {task.bytes_total:,}"
+        eta = "" if task.eta is None else task.eta.isoformat()
+        error = "" if task.error is None else task.error.code
+        table.add_row(str(task.task), task.kind, task.priority, task.status, task.phase, done, eta, error)
+    Console().print(table)

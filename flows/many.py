@@ -1,0 +1,97 @@
+"""The flows that copy or move many objects in one run: a task for some hundred items, whose rows say how each fares.
+
+An item that fails does so alone. A batch that was interrupted, or is asked for again, does only what is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from prefect import flow
+
+from datamanager.domain.states import TransferKind
+from datamanager.errors import DataManagerError, ItemsFailed, ServiceError
+from flows.item_steps import carry_items, finish_items, give_up_items, next_items
+from flows.running.progress import summarise_items
+from flows.running.work import Work, asked, working_on
+
+
+@flow(name="copy many", persist_result=False)
+async def copy_many(
+    source_machine: str = "",
+    directory: str = "",
+    machine: str = "",
+    dest: str = "",
+    overwrite: bool = False,
+    transfer: UUID | None = None,
+) -> str:
+    """Copy every object below `directory` of `source_machine` to below `dest` on `machine`.
+
+    Args:
+        source_machine: The machine where the objects are; required.
+        directory: The directory there, below the machine's base directory; empty means all.
+        machine: The machine that they are to go to; required.
+        dest: The directory there.
+        overwrite: Replace files there that are not registered.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+    """
+    fields = _fields(source_machine, directory, machine, dest, overwrite)
+    return await _perform(TransferKind.COPY_MANY, transfer, fields)
+
+
+@flow(name="move many", persist_result=False)
+async def move_many(
+    source_machine: str = "",
+    directory: str = "",
+    machine: str = "",
+    dest: str = "",
+    overwrite: bool = False,
+    transfer: UUID | None = None,
+) -> str:
+    """Move every object below `directory` of `source_machine` to below `dest` on `machine`.
+
+    Args:
+        source_machine: The machine where the objects are; required.
+        directory: The directory there, below the machine's base directory; empty means all.
+        machine: The machine that they are to go to; required.
+        dest: The directory there.
+        overwrite: Replace files there that are not registered.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+    """
+    fields = _fields(source_machine, directory, machine, dest, overwrite)
+    return await _perform(TransferKind.MOVE_MANY, transfer, fields)
+
+
+async def _perform(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any]) -> str:
+    async with working_on(kind, transfer, asked(kind, fields) if transfer is None else None) as work:
+        await _carry_all(work)
+        outcome = await finish_items()
+        await summarise_items(work)
+        if isinstance(outcome, ItemsFailed):
+            raise outcome
+        return outcome
+
+
+async def _carry_all(work: Work) -> None:
+    last = -1
+    while (numbers := await next_items(last)) is not None:
+        first, last = numbers
+        try:
+            await carry_items(first, last)
+        except ServiceError:
+            raise
+        except DataManagerError as error:
+            work.control.check()
+            if not error.retryable:
+                raise
+            await give_up_items(first, last, error)
+
+
+def _fields(source_machine: str, directory: str, machine: str, dest: str, overwrite: bool) -> dict[str, Any]:
+    return {
+        "directory": {"machine": source_machine, "path": directory},
+        "machine": machine,
+        "dest": dest,
+        "overwrite": overwrite,
+    }

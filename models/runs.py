@@ -1,0 +1,53 @@
+"""Transfers as Prefect's limits and states are compared with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from models.database import on_postgresql
+from models.tables import Transfer
+
+_LOCK = 0x646D736C  # of pg_advisory_xact_lock; no other number of ours
+
+
+def held_by_priority(session: Session) -> dict[str, int]:
+    """Count what all movers hold, by priority, and keep others from counting until this transaction has ended.
+
+    So two movers never both take the last slot. SQLite's writing transactions exclude each other anyway.
+    """
+    if on_postgresql(session):
+        session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    held = select(Transfer).where(Transfer.owner.is_not(None), Transfer.ended.is_(None))
+    return dict(Counter(priority_of(row) for row in session.scalars(held)))
+
+
+def priority_of(row: Transfer) -> str:
+    """Return a transfer's priority: `high`, `normal` or `low`."""
+    return str(getattr(row, "priority", None) or "normal")
+
+
+def unheld_with_a_run(session: Session, limit: int, *, beyond: UUID | None = None) -> list[Transfer]:
+    """Return up to `limit` transfers that wait although their run exists, by identifier, those `beyond` one.
+
+    They have been worked on before: what was never taken has no run yet.
+    """
+    query = (
+        select(Transfer)
+        .where(Transfer.ended.is_(None), Transfer.owner.is_(None), Transfer.flow_run_id.is_not(None))
+        .order_by(Transfer.id)
+        .limit(limit)
+    )
+    if beyond is not None:
+        query = query.where(Transfer.id > beyond)
+    return list(session.scalars(query))
+
+
+def by_flow_run(session: Session, flow_runs: Collection[UUID]) -> dict[UUID, Transfer]:
+    """Return the transfers of these flow runs, by flow run."""
+    rows = session.scalars(select(Transfer).where(Transfer.flow_run_id.in_(flow_runs)))
+    return {row.flow_run_id: row for row in rows if row.flow_run_id is not None}

@@ -1,0 +1,385 @@
+"""Movers as Prefect workers: started by its own command, limited by its work pool, stopped, killed, put right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from tests.e2e.conftest import make_site
+from tests.e2e.test_prefect import PrefectApi
+from tests.support.prefect import PrefectServer
+from tests.support.process import Process
+from tests.support.service import DataManagerService
+from tests.support.site import Site
+from tests.support.sshd import PrivateSshd
+from tests.support.web import OddHandler, OddServer
+
+PIECE = 100_000
+"""Bytes that the slow server sends every half second."""
+PATIENCE = 60.0
+
+
+def eventually(true: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Wait until something is true; return it."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if found := true():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"never: {what}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A Prefect server of this module's own: its pool is limited, its runs are changed, its database is dropped."""
+    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture
+def prefect(server: PrefectServer) -> PrefectApi:
+    """Its API."""
+    return PrefectApi(server.api_url)
+
+
+@pytest.fixture
+def new_site(
+    tmp_path: Path, server: PrefectServer, sshd_pair: tuple[PrivateSshd, PrivateSshd], slow_server: OddServer
+) -> Iterator[Callable[..., Site]]:
+    """Makes a site that is not started yet; it is stopped at the end."""
+    made: list[Site] = []
+
+    def make(movers: int = 1, **env: str) -> Site:
+        env = {
+            "DM_PREFECT_API_URL": server.api_url,
+            "DM_DOWNLOAD_ALLOW": urlsplit(slow_server.url).netloc,
+            "DM_LEASE": "3",
+            "DM_HEARTBEAT": "1",
+            **env,
+        }
+        site = make_site(tmp_path, env, sshd_pair)
+        site.service = DataManagerService(
+            tmp_path / "dm", {"DM_MACHINES": str(tmp_path / "machines.toml"), **env}, movers=movers
+        )
+        made.append(site)
+        return site
+
+    yield make
+    for site in made:
+        site.service.kill()
+
+
+def dripping(pieces: int) -> Callable[[OddHandler], None]:
+    """Answer with a file whose pieces come each half a second."""
+
+    def answer(request: OddHandler) -> None:
+        request.begin(200, Content_Length=pieces * PIECE)
+        for _ in range(pieces):
+            request.wfile.write(b"x" * PIECE)
+            if request.server.ended.wait(0.5):
+                return
+
+    return answer
+
+
+def fetch(site: Site, slow_server: OddServer, name: str, pieces: int) -> str:
+    """Ask for a slow download; return the task."""
+    url = slow_server.on(f"/{name}", dripping(pieces))
+    fields = {"filename": name, "path": "worker", "machine": "cirrus", "url": url}
+    answer = site.ask("PUT", "async/getexternal", data=fields)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def running(site: Site, task: str) -> dict[str, Any] | None:
+    """Return the task's status while it moves bytes."""
+    status = site.status(task)
+    return status if status["status"] == "RUNNING" and status["bytes_done"] > 0 else None
+
+
+def terminate(mover: Process, *, twice: bool = False) -> float:
+    """Stop a mover with SIGTERM; return how many seconds it took."""
+    begun = time.monotonic()
+    os.kill(mover.pid, signal.SIGTERM)
+    if twice:
+        time.sleep(0.5)
+        os.kill(mover.pid, signal.SIGTERM)
+    eventually(lambda: not mover.running, "the mover ended")
+    assert mover.returncode == 0, mover.tail()
+    return time.monotonic() - begun
+
+
+def patch(prefect: PrefectApi, path: str, **body: Any) -> None:
+    """Change something in Prefect as its UI does."""
+    answer = requests.patch(f"{prefect.url}/{path}", json=body, timeout=30)
+    assert answer.ok, answer.text
+
+
+def force(prefect: PrefectApi, run: str, state: str) -> None:
+    """Set a run's state as if something had gone wrong."""
+    prefect.post(f"flow_runs/{run}/set_state", {"state": {"type": state}, "force": True})
+
+
+def state_of(prefect: PrefectApi, run: str) -> str:
+    """Return the type of a run's state."""
+    return str(prefect.get(f"flow_runs/{run}")["state_type"])
+
+
+# --- started by Prefect ----------------------------------------------------------------------------------------------
+
+
+def prefect_command(site: Site, *arguments: str) -> Process:
+    """Return one of Prefect's own commands, as a person who uses Prefect runs it."""
+    env = {**site.service.env, "PREFECT_API_URL": site.service.env["DM_PREFECT_API_URL"]}
+    log = site.service.home / f"prefect-{arguments[0]}.log"
+    return Process([sys.executable, "-m", "prefect", *arguments], log=log, env=env, cwd=site.service.home)
+
+
+def test_prefect_worker_start_is_a_mover(new_site: Callable[..., Site], prefect: PrefectApi) -> None:
+    site = new_site()
+    worker = prefect_command(site, "worker", "start", "--type", "mover", "--pool", "data-manager", "--name", "by-hand")
+    site.service.movers = [worker]
+    with site.service:
+        source = site.register("archer2", "worker/by-hand.nc", b"12345")
+        task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "worker/dm.nc"}).text
+        assert site.wait(task)["status"] == "COMPLETE"
+        workers = prefect.post("work_pools/data-manager/workers/filter", {})
+        assert [row["status"] for row in workers if row["name"] == "by-hand"] == ["ONLINE"]
+        given = ["-p", f"uuid={source}", "-p", "machine=cirrus", "-p", "dest=worker/cli.nc", "--watch"]
+        command = prefect_command(site, "deployment", "run", "copy/data-manager", *given)
+        command.start()
+        eventually(lambda: not command.running, "prefect deployment run ended")
+        assert command.returncode == 0, command.tail()
+        assert site.read("cirrus", "worker/cli.nc") == b"12345"
+        assert terminate(worker) < 10
+
+
+@pytest.mark.parametrize(
+    ("pool", "env", "named"),
+    [
+        ("other", {}, "data-manager"),
+        ("data-manager", {"DM_PREFECT_API_URL": "http://127.0.0.1:1/api"}, "PREFECT_API_URL"),
+    ],
+)
+def test_a_mover_refuses_another_pool_and_two_prefects(
+    new_site: Callable[..., Site], server: PrefectServer, pool: str, env: dict[str, str], named: str
+) -> None:
+    site = new_site()
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "mover", "--pool", pool]
+    environment = {**site.service.env, "PREFECT_API_URL": server.api_url, **env}
+    done = subprocess.run(command, env=environment, cwd=site.service.home, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert named in " ".join((done.stdout + done.stderr).split())
+
+
+# --- limited by the work pool ----------------------------------------------------------------------------------------
+
+
+def under_way(site: Site, tasks: list[str]) -> int:
+    """Count the tasks that run."""
+    return [site.status(task)["status"] for task in tasks].count("RUNNING")
+
+
+@pytest.mark.parametrize("limited", ["work_pools/data-manager", "work_pools/data-manager/queues/normal"])
+def test_limits_and_pauses_of_pool_and_queue_hold_over_all_movers(
+    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, limited: str
+) -> None:
+    site = new_site(movers=2)
+    with site.service:
+        try:
+            patch(prefect, limited, concurrency_limit=2)
+            time.sleep(4)  # movers look every 2 s
+            tasks = [fetch(site, slow_server, f"limited-{number}", 4) for number in range(5)]
+            most = 0
+            while not all(site.status(task)["status"] == "COMPLETE" for task in tasks):
+                most = max(most, under_way(site, tasks))
+                assert most <= 2
+                time.sleep(0.1)
+            assert most == 2
+            patch(prefect, limited, concurrency_limit=None, is_paused=True)
+            time.sleep(4)
+            waits = fetch(site, slow_server, "paused", 1)
+            time.sleep(4)
+            assert site.status(waits)["status"] == "QUEUED"
+        finally:
+            patch(prefect, limited, concurrency_limit=None, is_paused=False)
+        assert site.wait(waits)["status"] == "COMPLETE"
+        run = prefect.get(f"flow_runs/{site.status(waits)['flow_run_id']}")
+        assert run["work_queue_name"] == "normal"
+
+
+def test_deploying_again_keeps_what_a_person_has_set(new_site: Callable[..., Site], prefect: PrefectApi) -> None:
+    site = new_site()
+    site.service.run("deploy")
+    deployment = prefect.get("deployments/name/copy/data-manager")
+    schedule = {"schedule": {"cron": "0 4 * * *"}, "active": False}
+    prefect.post(f"deployments/{deployment['id']}/schedules", [schedule])  # type: ignore[arg-type]
+    patch(prefect, "work_pools/data-manager/queues/low", concurrency_limit=7)
+    site.service.run("deploy")
+    again = prefect.get("deployments/name/copy/data-manager")
+    assert (again["id"], len(again["schedules"])) == (deployment["id"], 1)
+    queues = prefect.post("work_pools/data-manager/queues/filter", {})
+    assert {row["name"]: row["priority"] for row in queues}.items() >= {"high": 1, "normal": 2, "low": 3}.items()
+    assert next(row["concurrency_limit"] for row in queues if row["name"] == "low") == 7
+    named = [row for row in prefect.post("automations/filter", {}) if row["name"].startswith("data-manager")]
+    assert len(named) == 1
+    assert f"prefect.deployment.{again['id']}" in named[0]["trigger"]["match_related"]["prefect.resource.id"]
+
+
+# --- stopped and killed ----------------------------------------------------------------------------------------------
+
+
+def test_a_mover_that_is_stopped_lets_its_transfers_end(
+    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer
+) -> None:
+    site = new_site()
+    with site.service:
+        task = fetch(site, slow_server, "finishes", 6)
+        eventually(lambda: running(site, task), "it runs")
+        later = site.register("archer2", "worker/later.nc", b"x")
+        mover = site.service.movers[0]
+        os.kill(mover.pid, signal.SIGTERM)
+        waits = site.ask("POST", f"async/copy/{later}", data={"machine": "cirrus", "dest": "worker/later.nc"}).text
+        eventually(lambda: not mover.running, "the mover ended")
+        status = site.status(task)
+        assert (status["status"], status["attempt"]) == ("COMPLETE", 1)
+        assert state_of(prefect, status["flow_run_id"]) == "COMPLETED"
+        assert site.status(waits)["status"] == "QUEUED"  # nothing new was taken
+        site.service.start_movers()
+        assert site.wait(waits)["status"] == "COMPLETE"
+
+
+@pytest.mark.parametrize("grace", ["1", "60"])
+def test_what_a_stopped_mover_hands_back_is_gone_on_with(
+    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, grace: str
+) -> None:
+    site = new_site(movers=2, DM_STOP_GRACE=grace)
+    with site.service:
+        other = site.service.movers.pop()
+        other.stop()
+        task = fetch(site, slow_server, f"handed-back-{grace}", 8)
+        before = eventually(lambda: running(site, task), "it runs")
+        seconds = terminate(site.service.movers[0], twice=grace == "60")
+        assert seconds < 15
+        status = site.status(task)
+        assert (status["status"], status["attempt"], status["faults"]) == ("QUEUED", 0, [])
+        assert site.leftovers()  # the partial file is the next one's to use
+        waiting = prefect.get(f"flow_runs/{before['flow_run_id']}")
+        assert waiting["state_name"] == "AwaitingRetry"
+        site.service.movers.append(other)
+        other.start()
+        status = site.wait(task)
+        assert (status["status"], status["attempt"]) == ("COMPLETE", 1)
+        assert status["flow_run_id"] == before["flow_run_id"]
+        assert prefect.wait(status["flow_run_id"])["state_type"] == "COMPLETED"
+        assert not site.leftovers()
+
+
+def test_what_a_killed_mover_ran_is_resumed_as_the_same_run(
+    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer
+) -> None:
+    site = new_site(movers=2)
+    with site.service:
+        tasks = [fetch(site, slow_server, f"killed-{number}", 8) for number in range(3)]
+        runs = [eventually(lambda task=task: running(site, task), "it runs")["flow_run_id"] for task in tasks]  # type: ignore[misc]
+        os.kill(site.service.movers[0].pid, signal.SIGKILL)
+        for task, run in zip(tasks, runs, strict=True):
+            status = site.wait(task)
+            assert (status["status"], status["flow_run_id"]) == ("COMPLETE", run)
+            assert prefect.wait(run)["state_type"] == "COMPLETED"
+        assert not site.leftovers()
+
+
+def test_a_killed_movers_run_is_dead_in_prefect_too_when_no_mover_is_left(
+    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer
+) -> None:
+    site = new_site()
+    with site.service:
+        automation = next(
+            row for row in prefect.post("automations/filter", {}) if row["name"].startswith("data-manager")
+        )
+        automation["trigger"]["within"] = 40  # as it is made: 90 s, three heartbeats
+        changed = {name: automation[name] for name in ("name", "description", "enabled", "trigger", "actions")}
+        answer = requests.put(f"{prefect.url}/automations/{automation['id']}", json=changed, timeout=30)
+        assert answer.ok, answer.text
+        begun = time.monotonic()
+        task = fetch(site, slow_server, "zombie", 400)
+        run = eventually(lambda: running(site, task), "it runs")["flow_run_id"]
+        while time.monotonic() - begun < 65:
+            assert state_of(prefect, run) == "RUNNING"  # a heartbeat every 30 s keeps it alive
+            time.sleep(1)
+        site.service.kill_mover()
+        assert prefect.wait(run, patience=90)["state_type"] == "CRASHED"
+        assert "no heartbeat" in prefect.get(f"flow_runs/{run}")["state"]["message"]
+
+
+# --- put right -------------------------------------------------------------------------------------------------------
+
+
+def test_what_prefect_says_wrongly_is_put_right(
+    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer
+) -> None:
+    site = new_site()
+    with site.service:
+        task = fetch(site, slow_server, "called-dead", 40)
+        run = eventually(lambda: running(site, task), "it runs")["flow_run_id"]
+        for wrong in ("CRASHED", "FAILED"):
+            force(prefect, run, wrong)
+            eventually(lambda: state_of(prefect, run) == "RUNNING", f"{wrong} is called running again", 15)
+        status = site.wait(task)
+        assert (status["status"], status["attempt"]) == ("COMPLETE", 1)
+        assert prefect.wait(run)["state_type"] == "COMPLETED"
+
+
+def test_a_waiting_transfers_run_waits_and_can_be_cancelled(
+    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer
+) -> None:
+    site = new_site(DM_STOP_GRACE="0")
+    with site.service:
+        task = fetch(site, slow_server, "waits", 100)
+        run = eventually(lambda: running(site, task), "it runs")["flow_run_id"]
+        try:
+            patch(prefect, "work_pools/data-manager", is_paused=True)
+            terminate(site.service.movers[0])
+            force(prefect, run, "RUNNING")  # as if its mover had been killed
+            site.service.start_movers()
+            eventually(lambda: state_of(prefect, run) == "SCHEDULED", "its run is called waiting again")
+            assert site.status(task)["status"] == "QUEUED"
+            prefect.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+            status = site.wait(task)
+        finally:
+            patch(prefect, "work_pools/data-manager", is_paused=False)
+        assert (status["status"], status["error"]["code"]) == ("ERROR", "cancelled")
+        assert prefect.wait(run)["state_type"] == "CANCELLED"
+
+
+def test_transfers_go_on_when_prefects_database_is_lost(
+    new_site: Callable[..., Site], server: PrefectServer, prefect: PrefectApi, slow_server: OddServer
+) -> None:
+    site = new_site()
+    with site.service:
+        task = fetch(site, slow_server, "survives", 30)
+        eventually(lambda: running(site, task), "it runs")
+        server.stop()
+        source = site.register("archer2", "worker/after.nc", b"x")
+        later = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "worker/after.nc"}).text
+        for file in server.directory.rglob("prefect.db*"):
+            file.unlink()
+        shutil.rmtree(server.directory / "storage", ignore_errors=True)
+        server.start()
+        assert site.wait(later)["status"] == "COMPLETE"
+        assert site.wait(task)["status"] == "COMPLETE"
+        names = {row["name"] for row in prefect.post("work_pools/data-manager/queues/filter", {})}
+        assert {"high", "normal", "low"} <= names
+        assert prefect.get("deployments/name/getexternal/data-manager")["work_pool_name"] == "data-manager"
