@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import event, select, update
 
 from datamanager.domain.limits import NO_LIMIT, Limits
+from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferStatus
 from datamanager.engine import stream
 from datamanager.engine.control import Control
@@ -177,7 +178,7 @@ def test_two_movers_at_one_free_place(database: Database) -> None:
         assert len(holds) == turn + 1
 
 
-def test_thousands_that_wait_for_a_full_machine_cost_two_statements(database: Database) -> None:
+def test_thousands_that_wait_for_a_full_machine_cost_a_statement_for_each_priority(database: Database) -> None:
     fetch(database, "first")
     (held,) = take(database, beta=1)
     with database.write() as session:
@@ -194,7 +195,8 @@ def test_thousands_that_wait_for_a_full_machine_cost_two_statements(database: Da
     event.listen(database.engine, "before_cursor_execute", note)
     assert taken(take(database, 10, beta=1)) == [other]
     event.remove(database.engine, "before_cursor_execute", note)
-    assert len([text for text in statements if "FROM transfers" in text]) == 2  # who is held, what can be taken
+    # who is held, and what can be taken of each priority: however many wait
+    assert len([text for text in statements if "FROM transfers" in text]) == 1 + len(Priority)
 
 
 def test_other_movers_hear_of_an_end_and_of_a_change(database: Database) -> None:
