@@ -44,7 +44,7 @@ async def ready(request: Request, context: In) -> Response:
     if orchestrator is not None:
         checks["prefect"] = orchestrator.detail
     if error is None and not checks["movers"]:
-        error = OrchestratorUnavailable("no mover is online")
+        error = OrchestratorUnavailable("no mover that can reach Prefect is online")
     if error is None:
         return json_response({"status": "ready", "checks": checks})
     return document_response({**problem_of(error, request.state.request_id), "checks": checks})
@@ -52,7 +52,8 @@ async def ready(request: Request, context: In) -> Response:
 
 async def _catalogue(context: Context) -> list[str] | CatalogueUnavailable:
     try:
-        return [mover.name for mover in await context.reading(movers_online)]
+        # one that does not reach Prefect (yet) can't work, and requests that wait would be refused
+        return [mover.name for mover in await context.reading(movers_online) if mover.prefect]
     except CatalogueUnavailable as exc:
         return exc
 

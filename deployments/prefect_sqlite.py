@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from prefect.server.database.configurations import AioSqliteConfiguration
+from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 
@@ -20,4 +20,9 @@ class WritesImmediately(AioSqliteConfiguration):
     ) -> AsyncGenerator[AsyncSessionTransaction, None]:
         """Begin a transaction that has the right to write from its start (https://sqlite.org/lang_transaction.html)."""
         async with super().begin_transaction(session, with_for_update=True) as transaction:
-            yield transaction
+            await session.connection()  # it begins now
+            token = SQLITE_BEGIN_MODE.set(None)  # not what reads beside it: that would wait for this one for ever
+            try:
+                yield transaction
+            finally:
+                SQLITE_BEGIN_MODE.reset(token)

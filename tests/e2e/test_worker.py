@@ -191,7 +191,7 @@ def under_way(site: Site, tasks: list[str]) -> int:
     return [site.status(task)["status"] for task in tasks].count("RUNNING")
 
 
-@pytest.mark.parametrize("limited", ["work_pools/data-manager"])
+@pytest.mark.parametrize("limited", ["work_pools/data-manager", "work_pools/data-manager/queues/normal"])
 def test_limits_and_pauses_of_pool_and_queue_hold_over_all_movers(
     new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, limited: str
 ) -> None:
