@@ -166,7 +166,7 @@ async def _discard(work: Work, found: Found) -> None:
     """Remove what a failed transfer left beside the destination; on a machine that is away it stays for now: see
     `flows.running.litter`."""
     try:
-        await asyncio.to_thread(stream.discard, work.job(stoppable=False), found)
+        await asyncio.to_thread(stream.discard, work.job(), found)
         work.litter = False
     except DataManagerError as error:
         work.log.warning("transfer %s: partial file %s stays for now: %s", work.transfer, found.part, error.detail)

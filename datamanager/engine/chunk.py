@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.control import Control
@@ -13,6 +13,21 @@ from datamanager.engine.job import Intent
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.base import FileKind, FileStat, Session
+
+
+def item_id(transfer: UUID, number: int) -> UUID:
+    """Return what an item is to the one-file engine: a transfer, so that it has a partial file's name of its own."""
+    return uuid5(transfer, str(number))
+
+
+def part_name(transfer: UUID, number: int, name: str, epoch: int) -> str:
+    """Name the partial file of an item that goes together with others, as a transfer of this file alone would.
+
+    Where the name is too long to be kept whole the item's number goes before it: names that begin alike would share a
+    partial file.
+    """
+    plain = temporary_name(name, transfer, epoch)
+    return plain if plain.startswith(f".{name}.") else temporary_name(f"{number}.{name}", transfer, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +113,8 @@ class Rules:
         return self.verify is VerifyPolicy.SHA256
 
     def part_name(self, item: SmallItem, epoch: int) -> str:
-        """Name an item's partial file, as a transfer of this file alone would.
-
-        Where the name is too long to be kept whole the item's number goes before it: names that begin alike would share
-        a partial file.
-        """
-        name = item.destination.name
-        plain = temporary_name(name, self.transfer, epoch)
-        whole = plain.startswith(f".{name}.")
-        return plain if whole else temporary_name(f"{item.number}.{name}", self.transfer, epoch)
+        """Name an item's partial file."""
+        return part_name(self.transfer, item.number, item.destination.name, epoch)
 
 
 @dataclass(slots=True, eq=False)

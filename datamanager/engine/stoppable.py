@@ -46,9 +46,19 @@ class StoppableStorage:
     def close(self) -> None:
         """Do nothing: the storage is others' too."""
 
+    @property
+    def bare(self) -> Storage:
+        """The storage itself, for clearing up after a stop."""
+        return self._storage
+
     def _both(self, check: Check) -> Check:
         def both() -> None:
             self._control.check()
             check()
 
         return both
+
+
+def bare(storage: Storage) -> Storage:
+    """Return the storage itself, which lends also after a stop: for clearing up."""
+    return storage.bare if isinstance(storage, StoppableStorage) else storage

@@ -17,6 +17,7 @@ from datamanager.engine.direct import push
 from datamanager.engine.ends import lent, refuse_one_place
 from datamanager.engine.job import Found, Job, Moved, Restart
 from datamanager.engine.restart import marker_of, resume
+from datamanager.engine.stoppable import bare
 from datamanager.engine.streams import Stretch, connections
 from datamanager.errors import (
     PathMissing,
@@ -144,8 +145,8 @@ def remove_part(session: Session, found: Found) -> None:
 
 
 def discard(job: Job, found: Found) -> None:
-    """Remove what a failed attempt left. Touches only the attempt's own name."""
-    with job.target.storage.session() as session:
+    """Remove what a failed attempt left, also one that was stopped. Touches only the attempt's own name."""
+    with bare(job.target.storage).session() as session:
         remove_part(session, found)
 
 

@@ -11,13 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, TypeVar
-from uuid import uuid5
 
 from datamanager.domain.requests import AcceptedBatch
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.engine import bulk, bulk_publish, single
 from datamanager.engine import publish as publishing
-from datamanager.engine.chunk import Failed, SmallItem, Staged
+from datamanager.engine.chunk import Failed, SmallItem, Staged, item_id
 from datamanager.engine.ends import lent
 from datamanager.engine.job import End, Intent, Job
 from datamanager.engine.single import Ready
@@ -96,8 +95,7 @@ class ItemsChunk:
         policy = self._request.verify or machines[destination.machine].verify
         intent = row.notes.get("intent")
         self._jobs[number] = Job(
-            # a name of its own for each item's partial file: two long names may begin alike
-            transfer=uuid5(self._work.transfer, str(number)),
+            transfer=item_id(self._work.transfer, number),
             epoch=self._work.hold.epoch,
             kind=TransferKind.MOVE if self._moving else TransferKind.COPY,
             source=End(source, machines[source.machine], storage(source.machine)),

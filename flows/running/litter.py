@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from collections.abc import Sequence
 from datetime import timedelta
 
-from datamanager.domain.location import temporary_name
+from datamanager.domain.location import Place, temporary_name
+from datamanager.domain.states import TransferKind, TransferStatus
+from datamanager.engine.chunk import item_id, part_name
 from datamanager.engine.confine import confined
 from datamanager.errors import DataManagerError, PathMissing
 from flows.running.services import Services
-from models import control, outcomes
+from models import batches, control, outcomes
+from models.batch_items import select_items
 from models.database import now
-from models.tables import Transfer
+from models.tables import Transfer, TransferItem
 
 AT_ONCE = 20
 """Transfers that are cleared up in one go."""
+ITEMS_AT_ONCE = 500
+"""Items of a batch that are cleared up in one go."""
 GIVEN_UP_AFTER = timedelta(days=7)
 EARLIER_EPOCHS = 20
 """How many attempts' partial files are looked for."""
@@ -48,21 +54,51 @@ def clear_up(parts: Services) -> int:
 
 
 def _removed(parts: Services, row: Transfer) -> bool:
-    if row.destination_machine is None or row.destination_place is None:
-        return True  # a batch, whose items remove their own
-    place = outcomes.destination(row)
+    """Remove what a transfer left; say whether all of it is gone."""
+    epochs = range(max(1, row.epoch - EARLIER_EPOCHS), row.epoch + 1)
+    if not TransferKind(row.kind).many:
+        place = outcomes.destination(row)
+        return _gone(parts, place.machine, [(place, temporary_name(place.name, row.id, epoch)) for epoch in epochs])
+    gone, last = True, -1
+    while items := _failed(parts, row, last):
+        last = items[-1].number
+        litter: dict[str, list[tuple[Place, str]]] = {}
+        for item in items:
+            if item.destination_place is None:
+                continue  # it was refused
+            place = batches.destination(item)
+            for epoch in epochs:
+                alone = temporary_name(place.name, item_id(row.id, item.number), epoch)
+                together = part_name(row.id, item.number, place.name, epoch)
+                litter.setdefault(place.machine, []).extend([(place, alone), (place, together)])
+        for machine, names in litter.items():
+            gone = _gone(parts, machine, names) and gone
+    return gone
+
+
+def _failed(parts: Services, row: Transfer, after: int) -> list[TransferItem]:
+    with parts.database.read() as session:
+        return select_items(session, row.id, status=TransferStatus.ERROR, after=after, limit=ITEMS_AT_ONCE)
+
+
+def _gone(parts: Services, machine: str, names: Sequence[tuple[Place, str]]) -> bool:
+    """Remove files beside places of one machine; say whether all are gone."""
     try:
-        machine = parts.machines[place.machine]
-        with parts.storages.get(place.machine).session() as session:
-            directory = posixpath.dirname(confined(session, machine, place.path, follow=False))
-            for epoch in range(max(1, row.epoch - EARLIER_EPOCHS), row.epoch + 1):
-                try:
-                    session.remove(posixpath.join(directory, temporary_name(place.name, row.id, epoch)))
-                except PathMissing:
-                    continue
-    except PathMissing:
-        return True  # not even the directory is there
-    except DataManagerError as error:
-        log.info("transfer %s: its partial file stays for now: %s", row.id, error.detail)
+        configured = parts.machines[machine]
+        with parts.storages.get(machine).session() as session:
+            directories: dict[str, str] = {}
+            paths = []
+            for place, name in names:
+                directory = posixpath.dirname(place.path)
+                if directory not in directories:
+                    directories[directory] = posixpath.dirname(confined(session, configured, place.path, follow=False))
+                paths.append(posixpath.join(directories[directory], name))
+            gone = True
+            for _, error in session.many.remove(paths):
+                if error is not None and not isinstance(error, PathMissing):
+                    log.info("%s: a partial file stays for now: %s", machine, error.detail)
+                    gone = False
+    except DataManagerError as away:
+        log.info("%s: partial files stay for now: %s", machine, away.detail)
         return False
-    return True
+    return gone

@@ -71,8 +71,8 @@ class Work:
         """Why items of a batch failed last, by number."""
         self.waits = False
         """A machine of this transfer can't be reached for now: it goes back to the queue, and no attempt is counted."""
-        self.litter = hold.epoch > 1 and row.destination_machine is not None
-        """Whether a partial file may lie beside the destination."""
+        self.litter = TransferKind(row.kind).many or (hold.epoch > 1 and row.destination_machine is not None)
+        """Whether a partial file may lie beside the destination, or that of an item."""
         self._storages: dict[str, Storage] = {}
         self.log = get_run_logger()
         """Prefect's: what is said here stands on the run's page."""
@@ -82,17 +82,16 @@ class Work:
         """The transfer's identifier."""
         return self.hold.transfer
 
-    def job(self, *, stoppable: bool = True) -> Job:
-        """Describe this attempt to the engine; not `stoppable` for clearing up, which is done after a stop."""
+    def job(self) -> Job:
+        """Describe this attempt to the engine."""
         machines = self.parts.machines
-        storage = self.storage if stoppable else self.parts.storages.get
         source = destination = None
         if self.row.source_machine is not None:
             name = self.row.source_machine
-            source = End(outcomes.source(self.row), machines[name], storage(name))
+            source = End(outcomes.source(self.row), machines[name], self.storage(name))
         if self.row.destination_machine is not None:
             name = self.row.destination_machine
-            destination = End(outcomes.destination(self.row), machines[name], storage(name))
+            destination = End(outcomes.destination(self.row), machines[name], self.storage(name))
         policy: VerifyPolicy | None = getattr(self.request, "verify", None)
         intent = self.row.notes.get("intent")
         return Job(
@@ -301,8 +300,7 @@ def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError, w
                 movers.append_fault(session, row, error.code, error.detail)
                 movers.requeue(session, hold, after=TAKEN_AGAIN)
             else:
-                litter = work is not None and work.litter and not TransferKind(row.kind).many
-                outcomes.fail(session, hold, error, litter=litter)
+                outcomes.fail(session, hold, error, litter=work is not None and work.litter)
     except LeaseLost:
         return  # ended, or taken over, while we failed
     except CatalogueUnavailable:

@@ -1,0 +1,132 @@
+"""Partial files that ended transfers left behind are removed, and nothing else is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from datamanager.domain.location import Place, temporary_name
+from datamanager.domain.requests import CopyManyRequest, CopyRequest, RegisterRequest
+from datamanager.domain.states import TransferKind
+from datamanager.engine.chunk import item_id, part_name
+from datamanager.errors import Cancelled
+from datamanager.machines import Machines, parse_machines
+from datamanager.settings import load_settings
+from datamanager.sources import Guard
+from datamanager.transports.factory import Storages
+from flows.running.litter import GIVEN_UP_AFTER, clear_up
+from flows.running.services import Services
+from models import control, movers, outcomes, transfers
+from models.database import Database, now
+from models.objects import Facts, register_object
+from models.tables import Transfer
+from models.transfers import Order
+from tests.support.bookkeeping import LEASE
+
+LONG = "x" * 240
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Machines:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    tables = [f'[machines.{name}]\ntransport = "local"\nbase_dir = "{tmp_path / name}"\n' for name in ("here", "there")]
+    return parse_machines("".join(tables), "test")
+
+
+@pytest.fixture
+def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Services]:
+    """A mover's parts over a real catalogue and two folders."""
+    storages = Storages(machines, tmp_path / "run")
+    settings = load_settings(home=tmp_path / "home")
+    yield Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None)
+    storages.close()
+
+
+def an_object(parts: Services, name: str) -> UUID:
+    with parts.database.write() as session:
+        return register_object(session, RegisterRequest(filename=name, machine="here"), Place("here", name), Facts(5))
+
+
+def submit(parts: Services, order: Order) -> UUID:
+    with parts.database.write() as session:
+        return transfers.submit(session, parts.machines, order).id
+
+
+def fail(parts: Services, transfer: UUID, epochs: int) -> None:
+    """Let a transfer be taken so many times and then be cancelled, with something left behind."""
+    for number in range(epochs):
+        with parts.database.write() as session:
+            (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
+            movers.begin(session, hold, uuid4())
+            if number < epochs - 1:
+                movers.requeue(session, hold)
+    with parts.database.write() as session:
+        outcomes.fail(session, hold, Cancelled("c"), litter=True)
+
+
+def littered(parts: Services) -> list[UUID]:
+    with parts.database.read() as session:
+        return [row.id for row in control.littered(session, 10)]
+
+
+def test_what_a_transfer_left_is_removed(parts: Services, tmp_path: Path) -> None:
+    request = CopyRequest(machine="there", dest="d/a.bin")
+    transfer = submit(parts, Order(TransferKind.COPY, request, an_object(parts, "a")))
+    fail(parts, transfer, 3)
+    folder = tmp_path / "there" / "d"
+    folder.mkdir()
+    mine = [folder / temporary_name("a.bin", transfer, epoch) for epoch in (1, 3)]
+    others = [folder / "a.bin", folder / temporary_name("a.bin", uuid4(), 1), folder / temporary_name("b", transfer, 1)]
+    for file in (*mine, *others):
+        file.write_bytes(b"x")
+    assert littered(parts) == [transfer]
+    assert clear_up(parts) == 1
+    assert sorted(folder.iterdir()) == sorted(others)
+    assert littered(parts) == []
+    assert clear_up(parts) == 0
+
+
+def test_what_cannot_be_removed_now_is_tried_again_but_not_for_ever(parts: Services, tmp_path: Path) -> None:
+    request = CopyRequest(machine="there", dest="d/a.bin")
+    transfer = submit(parts, Order(TransferKind.COPY, request, an_object(parts, "a")))
+    fail(parts, transfer, 1)
+    shutil.rmtree(tmp_path / "there")
+    for _ in range(2):
+        assert clear_up(parts) == 0
+        assert littered(parts) == [transfer]
+    (tmp_path / "there").mkdir()
+    assert clear_up(parts) == 1  # there is nothing any more
+    with parts.database.write() as session:
+        row = session.get_one(Transfer, transfer)
+        row.litter, row.ended = True, now(session) - GIVEN_UP_AFTER - timedelta(seconds=1)
+    shutil.rmtree(tmp_path / "there")
+    assert clear_up(parts) == 1
+    assert littered(parts) == []
+
+
+def test_what_a_batchs_items_left_is_removed(parts: Services, tmp_path: Path) -> None:
+    names = ["a", LONG, "c"]
+    items = [
+        {"uuid": an_object(parts, f"o{n}"), "dest": f"d/{name}", "machine": "there"} for n, name in enumerate(names)
+    ]
+    unknown = {"uuid": uuid4(), "dest": "d/unknown", "machine": "nowhere"}
+    request = CopyManyRequest.model_validate({"items": [*items, unknown]})
+    transfer = submit(parts, Order(TransferKind.COPY_MANY, request))
+    fail(parts, transfer, 2)
+    folder = tmp_path / "there" / "d"
+    folder.mkdir()
+    mine = [temporary_name(name, item_id(transfer, n), 1) for n, name in enumerate(names)]
+    mine += [part_name(transfer, n, name, 2) for n, name in enumerate(names)]
+    assert len({*mine}) == 6
+    other = folder / temporary_name("a", uuid4(), 1)
+    for file in (*(folder / name for name in mine), other):
+        file.write_bytes(b"x")
+    assert clear_up(parts) == 1
+    assert list(folder.iterdir()) == [other]
+    assert littered(parts) == []
