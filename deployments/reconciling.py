@@ -34,10 +34,10 @@ from prefect.states import AwaitingRetry, Completed, Failed, Scheduled
 from prefect.states import Cancelled as CancelledState
 
 from datamanager.domain.states import TransferStatus
-from datamanager.errors import Cancelled, LeaseLost
+from datamanager.errors import Cancelled, TaskEnded
 from deployments.flow_table import DEPLOYMENT
 from flows.running.services import Services
-from models import movers, outcomes
+from models import control
 from models.runs import by_flow_run, unheld_with_a_run
 from models.tables import Transfer
 from models.transfers import get_transfer
@@ -122,17 +122,15 @@ class Reconciler:
             return now.owner is None and now.ended is None and now.epoch == row.epoch
 
     def _cancel(self, transfer: UUID) -> None:
-        """End a waiting transfer; nothing happens when it can't be taken at this moment, the next look tries again."""
+        """End a waiting transfer, also one that is paused or not due yet; or ask the mover that has it to stop."""
         services = self._services
         try:
             with services.database.write() as session:
-                taken = movers.take(session, services.owner, services.settings.lease, 1, only=transfer)
-                for hold in taken:
-                    outcomes.fail(session, hold, Cancelled("cancelled in Prefect"))
-        except LeaseLost as lost:
-            log.info("not_cancelled", transfer=str(transfer), reason=lost.detail)
+                row = control.cancel(session, transfer, "cancelled in Prefect")
+        except TaskEnded as ended:
+            log.info("not_cancelled", transfer=str(transfer), reason=ended.detail)
             return
-        if taken:
+        if row.ended is not None:
             services.ring(f"ended:{transfer}")
 
 
