@@ -5,7 +5,7 @@ CHECKED := datamanager models api flows deployments tests $(wildcard benchmarks)
 # e.g. make test ARGS="tests/unit -k plan"
 ARGS ?=
 
-.PHONY: run test check faults format bench-bytes lock clean
+.PHONY: run test check faults format bench-bytes bench-control lock clean
 
 run:
 	@sh deployments/bootstrap.sh
@@ -44,6 +44,13 @@ bench-bytes:
 	@sh deployments/bootstrap.sh dev
 	@sh benchmarks/install.sh
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# How fast requests start and end beside Prefect's stock process worker; about half an hour on two cores.
+# e.g. make bench-control ARGS="--rounds 1 --copies 5 --only start"; ARGS=--help says more.
+bench-control:
+	@sh deployments/bootstrap.sh dev
+	@sh tests/install-services.sh
+	@$(BIN)/python -m benchmarks.control $(ARGS)
 
 # Raise every version to the newest that pyproject.toml allows, with the hashes of all its files.
 lock:

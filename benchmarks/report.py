@@ -61,13 +61,13 @@ def write_json(run: Run, path: Path) -> None:
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_markdown(run: Run, path: Path) -> None:
+def write_markdown(run: Run, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the tables between the markers of a document, which stays as it is otherwise.
 
     Raises: RuntimeError when it has no markers.
     """
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = path.read_text(encoding="utf-8").partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
         raise RuntimeError(f"{path} has no markers to write between")
     facts = "; ".join(f"{name} {value}" for name, value in machine_facts().items())
@@ -96,6 +96,7 @@ def machine_facts() -> dict[str, str]:
         "SSH": ssh.split(",")[0].strip(),
         "Python": platform.python_version(),
         "paramiko": version("paramiko"),
+        "Prefect": version("prefect"),
     }
 
 
@@ -137,7 +138,7 @@ def _timing_rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     for outcome in outcomes:
         beside = next((one for one in outcome.timings if one.contender == outcome.baseline), None)
         for one in outcome.timings:
-            rate = f"{one.rate:,.0f} {one.unit}/s"
+            rate = f"{one.rate:,.{0 if one.rate >= 10 else 2}f} {one.unit}/s"
             rows.append([one.group, one.contender, rate, f"{statistics.median(one.seconds):.2f}", _ratio(one, beside)])
     return rows
 
