@@ -19,7 +19,6 @@ from rich.table import Table
 
 from benchmarks.race import Figure, Outcome, Timing
 
-BEGIN, END = "<!-- figures: written by `make bench-bytes` -->", "<!-- end of figures -->"
 _FIGURES = ("figure", "ours", "against", "wanted", "reached", "rounds", "")
 _TIMINGS = ("group", "contender", "rate", "seconds", "ratio")
 
@@ -61,7 +60,7 @@ def write_json(run: Run, path: Path) -> None:
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_markdown(run: Run, path: Path, marks: tuple[str, str] = (BEGIN, END)) -> None:
+def write_markdown(run: Run, path: Path, marks: tuple[str, str]) -> None:
     """Put the tables between the markers of a document, which stays as it is otherwise.
 
     Raises: RuntimeError when it has no markers.

@@ -41,7 +41,7 @@ from flows.running.naming import run_name, run_tags
 from flows.running.services import Services, provided
 from models import control, limits, movers, outcomes
 from models.leases import MOVER_PREFIX, drop_lease, hold_lease
-from models.runs import held_by_priority, priority_of
+from models.runs import held_by_priority
 from models.tables import Transfer
 from models.transfers import get_transfer
 
@@ -180,7 +180,7 @@ class Runs:
             for hold, row in rows:
                 if row.attempts > self._settings.max_attempts:
                     error = InternalError(f"given up after {self._settings.max_attempts} attempts; see faults")
-                    outcomes.fail(session, hold, error, litter=row.started is not None)
+                    outcomes.fail(session, hold, error)
                     expired.append(row)
         for row in expired:
             services.ring(f"ended:{row.id}")
@@ -281,7 +281,7 @@ class Runs:
                 await self._deployment(client, flow),
                 parameters={"transfer": str(row.id)},
                 state=Pending(),
-                work_queue_name=priority_of(row),
+                work_queue_name=row.priority,
                 name=run_name(row),
                 tags=run_tags(row),
                 idempotency_key=str(row.id) if row.flow_run_id is None else f"{row.id}:{hold.epoch}",

@@ -22,7 +22,7 @@ from deployments.environment import prefect_environment, server_environment
 from deployments.prepare import OWN_MACHINE, check_ports, lock_home, make_home, provide_machines
 from deployments.supervisor import Child, Supervisor
 
-MOVER_GRACE = 25.0  # seconds; it hands its transfers back within 20
+MOVER_GRACE = 25.0  # seconds beyond `stop_grace`: it hands its transfers back within 20
 LOOK_WHILE_STARTING = 0.2  # seconds between two looks whether the service is ready
 LOOK_AFTERWARDS = 60.0
 SLOW = 15.0  # seconds after which a start that is not ready is mentioned
@@ -46,7 +46,7 @@ def main() -> int:
             supervisor.start(_prefect(settings))
         _prepare_catalogue(settings)
         supervisor.start(_service("api", "api", settings))
-        supervisor.start(_service("mover", "up_mover", settings, MOVER_GRACE))
+        supervisor.start(_service("mover", "up_mover", settings, settings.stop_grace.total_seconds() + MOVER_GRACE))
         supervisor.run(Ready(settings, machines, supervisor, begun).look)
         say("stopping …")
     except DataManagerError as exc:

@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.states import Phase, TransferKind, TransferStatus
+from datamanager.domain.states import Phase, TransferStatus
 from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded, TaskNotFound
 from models.database import now, wake
 from models.movers import CANCEL, PAUSE, hold_back
@@ -38,7 +38,7 @@ def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") 
             row.paused, row.phase = False, Phase.QUEUED.value
         _request(session, row, CANCEL)
     else:
-        _end(session, row, Cancelled(why))
+        fail_row(session, row, Cancelled(why))
     return row
 
 
@@ -102,7 +102,7 @@ def expire(session: Session) -> list[Transfer]:
     ended = list(session.scalars(query))
     for row in ended:
         cancelled = row.stop_requested == CANCEL or row.deadline is None
-        _end(session, row, Cancelled("cancelled by request") if cancelled else _too_late(row.deadline))
+        fail_row(session, row, Cancelled("cancelled by request") if cancelled else _too_late(row.deadline))
     return ended
 
 
@@ -131,11 +131,6 @@ def _request(session: Session, row: Transfer, what: str) -> None:
     if row.stop_requested != what:
         row.stop_requested = what
         wake(session, "queued")
-
-
-def _end(session: Session, row: Transfer, error: DataManagerError) -> None:
-    begun = row.started is not None and row.kind != TransferKind.DELETE.value
-    fail_row(session, row, error, litter=begun)
 
 
 def _too_late(deadline: datetime | None) -> DeadlineExceeded:

@@ -144,15 +144,16 @@ def complete_delete(session: Session, hold: Hold) -> str:
     return message
 
 
-def fail(session: Session, hold: Hold, error: DataManagerError, *, litter: bool = False) -> None:
+def fail(session: Session, hold: Hold, error: DataManagerError, *, litter: bool | None = None) -> None:
     """End a transfer in ERROR; its claims are freed. The object is as it was, or where the error code says.
 
-    What a batch has not done ends in ERROR too, with the same code. `litter`: its partial file may be left behind.
+    What a batch has not done ends in ERROR too, with the same code. `litter`: whether its partial file may be left
+    behind; None: the caller does not know, so it may if the transfer was begun. A delete never leaves any.
     """
     fail_row(session, held(session, hold, lock=True), error, litter=litter)
 
 
-def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter: bool = False) -> None:
+def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter: bool | None = None) -> None:
     """End a locked transfer in ERROR that is held by the caller, or by nobody; see `fail`."""
     last = row.faults[-1] if row.faults else {}
     if (last.get("code"), last.get("attempt")) != (error.code, row.attempts):  # the attempt's fault may stand there
@@ -161,7 +162,8 @@ def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter
         give_up_items(session, row, error)
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
-    row.litter = litter
+    begun = row.started is not None if litter is None else litter
+    row.litter = begun and row.kind != TransferKind.DELETE.value
     _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
 
 

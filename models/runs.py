@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from uuid import UUID
 
@@ -22,13 +21,9 @@ def held_by_priority(session: Session) -> dict[str, int]:
     """
     if on_postgresql(session):
         session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-    held = select(Transfer).where(Transfer.owner.is_not(None), Transfer.ended.is_(None))
-    return dict(Counter(priority_of(row) for row in session.scalars(held)))
-
-
-def priority_of(row: Transfer) -> str:
-    """Return a transfer's priority: `high`, `normal` or `low`."""
-    return str(getattr(row, "priority", None) or "normal")
+    query = select(Transfer.priority, func.count()).group_by(Transfer.priority)
+    held = query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None))
+    return dict(session.execute(held).tuples().all())
 
 
 def unheld_with_a_run(session: Session, limit: int, *, beyond: UUID | None = None) -> list[Transfer]:

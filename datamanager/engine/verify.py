@@ -81,8 +81,10 @@ def _both_sha256(job: Job, found: Found, moved: Moved, control: Control) -> tupl
         except PathMissing:
             raise SourceChanged(f"{job.origin.place} disappeared under the transfer") from None
 
+    if moved.sha256 is not None:
+        return moved.sha256, moved.stored or _hashed(job.target, found.part, control)
     with ThreadPoolExecutor(1) as beside:
-        near = beside.submit(lambda: moved.sha256 or source())
+        near = beside.submit(source)
         far = moved.stored or _hashed(job.target, found.part, control)
         return near.result(), far
 

@@ -21,8 +21,9 @@ from flows.running.reaching import note_unreachable
 from flows.running.work import current
 from models import movers
 
-RETRIES = 3
 log = logging.getLogger(__name__)
+
+RETRIES = 3
 PAUSES = [1.0, 4.0, 12.0]  # seconds; with jitter under 30 in all
 
 P = ParamSpec("P")

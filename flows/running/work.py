@@ -300,7 +300,7 @@ def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError, w
                 movers.append_fault(session, row, error.code, error.detail)
                 movers.requeue(session, hold, after=TAKEN_AGAIN)
             else:
-                outcomes.fail(session, hold, error, litter=work is not None and work.litter)
+                outcomes.fail(session, hold, error, litter=None if work is None else work.litter)
     except LeaseLost:
         return  # ended, or taken over, while we failed
     except CatalogueUnavailable:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from datamanager.domain.location import Place, temporary_name
-from datamanager.domain.requests import CopyManyRequest, CopyRequest, RegisterRequest
+from datamanager.domain.requests import CopyManyRequest, CopyRequest, DeleteRequest, RegisterRequest
 from datamanager.domain.states import TransferKind
 from datamanager.engine.chunk import item_id, part_name
 from datamanager.errors import Cancelled
@@ -130,3 +130,28 @@ def test_what_a_batchs_items_left_is_removed(parts: Services, tmp_path: Path) ->
     assert clear_up(parts) == 1
     assert list(folder.iterdir()) == [other]
     assert littered(parts) == []
+
+
+def give_up(parts: Services, transfer: UUID, *, begun: bool = True) -> None:
+    """End a transfer in ERROR without saying whether it left something behind."""
+    with parts.database.write() as session:
+        (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
+        if begun:
+            movers.begin(session, hold, uuid4())
+    with parts.database.write() as session:
+        outcomes.fail(session, hold, Cancelled("c"))
+
+
+def test_a_delete_that_is_given_up_left_nothing(parts: Services) -> None:
+    give_up(parts, submit(parts, Order(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a"))))
+    assert clear_up(parts) == 0
+    assert littered(parts) == []
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_end_that_does_not_know_counts_what_was_begun(parts: Services, begun: bool) -> None:
+    request = CopyRequest(machine="there", dest="d/a.bin")
+    transfer = submit(parts, Order(TransferKind.COPY, request, an_object(parts, "a")))
+    give_up(parts, transfer, begun=begun)
+    assert littered(parts) == ([transfer] if begun else [])
+    assert clear_up(parts) == int(begun)
