@@ -16,6 +16,8 @@ from datamanager.transports.base import Reader, Writer
 
 CHUNK = 4 * 1024 * 1024
 """Bytes dealt at once."""
+THREAD = "crew"
+"""What the threads are called."""
 BUFFERS = 16
 """Chunks held in memory at once."""
 
@@ -48,8 +50,8 @@ class Crew:
 
         Raises: the first failure of a reader, a writer or `seen`; every thread has ended then.
         """
-        threads = [threading.Thread(target=self._guard, args=(self._read, one)) for one in self._readers]
-        threads += [threading.Thread(target=self._guard, args=(self._write, i)) for i in range(len(self._writers))]
+        work = [(self._read, one) for one in self._readers] + [(self._write, i) for i in range(len(self._writers))]
+        threads = [threading.Thread(target=self._guard, args=args, name=THREAD) for args in work]
         for thread in threads:
             thread.start()
         try:

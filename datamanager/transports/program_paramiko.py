@@ -92,7 +92,7 @@ class ParamikoProgram:
             try:
                 self._channel.shutdown_write()
             except (paramiko.SSHException, OSError, EOFError) as exc:
-                raise self._ended() from exc
+                raise self._ended(exc) from exc
 
     def exit_status(self) -> int | None:
         """Return the exit status; paramiko's -1 means that none came."""
@@ -117,13 +117,19 @@ class ParamikoProgram:
         except TimeoutError:
             return 0
         except (paramiko.SSHException, OSError, EOFError) as exc:
-            raise self._ended() from exc
+            raise self._ended(exc) from exc
         if not sent:
             raise self._ended()
         return sent
 
-    def _ended(self) -> TransportError:
-        if not self._transport.is_active():
+    def _ended(self, cause: Exception | None = None) -> TransportError:
+        """Say whether the connection went or only the program, which then has said so by its output's end or status.
+
+        A connection that broke is not yet known as such everywhere: paramiko closes its channels before it says that
+        the transport is not active.
+        """
+        said = self._channel.eof_received or self._channel.exit_status >= 0
+        if isinstance(cause, EOFError) or not said or not self._transport.is_active():
             return self._parent.lost("the connection broke under the program")
         return RemoteFailure("the program ended before it took all of its input")
 

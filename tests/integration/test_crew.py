@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.engine import crew
-from datamanager.engine.crew import CHUNK, Crew
+from datamanager.engine.crew import CHUNK, THREAD, Crew
 from datamanager.engine.restart import WINDOW
 from datamanager.errors import NoSpace, SourceChanged
 from datamanager.machines import Machine
@@ -140,4 +140,4 @@ def test_a_source_that_ends_early_is_told(session: Session, tmp_path: Path) -> N
 
 
 def no_threads_left() -> bool:
-    return threading.active_count() == 1
+    return all(thread.name != THREAD for thread in threading.enumerate())
