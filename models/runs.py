@@ -21,9 +21,9 @@ def held_by_priority(session: Session) -> dict[str, int]:
     """
     if on_postgresql(session):
         session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-    query = select(Transfer.priority, func.count()).group_by(Transfer.priority)
-    held = query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None))
-    return dict(session.execute(held).tuples().all())
+    query = select(Transfer.priority, func.count().label("held")).group_by(Transfer.priority)
+    rows = session.execute(query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None)))
+    return {row.priority: row.held for row in rows}
 
 
 def unheld_with_a_run(session: Session, limit: int, *, beyond: UUID | None = None) -> list[Transfer]:
