@@ -15,7 +15,7 @@ from uuid import UUID
 
 from datamanager.engine.bulk_carry import carry, refuse_one_place, require_unchanged
 from datamanager.engine.bulk_probe import look, require_space, resolve
-from datamanager.engine.chunk import Chunk, Ends, Outcome, Rules, SmallItem
+from datamanager.engine.chunk import Chunk, Ends, Outcome, Rules, SmallItem, Source
 from datamanager.engine.control import Control
 from datamanager.engine.job import Intent
 from datamanager.errors import TransportError
@@ -27,7 +27,7 @@ SMALL = 512 * 1024
 
 
 def stage(
-    source: Session,
+    source: Source,
     target: Session,
     items: Sequence[SmallItem],
     *,
@@ -58,12 +58,13 @@ def stage(
         resolve(chunk, items)
         look(chunk)
         require_space(chunk)
-        carry(chunk)
-        refuse_one_place(chunk)
-        require_unchanged(chunk)
-        directories = sorted({posixpath.dirname(task.part) for task in chunk.left()})
-        if directories:
-            target.many.sync(directories)
+        with target.many.syncing() as sync:
+            carry(chunk)
+            refuse_one_place(chunk)
+            require_unchanged(chunk)
+            directories = sorted({posixpath.dirname(task.part) for task in chunk.left()})
+            if directories:
+                sync(directories)
         control.check()
     except BaseException:
         with suppress(TransportError):  # what leads here matters more, and a later attempt removes these names, too

@@ -112,13 +112,14 @@ def _files(chunk: Chunk, tasks: Sequence[Task], sent: list[Task]) -> Generator[N
     """Read the sources and yield what is to be written; `sent` tells whose each one is."""
     waiting = [task for task in tasks if task.number not in chunk.outcomes]
     paths = [task.source_path for task in waiting]
-    with closing(chunk.ends.source.many.read(paths, chunk.rules.most)) as results:
+    largest = max((task.stat.size for task in waiting), default=0)
+    with closing(chunk.ends.source.many.read(paths, chunk.rules.most, largest)) as results:
         for index, found in results:
             chunk.control.check()
             task = waiting[index]
             if isinstance(found, PathMissing):
                 chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
-            elif isinstance(found, TransportError):
+            elif isinstance(found, DataManagerError):
                 chunk.fail(task.number, found)
             elif not len(found.data) == found.stat.size == task.stat.size or found.stat.mtime != task.stat.mtime:
                 chunk.fail(task.number, _changed(task))

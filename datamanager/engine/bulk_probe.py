@@ -7,26 +7,23 @@ enough. (design.md, the publish protocol, 2)
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from datamanager.domain.location import Place
 from datamanager.engine.chunk import Chunk, Later, SmallItem, Task
-from datamanager.engine.confine import confined, relative
+from datamanager.engine.confine import Directory, canonical_of, directories_of, make, real_base
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
     NoSpace,
     PathExists,
     PathMissing,
-    RemoteFailure,
+    PathNotAllowed,
     SourceMissing,
     TransportError,
 )
 from datamanager.transports.base import FileKind, FileStat
-
-R = TypeVar("R")
 
 EARLIER_EPOCHS = 20
 """How many earlier attempts' partial files are looked for."""
@@ -35,21 +32,37 @@ _MTIMES = range(1 << 32)
 
 
 def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
-    """Find each item's real paths, below the machines' base directories; make the destinations' directories."""
-    sources = _once_each(lambda place: _source_directory(chunk, place))
-    destinations = _once_each(lambda place: _destination_directory(chunk, place))
+    """Find each item's real paths, below the machines' base directories; make the destinations' directories.
+
+    Raises: what would go otherwise another time, as when a connection broke.
+    """
+    ends = chunk.ends
+    sources = directories_of(ends.source, ends.origin, {_directory(item.source) for item in items})
+    targets = directories_of(ends.target, ends.destination, {_directory(item.destination) for item in items})
+    for error in [*sources.values(), *targets.values()]:
+        if isinstance(error, DataManagerError) and error.retryable:
+            raise error
+    chunk.control.check()
+    faults = make(ends.target, [found for found in targets.values() if isinstance(found, Directory)])
+    base = real_base(ends.target, ends.destination)
     finals = set[str]()
     for item in items:
-        chunk.control.check()
-        source, destination = sources(item.source), destinations(item.destination)
+        source, target = sources[_directory(item.source)], targets[_directory(item.destination)]
         if isinstance(source, DataManagerError):
             chunk.fail(item.number, source)
             continue
-        if isinstance(destination, DataManagerError):
-            chunk.fail(item.number, destination)
+        if isinstance(target, DataManagerError):
+            chunk.fail(item.number, target)
             continue
-        directory, canonical = destination
-        final = posixpath.join(directory, item.destination.name)
+        if (fault := faults.get(target.path)) is not None:
+            chunk.fail(item.number, _not_made(item.destination, fault))
+            continue
+        final = posixpath.join(target.path, item.destination.name)
+        try:
+            canonical = canonical_of(ends.destination, base, final)
+        except PathNotAllowed as error:
+            chunk.fail(item.number, error)
+            continue
         if final in finals:
             chunk.fail(item.number, DestinationExists(f"{item.destination}: two items have this destination"))
             continue
@@ -57,10 +70,10 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
         chunk.tasks.append(
             Task(
                 item,
-                posixpath.join(source, item.source.name),
+                posixpath.join(source.path, item.source.name),
                 final,
-                posixpath.join(directory, chunk.rules.part_name(item, chunk.rules.epoch)),
-                posixpath.join(canonical, item.destination.name),
+                posixpath.join(target.path, chunk.rules.part_name(item, chunk.rules.epoch)),
+                canonical,
             )
         )
 
@@ -97,43 +110,14 @@ def require_space(chunk: Chunk) -> None:
             chunk.fail(task.number, NoSpace(f"{machine}: {task.stat.size} bytes more are needed, {free - needed} free"))
 
 
-def _once_each(find: Callable[[Place], R]) -> Callable[[Place], R | DataManagerError]:
-    """Make a function that looks for a place's directory once, and answers what was found or went wrong.
-
-    What would go otherwise another time (the connection broke) is raised.
-    """
-    known = dict[str, R | DataManagerError]()
-
-    def directory_of(place: Place) -> R | DataManagerError:
-        directory = posixpath.dirname(place.path)
-        if directory not in known:
-            try:
-                known[directory] = find(place)
-            except DataManagerError as exc:
-                if exc.retryable:
-                    raise
-                known[directory] = exc
-        return known[directory]
-
-    return directory_of
+def _directory(place: Place) -> str:
+    return posixpath.dirname(place.path)
 
 
-def _source_directory(chunk: Chunk, place: Place) -> str:
-    return posixpath.dirname(confined(chunk.ends.source, chunk.ends.origin, place.path, follow=False))
-
-
-def _destination_directory(chunk: Chunk, place: Place) -> tuple[str, str]:
-    """Return the directory's real path, and its canonical one below the base directory ("" for that itself)."""
-    session, machine = chunk.ends.target, chunk.ends.destination
-    final = confined(session, machine, place.path, follow=False)
-    directory = posixpath.dirname(final)
-    try:
-        session.make_dirs(directory)
-    except PathExists as exc:
-        raise DestinationExists(f"{place}: a file is where a directory is needed: {exc.detail}") from exc
-    if session.real_path(directory) != directory:
-        raise RemoteFailure(f"{place}: the directory changed while it was looked at")
-    return directory, posixpath.dirname(relative(session, machine, final))
+def _not_made(place: Place, fault: TransportError) -> DataManagerError:
+    if isinstance(fault, PathExists):
+        return DestinationExists(f"{place}: a file is where a directory is needed: {fault.detail}")
+    return fault
 
 
 def _look_at_destinations(chunk: Chunk) -> None:

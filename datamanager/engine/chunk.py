@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 from uuid import UUID, uuid5
 
 from datamanager.domain.location import Place, temporary_name
+from datamanager.engine.confine import Looks, LooksMany
 from datamanager.engine.control import Control
 from datamanager.engine.job import Intent
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.base import FileKind, FileStat, Session
+from datamanager.transports.many import Results, SmallFile
 
 
 def item_id(transfer: UUID, number: int) -> UUID:
@@ -85,11 +88,28 @@ _NOTHING_SEEN = FileStat(FileKind.OTHER, 0, 0, 0)
 Outcome = Staged | Failed | Later
 
 
+class ReadsMany(LooksMany, Protocol):
+    """Looks at many small files and reads them; see the port's Many."""
+
+    def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | DataManagerError]:
+        """Yield whole regular files of at most `most` bytes each, or why one can't be read; `likely`: of the largest."""
+        ...
+
+
+class Source(Looks, Protocol):
+    """Where small files are read; a Session is one, a bundle's members are another. (`engine.bundles.members`)"""
+
+    @property
+    def many(self) -> ReadsMany:
+        """Work on many small files at once."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The two machines and a session of each."""
+    """The two machines, the one's files and a session of the other one."""
 
-    source: Session
+    source: Source
     target: Session
     origin: Machine
     destination: Machine

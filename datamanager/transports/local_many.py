@@ -9,15 +9,16 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import TypeVar
 
-from datamanager.errors import RemoteFailure, TransportError
+from datamanager.errors import PathExists, RemoteFailure, TransportError
 from datamanager.transports.base import FileKind, FileStat
 from datamanager.transports.local_files import file_stat, os_errors
 from datamanager.transports.local_names import rename_to_free_name
-from datamanager.transports.many import NewFile, Results, SmallFile
+from datamanager.transports.many import NewFile, Results, SmallFile, Sync
 from datamanager.transports.paths import shown
 
 A = TypeVar("A")
@@ -35,7 +36,20 @@ class LocalMany:
         """Yield each path's lstat."""
         return _each(_lstat, paths)
 
-    def read(self, paths: Sequence[str], most: int) -> Results[SmallFile | TransportError]:
+    def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
+        """Yield each path with every link resolved."""
+        return _each(_real_path, paths)
+
+    def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
+        """Make each directory."""
+        return _each(_make_dir, paths)
+
+    def read(
+        self,
+        paths: Sequence[str],
+        most: int,
+        likely: int | None = None,  # noqa: ARG002
+    ) -> Results[SmallFile | TransportError]:
         """Yield whole regular files; a link is not followed."""
         return _each(lambda path: _read(path, most), paths)
 
@@ -59,20 +73,25 @@ class LocalMany:
         """Remove each file."""
         return _each(_remove, paths)
 
-    def sync(self, directories: Sequence[str]) -> bool:
-        """Put the directories' file systems on stable storage, by coreutils' `sync`: Python has no syncfs."""
-        program = shutil.which("sync")
-        return program is not None and all(
-            subprocess.run(
-                [program, "-f", "--", *directories[start : start + _DIRECTORIES_AT_ONCE]],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                check=False,
-            ).returncode
-            == 0
-            for start in range(0, len(directories), _DIRECTORIES_AT_ONCE)
-        )
+    @contextmanager
+    def syncing(self) -> Iterator[Sync]:
+        """Put directories' file systems on stable storage, by coreutils' `sync`: Python has no syncfs."""
+        yield _sync
+
+
+def _sync(directories: Sequence[str]) -> bool:
+    program = shutil.which("sync")
+    return program is not None and all(
+        subprocess.run(
+            [program, "-f", "--", *directories[start : start + _DIRECTORIES_AT_ONCE]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        ).returncode
+        == 0
+        for start in range(0, len(directories), _DIRECTORIES_AT_ONCE)
+    )
 
 
 def _each(work: Callable[[A], R], things: Iterable[A]) -> Results[R | TransportError]:
@@ -91,6 +110,20 @@ def _each(work: Callable[[A], R], things: Iterable[A]) -> Results[R | TransportE
 def _lstat(path: str) -> FileStat:
     with os_errors(path):
         return file_stat(os.lstat(path))
+
+
+def _real_path(path: str) -> str:
+    with os_errors(path):
+        return os.path.realpath(path, strict=True)
+
+
+def _make_dir(path: str) -> None:
+    try:
+        with os_errors(path):
+            os.mkdir(path)
+    except PathExists:
+        if not os.path.isdir(path):
+            raise PathExists(f"{shown(path)}: a file is in the way") from None
 
 
 def _read(path: str, most: int) -> SmallFile:

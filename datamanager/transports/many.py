@@ -9,7 +9,8 @@ what is in flight; what was made by then stays (its owner knows the names).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -18,11 +19,19 @@ from datamanager.transports.base import Bytes, FileStat
 
 R = TypeVar("R")
 
+Sync = Callable[[Sequence[str]], bool]
+"""Put what was written on the file systems of these directories on stable storage; False when the machine can't. To be
+called once."""
+
 Results = Generator[tuple[int, R], None, None]
 """Each result with the index of what was asked; `close` leaves early."""
 
 IN_FLIGHT = 64
-"""Files worked on at once: what bounds memory, and open files at both ends."""
+"""Open files at once on a machine that does not say how many it allows."""
+MOST_IN_FLIGHT = 256
+"""Open files at once on any machine."""
+MEMORY = 32 * 1024 * 1024
+"""Bytes of files that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +59,28 @@ class Many(Protocol):
         """Yield each path's lstat. PathMissing where there is nothing."""
         ...
 
-    def read(self, paths: Sequence[str], most: int) -> Results[SmallFile | TransportError]:
+    def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
+        """Yield each path with every link resolved. PathMissing where nothing is, or a link that leads nowhere."""
+        ...
+
+    def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
+        """Make each directory; None too where there is one already. Their parents must exist, so none may be another's.
+
+        PathMissing where the parent does not exist; PathExists where a file is in the way.
+        """
+        ...
+
+    def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | TransportError]:
         """Yield whole regular files of at most `most` bytes each (a few hundred KiB); a larger one, or what is none,
-        is RemoteFailure. The stat is that of the open file."""
+        is RemoteFailure. The stat is that of the open file. `likely`: bytes of the largest, as far as is known; the
+        smaller, the more are read at once."""
         ...
 
     def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
         """Create each file (O_EXCL), write it, set mode and mtime, close it; None once all of that was answered well.
 
         Directories must exist. A file that failed after it was created here is removed again. `files` is read as far
-        ahead as requests are in flight. Nothing is flushed to stable storage: see `sync`.
+        ahead as requests are in flight. Nothing is flushed to stable storage: see `syncing`.
         """
         ...
 
@@ -85,8 +106,8 @@ class Many(Protocol):
         """Remove each file; PathMissing where there is none."""
         ...
 
-    def sync(self, directories: Sequence[str]) -> bool:
-        """Put what was written on the file systems of these directories on stable storage; False when the machine
-        can't.
+    def syncing(self) -> AbstractContextManager[Sync]:
+        """Make ready to put what will be written on stable storage: on a machine it takes a program, which starts now
+        and does nothing before it is told which directories. The session may do anything meanwhile.
         """
         ...

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportTimeout
-from datamanager.transports.channel import Channel
+from datamanager.transports.channel import Channel, RemoteProgram
+from datamanager.transports.many import Sync
 from datamanager.transports.paths import from_wire, to_wire
 from datamanager.transports.sftp_files import SLOW
 
@@ -40,12 +42,19 @@ def digests(channel: Channel, paths: Sequence[str]) -> Iterator[tuple[int, str]]
         start += len(batch)
 
 
-def sync(channel: Channel, directories: Sequence[str]) -> bool:
-    """Put the file systems of these directories on stable storage (coreutils' `sync -f`); False when that failed.
+@contextmanager
+def syncing(channel: Channel) -> Iterator[Sync]:
+    """Start what puts file systems on stable storage (coreutils' `sync -f`), and yield what tells it the directories.
 
-    Raises: ConnectionLost, TransportTimeout.
+    Raises, when told: ConnectionLost, TransportTimeout.
     """
-    return all(_feed(channel, ["sync", "-f", "--"], batch)[0] == 0 for batch in _batches(directories))
+    with ExitStack() as stack:
+        try:
+            remote = stack.enter_context(_started(channel, ["sync", "-f", "--"]))
+        except RemoteFailure:
+            yield lambda _: False  # no exec there
+            return
+        yield lambda directories: _fed(channel, remote, "sync", directories)[0] == 0
 
 
 def _batches(names: Sequence[str]) -> Iterator[list[str]]:
@@ -62,18 +71,30 @@ def _batches(names: Sequence[str]) -> Iterator[list[str]]:
 
 def _feed(channel: Channel, argv: Sequence[str], names: Sequence[str]) -> tuple[int | None, bytes]:
     """Run a program on the names; return its exit status (None: it did not get that far) and its output."""
+    try:
+        with _started(channel, argv) as remote:
+            return _fed(channel, remote, argv[0], names)
+    except RemoteFailure:
+        return None, b""  # no exec there
+
+
+def _started(channel: Channel, argv: Sequence[str]) -> RemoteProgram:
+    """Start what runs a program on the names that it will be given. Raises: RemoteFailure."""
+    return channel.run(["sh", "-c", 'exec xargs -0 "$@" 2>/dev/null', "sh", *argv], stdin=True)
+
+
+def _fed(channel: Channel, remote: RemoteProgram, name: str, names: Sequence[str]) -> tuple[int | None, bytes]:
     out, patience = bytearray(), channel.patience * SLOW
     try:
-        with channel.run(["sh", "-c", 'exec xargs -0 "$@" 2>/dev/null', "sh", *argv], stdin=True) as remote:
-            remote.write(b"".join(to_wire(name) + b"\0" for name in names))
-            remote.close_input()
-            while (piece := remote.read(patience)) != b"":
-                if piece is None:
-                    raise TransportTimeout(f"the machine's {argv[0]} said nothing for {patience:g} seconds")
-                out += piece
-            status = remote.exit_status()
+        remote.write(b"".join(to_wire(one) + b"\0" for one in names))
+        remote.close_input()
+        while (piece := remote.read(patience)) != b"":
+            if piece is None:
+                raise TransportTimeout(f"the machine's {name} said nothing for {patience:g} seconds")
+            out += piece
+        status = remote.exit_status()
     except RemoteFailure:
-        return None, b""  # no exec, or no xargs
+        return None, b""  # no xargs
     if status is None and not channel.alive():
-        raise ConnectionLost(f"the connection broke under the machine's {argv[0]}")
+        raise ConnectionLost(f"the connection broke under the machine's {name}")
     return status, bytes(out)

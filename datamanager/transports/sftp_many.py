@@ -7,7 +7,8 @@ shell, a program there does what SFTP can't: hash, unpack, sync.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 
 from paramiko.sftp import (
@@ -20,10 +21,14 @@ from paramiko.sftp import (
     CMD_FSTAT,
     CMD_HANDLE,
     CMD_LSTAT,
+    CMD_MKDIR,
+    CMD_NAME,
     CMD_OPEN,
     CMD_READ,
+    CMD_REALPATH,
     CMD_REMOVE,
     CMD_RENAME,
+    CMD_STAT,
     CMD_WRITE,
     SFTP_EOF,
     SFTP_FLAG_CREATE,
@@ -33,11 +38,11 @@ from paramiko.sftp import (
     SFTP_OK,
 )
 
-from datamanager.errors import NoSpace, PathExists, RemoteFailure, TransportError
+from datamanager.errors import NoSpace, PathExists, PathMissing, RemoteFailure, TransportError
 from datamanager.transports.base import FileKind, FileStat
-from datamanager.transports.many import IN_FLIGHT, NewFile, Results, SmallFile
-from datamanager.transports.paths import shown
-from datamanager.transports.remote_batch import digests, sync
+from datamanager.transports.many import IN_FLIGHT, MEMORY, MOST_IN_FLIGHT, NewFile, Results, SmallFile, Sync
+from datamanager.transports.paths import from_wire, shown
+from datamanager.transports.remote_batch import digests, syncing
 from datamanager.transports.remote_digest import RemoteDigest
 from datamanager.transports.sftp_attributes import NO_ATTRIBUTES, pack_attributes, unpack_stat
 from datamanager.transports.sftp_errors import SFTP_FAILURE, check, code_of, expect, status_error
@@ -65,14 +70,23 @@ class SftpMany:
         """Yield each path's lstat."""
         return pipelined(self._wire, map(self._lstat, paths), _NAMES_IN_FLIGHT)
 
-    def read(self, paths: Sequence[str], most: int) -> Results[SmallFile | TransportError]:
+    def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
+        """Yield each path with every link resolved."""
+        return pipelined(self._wire, map(self._real_path, paths), _NAMES_IN_FLIGHT)
+
+    def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
+        """Make each directory."""
+        return pipelined(self._wire, map(self._make_dir, paths), _NAMES_IN_FLIGHT)
+
+    def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | TransportError]:
         """Yield whole regular files. Looked at before they are opened: a link is not followed, a FIFO would block."""
-        return pipelined(self._wire, (self._read(path, most) for path in paths), IN_FLIGHT)
+        at_once = max(1, min(self._open_at_once, MEMORY // max(1, most if likely is None else likely)))
+        return pipelined(self._wire, (self._read(path, most) for path in paths), at_once)
 
     def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
         """Create each file, write it, set its mode and mtime, close it."""
         self._full = False
-        return pipelined(self._wire, map(self._write, files), IN_FLIGHT)
+        return pipelined(self._wire, map(self._write, files), self._open_at_once)
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
@@ -106,9 +120,19 @@ class SftpMany:
         """Create the files by a tar stream."""
         return self._has_shell() and unpack(self._wire.channel, files, directory)
 
-    def sync(self, directories: Sequence[str]) -> bool:
-        """Put the directories' file systems on stable storage, by a program."""
-        return self._has_shell() and sync(self._wire.channel, directories)
+    @contextmanager
+    def syncing(self) -> Iterator[Sync]:
+        """Make ready to put directories' file systems on stable storage, by a program."""
+        if not self._has_shell():
+            yield lambda _: False
+            return
+        with syncing(self._wire.channel) as sync:
+            yield sync
+
+    @property
+    def _open_at_once(self) -> int:
+        allowed = self._wire.open_handles
+        return min(MOST_IN_FLIGHT, allowed // 2) if allowed else IN_FLIGHT
 
     def _has_shell(self) -> bool:
         return self._digester.available(self._wire.channel)
@@ -116,6 +140,31 @@ class SftpMany:
     def _lstat(self, path: str) -> Work[FileStat]:
         [reply] = yield [self._wire.post(CMD_LSTAT, string(path))]
         return unpack_stat(expect(reply, CMD_ATTRS, path).fields())
+
+    def _real_path(self, path: str) -> Work[str]:
+        # asked together: servers resolve a path whose last part is missing, too
+        resolved, there = yield [self._wire.post(kind, string(path)) for kind in (CMD_REALPATH, CMD_STAT)]
+        expect(there, CMD_ATTRS, path)
+        message = expect(resolved, CMD_NAME, path).fields()
+        message.get_int()  # always one name
+        return from_wire(message.get_string())
+
+    def _make_dir(self, path: str) -> Work[None]:
+        [reply] = yield [self._wire.post(CMD_MKDIR, string(path) + NO_ATTRIBUTES)]
+        if code_of(reply) == SFTP_OK:
+            return
+        error = status_error(reply, path)
+        if isinstance(error, PathMissing):
+            raise error
+        # FAILURE mostly means that it exists; automounters answer "permission denied" for what exists
+        there, itself = yield [self._wire.post(kind, string(path)) for kind in (CMD_STAT, CMD_LSTAT)]
+        if there.kind == CMD_ATTRS:
+            if unpack_stat(there.fields()).kind is not FileKind.DIRECTORY:
+                raise PathExists(f"{shown(path)}: a file is in the way")
+        elif itself.kind == CMD_ATTRS:
+            raise PathExists(f"{shown(path)}: a link that leads nowhere is in the way")
+        else:
+            raise error
 
     def _read(self, path: str, most: int) -> Work[SmallFile]:
         _require_small((yield from self._lstat(path)), path, most)
@@ -139,10 +188,11 @@ class SftpMany:
             close_handle(self._wire, handle)
 
     def _write(self, file: NewFile) -> Work[None]:
-        [reply] = yield [self._wire.post(CMD_OPEN, string(file.path), _NEW + pack_attributes(mode=0o600))]
-        if code_of(reply) == SFTP_FAILURE and (yield from self._exists(file.path)):
-            raise PathExists(f"{shown(file.path)}: is taken")
-        handle = string(expect(reply, CMD_HANDLE, file.path).fields().get_string())
+        path = file.path
+        [reply] = yield [self._wire.post(CMD_OPEN, string(path), _NEW + pack_attributes(mode=0o600))]
+        if code_of(reply) == SFTP_FAILURE and (yield from self._exists(path)):
+            raise PathExists(f"{shown(path)}: is taken")
+        handle = string(expect(reply, CMD_HANDLE, path).fields().get_string())
         data, block, post = memoryview(file.data), self._wire.write_block, self._wire.post
         asked = []
         for start in range(0, len(data), block):
@@ -150,14 +200,15 @@ class SftpMany:
             asked.append(post(CMD_WRITE, handle + u64(start) + u32(len(piece)), piece))
         asked.append(post(CMD_FSETSTAT, handle + pack_attributes(mode=file.mode, mtime=file.mtime)))
         asked.append(post(CMD_CLOSE, handle))
+        del file, data  # what was sent need not be kept until the answers are there
         replies = yield asked
         bad = next((reply for reply in replies if code_of(reply) != SFTP_OK), None)
         if bad is None:
             return
-        error = status_error(bad, file.path)
-        if code_of(bad) == SFTP_FAILURE and (yield from self._space_is_gone(file.path)):
-            error = NoSpace(f"{shown(file.path)}: the file system is full")
-        yield [post(CMD_REMOVE, string(file.path))]
+        error = status_error(bad, path)
+        if code_of(bad) == SFTP_FAILURE and (yield from self._space_is_gone(path)):
+            error = NoSpace(f"{shown(path)}: the file system is full")
+        yield [post(CMD_REMOVE, string(path))]
         raise error
 
     def _rename(self, source: str, destination: str, overwrite: bool) -> Work[None]:

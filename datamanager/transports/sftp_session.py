@@ -18,7 +18,6 @@ from paramiko.sftp import (
     CMD_OPEN,
     CMD_OPENDIR,
     CMD_READDIR,
-    CMD_REALPATH,
     CMD_REMOVE,
     CMD_RENAME,
     CMD_SETSTAT,
@@ -31,7 +30,7 @@ from paramiko.sftp import (
     SFTP_OK,
 )
 
-from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure
+from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
 from datamanager.transports.base import Features, FileKind, FileStat, Progress, no_progress
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import from_wire, shown
@@ -99,11 +98,10 @@ class SftpSession:
 
     def real_path(self, path: str) -> str:
         """Return `path` with every link resolved."""
-        message = expect(self._wire.call(CMD_REALPATH, string(path)), CMD_NAME, path).fields()
-        message.get_int()  # always one name
-        resolved = from_wire(message.get_string())
-        self.lstat(resolved)  # servers resolve a path whose last part is missing, too
-        return resolved
+        [(_, found)] = self.many.real_path([path])
+        if isinstance(found, TransportError):
+            raise found
+        return found
 
     def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
         """Yield (name, lstat) of each entry."""

@@ -106,7 +106,10 @@ class Wire:
             self.extensions = self._greet()
         except TransportError as exc:
             raise channel.start_error(exc) from exc
-        self.read_block, self.write_block = self._ask_limits()
+        self.read_block = self.write_block = DEFAULT_BLOCK
+        self.open_handles = 0
+        """How many files the server allows to be open at once; 0: it does not say."""
+        self._ask_limits()
         for _ in range(_LOOKS):
             if self.round_trip >= LONG_PATH:
                 self.call(CMD_REALPATH, string("/"))
@@ -186,17 +189,20 @@ class Wire:
             extensions[from_wire(name)] = message.get_string()
         return extensions
 
-    def _ask_limits(self) -> tuple[int, int]:
+    def _ask_limits(self) -> None:
         if "limits@openssh.com" not in self.extensions:
-            return DEFAULT_BLOCK, DEFAULT_BLOCK
+            return
         reply = self.extended("limits@openssh.com")
         if reply.kind == CMD_STATUS:
-            return DEFAULT_BLOCK, DEFAULT_BLOCK
+            return
         message = reply.fields()
         message.get_int64()  # the largest packet; the two that follow are smaller
-        read, write = message.get_int64(), message.get_int64()
+        read, write, self.open_handles = (message.get_int64() for _ in range(3))
         # 0 means that the server names no limit
-        return min(read or DEFAULT_BLOCK, LARGEST_BLOCK), min(write or DEFAULT_BLOCK, LARGEST_BLOCK)
+        self.read_block, self.write_block = (
+            min(read or LARGEST_BLOCK, LARGEST_BLOCK),
+            min(write or LARGEST_BLOCK, LARGEST_BLOCK),
+        )
 
     def _flush(self) -> None:
         if self._joined:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -24,9 +23,9 @@ from datamanager.errors import (
 from datamanager.machines import Machine
 from datamanager.transports.base import FileKind, Session, Storage
 from datamanager.transports.factory import open_storage
-from datamanager.transports.many import IN_FLIGHT, NewFile
+from datamanager.transports.many import MOST_IN_FLIGHT, NewFile
 from datamanager.transports.pool import SftpStorage
-from tests.contract.conftest import commands, until
+from tests.contract.conftest import commands, until, usable
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
 from tests.support.sshd import PrivateSshd
@@ -35,12 +34,12 @@ R = TypeVar("R")
 Store = Callable[[list[NewFile], Path], None]
 
 MOST = 600 * 1024
-COUNT = 300
+COUNT = 600
 MTIME = 1_234_567_890
 
 
 def mixed_files(folder: Path) -> list[NewFile]:
-    """Describe 300 files of 0 to 600 KiB: empty ones, some around the size of a block, the most that is allowed."""
+    """Describe 600 files of 0 to 600 KiB: empty ones, some around the size of a block, the most that is allowed."""
     rng = random.Random(7)
     sizes = [0, 1, 255 * 1024, 255 * 1024 + 1, 2 * 255 * 1024, MOST]
     sizes += [rng.randrange(0, 40_000) for _ in range(COUNT - len(sizes) - 20)]
@@ -69,6 +68,11 @@ def assert_made(files: Iterable[NewFile]) -> None:
         found = os.lstat(file.path)
         assert Path(file.path).read_bytes() == file.data
         assert (found.st_mode & 0o7777, int(found.st_mtime)) == (file.mode & 0o777, file.mtime)
+
+
+def sync(session: Session, directories: list[str]) -> bool:
+    with session.many.syncing() as synced:
+        return synced(directories)
 
 
 @pytest.fixture(params=["write", "unpack"])
@@ -239,7 +243,7 @@ def test_an_iteration_that_is_left_early_leaves_a_session_that_works(session: Se
         next(begun)
         begun.close()
         assert session.stat(str(tmp_path)).kind is FileKind.DIRECTORY
-    assert len(os.listdir(tmp_path)) <= 2 * IN_FLIGHT
+    assert len(os.listdir(tmp_path)) <= 2 * MOST_IN_FLIGHT
     assert all(found is None for _, found in session.many.remove([entry.path for entry in os.scandir(tmp_path)]))
     assert_made_again = everything(session.many.write(files), COUNT)
     assert assert_made_again == [None] * COUNT
@@ -258,7 +262,7 @@ def test_a_source_that_fails_passes_through(session: Session, tmp_path: Path) ->
         with pytest.raises(KeyError):
             session.many.unpack(failing(), str(tmp_path))
         made = sorted(os.listdir(tmp_path))
-        session.many.sync([str(tmp_path)])
+        sync(session, [str(tmp_path)])
         assert sorted(os.listdir(tmp_path)) == made  # the program had ended
     assert session.stat(str(tmp_path)).kind is FileKind.DIRECTORY
 
@@ -273,15 +277,15 @@ def test_memory_does_not_hold_what_is_to_come(session: Session, tmp_path: Path) 
             yield file
 
     for done, _ in enumerate(session.many.write(files())):
-        assert asked <= done + 1 + IN_FLIGHT
+        assert asked <= done + 1 + MOST_IN_FLIGHT
 
 
 def test_sync(session: Session, tmp_path: Path) -> None:
     folders = [tmp_path / os.fsdecode(raw) for raw in NAMES]
     for folder in folders:
         folder.mkdir()
-    assert session.many.sync(list(map(str, folders)))
-    assert not session.many.sync([str(tmp_path / "nothing")])
+    assert sync(session, list(map(str, folders)))
+    assert not sync(session, [str(tmp_path / "nothing")])
 
 
 @pytest.fixture(params=["openssh", "paramiko"])
@@ -321,7 +325,8 @@ def test_a_connection_that_breaks_ends_all(remote: tuple[PrivateSshd, Storage], 
                 for done, _ in enumerate(session.many.read([file.path for file in files], MOST)):
                     if done == 50:
                         kill(server)
-    time.sleep(0.2)  # a program's end may be known before the connection's
+    assert isinstance(storage, SftpStorage)
+    assert until(lambda: not usable(storage))  # a program's end may be known before the connection's
     with storage.session() as session:
         if doing == "read":
             assert not wrong(session.many.read([file.path for file in files], MOST))
@@ -339,18 +344,18 @@ def test_nothing_leaks(remote: tuple[PrivateSshd, Storage], tmp_path: Path) -> N
     with storage.session() as session:
         session.features.remote_digest  # noqa: B018  # asked once, by a program
         for turn in range(3):
-            names = [f"{folder}/{turn}-{number}" for number in range(3 * IN_FLIGHT)]
+            names = [f"{folder}/{turn}-{number}" for number in range(3 * MOST_IN_FLIGHT)]
             for begun in (
                 session.many.write([NewFile(name, b"x" * 100, 0o600, MTIME) for name in names]),
                 session.many.read(names, MOST),
             ):
-                for _ in range(IN_FLIGHT // 2):  # then those after them are being opened
+                for _ in range(MOST_IN_FLIGHT // 2):  # then those after them are being opened
                     next(begun)
                 begun.close()
             session.stat(str(folder))
             assert not open_files(server, folder)
         assert session.many.unpack([NewFile(f"{folder}/packed", b"x", 0o600, MTIME)], str(folder))
-        assert session.many.sync([str(folder)])
+        assert sync(session, [str(folder)])
         assert not open_files(server, folder)
         assert until(lambda: not commands("tar --extract"))
     assert (storage.in_use, storage.idle) == (0, 1)
@@ -371,7 +376,7 @@ def test_without_a_shell(tmp_path: Path, control_dir: Path, connection: str) -> 
             assert not wrong(session.many.write(files))
             hashes = [hashlib.sha256(file.data).hexdigest() for file in files]
             assert everything(session.many.digest([file.path for file in files], MOST), 50) == hashes
-            assert not session.many.sync([str(folder)])
+            assert not sync(session, [str(folder)])
         storage.close()
 
 
@@ -385,3 +390,33 @@ def open_files(server: PrivateSshd, folder: Path) -> list[str]:
     links = [link for pid in server.descendants() for link in Path(f"/proc/{pid}/fd").iterdir()]
     found = [os.readlink(link) for link in links if link.is_symlink()]
     return [name for name in found if name.startswith(str(folder))]
+
+
+def test_links_are_resolved_as_one_by_one(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "real" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "nowhere").symlink_to("missing")
+    (tmp_path / "file").touch()
+    names = ["real/below", "link/below", "link", "file", ".", "nowhere", "missing", "missing/below", "file/below"]
+    found = everything(session.many.real_path([f"{tmp_path}/{name}" for name in names]), len(names))
+    real = os.path.realpath(tmp_path)
+    assert found[:5] == [f"{real}/real/below", f"{real}/real/below", f"{real}/real", f"{real}/file", real]
+    assert [type(one) for one in found[5:7]] == [PathMissing] * 2
+    for name, one in zip(names, found, strict=True):
+        if isinstance(one, TransportError):
+            with pytest.raises(type(one)):
+                session.real_path(f"{tmp_path}/{name}")
+        else:
+            assert session.real_path(f"{tmp_path}/{name}") == one
+
+
+def test_directories_are_made_and_found_made(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "linked").symlink_to("there")
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("missing")
+    names = [os.fsdecode(raw) for raw in NAMES] + ["there", "linked", "file", "nowhere", "missing/below"]
+    found = everything(session.many.make_dir([f"{tmp_path}/{name}" for name in names]), len(names))
+    assert found[:-3] == [None] * (len(names) - 3)
+    assert [type(one) for one in found[-3:]] == [PathExists, PathExists, PathMissing]
+    assert all((tmp_path / name).is_dir() for name in names[:-3])

@@ -35,7 +35,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.base import Session
-from datamanager.transports.many import IN_FLIGHT, Many, NewFile, Results
+from datamanager.transports.many import MOST_IN_FLIGHT, Many, NewFile, Results
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
 from tests.support.ends import Ends
@@ -376,7 +376,7 @@ class Stopping(Control):
 
     def __init__(self, batch: Batch, act: Callable[[], None]) -> None:
         super().__init__()
-        self._left = len(batch.items) * 3 // 2  # it is asked once for each item while the paths are resolved
+        self._left = len(batch.items) // 2 + 1  # it is asked once before the sources are read
         self._act = act
 
     def check(self) -> None:
@@ -388,7 +388,7 @@ class Stopping(Control):
 
 
 def test_a_cancel_leaves_nothing(batch: Batch) -> None:
-    some_files(batch, 300)
+    some_files(batch, 900)  # more than are read ahead
     seen = []
 
     def cancel() -> None:
@@ -399,7 +399,7 @@ def test_a_cancel_leaves_nothing(batch: Batch) -> None:
     with pytest.raises(Cancelled):
         batch.stage(control)
     assert len(seen) == 1
-    assert batch.packed or 0 < seen[0] < 300
+    assert batch.packed or 0 < seen[0] < 900
     assert not parts(batch.ends)
     assert not list(batch.ends.folder("b").rglob("file-*"))
     assert set(batch.publish(batch.stage(epoch=2)).values()) == {None}
@@ -518,7 +518,7 @@ def test_what_does_not_fit_fails_alone(ends: Ends) -> None:
 def test_a_connection_that_breaks_ends_the_chunk(
     batch: Batch, sshd_pair: tuple[PrivateSshd, PrivateSshd], which: int
 ) -> None:
-    some_files(batch, 300)
+    some_files(batch, 900)  # more than are read ahead
 
     def kill() -> None:
         for pid in sshd_pair[which].descendants():
@@ -547,7 +547,7 @@ def test_memory_does_not_grow_with_the_number_of_files(batch: Batch) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 3 * IN_FLIGHT * size + count * known_of_each < count * size / 2
+    assert peak < 2 * MOST_IN_FLIGHT * size + count * known_of_each < count * size / 2
     assert set(batch.publish(outcomes).values()) == {None}
     for number in (0, 1, 999, 1999):
         assert batch.out(number).read_bytes() == block[number:] + block[:number]
