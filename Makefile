@@ -2,28 +2,36 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 CHECKED := datamanager models api flows deployments tests $(wildcard benchmarks)
-# e.g. make test ARGS="tests/unit -k plan"
+# e.g. make test ARGS="tests/unit -k plan"; a `-m` in it takes the place of ours
 ARGS ?=
+TESTS := $(BIN)/python -m pytest -q --durations=15 --ignore=tests/faults/test_matrix.py
 
-.PHONY: run test check faults format bench-bytes bench-control lock clean
+.PHONY: run test test-slow check faults format bench-bytes bench-control lock clean
 
 run:
 	@sh deployments/bootstrap.sh
 	@exec $(BIN)/dm up
 
+# All but what is marked as slow; CI runs both.
 test:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
-	@$(BIN)/python -m pytest -q --durations=15 --ignore=tests/faults/test_matrix.py $(ARGS)
+	@$(TESTS) -m "not slow" $(ARGS)
+
+test-slow:
+	@sh deployments/bootstrap.sh dev
+	@sh tests/install-services.sh
+	@$(TESTS) -m slow $(ARGS)
 
 # The fault matrix, about ten minutes a run: adds RUNS runs of each cell to tests/faults/results.json and to the table in
-# docs/reliability.md.
+# docs/reliability.md; RESULTS= counts them nowhere.
 # e.g. make faults RUNS=3 ARGS="-k sshd"; seeds are printed, DM_TEST_FAULT_SEED=n makes them begin at n.
 RUNS ?= 1
+RESULTS ?= tests/faults/results.json
 faults:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
-	@DM_TEST_FAULT_RUNS=$(RUNS) DM_TEST_FAULT_RESULTS=tests/faults/results.json \
+	@DM_TEST_FAULT_RUNS=$(RUNS) DM_TEST_FAULT_RESULTS=$(RESULTS) \
 		$(BIN)/python -m pytest -v --durations=15 tests/faults $(ARGS)
 
 check:

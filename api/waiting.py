@@ -1,7 +1,7 @@
 """Waiting for transfers to end, without a thread and without a query per waiting client.
 
-Movers tell `ended:{transfer}`; a message that is lost costs half a second, because while anybody waits one query looks
-for the ends of all awaited transfers.
+Movers tell `ended:{transfer}`; a message that is lost costs half a second (POLL), because while anybody waits one query
+looks for the ends of all awaited transfers.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ log = structlog.get_logger(__name__)
 
 
 class Waiter:
-    """The clients of this process that wait for transfers. Belongs to the event loop that runs `run`."""
+    """The clients of this process that wait for transfers. Belongs to the event loop that runs `run`.
 
-    def __init__(self, database: Database) -> None:
+    `poll` is how many seconds pass between two looks at the catalogue that no message has asked for.
+    """
+
+    def __init__(self, database: Database, poll: float = POLL) -> None:
         self._database = database
+        self._poll = poll
         self._awaited: dict[UUID, set[asyncio.Future[Transfer]]] = {}
         self._told: OrderedDict[UUID, None] = OrderedDict()
         self._rung = asyncio.Event()
@@ -78,7 +82,7 @@ class Waiter:
         while True:
             await self._somebody.wait()
             try:
-                await asyncio.wait_for(self._rung.wait(), POLL)
+                await asyncio.wait_for(self._rung.wait(), self._poll)
             except TimeoutError:
                 pass
             self._rung.clear()
@@ -86,7 +90,7 @@ class Waiter:
                 await self._look()
             except CatalogueUnavailable as exc:
                 log.warning("waiting_without_catalogue", error=exc.detail)
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(self._poll)
             if not self._awaited:
                 self._somebody.clear()
 

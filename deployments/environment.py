@@ -35,7 +35,7 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_LEVEL": os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"),
         # what a run says is on its page; the terminal and our own log have their own lines
         "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
-        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING",  # their states say when they begin and end
         "PREFECT_SHOW_DEPRECATION_WARNINGS": "false",
     }
 
@@ -49,6 +49,11 @@ def server_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_UI_API_URL": settings.prefect_url,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": settings.prefect_ui,
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        # task runs and events reach its database together: by default each event of a task run is a transaction
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
 

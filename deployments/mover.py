@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -32,11 +33,14 @@ def main() -> int:
     except DataManagerError as exc:
         sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 2
+    parser = argparse.ArgumentParser(prog="dm mover")
+    parser.add_argument("--work-queue", action="append", help="take only what is in this queue; repeatable")
+    queues: list[str] | None = parser.parse_args().work_queue
     configure_logging()
     from deployments.worker import MoverWorker
 
     try:
-        asyncio.run(MoverWorker().start(printer=lambda line: log.info("mover", says=line)))
+        asyncio.run(MoverWorker(work_queues=queues).start(printer=lambda line: log.info("mover", says=line)))
     except DataManagerError as exc:
         sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 1

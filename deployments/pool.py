@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import WorkPool, WorkQueue
@@ -17,6 +18,9 @@ from deployments.environment import WORK_POOL
 
 QUEUES: dict[str, int] = {"high": 1, "normal": 2, "low": 3}
 """A work queue for each priority of a transfer, and its rank in the pool: Prefect hands out lower ones first."""
+NO_JOB: dict[str, Any] = {"job_configuration": {"labels": {}}, "variables": {"type": "object", "properties": {}}}
+"""The pool's job template: a mover starts no job for a run, so there is nothing to be set, and little to be checked for
+each run. Prefect wants both parts not to be empty."""
 NORMAL = "normal"
 """The queue of runs begun in Prefect, unless they name another."""
 

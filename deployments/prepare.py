@@ -60,7 +60,7 @@ def provide_machines(settings: Settings) -> Machines:
     file = settings.machines_file
     if settings.machines is None and not file.exists():
         _write_machines(file, settings.home / "data")
-    return load_machines(file)
+    return load_machines(file).with_archives(settings.archive_rules)
 
 
 def check_ports(settings: Settings) -> None:

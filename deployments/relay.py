@@ -52,13 +52,19 @@ class _Waiting:
 
 
 class Relay:
-    """Sends the outbox. `holder` names this process in the lease and must be unique. One event loop, except `poke`."""
+    """Sends the outbox. `holder` names this process in the lease and must be unique. One event loop, except `poke`.
 
-    def __init__(self, database: Database, broker: Broker, holder: str, *, lease: timedelta = LEASE) -> None:
+    `poll` is how many seconds pass between two looks at the outbox when nobody pokes.
+    """
+
+    def __init__(
+        self, database: Database, broker: Broker, holder: str, *, lease: timedelta = LEASE, poll: float = POLL
+    ) -> None:
         self._database = database
         self._broker = broker
         self._holder = holder
         self._lease = lease
+        self._poll = poll
         self._poked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -99,7 +105,7 @@ class Relay:
     async def _turn(self) -> float:
         """Send one batch; return how long to wait for a poke. Raises: BrokerUnavailable, CatalogueUnavailable."""
         if not await asyncio.to_thread(self._something_waits):
-            return POLL
+            return self._poll
         await self._broker.connect()  # before the lease: who can't send must not keep others from it
         begun = time.monotonic()
         batch = await asyncio.to_thread(self._take)
@@ -110,7 +116,7 @@ class Relay:
             await self._send(batch, begun, confirmed)
         finally:
             await asyncio.to_thread(self._settle, confirmed)
-        return 0 if batch else POLL
+        return 0 if batch else self._poll
 
     async def _send(self, batch: list[_Waiting], begun: float, confirmed: list[int]) -> None:
         """Publish subject by subject side by side, each subject's messages one after the other.

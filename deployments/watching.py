@@ -39,6 +39,7 @@ NOT_OURS_TO_SAY = (
     StateType.FAILED,
     StateType.CRASHED,
     StateType.SCHEDULED,
+    StateType.PAUSED,
 )
 """States that a run can't have while we work on it, unless somebody else set them."""
 

@@ -7,6 +7,7 @@ heartbeats.
 from __future__ import annotations
 
 import asyncio
+import copy
 import fcntl
 import itertools
 import os
@@ -22,7 +23,7 @@ import anyio.abc
 import httpx
 import structlog
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import AsyncClientContext
+from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.types._datetime import now
@@ -34,6 +35,7 @@ from deployments.environment import RUN_HEARTBEAT, WORK_POOL
 from deployments.flow_table import ENTRYPOINTS, AnyFlow
 from deployments.moving import Mover
 from deployments.own_loop import in_own_loop
+from deployments.pool import NO_JOB, QUEUES
 from deployments.runtime import open_runtime, run_directory
 
 SYNC_EVERY = 10.0  # seconds between heartbeats to Prefect
@@ -85,6 +87,11 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
         settings = self._settings()
         await in_own_loop(lambda: self._work(settings, run_once, printer), self.stop)
 
+    @classmethod
+    def get_default_base_job_template(cls) -> dict[str, Any]:
+        """Return the job template of a pool that `prefect worker start` makes."""
+        return copy.deepcopy(NO_JOB)
+
     def stop(self) -> None:
         """Take nothing new, let what runs end within `stop_grace`, hand back the rest, end `start`. Called twice: hand
         back at once. Safe from any thread.
@@ -104,6 +111,8 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
         settings, prefect = load_settings(), PREFECT_API_URL.value()
         if self._work_pool_name != WORK_POOL:
             raise SettingsError(f"a mover serves the work pool {WORK_POOL}, not {self._work_pool_name}")
+        if unknown := sorted(set(self._work_queues) - QUEUES.keys()):
+            raise SettingsError(f"a mover serves the work queues {', '.join(QUEUES)}, not {', '.join(unknown)}")
         if settings.prefect_api_url is None and prefect:
             settings = settings.model_copy(update={"prefect_api_url": prefect.rstrip("/")})
         if prefect is None or prefect.rstrip("/") != settings.prefect_url:
@@ -127,6 +136,7 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
                 mover.runs.prefect.queues = self._work_queues
                 await stack.enter_async_context(self)
                 await stack.enter_async_context(AsyncClientContext())
+                stack.enter_context(SyncClientContext())  # Prefect makes such a client for each run, if there is none
                 async with anyio.create_task_group() as loops:
                     self._heed()  # what was asked for during the start
                     loops.start_soon(mover.work)

@@ -12,7 +12,7 @@ method.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -243,6 +243,15 @@ class Session(Protocol):
         True once that ssh says that all was written; it is not yet on stable storage. False when it ended otherwise or
         can't be run; the reason is logged, and what arrived is a prefix. `progress` is called with 0 while it works; if
         it raises, the program is ended before the error goes on, and with it the one at the destination.
+        """
+        ...
+
+    def run(self, words: Sequence[str], progress: Progress = no_progress) -> int:
+        """Run a program on the machine and return its exit status; what it prints is thrown away.
+
+        `words` are the program and its arguments, never interpreted by a shell. `progress` is called with 0 while it
+        works; if it raises, the program is ended before the error goes on. Raises: RemoteFailure when it can't be run,
+        or was killed.
         """
         ...
 

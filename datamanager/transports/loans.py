@@ -6,12 +6,20 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from datamanager.errors import MachineUnavailable
 from datamanager.transports.base import Check, no_check
 
 _LOOK = 0.2
 """Seconds between two looks at whether to go on waiting."""
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """Somebody who waits; `refused`: why in vain."""
+
+    refused: str | None = None
 
 
 class Loans:
@@ -25,7 +33,7 @@ class Loans:
         self.most = most
         self._machine = machine
         self._changed = threading.Condition()
-        self._waiting: deque[object] = deque()
+        self._waiting: deque[_Ticket] = deque()
         self._taken = 0
         self._closed = False
 
@@ -45,15 +53,18 @@ class Loans:
     def places(self, count: int, check: Check = no_check) -> Iterator[None]:
         """Take so many places, at most `most`; blocks until they are free.
 
-        Raises: MachineUnavailable once the loans are closed, also to those who wait; what `check` raises meanwhile.
+        Raises: MachineUnavailable once the loans are closed, also to those who wait, and to those who wait when
+        `refuse_waiting` is called; what `check` raises meanwhile.
         """
-        ticket = object()
+        ticket = _Ticket()
         with self._changed:
             self._waiting.append(ticket)
             try:
                 while not (self._closed or (self._waiting[0] is ticket and self._taken + count <= self.most)):
                     check()
                     self._changed.wait(_LOOK)
+                    if ticket.refused is not None:
+                        raise MachineUnavailable(ticket.refused)
                 if self._closed:
                     raise MachineUnavailable(f"{self._machine}: the storage is closed")
                 self._taken += count
@@ -76,6 +87,13 @@ class Loans:
         """Give back places that were taken by `take_free`."""
         with self._changed:
             self._taken -= count
+            self._changed.notify_all()
+
+    def refuse_waiting(self, why: str) -> None:
+        """Let those who wait now wait no longer; who comes later asks anew."""
+        with self._changed:
+            for ticket in self._waiting:
+                ticket.refused = why
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from datamanager.errors import PathExists, PathMissing, RemoteFailure
@@ -30,6 +31,8 @@ from datamanager.transports.pushing import PushTarget
 
 _COPY_RANGE = 128 * 1024 * 1024
 """Bytes per copy_file_range: how often progress is told and a cancel heard."""
+_LOOK = 0.2
+"""Seconds between two looks at a program that runs."""
 
 
 class LocalStorage:
@@ -216,6 +219,27 @@ class LocalSession:
     def push(self, path: str, to: PushTarget, progress: Progress) -> bool:  # noqa: ARG002
         """Say that this host pushes nothing: what the mover itself sends is as direct."""
         return False
+
+    def run(self, words: Sequence[str], progress: Progress = no_progress) -> int:
+        """Run a program here, with the mover's rights."""
+        nothing = subprocess.DEVNULL
+        try:
+            program = subprocess.Popen([*words], stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
+        except OSError as exc:
+            raise RemoteFailure(f"{words[0]} can't be run: {exc.strerror}") from exc
+        with program:
+            try:
+                while True:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        program.wait(_LOOK)
+                        break
+                    progress(0)
+            except BaseException:
+                program.kill()
+                raise
+        if program.returncode < 0:
+            raise RemoteFailure(f"{words[0]} was killed by signal {-program.returncode}")
+        return program.returncode
 
     @property
     def many(self) -> LocalMany:

@@ -53,6 +53,7 @@ class SftpStorage:
         self._changed = threading.Condition()
         self._idle: deque[tuple[float, SftpSession]] = deque()  # (since when, session), longest idle first
         self._channels: set[Channel] = set()
+        self._sessions = 0  # that were made and not ended yet, idle or on loan
         self._watcher: threading.Thread | None = None
 
     @property
@@ -76,7 +77,8 @@ class SftpStorage:
         """Lend a session; blocks while all are in use.
 
         Raises: MachineUnavailable (also after `close`), HostKeyMismatch, AuthenticationFailed. Nothing is tried twice
-        here: the caller knows whether it can wait.
+        here: the caller knows whether it can wait. Nor does anybody wait to try in turn what has just failed: when the
+        machine can't be reached, and no session to it lives, all who wait hear so at once.
         """
         with self._loans.places(1, check), self._lent() as session:
             yield session
@@ -150,6 +152,19 @@ class SftpStorage:
             self._end(session)
 
     def _new_session(self) -> SftpSession:
+        try:
+            session = self._connect()
+        except MachineUnavailable as exc:
+            with self._changed:
+                alone = self._sessions == 0
+            if alone:  # else those who wait get a session that comes back
+                self._loans.refuse_waiting(exc.detail)
+            raise
+        with self._changed:
+            self._sessions += 1
+        return session
+
+    def _connect(self) -> SftpSession:
         channel = self._connector.open_channel()
         self._watch(channel)
         channel.patience = (
@@ -170,6 +185,8 @@ class SftpStorage:
 
     def _end(self, session: SftpSession) -> None:
         self._forget(session.channel)
+        with self._changed:
+            self._sessions -= 1
         try:
             session.close()
         except TransportError as exc:

@@ -34,7 +34,7 @@ def opened(machine: Machine, control_dir: Path) -> Iterator[SftpStorage]:
         storage.close()
 
 
-def until(true: Callable[[], bool], seconds: float = 8.0) -> bool:
+def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Wait until something is so; say whether it came to be."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -55,6 +55,11 @@ def commands(word: str) -> list[str]:
         if word in line and entry.parent.name != str(os.getpid()):
             found.append(line)
     return found
+
+
+def usable(storage: SftpStorage) -> int:
+    """Count the idle sessions that would be lent again."""
+    return sum(session.usable for _, session in list(storage._idle))
 
 
 def kill_sessions(server: PrivateSshd, which: signal.Signals = signal.SIGKILL) -> None:
@@ -118,5 +123,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSshd]:
 
 @pytest.fixture(params=["openssh", "paramiko"])
 def alone_machine(request: pytest.FixtureRequest, alone: PrivateSshd, tmp_path: Path) -> Machine:
-    overrides = {"connection": request.param, "stall_timeout": 2, "max_connections": 3, "connect_timeout": 5}
+    overrides = {"connection": request.param, "max_connections": 3, "connect_timeout": 30}
     return alone.machine("remote", tmp_path, **overrides)
+
+
+def impatient(machine: Machine) -> Machine:
+    """Return the machine with a connection that counts as dead after two seconds without a byte."""
+    return machine.model_copy(update={"stall_timeout": 2})

@@ -73,7 +73,7 @@ def test_spare_takes_nothing_from_those_who_wait(machine: Machine, control_dir: 
             with storage.spare(1) as none:
                 assert none == []
             assert not got.is_set()
-        assert got.wait(20)
+        assert got.wait(60)
         thread.join()
 
 

@@ -18,7 +18,7 @@ from datamanager.machines import Machine
 from datamanager.transports.base import no_progress
 from datamanager.transports.channel import RemoteProgram
 from datamanager.transports.sftp_session import SftpSession
-from tests.contract.conftest import MachineMaker, commands, kill_sessions, opened, until
+from tests.contract.conftest import MachineMaker, commands, impatient, kill_sessions, opened, until
 from tests.contract.test_transport import NAMES
 from tests.support.sshd import PrivateSshd
 
@@ -26,7 +26,7 @@ from tests.support.sshd import PrivateSshd
 def output(program: RemoteProgram) -> bytes:
     """Return all that the program says."""
     out = b""
-    while (piece := program.read(30)) != b"":
+    while (piece := program.read(60)) != b"":
         assert piece is not None, "the program says nothing"
         out += piece
     return out
@@ -85,8 +85,8 @@ def test_a_program_that_ends_early_is_told(ssh_session: SftpSession) -> None:
 
 def test_a_program_that_takes_no_input(alone_machine: Machine, control_dir: Path) -> None:
     """It is given up after the patience that the machine has; the session goes on."""
-    with sessions(alone_machine, control_dir) as session:
-        with session.channel.run(["sleep", "20"], stdin=True) as program:
+    with sessions(impatient(alone_machine), control_dir) as session:
+        with session.channel.run(["sleep", "600"], stdin=True) as program:
             assert program.write_some(b"x") == 1
             with pytest.raises(TransportTimeout):
                 program.write(bytes(32_000_000))
@@ -100,7 +100,7 @@ def test_a_connection_lost_under_the_input(alone: PrivateSshd, alone_machine: Ma
         assert isinstance(session, SftpSession)
         with session.channel.run(["cat"], stdin=True) as program:
             program.write(b"x")
-            assert program.read(10) == b"x"
+            assert program.read(60) == b"x"
             kill_sessions(alone)
             with pytest.raises(ConnectionLost):
                 for _ in range(100):
@@ -114,7 +114,7 @@ def test_a_program_with_input_ends_with_its_context(
         before = set(alone.descendants())
         with session.channel.run(["cat"], stdin=True) as program:
             program.write(b"x")
-            assert program.read(10) == b"x"
+            assert program.read(60) == b"x"
             assert set(alone.descendants()) > before
         assert until(lambda: set(alone.descendants()) <= before)
 
@@ -146,7 +146,7 @@ class NoCopyData(PrivateSshd):
 
     def __init__(self, directory: Path) -> None:
         self.bin_dir = directory / "bin"
-        super().__init__(directory, extra=[f"SetEnv PATH={self.bin_dir}:/usr/local/bin:/usr/bin:/bin"])
+        super().__init__(directory, path=f"{self.bin_dir}:/usr/local/bin:/usr/bin:/bin")
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -18,7 +18,7 @@ from datamanager.machines import Machine
 from tests.contract.conftest import kill_sessions, opened
 from tests.support.sshd import PrivateSshd
 
-STALL = 120
+STALL = 600
 """Seconds: longer than anything here waits."""
 
 
@@ -49,7 +49,7 @@ def test_a_thread_that_waits_for_a_frozen_machine_wakes_up(
                 session.stat(str(tmp_path))
 
         working = pool.submit(work)
-        assert waits.wait(30)
+        assert waits.wait(60)
         try:
             time.sleep(0.3)
             control.stop(Cancelled("c"))
@@ -57,7 +57,7 @@ def test_a_thread_that_waits_for_a_frozen_machine_wakes_up(
             control.abort()
             control.abort()
             with pytest.raises(ConnectionLost):
-                working.result(STALL / 4)
+                working.result(STALL / 6)
         finally:
             kill_sessions(alone, signal.SIGCONT)
         assert (storage.in_use, storage.idle) == (0, 0)
@@ -82,7 +82,7 @@ def test_waiting_for_a_session_ends_and_later_ones_are_not_lent(machine: Machine
             assert not waiting.done()
             control.stop(Cancelled("c"))
             with pytest.raises(Cancelled):
-                waiting.result(30)
+                waiting.result(60)
         for lend in (mine.session, mine.pair, lambda: mine.spare(1)):
             with pytest.raises(Cancelled), lend():
                 raise AssertionError("nothing was to be lent")

@@ -27,12 +27,16 @@ from tests.support.site import Site, sha256, some_bytes
 from tests.support.sshd import PrivateSshd
 
 MB = 10**6
-PATIENCE = 60.0
-STALL = 120
+PATIENCE = 120.0
+STALL = 600
 """Seconds: longer than anything here waits."""
-SLOW = "5MB/s"
+SLOW = "1MB/s"
+"""So that there is time to do something to a transfer before it has ended, also on a busy machine."""
 RESTARTABLE = 96 * MB
 """Bytes of a file that is gone on with, and not begun anew."""
+
+one_way = pytest.mark.parametrize("site", ["openssh"], indirect=True)
+"""What is tried does not depend on how a machine is reached."""
 
 
 def eventually(true: Callable[[], Any], what: str) -> Any:
@@ -60,7 +64,7 @@ def proxy(servers: tuple[PrivateSshd, PrivateSshd]) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture(scope="module", params=["openssh", "paramiko"])
+@pytest.fixture(scope="module", params=["openssh", pytest.param("paramiko", marks=pytest.mark.slow)])
 def site(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -68,8 +72,8 @@ def site(
     proxy: Proxy,
     prefect_api_url: str,
 ) -> Iterator[Site]:
-    """A running site with one mover, whose leases are short; cirrus is behind the proxy."""
-    env = {"DM_PREFECT_API_URL": prefect_api_url, "DM_LEASE": "3", "DM_HEARTBEAT": "1", "DM_CONCURRENCY": "2"}
+    """A running site with one mover; cirrus is behind the proxy."""
+    env = {"DM_PREFECT_API_URL": prefect_api_url, "DM_HEARTBEAT": "1", "DM_CONCURRENCY": "2"}
     keys = {"stall_timeout": STALL, "connection": request.param}
     site = make_site(tmp_path_factory.mktemp("control"), env, servers, **keys)
     machines = Path(site.service.env["DM_MACHINES"])
@@ -148,6 +152,7 @@ def test_cancelled_while_bytes_move(site: Site, source: tuple[str, bytes], prefe
     assert site.wait(copy(site, uuid, f"cancel/{kind}.bin"))["status"] == "COMPLETE"  # its place is free
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["archer2", "cirrus"])
 def test_cancelled_while_a_machine_is_frozen(
     site: Site, source: tuple[str, bytes], servers: tuple[PrivateSshd, PrivateSshd], end: str
@@ -163,7 +168,7 @@ def test_cancelled_while_a_machine_is_frozen(
         while done != (done := site.status(task)["bytes_done"]):
             time.sleep(1.5)  # until what was under way has been used up
         assert site.ask("DELETE", f"async/status/{task}").status_code == 202
-        status = site.wait(task, STALL / 4)
+        status = site.wait(task)
     finally:
         for pid in frozen:
             with suppress(ProcessLookupError):
@@ -185,6 +190,7 @@ def test_cancelled_between_two_tries(site: Site, source: tuple[str, bytes], prox
     wait_clean(site)
 
 
+@one_way
 def test_cancelled_in_prefect(site: Site, source: tuple[str, bytes], prefect_api_url: str) -> None:
     uuid, _ = source
     prefect = PrefectApi(prefect_api_url)
@@ -197,6 +203,7 @@ def test_cancelled_in_prefect(site: Site, source: tuple[str, bytes], prefect_api
     assert not site.leftovers()
 
 
+@one_way
 def test_a_batch_is_cancelled_with_all_its_items(site: Site) -> None:
     names = [f"batch/{number}.bin" for number in range(6)]
     sources = [site.register("archer2", name, some_bytes(10 * MB)) for name in names]
@@ -215,8 +222,18 @@ def test_a_batch_is_cancelled_with_all_its_items(site: Site) -> None:
 # --- pause -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_paused_and_resumed_where_it_was(site: Site, proxy: Proxy, killed: bool) -> None:
+@pytest.mark.slow
+def test_paused_and_resumed_where_it_was(site: Site, proxy: Proxy) -> None:
+    pause_and_resume(site, proxy, killed=False)
+
+
+@pytest.mark.slow
+@one_way
+def test_paused_and_resumed_by_another_mover(site: Site, proxy: Proxy) -> None:
+    pause_and_resume(site, proxy, killed=True)
+
+
+def pause_and_resume(site: Site, proxy: Proxy, *, killed: bool) -> None:
     data = some_bytes(2 * RESTARTABLE)
     uuid = site.register("archer2", f"pause/{killed}.bin", data)
     task = copy(site, uuid, f"paused/{killed}.bin", bandwidth="40MB/s")
@@ -245,6 +262,7 @@ def test_paused_and_resumed_where_it_was(site: Site, proxy: Proxy, killed: bool)
     assert not site.leftovers()
 
 
+@one_way
 def test_paused_and_cancelled(site: Site, source: tuple[str, bytes]) -> None:
     uuid, _ = source
     task = copy(site, uuid, "pause/cancelled.bin", bandwidth=SLOW)
@@ -259,9 +277,10 @@ def test_paused_and_cancelled(site: Site, source: tuple[str, bytes]) -> None:
 # --- times and priorities --------------------------------------------------------------------------------------------
 
 
+@one_way
 def test_a_deadline_stops_what_runs(site: Site, source: tuple[str, bytes]) -> None:
     uuid, _ = source
-    task = copy(site, uuid, "late/runs.bin", bandwidth=SLOW, deadline="PT5S")
+    task = copy(site, uuid, "late/runs.bin", bandwidth=SLOW, deadline="PT6S")
     status = site.wait(task)
     assert (status["status"], status["error"]["code"], status["attempt"]) == ("ERROR", "deadline_exceeded", 1)
     assert 0 < status["bytes_done"] < 40 * MB
@@ -270,13 +289,14 @@ def test_a_deadline_stops_what_runs(site: Site, source: tuple[str, bytes]) -> No
     assert site.info(uuid)["status"] == "ACTIVE"
 
 
+@one_way
 def test_a_deadline_ends_what_waits_without_moving_a_byte(site: Site, source: tuple[str, bytes], proxy: Proxy) -> None:
     uuid, _ = source
     paused = copy(site, uuid, "late/paused.bin", not_before="PT1H")
     waits = copy(site, uuid, "late/waits.bin", not_before="PT1H", deadline="PT1H1S")
     site.ask("POST", f"async/{paused}/pause")
-    soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
-    held = copy(site, uuid, "late/held.bin", deadline=soon, not_before="PT1S")
+    soon = (datetime.now(UTC) + timedelta(seconds=6)).isoformat()
+    held = copy(site, uuid, "late/held.bin", deadline=soon, not_before="PT5S")
     site.ask("POST", f"async/{held}/pause")
     before = proxy.sent
     status = site.wait(held)
@@ -288,6 +308,7 @@ def test_a_deadline_ends_what_waits_without_moving_a_byte(site: Site, source: tu
         assert site.ask("DELETE", f"async/status/{task}").status_code == 200
 
 
+@one_way
 def test_nothing_begins_before_its_time(site: Site, source: tuple[str, bytes]) -> None:
     uuid, _ = source
     task = copy(site, uuid, "early/a.bin", not_before="PT3S")
@@ -296,6 +317,7 @@ def test_nothing_begins_before_its_time(site: Site, source: tuple[str, bytes]) -
     assert datetime.fromisoformat(status["started"]) >= datetime.fromisoformat(status["not_before"])
 
 
+@one_way
 def test_the_higher_priority_goes_first(site: Site, source: tuple[str, bytes]) -> None:
     uuid, _ = source
     full = [copy(site, uuid, f"priority/full-{number}.bin", bandwidth=SLOW) for number in range(2)]
@@ -313,9 +335,10 @@ def test_the_higher_priority_goes_first(site: Site, source: tuple[str, bytes]) -
     site.wait(full[1])
 
 
+@one_way
 def test_a_status_says_how_fast_and_how_long(site: Site, source: tuple[str, bytes]) -> None:
     uuid, _ = source
-    task = copy(site, uuid, "rate/a.bin", bandwidth=SLOW, priority="low")
+    task = copy(site, uuid, "rate/a.bin", bandwidth="8MB/s", priority="low")
     moving(site, task)
     status = eventually(lambda: (now := site.status(task))["eta"] and now, "its end is in sight")
     assert 0 < status["bytes_per_second"] < 20 * MB
@@ -325,6 +348,7 @@ def test_a_status_says_how_fast_and_how_long(site: Site, source: tuple[str, byte
     assert (end["status"], end["bytes_per_second"], end["eta"]) == ("COMPLETE", None, None)
 
 
+@one_way
 def test_a_cancel_at_any_moment_makes_one_end(site: Site) -> None:
     uuid = site.register("archer2", "races/a.bin", some_bytes(MB))
     for number in range(12):

@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractChannel
 from tests.support.amqp import client
 from tests.support.site import Site, sha256, some_bytes
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 pytestmark = pytest.mark.parametrize("site", ["postgresql+rabbitmq"], indirect=True)  # the one with a broker

@@ -147,9 +147,10 @@ def test_machines_are_listed_with_a_live_probe(site: Site) -> None:
         assert "identity_file" not in row
 
 
-def test_archive_and_activate_are_not_there_yet(site: Site) -> None:
+def test_without_an_archive_machine_there_is_nothing_to_archive_to(site: Site) -> None:
     some = site.register("localhost", "archive/a.bin", b"1")
-    for path in (f"archive/{some}", f"activate/{some}", f"async/archive/{some}", f"async/activate/{some}"):
+    for path in (f"archive/{some}", f"async/archive/{some}"):
         for method in ("PUT", "POST"):
             answer = site.ask(method, path)
-            assert (answer.status_code, answer.json()["code"]) == (501, "not_supported")
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+            assert answer.json()["errors"][0]["field"] == "archive_to"

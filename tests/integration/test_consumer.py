@@ -102,7 +102,7 @@ def test_a_notification_is_given_to_the_mover_and_goes(catalogue_url: str, amqp_
             await stack.enter_async_context(consuming(database, amqp_url, on_transfer, on_entered=relay.poke))
             wanted = {"uuid": str(an_object(database)), "machine": "there", "dest": "out/a.nc"}
             answer = await ask(channel, request("copy", wanted))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not told:
                     await asyncio.sleep(0.02)
             assert [str(transfer) for transfer in told] == [answer["data"]["task"]]
@@ -250,7 +250,7 @@ def test_hostile_messages_become_dead_letters_and_the_consumer_goes_on(catalogue
                 await put(channel, REQUESTS_QUEUE, body, reply_to="answers" * chance.randrange(30))
             wanted = {"uuid": str(an_object(database)), "machine": "there", "dest": "a.nc"}
             assert (await ask(channel, request("copy", wanted)))["type"] == "dm.request.accepted"
-            dead = await take(channel, DEAD_QUEUE, len(hostile), timeout=60)
+            dead = await take(channel, DEAD_QUEUE, len(hostile))
             assert sorted(message.body for message in dead) == sorted(hostile)
             known = {"malformed_body", "not_a_cloud_event", "unknown_type", "too_large"}
             assert {message.headers["dm-reason"] for message in dead} == known
@@ -287,7 +287,7 @@ def test_a_transfer_whose_orchestrator_is_away_comes_again(catalogue_url: str, a
         async with ready(amqp_url) as (channel, _), consuming(database, amqp_url, on_transfer):
             notification = json.loads(request("copy", {"transfer": str(uuid4())})) | {"type": "dm.transfer.requested"}
             await put(channel, REQUESTS_QUEUE, json.dumps(notification).encode())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while told < 4:
                     await asyncio.sleep(0.02)
             await asyncio.sleep(0.5)
@@ -309,7 +309,7 @@ def test_a_request_outlives_a_catalogue_that_is_away(amqp_url: str, tmp_path: Pa
             await asyncio.sleep(3)
             assert await rest(channel, answers) == []
             await asyncio.to_thread(server.start)
-            (message,) = await take(channel, answers, 1, timeout=20)
+            (message,) = await take(channel, answers, 1)
             assert json.loads(message.body)["type"] == "dm.request.accepted"
             assert await rest(channel, DEAD_QUEUE) == []
         assert len(transfers(database)) == 1

@@ -177,7 +177,7 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
         start = Barrier(3)
 
         def end(hold: Hold = hold, start: Barrier = start) -> str:
-            start.wait(10)
+            start.wait(60)
             if ends == "complete":
                 do(database, outcomes.complete_copy, hold, Facts(5))
             else:
@@ -185,14 +185,14 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
             return "ended"
 
         def cancel(transfer: UUID = transfer, start: Barrier = start) -> str:
-            start.wait(10)
+            start.wait(60)
             try:
                 return "asked" if do(database, control.cancel, transfer).ended is None else "cancelled"
             except TaskEnded:
                 return "too late"
 
         def give_back(hold: Hold = hold, start: Barrier = start) -> str:
-            start.wait(10)
+            start.wait(60)
             try:
                 do(database, movers.requeue, hold)
             except LeaseLost:
@@ -203,7 +203,7 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
             tasks = [pool.submit(work) for work in (end, cancel, give_back)]
             for task in tasks:
                 try:
-                    outcomes_seen[task.result(30)] += 1
+                    outcomes_seen[task.result(60)] += 1
                 except LeaseLost:
                     outcomes_seen["lost"] += 1
         do(database, control.expire)

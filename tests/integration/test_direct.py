@@ -30,7 +30,7 @@ from tests.support.sshd import PrivateSshd
 DATA = os.urandom(5 * 2**20 + 7)
 LARGE = 1 << 30
 """Bytes of a sparse file that takes long enough to be stopped in the middle."""
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 NAMES = ["quo'te\"s", "$(id)", "`id`;&", "new\nline", "-dash", " blanks ", "back\\slash", "ünï", "x" * 200]
 
 
@@ -43,7 +43,7 @@ def source_machine(directory: Path, ssh_config: str) -> PrivateSshd:
     ssh = programs / "ssh"
     ssh.write_text(f'#!/bin/sh\nexec "{shutil.which("ssh")}" -F "{config}" "$@"\n')
     ssh.chmod(0o755)
-    return PrivateSshd(directory, extra=[f'SetEnv PATH="{programs}:{os.environ["PATH"]}"'])
+    return PrivateSshd(directory, path=f"{programs}:{os.environ['PATH']}")
 
 
 @pytest.fixture(scope="module")

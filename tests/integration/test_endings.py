@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import update
 
+from datamanager.domain.states import TransferKind
 from datamanager.engine.control import Control
 from datamanager.errors import (
+    Cancelled,
     CatalogueUnavailable,
     ConnectionLost,
     DataManagerError,
+    DeadlineExceeded,
     DestinationExists,
     MachineUnavailable,
 )
@@ -20,13 +25,17 @@ from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
 from flows.running.services import Services
-from flows.running.work import _end_in_error
-from models import movers
+from flows.running.work import _end_in_error, _hold_soon
+from models import batches, movers
+from models.control import stop_reason
 from models.database import Database
+from models.migrate import upgrade
 from models.movers import Hold
 from models.tables import Transfer
 from models.transfers import get_transfer
-from tests.support.bookkeeping import LEASE, MACHINES, order, register, submit
+from tests.integration.test_batches import FACTS, batch
+from tests.support.bookkeeping import LEASE, MACHINES, begin, order, register, submit
+from tests.support.postgres import Postgres
 
 INTENT = {"size": 5, "sha256": None, "mtime": 1}
 
@@ -34,10 +43,16 @@ INTENT = {"size": 5, "sha256": None, "mtime": 1}
 @pytest.fixture
 def parts(database: Database, tmp_path: Path) -> Iterator[Services]:
     """A mover's parts over a real catalogue."""
-    storages = Storages(MACHINES, tmp_path / "run")
-    settings = load_settings(home=tmp_path, max_attempts=3)
-    yield Services(settings, MACHINES, database, storages, Guard(()), "mover", ring=lambda _: None)
-    storages.close()
+    parts = parts_of(database, tmp_path)
+    yield parts
+    parts.storages.close()
+
+
+def parts_of(database: Database, home: Path) -> Services:
+    settings = load_settings(home=home, max_attempts=3)
+    return Services(
+        settings, MACHINES, database, Storages(MACHINES, home / "run"), Guard(()), "mover", ring=lambda _: None
+    )
 
 
 def begun(parts: Services, *, intent: bool, attempts: int = 1) -> Hold:
@@ -65,7 +80,9 @@ def row_of(parts: Services, hold: Hold) -> Transfer:
     [
         (DestinationExists("taken"), False, 1, "ERROR"),
         (DestinationExists("taken"), True, 1, "ERROR"),
-        (MachineUnavailable("away"), False, 1, "ERROR"),  # its tries are spent, and nothing was published
+        (MachineUnavailable("away"), False, 1, "QUEUED"),  # it waits for the machine
+        (MachineUnavailable("away"), False, 3, "ERROR"),
+        (ConnectionLost("cut"), False, 1, "ERROR"),  # its tries are spent, and nothing was published
         (ConnectionLost("cut"), True, 1, "QUEUED"),  # perhaps the file has its name: the next probe looks
         (ConnectionLost("cut"), True, 3, "ERROR"),  # but not for ever
         (CatalogueUnavailable("away"), False, 1, "QUEUED"),  # no fault of the transfer
@@ -82,6 +99,61 @@ def test_an_error_ends_a_transfer_only_when_that_is_sure(
     assert row.faults[-1]["code"] == error.code
     assert row.error_code == (error.code if status == "ERROR" else None)
     assert hold not in parts.running
+
+
+@pytest.mark.parametrize(
+    ("error", "intent", "attempts", "status"),
+    [
+        (Cancelled("in Prefect"), False, 1, "ERROR"),
+        (Cancelled("in Prefect"), True, 1, "QUEUED"),  # between two tries of items whose files may have their names
+        (DeadlineExceeded("late"), True, 1, "QUEUED"),
+        (Cancelled("in Prefect"), True, 3, "ERROR"),
+    ],
+)
+def test_a_batch_that_is_to_stop_looks_at_its_intents_first(
+    parts: Services, error: DataManagerError, intent: bool, attempts: int, status: str
+) -> None:
+    database = parts.database
+    names = [(register(database, f"{uuid4()}"), f"{uuid4()}") for _ in range(3)]
+    hold = begin(database, submit(database, batch("copy", *names)), owner="mover")
+    with database.write() as session:
+        movers.held(session, hold).attempts = attempts
+        batches.complete_copies(session, hold, [(0, FACTS)])
+        batches.record_intents(session, hold, {1: INTENT} if intent else {})
+    parts.running[hold] = Control()
+    _end_in_error(parts, hold, error)
+    row = row_of(parts, hold)
+    assert (row.status, row.owner) == (status, None)
+    with database.write() as session:
+        session.execute(update(Transfer).values(retry_at=None))
+        again = movers.take(session, "another", LEASE, 1)  # although it is cancelled: to look
+        assert [one.transfer for one in again] == ([hold.transfer] if status == "QUEUED" else [])
+        asked = stop_reason(session, hold.transfer)
+    if status == "QUEUED" and isinstance(error, Cancelled):
+        assert isinstance(asked, Cancelled)  # it stops after that, whoever asked for it
+
+
+def test_a_run_waits_for_a_catalogue_that_is_away(tmp_path: Path) -> None:
+    with Postgres(tmp_path) as server:
+        database = Database(server.url())
+        upgrade(database)
+        services = parts_of(database, tmp_path)
+        transfer, run = submit(database, order("copy", register(database, "a"), "b")), uuid4()
+        with database.write() as session:
+            hold = movers.take(session, "mover", LEASE, 1, only=transfer)[0]
+        services.by_run[run] = hold
+
+        async def held_again() -> Hold:
+            server.stop()
+            beginning = asyncio.create_task(_hold_soon(services, TransferKind.COPY, transfer, None, run))
+            done, _ = await asyncio.wait([beginning], timeout=2)
+            assert not done, beginning
+            await asyncio.to_thread(server.start)
+            return await asyncio.wait_for(beginning, 60)
+
+        assert asyncio.run(held_again()) == hold
+        services.storages.close()
+        database.close()
 
 
 def test_who_lost_the_lease_ends_nothing(parts: Services) -> None:

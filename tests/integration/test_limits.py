@@ -203,7 +203,7 @@ def test_other_movers_hear_of_an_end_and_of_a_change(database: Database) -> None
     said: Queue[str] = Queue()
 
     def until(message: str) -> None:
-        while said.get(timeout=20) != message:
+        while said.get(timeout=60) != message:
             pass
 
     ears = Listener(database, said.put)

@@ -41,7 +41,7 @@ async def _publish_and_consume(url: str) -> bytes:
         channel = await connection.channel(publisher_confirms=True)
         queue = await channel.declare_queue("q", durable=True, arguments={"x-queue-type": "quorum"})
         await channel.default_exchange.publish(aio_pika.Message(b"hello"), "q", mandatory=True)
-        message = await queue.get(timeout=10)
+        message = await queue.get(timeout=60)
         await message.ack()
         await queue.delete(if_unused=False, if_empty=False)
         return message.body
@@ -67,22 +67,22 @@ def test_prefect_is_healthy(prefect_api_url: str) -> None:
 
 def test_nginx_serves_over_http_and_https(web: Web) -> None:
     url = web.put("folder/a file", b"content")
-    assert requests.get(url, timeout=5).content == b"content"
-    secure = requests.get(url.replace(web.url, web.tls_url), timeout=5, verify=str(web.certificate))
+    assert requests.get(url, timeout=60).content == b"content"
+    secure = requests.get(url.replace(web.url, web.tls_url), timeout=60, verify=str(web.certificate))
     assert secure.content == b"content"
     with pytest.raises(requests.exceptions.SSLError):
-        requests.get(web.tls_url, timeout=5)
+        requests.get(web.tls_url, timeout=60)
 
 
 def test_the_odd_server_is_as_odd_as_asked(odd_server: OddServer) -> None:
     good = odd_server.on("/good", in_turn(status(503, Retry_After=1), status(200, b"good")))
-    assert requests.get(good, timeout=5).status_code == 503
-    assert requests.get(odd_server.on("/away", redirect(good)), timeout=5).content == b"good"
-    assert requests.get(odd_server.on("/chunked", chunked(b"a", b"bc")), timeout=5).content == b"abc"
+    assert requests.get(good, timeout=60).status_code == 503
+    assert requests.get(odd_server.on("/away", redirect(good)), timeout=60).content == b"good"
+    assert requests.get(odd_server.on("/chunked", chunked(b"a", b"bc")), timeout=60).content == b"abc"
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
-        requests.get(odd_server.on("/cut", chunked(b"a", complete=False)), timeout=5)
+        requests.get(odd_server.on("/cut", chunked(b"a", complete=False)), timeout=60)
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
-        requests.get(odd_server.on("/short", short_body(b"abc", declared=10)), timeout=5)
+        requests.get(odd_server.on("/short", short_body(b"abc", declared=10)), timeout=60)
     with pytest.raises(requests.exceptions.ConnectionError, match="timed out"):
         requests.get(odd_server.on("/stall", stall(b"abc", declared=10)), timeout=0.3)
     assert [path for path, _ in odd_server.requests][:3] == ["/good", "/away", "/good"]
@@ -110,11 +110,11 @@ def test_what_a_killed_test_run_had_started_ends_with_it(tmp_path: Path) -> None
     )
     command = [sys.executable, "-c", script, str(pid_file)]
     with Process(command, log=tmp_path / "run.log", cwd=Path(__file__).parents[2]) as run:
-        run.wait_until(lambda: pid_file.exists() and pid_file.read_text() != "", 10)
+        run.wait_until(lambda: pid_file.exists() and pid_file.read_text() != "", 60)
         session = int(pid_file.read_text())
         assert session_members(session)
         os.kill(run.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while session_members(session) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert session_members(session) == []

@@ -17,7 +17,7 @@ from tests.support.rabbitmq import RabbitMq
 @asynccontextmanager
 async def client(url: str) -> AsyncIterator[AbstractChannel]:
     """Connect; yield a channel with confirms."""
-    connection = await aio_pika.connect(url, timeout=10)
+    connection = await aio_pika.connect(url, timeout=60)
     async with connection:
         yield await connection.channel()
 
@@ -30,11 +30,11 @@ async def put(channel: AbstractChannel, queue: str, body: bytes, **properties: s
         reply_to=properties.get("reply_to"),
         message_id=properties.get("message_id"),
     )
-    await channel.default_exchange.publish(message, queue, mandatory=True, timeout=10)
+    await channel.default_exchange.publish(message, queue, mandatory=True, timeout=60)
 
 
 async def take(
-    channel: AbstractChannel, queue: str, count: int, *, timeout: float = 15
+    channel: AbstractChannel, queue: str, count: int, *, timeout: float = 60
 ) -> list[AbstractIncomingMessage]:
     """Take `count` messages, in order. Raises: TimeoutError with what came instead."""
     source = await channel.get_queue(queue, ensure=False)
@@ -84,7 +84,7 @@ TIMESTAMP_BEYOND_TIME = RawProperties(6, b"\xff" * 8)
 async def put_raw(channel: AbstractChannel, queue: str, body: bytes, properties: RawProperties) -> None:
     """Publish straight to a queue with such properties."""
     raw = await channel.get_underlay_channel()
-    await raw.basic_publish(body, routing_key=queue, properties=properties, timeout=10)
+    await raw.basic_publish(body, routing_key=queue, properties=properties, timeout=60)
 
 
 async def listener(channel: AbstractChannel, name: str = "listener") -> str:

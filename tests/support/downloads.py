@@ -17,12 +17,12 @@ def fetch(
     guard: Guard = LOOPBACK,
     *,
     max_size: int = 2**30,
-    read_timeout: float = 5.0,
+    read_timeout: float = 30.0,
     ca_file: Path | None = None,
 ) -> bytes:
     """Return all that the source yields."""
     source = open_source(
-        url, "http", {}, guard, max_size=max_size, connect_timeout=5, read_timeout=read_timeout, ca_file=ca_file
+        url, "http", {}, guard, max_size=max_size, connect_timeout=30, read_timeout=read_timeout, ca_file=ca_file
     )
     with source.open() as download:
         return b"".join(bytes(block) for block in download.blocks())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -33,15 +33,17 @@ from models.transfers import get_transfer
 from tests.support.ports import free_port
 
 LEASE = timedelta(seconds=60)
-START_TIMEOUT = 20.0
+START_TIMEOUT = 60.0
 MOVER = "mover-of-the-test"
 Judge = Callable[[Transfer], DataManagerError | None]
 
 
 class LiveApi:
-    """An API served from a thread, with the local machines `here` and `there`, and `gone`, which can't be reached."""
+    """An API served from a thread, with the local machines `here` and `there`, and `gone`, which can't be reached;
+    `archives` are further local ones, that keep bundles.
+    """
 
-    def __init__(self, folder: Path, catalogue_url: str, **settings: Any) -> None:
+    def __init__(self, folder: Path, catalogue_url: str, *, archives: Sequence[str] = (), **settings: Any) -> None:
         self.folders = {"here": folder / "here", "there": folder / "there"}
         for path in self.folders.values():
             path.mkdir(parents=True)
@@ -49,6 +51,8 @@ class LiveApi:
             name: Machine(name=name, transport=TransportKind.LOCAL, base_dir=str(path))
             for name, path in self.folders.items()
         }
+        for name in archives:
+            machines[name] = Machine(name=name, transport=TransportKind.LOCAL, base_dir=str(folder), archive=True)
         machines["gone"] = Machine(
             name="gone",
             transport=TransportKind.SFTP,
@@ -89,7 +93,7 @@ class LiveApi:
 
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:
         """Send a request as a client does; `path` with its leading slash."""
-        return requests.request(method, self.url + path, timeout=30, **options)
+        return requests.request(method, self.url + path, timeout=START_TIMEOUT, **options)
 
     def write(self, name: str, data: bytes = b"some bytes", machine: str = "here") -> Path:
         """Put a file on a machine."""

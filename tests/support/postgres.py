@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,10 +19,10 @@ from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
 from tests.support.ports import free_port
-from tests.support.process import Process
+from tests.support.process import Process, children_of, command_line
 from tests.support.programs import find_program
 
-START_TIMEOUT = 30.0
+START_TIMEOUT = 60.0
 """Seconds until a server that does not answer fails the test."""
 
 
@@ -52,7 +54,7 @@ class Databases:
 
     def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
         address = self.admin.set(drivername="postgresql").render_as_string(hide_password=False)
-        return psycopg.connect(address, autocommit=True, connect_timeout=5)
+        return psycopg.connect(address, autocommit=True, connect_timeout=30)
 
 
 def given_postgres() -> Databases | None:
@@ -118,8 +120,17 @@ class Postgres(Databases):
         self.process.stop(signum=signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill every process of the server at once; the next start recovers."""
-        self.process.kill()
+        """Kill every process of the server at once; return when all are gone. The next start recovers."""
+        if self.process.running:
+            # each of them is a session of its own, and as long as one lives a new server refuses to start
+            os.kill(self.process.pid, signal.SIGSTOP)
+            family = children_of(self.process.pid)
+            self.process.kill()
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            while any(command_line(pid) for pid in family):
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Stop the server and remove its data."""

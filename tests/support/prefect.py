@@ -13,7 +13,7 @@ from typing import Self
 from tests.support.ports import free_port
 from tests.support.process import Process, clean_environment
 
-START_TIMEOUT = 90.0
+START_TIMEOUT = 120.0
 """Seconds until a server that is not healthy fails the test."""
 
 
@@ -78,7 +78,7 @@ def prefect_environment(home: Path) -> dict[str, str]:
 def answers(url: str) -> bool:
     """Say whether a GET of a loopback URL ends with 200."""
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as response:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
             return int(response.status) == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -86,7 +86,7 @@ class Process:
                 raise RuntimeError(f"{self.argv} is not ready after {timeout} s:\n{self.tail()}")
             time.sleep(POLL)
 
-    def stop(self, *, signum: signal.Signals = signal.SIGTERM, timeout: float = 15.0) -> int | None:
+    def stop(self, *, signum: signal.Signals = signal.SIGTERM, timeout: float = 60.0) -> int | None:
         """Ask the program to end; after `timeout` seconds kill all of it. Return its exit status. Idempotent."""
         if self._process is None:
             return None
@@ -135,6 +135,14 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the direct children of a process, from /proc."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def session_members(session: int) -> list[int]:

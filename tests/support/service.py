@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from tests.support.ports import free_port
 from tests.support.prefect import answers, prefect_environment
 from tests.support.process import Process, clean_environment
 
-START_TIMEOUT = 90.0
+START_TIMEOUT = 120.0
 """Seconds until a service that is not ready fails the test."""
-STOP_TIMEOUT = 30.0
+STOP_TIMEOUT = 60.0
 """Seconds in which a service that is told to stop must have ended its children."""
 MOVER = ("deployments.mover", "dm mover")
 """How a mover's command line looks; the second is the name that it gives itself."""
@@ -109,6 +110,14 @@ class DataManagerService:
     def mover_pids(self) -> list[int]:
         """Return the pids of the processes that take or move work."""
         return self._pids(MOVER)
+
+    def holder(self, owner: str) -> Process:
+        """Return the mover that has this name on leases: it ends with `:pid-token`. Raises: LookupError."""
+        found = re.search(r":(\d+)-[0-9a-f]+$", owner)
+        for mover in self.movers:
+            if found is not None and mover.running and mover.pid == int(found[1]):
+                return mover
+        raise LookupError(f"no mover of ours is {owner!r}")
 
     def kill_api(self) -> None:
         """Kill the API at once; a tree's supervisor starts it again, else `start_api` does."""

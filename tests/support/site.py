@@ -15,7 +15,7 @@ import requests
 from tests.support.service import DataManagerService
 from tests.support.sshd import PrivateSshd
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds until a transfer that has not ended fails the test."""
 
 SEED_FIELDS = {"description": "a test file", "originator": "tests", "group": "fire"}

@@ -19,8 +19,9 @@ import pytest
 
 from datamanager.machines import Machine
 from tests.support.ports import free_port
+from tests.support.process import children_of
 
-START_TIMEOUT = 10.0
+START_TIMEOUT = 60.0
 """Seconds until a server that does not listen fails the test."""
 
 
@@ -44,13 +45,16 @@ def make_key(path: Path, kind: str = "ed25519") -> Path:
 class PrivateSshd:
     """One sshd with its own host key, one accepted client key and a known_hosts file that pins it.
 
-    `extra` are further lines of sshd_config, put first because sshd takes the first value it meets. A server can be
-    stopped and started again; it keeps its port and its keys.
+    `extra` are further lines of sshd_config, put first because sshd takes the first value it meets; `path` is the PATH
+    of its programs. A server can be stopped and started again; it keeps its port and its keys.
     """
 
-    def __init__(self, directory: Path, *, extra: Sequence[str] = (), port: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, extra: Sequence[str] = (), path: str | None = None, port: int | None = None
+    ) -> None:
         self.directory = directory
         self.extra = list(extra)
+        self.path = path
         self.host = "127.0.0.1"
         self.port = port or free_port()
         self.host_key = directory / "host_key"
@@ -114,13 +118,13 @@ class PrivateSshd:
 
     def children(self) -> list[int]:
         """Return the pids of the processes that serve a connection each."""
-        return [] if self._process is None else _children_of(self._process.pid)
+        return [] if self._process is None else children_of(self._process.pid)
 
     def descendants(self) -> list[int]:
         """Return the pids of all processes below the server: sessions, SFTP servers, remote programs."""
         found = self.children()
         for pid in found:  # grows while it is walked
-            found.extend(_children_of(pid))
+            found.extend(children_of(pid))
         return found
 
     def _prepare(self) -> None:
@@ -134,8 +138,11 @@ class PrivateSshd:
         shutil.copyfile(self.client_key.with_suffix(".pub"), authorized)
         if not self.known_hosts.exists():
             self.known_hosts.write_text(self.known_host_line())
+        # what stands in the user's own .bashrc must neither be waited for, nor be killed in the middle of its work
+        variables = {"HOME": os.fspath(self.directory)} | ({} if self.path is None else {"PATH": self.path})
         lines = [
             *self.extra,
+            "SetEnv " + " ".join(f'"{name}={value}"' for name, value in variables.items()),
             f"ListenAddress {self.host}:{self.port}",
             f'HostKey "{self.host_key}"',
             f'AuthorizedKeysFile "{authorized}"',
@@ -163,11 +170,3 @@ class PrivateSshd:
             time.sleep(0.02)
         process.kill()
         raise RuntimeError(f"sshd does not listen on port {self.port}:\n{self.log.read_text()[-4000:]}")
-
-
-def _children_of(pid: int) -> list[int]:
-    """Return the direct children of a process, from /proc."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []

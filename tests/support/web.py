@@ -22,7 +22,7 @@ from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.programs import find_program, listens
 
-START_TIMEOUT = 10.0
+START_TIMEOUT = 60.0
 """Seconds until a server that does not listen fails the test."""
 
 

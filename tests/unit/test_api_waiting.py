@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -23,6 +23,10 @@ from models.migrate import upgrade
 from models.objects import Facts, register_object
 from models.transfers import Order, submit
 
+HOUR = 3600.0
+"""A poll that no test lives to see: what happens with it, a message has brought about."""
+GUARD = 60.0
+"""Seconds until what never ends fails its test."""
 LEASE = timedelta(seconds=30)
 MACHINES = Machines({"here": Machine(name="here", transport=TransportKind.LOCAL, base_dir="/data")})
 
@@ -50,40 +54,84 @@ def end(database: Database, transfer: UUID) -> None:
         outcomes.complete_delete(session, hold)
 
 
+@asynccontextmanager
+async def working(database: Database, poll: float) -> AsyncIterator[tuple[Waiter, Callable[[], int]]]:
+    """Run a waiter with this poll; yield it and a function that says how often it has looked at the catalogue."""
+    its_own, looks = Database(database.engine.url.render_as_string()), 0
+
+    @event.listens_for(its_own.engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal looks
+        looks += statement.startswith("SELECT")
+
+    waiter = Waiter(its_own, poll)
+    running = asyncio.create_task(waiter.run())
+    try:
+        await asyncio.sleep(0)  # it runs
+        async with asyncio.timeout(GUARD):
+            yield waiter, lambda: looks
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        its_own.close()
+
+
+async def quiet(looks: Callable[[], int]) -> None:
+    """Wait until nobody looks any more for many polls. (Times out if somebody looks for ever.)"""
+    seen = -1
+    while seen != (seen := looks()):
+        await asyncio.sleep(0.5)
+
+
 def test_a_message_ends_the_waiting(database: Database) -> None:
     transfer = queued(database)
 
-    async def scene() -> float:
-        waiter = Waiter(database)
-        running = asyncio.create_task(waiter.run())
-        waits = asyncio.create_task(waiter.ended(transfer))
-        await asyncio.sleep(POLL * 1.2)  # just after a look, so that the next one is far
-        end(database, transfer)
-        begun = time.monotonic()
-        waiter.heard(f"ended:{transfer}")
-        row = await waits
+    async def scene() -> None:
+        async with working(database, HOUR) as (waiter, looks):
+            waits = asyncio.create_task(waiter.ended(transfer))
+            await asyncio.sleep(0.2)
+            assert looks() == 0  # with such a poll only a message makes it look
+            end(database, transfer)
+            waiter.heard(f"ended:{transfer}")
+            row = await waits
         assert row is not None
         assert row.status == "COMPLETE"
-        running.cancel()
-        return time.monotonic() - begun
+        assert looks() == 1
 
-    assert asyncio.run(scene()) < POLL * 0.6
+    asyncio.run(scene())
 
 
 def test_a_lost_message_costs_one_poll(database: Database) -> None:
     transfer = queued(database)
 
     async def scene() -> None:
-        waiter = Waiter(database)
-        running = asyncio.create_task(waiter.run())
-        waits = [asyncio.create_task(waiter.ended(transfer)) for _ in range(3)]
-        await asyncio.sleep(0.1)
-        end(database, transfer)
-        for message in ("ended:nonsense", "queued", "ended:", "resumed"):
-            waiter.heard(message)
-        async with asyncio.timeout(POLL * 4):
-            assert {row.status if row else None for row in await asyncio.gather(*waits)} == {"COMPLETE"}
-        running.cancel()
+        async with working(database, HOUR) as (waiter, looks):
+            waits = asyncio.create_task(waiter.ended(transfer))
+            await asyncio.sleep(0)
+            end(database, transfer)
+            for message in ("ended:nonsense", "queued", "ended:", "resumed"):
+                waiter.heard(message)
+            await asyncio.sleep(0.2)
+            assert (waits.done(), looks()) == (False, 0)  # these are no messages of its end
+            waits.cancel()
+        async with working(database, POLL) as (waiter, _):
+            rows = await asyncio.gather(*(waiter.ended(transfer) for _ in range(3)))
+        assert {row.status if row else None for row in rows} == {"COMPLETE"}
+
+    asyncio.run(scene())
+
+
+def test_a_poll_that_finds_nothing_is_followed_by_another(database: Database) -> None:
+    transfer = queued(database)
+
+    async def scene() -> None:
+        async with working(database, 0.01) as (waiter, looks):
+            waits = asyncio.create_task(waiter.ended(transfer))
+            while looks() < 3:
+                await asyncio.sleep(0.01)
+            assert not waits.done()
+            end(database, transfer)
+            assert await waits is not None
 
     asyncio.run(scene())
 
@@ -92,38 +140,25 @@ def test_a_message_may_overtake_its_request(database: Database) -> None:
     transfer = queued(database)
     end(database, transfer)
 
-    async def scene() -> float:
-        waiter = Waiter(database)
-        running = asyncio.create_task(waiter.run())
-        await asyncio.sleep(0)
-        waiter.heard(f"ended:{transfer}")
-        await asyncio.sleep(0.05)
-        begun = time.monotonic()
-        assert await waiter.ended(transfer) is not None
-        running.cancel()
-        return time.monotonic() - begun
+    async def scene() -> None:
+        async with working(database, HOUR) as (waiter, looks):
+            waiter.heard(f"ended:{transfer}")
+            await asyncio.sleep(0.05)
+            assert looks() == 0
+            assert await waiter.ended(transfer) is not None
 
-    assert asyncio.run(scene()) < POLL * 0.6
+    asyncio.run(scene())
 
 
 def test_patience_ends_and_then_nobody_asks_the_catalogue(database: Database) -> None:
     transfer = queued(database)
-    statements: list[str] = []
-
-    @event.listens_for(database.engine, "before_cursor_execute")
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
 
     async def scene() -> None:
-        waiter = Waiter(database)
-        running = asyncio.create_task(waiter.run())
-        assert await waiter.ended(transfer, 0.1) is None
-        await asyncio.sleep(POLL * 1.5)
-        statements.clear()
-        await asyncio.sleep(POLL * 2.5)
-        assert not statements
-        end(database, transfer)
-        assert await waiter.ended(transfer, POLL * 4) is not None
-        running.cancel()
+        async with working(database, 0.05) as (waiter, looks):
+            assert await waiter.ended(transfer, 0.1) is None
+            await quiet(looks)
+            end(database, transfer)
+            assert await waiter.ended(transfer) is not None
+            await quiet(looks)
 
     asyncio.run(scene())
