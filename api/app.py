@@ -18,6 +18,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from api import (
+    archives,
     batches,
     control,
     documents,
@@ -39,7 +40,10 @@ from api.problems import describe_code, http_problem_response, problem_response
 from api.waking import listening
 from datamanager.errors import DataManagerError, InternalError
 
-ROUTED = (objects, trees, transfers, tasks, task_listing, control, batches, machines, limits, draining, health)
+ROUTED = (
+    *(objects, trees, transfers, archives, tasks, task_listing, control, batches),
+    *(machines, limits, draining, health),
+)
 
 Task = Callable[[], Coroutine[Any, Any, None]]
 
@@ -47,7 +51,7 @@ RESTART_PAUSE = 1.0  # seconds
 
 log = structlog.get_logger(__name__)
 
-DESCRIPTION = """Keeps a catalogue of data objects on SSH machines, and copies, moves, fetches and deletes them.
+DESCRIPTION = """Keeps a catalogue of data objects on SSH machines; copies, moves, fetches, archives and deletes them.
 
 Fields are sent as a form or as JSON; both mean the same. Without `Accept: application/json` a new identifier is
 answered as bare text. Every error is `application/problem+json` (RFC 9457) with a stable `code`."""

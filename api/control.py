@@ -16,13 +16,12 @@ from api.answers import json_response
 from api.context import Context, In
 from api.idempotency import Slot, once
 from api.identifiers import task_id_of
-from api.views import TaskView, task_view
+from api.showing import show_task
+from api.views import TaskView
 from datamanager import errors
 from datamanager.domain.requests import Request as Nothing
-from datamanager.domain.states import TransferKind
 from datamanager.messaging.wake import ring
 from models import control
-from models.batch_items import count_items
 from models.tables import Transfer
 
 router = APIRouter(prefix="/DM/async", tags=["tasks"])
@@ -89,8 +88,7 @@ async def _change(
 
     def inside(session: Session) -> tuple[TaskView, bool]:
         row = change(session, task_id)
-        items = count_items(session, row.id) if TransferKind(row.kind).many else None
-        return task_view(row, context.settings, items), done(row)
+        return show_task(session, context, row), done(row)
 
     async def work(_: Slot) -> Response:
         view, at_once = await context.writing(inside)

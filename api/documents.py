@@ -12,6 +12,12 @@ from api.bodies import FORM, JSON, MULTIPART
 from api.problems import MEDIA_TYPE, by_status, problem_of
 from api.views import HealthView, ItemView, LimitsView, MachineView, ObjectView, TaskView, TreeView
 from datamanager import errors
+from datamanager.domain.archive_requests import (
+    ActivateManyRequest,
+    ActivateRequest,
+    ArchiveManyRequest,
+    ArchiveRequest,
+)
 from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
 from datamanager.domain.requests import (
     CopyManyRequest,
@@ -93,6 +99,10 @@ _SHAPES: tuple[Any, ...] = (
     DeleteRequest,
     CopyManyRequest,
     MoveManyRequest,
+    ArchiveRequest,
+    ActivateRequest,
+    ArchiveManyRequest,
+    ActivateManyRequest,
     GetExternalRequest,
     MachineLimitsRequest,
     TransferLimitsRequest,
@@ -114,6 +124,10 @@ _EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
         "machine": "cirrus",
         "dest": "weather",
     },
+    ArchiveRequest: {"archive_to": "tape", "verify": "checksums"},
+    ActivateRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
+    ArchiveManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE}], "compress": "zstd"},
+    ActivateManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE, "machine": "cirrus"}]},
     TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
     GetExternalRequest: {
         "machine": "archer2",
@@ -190,7 +204,8 @@ def body(
     if model is not None:
         content = {"schema": _ref(model.__name__), "example": _EXAMPLES[model]}
         kinds = (FORM, MULTIPART, JSON) if forms else (JSON,)
-        extra["requestBody"] = {"required": model is not DeleteRequest, "content": dict.fromkeys(kinds, content)}
+        needed = model not in (DeleteRequest, ArchiveRequest, ActivateRequest)
+        extra["requestBody"] = {"required": needed, "content": dict.fromkeys(kinds, content)}
     return extra
 
 

@@ -14,14 +14,13 @@ from api.bodies import read_request
 from api.context import Context, In
 from api.idempotency import Slot, once
 from api.identifiers import task_id_of
-from api.views import TaskView, limits_view, task_view
+from api.showing import show_task
+from api.views import TaskView, limits_view
 from datamanager import errors
 from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
 from datamanager.domain.requests import Request as Nothing
-from datamanager.domain.states import TransferKind
 from datamanager.messaging.wake import ring
 from models import limits
-from models.batch_items import count_items
 
 router = APIRouter(prefix="/DM")
 
@@ -40,9 +39,7 @@ async def limit_task(task: str, request: Request, context: In) -> Response:
     fields = await read_request(request, TransferLimitsRequest)
 
     def change(session: Session) -> TaskView:
-        row = limits.change_transfer(session, task_id, fields.bandwidth)
-        items = count_items(session, row.id) if TransferKind(row.kind).many else None
-        return task_view(row, context.settings, items)
+        return show_task(session, context, limits.change_transfer(session, task_id, fields.bandwidth))
 
     async def work(_: Slot) -> Response:
         return json_response(await context.writing(change))

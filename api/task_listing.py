@@ -16,12 +16,12 @@ from starlette.responses import Response
 from api import documents
 from api.answers import json_response
 from api.context import In
-from api.views import TaskView, task_view
+from api.showing import show_tasks
+from api.views import TaskView
 from datamanager import errors
 from datamanager.domain.schedule import Priority, read_time
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.errors import InvalidRequest
-from models.batch_items import count_items
 from models.transfer_listing import TransferSelection, select_transfers
 
 LIMIT_DEFAULT = 100
@@ -66,8 +66,7 @@ async def list_tasks(request: Request, context: In) -> Response:
 
     def look(session: Session) -> tuple[list[TaskView], str | None]:
         rows, cursor = select_transfers(session, wanted)
-        items = {row.id: count_items(session, row.id) for row in rows if TransferKind(row.kind).many}
-        return [task_view(row, context.settings, items.get(row.id)) for row in rows], cursor
+        return show_tasks(session, context, rows), cursor
 
     views, cursor = await context.reading(look)
     headers = {}

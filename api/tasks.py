@@ -15,12 +15,11 @@ from api.bodies import read_request
 from api.context import In
 from api.identifiers import object_id_of, task_id_of
 from api.orders import enqueue
-from api.transfers import NOT_YET, refuse
-from api.views import TaskView, task_view
+from api.showing import show_task
+from api.views import TaskView
 from datamanager import errors
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import TransferKind
-from models.batch_items import count_items
 from models.transfers import Order, get_transfer
 
 router = APIRouter(prefix="/DM/async", tags=["tasks"])
@@ -76,20 +75,6 @@ async def getexternal(request: Request, context: In) -> Response:
     return await enqueue(context, request, Order(TransferKind.GETEXTERNAL, fields))
 
 
-@router.post("/archive/{uuid}", summary="Archive an object as a task (not there yet)", **NOT_YET)
-@router.put("/archive/{uuid}", include_in_schema=False)
-async def archive(uuid: str, context: In) -> Response:
-    """Accept the move of an object's file to long-term storage."""
-    return await refuse(context, uuid, "archive")
-
-
-@router.post("/activate/{uuid}", summary="Bring an object back as a task (not there yet)", **NOT_YET)
-@router.put("/activate/{uuid}", include_in_schema=False)
-async def activate(uuid: str, context: In) -> Response:
-    """Accept the return of an archived object's file onto a machine."""
-    return await refuse(context, uuid, "activate")
-
-
 @router.get(
     "/status/{task}",
     summary="Show a task",
@@ -101,8 +86,6 @@ async def status(task: str, context: In) -> Response:
     task_id = task_id_of(task)
 
     def look(session: Session) -> TaskView:
-        row = get_transfer(session, task_id)
-        items = count_items(session, row.id) if TransferKind(row.kind).many else None
-        return task_view(row, context.settings, items)
+        return show_task(session, context, get_transfer(session, task_id))
 
     return json_response(await context.reading(look))

@@ -114,7 +114,8 @@ class TaskView(TypedDict):
 
     `object` is the object worked on (null for getexternal and batches), `bytes_total` is null while unknown,
     `bandwidth` (bytes per second) where the task has no limit of its own. `bytes_per_second` and `eta`, when all bytes
-    will have moved at that rate, are null while no bytes move. A batch has `items`.
+    will have moved at that rate, are null while no bytes move. `waiting_for` says why a queued one is not
+    begun, null when it is just not its turn yet. A batch has `items`.
     """
 
     status: str
@@ -131,6 +132,7 @@ class TaskView(TypedDict):
     deadline: datetime | None
     not_before: datetime | None
     paused: bool
+    waiting_for: str | None
     attempt: int
     faults: list[FaultView]
     error: ErrorView | None
@@ -231,7 +233,9 @@ def object_view(row: DataObject) -> ObjectView:
     }
 
 
-def task_view(row: Transfer, settings: Settings, items: ItemCounts | None = None) -> TaskView:
+def task_view(
+    row: Transfer, settings: Settings, items: ItemCounts | None = None, waiting_for: str | None = None
+) -> TaskView:
     """Show a transfer; `items` of a batch."""
     run = _text(row.flow_run_id)
     view: TaskView = {
@@ -249,6 +253,7 @@ def task_view(row: Transfer, settings: Settings, items: ItemCounts | None = None
         "deadline": row.deadline,
         "not_before": row.not_before,
         "paused": row.paused,
+        "waiting_for": waiting_for,
         "attempt": row.attempts,
         "faults": [_fault(fault) for fault in row.faults],
         "error": _error(row),

@@ -23,7 +23,7 @@ from datamanager.machines import Machine, Machines, VerifyPolicy
 from datamanager.sources import Guard, open_source
 from datamanager.transports.base import Storage
 from datamanager.transports.factory import Storages
-from models.batches import CHUNK
+from flows.item_steps import AT_ONCE
 
 LARGEST_DOWNLOAD = 1 << 40
 DATE = 1_600_000_000
@@ -83,7 +83,7 @@ class Ours:
     def copy_tree(
         self, source: tuple[Machine, str], destination: tuple[Machine, str], names: Sequence[str], *, packed: bool
     ) -> None:
-        """Copy many small files as a batch does, `CHUNK` at a time; sizes are verified. `names`: below both places.
+        """Copy many small files as a batch does, `AT_ONCE` at a time; sizes are verified. `names`: below both places.
 
         `packed`: by tar streams.
         """
@@ -93,12 +93,12 @@ class Ours:
             for number, name in enumerate(names)
         ]
         transfer = uuid4()
-        for start in range(0, len(items), CHUNK):
+        for start in range(0, len(items), AT_ONCE):
             with self.storage(origin).session() as here, self.storage(target).session() as there:
                 outcomes = bulk.stage(
                     here,
                     there,
-                    items[start : start + CHUNK],
+                    items[start : start + AT_ONCE],
                     origin_machine=origin,
                     target_machine=target,
                     transfer=transfer,

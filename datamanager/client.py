@@ -63,6 +63,8 @@ class ObjectInfo(_Answer):
     checksum: str | None
     verified: str
     derived_from: UUID | None
+    archived_in: str | None = None
+    """The bundle (machine:path) of an ARCHIVED object."""
 
 
 class TaskError(_Answer):
@@ -124,6 +126,8 @@ class Task(_Answer):
     deadline: datetime | None = None
     not_before: datetime | None = None
     paused: bool = False
+    waiting_for: str | None = None
+    """Why a queued one is not begun; null when it is just not its turn yet."""
     created: datetime | None = None
     error: TaskError | None
     flow_run_url: str | None
@@ -233,6 +237,18 @@ class Client:
         """Move an object to `dest` on `machine`; it keeps its identifier."""
         self._ended("POST", f"DM/move/{object_id}", {"machine": machine, "dest": dest, **fields})
 
+    def archive(self, object_id: UUID | str, **fields: Any) -> None:
+        """Put an object into an archive; its place is free then.
+
+        `fields`: archive_to (the archive machine), verify (sizes, checksums, paranoid), keep_source, pack (tar, none),
+        compress (none, zstd), and those of every transfer.
+        """
+        self._ended("POST", f"DM/archive/{object_id}", fields)
+
+    def activate(self, object_id: UUID | str, **fields: Any) -> None:
+        """Bring an archived object back, to where it was; `fields`: machine and dest for another place, overwrite."""
+        self._ended("POST", f"DM/activate/{object_id}", fields)
+
     def delete(self, object_id: UUID | str, **fields: Any) -> None:
         """Delete an object's file; its row stays as DELETED. `fields`: priority, deadline, not_before."""
         self._ended("DELETE", f"DM/delete/{object_id}", fields)
@@ -254,6 +270,30 @@ class Client:
     def start_getexternal(self, url: str, machine: str, filename: str, path: str = "", **fields: Any) -> UUID:
         """Begin a download; return its task."""
         return self._started("DM/async/getexternal", _external(url, machine, filename, path, fields))
+
+    def start_archive(self, object_id: UUID | str, **fields: Any) -> UUID:
+        """Begin to archive an object; return the task. `fields` are those of `archive`."""
+        return self._started(f"DM/async/archive/{object_id}", fields)
+
+    def start_activate(self, object_id: UUID | str, **fields: Any) -> UUID:
+        """Begin to bring an archived object back; return the task. `fields` are those of `activate`."""
+        return self._started(f"DM/async/activate/{object_id}", fields)
+
+    def archive_many(self, objects: Iterable[UUID | str] | None = None, **fields: Any) -> UUID:
+        """Begin to archive up to 10,000 objects, many in a bundle; return the task. A failing one fails alone.
+
+        `fields` are those of `archive`; directory (machine, path) instead of `objects` for all that lies below it.
+        """
+        items = None if objects is None else [{"uuid": uuid} for uuid in objects]
+        return self._started("DM/async/archive", _batch(items, fields))
+
+    def activate_many(self, items: Iterable[Mapping[str, Any]] | None = None, **fields: Any) -> UUID:
+        """Begin to bring up to 10,000 archived objects back; return the task. A failing one fails alone.
+
+        `items` have uuid each, and machine and dest for another place than it had. `fields`: machine (of items that
+        name none), overwrite; directory (machine, path) instead of `items` for all that was below it.
+        """
+        return self._started("DM/async/activate", _batch(items, fields))
 
     def copy_many(self, items: Iterable[Mapping[str, Any]] | None = None, **fields: Any) -> UUID:
         """Begin to copy up to 10,000 objects; return the task. A failing item fails alone (see `items`).

@@ -17,6 +17,7 @@
     │   ├── TaskEnded                task_ended
     │   ├── ObjectDeleted            object_deleted
     │   ├── ObjectArchived           object_archived
+    │   ├── ObjectActive             object_active
     │   ├── ObjectUnknown            object_unknown
     │   ├── ObjectBusy               object_busy
     │   └── DestinationExists        destination_exists
@@ -42,6 +43,7 @@
     │   ├── Cancelled                cancelled
     │   ├── DeadlineExceeded         deadline_exceeded
     │   ├── Paused                   paused               (not an end: it goes on when it is resumed)
+    │   ├── Staging                  staging              (not an end: an archive brings bundles from its tapes)
     │   ├── ItemsFailed              items_failed         (of a batch; each item has its own error)
     │   └── LeaseLost                lease_lost           (another mover has the transfer)
     ├── ServiceError                 a part of the service itself is away
@@ -58,6 +60,7 @@ a fatal error ends a transfer at once. Nothing here knows HTTP: the API has the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import ClassVar
 
 
@@ -177,6 +180,12 @@ class ObjectArchived(CatalogueError):
     code = "object_archived"
 
 
+class ObjectActive(CatalogueError):
+    """The object is ACTIVE where an ARCHIVED one is needed."""
+
+    code = "object_active"
+
+
 class ObjectUnknown(CatalogueError):
     """The object is UNKNOWN (its file was not found) where an ACTIVE one is needed."""
 
@@ -283,7 +292,7 @@ class SourceChanged(TransferError):
 
 
 class SourceNotRemoved(TransferError):
-    """A move published its copy but could not remove the source; the detail names both places."""
+    """A move or an archive published its copy but could not remove the source; the detail names both places."""
 
     code = "source_not_removed"
 
@@ -333,6 +342,16 @@ class Paused(TransferError):
     """The transfer was paused; it keeps what it has moved and goes on when it is resumed."""
 
     code = "paused"
+
+
+class Staging(TransferError):
+    """An archive brings bundles from its tapes; the transfer goes on when they are there, and looks `again` later."""
+
+    code = "staging"
+
+    def __init__(self, detail: str, again: timedelta = timedelta(0)) -> None:
+        super().__init__(detail)
+        self.again = again
 
 
 class ItemsFailed(TransferError):

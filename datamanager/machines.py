@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from datamanager.errors import SettingsError, UnknownMachine
+from datamanager.errors import InvalidRequest, SettingsError, UnknownMachine
 
 MACHINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B?/?s?")
@@ -90,6 +91,15 @@ class Machine(BaseModel):
     stall_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Seconds without a byte until a connection is called dead."""
     archive: bool = False
+    """It keeps bundles of archived objects."""
+    archive_dir: str = "bundles"
+    """The directory below `base_dir` where its bundles are."""
+    stage_command: tuple[str, ...] = ()
+    """The words of a program on the archive that asks for a bundle to be brought from tape; `{path}` is the bundle."""
+    stage_poll: tuple[str, ...] = ()
+    """The words of one that ends with 0 when the bundle can be read; absent: it always can."""
+    stage_every: Annotated[float, Field(ge=1, le=86400)] = 60.0
+    """Seconds between two such looks."""
     direct: bool = False
     """May send to, and receive from, other machines that say so too, without a relay."""
     direct_host: str | None = None
@@ -116,6 +126,14 @@ class Machine(BaseModel):
             raise ValueError("must be an absolute path without '..'")
         return value.rstrip("/") or "/"
 
+    @field_validator("archive_dir")
+    @classmethod
+    def _archive_dir_is_below(cls, value: str) -> str:
+        parts = value.split("/")
+        if not value or value.startswith("/") or "\0" in value or {"", ".", ".."} & set(parts):
+            raise ValueError("must be a path below base_dir, without '.' and '..'")
+        return value
+
     @field_validator("host", "direct_host", "username")
     @classmethod
     def _no_option_in_disguise(cls, value: str | None) -> str | None:
@@ -130,6 +148,16 @@ class Machine(BaseModel):
         return None if value is None else value.expanduser()
 
     @model_validator(mode="after")
+    def _staging_can_work(self) -> Self:
+        for key in ("stage_command", "stage_poll"):
+            words = getattr(self, key)
+            if words and not (self.archive and any("{path}" in word for word in words[1:])):
+                raise ValueError(f'{key}: needs archive = true, and words such as ["stage", "{{path}}"]')
+        if self.stage_command and not self.stage_poll:
+            raise ValueError("stage_poll: is required with stage_command")
+        return self
+
+    @model_validator(mode="after")
     def _keys_fit_the_transport(self) -> Self:
         if self.transport is TransportKind.SFTP and self.host is None:
             raise ValueError('host: is required with transport = "sftp"')
@@ -140,11 +168,52 @@ class Machine(BaseModel):
         return self
 
 
-class Machines(Mapping[str, Machine]):
-    """The configured machines by name; looking up another name raises UnknownMachine."""
+@dataclass(frozen=True, slots=True)
+class ArchiveRules:
+    """Which archive machine is meant where a request names none: the group's own, else the default."""
 
-    def __init__(self, machines: Mapping[str, Machine]) -> None:
+    default: str | None = None
+    of_group: Mapping[str, str] = field(default_factory=dict)
+
+
+NO_RULES = ArchiveRules()
+
+
+class Machines(Mapping[str, Machine]):
+    """The configured machines by name; looking up another name raises UnknownMachine.
+
+    Raises: SettingsError when `archives` names a machine that keeps no bundles.
+    """
+
+    def __init__(self, machines: Mapping[str, Machine], archives: ArchiveRules = NO_RULES) -> None:
         self._machines = dict(machines)
+        self._archives = archives
+        named = {"DM_ARCHIVE_TO": [archives.default], "DM_ARCHIVE_GROUPS": archives.of_group.values()}
+        for variable, names in named.items():
+            for name in names:
+                if name is not None and not (name in self and self[name].archive):
+                    raise SettingsError(f"{variable}: {name} is no machine with archive = true")
+
+    def with_archives(self, rules: ArchiveRules) -> Machines:
+        """Return these machines under other rules. Raises: SettingsError."""
+        return Machines(self._machines, rules)
+
+    def archive_for(self, group: str, wanted: str | None) -> Machine:
+        """Return the archive machine for an object of `group`: the one that is wanted, else as the rules say, else the
+        only one that there is.
+
+        Raises: UnknownMachine; InvalidRequest, which names the field, when it is no archive or nothing decides.
+        """
+        name = wanted or self._archives.of_group.get(group) or self._archives.default
+        if name is not None:
+            if not self[name].archive:
+                raise _no_archive(f"{name} is no archive; machines.toml must say archive = true")
+            return self[name]
+        archives = [machine for machine in self.values() if machine.archive]
+        if len(archives) != 1:
+            names = ", ".join(machine.name for machine in archives)
+            raise _no_archive(f"must be one of {names}" if names else "no machine of machines.toml is an archive")
+        return archives[0]
 
     def __getitem__(self, name: str) -> Machine:
         try:
@@ -160,6 +229,10 @@ class Machines(Mapping[str, Machine]):
 
     def __len__(self) -> int:
         return len(self._machines)
+
+
+def _no_archive(what: str) -> InvalidRequest:
+    return InvalidRequest(f"archive_to: {what}", {"archive_to": what})
 
 
 class _File(BaseModel):

@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from datamanager.errors import SettingsError
-from datamanager.machines import describe
+from datamanager.machines import ArchiveRules, describe
 
 PREFIX = "DM_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -51,6 +51,14 @@ class Settings(BaseSettings):
     """Hosts, CIDRs or host:port that getexternal may fetch from although they are not public (comma-separated)."""
     max_download: Annotated[int, Field(gt=0)] = 2**44
     """Largest download in bytes."""
+    archive_to: str | None = None
+    """The archive machine of requests that name none."""
+    archive_groups: Annotated[tuple[str, ...], NoDecode] = ()
+    """The archive machines of groups that have their own, as `group=machine` (comma-separated)."""
+    bundle_size: Annotated[int, Field(gt=0)] = 2**33
+    """Bytes up to which objects that are archived together share a bundle; a larger one has its own."""
+    reclaim: bool = True
+    """Remove a bundle when no object needs it any more."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     """Transfers that one mover runs at once."""
     lease: timedelta = timedelta(seconds=15)
@@ -72,7 +80,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
 
-    @field_validator("allowed_hosts", "download_allow", mode="before")
+    @field_validator("allowed_hosts", "download_allow", "archive_groups", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
@@ -89,6 +97,15 @@ class Settings(BaseSettings):
                 return timedelta(seconds=float(value))
             except ValueError:
                 return value  # ISO 8601, pydantic reads it
+        return value
+
+    @field_validator("archive_groups")
+    @classmethod
+    def _groups_have_machines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            group, equals, machine = entry.rpartition("=")
+            if not (group and equals and machine):
+                raise ValueError(f"{entry!r} must be like group=machine")
         return value
 
     @field_validator("prefect_api_url")
@@ -137,6 +154,12 @@ class Settings(BaseSettings):
     def machines_file(self) -> Path:
         """Where machines.toml is."""
         return self.machines or self.home / "machines.toml"
+
+    @property
+    def archive_rules(self) -> ArchiveRules:
+        """Which archive machine is meant where a request names none."""
+        of_group = {group: machine for group, _, machine in (entry.rpartition("=") for entry in self.archive_groups)}
+        return ArchiveRules(self.archive_to, of_group)
 
     @property
     def catalogue_url(self) -> str:

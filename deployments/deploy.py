@@ -65,13 +65,16 @@ async def apply(path: Path = PREFECT_YAML) -> list[str]:
 
 
 async def _provide_pool(client: PrefectClient) -> None:
-    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectAlreadyExists
 
-    from deployments.pool import QUEUES
+    from deployments.pool import NO_JOB, QUEUES
 
-    with contextlib.suppress(ObjectAlreadyExists):
-        await client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type=WORKER_TYPE, description=POOL_DESCRIPTION))
+    pool = WorkPoolCreate(name=WORK_POOL, type=WORKER_TYPE, description=POOL_DESCRIPTION, base_job_template=NO_JOB)
+    try:
+        await client.create_work_pool(pool)
+    except ObjectAlreadyExists:
+        await client.update_work_pool(WORK_POOL, WorkPoolUpdate(base_job_template=NO_JOB))
     there = {queue.name for queue in await client.read_work_queues(work_pool_name=WORK_POOL)}
     for name, rank in QUEUES.items():
         if name not in there:

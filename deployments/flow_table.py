@@ -11,6 +11,8 @@ from typing import Any
 from prefect import Flow
 
 from datamanager.domain.states import TransferKind
+from flows.activate_data import activate_data, activate_many
+from flows.archive_data import archive_data, archive_many
 from flows.copy_data import copy_data
 from flows.delete_data import delete_data
 from flows.get_external import get_external
@@ -29,6 +31,10 @@ ENTRYPOINTS: dict[str, AnyFlow] = {
     "flows.delete_data:delete_data": delete_data,
     "flows.many:copy_many": copy_many,
     "flows.many:move_many": move_many,
+    "flows.archive_data:archive_data": archive_data,
+    "flows.archive_data:archive_many": archive_many,
+    "flows.activate_data:activate_data": activate_data,
+    "flows.activate_data:activate_many": activate_many,
 }
 
 FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
@@ -38,4 +44,8 @@ FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
     TransferKind.DELETE: delete_data,
     TransferKind.COPY_MANY: copy_many,
     TransferKind.MOVE_MANY: move_many,
+    TransferKind.ARCHIVE: archive_data,
+    TransferKind.ACTIVATE: activate_data,
+    TransferKind.ARCHIVE_MANY: archive_many,
+    TransferKind.ACTIVATE_MANY: activate_many,
 }

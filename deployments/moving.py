@@ -22,6 +22,7 @@ from deployments.runs import Runs
 from deployments.runtime import Runtime
 from deployments.tending import MachineWatch
 from flows.running.litter import clear_up
+from flows.running.reclaiming import reclaim
 from flows.running.services import Services
 from models.housekeeping import tidy
 from models.listen import Listener
@@ -131,10 +132,11 @@ class Mover:
             self._relay.poke()
 
     async def _clear_up_forever(self) -> None:
-        """Remove partial files that could not be removed when their transfers ended."""
+        """Remove partial files that could not be removed when their transfers ended, and bundles that nobody needs."""
         while True:
             try:
                 await asyncio.to_thread(clear_up, self._services)
+                await asyncio.to_thread(reclaim, self._services)
             except CatalogueUnavailable as exc:
                 log.warning("catalogue_unavailable", error=exc.detail)
             await asyncio.sleep(CLEAR_UP_EVERY)

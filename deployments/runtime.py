@@ -40,7 +40,7 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     Raises: SettingsError when machines.toml is wrong, the schema is not this code's, or a base_dir changed unconfirmed;
     CatalogueUnavailable.
     """
-    machines = load_machines(settings.machines_file)
+    machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
     Guard(settings.download_allow)  # a bad entry stops the start here, not each process later
     directory = run_directory(settings)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from prefect import flow
 
+from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
 from flows.running.progress import summarise
 from flows.running.work import asked, working_on
@@ -18,6 +19,8 @@ async def copy_data(
     machine: str = "",
     dest: str = "",
     overwrite: bool = False,
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
     """Copy object `uuid` to `dest` on `machine`; return the copy's identifier.
@@ -27,11 +30,19 @@ async def copy_data(
         machine: The machine that it is to go to; required.
         dest: The path there, with the file's name, below the machine's base directory; required.
         overwrite: Replace a file there that is not registered.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
     order = None
     if transfer is None:
-        fields = {"machine": machine, "dest": dest, "overwrite": overwrite}
+        fields = {
+            "machine": machine,
+            "dest": dest,
+            "overwrite": overwrite,
+            "priority": priority,
+            "deadline": deadline,
+        }
         order = asked(TransferKind.COPY, fields, uuid)
     async with working_on(TransferKind.COPY, transfer, order) as work:
         found = await probe()

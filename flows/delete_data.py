@@ -6,19 +6,29 @@ from uuid import UUID
 
 from prefect import flow
 
+from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
 from flows.running.work import asked, working_on
 from flows.steps import remove_file
 
 
 @flow(name="delete", persist_result=False)
-async def delete_data(uuid: UUID | None = None, transfer: UUID | None = None) -> str:
+async def delete_data(
+    uuid: UUID | None = None,
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
+    transfer: UUID | None = None,
+) -> str:
     """Delete the file of object `uuid`. A file that is gone already is fine.
 
     Args:
         uuid: The object; required.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None if transfer is not None else asked(TransferKind.DELETE, {}, uuid)
+    order = None
+    if transfer is None:
+        order = asked(TransferKind.DELETE, {"priority": priority, "deadline": deadline}, uuid)
     async with working_on(TransferKind.DELETE, transfer, order):
         return await remove_file()

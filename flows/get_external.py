@@ -8,6 +8,7 @@ from uuid import UUID
 from prefect import flow
 
 from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
 from datamanager.errors import InternalError
 from datamanager.sources import public_url
@@ -26,6 +27,8 @@ async def get_external(
     description: str = "",
     size: int = 0,
     overwrite: bool = False,
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
     """Fetch `url` to `path`/`filename` on `machine`; return the new object's identifier.
@@ -39,6 +42,8 @@ async def get_external(
         description: What it is.
         size: Bytes that must arrive; 0 means unknown.
         overwrite: Replace a file there that is not registered.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
     order = None
@@ -53,6 +58,8 @@ async def get_external(
             "description": description,
             "size": size,
             "overwrite": overwrite,
+            "priority": priority,
+            "deadline": deadline,
         }
         order = asked(TransferKind.GETEXTERNAL, fields)
     async with working_on(TransferKind.GETEXTERNAL, transfer, order) as work:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from prefect import flow
 
+from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
 from datamanager.errors import DataManagerError, ItemsFailed, ServiceError
 from flows.item_steps import carry_items, finish_items, give_up_items, next_items
@@ -24,6 +25,8 @@ async def copy_many(
     machine: str = "",
     dest: str = "",
     overwrite: bool = False,
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
     """Copy every object below `directory` of `source_machine` to below `dest` on `machine`.
@@ -34,9 +37,11 @@ async def copy_many(
         machine: The machine that they are to go to; required.
         dest: The directory there.
         overwrite: Replace files there that are not registered.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    fields = _fields(source_machine, directory, machine, dest, overwrite)
+    fields = _fields(source_machine, directory, machine, dest, overwrite, priority, deadline)
     return await _perform(TransferKind.COPY_MANY, transfer, fields)
 
 
@@ -47,6 +52,8 @@ async def move_many(
     machine: str = "",
     dest: str = "",
     overwrite: bool = False,
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
     """Move every object below `directory` of `source_machine` to below `dest` on `machine`.
@@ -57,9 +64,11 @@ async def move_many(
         machine: The machine that they are to go to; required.
         dest: The directory there.
         overwrite: Replace files there that are not registered.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    fields = _fields(source_machine, directory, machine, dest, overwrite)
+    fields = _fields(source_machine, directory, machine, dest, overwrite, priority, deadline)
     return await _perform(TransferKind.MOVE_MANY, transfer, fields)
 
 
@@ -88,10 +97,14 @@ async def _carry_all(work: Work) -> None:
             await give_up_items(first, last, error)
 
 
-def _fields(source_machine: str, directory: str, machine: str, dest: str, overwrite: bool) -> dict[str, Any]:
+def _fields(
+    source_machine: str, directory: str, machine: str, dest: str, overwrite: bool, priority: Priority, deadline: str
+) -> dict[str, Any]:
     return {
         "directory": {"machine": source_machine, "path": directory},
         "machine": machine,
         "dest": dest,
         "overwrite": overwrite,
+        "priority": priority,
+        "deadline": deadline,
     }

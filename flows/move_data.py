@@ -7,6 +7,7 @@ from uuid import UUID
 from prefect import flow
 
 from datamanager.domain.plan import Route
+from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
 from flows.running.progress import summarise
@@ -20,6 +21,8 @@ async def move_data(
     machine: str = "",
     dest: str = "",
     overwrite: bool = False,
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
     """Move object `uuid` to `dest` on `machine`.
@@ -29,11 +32,19 @@ async def move_data(
         machine: The machine that it is to go to; required.
         dest: The path there, with the file's name, below the machine's base directory; required.
         overwrite: Replace a file there that is not registered.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
     order = None
     if transfer is None:
-        fields = {"machine": machine, "dest": dest, "overwrite": overwrite}
+        fields = {
+            "machine": machine,
+            "dest": dest,
+            "overwrite": overwrite,
+            "priority": priority,
+            "deadline": deadline,
+        }
         order = asked(TransferKind.MOVE, fields, uuid)
     async with working_on(TransferKind.MOVE, transfer, order) as work:
         if not work.row.notes.get("committed"):
@@ -55,6 +66,8 @@ async def _finish(work: Work) -> str:
     except (LeaseLost, SourceNotRemoved):
         raise
     except DataManagerError as error:
+        if not await work.is_ended_by(error):
+            raise  # it is tried again, here or on another mover
         job = work.job()
         raise SourceNotRemoved(
             f"the object is at {job.target.place}, but its source {job.origin.place} is still there: {error.detail}"

@@ -110,6 +110,7 @@ async def commit(intent: Intent, verified: Verified, originator: str = "") -> st
             return str(await work.write(outcomes.complete_getexternal, facts, originator))
         case TransferKind.MOVE:
             await work.write(outcomes.commit_move, facts)
+            work.control.enter(Phase.CLEANUP)
             return outcomes.MOVED
         case kind:
             raise InternalError(f"{kind} is not committed here")
@@ -129,10 +130,13 @@ async def remove_source() -> str:
 
 @step("remove file")
 async def remove_file() -> str:
-    """Remove an object's file and tell the catalogue."""
+    """Remove an object's file and tell the catalogue. Of an archived object there is none: its part of a bundle is free
+    then.
+    """
     work = current()
     work.control.enter(Phase.CLEANUP)
-    await threaded(publishing.remove_file, work.job().origin)
+    if work.row.source_machine is not None:
+        await threaded(publishing.remove_file, work.job().origin)
     work.control.enter(Phase.COMMIT)
     return await work.write(outcomes.complete_delete)
 

@@ -7,61 +7,21 @@ item would take minutes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Table, insert, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.location import Place, normalised_prefix
-from datamanager.domain.requests import ITEMS_MAX, BatchRequest, Directory
-from datamanager.domain.states import ObjectStatus, TransferStatus
-from datamanager.errors import (
-    CatalogueError,
-    DestinationExists,
-    InvalidRequest,
-    ObjectBusy,
-    ObjectNotFound,
-    RequestError,
-)
-from datamanager.machines import Machine, Machines
-from models.database import storable
-from models.many_claims import chunks, claim_objects, claim_places, claims_on, holders, lock_objects
+from datamanager.domain.location import Place
+from datamanager.domain.requests import BatchRequest
+from datamanager.domain.states import TransferStatus
+from datamanager.errors import DestinationExists, ObjectBusy, RequestError
+from datamanager.machines import Machines
+from models.item_entry import Item, find_sources, objects_below, open_items, prefix_of, store
+from models.many_claims import chunks, claim_objects, claim_places, claims_on, holders
 from models.objects import require_usable
-from models.tables import DataObject, Transfer, TransferItem
-
-_SOURCE = (
-    DataObject.id,
-    DataObject.machine,
-    DataObject.place,
-    DataObject.status,
-    DataObject.size,
-    DataObject.checksum,
-    DataObject.group,
-)
-
-
-@dataclass(slots=True)
-class _Item:
-    """An item while it is judged; `source` has the columns of _SOURCE."""
-
-    object_id: UUID
-    machine: str
-    dest: str
-    source: Any = None
-    place: Place | None = None
-    result: UUID | None = None
-    skipped: bool = False
-    error: RequestError | CatalogueError | None = None
-
-    @property
-    def status(self) -> TransferStatus:
-        """What it is stored as."""
-        if self.error is not None:
-            return TransferStatus.ERROR
-        return TransferStatus.COMPLETE if self.skipped else TransferStatus.QUEUED
+from models.tables import DataObject, Transfer
 
 
 def enter_items(
@@ -73,83 +33,46 @@ def enter_items(
     too much is. Whatever is wrong with an item is the item's.
     """
     items = _wanted(session, machines, request)
-    _find_sources(session, machines, items)
+    find_sources(session, items, lambda item: _require_source(machines, item))
     _find_destinations(machines, items)
     _skip_what_is_there(session, items, moving=moving)
     _claim(session, transfer.id, items, moving=moving)
-    _store(session, transfer.id, items)
-    to_do = _open(items)
+    store(session, transfer, items)
     transfer.request = request.accepted(len(items)).model_dump(mode="json")
-    transfer.source_machine = _common(item.source.machine for item in to_do)
-    transfer.destination_machine = _common(item.machine for item in to_do)
-    transfer.group = _common(item.source.group for item in to_do) or ""
-    sizes = [item.source.size for item in to_do]
-    transfer.bytes_total = None if None in sizes else sum(sizes)
 
 
-def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list[_Item]:
+def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list[Item]:
     if request.directory is None:
-        return [_Item(item.uuid, item.machine, item.dest) for item in request.items or ()]
+        return [Item(item.uuid, item.machine, item.dest) for item in request.items or ()]
     target = machines[request.machine or ""]
     dest = (request.dest or "").rstrip("/")
-    _prefix(target, request.dest or "")  # one refusal for a directory that can't be, not one for each item
+    prefix_of(target, request.dest or "")  # one refusal for a directory that can't be, not one for each item
     start = f"{dest}/" if request.dest else ""
-    below = _objects_below(session, machines, request.directory)
-    return [_Item(object_id, target.name, start + path) for object_id, path in below]
+    below = objects_below(session, machines, request.directory)
+    return [Item(object_id, target.name, start + path) for object_id, path in below]
 
 
-def _objects_below(session: Session, machines: Machines, directory: Directory) -> list[tuple[UUID, str]]:
-    """Return the ACTIVE objects below a directory, each with its path from there on."""
-    prefix = _prefix(machines[directory.machine], directory.path)
-    query = select(DataObject.id, DataObject.place).where(
-        DataObject.machine == directory.machine, DataObject.status == ObjectStatus.ACTIVE.value
-    )
-    if prefix:
-        # all that begins with "prefix/": "0" is the character after "/"
-        query = query.where(DataObject.place > f"{prefix}/", DataObject.place < f"{prefix}0")
-    found = session.execute(query.order_by(DataObject.place).limit(ITEMS_MAX + 1)).all()
-    if not found:
-        raise ObjectNotFound(f"no ACTIVE object lies below {directory.machine}:{prefix or '.'}")
-    if len(found) > ITEMS_MAX:
-        what = f"more than {ITEMS_MAX} objects lie below it; give its parts one by one"
-        raise InvalidRequest(f"directory.path: {what}", {"directory.path": what})
-    cut = len(prefix) + 1 if prefix else 0
-    return [(object_id, place[cut:]) for object_id, place in found]
+def _require_source(machines: Machines, item: Item) -> None:
+    require_usable(item.source)
+    machines[item.source.machine]  # raises UnknownMachine
 
 
-def _prefix(machine: Machine, path: str) -> str:
-    return normalised_prefix(machine, f"{path}/" if path else "")
-
-
-def _find_sources(session: Session, machines: Machines, items: list[_Item]) -> None:
-    rows = {row.id: row for row in lock_objects(session, (item.object_id for item in items), *_SOURCE)}
-    for item in items:
-        item.source = rows.get(item.object_id)
-        try:
-            if item.source is None:
-                raise ObjectNotFound(f"no object has the identifier {item.object_id}")
-            require_usable(item.source)
-            machines[item.source.machine]  # raises UnknownMachine
-        except (RequestError, CatalogueError) as exc:
-            item.error = exc
-
-
-def _find_destinations(machines: Machines, items: list[_Item]) -> None:
-    for item in _open(items):
+def _find_destinations(machines: Machines, items: list[Item]) -> None:
+    for item in open_items(items):
         try:
             item.place = Place.of(machines[item.machine], item.dest)
         except RequestError as exc:
             item.error = exc
 
 
-def _skip_what_is_there(session: Session, items: list[_Item], *, moving: bool) -> None:
+def _skip_what_is_there(session: Session, items: list[Item], *, moving: bool) -> None:
     """Find the items whose destination an ACTIVE object holds that is what is wanted there."""
-    holding = holders(session, [item.place for item in _open(items) if item.place is not None])
+    holding = holders(session, [item.place for item in open_items(items) if item.place is not None])
     there: dict[UUID, Any] = {}
     for some in chunks(list(holding.values())):
         columns = (DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
         there.update((row.id, row) for row in session.execute(select(*columns).where(DataObject.id.in_(some))))
-    for item in _open(items):
+    for item in open_items(items):
         holder = there.get(holding.get(item.place)) if item.place is not None else None  # type: ignore[arg-type]
         if holder is not None and (holder.id == item.object_id if moving else _is_copy(holder, item.source)):
             item.skipped, item.result = True, holder.id
@@ -163,9 +86,9 @@ def _is_copy(holder: Any, source: Any) -> bool:
     )
 
 
-def _claim(session: Session, transfer: UUID, items: list[_Item], *, moving: bool) -> None:
+def _claim(session: Session, transfer: UUID, items: list[Item], *, moving: bool) -> None:
     """Claim destinations and objects; who comes second ends in ERROR."""
-    claimed = claims_on(session, [item.object_id for item in _open(items)])
+    claimed = claims_on(session, [item.object_id for item in open_items(items)])
     objects: dict[UUID, int] = {}
     places: dict[Place, int] = {}
     for number, item in enumerate(items):
@@ -185,45 +108,11 @@ def _claim(session: Session, transfer: UUID, items: list[_Item], *, moving: bool
         else:
             objects[item.object_id] = places[item.place] = number
             item.result = item.object_id if moving else uuid4()
-    contenders = [(item, item.place, item.result) for item in _open(items)]
+    contenders = [(item, item.place, item.result) for item in open_items(items)]
     wanted = [(place, result) for _, place, result in contenders if place is not None and result is not None]
     won = claim_places(session, wanted, transfer=transfer)
     for item, place, result in contenders:
         if result not in won:
             item.error = DestinationExists(f"{place} is held by a registered object or by a transfer under way")
             item.result = None
-    claim_objects(session, {item.object_id for item in _open(items)}, "write" if moving else "read", transfer)
-
-
-def _store(session: Session, transfer: UUID, items: list[_Item]) -> None:
-    rows: list[dict[str, Any]] = [
-        {
-            "transfer_id": transfer,
-            "number": number,
-            "object_id": item.object_id,
-            "result_object_id": item.result,
-            "source_machine": item.source.machine if item.source else None,
-            "source_place": item.source.place if item.source else None,
-            "destination_machine": item.machine,
-            "destination_place": item.place.path if item.place else None,
-            "dest": item.dest,
-            "size": item.source.size if item.source else None,
-            "status": item.status.value,
-            "skipped": item.skipped,
-            "notes": {},
-            "error_code": item.error.code if item.error else None,
-            "error_detail": storable(item.error.detail) if item.error else None,
-        }
-        for number, item in enumerate(items)
-    ]
-    session.execute(insert(cast(Table, TransferItem.__table__)), rows)
-
-
-def _open(items: list[_Item]) -> list[_Item]:
-    return [item for item in items if item.status is TransferStatus.QUEUED]
-
-
-def _common(values: Iterable[str]) -> str | None:
-    """Return what all values are, None when they differ."""
-    found = set(values)
-    return found.pop() if len(found) == 1 else None
+    claim_objects(session, {item.object_id for item in open_items(items)}, "write" if moving else "read", transfer)

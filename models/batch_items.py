@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.states import TransferStatus
+from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from models.database import storable
 from models.many_claims import chunks
@@ -67,6 +67,17 @@ def select_items(
     return list(session.scalars(query.order_by(TransferItem.number).limit(limit)))
 
 
+def in_doubt(session: Session, transfer: UUID) -> bool:
+    """Say whether files of QUEUED items may have their names already: an intent was recorded, and no end."""
+    intent = TransferItem.notes["intent"].as_string()
+    query = select(TransferItem.number).where(
+        TransferItem.transfer_id == transfer,
+        TransferItem.status == TransferStatus.QUEUED.value,
+        intent.is_not(None),
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
 def give_up_items(session: Session, row: Transfer, error: DataManagerError) -> None:
     """End the QUEUED items of a batch that itself ends in ERROR; its claims are freed with it."""
     queued = (TransferItem.transfer_id == row.id, TransferItem.status == TransferStatus.QUEUED.value)
@@ -75,7 +86,8 @@ def give_up_items(session: Session, row: Transfer, error: DataManagerError) -> N
     notes = session.execute(select(TransferItem.number, TransferItem.notes).where(*queued)).all()
     committed = [number for number, known in notes if known.get("committed")]
     for some in chunks(committed):
-        left = f"the object is at its new place, but its source may still be there: {detail}"
+        where = "archived" if row.kind.startswith(TransferKind.ARCHIVE) else "at its new place"
+        left = f"the object is {where}, but its source may still be there: {detail}"
         statement = ended.values(error_code=SourceNotRemoved.code, error_detail=left)
         session.execute(statement.where(*queued, TransferItem.number.in_(some)))
     session.execute(ended.values(error_code=error.code, error_detail=detail).where(*queued))

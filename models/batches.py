@@ -36,7 +36,8 @@ CHUNK = 500
 """Items in one transaction: what others wait for at most."""
 
 _items = cast(Table, TransferItem.__table__)
-_DONE = {"status": TransferStatus.COMPLETE.value}
+DONE = {"status": TransferStatus.COMPLETE.value}
+"""What ends an item well."""
 _CARRIED = (
     DataObject.id,
     DataObject.description,
@@ -62,7 +63,7 @@ def claim_canonicals(session: Session, hold: Hold, canonicals: Mapping[int, str]
     An item whose canonical place is held by another object or transfer, or by another item, ends in ERROR
     `destination_exists` at once. Returns the numbers of those. Raises: LeaseLost.
     """
-    row, items = _open_items(session, hold, canonicals)
+    row, items = open_items(session, hold, canonicals)
     new = [
         (item, Place(item.destination_machine, canonicals[item.number]))
         for item in items
@@ -76,7 +77,7 @@ def claim_canonicals(session: Session, hold: Hold, canonicals: Mapping[int, str]
         else:
             taken = f"{place} is held by a registered object, by another item or by a transfer under way"
             lost.append((item, DestinationExists(taken)))
-    _update(session, row, noted)
+    update_items(session, row, noted)
     _fail(session, row, lost)
     return [item.number for item, _ in lost]
 
@@ -85,9 +86,9 @@ def record_intents(session: Session, hold: Hold, intents: Mapping[int, Mapping[s
     """Record, before files get their names, how a later attempt recognises them (number → `intent` in the item's
     notes: size, sha256, mtime). Raises: LeaseLost.
     """
-    row, items = _open_items(session, hold, intents)
+    row, items = open_items(session, hold, intents)
     notes = [{"number": item.number, "notes": {**item.notes, "intent": dict(intents[item.number])}} for item in items]
-    _update(session, row, notes)
+    update_items(session, row, notes)
     row.no_return = True
 
 
@@ -97,7 +98,7 @@ def complete_copies(session: Session, hold: Hold, results: Sequence[tuple[int, F
     Its identifier is the item's `result_object_id`. Raises: LeaseLost.
     """
     facts = dict(results)
-    row, items = _open_items(session, hold, facts, TransferKind.COPY_MANY)
+    row, items = open_items(session, hold, facts, TransferKind.COPY_MANY)
     sources = {source.id: source for source in lock_objects(session, (item.object_id for item in items), *_CARRIED)}
     rows = [
         NewRow(
@@ -116,8 +117,8 @@ def complete_copies(session: Session, hold: Hold, results: Sequence[tuple[int, F
     ]
     add_objects(session, rows, "copied")
     give_places_to_objects(session, [new.id for new in rows], row.id)
-    _update(session, row, [{"number": item.number, **_DONE, "size": facts[item.number].size} for item in items])
-    _free(session, row, items)
+    update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
+    free_items(session, row, items)
 
 
 def commit_moves(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
@@ -126,7 +127,7 @@ def commit_moves(session: Session, hold: Hold, results: Sequence[tuple[int, Fact
     The items stay QUEUED, with `committed` in their notes. Raises: LeaseLost.
     """
     facts = dict(results)
-    row, items = _open_items(session, hold, facts, TransferKind.MOVE_MANY)
+    row, items = open_items(session, hold, facts, TransferKind.MOVE_MANY)
     items = [item for item in items if not item.notes.get("committed")]
     objects: dict[UUID, DataObject] = {
         moved.id: moved for moved in lock_objects(session, (item.object_id for item in items))
@@ -146,18 +147,18 @@ def commit_moves(session: Session, hold: Hold, results: Sequence[tuple[int, Fact
             "group": moved.group,
         }
         told.append((moved.id, data))
-    _update(session, row, noted)
+    update_items(session, row, noted)
     post_object_events(session, "moved", told, time)
 
 
 def finish_moves(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
     """End items of MOVE_MANY that were committed and whose sources are gone. Raises: LeaseLost."""
-    row, items = _open_items(session, hold, numbers, TransferKind.MOVE_MANY)
+    row, items = open_items(session, hold, numbers, TransferKind.MOVE_MANY)
     for item in items:
         if not item.notes.get("committed"):
             raise InternalError(f"item {item.number} of {row.id} has not given its object the new place")
-    _update(session, row, [{"number": item.number, **_DONE} for item in items])
-    _free(session, row, items)
+    update_items(session, row, [{"number": item.number, **DONE} for item in items])
+    free_items(session, row, items)
 
 
 def fail_items(session: Session, hold: Hold, failures: Sequence[tuple[int, DataManagerError]]) -> None:
@@ -166,7 +167,7 @@ def fail_items(session: Session, hold: Hold, failures: Sequence[tuple[int, DataM
     The object is as it was, or (a move that was committed: SourceNotRemoved) at its new place. Raises: LeaseLost.
     """
     errors = dict(failures)
-    row, items = _open_items(session, hold, errors)
+    row, items = open_items(session, hold, errors)
     _fail(session, row, [(item, errors[item.number]) for item in items])
 
 
@@ -208,11 +209,11 @@ def source(item: TransferItem) -> Place:
     return Place(item.source_machine, item.source_place)
 
 
-def _open_items(
+def open_items(
     session: Session, hold: Hold, numbers: Iterable[int], kind: TransferKind | None = None
 ) -> tuple[Transfer, Sequence[Any]]:
     """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns, which
-    cost less than objects of the session do; `_update` changes them.
+    cost less than objects of the session do; `update_items` changes them.
     """
     row = held(session, hold, lock=True)
     if kind is not None and row.kind != kind.value:
@@ -225,7 +226,7 @@ def _open_items(
     return row, session.execute(query.order_by(_items.c.number)).all()
 
 
-def _update(session: Session, row: Transfer, changes: Sequence[Mapping[str, Any]]) -> None:
+def update_items(session: Session, row: Transfer, changes: Sequence[Mapping[str, Any]]) -> None:
     """Write columns of items; each change has the item's `number` and the same columns as the others."""
     if not changes:
         return
@@ -246,11 +247,11 @@ def _fail(session: Session, row: Transfer, failed: Sequence[tuple[Any, DataManag
         }
         for item, error in failed
     ]
-    _update(session, row, ends)
-    _free(session, row, [item for item, _ in failed])
+    update_items(session, row, ends)
+    free_items(session, row, [item for item, _ in failed])
 
 
-def _free(session: Session, row: Transfer, ended: Sequence[Any]) -> None:
+def free_items(session: Session, row: Transfer, ended: Sequence[Any]) -> None:
     """Free what the ended items held: places, and objects that no other item still reads."""
     objects = {item.object_id for item in ended}
     needed = select(TransferItem.object_id).where(

@@ -16,7 +16,7 @@ from models.tables import Lease, Transfer, TransferItem
 
 BATCH = 1000
 ITEMS_BATCH = 10_000
-MANY = [kind.value for kind in TransferKind if kind.many]
+ITEMISED = [kind.value for kind in TransferKind if kind.itemised]
 DEAD_LEASE = timedelta(hours=1)
 """A lease that ran out this long ago belongs to a process that is gone."""
 
@@ -69,7 +69,7 @@ def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
 
 
 def _prune_items(session: Session, keep: timedelta) -> int:
-    batches = select(Transfer.id).where(Transfer.ended < now(session) - keep, Transfer.kind.in_(MANY))
+    batches = select(Transfer.id).where(Transfer.ended < now(session) - keep, Transfer.kind.in_(ITEMISED))
     key = TransferItem.transfer_id, TransferItem.number
     some = select(*key).where(TransferItem.transfer_id.in_(batches)).limit(ITEMS_BATCH)
     return affected(session, delete(TransferItem).where(tuple_(*key).in_(some)))

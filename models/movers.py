@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.schedule import Priority
@@ -67,7 +67,7 @@ def take(
     if caps:
         _take_turns(session)
     time = now(session)
-    running = _held_by_machine(session, caps)
+    running = held_by_machine(session, caps)
     holds: list[Hold] = []
     for priority in Priority:
         most = min(limit, len(holds) + room.get(priority.value, limit))
@@ -100,7 +100,7 @@ def take(
 
 def waiting(session: Session, caps: Mapping[str, int] = NO_CAPS) -> bool:
     """Say whether a transfer could be taken now: a look that needs no writing transaction."""
-    full = _full(_held_by_machine(session, caps), caps)
+    full = _full(held_by_machine(session, caps), caps)
     query = select(Transfer.id).where(*_takeable(now(session)), *_not_at(full)).limit(1)
     return session.scalar(query) is not None
 
@@ -142,9 +142,14 @@ def begin(session: Session, hold: Hold, flow_run_id: UUID) -> Transfer:
 
 
 def note(session: Session, hold: Hold, **values: Any) -> None:
-    """Write columns of a held transfer (NOTABLE). Raises: LeaseLost."""
+    """Write columns of a held transfer (NOTABLE). A phase that was read before its move was committed, and comes after,
+    is not written. Raises: LeaseLost.
+    """
     if not values.keys() <= NOTABLE:
         raise InternalError(f"a runner may not write {', '.join(sorted(values.keys() - NOTABLE))}")
+    if "phase" in values:
+        committed = and_(Transfer.kind == TransferKind.MOVE.value, Transfer.phase == Phase.CLEANUP.value)
+        values["phase"] = case((committed, Transfer.phase), else_=values["phase"])
     if not _write(session, hold, **values):
         raise LeaseLost(f"transfer {hold.transfer} is no longer held under epoch {hold.epoch}")
 
@@ -168,10 +173,21 @@ def append_fault(session: Session, row: Transfer, code: str, detail: str) -> Non
     row.faults = [*row.faults, {**fault, "attempt": row.attempts}][-FAULTS_KEPT:]
 
 
-def requeue(session: Session, hold: Hold, *, after: timedelta = timedelta(0), spent: bool = True) -> None:
-    """Give a transfer back to the queue; `spent=False` when the attempt does not count. Raises: LeaseLost."""
+def requeue(
+    session: Session,
+    hold: Hold,
+    *,
+    after: timedelta = timedelta(0),
+    spent: bool = True,
+    phase: Phase = Phase.QUEUED,
+) -> None:
+    """Give a transfer back to the queue; `spent=False` when the attempt does not count, `phase`: what it waits for.
+    Raises: LeaseLost.
+    """
     row = held(session, hold, lock=True)
     _to_queue(session, row)
+    if not row.paused:
+        row.phase = phase.value
     row.retry_at = now(session) + after if after else None
     if not spent:
         row.attempts -= 1
@@ -201,7 +217,7 @@ def _take_turns(session: Session) -> None:
         session.execute(select(func.pg_advisory_xact_lock(TAKING_LOCK)))
 
 
-def _held_by_machine(session: Session, caps: Mapping[str, int]) -> Counter[str | None]:
+def held_by_machine(session: Session, caps: Mapping[str, int]) -> Counter[str | None]:
     """Count the transfers that movers hold, by each machine that they touch."""
     counted: Counter[str | None] = Counter()
     if not caps:

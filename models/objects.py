@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import NewObject
-from datamanager.domain.states import ObjectStatus, Verified
+from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import InvalidRequest, ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
 from models.claims import claim_place
 from models.cursors import decode_cursor, encode_cursor
 from models.database import now, on_postgresql
 from models.outbox import post_object_event
-from models.tables import DataObject
+from models.tables import Bundle, DataObject
 
 STREAM_CHUNK = 500
 LIMIT_MAX = 100_000
@@ -81,16 +81,16 @@ def lock_object(session: Session, object_id: UUID) -> DataObject:
     return found
 
 
-def require_usable(obj: DataObject, *, unknown_too: bool = False) -> None:
-    """Check that the object's file may be used; `unknown_too` for those who would remove it anyway.
+def require_usable(obj: DataObject, *, removing: bool = False) -> None:
+    """Check that the object's file may be used; `removing`: or that there may be something of it to remove.
 
     Raises: ObjectDeleted, ObjectArchived, ObjectUnknown.
     """
     if obj.status == ObjectStatus.DELETED:
         raise ObjectDeleted(f"object {obj.id} was deleted")
-    if obj.status == ObjectStatus.ARCHIVED:
+    if obj.status == ObjectStatus.ARCHIVED and not removing:
         raise ObjectArchived(f"object {obj.id} is archived; activate it first")
-    if obj.status == ObjectStatus.UNKNOWN and not unknown_too:
+    if obj.status == ObjectStatus.UNKNOWN and not removing:
         raise ObjectUnknown(f"the file of object {obj.id} was not found at its place")
 
 
@@ -188,6 +188,11 @@ def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Fa
         obj.verified = facts.verified.value
 
 
+def given_path(obj: Any) -> str:
+    """Return an object's directory and name as the client gave them; `obj` has its columns."""
+    return f"{obj.path.rstrip('/')}/{obj.filename}" if obj.path else str(obj.filename)
+
+
 def stream_all(session: Session) -> Generator[DataObject, None, None]:
     """Yield every object, oldest first, as the catalogue was at the first one, never holding more than a chunk.
 
@@ -232,10 +237,13 @@ def select_objects(session: Session, selection: Selection) -> tuple[list[DataObj
 
 
 def has_objects(session: Session, machine: str) -> bool:
-    """Say whether the catalogue has objects on a machine whose files may be there (ACTIVE or UNKNOWN)."""
+    """Say whether the catalogue has objects on a machine whose files may be there (ACTIVE or UNKNOWN), or in bundles
+    there.
+    """
     there = (ObjectStatus.ACTIVE.value, ObjectStatus.UNKNOWN.value)
     query = select(DataObject.id).where(DataObject.machine == machine, DataObject.status.in_(there)).limit(1)
-    return session.scalar(query) is not None
+    bundle = select(Bundle.id).where(Bundle.machine == machine, Bundle.status == BundleStatus.SEALED.value).limit(1)
+    return session.scalar(query) is not None or session.scalar(bundle) is not None
 
 
 def glob_to_like(glob: str) -> str:

@@ -14,6 +14,7 @@ from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveReq
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError
 from models.batch_items import give_up_items
+from models.bundles import abandon, release
 from models.claims import (
     claim_place,
     free_claims_of_transfer,
@@ -23,9 +24,9 @@ from models.claims import (
 )
 from models.database import now, storable, wake
 from models.movers import Hold, advance, append_fault, held
-from models.objects import Facts, add_object, lock_object, relocate
+from models.objects import Facts, add_object, given_path, lock_object, relocate
 from models.outbox import post_object_event, post_transfer_event
-from models.tables import DataObject, Transfer
+from models.tables import Transfer
 from models.transfers import request_of
 
 MOVED = "Move successful"
@@ -132,10 +133,13 @@ def finish_move(session: Session, hold: Hold) -> None:
 
 
 def complete_delete(session: Session, hold: Hold) -> str:
-    """End a delete: DELETED, the place is free. Returns the message for the client."""
+    """End a delete: DELETED, the place is free, or its part of a bundle. Returns the message for the client."""
     row = held(session, hold, lock=True)
     obj = lock_object(session, _known(row.object_id))
+    if obj.status == ObjectStatus.ARCHIVED:
+        release(session, [obj.id])
     obj.status = ObjectStatus.DELETED.value
+    obj.archived_in = None
     obj.date_modified = now(session)
     free_place_of_object(session, obj.id)
     message = f"{obj.machine}:{given_path(obj)} deleted"
@@ -158,12 +162,14 @@ def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter
     last = row.faults[-1] if row.faults else {}
     if (last.get("code"), last.get("attempt")) != (error.code, row.attempts):  # the attempt's fault may stand there
         append_fault(session, row, error.code, error.detail)
-    if TransferKind(row.kind).many:
+    kind = TransferKind(row.kind)
+    if kind.itemised:
         give_up_items(session, row, error)
+        abandon(session, row.id)
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
     begun = row.started is not None if litter is None else litter
-    row.litter = begun and row.kind != TransferKind.DELETE.value
+    row.litter = begun and kind.leaves_parts
     _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
 
 
@@ -179,11 +185,6 @@ def source(row: Transfer) -> Place:
     if row.source_machine is None or row.source_place is None:
         raise InternalError(f"transfer {row.id} has no source")
     return Place(row.source_machine, row.source_place)
-
-
-def given_path(obj: DataObject) -> str:
-    """Return directory and name as the client gave them."""
-    return f"{obj.path.rstrip('/')}/{obj.filename}" if obj.path else obj.filename
 
 
 def _give_places_to_object(session: Session, row: Transfer, object_id: UUID) -> None:

@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from datamanager.domain.schedule import Priority
-from datamanager.domain.states import ObjectStatus, Phase, TransferStatus, Verified
+from datamanager.domain.states import BundleStatus, ObjectStatus, Phase, TransferStatus, Verified
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
@@ -110,6 +110,7 @@ class DataObject(Base):
     verified: Mapped[str] = mapped_column(String(16), default=Verified.NONE.value)
     derived_from: Mapped[UUID | None] = mapped_column(ForeignKey("objects.id"))
     archived_in: Mapped[str | None] = mapped_column(Text)
+    """The bundle (machine:path) that has the bytes of an ARCHIVED object."""
 
     __table_args__ = (
         Index("ix_objects_date_registered", "date_registered", "id"),
@@ -200,7 +201,9 @@ class Transfer(Base):
 
 
 class TransferItem(Base):
-    """One item of a batch (`TransferKind.COPY_MANY`, `MOVE_MANY`): one object and where it is to go."""
+    """One item of a batch, or of a transfer to or from an archive (`TransferKind.itemised`): one object, and where it
+    is to go.
+    """
 
     __tablename__ = "transfer_items"
 
@@ -225,11 +228,62 @@ class TransferItem(Base):
     skipped: Mapped[bool] = mapped_column(default=False)
     """COMPLETE without work: what is wanted was there already."""
     notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    """What a later attempt must know: `intent`, `canonical`, `committed`. Give it a new dict to change it."""
+    """What a later attempt must know: `intent`, `canonical`, `committed`; of archives also `bundle`, and `restart` of a
+    recall. Give it a new dict to change it."""
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_detail: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (Index("ix_transfer_items_status", "transfer_id", "status", "number"),)
+
+
+class Bundle(Base):
+    """A file of an archive machine that has the bytes of archived objects. Rows are never removed."""
+
+    __tablename__ = "bundles"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(Status, default=BundleStatus.OPEN.value)
+    machine: Mapped[str] = mapped_column(MachineName)
+    place: Mapped[str] = mapped_column(Text)
+    """Below the machine's base_dir; the manifest is beside it."""
+    pack: Mapped[str] = mapped_column(String(16))
+    level: Mapped[str] = mapped_column(String(16))
+    """What was proved of it before it was sealed."""
+    transfer_id: Mapped[UUID]
+    """The transfer that makes or made it."""
+    size: Mapped[int | None] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    created: Mapped[datetime]
+    sealed: Mapped[datetime | None]
+    removed: Mapped[datetime | None]
+    notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """What a later attempt must know: `intent`, `restart`. Give it a new dict to change it."""
+
+    __table_args__ = (
+        Index("ix_bundles_transfer_id", "transfer_id"),
+        _partial("ix_bundles_to_remove", "id", where="status IN ('UNNEEDED', 'ABANDONED')"),
+    )
+
+
+class BundleMember(Base):
+    """An object's bytes in a sealed bundle: `size` from `offset` of the uncompressed bundle."""
+
+    __tablename__ = "bundle_members"
+
+    bundle_id: Mapped[UUID] = mapped_column(ForeignKey("bundles.id"), primary_key=True)
+    object_id: Mapped[UUID] = mapped_column(primary_key=True)
+    offset: Mapped[int] = mapped_column("offset", BigInteger)
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    mode: Mapped[int] = mapped_column(Integer)
+    mtime: Mapped[int] = mapped_column(BigInteger)
+    source_machine: Mapped[str] = mapped_column(MachineName)
+    source_place: Mapped[str] = mapped_column(Text)
+    """Where its file was; its name in the bundle is made of this."""
+    released: Mapped[datetime | None]
+    """Since when the object does not need it: it was activated or deleted."""
+
+    __table_args__ = (_partial("uq_bundle_members_object", "object_id", where="released IS NULL", unique=True),)
 
 
 class Claim(Base):
@@ -246,8 +300,8 @@ class Claim(Base):
     """sha256 of machine and place: a path may be longer than what an index of PostgreSQL takes."""
     object_id: Mapped[UUID | None]
     transfer_id: Mapped[UUID | None]
-    """The transfer whose end frees the claim; null: the ACTIVE object holds it. A batch's place claims name both: the
-    object for which the transfer holds the place."""
+    """The transfer whose end frees the claim; null: the ACTIVE object holds it, or the bundle whose identifier
+    `object_id` is then. A batch's place claims name both: the object for which the transfer holds the place."""
 
     __table_args__ = (
         _partial("uq_claims_place_key", "place_key", where="mode = 'place'", unique=True),

@@ -12,6 +12,16 @@ from uuid import UUID, uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from datamanager.domain.archive_requests import (
+    AcceptedActivate,
+    AcceptedArchive,
+    ActivateManyRequest,
+    ActivateRequest,
+    ActivateTerms,
+    ArchiveManyRequest,
+    ArchiveRequest,
+    ArchiveTerms,
+)
 from datamanager.domain.location import Place
 from datamanager.domain.requests import (
     AcceptedBatch,
@@ -28,6 +38,7 @@ from datamanager.domain.requests import (
 from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.errors import InternalError, InvalidRequest, TaskNotFound
 from datamanager.machines import Machines
+from models.archive_entry import enter_activate, enter_archive
 from models.batch_entry import enter_items
 from models.claims import claim_place, claim_reading, claim_writing
 from models.database import now, wake
@@ -42,8 +53,19 @@ REQUEST_OF_KIND: dict[TransferKind, type[TransferRequest]] = {
     TransferKind.DELETE: DeleteRequest,
     TransferKind.COPY_MANY: CopyManyRequest,
     TransferKind.MOVE_MANY: MoveManyRequest,
+    TransferKind.ARCHIVE: ArchiveRequest,
+    TransferKind.ACTIVATE: ActivateRequest,
+    TransferKind.ARCHIVE_MANY: ArchiveManyRequest,
+    TransferKind.ACTIVATE_MANY: ActivateManyRequest,
 }
 """What comes in."""
+KEPT_OF_KIND: dict[TransferKind, type[TransferRequest]] = REQUEST_OF_KIND | {
+    TransferKind.COPY_MANY: AcceptedBatch,
+    TransferKind.MOVE_MANY: AcceptedBatch,
+    TransferKind.ARCHIVE_MANY: AcceptedArchive,
+    TransferKind.ACTIVATE_MANY: AcceptedActivate,
+}
+"""What is kept of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +85,9 @@ class Order:
 def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     """Accept an order: check it against the catalogue, claim what it needs, store it QUEUED and post it to the movers.
 
-    Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectUnknown, ObjectBusy, DestinationExists, UnknownMachine,
-    PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the transaction. What is wrong
-    with an item of a batch is the item's, and the batch is accepted.
+    Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectActive, ObjectUnknown, ObjectBusy, DestinationExists,
+    UnknownMachine, PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the
+    transaction. What is wrong with an item of a batch is the item's, and the batch is accepted.
     """
     transfer = Transfer(
         id=uuid4(),
@@ -84,10 +106,15 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
         notes={},
     )
     _schedule(transfer, order.request)
-    if isinstance(order.request, BatchRequest):
-        enter_items(session, machines, transfer, order.request, moving=order.kind is TransferKind.MOVE_MANY)
-    else:
-        _enter_one(session, machines, transfer, order)
+    match order.request:
+        case BatchRequest() as batch:
+            enter_items(session, machines, transfer, batch, moving=order.kind is TransferKind.MOVE_MANY)
+        case ArchiveTerms() as terms:
+            enter_archive(session, machines, transfer, terms, order.object_id)
+        case ActivateTerms() as terms:
+            enter_activate(session, machines, transfer, terms, order.object_id)
+        case _:
+            _enter_one(session, machines, transfer, order)
     session.add(transfer)
     session.flush()
     post_request(session, transfer)
@@ -119,7 +146,9 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, order: 
     obj = _usable_source(session, machines, order)
     if obj is not None:
         transfer.object_id = obj.id
-        transfer.source_machine, transfer.source_place = obj.machine, obj.place
+        transfer.source_place = obj.place
+        if obj.status != ObjectStatus.ARCHIVED:  # to delete an archived one touches no machine
+            transfer.source_machine = obj.machine
         transfer.group = obj.group
         transfer.bytes_total = obj.size
     destination = destination_of(machines, order.request)
@@ -159,9 +188,7 @@ def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
 
 def request_of(transfer: Transfer) -> TransferRequest:
     """Return the transfer's request, typed again; of a batch what is kept of it."""
-    kind = TransferKind(transfer.kind)
-    model = AcceptedBatch if kind.many else REQUEST_OF_KIND[kind]
-    return model.model_validate(transfer.request)
+    return KEPT_OF_KIND[TransferKind(transfer.kind)].model_validate(transfer.request)
 
 
 def destination_of(machines: Machines, request: TransferRequest) -> Place | None:
@@ -179,8 +206,9 @@ def _usable_source(session: Session, machines: Machines, order: Order) -> DataOb
     if order.object_id is None:
         return None
     obj = lock_object(session, order.object_id)
-    require_usable(obj, unknown_too=order.kind is TransferKind.DELETE)
-    machines[obj.machine]  # raises UnknownMachine: its objects stay listed, but can't be worked on
+    require_usable(obj, removing=order.kind is TransferKind.DELETE)
+    if obj.status != ObjectStatus.ARCHIVED:
+        machines[obj.machine]  # raises UnknownMachine: its objects stay listed, but can't be worked on
     return obj
 
 

@@ -36,9 +36,15 @@ def up(environment: dict[str, str]) -> None:
 
 @app.command()
 @with_settings
-def mover(environment: dict[str, str]) -> None:
+def mover(
+    environment: dict[str, str],
+    *,
+    work_queue: Annotated[
+        list[str] | None, typer.Option(help="Take only transfers of this priority: high, normal or low. Repeatable.")
+    ] = None,
+) -> None:
     """Run one mover; several may run, on several hosts with PostgreSQL."""
-    become("mover", environment)
+    become("mover", environment, [f"--work-queue={name}" for name in work_queue or ()])
 
 
 @app.command()

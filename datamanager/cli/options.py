@@ -25,6 +25,10 @@ SETTINGS: dict[str, str] = {
     "download_allow": "Hosts, CIDRs or host:port that getexternal may fetch from although they are not public, "
     "comma-separated.",
     "max_download": "Largest download in bytes.",
+    "archive_to": "The archive machine of requests that name none; not set: the only one that there is.",
+    "archive_groups": "The archive machines of groups that have their own, as group=machine, comma-separated.",
+    "bundle_size": "Bytes up to which objects archived together share a bundle; a larger one has its own.",
+    "reclaim": "`0` keeps bundles that no object needs any more; else a mover removes them.",
     "concurrency": "Transfers that one mover runs at once.",
     "lease": "Seconds that a mover may be silent until its transfers go to another one.",
     "heartbeat": "Seconds between two signs of life of a mover; at most half of `lease`.",
@@ -43,26 +47,36 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def with_settings(command: Callable[[dict[str, str]], None]) -> Callable[..., None]:
-    """Give a command a flag for each setting; it is called with the environment that the flags mean.
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for each setting; it is called with the environment that the flags mean, and with its own
+    further options.
 
     The settings are checked before. Raises: SettingsError.
     """
 
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
     def run(**flags: Any) -> None:
-        given = {name: "1" if value is True else value for name, value in flags.items() if value is not None}
+        options = {option.name: flags.pop(option.name) for option in own}
+        given = {name: _text(value) for name, value in flags.items() if value is not None}
         load_settings(**given)
-        command({PREFIX + name.upper(): value for name, value in given.items()})
+        command({PREFIX + name.upper(): value for name, value in given.items()}, **options)
 
     run.__doc__, run.__name__ = command.__doc__, command.__name__
-    run.__signature__ = inspect.Signature([_parameter(name) for name in Settings.model_fields])  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature([*own, *map(_parameter, Settings.model_fields)])  # type: ignore[attr-defined]
     return run
 
 
+def _text(value: Any) -> Any:
+    return str(int(value)) if isinstance(value, bool) else value
+
+
 def _parameter(name: str) -> inspect.Parameter:
-    yes_or_no = Settings.model_fields[name].annotation is bool
+    field = Settings.model_fields[name]
+    yes_or_no = field.annotation is bool
+    names = f"{flag(name)}/--no-{flag(name)[2:]}" if field.default is True else flag(name)
     option = typer.Option(
-        flag(name), help=f"{SETTINGS[name]} [{PREFIX}{name.upper()}]", metavar=None if yes_or_no else "VALUE"
+        names, help=f"{SETTINGS[name]} [{PREFIX}{name.upper()}]", metavar=None if yes_or_no else "VALUE"
     )
     kind: Any = bool | None if yes_or_no else str | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])

@@ -71,10 +71,10 @@ def _filter(text: str) -> tuple[str, str]:
 
 
 def _show(tasks: Iterable[Task]) -> None:
-    table = Table("task", "kind", "priority", "status", "phase", "done", "eta", "error", box=None, pad_edge=False)
+    table = Table("task", "kind", "priority", "status", "phase", "done", "eta", "why", box=None, pad_edge=False)
     for task in tasks:
         done = f"{task.bytes_done:,}" if task.bytes_total is None else f"{task.bytes_done:,} of {task.bytes_total:,}"
         eta = "" if task.eta is None else task.eta.isoformat()
-        error = "" if task.error is None else task.error.code
-        table.add_row(str(task.task), task.kind, task.priority, task.status, task.phase, done, eta, error)
+        why = task.waiting_for if task.error is None else task.error.code
+        table.add_row(str(task.task), task.kind, task.priority, task.status, task.phase, done, eta, why)
     Console().print(table)

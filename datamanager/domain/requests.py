@@ -254,8 +254,10 @@ class TreeRequest(Request):
     """With more files than this nothing is registered."""
 
 
-TransferRequest = CopyRequest | MoveRequest | GetExternalRequest | DeleteRequest | BatchTerms
-"""What a transfer may be asked for. A batch comes in as a BatchRequest; what is kept of it is an AcceptedBatch."""
+TransferRequest = Scheduled
+"""What a transfer may be asked for. A batch comes in as a BatchRequest; what is kept of it is an AcceptedBatch. Those
+of archives are in `datamanager.domain.archive_requests`.
+"""
 
 
 def validated(fields: Mapping[str, Any], model: type[M]) -> M:

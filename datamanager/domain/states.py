@@ -56,11 +56,29 @@ class TransferKind(StrEnum):
     """Copies of many objects in one task: its items are rows."""
     MOVE_MANY = "move_many"
     """Moves of many objects in one task."""
+    ARCHIVE = "archive"
+    """Puts an object into a bundle on an archive machine."""
+    ACTIVATE = "activate"
+    """Brings an archived object's file back: a recall."""
+    ARCHIVE_MANY = "archive_many"
+    """Puts many objects into bundles, in one task."""
+    ACTIVATE_MANY = "activate_many"
+    """Brings many objects back, in one task."""
 
     @property
     def many(self) -> bool:
         """Whether this is a batch."""
-        return self in (TransferKind.COPY_MANY, TransferKind.MOVE_MANY)
+        return self.value.endswith("_many")
+
+    @property
+    def itemised(self) -> bool:
+        """Whether what it does is rows of items: batches, and archive and activate of one object, which has one."""
+        return self.many or self in (TransferKind.ARCHIVE, TransferKind.ACTIVATE)
+
+    @property
+    def leaves_parts(self) -> bool:
+        """Whether it writes partial files beside its destinations. Those of bundles are known by the bundle's row."""
+        return self not in (TransferKind.DELETE, TransferKind.ARCHIVE, TransferKind.ARCHIVE_MANY)
 
 
 class Phase(StrEnum):
@@ -80,8 +98,25 @@ class Phase(StrEnum):
     COMMIT = "commit"
     """The catalogue is told."""
     CLEANUP = "cleanup"
-    """A move removes its source."""
+    """A move or an archive removes its source."""
+    STAGING = "staging"
+    """An archive brings a bundle from its tapes; the transfer waits in the queue meanwhile."""
     DONE = "done"
+
+
+class BundleStatus(StrEnum):
+    """What a bundle on an archive machine is worth."""
+
+    OPEN = "OPEN"
+    """Its transfer writes, verifies or names it; every object is still ACTIVE."""
+    SEALED = "SEALED"
+    """Verified and named; ARCHIVED objects have their bytes there."""
+    UNNEEDED = "UNNEEDED"
+    """No object needs it any more; it is removed where the setting `reclaim` says so."""
+    ABANDONED = "ABANDONED"
+    """Its transfer ended before it was sealed; what there is of it is removed."""
+    REMOVED = "REMOVED"
+    """Its files are gone; the row stays as a record."""
 
 
 class Verified(StrEnum):

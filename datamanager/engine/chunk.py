@@ -92,7 +92,7 @@ class ReadsMany(LooksMany, Protocol):
     """Looks at many small files and reads them; see the port's Many."""
 
     def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | DataManagerError]:
-        """Yield whole regular files of at most `most` bytes each, or why one can't be read; `likely`: of the largest."""
+        """Yield whole regular files of at most `most` bytes each, or why not; `likely`: bytes of the largest."""
         ...
 
 

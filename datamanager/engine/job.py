@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from uuid import UUID
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind, Verified
+from datamanager.engine.content import Content, Digest
 from datamanager.errors import InternalError
 from datamanager.machines import Machine, VerifyPolicy
-from datamanager.transports.base import FileStat, Storage
+from datamanager.transports.base import FileStat, Reader, Session, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class Found:
     directory, and is claimed too then."""
     published: Intent | None = None
     """An earlier attempt of this transfer has published already: go straight to the catalogue."""
+    content: Content | None = None
+    """What is read; None for the file at `source_path`, as it is."""
 
     @property
     def size(self) -> int | None:
@@ -125,6 +130,14 @@ class Found:
         if self.source is None:
             raise InternalError("a download has no source file")
         return self.source
+
+    def open(self, session: Session) -> AbstractContextManager[Reader]:
+        """Open what is read, over a session of its machine. Raises: PathMissing, or what the content raises."""
+        return session.open_read(self.source_path) if self.content is None else self.content.open(session)
+
+    def digest(self) -> Digest:
+        """Return a new hash for what is read."""
+        return hashlib.sha256() if self.content is None else self.content.digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ Source there and regular, destination's directory made, its name free, space eno
 from __future__ import annotations
 
 import posixpath
+from dataclasses import dataclass
 
 from datamanager.domain.plan import Route, plan
 from datamanager.engine import direct
 from datamanager.engine.confine import confined, relative
+from datamanager.engine.content import Content
 from datamanager.engine.job import End, Found, Intent, Job
 from datamanager.engine.restart import parts_of
 from datamanager.engine.verify import stored_sha256
@@ -25,6 +27,19 @@ from datamanager.errors import (
 from datamanager.transports.base import FileKind, FileStat, Session
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What is to be read: the real path and stat of a file, or a content with the stat that it shows.
+
+    No stat where the file is missing: an earlier attempt may have renamed it.
+    """
+
+    path: str
+    stat: FileStat | None
+    is_link: bool = False
+    content: Content | None = None
+
+
 def probe(job: Job, *, size: int | None = None) -> Found:
     """Look at both ends and say how the bytes will go; `size` is a download's announced length (None: unknown).
 
@@ -32,58 +47,76 @@ def probe(job: Job, *, size: int | None = None) -> Found:
 
     Raises: SourceMissing, DestinationExists, NoSpace, PathNotAllowed, and what the transports raise.
     """
-    source_path, source, is_link = _probe_source(job.source) if job.source is not None else ("", None, False)
+    if job.source is None:
+        return _look(job, Read("", None), size)
+    read = _probe_source(job.source)
+    return _look(job, read, read.stat.size if read.stat else size)
+
+
+def probe_content(job: Job, read: Read, *, size: int | None) -> Found:
+    """Look at the destination of a content, which goes by relay; `size`: the bytes that it needs there (None: unknown).
+
+    Raises: what `probe` raises but SourceMissing.
+    """
+    return _look(job, read, size)
+
+
+def _look(job: Job, read: Read, size: int | None) -> Found:
     target = job.target
     with target.storage.session() as session:
         final = confined(session, target.machine, target.place.path, follow=False)
         directory = posixpath.dirname(final)
         _make_directory(session, directory, target)
-        route = plan(
-            job.kind,
-            source_machine=job.source.machine.name if job.source else None,
-            destination_machine=target.machine.name,
-            can_copy_within=session.features.server_side_copy,
-            can_go_direct=direct.possible(job, limited=job.limited),
-        )
-        if route is Route.RENAME and is_link:
-            # renaming a link would move the link and leave the bytes; the bytes are what was asked for
-            route = Route.WITHIN if session.features.server_side_copy else Route.RELAY
+        route = _route(job, read, session)
         found = Found(
             route=route,
             directory=directory,
             final=final,
             part=posixpath.join(directory, job.part_name),
-            source_path=source_path,
-            source=source,
+            source_path=read.path,
+            source=read.stat,
             canonical=relative(session, target.machine, final),
-            published=_published(session, job, final, source),
+            published=published_before(session, job, final, read.stat),
+            content=read.content,
         )
         if found.published is None:
-            if source is None and job.source is not None:
+            if read.stat is None and job.source is not None:
                 raise SourceMissing(f"{job.source.place}: no such file")
-            _require_another_file(job, source_path, final)
+            _require_another_file(job, read.path, final)
             _require_free_name(session, job, final)
         there = _resumable(session, job, found)
         if found.published is None and route is not Route.RENAME:
-            _require_space(session, directory, source.size if source else size, there, target)
+            _require_space(session, directory, size, there, target)
         return found
 
 
-def _probe_source(end: End) -> tuple[str, FileStat | None, bool]:
-    """Return the source's real path, its stat, and whether its name is a link.
+def _route(job: Job, read: Read, session: Session) -> Route:
+    if read.content is not None:
+        return Route.RELAY
+    route = plan(
+        job.kind,
+        source_machine=job.source.machine.name if job.source else None,
+        destination_machine=job.target.machine.name,
+        can_copy_within=session.features.server_side_copy,
+        can_go_direct=direct.possible(job, limited=job.limited),
+    )
+    if route is Route.RENAME and read.is_link:
+        # renaming a link would move the link and leave the bytes; the bytes are what was asked for
+        return Route.WITHIN if session.features.server_side_copy else Route.RELAY
+    return route
 
-    No stat when it is missing: an earlier attempt may have renamed it.
-    """
+
+def _probe_source(end: End) -> Read:
     with end.storage.session() as session:
         try:
             path = confined(session, end.machine, end.place.path)
             stat = session.stat(path)
         except PathMissing:
-            return "", None, False
+            return Read("", None)
         is_link = path != confined(session, end.machine, end.place.path, follow=False)
     if stat.kind is not FileKind.FILE:
         raise SourceMissing(f"{end.place} is no regular file")
-    return path, stat, is_link
+    return Read(path, stat, is_link)
 
 
 def _make_directory(session: Session, directory: str, target: End) -> None:
@@ -95,7 +128,7 @@ def _make_directory(session: Session, directory: str, target: End) -> None:
         raise RemoteFailure(f"{target.place}: the directory changed while it was looked at")
 
 
-def _published(session: Session, job: Job, final: str, source: FileStat | None) -> Intent | None:
+def published_before(session: Session, job: Job, final: str, source: FileStat | None) -> Intent | None:
     """Say whether an earlier attempt, which recorded its intent, got as far as publishing: the right bytes have the
     name.
     """

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import posixpath
+from contextlib import AbstractContextManager
 
 from datamanager.engine.control import Control
 from datamanager.engine.job import Found, Job, Restart
 from datamanager.errors import PathMissing
-from datamanager.transports.base import FileKind, Session
+from datamanager.transports.base import FileKind, Reader, Session
 from datamanager.transports.paths import shown
 
 BLOCK = 32 * 1024 * 1024
@@ -77,13 +78,13 @@ def parts_of(job: Job, directory: str, session: Session) -> list[tuple[int, str]
 
 def _same_block(found: Found, source: Session, target: Session, stop: int, control: Control) -> bool:
     start = max(0, stop - BLOCK)
-    ours = _sha256(source, found.source_path, start, stop, control)
-    return ours == _sha256(target, found.part, start, stop, control)
+    ours = _sha256(found.open(source), start, stop, control)
+    return ours == _sha256(target.open_read(found.part), start, stop, control)
 
 
-def _sha256(session: Session, path: str, start: int, stop: int, control: Control) -> bytes:
+def _sha256(opened: AbstractContextManager[Reader], start: int, stop: int, control: Control) -> bytes:
     digest = hashlib.sha256()
-    with session.open_read(path) as reader:
+    with opened as reader:
         for block in reader.blocks(start, stop - start):
             digest.update(block)
             control.check()

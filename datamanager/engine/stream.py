@@ -76,7 +76,7 @@ def relay(job: Job, found: Found, control: Control, remember: Remember = forget)
         control.bytes_done = start
         ways = stack.enter_context(connections(job, source, target, wanted - start))
         try:
-            readers = [stack.enter_context(one.open_read(found.source_path)) for one in ways.sources]
+            readers = [stack.enter_context(found.open(one)) for one in ways.sources]
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
         first = target.reopen(found.part) if start else target.create(found.part)
@@ -86,7 +86,8 @@ def relay(job: Job, found: Found, control: Control, remember: Remember = forget)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
         follower = stack.enter_context(target.follow(found.part)) if hashed and wanted >= FOLLOWED_FROM else None
-        stretch = Stretch(readers, writers, start, wanted, follower, hashlib.sha256() if hashed else None)
+        digest = found.digest() if hashed or (found.content is not None and not start) else None
+        stretch = Stretch(readers, writers, start, wanted, follower, digest)
         size = stretch.move(control)
         if size != wanted:
             raise SourceChanged(f"{job.origin.place} ended after {size} of {wanted} bytes")

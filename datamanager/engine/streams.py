@@ -10,15 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from datamanager.engine.content import Digest
 from datamanager.engine.control import Control
 from datamanager.engine.crew import CHUNK, Crew, Seen
 from datamanager.engine.job import Job
 from datamanager.transports.base import Follower, Reader, Session, Storage, Writer
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 LONG_PATH = 0.004
 """Seconds of a round trip from which on one connection's window is the bottleneck."""
@@ -70,7 +67,7 @@ class Stretch:
         start: int,
         stop: int,
         follower: Follower | None = None,
-        digest: _Hash | None = None,
+        digest: Digest | None = None,
     ) -> None:
         self._readers = readers
         self._writers = writers

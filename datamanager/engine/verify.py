@@ -42,6 +42,9 @@ def verify(job: Job, found: Found, moved: Moved, control: Control) -> Proof:
 def require_unchanged(job: Job, found: Found) -> None:
     """Check that the source still has the size and mtime that the probe saw. Raises: SourceChanged."""
     with job.origin.storage.session() as session:
+        if found.content is not None:
+            found.content.require_unchanged(session)
+            return
         try:
             now = session.stat(found.source_path)
         except PathMissing:
@@ -70,6 +73,18 @@ def stored_sha256(session: Session, path: str, progress: Progress = no_progress)
     return sha256.hexdigest()
 
 
+def source_sha256(job: Job, found: Found, control: Control) -> str:
+    """Return the sha256 (hex) of what is read, from its storage. Raises: PathMissing, or what the content raises."""
+    if found.content is None:
+        return _hashed(job.origin, found.source_path, control)
+    digest = found.digest()
+    with job.origin.storage.session() as session, found.open(session) as reader:
+        for block in reader.blocks():
+            digest.update(block)
+            control.check()
+    return digest.hexdigest()
+
+
 def _both_sha256(job: Job, found: Found, moved: Moved, control: Control) -> tuple[str, str]:
     """Return the sha256 of what was read and of what is stored; what was not taken meanwhile is read from storage,
     both ends at the same time.
@@ -77,7 +92,7 @@ def _both_sha256(job: Job, found: Found, moved: Moved, control: Control) -> tupl
 
     def source() -> str:
         try:
-            return _hashed(job.origin, found.source_path, control)
+            return source_sha256(job, found, control)
         except PathMissing:
             raise SourceChanged(f"{job.origin.place} disappeared under the transfer") from None
 

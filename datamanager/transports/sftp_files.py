@@ -211,5 +211,7 @@ class SftpWriter:
             free = self._free_space()
             if free is not None and free < _SPACE_IS_GONE:
                 error = NoSpace(f"{shown(self._path)}: the file system is full ({free} bytes left)")
+            else:
+                error.retryable = True  # it may have been full until somebody made room: the next try finds out
         self._failure = self._failure or error
         raise self._failure

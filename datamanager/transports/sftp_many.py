@@ -206,8 +206,11 @@ class SftpMany:
         if bad is None:
             return
         error = status_error(bad, path)
-        if code_of(bad) == SFTP_FAILURE and (yield from self._space_is_gone(path)):
-            error = NoSpace(f"{shown(path)}: the file system is full")
+        if code_of(bad) == SFTP_FAILURE:
+            if (yield from self._space_is_gone(path)):
+                error = NoSpace(f"{shown(path)}: the file system is full")
+            else:
+                error.retryable = True  # it may have been full until somebody made room: the next try finds out
         yield [post(CMD_REMOVE, string(path))]
         raise error
 

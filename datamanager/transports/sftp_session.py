@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from paramiko.sftp import (
@@ -39,6 +39,7 @@ from datamanager.transports.pushing import PushTarget, push
 from datamanager.transports.remote_copy import RemoteCopy
 from datamanager.transports.remote_digest import RemoteDigest
 from datamanager.transports.remote_follower import RemoteFollower
+from datamanager.transports.remote_program import run
 from datamanager.transports.sftp_attributes import NO_ATTRIBUTES, pack_attributes, unpack_stat
 from datamanager.transports.sftp_errors import SFTP_FAILURE, check, code_of, expect, status_error
 from datamanager.transports.sftp_files import SftpReader, SftpWriter
@@ -211,6 +212,10 @@ class SftpSession:
     def push(self, path: str, to: PushTarget, progress: Progress) -> bool:
         """Let the machine send a file to another one."""
         return push(self._wire.channel, path, to, progress)
+
+    def run(self, words: Sequence[str], progress: Progress = no_progress) -> int:
+        """Run a program on the machine, over the same connection."""
+        return run(self._wire.channel, words, progress)
 
     @property
     def many(self) -> SftpMany:

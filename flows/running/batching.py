@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
-from datamanager.domain.requests import AcceptedBatch
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.engine import bulk, bulk_publish, single
 from datamanager.engine import publish as publishing
-from datamanager.engine.chunk import Failed, SmallItem, Staged, item_id
+from datamanager.engine.chunk import Failed, Outcome, SmallItem, Staged, item_id
 from datamanager.engine.ends import lent
-from datamanager.engine.job import End, Intent, Job
+from datamanager.engine.job import End, Intent, Job, Restart
 from datamanager.engine.single import Ready
-from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
+from datamanager.errors import DataManagerError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
+from datamanager.transports.base import Session
 from flows.running.work import Work
 from models import batches
 from models.objects import Facts
@@ -38,11 +38,12 @@ T = TypeVar("T")
 class ItemsChunk:
     """The chunk's rows under way. `errors` has what failed so far, by item number. Blocks; lives in one thread."""
 
+    within_one_machine = False
+    """Whether small files go together also when both ends are one machine."""
+
     def __init__(self, work: Work, rows: Sequence[TransferItem]) -> None:
-        if not isinstance(work.request, AcceptedBatch):
-            raise InternalError(f"transfer {work.transfer} is no batch")
         self._work = work
-        self._request = work.request
+        self._overwrite = bool(getattr(work.request, "overwrite", False))
         self._moving = work.row.kind == TransferKind.MOVE_MANY.value
         self._rows = {row.number: row for row in rows}
         self._jobs: dict[int, Job] = {}
@@ -80,10 +81,10 @@ class ItemsChunk:
         self._commit()
         if self._moving:
             self._remove_sources([*self._named, *committed])
-        lasting = [(number, error) for number, error in self.errors.items() if not error.retryable]
+        lasting = [(number, error) for number, error in self.errors.items() if not self._passes(error)]
         self._write_all(batches.fail_items, lasting)
         self._work.item_errors |= self.errors
-        passing = [error for error in self.errors.values() if error.retryable]
+        passing = [error for error in self.errors.values() if self._passes(error)]
         if passing:  # that a machine is away is told first: the whole may wait for it
             raise next((error for error in passing if isinstance(error, MachineUnavailable)), passing[0])
 
@@ -92,17 +93,18 @@ class ItemsChunk:
     def _describe(self, number: int) -> None:
         row, machines, storage = self._rows[number], self._work.parts.machines, self._work.storage
         source, destination = batches.source(row), batches.destination(row)
-        policy = self._request.verify or machines[destination.machine].verify
-        intent = row.notes.get("intent")
+        asked: VerifyPolicy | None = getattr(self._work.request, "verify", None)
+        intent, restart = row.notes.get("intent"), row.notes.get("restart")
         self._jobs[number] = Job(
             transfer=item_id(self._work.transfer, number),
             epoch=self._work.hold.epoch,
             kind=TransferKind.MOVE if self._moving else TransferKind.COPY,
             source=End(source, machines[source.machine], storage(source.machine)),
             destination=End(destination, machines[destination.machine], storage(destination.machine)),
-            overwrite=self._request.overwrite,
-            verify=policy,
+            overwrite=self._overwrite,
+            verify=asked or machines[destination.machine].verify,
             intent=Intent(**intent) if intent else None,
+            restart=Restart(**restart) if restart else None,
             limited=self._work.control.throttle is not None and self._work.control.throttle.limited,
         )
 
@@ -112,26 +114,13 @@ class ItemsChunk:
         """Stage the small files of each pair of machines together; return the numbers of those that go one by one."""
         rest: list[int] = []
         for (origin, target, _), group in _grouped(numbers, self._way):
-            if origin == target:
+            if origin == target and not self.within_one_machine:
                 rest += group
                 continue
             job = self._jobs[group[0]]
             try:
                 with lent(job) as (source, sink):
-                    outcomes = bulk.stage(
-                        source,
-                        sink,
-                        [SmallItem(n, self._jobs[n].origin.place, self._jobs[n].target.place) for n in group],
-                        origin_machine=job.origin.machine,
-                        target_machine=job.target.machine,
-                        transfer=self._work.transfer,
-                        epoch=self._work.hold.epoch,
-                        verify=job.verify,
-                        control=self._work.control,
-                        overwrite=job.overwrite,
-                        packed=len(group) >= PACKED_FROM,
-                        ours={n: intent for n in group if (intent := self._jobs[n].intent) is not None},
-                    )
+                    outcomes = self._stage_together(source, sink, job, group)
             except DataManagerError as error:
                 self._all_failed(group, error)
                 continue
@@ -142,11 +131,31 @@ class ItemsChunk:
             rest += [number for number in group if number not in known]
         return rest
 
+    def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
+        """Stage the small ones of a group; `job` is that of any of them."""
+        return bulk.stage(
+            source,
+            sink,
+            [SmallItem(n, self._jobs[n].origin.place, self._jobs[n].target.place) for n in group],
+            origin_machine=job.origin.machine,
+            target_machine=job.target.machine,
+            transfer=self._work.transfer,
+            epoch=self._work.hold.epoch,
+            verify=job.verify,
+            control=self._work.control,
+            overwrite=job.overwrite,
+            packed=len(group) >= PACKED_FROM,
+            ours={n: intent for n in group if (intent := self._jobs[n].intent) is not None},
+        )
+
     def _stage_single(self, numbers: Sequence[int]) -> None:
         def stage(number: int) -> None:
-            self._ready[number] = single.stage(self._jobs[number], self._work.control)
+            self._ready[number] = self._stage_one(number)
 
         self._each(numbers, stage)
+
+    def _stage_one(self, number: int) -> Ready:
+        return single.stage(self._jobs[number], self._work.control)
 
     def _way(self, number: int) -> tuple[str, str, VerifyPolicy]:
         job = self._jobs[number]
@@ -200,8 +209,12 @@ class ItemsChunk:
 
     def _commit(self) -> None:
         results = [(number, named.facts) for number, named in self._named.items()]
-        self._write_all(batches.commit_moves if self._moving else batches.complete_copies, results)
+        self._tell(results)
         self.bytes_done = sum(named.intent.size for named in self._named.values())
+
+    def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
+        """Tell the catalogue of the files that have their names."""
+        self._write_all(batches.commit_moves if self._moving else batches.complete_copies, results)
 
     def _remove_sources(self, numbers: Sequence[int]) -> None:
         """End moves: the sources go, if they still are what was read."""
@@ -272,6 +285,10 @@ class ItemsChunk:
             if isinstance(error, MachineUnavailable) and other is not None and _machines(other) == _machines(job):
                 return error
         return None
+
+    def _passes(self, error: DataManagerError) -> bool:
+        """Say whether what failed is worth trying again."""
+        return error.retryable
 
     def _all_failed(self, numbers: Iterable[int], error: DataManagerError) -> None:
         if isinstance(error, ServiceError):

@@ -56,7 +56,7 @@ def clear_up(parts: Services) -> int:
 def _removed(parts: Services, row: Transfer) -> bool:
     """Remove what a transfer left; say whether all of it is gone."""
     epochs = range(max(1, row.epoch - EARLIER_EPOCHS), row.epoch + 1)
-    if not TransferKind(row.kind).many:
+    if not TransferKind(row.kind).itemised:
         place = outcomes.destination(row)
         return _gone(parts, place.machine, [(place, temporary_name(place.name, row.id, epoch)) for epoch in epochs])
     gone, last = True, -1

@@ -18,15 +18,16 @@ log = logging.getLogger(__name__)
 
 def run_name(row: Transfer) -> str:
     """Return the run's name for a transfer."""
-    path = row.source_place or row.destination_place or ""
-    name = path.rpartition("/")[2]
     kind = TransferKind(row.kind)
+    places = [row.source_place, row.destination_place]
+    path = next(filter(None, reversed(places) if kind is TransferKind.ACTIVATE else places), "")  # not the bundle's
+    name = path.rpartition("/")[2]
     if kind.many:
         verb, count = kind.value.partition("_")[0], row.request.get("count", "many")
         ends = f"{row.source_machine or 'several'} → {row.destination_machine or 'several'}"
         return f"{verb} {count} objects {ends}"[:NAME_MAX]
     if kind is TransferKind.DELETE:
-        text = f"delete {name} on {row.source_machine}"
+        text = f"delete {name} on {row.source_machine or 'its archive'}"
     elif kind is TransferKind.GETEXTERNAL:
         text = f"getexternal {name} → {row.destination_machine}"
     else:

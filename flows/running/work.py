@@ -24,17 +24,20 @@ from prefect.runtime import flow_run as running
 from sqlalchemy.orm import Session
 
 from datamanager.domain.requests import TransferRequest, validated
-from datamanager.domain.states import TransferKind
+from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.control import WISHES, Control
 from datamanager.engine.job import End, Intent, Job, Restart
 from datamanager.engine.stoppable import StoppableStorage
 from datamanager.errors import (
+    Cancelled,
     CatalogueUnavailable,
     DataManagerError,
     InternalError,
     LeaseLost,
+    MachineUnavailable,
     Paused,
     ServiceError,
+    Staging,
     TaskNotFound,
 )
 from datamanager.machines import VerifyPolicy
@@ -43,7 +46,7 @@ from flows.running.naming import describe_run
 from flows.running.services import Services, services
 from flows.running.watching import NOTE_EVERY, watched, wish
 from models import limits, movers, outcomes
-from models.batch_items import machines_of
+from models.batch_items import in_doubt, machines_of
 from models.control import stop_reason
 from models.tables import Transfer
 from models.transfers import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, request_of, submit
@@ -71,7 +74,7 @@ class Work:
         """Why items of a batch failed last, by number."""
         self.waits = False
         """A machine of this transfer can't be reached for now: it goes back to the queue, and no attempt is counted."""
-        self.litter = TransferKind(row.kind).many or (hold.epoch > 1 and row.destination_machine is not None)
+        self.litter = TransferKind(row.kind).itemised or (hold.epoch > 1 and row.destination_machine is not None)
         """Whether a partial file may lie beside the destination, or that of an item."""
         self._storages: dict[str, Storage] = {}
         self.log = get_run_logger()
@@ -141,7 +144,7 @@ class Work:
         """Say whether this error ends the transfer; else another attempt follows, here or on another mover."""
         if isinstance(error, asyncio.CancelledError) and isinstance(self.control.stopping, WISHES):
             error = self.control.stopping
-        if not isinstance(error, Exception) or isinstance(error, LeaseLost | Paused):
+        if not isinstance(error, Exception) or isinstance(error, LeaseLost | Paused | Staging):
             return False  # the mover stops, another one has the transfer, or it goes on later
         if self.waits:
             return False
@@ -241,11 +244,12 @@ class _MachineFull(Exception):
 async def _hold_soon(
     parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
 ) -> movers.Hold:
-    """Return the hold under which this run works, as soon as its machines have room for it."""
+    """Return the hold under which this run works, as soon as its machines have room for it and the catalogue is there:
+    a run must not fail for either."""
     while True:
         try:
             return await asyncio.to_thread(_hold, parts, kind, transfer, order, flow_run)
-        except _MachineFull:
+        except (_MachineFull, CatalogueUnavailable):
             await asyncio.sleep(NOTE_EVERY)
 
 
@@ -294,9 +298,13 @@ def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError, w
     try:
         with parts.database.write() as session:
             row = movers.held(session, hold)
-            if (work is not None and work.waits) or isinstance(error, Paused):
+            if isinstance(error, Staging):
+                movers.requeue(session, hold, after=error.again, spent=False, phase=Phase.STAGING)
+            elif (work is not None and work.waits) or isinstance(error, Paused):
                 movers.requeue(session, hold, spent=False)
-            elif _goes_on(parts, row, error):
+            elif _goes_on(parts, row, error) or _in_doubt(parts, session, row, error):
+                if isinstance(error, Cancelled):
+                    row.stop_requested = movers.CANCEL  # also when it was asked for in Prefect
                 movers.append_fault(session, row, error.code, error.detail)
                 movers.requeue(session, hold, after=TAKEN_AGAIN)
             else:
@@ -311,9 +319,19 @@ def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError, w
 def _goes_on(parts: Services, row: Transfer, error: Exception) -> bool:
     """Say whether a later attempt must look before anybody may call this an error.
 
-    A catalogue that was away is no fault of the transfer. And once the intent to publish is recorded, a broken
-    connection leaves open whether the file has its name; the next probe finds out.
+    A catalogue that was away is no fault of the transfer, nor is a machine: it is waited for in the queue. And once the
+    intent to publish is recorded, a broken connection leaves open whether the file has its name; the next probe finds
+    out. (Of a machine that a client waits for `retryable` was taken away.)
     """
     if not isinstance(error, DataManagerError) or row.attempts >= parts.settings.max_attempts:
         return False
-    return isinstance(error, ServiceError) or (error.retryable and "intent" in row.notes)
+    if isinstance(error, ServiceError):
+        return True
+    return error.retryable and (isinstance(error, MachineUnavailable) or "intent" in row.notes)
+
+
+def _in_doubt(parts: Services, session: Session, row: Transfer, error: Exception) -> bool:
+    """Say whether files of a batch that users stop may have their names: an attempt looks at them before it ends."""
+    if not isinstance(error, WISHES) or row.attempts >= parts.settings.max_attempts:
+        return False
+    return TransferKind(row.kind).itemised and in_doubt(session, row.id)

@@ -23,6 +23,7 @@ DEPLOYMENTS = ROOT / "deployments"
 UNITS = sorted((DEPLOYMENTS / "systemd").glob("*.service"))
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+MOVER_HOST: dict[str, Any] = yaml.safe_load((DEPLOYMENTS / "compose.mover.yaml").read_text(encoding="utf-8"))
 SETTINGS = {PREFIX + name.upper() for name in Settings.model_fields}
 
 
@@ -53,6 +54,21 @@ def test_every_service_of_the_application_runs_an_entry_point(name: str) -> None
 
 def test_there_are_api_two_movers_and_what_they_need() -> None:
     assert {"api", "mover1", "mover2", "prefect", "postgres", "rabbitmq", "alpha", "beta"} <= set(SERVICES)
+
+
+def test_a_mover_on_another_host_is_confined_as_those_beside_the_api_are() -> None:
+    mover, other = MOVER_HOST["services"]["mover"], SERVICES["mover1"]
+    same = ["image", "command", "stop_grace_period", "read_only", "tmpfs", "cap_drop", "security_opt"]
+    assert {key: mover[key] for key in same} == {key: other[key] for key in same}
+    assert mover["environment"].keys() == other["environment"].keys()
+    assert "ports" not in mover
+
+
+def test_what_a_mover_host_must_fill_in_is_asked_for() -> None:
+    text = (DEPLOYMENTS / "compose.mover.yaml").read_text(encoding="utf-8")
+    wanted = re.findall(r"\$\{(\w+):\?", text)
+    example = (DEPLOYMENTS / "mover.env.example").read_text(encoding="utf-8")
+    assert re.findall(r"^(\w+)=(.*)$", example, re.MULTILINE) == [(name, "") for name in wanted]
 
 
 def test_services_depend_on_services_that_tell_their_health() -> None:

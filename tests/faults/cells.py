@@ -1,7 +1,9 @@
-"""The transfers that a fault hits at once: one of each kind, with bytes of its own, and what is found of it."""
+"""A transfer that a fault hits, with bytes of its own, and what is found of it."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
 import random
@@ -15,11 +17,12 @@ from sqlalchemy import func, select
 
 from datamanager.domain.states import TransferKind
 from models.tables import Claim, DataObject, Transfer
-from tests.faults.hearing import Heard
 from tests.faults.judging import Facts
 from tests.faults.plant import SOURCE, Plant
+from tests.support.hearing import Heard
 
 KINDS = (TransferKind.COPY, TransferKind.MOVE, TransferKind.GETEXTERNAL)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of fcntl.h and linux/fs.h
 OLD = 3600.0
 """Seconds since a source was last changed: SFTP tells whole seconds, so a change must be seen to be one."""
 
@@ -39,6 +42,11 @@ class Cell:
     versions: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
     """What was wrong while it ran, in sentences."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the diary."""
+        return self.path.rpartition("/")[2].removesuffix(".bin")
 
     @property
     def source(self) -> Path:
@@ -63,12 +71,18 @@ class Cell:
             self.uuid = self.plant.site.register(SOURCE, self.path)
 
     def write(self, data: bytes, mtime: float) -> None:
-        """Give the source other bytes, in one moment (a new file takes the name)."""
+        """Write the source."""
+        self.versions.add(_hex(data))
+        self.source.write_bytes(data)
+        os.utime(self.source, (mtime, mtime))
+
+    def change(self, data: bytes) -> None:
+        """Give the source other bytes in one moment, as another file under its name; not if it has been moved away."""
         self.versions.add(_hex(data))
         new = self.source.with_name(f"{self.source.name}.new")
         new.write_bytes(data)
-        os.utime(new, (mtime, mtime))
-        new.replace(self.source)
+        _exchange(new, self.source)
+        new.unlink()
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -123,13 +137,23 @@ class Cell:
         )
 
     def parts(self) -> list[Path]:
-        """Return the transfer's partial files."""
-        mark = f".{UUID(self.task).hex[:8]}."
-        return [part for part in self.destination.parent.glob(".*.dmpart") if mark in part.name]
+        """Return the partial files of this name, on any machine, whoever wrote them."""
+        directory, _, name = self.path.rpartition("/")
+        folders = [folder / directory for folder in self.plant.site.folders.values()]
+        return [part for folder in folders for part in folder.glob(f".{name}.*.dmpart")]
 
 
 def _hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two files take each other's name; do nothing when one is missing. (An os.replace would make it anew.)"""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        if code != errno.ENOENT:
+            raise OSError(code, os.strerror(code), str(other))
 
 
 def _digest(path: Path) -> str | None:

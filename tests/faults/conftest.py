@@ -17,9 +17,9 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from tests.faults.disk import SmallDisk
-from tests.faults.hearing import Ear
 from tests.faults.plant import Parts, Plant
 from tests.faults.results import Results
+from tests.support.hearing import Ear
 from tests.support.postgres import Databases, Postgres
 from tests.support.prefect import PrefectServer
 from tests.support.programs import missing

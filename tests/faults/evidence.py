@@ -30,12 +30,12 @@ def keep(trial: Trial, broken: Mapping[str, Sequence[str]]) -> str:
 def report(trial: Trial, broken: Mapping[str, Sequence[str]]) -> str:
     """Say what was violated, what is in the catalogue, and what was done and seen when."""
     lines = [f"{trial.fault.name}, {trial.moment}; again with DM_TEST_FAULT_SEED={trial.seed}", ""]
-    for kind, sentences in broken.items():
-        lines += [f"VIOLATED {kind}: {sentence}" for sentence in sentences]
+    for name, sentences in broken.items():
+        lines += [f"VIOLATED {name}: {sentence}" for sentence in sentences]
     for cell in trial.cells:
         with contextlib.suppress(CatalogueUnavailable):
             row = cell.row() if cell.task else None
-            lines.append(f"\n{cell.kind} {cell.task}, {cell.size} bytes")
+            lines.append(f"\n{cell.name} {cell.task}, {cell.size} bytes")
             if row is not None:
                 facts = {key: value for key, value in vars(row).items() if not key.startswith("_")}
                 lines.append(json.dumps(facts, default=str, indent=1))

@@ -1,4 +1,4 @@
-"""The faults. Each strikes three transfers that are under way, and brings back itself what it stopped."""
+"""The faults. Each strikes transfers that are under way, and brings back itself what it stopped."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from datamanager.domain.states import TransferKind
 from datamanager.errors import CatalogueUnavailable
 from tests.faults.plant import LEASE, SCRATCH, STALL, Plant
+from tests.faults.sshd import FarSshd
 from tests.faults.trial import SMALL, Fault, Trial
 from tests.support.amqp import client, put, take
 from tests.support.process import Process
@@ -23,7 +25,7 @@ from tests.support.programs import missing
 
 AWAY = 20.0
 """Seconds that an SSH server is away."""
-EXIT = 40.0
+EXIT = 120.0
 """Seconds in which a mover that is asked to stop must have ended."""
 
 
@@ -77,13 +79,13 @@ def restart_database(trial: Trial) -> None:
 
 def cut_connection(trial: Trial) -> None:
     """All connections to one of the two machines break."""
-    side = trial.chance.choice([trial.plant.source, trial.plant.destination])
+    side = _a_machine(trial)
     trial.say(f"{side.way.cut()} connections to {side.directory.name} are cut")
 
 
 def stop_sshd(trial: Trial) -> None:
     """An SSH server and its sessions end; it is back after 20 s."""
-    side = trial.chance.choice([trial.plant.source, trial.plant.destination])
+    side = _a_machine(trial)
     trial.say(f"{side.directory.name} stops")
     side.stop()
     try:
@@ -115,6 +117,8 @@ def remove_permission(trial: Trial) -> None:
     """A directory, of the destinations or of the sources, may no longer be written."""
     cell = trial.cells[0]
     directory = trial.chance.choice([cell.destination.parent, cell.source.parent])
+    if directory == cell.source.parent:
+        trial.struck = [cell for cell in trial.cells if cell.kind is TransferKind.MOVE]  # nothing else is removed there
     trial.say(f"{directory} may not be written")
     directory.chmod(0o555)
     try:
@@ -126,9 +130,7 @@ def remove_permission(trial: Trial) -> None:
 def change_source(trial: Trial) -> None:
     """The sources have other bytes from now on; a web server forgets what it was sending, too."""
     for cell in trial.cells:
-        data = trial.chance.randbytes(cell.size + trial.chance.choice([0, 1]))  # of the same length, or another one
-        if cell.source.exists():  # else a move is done
-            cell.write(data, time.time())
+        cell.change(trial.chance.randbytes(cell.size + trial.chance.choice([0, 1])))  # of the same length, or another
     if trial.chance.random() < 0.5:
         trial.say("the web server starts again")
         web = trial.plant.parts.web
@@ -137,7 +139,7 @@ def change_source(trial: Trial) -> None:
 
 
 def deliver_again(trial: Trial) -> None:
-    """The notifications of the three transfers are delivered again, twice."""
+    """The notifications of the transfers are delivered again, twice."""
     bodies = [_event("dm.transfer.requested", {"transfer": cell.task}) for cell in trial.cells] * 2
     asyncio.run(_put(trial.plant.amqp_url, bodies))
 
@@ -155,7 +157,7 @@ def ask_by_messages(trial: Trial) -> None:
     answers = asyncio.run(_ask(trial.plant.amqp_url, bodies))
     for cell in trial.cells:
         tasks = {answer["data"].get("task") for answer in answers if answer["data"]["request"]["id"] == cell.path}
-        trial.say(f"{cell.kind} by two messages: {tasks}")
+        trial.say(f"{cell.name} by two messages: {tasks}")
         assert len(tasks) == 1, f"one request that arrived twice was answered differently: {answers}"
         cell.task = str(tasks.pop())
 
@@ -203,6 +205,7 @@ def false_clocks(plant: Plant) -> Iterator[None]:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if library is None:
         missing("libfaketime is not installed")
+    patch = str(Path(__file__).with_name("false_clock"))  # what is wrong with the library, put right
 
     def variables(number: int) -> dict[str, str]:
         _clock(plant, number).write_text("+0\n")
@@ -211,14 +214,12 @@ def false_clocks(plant: Plant) -> Iterator[None]:
             "FAKETIME_TIMESTAMP_FILE": str(_clock(plant, number)),
             "FAKETIME_CACHE_DURATION": "1",  # seconds between two looks at that file
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # no step of the clock moves that one
-            "PYTHONPATH": str(Path(__file__).with_name("false_clock")),  # what is wrong with the library, put right
+            "PYTHONPATH": os.pathsep.join([patch, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         }
 
     with plant.movers_with(variables):
         yield
 
-
-UNREACHABLE = frozenset({"machine_unavailable", "connection_lost", "timeout"})
 
 FAULTS = [
     Fault("mover killed", kill_mover),
@@ -228,8 +229,7 @@ FAULTS = [
     Fault("Prefect server killed and restarted", restart_prefect),
     Fault("PostgreSQL restarted", restart_database),
     Fault("connection cut", cut_connection),
-    # longer than the pauses of a transfer's retries, which are under 30 s in all: they may be used up
-    Fault("sshd stopped for 20 s", stop_sshd, may=UNREACHABLE, move_may=frozenset({"source_not_removed"})),
+    Fault("sshd stopped for 20 s", stop_sshd),
     Fault("peer frozen for long", freeze_long),
     Fault("peer frozen for a moment", freeze_short),
     Fault("destination full", fill_destination, may=frozenset({"no_space"}), machine=SCRATCH, sizes=(SMALL,)),
@@ -255,11 +255,24 @@ CATALOGUE_FULL = Fault("catalogue's disk full, then freed", fill_catalogue)
 
 
 def _a_mover(trial: Trial) -> Process:
-    """Return a mover that has one of the transfers; any one when none has."""
-    movers = [trial.plant.mover(owner) for owner in trial.owners()]
-    mover = trial.chance.choice(movers or trial.plant.movers)
-    trial.say(f"mover {mover.log.stem} ({mover.pid}), which has {'some' if movers else 'none'} of them")
+    """Return the mover that has the most of the transfers; any one when none has."""
+    held = trial.held()
+    if not held:
+        mover = trial.chance.choice(trial.plant.movers)
+        trial.say(f"mover {mover.log.stem} ({mover.pid}), which has none of them")
+        return mover
+    owner = max(sorted(held), key=lambda name: len(held[name]))
+    mover, trial.struck = trial.plant.service.holder(owner), held[owner]
+    trial.say(f"mover {mover.log.stem} ({mover.pid}), which has {', '.join(cell.name for cell in trial.struck)}")
     return mover
+
+
+def _a_machine(trial: Trial) -> FarSshd:
+    """Return one of the two machines, more often the one that all transfers use."""
+    [side] = trial.chance.choices([trial.plant.source, trial.plant.destination], weights=[1, 2])
+    if side is trial.plant.source:
+        trial.struck = [cell for cell in trial.cells if cell.kind is not TransferKind.GETEXTERNAL]
+    return side
 
 
 def _gone(mover: Process) -> None:
@@ -270,7 +283,7 @@ def _gone(mover: Process) -> None:
 
 
 def _freeze(trial: Trial, seconds: float) -> None:
-    side = trial.chance.choice([trial.plant.source, trial.plant.destination])
+    side = _a_machine(trial)
     trial.say(f"{side.directory.name} hangs for {seconds:.1f} s")
     trial.say(f"{side.freeze(seconds)} processes hung")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datamanager.domain.states import TransferKind, TransferStatus
-from tests.faults.hearing import Heard
+from tests.support.hearing import Heard, misheard
 
 TERMINAL = {TransferStatus.COMPLETE.value: "dm.transfer.complete", TransferStatus.ERROR.value: "dm.transfer.error"}
 AT_NEW_PLACE = "source_not_removed"
@@ -88,16 +88,9 @@ def _rows(facts: Facts) -> list[str]:
 
 
 def _events(facts: Facts) -> list[str]:
-    found = []
-    first: list[Heard] = []  # an event may arrive twice; its first arrival counts
-    for event in facts.heard:
-        if event.sequence not in {known.sequence for known in first}:
-            first.append(event)
-    numbers = [event.sequence for event in first]
-    if numbers != sorted(numbers):
-        found.append(f"events arrived out of order: {numbers}")
-    if set(numbers) != set(range(1, facts.sequence + 1)):
-        found.append(f"of {facts.sequence} events arrived: {sorted(numbers)}")
-    elif max(first, key=lambda event: event.sequence).type != TERMINAL[facts.status]:
-        found.append(f"the last event does not tell of the end: {[event.type for event in first]}")
-    return found
+    if found := misheard(facts.heard, facts.sequence):
+        return found
+    last = max(facts.heard, key=lambda event: event.sequence)
+    if last.type != TERMINAL[facts.status]:
+        return [f"the last event does not tell of the end: {[event.type for event in facts.heard]}"]
+    return []

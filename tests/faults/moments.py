@@ -13,7 +13,7 @@ class Mark(Enum):
     REQUEST = "after the requests"
     """Seconds; the transfers are being taken, probed, begun."""
     BYTES = "of the bytes sent"
-    """A share from 0 to 1 of all bytes that the three transfers send to the destination."""
+    """A share from 0 to 1 of all bytes that the transfers send to the destination."""
     END = "after the last byte"
     """Seconds; the transfers are being verified, published, recorded, cleaned up."""
 

@@ -30,9 +30,9 @@ LEASE, HEARTBEAT = 3, 1
 """Seconds: short, so that what a dead mover left is soon another one's."""
 STALL = 4
 """Seconds without a byte until a mover calls a connection dead."""
-MENDED = 60.0
+MENDED = 180.0
 """Seconds until a service that is not whole again fails the test."""
-SMALL = 96 * 2**20
+SMALL = 192 * 2**20
 """Bytes of the machine `scratch`."""
 SOURCE, DESTINATION, SCRATCH = "archer2", "cirrus", "scratch"
 """Machines. The last one is the same host as the second, with a small disk."""
@@ -89,14 +89,6 @@ class Plant:
         """The movers' processes."""
         return self.service.movers
 
-    def mover(self, owner: str) -> Process:
-        """Return the process that has this name on leases: it ends with `:pid-token`. Raises: LookupError."""
-        found = re.search(r":(\d+)-[0-9a-f]+$", owner)
-        for mover in self.movers:
-            if found is not None and mover.running and mover.pid == int(found[1]):
-                return mover
-        raise LookupError(f"no mover of ours is {owner!r}")
-
     def mend(self) -> None:
         """Bring everything back that a fault may have left broken; return when all of it works."""
         for process in self.service.processes:
@@ -147,7 +139,7 @@ class Plant:
             if mover.running:
                 os.kill(mover.pid, signal.SIGTERM)
         for mover in self.movers:
-            mover.stop(timeout=30)
+            mover.stop()
             mover.start()
         self.wait_whole()
 
@@ -168,5 +160,6 @@ class Plant:
             "DM_DOWNLOAD_ALLOW": f"127.0.0.1:{self.parts.web.port}",
             "DM_LEASE": str(LEASE),
             "DM_HEARTBEAT": str(HEARTBEAT),
+            "DM_MAX_ATTEMPTS": "50",  # a busy machine makes movers lose leases as short as these
         }
         return Site(DataManagerService(self.home / "dm", env, movers=2), folders)

@@ -1,4 +1,4 @@
-"""An SSH server that is reached by a `Way`, obeys file permissions even for root, and can be frozen."""
+"""An SSH server that is reached through a proxy, obeys file permissions even for root, and can be frozen."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from datamanager.machines import Machine
-from tests.faults.way import Way
 from tests.support.programs import find_program
+from tests.support.proxy import Proxy
 from tests.support.sshd import PrivateSshd, find_sshd
 
 
@@ -24,7 +24,7 @@ class FarSshd(PrivateSshd):
 
     def __init__(self, directory: Path, *, rate: float | None = None) -> None:
         super().__init__(directory)
-        self.way = Way(self.port, rate=rate)
+        self.way = Proxy(self.port, rate=rate)
 
     def start(self) -> None:
         """Start the server and return when it listens."""

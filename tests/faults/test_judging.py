@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from datamanager.domain.states import TransferKind
-from tests.faults.hearing import Heard
 from tests.faults.judging import Facts, violations
+from tests.support.hearing import Heard
 
 TOLD = (Heard(1, "dm.transfer.queued"), Heard(2, "dm.transfer.running"), Heard(3, "dm.transfer.complete"))
 COPIED = Facts(

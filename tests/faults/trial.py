@@ -1,4 +1,4 @@
-"""One trial: a copy, a move and a getexternal begin together, a fault strikes at a random moment, all are looked at."""
+"""One trial: copies, moves and downloads begin together, a fault strikes at a random moment, all are looked at."""
 
 from __future__ import annotations
 
@@ -20,20 +20,24 @@ from datamanager.errors import CatalogueUnavailable
 from models.database import now
 from models.tables import Transfer
 from tests.faults.cells import KINDS, Cell
-from tests.faults.hearing import Ear
 from tests.faults.judging import Facts
 from tests.faults.moments import Mark, Moment
 from tests.faults.plant import DESTINATION, Plant
+from tests.support.hearing import Ear
 
+EACH = 2
+"""Transfers of a kind in one trial."""
 SECONDS = 2.5
-"""How long the three transfers' bytes take, when nothing happens."""
+"""How long the bytes of all of them take, when nothing happens."""
 SMALL, LARGE = 12 * 2**20, 160 * 2**20
 """Bytes of a transfer; the large one is gone on with where it was cut off, the small one begins anew."""
-PATIENCE = 120.0
+STARTED = 60.0
+"""Seconds until the fault strikes although the bytes that it waits for have not passed."""
+PATIENCE = 300.0
 """Seconds until a transfer that has not ended violates."""
 ORPHANED = timedelta(seconds=30)
 """How long a transfer may be RUNNING after its lease ran out, until another mover has it (issue: 30 s)."""
-TIDY = 20.0
+TIDY = 90.0
 """Seconds after the end until partial files must be gone and events must have come."""
 LOOK = 0.1
 """Seconds between two looks."""
@@ -41,7 +45,7 @@ LOOK = 0.1
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the three transfers; `strike` returns when it is over."""
+    """What happens to the transfers; `strike` returns when it is over."""
 
     name: str
     strike: Callable[[Trial], None]
@@ -76,10 +80,13 @@ class Trial:
         self.chance = random.Random(f"{self.fault.name} {self.seed}")
         self.moment = Moment.draw(self.chance)
         self.folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', self.fault.name)}-{self.seed}"
-        sizes = [SMALL] * len(KINDS)
-        sizes[self.chance.randrange(len(KINDS))] = self.chance.choice(self.fault.sizes)
-        for kind, size in zip(KINDS, sizes, strict=True):
-            self.cells.append(Cell(self.plant, kind, f"{self.folder}/{kind}.bin", self.fault.machine, size))
+        for number in range(EACH):
+            for kind in KINDS:
+                path = f"{self.folder}/{kind}{number}.bin"
+                self.cells.append(Cell(self.plant, kind, path, self.fault.machine, SMALL))
+        self.chance.choice(self.cells).size = self.chance.choice(self.fault.sizes)
+        self.struck = list(self.cells)
+        """What the fault can have touched: those that it left alone are judged, but not counted as runs of it."""
         self._begun = time.monotonic()
         self._sent = 0
 
@@ -87,7 +94,7 @@ class Trial:
         """Write a line of the diary."""
         self.diary.append(f"{time.monotonic() - self._begun:7.3f}  {what}")
 
-    def run(self) -> list[Facts]:
+    def run(self) -> list[tuple[Cell, Facts]]:
         """Do it all; return what was found, the plant being whole again."""
         self.plant.mend()  # after a trial that broke off
         for cell in self.cells:
@@ -105,7 +112,7 @@ class Trial:
                 self.plant.mend()
         finally:
             way.rate = None
-        return [self._facts(cell) for cell in self.cells]
+        return [(cell, self._facts(cell)) for cell in self.cells]
 
     def works(self) -> str | None:
         """Copy a small file; return what is wrong, None when it arrives."""
@@ -120,9 +127,13 @@ class Trial:
         for folder in [*self.plant.site.folders.values(), self.plant.parts.web.root]:
             shutil.rmtree(folder / self.folder, ignore_errors=True)
 
-    def owners(self) -> list[str]:
-        """Return who holds the transfers now, without repetition."""
-        return sorted({row.owner for cell in self.cells if (row := cell.row()).owner is not None})
+    def held(self) -> dict[str, list[Cell]]:
+        """Return who holds which transfers now."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            if (owner := cell.row().owner) is not None:
+                found.setdefault(owner, []).append(cell)
+        return found
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -145,7 +156,7 @@ class Trial:
             time.sleep(value)
             return
         share = value if mark is Mark.BYTES else 1.0
-        deadline = time.monotonic() + 10 * SECONDS
+        deadline = time.monotonic() + STARTED
         while self.plant.destination.way.sent - self._sent < share * total and time.monotonic() < deadline:
             time.sleep(0.002)
         if mark is Mark.END:
@@ -161,7 +172,7 @@ class Trial:
                 with contextlib.suppress(CatalogueUnavailable):
                     row = cell.row()
                     self._look_at(cell, row)
-                    line = f"{cell.kind} {row.status} {row.phase} {row.bytes_done} #{row.attempts} {row.owner}"
+                    line = f"{cell.name} {row.status} {row.phase} {row.bytes_done} #{row.attempts} {row.owner}"
                     if told.get(cell.task) != line:
                         self.say(line)
                     told[cell.task] = line
@@ -192,7 +203,7 @@ class Trial:
 
     def _blame(self, cell: Cell, sentence: str) -> None:
         if sentence not in cell.seen:
-            self.say(f"{cell.kind}: {sentence}")
+            self.say(f"{cell.name}: {sentence}")
             cell.seen.append(sentence)
 
     def _ask_api(self) -> None:

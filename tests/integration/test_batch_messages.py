@@ -9,10 +9,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from datamanager.domain.requests import ITEMS_MAX
+from datamanager.machines import Machine, Machines, TransportKind
 from datamanager.messaging.consuming import DeadLetter
 from deployments.intake import Call, enter, read_message
 from models.batch_items import select_items
 from models.database import Database
+from models.tables import DataObject
 from tests.support.bookkeeping import MACHINES, get_transfer, register, snapshot
 
 
@@ -60,6 +62,24 @@ def test_a_batch_that_cannot_be_is_refused(
     assert (answer["type"], answer["data"]["code"]) == ("dm.request.refused", code)
     assert set(answer["data"].get("fields", {})) == fields
     assert snapshot(database)[:3] == before  # all but the answer itself
+
+
+def test_archives_are_asked_for_in_messages_too(database: Database) -> None:
+    tape = Machine(name="tape", transport=TransportKind.LOCAL, base_dir="/tape", archive=True)
+    machines = Machines({**MACHINES, "tape": tape})
+    first, second = (str(register(database, name)) for name in "ab")
+    for number, (kind, data) in enumerate(
+        {"archive": {"uuid": first, "compress": "zstd"}, "archive_many": {"items": [second]}}.items()
+    ):
+        answer = enter(database, machines, call(kind, data, str(number)))
+        assert answer["type"] == "dm.request.accepted", answer
+        row = get_transfer(database, UUID(answer["data"]["task"]))
+        assert (row.kind, row.destination_machine) == (kind, "tape")
+    for number, (data, code) in enumerate((({"uuid": first}, "object_archived"), ({}, "invalid_request"))):
+        with database.write() as session:
+            session.get_one(DataObject, UUID(first)).status = "ARCHIVED"
+        answer = enter(database, machines, call("archive", data, f"refused {number}"))
+        assert (answer["type"], answer["data"]["code"]) == ("dm.request.refused", code)
 
 
 def test_a_message_takes_ten_thousand_items_but_not_everything() -> None:

@@ -110,7 +110,7 @@ def test_only_active_objects_hold_a_place(database: Database, status: ObjectStat
         (ObjectStatus.DELETED, "delete", ObjectDeleted),
         (ObjectStatus.ARCHIVED, "copy", ObjectArchived),
         (ObjectStatus.ARCHIVED, "move", ObjectArchived),
-        (ObjectStatus.ARCHIVED, "delete", ObjectArchived),
+        (ObjectStatus.ARCHIVED, "delete", None),
         (ObjectStatus.UNKNOWN, "copy", ObjectUnknown),
         (ObjectStatus.UNKNOWN, "move", ObjectUnknown),
         (ObjectStatus.UNKNOWN, "delete", None),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, text, update
 
 from datamanager.errors import SettingsError
 from models import migrate
 from models.database import Database
-from models.tables import Base
+from models.tables import Base, Bundle, BundleMember
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -45,6 +49,24 @@ def test_up_down_up(empty: Database) -> None:
     migrate.upgrade(empty)
     migrate.upgrade(empty)  # once more changes nothing
     assert differences(empty) == []
+
+
+def test_archived_objects_are_not_forgotten(empty: Database) -> None:
+    migrate.upgrade(empty)
+    bundle = Bundle(
+        id=uuid4(), machine="tape", place="b.tar", pack="tar", level="sizes", transfer_id=uuid4(), created=NOW, notes={}
+    )
+    where = {"offset": 0, "size": 0, "sha256": "", "mode": 0, "mtime": 0, "source_machine": "a", "source_place": "b"}
+    with empty.write() as session:
+        session.add(bundle)
+        session.flush()
+        session.add(BundleMember(bundle_id=bundle.id, object_id=uuid4(), **where))
+    with pytest.raises(SettingsError, match="1 objects are archived"):
+        migrate.downgrade(empty, "0005_health")
+    with empty.write() as session:
+        session.execute(update(BundleMember).values(released=NOW))
+    migrate.downgrade(empty, "0005_health")
+    assert "bundles" not in tables(empty)
 
 
 def test_the_comparison_sees_a_difference(empty: Database) -> None:

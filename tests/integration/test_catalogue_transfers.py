@@ -124,6 +124,10 @@ def test_move_holds_both_places_until_its_source_is_removed(database: Database) 
     assert claims(database) == meanwhile
     with database.write() as session:
         outcomes.commit_move(session, hold, PROVED)  # a repeated attempt finds it done
+        movers.note(session, hold, phase="commit", bytes_done=7)  # was read before, and comes late
+    assert get_transfer(database, transfer).phase == "cleanup"
+    with database.write() as session:
+        movers.note(session, hold, phase="cleanup")
     assert claims(database) == meanwhile
     with database.write() as session:
         outcomes.finish_move(session, hold)

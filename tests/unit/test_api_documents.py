@@ -34,6 +34,8 @@ ROUTES = {
     "/DM/activate/{uuid}": {"POST", "PUT"},
     "/DM/async/copy/{uuid}": {"POST"},
     "/DM/async/move/{uuid}": {"POST"},
+    "/DM/async/archive": {"POST"},
+    "/DM/async/activate": {"POST"},
     "/DM/async/archive/{uuid}": {"POST", "PUT"},
     "/DM/async/activate/{uuid}": {"POST", "PUT"},
     "/DM/async/getexternal": {"POST", "PUT"},

@@ -8,6 +8,7 @@ import pytest
 
 from datamanager.errors import SettingsError, UnknownMachine
 from datamanager.machines import (
+    ArchiveRules,
     Connection,
     Machines,
     TransportKind,
@@ -58,6 +59,9 @@ def test_every_key() -> None:
         connect_timeout = 3.5
         stall_timeout = 20
         archive = true
+        archive_dir = "long/term"
+        stage_command = ["stage", "--file={path}"]
+        stage_poll = ["is-online", "{path}"]
         direct = true
         direct_host = "far.internal"
         forward_agent = true
@@ -72,6 +76,7 @@ def test_every_key() -> None:
     assert far.max_transfers == 12
     assert far.archive is far.direct is far.forward_agent is True
     assert far.direct_host == "far.internal"
+    assert (far.archive_dir, far.stage_command, far.stage_every) == ("long/term", ("stage", "--file={path}"), 60.0)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +120,13 @@ def test_every_key() -> None:
         (SFTP + "max_transfers = 0", "machines.far.max_transfers: "),
         (SFTP + "max_transfers = 1001", "machines.far.max_transfers: "),
         (SFTP + 'archive = "perhaps"', "machines.far.archive: "),
+        *(
+            (SFTP + f'archive_dir = "{path}"', "machines.far.archive_dir: must be a path below base_dir")
+            for path in ("", "/x", "../x", "a/../b", "a//b", "a/")
+        ),
+        (SFTP + 'stage_poll = ["poll", "{path}"]', "machines.far.stage_poll: needs archive = true"),
+        (SFTP + 'archive = true\nstage_poll = ["{path}"]', "machines.far.stage_poll: needs archive = true"),
+        (SFTP + 'archive = true\nstage_command = ["stage", "{path}"]', "machines.far.stage_poll: is required"),
     ],
 )
 def test_one_clear_line(text: str, words: str) -> None:
@@ -148,6 +160,20 @@ def test_another_name_is_an_unknown_machine() -> None:
     assert len(machines) == 2
     with pytest.raises(UnknownMachine, match="none"):
         Machines({})["x"]
+
+
+def test_rules_name_archives() -> None:
+    with_one = parse_machines(LOCAL + "archive = true", "machines.toml")
+    assert with_one.archive_for("any", None).name == "here"
+    assert list(with_one.with_archives(ArchiveRules("here", {"fire": "here"}))) == ["here"]
+    for rules, variable in (
+        (ArchiveRules("there"), "DM_ARCHIVE_TO: there"),
+        (ArchiveRules(None, {"a": "b"}), "DM_ARCHIVE_GROUPS: b"),
+    ):
+        with pytest.raises(SettingsError, match=f"{variable} is no machine with archive = true"):
+            with_one.with_archives(rules)
+    with pytest.raises(SettingsError):
+        parse_machines(LOCAL, "machines.toml").with_archives(ArchiveRules("here"))
 
 
 def test_reading_the_file(tmp_path: Path) -> None:

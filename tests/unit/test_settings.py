@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 
 from datamanager.errors import SettingsError
+from datamanager.machines import ArchiveRules
 from datamanager.settings import Settings, is_loopback, load_settings
 
 
@@ -74,6 +75,14 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert "pa%20ss" not in repr(settings)
 
 
+def test_which_archives_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().archive_rules == ArchiveRules()
+    monkeypatch.setenv("DM_ARCHIVE_TO", "tape")
+    monkeypatch.setenv("DM_ARCHIVE_GROUPS", "fire=disk, space weather=tape2,a=b=disk")
+    rules = load_settings(reclaim="0").archive_rules
+    assert rules == ArchiveRules("tape", {"fire": "disk", "space weather": "tape2", "a=b": "disk"})
+
+
 def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DM_PORT", "5001")
     assert load_settings(port=5002).port == 5002
@@ -95,6 +104,8 @@ def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DM_DATABASE_URL", "nonsense", "DM_DATABASE_URL: must be like"),
         ("DM_AMQP_URL", "http://mq", "DM_AMQP_URL: must be like"),
         ("DM_PREFECT_API_URL", "prefect:4200", "DM_PREFECT_API_URL: must be like"),
+        ("DM_ARCHIVE_GROUPS", "fire", "DM_ARCHIVE_GROUPS: 'fire' must be like group=machine"),
+        ("DM_BUNDLE_SIZE", "0", "DM_BUNDLE_SIZE: "),
         ("DM_HOST", "0.0.0.0", "DM_HOST"),
         ("DM_HOST", "data.example", "DM_INSECURE_BIND=1"),
         ("DM_HEARTBEAT", "0", "DM_LEASE: must be at least twice the heartbeat"),

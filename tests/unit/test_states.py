@@ -60,8 +60,12 @@ def test_a_state_type_that_nobody_knows_does_not_pass_unseen() -> None:
 def test_the_words_that_clients_compare() -> None:
     assert list(TransferStatus) == ["QUEUED", "RUNNING", "COMPLETE", "ERROR"]
     assert list(ObjectStatus) == ["ACTIVE", "ARCHIVED", "DELETED", "UNKNOWN"]
-    assert list(TransferKind) == ["copy", "move", "getexternal", "delete", "copy_many", "move_many"]
-    assert {kind for kind in TransferKind if kind.many} == {"copy_many", "move_many"}
+    assert list(TransferKind) == [
+        *("copy", "move", "getexternal", "delete", "copy_many", "move_many"),
+        *("archive", "activate", "archive_many", "activate_many"),
+    ]
+    assert {kind for kind in TransferKind if kind.many} == {"copy_many", "move_many", "archive_many", "activate_many"}
+    assert {kind for kind in TransferKind if kind.itemised and not kind.many} == {"archive", "activate"}
 
 
 def test_transitions() -> None:

@@ -11,7 +11,7 @@ from tests.support.live_api import LiveApi
 
 
 @pytest.fixture
-def api(tmp_path: Path, catalogue_url: str) -> Iterator[LiveApi]:
+def api(tmp_path: Path, migrated_url: str) -> Iterator[LiveApi]:
     """An API that is served; nothing is in its catalogue and no mover is online."""
-    with LiveApi(tmp_path / "site", catalogue_url, download_allow=("127.0.0.1",)) as live:
+    with LiveApi(tmp_path / "site", migrated_url, download_allow=("127.0.0.1",)) as live:
         yield live

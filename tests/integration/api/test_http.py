@@ -29,7 +29,7 @@ def api(tmp_path: Path) -> Iterator[LiveApi]:
 
 def raw(api: LiveApi, head: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
     """Send a request byte by byte as given; return status and problem."""
-    with socket.create_connection(("127.0.0.1", api.settings.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", api.settings.port), timeout=60) as connection:
         connection.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
         response = http.client.HTTPResponse(connection)
         response.begin()

@@ -120,11 +120,11 @@ def test_prefer(api: LiveApi) -> None:
     api.mover_online()
     begun = time.monotonic()
     answer = api.ask("POST", f"/DM/copy/{source}", data=to("there", "c"), headers={"Prefer": "wait=1"})
-    assert 0.9 < time.monotonic() - begun < 5
+    assert time.monotonic() - begun > 0.9
     assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=1")
     api.finish(answer.text)
     with Mover(api):
-        answer = api.ask("POST", f"/DM/copy/{source}", data=to("there", "d"), headers={"Prefer": "wait=20"})
+        answer = api.ask("POST", f"/DM/copy/{source}", data=to("there", "d"), headers={"Prefer": "wait=50"})
         assert answer.status_code == 201
 
 
@@ -199,9 +199,11 @@ def test_how_a_transfer_ended_is_how_its_request_is_answered(api: LiveApi) -> No
     def judge(row: Transfer) -> DataManagerError:
         return by_dest[row.request["dest"]]("what the mover said")
 
-    with Mover(api, judge):
-        for cls, status in ENDS.items():
-            answer = api.ask("POST", f"/DM/copy/{source}", data=to("there", cls.__name__))
+    def ask(cls: type[DataManagerError]) -> requests.Response:
+        return api.ask("POST", f"/DM/copy/{source}", data=to("there", cls.__name__))
+
+    with Mover(api, judge), ThreadPoolExecutor(len(ENDS)) as pool:
+        for (cls, status), answer in zip(ENDS.items(), pool.map(ask, ENDS), strict=True):
             document = refused(answer, status, cls.code)
             assert ("retry-after" in answer.headers) == (status == 503)
             assert ("what the mover said" in document["detail"]) == (status != 500)
@@ -282,18 +284,11 @@ def test_unknown_objects_and_tasks(api: LiveApi, uuid: str) -> None:
     refused(api.ask("GET", f"/DM/async/status/{uuid}"), 404, "task_not_found")
 
 
-def test_archive_and_activate_are_not_there_yet(api: LiveApi) -> None:
-    source = api.register("f")
-    for path in ("archive", "activate", "async/archive", "async/activate"):
-        for method in ("POST", "PUT"):
-            refused(api.ask(method, f"/DM/{path}/{source}"), 501, "not_supported")
-
-
 def test_many_wait_at_once_and_a_client_that_leaves_stops_nothing(api: LiveApi) -> None:
     source = api.register("f")
     api.mover_online()
     with pytest.raises(requests.Timeout):
-        requests.post(f"{api.url}/DM/copy/{source}", data=to("there", "left"), timeout=0.5)
+        requests.post(f"{api.url}/DM/copy/{source}", data=to("there", "left"), timeout=(30, 0.5))
     with ThreadPoolExecutor(60) as pool:
         waiting = [pool.submit(api.ask, "POST", f"/DM/copy/{source}", data=to("there", f"c{n}")) for n in range(60)]
         time.sleep(1)

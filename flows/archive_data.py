@@ -1,0 +1,110 @@
+"""The flows that put objects into archives: one, or many as bundles in one run.
+
+A bundle is sent, verified and named before its objects are ARCHIVED, all at once; their sources are removed last.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect import flow
+
+from datamanager.domain.schedule import Priority
+from datamanager.domain.states import TransferKind
+from datamanager.errors import DataManagerError
+from flows.archive_steps import each, finish, make_bundle, plan_bundles
+from flows.running.progress import summarise_items
+from flows.running.work import asked, working_on
+from models.transfers import Order
+
+
+@flow(name="archive", persist_result=False)
+async def archive_data(
+    uuid: UUID | None = None,
+    archive_to: str = "",
+    verify: Literal["sizes", "checksums", "paranoid"] = "checksums",
+    keep_source: bool = False,
+    pack: Literal["tar", "none"] = "tar",
+    compress: Literal["none", "zstd"] = "none",
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
+    transfer: UUID | None = None,
+) -> str:
+    """Put object `uuid` into an archive.
+
+    Args:
+        uuid: The object; required.
+        archive_to: The archive machine; empty means the group's, else the default.
+        verify: What is proved before the source is removed: sizes, checksums or paranoid.
+        keep_source: Leave the file where it is.
+        pack: tar, or none for the bytes as they are.
+        compress: none or zstd.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+    """
+    order = None
+    if transfer is None:
+        fields = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
+        order = asked(TransferKind.ARCHIVE, fields, uuid)
+    return await _perform(TransferKind.ARCHIVE, transfer, order)
+
+
+@flow(name="archive many", persist_result=False)
+async def archive_many(
+    source_machine: str = "",
+    directory: str = "",
+    archive_to: str = "",
+    verify: Literal["sizes", "checksums", "paranoid"] = "checksums",
+    keep_source: bool = False,
+    pack: Literal["tar", "none"] = "tar",
+    compress: Literal["none", "zstd"] = "none",
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
+    transfer: UUID | None = None,
+) -> str:
+    """Put every object below `directory` of `source_machine` into an archive, many in a bundle.
+
+    Args:
+        source_machine: The machine where the objects are; required.
+        directory: The directory there, below the machine's base directory; empty means all.
+        archive_to: The archive machine; empty means the group's, else the default.
+        verify: What is proved before the sources are removed: sizes, checksums or paranoid.
+        keep_source: Leave the files where they are.
+        pack: tar, or none for every object by itself.
+        compress: none or zstd.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+    """
+    order = None
+    if transfer is None:
+        below = {"directory": {"machine": source_machine, "path": directory}}
+        terms = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
+        order = asked(TransferKind.ARCHIVE_MANY, below | terms)
+    return await _perform(TransferKind.ARCHIVE_MANY, transfer, order)
+
+
+async def _perform(kind: TransferKind, transfer: UUID | None, order: Order | None) -> str:
+    async with working_on(kind, transfer, order) as work:
+        await each(await plan_bundles(), make_bundle)
+        outcome = await finish()
+        await summarise_items(work)
+        if isinstance(outcome, DataManagerError):
+            raise outcome
+        return outcome
+
+
+def _terms(
+    archive_to: str, verify: str, keep_source: bool, pack: str, compress: str, priority: Priority, deadline: str
+) -> dict[str, Any]:
+    return {
+        "archive_to": archive_to,
+        "verify": verify,
+        "keep_source": keep_source,
+        "pack": pack,
+        "compress": compress,
+        "priority": priority,
+        "deadline": deadline,
+    }

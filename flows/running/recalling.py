@@ -1,0 +1,102 @@
+"""Members of one bundle on their way back, as a chunk of a batch: small ones together, the others one by one.
+
+Each is compared with the sha256 that the catalogue has of it before its file gets a name. A damaged bundle costs the
+members that are damaged, and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+from operator import itemgetter
+
+from datamanager.engine.bundles import recall, recall_many
+from datamanager.engine.chunk import Outcome
+from datamanager.engine.job import Intent, Job, Restart
+from datamanager.engine.single import Ready, Share
+from datamanager.errors import ChecksumMismatch, DataManagerError, ObjectUnknown
+from datamanager.transports.base import Session
+from flows.running.batching import PACKED_FROM, ItemsChunk
+from flows.running.work import Work
+from models import archive_items, bundles
+from models.objects import Facts
+from models.tables import TransferItem
+
+AT_ONCE = 2000
+"""Members of one step."""
+
+
+def plan(_: Work, rows: Sequence[TransferItem]) -> list[list[int]]:
+    """Say which items come back together, by their numbers: those of a bundle, in the order in which they lie there."""
+    found = []
+    keyed = sorted((row.notes["bundle"], row.notes["offset"], row.number) for row in rows)
+    for _bundle, members in groupby(keyed, key=itemgetter(0)):
+        numbers = [number for *_, number in members]
+        found += [numbers[start : start + AT_ONCE] for start in range(0, len(numbers), AT_ONCE)]
+    return found
+
+
+def performing(work: Work, numbers: Sequence[int]) -> Callable[[], None]:
+    """Return what brings back those of a bundle's items that are not done. It blocks."""
+
+    def perform() -> None:
+        with work.parts.database.read() as session:
+            rows = archive_items.items_among(session, work.hold, numbers)
+        if rows:
+            RecallChunk(work, rows).perform()
+
+    return perform
+
+
+class RecallChunk(ItemsChunk):
+    """The members of one bundle under way; see `ItemsChunk`."""
+
+    within_one_machine = True
+
+    def __init__(self, work: Work, rows: Sequence[TransferItem]) -> None:
+        super().__init__(work, rows)
+        with work.parts.database.read() as session:
+            found = bundles.members_of(session, [row.object_id for row in rows])
+        self._members = {row.number: found[row.object_id] for row in rows if row.object_id in found}
+
+    def _describe(self, number: int) -> None:
+        if number not in self._members:
+            raise ObjectUnknown(f"the catalogue knows no bundle that has object {self._rows[number].object_id}")
+        super()._describe(number)
+        _, member = self._members[number]
+        # what it will be is known before: a file at its place that is just this is accepted (`keep_source` left it)
+        known = Intent(member.size, member.sha256, member.mtime)
+        self._jobs[number] = replace(self._jobs[number], intent=known)
+
+    def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
+        bundle, _ = self._members[group[0]]
+        items = [recall_many.RecallItem(n, self._members[n][1], self._jobs[n].target.place) for n in group]
+        return recall_many.stage(
+            source,
+            sink,
+            bundle,
+            items,
+            archive=job.origin.machine,
+            destination=job.target.machine,
+            transfer=self._work.transfer,
+            epoch=self._work.hold.epoch,
+            control=self._work.control,
+            overwrite=job.overwrite,
+            packed=len(group) >= PACKED_FROM,
+            ours={n: intent for n in group if (intent := self._jobs[n].intent) is not None},
+        )
+
+    def _stage_one(self, number: int) -> Ready:
+        bundle, member = self._members[number]
+
+        def remember(marker: Restart) -> None:
+            self._write(archive_items.note_restart, number, asdict(marker))
+
+        return recall.stage(self._jobs[number], bundle, member, Share(self._work.control), remember)
+
+    def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
+        self._write_all(archive_items.commit_recalls, results)
+
+    def _passes(self, error: DataManagerError) -> bool:
+        return error.retryable and not isinstance(error, ChecksumMismatch)  # what is damaged there stays so
