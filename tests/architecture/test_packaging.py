@@ -35,7 +35,8 @@ def normalised(requirement: str) -> str:
 
 def imported_by(tops: tuple[str, ...]) -> dict[str, str]:
     """Return the third-party modules that packages import, each with a file that does."""
-    known = {*LIBRARY, *APPLICATION, "tests", *sys.stdlib_module_names}
+    # `compression` is the standard library's from Python 3.14 on; before that its backport is imported instead
+    known = {*LIBRARY, *APPLICATION, "tests", "compression", *sys.stdlib_module_names}
     found: dict[str, str] = {}
     for path in (path for top in tops for path in (ROOT / top).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
