@@ -33,6 +33,11 @@ class Nowhere(WritableFileSystem):
     async def write_path(self, path: str, content: bytes) -> None:
         """Keep nothing."""
 
+    def _resolve_path(self, path: str) -> None:
+        """Say that keys are below no folder: Prefect takes them for paths below the working directory else, and logs
+        that they are not.
+        """
+
 
 class WarmEngine(AsyncFlowRunEngine[..., Any]):
     """Runs a flow run that is there already."""
