@@ -6,7 +6,7 @@ CHECKED := datamanager models api flows deployments tests $(wildcard benchmarks)
 ARGS ?=
 TESTS := $(BIN)/python -m pytest -q --durations=15 --ignore=tests/faults/test_matrix.py
 
-.PHONY: run test test-slow check faults format bench-bytes bench-control lock clean
+.PHONY: run test test-slow check faults format bench-bytes bench-control bench-archive lock clean
 
 run:
 	@sh deployments/bootstrap.sh
@@ -59,6 +59,13 @@ bench-control:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
 	@$(BIN)/python -m benchmarks.control $(ARGS)
+
+# What archiving reaches beside our own verified copy of the same files; some minutes on two cores.
+# e.g. make bench-archive ARGS="--only large,recall"; ARGS=--help says more.
+bench-archive:
+	@sh deployments/bootstrap.sh dev
+	@sh tests/install-services.sh
+	@$(BIN)/python -m benchmarks.archive $(ARGS)
 
 # Raise every version to the newest that pyproject.toml allows, with the hashes of all its files.
 lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 from uuid import uuid4
 
 from datamanager.domain.location import Place
@@ -37,7 +38,7 @@ class Ours:
         self._machines = Machines({machine.name: machine for machine in machines})
         self._storages = Storages(self._machines, control_dir)
 
-    def __enter__(self) -> Ours:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -81,9 +82,15 @@ class Ours:
         self._finish(job, found, moved, control, found.source_stat.mtime)
 
     def copy_tree(
-        self, source: tuple[Machine, str], destination: tuple[Machine, str], names: Sequence[str], *, packed: bool
+        self,
+        source: tuple[Machine, str],
+        destination: tuple[Machine, str],
+        names: Sequence[str],
+        *,
+        packed: bool,
+        policy: VerifyPolicy = VerifyPolicy.SIZE,
     ) -> None:
-        """Copy many small files as a batch does, `AT_ONCE` at a time; sizes are verified. `names`: below both places.
+        """Copy many small files as a batch does, `AT_ONCE` at a time. `names`: below both places.
 
         `packed`: by tar streams.
         """
@@ -103,7 +110,7 @@ class Ours:
                     target_machine=target,
                     transfer=transfer,
                     epoch=1,
-                    verify=VerifyPolicy.SIZE,
+                    verify=policy,
                     control=Control(),
                     packed=packed,
                 )

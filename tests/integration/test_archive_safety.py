@@ -5,39 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from uuid import UUID, uuid4
 
 import pytest
-from prefect.logging import disable_run_logger
 from sqlalchemy import select
 
-from datamanager.domain.archive_requests import (
-    ActivateManyRequest,
-    ActivateRequest,
-    ArchiveManyRequest,
-    ArchiveRequest,
-)
-from datamanager.domain.location import Place
-from datamanager.domain.requests import RegisterRequest, Scheduled, validated
-from datamanager.domain.states import Phase, TransferKind
+from datamanager.domain.states import Phase
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
-from flows.running import bundling, recalling, staging
+from flows.running import recalling, staging
 from flows.running.reclaiming import reclaim
 from flows.running.services import Services
-from flows.running.work import Work
-from models import archive_items, batches, bundles, movers, outcomes, transfers
+from models import bundles, movers, outcomes
 from models.batch_items import select_items
 from models.database import Database
-from models.objects import Facts, get_object, register_object
-from models.tables import Bundle, DataObject
-from models.transfers import Order
-from tests.support.bookkeeping import LEASE, claims
+from models.tables import Bundle
+from tests.support.bookkeeping import claims
+from tests.support.bundling import (
+    an_object,
+    attempt,
+    bundle_file,
+    done,
+    folder,
+    perform,
+    status,
+    stored,
+    submit,
+)
 
 PHASES = (Phase.PROBE, Phase.TRANSFER, Phase.VERIFY, Phase.PUBLISH, Phase.COMMIT, Phase.CLEANUP)
 
@@ -78,80 +75,6 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
     settings = load_settings(home=tmp_path / "home", bundle_size=100_000)
     yield Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None)
     storages.close()
-
-
-def folder(parts: Services, machine: str) -> Path:
-    return Path(parts.machines[machine].base_dir)
-
-
-def an_object(parts: Services, path: str, data: bytes) -> UUID:
-    file = folder(parts, "here") / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
-    directory, _, name = path.rpartition("/")
-    request = RegisterRequest(filename=name, path=directory, machine="here")
-    with parts.database.write() as session:
-        return register_object(session, request, Place("here", path), Facts(len(data)))
-
-
-def submit(parts: Services, kind: str, *objects: UUID, **fields: Any) -> UUID:
-    archiving, many = kind == "archive", len(objects) > 1
-    if many:
-        fields["items"] = list(objects)
-        model: type[Scheduled] = ArchiveManyRequest if archiving else ActivateManyRequest
-    else:
-        model = ArchiveRequest if archiving else ActivateRequest
-    order = Order(
-        TransferKind(f"{kind}_many" if many else kind), validated(fields, model), None if many else objects[0]
-    )
-    with parts.database.write() as session:
-        return transfers.submit(session, parts.machines, order).id
-
-
-def attempt(parts: Services, transfer: UUID, control: Control | None = None) -> Work:
-    """Take a transfer as a mover does; return the attempt's work."""
-    with parts.database.write() as session:
-        (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
-    with parts.database.write() as session:
-        row = movers.begin(session, hold, uuid4())
-    with disable_run_logger():
-        return Work(parts, hold, row, control or Control())
-
-
-def perform(work: Work) -> str | DataManagerError:
-    """Do all of a transfer, as its flow does."""
-    with work.parts.database.read() as session:
-        rows = batches.items_to_do(session, work.hold, -1, 10_000)
-    if work.row.kind.startswith("archive"):
-        groups = bundling.plan(work, rows)
-        for group in groups:
-            bundling.BundleWork(work, group, whole=len(groups) == 1).perform()
-    else:
-        for group in recalling.plan(work, rows):
-            recalling.performing(work, group)()
-    with work.parts.database.write() as session:
-        return archive_items.finish(session, work.hold)
-
-
-def done(parts: Services, kind: str, *objects: UUID, **fields: Any) -> str | DataManagerError:
-    return perform(attempt(parts, submit(parts, kind, *objects, **fields)))
-
-
-def status(parts: Services, uuid: UUID) -> str:
-    return row_of(parts, uuid).status
-
-
-def row_of(parts: Services, uuid: UUID) -> DataObject:
-    with parts.database.read() as session:
-        return get_object(session, uuid)
-
-
-def stored(parts: Services) -> list[str]:
-    return sorted(file.name for file in folder(parts, "tape").rglob("*") if file.is_file())
-
-
-def bundle_file(parts: Services, uuid: UUID) -> Path:
-    return folder(parts, "tape") / str(row_of(parts, uuid).archived_in).removeprefix("tape:")
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])

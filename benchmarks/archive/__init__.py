@@ -1,0 +1,1 @@
+"""Archiving, beside the project's own verified copy of the same files: `make bench-archive`."""

@@ -1,0 +1,79 @@
+"""The engine that archives and recalls, and copies the same files, step by step as the flows do it; sha256 verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from uuid import UUID, uuid4
+
+from benchmarks.ours import Ours
+from datamanager.domain.bundles import Manifest, Pack, VerifyLevel, Wanted, bundle_place
+from datamanager.domain.location import Place
+from datamanager.domain.plan import Route
+from datamanager.domain.states import TransferKind
+from datamanager.engine import single
+from datamanager.engine.bundles import archive, recall
+from datamanager.engine.bundles.archive import ArchiveJob
+from datamanager.engine.bundles.scan import scan_bundle
+from datamanager.engine.control import Control
+from datamanager.engine.job import End, Job
+from datamanager.machines import Machine, VerifyPolicy
+from flows.running.bundling import TOGETHER
+
+
+class Archiving(Ours):
+    """The engine with the storages of some machines. Leaving its context closes them."""
+
+    def copy_files(
+        self,
+        source: tuple[Machine, str],
+        destination: tuple[Machine, str],
+        small: Sequence[str],
+        large: Sequence[str],
+        at_once: int,
+    ) -> None:
+        """Copy files: small ones together by a tar stream, `at_once` of the large ones. Names are below both places."""
+        (origin, above), (target, below) = source, destination
+        if small:
+            self.copy_tree(source, destination, small, packed=True, policy=VerifyPolicy.SHA256)
+
+        def copy(name: str) -> None:
+            self.copy((origin, f"{above}/{name}"), (target, f"{below}/{name}"), VerifyPolicy.SHA256, Route.RELAY)
+
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(copy, large))
+
+    def archive(
+        self, source: tuple[Machine, str], directory: tuple[Machine, str], names: Sequence[str], pack: Pack
+    ) -> list[Manifest]:
+        """Make bundles of files, as large as those of a request; the files stay. `names`: below the source."""
+        (origin, above), (target, below) = source, directory
+        wanted = [Wanted(uuid4(), Place.of(origin, above, name)) for name in names]
+        made = partial(self._bundle, origin, target, below, pack=pack)
+        return [made(wanted[start : start + TOGETHER]) for start in range(0, len(wanted), TOGETHER)]
+
+    def recall(self, made: Manifest, uuid: UUID, archive: Machine, destination: tuple[Machine, str]) -> None:
+        """Bring one member back."""
+        [member] = [one for one in made.members if one.uuid == uuid]
+        ends = End(made.bundle.place, archive, self.storage(archive)), self._end(*destination)
+        job, control = Job(uuid4(), 1, TransferKind.COPY, *ends, verify=VerifyPolicy.SHA256), Control()
+        single.publish(recall.stage(job, made.bundle, member, control), control)
+
+    def sums(self, made: Manifest, archive: Machine) -> dict[str, str]:
+        """Read a bundle from its storage; return the sha256 (hex) of the files in it, by their names."""
+        end = End(made.bundle.place, archive, self.storage(archive))
+        return {one.source.name: one.sha256 for one in scan_bundle(end, made.bundle.pack, Control())}
+
+    def _bundle(
+        self, origin: Machine, target: Machine, directory: str, wanted: Sequence[Wanted], *, pack: Pack
+    ) -> Manifest:
+        bundle = uuid4()
+        end = End(bundle_place(target, directory, bundle, pack), target, self.storage(target))
+        level, storage = VerifyLevel.CHECKSUMS, self.storage(origin)
+        job = ArchiveJob(uuid4(), 1, bundle, pack, level, origin, storage, tuple(wanted), end, "benchmarks")
+        staged = archive.stage(job, Control())
+        if staged.ready is None or staged.failed:
+            raise RuntimeError(f"not all files were archived: {[*staged.failed.values()][:1]}")
+        archive.publish(staged.ready)
+        return staged.ready.manifest

@@ -1,0 +1,111 @@
+"""What a mover does to archive and activate, bytes included: files of `here` into bundles on `tape`, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from prefect.logging import disable_run_logger
+
+from datamanager.domain.archive_requests import (
+    ActivateManyRequest,
+    ActivateRequest,
+    ArchiveManyRequest,
+    ArchiveRequest,
+)
+from datamanager.domain.location import Place
+from datamanager.domain.requests import RegisterRequest, Scheduled, validated
+from datamanager.domain.states import TransferKind
+from datamanager.engine.control import Control
+from datamanager.errors import DataManagerError
+from flows.running import bundling, recalling
+from flows.running.services import Services
+from flows.running.work import Work
+from models import archive_items, batches, movers, transfers
+from models.objects import Facts, get_object, register_object
+from models.tables import DataObject
+from models.transfers import Order
+from tests.support.bookkeeping import LEASE
+
+
+def folder(parts: Services, machine: str) -> Path:
+    """Return a machine's base_dir."""
+    return Path(parts.machines[machine].base_dir)
+
+
+def an_object(parts: Services, path: str, data: bytes) -> UUID:
+    """Write a file of `here` and register it."""
+    file = folder(parts, "here") / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    directory, _, name = path.rpartition("/")
+    request = RegisterRequest(filename=name, path=directory, machine="here")
+    with parts.database.write() as session:
+        return register_object(session, request, Place("here", path), Facts(len(data)))
+
+
+def submit(parts: Services, kind: str, *objects: UUID, **fields: Any) -> UUID:
+    """Submit an archive or activate of one object or many; return the transfer."""
+    archiving, many = kind == "archive", len(objects) > 1
+    if many:
+        fields["items"] = list(objects)
+        model: type[Scheduled] = ArchiveManyRequest if archiving else ActivateManyRequest
+    else:
+        model = ArchiveRequest if archiving else ActivateRequest
+    order = Order(
+        TransferKind(f"{kind}_many" if many else kind), validated(fields, model), None if many else objects[0]
+    )
+    with parts.database.write() as session:
+        return transfers.submit(session, parts.machines, order).id
+
+
+def attempt(parts: Services, transfer: UUID, control: Control | None = None) -> Work:
+    """Take a transfer as a mover does; return the attempt's work."""
+    with parts.database.write() as session:
+        (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
+    with parts.database.write() as session:
+        row = movers.begin(session, hold, uuid4())
+    with disable_run_logger():
+        return Work(parts, hold, row, control or Control())
+
+
+def perform(work: Work) -> str | DataManagerError:
+    """Do all of a transfer, as its flow does."""
+    with work.parts.database.read() as session:
+        rows = batches.items_to_do(session, work.hold, -1, 10_000)
+    if work.row.kind.startswith("archive"):
+        groups = bundling.plan(work, rows)
+        for group in groups:
+            bundling.BundleWork(work, group, whole=len(groups) == 1).perform()
+    else:
+        for group in recalling.plan(work, rows):
+            recalling.performing(work, group)()
+    with work.parts.database.write() as session:
+        return archive_items.finish(session, work.hold)
+
+
+def done(parts: Services, kind: str, *objects: UUID, **fields: Any) -> str | DataManagerError:
+    """Submit and perform; return how it ended."""
+    return perform(attempt(parts, submit(parts, kind, *objects, **fields)))
+
+
+def status(parts: Services, uuid: UUID) -> str:
+    """Return an object's status."""
+    return row_of(parts, uuid).status
+
+
+def row_of(parts: Services, uuid: UUID) -> DataObject:
+    """Return an object's row."""
+    with parts.database.read() as session:
+        return get_object(session, uuid)
+
+
+def stored(parts: Services) -> list[str]:
+    """Return the names of the files on `tape`."""
+    return sorted(file.name for file in folder(parts, "tape").rglob("*") if file.is_file())
+
+
+def bundle_file(parts: Services, uuid: UUID) -> Path:
+    """Return the bundle that an archived object is in."""
+    return folder(parts, "tape") / str(row_of(parts, uuid).archived_in).removeprefix("tape:")
