@@ -16,7 +16,7 @@ MARKS = "<!-- figures: written by `make bench-bytes` -->", "<!-- end of figures 
 def main() -> int:
     """Measure, show, and write what came out; return the exit status."""
     parser = parser_of("python -m benchmarks", __doc__, GROUPS, "bytes.json")
-    parser.add_argument("--size", type=int, default=1024, help="MiB of a large file (at 20 ms at most 256)")
+    parser.add_argument("--size", type=int, default=1024, help="MiB of a large file")
     parser.add_argument("--files", type=int, default=10_000, help="number of small files (a tenth of it at 20 ms)")
     parser.add_argument("--memory", type=int, default=8192, help="MiB of the file that memory is measured with")
     options, console = parser.parse_args(), Console()

@@ -23,7 +23,7 @@ def put(stage: Stage, scale: Scale) -> Iterator[Race]:
     """Send a file."""
     here, machine = (stage.here, "file"), (stage.distant, "file")
     with (
-        one_file(stage.near / "file", stage.far / "file", scale.distant_size) as file,
+        one_file(stage.near / "file", stage.far / "file", scale.size) as file,
         Ours([stage.here, stage.distant], stage.control) as engine,
         StockParamiko(stage.distant) as stock,
     ):
@@ -43,7 +43,7 @@ def get(stage: Stage, scale: Scale) -> Iterator[Race]:
     """Fetch a file."""
     here, machine = (stage.here, "file"), (stage.distant, "file")
     with (
-        one_file(stage.far / "file", stage.near / "file", scale.distant_size) as file,
+        one_file(stage.far / "file", stage.near / "file", scale.size) as file,
         Ours([stage.here, stage.distant], stage.control) as engine,
         StockParamiko(stage.distant) as stock,
     ):

@@ -19,11 +19,6 @@ class Scale:
     huge: int
 
     @property
-    def distant_size(self) -> int:
-        """Bytes of the file that goes a long way, where scp is slow."""
-        return min(self.size, 256 << 20)
-
-    @property
     def distant_files(self) -> int:
         """The number of small files that go a long way, where scp takes four round trips for each."""
         return self.files // 10
