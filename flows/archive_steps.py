@@ -11,6 +11,7 @@ from flows.running import bundling, recalling, staging
 from flows.running.stepping import step, threaded
 from flows.running.work import Work, current
 from models import archive_items, batches
+from models.many_claims import chunks
 from models.tables import TransferItem
 
 Numbers = Sequence[int]
@@ -105,8 +106,8 @@ def _give_up(work: Work, numbers: Numbers, error: DataManagerError) -> None:
     with work.parts.database.write() as session:
         rows = archive_items.items_among(session, work.hold, numbers)
         failures = [(row.number, _lasting(work, row, error)) for row in rows]
-        for start in range(0, len(failures), batches.CHUNK):
-            batches.fail_items(session, work.hold, failures[start : start + batches.CHUNK])
+        for some in chunks(failures, batches.CHUNK):
+            batches.fail_items(session, work.hold, some)
         if TransferKind(work.row.kind) in (TransferKind.ARCHIVE, TransferKind.ARCHIVE_MANY):
             for bundle in {archive_items.bundle_in(row) for row in rows}:
                 if bundle is not None:

@@ -37,14 +37,12 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
     Raises: what would go otherwise another time, as when a connection broke.
     """
     ends = chunk.ends
-    sources = directories_of(ends.source, ends.origin, {_directory(item.source) for item in items})
-    targets = directories_of(ends.target, ends.destination, {_directory(item.destination) for item in items})
-    for error in [*sources.values(), *targets.values()]:
-        if isinstance(error, DataManagerError) and error.retryable:
-            raise error
+    above = real_base(ends.source, ends.origin)
+    sources = directories_of(ends.source, ends.origin, above, {_directory(item.source) for item in items})
+    base = real_base(ends.target, ends.destination)
+    targets = directories_of(ends.target, ends.destination, base, {_directory(item.destination) for item in items})
     chunk.control.check()
     faults = make(ends.target, [found for found in targets.values() if isinstance(found, Directory)])
-    base = real_base(ends.target, ends.destination)
     finals = set[str]()
     for item in items:
         source, target = sources[_directory(item.source)], targets[_directory(item.destination)]

@@ -93,13 +93,17 @@ def confined(session: Session, machine: Machine, place_path: str, *, follow: boo
 
 
 def directories_of(
-    session: Looks, machine: Machine, directories: Iterable[str]
+    session: Looks, machine: Machine, base: str, directories: Iterable[str]
 ) -> dict[str, Directory | DataManagerError]:
-    """Resolve and confine many directories below the base directory ("" is that itself), as `confined` does one.
+    """Resolve and confine many directories below `base`, as `confined` does one; "" is that itself (`real_base`).
 
-    Raises: RemoteFailure when the base directory does not exist, and what breaks the connection.
+    Raises: what would go otherwise another time, as when a connection broke.
     """
-    return _resolved(session, machine, real_base(session, machine), directories)
+    found = _resolved(session, machine, base, directories)
+    for error in found.values():
+        if isinstance(error, DataManagerError) and error.retryable:
+            raise error
+    return found
 
 
 def make(session: Session, directories: Sequence[Directory]) -> dict[str, TransportError]:

@@ -13,7 +13,6 @@ from paramiko.sftp import (
     CMD_EXTENDED_REPLY,
     CMD_HANDLE,
     CMD_LSTAT,
-    CMD_MKDIR,
     CMD_NAME,
     CMD_OPEN,
     CMD_OPENDIR,
@@ -271,21 +270,9 @@ class SftpSession:
         writer.close()
 
     def _make_dir(self, path: str) -> None:
-        reply = self._wire.call(CMD_MKDIR, string(path), NO_ATTRIBUTES)
-        if code_of(reply) == SFTP_OK:
-            return
-        error = status_error(reply, path)
-        if isinstance(error, PathMissing):
+        [(_, error)] = self.many.make_dir([path])
+        if error is not None:
             raise error
-        # FAILURE mostly means that it exists; automounters answer "permission denied" for what exists
-        try:
-            found = self.stat(path)
-        except (PathMissing, PermissionDenied):
-            if self._exists(path):
-                raise PathExists(f"{shown(path)}: a link that leads nowhere is in the way") from error
-            raise error from None
-        if found.kind is not FileKind.DIRECTORY:
-            raise PathExists(f"{shown(path)}: a file is in the way") from error
 
     def _exists(self, path: str) -> bool:
         return self._wire.call(CMD_LSTAT, string(path)).kind == CMD_ATTRS

@@ -24,6 +24,7 @@ from datamanager.machines import VerifyPolicy
 from datamanager.transports.base import Session
 from flows.running.work import Work
 from models import batches
+from models.many_claims import chunks
 from models.objects import Facts
 from models.tables import TransferItem
 
@@ -182,7 +183,7 @@ class ItemsChunk:
         if not intents:
             return
         self._work.control.shield()
-        for part in _parts(list(intents.items())):
+        for part in chunks(list(intents.items()), batches.CHUNK):
             self._write(batches.record_intents, {number: asdict(intent) for number, intent in part})
         for job, staged in self._small:
             self._publish_small(job, staged)
@@ -298,7 +299,7 @@ class ItemsChunk:
 
     def _write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
         """Tell the catalogue of many items, in transactions that nobody has to wait long for."""
-        for part in _parts(values):
+        for part in chunks(values, batches.CHUNK):
             self._write(change, part)
 
     def _write(self, change: Callable[..., T], *args: Any) -> T:
@@ -318,10 +319,6 @@ class _Named:
     def facts(self) -> Facts:
         sha256 = self.intent.sha256
         return Facts(self.intent.size, f"sha256:{sha256}" if sha256 else None, self.verified)
-
-
-def _parts(values: Sequence[T]) -> Iterable[Sequence[T]]:
-    return (values[start : start + batches.CHUNK] for start in range(0, len(values), batches.CHUNK))
 
 
 def _machines(job: Job) -> tuple[str, str]:

@@ -217,8 +217,8 @@ class BundleWork:
         self._write_all(batches.fail_items, [(number, error) for number, error in errors.items() if not _passes(error)])
 
     def _write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
-        for start in range(0, len(values), batches.CHUNK):
-            self._write(change, values[start : start + batches.CHUNK])
+        for some in chunks(values, batches.CHUNK):
+            self._write(change, some)
 
     def _write(self, change: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         with self._work.parts.database.write() as session:

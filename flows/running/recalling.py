@@ -20,6 +20,7 @@ from datamanager.transports.base import Session
 from flows.running.batching import PACKED_FROM, ItemsChunk
 from flows.running.work import Work
 from models import archive_items, bundles
+from models.many_claims import chunks
 from models.objects import Facts
 from models.tables import TransferItem
 
@@ -29,11 +30,11 @@ AT_ONCE = 2000
 
 def plan(_: Work, rows: Sequence[TransferItem]) -> list[list[int]]:
     """Say which items come back together, by their numbers: those of a bundle, in the order in which they lie there."""
-    found = []
+    found = list[list[int]]()
     keyed = sorted((row.notes["bundle"], row.notes["offset"], row.number) for row in rows)
     for _bundle, members in groupby(keyed, key=itemgetter(0)):
         numbers = [number for *_, number in members]
-        found += [numbers[start : start + AT_ONCE] for start in range(0, len(numbers), AT_ONCE)]
+        found += map(list, chunks(numbers, AT_ONCE))
     return found
 
 

@@ -88,7 +88,7 @@ def plant_on_small_disk(
     home = tmp_path_factory.mktemp("small")
 
     def no_server(_kill: bool) -> None:
-        raise NotImplementedError("SQLite has no server")
+        raise RuntimeError("SQLite has no server that could be restarted")
 
     parts = Parts(prefect_server, rabbitmq, web, no_server)
     with SmallDisk(home / "catalogue", CATALOGUE) as disk:

@@ -9,7 +9,7 @@ from uuid import UUID
 from datamanager.domain.bundles import Wanted
 from datamanager.domain.location import Place
 from datamanager.engine.bundles.layout import Entry
-from datamanager.engine.confine import Directory, confined, directories_of
+from datamanager.engine.confine import Directory, confined, directories_of, real_base
 from datamanager.errors import DataManagerError, PathMissing, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.base import FileKind, FileStat, Session, Storage
@@ -54,10 +54,8 @@ def real_paths(session: Session, machine: Machine, places: Sequence[Place]) -> l
 
     Raises: what breaks the connection, and what is wrong with the machine as a whole.
     """
-    directories = directories_of(session, machine, {posixpath.dirname(place.path) for place in places})
-    for error in directories.values():
-        if isinstance(error, DataManagerError) and error.retryable:
-            raise error
+    base = real_base(session, machine)
+    directories = directories_of(session, machine, base, {posixpath.dirname(place.path) for place in places})
     paths = list[str | DataManagerError]()
     for place in places:
         found = directories[posixpath.dirname(place.path)]
