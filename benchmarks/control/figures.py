@@ -15,7 +15,7 @@ from tests.support.rabbitmq import RabbitMq
 OURS, STOCK = "the Data Manager", "stock process worker, poll 1 s"
 WARM_UP = 5
 """Copies before the first that counts: connections are made, modules imported."""
-EACH_WAY = 20
+EACH_WAY = 100
 """Copies that are timed beside what waits for the machine that is away."""
 
 

@@ -1,0 +1,32 @@
+"""The catalogue's tables.
+
+Rows are read-only snapshots once their session has ended; they are changed only by the functions of this package,
+inside a writing transaction (`Database.write`). A change here needs a migration (`models/migrations`); a test compares
+the two.
+"""
+
+from __future__ import annotations
+
+from models.tables.archives import Bundle, BundleMember
+from models.tables.base import Base
+from models.tables.machines import MachineHealth, MachineLimit, MachineSeen
+from models.tables.objects import DataObject
+from models.tables.races import Claim, Lease
+from models.tables.traffic import IdempotencyKey, OutboxMessage
+from models.tables.transfers import Transfer, TransferItem
+
+__all__ = [
+    "Base",
+    "Bundle",
+    "BundleMember",
+    "Claim",
+    "DataObject",
+    "IdempotencyKey",
+    "Lease",
+    "MachineHealth",
+    "MachineLimit",
+    "MachineSeen",
+    "OutboxMessage",
+    "Transfer",
+    "TransferItem",
+]

@@ -1,0 +1,128 @@
+"""Transfers and their items."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import JSON, BigInteger, Index, Integer, String, Text, false
+from sqlalchemy.orm import Mapped, mapped_column
+
+from datamanager.domain.schedule import Priority
+from datamanager.domain.states import Phase, TransferStatus
+from models.tables.base import Base, MachineName, Status, partial
+
+
+class Transfer(Base):
+    """One request to move, make or remove a file; the truth about it, Prefect only runs and shows it."""
+
+    __tablename__ = "transfers"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    object_id: Mapped[UUID | None]
+    """The object worked on; null for getexternal."""
+    result_object_id: Mapped[UUID | None]
+    """The identifier that a new object will have: chosen at the request, so that a repeated commit can't make two."""
+    request: Mapped[dict[str, Any]]
+    fail_fast: Mapped[bool] = mapped_column(default=False)
+    """A client waits: an unreachable machine ends the transfer at once instead of being retried."""
+    source_machine: Mapped[str | None] = mapped_column(MachineName)
+    source_place: Mapped[str | None] = mapped_column(Text)
+    destination_machine: Mapped[str | None] = mapped_column(MachineName)
+    destination_place: Mapped[str | None] = mapped_column(Text)
+    group: Mapped[str] = mapped_column("group", Text, default="")
+    bandwidth: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes per second that it may move, changeable while it runs; null: no limit of its own."""
+    priority: Mapped[str] = mapped_column(
+        String(8), default=Priority.NORMAL.value, server_default=Priority.NORMAL.value
+    )
+    deadline: Mapped[datetime | None]
+    """What has not ended by then ends in ERROR `deadline_exceeded`."""
+    not_before: Mapped[datetime | None]
+    """It is not taken before."""
+    paused: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """It waits in the queue until it is resumed."""
+    stop_requested: Mapped[str | None] = mapped_column(String(8))
+    """What the mover that holds it is to do: `cancel` or `pause`."""
+    no_return: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Its file may have its name already, or be gone: before this ends otherwise, an attempt has to look."""
+    litter: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """It has ended, and its partial file may still lie beside the destination: a mover is to remove it."""
+
+    status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)
+    phase: Mapped[str] = mapped_column(String(16), default=Phase.QUEUED.value)
+    bytes_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    bytes_total: Mapped[int | None] = mapped_column(BigInteger)
+    bytes_per_second: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the last seconds; null while no bytes move."""
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    faults: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    """Every attempt's fault: time, code, detail. Give it a new list to change it."""
+    notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """What a later attempt must know: intents recorded before acts that can't be repeated."""
+    result: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_detail: Mapped[str | None] = mapped_column(Text)
+    flow_run_id: Mapped[UUID | None]
+
+    owner: Mapped[str | None] = mapped_column(String(200))
+    epoch: Mapped[int] = mapped_column(Integer, default=0)
+    lease_until: Mapped[datetime | None]
+    """The database's clock; past this, any mover may return the transfer to the queue."""
+    retry_at: Mapped[datetime | None]
+    sequence: Mapped[int] = mapped_column(Integer, default=0)
+    """Of the last event; consumers order and deduplicate by it."""
+    created: Mapped[datetime]
+    started: Mapped[datetime | None]
+    ended: Mapped[datetime | None]
+
+    __table_args__ = (
+        partial("ix_transfers_open", "status", "created", "id", where="ended IS NULL"),
+        partial("ix_transfers_queue", "priority", "created", "id", where="ended IS NULL AND owner IS NULL"),
+        partial("ix_transfers_deadline", "deadline", where="deadline IS NOT NULL AND ended IS NULL"),
+        partial("ix_transfers_stop", "stop_requested", where="stop_requested IS NOT NULL"),
+        partial("ix_transfers_litter", "ended", where="litter"),
+        partial("ix_transfers_held", "source_machine", "destination_machine", where="owner IS NOT NULL"),
+        Index("ix_transfers_object_id", "object_id"),
+        Index("ix_transfers_created", "created", "id"),
+        Index("ix_transfers_ended", "ended"),
+        Index("uq_transfers_flow_run_id", "flow_run_id", unique=True),
+    )
+
+
+class TransferItem(Base):
+    """One item of a batch, or of a transfer to or from an archive (`TransferKind.itemised`): one object, and where it
+    is to go.
+    """
+
+    __tablename__ = "transfer_items"
+
+    transfer_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """Its place in the request, from 0."""
+    object_id: Mapped[UUID]
+    """The object worked on, as the client named it: there may be none."""
+    result_object_id: Mapped[UUID | None]
+    """The object that will lie (or, skipped, lies already) at the destination: a new one's identifier for a copy, the
+    object itself for a move. Null for an item that was refused."""
+    source_machine: Mapped[str | None] = mapped_column(MachineName)
+    source_place: Mapped[str | None] = mapped_column(Text)
+    destination_machine: Mapped[str] = mapped_column(Text)
+    """As the client named it: it may not be configured."""
+    destination_place: Mapped[str | None] = mapped_column(Text)
+    dest: Mapped[str] = mapped_column(Text)
+    """The destination as the client gave it."""
+    size: Mapped[int | None] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)
+    """QUEUED, COMPLETE or ERROR."""
+    skipped: Mapped[bool] = mapped_column(default=False)
+    """COMPLETE without work: what is wanted was there already."""
+    notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """What a later attempt must know: `intent`, `canonical`, `committed`; of archives also `bundle`, and `restart` of a
+    recall. Give it a new dict to change it."""
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_detail: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (Index("ix_transfer_items_status", "transfer_id", "status", "number"),)
