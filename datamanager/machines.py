@@ -85,7 +85,7 @@ class Machine(BaseModel):
     known_hosts: Path | None = None
     """The known_hosts file; default ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts. Host keys are always checked."""
     connection: Connection = Connection.AUTO
-    max_connections: Annotated[int, Field(ge=1, le=64)] = 4
+    max_connections: Annotated[int, Field(ge=1, le=64)] = 8
     connect_timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
     """Seconds until an unreachable machine is called unavailable."""
     stall_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0

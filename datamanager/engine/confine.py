@@ -77,11 +77,7 @@ def confined(session: Session, machine: Machine, place_path: str, *, follow: boo
     Raises: PathNotAllowed when links lead out; RemoteFailure when the base directory does not exist.
     """
     base = real_base(session, machine)
-    directory, name = posixpath.split(place_path)
-    found = _resolved(session, machine, base, [directory])[directory]
-    if isinstance(found, DataManagerError):
-        raise found
-    real = posixpath.join(found.path, name)
+    real = posixpath.join(directory_of(session, machine, base, place_path).path, posixpath.basename(place_path))
     if follow and _is_link(session, real):
         try:
             real = session.real_path(real)
@@ -90,6 +86,15 @@ def confined(session: Session, machine: Machine, place_path: str, *, follow: boo
         if not _is_below(base, real):
             raise _leads_out(machine, place_path)
     return real
+
+
+def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -> Directory:
+    """Resolve and confine a place's directory below `base` (`real_base`) as `confined` does. Raises: PathNotAllowed."""
+    directory = posixpath.dirname(place_path)
+    found = _resolved(session, machine, base, [directory])[directory]
+    if isinstance(found, DataManagerError):
+        raise found
+    return found
 
 
 def directories_of(

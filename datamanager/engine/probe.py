@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass
+from operator import itemgetter
 
 from datamanager.domain.plan import Route, plan
 from datamanager.engine import direct
-from datamanager.engine.confine import confined, relative
+from datamanager.engine.confine import Directory, canonical_of, confined, directory_of, make, real_base
 from datamanager.engine.content import Content
 from datamanager.engine.job import End, Found, Intent, Job
 from datamanager.engine.restart import parts_of
@@ -21,8 +22,8 @@ from datamanager.errors import (
     NoSpace,
     PathExists,
     PathMissing,
-    RemoteFailure,
     SourceMissing,
+    TransportError,
 )
 from datamanager.transports.base import FileKind, FileStat, Session
 
@@ -64,9 +65,10 @@ def probe_content(job: Job, read: Read, *, size: int | None) -> Found:
 def _look(job: Job, read: Read, size: int | None) -> Found:
     target = job.target
     with target.storage.session() as session:
-        final = confined(session, target.machine, target.place.path, follow=False)
-        directory = posixpath.dirname(final)
-        _make_directory(session, directory, target)
+        base = real_base(session, target.machine)
+        parent = directory_of(session, target.machine, base, target.place.path)
+        directory, final = parent.path, posixpath.join(parent.path, target.place.name)
+        there = _look_at_names(session, parent, final, target)
         route = _route(job, read, session)
         found = Found(
             route=route,
@@ -75,7 +77,7 @@ def _look(job: Job, read: Read, size: int | None) -> Found:
             part=posixpath.join(directory, job.part_name),
             source_path=read.path,
             source=read.stat,
-            canonical=relative(session, target.machine, final),
+            canonical=canonical_of(target.machine, base, final),
             published=published_before(session, job, final, read.stat),
             content=read.content,
         )
@@ -83,10 +85,10 @@ def _look(job: Job, read: Read, size: int | None) -> Found:
             if read.stat is None and job.source is not None:
                 raise SourceMissing(f"{job.source.place}: no such file")
             _require_another_file(job, read.path, final)
-            _require_free_name(session, job, final)
-        there = _resumable(session, job, found)
+            _require_free_name(job, there)
+        stored = _resumable(session, job, found)
         if found.published is None and route is not Route.RENAME:
-            _require_space(session, directory, size, there, target)
+            _require_space(session, directory, size, stored, target)
         return found
 
 
@@ -119,13 +121,26 @@ def _probe_source(end: End) -> Read:
     return Read(path, stat, is_link)
 
 
-def _make_directory(session: Session, directory: str, target: End) -> None:
-    try:
-        session.make_dirs(directory)
-    except PathExists as exc:
-        raise DestinationExists(f"{target.place}: a file is where a directory is needed: {exc.detail}") from exc
-    if session.real_path(directory) != directory:
-        raise RemoteFailure(f"{target.place}: the directory changed while it was looked at")
+def _look_at_names(session: Session, parent: Directory, final: str, target: End) -> FileStat | None:
+    """Return what lies at the destination itself, if anything does; its directory is there then. Raises:
+    DestinationExists when a file is in the way of that."""
+    if parent.missing:
+        for fault in make(session, [parent]).values():
+            if isinstance(fault, PathExists):
+                raise _in_the_way(target) from fault
+            raise fault
+        return None
+    (_, above), (_, there) = sorted(session.many.lstat([parent.path, final]), key=itemgetter(0))
+    if isinstance(above, FileStat) and above.kind is not FileKind.DIRECTORY:
+        raise _in_the_way(target)
+    for found in (above, there):
+        if isinstance(found, TransportError) and not isinstance(found, PathMissing):
+            raise found
+    return there if isinstance(there, FileStat) else None
+
+
+def _in_the_way(target: End) -> DestinationExists:
+    return DestinationExists(f"{target.place}: a file is where a directory is needed")
 
 
 def published_before(session: Session, job: Job, final: str, source: FileStat | None) -> Intent | None:
@@ -154,10 +169,8 @@ def _require_another_file(job: Job, source_path: str, final: str) -> None:
         raise DestinationExists(f"{job.source.place} and {job.target.place} are one and the same file")
 
 
-def _require_free_name(session: Session, job: Job, final: str) -> None:
-    try:
-        there = session.lstat(final)
-    except PathMissing:
+def _require_free_name(job: Job, there: FileStat | None) -> None:
+    if there is None:
         return
     place = job.target.place
     if there.kind is FileKind.DIRECTORY:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 
 from datamanager.engine.control import Control
 from datamanager.engine.job import Found, Job, Restart
-from datamanager.errors import PathMissing
+from datamanager.errors import PathMissing, TransportError
 from datamanager.transports.base import FileKind, Reader, Session
 from datamanager.transports.paths import shown
 
@@ -64,15 +64,15 @@ def resume(job: Job, found: Found, source: Session, target: Session, control: Co
 
 def parts_of(job: Job, directory: str, session: Session) -> list[tuple[int, str]]:
     """Return (size, path) of each partial file that this transfer has in its destination's directory."""
+    paths = [posixpath.join(directory, name) for name in [job.part_name, *job.earlier_part_names]]
     parts = []
-    for name in [job.part_name, *job.earlier_part_names]:
-        path = posixpath.join(directory, name)
-        try:
-            there = session.lstat(path)
-        except PathMissing:
+    for index, there in session.many.lstat(paths):
+        if isinstance(there, PathMissing):
             continue
+        if isinstance(there, TransportError):
+            raise there
         if there.kind is FileKind.FILE:
-            parts.append((there.size, path))
+            parts.append((there.size, paths[index]))
     return parts
 
 

@@ -19,6 +19,7 @@ from datamanager.engine.job import Found, Job, Moved, Restart
 from datamanager.engine.restart import marker_of, resume
 from datamanager.engine.stoppable import bare
 from datamanager.engine.streams import Stretch, connections
+from datamanager.engine.together import together
 from datamanager.errors import (
     PathMissing,
     SizeMismatch,
@@ -32,6 +33,9 @@ from datamanager.transports.base import Session
 
 FOLLOWED_FROM = 16 * 1024 * 1024
 """Bytes from which on the destination hashes beside the transfer; for less, starting a program there takes longer."""
+
+SHARED_FROM = 256 * 1024 * 1024
+"""Bytes from which on a machine copies in two sessions at a time: its server works with one core for each."""
 
 Remember = Callable[[Restart], None]
 
@@ -76,12 +80,12 @@ def relay(job: Job, found: Found, control: Control, remember: Remember = forget)
         control.bytes_done = start
         ways = stack.enter_context(connections(job, source, target, wanted - start))
         try:
-            readers = [stack.enter_context(found.open(one)) for one in ways.sources]
+            readers = stack.enter_context(together([found.open(one) for one in ways.sources]))
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
         first = target.reopen(found.part) if start else target.create(found.part)
         writers = [stack.enter_context(first)]
-        writers += [stack.enter_context(one.reopen(found.part)) for one in ways.targets[1:]]
+        writers += stack.enter_context(together([one.reopen(found.part) for one in ways.targets[1:]]))
         refuse_one_place(job, found, source)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
@@ -97,11 +101,15 @@ def relay(job: Job, found: Found, control: Control, remember: Remember = forget)
 
 def copy_within(job: Job, found: Found, control: Control) -> Moved:
     """Let the machine copy the file itself; falls back to the relay when it can't after all."""
-    control.enter(Phase.TRANSFER, found.source_stat.size)
-    with job.target.storage.session() as session:
+    size = found.source_stat.size
+    control.enter(Phase.TRANSFER, size)
+    storage = job.target.storage
+    with ExitStack() as stack:
+        session = stack.enter_context(storage.session())
+        beside = stack.enter_context(storage.spare(1)) if size >= SHARED_FROM else []
         remove_part(session, found)
         try:
-            if session.copy_within(found.source_path, found.part, control.skip):
+            if session.copy_within(found.source_path, found.part, control.skip, beside):
                 return Moved(session.stat(found.part).size)
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None

@@ -23,8 +23,9 @@ LARGE = 32 * 1024 * 1024
 """Bytes from which on several connections are worth their making."""
 CHANNEL_WINDOW = 2 * 1024 * 1024
 """Bytes that OpenSSH lets a channel have under way."""
-WANTED_RATE = 400e6
-"""Bytes per second that the connections together are to be able to carry."""
+WANTED_RATE = 800e6
+"""Bytes per second that the windows of all connections together allow. What gets through is half of it where the ends'
+cores are busy: a window is opened again when somebody has had the time to empty it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,11 +215,17 @@ class Session(Protocol):
         """Set the permission bits (never setuid, setgid or sticky) and the modification time."""
         ...
 
-    def copy_within(self, source: str, destination: str, progress: Progress = no_progress) -> bool:
+    def copy_within(
+        self,
+        source: str,
+        destination: str,
+        progress: Progress = no_progress,
+        beside: Sequence[Session] = (),
+    ) -> bool:
         """Copy a file on the machine itself to a new name, created exclusively.
 
         Return False when the machine can't; nothing is done then. `progress` is told as ranges of at most 1 GiB are
-        done.
+        done. `beside`: further sessions on the machine, lent to the caller, which may share the work.
         Raises: PathMissing (source), PathExists (destination).
         """
         ...

@@ -14,6 +14,9 @@ from datamanager.transports.base import Check, no_check
 _LOOK = 0.2
 """Seconds between two looks at whether to go on waiting."""
 
+_FEW = 4
+"""Places of which none is kept free."""
+
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
@@ -77,9 +80,14 @@ class Loans:
             self.give_back(count)
 
     def take_free(self, count: int) -> int:
-        """Take up to so many places that nobody waits for, without waiting, and return how many: to be given back."""
+        """Take up to so many places that nobody waits for, without waiting, and return how many: to be given back.
+
+        One stays free for the next who comes, where there are more than a few: a large transfer over a long path would
+        have them all for hours.
+        """
         with self._changed:
-            taken = 0 if self._closed or self._waiting else max(0, min(count, self.most - self._taken))
+            free = self.most - (self.most > _FEW) - self._taken
+            taken = 0 if self._closed or self._waiting else max(0, min(count, free))
             self._taken += taken
             return taken
 

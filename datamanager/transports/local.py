@@ -191,7 +191,13 @@ class LocalSession:
             os.chmod(path, mode & 0o777)
             os.utime(path, (mtime, mtime))
 
-    def copy_within(self, source: str, destination: str, progress: Progress = no_progress) -> bool:
+    def copy_within(
+        self,
+        source: str,
+        destination: str,
+        progress: Progress = no_progress,
+        beside: Sequence[Session] = (),  # noqa: ARG002 - the kernel needs no help
+    ) -> bool:
         """Copy in the kernel where it can (reflink, server-side), else through memory."""
         with self.open_read(source) as reader, self.create(destination) as writer:
             size = reader.stat().size

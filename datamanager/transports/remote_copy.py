@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from datamanager.errors import ConnectionLost, RemoteFailure
 from datamanager.transports.base import FileKind, Progress
 from datamanager.transports.paths import shown
 from datamanager.transports.programs import SAY_PID, Programs, Running
-from datamanager.transports.sftp_files import patient
+from datamanager.transports.sftp_files import SftpReader, SftpWriter
 from datamanager.transports.sftp_wire import Wire
 
 if TYPE_CHECKING:
@@ -37,25 +40,28 @@ class RemoteCopy:
         """Say whether either way is there; the first call may run a program on the machine to find out."""
         return self._extension or self._programs.can_copy(self._wire.channel)
 
-    def copy(self, session: SftpSession, source: str, destination: str, progress: Progress) -> bool:
+    def copy(
+        self, session: SftpSession, source: str, destination: str, progress: Progress, beside: Sequence[SftpSession]
+    ) -> bool:
         """Copy a file to a new name, created exclusively; False when neither way works."""
-        if self._extension and self._by_server(session, source, destination, progress):
+        if self._extension and self._by_server([session, *beside], source, destination, progress):
             return True
         return self._programs.can_copy(self._wire.channel) and self._by_program(session, source, destination, progress)
 
-    def _by_server(self, session: SftpSession, source: str, destination: str, progress: Progress) -> bool:
-        """Copy by the extension; False when the server does not know it after all, nothing is left then."""
-        with session.open_read(source) as reader, session.create(destination) as writer:
-            size = reader.stat().size
-            for offset in range(0, size, _RANGE):
-                count = min(_RANGE, size - offset)
-                with patient(self._wire):
-                    self._extension = writer.copy_from(reader, offset, count)
-                if not self._extension:
-                    break
-                progress(count)
+    def _by_server(self, sessions: Sequence[SftpSession], source: str, destination: str, progress: Progress) -> bool:
+        """Copy by the extension, ranges in turn by each session; False when the server does not know it after all,
+        nothing is left then."""
+        with ExitStack() as stack:
+            first = sessions[0]
+            readers = [stack.enter_context(first.open_read(source))]
+            writers = [stack.enter_context(first.create(destination))]
+            size = readers[0].stat().size
+            for one in sessions[1:] if size > _RANGE else ():
+                readers.append(stack.enter_context(one.open_read(source)))
+                writers.append(stack.enter_context(one.reopen(destination)))
+            self._extension = _copy_ranges(list(zip(readers, writers, strict=True)), size, progress)
         if not self._extension:
-            session.remove(destination)
+            first.remove(destination)
         return self._extension
 
     def _by_program(self, session: SftpSession, source: str, destination: str, progress: Progress) -> bool:
@@ -85,3 +91,29 @@ class RemoteCopy:
             return False
         look(0)
         return True
+
+
+def _copy_ranges(pairs: Sequence[tuple[SftpReader, SftpWriter]], size: int, progress: Progress) -> bool:
+    """Have one range at work in each session; return False when a server does not know how."""
+    offsets = iter(range(0, size, _RANGE))
+    working: deque[tuple[SftpReader, SftpWriter, int, int]] = deque()
+
+    def begin(reader: SftpReader, writer: SftpWriter) -> None:
+        offset = next(offsets, None)
+        if offset is not None:
+            count = min(_RANGE, size - offset)
+            working.append((reader, writer, count, writer.begin_copy(reader, offset, count)))
+
+    try:
+        for pair in pairs:
+            begin(*pair)
+        while working:
+            reader, writer, count, number = working.popleft()
+            if not writer.copied(number):
+                return False
+            begin(reader, writer)
+            progress(count)
+    finally:
+        for _, writer, _, number in working:
+            writer.forget(number)
+    return True

@@ -7,7 +7,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from paramiko.sftp import CMD_ATTRS, CMD_CLOSE, CMD_DATA, CMD_FSTAT, CMD_READ, CMD_WRITE, SFTP_EOF, SFTP_OK
+from paramiko.sftp import (
+    CMD_ATTRS,
+    CMD_CLOSE,
+    CMD_DATA,
+    CMD_EXTENDED,
+    CMD_FSTAT,
+    CMD_READ,
+    CMD_WRITE,
+    SFTP_EOF,
+    SFTP_OK,
+)
 
 from datamanager.errors import NoSpace, TransportError
 from datamanager.transports.base import Bytes, FileStat, NextRange
@@ -105,6 +115,7 @@ class SftpReader:
                     rest = at + len(block)
                     flying.appendleft((self._ask(rest, size - len(block)), rest, size - len(block)))
                 yield at, block
+                self._wire.give_back(reply)
         finally:
             self._wire.forget(number for number, _, _ in flying)
 
@@ -167,15 +178,24 @@ class SftpWriter:
         if code_of(reply) != SFTP_OP_UNSUPPORTED:
             self._check(reply)
 
-    def copy_from(self, reader: SftpReader, offset: int, count: int) -> bool:
-        """Let the server copy a range of an open file to the same range of this one, by its copy-data extension; False
-        when it has none."""
+    def begin_copy(self, reader: SftpReader, offset: int, count: int) -> int:
+        """Ask the server to copy a range of an open file to the same range of this one, by its copy-data extension;
+        return the request's number, which is `copied` or `forget`ten later."""
         ranges = reader.handle + u64(offset) + u64(count) + self._handle + u64(offset)
-        reply = self._wire.extended("copy-data", ranges)
+        return self._wire.post(CMD_EXTENDED, string("copy-data") + ranges)
+
+    def copied(self, number: int) -> bool:
+        """Return once the range is copied; False when the server has no such extension."""
+        with patient(self._wire):
+            reply = self._wire.take(number)
         if code_of(reply) == SFTP_OP_UNSUPPORTED:
             return False
         self._check(reply)
         return True
+
+    def forget(self, number: int) -> None:
+        """Drop the answer to a copy when it comes: nobody wants the file any more."""
+        self._wire.forget([number])
 
     def close(self) -> None:
         """Wait for every status, and for that of the close (NFS tells a full disk or quota only there)."""

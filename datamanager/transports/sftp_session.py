@@ -30,7 +30,7 @@ from paramiko.sftp import (
 )
 
 from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
-from datamanager.transports.base import Features, FileKind, FileStat, Progress, no_progress
+from datamanager.transports.base import Features, FileKind, FileStat, Progress, Session, no_progress
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import from_wire, shown
 from datamanager.transports.programs import Programs
@@ -198,9 +198,16 @@ class SftpSession:
         """Set permission bits and modification time."""
         check(self._wire.call(CMD_SETSTAT, string(path), pack_attributes(mode=mode, mtime=mtime)), path)
 
-    def copy_within(self, source: str, destination: str, progress: Progress = no_progress) -> bool:
+    def copy_within(
+        self,
+        source: str,
+        destination: str,
+        progress: Progress = no_progress,
+        beside: Sequence[Session] = (),
+    ) -> bool:
         """Copy on the machine by the server's copy-data extension, else by a `cp` there."""
-        return self._copying.copy(self, source, destination, progress)
+        others = [one for one in beside if isinstance(one, SftpSession)]
+        return self._copying.copy(self, source, destination, progress, others)
 
     def digest(self, path: str, progress: Progress = no_progress) -> str | None:
         """Return the sha256 that a program on the machine computes, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure
-from datamanager.transports.base import FileKind, Session
+from datamanager.transports.base import FileKind, Session, Storage
 
 BLOCK = 255 * 1024
 NAMES = [
@@ -327,6 +328,19 @@ def test_copy_within(session: Session, tmp_path: Path, size: int) -> None:
     assert sum(told) == size
     with pytest.raises(PathExists):
         session.copy_within(str(file), str(copy))
+
+
+def test_sessions_share_a_copy(storage: Storage, tmp_path: Path) -> None:
+    file, copy, told = tmp_path / "file", tmp_path / "copy", [0]
+    with file.open("wb") as out:  # sparse: three ranges, each with bytes of its own at either end
+        for offset in (0, 2**27 - 5, 2**28 - 5, 2**28 + 777):
+            out.seek(offset)
+            out.write(os.urandom(10))
+    with storage.session() as session, storage.spare(1) as beside:
+        assert len(beside) == 1
+        assert session.copy_within(str(file), str(copy), told.append, beside)
+    assert sum(told) == file.stat().st_size
+    assert filecmp.cmp(file, copy, shallow=False)
 
 
 def test_copy_within_stops_when_told(session: Session, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from datamanager.errors import MachineUnavailable
 from datamanager.machines import Machine
-from datamanager.transports.base import Storage
+from datamanager.transports.base import FileKind, Storage
 from datamanager.transports.factory import open_storage
 from datamanager.transports.hostkeys import address
 from datamanager.transports.local import LocalStorage
@@ -55,6 +55,15 @@ def test_spare_sessions_are_those_that_are_left(machine: Machine, control_dir: P
         assert sorted(os.listdir(tmp_path)) == ["0", "1", "2"]
         with storage.spare(4) as four:
             assert len(four) == 4
+
+
+def test_of_many_sessions_one_is_kept_for_who_comes_next(machine: Machine, control_dir: Path, tmp_path: Path) -> None:
+    with bounded(machine, control_dir, 6) as storage, storage.session(), storage.spare(9) as four:
+        assert len(four) == 4
+        with storage.spare(1) as none:
+            assert none == []
+        with storage.session() as last:
+            assert last.stat(str(tmp_path)).kind is FileKind.DIRECTORY
 
 
 def test_spare_takes_nothing_from_those_who_wait(machine: Machine, control_dir: Path) -> None:
@@ -146,7 +155,8 @@ def test_over_a_long_path_every_session_has_its_connection(
     with Proxy(alone.port, delay=ROUND_TRIP) as proxy:
         known = tmp_path / "known_hosts"
         known.write_text(alone.known_host_line().replace(f"]:{alone.port}", f"]:{proxy.port}"))
-        machine = alone.machine("remote", tmp_path, connection=connection, port=proxy.port, known_hosts=known)
+        settings = {"connection": connection, "port": proxy.port, "known_hosts": known, "max_connections": 4}
+        machine = alone.machine("remote", tmp_path, **settings)
         with opened(machine, control_dir) as storage:
             with storage.session() as session, storage.spare(2) as further:
                 assert session.round_trip >= ROUND_TRIP

@@ -42,7 +42,7 @@ def test_defaults() -> None:
         None,
         None,
     )
-    assert (far.connection, far.max_connections, far.verify) == (Connection.AUTO, 4, VerifyPolicy.SHA256)
+    assert (far.connection, far.max_connections, far.verify) == (Connection.AUTO, 8, VerifyPolicy.SHA256)
     assert (far.archive, far.direct, far.bandwidth) == (False, False, None)
 
 
