@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.states import Phase, TransferStatus
+from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded, TaskNotFound
 from models.database import now, wake
 from models.movers import CANCEL, PAUSE, hold_back
@@ -110,7 +110,16 @@ def littered(session: Session, limit: int) -> list[Transfer]:
     """Return up to `limit` ended transfers whose partial files are still to be removed: any, as those on a machine that
     is away must not keep others waiting.
     """
-    return list(session.scalars(select(Transfer).where(Transfer.litter).order_by(func.random()).limit(limit)))
+    query = select(Transfer).where(Transfer.litter, Transfer.ended.is_not(None)).order_by(func.random()).limit(limit)
+    return list(session.scalars(query))
+
+
+def leave_litter(session: Session, transfer: UUID) -> None:
+    """Note that a mover which lost a transfer may have left a partial file, unseen by the one that has it now or has
+    ended it: it is removed after the end. Not fenced: the one who says so has lost its lease.
+    """
+    kinds = [kind.value for kind in TransferKind if kind.leaves_parts]
+    session.execute(update(Transfer).where(Transfer.id == transfer, Transfer.kind.in_(kinds)).values(litter=True))
 
 
 def clean(session: Session, transfer: UUID) -> None:

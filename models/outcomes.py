@@ -169,7 +169,7 @@ def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
     begun = row.started is not None if litter is None else litter
-    row.litter = begun and kind.leaves_parts
+    row.litter = row.litter or (begun and kind.leaves_parts)  # one that lost it before may have left something
     _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
 
 

@@ -205,6 +205,7 @@ class LocalSession:
                 count = min(_COPY_RANGE, size - offset)
                 writer.copy_from(reader, offset, count)
                 progress(count)
+            writer.flush()
         return True
 
     def digest(self, path: str, progress: Progress = no_progress) -> str | None:

@@ -60,6 +60,8 @@ class RemoteCopy:
                 readers.append(stack.enter_context(one.open_read(source)))
                 writers.append(stack.enter_context(one.reopen(destination)))
             self._extension = _copy_ranges(list(zip(readers, writers, strict=True)), size, progress)
+            if self._extension:
+                writers[0].flush()
         if not self._extension:
             first.remove(destination)
         return self._extension
@@ -90,6 +92,8 @@ class RemoteCopy:
             session.remove(destination)
             return False
         look(0)
+        with session.reopen(destination) as writer:
+            writer.flush()
         return True
 
 

@@ -1,7 +1,8 @@
 """Partial files that ended transfers left behind: on a machine that was away, or where a mover died. Removed later.
 
-A transfer that ends without having removed its partial file says so on its row. Movers come back to it until it is
-done, or given up after a week.
+A transfer that ends without having removed its partial file says so on its row, and so does a mover that lost one: it
+may have made its partial file after the next one had looked for it. Movers come back to it until it is done, or given
+up after a week.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _removed(parts: Services, row: Transfer) -> bool:
         place = outcomes.destination(row)
         return _gone(parts, place.machine, [(place, temporary_name(place.name, row.id, epoch)) for epoch in epochs])
     gone, last = True, -1
-    while items := _failed(parts, row, last):
+    while items := _doubtful(parts, row, last):
         last = items[-1].number
         litter: dict[str, list[tuple[Place, str]]] = {}
         for item in items:
@@ -76,9 +77,11 @@ def _removed(parts: Services, row: Transfer) -> bool:
     return gone
 
 
-def _failed(parts: Services, row: Transfer, after: int) -> list[TransferItem]:
+def _doubtful(parts: Services, row: Transfer, after: int) -> list[TransferItem]:
+    """Return items that may have left a partial file: those that failed, and of one that was taken again all."""
+    status = TransferStatus.ERROR if row.epoch == 1 else None
     with parts.database.read() as session:
-        return select_items(session, row.id, status=TransferStatus.ERROR, after=after, limit=ITEMS_AT_ONCE)
+        return select_items(session, row.id, status=status, after=after, limit=ITEMS_AT_ONCE)
 
 
 def _gone(parts: Services, machine: str, names: Sequence[tuple[Place, str]]) -> bool:

@@ -47,7 +47,7 @@ from flows.running.services import Services, services
 from flows.running.watching import NOTE_EVERY, watched, wish
 from models import limits, movers, outcomes
 from models.batch_items import in_doubt, machines_of
-from models.control import stop_reason
+from models.control import leave_litter, stop_reason
 from models.tables import Transfer
 from models.transfers import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, request_of, submit
 
@@ -221,6 +221,7 @@ async def working_on(kind: TransferKind, transfer: UUID | None, order: Order | N
         raise reason from None
     except LeaseLost as lost:
         parts.running.pop(hold, None)
+        await asyncio.to_thread(_leave_litter, parts, hold)
         # another mover has the transfer, and its flow run too: this one must not say how that ended
         raise Abort(lost.detail) from lost
     except DataManagerError as error:
@@ -291,6 +292,15 @@ def _transfer_of(session: Session, parts: Services, order: Order | None, flow_ru
 def _begin(parts: Services, hold: movers.Hold, flow_run: UUID) -> Transfer:
     with parts.database.write() as session:
         return movers.begin(session, hold, flow_run)
+
+
+def _leave_litter(parts: Services, hold: movers.Hold) -> None:
+    """Have this attempt's partial file removed after the transfer's end. Nothing here writes any more."""
+    try:
+        with parts.database.write() as session:
+            leave_litter(session, hold.transfer)
+    except CatalogueUnavailable:
+        log.warning("transfer %s: a partial file of epoch %d may stay", hold.transfer, hold.epoch)
 
 
 def _end_in_error(parts: Services, hold: movers.Hold, error: DataManagerError, work: Work | None = None) -> None:

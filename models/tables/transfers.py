@@ -49,7 +49,7 @@ class Transfer(Base):
     no_return: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Its file may have its name already, or be gone: before this ends otherwise, an attempt has to look."""
     litter: Mapped[bool] = mapped_column(default=False, server_default=false())
-    """It has ended, and its partial file may still lie beside the destination: a mover is to remove it."""
+    """A partial file may lie beside the destination when it has ended: a mover is to remove it then."""
 
     status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)
     phase: Mapped[str] = mapped_column(String(16), default=Phase.QUEUED.value)

@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import update
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.requests import CopyManyRequest, CopyRequest, DeleteRequest, RegisterRequest
@@ -24,7 +25,7 @@ from flows.running.services import Services
 from models import control, movers, outcomes, transfers
 from models.database import Database, now
 from models.objects import Facts, register_object
-from models.tables import Transfer
+from models.tables import Transfer, TransferItem
 from models.transfers import Order
 from tests.support.bookkeeping import LEASE
 
@@ -129,6 +130,76 @@ def test_what_a_batchs_items_left_is_removed(parts: Services, tmp_path: Path) ->
         file.write_bytes(b"x")
     assert clear_up(parts) == 1
     assert list(folder.iterdir()) == [other]
+    assert littered(parts) == []
+
+
+def taken_twice(parts: Services, transfer: UUID) -> movers.Hold:
+    """Return the hold of a mover that has a transfer after another one lost it."""
+    for last in (False, True):
+        with parts.database.write() as session:
+            (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
+            movers.begin(session, hold, uuid4())
+            if not last:
+                movers.requeue(session, hold)
+    return hold
+
+
+def lost(parts: Services, transfer: UUID) -> None:
+    """Let the mover that lost a transfer say so."""
+    with parts.database.write() as session:
+        control.leave_litter(session, transfer)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the end", "after the end"])
+@pytest.mark.parametrize("well", [True, False], ids=["complete", "error"])
+def test_what_a_mover_made_after_it_had_lost_its_transfer_is_removed(
+    parts: Services, tmp_path: Path, late: bool, well: bool
+) -> None:
+    request = CopyRequest(machine="there", dest="d/a.bin")
+    transfer = submit(parts, Order(TransferKind.COPY, request, an_object(parts, "a")))
+    hold = taken_twice(parts, transfer)
+    folder = tmp_path / "there" / "d"
+    folder.mkdir()
+    arrived, part = folder / "a.bin", folder / temporary_name("a.bin", transfer, 1)
+    arrived.write_bytes(b"bytes")
+    part.write_bytes(b"by")
+    if not late:
+        lost(parts, transfer)
+        assert clear_up(parts) == 0  # the one that has it may go on with that
+        assert part.exists()
+    with parts.database.write() as session:
+        if well:
+            outcomes.complete_copy(session, hold, Facts(5))
+        else:
+            outcomes.fail(session, hold, Cancelled("c"), litter=False)
+    if late:
+        assert clear_up(parts) == 0
+        lost(parts, transfer)
+    assert littered(parts) == [transfer]
+    assert clear_up(parts) == 1
+    assert list(folder.iterdir()) == [arrived]
+
+
+def test_of_a_batch_that_was_lost_every_item_is_looked_at(parts: Services, tmp_path: Path) -> None:
+    item = {"uuid": an_object(parts, "o"), "dest": "d/a", "machine": "there"}
+    transfer = submit(parts, Order(TransferKind.COPY_MANY, CopyManyRequest.model_validate({"items": [item]})))
+    fail(parts, transfer, 2)
+    with parts.database.write() as session:  # as if the second mover had done it
+        session.execute(update(TransferItem).values(status="COMPLETE"))
+    folder = tmp_path / "there" / "d"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"bytes")
+    (folder / temporary_name("a", item_id(transfer, 0), 1)).write_bytes(b"by")
+    assert clear_up(parts) == 1
+    assert list(folder.iterdir()) == [folder / "a"]
+
+
+def test_who_lost_a_delete_left_nothing(parts: Services) -> None:
+    transfer = submit(parts, Order(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a")))
+    hold = taken_twice(parts, transfer)
+    lost(parts, transfer)
+    with parts.database.write() as session:
+        outcomes.complete_delete(session, hold)
     assert littered(parts) == []
 
 
