@@ -222,7 +222,7 @@ class Session(Protocol):
         progress: Progress = no_progress,
         beside: Sequence[Session] = (),
     ) -> bool:
-        """Copy a file on the machine itself to a new name, created exclusively, and on to stable storage as `flush` does.
+        """Copy a file on the machine itself to a new name, created exclusively, and flush it.
 
         Return False when the machine can't; nothing is done then. `progress` is told as ranges of at most 1 GiB are
         done. `beside`: further sessions on the machine, lent to the caller, which may share the work.
