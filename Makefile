@@ -6,7 +6,7 @@ CHECKED := datamanager models api flows deployments tests $(wildcard benchmarks)
 ARGS ?=
 TESTS := $(BIN)/python -m pytest -q --durations=15 --ignore=tests/faults/test_matrix.py
 
-.PHONY: run test test-slow check faults format bench-bytes bench-control bench-archive lock clean
+.PHONY: run test test-slow check faults format bench-bytes bench-control bench-archive bench-sources lock clean
 
 run:
 	@sh deployments/bootstrap.sh
@@ -66,6 +66,13 @@ bench-archive:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
 	@$(BIN)/python -m benchmarks.archive $(ARGS)
+
+# What fetching from outside reaches beside curl piped into ssh, and its memory; some minutes on two cores.
+# e.g. make bench-sources ARGS="--only https --rounds 1"; ARGS=--help says more.
+bench-sources:
+	@sh deployments/bootstrap.sh dev
+	@sh tests/install-services.sh
+	@$(BIN)/python -m benchmarks.sources $(ARGS)
 
 # Raise every version to the newest that pyproject.toml allows, with the hashes of all its files.
 lock:

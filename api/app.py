@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from api import (
     archives,
+    audits,
     batches,
     control,
     documents,
@@ -27,6 +28,8 @@ from api import (
     limits,
     machines,
     objects,
+    retention,
+    schedules,
     task_listing,
     tasks,
     transfers,
@@ -42,7 +45,9 @@ from datamanager.errors import DataManagerError, InternalError
 
 ROUTED = (
     *(objects, trees, transfers, archives, tasks, task_listing, control, batches),
-    *(machines, limits, draining, health),
+    retention,
+    schedules,
+    *(audits, machines, limits, draining, health),
 )
 
 Task = Callable[[], Coroutine[Any, Any, None]]

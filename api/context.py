@@ -112,7 +112,7 @@ def make_context(
         machines=machines,
         database=database,
         storages=storages,
-        guard=Guard(settings.download_allow),
+        guard=Guard(settings.download_allow, settings.download_deny),
         waiter=Waiter(database),
         prober=Prober(machines, storages),
         limits=limits,

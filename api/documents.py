@@ -8,8 +8,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from api.audit_views import AuditView, FindingView
 from api.bodies import FORM, JSON, MULTIPART
 from api.problems import MEDIA_TYPE, by_status, problem_of
+from api.retention_views import RestoredView, RetentionPlanView, RetentionRunDetailView, RetentionRunView
+from api.schedule_views import RemovedView, ScheduleView
 from api.views import HealthView, ItemView, LimitsView, MachineView, ObjectView, TaskView, TreeView
 from datamanager import errors
 from datamanager.domain.archive_requests import (
@@ -18,7 +21,9 @@ from datamanager.domain.archive_requests import (
     ArchiveManyRequest,
     ArchiveRequest,
 )
+from datamanager.domain.audit import AuditRequest
 from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
+from datamanager.domain.recurring import ScheduleRequest
 from datamanager.domain.requests import (
     CopyManyRequest,
     CopyRequest,
@@ -30,6 +35,7 @@ from datamanager.domain.requests import (
     TreeRequest,
 )
 from datamanager.domain.requests import Request as OurRequest
+from datamanager.domain.retention_requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
 from datamanager.errors import DataManagerError
 
 Errors = tuple[type[DataManagerError], ...]
@@ -106,6 +112,20 @@ _SHAPES: tuple[Any, ...] = (
     GetExternalRequest,
     MachineLimitsRequest,
     TransferLimitsRequest,
+    HoldRequest,
+    LifetimeRequest,
+    RestoreRequest,
+    RetentionRunRequest,
+    RetentionPlanView,
+    RetentionRunView,
+    RetentionRunDetailView,
+    RestoredView,
+    AuditView,
+    FindingView,
+    AuditRequest,
+    ScheduleView,
+    RemovedView,
+    ScheduleRequest,
 )
 
 _EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
@@ -115,6 +135,7 @@ _EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
     DeleteRequest: {"priority": "low"},
     MachineLimitsRequest: {"bandwidth": "200MB/s", "max_transfers": 4},
     TransferLimitsRequest: {"bandwidth": "50MB/s"},
+    AuditRequest: {"machine": "archer2", "scrub_share": 0.05},
     CopyManyRequest: {
         "machine": "cirrus",
         "items": [{"uuid": UUID_EXAMPLE, "dest": "weather/june.nc"}, {"uuid": TASK_EXAMPLE, "dest": "weather/july.nc"}],
@@ -128,6 +149,19 @@ _EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
     ActivateRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
     ArchiveManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE}], "compress": "zstd"},
     ActivateManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE, "machine": "cirrus"}]},
+    ScheduleRequest: {
+        "url": "https://data.example/{date:%Y%m%d}/forecast-{date:%H}.nc",
+        "machine": "archer2",
+        "path": "weather/{date:%Y}",
+        "filename": "forecast-{date:%Y%m%d%H}.nc",
+        "interval": "6h",
+        "keep": 12,
+        "options": {"credential": "weather"},
+    },
+    HoldRequest: {"reason": "figures of a paper", "by": "maria"},
+    LifetimeRequest: {"lifetime": "90d"},
+    RestoreRequest: {"spare_for": "30d"},
+    RetentionRunRequest: {"dry_run": True, "rule": "old forecasts to tape"},
     TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
     GetExternalRequest: {
         "machine": "archer2",
@@ -204,7 +238,7 @@ def body(
     if model is not None:
         content = {"schema": _ref(model.__name__), "example": _EXAMPLES[model]}
         kinds = (FORM, MULTIPART, JSON) if forms else (JSON,)
-        needed = model not in (DeleteRequest, ArchiveRequest, ActivateRequest)
+        needed = model not in (DeleteRequest, ArchiveRequest, ActivateRequest, RestoreRequest, RetentionRunRequest)
         extra["requestBody"] = {"required": needed, "content": dict.fromkeys(kinds, content)}
     return extra
 

@@ -18,14 +18,18 @@ from functools import partial
 from uuid import UUID, uuid4
 
 import structlog
+from anyio.to_thread import run_sync
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.context import Context
 from api.problems import problem_response, status_of
+from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.requests import Request as OurRequest
-from datamanager.errors import CatalogueUnavailable, DataManagerError, InvalidRequest
+from datamanager.errors import CatalogueUnavailable, DataManagerError, InvalidRequest, SecretsUnreadable
+from datamanager.sealing import Sealer
+from datamanager.sources.secrets import mark_of, parted
 from models import idempotency
 from models.idempotency import Answer
 
@@ -68,7 +72,7 @@ async def once(context: Context, request: Request, fields: OurRequest, work: Wor
     key = key_of(request)
     if key is None:
         return await work(Slot())
-    fingerprint = fingerprint_of(request.method, request.url.path, fields)
+    fingerprint = await run_sync(fingerprint_of, request.method, request.url.path, fields, Sealer.of(context.settings))
     slot = Slot(key, f"{context.name}-{uuid4().hex[:12]}")
     answer = await _begin_or_join(context, slot, fingerprint)
     if answer is not None:
@@ -90,11 +94,20 @@ def key_of(request: Request) -> str | None:
     return key
 
 
-def fingerprint_of(method: str, path: str, fields: OurRequest) -> str:
-    """Return the sha256 that tells one request from another."""
+def fingerprint_of(method: str, path: str, fields: OurRequest, sealer: Sealer | None = None) -> str:
+    """Return the sha256 that tells one request from another; of one with secrets a keyed one, as a password could be
+    guessed from a plain one. Raises: SecretsUnreadable, also when there are secrets and no sealer.
+    """
+    secrets = None
+    if isinstance(fields, GetExternalRequest):
+        fields, secrets = parted(fields)
     canonical = json.dumps(fields.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     text = "\0".join((method, path.rstrip("/"), canonical))
-    return hashlib.sha256(text.encode()).hexdigest()
+    if secrets is None:
+        return hashlib.sha256(text.encode()).hexdigest()
+    if sealer is None:
+        raise SecretsUnreadable("a request with secrets needs a key")
+    return mark_of(secrets, text, sealer)
 
 
 async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> Answer | None:

@@ -17,12 +17,14 @@ from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InternalError, OrchestratorUnavailable, by_code
 from datamanager.messaging.wake import ring
-from datamanager.sources import open_source
+from datamanager.sealing import Sealer
+from datamanager.sources.fetching import requested
 from models.health import require_open
 from models.leases import movers_online
 from models.limits import ends
+from models.outcomes import UNCHANGED
 from models.tables import Transfer
-from models.transfers import Order, submit
+from models.transfers import Order, sealed_order, submit
 
 
 async def wait_for(context: Context, request: Request, order: Order) -> Response:
@@ -56,6 +58,7 @@ async def _submit(context: Context, order: Order, slot: Slot) -> UUID:
     wanted = order.request
     if isinstance(wanted, GetExternalRequest):
         await context.remotely(lambda: _check_source(context, wanted))
+        order = await run_sync(sealed_order, order, Sealer.of(context.settings))
 
     def inside(session: Session) -> UUID:
         if order.fail_fast and not any(mover.prefect for mover in movers_online(session)):
@@ -73,8 +76,7 @@ async def _submit(context: Context, order: Order, slot: Slot) -> UUID:
 
 
 def _check_source(context: Context, wanted: GetExternalRequest) -> None:
-    limit = context.settings.max_download
-    open_source(wanted.url, wanted.protocol, wanted.options, context.guard, max_size=limit).check()
+    requested(wanted, context.guard, context.settings).check()
 
 
 def _outcome(request: Request, row: Transfer) -> Response:
@@ -84,5 +86,5 @@ def _outcome(request: Request, row: Transfer) -> Response:
     if row.kind in (TransferKind.COPY.value, TransferKind.GETEXTERNAL.value):
         if row.result_object_id is None:
             raise InternalError(f"transfer {row.id} made no object")
-        return object_answer(request, row.result_object_id)
+        return object_answer(request, row.result_object_id, 200 if row.notes.get(UNCHANGED) else 201)
     return message_answer(request, row.object_id, row.result or "")

@@ -84,6 +84,7 @@ async def move(uuid: str, request: Request, context: In) -> Response:
             errors.ObjectNotFound,
             errors.ObjectDeleted,
             errors.ObjectBusy,
+            errors.ObjectHeld,
             errors.DestinationExists,
             errors.UnknownMachine,
             errors.IdempotencyMismatch,

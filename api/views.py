@@ -16,14 +16,25 @@ from datamanager.machines import Machine
 from datamanager.settings import Settings
 from models.batch_items import ItemCounts
 from models.health import Health
+from models.outcomes import UNCHANGED
 from models.tables import DataObject, Transfer, TransferItem
 
 FAR = timedelta(days=3650)
 """An end further away than that is not known at all."""
 
 
+class HoldView(TypedDict):
+    """Who holds an object, and why: it can't be deleted until the hold is released."""
+
+    since: datetime
+    by: str | None
+    reason: str | None
+
+
 class ObjectView(TypedDict):
-    """A data object. `path` is the directory as the client gave it, `checksum` is `sha256:…` or null."""
+    """A data object. `path` is the directory as the client gave it, `checksum` is `sha256:…` or null. `last_used` is
+    when it was last copied from, moved or activated; `expires_at` until when it is wanted.
+    """
 
     id: str
     machine: str
@@ -41,6 +52,9 @@ class ObjectView(TypedDict):
     verified: str
     derived_from: str | None
     archived_in: str | None
+    last_used: datetime | None
+    expires_at: datetime | None
+    hold: HoldView | None
 
 
 class ErrorView(TypedDict):
@@ -115,7 +129,8 @@ class TaskView(TypedDict):
     `object` is the object worked on (null for getexternal and batches), `bytes_total` is null while unknown,
     `bandwidth` (bytes per second) where the task has no limit of its own. `bytes_per_second` and `eta`, when all bytes
     will have moved at that rate, are null while no bytes move. `waiting_for` says why a queued one is not
-    begun, null when it is just not its turn yet. A batch has `items`.
+    begun, null when it is just not its turn yet. `reason` is why there is one that no client asked for. A batch has
+    `items`.
     """
 
     status: str
@@ -133,6 +148,7 @@ class TaskView(TypedDict):
     not_before: datetime | None
     paused: bool
     waiting_for: str | None
+    reason: str | None
     attempt: int
     faults: list[FaultView]
     error: ErrorView | None
@@ -143,6 +159,8 @@ class TaskView(TypedDict):
     flow_run_url: str | None
     object: str | None
     items: NotRequired[ItemCountsView]
+    unchanged: NotRequired[bool]
+    """Of a getexternal that found nothing newer than the object that it was given, which is its `result`."""
 
 
 class MachineErrorView(TypedDict):
@@ -230,7 +248,16 @@ def object_view(row: DataObject) -> ObjectView:
         "verified": row.verified,
         "derived_from": _text(row.derived_from),
         "archived_in": row.archived_in,
+        "last_used": row.last_used,
+        "expires_at": row.expires_at,
+        "hold": _hold(row),
     }
+
+
+def _hold(row: DataObject) -> HoldView | None:
+    if row.held_since is None:
+        return None
+    return {"since": row.held_since, "by": row.held_by, "reason": row.hold_reason}
 
 
 def task_view(
@@ -254,6 +281,7 @@ def task_view(
         "not_before": row.not_before,
         "paused": row.paused,
         "waiting_for": waiting_for,
+        "reason": row.reason,
         "attempt": row.attempts,
         "faults": [_fault(fault) for fault in row.faults],
         "error": _error(row),
@@ -264,6 +292,8 @@ def task_view(
         "flow_run_url": f"{settings.prefect_ui}/runs/flow-run/{run}" if run else None,
         "object": _text(row.object_id),
     }
+    if row.notes.get(UNCHANGED):
+        view["unchanged"] = True
     if items is not None:
         view["items"] = {
             "total": items.total,

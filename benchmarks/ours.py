@@ -17,6 +17,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.engine import bulk, bulk_publish, direct, publish, stream
 from datamanager.engine.chunk import SmallItem, Staged
 from datamanager.engine.control import Control
+from datamanager.engine.downloading import Wanted, download
 from datamanager.engine.job import End, Found, Intent, Job, Moved
 from datamanager.engine.probe import probe
 from datamanager.engine.verify import verify
@@ -119,14 +120,16 @@ class Ours:
             if errors or len(staged) != len(outcomes):
                 raise RuntimeError(f"not all files were copied: {[*errors, *outcomes][:1]}")
 
-    def fetch(self, url: str, destination: tuple[Machine, str], policy: VerifyPolicy) -> None:
-        """Fetch a URL of this host to a machine."""
+    def fetch(
+        self, url: str, destination: tuple[Machine, str], policy: VerifyPolicy, ca_file: Path | None = None
+    ) -> None:
+        """Fetch a URL of this host to a machine; `ca_file` is what a TLS server there must prove itself by."""
         job = Job(uuid4(), 1, TransferKind.GETEXTERNAL, None, self._end(*destination), verify=policy)
         control = Control()
         found = probe(job)
-        source = open_source(url, "http", {}, Guard(["127.0.0.0/8"]), max_size=LARGEST_DOWNLOAD)
-        with source.open() as download:
-            moved = stream.download(job, found, download, control, expected=None, limit=LARGEST_DOWNLOAD)
+        guard = Guard(["127.0.0.0/8"])
+        source = open_source(url, "http", {}, guard, max_size=LARGEST_DOWNLOAD, ca_file=ca_file)
+        moved = download(job, found, {"": source}, control, Wanted(LARGEST_DOWNLOAD))
         self._finish(job, found, moved, control, DATE)
 
     def _finish(self, job: Job, found: Found, moved: Moved, control: Control, mtime: int) -> None:

@@ -88,6 +88,17 @@ def ssh(machine: Machine, *words: str) -> None:
     run("ssh", *_options(machine, GCM), "-p", str(machine.port), "--", str(machine.host), shlex.join(words))
 
 
+def curl_to_ssh(url: str, certificate: Path, machine: Machine, target: Path) -> None:
+    """Pipe what curl fetches into a file on the machine. Raises: CalledProcessError when either of the two fails."""
+    words = ["curl", "-sSf", "--cacert", os.fspath(certificate), url]
+    remote_words = f"cat > {shlex.quote(os.fspath(target))}"
+    through = ["ssh", *_options(machine, GCM), "-p", str(machine.port), "--", str(machine.host), remote_words]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as curl:
+        subprocess.run(through, check=True, stdin=curl.stdout, stdout=subprocess.DEVNULL)
+        if curl.wait() != 0:
+            raise subprocess.CalledProcessError(curl.returncode, words)
+
+
 def cp_words(source: Path, target: Path) -> list[str]:
     """Return the command that copies a file where it is run."""
     return ["cp", "--", os.fspath(source), os.fspath(target)]

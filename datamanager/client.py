@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote, urljoin, urlsplit
 from uuid import UUID, uuid4
 
 import requests
 from pydantic import BaseModel, ConfigDict, Field
 
+from datamanager.audit_client import AuditCalls
 from datamanager.domain.schedule import Priority
 from datamanager.domain.states import ObjectStatus, TransferStatus
 from datamanager.errors import (
@@ -65,6 +66,10 @@ class ObjectInfo(_Answer):
     derived_from: UUID | None
     archived_in: str | None = None
     """The bundle (machine:path) of an ARCHIVED object."""
+    last_used: datetime | None = None
+    expires_at: datetime | None = None
+    hold: dict[str, Any] | None = None
+    """Who holds it, since when and why: it can't be deleted."""
 
 
 class TaskError(_Answer):
@@ -126,6 +131,8 @@ class Task(_Answer):
     deadline: datetime | None = None
     not_before: datetime | None = None
     paused: bool = False
+    reason: str | None = None
+    """Why there is one that no client asked for."""
     waiting_for: str | None = None
     """Why a queued one is not begun; null when it is just not its turn yet."""
     created: datetime | None = None
@@ -134,6 +141,8 @@ class Task(_Answer):
     faults: list[dict[str, Any]] = Field(default_factory=list)
     items: ItemCounts | None = None
     """Of a batch."""
+    unchanged: bool = False
+    """A download that found nothing newer than the object it was given, which is its result."""
 
 
 class Circuit(_Answer):
@@ -178,7 +187,7 @@ class MachineLimits(_Answer):
     changed: datetime | None
 
 
-class Client:
+class Client(AuditCalls):
     """One service's client; not to be shared between threads. `timeout` in seconds is for one answer.
 
     Every method may raise ServiceError (it does not answer) and what the service itself raises.
@@ -389,6 +398,31 @@ class Client:
     def undrain_machine(self, name: str) -> MachineHealth:
         """Let a machine's transfers run again; return its health."""
         return MachineHealth.model_validate(self._write("POST", f"DM/machines/{quote(name, safe='')}/undrain", {}))
+
+    def add_schedule(self, url: str, machine: str, filename: str, path: str = "", **fields: Any) -> dict[str, Any]:
+        """Fetch a URL again and again; `url`, `path` and `filename` are templates of the time. Return the schedule.
+
+        `fields`: interval ("6h") or cron, keep, skip_unchanged, options, group, …
+        """
+        return self._write("POST", "DM/schedules", _external(url, machine, filename, path, fields))
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """Return every schedule, oldest first."""
+        found: list[dict[str, Any]] = self._read("DM/schedules").json()
+        return found
+
+    def schedule(self, schedule: UUID | str) -> dict[str, Any]:
+        """Return a schedule with its last runs."""
+        found: dict[str, Any] = self._read(f"DM/schedules/{quote(str(schedule), safe='')}").json()
+        return found
+
+    def change_schedule(self, schedule: UUID | str, what: Literal["pause", "resume", "run"]) -> dict[str, Any]:
+        """Let a schedule rest, go on, or run now besides; return it."""
+        return self._write("POST", f"DM/schedules/{quote(str(schedule), safe='')}/{what}", {})
+
+    def remove_schedule(self, schedule: UUID | str) -> None:
+        """Remove a schedule; its versions stay."""
+        self._write("DELETE", f"DM/schedules/{quote(str(schedule), safe='')}", {})
 
     def health(self) -> dict[str, Any]:
         """Return what was checked. Raises: ServiceError when the service is not ready."""

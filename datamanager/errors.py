@@ -8,18 +8,28 @@
     │   ├── PathNotAllowed           path_not_allowed
     │   ├── UrlNotAllowed            url_not_allowed
     │   ├── RegisteredSizeMismatch   size_mismatch
+    │   ├── CredentialUnknown        credential_unknown
+    │   ├── CredentialUnusable       credential_unusable
+    │   ├── CredentialNotAllowed     credential_not_allowed
     │   ├── IdempotencyMismatch      idempotency_mismatch
     │   ├── OriginNotAllowed         origin_not_allowed
     │   └── NotSupported             not_supported
     ├── CatalogueError               the catalogue says no
     │   ├── ObjectNotFound           object_not_found
     │   ├── TaskNotFound             task_not_found
+    │   ├── AuditNotFound            audit_not_found
+    │   ├── AuditSuspicious          audit_suspicious     (so much is lost that it is not believed)
+    │   ├── DutyTaken                duty_taken           (retryable; maintenance of a kind is one run's at a time)
+    │   ├── ScheduleNotFound         schedule_not_found
     │   ├── TaskEnded                task_ended
     │   ├── ObjectDeleted            object_deleted
     │   ├── ObjectArchived           object_archived
     │   ├── ObjectActive             object_active
     │   ├── ObjectUnknown            object_unknown
     │   ├── ObjectBusy               object_busy
+    │   ├── ObjectHeld               object_held
+    │   ├── NotMarked                not_marked
+    │   ├── RetentionRunNotFound     retention_run_not_found
     │   └── DestinationExists        destination_exists
     ├── TransportError               a machine, or the way to it
     │   ├── MachineUnavailable       machine_unavailable  (retryable)
@@ -40,6 +50,7 @@
     │   ├── ChecksumMismatch         checksum_mismatch    (retryable)
     │   ├── TooLarge                 too_large
     │   ├── DownloadFailed           download_failed      (retryable for 5xx, 408 and 429)
+    │   ├── SecretsUnreadable        secrets_unreadable
     │   ├── Cancelled                cancelled
     │   ├── DeadlineExceeded         deadline_exceeded
     │   ├── Paused                   paused               (not an end: it goes on when it is resumed)
@@ -51,6 +62,7 @@
     │   ├── OrchestratorUnavailable  orchestrator_unavailable (retryable)
     │   └── BrokerUnavailable        broker_unavailable       (retryable)
     ├── SettingsError                invalid_settings     (stops the start)
+    │   └── InvalidRules             invalid_rules        (of retention)
     └── InternalError                internal             (a fault of ours)
 
 `code` is stable: clients may compare it. `retryable` says whether the same thing may work if it is tried again later;
@@ -126,6 +138,24 @@ class RegisteredSizeMismatch(RequestError):
     code = "size_mismatch"
 
 
+class CredentialUnknown(RequestError):
+    """No stored credential has this name."""
+
+    code = "credential_unknown"
+
+
+class CredentialUnusable(RequestError):
+    """The stored credential can't be read, or does not say to which hosts it may be sent."""
+
+    code = "credential_unusable"
+
+
+class CredentialNotAllowed(RequestError):
+    """The stored credential may not be sent to this host."""
+
+    code = "credential_not_allowed"
+
+
 class IdempotencyMismatch(RequestError):
     """The Idempotency-Key was used for another request."""
 
@@ -162,6 +192,31 @@ class TaskNotFound(CatalogueError):
     code = "task_not_found"
 
 
+class ScheduleNotFound(CatalogueError):
+    """No schedule has this identifier."""
+
+    code = "schedule_not_found"
+
+
+class AuditNotFound(CatalogueError):
+    """No audit has this identifier."""
+
+    code = "audit_not_found"
+
+
+class AuditSuspicious(CatalogueError):
+    """An audit found so much lost that it is not believed; no object was changed."""
+
+    code = "audit_suspicious"
+
+
+class DutyTaken(CatalogueError):
+    """Another run has the duty just now; maintenance of a kind is done by one at a time."""
+
+    code = "duty_taken"
+    retryable = True
+
+
 class TaskEnded(CatalogueError):
     """The task has ended; nothing of it can be changed any more."""
 
@@ -196,6 +251,24 @@ class ObjectBusy(CatalogueError):
     """Another transfer reads or writes the object; readers share, writers exclude."""
 
     code = "object_busy"
+
+
+class ObjectHeld(CatalogueError):
+    """Somebody holds the object: it can't be deleted until the hold is released."""
+
+    code = "object_held"
+
+
+class NotMarked(CatalogueError):
+    """Retention has not marked the object, so there is nothing to take back."""
+
+    code = "not_marked"
+
+
+class RetentionRunNotFound(CatalogueError):
+    """No run of retention has this identifier."""
+
+    code = "retention_run_not_found"
 
 
 class DestinationExists(CatalogueError):
@@ -326,6 +399,12 @@ class DownloadFailed(TransferError):
         self.retryable = retryable
 
 
+class SecretsUnreadable(TransferError):
+    """The key for the request's secrets is missing, or another one."""
+
+    code = "secrets_unreadable"
+
+
 class Cancelled(TransferError):
     """Somebody cancelled the transfer."""
 
@@ -395,6 +474,12 @@ class SettingsError(DataManagerError):
     """A setting or machines.toml is wrong; the message is one clear line and stops the start."""
 
     code = "invalid_settings"
+
+
+class InvalidRules(SettingsError):
+    """The file with the rules of retention is wrong; nothing is done by it until it is right."""
+
+    code = "invalid_rules"
 
 
 class InternalError(DataManagerError):

@@ -100,6 +100,10 @@ class Machine(BaseModel):
     """The words of one that ends with 0 when the bundle can be read; absent: it always can."""
     stage_every: Annotated[float, Field(ge=1, le=86400)] = 60.0
     """Seconds between two such looks."""
+    audit_prefixes: tuple[str, ...] = ()
+    """Directories below `base_dir` ("." is that itself) where every file should have an object, subdirectories
+    included: what an audit reports as DARK otherwise. Absent: the directories that hold objects, without those below.
+    """
     direct: bool = False
     """May send to, and receive from, other machines that say so too, without a relay."""
     direct_host: str | None = None
@@ -133,6 +137,15 @@ class Machine(BaseModel):
         if not value or value.startswith("/") or "\0" in value or {"", ".", ".."} & set(parts):
             raise ValueError("must be a path below base_dir, without '.' and '..'")
         return value
+
+    @field_validator("audit_prefixes")
+    @classmethod
+    def _prefixes_are_below(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in value:
+            parts = prefix.rstrip("/").split("/")
+            if prefix != "." and (prefix.startswith("/") or "\0" in prefix or {"", ".", ".."} & set(parts)):
+                raise ValueError(f'{prefix!r} must be a path below base_dir without "." and "..", or "." for all of it')
+        return tuple("" if prefix == "." else prefix.rstrip("/") for prefix in value)
 
     @field_validator("host", "direct_host", "username")
     @classmethod

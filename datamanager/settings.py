@@ -21,6 +21,8 @@ from datamanager.errors import SettingsError
 from datamanager.machines import ArchiveRules, describe
 
 PREFIX = "DM_"
+CREDENTIAL = "DM_CREDENTIAL_"
+"""What a variable with a stored credential begins with."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -49,14 +51,22 @@ class Settings(BaseSettings):
     """Path of machines.toml; default `home`/machines.toml, made at the first start."""
     download_allow: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts, CIDRs or host:port that getexternal may fetch from although they are not public (comma-separated)."""
+    download_deny: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts, CIDRs, host:port or :port that getexternal never fetches from, whatever is allowed (comma-separated)."""
+    download_insecure: bool = False
+    """Permit requests to say `verify_tls: false`."""
     max_download: Annotated[int, Field(gt=0)] = 2**44
     """Largest download in bytes."""
+    secrets_key: Path | None = None
+    """The key that secrets of requests are sealed with; default `home`/secrets.key, made when it is first needed."""
     archive_to: str | None = None
     """The archive machine of requests that name none."""
     archive_groups: Annotated[tuple[str, ...], NoDecode] = ()
     """The archive machines of groups that have their own, as `group=machine` (comma-separated)."""
     bundle_size: Annotated[int, Field(gt=0)] = 2**33
     """Bytes up to which objects that are archived together share a bundle; a larger one has its own."""
+    retention: Path | None = None
+    """The rules of retention; default `home`/retention.toml. No file: no rules."""
     reclaim: bool = True
     """Remove a bundle when no object needs it any more."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
@@ -75,12 +85,12 @@ class Settings(BaseSettings):
     confirm_base_dir: bool = False
     """Accept that a machine's `base_dir` changed although the catalogue has objects there."""
 
-    @field_validator("home", "machines")
+    @field_validator("home", "machines", "secrets_key", "retention")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
 
-    @field_validator("allowed_hosts", "download_allow", "archive_groups", mode="before")
+    @field_validator("allowed_hosts", "download_allow", "download_deny", "archive_groups", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
@@ -156,6 +166,16 @@ class Settings(BaseSettings):
         return self.machines or self.home / "machines.toml"
 
     @property
+    def secrets_key_file(self) -> Path:
+        """Where the key is that secrets are sealed with."""
+        return self.secrets_key or self.home / "secrets.key"
+
+    @property
+    def retention_file(self) -> Path:
+        """Where the rules of retention are, if there are any."""
+        return self.retention or self.home / "retention.toml"
+
+    @property
     def archive_rules(self) -> ArchiveRules:
         """Which archive machine is meant where a request names none."""
         of_group = {group: machine for group, _, machine in (entry.rpartition("=") for entry in self.archive_groups)}
@@ -211,7 +231,7 @@ def load_settings(**overrides: Any) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in os.environ:
         # DM_TEST_* belongs to the test suite
-        if variable.startswith(PREFIX) and variable not in known and not variable.startswith("DM_TEST_"):
+        if variable.startswith(PREFIX) and variable not in known and not variable.startswith(("DM_TEST_", CREDENTIAL)):
             raise SettingsError(f"{variable}: unknown setting; known: {', '.join(sorted(known))}")
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
@@ -220,3 +240,9 @@ def load_settings(**overrides: Any) -> Settings:
         name, _, rest = line.partition(":")
         label = PREFIX + name.upper() if name in Settings.model_fields else name
         raise SettingsError(f"{label}:{rest}") from exc
+
+
+def load_credentials() -> dict[str, SecretStr]:
+    """Return the stored credentials of the environment, as JSON texts, each by the end of its variable's name."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(CREDENTIAL)}
+    return {name.removeprefix(CREDENTIAL): SecretStr(value) for name, value in found.items()}

@@ -18,6 +18,7 @@ from datamanager.machines import Machines
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, Done, Later, Verdict
 from datamanager.messaging.topology import DEFAULT_EXCHANGE, OWN_PREFIX, REQUESTS_QUEUE
+from datamanager.sealing import Sealer
 from deployments.intake import Call, Check, enter, read_message
 from models.database import Database
 
@@ -40,7 +41,8 @@ class RequestConsumer:
 
     `on_transfer` takes a transfer; it returns when the flow run exists, or the transfer can't be taken (now, or ever).
     A ServiceError of it brings the message back later. `check` is what HTTP checks of a request besides its fields.
-    `on_entered` is called after something was put into the outbox (the relay's `poke`).
+    `sealer` seals what is secret in their URLs. `on_entered` is called after something was put into the outbox (the
+    relay's `poke`).
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class RequestConsumer:
         on_transfer: OnTransfer,
         *,
         check: Check | None = None,
+        sealer: Sealer | None = None,
         on_entered: Callable[[], None] | None = None,
         later: float = LATER,
     ) -> None:
@@ -59,6 +62,7 @@ class RequestConsumer:
         self._broker = broker
         self._on_transfer = on_transfer
         self._check = check
+        self._sealer = sealer
         self._on_entered = on_entered
         self._later = later
 
@@ -100,7 +104,7 @@ class RequestConsumer:
         return Done()
 
     async def _answer(self, delivery: Delivery, call: Call) -> None:
-        event = await asyncio.to_thread(enter, self._database, self._machines, call, self._check)
+        event = await asyncio.to_thread(enter, self._database, self._machines, call, self._check, self._sealer)
         if self._on_entered is not None:
             self._on_entered()
         if not delivery.reply_to:

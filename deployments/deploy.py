@@ -21,6 +21,7 @@ from deployments.environment import WORK_POOL, prefect_environment, run_with
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
 
     from deployments.flow_table import AnyFlow
 
@@ -39,7 +40,8 @@ def read_deployments(path: Path = PREFECT_YAML) -> list[dict[str, Any]]:
 async def apply(path: Path = PREFECT_YAML) -> list[str]:
     """Make or update the work pool, its queues, the deployments and the automation; return the deployments' names.
 
-    What a person has set on them in Prefect (limits, pauses, schedules) stays.
+    What a person has set on them in Prefect (limits, pauses, schedules) stays. A deployment gets the schedules of
+    prefect.yaml when it is made, and never again: one that was changed, switched off or removed stays as it is.
 
     Raises: OrchestratorUnavailable; SettingsError when prefect.yaml names a flow that this project does not ship.
     """
@@ -103,6 +105,7 @@ async def _deploy(client: PrefectClient, flow: AnyFlow, entry: dict[str, Any]) -
         return await client.create_deployment(
             flow_id=await client.create_flow(flow),
             name=entry["name"],
+            schedules=_schedules(entry),
             **facts,
             **pool,
         )
@@ -111,6 +114,25 @@ async def _deploy(client: PrefectClient, flow: AnyFlow, entry: dict[str, Any]) -
     # to create it once more would remove the schedules that a person gave it
     await client.update_deployment(known.id, DeploymentUpdate(**facts, **pool))
     return known.id
+
+
+def _schedules(entry: dict[str, Any]) -> list[DeploymentScheduleCreate]:
+    """Return an entry's schedules: `cron`, `timezone`, `slug`, and maybe `parameters` and `active`.
+
+    Raises: SettingsError for one that Prefect would not take.
+    """
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+
+    found = []
+    for given in entry.get("schedules", []):
+        try:
+            schedule = CronSchedule(cron=given["cron"], timezone=given.get("timezone", "UTC"))
+            rest = {key: value for key, value in given.items() if key in ("slug", "parameters", "active")}
+            found.append(DeploymentScheduleCreate(schedule=schedule, **rest))
+        except (KeyError, ValueError) as exc:
+            raise SettingsError(f"{PREFECT_YAML.name}: {entry['entrypoint']}: schedules: {exc}") from exc
+    return found
 
 
 def main() -> int:

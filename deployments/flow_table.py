@@ -13,18 +13,31 @@ from prefect import Flow
 from datamanager.domain.states import TransferKind
 from flows.activate_data import activate_data, activate_many
 from flows.archive_data import archive_data, archive_many
+from flows.audit import audit
 from flows.copy_data import copy_data
 from flows.delete_data import delete_data
 from flows.get_external import get_external
 from flows.many import copy_many, move_many
 from flows.move_data import move_data
+from flows.recurring import recurring
+from flows.retention import retention
+from flows.sweep import sweep
 
 AnyFlow = Flow[..., Coroutine[Any, Any, Any]]
 
 DEPLOYMENT = "data-manager"
 """Every flow's deployment has this name: `copy/data-manager`."""
 
+MAINTENANCE: dict[str, AnyFlow] = {
+    "flows.audit:audit": audit,
+    "flows.sweep:sweep": sweep,
+    "flows.retention:retention": retention,
+    "flows.recurring:recurring": recurring,
+}
+"""Flows that are no transfers: they have no row of one, and take no transfer's slot of a mover."""
+
 ENTRYPOINTS: dict[str, AnyFlow] = {
+    **MAINTENANCE,
     "flows.copy_data:copy_data": copy_data,
     "flows.move_data:move_data": move_data,
     "flows.get_external:get_external": get_external,

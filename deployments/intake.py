@@ -21,14 +21,16 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.requests import GetExternalRequest, TransferRequest, validated
 from datamanager.domain.states import TransferKind
-from datamanager.errors import CatalogueError, InvalidRequest, NotSupported, RequestError
+from datamanager.errors import CatalogueError, InvalidRequest, RequestError, SecretsUnreadable
 from datamanager.machines import Machines
 from datamanager.messaging.consuming import DeadLetter
+from datamanager.sealing import Sealer
+from datamanager.sources.secrets import refuse_secrets, secret_names
 from models import idempotency
 from models.database import Database, now
 from models.outbox import EVENTS_EXCHANGE, cloud_event
 from models.tables import OutboxMessage
-from models.transfers import REQUEST_OF_KIND, Order, submit
+from models.transfers import REQUEST_OF_KIND, Order, sealed_order, submit
 
 BODY_MAX = 2**22
 """Bytes of a message: a batch of 10,000 items, unless their paths are long."""
@@ -41,6 +43,7 @@ HOLD = timedelta(seconds=30)
 KEEP = timedelta(hours=24)
 
 Event = dict[str, Any]
+Refusal = RequestError | CatalogueError | SecretsUnreadable
 Check = Callable[[TransferRequest], None]
 """What HTTP checks of a request besides its fields (a URL's address, say); raises RequestError. May block."""
 
@@ -88,22 +91,26 @@ def read_message(body: bytes) -> UUID | Call | DeadLetter:
         known = ", ".join(REQUEST_PREFIX + known for known in TransferKind)
         return DeadLetter("unknown_type", f"type {kind!r} is not known here; known: {known}")
     try:
-        return Call(event["source"], event["id"], request, data, _digest([kind, data]))
+        return Call(event["source"], event["id"], request, data, _digest([kind, _without_secrets(data)]))
     except orjson.JSONEncodeError:
         return DeadLetter("malformed_body", "data is nested too deeply")
 
 
-def enter(database: Database, machines: Machines, call: Call, check: Check | None = None) -> Event:
+def enter(
+    database: Database, machines: Machines, call: Call, check: Check | None = None, sealer: Sealer | None = None
+) -> Event:
     """Validate a request and enter it; return the answer, a CloudEvent that is also in the outbox for `dm.events`.
 
     Transfer, answer and idempotency key are one transaction. A request that was answered gets the same answer again.
 
+    `sealer` seals the queries of URLs; options with secrets are refused.
+
     Raises: CatalogueUnavailable; nothing was entered then.
     """
-    order: Order | RequestError
+    order: Order | Refusal
     try:
-        order = _order(call, check)
-    except RequestError as exc:
+        order = _order(call, check, sealer)
+    except (RequestError, SecretsUnreadable) as exc:
         order = exc
     holder = uuid4().hex
     with database.write() as session:
@@ -123,7 +130,7 @@ def enter(database: Database, machines: Machines, call: Call, check: Check | Non
         return event
 
 
-def _order(call: Call, check: Check | None) -> Order:
+def _order(call: Call, check: Check | None, sealer: Sealer | None) -> Order:
     if not isinstance(call.data, dict):
         raise InvalidRequest("data: must be an object with the request's fields", {"data": "an object"})
     object_id = None
@@ -132,17 +139,16 @@ def _order(call: Call, check: Check | None) -> Order:
         if object_id is None:
             raise InvalidRequest("uuid: must be an object's identifier", {"uuid": "the identifier of an object"})
     request = validated(call.data, REQUEST_OF_KIND[call.kind])
-    if isinstance(request, GetExternalRequest) and request.options:
-        raise NotSupported("options are not accepted in messages: they may hold secrets, and brokers store messages")
+    if isinstance(request, GetExternalRequest):
+        refuse_secrets(request.options, "in messages, which brokers store")
     if check is not None:
         check(request)
-    return Order(call.kind, request, object_id)
+    order = Order(call.kind, request, object_id)
+    return order if sealer is None else sealed_order(order, sealer)
 
 
-def _submitted(
-    session: Session, machines: Machines, order: Order | RequestError
-) -> UUID | RequestError | CatalogueError:
-    if isinstance(order, RequestError):
+def _submitted(session: Session, machines: Machines, order: Order | Refusal) -> UUID | Refusal:
+    if not isinstance(order, Order):
         return order
     try:
         with session.begin_nested():  # a refusal takes back its claims, not the answer
@@ -151,7 +157,7 @@ def _submitted(
         return exc
 
 
-def _post(session: Session, call: Call, outcome: UUID | RequestError | CatalogueError) -> Event:
+def _post(session: Session, call: Call, outcome: UUID | Refusal) -> Event:
     """Put the answer into the outbox, and return it."""
     request = {"source": call.source, "id": call.id}
     data: dict[str, Any]
@@ -168,6 +174,20 @@ def _post(session: Session, call: Call, outcome: UUID | RequestError | Catalogue
     event = cloud_event(kind, subject, time, data)
     session.add(OutboxMessage(exchange=EVENTS_EXCHANGE, routing_key=kind, subject=subject, body=event, created=time))
     return event
+
+
+def _without_secrets(data: Any) -> Any:
+    """Leave out options that are going to be refused: a password could be guessed from the digest that is stored."""
+    options = data.get("options") if isinstance(data, dict) else None
+    if isinstance(options, str):
+        try:
+            options = json.loads(options)
+        except (ValueError, RecursionError):
+            return {**data, "options": None}
+    if not isinstance(options, dict):
+        return data if options is None else {**data, "options": None}
+    secret = set(secret_names(options))
+    return {**data, "options": {name: None if name in secret else value for name, value in options.items()}}
 
 
 def _uuid(value: object) -> UUID | None:

@@ -15,12 +15,18 @@ from datamanager.domain.requests import GetExternalRequest, TransferRequest
 from datamanager.errors import CatalogueUnavailable
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.wake import WakeSocket, ring
-from datamanager.sources import Guard, open_source
+from datamanager.sealing import Sealer
+from datamanager.settings import load_credentials
+from datamanager.sources import Guard
+from datamanager.sources.fetching import requested
 from deployments.consumer import RequestConsumer
 from deployments.relay import Relay
+from deployments.retention_asked import AskedRetention
 from deployments.runs import Runs
 from deployments.runtime import Runtime
+from deployments.scheduling import ScheduleSync
 from deployments.tending import MachineWatch
+from deployments.upkeep import AT_ONCE
 from flows.running.litter import clear_up
 from flows.running.reclaiming import reclaim
 from flows.running.services import Services
@@ -41,13 +47,13 @@ class Mover:
         self._runtime = runtime
         self._settings = runtime.settings
         self._name = name
-        self._guard = Guard(runtime.settings.download_allow)
+        self._guard = Guard(runtime.settings.download_allow, runtime.settings.download_deny)
         self.runs: Runs
 
     async def __aenter__(self) -> Self:
         runtime, settings = self._runtime, self._settings
         loop = asyncio.get_running_loop()
-        threads = settings.concurrency * THREADS_PER_RUN + 8
+        threads = settings.concurrency * THREADS_PER_RUN + 2 * AT_ONCE + 8
         loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="mover"))
         services = Services(
             settings=settings,
@@ -55,6 +61,7 @@ class Mover:
             database=runtime.database,
             storages=runtime.storages,
             guard=self._guard,
+            credentials=load_credentials(),
             owner=self._name,
             ring=self._ended,
         )
@@ -75,6 +82,7 @@ class Mover:
                 self._broker(amqp, "requests"),
                 self.runs.notified,
                 check=self._check_source,
+                sealer=Sealer.of(settings),
                 on_entered=self._relay.poke,
             )
         return self
@@ -92,7 +100,10 @@ class Mover:
             loops.start_soon(self.runs.prefect.forever)
             loops.start_soon(self.runs.beat_forever)
             loops.start_soon(self.runs.take_forever)
+            loops.start_soon(self.runs.upkeep.forever)
             loops.start_soon(self._watch.forever)
+            loops.start_soon(AskedRetention(self._services, self.runs.prefect).forever)
+            loops.start_soon(ScheduleSync(self._services, self.runs.prefect).forever)
             loops.start_soon(self._clear_up_forever)
             loops.start_soon(self._tidy_forever)
             if self._relay is not None:
@@ -117,8 +128,7 @@ class Mover:
     def _check_source(self, request: TransferRequest) -> None:
         """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
         if isinstance(request, GetExternalRequest):
-            limit = self._settings.max_download
-            open_source(request.url, request.protocol, request.options, self._guard, max_size=limit).check()
+            requested(request, self._guard, self._settings).check()
 
     def _heard(self, _message: str) -> None:
         self.runs.poke()

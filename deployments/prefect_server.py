@@ -5,6 +5,7 @@
 - On SQLite a transaction that reads before it writes fails at once when another one commits in between, whatever the
   busy timeout. Prefect answers 503 then, and its client waits 2 s and more. So Prefect's writing transactions begin
   IMMEDIATE here, as our own do, and wait for each other (docs/adr/0005).
+- Its schedules get no runs on SQLAlchemy 2.1 (`deployments.prefect_schedules`).
 """
 
 from __future__ import annotations
@@ -64,11 +65,13 @@ def main() -> int:
     from prefect.server.database.dependencies import temporary_database_config
     from prefect.settings import get_current_settings
 
+    from deployments.prefect_schedules import let_schedules_run
     from deployments.prefect_sqlite import WritesImmediately
 
     url = get_current_settings().server.database.connection_url
     if url is None:
         raise RuntimeError("Prefect names no database for its server")
+    let_schedules_run()
     with temporary_database_config(WritesImmediately(connection_url=url.get_secret_value())):
         uvicorn.run(
             InFront(create_app(final=True), settings),

@@ -4,9 +4,10 @@
 - A transfer waits although its run is called running, failed or crashed: the run is called waiting again. When a person
   cancelled the run, the transfer ends as cancelled.
 - A run begun in Prefect was handed to a mover that died before it made the transfer: it is handed out again.
+- A maintenance run, which has no transfer, is called running although no mover has its lease: it has crashed.
 
-The first two are done only when two looks have found it so: somebody may be about to do it. A run that is missing is
-made anew when its transfer is taken.
+All but the third are done only when two looks have found it so: somebody may be about to do it. A run that is missing
+is made anew when its transfer is taken.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import AwaitingRetry, Completed, Failed, Scheduled
+from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Scheduled
 from prefect.states import Cancelled as CancelledState
 
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import Cancelled, TaskEnded
-from deployments.flow_table import DEPLOYMENT
+from deployments.flow_table import DEPLOYMENT, MAINTENANCE
 from flows.running.services import Services
 from models import control
+from models.leases import RUN_PREFIX, is_held
 from models.runs import by_flow_run, unheld_with_a_run
 from models.tables import Transfer
 from models.transfers import get_transfer
@@ -88,6 +90,9 @@ class Reconciler:
             elif row is None and _is_lost(run):
                 log.info("run_handed_out_again", flow_run=str(run.id))
                 await client.set_flow_run_state(run.id, Scheduled(message="its mover fell silent"), force=True)
+            elif row is None and await self._is_deserted(client, run) and self._again(("deserted", run.id), before):
+                log.info("maintenance_run_crashed", flow_run=str(run.id))
+                await client.set_flow_run_state(run.id, Crashed(message="its mover is gone"), force=True)
 
     async def _compare_transfers(self, client: PrefectClient, before: set[Any]) -> None:
         beyond: UUID | None = None
@@ -107,6 +112,20 @@ class Reconciler:
         elif await asyncio.to_thread(self._still_unheld, row):
             log.info("run_waits_again", flow_run=str(run), transfer=str(row.id), was=state.name)
             await client.set_flow_run_state(run, waiting("waits in the queue for another attempt"), force=True)
+
+    async def _is_deserted(self, client: PrefectClient, run: FlowRun) -> bool:
+        """Say whether a run of a maintenance flow is under way by its state alone."""
+        state = run.state
+        if state is None or not (state.is_running() or state.is_cancelling()) or run.id in self._services.upkeep:
+            return False
+        if run.deployment_id is None or run.parameters.get("transfer"):
+            return False
+        deployment = await client.read_deployment(run.deployment_id)
+        return deployment.entrypoint in MAINTENANCE and not await asyncio.to_thread(self._has_lease, run.id)
+
+    def _has_lease(self, run: UUID) -> bool:
+        with self._services.database.read() as session:
+            return is_held(session, f"{RUN_PREFIX}{run}")
 
     def _rows_of(self, runs: list[UUID]) -> dict[UUID, Transfer]:
         with self._services.database.read() as session:

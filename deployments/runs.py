@@ -17,8 +17,9 @@ from prefect.client.schemas.objects import FlowRun
 
 from datamanager.engine.control import Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError, LeaseLost
-from deployments.flow_table import AnyFlow
+from deployments.flow_table import MAINTENANCE, AnyFlow
 from deployments.performing import Performer
+from deployments.upkeep import Upkeep
 from deployments.watching import PrefectWatch
 from flows.running.services import Services
 from models import control, limits, movers, outcomes
@@ -42,6 +43,7 @@ class Runs:
         self._tasks: dict[movers.Hold | UUID, asyncio.Task[Any]] = {}
         self._beat_soon = asyncio.Event()
         self.prefect = PrefectWatch(services, self._prefect_changed)
+        self.upkeep = Upkeep(services, self.prefect)
         self._performer = Performer(services, self.prefect, lambda: self._stopping)
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -55,7 +57,7 @@ class Runs:
     @property
     def busy(self) -> bool:
         """Whether anything runs."""
-        return bool(self._tasks)
+        return bool(self._tasks or self._services.upkeep)
 
     def poke(self) -> None:
         """Look at the queue now. Safe from any thread."""
@@ -105,14 +107,19 @@ class Runs:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
+        upkeep = asyncio.create_task(self.upkeep.stop())
         if tasks:
             log.info("handing_back", transfers=len(tasks))
             await asyncio.wait(tasks, timeout=HAND_BACK_WITHIN)
+        await upkeep
         with contextlib.suppress(CatalogueUnavailable):
             await asyncio.to_thread(self._sign_off)
 
     async def run_scheduled(self, flow: AnyFlow, flow_run: FlowRun) -> None:
-        """Run what was begun in the Prefect UI or by a schedule."""
+        """Run what was begun in the Prefect UI or by a schedule. Maintenance takes no slot of the transfers."""
+        if flow in MAINTENANCE.values():
+            await self.upkeep.run_scheduled(flow, flow_run)
+            return
         task = asyncio.current_task()
         if task is not None:
             self._tasks[flow_run.id] = task
@@ -189,6 +196,7 @@ class Runs:
             hold_lease(
                 session, MOVER_PREFIX + self._services.owner, self._services.owner, self._settings.lease, details
             )
+            self.upkeep.renew(session)
             reaped = movers.reap(session)
             expired = control.expire(session)
         for row in expired:

@@ -41,7 +41,7 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     CatalogueUnavailable.
     """
     machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
-    Guard(settings.download_allow)  # a bad entry stops the start here, not each process later
+    Guard(settings.download_allow, settings.download_deny)  # a bad entry stops the start here, not each process later
     directory = run_directory(settings)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = Database(settings.catalogue_url, pool_size=pool_size)

@@ -86,7 +86,7 @@ class PrefectWatch:
         if there != was_there:
             log.info("prefect_is_there" if there else "prefect_is_away")
             self._changed()
-        if there and self._services.by_run:
+        if there and (self._services.by_run or self._services.upkeep):
             async with AsyncClientContext.get_or_create() as context:
                 await self._mind_our_runs(context.client)
 
@@ -141,11 +141,12 @@ class PrefectWatch:
 
     async def _mind_our_runs(self, client: PrefectClient) -> None:
         """Stop what was cancelled in Prefect. What is called ended there, but is not, is called running again."""
-        ours = FlowRunFilter(id=FlowRunFilterId(any_=list(self._services.by_run)), state=in_states(*NOT_OURS_TO_SAY))
+        mine = [*self._services.by_run, *self._services.upkeep]
+        ours = FlowRunFilter(id=FlowRunFilterId(any_=mine), state=in_states(*NOT_OURS_TO_SAY))
         astray = set()
         for run in await client.read_flow_runs(flow_run_filter=ours, limit=PAGE):
             hold = self._services.by_run.get(run.id)
-            control = self._services.running.get(hold) if hold is not None else None
+            control = self._services.upkeep.get(run.id) if hold is None else self._services.running.get(hold)
             if control is None or run.state is None:
                 continue
             if run.state.is_cancelling() or run.state.is_cancelled():

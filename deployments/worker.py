@@ -23,6 +23,7 @@ import anyio.abc
 import httpx
 import structlog
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -161,13 +162,35 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
             await anyio.sleep(QUERY_EVERY)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        """Take as many of Prefect's runs as there are slots free, which transfers of the catalogue share."""
-        free = self._mover.runs.free if self._mover is not None else 0
+        """Take as many of Prefect's runs as there are slots free, which transfers of the catalogue share, and
+        maintenance runs beside them.
+        """
+        free = self._mover.runs.free + self._mover.runs.upkeep.free if self._mover is not None else 0
         if not free:
             self._last_polled_time = now("UTC")  # for Prefect's health check: nothing is wrong
             return []
         self.limiter.total_tokens = self.limiter.borrowed_tokens + free
         return await super().get_and_submit_flow_runs()
+
+    async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+        """Leave out what there is no room for: transfers while no slot is free, maintenance while enough of it runs."""
+        found = await super()._get_scheduled_flow_runs()
+        if self._mover is None:
+            return []
+        runs, kept = self._mover.runs, list[WorkerFlowRunResponse]()
+        slots, upkeep = runs.free, runs.upkeep.free
+        for one in found:
+            if one.flow_run.id in self._submitting_flow_run_ids:
+                continue
+            if await runs.upkeep.is_maintenance(self.client, one.flow_run.deployment_id):
+                upkeep -= 1
+                room = upkeep >= 0
+            else:
+                slots -= 1
+                room = slots >= 0
+            if room:
+                kept.append(one)
+        return kept
 
     async def run(
         self,

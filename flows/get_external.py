@@ -12,6 +12,7 @@ from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
 from datamanager.errors import InternalError
 from datamanager.sources import public_url
+from flows.running.newer import unchanged
 from flows.running.progress import summarise
 from flows.running.work import asked, working_on
 from flows.steps import commit, deliver, probe
@@ -27,6 +28,7 @@ async def get_external(
     description: str = "",
     size: int = 0,
     overwrite: bool = False,
+    credential: str = "",
     priority: Priority = Priority.NORMAL,
     deadline: str = "",
     transfer: UUID | None = None,
@@ -37,11 +39,12 @@ async def get_external(
         url: What to fetch, by http or https; required.
         machine: The machine that it is to go to; required.
         path: The directory there, below the machine's base directory.
-        filename: The file's name there; required.
+        filename: The file's name there; empty means the last part of the URL.
         group: What it belongs to: fire, disease, space weather.
         description: What it is.
         size: Bytes that must arrive; 0 means unknown.
         overwrite: Replace a file there that is not registered.
+        credential: Name of a stored credential. Secrets themselves can't be given here, where all can read them.
         priority: Which goes first where transfers wait for each other: high, normal or low.
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
@@ -58,6 +61,7 @@ async def get_external(
             "description": description,
             "size": size,
             "overwrite": overwrite,
+            "options": {"credential": credential} if credential else {},
             "priority": priority,
             "deadline": deadline,
         }
@@ -66,6 +70,8 @@ async def get_external(
         if not isinstance(work.request, GetExternalRequest):
             raise InternalError(f"transfer {work.transfer} is no download")
         found = await probe()
+        if found.published is None and (known := await unchanged(work)) is not None:
+            return known
         intent, verified = await deliver(found)
         new = await commit(intent, verified, public_url(work.request.url))
         await summarise(work, found, intent, verified)

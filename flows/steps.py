@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Coroutine
+from typing import Any
+
+from prefect.tasks import Task
 
 from datamanager.domain.plan import Route
 from datamanager.domain.requests import GetExternalRequest
@@ -14,10 +18,15 @@ from datamanager.engine import probe as probing
 from datamanager.engine import publish as publishing
 from datamanager.engine import stream
 from datamanager.engine import verify as verifying
+from datamanager.engine.downloading import Wanted, download
 from datamanager.engine.job import Found, Intent, Job, Moved, Proof
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
 from datamanager.machines import VerifyPolicy
-from datamanager.sources import open_source, public_url
+from datamanager.sealing import Sealer
+from datamanager.sources import Source, public_url, typed_options
+from datamanager.sources.fetching import requested
+from datamanager.sources.origins import Noting, Validators, as_note, identity_or_none, is_empty
+from flows.running.external import whole_request
 from flows.running.progress import human
 from flows.running.stepping import step, threaded
 from flows.running.work import Work, current
@@ -49,7 +58,11 @@ async def transfer(found: Found) -> Moved:
     job, control = work.job(), work.control
     work.litter = True
     if found.route is Route.DOWNLOAD:
-        moved = await threaded(_download, work, job, found)
+        request, said = await whole_request(work), list[Validators]()
+        moved = await threaded(_download, work, job, found, request, said)
+        where = await threaded(identity_or_none, request, Sealer.of(work.parts.settings))
+        if where is not None and said and not is_empty(note := as_note(where, said[-1])):
+            await work.write(movers.remember, origin=note)
     else:
         moved = await threaded(stream.send, job, found, control, work.remember)
     work.log.info("moved %s, %.1f s since the run began", human(moved.size), work.seconds)
@@ -154,16 +167,27 @@ async def deliver(found: Found) -> tuple[Intent, Verified]:
         return found.published, Verified.SHA256 if sha256 else Verified.SIZE
     try:
         try:
-            proof = await verify(found, await transfer(found))
+            proof = await verify(found, await _transferring(work)(found))
         except ChecksumMismatch as damaged:
+            if not damaged.retryable:  # the source itself has other bytes than were expected
+                raise
             work.log.warning("transfer %s: %s; once more", work.transfer, damaged.detail)
             await _discard(work, found)  # not to be gone on with
-            proof = await verify(found, await transfer(found))
+            proof = await verify(found, await _transferring(work)(found))
         return await publish(found, proof), proof.verified
     except BaseException as error:
         if await work.is_ended_by(error):
             await _discard(work, found)
         raise
+
+
+def _transferring(work: Work) -> Task[[Found], Coroutine[Any, Any, Moved]]:
+    """Return the step that moves the bytes, tried again as often as the request of a download asks for."""
+    request = work.request
+    if not isinstance(request, GetExternalRequest):
+        return transfer
+    retries = typed_options(request.url, request.protocol, request.options).retries
+    return transfer if retries is None else transfer.with_options(retries=retries)
 
 
 async def _discard(work: Work, found: Found) -> None:
@@ -180,14 +204,12 @@ async def _record(work: Work, intent: Intent) -> None:
     await work.write(movers.remember, intent={"size": intent.size, "sha256": intent.sha256, "mtime": intent.mtime})
 
 
-def _download(work: Work, job: Job, found: Found) -> Moved:
-    request, parts = work.request, work.parts
-    if not isinstance(request, GetExternalRequest):
-        raise InternalError("only getexternal downloads")
-    source = open_source(
-        request.url, request.protocol, request.options, parts.guard, max_size=parts.settings.max_download
-    )
-    with source.open() as download:
-        return stream.download(
-            job, found, download, work.control, expected=request.size, limit=parts.settings.max_download
-        )
+def _download(work: Work, job: Job, found: Found, request: GetExternalRequest, said: list[Validators]) -> Moved:
+    """`said` gets what the URL itself said of its bytes; nothing when they came from a mirror."""
+    limit = work.parts.settings.max_download
+    fetching = requested(request, work.parts.guard, work.parts.settings)
+    wanted = Wanted(limit, fetching.size(request.size), fetching.checksum())
+    own, *mirrors = fetching.sources
+    sources: dict[str, Source] = {own: Noting(fetching.sources[own], said.append)}
+    sources |= {name: Noting(fetching.sources[name], lambda _: said.clear()) for name in mirrors}
+    return download(job, found, sources, work.control, wanted, work.remember)

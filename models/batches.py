@@ -116,6 +116,9 @@ def complete_copies(session: Session, hold: Hold, results: Sequence[tuple[int, F
         for source in [sources[item.object_id]]
     ]
     add_objects(session, rows, "copied")
+    if sources:
+        used = update(DataObject).where(DataObject.id.in_(list(sources)))
+        session.execute(used.values(last_used=now(session)).execution_options(synchronize_session=False))
     give_places_to_objects(session, [new.id for new in rows], row.id)
     update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
     free_items(session, row, items)

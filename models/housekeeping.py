@@ -10,7 +10,7 @@ from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import TransferKind
-from models import idempotency, outbox
+from models import audits, idempotency, outbox, schedules, sealed
 from models.database import affected, now
 from models.tables import Lease, Transfer, TransferItem
 
@@ -47,11 +47,19 @@ class Tidied:
     messages: int
     keys: int
     leases: int
+    moments: int
+    """Of schedules, that left no version."""
+    secrets: int
+    """Of transfers that have ended: they go with the end, so there should be none."""
+    findings: int
+    """Of audits; an audit goes when its last finding has gone."""
+    audits: int
 
     @property
     def more(self) -> bool:
         """Whether a batch was full, so that another call will find more."""
-        return max(self.transfers, self.messages, self.keys) >= BATCH or self.items >= ITEMS_BATCH
+        few = max(self.transfers, self.messages, self.keys, self.secrets, self.audits)
+        return few >= BATCH or max(self.items, self.findings) >= ITEMS_BATCH
 
 
 def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
@@ -59,12 +67,17 @@ def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
 
     Objects are never forgotten. Any process may do it, several at once too.
     """
+    findings, gone = audits.prune(session, durations.keep_transfers, audits=BATCH, findings=ITEMS_BATCH)
     return Tidied(
         items=_prune_items(session, durations.keep_transfers),
         transfers=_prune_transfers(session, durations.keep_transfers),
         messages=outbox.prune(session, durations.keep_outbox, broker=broker, limit=BATCH),
         keys=idempotency.prune(session, durations.idempotency_keep, limit=BATCH),
         leases=affected(session, delete(Lease).where(Lease.until < now(session) - DEAD_LEASE)),
+        secrets=sealed.prune(session, BATCH),
+        findings=findings,
+        audits=gone,
+        moments=schedules.prune_runs(session, now(session) - durations.keep_transfers, BATCH),
     )
 
 

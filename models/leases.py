@@ -13,6 +13,8 @@ from models.database import insert_if_free, now
 from models.tables import Lease
 
 MOVER_PREFIX = "mover:"
+RUN_PREFIX = "run:"
+"""Of a flow run that has no transfer: its mover renews it as long as it works on the run."""
 _leases = cast(Table, Lease.__table__)
 
 
@@ -45,6 +47,14 @@ def hold_lease(
 def drop_lease(session: Session, name: str, holder: str) -> None:
     """Give a lease up, if it is ours."""
     session.execute(delete(Lease).where(Lease.name == name, Lease.holder == holder))
+
+
+def is_held(session: Session, name: str, holder: str | None = None) -> bool:
+    """Say whether somebody (or just `holder`) has a lease that has not run out."""
+    query = select(Lease.name).where(Lease.name == name, Lease.until > now(session))
+    if holder is not None:
+        query = query.where(Lease.holder == holder)
+    return session.scalar(query) is not None
 
 
 def movers_online(session: Session) -> list[MoverOnline]:

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Text, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, split_dest
-from datamanager.domain.requests import NewObject
+from datamanager.domain.requests import NewObject, RegisterRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import InvalidRequest, ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
 from models.claims import claim_place
@@ -124,6 +124,7 @@ def register_object(
         group=request.group,
         metadata=request.metadata,
         event="registered",
+        expires_at=request.ends(now(session)) if isinstance(request, RegisterRequest) else None,
     )
 
 
@@ -140,6 +141,7 @@ def add_object(
     metadata: dict[str, Any],
     event: str,
     derived_from: UUID | None = None,
+    expires_at: datetime | None = None,
 ) -> UUID:
     """Insert an ACTIVE object whose place is already claimed, and tell of it (`dm.object.{event}`)."""
     time = now(session)
@@ -161,6 +163,7 @@ def add_object(
             checksum=facts.checksum,
             verified=facts.verified.value,
             derived_from=derived_from,
+            expires_at=expires_at,
         )
     )
     data = {
@@ -175,12 +178,12 @@ def add_object(
 
 
 def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Facts) -> None:
-    """Give an object its new place after a move; `dest` as the client gave it."""
+    """Give an object its new place after a move or a recall, which count as uses; `dest` as the client gave it."""
     obj.machine = place.machine
     obj.path = split_dest(dest)[0]
     obj.filename = place.name
     obj.place = place.path
-    obj.date_modified = time
+    obj.date_modified = obj.last_used = time
     obj.size = facts.size
     if facts.checksum is not None:  # a rename proves nothing new, and loses nothing either
         obj.checksum = facts.checksum

@@ -76,6 +76,13 @@ def post_object_event(session: Session, object_id: UUID, what: str, data: dict[s
     )
 
 
+def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any]) -> None:
+    """Tell of something else (`kind` is the routing key too)."""
+    time = now(session)
+    body = cloud_event(kind, subject, time, data)
+    session.add(OutboxMessage(exchange=EVENTS_EXCHANGE, routing_key=kind, subject=subject, body=body, created=time))
+
+
 def unsent(session: Session, limit: int) -> list[OutboxMessage]:
     """Return the oldest messages that the broker has not confirmed, in order."""
     query = select(OutboxMessage).where(OutboxMessage.sent.is_(None)).order_by(OutboxMessage.id).limit(limit)

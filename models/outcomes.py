@@ -25,11 +25,15 @@ from models.claims import (
 from models.database import now, storable, wake
 from models.movers import Hold, advance, append_fault, held
 from models.objects import Facts, add_object, given_path, lock_object, relocate
+from models.origins import keep_origin
 from models.outbox import post_object_event, post_transfer_event
+from models.sealed import forget
 from models.tables import Transfer
 from models.transfers import request_of
 
 MOVED = "Move successful"
+UNCHANGED = "unchanged"
+"""The note of a download that found nothing new."""
 
 
 def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
@@ -52,6 +56,7 @@ def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
         event="copied",
         derived_from=source.id,
     )
+    source.last_used = now(session)
     _give_places_to_object(session, row, new)
     complete(session, row, str(new), facts)
     return new
@@ -76,9 +81,28 @@ def complete_getexternal(session: Session, hold: Hold, facts: Facts, originator:
         metadata=request.metadata,
         event="registered",
     )
+    if (origin := row.notes.get("origin")) is not None:
+        session.flush()
+        keep_origin(session, new, origin)
     _give_places_to_object(session, row, new)
     complete(session, row, str(new), facts)
     return new
+
+
+def complete_unchanged(session: Session, hold: Hold, known: UUID) -> bool:
+    """End a download whose source still has what object `known` has: that one is the result, and the place is free.
+
+    Says whether it did: the object must be ACTIVE still.
+    """
+    row = held(session, hold, lock=True)
+    obj = lock_object(session, known)
+    if obj.status != ObjectStatus.ACTIVE:
+        return False
+    row.result_object_id = known
+    row.notes = {**row.notes, UNCHANGED: True}
+    row.bytes_total = row.bytes_done
+    complete(session, row, str(known), Facts(None))
+    return True
 
 
 def claim_also(session: Session, hold: Hold, canonical: str) -> None:
@@ -199,7 +223,10 @@ def complete(session: Session, row: Transfer, result: str, facts: Facts) -> None
     row.result = result
     if facts.size is not None and row.kind != TransferKind.DELETE.value:
         row.bytes_done = row.bytes_total = facts.size
-    _end(session, row, TransferStatus.COMPLETE, "complete", {"result": result, "size": facts.size})
+    data: dict[str, object] = {"result": result, "size": facts.size}
+    if row.notes.get(UNCHANGED):
+        data[UNCHANGED] = True
+    _end(session, row, TransferStatus.COMPLETE, "complete", data)
 
 
 def _end(session: Session, row: Transfer, status: TransferStatus, event: str, data: dict[str, object]) -> None:
@@ -211,6 +238,7 @@ def _end(session: Session, row: Transfer, status: TransferStatus, event: str, da
     row.bytes_per_second = None
     row.paused, row.stop_requested = False, None
     free_claims_of_transfer(session, row.id)
+    forget(session, row.id)
     post_transfer_event(session, row, event, data)
     wake(session, f"ended:{row.id}")
 

@@ -5,7 +5,7 @@ Accepting is one transaction: claims, transfer row, outbox rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -36,14 +36,18 @@ from datamanager.domain.requests import (
     TransferRequest,
 )
 from datamanager.domain.states import ObjectStatus, TransferKind
-from datamanager.errors import InternalError, InvalidRequest, TaskNotFound
+from datamanager.errors import InternalError, InvalidRequest, ObjectHeld, TaskNotFound
 from datamanager.machines import Machines
+from datamanager.sealing import Sealer
+from datamanager.sources.origins import OPTION as IF_NEWER_THAN
+from datamanager.sources.secrets import parted, sealed
 from models.archive_entry import enter_activate, enter_archive
 from models.batch_entry import enter_items
 from models.claims import claim_place, claim_reading, claim_writing
 from models.database import now, wake
-from models.objects import lock_object, require_usable
+from models.objects import get_object, lock_object, require_usable
 from models.outbox import post_request, post_transfer_event
+from models.sealed import keep
 from models.tables import DataObject, Transfer
 
 REQUEST_OF_KIND: dict[TransferKind, type[TransferRequest]] = {
@@ -73,6 +77,8 @@ class Order:
     """A request that was validated: what, on which object, by whom it is waited for.
 
     `flow_run_id`: the Prefect run that asks (begun in its UI or by a schedule), which is then the transfer's key there.
+    `reason`: why, when no client asks.
+    `sealed`: the request's secrets, which it does not hold itself any more (see `sealed_order`).
     """
 
     kind: TransferKind
@@ -80,13 +86,25 @@ class Order:
     object_id: UUID | None = None
     fail_fast: bool = False
     flow_run_id: UUID | None = None
+    reason: str | None = None
+    sealed: str | None = None
+
+
+def sealed_order(order: Order, sealer: Sealer) -> Order:
+    """Return the order with the secrets of its request sealed; one that has none, or sealed ones, as it is. Touches the
+    key's file. Raises: SecretsUnreadable.
+    """
+    if not isinstance(order.request, GetExternalRequest) or order.sealed is not None:
+        return order
+    request, blob = sealed(order.request, sealer)
+    return replace(order, request=request, sealed=blob)
 
 
 def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     """Accept an order: check it against the catalogue, claim what it needs, store it QUEUED and post it to the movers.
 
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectActive, ObjectUnknown, ObjectBusy, DestinationExists,
-    UnknownMachine, PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the
+    ObjectHeld (a delete), UnknownMachine, PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the
     transaction. What is wrong with an item of a batch is the item's, and the batch is accepted.
     """
     transfer = Transfer(
@@ -97,6 +115,7 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
         bandwidth=getattr(order.request, "bandwidth", None),
         priority=order.request.priority.value,
         flow_run_id=order.flow_run_id,
+        reason=order.reason,
         created=now(session),
         attempts=0,
         epoch=0,
@@ -117,6 +136,8 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
             _enter_one(session, machines, transfer, order)
     session.add(transfer)
     session.flush()
+    if order.sealed is not None:
+        keep(session, transfer.id, order.sealed)
     post_request(session, transfer)
     post_transfer_event(session, transfer, "queued", {})
     wake(session, "queued")
@@ -142,6 +163,8 @@ def _moment(given: datetime | timedelta | None, asked: datetime) -> datetime | N
 
 
 def _enter_one(session: Session, machines: Machines, transfer: Transfer, order: Order) -> None:
+    if isinstance(order.request, GetExternalRequest) and order.request != parted(order.request)[0]:
+        raise InternalError("the request's secrets were not sealed")
     transfer.request = order.request.model_dump(mode="json")
     obj = _usable_source(session, machines, order)
     if obj is not None:
@@ -160,7 +183,9 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, order: 
         case CopyRequest():
             claim_reading(session, _id(obj), transfer.id)
             transfer.result_object_id = uuid4()
-        case GetExternalRequest(size=size, group=group):
+        case GetExternalRequest(size=size, group=group, options=options):
+            if options.get(IF_NEWER_THAN):
+                get_object(session, UUID(str(options[IF_NEWER_THAN])))
             transfer.result_object_id = uuid4()
             transfer.group = group
             transfer.bytes_total = size
@@ -207,6 +232,8 @@ def _usable_source(session: Session, machines: Machines, order: Order) -> DataOb
         return None
     obj = lock_object(session, order.object_id)
     require_usable(obj, removing=order.kind is TransferKind.DELETE)
+    if order.kind is TransferKind.DELETE and obj.held_since is not None:
+        raise ObjectHeld(f"object {obj.id} is held since {obj.held_since:%Y-%m-%d}: {obj.hold_reason or 'no reason'}")
     if obj.status != ObjectStatus.ARCHIVED:
         machines[obj.machine]  # raises UnknownMachine: its objects stay listed, but can't be worked on
     return obj

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from datamanager.cli import machines, tasks
+from datamanager.cli import audits, machines, retention, schedules, tasks
 from datamanager.cli.application import become
 from datamanager.cli.options import with_settings
 from datamanager.errors import DataManagerError, RequestError, SettingsError
@@ -25,6 +25,9 @@ database = typer.Typer(help="The catalogue's schema. Settings come from the envi
 app.add_typer(database, name="db")
 app.add_typer(machines.app, name="machine")
 app.add_typer(tasks.app, name="task")
+app.add_typer(retention.app, name="retention")
+app.add_typer(audits.app, name="audit")
+app.add_typer(schedules.app, name="schedule")
 
 
 @app.command()

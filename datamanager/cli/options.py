@@ -24,10 +24,17 @@ SETTINGS: dict[str, str] = {
     "machines": "Path of machines.toml; default `machines.toml` in `home`, written at the first start.",
     "download_allow": "Hosts, CIDRs or host:port that getexternal may fetch from although they are not public, "
     "comma-separated.",
+    "download_deny": "Hosts (with all names below them), CIDRs, host:port or :port that getexternal never fetches "
+    "from, whatever is allowed; comma-separated.",
+    "download_insecure": "`1` permits requests to fetch without verifying TLS certificates.",
     "max_download": "Largest download in bytes.",
+    "secrets_key": "The key that secrets of requests are sealed with; default `secrets.key` in `home`, made when it is "
+    "first needed. Hosts that share a catalogue need the same one.",
     "archive_to": "The archive machine of requests that name none; not set: the only one that there is.",
     "archive_groups": "The archive machines of groups that have their own, as group=machine, comma-separated.",
     "bundle_size": "Bytes up to which objects archived together share a bundle; a larger one has its own.",
+    "retention": "Path of retention.toml, the rules by which old objects are archived or deleted; default "
+    "`retention.toml` in `home`. No file: no rules.",
     "reclaim": "`0` keeps bundles that no object needs any more; else a mover removes them.",
     "concurrency": "Transfers that one mover runs at once.",
     "lease": "Seconds that a mover may be silent until its transfers go to another one.",

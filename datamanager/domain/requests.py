@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
@@ -23,6 +24,8 @@ from pydantic import (
 )
 
 from datamanager.domain.json_values import objection
+from datamanager.domain.names import name_of_url
+from datamanager.domain.retention_units import Expiry, Lifetime
 from datamanager.domain.schedule import Moment, Priority, Rank
 from datamanager.errors import InvalidRequest
 from datamanager.machines import Rate, VerifyPolicy
@@ -116,6 +119,21 @@ class RegisterRequest(NewObject):
 
     verify: Annotated[Literal["none", "stat", "hash"], BeforeValidator(lambda v: v or "stat")] = "stat"
     """What to prove: nothing, that the file exists with the size given, or also its sha256."""
+    lifetime: Lifetime = None
+    """How long it is wanted from now on, such as 30d; rules of retention may ask for that."""
+    expires_at: Expiry = None
+    """Until when it is wanted, instead of `lifetime`."""
+
+    @field_validator("expires_at")
+    @classmethod
+    def _one_end(cls, value: datetime | None, others: ValidationInfo) -> datetime | None:
+        if value is not None and others.data.get("lifetime") is not None:
+            raise ValueError("give either lifetime or expires_at")
+        return value
+
+    def ends(self, now: datetime) -> datetime | None:
+        """Return when the object expires, None for never."""
+        return now + self.lifetime if self.lifetime is not None else self.expires_at
 
 
 class Scheduled(Request):
@@ -154,6 +172,15 @@ class GetExternalRequest(NewObject, Scheduled):
     overwrite: bool = False
     verify: Verify = None
     bandwidth: Bandwidth = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_url(cls, given: Any) -> Any:
+        # its place is claimed now, so the name can't wait for what the server suggests
+        if not isinstance(given, Mapping) or given.get("filename") or not isinstance(given.get("url"), str):
+            return given
+        name = name_of_url(given["url"])
+        return given if name is None else {**given, "filename": name}
 
 
 class DeleteRequest(Scheduled):

@@ -42,12 +42,16 @@ class Restart:
     """The restart marker: whose bytes a partial file holds, recorded before the first of them (`engine.restart`).
 
     `size` (bytes) and `mtime` (seconds) are the source's; `window` is how many bytes may be missing before the partial
-    file's end.
+    file's end. An external source has no `mtime` (0) but a `version`; then the first `done` bytes were stored, and
+    `sha256` (hex) is theirs (`engine.downloading`).
     """
 
     size: int
     mtime: int
     window: int
+    version: str | None = None
+    done: int = 0
+    sha256: str | None = None
 
     def fits(self, source: FileStat) -> bool:
         """Say whether the source is still the one that the partial file was read from."""

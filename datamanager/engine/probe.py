@@ -191,6 +191,8 @@ def _resumable(session: Session, job: Job, found: Found) -> int:
     sent = found.route in (Route.RELAY, Route.DIRECT) and found.published is None
     if sent and found.source is not None and job.restart is not None and job.restart.fits(found.source):
         return sum(size for size, _ in parts)
+    if found.route is Route.DOWNLOAD and found.published is None and job.restart is not None and job.restart.version:
+        return sum(size for size, _ in parts)
     for _, path in parts:
         session.remove(path)
     return 0

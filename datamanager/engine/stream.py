@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,13 +21,10 @@ from datamanager.engine.streams import Stretch, connections
 from datamanager.engine.together import together
 from datamanager.errors import (
     PathMissing,
-    SizeMismatch,
     SourceChanged,
     SourceMissing,
-    TooLarge,
 )
 from datamanager.machines import VerifyPolicy
-from datamanager.sources.base import Download
 from datamanager.transports.base import Session
 
 FOLLOWED_FROM = 16 * 1024 * 1024
@@ -114,35 +110,6 @@ def copy_within(job: Job, found: Found, control: Control) -> Moved:
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
     return relay(job, found, control)
-
-
-def download(
-    job: Job, found: Found, download: Download, control: Control, *, expected: int | None, limit: int
-) -> Moved:
-    """Write what an external source sends. `expected`: the size that the client gave; `limit`: the largest allowed,
-    both in bytes.
-
-    Raises: SizeMismatch, TooLarge, and what the source and the transports raise.
-    """
-    if expected is not None and download.size is not None and expected != download.size:
-        raise SizeMismatch(f"{expected} bytes were announced by the request, {download.size} by the source")
-    control.enter(Phase.TRANSFER)
-    control.bytes_done, control.bytes_total = 0, download.size if download.size is not None else expected
-    with job.target.storage.session() as session:
-        remove_part(session, found)
-        digest, size = hashlib.sha256(), 0
-        with session.create(found.part) as writer:
-            for block in download.blocks():
-                if size + len(block) > limit:
-                    raise TooLarge(f"the source sends more than the {limit} bytes that are allowed")
-                digest.update(block)
-                writer.write(size, block)
-                size += len(block)
-                control.advance(len(block))
-            writer.flush()
-    if expected is not None and size != expected:
-        raise SizeMismatch(f"{expected} bytes were announced by the request, {size} arrived")
-    return Moved(size, digest.hexdigest())
 
 
 def remove_part(session: Session, found: Found) -> None:

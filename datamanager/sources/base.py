@@ -18,7 +18,24 @@ class Download(Protocol):
 
     @property
     def size(self) -> int | None:
-        """The announced length in bytes, None when the source does not say."""
+        """The length of the whole thing in bytes, not of the part asked for; None when the source does not say."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """The offset at which `blocks` begins: what was asked for, or 0 where the source can't begin there."""
+        ...
+
+    @property
+    def version(self) -> str | None:
+        """Opaque text that another open answers again only while the bytes are the same ones: a strong validator
+        (RFC 9110, 8.8.1), or a file server's size and modification time. None: nothing can be gone on with.
+        """
+        ...
+
+    @property
+    def ranges(self) -> bool:
+        """Whether further opens may ask for parts of this version, several at the same time."""
         ...
 
     @property
@@ -32,12 +49,22 @@ class Download(Protocol):
         ...
 
     @property
+    def content_type(self) -> str | None:
+        """What the source says that it is, as it was sent."""
+        ...
+
+    @property
+    def filename(self) -> str | None:
+        """The name that the source suggests, as it was sent: hostile until `safe_name` made it safe."""
+        ...
+
+    @property
     def url(self) -> str:
         """Where the bytes come from in the end, after redirects, as it may be shown: without credentials and query."""
         ...
 
     def blocks(self) -> Iterator[memoryview]:
-        """Yield the source's exact bytes, in order, in blocks of at most 1 MiB; only once.
+        """Yield the source's exact bytes from `start` on, in order, in blocks of at most 1 MiB; only once.
 
         A block is valid until the next one is asked for. Memory held is bounded, whatever the size. What trickles in is
         handed on about every half second, so that the caller can show progress or stop.
@@ -55,10 +82,17 @@ class Source(Protocol):
         """Refuse at once what `open` would refuse before it sends a byte; resolves the host. Raises: UrlNotAllowed."""
         ...
 
-    def open(self) -> AbstractContextManager[Download]:
+    def open(
+        self, start: int = 0, stop: int | None = None, *, version: str | None = None
+    ) -> AbstractContextManager[Download]:
         """Connect and ask; the body is read by `blocks`. Leaving the context closes the connection.
 
-        Raises: UrlNotAllowed (also for where a redirect leads), DownloadFailed, TooLarge, ConnectionLost,
+        `start` and `stop` are offsets in bytes, `stop` is not included. A source that can't begin at `start` begins at
+        0 and says so (`Download.start`); one that can't end at `stop` goes on to its end. `version` is what an earlier
+        download had: with it, and only then, no other bytes come than those.
+
+        Raises: SourceChanged when `version` is given and the source is another one now; UrlNotAllowed (also for where
+        a redirect leads), SourceMissing, DownloadFailed, AuthenticationFailed, TooLarge, ConnectionLost,
         TransportTimeout.
         """
         ...

@@ -99,16 +99,37 @@ def system_resolve(host: str, port: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What one entry of DM_DOWNLOAD_ALLOW opens; `port` None means every port."""
+    """What one entry of DM_DOWNLOAD_ALLOW or DM_DOWNLOAD_DENY is about; `what` None means every host, `port` None every
+    port.
+    """
 
-    what: str | IPv4Network | IPv6Network
+    what: str | IPv4Network | IPv6Network | None
     port: int | None
+
+    def shuts_name(self, name: str, port: int) -> bool:
+        """Say whether a name, or one that it is below of, is denied."""
+        if self.port not in (None, port) or not isinstance(self.what, str | None):
+            return False
+        return self.what is None or name == self.what or name.endswith(f".{self.what}")
+
+    def shuts_address(self, address: Address, port: int) -> bool:
+        """Say whether an address, or the IPv4 one that it carries, is denied."""
+        if self.port not in (None, port):
+            return False
+        carried = _nat64(address) if isinstance(address, IPv6Address) else None
+        return (
+            self.what is None
+            or self.opens_address(address, port)
+            or (carried is not None and self.opens_address(carried, port))
+        )
 
     def opens_name(self, name: str, port: int) -> bool:
         return self.what == name and self.port in (None, port)
 
     def opens_address(self, address: Address, port: int) -> bool:
-        return not isinstance(self.what, str) and address in self.what and self.port in (None, port)
+        if self.what is None or isinstance(self.what, str):
+            return False
+        return address in self.what and self.port in (None, port)
 
 
 class Guard:
@@ -116,12 +137,17 @@ class Guard:
 
     `allow` are the entries of DM_DOWNLOAD_ALLOW: a host name, an address or a network in CIDR form, each with `:port`
     or without (then all ports there); IPv6 with a port is written `[v6]:port`. A name opens whatever it resolves to.
+    `deny` are those of DM_DOWNLOAD_DENY, and win: a name is denied with all names below it, a network by whatever name
+    leads there, `:port` everywhere.
 
     Raises: SettingsError for an entry that can't be read.
     """
 
-    def __init__(self, allow: Sequence[str] = (), *, resolve: Resolve = system_resolve) -> None:
-        self._entries = tuple(_parse_entry(entry) for entry in allow)
+    def __init__(
+        self, allow: Sequence[str] = (), deny: Sequence[str] = (), *, resolve: Resolve = system_resolve
+    ) -> None:
+        self._entries = tuple(_parse_entry(entry, "DM_DOWNLOAD_ALLOW") for entry in allow)
+        self._denied = tuple(_parse_entry(entry, "DM_DOWNLOAD_DENY") for entry in deny)
         self._resolve = resolve
 
     def check(self, host: str, port: int) -> list[Address]:
@@ -137,8 +163,12 @@ class Guard:
         canonical = canonical_host(host)
         if not isinstance(canonical, str):
             addresses: list[Address] = [canonical]
+            self._refuse_denied(host, addresses, port)
         else:
+            if any(entry.shuts_name(canonical, port) for entry in self._denied):
+                raise UrlNotAllowed(f"port {port} of host {host!r} is denied (DM_DOWNLOAD_DENY)")
             addresses = self._addresses(canonical, port)
+            self._refuse_denied(host, addresses, port)
             if any(entry.opens_name(canonical, port) for entry in self._entries):
                 return addresses
         for address in addresses:
@@ -150,6 +180,10 @@ class Guard:
             if port not in PUBLIC_PORTS:
                 raise UrlNotAllowed(f"port {port} of host {host!r} is not allowed (DM_DOWNLOAD_ALLOW can open it)")
         return addresses
+
+    def _refuse_denied(self, host: str, addresses: Sequence[Address], port: int) -> None:
+        if any(entry.shuts_address(address, port) for entry in self._denied for address in addresses):
+            raise UrlNotAllowed(f"port {port} of host {host!r} is denied (DM_DOWNLOAD_DENY)")
 
     def _addresses(self, name: str, port: int) -> list[Address]:
         try:
@@ -164,16 +198,20 @@ class Guard:
         return list(dict.fromkeys(plain))
 
 
-def _parse_entry(entry: str) -> _Entry:
+def _parse_entry(entry: str, setting: str) -> _Entry:
     text = entry.strip()
+    ports = setting == "DM_DOWNLOAD_DENY"
     try:
+        if ports and re.fullmatch(r":[0-9]{1,5}", text) and 1 <= int(text[1:]) <= 65535:
+            return _Entry(None, int(text[1:]))
         what, port = _split_entry(text)
         if port is not None and not 1 <= port <= 65535:
             raise ValueError("the port must be 1 to 65535")
         return _Entry(what, port)
     except (ValueError, UrlNotAllowed) as exc:
         wanted = "a host, an address or a network (10.0.0.0/8), with :port or without; IPv6 with a port as [v6]:port"
-        raise SettingsError(f"DM_DOWNLOAD_ALLOW: {entry!r} must be {wanted} ({exc})") from exc
+        wanted += ", or :port" if ports else ""
+        raise SettingsError(f"{setting}: {entry!r} must be {wanted} ({exc})") from exc
 
 
 def _split_entry(text: str) -> tuple[str | IPv4Network | IPv6Network, int | None]:

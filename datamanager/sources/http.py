@@ -1,50 +1,64 @@
 """http and https: one GET, redirects followed by hand and checked again, the exact bytes as they were sent.
 
-Nothing is taken from the environment (proxy, ~/.netrc), nothing is decompressed, no cookie or credential goes to a next
-host. RFC 9110 (semantics) and RFC 9112 (framing); framing that two readers could understand differently is refused.
+Nothing is taken from the environment (proxy, ~/.netrc), nothing is decompressed, no cookie goes to a next request, and
+no login, client certificate or header of the client's to another origin than the URL's own.
 """
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import urlencode, urljoin
 
 import requests
-from urllib3 import HTTPResponse
+from requests.auth import AuthBase, HTTPBasicAuth
 from urllib3.exceptions import NewConnectionError
 
-from datamanager.errors import DownloadFailed, SizeMismatch, TooLarge, UrlNotAllowed
-from datamanager.sources.base import BLOCK
+from datamanager.errors import DownloadFailed, InvalidRequest, UrlNotAllowed
+from datamanager.sources.answer import Asked, HttpDownload
 from datamanager.sources.faults import causes, translated
 from datamanager.sources.guard import Guard
-from datamanager.sources.pinned import Answer, PinnedAdapter
+from datamanager.sources.options import HttpOptions
+from datamanager.sources.pinned import PinnedAdapter
+from datamanager.sources.proxying import Proxy
+from datamanager.sources.tls import Trust
 from datamanager.sources.urls import Target, parse_target, public_url
 
 MAX_REDIRECTS = 10
 MAX_ADDRESSES = 4
 """How many of a host's addresses are tried until one accepts the connection."""
-HAND_ON = 0.5
-"""Seconds after which a block is handed on although it is not full."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_RETRYABLE = frozenset({408, 429})
-_LENGTH = re.compile(r"[0-9]{1,19}")
 _HEADERS = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
     "Connection": "close",
     "User-Agent": "data-manager",
 }
+NO_HEADERS: Mapping[str, str] = {}
+
+
+class BearerAuth(AuthBase):
+    """Authorization by a bearer token (RFC 6750)."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Add the header."""
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSource:
-    """An http or https URL. `connect_timeout` and `read_timeout` are seconds, `max_size` is bytes."""
+    """An http or https URL. `connect_timeout` and `read_timeout` are seconds, `max_size` is bytes.
+
+    Other protocols over HTTP ride on it with an `auth` of their own (it sees the request as it will be sent, Range
+    included), `headers` and `query`.
+    """
 
     url: str
     guard: Guard
@@ -53,30 +67,82 @@ class HttpSource:
     read_timeout: float = 60.0
     ca_file: Path | None = None
     """Certificate authorities to trust besides the public ones."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent to the URL's own origin only."""
+    auth: AuthBase | None = field(default=None, repr=False)
+    """Applied to each request to the URL's own origin, as the last."""
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Added to the URL's query; not to where it redirects."""
+    trust: Trust = field(default_factory=Trust, repr=False)
+    proxy: Proxy | None = field(default=None, repr=False)
+    expect_type: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        url: str,
+        options: HttpOptions,
+        *,
+        guard: Guard,
+        max_size: int,
+        connect_timeout: float,
+        read_timeout: float,
+        ca_file: Path | None,
+        auth: AuthBase | None = None,
+    ) -> HttpSource:
+        """Return the source for a URL with these options; `auth` instead of the one that they ask for.
+
+        Raises: UrlNotAllowed, InvalidRequest (certificates that can't be read, two logins).
+        """
+        parse_target(url)
+        return cls(
+            url,
+            guard,
+            max_size,
+            connect_timeout,
+            read_timeout,
+            ca_file,
+            headers={name: value.get_secret_value() for name, value in options.headers.items()},
+            auth=auth or auth_of(options),
+            query={name: value.get_secret_value() for name, value in options.query.items()},
+            trust=Trust.of(options),
+            proxy=Proxy.of(options),
+            expect_type=options.expect_type,
+        )
 
     def check(self) -> None:
-        """Refuse a URL that is malformed or leads where downloads may not go. Raises: UrlNotAllowed."""
-        target = parse_target(self.url)
+        """Refuse a malformed URL, and a host or proxy where downloads may not go. Raises: UrlNotAllowed."""
+        target = self._first()
         self.guard.check(target.host, target.port)
+        if self.proxy is not None:
+            self.proxy.check(self.guard)
 
     @contextmanager
-    def open(self) -> Iterator[HttpDownload]:
+    def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[HttpDownload]:
         """Ask for the URL and follow redirects to the answer with the bytes.
 
-        Raises: UrlNotAllowed, DownloadFailed, TooLarge, ConnectionLost, TransportTimeout.
+        Raises: SourceChanged, UrlNotAllowed, DownloadFailed, TooLarge, ConnectionLost, TransportTimeout.
         """
-        target, response = self._follow()
+        asked = Asked(start, stop, version)
+        target, response = self._follow(asked)
         try:
-            yield HttpDownload(response, target, self.max_size)
+            yield HttpDownload(response, target, self.max_size, asked, self.expect_type)
         finally:
             _close(response)
 
-    def _follow(self) -> tuple[Target, requests.Response]:
-        target = parse_target(self.url)
+    def _first(self) -> Target:
+        if not self.query:
+            return parse_target(self.url)
+        base, hash_sign, fragment = self.url.partition("#")
+        joint = "&" if "?" in base else "?"
+        return parse_target(f"{base}{joint}{urlencode(self.query)}{hash_sign}{fragment}")
+
+    def _follow(self, asked: Asked) -> tuple[Target, requests.Response]:
+        first = target = self._first()
         seen: set[str] = set()
         while True:
             seen.add(target.url)
-            response = self._get(target)
+            response = self._get(target, asked, trusted=target.origin == first.origin)
             if response.status_code not in _REDIRECTS:
                 return target, response
             _close(response)
@@ -86,25 +152,65 @@ class HttpSource:
             if len(seen) > MAX_REDIRECTS:
                 raise DownloadFailed(f"{public_url(self.url)} redirects more than {MAX_REDIRECTS} times")
 
-    def _get(self, target: Target) -> requests.Response:
-        """Send the request to the first of the host's checked addresses that accepts the connection."""
-        request = requests.Request("GET", target.url, headers=_HEADERS | {"Host": target.netloc}).prepare()
+    def _get(self, target: Target, asked: Asked, *, trusted: bool) -> requests.Response:
+        """Send the request to the first of the host's checked addresses that accepts the connection.
+
+        `trusted`: it is the origin that the client's login, certificate and headers are for.
+        """
+        own = self.headers if trusted else NO_HEADERS
+        replaced = {name.lower() for name in own}
+        headers = {name: value for name, value in _HEADERS.items() if name.lower() not in replaced}
+        headers = {**headers, **own, **asked.headers(), "Host": target.netloc}
+        request = requests.Request("GET", target.url, headers=headers).prepare()
+        if trusted and self.auth is not None:
+            request = self.auth(request)
+        trust = self.trust if trusted else self.trust.without_client()
         addresses = self.guard.check(target.host, target.port)[:MAX_ADDRESSES]
         with translated(public_url(target.url)):
+            context = trust.context(self.ca_file) if target.scheme == "https" else None
+            way = None if self.proxy is None else self.proxy.way(self.guard)
             for address in addresses[:-1]:
                 try:
-                    return self._send(request, PinnedAdapter(target, address, self.ca_file))
+                    return self._send(request, PinnedAdapter(target, address, context, way))
                 except requests.ConnectionError as exc:  # its timeout is one as well
                     unreached = isinstance(exc, requests.ConnectTimeout) or any(
                         isinstance(cause, NewConnectionError) for cause in causes(exc)
                     )
                     if not unreached:
                         raise
-            return self._send(request, PinnedAdapter(target, addresses[-1], self.ca_file))
+            return self._send(request, PinnedAdapter(target, addresses[-1], context, way))
 
     def _send(self, request: requests.PreparedRequest, adapter: PinnedAdapter) -> requests.Response:
         # The adapter is used without a Session: cookies, proxies, ~/.netrc and redirects have no place to come from.
-        return adapter.send(request, stream=True, timeout=(self.connect_timeout, self.read_timeout), verify=True)
+        timeout = (self.connect_timeout, self.read_timeout)
+        response = adapter.send(request, stream=True, timeout=timeout, verify=True)
+        # What an AuthBase hangs there answers a challenge (digest) over the same adapter, hence at the same address.
+        for hook in request.hooks.get("response") or ():
+            answered = hook(response, stream=True, timeout=timeout)
+            response = response if answered is None else answered  # an error's answer is false to `or`
+        return response
+
+
+def auth_of(options: HttpOptions) -> AuthBase | None:
+    """Return what adds the login that the options ask for. Raises: InvalidRequest when they ask for two."""
+    named = any(name.lower() == "authorization" for name in options.headers)
+    logins = {
+        "username": options.username is not None,
+        "token": options.token is not None,
+        "headers (Authorization)": named,
+    }
+    if sum(logins.values()) > 1:
+        chosen = " and ".join(name for name, given in logins.items() if given)
+        raise InvalidRequest(f"options: {chosen} are two logins; give one", {"options": f"{chosen} are two logins"})
+    if options.token is not None:
+        return BearerAuth(options.token.get_secret_value())
+    if options.username is not None:
+        password = options.password.get_secret_value() if options.password is not None else ""
+        return HTTPBasicAuth(options.username.encode(), password.encode())
+    if options.password is not None:
+        why = "needs username"
+        raise InvalidRequest(f"options.password: {why}", {"options.password": why})
+    return None
 
 
 def _redirected(target: Target, response: requests.Response) -> Target:
@@ -123,73 +229,6 @@ def _redirected(target: Target, response: requests.Response) -> Target:
     if target.scheme == "https" and onward.scheme != "https":
         raise UrlNotAllowed(f"{public_url(target.url)} redirects from https to http")
     return onward
-
-
-class HttpDownload:
-    """The answer to a GET whose head was found sound. Raises (when made): DownloadFailed, TooLarge."""
-
-    def __init__(self, response: requests.Response, target: Target, max_size: int) -> None:
-        self.url = public_url(target.url)
-        self.etag = response.headers.get("ETag")
-        self.last_modified = response.headers.get("Last-Modified")
-        self._raw: HTTPResponse = response.raw
-        self._max_size = max_size
-        self.size = self._checked_head(response.status_code)
-
-    def _checked_head(self, status: int) -> int | None:
-        """Return the announced length in bytes, if there is one."""
-        if status != requests.codes.ok:
-            retryable = status in _RETRYABLE or status >= 500
-            raise DownloadFailed(f"{self.url} answered {status}", retryable=retryable)
-        encoding = ", ".join(self._raw.headers.getlist("Content-Encoding")).strip().lower()
-        if encoding not in ("", "identity"):
-            raise DownloadFailed(f"{self.url} sends its content encoded ({encoding[:40]!r}), unasked")
-        framing = [value.strip().lower() for value in self._raw.headers.getlist("Transfer-Encoding")]
-        lengths = self._raw.headers.getlist("Content-Length")
-        if framing not in ([], ["chunked"]) or len(lengths) > 1 or (framing and lengths):
-            raise DownloadFailed(f"{self.url} sends an ambiguous length (Transfer-Encoding, Content-Length)")
-        if not lengths:
-            return None
-        if not _LENGTH.fullmatch(lengths[0].strip()):
-            raise DownloadFailed(f"{self.url} sends an invalid Content-Length")
-        size = int(lengths[0])
-        if size > self._max_size:
-            raise TooLarge(f"{self.url} is {size} bytes, allowed are {self._max_size}")
-        return size
-
-    def blocks(self) -> Iterator[memoryview]:
-        """Yield the body; see Download.blocks."""
-        block = memoryview(bytearray(BLOCK))
-        filled = received = 0
-        due = time.monotonic() + HAND_ON
-        while piece := self._read(BLOCK - filled):
-            received += len(piece)
-            if received > self._max_size:
-                raise TooLarge(f"{self.url} is larger than the {self._max_size} bytes allowed")
-            block[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            if filled == BLOCK or time.monotonic() >= due:
-                yield block[:filled]
-                filled = 0
-                due = time.monotonic() + HAND_ON
-        self._check_end(received)
-        if filled:
-            yield block[:filled]
-
-    def _read(self, most: int) -> bytes:
-        """Return what has arrived, at least one byte; b"" only at the body's proper end."""
-        # read1 gives what one system call brings: a slow source is not waited for until a whole block is there.
-        # It raises when the connection ends before Content-Length, or before the last chunk.
-        with translated(self.url):
-            return self._raw.read1(most, decode_content=False)
-
-    def _check_end(self, received: int) -> None:
-        # urllib3 has no public way to the answer below; requests reads the same attribute.
-        answer = self._raw._original_response  # noqa: SLF001
-        surplus = isinstance(answer, Answer) and answer.surplus
-        if surplus or (self.size is not None and received != self.size):
-            sent = "more" if surplus else str(received)
-            raise SizeMismatch(f"{self.url} announced {self.size} bytes and sent {sent}")
 
 
 def _close(response: requests.Response) -> None:

@@ -10,20 +10,20 @@ import http.client
 import io
 import select
 import socket
+import ssl
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HeaderParsingError
+from urllib3.exceptions import ConnectTimeoutError, HeaderParsingError, NewConnectionError
 from urllib3.util.response import assert_header_parsing
-from urllib3.util.ssl_ import create_urllib3_context
 
 from datamanager.sources.guard import Address
+from datamanager.sources.proxying import Way
 from datamanager.sources.urls import Target
 
 MIN_RATE = 100
@@ -114,7 +114,8 @@ class Answer(http.client.HTTPResponse):
 
     def close(self) -> None:
         """Close the answer; one that was read to its announced end is asked for what lies behind it."""
-        if not self.isclosed() and self.status == http.HTTPStatus.OK and not self.chunked and self.length == 0:
+        whole = self.status in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT)
+        if not self.isclosed() and whole and not self.chunked and self.length == 0:
             try:
                 self._sock.settimeout(SURPLUS_GRACE)
                 self.surplus = bool(self.fp.peek(1))
@@ -125,10 +126,18 @@ class Answer(http.client.HTTPResponse):
 
 class _Connection(HTTPConnection):
     response_class = Answer
+    way: Way | None = None
+
+    def _new_conn(self) -> socket.socket:
+        return super()._new_conn() if self.way is None else _through(self.way, self)
 
 
 class _TlsConnection(HTTPSConnection):
     response_class = Answer
+    way: Way | None = None
+
+    def _new_conn(self) -> socket.socket:
+        return super()._new_conn() if self.way is None else _through(self.way, self)
 
 
 class _Pool(HTTPConnectionPool):
@@ -140,40 +149,63 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 class PinnedAdapter(HTTPAdapter):
-    """Sends requests for one target to one checked address, and nowhere else; no proxy, no retry, no redirect.
-
-    Certificates are always verified, against requests' bundle and, if given, the authorities in `ca_file` as well.
+    """Sends requests for one target to one checked address, and nowhere else; no retry, no redirect, and no proxy but
+    `way`. Over https, `context` says whom to trust.
     """
 
-    def __init__(self, target: Target, address: Address, ca_file: Path | None = None) -> None:
+    def __init__(
+        self, target: Target, address: Address, context: ssl.SSLContext | None = None, way: Way | None = None
+    ) -> None:
         super().__init__(max_retries=0)
         self._target = target
         self._address = address
-        self._ca_file = ca_file
+        self._context = context
+        self._way = way
         self._pool: HTTPConnectionPool | None = None
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def get_connection_with_tls_context(
         self,
-        request: PreparedRequest,
-        verify: Any,
+        request: PreparedRequest,  # noqa: ARG002 its URL is the target's
+        verify: Any,  # noqa: ARG002 the context says it
         proxies: Mapping[str, str] | None = None,  # noqa: ARG002 no proxy, whoever asks for one
-        cert: Any = None,
+        cert: Any = None,  # noqa: ARG002
     ) -> HTTPConnectionPool:
         """Return a pool that connects to the address and expects the target's host there."""
-        _, tls = self.build_connection_pool_key_attributes(request, verify, cert)
-        options: dict[str, Any] = dict(tls)
-        if self._target.scheme == "https":
-            options["server_hostname"] = self._target.host
-            options["ssl_context"] = create_urllib3_context()
-            if self._ca_file is not None:
-                options["ssl_context"].load_verify_locations(cafile=self._ca_file)
-        address, port, scheme = str(self._address), self._target.port, self._target.scheme
-        self._pool = self.poolmanager.connection_from_host(address, port, scheme, pool_kwargs=options)
+        if self._pool is None:
+            options: dict[str, Any] = {}
+            if self._target.scheme == "https" and self._context is not None:
+                options["ssl_context"] = self._context
+                options["cert_reqs"] = self._context.verify_mode
+                options["assert_hostname"] = None if self._context.check_hostname else False
+                options["server_hostname"] = self._target.host
+            address, port, scheme = str(self._address), self._target.port, self._target.scheme
+            self._pool = self.poolmanager.connection_from_host(address, port, scheme, pool_kwargs=options)
+            self._pool.ConnectionCls = _sent_by(self._way, scheme)
         return self._pool
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Leave the pool as it is: the context says whom to trust."""
 
     def close(self) -> None:
         """Close the connection; urllib3's pool manager would leave that to the garbage collector."""
         super().close()
         if self._pool is not None:
             self._pool.close()
+
+
+def _sent_by(way: Way | None, scheme: str) -> type[_Connection] | type[_TlsConnection]:
+    base = _TlsConnection if scheme == "https" else _Connection
+    return base if way is None else type(base.__name__, (base,), {"way": way})
+
+
+def _through(way: Way, connection: HTTPConnection) -> socket.socket:
+    """Connect through a proxy, with urllib3's errors. Raises: ConnectTimeoutError, NewConnectionError."""
+    try:
+        timeout = connection.timeout
+        seconds = timeout if isinstance(timeout, int | float) else None
+        return way.connect(connection.host, connection.port or 0, seconds)
+    except TimeoutError as exc:
+        raise ConnectTimeoutError(connection, "the proxy did not answer in time") from exc
+    except OSError as exc:
+        raise NewConnectionError(connection, "the proxy made no connection") from exc

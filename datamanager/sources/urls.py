@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import LocationParseError
@@ -52,6 +53,21 @@ def public_url(url: str) -> str:
     return f"{shown}?…" if match["query"] else f"{shown}?"
 
 
+def origin_of(url: str) -> tuple[str, str, int | None]:
+    """Return a URL's scheme, host and port, to compare with another's.
+
+    Raises: UrlNotAllowed when it can't be read.
+    """
+    scheme = scheme_of(url)
+    if scheme in _DEFAULT_PORTS:
+        return parse_target(url).origin
+    try:
+        parts = urlsplit(url)
+        return scheme, (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        raise UrlNotAllowed(f"the URL {public_url(url)} is malformed") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """An http(s) URL as it is requested: the host that is checked is the host that is asked."""
@@ -62,6 +78,11 @@ class Target:
     port: int
     url: str
     """Canonical, percent-encoded, without fragment."""
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: whom credentials are for."""
+        return self.scheme, self.host, self.port
 
     @property
     def netloc(self) -> str:

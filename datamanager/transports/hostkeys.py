@@ -1,18 +1,14 @@
-"""Host keys: known_hosts as OpenSSH reads it (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"), for paramiko and for pinning.
+"""Host keys of machines: what the known_hosts files say, for paramiko and for pinning.
 
 Strict on both sides: a machine whose key is unknown, revoked or another one than known is refused, and nothing switches
-that off. Paramiko's own HostKeys drops markers, so that a revoked key would count as known; hence an own reader.
+that off.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import fcntl
-import fnmatch
-import hashlib
-import hmac
 import os
 import re
 import subprocess
@@ -24,11 +20,19 @@ from pathlib import Path
 import paramiko
 
 from datamanager.errors import HostKeyMismatch, MachineUnavailable
+from datamanager.known_hosts import (
+    DEFAULT_FILES,
+    SSH_PORT,
+    entry_name,
+    fingerprint,
+    lines_for,
+    matches,
+    parse,
+    signature_algorithms,
+)
 from datamanager.machines import Connection, Machine
 from datamanager.transports.paramiko_transport import connect_transport
 
-_PORT = 22
-_DEFAULT_FILES = (Path("~/.ssh/known_hosts"), Path("~/.ssh/known_hosts2"), Path("/etc/ssh/ssh_known_hosts"))
 _KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 
 
@@ -41,26 +45,18 @@ class HostKey:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    marker: str
-    hosts: str
-    type: str
-    key: bytes
-
-
 class KnownHosts:
     """What the known_hosts files say of one host name, `host` or `[host]:port`."""
 
     def __init__(self, machine: Machine, name: str, files: list[Path]) -> None:
         self._machine = machine
         self._name = name
-        self._lines = [line for file in files for line in _read(file) if _matches(line.hosts, name)]
+        self._lines = lines_for(name, files)
 
     @classmethod
     def of(cls, machine: Machine) -> KnownHosts:
         """Read the machine's own file, else the user's and the system's."""
-        files = [file.expanduser() for file in _DEFAULT_FILES] if machine.known_hosts is None else [machine.known_hosts]
+        files = [file.expanduser() for file in DEFAULT_FILES] if machine.known_hosts is None else [machine.known_hosts]
         return cls(machine, known_hosts_name(machine), files)
 
     @property
@@ -81,7 +77,7 @@ class KnownHosts:
     def key_algorithms(self) -> list[str]:
         """Return the signature algorithms of the known keys, so that the server is asked for a key that we know."""
         types = [line.type for line in self._lines if not line.marker]
-        return [name for one in types for name in _algorithms(one)]
+        return [name for one in types for name in signature_algorithms(one)]
 
     def check(self, key: paramiko.PKey) -> None:
         """Return when the key is known and not revoked. Raises: HostKeyMismatch."""
@@ -112,13 +108,13 @@ def known_hosts_name(machine: Machine) -> str:
     """Return the name under which the machine stands in known_hosts."""
     config = _ssh_config(machine)
     host, port = config.get("hostkeyalias", config["hostname"]).lower(), int(config["port"])
-    return host if port == _PORT or "hostkeyalias" in config else f"[{host}]:{port}"
+    return host if "hostkeyalias" in config else entry_name(host, port)
 
 
 def _ssh_config(machine: Machine) -> dict[str, str]:
     """Return what ssh would use for the machine (`ssh -G`); only our own values where it is not the connection."""
     host = str(machine.host)  # machines.py checks that there is one
-    plain = {"hostname": host, "port": str(machine.port or _PORT)}
+    plain = {"hostname": host, "port": str(machine.port or SSH_PORT)}
     if machine.connection is Connection.PARAMIKO:
         return plain
     port = [] if machine.port is None else ["-p", str(machine.port)]
@@ -146,7 +142,7 @@ def fetch_host_keys(machine: Machine) -> list[HostKey]:
     refused: MachineUnavailable | None = None
     for one in _KEY_TYPES:
         try:
-            transport = connect_transport(machine, address(machine), _algorithms(one), only=True)
+            transport = connect_transport(machine, address(machine), signature_algorithms(one), only=True)
         except MachineUnavailable as exc:
             # a server without a key of this type ends the exchange; one that is away does so for every type
             refused = exc
@@ -171,8 +167,8 @@ def pin(machine: Machine, key: HostKey, file: Path) -> bool:
     name = known_hosts_name(machine)
     with _locked(file.parent):
         old = file.read_bytes() if file.exists() else b""
-        for line in _parse(old):
-            if not line.marker and line.key == base64.b64decode(key.base64) and _matches(line.hosts, name):
+        for line in parse(old):
+            if not line.marker and line.key == base64.b64decode(key.base64) and matches(line.hosts, name):
                 return False
         gap = b"\n" if old and not old.endswith(b"\n") else b""
         _replace(file, old + gap + f"{name} {key.type} {key.base64}\n".encode())
@@ -181,56 +177,7 @@ def pin(machine: Machine, key: HostKey, file: Path) -> bool:
 
 def _host_key(key: paramiko.PKey) -> HostKey:
     blob = key.asbytes()
-    digest = base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
-    return HostKey(key.get_name(), base64.b64encode(blob).decode("ascii"), f"SHA256:{digest}")
-
-
-def _algorithms(key_type: str) -> list[str]:
-    """Return the signature algorithms of a key type: an RSA key signs with SHA-2 (RFC 8332)."""
-    return ["rsa-sha2-512", "rsa-sha2-256"] if key_type == "ssh-rsa" else [key_type]
-
-
-def _read(file: Path) -> list[_Line]:
-    try:
-        return _parse(file.read_bytes())
-    except FileNotFoundError:
-        return []
-
-
-def _parse(content: bytes) -> list[_Line]:
-    """Return the lines that hold a key; comments, blank and broken lines count for nothing, as with ssh."""
-    lines: list[_Line] = []
-    for text in content.decode("utf-8", "replace").splitlines():
-        fields = text.split()
-        marker = fields.pop(0) if fields and fields[0].startswith("@") else ""
-        if len(fields) < 3 or fields[0].startswith("#"):
-            continue
-        with contextlib.suppress(binascii.Error):
-            lines.append(_Line(marker, fields[0], fields[1], base64.b64decode(fields[2], validate=True)))
-    return lines
-
-
-def _matches(hosts: str, name: str) -> bool:
-    """Say whether a line's host field means this name: hashed, or patterns with `*`, `?` and `!` that exclude."""
-    if hosts.startswith("|1|"):
-        return _hash_matches(hosts, name)
-    found = False
-    for pattern in hosts.lower().split(","):
-        # `[` is an ordinary character here, not a set as with fnmatch
-        if fnmatch.fnmatchcase(name, pattern.lstrip("!").replace("[", "[[]")):
-            if pattern.startswith("!"):
-                return False
-            found = True
-    return found
-
-
-def _hash_matches(hosts: str, name: str) -> bool:
-    try:
-        _, _, salt, digest = hosts.split("|")
-        wanted = base64.b64decode(digest)
-        return hmac.compare_digest(hmac.new(base64.b64decode(salt), name.encode(), "sha1").digest(), wanted)
-    except (ValueError, binascii.Error):
-        return False
+    return HostKey(key.get_name(), base64.b64encode(blob).decode("ascii"), fingerprint(blob))
 
 
 @contextlib.contextmanager

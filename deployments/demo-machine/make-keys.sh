@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make the demonstration's SSH keys once, and pin the machines' host keys in the known_hosts of the movers.
 #
-# /keys/client             the movers' key pair and known_hosts
+# /keys/client             the movers' key pair and known_hosts, and the key that secrets of requests are sealed with
 # /keys/alpha, /keys/beta  a machine's host key, and the client key that it accepts
 set -eu
 umask 077
@@ -21,6 +21,10 @@ if [ ! -e /keys/client/known_hosts ]; then
         printf '%s %s\n' "$machine" "$(cut -d' ' -f1,2 "/keys/$machine/host_key.pub")" >>/keys/client/known_hosts.new
     done
     mv /keys/client/known_hosts.new /keys/client/known_hosts
+fi
+if [ ! -e /keys/client/secrets.key ]; then
+    head -c 32 /dev/urandom | base64 | tr '+/' '-_' >/keys/client/secrets.new
+    mv /keys/client/secrets.new /keys/client/secrets.key
 fi
 chmod 755 /keys
 chown -R 10001:10001 /keys/client # the user dm of deployments/Dockerfile

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import UUID
+
+from pydantic import SecretStr
 
 from datamanager.engine.control import Control
 from datamanager.engine.throttle import Throttles
@@ -32,12 +34,17 @@ class Services:
     """The mover's name on leases."""
     ring: Callable[[str], None]
     """Wake local listeners (the API) with a message."""
+    credentials: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)
+    """Stored credentials of this mover's environment; see `datamanager.settings.load_credentials`."""
     throttles: Throttles = field(default_factory=Throttles)
     """One bucket a machine: what this mover's transfers may use of its bandwidth."""
     running: dict[Hold, Control] = field(default_factory=dict)
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
     by_run: dict[UUID, Hold] = field(default_factory=dict)
     """Which flow run works under which hold, from before it begins until it has ended. Another run can't get at it."""
+    upkeep: dict[UUID, Control] = field(default_factory=dict)
+    """What this mover's runs without a transfer (maintenance) are told to stop by; their leases are renewed with its
+    heartbeat."""
 
 
 _services: ContextVar[Services] = ContextVar("services")

@@ -41,6 +41,7 @@ from datamanager.errors import (
     TaskNotFound,
 )
 from datamanager.machines import VerifyPolicy
+from datamanager.sealing import Sealer
 from datamanager.transports.base import Storage
 from flows.running.naming import describe_run
 from flows.running.services import Services, services
@@ -49,7 +50,7 @@ from models import limits, movers, outcomes
 from models.batch_items import in_doubt, machines_of
 from models.control import leave_litter, stop_reason
 from models.tables import Transfer
-from models.transfers import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, request_of, submit
+from models.transfers import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, request_of, sealed_order, submit
 
 TAKEN_AGAIN = timedelta(seconds=2)
 
@@ -286,6 +287,7 @@ def _transfer_of(session: Session, parts: Services, order: Order | None, flow_ru
         return known.id
     if order is None:
         raise TaskNotFound("give the identifier of a transfer, or a request to make one")
+    order = sealed_order(order, Sealer.of(parts.settings))
     return submit(session, parts.machines, replace(order, flow_run_id=flow_run)).id
 
 

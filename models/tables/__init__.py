@@ -8,14 +8,19 @@ the two.
 from __future__ import annotations
 
 from models.tables.archives import Bundle, BundleMember
+from models.tables.audits import Audit, AuditFinding
 from models.tables.base import Base
+from models.tables.external import Origin, Schedule, ScheduleRun, SealedSecrets
 from models.tables.machines import MachineHealth, MachineLimit, MachineSeen
 from models.tables.objects import DataObject
 from models.tables.races import Claim, Lease
+from models.tables.retention import RetentionMark, RetentionRun
 from models.tables.traffic import IdempotencyKey, OutboxMessage
 from models.tables.transfers import Transfer, TransferItem
 
 __all__ = [
+    "Audit",
+    "AuditFinding",
     "Base",
     "Bundle",
     "BundleMember",
@@ -26,7 +31,13 @@ __all__ = [
     "MachineHealth",
     "MachineLimit",
     "MachineSeen",
+    "Origin",
     "OutboxMessage",
+    "RetentionMark",
+    "RetentionRun",
+    "Schedule",
+    "ScheduleRun",
+    "SealedSecrets",
     "Transfer",
     "TransferItem",
 ]

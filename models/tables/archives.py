@@ -33,6 +33,8 @@ class Bundle(Base):
     created: Mapped[datetime]
     sealed: Mapped[datetime | None]
     removed: Mapped[datetime | None]
+    checked: Mapped[datetime | None]
+    """When an audit last hashed it."""
     notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     """What a later attempt must know: `intent`, `restart`. Give it a new dict to change it."""
 

@@ -6,11 +6,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from datamanager.domain.states import ObjectStatus, Verified
-from models.tables.base import Base, ByteOrdered, MachineName, Status
+from models.tables.base import Base, ByteOrdered, MachineName, Status, partial
+
+PLACE_INDEXED = 500
+"""Characters of a place that are indexed in its order: with more, a B-tree of PostgreSQL may refuse the row."""
 
 
 class DataObject(Base):
@@ -39,12 +42,34 @@ class DataObject(Base):
     derived_from: Mapped[UUID | None] = mapped_column(ForeignKey("objects.id"))
     archived_in: Mapped[str | None] = mapped_column(Text)
     """The bundle (machine:path) that has the bytes of an ARCHIVED object."""
+    last_used: Mapped[datetime | None]
+    """When a copy last read it, or it was moved or activated; null: not since it was registered."""
+    expires_at: Mapped[datetime | None]
+    """Until when it is wanted. Nothing happens then by itself: rules of retention may ask for it."""
+    held_since: Mapped[datetime | None]
+    """Held: neither retention nor a client may delete it; null: it is not."""
+    held_by: Mapped[str | None] = mapped_column(Text)
+    hold_reason: Mapped[str | None] = mapped_column(Text)
+    checked: Mapped[datetime | None]
+    """When an audit last hashed its file."""
 
     __table_args__ = (
         Index("ix_objects_date_registered", "date_registered", "id"),
         Index("ix_objects_machine", "machine", "status"),
         Index("ix_objects_filename", "filename"),
+        partial("ix_objects_checksum", "checksum", where="checksum IS NOT NULL"),
         # hashed: a B-tree of PostgreSQL refuses values beyond 2.7 kB, and these may be longer
         Index("ix_objects_place", "place", postgresql_using="hash"),
         Index("ix_objects_group", "group", postgresql_using="hash"),
+        partial("ix_objects_scrub", "machine", "checked", "id", where="status = 'ACTIVE' AND checksum IS NOT NULL"),
     )
+
+
+_AUDITED = text("status IN ('ACTIVE', 'UNKNOWN')")
+Index(
+    "ix_objects_audit",
+    DataObject.machine,
+    func.substr(DataObject.place, text("1"), text(str(PLACE_INDEXED))),
+    sqlite_where=_AUDITED,
+    postgresql_where=_AUDITED,
+)

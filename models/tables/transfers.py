@@ -62,6 +62,8 @@ class Transfer(Base):
     """Every attempt's fault: time, code, detail. Give it a new list to change it."""
     notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     """What a later attempt must know: intents recorded before acts that can't be repeated."""
+    reason: Mapped[str | None] = mapped_column(Text)
+    """Why there is this transfer, when no client asked for it: `retention: ` and the rule."""
     result: Mapped[str | None] = mapped_column(Text)
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_detail: Mapped[str | None] = mapped_column(Text)

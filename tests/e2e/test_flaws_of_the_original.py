@@ -88,7 +88,7 @@ def test_bad_requests_do_not_stop_the_movers(site: Site) -> None:
     unknown = site.ask("POST", f"async/copy/{source}", data={"machine": "nowhere", "dest": "x"})
     assert (unknown.status_code, unknown.json()["code"]) == (422, "unknown_machine")
     form = {"filename": "f", "machine": "cirrus", "url": "http://example.org/", "protocol": "http", **SEED_FIELDS}
-    options = site.ask("PUT", "async/getexternal", data=form | {"options": '{"username": "x"}'})
+    options = site.ask("PUT", "async/getexternal", data=form | {"options": '{"user": "x"}'})
     if options.status_code == 200:
         status = site.wait(options.text)
         assert (status["status"], status["error"]["code"]) == ("ERROR", "not_supported")

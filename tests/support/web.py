@@ -22,6 +22,8 @@ from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.programs import find_program, listens
 
+USER, PASSWORD = "reader", "s3cret-Passw0rd"
+"""Who may read what is below `private/`."""
 START_TIMEOUT = 60.0
 """Seconds until a server that does not listen fails the test."""
 
@@ -37,6 +39,7 @@ class Web:
         self.access_log = directory / "access.log"
         self.port, self.tls_port = free_port(), free_port()
         key = directory / "key.pem"
+        (directory / "users").write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n")
         make_certificate(self.certificate, key)
         folders = "\n".join(
             f'    {kind}_temp_path "{directory / kind}";'
@@ -61,6 +64,11 @@ http {{
         ssl_certificate "{self.certificate}";
         ssl_certificate_key "{key}";
         root "{self.root}";
+        location ^~ /slow/ {{ limit_rate 8m; }}
+        location ^~ /private/ {{
+            auth_basic "private";
+            auth_basic_user_file "{self.directory / "users"}";
+        }}
     }}
 }}
 """)

@@ -10,6 +10,7 @@ import pytest
 
 from datamanager.errors import SettingsError, TransportTimeout, UrlNotAllowed
 from datamanager.sources import Guard, Source, guard, open_source
+from datamanager.sources.fetching import open_fetching
 from datamanager.sources.guard import Address, is_public
 
 PUBLIC_V4 = "93.184.216.34"
@@ -349,3 +350,85 @@ def test_what_an_entry_opens(allow: str, host: str, port: int, opens: bool) -> N
 def test_a_bad_entry_stops_the_start(entry: str) -> None:
     with pytest.raises(SettingsError, match="DM_DOWNLOAD_ALLOW"):
         Guard(["10.0.0.0/8", entry])
+
+
+# --- what the operator denies ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("deny", "host", "port", "shut"),
+    [
+        ("data.example", "data.example", 443, True),
+        ("data.example", "DATA.example.", 80, True),
+        ("data.example", "deep.below.data.example", 443, True),
+        ("data.example", "otherdata.example", 443, False),
+        ("data.example:80", "data.example", 80, True),
+        ("data.example:80", "data.example", 443, False),
+        (PUBLIC_V4, "alias.example", 443, True),
+        (PUBLIC_V4, PUBLIC_V4, 443, True),
+        (PUBLIC_V4, f"[::ffff:{PUBLIC_V4}]", 443, True),
+        (PUBLIC_V4, "[64:ff9b::5db8:d822]", 443, True),
+        ("93.184.0.0/16", "data.example", 443, True),
+        ("93.184.0.0/16:22", "data.example", 443, False),
+        ("93.184.0.0/16:22", "data.example", 22, True),
+        ("2606:2800::/32", f"[{PUBLIC_V6}]", 443, True),
+        (f"[{PUBLIC_V6}]:443", f"[{PUBLIC_V6}]", 443, True),
+        (":22", "data.example", 22, True),
+        (":22", PUBLIC_V4, 22, True),
+        (":22", "data.example", 443, False),
+        ("10.0.0.0/8", "data.example", 443, False),
+    ],
+)
+def test_what_is_denied_stays_shut_whatever_is_allowed(deny: str, host: str, port: int, shut: bool) -> None:
+    everything = ("0.0.0.0/0", "::/0", "data.example", "deep.below.data.example", "alias.example")
+    for allow in ((), everything):
+        guarded = Guard(allow, (deny,), resolve=lambda _host, _port: [PUBLIC_V4])
+        if shut:
+            with pytest.raises(UrlNotAllowed, match="DM_DOWNLOAD_DENY"):
+                guarded.check(host, port)
+        else:
+            assert guarded.check(host, port)
+
+
+def test_one_denied_answer_of_several_is_enough() -> None:
+    guarded = Guard(("data.example",), ("10.0.0.0/8",), resolve=lambda _host, _port: [PUBLIC_V4, "10.1.2.3"])
+    with pytest.raises(UrlNotAllowed):
+        guarded.check("data.example", 443)
+
+
+@pytest.mark.parametrize("entry", ["", ":", ":0", ":65536", ":x", "a b", "http://x/", "10.0.0.0/33"])
+def test_a_bad_denial_stops_the_start(entry: str) -> None:
+    with pytest.raises(SettingsError, match="DM_DOWNLOAD_DENY"):
+        Guard((), (entry,))
+
+
+INSIDE = ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1", "100.64.0.1"]
+PLACES = ["url", "mirrors", "checksum", "proxy"]
+
+
+@pytest.mark.parametrize("inner", INSIDE)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("turn", [0, 1])
+def test_no_place_of_a_request_gets_inside(place: str, inner: str, turn: int) -> None:
+    """Each URL that a request names is checked, also when its name gets another address between two look-ups."""
+    answers = [PUBLIC_V4] * turn + [inner]
+    asked: list[str] = []
+
+    def resolve(host: str, _port: int) -> list[str]:
+        if host != "inner.example":
+            return [PUBLIC_V4]
+        asked.append(host)
+        return [answers[min(len(asked), len(answers)) - 1]]
+
+    urls = {"url": "https://inner.example/f"} if place == "url" else {"url": "https://outer.example/f"}
+    named: dict[str, dict[str, object]] = {
+        "mirrors": {"mirrors": ["https://inner.example/f"]},
+        "checksum": {"checksum": "https://inner.example/SHA256SUMS"},
+        "proxy": {"proxy": "http://inner.example:80"},
+    }
+    options = named.get(place, {})
+    fetching = open_fetching(urls["url"], "https", options, Guard(resolve=resolve), max_size=1)
+    for _ in range(turn):
+        fetching.check()
+    with pytest.raises(UrlNotAllowed):
+        fetching.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datamanager.errors import NotSupported, UrlNotAllowed
+from datamanager.errors import InvalidRequest, NotSupported, UrlNotAllowed
 from datamanager.sources import Guard, open_source, public_url
 from datamanager.sources.urls import parse_target
 
@@ -21,11 +21,14 @@ from datamanager.sources.urls import parse_target
         ("ftp://h.example/", "http", {}, UrlNotAllowed),
         ("gopher://h.example/", "http", {}, UrlNotAllowed),
         ("file:///etc/passwd", "file", {}, UrlNotAllowed),
-        ("ftp://h.example/", "ftp", {}, NotSupported),
-        ("s3://bucket/key", "s3", {}, NotSupported),
-        ("sftp://h.example/", "", {}, NotSupported),
+        ("imap://h.example/", "imap", {}, NotSupported),
+        ("ldap://h.example/", "", {}, NotSupported),
         ("http://h.example/", "gopher", {}, NotSupported),
-        ("http://h.example/", "http", {"username": "u", "password": "p"}, NotSupported),
+        ("http://h.example/", "http", {"username": "u", "password": "p"}, None),
+        ("http://h.example/", "http", {"user": "u"}, NotSupported),
+        ("http://h.example/", "http", {"region": "eu-west-1"}, NotSupported),
+        ("http://h.example/", "http", {"timeout": -1}, InvalidRequest),
+        ("http://h.example/", "http", {"verify_tls": False}, InvalidRequest),
     ],
 )
 def test_protocol_and_options(
@@ -39,9 +42,10 @@ def test_protocol_and_options(
 
 
 def test_options_are_named_but_not_told() -> None:
-    with pytest.raises(NotSupported, match="password, username") as caught:
-        open_source("http://h.example/", "http", {"username": "u", "password": "s3cret"}, Guard(), max_size=1)
-    assert "s3cret" not in caught.value.detail
+    for options in ({"passwort": "s3cret"}, {"password": "s3cret\n"}, {"headers": {"Range": "s3cret"}}):
+        with pytest.raises((NotSupported, InvalidRequest), match=r"passwort|password|Range") as caught:
+            open_source("http://h.example/", "http", options, Guard(), max_size=1)
+        assert "s3cret" not in caught.value.detail
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""What clients see of schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from models.tables import Schedule, ScheduleRun
+
+
+class ScheduleRunView(TypedDict):
+    """One moment of a schedule. `outcome` is pending, fetched, unchanged, failed, or dropped: fetched, and deleted
+    since as one version too many. `object` is the version, of an unchanged moment the one before; `code` says why it
+    failed.
+    """
+
+    moment: datetime
+    outcome: str
+    task: str | None
+    object: str | None
+    code: str | None
+
+
+class ScheduleView(TypedDict):
+    """What is fetched again and again. `wanted_at`: the moment of a run that was asked for and is not begun yet."""
+
+    id: str
+    url: str
+    protocol: str
+    machine: str
+    path: str
+    filename: str
+    interval: str | None
+    cron: str | None
+    options: dict[str, Any]
+    keep: int | None
+    skip_unchanged: bool
+    group: str
+    description: str
+    originator: str
+    metadata: dict[str, Any]
+    verify: str | None
+    priority: str
+    paused: bool
+    wanted_at: datetime | None
+    created: datetime
+    runs: NotRequired[list[ScheduleRunView]]
+
+
+class RemovedView(TypedDict):
+    """A schedule that is no more."""
+
+    removed: str
+
+
+_AS_ASKED = (
+    *("url", "protocol", "machine", "path", "filename", "interval", "cron", "options", "keep", "skip_unchanged"),
+    *("group", "description", "originator", "metadata", "verify", "priority"),
+)
+
+
+def schedule_view(row: Schedule, runs: Iterable[ScheduleRun] | None = None) -> ScheduleView:
+    """Show a schedule; with its runs where they are given."""
+    view: dict[str, Any] = {name: row.request.get(name) for name in _AS_ASKED}
+    view |= {"id": str(row.id), "paused": row.paused, "wanted_at": row.wanted_at, "created": row.created}
+    if runs is not None:
+        view["runs"] = [_run_view(run) for run in runs]
+    return view  # type: ignore[return-value]  # a row's JSON has no types
+
+
+def _run_view(run: ScheduleRun) -> ScheduleRunView:
+    return {
+        "moment": run.moment,
+        "outcome": run.outcome,
+        "task": None if run.transfer_id is None else str(run.transfer_id),
+        "object": None if run.object_id is None else str(run.object_id),
+        "code": run.code,
+    }

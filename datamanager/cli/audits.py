@@ -1,0 +1,97 @@
+"""`dm audit …`: compare a machine with the catalogue, and read what audits have found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from datamanager.audit_client import Audit, AuditFinding
+from datamanager.client import Client
+from datamanager.domain.audit import AuditStatus
+from datamanager.settings import load_settings
+from datamanager.transports.paths import shown
+
+app = typer.Typer(help="Audits: what lies on a machine, and what the catalogue says.", no_args_is_help=True)
+Id = Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's identifier.")]
+SHOWN = ("size", "sha256", "members", "mtime")
+
+
+@app.command()
+def run(
+    machine: Annotated[str, typer.Argument(metavar="MACHINE", help="The machine's name in machines.toml.")],
+    scrub: Annotated[float | None, typer.Option(min=0, max=1, help="The share of the objects to hash again.")] = None,
+    scrub_bytes: Annotated[int | None, typer.Option(min=0, help="Bytes after which hashing ends.")] = None,
+    second_look: Annotated[float | None, typer.Option(min=0, help="Seconds between the two looks.")] = None,
+    accept_losses: Annotated[
+        bool, typer.Option("--accept-losses", help="Believe it however many objects are lost.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; exit code 1 when it is an error.")] = False,
+) -> None:
+    """Audit a machine. A mover does it; nothing is deleted."""
+    terms = {"scrub_share": scrub, "scrub_bytes": scrub_bytes, "second_look": second_look}
+    given = {name: value for name, value in terms.items() if value is not None}
+    with _client() as dm:
+        audit = dm.start_audit(machine, accept_losses=accept_losses, **given)
+        if wait:
+            audit = dm.wait_for_audit(audit.audit)
+    _show([audit])
+    if audit.status is AuditStatus.ERROR:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_audits(
+    machine: Annotated[str | None, typer.Option(help="Of this machine.")] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many at most.")] = 20,
+) -> None:
+    """List audits, the newest first."""
+    with _client() as dm:
+        _show(islice(dm.audits(machine, limit=min(count, 1000)), count))
+
+
+@app.command()
+def show(
+    audit: Id,
+    kind: Annotated[str | None, typer.Option(help="LOST, CHANGED, DARK or FOUND.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show what an audit found."""
+    with _client() as dm:
+        found, findings = dm.audit(audit), dm.audit_findings(audit, kind)
+        if as_json:
+            for one in findings:
+                print(json.dumps(one.model_dump(mode="json"), ensure_ascii=True))
+            return
+        _show([found])
+        _show_findings(findings)
+
+
+def _client() -> Client:
+    return Client(load_settings().api_url)
+
+
+def _show(audits: Iterable[Audit]) -> None:
+    counted = ("lost", "changed", "dark", "found")
+    table = Table("audit", "machine", "status", "begun", *counted, "hashed", "why", box=None, pad_edge=False)
+    for one in audits:
+        counts = [str(one.counts.get(kind, "")) for kind in counted]
+        begun = "" if one.begun is None else f"{one.begun:%Y-%m-%d %H:%M}"
+        why = "" if one.error is None else f"{one.error.code}: {one.error.detail}"
+        table.add_row(str(one.audit), one.machine, one.status, begun, *counts, f"{one.scrubbed_objects:,}", why)
+    Console().print(table)
+
+
+def _show_findings(findings: Iterable[AuditFinding]) -> None:
+    for one in findings:
+        facts = f"{_facts(one.expected)} → {_facts(one.found)}"
+        print(f"{one.kind:<8}{shown(one.place)}  {facts}  {one.object or ''}".rstrip())
+
+
+def _facts(facts: dict[str, object]) -> str:
+    return ", ".join(f"{name} {facts[name]}" for name in SHOWN if facts.get(name) is not None) or "nothing"

@@ -1,0 +1,114 @@
+"""`dm schedule …`: what is fetched again and again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from datamanager.client import Client
+from datamanager.settings import load_settings
+
+app = typer.Typer(help="Schedules: URLs that are fetched again and again.", no_args_is_help=True)
+Id = Annotated[str, typer.Argument(metavar="SCHEDULE", help="The schedule's identifier.")]
+
+
+@app.command()
+def add(
+    url: Annotated[str, typer.Argument(metavar="URL", help="What to fetch; may hold times: {date:%Y%m%d}.")],
+    machine: Annotated[str, typer.Argument(metavar="MACHINE", help="Where it is to go.")],
+    filename: Annotated[str, typer.Argument(metavar="NAME", help="The versions' name: forecast-{date:%Y%m%d%H}.nc.")],
+    path: Annotated[str, typer.Option(help="The directory there; may hold times too.")] = "",
+    interval: Annotated[str | None, typer.Option(help="How often: 15m, 6h, 1d.")] = None,
+    cron: Annotated[str | None, typer.Option(help='Instead of the interval: "0 */6 * * *", UTC.')] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="How many versions stay; default all.")] = None,
+    group: Annotated[str, typer.Option(help="What the versions belong to.")] = "",
+    credential: Annotated[str | None, typer.Option(help="Name of a stored credential.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of getexternal. Repeatable.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--even-unchanged", help="Fetch also what has not changed.")] = False,
+) -> None:
+    """Fetch a URL again and again."""
+    options = dict(_option(text) for text in option or [])
+    if credential is not None:
+        options["credential"] = credential
+    rhythm = {"interval": interval, "cron": cron, "keep": keep, "skip_unchanged": not again}
+    with _client() as dm:
+        print(dm.add_schedule(url, machine, filename, path, group=group, options=options, **rhythm)["id"])
+
+
+@app.command("list")
+def list_schedules() -> None:
+    """List all schedules, oldest first."""
+    with _client() as dm:
+        _show(dm.schedules())
+
+
+@app.command()
+def show(schedule: Id) -> None:
+    """Show a schedule and what came of its last moments."""
+    with _client() as dm:
+        found = dm.schedule(schedule)
+    _show([found])
+    table = Table("moment", "outcome", "object", "task", "why", box=None, pad_edge=False)
+    for run in found["runs"]:
+        table.add_row(run["moment"], run["outcome"], run["object"], run["task"], run["code"])
+    Console().print(table)
+
+
+@app.command()
+def pause(schedule: Id) -> None:
+    """Let a schedule rest."""
+    with _client() as dm:
+        _show([dm.change_schedule(schedule, "pause")])
+
+
+@app.command()
+def resume(schedule: Id) -> None:
+    """Let a schedule go on."""
+    with _client() as dm:
+        _show([dm.change_schedule(schedule, "resume")])
+
+
+@app.command()
+def run(schedule: Id) -> None:
+    """Fetch once now, besides the ordinary times."""
+    with _client() as dm:
+        _show([dm.change_schedule(schedule, "run")])
+
+
+@app.command()
+def remove(schedule: Id) -> None:
+    """Remove a schedule; its versions stay."""
+    with _client() as dm:
+        dm.remove_schedule(schedule)
+    print(f"{schedule} removed")
+
+
+def _client() -> Client:
+    return Client(load_settings().api_url)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"{text!r}: must be NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _show(schedules: Iterable[dict[str, Any]]) -> None:
+    table = Table("schedule", "every", "keep", "state", "url", "where", box=None, pad_edge=False)
+    for one in schedules:
+        keep = "all" if one["keep"] is None else str(one["keep"])
+        where = f"{one['machine']}:{'/'.join(filter(None, (one['path'], one['filename'])))}"
+        state = "paused" if one["paused"] else "active"
+        table.add_row(one["id"], one["interval"] or one["cron"], keep, state, one["url"], where)
+    Console().print(table)

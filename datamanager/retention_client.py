@@ -1,0 +1,116 @@
+"""A client of the REST API for retention: holds, lifetimes, plans and runs.
+
+with RetentionClient("http://127.0.0.1:5000") as dm:
+    dm.hold(weather, "figures of a paper")
+    for line in dm.plan().lines:
+        print(line["verdict"], line["object"], line["reason"])
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from datamanager.client import POLL_MAX, Client, ObjectInfo
+from datamanager.errors import TransferError, TransportTimeout
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RetentionPlan(_Answer):
+    """What a run would do. `counts` are all objects, by rule, action, verdict and reason; `lines` the first ones."""
+
+    time: datetime
+    rules: list[str]
+    counts: list[dict[str, Any]]
+    lines: list[dict[str, Any]]
+    truncated: bool
+
+
+class RetentionRun(_Answer):
+    """A run. `lines` are there when it was asked for alone."""
+
+    run: UUID
+    status: str
+    dry_run: bool
+    rule: str
+    created: datetime
+    started: datetime | None
+    ended: datetime | None
+    bytes_freed: int
+    pending: int
+    counts: list[dict[str, Any]]
+    error: str | None
+    flow_run_id: UUID | None
+    lines: list[dict[str, Any]] = []
+    truncated: bool = False
+
+
+class RetentionClient(Client):
+    """A client that knows retention, too."""
+
+    def hold(self, object_id: UUID | str, reason: str, by: str = "") -> ObjectInfo:
+        """Keep an object from being deleted until `release`. Raises: ObjectBusy when its delete is under way."""
+        answer = self._write("PUT", f"DM/objects/{object_id}/hold", {"reason": reason, "by": by})
+        return ObjectInfo.model_validate(answer)
+
+    def release(self, object_id: UUID | str) -> ObjectInfo:
+        """End an object's hold; fine when it has none."""
+        return ObjectInfo.model_validate(self._write("DELETE", f"DM/objects/{object_id}/hold", {}))
+
+    def set_lifetime(self, object_id: UUID | str, lifetime: str | timedelta | datetime | None) -> ObjectInfo:
+        """Say until when an object is wanted: from now on ("30d", a timedelta), a time with a zone, None for ever."""
+        if lifetime is None or isinstance(lifetime, datetime):
+            given = {"expires_at": "" if lifetime is None else lifetime}
+        else:
+            given = {"lifetime": lifetime}  # type: ignore[dict-item]
+        return ObjectInfo.model_validate(self._write("PUT", f"DM/objects/{object_id}/lifetime", given))
+
+    def restore(self, object_id: UUID | str, spare_for: str | timedelta | None = None) -> UUID | None:
+        """Take an object back from the rule that marked or archived it; return the task that activates it, if any.
+
+        Raises: NotMarked, ObjectDeleted.
+        """
+        task = self._write("POST", f"DM/retention/restore/{object_id}", {"spare_for": spare_for})["task"]
+        return None if task is None else UUID(task)
+
+    def plan(self, rule: str = "", **caps: int | str) -> RetentionPlan:
+        """Return what a run would do now; `caps`: max_objects, max_bytes."""
+        query = {name: value for name, value in {"rule": rule, **caps}.items() if value != ""}
+        return RetentionPlan.model_validate(self._read("DM/retention/plan", query).json())
+
+    def start_retention(self, *, rule: str = "", dry_run: bool = False, **caps: int | str | None) -> RetentionRun:
+        """Ask for a run; `caps`: max_objects, max_bytes."""
+        fields = {"rule": rule, "dry_run": dry_run, **caps}
+        return RetentionRun.model_validate(self._write("POST", "DM/retention/run", fields))
+
+    def retention_run(self, run: UUID | str) -> RetentionRun:
+        """Return a run with its lines."""
+        return RetentionRun.model_validate(self._read(f"DM/retention/runs/{run}").json())
+
+    def retention_runs(self) -> Iterator[RetentionRun]:
+        """Yield the runs that are kept, the newest first."""
+        for item in self._pages("DM/retention/runs", {"limit": 100}):
+            yield RetentionRun.model_validate(item)
+
+    def wait_for_retention(self, run: UUID | str, *, timeout: float | None = None) -> RetentionRun:
+        """Return a run when it is COMPLETE. Raises: TransferError with what it ended with; TransportTimeout when
+        `timeout` seconds have passed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            found = self.retention_run(run)
+            if found.ended is not None:
+                if found.error is not None:
+                    raise TransferError(f"run {run}: {found.error}")
+                return found
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TransportTimeout(f"run {run} has not ended within {timeout:g} s; it goes on")
+            time.sleep(POLL_MAX / 2)

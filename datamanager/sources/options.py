@@ -1,0 +1,271 @@
+"""The `options` of getexternal: one model per protocol, unknown keys refused by name, secrets marked as such.
+
+What is a `SecretStr` here, or a dict of them, is a secret: it is sealed before the request is stored (`secret_fields`,
+`without_secrets`), and never shown. A new option that may hold one must have such a type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from datamanager.domain.requests import Size
+from datamanager.errors import InvalidRequest, NotSupported
+
+O = TypeVar("O", bound="CommonOptions")  # noqa: E741
+
+TEXT_MAX = 65_536
+MIRRORS_MAX = 8
+RETRIES_MAX = 10
+TIMEOUT_MAX = 3600.0
+HEADERS_MAX = 64
+NOT_YET = ("decompress", "extract")
+"""Options that are known and not built: refused with NotSupported. Whoever builds one takes it out of here."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_MEDIA = re.compile(r"[!#$&^_.+0-9A-Za-z-]+/(\*|[!#$&^_.+0-9A-Za-z-]+)")
+_DIGEST = re.compile(r"sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}")
+# RFC 9110, 7.6.1 (hop by hop), and what only the source itself may say: framing, host, ranges, conditions, encodings.
+_OWN_HEADERS = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("proxy-authenticate", "proxy-authorization", "host", "content-length", "content-type", "content-encoding"),
+        *("range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
+        *("accept-encoding", "expect", "max-forwards", "via", "forwarded", "http2-settings"),
+    }
+)
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+Text = Annotated[str | None, BeforeValidator(_empty_is_none)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
+
+
+class CommonOptions(BaseModel):
+    """What every protocol takes."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, str_max_length=TEXT_MAX, arbitrary_types_allowed=False
+    )
+
+    credential: Text = None
+    """Name of a stored credential, whose fields are taken for those that are absent."""
+    checksum: Text = None
+    """What must arrive: `sha256:<hex>`, `md5:<hex>`, or the http(s) URL of a file like SHA256SUMS."""
+    size: Size = None
+    """Bytes that must arrive; the same as the request's `size`."""
+    max_size: Size = None
+    """Bytes that may arrive at most; never more than the operator allows."""
+    timeout: Annotated[float | None, Field(gt=0, le=TIMEOUT_MAX)] = None
+    """Seconds in which something must arrive."""
+    retries: Annotated[int | None, Field(ge=0, le=RETRIES_MAX)] = None
+    """How often the transfer's step is tried again after a failure that may pass."""
+    mirrors: Annotated[tuple[str, ...], Field(max_length=MIRRORS_MAX)] = ()
+    """Further URLs of the same bytes, tried in turn."""
+    decompress: Annotated[Literal["gzip", "zstd"] | None, BeforeValidator(_empty_is_none)] = None
+    extract: Annotated[Literal["tar", "zip"] | None, BeforeValidator(_empty_is_none)] = None
+    if_newer_than: Annotated[UUID | None, BeforeValidator(_empty_is_none)] = None
+    """An object that was fetched earlier: when the source is still the same, there is no second copy."""
+    expect_type: Text = None
+    """Media type that the source must name: `application/x-netcdf`, `image/*`."""
+
+    @field_validator("checksum")
+    @classmethod
+    def _checksum_is_known(cls, value: str | None) -> str | None:
+        if value is None or value.lower().startswith(("http://", "https://")):
+            return value
+        if not _DIGEST.fullmatch(value):
+            raise ValueError("must be sha256:<64 hex digits>, md5:<32 hex digits> or the URL of a SHA256SUMS file")
+        return value.lower()
+
+    @field_validator("expect_type")
+    @classmethod
+    def _type_is_a_media_type(cls, value: str | None) -> str | None:
+        if value is not None and not _MEDIA.fullmatch(value):
+            raise ValueError("must be a media type such as application/x-netcdf or image/*")
+        return None if value is None else value.lower()
+
+
+class LoginOptions(CommonOptions):
+    """A protocol with a login by name and password."""
+
+    username: Text = None
+    password: Secret = None
+
+
+class HttpOptions(LoginOptions):
+    """http and https."""
+
+    token: Secret = None
+    """Sent as `Authorization: Bearer …`."""
+    headers: Annotated[dict[str, SecretStr], Field(max_length=HEADERS_MAX)] = Field(default_factory=dict)
+    """Further headers; their values count as secrets."""
+    query: Annotated[dict[str, SecretStr], Field(max_length=HEADERS_MAX)] = Field(default_factory=dict)
+    """Added to the URL's query; the values count as secrets."""
+    client_cert: Secret = None
+    """PEM text: a certificate, its chain, and its key, unencrypted."""
+    proxy: Text = None
+    """`http://host:port` or `https://host:port`; the guard holds for it as well."""
+    proxy_username: Text = None
+    proxy_password: Secret = None
+    verify_tls: bool = True
+    """False only where the operator permits it (DM_DOWNLOAD_INSECURE)."""
+    ca: Text = None
+    """PEM text of certificate authorities to trust besides the public ones."""
+
+    @field_validator("username")
+    @classmethod
+    def _no_colon(cls, value: str | None) -> str | None:
+        if value is not None and ":" in value:
+            raise ValueError("must not hold a colon (RFC 7617)")
+        return value
+
+    @field_validator("username", "proxy_username")
+    @classmethod
+    def _one_line(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("must not hold control characters")
+        return value
+
+    @field_validator("password", "token", "proxy_password")
+    @classmethod
+    def _secret_of_one_line(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().isprintable():
+            raise ValueError("must not hold control characters")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _headers_may_be_sent(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in value.items():
+            text = secret.get_secret_value()
+            if not _TOKEN.fullmatch(name):
+                raise ValueError("a header's name must be a token (RFC 9110)")
+            if name.lower() in _OWN_HEADERS:
+                raise ValueError(f"{name} is set by the Data Manager itself and can't be given")
+            if not (text.isascii() and text.isprintable()) or text != text.strip() or len(text) > 8192:
+                raise ValueError(f"the value of {name} must be one line of printable ASCII of up to 8192 characters")
+        if len({name.lower() for name in value}) != len(value):
+            raise ValueError("a header is given twice")
+        return value
+
+
+class WebdavOptions(HttpOptions):
+    """webdav and webdavs: http with a login by basic or digest."""
+
+
+class S3Options(CommonOptions):
+    """s3: AWS, MinIO, Ceph; public buckets unsigned."""
+
+    region: Text = None
+    endpoint: Text = None
+    """URL of the server; default AWS. The guard holds for it."""
+    access_key: Text = None
+    secret_key: Secret = None
+    session_token: Secret = None
+    unsigned: bool = False
+    verify_tls: bool = True
+    ca: Text = None
+
+
+class SftpOptions(LoginOptions):
+    """sftp on a host that is no machine of ours."""
+
+    private_key: Secret = None
+    """PEM or OpenSSH text of an unencrypted key."""
+    host_key: Text = None
+    """The server's public key as in known_hosts (`ssh-ed25519 AAAA…`), or its fingerprint `SHA256:…`."""
+
+
+class FtpOptions(LoginOptions):
+    """ftp and ftps. Without a login: anonymous."""
+
+    tls: Annotated[Literal["explicit", "implicit"] | None, BeforeValidator(_empty_is_none)] = None
+    """`explicit`: the connection begins in clear text and AUTH TLS is asked for; `implicit`: TLS from the first byte.
+    Default: none for ftp; for ftps explicit on port 21 and implicit on any other."""
+    verify_tls: bool = True
+    ca: Text = None
+
+    @field_validator("username")
+    @classmethod
+    def _one_line(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("must not hold control characters")
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _secret_of_one_line(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().isprintable():
+            raise ValueError("must not hold control characters")
+        return value
+
+
+def parse_options(model: type[O], given: Mapping[str, object] | CommonOptions | None, protocol: str) -> O:
+    """Return typed options.
+
+    Raises: InvalidRequest, which names `options.<key>` and what would be right; NotSupported for an option that nobody
+    knows, that this protocol does not have, or that is not built. Values are never quoted.
+    """
+    if isinstance(given, model):
+        return given
+    fields = dict(given or {})
+    for name in map(str, fields):
+        if name in NOT_YET and fields[name]:
+            raise NotSupported(f"option {name} is not supported yet")
+        if name not in model.model_fields and name in every_option():
+            raise NotSupported(f"option {name} is not supported by {protocol}; {_known(model)}")
+        if name not in model.model_fields:
+            raise NotSupported(f"option {name[:100]!r} is not known; {_known(model)}")
+    try:
+        return model.model_validate(fields)
+    except ValidationError as exc:
+        wrong: dict[str, str] = {}
+        for fault in exc.errors(include_url=False, include_input=False, include_context=False):
+            # only the option's name: what is below it (a header's name) may be secret as well
+            wrong.setdefault(f"options.{fault['loc'][0]}", fault["msg"].removeprefix("Value error, "))
+        raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong) from None
+
+
+def secret_fields(options: CommonOptions) -> dict[str, Any]:
+    """Return the secrets that are set, in plain text and fit for JSON: option → text, or name → text."""
+    found: dict[str, Any] = {}
+    for name in type(options).model_fields:
+        value = getattr(options, name)
+        if isinstance(value, SecretStr):
+            found[name] = value.get_secret_value()
+        elif isinstance(value, dict) and any(isinstance(one, SecretStr) for one in value.values()):
+            found[name] = {key: one.get_secret_value() for key, one in value.items()}
+    return found
+
+
+def without_secrets(options: CommonOptions) -> dict[str, Any]:
+    """Return what was given and is no secret, fit for JSON: merged with `secret_fields` it parses to the same."""
+    return options.model_dump(mode="json", exclude_unset=True, exclude=set(secret_fields(options)))
+
+
+def require_no_secrets(options: CommonOptions, why: str) -> None:
+    """Refuse secrets where nobody seals them. Raises: NotSupported, which names the options."""
+    secrets = sorted(secret_fields(options))
+    if secrets:
+        raise NotSupported(f"{', '.join(secrets)}: {why}")
+
+
+def every_option() -> frozenset[str]:
+    """Return the name of every option of any protocol."""
+
+    def below(model: type[CommonOptions]) -> set[str]:
+        return set(model.model_fields).union(*(below(child) for child in model.__subclasses__()))
+
+    return frozenset(below(CommonOptions))
+
+
+def _known(model: type[CommonOptions]) -> str:
+    return f"known: {', '.join(sorted(name for name in model.model_fields if name not in NOT_YET))}"

@@ -1,0 +1,140 @@
+"""The protocols: which schemes a URL may have, which options there are, and what makes the source.
+
+To add one: a module with a class that is a `Source`, an option model in `options.py`, and a line in `PROTOCOLS`. The
+contract suite gets its servers in tests/support/source_servers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamanager.errors import InvalidRequest
+from datamanager.sources.base import Source
+from datamanager.sources.ftp import FtpSource
+from datamanager.sources.guard import Guard
+from datamanager.sources.http import HttpSource
+from datamanager.sources.options import CommonOptions, FtpOptions, HttpOptions, S3Options, SftpOptions, WebdavOptions
+from datamanager.sources.s3 import S3Source
+from datamanager.sources.sftp import SftpSource
+from datamanager.sources.webdav import webdav_source
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the operator's settings say about a source, the request's options already applied where they are stricter.
+
+    `max_size` is bytes, timeouts are seconds, `ca_file` holds certificate authorities to trust besides the public ones
+    and those of the options; with `insecure` the operator permits `verify_tls: false`.
+    """
+
+    guard: Guard
+    max_size: int
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    ca_file: Path | None = None
+    insecure: bool = False
+
+
+Factory = Callable[[str, Any, Terms], Source]
+"""Makes a source of a URL, the protocol's options and the terms. Resolves and sends nothing.
+
+Raises: UrlNotAllowed, InvalidRequest, NotSupported for what can't be with this protocol.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A protocol."""
+
+    schemes: tuple[str, ...]
+    """The URL schemes that fit the client's word; the first is the protocol's own."""
+    options: type[CommonOptions]
+    make: Factory
+
+
+def require_tls_verified(verify_tls: bool, terms: Terms) -> None:
+    """Refuse `verify_tls: false` unless the operator permits it. Raises: InvalidRequest."""
+    if not verify_tls and not terms.insecure:
+        why = "must be true: the operator does not permit unverified TLS (DM_DOWNLOAD_INSECURE); give ca instead"
+        raise InvalidRequest(f"options.verify_tls: {why}", {"options.verify_tls": why})
+
+
+def _http(url: str, options: HttpOptions, terms: Terms) -> Source:
+    require_tls_verified(options.verify_tls, terms)
+    return HttpSource.of(
+        url,
+        options,
+        guard=terms.guard,
+        max_size=terms.max_size,
+        connect_timeout=terms.connect_timeout,
+        read_timeout=terms.read_timeout,
+        ca_file=terms.ca_file,
+    )
+
+
+def _sftp(url: str, options: SftpOptions, terms: Terms) -> Source:
+    return SftpSource.of(
+        url,
+        options,
+        guard=terms.guard,
+        max_size=terms.max_size,
+        connect_timeout=terms.connect_timeout,
+        read_timeout=terms.read_timeout,
+    )
+
+
+def _ftp(url: str, options: FtpOptions, terms: Terms) -> Source:
+    require_tls_verified(options.verify_tls, terms)
+    return FtpSource.of(
+        url,
+        options,
+        guard=terms.guard,
+        max_size=terms.max_size,
+        connect_timeout=terms.connect_timeout,
+        read_timeout=terms.read_timeout,
+        ca_file=terms.ca_file,
+    )
+
+
+def _s3(url: str, options: S3Options, terms: Terms) -> Source:
+    require_tls_verified(options.verify_tls, terms)
+    return S3Source.of(
+        url,
+        options,
+        guard=terms.guard,
+        max_size=terms.max_size,
+        connect_timeout=terms.connect_timeout,
+        read_timeout=terms.read_timeout,
+        ca_file=terms.ca_file,
+    )
+
+
+def _webdav(url: str, options: WebdavOptions, terms: Terms) -> Source:
+    require_tls_verified(options.verify_tls, terms)
+    return webdav_source(
+        url,
+        options,
+        guard=terms.guard,
+        max_size=terms.max_size,
+        connect_timeout=terms.connect_timeout,
+        read_timeout=terms.read_timeout,
+        ca_file=terms.ca_file,
+    )
+
+
+PROTOCOLS: dict[str, Kind] = {
+    "http": Kind(("http", "https"), HttpOptions, _http),  # old clients say http for both
+    "https": Kind(("https",), HttpOptions, _http),
+    "sftp": Kind(("sftp",), SftpOptions, _sftp),
+    "s3": Kind(("s3",), S3Options, _s3),
+    "ftp": Kind(("ftp",), FtpOptions, _ftp),
+    "ftps": Kind(("ftps",), FtpOptions, _ftp),
+    "webdav": Kind(("webdav", "dav", "http"), WebdavOptions, _webdav),
+    "dav": Kind(("dav", "webdav"), WebdavOptions, _webdav),
+    "webdavs": Kind(("webdavs", "davs", "https"), WebdavOptions, _webdav),
+    "davs": Kind(("davs", "webdavs"), WebdavOptions, _webdav),
+}
+"""By the client's word, in lower case."""

@@ -1,0 +1,144 @@
+"""The first look of an audit: what every row says against what is there, and files that no row knows.
+
+Rows come in the order of their places, entries of directories as the machine tells them; what is held does not grow
+with either. What is found is a candidate: `flows.running.audit_again` looks at it a second time.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from uuid import UUID
+
+from datamanager.domain.audit import Expected, Finding, FindingKind, Sight, below_any, judge, may_be_dark
+from datamanager.domain.states import ObjectStatus
+from datamanager.engine import census
+from datamanager.engine.walk import DEPTH_MAX
+from datamanager.errors import PathNotAllowed, PermissionDenied, RemoteFailure
+from flows.running.examining import PAGE, Examination
+from models import audit_pages
+
+log = logging.getLogger(__name__)
+
+
+def first_look(exam: Examination) -> None:
+    """Look at all objects and bundles, and into directories for files that nobody knows.
+
+    Raises: RemoteFailure when the base directory is missing, or empty although objects are there; what breaks the
+    connection for good.
+    """
+    exam.look_at_base()
+    holders, looked = Holders(), False
+    prefixes = exam.machine.audit_prefixes
+    for rows in _objects(exam):
+        active = [row.place for row in rows if row.status == ObjectStatus.ACTIVE.value]
+        if active and not looked:
+            exam.require_mounted()
+            looked = True
+        _compare(exam, rows)
+        if not prefixes:
+            for directory in holders.new(active):
+                _look_into(exam, directory)
+    for rows in _bundles(exam):
+        _compare(exam, rows)
+    for prefix in dict.fromkeys(prefixes):
+        if not below_any(prefix, [other for other in prefixes if other != prefix]):
+            _look_below(exam, prefix)
+    exam.note()
+
+
+def _objects(exam: Examination) -> Iterator[list[Expected]]:
+    after: tuple[str, UUID] | None = None
+    while rows := exam.reading(audit_pages.objects_by_place, exam.name, after, PAGE):
+        yield rows
+        after = rows[-1].place, rows[-1].object_id
+
+
+def _bundles(exam: Examination) -> Iterator[list[Expected]]:
+    after: UUID | None = None
+    while rows := exam.reading(audit_pages.bundles_after, exam.name, after, PAGE // 2):
+        yield [one for row in rows for one in (row, audit_pages.manifest_of(row, exam.name))]
+        after = rows[-1].object_id
+
+
+def _compare(exam: Examination, rows: Sequence[Expected]) -> None:
+    free = exam.unclaimed(rows)
+    looks = exam.look_at(free)
+    counts = exam.counts
+    counts["objects"] += sum(row.status == ObjectStatus.ACTIVE.value for row in free)
+    counts["bundles"] += sum(row.is_bundle and row.sha256 is not None for row in free)
+    counts["left_out"] += len(rows) - len(free)
+    counts["unseen"] += sum(look.sight is Sight.UNSEEN for look in looks)
+    exam.add([judge(row, look) for row, look in zip(free, looks, strict=True)])
+
+
+def _look_below(exam: Examination, prefix: str) -> None:
+    pending = [prefix]
+    while pending:
+        _look_into(exam, pending.pop(), pending)
+
+
+def _look_into(exam: Examination, directory: str, pending: list[str] | None = None) -> None:
+    """Look for files of a directory that nobody knows; `pending` takes the directories below it."""
+    exam.check()
+    try:
+        canonical = exam.patiently(lambda session: census.canonical_directory(session, exam.machine, directory))
+        if canonical is None:
+            return
+        if canonical != directory and pending is None and exam.reading(audit_pages.holds_objects, exam.name, canonical):
+            return  # that one has a turn of its own
+        exam.counts["directories"] += 1
+        _list(exam, canonical, pending)
+    except (PermissionDenied, PathNotAllowed, RemoteFailure) as exc:
+        if exam.stopping:
+            raise
+        exam.look_at_base()  # unless all of it is gone
+        exam.counts["unlisted"] += 1
+        log.info("%s:%s can't be listed: %s", exam.name, directory, exc.detail)
+
+
+def _list(exam: Examination, directory: str, pending: list[str] | None) -> None:
+    def below(name: str) -> None:
+        if pending is None:
+            return
+        if directory.count("/") < DEPTH_MAX:
+            pending.append(posixpath.join(directory, name))
+        else:
+            exam.counts["unlisted"] += 1
+
+    with exam.storage.session() as session:
+        files = census.files_of(session, exam.machine, directory, below)
+        old = (one for one in files if may_be_dark(one.name, one.mtime, exam.begun))
+        while some := list(islice(old, PAGE)):
+            exam.check()
+            paths = [posixpath.join(directory, one.name) for one in some]
+            known = exam.known(paths)
+            exam.add(
+                [
+                    Finding(FindingKind.DARK, path, found={"size": one.size, "mtime": one.mtime})
+                    for path, one in zip(paths, some, strict=True)
+                    if path not in known
+                ]
+            )
+
+
+class Holders:
+    """The directories that hold the places that come by, in their order: each is told once.
+
+    All places below a directory come together, so only those above the last one need to be remembered.
+    """
+
+    def __init__(self) -> None:
+        self._above: list[str] = []
+
+    def new(self, places: Iterable[str]) -> Iterator[str]:
+        """Yield the directories that were not told yet."""
+        for place in places:
+            directory = posixpath.dirname(place)
+            while self._above and not below_any(directory, self._above[-1:]):
+                self._above.pop()
+            if not self._above or self._above[-1] != directory:
+                self._above.append(directory)
+                yield directory

@@ -1,0 +1,85 @@
+"""Audits: what was found on machines, and when objects and bundles were last hashed."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007_audits"
+down_revision = "0006_bundles"
+branch_labels = None
+depends_on = None
+
+MACHINE_NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
+STATUS = sa.String(16).with_variant(sa.String(16, collation="C"), "postgresql")
+BYTE_ORDERED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+SCRUBBED = sa.text("status = 'ACTIVE' AND checksum IS NOT NULL")
+AUDITED = sa.text("status IN ('ACTIVE', 'UNKNOWN')")
+OPEN = sa.text("ended IS NULL")
+
+
+def upgrade() -> None:
+    """Make the tables, and note since when objects and bundles were not hashed: never."""
+    op.create_table(
+        "audits",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("machine", MACHINE_NAME, nullable=False),
+        sa.Column("status", STATUS, nullable=False),
+        sa.Column("options", sa.JSON(), nullable=False),
+        sa.Column("counts", sa.JSON(), nullable=False),
+        sa.Column("scrubbed_objects", sa.BigInteger(), nullable=False),
+        sa.Column("scrubbed_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("suspicious", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("error_code", sa.String(64)),
+        sa.Column("error_detail", sa.Text()),
+        sa.Column("flow_run_id", sa.Uuid()),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("taken", sa.DateTime(timezone=True)),
+        sa.Column("begun", sa.DateTime(timezone=True)),
+        sa.Column("ended", sa.DateTime(timezone=True)),
+        sa.PrimaryKeyConstraint("id", name="pk_audits"),
+    )
+    op.create_index("ix_audits_open", "audits", ["status", "created", "id"], sqlite_where=OPEN, postgresql_where=OPEN)
+    op.create_index("ix_audits_created", "audits", ["created", "id"])
+    op.create_index("ix_audits_ended", "audits", ["ended"])
+    op.create_table(
+        "audit_findings",
+        sa.Column("audit_id", sa.Uuid(), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("kind", STATUS, nullable=False),
+        sa.Column("place", BYTE_ORDERED, nullable=False),
+        sa.Column("object_id", sa.Uuid()),
+        sa.Column("expected", sa.JSON(), nullable=False),
+        sa.Column("found", sa.JSON(), nullable=False),
+        sa.Column("confirmed", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("applied", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.PrimaryKeyConstraint("audit_id", "number", name="pk_audit_findings"),
+    )
+    op.create_index("ix_audit_findings_kind", "audit_findings", ["audit_id", "kind", "number"])
+    op.add_column("objects", sa.Column("checked", sa.DateTime(timezone=True)))
+    op.add_column("bundles", sa.Column("checked", sa.DateTime(timezone=True)))
+    op.create_index(
+        "ix_objects_scrub",
+        "objects",
+        ["machine", "checked", "id"],
+        sqlite_where=SCRUBBED,
+        postgresql_where=SCRUBBED,
+    )
+    op.create_index(
+        "ix_objects_audit",
+        "objects",
+        ["machine", sa.text("substr(place, 1, 500)")],
+        sqlite_where=AUDITED,
+        postgresql_where=AUDITED,
+    )
+
+
+def downgrade() -> None:
+    """Drop the reports, and what was noted."""
+    op.drop_index("ix_objects_audit", "objects")
+    op.drop_index("ix_objects_scrub", "objects")
+    op.drop_column("bundles", "checked")
+    op.drop_column("objects", "checked")
+    op.drop_table("audit_findings")
+    op.drop_table("audits")

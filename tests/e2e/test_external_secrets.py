@@ -1,0 +1,381 @@
+"""Secrets of requests and stored credentials: they reach the source, and nobody else. What the service leaves anywhere
+is searched for them: its databases, logs, messages and answers, and Prefect's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+import pytest
+import requests
+from cryptography.fernet import Fernet
+from sqlalchemy import MetaData, create_engine, select
+
+from tests.e2e.conftest import make_site
+from tests.e2e.test_prefect import PrefectApi
+from tests.support.amqp import client, listener, put, rest
+from tests.support.postgres import Databases
+from tests.support.prefect import PrefectServer, given_prefect
+from tests.support.rabbitmq import RabbitMq
+from tests.support.site import Site
+from tests.support.sshd import PrivateSshd
+from tests.support.web import OddServer, redirect, status
+
+EAR = "secrets-heard"
+BODY = b"the weather of tomorrow"
+
+
+@dataclass
+class Planted:
+    """Secrets that were given to the service, and all that it answered."""
+
+    secrets: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+
+    def new(self) -> str:
+        """Make a secret that is nowhere yet."""
+        self.secrets.append(f"5ecret-{uuid4().hex}")
+        return self.secrets[-1]
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return Planted()
+
+
+@pytest.fixture(scope="module")
+def other_server() -> Iterator[OddServer]:
+    """A host that is not the one the secrets are for."""
+    with OddServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql+rabbitmq"])
+def site(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    sshd_pair: tuple[PrivateSshd, PrivateSshd],
+    prefect_api_url: str,
+    slow_server: OddServer,
+    other_server: OddServer,
+    planted: Planted,
+) -> Iterator[Site]:
+    """A site whose mover has stored credentials in its environment; one is for `slow_server`, one for nobody here."""
+    here, other = urlsplit(slow_server.url).netloc, urlsplit(other_server.url).netloc
+    env = {
+        "DM_PREFECT_API_URL": prefect_api_url,
+        "DM_DOWNLOAD_ALLOW": f"{here},{other}",
+        "DM_CREDENTIAL_SITE": json.dumps({"hosts": [here], "username": "bob", "password": planted.new()}),
+        "DM_CREDENTIAL_ELSE_WHERE": json.dumps({"hosts": ["data.example"], "token": planted.new()}),
+        "DM_CREDENTIAL_BROKEN": planted.new(),
+    }
+    if request.param != "sqlite":
+        databases: Databases = request.getfixturevalue("postgres")
+        node: RabbitMq = request.getfixturevalue("rabbitmq")
+        env |= {"DM_DATABASE_URL": databases.url(), "DM_AMQP_URL": node.fresh_vhost()}
+    made = make_site(tmp_path_factory.mktemp("secrets"), env, sshd_pair)
+    with made.service:
+        if amqp := env.get("DM_AMQP_URL"):
+            asyncio.run(_listen(amqp))
+        yield made
+
+
+async def _listen(url: str) -> None:
+    async with client(url) as channel:
+        await listener(channel, EAR)
+
+
+def fetch(site: Site, planted: Planted, url: str, **fields: Any) -> requests.Response:
+    """Ask for a download and wait for it; what is answered is kept."""
+    headers = {"Accept": "application/json", **fields.pop("headers", {})}
+    body = {"machine": "cirrus", "path": "secrets", "filename": f"{uuid4().hex}.bin", "url": url, **fields}
+    answer = site.ask("PUT", fields.pop("endpoint", "getexternal"), json=body, headers=headers)
+    planted.answers.append(f"{answer.text}{answer.headers}")
+    return answer
+
+
+def last_headers(server: OddServer, path: str) -> dict[str, str]:
+    """Return the headers that came with the last request for a path."""
+    return next(headers for asked, headers in reversed(server.requests) if asked == path)
+
+
+def asked_for(server: OddServer, path: str) -> int:
+    """Return how often a path was asked for."""
+    return sum(asked == path for asked, _ in server.requests)
+
+
+def basic(username: str, password: str) -> str:
+    """Return what a login by name and password looks like."""
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+def inline(planted: Planted) -> dict[str, Any]:
+    """Return options with a secret in each place."""
+    return {
+        "username": "bob",
+        "password": planted.new(),
+        "headers": {"X-Api-Key": planted.new()},
+        "query": {"signature": planted.new()},
+    }
+
+
+# --- the secrets of a request ----------------------------------------------------------------------------------------
+
+
+def test_the_source_gets_the_secrets(site: Site, planted: Planted, slow_server: OddServer) -> None:
+    path = f"/in/{uuid4().hex}"
+    options = inline(planted)
+    answer = fetch(site, planted, f"{slow_server.on(path, status(200, BODY))}?token={planted.new()}", options=options)
+    assert answer.status_code == 201, answer.text
+    sent = last_headers(slow_server, path)
+    assert sent["Authorization"] == basic("bob", options["password"])
+    assert sent["X-Api-Key"] == options["headers"]["X-Api-Key"]
+    info = site.info(answer.json()["uuid"])
+    planted.answers.append(json.dumps(info))
+    assert info["originator"] == f"{slow_server.url}{path}?…"
+    assert site.read("cirrus", f"secrets/{info['filename']}") == BODY
+
+
+@pytest.mark.parametrize("how", ["forbidden", "refused redirect", "broken"])
+def test_failures_tell_nothing(site: Site, planted: Planted, slow_server: OddServer, how: str) -> None:
+    path, options = f"/out/{uuid4().hex}", inline(planted)
+    secret = options["password"]
+    steps = {
+        "forbidden": status(403, f"no, {secret} is wrong".encode()),
+        "refused redirect": redirect(f"http://10.0.0.1/?again={quote(secret)}"),
+        "broken": status(200, BODY, Content_Encoding="br", X_Echo=secret),
+    }
+    url = f"{slow_server.on(path, steps[how])}?token={planted.new()}"
+    answer = fetch(site, planted, url, options=options)
+    assert answer.status_code in (422, 502), answer.text
+    assert asked_for(slow_server, path) >= 1
+    task = fetch(site, planted, url, options=options, endpoint="async/getexternal").json()["task"]
+    ended = site.wait(task)
+    planted.answers.append(json.dumps(ended))
+    assert ended["status"] == "ERROR"
+
+
+def test_a_wrong_option_does_not_quote_the_others(site: Site, planted: Planted, slow_server: OddServer) -> None:
+    for options in (
+        inline(planted) | {"pasword": planted.new()},
+        {"password": [planted.new()]},
+        {"headers": {"Host": planted.new()}},
+        {"headers": planted.new()},
+        planted.new(),
+    ):
+        answer = fetch(site, planted, f"{slow_server.url}/x", options=options)
+        assert answer.json()["code"] in ("invalid_request", "not_supported"), answer.text
+
+
+def test_the_same_key_with_another_secret_is_another_request(
+    site: Site, planted: Planted, slow_server: OddServer
+) -> None:
+    path = f"/key/{uuid4().hex}"
+    url, name = slow_server.on(path, status(200, BODY)), f"{uuid4().hex}.bin"
+    headers, first = {"Idempotency-Key": uuid4().hex}, {"token": planted.new()}
+    answers = [
+        fetch(site, planted, url, filename=name, options=options, headers=headers)
+        for options in (first, first, {"token": planted.new()})
+    ]
+    assert [answer.status_code for answer in answers] == [201, 201, 422]
+    assert answers[0].text == answers[1].text
+    assert answers[2].json()["code"] == "idempotency_mismatch"
+    assert asked_for(slow_server, path) == 1
+
+
+def test_a_lost_key_is_a_clear_end(site: Site, planted: Planted, slow_server: OddServer) -> None:
+    path, key = f"/lost/{uuid4().hex}", site.service.home / "secrets.key"
+    url = slow_server.on(path, status(200, BODY))
+    fields = {"options": inline(planted), "not_before": "PT3S", "endpoint": "async/getexternal"}
+    task = fetch(site, planted, url, **fields).json()["task"]
+    right = key.read_bytes()
+    try:
+        key.write_bytes(Fernet.generate_key())
+        ended = site.wait(task)
+    finally:
+        key.write_bytes(right)
+    planted.answers.append(json.dumps(ended))
+    assert (ended["status"], ended["error"]["code"]) == ("ERROR", "secrets_unreadable")
+    assert not ended["error"]["retryable"]
+    assert "not the one that the secrets were sealed with" in ended["error"]["detail"]
+    assert asked_for(slow_server, path) == 0
+
+
+# --- stored credentials ----------------------------------------------------------------------------------------------
+
+
+def secret_block(prefect: PrefectApi, name: str, value: dict[str, Any]) -> None:
+    """Store a Secret block, as a person does in Prefect's UI."""
+    kind = prefect.get("block_types/slug/secret")["id"]
+    (schema, *_) = prefect.post("block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind]}}})
+    prefect.post(
+        "block_documents/",
+        {"name": name, "data": {"value": json.dumps(value)}, "block_schema_id": schema["id"], "block_type_id": kind},
+    )
+
+
+@pytest.mark.parametrize("where", ["environment", "block"])
+def test_a_stored_credential_is_used(
+    site: Site, planted: Planted, slow_server: OddServer, prefect_api_url: str, where: str
+) -> None:
+    name, path = "site", f"/stored/{uuid4().hex}"
+    value: dict[str, Any]
+    if where == "block":
+        name, here = f"block-{uuid4().hex[:8]}", urlsplit(slow_server.url).netloc
+        value = {"hosts": [here], "username": "bob", "password": planted.new()}
+        secret_block(PrefectApi(prefect_api_url), name, value)
+    else:
+        value = json.loads(site.service.env["DM_CREDENTIAL_SITE"])
+    answer = fetch(site, planted, slow_server.on(path, status(200, BODY)), options={"credential": name})
+    assert answer.status_code == 201, answer.text
+    assert last_headers(slow_server, path)["Authorization"] == basic("bob", value["password"])
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("else-where", "credential_not_allowed"),
+        ("never-heard-of", "credential_unknown"),
+        ("broken", "credential_unusable"),
+        ("No Name", "invalid_request"),
+    ],
+)
+def test_nothing_is_sent_with_a_credential_that_is_not_for_this_host(
+    site: Site, planted: Planted, slow_server: OddServer, name: str, code: str
+) -> None:
+    path = f"/not/{uuid4().hex}"
+    answer = fetch(site, planted, slow_server.on(path, status(200, BODY)), options={"credential": name})
+    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (422, code, False), answer.text
+    if code == "credential_unknown":
+        assert "credential never-heard-of is not known" in answer.json()["detail"]
+    assert asked_for(slow_server, path) == 0
+
+
+def test_a_redirect_to_another_host_gets_no_credential(
+    site: Site, planted: Planted, slow_server: OddServer, other_server: OddServer
+) -> None:
+    path = f"/away/{uuid4().hex}"
+    url = slow_server.on(path, redirect(other_server.on(path, status(200, BODY))))
+    answer = fetch(site, planted, url, options={"credential": "site", "headers": {"X-Api-Key": planted.new()}})
+    assert answer.status_code == 201, answer.text
+    assert last_headers(slow_server, path)["Authorization"]
+    assert not {"authorization", "x-api-key"} & {name.lower() for name in last_headers(other_server, path)}
+
+
+def test_prefects_form_has_room_for_a_credential_only(
+    site: Site, planted: Planted, slow_server: OddServer, prefect_api_url: str
+) -> None:
+    prefect, path = PrefectApi(prefect_api_url), f"/form/{uuid4().hex}"
+    deployment = prefect.get("deployments/name/getexternal/data-manager")
+    form = deployment["parameter_openapi_schema"]["properties"]
+    assert "credential" in form
+    assert not {"options", "password", "token", "headers", "query"} & form.keys()
+    url = slow_server.on(path, status(200, BODY))
+    fields = {"url": url, "machine": "cirrus", "path": "secrets", "filename": "form.bin", "credential": "site"}
+    fields["filename"] = f"{uuid4().hex}.bin"
+    run = prefect.post(f"deployments/{deployment['id']}/create_flow_run", {"parameters": fields})
+    assert prefect.wait(run["id"])["state_type"] == "COMPLETED"
+    assert last_headers(slow_server, path)["Authorization"]
+
+
+# --- last: the search ------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server: OddServer) -> None:
+    amqp = site.service.env.get("DM_AMQP_URL")
+    if amqp is None:
+        return  # no broker here, so there is nothing to be refused
+
+    async def ask(options: dict[str, Any]) -> dict[str, Any]:
+        data = {"machine": "cirrus", "path": "secrets", "filename": f"{uuid4().hex}.bin", "options": options}
+        event: dict[str, Any] = {
+            "specversion": "1.0",
+            "id": uuid4().hex,
+            "source": "/tests",
+            "type": "dm.request.getexternal",
+        }
+        event["data"] = data | {"url": f"{slow_server.url}/x"}
+        async with client(amqp) as channel:
+            answers = await channel.declare_queue(exclusive=True)
+            await put(channel, "dm.requests", json.dumps(event).encode(), reply_to=answers.name)
+            async with asyncio.timeout(60), answers.iterator() as messages:
+                async for message in messages:
+                    await message.ack()
+                    return dict(json.loads(message.body)["data"])
+        raise AssertionError("no answer")
+
+    refused = asyncio.run(ask(inline(planted)))
+    assert refused["code"] == "not_supported"
+    assert all(f"options.{name}" in refused["detail"] for name in ("password", "headers", "query"))
+    assert "task" in asyncio.run(ask({"credential": "site"}))
+
+
+def test_no_secret_is_anywhere(
+    request: pytest.FixtureRequest, site: Site, planted: Planted, prefect_api_url: str
+) -> None:
+    """Runs last. What was sent is searched for in all that the service, its databases and Prefect have."""
+    needles = [secret.encode() for secret in planted.secrets]
+    needles += [base64.b64encode(f"bob:{secret}".encode()).rstrip(b"=") for secret in planted.secrets]
+    assert len(planted.secrets) > 30
+    seen = {"answers": "\n".join(planted.answers).encode(), **_files(site.service.home), **_prefect(prefect_api_url)}
+    if given_prefect() is None:
+        server: PrefectServer = request.getfixturevalue("prefect_server")
+        seen |= _files(server.directory)
+    if (database := site.service.env.get("DM_DATABASE_URL")) is not None:
+        seen["postgresql"] = _dump(database)
+    if (amqp := site.service.env.get("DM_AMQP_URL")) is not None:
+        heard = asyncio.run(_rest(amqp))
+        assert b"dm.transfer.error" in heard
+        seen["events"] = heard
+    # the search can find something: what is public is there
+    assert any(b"credential_not_allowed" in content for content in seen.values())
+    found = {(name, needle) for name, content in seen.items() for needle in needles if needle in content}
+    assert found == set()
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    files = [Path(base) / name for base, _, names in os.walk(folder) for name in names]
+    return {str(file): file.read_bytes() for file in files if file.is_file()}
+
+
+def _dump(url: str) -> bytes:
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        tables = MetaData()
+        tables.reflect(connection)
+        assert "sealed_secrets" in tables.tables
+        rows = [tuple(row) for table in tables.sorted_tables for row in connection.execute(select(table))]
+    engine.dispose()
+    return repr(rows).encode()
+
+
+def _prefect(url: str) -> dict[str, bytes]:
+    """Return what Prefect's API tells everybody who asks."""
+    asked = ("flow_runs", "task_runs", "artifacts", "logs", "deployments", "block_documents", "flow_run_states")
+    found = {}
+    for what in asked[:-1]:
+        pages = []
+        for offset in range(0, 2000, 200):
+            answer = requests.post(f"{url}/{what}/filter", json={"limit": 200, "offset": offset}, timeout=60)
+            assert answer.ok, answer.text
+            pages.append(answer.content)
+            if len(answer.json()) < 200:
+                break
+        found[f"prefect {what}"] = b"".join(pages)
+    events = requests.post(f"{url}/events/filter", json={"limit": 50}, timeout=60)
+    assert events.ok, events.text
+    return found | {"prefect events": events.content}
+
+
+async def _rest(url: str) -> bytes:
+    async with client(url) as channel:
+        return b"\n".join(await rest(channel, EAR))

@@ -1,0 +1,58 @@
+"""Every protocol through the whole service: asked for over HTTP, moved by a mover, in the catalogue afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import make_site
+from tests.support.site import Site, sha256, some_bytes
+from tests.support.source_servers import SERVERS, SourceServer
+from tests.support.sshd import PrivateSshd
+
+SECRETS = frozenset({"password", "secret_key", "private_key", "token"})
+
+
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, sshd_pair: tuple[PrivateSshd, PrivateSshd], prefect_api_url: str
+) -> Iterator[Site]:
+    """A running site that may download from this host."""
+    env = {"DM_PREFECT_API_URL": prefect_api_url, "DM_DOWNLOAD_ALLOW": "127.0.0.0/8"}
+    made = make_site(tmp_path_factory.mktemp("protocols"), env, sshd_pair)
+    with made.service:
+        yield made
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SourceServer]:
+    with SERVERS[request.param](tmp_path_factory.mktemp(request.param)) as running:
+        yield running
+
+
+def test_getexternal_by_every_protocol(site: Site, server: SourceServer) -> None:
+    data = some_bytes(1_500_000)
+    url = server.put("forecast.grib", data, private=True)
+    options: dict[str, Any] = {**server.options, **server.login, "checksum": sha256(data)}
+    if server.ca_file is not None:
+        options["ca"] = server.ca_file.read_text()
+    fields = {"url": url, "machine": "cirrus", "path": server.protocol, "filename": "forecast.grib"}
+    answer = site.ask("PUT", "getexternal", json={**fields, "protocol": server.protocol, "options": options})
+    assert answer.status_code == 201, answer.text
+    assert site.read("cirrus", f"{server.protocol}/forecast.grib") == data
+    row = site.info(answer.text)
+    assert (row["size"], row["checksum"], row["verified"]) == (len(data), sha256(data), "sha256")
+    assert row["originator"] == url
+    wrong = {**options, **server.wrong_login}
+    body = {**fields, "protocol": server.protocol, "options": wrong, "filename": "wrong.grib"}
+    refused = site.ask("PUT", "getexternal", json=body)
+    assert refused.status_code in (409, 502), refused.text
+    assert not site.exists("cirrus", f"{server.protocol}/wrong.grib")
+    assert not site.leftovers()
+    told = f"{row}{refused.text}{site.ask('GET', 'info').text}"
+    for name in SECRETS & wrong.keys():
+        for secret in (options[name], wrong[name]):
+            assert secret not in told
+            assert not any(secret.encode() in log.read_bytes() for log in site.service.home.glob("*.log"))

@@ -1,0 +1,153 @@
+"""Retention as a site uses it: rules in a file, a plan, a run by a mover, its report in Prefect, its event."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import requests
+
+from datamanager.retention_client import RetentionClient
+from tests.e2e.conftest import make_site
+from tests.support.amqp import client, take
+from tests.support.postgres import Databases
+from tests.support.rabbitmq import RabbitMq
+from tests.support.site import PATIENCE, Site
+from tests.support.sshd import PrivateSshd
+
+RULES = """
+[[rule]]
+name = "{tag} to tape"
+action = "archive"
+group = "{tag}-old"
+grace = "0s"
+archive_to = "localhost"
+
+[[rule]]
+name = "{tag} copies"
+action = "delete-copies"
+path = "{tag}/scratch/**"
+grace = "0s"
+
+[[rule]]
+name = "{tag} later"
+action = "delete"
+group = "{tag}-later"
+even_last_copy = true
+"""
+
+
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory,
+    sshd_pair: tuple[PrivateSshd, PrivateSshd],
+    prefect_api_url: str,
+    postgres: Databases,
+    rabbitmq: RabbitMq,
+) -> Iterator[Site]:
+    """A running site with a broker, whose own host is its archive."""
+    env = {
+        "DM_PREFECT_API_URL": prefect_api_url,
+        "DM_DATABASE_URL": postgres.url(),
+        "DM_AMQP_URL": rabbitmq.fresh_vhost(),
+    }
+    site = make_site(tmp_path_factory.mktemp("retention"), env, sshd_pair)
+    file = site.folders["localhost"].parents[1] / "machines.toml"
+    text = file.read_text(encoding="utf-8").replace('transport = "local"', 'transport = "local"\narchive = true')
+    file.write_text(text, encoding="utf-8")
+    with site.service:
+        yield site
+
+
+@pytest.fixture
+def tag() -> str:
+    """What this test's objects have, and no other's."""
+    return f"r{uuid4().hex[:8]}"
+
+
+def until(found: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """Return what `found` returns once it is something."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"not within {patience:g} s")
+
+
+def artifacts(api: str, flow_run: str) -> list[dict[str, Any]]:
+    wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run]}}}
+    answer = requests.post(f"{api}/artifacts/filter", json=wanted, timeout=30)
+    found: list[dict[str, Any]] = answer.json()
+    return found
+
+
+async def listen(url: str) -> None:
+    """Collect what is told of retention from now on."""
+    async with client(url) as channel:
+        queue = await channel.declare_queue("retention")
+        await queue.bind("dm.events", "dm.retention.*")
+
+
+async def heard(url: str, count: int) -> list[dict[str, Any]]:
+    """Return the events that came."""
+    async with client(url) as channel:
+        found: list[dict[str, Any]] = [json.loads(one.body) for one in await take(channel, "retention", count)]
+        return found
+
+
+@pytest.mark.slow
+def test_a_run_does_what_the_plan_said(site: Site, tag: str, prefect_api_url: str) -> None:
+    (site.service.home / "retention.toml").write_text(RULES.format(tag=tag), encoding="utf-8")
+    asyncio.run(listen(site.service.env["DM_AMQP_URL"]))
+    old = [site.register("archer2", f"{tag}/old/{n}.bin", b"old" * n, group=f"{tag}-old") for n in (1, 2, 3)]
+    keep = site.register("cirrus", f"{tag}/keep.bin", b"content", verify="hash")
+    copy = site.register("archer2", f"{tag}/scratch/keep.bin", b"content", verify="hash")
+    alone = site.register("archer2", f"{tag}/scratch/alone.bin", b"alone", verify="hash")
+    later = site.register("archer2", f"{tag}/later.bin", b"later", group=f"{tag}-later")
+    held = site.register("archer2", f"{tag}/held.bin", b"held", group=f"{tag}-later")
+    with RetentionClient(site.service.url) as dm:
+        dm.hold(held, "figures of a paper")
+        plan = dm.plan()
+        expected = {line["object"]: line["reason"] or line["verdict"] for line in plan.lines}
+        assert expected == {
+            **dict.fromkeys(old, "act"),
+            copy: "act",
+            alone: "last_verified_copy",
+            later: "mark",
+            held: "held",
+        }
+        assert {site.info(uuid)["status"] for uuid in expected} == {"ACTIVE"}
+        dry = dm.wait_for_retention(dm.start_retention(dry_run=True).run, timeout=PATIENCE)
+        assert {line["object"]: line["reason"] or line["verdict"] for line in dry.lines} == expected
+        run = dm.wait_for_retention(dm.start_retention().run, timeout=PATIENCE)
+        assert {line["object"]: line["reason"] or line["verdict"] for line in run.lines} == expected
+        assert (run.bytes_freed, run.pending) == (18 + 7, 0)
+        assert {site.info(uuid)["status"] for uuid in old} == {"ARCHIVED"}
+        assert site.info(copy)["status"] == "DELETED"
+        assert not site.exists("archer2", f"{tag}/scratch/keep.bin")
+        assert [site.info(uuid)["status"] for uuid in (keep, alone, later, held)] == ["ACTIVE"] * 4
+        reasons = {task.reason for task in dm.tasks(limit=100)}
+        assert {f"retention: {tag} to tape", f"retention: {tag} copies"} <= reasons
+        assert run.flow_run_id is not None
+        (table,) = until(lambda: artifacts(prefect_api_url, str(run.flow_run_id)))
+        assert (table["type"], table["key"]) == ("table", "retention")
+        assert "25 B freed" in table["description"]
+        assert dm.restore(later) is None
+        task = dm.restore(old[0])
+        assert task is not None
+        dm.wait(task, timeout=PATIENCE)
+        assert site.read("archer2", f"{tag}/old/1.bin") == b"old"
+        again = dm.wait_for_retention(dm.start_retention().run, timeout=PATIENCE)
+        spared = {line["object"]: line["reason"] for line in again.lines}
+        assert spared[later] == spared[old[0]] == "restored"
+        assert again.bytes_freed == 0
+    events = asyncio.run(heard(site.service.env["DM_AMQP_URL"], 3))
+    assert [event["subject"] for event in events] == [str(one.run) for one in (dry, run, again)]
+    assert {event["type"] for event in events} == {"dm.retention.completed"}
+    assert [event["data"]["bytes_freed"] for event in events] == [0, 25, 0]

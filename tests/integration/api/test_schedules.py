@@ -1,0 +1,157 @@
+"""Schedules over HTTP: made, shown, paused, asked to run, removed; what is refused, and that no secret is kept."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from datamanager.client import Client
+from datamanager.errors import ScheduleNotFound
+from tests.support.live_api import LiveApi
+from tests.support.process import clean_environment
+
+ROOT = Path(__file__).parents[3]
+
+FIELDS: dict[str, Any] = {
+    "url": "http://127.0.0.1/{date:%Y%m%d}/x",
+    "machine": "there",
+    "path": "weather",
+    "filename": "x-{date:%Y%m%d%H}.nc",
+    "interval": "6h",
+    "keep": 3,
+    "group": "fire",
+}
+
+
+def add(api: LiveApi, **fields: Any) -> dict[str, Any]:
+    answer = api.ask("POST", "/DM/schedules", json=FIELDS | fields)
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["Location"] == f"/DM/schedules/{answer.json()['id']}"
+    view: dict[str, Any] = answer.json()
+    return view
+
+
+def test_a_schedule_is_made_shown_and_removed(api: LiveApi) -> None:
+    view = add(api)
+    assert {name: view[name] for name in FIELDS} == FIELDS
+    assert (view["paused"], view["wanted_at"], view["skip_unchanged"], view["runs"]) == (False, None, True, [])
+    shown = api.ask("GET", f"/DM/schedules/{view['id']}").json()
+    assert shown == view
+    listed = api.ask("GET", "/DM/schedules").json()
+    assert listed == [{name: value for name, value in view.items() if name != "runs"}]
+    gone = api.ask("DELETE", f"/DM/schedules/{view['id']}")
+    assert (gone.status_code, gone.json()) == (200, {"removed": view["id"]})
+    assert api.ask("GET", "/DM/schedules").json() == []
+
+
+def test_pause_resume_and_run(api: LiveApi) -> None:
+    where = f"/DM/schedules/{add(api)['id']}"
+    for _ in range(2):
+        assert api.ask("POST", f"{where}/pause").json()["paused"] is True
+    for _ in range(2):
+        assert api.ask("POST", f"{where}/resume").json()["paused"] is False
+    first, second = api.ask("POST", f"{where}/run"), api.ask("POST", f"{where}/run")
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json()["wanted_at"] == second.json()["wanted_at"] is not None
+
+
+@pytest.mark.parametrize("path", ["", "/pause", "/resume", "/run"])
+@pytest.mark.parametrize("schedule", [str(uuid4()), "nonsense"])
+def test_an_unknown_schedule_is_not_found(api: LiveApi, schedule: str, path: str) -> None:
+    answer = api.ask("POST" if path else "DELETE", f"/DM/schedules/{schedule}{path}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "schedule_not_found")
+    assert api.ask("GET", f"/DM/schedules/{schedule}").status_code == 404
+
+
+def test_a_form_makes_one_and_a_key_makes_it_once(api: LiveApi) -> None:
+    form = {name: str(value) for name, value in FIELDS.items()}
+    headers = {"Idempotency-Key": "once"}
+    answers = [api.ask("POST", "/DM/schedules", data=form, headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    assert len(api.ask("GET", "/DM/schedules").json()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "field"),
+    [
+        ({"options": {"password": "hunter2"}}, 422, "invalid_request", "options.password"),
+        ({"options": {"headers": {"A": "hunter2"}}}, 422, "invalid_request", "options.headers"),
+        ({"options": {"proxy": "http://u:hunter2@127.0.0.1"}}, 422, "invalid_request", "options.proxy"),
+        ({"options": {"timeout": -1}}, 422, "invalid_request", "options.timeout"),
+        ({"options": {"extract": "tar"}}, 501, "not_supported", None),
+        ({"filename": "same"}, 422, "invalid_request", "filename"),
+        ({"url": "http://10.0.0.1/x"}, 422, "url_not_allowed", None),
+        ({"url": "file:///x"}, 422, "url_not_allowed", None),
+        ({"url": "gopher://127.0.0.1/x", "protocol": "gopher"}, 501, "not_supported", None),
+        ({"machine": "nowhere"}, 422, "unknown_machine", None),
+        ({"path": "../x"}, 422, "path_not_allowed", None),
+        ({"interval": "1s"}, 422, "invalid_request", "interval"),
+    ],
+)
+def test_what_could_never_be_fetched_is_refused(
+    api: LiveApi, change: dict[str, Any], status: int, code: str, field: str | None
+) -> None:
+    answer = api.ask("POST", "/DM/schedules", json=FIELDS | change)
+    document = answer.json()
+    assert (answer.status_code, document["code"]) == (status, code), answer.text
+    assert "hunter2" not in answer.text
+    if field is not None:
+        assert field in {wrong["field"] for wrong in document["errors"]}
+    assert api.ask("GET", "/DM/schedules").json() == []
+
+
+def test_a_credential_is_named(api: LiveApi) -> None:
+    assert add(api, options={"credential": "weather"})["options"] == {"credential": "weather"}
+
+
+def test_the_client_knows_them(api: LiveApi) -> None:
+    with Client(api.url) as dm:
+        made = dm.add_schedule(**FIELDS)
+        assert dm.schedule(made["id"])["filename"] == FIELDS["filename"]
+        assert dm.change_schedule(made["id"], "pause")["paused"] is True
+        assert dm.change_schedule(made["id"], "run")["wanted_at"]
+        assert [one["id"] for one in dm.schedules()] == [made["id"]]
+        dm.remove_schedule(made["id"])
+        with pytest.raises(ScheduleNotFound):
+            dm.schedule(made["id"])
+
+
+def test_the_command_line_knows_them(api: LiveApi) -> None:
+    environment = clean_environment(DM_HOME=str(api.settings.home), DM_PORT=str(api.settings.port), COLUMNS="250")
+
+    def dm(*arguments: str) -> str:
+        command = [sys.executable, "-m", "datamanager.cli.main", "schedule", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        return done.stdout if done.returncode == 0 else done.stderr
+
+    fields = [
+        "--path",
+        "w/{date:%Y}",
+        "--cron",
+        "0 */6 * * *",
+        "--keep",
+        "2",
+        "--credential",
+        "c",
+        "--option",
+        "timeout=5",
+    ]
+    made = dm("add", FIELDS["url"], "there", FIELDS["filename"], *fields).strip()
+    found = api.ask("GET", f"/DM/schedules/{made}").json()
+    assert (found["cron"], found["interval"], found["keep"]) == ("0 */6 * * *", None, 2)
+    assert found["options"] == {"timeout": 5, "credential": "c"}
+    assert "active" in dm("show", made)
+    assert "paused" in dm("pause", made)
+    assert "active" in dm("resume", made)
+    assert made in dm("run", made)
+    assert made in dm("list")
+    assert dm("remove", made) == f"{made} removed\n"
+    assert made not in dm("list")
+    assert dm("show", made) == f"dm: no schedule has the identifier {made}\n"
+    assert "either interval or cron" in dm("add", FIELDS["url"], "there", FIELDS["filename"])

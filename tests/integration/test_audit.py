@@ -1,0 +1,510 @@
+"""Audits on both databases, of a local machine and of one behind a real sshd: what is found, and what follows."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import select, update
+
+from datamanager.domain.audit import AuditTerms
+from datamanager.domain.location import Place, temporary_name
+from datamanager.domain.states import ObjectStatus
+from datamanager.errors import LeaseLost
+from datamanager.machines import Machine, TransportKind
+from flows.running import auditing
+from models import audits
+from models.audit_findings import path_of
+from models.claims import claim_place, place_key
+from models.database import Database, now
+from models.leases import hold_lease
+from models.tables import Bundle, BundleMember, Claim, DataObject
+from tests.support.auditing import Plant
+from tests.support.bookkeeping import messages, told
+from tests.support.sshd import PrivateSshd
+
+
+@pytest.fixture(params=["local", "sftp"])
+def plant(
+    request: pytest.FixtureRequest, tmp_path: Path, database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+) -> Iterator[Plant]:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if request.param == "local":
+        machine = Machine(name="here", transport=TransportKind.LOCAL, base_dir=str(folder))
+    else:
+        machine = sshd_pair[0].machine("here", folder, max_connections=1)
+    made = Plant(database, machine, folder, tmp_path / "home")
+    yield made
+    made.services.storages.close()
+
+
+@pytest.fixture
+def local(tmp_path: Path, database: Database) -> Plant:
+    """A local machine, where the transport makes no difference."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    machine = Machine(name="here", transport=TransportKind.LOCAL, base_dir=str(folder))
+    return Plant(database, machine, folder, tmp_path / "home")
+
+
+def with_prefixes(plant: Plant, *prefixes: str) -> Plant:
+    machine = Machine.model_validate({**plant.machine.model_dump(exclude_none=True), "audit_prefixes": prefixes})
+    return Plant(plant.database, machine, plant.folder, plant.services.settings.home)
+
+
+def test_what_agrees_is_no_finding(plant: Plant) -> None:
+    plant.register("a/one")
+    plant.register("two")
+    audited = plant.audit()
+    assert (audited.row.status, audited.found) == ("COMPLETE", set())
+    assert audited.row.counts["objects"] == 2
+    assert audited.row.counts["directories"] == 2
+    assert told(plant.database, audited.row.id) == ["dm.audit.completed"]
+
+
+def test_lost_changed_dark_and_found(plant: Plant) -> None:
+    kept, lost, changed = (plant.register(f"run/{name}") for name in ("kept", "lost", "changed"))
+    gone = plant.register("elsewhere/deep/gone")
+    (plant.folder / "run/lost").unlink()
+    shutil.rmtree(plant.folder / "elsewhere")
+    plant.write("run/changed", b"other")
+    plant.write("run/dark")
+    plant.write("not-registered/too")  # no object lies in that directory
+    audited = plant.audit()
+    assert audited.row.status == "COMPLETE"
+    assert audited.found == {
+        ("LOST", "run/lost"),
+        ("LOST", "elsewhere/deep/gone"),
+        ("CHANGED", "run/changed"),
+        ("DARK", "run/dark"),
+    }
+    counts = audited.row.counts
+    assert [counts[kind] for kind in ("objects", "lost", "changed", "dark", "found")] == [4, 2, 1, 1, 0]
+    assert counts["became_unknown"] == 2
+    assert {plant.get(one).status for one in (lost, gone)} == {"UNKNOWN"}
+    assert plant.get(kept).verified == "sha256"
+    row = plant.get(changed)
+    assert (row.status, row.verified, row.size) == ("ACTIVE", "none", 10)
+    assert audited.of("run/changed").found["size"] == 5
+    assert told(plant.database, lost)[-1] == "dm.object.lost"
+    assert told(plant.database, changed)[-1] == "dm.object.changed"
+    with plant.database.read() as session:
+        held = set(session.scalars(select(Claim.place).where(Claim.mode == "place")))
+    assert held == {"run/kept", "run/changed"}  # the lost ones' places are free
+    assert (plant.folder / "run/dark").exists()
+
+    plant.write("run/lost")
+    plant.write("elsewhere/deep/gone", b"not the same ones")
+    again = plant.audit()
+    assert again.found >= {("FOUND", "run/lost"), ("CHANGED", "elsewhere/deep/gone")}
+    assert plant.get(lost).status == "ACTIVE"
+    assert plant.get(gone).status == "UNKNOWN"
+    assert told(plant.database, lost)[-1] == "dm.object.found"
+    assert again.row.counts["restored"] == 1
+
+
+def test_the_event_has_the_counts(local: Plant) -> None:
+    local.register("a/lost")
+    (local.folder / "a/lost").unlink()
+    local.write("b")  # the base directory is not empty
+    audited = local.audit()
+    data = messages(local.database, audited.row.id)[0].body["data"]
+    assert (data["machine"], data["status"], data["counts"]["lost"]) == ("here", "COMPLETE", 1)
+
+
+def test_a_found_file_whose_place_is_taken_stays_unknown(local: Plant) -> None:
+    lost = local.register("a/x")
+    (local.folder / "a/x").unlink()
+    local.write("b")
+    local.audit()
+    local.write("a/x")
+    other = local.register("a/x", b"some bytes")  # somebody registered it anew
+    audited = local.audit()
+    assert (local.get(lost).status, local.get(other).status) == ("UNKNOWN", "ACTIVE")
+    assert audited.row.counts["restored"] == 0
+
+
+def test_a_found_file_needs_the_same_bytes(local: Plant) -> None:
+    lost = local.register("a/x", b"0123456789")
+    (local.folder / "a/x").unlink()
+    local.write("b")
+    local.audit()
+    local.write("a/x", b"9876543210")
+    assert ("CHANGED", "a/x") in local.audit().found
+    assert local.get(lost).status == "UNKNOWN"
+
+
+def test_what_changes_between_the_looks_is_no_finding(plant: Plant) -> None:
+    back, sized, registered = plant.register("run/back"), plant.register("run/sized"), "run/late"
+    plant.register("run/kept")
+    (plant.folder / "run/back").unlink()
+    plant.write("run/sized", b"part of it")
+    plant.write("run/sized", b"part")
+    plant.write(registered)
+    plant.write("run/removed")
+
+    def between() -> None:
+        plant.write("run/back")
+        plant.write("run/sized")
+        plant.register(registered)
+        (plant.folder / "run/removed").unlink()
+
+    audited = plant.audit(between)
+    assert (audited.row.status, audited.found) == ("COMPLETE", set())
+    assert {plant.get(one).status for one in (back, sized)} == {"ACTIVE"}
+
+
+def test_a_row_that_changes_between_the_looks_is_left_alone(local: Plant) -> None:
+    moved = local.register("a/moved")
+    local.register("a/kept")
+    (local.folder / "a/moved").unlink()
+
+    def between() -> None:
+        with local.database.write() as session:
+            session.execute(update(DataObject).where(DataObject.id == moved).values(date_modified=now(session)))
+
+    assert local.audit(between).found == set()
+    assert local.get(moved).status == "ACTIVE"
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_what_a_transfer_has_claimed_is_left_out(local: Plant, when: str) -> None:
+    busy, target, reading = local.register("a/busy"), "a/coming", local.register("a/read")
+    local.register("a/kept")
+    (local.folder / "a/busy").unlink()
+    (local.folder / "a/read").unlink()
+    local.write(target)
+    transfer = uuid4()
+
+    def claim() -> None:
+        with local.database.write() as session:
+            mine = update(Claim).where(Claim.place_key == place_key(Place("here", "a/busy")))
+            session.execute(mine.values(transfer_id=transfer))
+            session.add(Claim(mode="read", object_id=reading, transfer_id=transfer))
+            claim_place(session, Place("here", target), transfer=transfer)
+
+    if when == "before":
+        claim()
+        audited = local.audit()
+        assert audited.row.counts["left_out"] == 2
+    else:
+        audited = local.audit(claim)
+    assert (audited.row.status, audited.found) == ("COMPLETE", set())
+    assert local.get(busy).status == "ACTIVE"
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "a file"])
+def test_a_base_directory_that_is_not_mounted_is_no_loss(plant: Plant, how: str) -> None:
+    one = plant.register("a/one")
+    shutil.rmtree(plant.folder)
+    if how == "empty":
+        plant.folder.mkdir()
+    elif how == "a file":
+        plant.folder.write_text("")
+    audited = plant.audit()
+    assert (audited.row.status, audited.row.error_code) == ("ERROR", "remote_error")
+    assert audited.rows == []
+    assert plant.get(one).status == "ACTIVE"
+
+
+def test_one_that_goes_away_between_the_looks_is_no_loss(local: Plant) -> None:
+    one, two = local.register("a/one"), local.register("a/two")
+    (local.folder / "a/one").unlink()
+    audited = local.audit(lambda: shutil.rmtree(local.folder))
+    assert (audited.row.status, audited.rows) == ("ERROR", [])
+    assert {local.get(two).status, local.get(one).status} == {"ACTIVE"}
+
+
+def test_a_machine_that_is_away_ends_the_audit(
+    tmp_path: Path, database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    machine = sshd_pair[0].machine("here", folder, port=1, connect_timeout=1)
+    plant = Plant(database, machine, folder, tmp_path / "home")
+    one = plant.register("a/one")
+    (plant.folder / "a/one").unlink()
+    audited = plant.audit()
+    assert (audited.row.status, audited.row.error_code) == ("ERROR", "machine_unavailable")
+    assert (audited.rows, plant.get(one).status) == ([], "ACTIVE")
+
+
+def test_what_cannot_be_seen_is_not_lost(plant: Plant, tmp_path: Path) -> None:
+    """As root no permission is missing: links that lead out, or in a circle, are as unseen as a closed directory."""
+    out, circle = plant.register("out/x"), plant.register("circle/x")
+    for name in ("out", "circle"):
+        shutil.rmtree(plant.folder / name)
+    (plant.folder / "out").symlink_to(tmp_path)
+    (plant.folder / "circle").symlink_to("circle")
+    (tmp_path / "stranger").write_text("not ours to report")
+    closed = plant.register("closed/x")
+    if os.geteuid() != 0:
+        (plant.folder / "closed").chmod(0)
+    audited = plant.audit()
+    if os.geteuid() != 0:
+        (plant.folder / "closed").chmod(0o700)
+    assert (audited.row.status, audited.found) == ("COMPLETE", set())
+    assert audited.row.counts["unseen"] >= 2
+    assert audited.row.counts["unlisted"] >= 1
+    assert {plant.get(one).status for one in (out, circle, closed)} == {"ACTIVE"}
+
+
+def test_hostile_names(plant: Plant) -> None:
+    names = ["-dash", "quo'te\"", "$(id)", "new\nline", " blank ", "x" * 255, "ümlaut", "back\\slash"]
+    lost = [plant.register(f"odd dir/{name}") for name in names]
+    plant.register("odd dir/kept")
+    for name in names:
+        (plant.folder / "odd dir" / name).unlink()
+    dark = [f"dark {name}"[:255] for name in names]
+    for name in dark:
+        plant.write(f"odd dir/{name}")
+    raw = os.fsencode(plant.folder / "odd dir") + b"/not \xff utf-8"
+    with open(raw, "wb") as file:
+        file.write(b"x")
+    os.utime(raw, (1, 1))
+    audited = plant.audit()
+    assert audited.found == {
+        *(("LOST", f"odd dir/{name}") for name in names),
+        *(("DARK", f"odd dir/{name}") for name in dark),
+        ("DARK", "odd dir/not \\udcff utf-8"),
+    }
+    odd = audited.of("odd dir/not \\udcff utf-8")
+    assert base64.b64decode(odd.found["bytes"]) == b"odd dir/not \xff utf-8"
+    assert os.fsencode(path_of(odd)) == b"odd dir/not \xff utf-8"
+    assert {plant.get(one).status for one in lost} == {"UNKNOWN"}
+
+
+def test_partial_files_bundles_and_young_files_are_not_dark(local: Plant) -> None:
+    local.register("a/one")
+    local.write("a/" + temporary_name("two", uuid4(), 1))
+    young = local.write("a/young")
+    later = time.time() + 1
+    os.utime(young, (later, later))
+    bundle = uuid4()
+    local.write(f"a/{bundle}.tar")
+    local.write(f"a/{bundle}.manifest.json", b"{}")
+    with local.database.write() as session:
+        for name in (f"a/{bundle}.tar", f"a/{bundle}.manifest.json"):
+            claim_place(session, Place("here", name), object_id=bundle)
+    assert local.audit().found == set()
+
+
+def test_links_to_one_directory_are_not_reported_twice(plant: Plant) -> None:
+    plant.register("real/one")
+    plant.write("real/dark")
+    (plant.folder / "link").symlink_to("real")
+    plant.register("link/two", canonical="real/two")
+    plant.write("other/dark")
+    (plant.folder / "alias").symlink_to("other")
+    plant.register("alias/three", canonical="other/three")
+    audited = plant.audit()
+    assert [(row.kind, row.place) for row in audited.rows] == [("DARK", "other/dark"), ("DARK", "real/dark")]
+
+
+def test_registered_prefixes_are_searched_with_all_below_them(plant: Plant) -> None:
+    plant.register("outside/one")
+    plant.write("outside/dark")
+    plant.write("in/deep/er/dark")
+    plant.register("in/deep/known")
+    (plant.folder / "in/link").symlink_to(plant.folder / "outside")
+    found = with_prefixes(plant, "in", "in/deep", "not-there").audit().found
+    assert found == {("DARK", "in/deep/er/dark")}
+    assert with_prefixes(plant, ".").audit().found == {("DARK", "in/deep/er/dark"), ("DARK", "outside/dark")}
+
+
+def lose(plant: Plant, kept: int, lost: int) -> list[UUID]:
+    for number in range(kept):
+        plant.register(f"kept/{number}")
+    gone = [plant.register(f"gone/{number}") for number in range(lost)]
+    shutil.rmtree(plant.folder / "gone")
+    return gone
+
+
+def test_too_many_losses_are_not_believed(local: Plant) -> None:
+    gone = lose(local, kept=50, lost=11)
+    audited = local.audit()
+    assert (audited.row.status, audited.row.error_code) == ("ERROR", "audit_suspicious")
+    assert audited.row.suspicious
+    assert audited.row.counts["lost"] == len(audited.rows) == 11  # the report is there all the same
+    assert {local.get(one).status for one in gone} == {"ACTIVE"}
+    accepted = local.audit(accept_losses=True)
+    assert accepted.row.status == "COMPLETE"
+    assert {local.get(one).status for one in gone} == {"UNKNOWN"}
+
+
+def test_few_losses_are_believed_whatever_their_share(local: Plant) -> None:
+    gone = lose(local, kept=1, lost=10)
+    assert local.audit().row.status == "COMPLETE"
+    assert {local.get(one).status for one in gone} == {"UNKNOWN"}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    stat = file.stat()
+    file.write_bytes(data)
+    os.utime(file, (stat.st_atime, stat.st_mtime))
+
+
+def test_the_scrub_finds_a_flipped_bit_and_goes_on_with_the_oldest(plant: Plant) -> None:
+    objects = {plant.register(f"s/{number}", bytes([number]) * 3000): number for number in range(10)}
+    large = plant.register("s/large", b"L" * 2_000_000)
+    damaged = next(iter(objects))
+    flip(plant.folder / f"s/{objects[damaged]}")
+    assert plant.audit().found == set()  # same size, same mtime: only hashing tells
+    checked: set[UUID] = set()
+    found: set[tuple[str, str]] = set()
+    for _ in range(4):
+        audited = plant.audit(scrub_share=0.3)
+        assert audited.row.scrubbed_objects == 3
+        with plant.database.read() as session:
+            query = select(DataObject.id).where(DataObject.checked >= audited.row.created)
+            now_checked = set(session.scalars(query))
+        assert len(now_checked) == 3
+        if len(checked) <= 8:
+            assert not now_checked & checked, "one was hashed again before others had their turn"
+        checked |= now_checked
+        found |= audited.found
+    assert checked == {*objects, large}
+    assert found == {("CHANGED", f"s/{objects[damaged]}")}
+    assert plant.get(damaged).verified == "none"
+    assert plant.get(large).verified == "sha256"
+
+
+def test_the_scrub_keeps_to_its_bytes(local: Plant) -> None:
+    for number in range(6):
+        local.register(f"s/{number}", bytes([number]) * 1000)
+    audited = local.audit(scrub_share=1, scrub_bytes=3500)
+    assert (audited.row.scrubbed_objects, audited.row.scrubbed_bytes) == (3, 3000)
+    assert local.audit(scrub_share=1, scrub_bytes=10).row.scrubbed_objects == 1  # else it would never be hashed
+    assert local.audit(scrub_share=1, scrub_bytes=0).row.scrubbed_objects == 0
+
+
+def seal(plant: Plant, data: bytes, members: int) -> UUID:
+    bundle, path = uuid4(), "bundles/2026-01"
+    plant.write(f"{path}/{bundle}.tar", data)
+    plant.write(f"{path}/{bundle}.manifest.json", b"{}")
+    with plant.database.write() as session:
+        time = now(session)
+        session.add(
+            Bundle(
+                id=bundle,
+                status="SEALED",
+                machine="here",
+                place=f"{path}/{bundle}.tar",
+                pack="tar",
+                level="checksums",
+                transfer_id=uuid4(),
+                size=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                created=time,
+                sealed=time,
+                notes={},
+            )
+        )
+        session.flush()
+        for _ in range(members):
+            where = {"offset": 0, "size": 0, "sha256": "", "mode": 0, "mtime": 0, "source_machine": "a"}
+            session.add(BundleMember(bundle_id=bundle, object_id=uuid4(), source_place="b", **where))
+    return bundle
+
+
+def test_bundles_are_looked_at_and_hashed_too(plant: Plant) -> None:
+    whole, lost, short, damaged = (seal(plant, f"bundle {n}".encode() * 100, n + 1) for n in range(4))
+    plant.register("a/one")
+    folder = plant.folder / "bundles/2026-01"
+    (folder / f"{lost}.tar").unlink()
+    (folder / f"{whole}.manifest.json").unlink()
+    (folder / f"{short}.tar").write_bytes(b"short")
+    flip(folder / f"{damaged}.tar")
+    audited = plant.audit(scrub_share=1)
+    below = "bundles/2026-01"
+    assert audited.found == {
+        ("LOST", f"{below}/{lost}.tar"),
+        ("LOST", f"{below}/{whole}.manifest.json"),
+        ("CHANGED", f"{below}/{short}.tar"),
+        ("CHANGED", f"{below}/{damaged}.tar"),
+    }
+    assert audited.of(f"{below}/{lost}.tar").expected["members"] == 2
+    assert audited.of(f"{below}/{lost}.tar").object_id == lost
+    counts = audited.row.counts
+    assert (counts["bundles"], counts["lost_bundles"], counts["changed_bundles"]) == (4, 2, 2)
+    assert counts["became_unknown"] == 0
+    with plant.database.read() as session:
+        assert set(session.scalars(select(Bundle.status))) == {"SEALED"}
+        hashed = set(session.scalars(select(Bundle.id).where(Bundle.checked.is_not(None))))
+    assert hashed == {whole, damaged}
+
+
+def test_a_lost_attempt_begins_anew_and_the_old_one_changes_nothing(local: Plant) -> None:
+    database = local.database
+    with database.write() as session:
+        audit = audits.submit(session, "here", AuditTerms()).id
+        audits.submit(session, "here", AuditTerms())
+    with database.write() as session:
+        (old,) = audits.take(session, 5)  # one a machine
+    with database.write() as session:
+        audits.attach(session, old, uuid4())
+    with database.write() as session:  # no mover renews its run's lease
+        assert [row.id for row in audits.give_back_lost(session)] == [audit]
+    with database.write() as session:
+        hold_lease(session, old.lease, old.holder, timedelta(seconds=-1))
+    with database.write() as session:
+        (new,) = audits.take(session, 5)
+    assert (new.audit, new.attempt) == (audit, 2)
+    with pytest.raises(LeaseLost), database.write() as session:
+        audits.end(session, old)
+    with database.write() as session:
+        audits.end(session, new)
+        assert audits.get_audit(session, audit).status == "COMPLETE"
+
+
+def test_old_reports_are_forgotten(local: Plant) -> None:
+    local.register("a/lost")
+    (local.folder / "a/lost").unlink()
+    local.write("b")
+    audited = local.audit()
+    with local.database.write() as session:
+        assert audits.prune(session, timedelta(days=1), audits=10, findings=10) == (0, 0)
+    with local.database.write() as session:
+        assert audits.prune(session, timedelta(seconds=-1), audits=10, findings=10) == (1, 1)
+    with local.database.read() as session:
+        assert audits.select_audits(session) == ([], None)
+    assert audited.row.counts["lost"] == 1
+
+
+@pytest.mark.slow
+def test_pages_and_memory(local: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3,000 objects in directories that lie in each other, 1,500 files that nobody knows: all by pages."""
+    where = ["a", "a/b", "a-b", "a/b/c", "", "z"]
+    wanted = set()
+    for number in range(3000):
+        local.register("/".join(filter(None, (where[number % 6], f"o{number}"))), b"x")
+        if number % 2:
+            path = "/".join(filter(None, (where[number % 6], f"d{number}")))
+            local.write(path)
+            wanted.add(("DARK", path))
+    pages: list[int] = []
+    compare = auditing._compare
+
+    def watching(exam: object, rows: list[object]) -> None:
+        pages.append(len(rows))
+        compare(exam, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(auditing, "_compare", watching)
+    audited = local.audit()
+    assert pages == [500] * 6
+    assert audited.found == wanted
+    assert audited.row.counts["directories"] == 6
+    assert audited.row.counts["objects"] == 3000
+    with local.database.read() as session:
+        assert set(session.scalars(select(DataObject.status))) == {ObjectStatus.ACTIVE.value}

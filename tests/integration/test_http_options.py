@@ -1,0 +1,514 @@
+"""Options of http(s): what is sent to whom, what is refused; proxies, certificates, mirrors and files of checksums."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamanager.engine import downloading
+from datamanager.errors import (
+    ChecksumMismatch,
+    ConnectionLost,
+    DownloadFailed,
+    InvalidRequest,
+    NotSupported,
+    TooLarge,
+    TransportTimeout,
+    UrlNotAllowed,
+)
+from datamanager.sources import Guard, typed_options
+from datamanager.sources.fetching import Fetching, open_fetching
+from datamanager.sources.options import secret_fields, without_secrets
+from tests.support.authority import Authority
+from tests.support.downloads import LOOPBACK
+from tests.support.fetcher import Fetcher
+from tests.support.odd_http import OddServer, answer, ok, redirect
+
+SECRET = "hunter2-s3cret"
+
+
+@pytest.fixture
+def server() -> Iterator[OddServer]:
+    with OddServer() as running:
+        yield running
+
+
+@pytest.fixture
+def other() -> Iterator[OddServer]:
+    with OddServer() as running:
+        yield running
+
+
+@pytest.fixture
+def fetcher(tmp_path: Path) -> Iterator[Fetcher]:
+    made = Fetcher(tmp_path)
+    yield made
+    made.ends.storages.close()
+
+
+def opened(
+    url: str, guard: Guard = LOOPBACK, *, ca_file: Path | None = None, insecure: bool = False, **options: Any
+) -> Fetching:
+    terms = {"connect_timeout": 30, "read_timeout": 30, "ca_file": ca_file, "insecure": insecure}
+    return open_fetching(url, "http", options, guard, max_size=2**30, **terms)
+
+
+def got(url: str, guard: Guard = LOOPBACK, **options: Any) -> bytes:
+    (source, *_) = opened(url, guard, **options).sources.values()
+    with source.open() as download:
+        return b"".join(bytes(block) for block in download.blocks())
+
+
+# --- what is sent, and to whom ---------------------------------------------------------------------------------------
+
+LOGINS: dict[str, tuple[dict[str, Any], str]] = {
+    "basic": (
+        {"username": "üser", "password": SECRET},
+        f"Authorization: Basic {base64.b64encode(f'üser:{SECRET}'.encode()).decode()}\r\n",
+    ),
+    "token": ({"token": SECRET}, f"Authorization: Bearer {SECRET}\r\n"),
+    "headers": ({"headers": {"X-Api-Key": SECRET, "Accept": "text/csv"}}, f"X-Api-Key: {SECRET}\r\n"),
+    "own authorization": ({"headers": {"authorization": f"Token {SECRET}"}}, f"authorization: Token {SECRET}\r\n"),
+}
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_logins_go_to_their_origin_only(server: OddServer, other: OddServer, login: str) -> None:
+    options, line = LOGINS[login]
+    server.answers["/"] = [redirect("/here")]
+    server.answers["/here"] = [redirect(other.url("/there"))]
+    other.answers["/there"] = [redirect(server.url("/back"))]
+    server.answers["/back"] = [ok(b"abc")]
+    assert got(server.url("/"), **options) == b"abc"
+    assert [line in head for head in server.heads] == [True, True, True]
+    assert [SECRET in head for head in other.heads] == [False]
+
+
+def test_another_port_or_scheme_is_another_origin(server: OddServer, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with OddServer(tls=authority.server_context("127.0.0.1")) as secure:
+        server.answers["/"] = [redirect(secure.url("/end"))]
+        secure.answers["/end"] = [ok(b"abc")]
+        assert got(server.url("/"), ca_file=authority.ca_file, token=SECRET) == b"abc"
+        assert SECRET not in secure.heads[0]
+
+
+def test_the_query_is_added_once_and_escaped(server: OddServer, other: OddServer) -> None:
+    server.answers["/a?x=1&key=a%26b%3D%C3%BC"] = [redirect(other.url("/end"))]
+    other.answers["/end"] = [ok(b"abc")]
+    assert got(server.url("/a?x=1#frag"), query={"key": "a&b=ü"}) == b"abc"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Host", "content-length", "Transfer-Encoding", "CONNECTION", "Range", "If-Range", "TE", "Upgrade", "Trailer"),
+        *(
+            "Proxy-Authorization",
+            "Accept-Encoding",
+            "Expect",
+            "Keep-Alive",
+            "If-None-Match",
+            "X Y",
+            "X:Y",
+            "",
+            "X\r\nY",
+        ),
+    ],
+)
+def test_headers_that_are_not_the_clients(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"options\.headers"):
+        opened("http://h.example/", headers={name: "x"})
+
+
+@pytest.mark.parametrize("value", ["a\r\nHost: evil", "a\nb", "a\0b", "ü", " a", "a ", "x" * 9000])
+def test_header_values_that_can_not_be_sent(value: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"options\.headers") as caught:
+        opened("http://h.example/", headers={"X-A": value})
+    assert value not in caught.value.detail
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "a password alone": {"password": "p"},
+    "two logins": {"username": "u", "token": "t"},
+    "two logins, one a header": {"token": "t", "headers": {"Authorization": "x"}},
+    "a colon": {"username": "a:b", "password": "p"},
+    "lines in a token": {"token": "a\r\nX: y"},
+    "no time": {"timeout": 0},
+    "too much time": {"timeout": 1e9},
+    "no number": {"timeout": "soon"},
+    "too many tries": {"retries": 11},
+    "a short checksum": {"checksum": "sha256:abc"},
+    "an unknown checksum": {"checksum": "crc32:12345678"},
+    "no type": {"expect_type": "nonsense"},
+    "no certificate": {"client_cert": "nonsense"},
+    "no authority": {"ca": "nonsense"},
+    "too many mirrors": {"mirrors": ["http://h.example/"] * 9},
+    "a proxy for files": {"proxy": "socks5://h.example:1080"},
+    "a proxy with a path": {"proxy": "http://h.example/a/b"},
+    "a proxy's login without a proxy": {"proxy_username": "u"},
+    "unverified TLS": {"verify_tls": False},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_options_are_refused_by_name(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="options") as caught:
+        opened("https://h.example/", **WRONG[name])
+    assert all(field.startswith("options") for field in caught.value.fields)
+
+
+def test_unknown_options_are_named() -> None:
+    with pytest.raises(NotSupported, match=r"'passwort' is not known; known: .*password"):
+        opened("https://h.example/", passwort=SECRET)
+    with pytest.raises(NotSupported, match="region is not supported by http"):
+        opened("https://h.example/", region="eu-west-1")
+
+
+def test_what_is_secret() -> None:
+    given = {"username": "u", "password": "p", "headers": {"A": "1"}, "query": {"q": "2"}, "timeout": 5, "mirrors": []}
+    typed = typed_options("https://h.example/", "http", given)
+    assert secret_fields(typed) == {"password": "p", "headers": {"A": "1"}, "query": {"q": "2"}}
+    assert without_secrets(typed) == {"username": "u", "timeout": 5, "mirrors": []}
+    again = typed_options("https://h.example/", "http", {**without_secrets(typed), **secret_fields(typed)})
+    assert again == typed
+    assert "'p'" not in repr(typed)
+
+
+# --- size, type, time ------------------------------------------------------------------------------------------------
+
+
+def test_an_error_page_with_status_200_is_refused(server: OddServer) -> None:
+    server.answers["/"] = [ok(b"<html>no</html>", "Content-Type: text/html; charset=utf-8")]
+    server.answers["/nc"] = [ok(b"CDF", "Content-Type: Application/X-NetCDF")]
+    server.answers["/none"] = [ok(b"CDF")]
+    assert got(server.url("/nc"), expect_type="application/x-netcdf") == b"CDF"
+    assert got(server.url("/nc"), expect_type="application/*") == b"CDF"
+    for path in ("/", "/none"):
+        with pytest.raises(DownloadFailed, match="expected is 'application/"):
+            got(server.url(path), expect_type="application/*")
+
+
+def test_max_size_never_raises_the_operators(server: OddServer) -> None:
+    server.answers["/"] = [ok(b"abcdef")]
+    with pytest.raises(TooLarge):
+        got(server.url("/"), max_size=5)
+    (source,) = open_fetching(server.url("/"), "http", {"max_size": 100}, LOOPBACK, max_size=5).sources.values()
+    with pytest.raises(TooLarge), source.open():
+        pass
+
+
+def test_timeout(server: OddServer) -> None:
+    server.answers["/"] = [5.0]
+    with pytest.raises(TransportTimeout):
+        got(server.url("/"), timeout=0.3)
+
+
+def test_the_size_said_twice_must_be_one() -> None:
+    fetching = opened("http://h.example/", size=7)
+    assert (fetching.size(None), fetching.size(7)) == (7, 7)
+    with pytest.raises(InvalidRequest, match=r"options\.size"):
+        fetching.size(8)
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("attachment; filename=a.nc", "a.nc"),
+        ('attachment; filename="../../etc/pass wd"', "../../etc/pass wd"),
+        ("attachment; filename=plain.nc; filename*=UTF-8''%e2%82%ac.nc", "€.nc"),
+        ("inline", None),
+        ("attachment; filename=", None),
+    ],
+)
+def test_the_name_that_a_server_suggests(server: OddServer, header: str, name: str | None) -> None:
+    server.answers["/"] = [ok(b"abc", f"Content-Disposition: {header}", "Content-Type: text/plain")]
+    (source,) = opened(server.url("/")).sources.values()
+    with source.open() as download:
+        assert (download.filename, download.content_type) == (name, "text/plain")
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------------
+
+
+def pem_of(authority: Authority, directory: Path, name: str) -> str:
+    """Return a certificate that the authority signed for `name`, with its key."""
+    authority.server_context(name)
+    return (directory / f"{name}.pem").read_text()
+
+
+def test_an_authority_of_the_clients(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with OddServer(tls=authority.server_context("127.0.0.1")) as secure:
+        secure.answers["/"] = [ok(b"abc")]
+        with pytest.raises(DownloadFailed, match="TLS"):
+            got(secure.url("/"))
+        assert got(secure.url("/"), ca=authority.ca_file.read_text()) == b"abc"
+        assert got(secure.url("/"), insecure=True, verify_tls=False) == b"abc"
+        with pytest.raises(InvalidRequest, match="DM_DOWNLOAD_INSECURE"):
+            got(secure.url("/"), verify_tls=False)
+
+
+def test_a_client_certificate_goes_to_its_origin_only_and_to_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    pem = pem_of(authority, tmp_path, "client.example")
+    written = tmp_path / "tmp"
+    written.mkdir()
+    monkeypatch.setenv("TMPDIR", str(written))
+    strict, lenient = (authority.server_context("127.0.0.1") for _ in range(2))
+    for context, mode in ((strict, ssl.CERT_REQUIRED), (lenient, ssl.CERT_OPTIONAL)):
+        context.verify_mode = mode
+        context.load_verify_locations(authority.ca_file)
+    ca = authority.ca_file.read_text()
+    with OddServer(tls=strict) as asks, OddServer(tls=lenient) as elsewhere, OddServer(tls=strict) as demands:
+        asks.answers["/"] = [ok(b"abc")]
+        asks.answers["/away"] = [redirect(elsewhere.url("/"))]
+        asks.answers["/demands"] = [redirect(demands.url("/"))]
+        elsewhere.answers["/"] = demands.answers["/"] = [ok(b"def")]
+        assert got(asks.url("/"), ca=ca, client_cert=pem) == b"abc"
+        with pytest.raises((DownloadFailed, ConnectionLost)):
+            got(asks.url("/"), ca=ca)
+        assert got(asks.url("/away"), ca=ca, client_cert=pem) == b"def"
+        with pytest.raises((DownloadFailed, ConnectionLost)):
+            got(asks.url("/demands"), ca=ca, client_cert=pem)
+        assert demands.heads == []
+    assert not list(written.iterdir())
+    assert not [fd for fd in os.listdir("/proc/self/fd") if "client-certificate" in _link(fd)]
+
+
+def _link(fd: str) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{fd}")
+    return ""
+
+
+# --- proxy -----------------------------------------------------------------------------------------------------------
+
+
+class ConnectProxy:
+    """A proxy that knows CONNECT; notes what it is asked."""
+
+    def __init__(self, reply: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> None:
+        self.heads: list[str] = []
+        self._reply = reply
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> ConnectProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(30)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += client.recv(1)
+            self.heads.append(head.decode())
+            client.sendall(self._reply)
+            if not self._reply.startswith(b"HTTP/1.1 200 Connection established"):
+                return
+            host, _, port = head.split(b" ")[1].decode().rpartition(":")
+            with socket.create_connection((host, int(port))) as server:
+                back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+                back.start()
+                _pump(client, server)
+                back.join(30)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_proxy_is_asked_for_the_checked_address(tmp_path: Path, tls: bool) -> None:
+    authority = Authority(tmp_path)
+    context = authority.server_context("data.example") if tls else None
+    asked: list[str] = []
+
+    def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    with OddServer(tls=context) as source, ConnectProxy() as proxy:
+        source.answers["/"] = [ok(b"abc")]
+        guard = Guard(["127.0.0.1"], resolve=resolve)
+        options = {"proxy": proxy.url, "proxy_username": "me", "proxy_password": SECRET, "ca_file": authority.ca_file}
+        assert got(source.url("/", "data.example"), guard, **options) == b"abc"
+        assert proxy.heads[0].startswith(f"CONNECT 127.0.0.1:{source.port} HTTP/1.1\r\n")
+        token = base64.b64encode(f"me:{SECRET}".encode()).decode()
+        assert f"Proxy-Authorization: Basic {token}\r\n" in proxy.heads[0]
+        assert f"Host: data.example:{source.port}\r\n" in source.heads[0]
+        assert token not in source.heads[0]
+        assert asked == ["data.example"]
+
+
+def test_what_is_refused_is_not_asked_of_a_proxy(server: OddServer) -> None:
+    server.answers["/"] = [redirect("http://10.0.0.1/")]
+    with ConnectProxy() as proxy:
+        with pytest.raises(UrlNotAllowed):
+            got("http://10.0.0.1/", proxy=proxy.url)
+        assert proxy.heads == []
+        with pytest.raises(UrlNotAllowed):
+            got(server.url("/"), proxy=proxy.url)
+        assert [head.split(" ")[1] for head in proxy.heads] == [f"127.0.0.1:{server.port}"]
+
+
+def test_a_proxy_passes_the_guard(server: OddServer) -> None:
+    server.answers["/"] = [ok(b"abc")]
+    with ConnectProxy() as proxy:
+        fetching = opened(server.url("/"), Guard([f"127.0.0.1:{server.port}"]), proxy=proxy.url)
+        with pytest.raises(UrlNotAllowed):
+            fetching.check()
+        (source,) = fetching.sources.values()
+        with pytest.raises(UrlNotAllowed), source.open():
+            pass
+        assert proxy.heads == []
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 9999,
+    ],
+)
+def test_a_proxy_that_does_not_help(server: OddServer, reply: bytes) -> None:
+    server.answers["/"] = [ok(b"abc")]
+    with ConnectProxy(reply) as proxy, pytest.raises(ConnectionLost):
+        got(server.url("/"), proxy=proxy.url)
+    assert server.heads == []
+
+
+# --- checksums and mirrors -------------------------------------------------------------------------------------------
+
+BODY = b"the right bytes"
+SHA256, MD5 = hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY).hexdigest()
+SUMS: dict[str, str] = {
+    "sha256sum": f"{'0' * 64}  other.nc\n{SHA256}  data set.nc\n",
+    "binary, in a directory": f"{SHA256} *./2026/data set.nc\n",
+    "md5sum": f"{MD5}  data set.nc\n",
+    "BSD": f"SHA256 (data set.nc) = {SHA256.upper()}\n",
+    "both kinds": f"MD5 (data set.nc) = {'0' * 32}\nSHA256 (data set.nc) = {SHA256}\n",
+    "a lone digest": f"{SHA256}\n",
+    "with comments": f"# made by hand\n\n{SHA256}  data set.nc\r\n",
+}
+
+
+@pytest.mark.parametrize("form", SUMS)
+def test_a_file_of_checksums(server: OddServer, fetcher: Fetcher, form: str) -> None:
+    server.answers["/data%20set.nc"] = [ok(BODY)]
+    server.answers["/SUMS"] = [ok(SUMS[form].encode())]
+    assert fetcher.attempt(opened(server.url("/data%20set.nc"), checksum=server.url("/SUMS"))) == BODY
+
+
+def test_a_file_of_checksums_that_does_not_help(server: OddServer, fetcher: Fetcher) -> None:
+    server.answers["/data.nc"] = [ok(BODY)]
+    for sums, error in (
+        (f"{SHA256}  other.nc\n", DownloadFailed),
+        (f"{SHA256}  data.nc\n{'0' * 64}  data.nc\n", DownloadFailed),
+        (f"{'0' * 64}  data.nc\n", ChecksumMismatch),
+        ("<html>", DownloadFailed),
+        (f"{SHA256}  data.nc\n" + " " * 2**20, TooLarge),
+    ):
+        server.answers["/SUMS"] = [ok(sums.encode())]
+        fetcher.refused(error, opened(server.url("/data.nc"), checksum=server.url("/SUMS")))
+    fetcher.refused(DownloadFailed, opened(server.url("/data.nc"), checksum=server.url("/nothing")))
+
+
+def test_checksum_file_and_mirrors_elsewhere_get_no_login(
+    server: OddServer, other: OddServer, fetcher: Fetcher
+) -> None:
+    server.answers["/data.nc"] = [answer("503 Away", "Content-Length: 0")]
+    other.answers["/data.nc"] = [ok(BODY)]
+    other.answers["/SUMS"] = [ok(f"{SHA256}  data.nc\n".encode())]
+    urls: dict[str, Any] = {"checksum": other.url("/SUMS"), "mirrors": [other.url("/data.nc")]}
+    login: dict[str, Any] = {"username": "me", "password": SECRET, "headers": {"X-Key": SECRET}}
+    assert fetcher.attempt(opened(server.url("/data.nc"), **urls, **login)) == BODY
+    assert all(SECRET in head and "Authorization" in head for head in server.heads)
+    assert len(other.heads) == 2
+    assert not any(SECRET in head or "Authorization" in head for head in other.heads)
+
+
+def test_every_mirror_passes_the_guard(server: OddServer, other: OddServer, fetcher: Fetcher) -> None:
+    guard = Guard([f"127.0.0.1:{server.port}"])
+    wanted: list[dict[str, Any]] = [{"mirrors": [other.url("/")]}, {"checksum": other.url("/SUMS")}]
+    for options in wanted:
+        with pytest.raises(UrlNotAllowed):
+            opened(server.url("/data.nc"), guard, **options).check()
+        # also where nobody looked before: the first one answers 404, the file of checksums is asked first
+        fetcher.refused(UrlNotAllowed, opened(server.url("/data.nc"), guard, **options))
+    with pytest.raises(UrlNotAllowed):
+        opened(server.url("/data.nc"), mirrors=["file:///etc/passwd"])
+    assert other.connections == 0
+
+
+def test_mirrors_are_not_tried_for_the_clients_faults(server: OddServer, other: OddServer, fetcher: Fetcher) -> None:
+    server.answers["/data.nc"] = [ok(BODY)]
+    other.answers["/data.nc"] = [ok(BODY)]
+    fetcher.refused(TooLarge, opened(server.url("/data.nc"), mirrors=[other.url("/data.nc")], max_size=3))
+    assert other.connections == 0
+
+
+def test_the_last_mirrors_failure_is_told(server: OddServer, fetcher: Fetcher) -> None:
+    server.answers["/a"] = [answer("404 Gone", "Content-Length: 0")]
+    server.answers["/b"] = [ok(b"others")]
+    checksum = f"sha256:{SHA256}"
+    fetching = opened(server.url("/a"), mirrors=[server.url("/b"), server.url("/c")], checksum=checksum)
+    assert "404" in fetcher.refused(DownloadFailed, fetching).detail
+    assert [head.split(" ")[1] for head in server.heads] == ["/a", "/b", "/c"]
+
+
+def test_a_resume_stays_with_its_mirror(
+    server: OddServer, other: OddServer, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloading, "CHECKPOINT_EVERY", 0.0)
+    body = bytes(range(256)) * 16384
+    tag = 'ETag: "x"'
+    server.answers["/"] = [answer("503 Away", "Content-Length: 0")]
+    other.answers["/"] = [
+        answer("200 OK", f"Content-Length: {len(body)}", tag, "Accept-Ranges: bytes", body=body[:-99])
+    ]
+    fetching = opened(server.url("/"), mirrors=[other.url("/")])
+    with pytest.raises(ConnectionLost):
+        fetcher.attempt(fetching)
+    assert fetcher.marker is not None
+    server.answers["/"] = [ok(body)]  # back again, but the bytes that are stored are the mirror's
+    start = fetcher.marker.done - downloading.TAIL
+    said = f"Content-Range: bytes {start}-{len(body) - 1}/{len(body)}"
+    other.answers["/"] = [
+        answer("206 Partial Content", f"Content-Length: {len(body) - start}", said, tag, body=body[start:])
+    ]
+    assert fetcher.attempt(fetching) == body
+    assert len(server.heads) == 1

@@ -1,0 +1,466 @@
+"""Runs of retention over real files, on this host and by SSH: what goes, what stays, and what a crash leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from datamanager.domain.archive_requests import ArchiveRequest
+from datamanager.domain.requests import CopyRequest, DeleteRequest
+from datamanager.domain.states import TransferKind, Verified
+from datamanager.errors import (
+    InvalidRequest,
+    InvalidRules,
+    NotMarked,
+    ObjectBusy,
+    ObjectDeleted,
+    ObjectHeld,
+    RemoteFailure,
+)
+from datamanager.machines import Machines, parse_machines
+from datamanager.settings import load_settings
+from datamanager.sources import Guard
+from datamanager.transports.factory import Storages
+from flows.running.services import Services
+from models import health, retention_acts, retention_holds, retention_marks, retention_runs
+from models.database import Database, now
+from models.retention_runs import Terms
+from models.tables import Bundle, BundleMember, Claim, RetentionMark, RetentionRun
+from models.transfers import Order, submit
+from tests.support import archiving
+from tests.support.bookkeeping import told
+from tests.support.retention import COPIES, LONG_AGO, Keeper, moving, perform_all, reasons
+from tests.support.sshd import PrivateSshd
+
+MONTH = timedelta(days=30)
+ARCHIVE = """
+[[rule]]
+name = "to tape"
+action = "archive"
+group = "scratch"
+archive_to = "tape"
+grace = "0s"
+"""
+WITH_GRACE = COPIES.replace('"0s"', '"7d"')
+LAST = """
+[[rule]]
+name = "expired"
+action = "delete"
+expired = true
+even_last_copy = true
+grace = "0s"
+"""
+
+
+@pytest.fixture
+def keeper(database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_path: Path) -> Iterator[Keeper]:
+    """Machines: `here`, `twin` (the same directory by another name), `far` by SSH, and the archive `tape`."""
+    folders = {name: tmp_path / name for name in ("here", "far", "tape")}
+    for folder in folders.values():
+        folder.mkdir()
+    folders["twin"] = folders["here"]
+    text = "".join(
+        f'[machines.{name}]\ntransport = "local"\nbase_dir = "{folders[name]}"\n' for name in ("here", "twin", "tape")
+    )
+    local = parse_machines(f"{text}archive = true\n", "test")
+    machines = Machines({**local, "far": sshd_pair[0].machine("far", folders["far"])})
+    storages = Storages(machines, tmp_path / "run")
+    settings = load_settings(home=tmp_path / "home")
+    yield Keeper(Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None), folders)
+    storages.close()
+
+
+# --- what goes, what stays ------------------------------------------------------------------------------------------
+
+
+def test_of_copies_on_three_places_the_one_that_nobody_wants_gone_stays(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    distant = keeper.object("deep/a.bin", machine="far", group="scratch")
+    kept = keeper.object("paper/a.bin", machine="far", group="paper")
+    other = keeper.object("b.bin", b"other bytes", group="scratch")
+    expected = reasons(keeper.plan(COPIES))
+    row = keeper.run(COPIES)
+    assert keeper.status(mine, distant, kept, other) == ["DELETED", "DELETED", "ACTIVE", "ACTIVE"]
+    assert [keeper.there("a.bin"), keeper.there("deep/a.bin", "far"), keeper.there("paper/a.bin", "far")] == [
+        False,
+        False,
+        True,
+    ]
+    assert reasons(row) == expected == {str(mine): "act", str(distant): "act", str(other): "last_verified_copy"}
+    assert (row.bytes_freed, row.pending, row.status) == (20, 0, "COMPLETE")
+    assert {one.reason for one in keeper.transfers()} == {"retention: copies"}
+    assert told(keeper.parts.database, row.id) == ["dm.retention.completed"]
+    with keeper.parts.database.read() as session:
+        assert session.query(Claim).filter(Claim.transfer_id.is_not(None)).all() == []
+
+
+def test_of_copies_that_are_all_to_go_the_oldest_stays(keeper: Keeper) -> None:
+    oldest, *others = (keeper.object(f"{name}.bin", group="scratch") for name in "abc")
+    keeper.run(COPIES)
+    keeper.run(COPIES)
+    assert keeper.status(oldest, *others) == ["ACTIVE", "DELETED", "DELETED"]
+
+
+@pytest.mark.parametrize("machine", ["here", "far"])
+@pytest.mark.parametrize("damage", ["missing", "cut short", "one bit", "a directory"])
+def test_a_copy_is_spared_when_the_other_one_is_not_what_it_should_be(
+    keeper: Keeper, machine: str, damage: str
+) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.object("paper.bin", machine=machine)
+    file = keeper.folders[machine] / "paper.bin"
+    match damage:
+        case "missing":
+            file.unlink()
+        case "cut short":
+            file.write_bytes(b"some")
+        case "one bit":
+            file.write_bytes(b"some bytet")
+        case _:
+            file.unlink()
+            file.mkdir()
+    row = keeper.run(COPIES)
+    assert reasons(row)[str(mine)] == "survivor_not_proved"
+    assert row.lines[0]["detail"]
+    assert keeper.there("a.bin")
+    assert keeper.status(mine) == ["ACTIVE"]
+    assert keeper.transfers() == []
+
+
+def test_a_size_is_enough_where_the_rule_says_so(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.object("paper.bin")
+    (keeper.folders["here"] / "paper.bin").write_bytes(b"some bytet")
+    keeper.run(COPIES + 'prove = "size"')
+    assert keeper.status(mine) == ["DELETED"]
+
+
+def test_a_machine_that_does_not_answer_proves_nothing(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.object("paper.bin", machine="far")
+    (keeper.folders["far"]).rename(keeper.folders["far"].with_name("away"))
+    row = keeper.run(COPIES)
+    assert reasons(row)[str(mine)] == "survivor_not_proved"
+    assert keeper.there("a.bin")
+
+
+def test_one_file_under_the_names_of_two_machines_is_not_two_copies(keeper: Keeper) -> None:
+    mine = keeper.object("d/a.bin", group="scratch")
+    keeper.object("d/a.bin", machine="twin")
+    row = keeper.run(COPIES)
+    assert reasons(row)[str(mine)] == "survivor_not_proved"
+    assert "one file" in row.lines[0]["detail"]
+    assert os.listdir(keeper.folders["here"] / "d") == ["a.bin"]
+
+
+def test_two_files_that_look_alike_on_two_machines_are_two(keeper: Keeper) -> None:
+    mine = keeper.object("d/a.bin", group="scratch")
+    keeper.object("d/a.bin", machine="far")
+    shutil.copystat(keeper.folders["here"] / "d/a.bin", keeper.folders["far"] / "d/a.bin")
+    keeper.run(COPIES)
+    assert keeper.status(mine) == ["DELETED"]
+    assert os.listdir(keeper.folders["far"] / "d") == ["a.bin"]
+
+
+def test_objects_are_archived_in_one_bundle(keeper: Keeper) -> None:
+    ones = [keeper.object(f"{name}.bin", name.encode(), group="scratch") for name in "abc"]
+    row = keeper.run(ARCHIVE)
+    assert keeper.status(*ones) == ["ARCHIVED"] * 3
+    (transfer,) = keeper.transfers()
+    assert (transfer.kind, transfer.reason) == ("archive_many", "retention: to tape")
+    assert {line["verdict"] for line in row.lines} == {"act"}
+    assert [mark.outcome for mark in keeper.marks()] == ["done"] * 3
+    assert row.bytes_freed == 3
+
+
+def test_a_copy_in_a_bundle_is_proved_by_the_bundle(keeper: Keeper) -> None:
+    mine, archived = keeper.object("a.bin", group="scratch"), keeper.object("b.bin", group="paper")
+    database = keeper.parts.database
+    with database.write() as session:
+        submit(session, keeper.parts.machines, Order(TransferKind.ARCHIVE, ArchiveRequest(), archived))
+    perform_all_archives(keeper)
+    with database.write() as session:  # the bookkeeping of this test makes no bundle: here is one
+        bundle = session.query(Bundle).one()
+        data = b"all of the bundle"
+        bundle.size, bundle.sha256 = len(data), "0" * 64
+        place = keeper.folders["tape"] / bundle.place
+    keeper.change(archived, checksum=keeper.get(mine).checksum)
+    with database.write() as session:
+        session.execute(update(BundleMember).values(sha256=str(keeper.get(mine).checksum).removeprefix("sha256:")))
+    place.parent.mkdir(parents=True)
+    place.write_bytes(data)
+    assert reasons(keeper.run(COPIES))[str(mine)] == "survivor_not_proved"
+    with database.write() as session:
+        session.query(Bundle).one().sha256 = hashlib.sha256(data).hexdigest()
+    assert reasons(keeper.run(COPIES))[str(mine)] == "act"
+    assert keeper.status(mine, archived) == ["DELETED", "ARCHIVED"]
+
+
+def perform_all_archives(keeper: Keeper) -> None:
+    for row in keeper.transfers():
+        archiving.perform(keeper.parts.database, row.id, keeper.parts.machines["tape"])
+
+
+def test_what_has_expired_goes_where_a_rule_says_so(keeper: Keeper) -> None:
+    old = keeper.object("a.bin", b"1")
+    unlimited, later = keeper.object("b.bin", b"2"), keeper.object("c.bin", b"3", lifetime="30d")
+    keeper.change(old, expires_at=LONG_AGO)
+    keeper.run(COPIES)
+    assert keeper.status(old) == ["ACTIVE"]
+    keeper.run(LAST)
+    assert keeper.status(old, unlimited, later) == ["DELETED", "ACTIVE", "ACTIVE"]
+
+
+# --- holds, grace, restore ------------------------------------------------------------------------------------------
+
+
+def test_a_held_object_stays_whatever_comes(keeper: Keeper) -> None:
+    one = keeper.object("a.bin", group="scratch", lifetime="0s")
+    database = keeper.parts.database
+    with database.write() as session:
+        retention_holds.hold(session, one, "a paper", "maria")
+    row = keeper.run(LAST)
+    assert reasons(row) == {str(one): "held"}
+    with database.write() as session, pytest.raises(ObjectHeld, match="a paper"):
+        submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
+    with database.write() as session:
+        retention_holds.release(session, one)
+    keeper.run(LAST)
+    assert keeper.status(one) == ["DELETED"]
+    assert {"dm.object.held", "dm.object.released"} <= set(told(database, one))
+    with database.write() as session, pytest.raises(ObjectDeleted):
+        retention_holds.hold(session, one, "too late", "")
+
+
+def test_an_object_whose_delete_is_under_way_can_not_be_held(keeper: Keeper) -> None:
+    one = keeper.object("a.bin")
+    with keeper.parts.database.write() as session:
+        submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
+    with keeper.parts.database.write() as session, pytest.raises(ObjectBusy, match="being deleted"):
+        retention_holds.hold(session, one, "late", "")
+
+
+def test_a_mark_waits_for_its_grace(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.object("paper.bin")
+    assert reasons(keeper.run(WITH_GRACE)) == {str(mine): "mark"}
+    assert reasons(keeper.run(WITH_GRACE)) == {str(mine): "in_grace"}
+    keeper.make_due()
+    assert reasons(keeper.plan(WITH_GRACE)) == {str(mine): "act"}
+    assert keeper.status(mine) == ["ACTIVE"]
+    assert reasons(keeper.run(WITH_GRACE)) == {str(mine): "act"}
+    assert keeper.status(mine) == ["DELETED"]
+
+
+@pytest.mark.parametrize("change", ["used", "held", "rule gone", "other action", "last copy"])
+def test_a_mark_that_does_not_hold_any_more_is_void(keeper: Keeper, change: str) -> None:
+    text = WITH_GRACE + 'unused_for = "1d"'
+    mine, other = keeper.object("a.bin", group="scratch"), keeper.object("paper.bin")
+    keeper.run(text)
+    keeper.make_due()
+    match change:
+        case "used":
+            with keeper.parts.database.read() as session:
+                time = now(session)
+            keeper.change(mine, last_used=time)
+        case "held":
+            with keeper.parts.database.write() as session:
+                retention_holds.hold(session, mine, "why", "")
+        case "rule gone":
+            text = text.replace('"copies"', '"another"')
+        case "other action":
+            text = text.replace("delete-copies", "delete")
+        case _:
+            keeper.change(other, verified=Verified.SIZE.value)
+    expected = reasons(keeper.plan(text))
+    row = keeper.run(text)
+    assert keeper.status(mine) == ["ACTIVE"]
+    assert reasons(row) == expected
+    assert keeper.marks()[0].outcome == "void"
+    assert len([mark for mark in keeper.marks() if mark.closed is None]) == (change in ("rule gone", "other action"))
+
+
+def test_a_marked_object_is_taken_back_for_a_while(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.object("paper.bin")
+    database, machines = keeper.parts.database, keeper.parts.machines
+    with database.write() as session, pytest.raises(NotMarked):
+        retention_holds.restore(session, machines, mine, MONTH)
+    keeper.run(WITH_GRACE)
+    with database.write() as session:
+        assert retention_holds.restore(session, machines, mine, MONTH)[1] is None
+    keeper.make_due()
+    assert reasons(keeper.run(WITH_GRACE)) == {str(mine): "restored"}
+    with database.write() as session:
+        session.execute(update(RetentionMark).values(spared_until=now(session)))
+    assert reasons(keeper.run(WITH_GRACE)) == {str(mine): "mark"}
+
+
+def test_an_archived_object_is_restored_by_activating_it(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.run(ARCHIVE)
+    database, machines = keeper.parts.database, keeper.parts.machines
+    with database.write() as session:
+        _, task = retention_holds.restore(session, machines, mine, MONTH)
+    assert task is not None
+    perform_all(keeper.parts)
+    assert keeper.status(mine) == ["ACTIVE"]
+    assert keeper.get(mine).last_used is not None
+    assert reasons(keeper.run(ARCHIVE)) == {str(mine): "restored"}
+
+
+# --- caps, machines, rules ------------------------------------------------------------------------------------------
+
+
+def test_a_run_does_not_do_more_than_its_caps(keeper: Keeper) -> None:
+    ones = [keeper.object(f"{number}.bin", b"x" * number, group="scratch") for number in range(1, 7)]
+    text = ARCHIVE + "max_objects = 4\n[limits]\nmax_bytes = 8"
+    plan, row = keeper.plan(text, max_objects=3), keeper.run(text, max_objects=3)
+    assert reasons(plan) == reasons(row)
+    assert keeper.status(*ones) == ["ARCHIVED"] * 3 + ["ACTIVE"] * 3
+    assert [reasons(row)[str(one)] for one in ones[3:]] == ["over_cap"] * 3
+    keeper.run(text, max_objects=10**6)  # can't lift what the file says
+    assert keeper.status(*ones) == ["ARCHIVED"] * 4 + ["ACTIVE"] * 2
+
+
+def test_a_drained_machine_is_left_alone(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.object("paper.bin", machine="far")
+    with keeper.parts.database.write() as session:
+        health.drain(session, "here")
+    assert reasons(keeper.run(COPIES)) == {str(mine): "machine_drained"}
+
+
+def test_a_rule_that_can_not_be_carried_out_stops_the_run(keeper: Keeper) -> None:
+    keeper.object("a.bin", group="scratch")
+    with pytest.raises(InvalidRules, match="archive_to"):
+        keeper.plan(ARCHIVE.replace('"tape"', '"here"'))
+    with pytest.raises(InvalidRequest, match="no rule 'nothing'"):
+        keeper.plan(ARCHIVE, rule="nothing")
+
+
+# --- crashes and races ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_dies_after_it_submitted_leaves_nothing_double(keeper: Keeper) -> None:
+    mine, other = keeper.object("a.bin", group="scratch"), keeper.object("b.bin", group="scratch")
+    keeper.object("paper.bin")
+    run, work = keeper.begin(COPIES)
+    dying = asyncio.wait_for(work.work(), 2)  # no mover is there: it waits until it is ended
+    with contextlib.suppress(TimeoutError):
+        asyncio.run(dying)
+    assert len(keeper.transfers()) == 2
+    _, second = keeper.begin(COPIES)
+    asyncio.run(second.work())
+    assert set(reasons(second.report).values()) == {"under_way"}
+    assert len(keeper.transfers()) == 2
+    perform_all(keeper.parts)
+    assert keeper.status(mine, other) == ["DELETED", "DELETED"]
+    with keeper.parts.database.write() as session:
+        assert run in retention_runs.end_lost(session)
+        dead = session.get_one(RetentionRun, run)
+        retention_marks.settle(session)
+    assert (dead.status, dead.error) == ("ERROR", retention_runs.INTERRUPTED)
+    assert dead.counts[0]["objects"] == 2
+    keeper.run(COPIES)
+    assert len(keeper.transfers()) == 2
+
+
+def test_a_transfer_that_fails_is_tried_again_by_a_later_run(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.object("paper.bin")
+    row = keeper.run(COPIES, judge=lambda _: RemoteFailure("no such luck"))
+    assert [line["verdict"] for line in row.lines] == ["failed", "act"]
+    assert "no such luck" in row.lines[0]["detail"]
+    assert (row.bytes_freed, keeper.status(mine)) == (0, ["ACTIVE"])
+    assert keeper.run(COPIES).bytes_freed == 10
+    assert keeper.status(mine) == ["DELETED"]
+
+
+def test_two_runs_with_contrary_rules_never_take_both_copies(keeper: Keeper) -> None:
+    pairs = [
+        (keeper.object(f"{n}.a", str(n).encode(), group="scratch"), keeper.object(f"{n}.b", str(n).encode(), group="b"))
+        for n in range(6)
+    ]
+    _, one = keeper.begin(COPIES)
+    _, other = keeper.begin(COPIES.replace("scratch", "b"))
+
+    async def both() -> None:
+        await asyncio.gather(one.work(), other.work())
+
+    with moving(keeper.parts):
+        asyncio.run(both())
+    for pair in pairs:
+        assert sorted(keeper.status(*pair)) == ["ACTIVE", "DELETED"]
+
+
+def test_the_copy_that_remains_is_kept_from_others_until_the_delete_has_ended(keeper: Keeper) -> None:
+    mine, other = keeper.object("a.bin", group="scratch"), keeper.object("paper.bin")
+    _, work = keeper.begin(COPIES)
+    with contextlib.suppress(TimeoutError):
+        asyncio.run(asyncio.wait_for(work.work(), 2))
+    machines = keeper.parts.machines
+    with keeper.parts.database.write() as session, pytest.raises(ObjectBusy):
+        submit(session, machines, Order(TransferKind.DELETE, DeleteRequest(), other))
+    perform_all(keeper.parts)
+    assert keeper.status(mine) == ["DELETED"]
+    with keeper.parts.database.write() as session:
+        submit(session, machines, Order(TransferKind.DELETE, DeleteRequest(), other))
+
+
+@pytest.mark.parametrize("meanwhile", ["held", "survivor deleted", "read", "restored", "survivor moved"])
+def test_what_changes_between_the_decision_and_the_act_is_seen(keeper: Keeper, meanwhile: str) -> None:
+    mine, other = keeper.object("a.bin", group="scratch"), keeper.object("paper.bin")
+    database, machines = keeper.parts.database, keeper.parts.machines
+    keeper.run(WITH_GRACE)
+    keeper.make_due()
+    run, work = keeper.begin(WITH_GRACE)
+    (decision,) = work._survey()
+    with database.write() as session:
+        survivor = retention_acts.survivor_of(session, other)
+    with database.write() as session:
+        match meanwhile:
+            case "held":
+                retention_holds.hold(session, mine, "why", "")
+            case "restored":
+                retention_holds.restore(session, machines, mine, MONTH)
+            case "read":
+                submit(session, machines, Order(TransferKind.COPY, CopyRequest(machine="far", dest="x"), mine))
+            case "survivor deleted":
+                submit(session, machines, Order(TransferKind.DELETE, DeleteRequest(), other))
+            case _:
+                pass
+    if meanwhile == "survivor moved":
+        keeper.change(other, place="elsewhere.bin")
+    with database.write() as session:
+        found = retention_acts.submit_delete(session, machines, run, work._rules, decision, survivor)
+    assert found.reason is not None
+    assert keeper.status(mine) == ["ACTIVE"]
+    assert [one for one in keeper.transfers() if one.object_id == mine and one.kind == "delete"] == []
+
+
+def test_runs_are_listed_and_forgotten(keeper: Keeper) -> None:
+    ids = []
+    for _ in range(3):
+        with keeper.parts.database.write() as session:
+            ids.append(retention_runs.ask_for_run(session, Terms(True)))
+    with keeper.parts.database.read() as session:
+        assert retention_runs.asked_for(session) == ids
+        first, cursor = retention_runs.list_runs(session, 2)
+        rest, end = retention_runs.list_runs(session, 2, cursor)
+    assert [row.id for row in (*first, *rest)] == ids[::-1]
+    assert end is None
+    with keeper.parts.database.write() as session:
+        for run in ids:
+            retention_runs.end_run(session, run, counts=[], lines=[])
+    with keeper.parts.database.write() as session:
+        assert retention_runs.prune_runs(session, now(session)) == 3

@@ -1,0 +1,71 @@
+"""Downloads to a machine through the engine, as the flow does them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from datamanager.domain.states import TransferKind
+from datamanager.engine.control import Control
+from datamanager.engine.downloading import Wanted, download
+from datamanager.engine.job import Intent, Job, Restart
+from datamanager.engine.probe import probe
+from datamanager.engine.publish import publish
+from datamanager.engine.stream import discard
+from datamanager.engine.verify import verify
+from datamanager.errors import DataManagerError
+from datamanager.machines import Machine
+from datamanager.sources.fetching import Fetching
+from tests.support.ends import Ends
+
+
+class Fetcher:
+    """Does what the flow does: probe, download, verify, publish; attempts of one transfer share its checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "m").mkdir()
+        machine = Machine.model_validate({"name": "m", "transport": "local", "base_dir": str(folder / "m")})
+        self.folder = folder / "m"
+        self.ends = Ends({"m": machine}, folder / "run")
+        self.job = Job(uuid4(), 1, TransferKind.GETEXTERNAL, None, self.ends.end("m", "file"))
+        self.marker: Restart | None = None
+        self.begun = 0
+        """Bytes that the last attempt went on from."""
+
+    def remember(self, marker: Restart) -> None:
+        self.marker = marker
+
+    def attempt(self, fetching: Fetching, *, size: int | None = None, limit: int = 2**30) -> bytes:
+        """Fetch once, as another mover's attempt, and return the published bytes."""
+        self.job = replace(self.job, epoch=self.job.epoch + 1, restart=self.marker)
+        found = probe(self.job, size=size)
+        self.begun = self.marker.done if self.marker is not None else 0
+        control, wanted = Control(), Wanted(limit, size, fetching.checksum())
+        moved = download(self.job, found, fetching.sources, control, wanted, self.remember)
+        proof = verify(self.job, found, moved, control)
+        publish(self.job, found, Intent(proof.size, proof.sha256, 1_600_000_000))
+        return (self.folder / "file").read_bytes()
+
+    def until_done(self, fetching: Fetching, most: int = 6) -> bytes:
+        """Attempt until it works; what fails must be worth another try, and publish nothing."""
+        for _ in range(most):
+            try:
+                return self.attempt(fetching)
+            except DataManagerError as error:
+                if not error.retryable:
+                    raise
+                assert not (self.folder / "file").exists()
+        raise AssertionError("it never worked")
+
+    def refused(self, error: type[DataManagerError], fetching: Fetching, **rules: Any) -> DataManagerError:
+        """Fetch what must fail, clear up as the flow does, and see that nothing is left."""
+        with pytest.raises(error) as caught:
+            self.attempt(fetching, **rules)
+        assert not (self.folder / "file").exists()
+        discard(self.job, probe(self.job))
+        assert not list(self.folder.iterdir())
+        return caught.value
