@@ -74,9 +74,7 @@ class Sealer:
             return self._read()
         except FileNotFoundError:
             if not making or not self._made_here:
-                raise SecretsUnreadable(
-                    f"{FILE} is missing; only it opens what was sealed with it"
-                ) from None
+                raise SecretsUnreadable(f"{FILE} is missing; only it opens what was sealed with it") from None
         try:
             self._make()
             return self._read()

@@ -104,8 +104,8 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     """Accept an order: check it against the catalogue, claim what it needs, store it QUEUED and post it to the movers.
 
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectActive, ObjectUnknown, ObjectBusy, DestinationExists,
-    ObjectHeld (a delete), UnknownMachine, PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the error ends the
-    transaction. What is wrong with an item of a batch is the item's, and the batch is accepted.
+    ObjectHeld (a delete), UnknownMachine, PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the
+    error ends the transaction. What is wrong with an item of a batch is the item's, and the batch is accepted.
     """
     transfer = Transfer(
         id=uuid4(),
