@@ -79,7 +79,7 @@ async def _carry_out(parts: Services, terms: Terms, run_id: UUID | None, control
         if terms.dry_run:
             _, report = await threaded(control, plan, parts.database, rules, parts.machines, terms)
         else:
-            report = await _act(parts, row.id, rules, terms, control)
+            await _act(parts, row.id, rules, terms, control, report)
     except asyncio.CancelledError:
         raise
     except DataManagerError as error:
@@ -91,15 +91,14 @@ async def _carry_out(parts: Services, terms: Terms, run_id: UUID | None, control
     return await _end(parts, row.id, report, None)
 
 
-async def _act(parts: Services, run: UUID, rules: Rules, terms: Terms, control: Control) -> Report:
+async def _act(parts: Services, run: UUID, rules: Rules, terms: Terms, control: Control, report: Report) -> None:
     def decider() -> Decider:
         with parts.database.read() as session:
             return make_decider(session, rules, parts.machines, terms)
 
     log = get_run_logger()
-    work = Retaining(parts, run, rules, await threaded(control, decider), control, log)
+    work = Retaining(parts, run, rules, await threaded(control, decider), control, log, report)
     await work.work()
-    return work.report
 
 
 async def _end(parts: Services, run: UUID, report: Report, error: str | None) -> str:

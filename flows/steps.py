@@ -208,7 +208,7 @@ def _download(work: Work, job: Job, found: Found, request: GetExternalRequest, s
     """`said` gets what the URL itself said of its bytes; nothing when they came from a mirror."""
     limit = work.parts.settings.max_download
     fetching = requested(request, work.parts.guard, work.parts.settings)
-    wanted = Wanted(limit, fetching.size(request.size), fetching.checksum())
+    wanted = Wanted(limit, fetching.size(request.size), fetching.checksum(), fetching.options.decompress)
     own, *mirrors = fetching.sources
     sources: dict[str, Source] = {own: Noting(fetching.sources[own], said.append)}
     sources |= {name: Noting(fetching.sources[name], lambda _: said.clear()) for name in mirrors}

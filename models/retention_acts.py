@@ -39,6 +39,7 @@ from models.database import insert_if_free, now
 from models.many_claims import lock_objects
 from models.retention_facts import subjects
 from models.retention_marks import new_mark, open_mark
+from models.retention_runs import require_running
 from models.tables import Bundle, BundleMember, RetentionMark, TransferItem
 from models.transfers import Order, submit
 
@@ -82,8 +83,9 @@ def submit_delete(
 
     `proved` is the survivor as it was looked at in storage; None only for a rule that may take the last copy.
 
-    Raises: what `submit` raises; the transaction must end then, and nothing is changed.
+    Raises: LeaseLost when the run has ended; what `submit` raises; the transaction must end then, and nothing is changed.
     """
+    require_running(session, run)
     rule, time = decision.rule, now(session)
     ids = [decision.subject.id] + ([proved.object_id] if proved is not None else [])
     rows = {row.id: row for row in lock_objects(session, ids)}
@@ -116,8 +118,10 @@ def submit_archive(
 ) -> list[Decision]:
     """Archive objects that are due, in one transfer, as far as it still holds; return how each decision came out.
 
-    Raises: what `submit` raises for the whole (no such archive); nothing is changed then.
+    Raises: LeaseLost when the run has ended; what `submit` raises for the whole (no such archive). Nothing is changed
+    then.
     """
+    require_running(session, run)
     time, outcome = now(session), dict[UUID, Decision]()
     rows = list(lock_objects(session, [one.subject.id for one in decisions]))
     found = {one.id: one for one in subjects(session, rows, time)}
@@ -155,9 +159,14 @@ def refused(decision: Decision, error: DataManagerError) -> Decision:
     return _spared(decision, Reason.REFUSED, f"{error.code}: {error.detail}")
 
 
-def not_proved(decision: Decision, why: str) -> Decision:
-    """Return a decision whose survivor was looked at in storage in vain."""
-    return _spared(decision, Reason.SURVIVOR_NOT_PROVED, why)
+def not_proved(decision: Decision, why: str, reason: Reason = Reason.SURVIVOR_NOT_PROVED) -> Decision:
+    """Return a decision whose survivor (or, CHANGED, whose object itself) was looked at in storage in vain."""
+    return _spared(decision, reason, why)
+
+
+def too_late(decision: Decision) -> Decision:
+    """Return a decision that the run has no time left for."""
+    return _spared(decision, Reason.OVER_CAP, "the run's time (limits.wait) was over")
 
 
 def _hindered(rules: Rules, decision: Decision, subject: Subject | None, time: datetime) -> Decision | None:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Insert
 
 from datamanager.domain.retention import Decision
+from datamanager.domain.retention_rules import Action
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from models.database import affected, now, on_postgresql
 from models.many_claims import chunks
@@ -100,7 +101,7 @@ def settle(session: Session) -> int:
         query = query.with_for_update(of=RetentionMark, skip_locked=True)
     time, found = now(session), session.execute(query).all()
     for row, transfer, item, item_error, status in found:
-        error = _error(transfer, item, item_error, status)
+        error = _error(row, transfer, item, item_error, status)
         if error is None:
             row.closed, row.outcome = time, "done"
         else:
@@ -134,11 +135,13 @@ def prune_marks(session: Session, before: datetime, limit: int = 1000) -> int:
     return gone
 
 
-def _error(transfer: Transfer | None, item: str | None, item_error: str | None, status: str) -> str | None:
+def _error(
+    mark: RetentionMark, transfer: Transfer | None, item: str | None, item_error: str | None, status: str
+) -> str | None:
     """Return why a transfer did not do what the mark wanted, None when it did."""
     if transfer is None:  # forgotten long ago: the object says how it went
-        gone = status in (ObjectStatus.DELETED.value, ObjectStatus.ARCHIVED.value)
-        return None if gone else "its transfer is forgotten"
+        archived = status == ObjectStatus.ARCHIVED.value and mark.action == Action.ARCHIVE.value
+        return None if archived or status == ObjectStatus.DELETED.value else "its transfer is forgotten"
     if TransferKind(transfer.kind).itemised:
         well = item == TransferStatus.COMPLETE.value
         return None if well else f"{item_error or transfer.error_code}: {transfer.error_detail or ''}"

@@ -66,6 +66,15 @@ def begin_run(session: Session, terms: Terms, run: UUID | None, holder: str, flo
     return row
 
 
+def require_running(session: Session, run: UUID) -> None:
+    """Make sure that a run may still act: a mover that was stopped for long may have lost the duty to another one,
+    which then ended its run. Nobody ends it until the transaction is over. Raises: LeaseLost.
+    """
+    query = select(RetentionRun.status).where(RetentionRun.id == run).with_for_update(read=True)
+    if session.scalar(query) != RUNNING:
+        raise LeaseLost(f"run {run} of retention was ended by others")
+
+
 def end_run(
     session: Session,
     run: UUID,

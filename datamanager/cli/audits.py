@@ -8,10 +8,9 @@ from itertools import islice
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from datamanager.audit_client import Audit, AuditFinding
+from datamanager.cli.tables import Listing
 from datamanager.client import Client
 from datamanager.domain.audit import AuditStatus
 from datamanager.settings import load_settings
@@ -78,13 +77,13 @@ def _client() -> Client:
 
 def _show(audits: Iterable[Audit]) -> None:
     counted = ("lost", "changed", "dark", "found")
-    table = Table("audit", "machine", "status", "begun", *counted, "hashed", "why", box=None, pad_edge=False)
+    table = Listing("audit", "machine", "status", "begun", *counted, "hashed", "why")
     for one in audits:
         counts = [str(one.counts.get(kind, "")) for kind in counted]
         begun = "" if one.begun is None else f"{one.begun:%Y-%m-%d %H:%M}"
         why = "" if one.error is None else f"{one.error.code}: {one.error.detail}"
-        table.add_row(str(one.audit), one.machine, one.status, begun, *counts, f"{one.scrubbed_objects:,}", why)
-    Console().print(table)
+        table.add(str(one.audit), one.machine, one.status, begun, *counts, f"{one.scrubbed_objects:,}", why)
+    table.print()
 
 
 def _show_findings(findings: Iterable[AuditFinding]) -> None:

@@ -10,9 +10,8 @@ from typing import Annotated
 
 import paramiko
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from datamanager.cli.tables import Listing
 from datamanager.client import Client
 from datamanager.errors import HostKeyMismatch, SettingsError
 from datamanager.machines import Machines, TransportKind, load_machines
@@ -29,13 +28,13 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The machine's name in
 @app.command("list")
 def list_machines() -> None:
     """List the configured machines."""
-    table = Table("name", "transport", "where", "base_dir", "verify", box=None, pad_edge=False)
+    table = Listing("name", "transport", "where", "base_dir", "verify")
     for machine in _machines().values():
         where = "this host" if machine.host is None else machine.host
         if machine.port is not None:
             where = f"{where}:{machine.port}"
-        table.add_row(machine.name, machine.transport.value, where, machine.base_dir, machine.verify.value)
-    Console().print(table)
+        table.add(machine.name, machine.transport.value, where, machine.base_dir, machine.verify.value)
+    table.print()
 
 
 @app.command()

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from datamanager.cli.tables import Listing
 from datamanager.domain.retention_rules import check_archives, load_rules, objections
 from datamanager.domain.retention_units import size_text
 from datamanager.errors import InvalidRequest
@@ -75,14 +74,14 @@ def run(
 @app.command()
 def runs() -> None:
     """List the runs that are kept, the newest first."""
-    table = Table("run", "status", "begun", "acted on", "freed", "spared", "error", box=None, pad_edge=False)
+    table = Listing("run", "status", "begun", "acted on", "freed", "spared", "error")
     with _client() as dm:
         for one in dm.retention_runs():
             begun = "" if one.started is None else f"{one.started:%Y-%m-%d %H:%M}"
             status = f"{one.status} (dry)" if one.dry_run else one.status
             acted, spared = _objects(one.counts, "act"), _objects(one.counts, "spare")
-            table.add_row(str(one.run), status, begun, f"{acted:,}", f"{one.bytes_freed:,}", f"{spared:,}", one.error)
-    Console(soft_wrap=True).print(table)
+            table.add(str(one.run), status, begun, f"{acted:,}", f"{one.bytes_freed:,}", f"{spared:,}", one.error)
+    table.print()
 
 
 @app.command()
@@ -165,11 +164,11 @@ def _print_counts(counts: list[dict[str, Any]]) -> None:
     if not counts:
         print("no rule selects anything")
         return
-    table = Table("rule", "action", "what", "why", "objects", "bytes", box=None, pad_edge=False)
+    table = Listing("rule", "action", "what", "why", "objects", "bytes")
     for one in counts:
         numbers = f"{one['objects']:,}", f"{one['bytes']:,}"
-        table.add_row(one["rule"], one["action"], one["verdict"], one["reason"] or "", *numbers)
-    Console(soft_wrap=True).print(table)
+        table.add(one["rule"], one["action"], one["verdict"], one["reason"] or "", *numbers)
+    table.print()
 
 
 def _print_lines(lines: list[dict[str, Any]], *, truncated: bool) -> None:

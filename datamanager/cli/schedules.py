@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from datamanager.cli.tables import Listing
 from datamanager.client import Client
 from datamanager.settings import load_settings
 
@@ -55,10 +54,10 @@ def show(schedule: Id) -> None:
     with _client() as dm:
         found = dm.schedule(schedule)
     _show([found])
-    table = Table("moment", "outcome", "object", "task", "why", box=None, pad_edge=False)
+    table = Listing("moment", "outcome", "object", "task", "why")
     for run in found["runs"]:
-        table.add_row(run["moment"], run["outcome"], run["object"], run["task"], run["code"])
-    Console().print(table)
+        table.add(run["moment"], run["outcome"], run["object"], run["task"], run["code"])
+    table.print()
 
 
 @app.command()
@@ -105,10 +104,10 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _show(schedules: Iterable[dict[str, Any]]) -> None:
-    table = Table("schedule", "every", "keep", "state", "url", "where", box=None, pad_edge=False)
+    table = Listing("schedule", "every", "keep", "state", "url", "where")
     for one in schedules:
         keep = "all" if one["keep"] is None else str(one["keep"])
         where = f"{one['machine']}:{'/'.join(filter(None, (one['path'], one['filename'])))}"
         state = "paused" if one["paused"] else "active"
-        table.add_row(one["id"], one["interval"] or one["cron"], keep, state, one["url"], where)
-    Console().print(table)
+        table.add(one["id"], one["interval"] or one["cron"], keep, state, one["url"], where)
+    table.print()

@@ -7,9 +7,8 @@ from itertools import islice
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from datamanager.cli.tables import Listing
 from datamanager.client import Client, Task
 from datamanager.settings import load_settings
 
@@ -71,10 +70,10 @@ def _filter(text: str) -> tuple[str, str]:
 
 
 def _show(tasks: Iterable[Task]) -> None:
-    table = Table("task", "kind", "priority", "status", "phase", "done", "eta", "why", box=None, pad_edge=False)
+    table = Listing("task", "kind", "priority", "status", "phase", "done", "eta", "why")
     for task in tasks:
         done = f"{task.bytes_done:,}" if task.bytes_total is None else f"{task.bytes_done:,} of {task.bytes_total:,}"
         eta = "" if task.eta is None else task.eta.isoformat()
         why = task.waiting_for if task.error is None else task.error.code
-        table.add_row(str(task.task), task.kind, task.priority, task.status, task.phase, done, eta, why)
-    Console().print(table)
+        table.add(str(task.task), task.kind, task.priority, task.status, task.phase, done, eta, why)
+    table.print()

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 NAME_MAX = 200
 """Bytes of a name, in UTF-8: less than file systems take, so that a partial file's name fits as well."""
 _SUFFIX_MAX = 20
+_PACKED = frozenset({".gz", ".zst"})
 
 
 def safe_name(text: str) -> str | None:
@@ -33,6 +34,12 @@ def name_of_url(url: str) -> str | None:
     except ValueError:
         return None
     return safe_name(unquote(path.rpartition("/")[2], errors="replace"))
+
+
+def unpacked_name(name: str) -> str:
+    """Return the name of what a packed file holds: without `.gz` or `.zst`."""
+    stem, suffix = posixpath.splitext(name)
+    return stem if suffix.lower() in _PACKED else name
 
 
 def _bytes(text: str) -> bytes:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from datamanager.domain.json_values import objection
-from datamanager.domain.names import name_of_url
+from datamanager.domain.names import name_of_url, unpacked_name
 from datamanager.domain.retention_units import Expiry, Lifetime
 from datamanager.domain.schedule import Moment, Priority, Rank
 from datamanager.errors import InvalidRequest
@@ -180,7 +180,17 @@ class GetExternalRequest(NewObject, Scheduled):
         if not isinstance(given, Mapping) or given.get("filename") or not isinstance(given.get("url"), str):
             return given
         name = name_of_url(given["url"])
+        if name is not None and _unpacks(given.get("options")):
+            name = unpacked_name(name)
         return given if name is None else {**given, "filename": name}
+
+
+def _unpacks(options: object) -> bool:
+    try:
+        parsed = _json_object(options)
+    except ValueError:  # said of the field itself
+        return False
+    return isinstance(parsed, dict) and bool(parsed.get("decompress"))
 
 
 class DeleteRequest(Scheduled):

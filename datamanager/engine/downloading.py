@@ -37,6 +37,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import VerifyPolicy
 from datamanager.sources.base import Download, Source
+from datamanager.sources.unpacking import Packing, Unpacking
 from datamanager.transports.base import Follower, Session, Writer
 
 CHECKPOINT_EVERY = 2.0
@@ -54,12 +55,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What must arrive: `size` in bytes when the client gave it, at most `limit` bytes, and `checksum` (algorithm of
-    hashlib, lower-case hex).
+    hashlib, lower-case hex). With `packing` these two are of the packed bytes; `limit` is for what is stored, too.
     """
 
     limit: int
     size: int | None = None
     checksum: tuple[str, str] | None = None
+    packing: Packing | None = None
 
 
 def download(
@@ -79,6 +81,10 @@ def download(
     blame); and what the source and the transports raise.
     """
     control.enter(Phase.TRANSFER)
+    if wanted.packing is not None:
+        packing, size, checksum = wanted.packing, wanted.size, wanted.checksum
+        sources = {name: Unpacking(source, packing, size, checksum) for name, source in sources.items()}
+        wanted = Wanted(wanted.limit)
     control.bytes_done, control.bytes_total = 0, wanted.size
     with job.target.storage.session() as session:
         kept = _Kept.of(job, found, session, control, wanted) if job.restart is not None else None

@@ -23,7 +23,7 @@ MIRRORS_MAX = 8
 RETRIES_MAX = 10
 TIMEOUT_MAX = 3600.0
 HEADERS_MAX = 64
-NOT_YET = ("decompress", "extract")
+NOT_YET = ("extract",)
 """Options that are known and not built: refused with NotSupported. Whoever builds one takes it out of here."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
@@ -70,6 +70,7 @@ class CommonOptions(BaseModel):
     mirrors: Annotated[tuple[str, ...], Field(max_length=MIRRORS_MAX)] = ()
     """Further URLs of the same bytes, tried in turn."""
     decompress: Annotated[Literal["gzip", "zstd"] | None, BeforeValidator(_empty_is_none)] = None
+    """Unpack it on the way; `size` and `checksum` are of the file as the source has it."""
     extract: Annotated[Literal["tar", "zip"] | None, BeforeValidator(_empty_is_none)] = None
     if_newer_than: Annotated[UUID | None, BeforeValidator(_empty_is_none)] = None
     """An object that was fetched earlier: when the source is still the same, there is no second copy."""

@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from itertools import islice
+from typing import Literal, TypeVar
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
-from datamanager.domain.retention import Decider, Decision, Subject, Verdict
+from datamanager.domain.retention import Decider, Decision, Reason, Subject, Verdict
 from datamanager.domain.retention_rules import Action, Rule, Rules
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine.control import Control
 from datamanager.engine.job import End
-from datamanager.engine.retention_proof import why_not_proved, why_one_file
+from datamanager.engine.retention_proof import why_no_copy, why_not_proved, why_one_file
 from datamanager.errors import CatalogueError, CatalogueUnavailable, RequestError, TransportError
 from flows.running.duties import pause, threaded
 from flows.running.services import Services
@@ -47,8 +48,16 @@ class Retaining:
     """One run that works; it has the duty `retention` alone."""
 
     def __init__(
-        self, parts: Services, run: UUID, rules: Rules, decider: Decider, control: Control, log: Log = _log
+        self,
+        parts: Services,
+        run: UUID,
+        rules: Rules,
+        decider: Decider,
+        control: Control,
+        log: Log = _log,
+        report: Report | None = None,
     ) -> None:
+        """`report` is written to as the work goes on: whoever stops it has what was done until then."""
         self._parts = parts
         self._run = run
         self._rules = rules
@@ -56,7 +65,7 @@ class Retaining:
         self._control = control
         self._proofs: dict[tuple[Survivor, str], str | None] = {}
         self._end = 0.0
-        self.report = Report()
+        self.report = Report() if report is None else report
         self._log = log
 
     async def work(self) -> None:
@@ -68,12 +77,20 @@ class Retaining:
         for rule in self._rules.rule:  # archives first: what is deleted then has no reader in its way
             mine = [one for one in due if one.rule is rule and rule.action is Action.ARCHIVE]
             for start in range(0, len(mine), ARCHIVED_AT_ONCE):
-                await self._archive(rule, mine[start : start + ARCHIVED_AT_ONCE])
-                await self._until(0)
+                some = mine[start : start + ARCHIVED_AT_ONCE]
+                if await self._until(0):
+                    await self._archive(rule, some)
+                else:
+                    for one in some:
+                        self.report.add(acts.too_late(one))
+        await self._until(0)
         for one in due:
-            if one.rule.action.deletes:
-                await self._until(OPEN_AT_ONCE - 1)
+            if not one.rule.action.deletes:
+                continue
+            if await self._until(OPEN_AT_ONCE - 1):
                 self.report.add(await threaded(self._control, self._delete, one))
+            else:
+                self.report.add(acts.too_late(one))
         await self._until(0)
 
     # --- what is done ------------------------------------------------------------------------------------------------
@@ -81,12 +98,9 @@ class Retaining:
     def _survey(self) -> list[Decision]:
         """Take back marks that do not hold, mark what is new; return what is due. Blocks."""
         survey, control = Survey(self._parts.database, self._decider), self._control
-        stale: list[tuple[UUID, str]] = []
-        for one in survey.stale():
+        stale = survey.stale()
+        while some := list(islice(stale, WRITTEN_AT_ONCE)):  # a rule that went may leave a million of them
             control.check()
-            stale.append(one)
-        for start in range(0, len(stale), WRITTEN_AT_ONCE):
-            some = stale[start : start + WRITTEN_AT_ONCE]
             self.report.add_void(self._write(lambda session, some=some: marks.void(session, some)))  # type: ignore[misc]
         due, new = list[Decision](), list[Decision]()
         for decision in survey.decisions():
@@ -120,7 +134,7 @@ class Retaining:
             self.report.add(outcome)
 
     def _delete(self, decision: Decision) -> Decision:
-        """Prove the copy that remains, then delete this one; return how it came out. Blocks."""
+        """Prove the copy that remains, and that this is one, then delete it; return how it came out. Blocks."""
         survivor: Survivor | None = None
         try:
             if not decision.rule.even_last_copy:
@@ -133,6 +147,10 @@ class Retaining:
                 if why is not None:
                     self._log.warning("%s is spared: %s", decision.subject.id, why)
                     return acts.not_proved(decision, why)
+                why = self._why_no_copy(decision)
+                if why is not None:
+                    self._log.warning("%s is spared: %s", decision.subject.id, why)
+                    return acts.not_proved(decision, why, Reason.CHANGED)
             proved, machines = survivor, self._parts.machines
             return self._write(
                 lambda session: acts.submit_delete(session, machines, self._run, self._rules, decision, proved)
@@ -141,12 +159,16 @@ class Retaining:
             return acts.refused(decision, error)
 
     def _why_not(self, decision: Decision, survivor: Survivor) -> str | None:
-        """Return why the survivor is not proved. A file is read once a run, however many copies it stands for."""
+        """Return why the survivor is not proved. A file is read once a run, however many copies it stands for; that it
+        is still there, with its size, is seen each time: a run may take half a day.
+        """
         key = survivor, decision.rule.prove
         try:
             end = self._place(survivor.place)
-            if key not in self._proofs:
-                how = decision.rule.prove
+            how: Literal["checksum", "size"] = decision.rule.prove
+            if key in self._proofs and survivor.size is not None:
+                how = "size"
+            if self._proofs.get(key) is None:
                 self._proofs[key] = why_not_proved(end, survivor.size, survivor.sha256, how, self._control)
             if self._proofs[key] is not None or survivor.bundle is not None:
                 return self._proofs[key]
@@ -158,15 +180,31 @@ class Retaining:
             self._control.check()
             return f"{error.code}: {error.detail}"
 
+    def _why_no_copy(self, decision: Decision) -> str | None:
+        subject, how = decision.subject, decision.rule.prove
+        if subject.status == ObjectStatus.ARCHIVED or subject.checksum is None:
+            return None
+        try:
+            end, sha256 = self._place(_place_of(subject)), subject.checksum.removeprefix("sha256:")
+            return why_no_copy(end, subject.size, sha256, how, self._control)
+        except (TransportError, RequestError) as error:
+            self._control.check()
+            return f"{error.code}: {error.detail}"
+
     def _place(self, place: Place) -> End:
         return End(place, self._parts.machines[place.machine], self._parts.storages.get(place.machine))
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
-    async def _until(self, most: int) -> None:
-        """Wait, without a thread, until at most so many of the run's objects are under way, or the time is over."""
-        while await threaded(self._control, self._open) > most and time.monotonic() < self._end:
+    async def _until(self, most: int) -> bool:
+        """Wait, without a thread, until at most so many of the run's objects are under way; False when the time is over
+        before.
+        """
+        while await threaded(self._control, self._open) > most:
+            if time.monotonic() >= self._end:
+                return False
             await pause(self._control, LOOK_EVERY)
+        return True
 
     def _open(self) -> int:
         self._settle()

@@ -5,8 +5,10 @@ A protocol is added in tests/support/source_servers.py.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ from datamanager.sources import Guard, open_source
 from datamanager.sources.fetching import Fetching, open_fetching
 from tests.support.fetcher import Fetcher
 from tests.support.source_servers import ALLOWED, SERVERS, SourceServer
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 BODY = random.Random(66).randbytes(6 * 2**20 + 17)
 OTHER = random.Random(67).randbytes(len(BODY))
@@ -191,3 +198,17 @@ def test_a_mirror_is_taken_when_the_first_one_fails(server: SourceServer, fetche
     server.remove("mirror0.bin")
     checksum = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
     assert fetcher.attempt(opened(server, gone, mirrors=[wrong, good], checksum=checksum)) == BODY
+
+
+@pytest.mark.parametrize("packing", ["gzip", "zstd"])
+def test_it_is_unpacked_on_the_way(server: SourceServer, fetcher: Fetcher, packing: str) -> None:
+    packed = gzip.compress(BODY) if packing == "gzip" else zstd.compress(BODY)
+    url = server.put("packed", packed)
+    fetching = opened(server, url, decompress=packing, checksum=f"sha256:{hashlib.sha256(packed).hexdigest()}")
+    assert fetcher.attempt(fetching, size=len(packed)) == BODY
+
+
+def test_what_is_unpacked_and_cut_begins_anew(server: SourceServer, fetcher: Fetcher) -> None:
+    url = server.put("packed-and-cut", gzip.compress(BODY))
+    with server.cut(len(BODY) // 2) as through:
+        assert fetcher.until_done(opened(server, through(url), decompress="gzip")) == BODY

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from datamanager.cli import main as cli
 from datamanager.cli.application import become
 from datamanager.cli.options import SETTINGS, flag
+from datamanager.cli.tables import Listing
 from datamanager.settings import Settings
 from tests.support.process import clean_environment
 
@@ -128,6 +129,17 @@ def test_machine_list(machines: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     assert "this host" in done.stdout
     assert "away.example:2222" in done.stdout
+
+
+def test_cells_are_whole_and_only_text(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Listing("task", "why")
+    table.add("eb63fdfd-a4ba-49c2-9d0f-000000000000", "[red]:fire: " + "x" * 300)
+    table.add(None, "\x1b[2Jgone\n")
+    table.print()
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["task", "why"]
+    assert first.split() == ["eb63fdfd-a4ba-49c2-9d0f-000000000000", "[red]:fire:", "x" * 300]
+    assert second.strip() == r"'\x1b[2Jgone\n'"
 
 
 def test_machine_check_of_this_host(machines: dict[str, str]) -> None:
