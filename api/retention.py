@@ -113,7 +113,8 @@ async def release_object(uuid: str, request: Request, context: In) -> Response:
 async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
     """Set `expires_at`, or a `lifetime` from now on; null takes the end away.
 
-    Nothing happens at that time by itself: a rule with `expired = true` may ask for it.
+    Nothing happens at that time by itself: a rule with `expired = true` may ask for it. Refused (409 `object_busy`)
+    while a delete of the object is under way.
     """
     object_id, fields = object_id_of(uuid), await read_request(request, LifetimeRequest)
     return await _change(
@@ -133,8 +134,8 @@ async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
 async def show_plan(request: Request, context: In) -> Response:
     """Show what a run would do now, with which objects, and why; nothing is changed.
 
-    It is found by the same lines of code as a run. Only the copy that remains is not read in storage, as a run does
-    before it deletes another one.
+    It is found by the same lines of code as a run. Only the files are not read in storage, as a run does before it
+    deletes a copy: that of the copy that remains, and the one that goes.
     """
     asked = validated(_given(request, _PLAN_QUERY), RetentionRunRequest)
     terms = Terms(True, asked.rule, asked.max_objects, asked.max_bytes)

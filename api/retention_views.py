@@ -44,7 +44,7 @@ class RetentionLineView(TypedDict):
 
 
 class RetentionPlanView(TypedDict):
-    """What a run would do now. The copy that remains is not read for a plan, only by a run before it deletes.
+    """What a run would do now. No file is read for a plan, only by a run before it deletes.
 
     `truncated`: there are more objects than `lines`; `counts` count all.
     """

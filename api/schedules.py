@@ -29,7 +29,7 @@ from datamanager.domain.requests import Request as Nothing
 from datamanager.errors import InvalidRequest, ScheduleNotFound
 from datamanager.messaging.wake import ring
 from datamanager.sources.fetching import requested
-from datamanager.sources.secrets import secret_names
+from datamanager.sources.secrets import secret_names, secret_parameters
 from models import schedules
 from models.tables import Schedule
 
@@ -192,9 +192,11 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
 
     Raises: InvalidRequest, UnknownMachine, PathNotAllowed, UrlNotAllowed, NotSupported.
     """
-    if names := secret_names(fields.options):
-        why = "secrets are not kept for a schedule; give the name of a stored credential"
-        wrong: dict[str, Any] = {f"options.{name}": why for name in names}
+    why = "secrets are not kept for a schedule; give the name of a stored credential"
+    wrong: dict[str, Any] = {f"options.{name}": why for name in secret_names(fields.options)}
+    if parameters := secret_parameters(fields.url):
+        wrong["url"] = f"{why} instead of {', '.join(parameters)}"
+    if wrong:
         raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong)
     try:
         example = fields.at(datetime.now(UTC))

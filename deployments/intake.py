@@ -26,6 +26,7 @@ from datamanager.machines import Machines
 from datamanager.messaging.consuming import DeadLetter
 from datamanager.sealing import Sealer
 from datamanager.sources.secrets import refuse_secrets, secret_names
+from datamanager.sources.urls import public_url
 from models import idempotency
 from models.database import Database, now
 from models.outbox import EVENTS_EXCHANGE, cloud_event
@@ -103,7 +104,7 @@ def enter(
 
     Transfer, answer and idempotency key are one transaction. A request that was answered gets the same answer again.
 
-    `sealer` seals the queries of URLs; options with secrets are refused.
+    `sealer` seals the queries of URLs; options with secrets are refused, and parameters that are called like one.
 
     Raises: CatalogueUnavailable; nothing was entered then.
     """
@@ -140,7 +141,7 @@ def _order(call: Call, check: Check | None, sealer: Sealer | None) -> Order:
             raise InvalidRequest("uuid: must be an object's identifier", {"uuid": "the identifier of an object"})
     request = validated(call.data, REQUEST_OF_KIND[call.kind])
     if isinstance(request, GetExternalRequest):
-        refuse_secrets(request.options, "in messages, which brokers store")
+        refuse_secrets(request.options, "in messages, which brokers store", request.url)
     if check is not None:
         check(request)
     order = Order(call.kind, request, object_id)
@@ -177,7 +178,11 @@ def _post(session: Session, call: Call, outcome: UUID | Refusal) -> Event:
 
 
 def _without_secrets(data: Any) -> Any:
-    """Leave out options that are going to be refused: a password could be guessed from the digest that is stored."""
+    """Leave out options that are going to be refused, and URLs' queries: a password could be guessed from the digest
+    that is stored.
+    """
+    if isinstance(data, dict) and "url" in data:
+        data = {**data, "url": public_url(data["url"]) if isinstance(data["url"], str) else None}
     options = data.get("options") if isinstance(data, dict) else None
     if isinstance(options, str):
         try:

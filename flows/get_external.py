@@ -12,6 +12,7 @@ from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
 from datamanager.errors import InternalError
 from datamanager.sources import public_url
+from datamanager.sources.secrets import refuse_secrets
 from flows.running.newer import unchanged
 from flows.running.progress import summarise
 from flows.running.work import asked, working_on
@@ -51,6 +52,7 @@ async def get_external(
     """
     order = None
     if transfer is None:
+        refuse_secrets({}, "in Prefect's forms, which all can read", url)
         fields: dict[str, Any] = {
             "url": url,
             "protocol": url.partition(":")[0],

@@ -206,8 +206,8 @@ async def _record(work: Work, intent: Intent) -> None:
 
 def _download(work: Work, job: Job, found: Found, request: GetExternalRequest, said: list[Validators]) -> Moved:
     """`said` gets what the URL itself said of its bytes; nothing when they came from a mirror."""
-    limit = work.parts.settings.max_download
     fetching = requested(request, work.parts.guard, work.parts.settings)
+    limit = fetching.limit(work.parts.settings.max_download)
     wanted = Wanted(limit, fetching.size(request.size), fetching.checksum(), fetching.options.decompress)
     own, *mirrors = fetching.sources
     sources: dict[str, Source] = {own: Noting(fetching.sources[own], said.append)}

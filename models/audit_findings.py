@@ -34,12 +34,18 @@ BYTES = "bytes"
 _findings = cast(Table, AuditFinding.__table__)
 
 
-def add(session: Session, hold: Hold, findings: Sequence[Finding]) -> int:
-    """Note candidates; return how many were noted, the rest being more than an audit keeps. Raises: LeaseLost."""
+def add(session: Session, hold: Hold, findings: Sequence[Finding]) -> list[Finding]:
+    """Note candidates; return those that were not, being more than an audit keeps. Raises: LeaseLost.
+
+    Dark files get the first half of the room only: they stay, audit after audit, and must not hide what is lost.
+    """
     row = held(session, hold)
     counts = dict(row.counts)
     first = int(counts.get("candidates", 0))
-    kept = findings[: max(0, FINDINGS_MAX - first)]
+    kept, left = list[Finding](), list[Finding]()
+    for one in findings:
+        most = FINDINGS_MAX // 2 if one.kind is FindingKind.DARK else FINDINGS_MAX
+        (kept if first + len(kept) < most else left).append(one)
     values = [
         {
             "audit_id": row.id,
@@ -55,10 +61,18 @@ def add(session: Session, hold: Hold, findings: Sequence[Finding]) -> int:
     if values:
         session.execute(insert(_findings), values)
     counts["candidates"] = first + len(kept)
-    if len(kept) < len(findings):
-        counts["not_kept"] = int(counts.get("not_kept", 0)) + len(findings) - len(kept)
+    if left:
+        counts["not_kept"] = int(counts.get("not_kept", 0)) + len(left)
     row.counts = counts
-    return len(kept)
+    return left
+
+
+def take_back(session: Session, hold: Hold, counts: Mapping[str, Any]) -> None:
+    """Forget the candidates that were noted since the audit's row had these counts. Raises: LeaseLost."""
+    row = held(session, hold)
+    late = AuditFinding.audit_id == hold.audit, AuditFinding.number >= int(counts.get("candidates", 0))
+    session.execute(delete(AuditFinding).where(*late))
+    row.counts = dict(counts)
 
 
 def path_of(row: AuditFinding) -> str:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.audit import AuditStatus, AuditTerms
@@ -35,6 +35,7 @@ DETAIL_MAX = 2000  # characters of an error's detail that are kept
 NEWEST = "-date_created"
 """How a cursor names the order."""
 _OPEN = (AuditStatus.QUEUED.value, AuditStatus.RUNNING.value)
+_WAITS = (Audit.status == AuditStatus.QUEUED.value, Audit.ended.is_(None), Audit.flow_run_id.is_(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +93,24 @@ def get_audit(session: Session, audit: UUID) -> Audit:
 
 def anything_to_do(session: Session) -> bool:
     """Say whether `take` or `give_back_lost` would find one: a look that needs no writing transaction."""
+    if any(not is_held(session, lease_name(machine)) for machine in _waiting_machines(session)):
+        return True
     time = now(session)
-    for row in session.scalars(select(Audit).where(Audit.status.in_(_OPEN), Audit.ended.is_(None)).limit(500)):
-        if row.status == AuditStatus.QUEUED.value and row.flow_run_id is None:
-            if not is_held(session, lease_name(row.machine)):
-                return True
-        elif not _is_alive(session, row, time):
-            return True
-    return False
+    return any(not _is_alive(session, row, time) for row in session.scalars(_begun()))
 
 
 def take(session: Session, limit: int) -> list[Hold]:
-    """Take up to `limit` audits that wait for no run of their own, the oldest first, one a machine."""
-    query = select(Audit).where(Audit.status == AuditStatus.QUEUED.value, Audit.flow_run_id.is_(None))
+    """Take up to `limit` audits that wait for no run of their own, one a machine, those that wait for longest first."""
     holds = list[Hold]()
-    for row in session.scalars(query.order_by(Audit.created, Audit.id).with_for_update(skip_locked=True).limit(100)):
+    for machine in _waiting_machines(session):
         if len(holds) >= limit:
             break
+        if is_held(session, lease_name(machine)):
+            continue
+        query = select(Audit).where(*_WAITS, Audit.machine == machine).order_by(Audit.created, Audit.id)
+        row = session.scalars(query.limit(1).with_for_update(skip_locked=True)).first()
+        if row is None:
+            continue
         hold = Hold(row.id, row.machine, row.attempts + 1)
         if hold_lease(session, hold.lease, hold.holder, LEASE):
             row.status, row.attempts, row.taken = AuditStatus.RUNNING.value, hold.attempt, now(session)
@@ -186,10 +188,8 @@ def end(session: Session, hold: Hold, error: DataManagerError | None = None) -> 
 def give_back_lost(session: Session) -> list[Audit]:
     """Return audits whose run fell silent to the queue, or end those that were taken too often; return all of them."""
     lost = list[Audit]()
-    query = select(Audit).where(Audit.status.in_(_OPEN), Audit.ended.is_(None))
-    mine = or_(Audit.status == AuditStatus.RUNNING.value, Audit.flow_run_id.is_not(None))
     time = now(session)
-    for row in session.scalars(query.where(mine).with_for_update(skip_locked=True)):
+    for row in session.scalars(_begun().with_for_update(skip_locked=True)):
         if _is_alive(session, row, time):
             continue
         row.flow_run_id = None
@@ -249,6 +249,18 @@ def prune(session: Session, keep: timedelta, *, audits: int, findings: int) -> t
     left = select(AuditFinding.number).where(AuditFinding.audit_id == Audit.id)
     empty = old.where(~left.exists()).limit(audits)
     return gone, affected(session, delete(Audit).where(Audit.id.in_(empty)))
+
+
+def _waiting_machines(session: Session) -> list[str]:
+    """Return the machines of audits that wait for no run of their own, the longest waiting first."""
+    query = select(Audit.machine).where(*_WAITS).group_by(Audit.machine).order_by(func.min(Audit.created))
+    return list(session.scalars(query))
+
+
+def _begun() -> Select[Audit]:
+    """Select the audits that were taken, or are a run's."""
+    mine = or_(Audit.status == AuditStatus.RUNNING.value, Audit.flow_run_id.is_not(None))
+    return select(Audit).where(Audit.status.in_(_OPEN), Audit.ended.is_(None), mine)
 
 
 def _is_alive(session: Session, row: Audit, time: datetime) -> bool:

@@ -83,7 +83,8 @@ def submit_delete(
 
     `proved` is the survivor as it was looked at in storage; None only for a rule that may take the last copy.
 
-    Raises: LeaseLost when the run has ended; what `submit` raises; the transaction must end then, and nothing is changed.
+    Raises: LeaseLost when the run has ended; what `submit` raises; the transaction must end then, and nothing is
+    changed.
     """
     require_running(session, run)
     rule, time = decision.rule, now(session)

@@ -207,11 +207,14 @@ def drop_old_versions(session: Session, machines: Machines, schedule: UUID) -> l
     """Note how moments ended, and ask for the deletion of the versions beyond those that are kept; return these. A
     deletion is an ordinary transfer.
 
-    Never the newest verified one, and none that is held; what is busy has its turn with the next version. Raises:
+    Never the newest verified one, and none that is held; what is busy, or could not be deleted just now, has its turn
+    with the next version. One whose file is not found counts for nothing and is left to whoever looks after it. Raises:
     ScheduleNotFound.
     """
     keep = request_of(get_schedule(session, schedule, lock=True)).keep
-    settle(session, unsettled(session, schedule))
+    ended = unsettled(session, schedule)
+    stuck = {run.object_id for run in ended if run.delete_id is not None}
+    settle(session, ended)
     if keep is None:
         return []
     query = select(ScheduleRun, DataObject).join(DataObject, DataObject.id == ScheduleRun.object_id)
@@ -220,11 +223,12 @@ def drop_old_versions(session: Session, machines: Machines, schedule: UUID) -> l
     for run, obj in versions:
         if obj.status == ObjectStatus.DELETED.value:
             run.outcome = DROPPED  # somebody else deleted it
-    versions = [(run, obj) for run, obj in versions if run.outcome == FETCHED]
+    there = (ObjectStatus.ACTIVE.value, ObjectStatus.ARCHIVED.value)
+    versions = [(run, obj) for run, obj in versions if obj.status in there]
     proved = next((obj.id for _, obj in versions if obj.verified != Verified.NONE.value), None)
     dropped = []
     for run, obj in versions[keep:]:
-        if obj.id == proved or obj.held_since is not None:
+        if obj.id == proved or obj.id in stuck or obj.held_since is not None:
             continue
         order = Order(TransferKind.DELETE, DeleteRequest(), obj.id, reason=f"schedule {schedule} keeps {keep}")
         try:

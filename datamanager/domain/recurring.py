@@ -26,13 +26,17 @@ _KNOWN = frozenset("YmdHMSjyGVu%")
 _INTERVAL = re.compile(r"([0-9]{1,6})\s*([mhdw])")
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _CRON = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _CRON_PART = re.compile(r"(?:\*|([0-9]{1,2})(?:-([0-9]{1,2}))?)(?:/([0-9]{1,2}))?")
 
 TEMPLATE_WANTED = "a time must be like {date:%Y%m%d} or {date-6h:%H}; directives: " + " ".join(
     f"%{one}" for one in sorted(_KNOWN)
 )
 INTERVAL_WANTED = "must be a number and m, h, d or w, such as 6h; at least 1m, at most 366d"
-CRON_WANTED = "must be five fields of numbers, such as 0 */6 * * *: minute, hour, day, month, weekday; UTC"
+CRON_WANTED = (
+    "must be five fields of numbers, such as 0 */6 * * *: minute, hour, day, month, weekday; UTC; "
+    "a day that its months have"
+)
 
 
 def filled(template: str, moment: datetime) -> str:
@@ -70,11 +74,16 @@ def read_interval(text: str) -> timedelta:
 
 
 def checked_cron(text: str) -> str:
-    """Return a cron line of five numeric fields, its blanks made one. Raises: ValueError."""
+    """Return a cron line of five numeric fields, its blanks made one. Raises: ValueError.
+
+    A day that none of its months has is refused too: Prefect would make no runs then, for any schedule.
+    """
     fields = text.split()
     if len(fields) != len(_CRON):
         raise ValueError(CRON_WANTED)
+    values: list[set[int]] = []
     for field, (lowest, highest) in zip(fields, _CRON, strict=True):
+        values.append(set())
         for part in field.split(","):
             match = _CRON_PART.fullmatch(part)
             if match is None:
@@ -83,6 +92,11 @@ def checked_cron(text: str) -> str:
             numbers = [number for number in (first, last) if number is not None]
             if any(not lowest <= number <= highest for number in numbers) or step == 0 or numbers != sorted(numbers):
                 raise ValueError(CRON_WANTED)
+            first = lowest if first is None else first
+            last = last if last is not None else highest if "*" in part or step else first
+            values[-1].update(range(first, last + 1, step or 1))
+    if not any(min(values[2]) <= _DAYS[month - 1] for month in values[3]):
+        raise ValueError(CRON_WANTED)
     return " ".join(fields)
 
 

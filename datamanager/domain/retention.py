@@ -57,7 +57,7 @@ class Reason(StrEnum):
     SURVIVOR_NOT_PROVED = "survivor_not_proved"
     """The copy that would remain was looked at in storage, and is not what the catalogue says."""
     CHANGED = "changed_meanwhile"
-    """It, or the copy that would remain, is not any more what was decided on."""
+    """It (in the catalogue or in storage), or the copy that would remain, is not any more what was decided on."""
     REFUSED = "refused"
     """The catalogue refused the transfer; the detail says why."""
 

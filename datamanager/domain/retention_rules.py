@@ -69,7 +69,7 @@ class Limits(BaseModel):
     """Objects that a run acts on, and objects that it marks."""
     max_bytes: Bytes = 10 * 2**40
     wait: Duration = timedelta(hours=12)
-    """How long a run waits for what it has begun; then it reports, and what is left is the next run's to report."""
+    """How long a run waits for what it has begun; then it begins nothing more, and reports."""
 
 
 class Rule(BaseModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from datamanager.domain.location import NAME_MAX, PART_SUFFIX
 
-_PART = re.compile(rf"\..+\.([0-9a-f]{{8}})\.([1-9]\d{{0,9}}){re.escape(PART_SUFFIX)}", re.DOTALL)
+_PART = re.compile(rf"\..+\.([0-9a-f]{{8}})\.(0|[1-9]\d{{0,9}}){re.escape(PART_SUFFIX)}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

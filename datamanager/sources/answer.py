@@ -33,6 +33,14 @@ _RETRYABLE = frozenset({408, 425, 429})
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')  # RFC 9110, 8.8.3; W/"…" is weak
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
+_USUAL_TYPES = frozenset(
+    {
+        *("text/html", "text/plain", "text/csv", "text/xml", "application/xml", "application/xhtml+xml"),
+        *("application/json", "application/problem+json", "application/octet-stream", "application/gzip"),
+        *("application/zip", "application/x-netcdf", "application/x-hdf5", "image/tiff", "image/png", "image/jpeg"),
+    }
+)
+"""Types that an error may name."""
 _ETAG_MARK, _DATE_MARK = "etag:", "date:"
 
 
@@ -116,9 +124,11 @@ class HttpDownload:
         if status not in sound:
             retryable = status in _RETRYABLE or status >= 500
             raise DownloadFailed(f"{self.url} answered {status}", retryable=retryable)
+        if status == requests.codes.ok and "Content-Range" in self._raw.headers:
+            raise DownloadFailed(f"{self.url} sends the whole (200) and calls it a part (Content-Range)")
         encoding = ", ".join(self._raw.headers.getlist("Content-Encoding")).strip().lower()
         if encoding not in ("", "identity"):
-            raise DownloadFailed(f"{self.url} sends its content encoded ({encoding[:40]!r}), unasked")
+            raise DownloadFailed(f"{self.url} sends its content encoded (Content-Encoding), unasked")
         framing = [value.strip().lower() for value in self._raw.headers.getlist("Transfer-Encoding")]
         lengths = self._raw.headers.getlist("Content-Length")
         if framing not in ([], ["chunked"]) or len(lengths) > 1 or (framing and lengths):
@@ -150,7 +160,9 @@ class HttpDownload:
         said = (self.content_type or "").partition(";")[0].strip().lower()
         fits = said.startswith(expected[:-1]) if expected.endswith("/*") else said == expected
         if not fits:
-            raise DownloadFailed(f"{self.url} sends {said[:80] or 'no type'!r}, expected is {expected!r}")
+            # any other text may be the client's login, given back
+            named = repr(said) if said in _USUAL_TYPES else "another type" if said else "no type"
+            raise DownloadFailed(f"{self.url} sends {named}, expected is {expected!r}")
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the body; see Download.blocks."""

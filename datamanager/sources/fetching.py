@@ -19,7 +19,7 @@ from datamanager.sources.base import Source
 from datamanager.sources.checksums import SUMS_MAX, Checksum, fetch_checksum, is_url, parse_checksum
 from datamanager.sources.guard import Guard
 from datamanager.sources.options import CommonOptions, HttpOptions, secret_fields
-from datamanager.sources.urls import origin_of, scheme_of
+from datamanager.sources.urls import origin_of, public_url, scheme_of
 
 _LOGINS = frozenset({"username", "access_key", "credential", "host_key"})
 _OF_THE_PROXY = frozenset({"proxy_password"})
@@ -49,6 +49,10 @@ class Fetching:
             return parse_checksum(self.options.checksum)
         return fetch_checksum(self.sums, self.url)
 
+    def limit(self, most: int) -> int:
+        """Return how many bytes may be stored at most; `most` is the operator's word."""
+        return most if self.options.max_size is None else min(most, self.options.max_size)
+
     def size(self, asked: int | None) -> int | None:
         """Return the bytes that must arrive; `asked` is the request's own field. Raises: InvalidRequest when they
         differ.
@@ -75,10 +79,10 @@ def open_fetching(
     """
     typed = typed_options(url, protocol, options)
     word = protocol.strip() or ("http" if isinstance(typed, HttpOptions) else scheme_of(url))
-    sources = {_place(url): open_source(url, protocol, typed, guard, max_size=max_size, **terms)}
-    for mirror in typed.mirrors:
+    sources = {_place(0, url): open_source(url, protocol, typed, guard, max_size=max_size, **terms)}
+    for number, mirror in enumerate(typed.mirrors, 1):
         theirs = _for(mirror, url, typed)
-        sources[_place(mirror)] = open_source(mirror, word, theirs, guard, max_size=max_size, **terms)
+        sources[_place(number, mirror)] = open_source(mirror, word, theirs, guard, max_size=max_size, **terms)
     sums = None
     if typed.checksum is not None and is_url(typed.checksum):
         theirs = _for(typed.checksum, url, typed) if isinstance(typed, HttpOptions) else HttpOptions()
@@ -101,8 +105,12 @@ def requested(request: GetExternalRequest, guard: Guard, settings: Settings) -> 
     return fetching
 
 
-def _place(url: str) -> str:
-    return hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+def _place(number: int, url: str) -> str:
+    """Return a name that goes into checkpoints: of what is shown of the URL only, as passwords could be guessed from a
+    digest of all of it. The number tells apart those that are shown alike.
+    """
+    digest = hashlib.sha256(public_url(url).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{number}-{digest[:16]}"
 
 
 def _for(other: str, url: str, options: CommonOptions) -> CommonOptions:

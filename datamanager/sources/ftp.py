@@ -100,7 +100,7 @@ class FtpSource:
                     raise SourceChanged(f"{url.shown} is not what it was when the download began")
                 begin = start if found.size is None else min(start, found.size)
                 begin = begin if begin and control.can_begin_at(begin) else 0
-                data = stack.enter_context(control.retrieve(found.path))
+                data = stack.enter_context(control.retrieve(found.path, begin, size_known=found.size is not None))
                 data.settimeout(self.read_timeout)
             yield FtpDownload(self, url, control, data, found, begin, stop)
 

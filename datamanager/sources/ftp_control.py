@@ -41,6 +41,7 @@ class FtpControl(ftplib.FTP_TLS):
         self._address = address
         self._tls = tls
         self._lines = 0
+        self._ragged = True
 
     def begin(self, username: str | None, password: str | None) -> None:
         """Hear the welcome, secure both connections, log in (anonymous without a username) and ask for binary mode.
@@ -76,15 +77,22 @@ class FtpControl(ftplib.FTP_TLS):
         return None
 
     def can_begin_at(self, offset: int) -> bool:
-        """Ask for the next file from this offset on; False when the server can't do that."""
+        """Ask whether a file can be had from this offset on; False when the server can't do that."""
         try:
             return self.sendcmd(f"REST {offset}").startswith("350")
         except ftplib.error_perm:
             return False
 
-    def retrieve(self, path: str) -> socket.socket:
-        """Return the connection that the file's bytes come by. Raises: ftplib's errors, OSError, EOFError."""
-        return self.ntransfercmd(f"RETR {path}")[0]
+    def retrieve(self, path: str, start: int, *, size_known: bool) -> socket.socket:
+        """Return the connection that the file's bytes come by, from `start` on.
+
+        Without a known size the end of TLS has to be told by close_notify: nothing else shows a cut on the way.
+
+        Raises: ftplib's errors, OSError, EOFError.
+        """
+        self._ragged = size_known
+        # once more, although it was asked for: it has to be the last command before this one (RFC 3659, 5.3)
+        return self.ntransfercmd(f"RETR {path}", start or None)[0]
 
     def break_off(self) -> None:
         """Make every wait of this connection end, from any thread."""
@@ -126,10 +134,13 @@ class FtpControl(ftplib.FTP_TLS):
             return connection, size
         session = self.sock.session if isinstance(self.sock, ssl.SSLSocket) else None
         try:
-            return self.context.wrap_socket(connection, server_hostname=self.host, session=session), size
+            secured = self.context.wrap_socket(
+                connection, server_hostname=self.host, session=session, suppress_ragged_eofs=self._ragged
+            )
         except BaseException:
             connection.close()
             raise
+        return secured, size
 
 
 def _as_sent(text: str) -> str:

@@ -113,7 +113,7 @@ class HttpOptions(LoginOptions):
     client_cert: Secret = None
     """PEM text: a certificate, its chain, and its key, unencrypted."""
     proxy: Text = None
-    """`http://host:port` or `https://host:port`; the guard holds for it as well."""
+    """`http://host:port`; the guard holds for it as well."""
     proxy_username: Text = None
     proxy_password: Secret = None
     verify_tls: bool = True
@@ -140,6 +140,14 @@ class HttpOptions(LoginOptions):
     def _secret_of_one_line(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().isprintable():
             raise ValueError("must not hold control characters")
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _token_may_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        text = "" if value is None else value.get_secret_value()
+        if not text.isascii() or text != text.strip():
+            raise ValueError("must be ASCII without blanks around it")
         return value
 
     @field_validator("headers")

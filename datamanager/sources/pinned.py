@@ -97,6 +97,10 @@ class Answer(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self._sock = sock
+        if isinstance(sock, ssl.SSLSocket):
+            # A body without a length ends where the connection does: over TLS only where the server says so
+            # (close_notify), or whoever cuts the connection would end the file (RFC 9112, 9.8).
+            sock.suppress_ragged_eofs = False
         self._pace = _PacedReader(self.fp.detach(), sock.gettimeout())
         self.fp = io.BufferedReader(self._pace, _BUFFER)
 

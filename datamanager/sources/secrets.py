@@ -7,9 +7,11 @@ when the source is opened.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, get_args
+from urllib.parse import unquote_plus
 
 from pydantic import SecretStr
 
@@ -21,6 +23,13 @@ from datamanager.sources.urls import public_url
 
 HIDDEN = "***"
 """What stands in a request where a secret was."""
+
+_PAIRS = re.compile("[&;]")
+_BETWEEN_WORDS = re.compile("[-_. ]")
+_SECRET_NAME = re.compile(
+    "token|passw|passphrase|secret|signature|credential|authorization|apikey|accesskey|session|jwt"
+    r"|^(?:x)?(?:key|sig|auth|pwd|pass|pw)$"
+)
 
 Secrets = dict[str, Any]
 """JSON-able: `url` as a whole, which binds them to it, and the `options` that hold secrets."""
@@ -38,7 +47,7 @@ def parted(request: GetExternalRequest) -> tuple[GetExternalRequest, Secrets | N
         options[name] = shown
         if name not in _public() or shown != value:
             hidden[name] = value
-    url = _without_queries(request.url)
+    url = public_url(request.url) if any(mark in request.url for mark in "?@#") else request.url
     if not hidden and url == request.url:
         return request, None
     return request.model_copy(update={"url": url, "options": options}), {"url": request.url, "options": hidden}
@@ -65,16 +74,31 @@ def mark_of(secrets: Secrets, text: str, sealer: Sealer) -> str:
     return sealer.mark(text + "\0" + json.dumps(secrets, sort_keys=True))
 
 
-def refuse_secrets(options: Mapping[str, Any], where: str) -> None:
-    """Refuse options that hold secrets, where they can't be kept. Raises: NotSupported, which names each."""
-    if wrong := secret_names(options):
-        names = ", ".join(f"options.{name}" for name in wrong)
+def refuse_secrets(options: Mapping[str, Any], where: str, url: str = "") -> None:
+    """Refuse options that hold secrets, where they can't be kept, and a `url` with parameters that are called like one.
+
+    Raises: NotSupported, which names each.
+    """
+    wrong = [f"options.{name}" for name in secret_names(options)]
+    wrong += [f"parameter {name} of url" for name in secret_parameters(url)]
+    if wrong:
+        names = ", ".join(wrong)
         raise NotSupported(f"{names}: secrets are not accepted {where}; give the name of a stored credential instead")
 
 
 def secret_names(options: Mapping[str, Any]) -> list[str]:
     """Return the names of options that hold secrets, or may: unknown ones, and URLs with credentials or queries."""
     return [name for name, value in options.items() if name not in _public() or _without_queries(value) != value]
+
+
+def secret_parameters(url: str) -> list[str]:
+    """Return the names in a URL's query that are those of passwords, tokens, keys and signatures.
+
+    A query may be as harmless as a date, so it is judged by its names; what is called otherwise is not found.
+    """
+    query = url.partition("#")[0].partition("?")[2]
+    names = [unquote_plus(pair.partition("=")[0])[:100] for pair in _PAIRS.split(query)]
+    return [name for name in dict.fromkeys(names) if _SECRET_NAME.search(_BETWEEN_WORDS.sub("", name.lower()))]
 
 
 @cache

@@ -24,7 +24,7 @@ def second_look(exam: Examination) -> None:
 
     Raises: RemoteFailure when the base directory is missing, or empty by now.
     """
-    if exam.counts["objects"]:
+    if exam.counts["objects"] or exam.counts["bundles"]:
         exam.require_mounted()
     proving = Proving(exam.terms.scrub_bytes)
     for page in _pages(exam, confirmed=False):
@@ -35,7 +35,7 @@ def second_look(exam: Examination) -> None:
 def conclude(exam: Examination) -> None:
     """Change objects as the findings say. Raises: AuditSuspicious, and then none is changed."""
     exam.note(**exam.reading(audit_findings.count, exam.audit))
-    looked, most = exam.counts["objects"], exam.terms.most_lost
+    looked, most = exam.seen, exam.terms.most_lost
     lost = exam.counts["lost"] - exam.counts["lost_bundles"] + exam.lost_not_kept
     if is_suspicious(lost, looked, most) and not exam.terms.accept_losses:
         exam.writing(audit_pages.note_suspicion)

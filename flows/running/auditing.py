@@ -17,6 +17,8 @@ from datamanager.domain.states import ObjectStatus
 from datamanager.engine import census
 from datamanager.engine.walk import DEPTH_MAX
 from datamanager.errors import PathNotAllowed, PermissionDenied, RemoteFailure
+from datamanager.transports.base import Session
+from datamanager.transports.paths import shown
 from flows.running.examining import PAGE, Examination
 from models import audit_pages
 
@@ -42,6 +44,9 @@ def first_look(exam: Examination) -> None:
             for directory in holders.new(active):
                 _look_into(exam, directory)
     for rows in _bundles(exam):
+        if not looked:
+            exam.require_mounted()
+            looked = True
         _compare(exam, rows)
     for prefix in dict.fromkeys(prefixes):
         if not below_any(prefix, [other for other in prefixes if other != prefix]):
@@ -67,6 +72,10 @@ def _compare(exam: Examination, rows: Sequence[Expected]) -> None:
     free = exam.unclaimed(rows)
     looks = exam.look_at(free)
     counts = exam.counts
+    exam.seen += sum(
+        row.status == ObjectStatus.ACTIVE.value and look.sight is not Sight.UNSEEN
+        for row, look in zip(free, looks, strict=True)
+    )
     counts["objects"] += sum(row.status == ObjectStatus.ACTIVE.value for row in free)
     counts["bundles"] += sum(row.is_bundle and row.sha256 is not None for row in free)
     counts["left_out"] += len(rows) - len(free)
@@ -96,32 +105,45 @@ def _look_into(exam: Examination, directory: str, pending: list[str] | None = No
             raise
         exam.look_at_base()  # unless all of it is gone
         exam.counts["unlisted"] += 1
-        log.info("%s:%s can't be listed: %s", exam.name, directory, exc.detail)
+        log.info("%s:%s can't be listed: %s", exam.name, shown(directory), exc.detail)
 
 
 def _list(exam: Examination, directory: str, pending: list[str] | None) -> None:
-    def below(name: str) -> None:
-        if pending is None:
-            return
-        if directory.count("/") < DEPTH_MAX:
-            pending.append(posixpath.join(directory, name))
-        else:
-            exam.counts["unlisted"] += 1
+    """List a directory; when its connection breaks, from the beginning: what was noted of it is taken back."""
+    before = exam.noted()
+    names, begun = list[str](), False
 
-    with exam.storage.session() as session:
-        files = census.files_of(session, exam.machine, directory, below)
+    def list_all(session: Session) -> None:
+        nonlocal begun
+        if begun:
+            exam.take_back(before)
+            names.clear()
+        begun = True
+        files = census.files_of(session, exam.machine, directory, None if pending is None else names.append)
         old = (one for one in files if may_be_dark(one.name, one.mtime, exam.begun))
         while some := list(islice(old, PAGE)):
             exam.check()
-            paths = [posixpath.join(directory, one.name) for one in some]
-            known = exam.known(paths)
-            exam.add(
-                [
-                    Finding(FindingKind.DARK, path, found={"size": one.size, "mtime": one.mtime})
-                    for path, one in zip(paths, some, strict=True)
-                    if path not in known
-                ]
-            )
+            _note_dark(exam, directory, some)
+
+    try:
+        exam.patiently(list_all)
+    finally:
+        if pending is not None and directory.count("/") < DEPTH_MAX:
+            pending += [posixpath.join(directory, name) for name in names]
+        else:
+            exam.counts["unlisted"] += len(names)
+
+
+def _note_dark(exam: Examination, directory: str, entries: Sequence[census.Entry]) -> None:
+    paths = [posixpath.join(directory, one.name) for one in entries]
+    known = exam.known(paths)
+    exam.add(
+        [
+            Finding(FindingKind.DARK, path, found={"size": one.size, "mtime": one.mtime})
+            for path, one in zip(paths, entries, strict=True)
+            if path not in known
+        ]
+    )
 
 
 class Holders:

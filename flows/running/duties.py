@@ -121,8 +121,14 @@ async def _keep(parts: Services, renew: Callable[[Session], None], control: Cont
             continue
         if time.monotonic() - renewed < every:
             continue
+        renewal = asyncio.ensure_future(writing(parts, renew))
         try:
-            await writing(parts, renew)
+            await asyncio.shield(renewal)
+        except asyncio.CancelledError:
+            # its thread can't be stopped: a renewal that comes after the lease was dropped would take it again
+            renewal.add_done_callback(_forget)
+            await asyncio.wait([renewal])
+            raise
         except LeaseLost as lost:
             control.stop(lost)
         except CatalogueUnavailable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.orm import Session as CatalogueSession
@@ -21,7 +21,7 @@ from datamanager.errors import DataManagerError, RemoteFailure
 from datamanager.transports.base import Session
 from flows.running.services import Services
 from models import audit_findings, audit_pages
-from models.audits import Hold
+from models.audits import Hold, get_audit
 
 PAGE = 500
 """Rows, entries or candidates in one go."""
@@ -52,6 +52,8 @@ class Examination:
         """When it began, in seconds since 1970 by our clock: younger files are nobody's fault yet."""
         names = ("objects", "left_out", "unseen", "bundles", "directories", "unlisted")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
+        self.seen = 0
+        """ACTIVE objects of which the machine said whether their file is there."""
         self.lost_not_kept = 0
 
     def look_at_base(self) -> bool:
@@ -97,8 +99,16 @@ class Examination:
         """Note candidates."""
         some = [one for one in findings if one is not None]
         if some:
-            kept = self.writing(audit_findings.add, some)
-            self.lost_not_kept += sum(one.kind is FindingKind.LOST for one in some[kept:])
+            left = self.writing(audit_findings.add, some)
+            self.lost_not_kept += sum(one.kind is FindingKind.LOST for one in left)
+
+    def noted(self) -> dict[str, int]:
+        """Return the counts in the audit's row: what `take_back` goes back to."""
+        return dict(self.reading(get_audit, self.audit).counts)
+
+    def take_back(self, counts: Mapping[str, int]) -> None:
+        """Forget the candidates since `noted` returned these counts."""
+        self.writing(audit_findings.take_back, counts)
 
     def note(self, **further: int) -> None:
         """Note the counts in the audit's row."""

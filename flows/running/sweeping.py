@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from uuid import UUID, uuid4
 
 from datamanager.domain.audit import Expected, below_any
@@ -24,12 +24,14 @@ from datamanager.engine import census
 from datamanager.engine.control import Control
 from datamanager.engine.stoppable import StoppableStorage
 from datamanager.engine.walk import DEPTH_MAX
-from datamanager.errors import DataManagerError, PathMissing, PathNotAllowed, PermissionDenied, RemoteFailure
+from datamanager.errors import DataManagerError, NoSpace, PathMissing, PathNotAllowed, PermissionDenied, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.base import Session
+from datamanager.transports.paths import shown
 from flows.running.auditing import Holders
 from flows.running.services import Services
 from models import audit_pages, sweeps
+from models.database import storable
 
 PAGE = 500
 LINES = 1000
@@ -55,8 +57,10 @@ class Swept:
     def say(self, place: str, size: int, age: float, what: str) -> None:
         """Note one file for the report."""
         if len(self.lines) < LINES:
-            row = {"machine": self.machine, "place": place, "size": size, "age": f"{age / 3600:.1f} h", "what": what}
-            self.lines.append(row)
+            hours = f"{age / 3600:.1f} h"
+            self.lines.append(
+                {"machine": self.machine, "place": storable(place), "size": size, "age": hours, "what": what}
+            )
 
 
 class Sweeper:
@@ -87,12 +91,12 @@ class Sweeper:
                 if self._control.stopping is not None:
                     raise
                 self.swept.unlisted += 1
-                log.info("%s:%s can't be swept: %s", self._machine.name, directory, exc.detail)
+                log.info("%s:%s can't be swept: %s", self._machine.name, shown(directory), exc.detail)
         return self.swept
 
     def _directories(self) -> Iterator[tuple[str, list[str] | None]]:
-        """Yield the directories that hold objects or bundles, and where transfers failed; or the registered ones, and
-        all below them.
+        """Yield the registered directories, with all below them; and elsewhere those that hold objects or bundles, and
+        where transfers failed.
         """
         prefixes = self._machine.audit_prefixes
         for prefix in dict.fromkeys(prefixes):
@@ -100,32 +104,39 @@ class Sweeper:
                 pending = [prefix]
                 while pending:
                     yield pending.pop(), pending
-        if prefixes:
+        if "" in prefixes:
             return
+        for directory in chain(self._holders(), self._further_directories()):
+            if not below_any(directory, prefixes):
+                yield directory, None
+
+    def _holders(self) -> Iterator[str]:
         after, holders = None, Holders()
         while rows := self._page(after):
             after = rows[-1].place, rows[-1].object_id
-            for directory in holders.new(row.place for row in rows if row.status == ObjectStatus.ACTIVE.value):
-                yield directory, None
-        for directory in self._further_directories():
-            yield directory, None
+            yield from holders.new(row.place for row in rows if row.status == ObjectStatus.ACTIVE.value)
 
     def _page(self, after: tuple[str, UUID] | None) -> list[Expected]:
         with self._parts.database.read() as session:
             return audit_pages.objects_by_place(session, self._machine.name, after, PAGE)
 
-    def _further_directories(self) -> list[str]:
+    def _further_directories(self) -> Iterator[str]:
         name = self._machine.name
         with self._parts.database.read() as session:
             found = sweeps.bundle_directories(session, name) | sweeps.failed_directories(session, name)
-            return sorted(one for one in found if not audit_pages.holds_objects(session, name, one))
+            further = sorted(one for one in found if not audit_pages.holds_objects(session, name, one))
+        yield from further
 
     def _sweep_directory(
         self, session: Session, base: str, directory: str, pending: list[str] | None, clock: float
     ) -> None:
         def below(name: str) -> None:
-            if pending is not None and directory.count("/") < DEPTH_MAX:
+            if pending is None:
+                return
+            if directory.count("/") < DEPTH_MAX:
                 pending.append(posixpath.join(directory, name))
+            else:
+                self.swept.unlisted += 1
 
         canonical = census.canonical_directory(session, self._machine, directory)
         if canonical is None:
@@ -182,10 +193,10 @@ def _clock(session: Session, base: str) -> float:
         with session.create(path):
             pass
         return float(session.lstat(path).mtime)
-    except (PermissionDenied, RemoteFailure):
+    except (PermissionDenied, NoSpace, RemoteFailure):
         return time.time() - DAY
     finally:
-        with suppress(PathMissing, PermissionDenied, RemoteFailure):
+        with suppress(PathMissing, PermissionDenied, NoSpace, RemoteFailure):
             session.remove(path)
 
 

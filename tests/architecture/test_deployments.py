@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from datamanager.domain.retention_rules import parse_rules
 from datamanager.machines import load_machines
 from datamanager.settings import PREFIX, Settings
 
@@ -69,6 +70,16 @@ def test_what_a_mover_host_must_fill_in_is_asked_for() -> None:
     wanted = re.findall(r"\$\{(\w+):\?", text)
     example = (DEPLOYMENTS / "mover.env.example").read_text(encoding="utf-8")
     assert re.findall(r"^(\w+)=(.*)$", example, re.MULTILINE) == [(name, "") for name in wanted]
+
+
+def test_api_and_movers_read_the_same_rules_of_retention() -> None:
+    for name in ("api", "mover1", "mover2"):
+        mounted = [volume for volume in SERVICES[name]["volumes"] if volume.startswith("./retention.demo.toml:")]
+        assert mounted == [f"./retention.demo.toml:{SERVICES[name]['environment']['DM_RETENTION']}:ro"]
+    assert parse_rules((DEPLOYMENTS / "retention.demo.toml").read_text(encoding="utf-8")).rule == ()
+    mover = MOVER_HOST["services"]["mover"]
+    (mounted,) = (volume for volume in mover["volumes"] if "DM_RETENTION_FILE" in volume)
+    assert mounted.endswith(f":{mover['environment']['DM_RETENTION']}:ro")
 
 
 def test_services_depend_on_services_that_tell_their_health() -> None:

@@ -295,7 +295,7 @@ def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server
     if amqp is None:
         return  # no broker here, so there is nothing to be refused
 
-    async def ask(options: dict[str, Any]) -> dict[str, Any]:
+    async def ask(options: dict[str, Any], query: str = "") -> dict[str, Any]:
         data = {"machine": "cirrus", "path": "secrets", "filename": f"{uuid4().hex}.bin", "options": options}
         event: dict[str, Any] = {
             "specversion": "1.0",
@@ -303,7 +303,7 @@ def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server
             "source": "/tests",
             "type": "dm.request.getexternal",
         }
-        event["data"] = data | {"url": f"{slow_server.url}/x"}
+        event["data"] = data | {"url": f"{slow_server.url}/x{query}"}
         async with client(amqp) as channel:
             answers = await channel.declare_queue(exclusive=True)
             await put(channel, "dm.requests", json.dumps(event).encode(), reply_to=answers.name)
@@ -316,6 +316,7 @@ def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server
     refused = asyncio.run(ask(inline(planted)))
     assert refused["code"] == "not_supported"
     assert all(f"options.{name}" in refused["detail"] for name in ("password", "headers", "query"))
+    assert "parameter token of url" in asyncio.run(ask({}, f"?token={planted.new()}"))["detail"]
     assert "task" in asyncio.run(ask({"credential": "site"}))
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -18,10 +19,11 @@ from sqlalchemy import select, update
 from datamanager.domain.audit import AuditTerms
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import ObjectStatus
-from datamanager.errors import LeaseLost
+from datamanager.engine import census
+from datamanager.errors import ConnectionLost, LeaseLost
 from datamanager.machines import Machine, TransportKind
 from flows.running import auditing
-from models import audits
+from models import audit_findings, audits
 from models.audit_findings import path_of
 from models.claims import claim_place, place_key
 from models.database import Database, now
@@ -341,6 +343,56 @@ def test_too_many_losses_are_not_believed(local: Plant) -> None:
     assert {local.get(one).status for one in gone} == {"UNKNOWN"}
 
 
+def test_what_cannot_be_seen_does_not_make_losses_credible(local: Plant, tmp_path: Path) -> None:
+    """All that the audit sees is lost: the many that it can't see say nothing."""
+    for number in range(120):
+        local.register(f"kept/{number}")
+    shutil.move(local.folder / "kept", tmp_path / "outside")
+    (local.folder / "kept").symlink_to(tmp_path / "outside")
+    gone = [local.register(f"gone/{number}") for number in range(12)]
+    shutil.rmtree(local.folder / "gone")
+    audited = local.audit()
+    assert (audited.row.status, audited.row.error_code) == ("ERROR", "audit_suspicious")
+    assert {local.get(one).status for one in gone} == {"ACTIVE"}
+
+
+def test_dark_files_leave_room_for_losses(local: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dark files stay, audit after audit; what is lost must be heard of all the same."""
+    monkeypatch.setattr(audit_findings, "FINDINGS_MAX", 10)
+    monkeypatch.setattr(auditing, "PAGE", 1)  # so that the dark ones are met first
+    local.register("a/one")
+    for number in range(20):
+        local.write(f"a/dark{number}")
+    lost = local.register("z/lost")
+    (local.folder / "z/lost").unlink()
+    audited = local.audit()
+    counts = audited.row.counts
+    assert (counts["lost"], counts["dark"], counts["not_kept"]) == (1, 5, 15)
+    assert local.get(lost).status == "UNKNOWN"
+
+
+def test_a_listing_that_breaks_is_begun_anew(local: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.register("a/one")
+    for number in range(10):
+        local.write(f"a/dark{number}")
+        local.write(f"a/below{number}/dark")
+    monkeypatch.setattr(auditing, "PAGE", 3)
+    listed, breaks = census.files_of, iter([True])
+
+    def breaking(*args: Any) -> Iterator[census.Entry]:
+        for number, entry in enumerate(listed(*args)):
+            if number == 7 and next(breaks, False):
+                raise ConnectionLost("broken in the middle of a listing")
+            yield entry
+
+    monkeypatch.setattr(census, "files_of", breaking)
+    audited = with_prefixes(local, "a").audit()
+    assert next(breaks, None) is None
+    assert audited.row.status == "COMPLETE"
+    places = [row.place for row in audited.rows]
+    assert sorted(places) == sorted(f"a/{name}" for n in range(10) for name in (f"dark{n}", f"below{n}/dark"))
+
+
 def test_few_losses_are_believed_whatever_their_share(local: Plant) -> None:
     gone = lose(local, kept=1, lost=10)
     assert local.audit().row.status == "COMPLETE"
@@ -443,6 +495,27 @@ def test_bundles_are_looked_at_and_hashed_too(plant: Plant) -> None:
         assert set(session.scalars(select(Bundle.status))) == {"SEALED"}
         hashed = set(session.scalars(select(Bundle.id).where(Bundle.checked.is_not(None))))
     assert hashed == {whole, damaged}
+
+
+def test_an_archive_that_is_not_mounted_has_lost_no_bundle(local: Plant) -> None:
+    """An archive has bundles, and often no object of its own."""
+    seal(local, b"a bundle", 1)
+    shutil.rmtree(local.folder / "bundles")
+    audited = local.audit()
+    assert (audited.row.status, audited.row.error_code, audited.rows) == ("ERROR", "remote_error", [])
+
+
+def test_many_audits_of_one_machine_keep_none_of_another_waiting(database: Database) -> None:
+    with database.write() as session:
+        for _ in range(102):
+            audits.submit(session, "busy", AuditTerms())
+    with database.write() as session:
+        assert [hold.machine for hold in audits.take(session, 5)] == ["busy"]
+        assert not audits.anything_to_do(session)
+        other = audits.submit(session, "other", AuditTerms()).id
+    with database.write() as session:
+        assert audits.anything_to_do(session)
+        assert [hold.audit for hold in audits.take(session, 5)] == [other]
 
 
 def test_a_lost_attempt_begins_anew_and_the_old_one_changes_nothing(local: Plant) -> None:

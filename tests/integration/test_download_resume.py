@@ -215,6 +215,11 @@ def test_a_part_nobody_asked_for(server: OddServer, fetcher: Fetcher) -> None:
         fetcher.attempt(opened(server.url("/")))
 
 
+def test_a_whole_that_says_it_is_a_part(server: OddServer, fetcher: Fetcher) -> None:
+    server.answers["/"] = [answer("200 OK", "Content-Length: 3", "Content-Range: bytes 0-2/9", ETAG, body=b"abc")]
+    fetcher.refused(DownloadFailed, opened(server.url("/")))
+
+
 def test_more_than_the_part(server: OddServer, fetcher: Fetcher) -> None:
     def more(head: str) -> list[Step]:
         return [*part(BODY, ETAG)(head), b"x"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import os
 import socket
@@ -197,6 +198,42 @@ def test_an_error_page_with_status_200_is_refused(server: OddServer) -> None:
     for path in ("/", "/none"):
         with pytest.raises(DownloadFailed, match="expected is 'application/"):
             got(server.url(path), expect_type="application/*")
+
+
+def test_no_error_quotes_what_a_server_gives_back(server: OddServer) -> None:
+    server.answers["/encoded"] = [ok(b"abc", f"Content-Encoding: {SECRET}")]
+    server.answers["/typed"] = [ok(b"abc", f"Content-Type: {SECRET}")]
+    for path in ("/encoded", "/typed"):
+        with pytest.raises(DownloadFailed) as failed:
+            got(server.url(path), token=SECRET, expect_type="image/*")
+        assert SECRET not in failed.value.detail
+
+
+@pytest.mark.parametrize("token", ["tök€n", "a b\u2003c", " t0ken"])
+def test_a_token_that_can_not_be_sent(token: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"options\.token") as refused:
+        opened("https://data.example/x", token=token)
+    assert token not in refused.value.detail
+
+
+def test_max_size_is_for_what_is_unpacked_as_well(server: OddServer, fetcher: Fetcher) -> None:
+    server.answers["/"] = [ok(gzip.compress(bytes(100_000)))]
+    fetcher.refused(TooLarge, opened(server.url("/"), decompress="gzip", max_size=99_999))
+    assert fetcher.attempt(opened(server.url("/"), decompress="gzip", max_size=100_000)) == bytes(100_000)
+
+
+def test_over_tls_a_body_without_length_ends_with_close_notify_only(tmp_path: Path) -> None:
+    def cut() -> Iterator[bytes]:
+        yield answer("200 OK", body=b"abc")
+        raise OSError("closed by somebody on the way")
+
+    authority = Authority(tmp_path)
+    with OddServer(tls=authority.server_context("127.0.0.1")) as secure:
+        secure.answers["/"] = [answer("200 OK", body=b"abc")]
+        assert got(secure.url("/"), ca_file=authority.ca_file) == b"abc"
+        secure.answers["/"] = cut()
+        with pytest.raises(ConnectionLost):
+            got(secure.url("/"), ca_file=authority.ca_file)
 
 
 def test_max_size_never_raises_the_operators(server: OddServer) -> None:
@@ -459,6 +496,15 @@ def test_checksum_file_and_mirrors_elsewhere_get_no_login(
     assert all(SECRET in head and "Authorization" in head for head in server.heads)
     assert len(other.heads) == 2
     assert not any(SECRET in head or "Authorization" in head for head in other.heads)
+
+
+def test_the_names_of_places_tell_nothing_and_stay_the_same() -> None:
+    def names(one: str, two: str) -> list[str]:
+        return list(opened(f"http://h.example/x?token={one}", mirrors=[f"http://m.example/x?token={two}"]).sources)
+
+    assert names("a", "b") == names("c", "d"), "nobody can try passwords on what is kept of a checkpoint"
+    assert len(set(names("a", "a"))) == 2
+    assert names("a", "b") != list(opened("http://h.example/y").sources)
 
 
 def test_every_mirror_passes_the_guard(server: OddServer, other: OddServer, fetcher: Fetcher) -> None:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
@@ -20,6 +21,7 @@ from datamanager.domain.states import TransferKind, Verified
 from datamanager.errors import (
     InvalidRequest,
     InvalidRules,
+    LeaseLost,
     NotMarked,
     ObjectBusy,
     ObjectDeleted,
@@ -30,8 +32,10 @@ from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
+from flows.running import retention_run
+from flows.running.retention_run import OPEN_AT_ONCE
 from flows.running.services import Services
-from models import health, retention_acts, retention_holds, retention_marks, retention_runs
+from models import health, retention_acts, retention_holds, retention_marks, retention_runs, retention_survey
 from models.database import Database, now
 from models.retention_runs import Terms
 from models.tables import Bundle, BundleMember, Claim, RetentionMark, RetentionRun
@@ -63,16 +67,16 @@ grace = "0s"
 
 @pytest.fixture
 def keeper(database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_path: Path) -> Iterator[Keeper]:
-    """Machines: `here`, `twin` (the same directory by another name), `far` by SSH, and the archive `tape`."""
+    """Machines: `here`; its directory by other names: `twin`, and `near` by SSH; `far` by SSH; the archive `tape`."""
     folders = {name: tmp_path / name for name in ("here", "far", "tape")}
     for folder in folders.values():
         folder.mkdir()
-    folders["twin"] = folders["here"]
+    folders["twin"] = folders["near"] = folders["here"]
     text = "".join(
         f'[machines.{name}]\ntransport = "local"\nbase_dir = "{folders[name]}"\n' for name in ("here", "twin", "tape")
     )
     local = parse_machines(f"{text}archive = true\n", "test")
-    machines = Machines({**local, "far": sshd_pair[0].machine("far", folders["far"])})
+    machines = Machines({**local, **{name: sshd_pair[0].machine(name, folders[name]) for name in ("far", "near")}})
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home")
     yield Keeper(Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None), folders)
@@ -162,6 +166,53 @@ def test_one_file_under_the_names_of_two_machines_is_not_two_copies(keeper: Keep
     assert os.listdir(keeper.folders["here"] / "d") == ["a.bin"]
 
 
+def test_one_file_is_known_whatever_its_time_is_said_to_be(keeper: Keeper) -> None:
+    mine = keeper.object("d/a.bin", group="scratch")
+    keeper.object("d/a.bin", machine="near")
+    file = keeper.folders["here"] / "d/a.bin"
+    os.utime(file, (-5, -5))  # SFTP has no time before 1970, and says another one
+    assert reasons(keeper.run(COPIES))[str(mine)] == "survivor_not_proved"
+    assert file.exists()
+
+
+@pytest.mark.parametrize("data", [b"some other, longer bytes", b"some bytet"])
+@pytest.mark.parametrize("machine", ["here", "far"])
+def test_a_file_that_was_written_to_since_is_no_copy_and_stays(keeper: Keeper, machine: str, data: bytes) -> None:
+    mine = keeper.object("a.bin", machine=machine, group="scratch")
+    keeper.object("paper.bin")
+    (keeper.folders[machine] / "a.bin").write_bytes(data)
+    row = keeper.run(COPIES)
+    assert reasons(row) == {str(mine): "changed_meanwhile"}
+    assert (keeper.folders[machine] / "a.bin").read_bytes() == data
+    assert keeper.transfers() == []
+
+
+def test_a_copy_whose_file_is_gone_already_is_deleted(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.object("paper.bin")
+    (keeper.folders["here"] / "a.bin").unlink()
+    assert reasons(keeper.run(COPIES)) == {str(mine): "act"}
+    assert keeper.status(mine) == ["DELETED"]
+
+
+def test_a_proof_does_not_outlive_the_file(keeper: Keeper) -> None:
+    ones = [keeper.object(f"{name}.bin", group="scratch") for name in "ab"]
+    keeper.object("paper.bin")
+    _, work = keeper.begin(COPIES)
+    first, second = work._survey()
+    assert work._delete(first).reason is None
+    (keeper.folders["here"] / "paper.bin").unlink()  # hours later, by somebody who does not know the catalogue
+    assert work._delete(second).reason == "survivor_not_proved"
+    assert [one.object_id for one in keeper.transfers()] == ones[:1]
+
+
+def test_a_size_that_nobody_knows_proves_nothing(keeper: Keeper) -> None:
+    mine, other = keeper.object("a.bin", group="scratch"), keeper.object("paper.bin")
+    keeper.change(other, size=None)
+    assert reasons(keeper.run(COPIES + 'prove = "size"')) == {str(mine): "survivor_not_proved"}
+    assert reasons(keeper.run(COPIES)) == {str(mine): "act"}
+
+
 def test_two_files_that_look_alike_on_two_machines_are_two(keeper: Keeper) -> None:
     mine = keeper.object("d/a.bin", group="scratch")
     keeper.object("d/a.bin", machine="far")
@@ -249,6 +300,14 @@ def test_an_object_whose_delete_is_under_way_can_not_be_held(keeper: Keeper) -> 
         retention_holds.hold(session, one, "late", "")
 
 
+def test_a_delete_that_is_under_way_takes_no_new_lifetime(keeper: Keeper) -> None:
+    one = keeper.object("a.bin", lifetime="0s")
+    with keeper.parts.database.write() as session:
+        submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
+    with keeper.parts.database.write() as session, pytest.raises(ObjectBusy, match="being deleted"):
+        retention_holds.set_expiry(session, one, None)
+
+
 def test_a_mark_waits_for_its_grace(keeper: Keeper) -> None:
     mine = keeper.object("a.bin", group="scratch")
     keeper.object("paper.bin")
@@ -332,6 +391,27 @@ def test_a_run_does_not_do_more_than_its_caps(keeper: Keeper) -> None:
     assert keeper.status(*ones) == ["ARCHIVED"] * 4 + ["ACTIVE"] * 2
 
 
+def test_a_run_whose_time_is_over_begins_nothing_more(keeper: Keeper) -> None:
+    for number in range(OPEN_AT_ONCE + 3):
+        keeper.object(f"{number}.bin", group="scratch")
+    keeper.object("paper.bin")
+    _, work = keeper.begin(COPIES + '[limits]\nwait = "0s"')
+    asyncio.run(work.work())  # no mover is there
+    assert len(keeper.transfers()) == OPEN_AT_ONCE
+    assert list(reasons(work.report).values()) == ["act"] * OPEN_AT_ONCE + ["over_cap"] * 3
+
+
+def test_marks_of_a_rule_that_went_are_taken_back_page_by_page(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention_survey, "PAGE", 3)
+    monkeypatch.setattr(retention_run, "WRITTEN_AT_ONCE", 2)
+    for number in range(8):
+        keeper.object(f"{number}.bin", group="scratch")
+    keeper.run(ARCHIVE.replace("0s", "7d"))
+    assert len(keeper.marks()) == 8
+    assert keeper.run("").counts[0]["objects"] == 8
+    assert {mark.outcome for mark in keeper.marks()} == {"void"}
+
+
 def test_a_drained_machine_is_left_alone(keeper: Keeper) -> None:
     mine = keeper.object("a.bin", group="scratch")
     keeper.object("paper.bin", machine="far")
@@ -373,6 +453,33 @@ def test_a_run_that_dies_after_it_submitted_leaves_nothing_double(keeper: Keeper
     assert dead.counts[0]["objects"] == 2
     keeper.run(COPIES)
     assert len(keeper.transfers()) == 2
+
+
+def test_a_run_that_others_have_ended_does_nothing_more(keeper: Keeper) -> None:
+    keeper.object("a.bin", group="scratch")
+    keeper.object("b.bin", b"else", group="tape")
+    keeper.object("paper.bin")
+    run, work = keeper.begin(COPIES + ARCHIVE.replace("scratch", "tape"))
+    with keeper.parts.database.write() as session:
+        assert retention_runs.end_lost(session) == [run]  # its mover was stopped for longer than its lease
+    due = work._survey()
+    assert len(due) == 2
+    with pytest.raises(LeaseLost):
+        work._delete(due[0])
+    with pytest.raises(LeaseLost):
+        asyncio.run(work._archive(due[1].rule, due[1:]))
+    assert keeper.transfers() == []
+
+
+def test_a_forgotten_delete_of_an_object_that_is_still_archived_is_not_done(keeper: Keeper) -> None:
+    mine = keeper.object("a.bin", group="scratch")
+    keeper.run(WITH_GRACE.replace("delete-copies", "delete") + "even_last_copy = true")
+    keeper.change(mine, status="ARCHIVED")
+    with keeper.parts.database.write() as session:
+        session.execute(update(RetentionMark).values(transfer_id=uuid4()))
+        assert retention_marks.settle(session) == 1
+    (mark,) = keeper.marks()
+    assert (mark.outcome, mark.transfer_id, mark.attempts) == (None, None, 1)
 
 
 def test_a_transfer_that_fails_is_tried_again_by_a_later_run(keeper: Keeper) -> None:

@@ -39,6 +39,10 @@ MACHINES = parse_machines(
 )
 OLD = datetime(2020, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+PEOPLE = ("hold", "release", "delete", "copy", "restore", "lose")
+"""What others do; `late …`: after the next run has decided, and has seen what remains, before it acts. To
+object -1: that is the copy which remains by the latest decision.
+"""
 
 rule_sets = st.lists(
     st.fixed_dictionaries(
@@ -65,7 +69,8 @@ steps = st.lists(
         st.just(("run", 1)),
         st.just(("perform", 0)),
         st.just(("due", 0)),
-        st.tuples(st.sampled_from(["fail", "hold", "release", "delete", "copy", "restore", "lose"]), st.integers(0, 4)),
+        st.tuples(st.sampled_from(["fail", *PEOPLE]), st.integers(-1, 4)),
+        st.tuples(st.sampled_from([f"late {what}" for what in PEOPLE]), st.integers(-1, 4)),
     ),
     min_size=3,
     max_size=12,
@@ -96,6 +101,8 @@ class World:
     rules: Rules
     ids: list[UUID] = field(default_factory=list)
     by_retention: dict[UUID, tuple[Rule, UUID | None]] = field(default_factory=dict)
+    late: list[tuple[str, int]] = field(default_factory=list)
+    kept: UUID | None = None
 
     def enter(self, objects: list[tuple[str, str, str]]) -> None:
         for number, (content, group, verified) in enumerate(objects):
@@ -107,7 +114,7 @@ class World:
                 session.execute(update(DataObject).where(DataObject.id == self.ids[-1]).values(date_registered=when))
 
     def step(self, what: str, number: int) -> None:
-        one = self.ids[number % len(self.ids)]
+        one = self.kept if number < 0 and self.kept is not None else self.ids[number % len(self.ids)]
         try:
             match what:
                 case "run":
@@ -119,6 +126,8 @@ class World:
                 case "due":
                     with self.database.write() as session:
                         session.execute(update(RetentionMark).values(due=now(session)))
+                case _ if what.startswith("late "):
+                    self.late.append((what.removeprefix("late "), number))
                 case _:
                     with self.database.write() as session:
                         self.person(session, what, one)
@@ -159,10 +168,12 @@ class World:
         with self.database.write() as session:
             retention_marks.mark(session, run, [one for one in found if one.verdict is Verdict.MARK], decider.now)
         acts = [one for one in found if one.verdict is Verdict.ACT]
+        self.kept = next((one.survivor for one in acts if one.survivor), self.kept)
         for rule in self.rules.rule:
             mine = [one for one in acts if one.rule is rule]
             if not rule.action.deletes:
                 if mine:
+                    self.others()
                     with self.database.write() as session:
                         retention_acts.submit_archive(session, MACHINES, run, self.rules, rule, mine)
                 continue
@@ -171,11 +182,17 @@ class World:
                     kept = one.survivor and retention_acts.survivor_of(session, one.survivor)
                     if kept is None and not rule.even_last_copy:
                         continue
+                self.others()
+                with self.database.write() as session:
                     out = retention_acts.submit_delete(session, MACHINES, run, self.rules, one, kept or None)
                 if out.verdict is Verdict.ACT:
                     self.by_retention[one.subject.id] = rule, one.survivor
         with self.database.write() as session:
             retention_runs.end_run(session, run, counts=[], lines=[])
+
+    def others(self) -> None:
+        while self.late:
+            self.step(*self.late.pop())
 
     def perform(self, failing: UUID | None) -> None:
         with self.database.read() as session:

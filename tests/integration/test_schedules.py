@@ -196,6 +196,15 @@ def test_the_newest_proved_version_stays(database: Database, sealer: Sealer) -> 
     assert set(drop(database, schedule)) == {versions[0], versions[2]}
 
 
+def test_versions_whose_files_are_lost_do_not_count(database: Database, sealer: Sealer) -> None:
+    schedule = add(database, keep=2)
+    versions = [fetched(database, sealer, schedule, number) for number in range(5)]
+    with database.write() as session:
+        lost = update(DataObject).where(DataObject.id.in_(versions[3:]))
+        session.execute(lost.values(status="UNKNOWN"))
+    assert drop(database, schedule) == [versions[0]]
+
+
 def test_held_and_busy_versions_stay(database: Database, sealer: Sealer) -> None:
     schedule = add(database, keep=1)
     versions = [fetched(database, sealer, schedule, number) for number in range(4)]
@@ -222,6 +231,20 @@ def test_a_deletion_that_failed_is_tried_again(database: Database, sealer: Seale
         outcomes.fail(session, hold, DownloadFailed("permission"))
     assert outcomes_of(database, schedule) == ["fetched", "fetched"]
     assert drop(database, schedule) == [versions[0]]
+
+
+def test_a_deletion_that_failed_waits_for_the_next_version(database: Database, sealer: Sealer) -> None:
+    """Else a file that can't be deleted would be tried again every two seconds, for ever."""
+    schedule = add(database, keep=1)
+    versions = [fetched(database, sealer, schedule, number) for number in range(2)]
+    drop(database, schedule)
+    (row,) = [row for row in transfers(database) if row.kind == "delete"]
+    hold = begin(database, row.id)
+    with database.write() as session:
+        outcomes.fail(session, hold, DownloadFailed("permission"))
+    assert drop(database, schedule) == []
+    fetched(database, sealer, schedule, 2)
+    assert set(drop(database, schedule)) == set(versions)
 
 
 def test_without_keep_nothing_goes_and_what_others_deleted_is_no_version(database: Database, sealer: Sealer) -> None:

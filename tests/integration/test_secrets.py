@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import UUID, uuid4
 
 import pytest
@@ -25,6 +26,8 @@ from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, subm
 SECRET = "hunter2-5ecret"
 OPTIONS: dict[str, Any] = {"password": SECRET, "username": "bob", "headers": {"X-Key": SECRET}}
 URL = f"https://data.example/x?token={SECRET}"
+QUERY = f"https://data.example/x?station={SECRET}"
+"""Nothing says that it is one."""
 
 
 @pytest.fixture
@@ -151,7 +154,7 @@ def test_secrets_in_messages_are_refused_by_name(database: Database, sealer: Sea
 
 
 def test_a_credential_and_a_query_are_accepted_in_messages(database: Database, sealer: Sealer) -> None:
-    event = enter(database, MACHINES, call(url=URL, options={"credential": "site"}), sealer=sealer)
+    event = enter(database, MACHINES, call(url=QUERY, options={"credential": "site"}), sealer=sealer)
     assert event["type"] == "dm.request.accepted"
     assert SECRET not in everything(database)
     assert blobs(database) == 1
@@ -159,8 +162,16 @@ def test_a_credential_and_a_query_are_accepted_in_messages(database: Database, s
     assert row.request["options"] == {"credential": "site"}
 
 
+@pytest.mark.parametrize("name", ["token", "X-Amz-Signature", "api%5Fkey", "Password", "sig"])
+def test_a_parameter_that_holds_a_secret_is_refused_in_messages(database: Database, sealer: Sealer, name: str) -> None:
+    event = enter(database, MACHINES, call(url=f"https://data.example/x?v=1&{name}={SECRET}"), sealer=sealer)
+    assert event["data"]["code"] == NotSupported.code
+    assert unquote(name) in event["data"]["detail"]
+    assert SECRET not in everything(database)
+
+
 def test_a_missing_key_refuses_the_message_and_says_so(database: Database, tmp_path: Path) -> None:
-    event = enter(database, MACHINES, call(url=URL), sealer=Sealer(tmp_path / "none", made_here=False))
+    event = enter(database, MACHINES, call(url=QUERY), sealer=Sealer(tmp_path / "none", made_here=False))
     assert event["data"]["code"] == "secrets_unreadable"
     with database.write() as session:
         session.execute(delete(IdempotencyKey))

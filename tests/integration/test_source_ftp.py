@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyftpdlib.handlers import FTPHandler, TLS_DTPHandler
 
 from datamanager.errors import (
     AuthenticationFailed,
@@ -159,6 +160,18 @@ def test_without_rest_it_begins_at_the_beginning(tmp_path: Path) -> None:
         assert b"".join(bytes(block) for block in download.blocks()) == BODY
 
 
+def test_rest_is_the_last_command_before_the_transfer(tmp_path: Path) -> None:
+    """Servers may forget it at any other one (RFC 3659, 5.3)."""
+
+    def pasv(self: Any, line: str) -> None:
+        self._restart_position = 0
+        FTPHandler.ftp_PASV(self, line)
+
+    with serving(tmp_path, ftp_PASV=pasv) as server, source(server).open(1000) as download:
+        assert download.start == 1000
+        assert b"".join(bytes(block) for block in download.blocks()) == BODY[1000:]
+
+
 def test_absolute_paths_and_names_that_are_not_utf8(tmp_path: Path) -> None:
     asked: list[str] = []
 
@@ -218,6 +231,18 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
 def test_all_the_bytes_but_no_word_that_they_are_all(tmp_path: Path) -> None:
     with serving(tmp_path) as server, server.cut(len(BODY)):
         refused(ConnectionLost, source(server))
+
+
+def test_without_size_a_data_connection_that_is_cut_below_tls_is_no_end(tmp_path: Path) -> None:
+    class Cut(TLS_DTPHandler):  # type: ignore[misc]
+        def send(self, content: bytes) -> int:
+            super().send(content[:1000])
+            self.cmd_channel.respond("226 Transfer complete.")
+            self.socket.sock_shutdown(socket.SHUT_WR)  # no close_notify, as somebody on the way would do
+            return len(content)
+
+    with serving(tmp_path, "implicit", dtp_handler=Cut, ftp_SIZE=_no) as server:
+        refused(ConnectionLost, source(server, "implicit"))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -115,6 +116,50 @@ def test_directories_where_transfers_failed_are_swept_too(plant: Plant) -> None:
     part = plant.write(f"new/dir/{temporary_name('x.nc', failed, 1)}")
     assert sweep(plant).removed == 1
     assert not part.exists()
+
+
+def test_registered_prefixes_are_no_reason_to_leave_out_the_rest(plant: Plant) -> None:
+    """Prefixes say where all files should be known; partial files lie where transfers have written."""
+    changed = {**plant.machine.model_dump(exclude_none=True), "audit_prefixes": ["in"]}
+    some = Plant(plant.database, Machine.model_validate(changed), plant.folder, plant.services.settings.home)
+    failed = transfer(
+        some.database, ended=True, status="ERROR", destination_machine="here", destination_place="new/x.nc"
+    )
+    some.register("run/one")
+    parts = [
+        some.write(f"{directory}/{temporary_name('x.nc', owner, 1)}")
+        for directory, owner in (("in/deep", uuid4()), ("new", failed), ("run", uuid4()))
+    ]
+    swept = sweep(some)
+    some.services.storages.close()
+    assert not any(part.exists() for part in parts)
+    assert swept.removed == 3
+
+
+def test_a_full_machine_is_swept_too(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for the file that tells the machine's time; that is when sweeping matters."""
+    machine = Machine(name="here", transport=TransportKind.LOCAL, base_dir=str(tmp_path))
+    plant = Plant(database, machine, tmp_path, tmp_path / "home")
+    plant.register("run/one")
+    part = plant.write(f"run/{temporary_name('x', uuid4(), 1)}")
+    opened = os.open
+
+    def full(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_CREAT and "clock" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", full)
+    assert sweep(plant).removed == 1
+    assert not part.exists()
+
+
+def test_the_report_is_text_whatever_the_names(plant: Plant) -> None:
+    plant.register("run/one")
+    with open(os.fsencode(plant.folder / "run") + b"/.\xff.dmpart", "wb") as file:
+        file.write(b"x")
+    (line,) = sweep(plant).lines
+    assert str(line["place"]).encode("utf-8") == b"run/.\\udcff.dmpart"
 
 
 def test_links_are_not_followed_out(plant: Plant, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Fetcher:
         found = probe(self.job, size=size)
         self.begun = self.marker.done if self.marker is not None else 0
         control = Control()
-        wanted = Wanted(limit, size, fetching.checksum(), fetching.options.decompress)
+        wanted = Wanted(fetching.limit(limit), size, fetching.checksum(), fetching.options.decompress)
         moved = download(self.job, found, fetching.sources, control, wanted, self.remember)
         proof = verify(self.job, found, moved, control)
         publish(self.job, found, Intent(proof.size, proof.sha256, 1_600_000_000))

@@ -1,4 +1,4 @@
-"""A private Prefect server on loopback: the one that `dm up` embeds, or with a given database Prefect's own command."""
+"""A private Prefect server on loopback: the one that `dm up` embeds, or, with a given database, that of compose.yaml."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PrefectServer:
             self.env |= {"DM_HOME": str(directory), "DM_PREFECT_PORT": str(self.port)}
         else:
             self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database_url
-            command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+            command = [sys.executable, "-m", "deployments.prefect_schedules", "server", "start", "--host", "127.0.0.1"]
             command += ["--port", str(self.port)]
         self.process = Process(command, log=directory / "prefect.log", env=self.env, cwd=directory)
 

@@ -142,7 +142,7 @@ def test_below() -> None:
     assert not below_any("a", [])
 
 
-@given(PARTS, st.uuids(), st.integers(1, 10**9))
+@given(PARTS, st.uuids(), st.integers(0, 10**9))  # 0: names of retention's looks at whether two files are one
 def test_every_name_that_we_give_is_read(name: str, transfer: object, epoch: int) -> None:
     owner = transfer.hex[:8]  # type: ignore[attr-defined]
     assert read_part(temporary_name(name, transfer, epoch)) == Part(owner, epoch)  # type: ignore[arg-type]
@@ -156,7 +156,6 @@ def test_every_name_that_we_give_is_read(name: str, transfer: object, epoch: int
         ".x.1234567.1.dmpart",
         ".x.123456789.1.dmpart",
         ".x.ABCDEF12.1.dmpart",
-        ".x.12345678.0.dmpart",
         ".x.12345678.01.dmpart",
         ".x.12345678.1.dmpart.bak",
         ".x.12345678..dmpart",

@@ -77,6 +77,18 @@ def test_bad_cron_lines(text: str) -> None:
         checked_cron(text)
 
 
+@pytest.mark.parametrize("text", ["0 0 30 2 *", "0 0 31 2,4-6/2,11 *", "0 0 31 2 1"])
+def test_a_day_that_never_comes_is_refused(text: str) -> None:
+    """Prefect's server makes runs for no schedule of the deployment when one of them has no next time."""
+    with pytest.raises(ValueError, match="must be five fields"):
+        checked_cron(text)
+
+
+@pytest.mark.parametrize("text", ["0 0 29 2 *", "0 0 31 */2 *", "0 0 28-31/3 2 *", "0 0 31 4,5 *", "0 0 */20 2 *"])
+def test_a_rare_day_is_fine(text: str) -> None:
+    assert checked_cron(text) == text
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

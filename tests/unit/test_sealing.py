@@ -179,18 +179,27 @@ def test_the_fingerprint_notices_a_changed_secret_and_can_not_be_guessed(tmp_pat
         fingerprint_of("PUT", "/DM/getexternal", one)
 
 
+def test_a_url_that_can_not_be_read_is_hidden_as_well() -> None:
+    shown, secrets = parted(request(url="https:/data.example?token=hunter2"))
+    assert "hunter2" not in shown.url
+    assert secrets is not None
+
+
 def test_the_digest_of_a_message_is_the_same_whatever_the_secret() -> None:
-    def call(options: object) -> Call:
+    def call(options: object, url: object = "https://a/x") -> Call:
         body = {"specversion": "1.0", "id": "1", "source": "/t", "type": "dm.request.getexternal"}
         import orjson
 
-        found = read_message(orjson.dumps(body | {"data": {"url": "https://a/x", "options": options}}))
+        found = read_message(orjson.dumps(body | {"data": {"url": url, "options": options}}))
         assert isinstance(found, Call)
         return found
 
     assert call({"password": "a"}).fingerprint == call({"password": "b"}).fingerprint
     assert call('{"password": "a"}').fingerprint == call('{"password": "b"}').fingerprint
     assert call("hunter2").fingerprint == call("hunter3").fingerprint
+    assert call({}, "https://a/x?t=1").fingerprint == call({}, "https://a/x?t=2").fingerprint
+    assert call({}, "https://u:1@a/x").fingerprint == call({}, "https://u:2@a/x").fingerprint
+    assert call({}, "https://a/x").fingerprint != call({}, "https://a/y").fingerprint
     assert call({"credential": "a"}).fingerprint != call({"credential": "b"}).fingerprint
 
 

@@ -83,6 +83,7 @@ def test_a_form_makes_one_and_a_key_makes_it_once(api: LiveApi) -> None:
         ({"options": {"password": "hunter2"}}, 422, "invalid_request", "options.password"),
         ({"options": {"headers": {"A": "hunter2"}}}, 422, "invalid_request", "options.headers"),
         ({"options": {"proxy": "http://u:hunter2@127.0.0.1"}}, 422, "invalid_request", "options.proxy"),
+        ({"url": "http://127.0.0.1/x?{date:%Y}&api_key=hunter2"}, 422, "invalid_request", "url"),
         ({"options": {"timeout": -1}}, 422, "invalid_request", "options.timeout"),
         ({"options": {"extract": "tar"}}, 501, "not_supported", None),
         ({"filename": "same"}, 422, "invalid_request", "filename"),
