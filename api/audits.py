@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
@@ -18,10 +18,11 @@ from api.answers import json_response
 from api.audit_views import AuditView, FindingView, audit_view, finding_view
 from api.bodies import read_request
 from api.context import In
+from api.filters import read_filters
 from api.idempotency import Slot, once
 from datamanager import errors
 from datamanager.domain.audit import AuditRequest, FindingKind
-from datamanager.errors import AuditNotFound, InvalidRequest
+from datamanager.errors import AuditNotFound
 from datamanager.messaging.wake import ring
 from models import audit_findings, audits
 
@@ -98,7 +99,7 @@ async def start_audit(request: Request, context: In) -> Response:
 async def list_audits(request: Request, context: In) -> Response:
     """List audits, the newest first, with a `Link` header with `rel="next"` while there is more."""
     given = request.query_params.multi_items()
-    wanted = _read(given, _LIST, {"limit": _limit})
+    wanted = read_filters(given, _LIST, {"limit": _limit})
 
     def look(session: Session) -> tuple[list[AuditView], str | None]:
         rows, cursor = audits.select_audits(session, **{"limit": LIMIT_DEFAULT, **wanted})
@@ -132,7 +133,10 @@ async def show_audit(audit: str, context: In) -> Response:
 async def list_findings(audit: str, request: Request, context: In) -> Response:
     """List what two looks have found, with a `Link` header with `rel="next"` while there is more."""
     audit_id, given = _audit_id(audit), request.query_params.multi_items()
-    wanted = {"limit": LIMIT_DEFAULT, **_read(given, _FINDINGS, {"limit": _limit, "kind": _kind, "cursor": _number})}
+    wanted = {
+        "limit": LIMIT_DEFAULT,
+        **read_filters(given, _FINDINGS, {"limit": _limit, "kind": _kind, "cursor": _number}),
+    }
     limit = int(wanted.pop("limit"))
     after = wanted.pop("cursor", -1)
 
@@ -154,29 +158,6 @@ def _audit_id(given: str) -> UUID:
         return UUID(given)
     except ValueError:
         raise AuditNotFound(f"no audit has the identifier {given!r}") from None
-
-
-def _read(
-    items: Iterable[tuple[str, str]], known: Mapping[str, str], readers: Mapping[str, Callable[[str], Any]]
-) -> dict[str, Any]:
-    """Read query parameters. Raises: InvalidRequest, which names each one that is unknown or wrong."""
-    given: dict[str, Any] = {}
-    wrong: dict[str, str] = {}
-    for name, value in items:
-        if name not in known:
-            wrong[name] = f"unknown; known: {', '.join(known)}"
-        elif name in given or name in wrong:
-            wrong[name] = "may be given once"
-        elif "\0" in value:
-            wrong[name] = "must not hold a NUL character"
-        else:
-            try:
-                given[name] = readers[name](value) if name in readers else value
-            except ValueError as exc:
-                wrong[name] = str(exc)
-    if wrong:
-        raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong)
-    return given
 
 
 def _limit(value: str) -> int:

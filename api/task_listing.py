@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -16,12 +15,12 @@ from starlette.responses import Response
 from api import documents
 from api.answers import json_response
 from api.context import In
+from api.filters import read_filters
 from api.showing import show_tasks
 from api.views import TaskView
 from datamanager import errors
 from datamanager.domain.schedule import Priority, read_time
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from datamanager.errors import InvalidRequest
 from models.transfer_listing import TransferSelection, select_transfers
 
 LIMIT_DEFAULT = 100
@@ -78,22 +77,7 @@ async def list_tasks(request: Request, context: In) -> Response:
 
 def selection_of(items: Iterable[tuple[str, str]]) -> TransferSelection:
     """Read query parameters. Raises: InvalidRequest, which names each one that is unknown or wrong."""
-    given: dict[str, Any] = {}
-    wrong: dict[str, str] = {}
-    for name, value in items:
-        if name not in PARAMETERS:
-            wrong[name] = f"unknown; known: {', '.join(PARAMETERS)}"
-        elif name in given or name in wrong:
-            wrong[name] = "may be given once"
-        elif "\0" in value:
-            wrong[name] = "must not hold a NUL character"
-        else:
-            try:
-                given[name] = READERS[name](value) if name in READERS else value
-            except ValueError as exc:
-                wrong[name] = str(exc)
-    if wrong:
-        raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong)
+    given = read_filters(items, PARAMETERS, READERS)
     oldest_first = given.pop("sort", SORTABLE[0]) == "created"
     return TransferSelection(oldest_first=oldest_first, **{"limit": LIMIT_DEFAULT, **given})
 

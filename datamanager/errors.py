@@ -19,7 +19,7 @@
     │   ├── TaskNotFound             task_not_found
     │   ├── AuditNotFound            audit_not_found
     │   ├── AuditSuspicious          audit_suspicious     (so much is lost that it is not believed)
-    │   ├── DutyTaken                duty_taken           (retryable; maintenance of a kind is one run's at a time)
+    │   ├── DutyTaken                duty_taken           (retryable) maintenance of a kind is one run at a time
     │   ├── ScheduleNotFound         schedule_not_found
     │   ├── TaskEnded                task_ended
     │   ├── ObjectDeleted            object_deleted

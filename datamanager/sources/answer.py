@@ -202,6 +202,6 @@ class HttpDownload:
 def _date(text: str | None) -> datetime | None:
     try:
         date = parsedate_to_datetime((text or "").strip())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return date if date.tzinfo is not None else None

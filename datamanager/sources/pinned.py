@@ -100,7 +100,7 @@ class Answer(http.client.HTTPResponse):
         if isinstance(sock, ssl.SSLSocket):
             # A body without a length ends where the connection does: over TLS only where the server says so
             # (close_notify), or whoever cuts the connection would end the file (RFC 9112, 9.8).
-            sock.suppress_ragged_eofs = False
+            sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
         self._pace = _PacedReader(self.fp.detach(), sock.gettimeout())
         self.fp = io.BufferedReader(self._pace, _BUFFER)
 

@@ -216,6 +216,12 @@ def test_a_token_that_can_not_be_sent(token: str) -> None:
     assert token not in refused.value.detail
 
 
+def test_a_date_beyond_all_bounds_is_no_date(server: OddServer) -> None:
+    late = f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"
+    server.answers["/"] = [ok(b"abc", f"Last-Modified: {late}", f"Date: {late}")]
+    assert got(server.url("/")) == b"abc"
+
+
 def test_max_size_is_for_what_is_unpacked_as_well(server: OddServer, fetcher: Fetcher) -> None:
     server.answers["/"] = [ok(gzip.compress(bytes(100_000)))]
     fetcher.refused(TooLarge, opened(server.url("/"), decompress="gzip", max_size=99_999))
@@ -266,6 +272,10 @@ def test_the_size_said_twice_must_be_one() -> None:
         ("attachment; filename=plain.nc; filename*=UTF-8''%e2%82%ac.nc", "€.nc"),
         ("inline", None),
         ("attachment; filename=", None),
+        ("attachment; filename*=idna''a%ff", None),
+        ("attachment; filename*=a\0b''x", None),
+        (f"attachment; filename*{'9' * 5000}*=utf-8''a", None),
+        ("a;" * 20_000, None),
     ],
 )
 def test_the_name_that_a_server_suggests(server: OddServer, header: str, name: str | None) -> None:

@@ -1,4 +1,4 @@
-"""A private Prefect server on loopback: the one that `dm up` embeds, or, with a given database, that of compose.yaml."""
+"""A private Prefect server on loopback: the one that `dm up` embeds, or, with a database, that of compose.yaml."""
 
 from __future__ import annotations
 
