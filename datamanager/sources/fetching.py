@@ -78,7 +78,7 @@ def open_fetching(
     Raises: what `open_source` raises, also for a mirror and a file of checksums.
     """
     typed = typed_options(url, protocol, options)
-    word = protocol.strip() or ("http" if isinstance(typed, HttpOptions) else scheme_of(url))
+    word = protocol.strip() or ("http" if type(typed) is HttpOptions else scheme_of(url))
     sources = {_place(0, url): open_source(url, protocol, typed, guard, max_size=max_size, **terms)}
     for number, mirror in enumerate(typed.mirrors, 1):
         theirs = _for(mirror, url, typed)

@@ -48,13 +48,13 @@ class Validators:
 
 def identity(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None]:
     """Return what tells a request's URL from others: it without its query, and a keyed mark of the whole where there is
-    more to it. Raises: SecretsUnreadable.
+    more to it; what is unpacked on the way is another thing than the packed file. Raises: SecretsUnreadable.
     """
     shown, query = public_url(request.url), request.options.get("query")
-    endpoint = request.options.get("endpoint")
-    if shown == request.url and not query and not endpoint:
+    endpoint, packing = request.options.get("endpoint"), request.options.get("decompress")
+    if shown == request.url and not query and not endpoint and not packing:
         return shown, None
-    return shown, sealer.mark(json.dumps([request.url, query, endpoint], sort_keys=True, default=str))
+    return shown, sealer.mark(json.dumps([request.url, query, endpoint, packing], sort_keys=True, default=str))
 
 
 def identity_or_none(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None] | None:

@@ -31,6 +31,8 @@ RATIO_FROM = 64 * 2**20
 WINDOW_LOG_MAX = 27
 """A zstd stream may ask for a window of 128 MiB, as much as the zstd program grants without being told otherwise."""
 
+_PIECE = 16 * 1024
+"""Bytes that are looked at together: what is left behind a member's end is copied, and members may be tiny."""
 _GZIP = zlib.MAX_WBITS + 16
 
 
@@ -116,11 +118,16 @@ class _CutShort(Exception):
         super().__init__("it ends too early")
 
 
+def _pieces(packed: Iterator[memoryview]) -> Iterator[bytes]:
+    for block in packed:
+        for begin in range(0, len(block), _PIECE):
+            yield bytes(block[begin : begin + _PIECE])
+
+
 def _gunzip(packed: Iterator[memoryview]) -> Iterator[bytes]:
     """Yield what gzip members hold, at most BLOCK bytes at a time; zeros behind a member are padding."""
     member, members = None, 0
-    for block in packed:
-        data = bytes(block)
+    for data in _pieces(packed):
         while data:
             if member is None:
                 data = data.lstrip(b"\0") if members else data
@@ -143,8 +150,7 @@ def _gunzip(packed: Iterator[memoryview]) -> Iterator[bytes]:
 def _unzstd(packed: Iterator[memoryview]) -> Iterator[bytes]:
     """Yield what zstd frames hold, at most BLOCK bytes at a time."""
     frame, frames = None, 0
-    for block in packed:
-        data = bytes(block)
+    for data in _pieces(packed):
         while data or (frame is not None and not frame.needs_input):
             if frame is None:
                 frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG_MAX})

@@ -101,6 +101,27 @@ def test_a_machine_that_is_away_is_said_at_once_to_who_waits(
     assert [fault["code"] for fault in site.status(task)["faults"]][:1] == ["machine_unavailable"]
 
 
+def test_a_delete_on_a_machine_that_is_away_is_refused_or_finishes_later(
+    quiet_site: Site, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+) -> None:
+    site = quiet_site
+    site.service.start_movers()
+    site.service.wait_ready()
+    doomed = site.register("cirrus", "away/d.bin", b"bytes")
+    sshd_pair[1].stop()
+    try:
+        refused = site.ask("DELETE", f"delete/{doomed}")
+        assert (refused.status_code, refused.json()["code"]) == (503, "machine_unavailable")
+        later = site.ask("DELETE", f"delete/{doomed}", headers={"Prefer": "respond-async"})
+        assert later.status_code == 202
+        assert site.info(doomed)["status"] == "ACTIVE"
+    finally:
+        sshd_pair[1].start()
+    assert site.wait(later.text)["status"] == "COMPLETE"
+    assert site.info(doomed)["status"] == "DELETED"
+    assert not site.exists("cirrus", "away/d.bin")
+
+
 @pytest.mark.slow
 def test_without_prefect_who_waits_hears_it_and_the_rest_waits(
     tmp_path: Path, sshd_pair: tuple[PrivateSshd, PrivateSshd]

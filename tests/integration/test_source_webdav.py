@@ -20,6 +20,7 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources import Guard, open_source
+from datamanager.sources.fetching import open_fetching
 from tests.support import web as webs
 from tests.support.odd_http import OddServer, answer, ok
 from tests.support.web import Web
@@ -34,6 +35,12 @@ def fetch(url: str, options: dict[str, Any], *part: int, protocol: str = "", **t
     source = open_source(url, protocol, options, ALLOWED, max_size=2**30, connect_timeout=10, read_timeout=10, **terms)
     with source.open(*part) as download:
         return b"".join(bytes(block) for block in download.blocks())
+
+
+def test_a_mirror_has_the_urls_protocol() -> None:
+    mirrors = {"mirrors": ["webdavs://two.example/x"]}
+    for protocol in ("", "webdavs"):
+        assert len(open_fetching("webdavs://one.example/x", protocol, mirrors, ALLOWED, max_size=1).sources) == 2
 
 
 class DigestHandler(BaseHTTPRequestHandler):

@@ -64,6 +64,7 @@ def packed(server: OddServer, content: bytes, packing: str, *, sent: int | None 
         ("gzip", gzip.compress(b"padded") + bytes(2 * MIB), b"padded"),
         ("gzip", gzip.compress(b"a") + bytes(5) + gzip.compress(b"b"), b"ab"),
         ("gzip", gzip.compress(b""), b""),
+        ("gzip", gzip.compress(b"a") * 50_000, b"a" * 50_000),
         ("zstd", ZSTD, BODY),
         ("zstd", zstd.compress(b"one") + zstd.compress(b"") + zstd.compress(b"two"), b"onetwo"),
         (
@@ -72,8 +73,21 @@ def packed(server: OddServer, content: bytes, packing: str, *, sent: int | None 
             b"behind a skipped frame",
         ),
         ("zstd", zstd.compress(b""), b""),
+        ("zstd", zstd.compress(b"a") * 50_000, b"a" * 50_000),
     ],
-    ids=["gzip", "members", "padding", "zeros between", "nothing", "zstd", "frames", "skippable", "empty frame"],
+    ids=[
+        "gzip",
+        "members",
+        "padding",
+        "zeros between",
+        "nothing",
+        "tiny members",
+        "zstd",
+        "frames",
+        "skippable",
+        "empty frame",
+        "tiny frames",
+    ],
 )
 def test_it_is_unpacked(server: OddServer, fetcher: Fetcher, packing: str, content: bytes, unpacked: bytes) -> None:
     assert fetcher.attempt(packed(server, content, packing)) == unpacked
