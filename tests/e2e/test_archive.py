@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -213,21 +215,28 @@ def test_an_archived_object_is_deleted_once(site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_mover_loses_nothing(site: Site) -> None:
-    data = {f"killed/{i}": some_bytes(300_000) for i in range(40)}
+@pytest.mark.parametrize("seed", range(int(os.environ.get("DM_TEST_ARCHIVE_KILLS", "3"))))
+def test_a_mover_killed_at_any_moment_loses_nothing(site: Site, seed: int) -> None:
+    chance = random.Random(seed)
+    data = {f"killed{seed}/{i}": some_bytes(300_000) for i in range(40)}
     uuids = [site.register("archer2", path, content) for path, content in data.items()]
-    task = site.ask("POST", "async/archive", json={"items": uuids}).text
-    soon(lambda: site.status(task)["items"]["complete"] >= 4)
-    site.service.kill_mover()
-    for uuid, (path, content) in zip(uuids, data.items(), strict=True):
-        if site.info(uuid)["status"] == "ACTIVE":
-            assert site.read("archer2", path) == content
-    site.service.start_movers()
-    status = site.wait(task)
-    assert status["status"] == "COMPLETE", status
-    task, status = run(site, "activate", {"items": uuids})
-    assert status["status"] == "COMPLETE", status
+
+    def killed_in(task: str, most: float) -> None:
+        time.sleep(chance.uniform(0, most))
+        site.service.kill_mover()
+        for uuid, (path, content) in zip(uuids, data.items(), strict=True):
+            if site.info(uuid)["status"] == "ACTIVE":
+                assert site.read("archer2", path) == content
+        site.service.start_movers()
+        status = site.wait(task)
+        assert status["status"] == "COMPLETE", status
+
+    killed_in(site.ask("POST", "async/archive", json={"items": uuids}).text, 4.0)
+    assert {site.info(uuid)["status"] for uuid in uuids} == {"ARCHIVED"}
+    assert not any(site.exists("archer2", path) for path in data)
+    killed_in(site.ask("POST", "async/activate", json={"items": uuids}).text, 3.0)
     assert {path: site.read("archer2", path) for path in data} == data
+    soon(lambda: not site.leftovers())
 
 
 def test_a_bundle_on_tape_is_asked_for_and_waited_for(site: Site) -> None:
