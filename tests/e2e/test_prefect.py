@@ -183,20 +183,22 @@ def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, e
 
 @pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 def test_suspend_in_the_ui_holds_nothing_up(site: Site, prefect: PrefectApi, slow_server: OddServer) -> None:
-    enough = Event()
+    enough, body = Event(), some_bytes(20 * DRIP)
 
     def drip(request: OddHandler) -> None:
-        request.begin(200, Content_Length=2 * DRIP)
-        request.wfile.write(b"x" * DRIP)
-        while not enough.wait(0.5):
-            pass
-        request.wfile.write(b"y" * DRIP)
+        request.begin(200, Content_Length=len(body))
+        sent = 0
+        while not enough.wait(0.2) and sent + DRIP < len(body):
+            request.wfile.write(body[sent : sent + DRIP // 60])
+            sent += DRIP // 60
+        request.wfile.write(body[sent:])
 
     fields = {"filename": "held.bin", "path": "ui", "machine": "cirrus", "url": slow_server.on("/held", drip)}
     task = site.ask("PUT", "async/getexternal", data=fields).text
     deadline = time.monotonic() + PATIENCE
     while not (status := site.status(task))["bytes_done"] and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert status["bytes_done"]
     run = status["flow_run_id"]
     suspended = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
     prefect.post(f"flow_runs/{run}/set_state", {"state": suspended, "force": True})
@@ -204,12 +206,13 @@ def test_suspend_in_the_ui_holds_nothing_up(site: Site, prefect: PrefectApi, slo
     deadline = time.monotonic() + PATIENCE
     while prefect.get(f"flow_runs/{run}")["state_type"] != "RUNNING" and time.monotonic() < deadline:
         time.sleep(0.2)
+    assert prefect.get(f"flow_runs/{run}")["state_type"] == "RUNNING"
     assert site.status(task)["status"] == "RUNNING"
     assert site.status(task)["attempt"] == 1
     enough.set()
     assert site.wait(task)["status"] == "COMPLETE"
     assert prefect.wait(run)["state_type"] == "COMPLETED"
-    assert site.read("cirrus", "ui/held.bin") == b"x" * DRIP + b"y" * DRIP
+    assert site.read("cirrus", "ui/held.bin") == body
 
 
 @pytest.mark.slow
