@@ -15,6 +15,7 @@ from api import documents
 from api.answers import json_response
 from api.bodies import read_request
 from api.context import Context, In
+from api.filters import read_filters
 from api.idempotency import Slot, once
 from api.identifiers import object_id_of, retention_run_of
 from api.retention_views import plan_view, run_detail_view, run_view
@@ -61,13 +62,8 @@ def _query(known: dict[str, str]) -> dict[str, object]:
 
 
 def _given(request: Request, known: dict[str, str]) -> dict[str, str]:
-    """Return the query's parameters. Raises: InvalidRequest for one that is unknown or given twice."""
-    items = request.query_params.multi_items()
-    wrong = {name: f"unknown; known: {', '.join(known)}" for name, _ in items if name not in known}
-    wrong |= {name: "may be given once" for name in known if len(request.query_params.getlist(name)) > 1}
-    if wrong:
-        raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong)
-    return dict(items)
+    """Return the query's parameters. Raises: InvalidRequest for those that are unknown or given twice."""
+    return read_filters(request.query_params.multi_items(), known, {})
 
 
 @router.put(

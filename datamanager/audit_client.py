@@ -1,16 +1,16 @@
-"""The client's calls about audits: a mixin of `datamanager.client.Client`."""
+"""A client of the REST API for audits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import requests
 from pydantic import BaseModel, ConfigDict
 
+from datamanager.client import Client
 from datamanager.domain.audit import AuditStatus, FindingKind
 
 LOOK_EVERY = 1.0  # seconds between two looks at an audit that is waited for
@@ -58,7 +58,7 @@ class AuditFinding(BaseModel):
     applied: bool
 
 
-class AuditCalls:
+class AuditClient(Client):
     """What a client asks about audits."""
 
     def start_audit(self, machine: str, **terms: Any) -> Audit:
@@ -84,16 +84,3 @@ class AuditCalls:
         """Yield what an audit found. Raises: AuditNotFound, InvalidRequest."""
         query = {} if kind is None else {"kind": kind}
         return map(AuditFinding.model_validate, self._pages(f"DM/audits/{audit}/findings", query))
-
-    # --- what the client has ---------------------------------------------------------------------------------------
-
-    def _write(
-        self, method: str, path: str, fields: Mapping[str, Any], headers: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _read(self, path: str, query: Mapping[str, str | int] | None = None) -> requests.Response:
-        raise NotImplementedError
-
-    def _pages(self, path: str, query: Mapping[str, str | int]) -> Iterator[Any]:
-        raise NotImplementedError

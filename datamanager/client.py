@@ -21,7 +21,6 @@ from uuid import UUID, uuid4
 import requests
 from pydantic import BaseModel, ConfigDict, Field
 
-from datamanager.audit_client import AuditCalls
 from datamanager.domain.schedule import Priority
 from datamanager.domain.states import ObjectStatus, TransferStatus
 from datamanager.errors import (
@@ -187,7 +186,7 @@ class MachineLimits(_Answer):
     changed: datetime | None
 
 
-class Client(AuditCalls):
+class Client:
     """One service's client; not to be shared between threads. `timeout` in seconds is for one answer.
 
     Every method may raise ServiceError (it does not answer) and what the service itself raises.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -121,21 +121,9 @@ def longest_unchecked(session: Session, machine: str, before: datetime, after: T
     """Return up to `limit` objects that were not hashed since `before`: those never hashed first, then the oldest;
     beyond `after`.
     """
-    columns = (*_COLUMNS, DataObject.checked)
-    query = select(*columns).where(*_scrubbable(machine))
-    found = list[Any]()
-    if after is None or after.checked is None:
-        never = query.where(DataObject.checked.is_(None))
-        if after is not None:
-            never = never.where(DataObject.id > after.row.object_id)
-        found += session.execute(never.order_by(DataObject.id).limit(limit))
-    if len(found) < limit:
-        old = query.where(DataObject.checked < before)
-        if after is not None and after.checked is not None:
-            same = and_(DataObject.checked == after.checked, DataObject.id > after.row.object_id)
-            old = old.where(or_(DataObject.checked > after.checked, same))
-        found += session.execute(old.order_by(DataObject.checked, DataObject.id).limit(limit - len(found)))
-    return [Turn(_expected(row), row.checked) for row in found]
+    query = select(*_COLUMNS, DataObject.checked).where(*_scrubbable(machine))
+    rows = _in_turn(session.execute, query, DataObject.checked, DataObject.id, before, after, limit)
+    return [Turn(_expected(row), row.checked) for row in rows]
 
 
 def longest_unchecked_bundles(
@@ -143,19 +131,32 @@ def longest_unchecked_bundles(
 ) -> list[Turn]:
     """Return up to `limit` sealed bundles, as `longest_unchecked` does objects."""
     query = select(Bundle).where(Bundle.machine == machine, Bundle.status == BundleStatus.SEALED.value)
-    found = list[Bundle]()
-    if after is None or after.checked is None:
-        never = query.where(Bundle.checked.is_(None))
-        if after is not None:
-            never = never.where(Bundle.id > after.row.object_id)
-        found += session.scalars(never.order_by(Bundle.id).limit(limit))
-    if len(found) < limit:
-        old = query.where(Bundle.checked < before)
-        if after is not None and after.checked is not None:
-            same = and_(Bundle.checked == after.checked, Bundle.id > after.row.object_id)
-            old = old.where(or_(Bundle.checked > after.checked, same))
-        found += session.scalars(old.order_by(Bundle.checked, Bundle.id).limit(limit - len(found)))
+    found = _in_turn(session.scalars, query, Bundle.checked, Bundle.id, before, after, limit)
     return [Turn(row, bundle.checked) for row, bundle in zip(_bundles(session, found), found, strict=True)]
+
+
+def _in_turn(
+    fetch: Callable[[Any], Iterable[Any]],
+    query: Any,
+    checked: Any,
+    key: Any,
+    before: datetime,
+    after: Turn | None,
+    limit: int,
+) -> list[Any]:
+    """Fetch up to `limit` rows of a query beyond `after`: those never checked, then the oldest."""
+    found = list[Any]()
+    if after is None or after.checked is None:
+        never = query.where(checked.is_(None))
+        if after is not None:
+            never = never.where(key > after.row.object_id)
+        found += fetch(never.order_by(key).limit(limit))
+    if len(found) < limit:
+        old = query.where(checked < before)
+        if after is not None and after.checked is not None:
+            old = old.where(or_(checked > after.checked, and_(checked == after.checked, key > after.row.object_id)))
+        found += fetch(old.order_by(checked, key).limit(limit - len(found)))
+    return found
 
 
 def holds_objects(session: Session, machine: str, directory: str) -> bool:

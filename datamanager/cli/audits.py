@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from datamanager.audit_client import Audit, AuditFinding
+from datamanager.audit_client import Audit, AuditClient, AuditFinding
 from datamanager.cli.tables import Listing
-from datamanager.client import Client
 from datamanager.domain.audit import AuditStatus
 from datamanager.settings import load_settings
 from datamanager.transports.paths import shown
@@ -71,8 +70,8 @@ def show(
         _show_findings(findings)
 
 
-def _client() -> Client:
-    return Client(load_settings().api_url)
+def _client() -> AuditClient:
+    return AuditClient(load_settings().api_url)
 
 
 def _show(audits: Iterable[Audit]) -> None:

@@ -62,79 +62,47 @@ def require_tls_verified(verify_tls: bool, terms: Terms) -> None:
         raise InvalidRequest(f"options.verify_tls: {why}", {"options.verify_tls": why})
 
 
-def _http(url: str, options: HttpOptions, terms: Terms) -> Source:
-    require_tls_verified(options.verify_tls, terms)
-    return HttpSource.of(
-        url,
-        options,
-        guard=terms.guard,
-        max_size=terms.max_size,
-        connect_timeout=terms.connect_timeout,
-        read_timeout=terms.read_timeout,
-        ca_file=terms.ca_file,
-    )
+def _plain(make: Callable[..., Source]) -> Factory:
+    """Return the factory of a protocol whose security is its own."""
+
+    def factory(url: str, options: Any, terms: Terms) -> Source:
+        return make(url, options, **_common(terms))
+
+    return factory
 
 
-def _sftp(url: str, options: SftpOptions, terms: Terms) -> Source:
-    return SftpSource.of(
-        url,
-        options,
-        guard=terms.guard,
-        max_size=terms.max_size,
-        connect_timeout=terms.connect_timeout,
-        read_timeout=terms.read_timeout,
-    )
+def _tls(make: Callable[..., Source]) -> Factory:
+    """Return the factory of a protocol that may run over TLS."""
+
+    def factory(url: str, options: Any, terms: Terms) -> Source:
+        require_tls_verified(options.verify_tls, terms)
+        return make(url, options, ca_file=terms.ca_file, **_common(terms))
+
+    return factory
 
 
-def _ftp(url: str, options: FtpOptions, terms: Terms) -> Source:
-    require_tls_verified(options.verify_tls, terms)
-    return FtpSource.of(
-        url,
-        options,
-        guard=terms.guard,
-        max_size=terms.max_size,
-        connect_timeout=terms.connect_timeout,
-        read_timeout=terms.read_timeout,
-        ca_file=terms.ca_file,
-    )
+def _common(terms: Terms) -> dict[str, Any]:
+    return {
+        "guard": terms.guard,
+        "max_size": terms.max_size,
+        "connect_timeout": terms.connect_timeout,
+        "read_timeout": terms.read_timeout,
+    }
 
 
-def _s3(url: str, options: S3Options, terms: Terms) -> Source:
-    require_tls_verified(options.verify_tls, terms)
-    return S3Source.of(
-        url,
-        options,
-        guard=terms.guard,
-        max_size=terms.max_size,
-        connect_timeout=terms.connect_timeout,
-        read_timeout=terms.read_timeout,
-        ca_file=terms.ca_file,
-    )
-
-
-def _webdav(url: str, options: WebdavOptions, terms: Terms) -> Source:
-    require_tls_verified(options.verify_tls, terms)
-    return webdav_source(
-        url,
-        options,
-        guard=terms.guard,
-        max_size=terms.max_size,
-        connect_timeout=terms.connect_timeout,
-        read_timeout=terms.read_timeout,
-        ca_file=terms.ca_file,
-    )
-
+_HTTP, _FTP, _S3, _WEBDAV = _tls(HttpSource.of), _tls(FtpSource.of), _tls(S3Source.of), _tls(webdav_source)
+_SFTP = _plain(SftpSource.of)
 
 PROTOCOLS: dict[str, Kind] = {
-    "http": Kind(("http", "https"), HttpOptions, _http),  # old clients say http for both
-    "https": Kind(("https",), HttpOptions, _http),
-    "sftp": Kind(("sftp",), SftpOptions, _sftp),
-    "s3": Kind(("s3",), S3Options, _s3),
-    "ftp": Kind(("ftp",), FtpOptions, _ftp),
-    "ftps": Kind(("ftps",), FtpOptions, _ftp),
-    "webdav": Kind(("webdav", "dav", "http"), WebdavOptions, _webdav),
-    "dav": Kind(("dav", "webdav"), WebdavOptions, _webdav),
-    "webdavs": Kind(("webdavs", "davs", "https"), WebdavOptions, _webdav),
-    "davs": Kind(("davs", "webdavs"), WebdavOptions, _webdav),
+    "http": Kind(("http", "https"), HttpOptions, _HTTP),  # old clients say http for both
+    "https": Kind(("https",), HttpOptions, _HTTP),
+    "sftp": Kind(("sftp",), SftpOptions, _SFTP),
+    "s3": Kind(("s3",), S3Options, _S3),
+    "ftp": Kind(("ftp",), FtpOptions, _FTP),
+    "ftps": Kind(("ftps",), FtpOptions, _FTP),
+    "webdav": Kind(("webdav", "dav", "http"), WebdavOptions, _WEBDAV),
+    "dav": Kind(("dav", "webdav"), WebdavOptions, _WEBDAV),
+    "webdavs": Kind(("webdavs", "davs", "https"), WebdavOptions, _WEBDAV),
+    "davs": Kind(("davs", "webdavs"), WebdavOptions, _WEBDAV),
 }
 """By the client's word, in lower case."""

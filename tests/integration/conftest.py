@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
+from datamanager.machines import Machine, TransportKind
 from models import migrate
 from models.database import Database
+from tests.support.auditing import Plant
 from tests.support.postgres import Databases
+from tests.support.sshd import PrivateSshd
 
 
 def migrated(url: str) -> str:
@@ -58,3 +61,18 @@ def database(migrated_url: str) -> Iterator[Database]:
     catalogue = Database(migrated_url)
     yield catalogue
     catalogue.close()
+
+
+@pytest.fixture(params=["local", "sftp"])
+def plant(
+    request: pytest.FixtureRequest, tmp_path: Path, database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+) -> Iterator[Plant]:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if request.param == "local":
+        machine = Machine(name="here", transport=TransportKind.LOCAL, base_dir=str(folder))
+    else:
+        machine = sshd_pair[0].machine("here", folder, max_connections=1)
+    made = Plant(database, machine, folder, tmp_path / "home")
+    yield made
+    made.services.storages.close()

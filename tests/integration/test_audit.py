@@ -34,21 +34,6 @@ from tests.support.bookkeeping import messages, told
 from tests.support.sshd import PrivateSshd
 
 
-@pytest.fixture(params=["local", "sftp"])
-def plant(
-    request: pytest.FixtureRequest, tmp_path: Path, database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd]
-) -> Iterator[Plant]:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    if request.param == "local":
-        machine = Machine(name="here", transport=TransportKind.LOCAL, base_dir=str(folder))
-    else:
-        machine = sshd_pair[0].machine("here", folder, max_connections=1)
-    made = Plant(database, machine, folder, tmp_path / "home")
-    yield made
-    made.services.storages.close()
-
-
 @pytest.fixture
 def local(tmp_path: Path, database: Database) -> Plant:
     """A local machine, where the transport makes no difference."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,24 +21,8 @@ from models import sweeps
 from models.database import Database, now
 from models.tables import Transfer, TransferItem
 from tests.support.auditing import OLD, Plant
-from tests.support.sshd import PrivateSshd
 
 DAY = 86_400.0
-
-
-@pytest.fixture(params=["local", "sftp"])
-def plant(
-    request: pytest.FixtureRequest, tmp_path: Path, database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd]
-) -> Iterator[Plant]:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    if request.param == "local":
-        machine = Machine(name="here", transport=TransportKind.LOCAL, base_dir=str(folder))
-    else:
-        machine = sshd_pair[0].machine("here", folder, max_connections=1)
-    made = Plant(database, machine, folder, tmp_path / "home")
-    yield made
-    made.services.storages.close()
 
 
 def sweep(plant: Plant, older_than: float = DAY, *, dry_run: bool = False, control: Control | None = None) -> Swept:

@@ -11,9 +11,8 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 
-from datamanager.audit_client import Audit
+from datamanager.audit_client import Audit, AuditClient
 from datamanager.cli.main import app
-from datamanager.client import Client
 from datamanager.domain.audit import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
 from models import audit_findings, audits
@@ -94,14 +93,14 @@ def test_lists_go_by_pages(api: LiveApi) -> None:
         api.ask("POST", "/DM/audits", json={"machine": machine}).json()["audit"]
         for machine in ("here", "there", "here", "there", "here")
     ]
-    with Client(api.url) as dm:
+    with AuditClient(api.url) as dm:
         assert [str(one.audit) for one in dm.audits(limit=2)] == asked[::-1]
         assert [str(one.audit) for one in dm.audits("there", limit=1)] == [asked[3], asked[1]]
 
 
 def test_findings_go_by_pages(api: LiveApi) -> None:
     audit = with_findings(api, 10)
-    with Client(api.url) as dm:
+    with AuditClient(api.url) as dm:
         assert [one.place for one in dm.audit_findings(audit)] == [f"a/{number}" for number in range(10)]
         assert [one.number for one in dm.audit_findings(audit, "lost")] == [0, 3, 6, 9]
     page = api.ask("GET", f"/DM/audits/{audit}/findings", params={"kind": "DARK", "limit": "4"})
@@ -146,7 +145,7 @@ def test_queries_are_strict(api: LiveApi, query: str, named: str) -> None:
 
 
 def test_the_client_raises_what_the_service_refuses(api: LiveApi) -> None:
-    with Client(api.url) as dm:
+    with AuditClient(api.url) as dm:
         audit = dm.start_audit("here", scrub_share=0.1)
         assert isinstance(audit, Audit)
         assert dm.audit(audit.audit) == audit
