@@ -65,6 +65,11 @@ BROKEN: dict[str, tuple[Steps, type[DataManagerError]]] = {
     "redirect to a malformed host": (lambda: [redirect(f"http://[::1/x{QUERY}")], UrlNotAllowed),
     "redirect to a malformed port": (lambda: [redirect(f"http://127.0.0.1:99999/x{QUERY}")], UrlNotAllowed),
     "redirect to a host of odd letters": (lambda: [redirect(f"http://bob:{TOKEN}@h\u2100/x{QUERY}")], UrlNotAllowed),
+    "redirect to escaped credentials": (lambda: [redirect(f"http://bob%3A{TOKEN}%40h.example/")], UrlNotAllowed),
+    "redirect to ambiguous credentials": (lambda: [redirect(f"http://bob:{TOKEN}/@h.example/")], UrlNotAllowed),
+    "redirect to credentials of ftp": (lambda: [redirect(f"ftp://bob:{TOKEN}@h.example/x{QUERY}")], UrlNotAllowed),
+    "redirect to no address": (lambda: [redirect(f"http://0x7f.1/x{QUERY}")], UrlNotAllowed),
+    "redirect to a shut port": (lambda: [redirect(f"http://192.0.2.1:25/x{QUERY}#{TOKEN}")], UrlNotAllowed),
 }
 
 
