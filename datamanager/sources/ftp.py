@@ -85,7 +85,7 @@ class FtpSource:
                 context = self.trust.context(self.ca_file)
             sock, address = connect(self.guard, url, self.connect_timeout)
             control = stack.enter_context(
-                closing(FtpControl(sock, url.host, address, context, self.tls, self.read_timeout))
+                closing(FtpControl(sock, url.host, address, self.guard, context, self.tls, self.read_timeout))
             )
             with (
                 ftp_errors(url.shown, login=True),

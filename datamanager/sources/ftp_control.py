@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from datamanager.errors import AuthenticationFailed, ConnectionLost, DataManagerError, DownloadFailed, SourceMissing
 from datamanager.sources.faults import as_ours
-from datamanager.sources.guard import Address
+from datamanager.sources.guard import Address, Guard
 
 MAX_LINES = 1000
 """Lines of one answer."""
@@ -31,7 +31,14 @@ class FtpControl(ftplib.FTP_TLS):
     """A conversation with one server. `tls` is None (clear text), "explicit" or "implicit". Used by one thread."""
 
     def __init__(
-        self, sock: socket.socket, host: str, address: Address, context: ssl.SSLContext, tls: str | None, timeout: float
+        self,
+        sock: socket.socket,
+        host: str,
+        address: Address,
+        guard: Guard,
+        context: ssl.SSLContext,
+        tls: str | None,
+        timeout: float,
     ) -> None:
         # latin-1 both ways: what is sent are the very bytes of the path, and no answer is unreadable
         super().__init__(context=context, timeout=timeout, encoding="latin-1")
@@ -39,6 +46,7 @@ class FtpControl(ftplib.FTP_TLS):
         self.sock = sock
         self.af = sock.family
         self._address = address
+        self._guard = guard
         self._tls = tls
         self._lines = 0
         self._ragged = True
@@ -88,7 +96,7 @@ class FtpControl(ftplib.FTP_TLS):
 
         Without a known size the end of TLS has to be told by close_notify: nothing else shows a cut on the way.
 
-        Raises: ftplib's errors, OSError, EOFError.
+        Raises: UrlNotAllowed, ftplib's errors, OSError, EOFError.
         """
         self._ragged = size_known
         # once more, although it was asked for: it has to be the last command before this one (RFC 3659, 5.3)
@@ -121,10 +129,14 @@ class FtpControl(ftplib.FTP_TLS):
         return super().getline()
 
     def makepasv(self) -> tuple[str, int]:
-        """Ask where the data connection is to go: the port is the server's choice, the address is not."""
+        """Ask where the data connection is to go: the port is the server's choice, the address is not.
+
+        Raises: UrlNotAllowed for a port that DM_DOWNLOAD_DENY shuts.
+        """
         _, port = super().makepasv()
         if not 1024 <= port <= 65535:
             raise ftplib.error_proto("a data connection to a port that is not for them")  # noqa: S321
+        self._guard.refuse_denied(self.host, port, [self._address])
         return str(self._address), port
 
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:

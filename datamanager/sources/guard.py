@@ -161,14 +161,11 @@ class Guard:
         if not 1 <= port <= 65535:
             raise UrlNotAllowed(f"port {port} is not allowed")
         canonical = canonical_host(host)
-        if not isinstance(canonical, str):
-            addresses: list[Address] = [canonical]
-            self._refuse_denied(host, addresses, port)
-        else:
-            if any(entry.shuts_name(canonical, port) for entry in self._denied):
-                raise UrlNotAllowed(f"port {port} of host {host!r} is denied (DM_DOWNLOAD_DENY)")
+        addresses: list[Address] = [] if isinstance(canonical, str) else [canonical]
+        self.refuse_denied(str(canonical), port, addresses)
+        if isinstance(canonical, str):
             addresses = self._addresses(canonical, port)
-            self._refuse_denied(host, addresses, port)
+            self.refuse_denied(canonical, port, addresses)
             if any(entry.opens_name(canonical, port) for entry in self._entries):
                 return addresses
         for address in addresses:
@@ -181,8 +178,14 @@ class Guard:
                 raise UrlNotAllowed(f"port {port} of host {host!r} is not allowed (DM_DOWNLOAD_ALLOW can open it)")
         return addresses
 
-    def _refuse_denied(self, host: str, addresses: Sequence[Address], port: int) -> None:
-        if any(entry.shuts_address(address, port) for entry in self._denied for address in addresses):
+    def refuse_denied(self, host: str, port: int, addresses: Sequence[Address]) -> None:
+        """Refuse what DM_DOWNLOAD_DENY shuts: also for a further connection to what `check` let through, whose port the
+        server chose. `host` is canonical. Raises: UrlNotAllowed.
+        """
+        if any(
+            entry.shuts_name(host, port) or any(entry.shuts_address(address, port) for address in addresses)
+            for entry in self._denied
+        ):
             raise UrlNotAllowed(f"port {port} of host {host!r} is denied (DM_DOWNLOAD_DENY)")
 
     def _addresses(self, name: str, port: int) -> list[Address]:

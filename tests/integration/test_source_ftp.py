@@ -201,6 +201,24 @@ def test_a_data_connection_to_a_low_port_is_refused(tmp_path: Path) -> None:
         refused(DownloadFailed, source(server))
 
 
+@pytest.mark.parametrize("entry", [":{port}", "127.0.0.1:{port}", "127.0.0.0/8:{port}", "files.example:{port}"])
+def test_a_denied_port_is_denied_for_the_data_too(tmp_path: Path, entry: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        port = listener.getsockname()[1]
+
+        def pasv(self: Any, _line: str) -> None:
+            self.respond(f"227 Entering passive mode (127,0,0,1,{port // 256},{port % 256}).")
+
+        guard = Guard(["files.example"], [entry.format(port=port)], resolve=lambda *_: ["127.0.0.1"])
+        with serving(tmp_path, ftp_PASV=pasv) as server:
+            url = f"ftp://files.example:{server.port}/file"
+            one = open_source(url, "", {}, guard, max_size=2**30, read_timeout=5)
+            assert "DM_DOWNLOAD_DENY" in refused(UrlNotAllowed, one)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
 @pytest.mark.parametrize("wrong", [1, -1])
 def test_a_wrong_size(tmp_path: Path, wrong: int) -> None:
     def size(self: Any, _path: str) -> None:
