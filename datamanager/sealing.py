@@ -21,10 +21,17 @@ from cryptography.fernet import Fernet, InvalidToken
 from datamanager.errors import SecretsUnreadable
 from datamanager.settings import Settings
 
-OTHERS = 0o037
-"""Rights that a key file must not give: to write for its group, anything for everybody else."""
+OPEN, OPEN_OF_ROOT = 0o077, 0o037
+"""Rights that a key file must not give: any to its group or to others. Of a file that root owns, and that is handed to
+a service of another user so (a mounted secret), the group may read, as PostgreSQL has it with private keys.
+"""
 FILE = "the key file (DM_SECRETS_KEY, else secrets.key in DM_HOME)"
 """How errors call it: they are shown to clients, whom our paths don't concern."""
+
+
+def is_open(mode: int, owner: int, user: int) -> bool:
+    """Say whether a key file with this mode and owner can be read or changed by others than `user`, who reads it."""
+    return bool(mode & (OPEN_OF_ROOT if owner == 0 and user != 0 else OPEN))
 
 
 class Sealer:
@@ -85,14 +92,14 @@ class Sealer:
         """Return the key. Raises: FileNotFoundError, SecretsUnreadable."""
         try:
             with self._path.open("rb") as file:
-                mode = os.fstat(file.fileno()).st_mode
+                found = os.fstat(file.fileno())
                 key = file.read(1024).strip()
         except FileNotFoundError:
             raise
         except OSError as exc:
             raise SecretsUnreadable(f"{FILE} can't be read: {exc.strerror}") from exc
-        if mode & OTHERS:
-            raise SecretsUnreadable(f"{FILE} is open to others; make it readable by its owner alone (mode 0600)")
+        if is_open(found.st_mode, found.st_uid, os.geteuid()):
+            raise SecretsUnreadable(f"{FILE} is open to others than its owner: chmod 600")
         try:
             Fernet(key)
         except ValueError:

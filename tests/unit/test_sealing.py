@@ -22,7 +22,7 @@ from datamanager.errors import (
     SecretsUnreadable,
     SettingsError,
 )
-from datamanager.sealing import Sealer
+from datamanager.sealing import Sealer, is_open
 from datamanager.settings import Settings, load_credentials, load_settings
 from datamanager.sources.credentials import credential_name, read_credential, variable_end, with_credential
 from datamanager.sources.secrets import HIDDEN, joined, parted, refuse_secrets, sealed
@@ -73,7 +73,7 @@ def test_a_key_that_a_setting_names_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(SecretsUnreadable, match=r"key file \(DM_SECRETS_KEY.*\) is missing"):
         Sealer.of(settings).seal({})
     (tmp_path / "shared.key").write_bytes(Fernet.generate_key())
-    (tmp_path / "shared.key").chmod(0o440)  # as Kubernetes mounts it
+    (tmp_path / "shared.key").chmod(0o400)
     assert Sealer.of(settings).open(Sealer.of(settings).seal({"a": 1})) == {"a": 1}
     assert Sealer.of(Settings(home=tmp_path)).seal({})
     assert (tmp_path / "secrets.key").exists()
@@ -93,8 +93,7 @@ def test_another_key_is_told_apart_from_damage_by_nobody_but_is_an_error(tmp_pat
 @pytest.mark.parametrize(
     ("content", "mode", "wanted"),
     [
-        (None, 0o644, "open to others"),
-        (None, 0o620, "open to others"),
+        *((None, mode, "open to others than its owner: chmod 600") for mode in (0o640, 0o644, 0o620, 0o604, 0o610)),
         (b"too short", 0o600, "holds no key"),
         (b"", 0o600, "holds no key"),
     ],
@@ -106,6 +105,24 @@ def test_a_bad_key_file_is_refused(tmp_path: Path, content: bytes | None, mode: 
     with pytest.raises(SecretsUnreadable, match=wanted) as caught:
         Sealer(file, made_here=True).seal({})
     assert str(tmp_path) not in str(caught.value)  # errors are shown to clients
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "user", "found"),
+    [
+        (0o600, 1000, 1000, False),
+        (0o400, 0, 0, False),
+        (0o440, 1000, 1000, True),
+        (0o640, 0, 0, True),
+        (0o640, 1001, 1000, True),
+        (0o440, 0, 1000, False),  # a secret that is mounted: root's, for the group of the service
+        (0o640, 0, 1000, False),
+        (0o660, 0, 1000, True),
+        (0o444, 0, 1000, True),
+    ],
+)
+def test_the_group_may_read_what_root_hands_to_a_service(mode: int, owner: int, user: int, found: bool) -> None:
+    assert is_open(mode, owner, user) is found
 
 
 def test_a_key_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
