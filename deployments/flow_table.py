@@ -16,6 +16,7 @@ from flows.archive_data import archive_data, archive_many
 from flows.audit import audit
 from flows.copy_data import copy_data
 from flows.delete_data import delete_data
+from flows.extract_data import extract_data
 from flows.get_external import get_external
 from flows.many import copy_many, move_many
 from flows.move_data import move_data
@@ -41,6 +42,7 @@ ENTRYPOINTS: dict[str, AnyFlow] = {
     "flows.copy_data:copy_data": copy_data,
     "flows.move_data:move_data": move_data,
     "flows.get_external:get_external": get_external,
+    "flows.extract_data:extract_data": extract_data,
     "flows.delete_data:delete_data": delete_data,
     "flows.many:copy_many": copy_many,
     "flows.many:move_many": move_many,
@@ -61,4 +63,5 @@ FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
     TransferKind.ACTIVATE: activate_data,
     TransferKind.ARCHIVE_MANY: archive_many,
     TransferKind.ACTIVATE_MANY: activate_many,
+    TransferKind.GETEXTERNAL_MANY: extract_data,
 }

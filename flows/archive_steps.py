@@ -38,14 +38,14 @@ async def make_bundle(number: int, count: int, items: Numbers) -> None:
     """Make a bundle of the items that are not done yet."""
     work = current()
     bundle = bundling.BundleWork(work, items, whole=count == 1)
-    await _carry(work, bundle.perform, f"bundle {number} of {count}", bundle.errors)
+    await carry(work, bundle.perform, f"bundle {number} of {count}", bundle.errors)
 
 
 @step("recall", "recall {number} of {count}")
 async def recall(number: int, count: int, items: Numbers) -> None:
     """Bring back those of a bundle's items that are not done yet."""
     work = current()
-    await _carry(work, recalling.performing(work, items), f"recall {number} of {count}", work.item_errors)
+    await carry(work, recalling.performing(work, items), f"recall {number} of {count}", work.item_errors)
 
 
 async def each(groups: Sequence[Numbers], do: Callable[[int, int, Numbers], Awaitable[None]]) -> None:
@@ -71,7 +71,8 @@ async def finish() -> str | DataManagerError:
     return await work.write(archive_items.finish)
 
 
-async def _carry(work: Work, perform: Callable[[], None], what: str, errors: dict[int, DataManagerError]) -> None:
+async def carry(work: Work, perform: Callable[[], None], what: str, errors: dict[int, DataManagerError]) -> None:
+    """Do a group's work in a thread, count its bytes if it ends well, and say which items failed (`errors`)."""
     work.control.enter(Phase.TRANSFER)
     done, known = work.control.bytes_done, set(errors)
     try:

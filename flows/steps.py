@@ -160,25 +160,31 @@ def copied_instead(found: Found) -> Found:
 
 
 async def deliver(found: Found) -> tuple[Intent, Verified]:
-    """Move, verify and publish; bytes that were damaged on the way are sent once more, from the start."""
+    """Move, verify and publish."""
     work = current()
     if found.published is not None:  # by an attempt before this one, which could not tell the catalogue
         sha256 = work.job().verify is VerifyPolicy.SHA256
         return found.published, Verified.SHA256 if sha256 else Verified.SIZE
     try:
-        try:
-            proof = await verify(found, await _transferring(work)(found))
-        except ChecksumMismatch as damaged:
-            if not damaged.retryable:  # the source itself has other bytes than were expected
-                raise
-            work.log.warning("transfer %s: %s; once more", work.transfer, damaged.detail)
-            await _discard(work, found)  # not to be gone on with
-            proof = await verify(found, await _transferring(work)(found))
+        proof = await arrive(found)
         return await publish(found, proof), proof.verified
     except BaseException as error:
         if await work.is_ended_by(error):
-            await _discard(work, found)
+            await discard(work, found)
         raise
+
+
+async def arrive(found: Found) -> Proof:
+    """Move and verify; bytes that were damaged on the way are sent once more, from the start."""
+    work = current()
+    try:
+        return await verify(found, await _transferring(work)(found))
+    except ChecksumMismatch as damaged:
+        if not damaged.retryable:  # the source itself has other bytes than were expected
+            raise
+        work.log.warning("transfer %s: %s; once more", work.transfer, damaged.detail)
+        await discard(work, found)  # not to be gone on with
+        return await verify(found, await _transferring(work)(found))
 
 
 def _transferring(work: Work) -> Task[[Found], Coroutine[Any, Any, Moved]]:
@@ -190,7 +196,7 @@ def _transferring(work: Work) -> Task[[Found], Coroutine[Any, Any, Moved]]:
     return transfer if retries is None else transfer.with_options(retries=retries)
 
 
-async def _discard(work: Work, found: Found) -> None:
+async def discard(work: Work, found: Found) -> None:
     """Remove what a failed transfer left beside the destination; on a machine that is away it stays for now: see
     `flows.running.litter`."""
     try:

@@ -22,7 +22,7 @@ from datamanager.domain.archive_requests import (
     ArchiveRequest,
     ArchiveTerms,
 )
-from datamanager.domain.location import Place
+from datamanager.domain.location import Place, extracting_place
 from datamanager.domain.requests import (
     AcceptedBatch,
     BatchRequest,
@@ -61,6 +61,7 @@ REQUEST_OF_KIND: dict[TransferKind, type[TransferRequest]] = {
     TransferKind.ACTIVATE: ActivateRequest,
     TransferKind.ARCHIVE_MANY: ArchiveManyRequest,
     TransferKind.ACTIVATE_MANY: ActivateManyRequest,
+    TransferKind.GETEXTERNAL_MANY: GetExternalRequest,
 }
 """What comes in."""
 KEPT_OF_KIND: dict[TransferKind, type[TransferRequest]] = REQUEST_OF_KIND | {
@@ -109,7 +110,7 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     """
     transfer = Transfer(
         id=uuid4(),
-        kind=order.kind.value,
+        kind=_kind(order).value,
         request={},
         fail_fast=order.fail_fast,
         bandwidth=getattr(order.request, "bandwidth", None),
@@ -142,6 +143,13 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     post_transfer_event(session, transfer, "queued", {})
     wake(session, "queued")
     return transfer
+
+
+def _kind(order: Order) -> TransferKind:
+    """Return what is to be done: a download whose files are wanted is asked for in the same words as any other."""
+    if not isinstance(order.request, GetExternalRequest):
+        return order.kind
+    return TransferKind.GETEXTERNAL_MANY if order.request.extract else TransferKind.GETEXTERNAL
 
 
 def _schedule(transfer: Transfer, request: Scheduled) -> None:
@@ -186,7 +194,7 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, order: 
         case GetExternalRequest(size=size, group=group, options=options):
             if options.get(IF_NEWER_THAN):
                 get_object(session, UUID(str(options[IF_NEWER_THAN])))
-            transfer.result_object_id = uuid4()
+            transfer.result_object_id = None if order.request.extract else uuid4()
             transfer.group = group
             transfer.bytes_total = size
         case _:
@@ -221,6 +229,8 @@ def destination_of(machines: Machines, request: TransferRequest) -> Place | None
     match request:
         case CopyRequest(machine=machine, dest=dest):
             return Place.of(machines[machine], dest)
+        case GetExternalRequest(extract=str(), machine=machine, path=path, filename=filename):
+            return extracting_place(machines[machine], path, filename)
         case GetExternalRequest(machine=machine, path=path, filename=filename):
             return Place.of(machines[machine], path, filename)
         case _:

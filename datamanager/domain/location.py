@@ -79,6 +79,16 @@ def temporary_name(name: str, transfer: UUID, epoch: int) -> str:
     return f".{kept}{tail}"
 
 
+def extracting_place(machine: Machine, directory: str, name: str) -> Place:
+    """Make the place beside which an archive lies while its files are extracted: a name that no file ever gets.
+
+    Two requests for the same archive have the same one. Raises: PathNotAllowed.
+    """
+    as_file = Place.of(machine, directory, name)
+    digest = hashlib.sha256(as_file.name.encode()).hexdigest()
+    return Place.of(machine, directory, f".{digest[:16]}.extracting")
+
+
 def _below(base_dir: str, given: str) -> str:
     # lexical, after folding doubled slashes; links are judged on the machine
     folded = "/" + "/".join(part for part in given.split("/") if part not in ("", "."))

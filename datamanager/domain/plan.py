@@ -38,7 +38,7 @@ def plan(
 
     A RENAME may turn out to cross file systems; the engine then falls back to WITHIN or RELAY.
     """
-    if kind is TransferKind.GETEXTERNAL:
+    if kind in (TransferKind.GETEXTERNAL, TransferKind.GETEXTERNAL_MANY):
         return Route.DOWNLOAD
     if source_machine != destination_machine:
         return Route.DIRECT if can_go_direct else Route.RELAY

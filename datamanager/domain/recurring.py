@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from datamanager.domain.requests import GetExternalRequest, JsonObject, Name, Request, Text, Verify
-from datamanager.domain.schedule import Priority, Rank
+from datamanager.domain.schedule import WANTED, Priority, Rank, read_time
 
 KEEP_MAX = 10_000
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(days=366)
@@ -48,7 +48,10 @@ def filled(template: str, moment: datetime) -> str:
             offset = int(match["count"]) * _UNITS[match["unit"]]
             if offset > OFFSET_MAX:
                 raise ValueError(TEMPLATE_WANTED)
-            time = moment + offset if match["sign"] == "+" else moment - offset
+            try:
+                time = moment + offset if match["sign"] == "+" else moment - offset
+            except OverflowError:
+                raise ValueError(f"{match[0]} of {moment:%Y-%m-%d} is no time") from None
         form = match["format"]
         if not form or set(_DIRECTIVE.findall(form)) - _KNOWN or "%" in _DIRECTIVE.sub("", form):
             raise ValueError(TEMPLATE_WANTED)
@@ -102,6 +105,14 @@ def checked_cron(text: str) -> str:
 
 def _none_if_empty(value: object) -> object:
     return None if value == "" or value is None else value
+
+
+def _time_or_none(value: object) -> datetime | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(WANTED)
+    return read_time(value).replace(microsecond=0)
 
 
 def _true_if_empty(value: object) -> object:
@@ -170,6 +181,8 @@ class ScheduleRequest(Request):
     def _versions_are_ours_to_name(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "if_newer_than" in value:
             raise ValueError("if_newer_than is set by the schedule itself; see skip_unchanged")
+        if value.get("extract"):
+            raise ValueError("extract makes many objects, and a schedule keeps versions of one; leave it out")
         return value
 
     @model_validator(mode="after")
@@ -189,6 +202,13 @@ class ScheduleRequest(Request):
             options=options,
             **{name: getattr(self, name) for name in shared},
         )
+
+
+class ScheduleRunRequest(Request):
+    """Fetch besides the ordinary times: a moment that is over, or now."""
+
+    moment: Annotated[datetime | None, BeforeValidator(_time_or_none)] = None
+    """The scheduled time that the templates are filled in with, RFC 3339 with a zone; null: now."""
 
 
 EXAMPLE = datetime.fromisoformat("2026-01-31T18:00:00+00:00")

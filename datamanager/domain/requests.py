@@ -184,6 +184,12 @@ class GetExternalRequest(NewObject, Scheduled):
             name = unpacked_name(name)
         return given if name is None else {**given, "filename": name}
 
+    @property
+    def extract(self) -> str | None:
+        """How it is packed whose files are wanted: `tar`, `zip`, or None when it is wanted as it is."""
+        wanted = self.options.get("extract")
+        return wanted if isinstance(wanted, str) and wanted else None
+
 
 def _unpacks(options: object) -> bool:
     try:

@@ -64,6 +64,8 @@ class TransferKind(StrEnum):
     """Puts many objects into bundles, in one task."""
     ACTIVATE_MANY = "activate_many"
     """Brings many objects back, in one task."""
+    GETEXTERNAL_MANY = "getexternal_many"
+    """Fetches an archive (tar, zip) from outside; its files become objects, which are the task's items."""
 
     @property
     def many(self) -> bool:

@@ -7,20 +7,34 @@ may have published.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase, Verified
 from datamanager.engine import publish as publishing
 from datamanager.engine import stream
+from datamanager.engine.content import Content
 from datamanager.engine.control import Control
-from datamanager.engine.job import Found, Intent, Job
-from datamanager.engine.probe import probe
+from datamanager.engine.job import Found, Intent, Job, Proof
+from datamanager.engine.probe import Read, probe, probe_content
+from datamanager.engine.stream import Remember
 from datamanager.engine.verify import verify
 from datamanager.errors import ChecksumMismatch, DataManagerError
 from datamanager.machines import VerifyPolicy
+from datamanager.transports.base import FileStat
 
 log = logging.getLogger(__name__)
+
+
+class Kept(Content, Protocol):
+    """A content that is known before it is read: a member of a bundle or an archive."""
+
+    @property
+    def stat(self) -> FileStat:
+        """What it will be as a file."""
+        ...
 
 
 class Share(Control):
@@ -67,6 +81,51 @@ def stage(job: Job, whole: Control) -> Ready:
     if found.route is Route.RENAME:
         return Ready(job, found, Intent(source.size, None, source.mtime), Verified.NONE)
     return _sent(job, found, whole)
+
+
+def stage_content(
+    job: Job,
+    content: Kept,
+    path: str,
+    judge: Callable[[Proof], None],
+    control: Control,
+    remember: Remember,
+) -> Ready:
+    """Do all that comes before the name is given, for a file that lies in a larger one at `path`; hashed at both ends,
+    whatever `job.verify` says. What was damaged on the way is sent once more.
+
+    `judge` raises ChecksumMismatch when the proof is that of other bytes than were to come; what was written is
+    removed then. Another error leaves the partial file. Goes on where an earlier attempt was cut off.
+    """
+    control.enter(Phase.PROBE)
+    job = replace(job, verify=VerifyPolicy.SHA256)
+    try:
+        return _content_sent(job, content, path, judge, control, remember)
+    except ChecksumMismatch as damaged:
+        log.warning("%s; once more", damaged.detail)
+        return _content_sent(job, content, path, judge, control, remember)
+
+
+def _content_sent(
+    job: Job,
+    content: Kept,
+    path: str,
+    judge: Callable[[Proof], None],
+    control: Control,
+    remember: Remember,
+) -> Ready:
+    stat = content.stat
+    found = probe_content(job, Read(path, stat, content=content), size=stat.size)
+    if found.published is not None:
+        return Ready(job, found, found.published, Verified.SHA256)
+    try:
+        proof = verify(job, found, stream.relay(job, found, control, remember), control)
+        judge(proof)
+    except ChecksumMismatch:
+        _discard(job, found)
+        raise
+    control.enter(Phase.PUBLISH)
+    return Ready(job, found, Intent(proof.size, proof.sha256, stat.mtime), proof.verified)
 
 
 def publish(ready: Ready, whole: Control) -> Ready:

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from datamanager.domain.requests import Size
 from datamanager.errors import InvalidRequest, NotSupported
@@ -23,8 +32,6 @@ MIRRORS_MAX = 8
 RETRIES_MAX = 10
 TIMEOUT_MAX = 3600.0
 HEADERS_MAX = 64
-NOT_YET = ("extract",)
-"""Options that are known and not built: refused with NotSupported. Whoever builds one takes it out of here."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _MEDIA = re.compile(r"[!#$&^_.+0-9A-Za-z-]+/(\*|[!#$&^_.+0-9A-Za-z-]+)")
@@ -72,10 +79,18 @@ class CommonOptions(BaseModel):
     decompress: Annotated[Literal["gzip", "zstd"] | None, BeforeValidator(_empty_is_none)] = None
     """Unpack it on the way; `size` and `checksum` are of the file as the source has it."""
     extract: Annotated[Literal["tar", "zip"] | None, BeforeValidator(_empty_is_none)] = None
+    """Make each file in it an object, instead of itself; `size` and `checksum` are of the archive."""
     if_newer_than: Annotated[UUID | None, BeforeValidator(_empty_is_none)] = None
     """An object that was fetched earlier: when the source is still the same, there is no second copy."""
     expect_type: Text = None
     """Media type that the source must name: `application/x-netcdf`, `image/*`."""
+
+    @field_validator("if_newer_than")
+    @classmethod
+    def _one_object_is_compared(cls, value: UUID | None, info: ValidationInfo) -> UUID | None:
+        if value is not None and info.data.get("extract"):
+            raise ValueError("can't be said together with extract, which makes many objects")
+        return value
 
     @field_validator("checksum")
     @classmethod
@@ -120,6 +135,8 @@ class HttpOptions(LoginOptions):
     """False only where the operator permits it (DM_DOWNLOAD_INSECURE)."""
     ca: Text = None
     """PEM text of certificate authorities to trust besides the public ones."""
+    fetch: Annotated[Literal["mover", "remote"] | None, BeforeValidator(_empty_is_none)] = None
+    """Who reads the source: the mover, or the machine itself by its curl."""
 
     @field_validator("username")
     @classmethod
@@ -227,8 +244,6 @@ def parse_options(model: type[O], given: Mapping[str, object] | CommonOptions | 
         return given
     fields = dict(given or {})
     for name in map(str, fields):
-        if name in NOT_YET and fields[name]:
-            raise NotSupported(f"option {name} is not supported yet")
         if name not in model.model_fields and name in every_option():
             raise NotSupported(f"option {name} is not supported by {protocol}; {_known(model)}")
         if name not in model.model_fields:
@@ -277,4 +292,4 @@ def every_option() -> frozenset[str]:
 
 
 def _known(model: type[CommonOptions]) -> str:
-    return f"known: {', '.join(sorted(name for name in model.model_fields if name not in NOT_YET))}"
+    return f"known: {', '.join(sorted(model.model_fields))}"

@@ -56,11 +56,14 @@ def clear_up(parts: Services) -> int:
 
 def _removed(parts: Services, row: Transfer) -> bool:
     """Remove what a transfer left; say whether all of it is gone."""
-    epochs = range(max(1, row.epoch - EARLIER_EPOCHS), row.epoch + 1)
-    if not TransferKind(row.kind).itemised:
+    epochs = range(max(0, row.epoch - EARLIER_EPOCHS), row.epoch + 1)
+    gone, last, kind = True, -1, TransferKind(row.kind)
+    if not kind.itemised or kind is TransferKind.GETEXTERNAL_MANY:  # of that the archive whose files are its items
         place = outcomes.destination(row)
-        return _gone(parts, place.machine, [(place, temporary_name(place.name, row.id, epoch)) for epoch in epochs])
-    gone, last = True, -1
+        names = [(place, temporary_name(place.name, row.id, epoch)) for epoch in epochs]
+        gone = _gone(parts, place.machine, names)
+    if not kind.itemised:
+        return gone
     while items := _doubtful(parts, row, last):
         last = items[-1].number
         litter: dict[str, list[tuple[Place, str]]] = {}

@@ -22,12 +22,14 @@ def run_name(row: Transfer) -> str:
     places = [row.source_place, row.destination_place]
     path = next(filter(None, reversed(places) if kind is TransferKind.ACTIVATE else places), "")  # not the bundle's
     name = path.rpartition("/")[2]
-    if kind.many:
+    if kind.many and kind is not TransferKind.GETEXTERNAL_MANY:
         verb, count = kind.value.partition("_")[0], row.request.get("count", "many")
         ends = f"{row.source_machine or 'several'} → {row.destination_machine or 'several'}"
         return f"{verb} {count} objects {ends}"[:NAME_MAX]
     if kind is TransferKind.DELETE:
         text = f"delete {name} on {row.source_machine or 'its archive'}"
+    elif kind is TransferKind.GETEXTERNAL_MANY:
+        text = f"getexternal files of {row.request.get('filename', '')} → {row.destination_machine}"
     elif kind is TransferKind.GETEXTERNAL:
         text = f"getexternal {name} → {row.destination_machine}"
     else:

@@ -65,6 +65,6 @@ def _remote_machines(work: Work) -> set[str]:
     machines = limits.ends(work.row)
     if TransferKind(work.row.kind).many:
         with work.parts.database.read() as session:
-            machines = set(machines_of(session, work.transfer))
+            machines |= machines_of(session, work.transfer)
     configured = work.parts.machines
     return {name for name in machines if name in configured and configured[name].transport is TransportKind.SFTP}

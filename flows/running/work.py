@@ -127,7 +127,9 @@ class Work:
         """Let the limits that are in force now hold for this transfer. Blocks. Raises: CatalogueUnavailable."""
         throttles, control = self.parts.throttles, self.control
         with self.parts.database.read() as session:
-            touched = machines_of(session, self.transfer) if TransferKind(self.row.kind).many else limits.ends(self.row)
+            touched = limits.ends(self.row)
+            if TransferKind(self.row.kind).many:
+                touched |= machines_of(session, self.transfer)
             pace = limits.pace(session, self.parts.machines, self.transfer, touched)
         for machine, rate in pace.machines.items():
             throttles.set(machine, rate)

@@ -205,3 +205,8 @@ def test_a_service_that_is_away_is_a_retryable_error() -> None:
     with Client("http://127.0.0.1:9") as client, pytest.raises(errors.ServiceError) as caught:
         client.health()
     assert caught.value.retryable
+
+
+def test_many_objects_are_no_single_result() -> None:
+    with pytest.raises(errors.InvalidRequest, match="start_getexternal"):
+        Client("http://127.0.0.1:9").getexternal("http://x/a.tar", "m", "a.tar", options={"extract": "tar"})

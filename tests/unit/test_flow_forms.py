@@ -25,6 +25,11 @@ FILLED_IN: dict[TransferKind, dict[str, Any]] = {
     TransferKind.ACTIVATE: {"machine": "", "dest": ""},
     TransferKind.ARCHIVE_MANY: {"directory": {"machine": "archer2", "path": ""}},
     TransferKind.ACTIVATE_MANY: {"directory": {"machine": "archer2", "path": ""}, "machine": ""},
+    TransferKind.GETEXTERNAL_MANY: {
+        "url": "https://example.org/x.tar",
+        "machine": "archer2",
+        "options": {"extract": "tar"},
+    },
 }
 
 

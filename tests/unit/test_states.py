@@ -62,9 +62,10 @@ def test_the_words_that_clients_compare() -> None:
     assert list(ObjectStatus) == ["ACTIVE", "ARCHIVED", "DELETED", "UNKNOWN"]
     assert list(TransferKind) == [
         *("copy", "move", "getexternal", "delete", "copy_many", "move_many"),
-        *("archive", "activate", "archive_many", "activate_many"),
+        *("archive", "activate", "archive_many", "activate_many", "getexternal_many"),
     ]
-    assert {kind for kind in TransferKind if kind.many} == {"copy_many", "move_many", "archive_many", "activate_many"}
+    many = {"copy_many", "move_many", "archive_many", "activate_many", "getexternal_many"}
+    assert {kind for kind in TransferKind if kind.many} == many
     assert {kind for kind in TransferKind if kind.itemised and not kind.many} == {"archive", "activate"}
 
 

@@ -10,24 +10,14 @@ of a compressed bundle the frames that hold them. Goes on where an earlier attem
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
-
 from datamanager.domain.bundles import Bundle, Member
-from datamanager.domain.states import Phase, Verified
-from datamanager.engine import stream
 from datamanager.engine.bundles.stored import MemberContent, Stored
 from datamanager.engine.confine import confined
 from datamanager.engine.control import Control
-from datamanager.engine.job import Found, Intent, Job
-from datamanager.engine.probe import Read, probe_content
-from datamanager.engine.single import Ready
+from datamanager.engine.job import Job, Proof
+from datamanager.engine.single import Ready, stage_content
 from datamanager.engine.stream import Remember, forget
-from datamanager.engine.verify import verify
-from datamanager.errors import ChecksumMismatch, DataManagerError, PathMissing, SourceMissing
-from datamanager.machines import VerifyPolicy
-
-log = logging.getLogger(__name__)
+from datamanager.errors import ChecksumMismatch, PathMissing, SourceMissing
 
 
 def stage(job: Job, bundle: Bundle, member: Member, control: Control, remember: Remember = forget) -> Ready:
@@ -40,29 +30,13 @@ def stage(job: Job, bundle: Bundle, member: Member, control: Control, remember: 
     Raises: ChecksumMismatch (the bundle is damaged there: nothing is published), SourceMissing (no such bundle),
     SourceChanged (the bundle has another size), DestinationExists, NoSpace, what the transports raise.
     """
-    control.enter(Phase.PROBE)
-    job = replace(job, verify=VerifyPolicy.SHA256)
-    try:
-        return _sent(job, bundle, member, control, remember)
-    except ChecksumMismatch as damaged:
-        log.warning("%s; once more", damaged.detail)
-        return _sent(job, bundle, member, control, remember)
-
-
-def _sent(job: Job, bundle: Bundle, member: Member, control: Control, remember: Remember) -> Ready:
     content, path = _content(job, bundle, member)
-    found = probe_content(job, Read(path, content.stat, content=content), size=member.size)
-    if found.published is not None:
-        return Ready(job, found, found.published, Verified.SHA256)
-    try:
-        proof = verify(job, found, stream.relay(job, found, control, remember), control)
+
+    def judge(proof: Proof) -> None:
         if proof.sha256 != member.sha256:
             raise ChecksumMismatch(f"{job.origin.place}: {member.name} has sha256 {proof.sha256}, not {member.sha256}")
-    except ChecksumMismatch:
-        _discard(job, found)
-        raise
-    control.enter(Phase.PUBLISH)
-    return Ready(job, found, Intent(proof.size, proof.sha256, member.mtime), proof.verified)
+
+    return stage_content(job, content, path, judge, control, remember)
 
 
 def _content(job: Job, bundle: Bundle, member: Member) -> tuple[MemberContent, str]:
@@ -73,10 +47,3 @@ def _content(job: Job, bundle: Bundle, member: Member) -> tuple[MemberContent, s
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such bundle") from None
         return MemberContent(Stored.find(session, path, bundle), member), path
-
-
-def _discard(job: Job, found: Found) -> None:
-    try:
-        stream.discard(job, found)
-    except DataManagerError as exc:
-        log.warning("%s: a partial file stays for now: %s", job.target.place, exc.detail)

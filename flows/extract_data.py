@@ -1,0 +1,77 @@
+"""The flow that fetches an archive from outside and makes its files objects, all in one run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect import flow
+
+from datamanager.domain.schedule import Priority
+from datamanager.domain.states import TransferKind
+from datamanager.errors import DataManagerError
+from datamanager.sources.secrets import refuse_secrets
+from flows.archive_steps import finish
+from flows.extract_steps import fetch_and_extract
+from flows.running.progress import summarise_items
+from flows.running.work import asked, working_on
+
+
+@flow(name="getexternal many", persist_result=False)
+async def extract_data(
+    url: str = "",
+    extract: Literal["tar", "zip"] = "tar",
+    decompress: Literal["", "gzip", "zstd"] = "",
+    machine: str = "",
+    path: str = "",
+    group: str = "",
+    description: str = "",
+    size: int = 0,
+    overwrite: bool = False,
+    credential: str = "",
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
+    transfer: UUID | None = None,
+) -> str:
+    """Fetch the archive at `url`, and make each file in it an object below `path` on `machine`.
+
+    Args:
+        url: What to fetch; required.
+        extract: What it is: a tar or a zip file.
+        decompress: How the tar file is compressed; empty means not at all.
+        machine: The machine that its files are to go to; required.
+        path: The directory there, below the machine's base directory.
+        group: What they belong to: fire, disease, space weather.
+        description: What they are.
+        size: Bytes of the archive that must arrive; 0 means unknown.
+        overwrite: Replace files there that are not registered.
+        credential: Name of a stored credential. Secrets themselves can't be given here, where all can read them.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+    """
+    order = None
+    if transfer is None:
+        refuse_secrets({}, "in Prefect's forms, which all can read", url)
+        options = {"extract": extract, "decompress": decompress, "credential": credential}
+        fields: dict[str, Any] = {
+            "url": url,
+            "protocol": url.partition(":")[0],
+            "machine": machine,
+            "path": path,
+            "group": group,
+            "description": description,
+            "size": size,
+            "overwrite": overwrite,
+            "options": {name: value for name, value in options.items() if value},
+            "priority": priority,
+            "deadline": deadline,
+        }
+        order = asked(TransferKind.GETEXTERNAL_MANY, fields)
+    async with working_on(TransferKind.GETEXTERNAL_MANY, transfer, order) as work:
+        await fetch_and_extract()
+        outcome = await finish()
+        await summarise_items(work)
+        if isinstance(outcome, DataManagerError):
+            raise outcome
+        return outcome

@@ -1,0 +1,79 @@
+"""The tasks that the flow of an archive from outside is made of: fetched into a partial file, listed, extracted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from datamanager.domain.states import Phase
+from datamanager.engine import stream
+from datamanager.engine.extracting.content import Lying
+from datamanager.engine.job import Found, Proof
+from flows.archive_steps import carry, each
+from flows.running import extracting
+from flows.running.external import whole_request
+from flows.running.stepping import step, threaded
+from flows.running.work import Work, current
+from flows.steps import arrive, discard, probe
+from models.batch_items import count_items, in_doubt
+from models.extract_items import ARCHIVE
+
+
+async def fetch_and_extract() -> None:
+    """Bring the archive's files to their places. What an attempt before this one did is not done again.
+
+    The archive itself is never published: its partial file goes when all files have ended, or the transfer has.
+    """
+    work = current()
+    if await asyncio.to_thread(_all_done, work):
+        return
+    found = await probe()
+    if await asyncio.to_thread(_in_doubt, work):
+        work.control.shield()  # files may have their names: that is looked at before anybody's wish is heard
+    try:
+        proof = await arrive(found)
+        await examine(found, proof)
+        archive = Lying(found.part, proof.size)
+
+        async def take(number: int, count: int, items: Sequence[int]) -> None:
+            await extract(number, count, items, archive)
+
+        await each(await asyncio.to_thread(extracting.plan, work), take)
+        await remove_archive(found)
+    except BaseException as error:
+        if await work.is_ended_by(error):
+            await discard(work, found)
+        raise
+
+
+@step("examine")
+async def examine(found: Found, proof: Proof) -> None:
+    """List the archive, judge what is in it, and claim the places that its files are to have."""
+    work = current()
+    work.control.enter(Phase.PROBE)
+    await threaded(extracting.enter, work, await whole_request(work), found, proof)
+
+
+@step("extract", "extract {number} of {count}")
+async def extract(number: int, count: int, items: Sequence[int], archive: Lying) -> None:
+    """Extract those files that are not done yet."""
+    work = current()
+    await carry(work, extracting.performing(work, items, archive), f"part {number} of {count}", work.item_errors)
+
+
+@step("remove archive")
+async def remove_archive(found: Found) -> None:
+    """Remove the archive: all of its files have ended."""
+    work = current()
+    await threaded(stream.discard, work.job(), found)
+    work.litter = False
+
+
+def _all_done(work: Work) -> bool:
+    with work.parts.database.read() as session:
+        return work.row.notes.get(ARCHIVE) is not None and not count_items(session, work.transfer).queued
+
+
+def _in_doubt(work: Work) -> bool:
+    with work.parts.database.read() as session:
+        return in_doubt(session, work.transfer)

@@ -1,0 +1,121 @@
+"""Files of an archive from outside on their way out of it, as a chunk of a batch: small ones together, the others one
+by one. A damaged file costs itself, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from datamanager.domain.location import Place
+from datamanager.domain.requests import GetExternalRequest
+from datamanager.engine.chunk import Outcome
+from datamanager.engine.extracting import large, small
+from datamanager.engine.extracting.content import Lying
+from datamanager.engine.extracting.listing import Packaging, members_of
+from datamanager.engine.extracting.member import Packed
+from datamanager.engine.extracting.small import ExtractItem
+from datamanager.engine.job import Found, Job, Proof, Restart
+from datamanager.engine.single import Ready, Share
+from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
+from datamanager.sources import public_url
+from datamanager.sources.fetching import requested
+from datamanager.transports.base import Session
+from flows.running.batching import PACKED_FROM, ItemsChunk
+from flows.running.work import Work
+from models import archive_items, batches, extract_items
+from models.many_claims import chunks
+from models.objects import Facts
+from models.tables import TransferItem
+
+AT_ONCE = 2000
+"""Files of one step."""
+
+
+def enter(work: Work, request: GetExternalRequest, found: Found, proof: Proof) -> None:
+    """List the archive, which is in its partial file, and make its files the transfer's items, once. Blocks.
+
+    Raises: what `members_of` raises; SourceChanged when an earlier attempt listed another archive.
+    """
+    identity, known = proof.sha256 or str(proof.size), work.row.notes.get(extract_items.ARCHIVE)
+    if known is not None:
+        extract_items.require_same(known, identity)
+        return
+    fetching = requested(request, work.parts.guard, work.parts.settings)
+    target, limit = work.job().target, fetching.limit(work.parts.settings.max_download)
+    packaging: Packaging | None = fetching.options.extract
+    if packaging is None:
+        raise InternalError(f"transfer {work.transfer} extracts nothing")
+    with target.storage.session() as session:
+        members = members_of(session, found.part, packaging, target.machine, request.path, limit, work.control.check)
+    files = [
+        extract_items.NewFile(one.name, one.size, Place.of(target.machine, request.path, one.name), asdict(one))
+        for one in members
+    ]
+    with work.parts.database.write() as session:
+        extract_items.enter(session, work.hold, identity, files)
+    work.log.info("the archive holds %d files, %d bytes", len(members), sum(one.size for one in members))
+
+
+def plan(work: Work) -> list[Sequence[int]]:
+    """Say which files are extracted together, by their numbers, in the order in which they lie in the archive."""
+    with work.parts.database.read() as session:
+        rows = batches.items_to_do(session, work.hold, -1, 2**31)
+    control = work.control
+    control.bytes_total = control.bytes_done + sum(row.size or 0 for row in rows)
+    ordered = sorted(rows, key=lambda row: int(row.notes["member"]["offset"]))
+    return list(chunks([row.number for row in ordered], AT_ONCE))
+
+
+def performing(work: Work, numbers: Sequence[int], archive: Lying) -> Callable[[], None]:
+    """Return what extracts those of the files that are not done. It blocks."""
+
+    def perform() -> None:
+        with work.parts.database.read() as session:
+            rows = archive_items.items_among(session, work.hold, numbers)
+        if rows:
+            ExtractChunk(work, rows, archive).perform()
+
+    return perform
+
+
+class ExtractChunk(ItemsChunk):
+    """Files of one archive under way; see `ItemsChunk`."""
+
+    within_one_machine = True
+
+    def __init__(self, work: Work, rows: Sequence[TransferItem], archive: Lying) -> None:
+        super().__init__(work, rows)
+        self._archive = archive
+        self._members = {row.number: Packed(**row.notes["member"]) for row in rows}
+
+    def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
+        jobs = self._jobs
+        return small.stage(
+            source,
+            sink,
+            self._archive,
+            [ExtractItem(n, self._members[n], jobs[n].origin.place, jobs[n].target.place) for n in group],
+            machine=job.target.machine,
+            transfer=self._work.transfer,
+            epoch=self._work.hold.epoch,
+            control=self._work.control,
+            overwrite=job.overwrite,
+            packed=len(group) >= PACKED_FROM,
+            ours={n: intent for n in group if (intent := jobs[n].intent) is not None},
+        )
+
+    def _stage_one(self, number: int) -> Ready:
+        def remember(marker: Restart) -> None:
+            self._write(archive_items.note_restart, number, asdict(marker))
+
+        control = Share(self._work.control)
+        return large.stage(self._jobs[number], self._archive, self._members[number], control, remember)
+
+    def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
+        originator = public_url(str(getattr(self._work.request, "url", "")))
+        for some in chunks(results, batches.CHUNK):
+            self._write(extract_items.complete, some, originator)
+
+    def _passes(self, error: DataManagerError) -> bool:
+        return error.retryable and not isinstance(error, ChecksumMismatch)  # what is damaged there stays so

@@ -1,0 +1,375 @@
+"""Archives from outside: what is in them is read as others wrote it, and what could do harm is refused before a byte of
+it is extracted."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from datamanager.domain.location import Place
+from datamanager.engine import bulk_publish, single
+from datamanager.engine.bulk import SMALL
+from datamanager.engine.chunk import Failed, Later, Staged
+from datamanager.engine.control import Control
+from datamanager.engine.extracting import large, small
+from datamanager.engine.extracting.content import Lying
+from datamanager.engine.extracting.listing import Packaging, members_of
+from datamanager.engine.extracting.member import MEMBERS_MAX, Packed
+from datamanager.errors import ChecksumMismatch, DataManagerError, DownloadFailed, SourceChanged, TooLarge
+from datamanager.machines import Machine
+from tests.support.ends import Ends
+from tests.support.packing import MTIME, directory, link, regular, tar_of, zip_of
+
+FILES = {
+    "a.txt": b"hello",
+    "empty": b"",
+    "some/b.bin": bytes(range(256)) * 10,
+    "some/two  blanks -- and $(id) 'quotes'": b"x" * 511,
+    "ünïcödé/" + "n" * 200: b"y" * 512,
+    "deep/" + "d/" * 60 + "end": b"z" * 513,
+    "store.zarr/.zattrs": b"{}",
+}
+
+
+class Workbench:
+    """A machine with an archive on it."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "m").mkdir()
+        machine = Machine.model_validate({"name": "m", "transport": "local", "base_dir": str(folder / "m")})
+        self.folder = folder / "m"
+        self.machine = machine
+        self.ends = Ends({"m": machine}, folder / "run")
+        self.archive = self.folder / ".archive.dmpart"
+
+    def listed(self, data: bytes, kind: Packaging, directory: str = "in", limit: int = 2**40) -> list[Packed]:
+        """Put an archive there and list it."""
+        self.archive.write_bytes(data)
+        with self.ends.end("m", "x").storage.session() as session:
+            return members_of(session, str(self.archive), kind, self.machine, directory, limit, lambda: None)
+
+    def refused(self, error: type[DataManagerError], data: bytes, kind: Packaging, **rules: int | str) -> str:
+        """List what must be refused; return why."""
+        with pytest.raises(error) as caught:
+            self.listed(data, kind, **rules)  # type: ignore[arg-type]
+        assert not caught.value.retryable
+        return caught.value.detail
+
+    def extracted(self, members: list[Packed]) -> dict[str, bytes | DataManagerError]:
+        """Extract members as a mover does: small ones together, the others one by one; return what came of each."""
+        lying, transfer = Lying(str(self.archive), self.archive.stat().st_size), uuid4()
+        items = [
+            small.ExtractItem(n, one, Place("m", f"archive/{one.name}"), Place.of(self.machine, "in", one.name))
+            for n, one in enumerate(members)
+        ]
+        results: dict[str, bytes | DataManagerError] = {}
+        storage = self.ends.end("m", "x").storage
+        with storage.pair() as (source, sink):
+            found = small.stage(
+                source,
+                sink,
+                lying,
+                items,
+                machine=self.machine,
+                transfer=transfer,
+                epoch=1,
+                control=Control(),
+                overwrite=False,
+                packed=False,
+                ours={},
+            )
+            staged = [one for one in found if isinstance(one, Staged)]
+            assert not any(bulk_publish.publish(sink, staged, overwrite=False))
+        results |= {members[one.number].name: one.error for one in found if isinstance(one, Failed)}
+        for later in [one for one in found if isinstance(one, Later)]:
+            member = members[later.number]
+            job = self.ends.job(f"m:archive/{later.number}", f"m:in/{member.name}")
+            try:
+                ready = large.stage(job, lying, member, Control(), lambda _: None)
+                single.publish(ready, Control())
+            except DataManagerError as error:
+                results[member.name] = error
+        for member in members:
+            file = self.folder / "in" / member.name
+            if member.name not in results:
+                results[member.name] = file.read_bytes()
+                assert (file.stat().st_mtime, file.stat().st_mode & 0o7777) == (member.mtime, 0o644)
+        assert not list(self.folder.rglob(".*dmpart*")) or list(self.folder.rglob(".*dmpart*")) == [self.archive]
+        return results
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Iterator[Workbench]:
+    made = Workbench(tmp_path)
+    yield made
+    made.ends.storages.close()
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_tar_file_is_extracted(there: Workbench, form: int) -> None:
+    members = there.listed(tar_of(FILES, form), "tar")
+    assert [one.name for one in members] == list(FILES)
+    assert {one.mtime for one in members} == {MTIME}
+    assert there.extracted(members) == FILES
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_file_is_extracted(there: Workbench, method: int) -> None:
+    members = there.listed(zip_of(FILES, method), "zip")
+    assert [one.name for one in members] == list(FILES)
+    assert {one.mtime for one in members} == {MTIME}
+    assert there.extracted(members) == FILES
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_large_files_and_what_lies_behind_them(there: Workbench, kind: Packaging) -> None:
+    files = {"one": os.urandom(SMALL + 1), "zeros": bytes(9 * 2**20 + 1), "small": b"!", "two": os.urandom(5 * 2**20)}
+    members = there.listed(tar_of(files) if kind == "tar" else zip_of(files), kind)
+    assert there.extracted(members) == files
+
+
+@pytest.mark.parametrize("program", ["tar", "zip"])
+def test_what_the_usual_programs_write(there: Workbench, tmp_path: Path, program: Packaging) -> None:
+    tree = tmp_path / "tree"
+    for name, data in FILES.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(data)
+    made = tmp_path / f"made.{program}"
+    if program == "tar":
+        subprocess.run(["tar", "-C", tree, "-cf", made, "."], check=True)
+    else:
+        shutil.make_archive(str(tmp_path / "made"), "zip", tree)
+    members = there.listed(made.read_bytes(), program)
+    assert {one.name: one.size for one in members} == {name: len(data) for name, data in FILES.items()}
+    assert there.extracted(members) == FILES
+
+
+def test_an_archive_may_be_empty(there: Workbench) -> None:
+    assert there.listed(tar_of({}), "tar") == there.listed(zip_of({}), "zip") == []
+
+
+# --- what is refused ---
+
+ELSEWHERE = [
+    "/etc/passwd",
+    "../x",
+    "a/../../x",
+    "a/..",
+    "..",
+    "/",
+    ".",
+    "./",
+    "a\nb",
+    "a\x1b[2Jb",
+    "n" * 256,
+    "d/" * 2100,
+]
+AT_HOME = [".ssh/authorized_keys", "./.profile", ".bashrc"]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_name_that_leads_elsewhere(there: Workbench, name: str, kind: Packaging) -> None:
+    data = tar_of({"good": b"", name: b"x"}) if kind == "tar" else zip_of({"good": b"", name: b"x"})
+    if name.endswith("/") and kind == "zip":  # a directory: nothing is extracted of it
+        assert [one.name for one in there.listed(data, kind)] == ["good"]
+    else:
+        why = there.refused(DownloadFailed, data, kind)
+        assert why.isprintable()
+        assert len(why) < 300
+
+
+@pytest.mark.parametrize("name", AT_HOME)
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_no_hidden_file_gets_into_a_base_directory(there: Workbench, name: str, kind: Packaging) -> None:
+    data = tar_of({name: b"x"}) if kind == "tar" else zip_of({name: b"x"})
+    for top in ("", "/", ".", "./"):
+        assert "path" in there.refused(DownloadFailed, data, kind, directory=top)
+    assert len(there.listed(data, kind)) == 1
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_name_comes_once(there: Workbench, kind: Packaging) -> None:
+    made = io.BytesIO()
+    if kind == "tar":
+        with tarfile.open(fileobj=made, mode="w") as tar:
+            tar.addfile(regular("a/b"))
+            tar.addfile(regular("./a//b"))
+    else:
+        with zipfile.ZipFile(made, "w") as archive:
+            archive.writestr("a/b", b"1")
+            archive.writestr("./a//b", b"2")
+    assert "twice" in there.refused(DownloadFailed, made.getvalue(), kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE],
+)
+def test_links_and_devices_are_no_files(there: Workbench, kind: bytes) -> None:
+    special = link("a", "/etc/passwd", kind)
+    if kind == tarfile.GNUTYPE_SPARSE:
+        special.size = 0
+    assert "'a'" in there.refused(DownloadFailed, tar_of({"good": b""}, tarfile.GNU_FORMAT, special), "tar")
+
+
+def test_links_in_a_zip_file_are_no_files(there: Workbench) -> None:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        info = zipfile.ZipInfo("a")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    assert "link" in there.refused(DownloadFailed, made.getvalue(), "zip")
+
+
+def test_what_is_too_much(there: Workbench) -> None:
+    files = {"a": bytes(1000), "b": bytes(1000)}
+    for data, kind in ((tar_of(files), "tar"), (zip_of(files), "zip")):
+        there.refused(TooLarge, data, kind, limit=1999)  # type: ignore[arg-type]
+        assert len(there.listed(data, kind, limit=2000)) == 2  # type: ignore[arg-type]
+    many = {str(n): b"" for n in range(MEMBERS_MAX + 1)}
+    there.refused(TooLarge, tar_of(many), "tar")
+    there.refused(TooLarge, zip_of(many), "zip")
+    del many["0"]
+    assert len(there.listed(tar_of(many), "tar")) == MEMBERS_MAX
+
+
+def test_a_bomb_is_refused(there: Workbench) -> None:
+    there.refused(TooLarge, zip_of({"zeros": bytes(80 * 2**20)}), "zip")
+
+
+def test_files_that_share_their_bytes(there: Workbench) -> None:
+    """One kernel of bytes, many entries over it (Fifield, "A better zip bomb", 2019)."""
+    plain = zip_of({"a": bytes(10_000), "b": b"b"})
+    directory_at = plain.index(b"PK\1\2")
+    a = plain.index(b"PK\1\2", directory_at + 1)
+    entry = bytearray(plain[a : plain.index(b"PK\1\2", a + 1)])
+    entry[46:47] = b"c"
+    end = bytearray(plain[plain.index(b"PK\5\6") :])
+    body = plain[: len(plain) - len(end)] + bytes(entry)
+    count, _, size = struct.unpack_from("<HHL", end, 8)
+    struct.pack_into("<HHL", end, 8, count + 1, count + 1, size + len(entry))
+    assert "where another" in there.refused(DownloadFailed, body + bytes(end), "zip")
+
+
+def test_an_encrypted_zip_file(there: Workbench) -> None:
+    data = bytearray(zip_of({"a": b"secret"}))
+    at = data.rindex(b"PK\1\2")
+    data[at + 8] |= 1
+    assert "encrypted" in there.refused(DownloadFailed, bytes(data), "zip")
+
+
+def test_a_method_that_nobody_knows(there: Workbench) -> None:
+    assert "deflate" in there.refused(DownloadFailed, zip_of({"a": b"x" * 100}, zipfile.ZIP_LZMA), "zip")
+
+
+@pytest.mark.parametrize(("magic", "word"), [(b"\x1f\x8b\x08\0", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")])
+def test_what_is_compressed_says_what_to_give(there: Workbench, magic: bytes, word: str) -> None:
+    assert f"decompress: {word}" in there.refused(DownloadFailed, magic + bytes(600), "tar")
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_what_is_no_archive(there: Workbench, kind: Packaging) -> None:
+    for data in (b"", b"x", b"<html>not found</html>" * 100, os.urandom(10_000), b"\1" * 512):
+        there.refused(DownloadFailed, data, kind)
+    other = zip_of(FILES) if kind == "tar" else tar_of(FILES)
+    there.refused(DownloadFailed, other, kind)
+
+
+def test_every_cut_of_a_tar_file_is_noticed(there: Workbench) -> None:
+    """But where it ends behind its last file: the zeros there are optional for many a program."""
+    files = {"a": b"1" * 700, "b" * 150: b"2" * 100, "c": b"3" * 512}
+    data = tar_of(files)
+    whole = there.listed(data, "tar")
+    last = whole[-1].offset + 512
+    for cut in [*range(1, last, 97), last - 1]:
+        if any(cut == one.offset + -(-one.size // 512) * 512 for one in whole):
+            continue
+        there.refused(DownloadFailed, data[:cut], "tar")
+    assert there.listed(data[:last], "tar") == whole
+
+
+def test_a_damaged_header_is_no_end(there: Workbench) -> None:
+    data = bytearray(tar_of({"a": b"1", "b": b"2", "c": b"3"}))
+    at = data.index(b"b\0")
+    data[at] ^= 0xFF
+    assert "damaged" in there.refused(DownloadFailed, bytes(data), "tar")
+
+
+def test_headers_take_no_memory_and_no_stack(there: Workbench) -> None:
+    huge = tarfile.TarInfo("././@PaxHeader")
+    huge.type, huge.size = tarfile.XHDTYPE, 2**40
+    there.refused(DownloadFailed, huge.tobuf() + bytes(2**20), "tar")
+    upon = tarfile.TarInfo("x")
+    upon.type, upon.size = tarfile.GNUTYPE_LONGNAME, 512
+    there.refused(DownloadFailed, (upon.tobuf(tarfile.GNU_FORMAT) + b"n" * 512) * 5000 + tar_of({"a": b""}), "tar")
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_gets_past(there: Workbench, kind: Packaging, data: st.DataObject) -> None:
+    """Whatever is flipped, cut or put between: an error of ours, or files that are listed and extracted as they say."""
+    made = bytearray(tar_of(FILES) if kind == "tar" else zip_of(FILES))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(made) - 1))
+        match data.draw(st.sampled_from(["flip", "cut", "put"])):
+            case "flip":
+                made[at] ^= data.draw(st.integers(1, 255))
+            case "cut":
+                del made[at : at + data.draw(st.integers(1, 700))]
+            case _:
+                made[at:at] = data.draw(st.binary(min_size=1, max_size=600))
+        if not made:
+            break
+    try:
+        members = there.listed(bytes(made), kind)
+    except (DownloadFailed, TooLarge):
+        return
+    shutil.rmtree(there.folder / "in", ignore_errors=True)
+    for name, result in there.extracted(members).items():
+        size = next(one.size for one in members if one.name == name)
+        assert isinstance(result, DataManagerError) or len(result) == size
+        if kind == "zip" and isinstance(result, bytes) and name in FILES and size == len(FILES[name]):
+            assert result == FILES[name]  # its CRC says so
+
+
+@pytest.mark.parametrize("size", [100, SMALL + 100])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_file_costs_itself_alone(there: Workbench, size: int, method: int) -> None:
+    files = {"a": b"a" * 50, "b": os.urandom(size), "c": b"c" * 50}
+    data = bytearray(zip_of(files, method))
+    victim = next(one for one in there.listed(bytes(data), "zip") if one.name == "b")
+    data[victim.offset + victim.stored // 2] ^= 0x40
+    found = there.extracted(there.listed(bytes(data), "zip"))
+    assert isinstance(found["b"], ChecksumMismatch)
+    assert (found["a"], found["c"]) == (files["a"], files["c"])
+
+
+def test_an_archive_that_changes_under_it(there: Workbench) -> None:
+    members = there.listed(tar_of({"a": b"1" * 100, "b": bytes(SMALL + 1)}), "tar")
+    lying = Lying(str(there.archive), there.archive.stat().st_size)
+    os.truncate(there.archive, 1024)
+    job = there.ends.job("m:archive/b", "m:in/b")
+    with pytest.raises(DataManagerError):
+        large.stage(job, lying, members[1], Control(), lambda _: None)
+    with there.ends.end("m", "x").storage.session() as session, pytest.raises(SourceChanged):
+        lying.require_there(session)
+
+
+def test_directories_are_made_only_for_files(there: Workbench) -> None:
+    members = there.listed(tar_of({"x/y": b"1"}, tarfile.PAX_FORMAT, directory("lonely")), "tar")
+    there.extracted(members)
+    assert sorted(file.name for file in (there.folder / "in").iterdir()) == ["x"]
