@@ -19,10 +19,10 @@ def keep_origin(session: Session, object_id: UUID, note: Mapping[str, Any]) -> N
     session.add(Origin(object_id=object_id, **texts))
 
 
-def comparable(session: Session, object_id: UUID, where: tuple[str, str | None]) -> tuple[Origin, int | None] | None:
-    """Return the origin and the size (bytes) of an object that is ACTIVE and came from there; None for any other."""
+def comparable(session: Session, object_id: UUID, where: tuple[str, str | None]) -> tuple[Origin, DataObject] | None:
+    """Return an object that is ACTIVE and came from there, with its origin; None for any other."""
     obj, origin = session.get(DataObject, object_id), session.get(Origin, object_id)
     if obj is None or origin is None or obj.status != ObjectStatus.ACTIVE.value:
         return None
     url, mark = where
-    return (origin, obj.size) if (origin.url, origin.url_mark) == (storable(url), mark) else None
+    return (origin, obj) if (origin.url, origin.url_mark) == (storable(url), mark) else None

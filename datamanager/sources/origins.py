@@ -30,6 +30,8 @@ class Validators:
     last_modified: str | None = None
     version: str | None = None
     size: int | None = None
+    checksum: str | None = None
+    """`sha256:…`: of an object what it has, of a source what it is said to have (the option `checksum`)."""
 
     @classmethod
     def of(cls, download: Download) -> Validators:
@@ -37,7 +39,11 @@ class Validators:
         return cls(_kept(download.etag), _kept(download.last_modified), _kept(download.version), download.size)
 
     def same_as(self, other: Validators) -> bool:
-        """Say whether both are of the same bytes, by the strongest mark that both have."""
+        """Say whether both are of the same bytes, by the strongest mark of the source that both have. Another checksum
+        than `other` is to have is another thing, whatever the source says.
+        """
+        if other.checksum not in (None, self.checksum):
+            return False
         if self.version is not None and other.version is not None:
             return self.version == other.version
         if self.etag is not None and other.etag is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from uuid import UUID
 
 from datamanager.errors import DataManagerError
 from datamanager.sealing import Sealer
-from datamanager.sources.fetching import requested
+from datamanager.sources.fetching import Fetching, requested
 from datamanager.sources.origins import OPTION, Validators, ask, identity_or_none
 from flows.running.external import whole_request
 from flows.running.work import Work
@@ -38,9 +39,8 @@ async def _asked(work: Work) -> tuple[tuple[str, str | None], Validators] | None
     if where is None:
         return None
     fetching = requested(whole, work.parts.guard, work.parts.settings)
-    source = next(iter(fetching.sources.values()))
     try:
-        return where, await asyncio.to_thread(ask, source)
+        return where, await asyncio.to_thread(_ask, fetching)
     except DataManagerError as error:
         work.log.info("the source could not be asked for news: %s", error.detail)
         return None
@@ -54,5 +54,13 @@ def _is_the_same(work: Work, known: UUID, asked: tuple[tuple[str, str | None], V
         found = comparable(session, known, where)
     if found is None:
         return False
-    origin, size = found
-    return Validators(origin.etag, origin.last_modified, origin.version, size).same_as(now)
+    origin, obj = found
+    return Validators(origin.etag, origin.last_modified, origin.version, obj.size, obj.checksum).same_as(now)
+
+
+def _ask(fetching: Fetching) -> Validators:
+    """Return what the source says, and the sha256 that the request or its file of checksums wants of what is stored."""
+    said, wanted = ask(next(iter(fetching.sources.values()))), fetching.checksum()
+    if wanted is None or wanted[0] != "sha256" or fetching.options.decompress:
+        return said
+    return replace(said, checksum=":".join(wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -194,6 +195,20 @@ def test_what_is_not_newer_is_not_fetched(site: Site, web: Web) -> None:
     assert fetch(site, url, if_newer_than=local).status_code == 201
     unknown = fetch(site, url, if_newer_than=str(uuid4()))
     assert (unknown.status_code, unknown.json()["code"]) == (404, "object_not_found")
+
+
+def test_with_another_checksum_it_is_fetched_whatever_the_source_says(site: Site, web: Web) -> None:
+    name = uuid4().hex
+    url, digest = web.put(f"newer/{name}", b"first"), hashlib.sha256(b"first").hexdigest()
+    sums = web.put(f"newer/{name}.sums", f"{digest}  {name}\n".encode())
+    first = fetch(site, url).json()["uuid"]
+    for right in (f"sha256:{digest}", sums, f"md5:{hashlib.md5(b'first').hexdigest()}"):
+        same = fetch(site, url, if_newer_than=first, checksum=right)
+        assert (same.status_code, same.json()["uuid"]) == (200, first)
+    web.put(f"newer/{name}.sums", f"{'0' * 64}  {name}\n".encode())
+    for other in (f"sha256:{'0' * 64}", sums):
+        read = fetch(site, url, if_newer_than=first, checksum=other)
+        assert read.json()["code"] == "checksum_mismatch", read.text  # so it was read
 
 
 def test_an_unchanged_download_leaves_nothing_and_its_place_is_free(site: Site, web: Web) -> None:

@@ -141,6 +141,12 @@ def test_a_moment_is_a_download() -> None:
         (Validators(etag='"1"'), Validators(last_modified="d"), False),
         (Validators(), Validators(), False),
         (Validators(size=5), Validators(size=5), False),
+        (Validators(etag='"1"', checksum="sha256:a"), Validators(etag='"1"', checksum="sha256:b"), False),
+        (Validators(etag='"1"'), Validators(etag='"1"', checksum="sha256:b"), False),
+        (Validators(etag='"1"', checksum="sha256:a"), Validators(etag='"1"', checksum="sha256:a"), True),
+        (Validators(etag='"1"', checksum="sha256:a"), Validators(etag='"1"'), True),
+        (Validators(etag='"1"', checksum="sha256:a"), Validators(etag='"2"', checksum="sha256:a"), False),
+        (Validators(checksum="sha256:a"), Validators(checksum="sha256:a"), False),
     ],
 )
 def test_in_doubt_a_source_has_something_new(before: Validators, now: Validators, same: bool) -> None:
