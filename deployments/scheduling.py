@@ -1,8 +1,9 @@
 """Schedules of the catalogue, brought to Prefect: each is a schedule of the deployment `recurring/data-manager`.
 
-The catalogue is the truth. What a person changes of them in Prefect is set back; a schedule there whose slug is none of
-ours is left alone. One mover at a time does it: at its start, when something has changed, and now and then anyway, so
-that a Prefect server whose database was lost has them again.
+The catalogue is the truth. What a person changes of them in Prefect is set back, and the deployment is resumed when it
+was paused: nobody would learn here that nothing is fetched. A schedule there whose slug is none of ours is left alone.
+One mover at a time does it: at its start, when something has changed, and now and then anyway, so that a Prefect server
+whose database was lost has them again.
 """
 
 from __future__ import annotations
@@ -131,10 +132,14 @@ class ScheduleSync:
     async def _deployment(self, client: PrefectClient) -> UUID:
         name = f"{recurring.name}/{DEPLOYMENT}"
         try:
-            return (await client.read_deployment_by_name(name)).id
+            found = await client.read_deployment_by_name(name)
         except ObjectNotFound:
             await self._prefect.provide()
-            return (await client.read_deployment_by_name(name)).id
+            found = await client.read_deployment_by_name(name)
+        if found.paused:
+            log.warning("deployment_resumed", deployment=name, says="schedules are paused by dm schedule pause")
+            await client.resume_deployment(found.id)
+        return found.id
 
     def _rhythms(self) -> list[Rhythm]:
         with self._services.database.read() as session:

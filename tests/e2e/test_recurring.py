@@ -170,6 +170,17 @@ def test_what_prefect_lost_it_gets_again(site: Site, web: Web, prefect: PrefectA
     assert again["id"] != lost["id"]
 
 
+def test_a_paused_deployment_goes_on(site: Site, web: Web, prefect: PrefectApi) -> None:
+    """Else no schedule would run, and all of them would be called active."""
+    schedule = add(site, web.put(f"recurring/{uuid4().hex}", b"x"))
+    until(lambda: in_prefect(prefect, schedule), bool)
+    deployment = prefect.get("deployments/name/recurring/data-manager")["id"]
+    prefect.post(f"deployments/{deployment}/pause_deployment", {})
+    assert prefect.get(f"deployments/{deployment}")["paused"]
+    until(lambda: prefect.get(f"deployments/{deployment}")["paused"], lambda paused: not paused)
+    assert [one["active"] for one in in_prefect(prefect, schedule)] == [True]
+
+
 # --- if_newer_than, without a schedule -------------------------------------------------------------------------------
 
 
