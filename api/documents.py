@@ -23,7 +23,7 @@ from datamanager.domain.archive_requests import (
 )
 from datamanager.domain.audit import AuditRequest
 from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
-from datamanager.domain.recurring import ScheduleRequest
+from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.domain.requests import (
     CopyManyRequest,
     CopyRequest,
@@ -126,6 +126,7 @@ _SHAPES: tuple[Any, ...] = (
     ScheduleView,
     RemovedView,
     ScheduleRequest,
+    ScheduleRunRequest,
 )
 
 _EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
@@ -158,6 +159,7 @@ _EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
         "keep": 12,
         "options": {"credential": "weather"},
     },
+    ScheduleRunRequest: {"moment": "2026-01-31T06:00:00Z"},
     HoldRequest: {"reason": "figures of a paper", "by": "maria"},
     LifetimeRequest: {"lifetime": "90d"},
     RestoreRequest: {"spare_for": "30d"},
@@ -172,6 +174,12 @@ _EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
         "group": "fire",
     },
 }
+
+
+_MAY_BE_EMPTY = frozenset(
+    {DeleteRequest, ArchiveRequest, ActivateRequest, RestoreRequest, RetentionRunRequest, ScheduleRunRequest}
+)
+"""Requests whose body may be left out."""
 
 
 def problems(*classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
@@ -238,7 +246,7 @@ def body(
     if model is not None:
         content = {"schema": _ref(model.__name__), "example": _EXAMPLES[model]}
         kinds = (FORM, MULTIPART, JSON) if forms else (JSON,)
-        needed = model not in (DeleteRequest, ArchiveRequest, ActivateRequest, RestoreRequest, RetentionRunRequest)
+        needed = model not in _MAY_BE_EMPTY
         extra["requestBody"] = {"required": needed, "content": dict.fromkeys(kinds, content)}
     return extra
 

@@ -1,4 +1,7 @@
-"""Schedules: what is fetched again and again. A mover brings them to Prefect; nothing here talks to it."""
+"""Schedules: what is fetched again and again. A mover brings them to Prefect; nothing here talks to it.
+
+A moment that is asked for by name needs no Prefect either: its transfer is made at once, like that of any request.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,11 @@ from api.idempotency import Slot, once
 from api.schedule_views import ScheduleView, schedule_view
 from datamanager import errors
 from datamanager.domain.location import Place
-from datamanager.domain.recurring import ScheduleRequest
+from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.domain.requests import Request as Nothing
 from datamanager.errors import InvalidRequest, ScheduleNotFound
 from datamanager.messaging.wake import ring
+from datamanager.sealing import Sealer
 from datamanager.sources.fetching import requested
 from datamanager.sources.secrets import secret_names, secret_parameters
 from models import schedules
@@ -154,18 +158,42 @@ async def resume(schedule: str, request: Request, context: In) -> Response:
     summary="Run a schedule now",
     status_code=202,
     response_class=Response,
-    responses=documents.json_answer("ScheduleView", "The schedule; `wanted_at` is the moment.", *_ONE, status=202),
-    openapi_extra=documents.body(None, prefers=False),
+    responses=documents.json_answer(
+        "ScheduleView",
+        "The schedule; `wanted_at` is the moment, or its `runs` are the one that was named.",
+        errors.ScheduleNotFound,
+        *documents.BODY,
+        status=202,
+    ),
+    openapi_extra=documents.body(ScheduleRunRequest, prefers=False),
 )
 async def run(schedule: str, request: Request, context: In) -> Response:
-    """Fetch once now, besides the ordinary times; also while it is paused. See its `runs` for what came of it."""
-    return await _changed(schedule, request, context, schedules.want_run, 202)
+    """Fetch besides the ordinary times, also while it is paused: once now, or a `moment` that is over. What was fetched
+    is not fetched again; what failed is. See its `runs` for what came of it.
+    """
+    wanted = schedule_id_of(schedule)
+    fields = await read_request(request, ScheduleRunRequest)
+
+    def inside(session: Session) -> ScheduleView:
+        if fields.moment is None:
+            return schedule_view(schedules.want_run(session, wanted), schedules.last_runs(session, wanted))
+        sealer = Sealer.of(context.settings)
+        begun = schedules.run_moment(session, context.machines, sealer, wanted, fields.moment)
+        return schedule_view(schedules.get_schedule(session, wanted), [begun])
+
+    async def work(_: Slot) -> Response:
+        view = await context.writing(inside)
+        context.posted()
+        await _tell_movers(context)
+        return json_response(view, 202)
+
+    return await once(context, request, fields, work)
 
 
 Change = Callable[[Session, UUID], Schedule]
 
 
-async def _changed(schedule: str, request: Request, context: Context, change: Change, status: int = 200) -> Response:
+async def _changed(schedule: str, request: Request, context: Context, change: Change) -> Response:
     wanted = schedule_id_of(schedule)
 
     async def work(_: Slot) -> Response:
@@ -175,7 +203,7 @@ async def _changed(schedule: str, request: Request, context: Context, change: Ch
 
         view = await context.writing(inside)
         await _tell_movers(context)
-        return json_response(view, status)
+        return json_response(view)
 
     return await once(context, request, Nothing(), work)
 

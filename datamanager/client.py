@@ -419,6 +419,12 @@ class Client:
         """Let a schedule rest, go on, or run now besides; return it."""
         return self._write("POST", f"DM/schedules/{quote(str(schedule), safe='')}/{what}", {})
 
+    def run_schedule(self, schedule: UUID | str, moment: datetime | str | None = None) -> dict[str, Any]:
+        """Fetch besides the ordinary times: a moment that is over (an aware time), or now; return the schedule, with a
+        named moment alone as its `runs`. A moment that was fetched is not fetched again; one that failed is.
+        """
+        return self._write("POST", f"DM/schedules/{quote(str(schedule), safe='')}/run", {"moment": moment})
+
     def remove_schedule(self, schedule: UUID | str) -> None:
         """Remove a schedule; its versions stay."""
         self._write("DELETE", f"DM/schedules/{quote(str(schedule), safe='')}", {})

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.recurring import ScheduleRequest
 from datamanager.domain.requests import DeleteRequest
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus, Verified
-from datamanager.errors import CatalogueError, RequestError, ScheduleNotFound, SecretsUnreadable
+from datamanager.errors import CatalogueError, InvalidRequest, RequestError, ScheduleNotFound, SecretsUnreadable
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
 from models.database import insert_if_free, now
@@ -151,6 +151,17 @@ def begin_moment(session: Session, machines: Machines, sealer: Sealer, schedule:
     except (RequestError, CatalogueError, SecretsUnreadable) as refused:
         run.outcome, run.code = FAILED, refused.code
     return run
+
+
+def run_moment(session: Session, machines: Machines, sealer: Sealer, schedule: UUID, moment: datetime) -> ScheduleRun:
+    """Begin a moment that somebody names, also of a paused schedule; see `begin_moment`.
+
+    Raises: ScheduleNotFound; InvalidRequest for one that is still to come: fetched now, it would not be fetched then.
+    """
+    if moment > now(session):
+        wanted = "must not lie in the future"
+        raise InvalidRequest(f"moment: {wanted}", {"moment": wanted})
+    return begin_moment(session, machines, sealer, schedule, moment)
 
 
 def settle(session: Session, runs: list[ScheduleRun]) -> None:

@@ -54,10 +54,7 @@ def show(schedule: Id) -> None:
     with _client() as dm:
         found = dm.schedule(schedule)
     _show([found])
-    table = Listing("moment", "outcome", "object", "task", "why")
-    for run in found["runs"]:
-        table.add(run["moment"], run["outcome"], run["object"], run["task"], run["code"])
-    table.print()
+    _show_runs(found)
 
 
 @app.command()
@@ -75,10 +72,18 @@ def resume(schedule: Id) -> None:
 
 
 @app.command()
-def run(schedule: Id) -> None:
-    """Fetch once now, besides the ordinary times."""
+def run(
+    schedule: Id,
+    moment: Annotated[
+        str | None, typer.Option(help="The scheduled time that is meant, such as 2026-01-31T06:00:00Z; default now.")
+    ] = None,
+) -> None:
+    """Fetch once besides the ordinary times: now, or a moment that is over."""
     with _client() as dm:
-        _show([dm.change_schedule(schedule, "run")])
+        found = dm.run_schedule(schedule, moment)
+    _show([found])
+    if moment is not None:
+        _show_runs(found)
 
 
 @app.command()
@@ -110,4 +115,11 @@ def _show(schedules: Iterable[dict[str, Any]]) -> None:
         where = f"{one['machine']}:{'/'.join(filter(None, (one['path'], one['filename'])))}"
         state = "paused" if one["paused"] else "active"
         table.add(one["id"], one["interval"] or one["cron"], keep, state, one["url"], where)
+    table.print()
+
+
+def _show_runs(schedule: dict[str, Any]) -> None:
+    table = Listing("moment", "outcome", "object", "task", "why")
+    for run in schedule["runs"]:
+        table.add(run["moment"], run["outcome"], run["object"], run["task"], run["code"])
     table.print()

@@ -109,6 +109,19 @@ def test_a_repeated_run_fetches_nothing_again(site: Site, web: Web, prefect: Pre
     assert show(site, schedule)["runs"] == [first]
 
 
+def test_a_moment_that_is_named_is_made_up_for(site: Site, web: Web) -> None:
+    name = uuid4().hex
+    url = web.put(f"recurring/{name}-20260131", b"of that day").replace("20260131", "{date:%Y%m%d}")
+    schedule = add(site, url)
+    assert site.ask("POST", f"schedules/{schedule}/pause").ok
+    assert site.ask("POST", f"schedules/{schedule}/run", json={"moment": "2026-01-31T06:00:00Z"}).status_code == 202
+    (made,) = until(lambda: show(site, schedule)["runs"], lambda runs: runs[0]["outcome"] != "pending")
+    assert made["outcome"] == "fetched", made
+    info = site.info(made["object"])
+    assert info["filename"] == "v-20260131-060000.nc"
+    assert site.read("cirrus", f"{info['path']}/{info['filename']}") == b"of that day"
+
+
 def test_a_failure_is_shown_here_and_in_prefect(site: Site, web: Web, prefect: PrefectApi) -> None:
     schedule = add(site, f"{web.url}/recurring/nothing-{uuid4().hex}")
     failed = run(site, schedule)

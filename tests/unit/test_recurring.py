@@ -50,6 +50,11 @@ def test_other_braces_are_refused(template: str) -> None:
         filled(template, MOMENT)
 
 
+def test_an_offset_out_of_the_calendar_is_no_time() -> None:
+    with pytest.raises(ValueError, match="is no time"):
+        filled("{date-1d:%Y}", datetime.min.replace(tzinfo=UTC))
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("1m", 60), ("6h", 21_600), ("2 d", 172_800), ("52w", 31_449_600)])
 def test_intervals(text: str, seconds: int) -> None:
     assert read_interval(text).total_seconds() == seconds

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from datamanager.client import Client
-from datamanager.errors import ScheduleNotFound
+from datamanager.errors import DownloadFailed, InvalidRequest, ScheduleNotFound
+from models.transfers import get_transfer
 from tests.support.live_api import LiveApi
 from tests.support.process import clean_environment
 
@@ -60,6 +62,54 @@ def test_pause_resume_and_run(api: LiveApi) -> None:
     assert first.json()["wanted_at"] == second.json()["wanted_at"] is not None
 
 
+def test_a_moment_that_is_named_is_fetched_once(api: LiveApi) -> None:
+    view = add(api, filename="x-{date-6h:%Y%m%d%H}.nc")
+    where = f"/DM/schedules/{view['id']}"
+    api.ask("POST", f"{where}/pause")
+    given = {"moment": "2026-01-31T13:00:00.5+01:00"}
+    first = api.ask("POST", f"{where}/run", json=given)
+    assert (first.status_code, first.json()["wanted_at"]) == (202, None), first.text
+    (begun,) = first.json()["runs"]
+    assert (begun["moment"], begun["outcome"]) == ("2026-01-31T12:00:00+00:00", "pending")
+    with api.database.read() as session:
+        row = get_transfer(session, UUID(begun["task"]))
+    assert (row.status, row.destination_place) == ("QUEUED", "weather/x-2026013106.nc")
+    assert api.ask("POST", f"{where}/run", data=given).json()["runs"] == [begun]
+    api.finish(begun["task"])
+    assert api.ask("POST", f"{where}/run", json=given).json()["runs"][0]["outcome"] == "fetched"
+    assert api.posted
+    older = api.ask("POST", f"{where}/run", json={"moment": "1999-12-31T23:59:59Z"}).json()["runs"]
+    assert [one["moment"] for one in older] == ["1999-12-31T23:59:59+00:00"]
+    assert len(api.ask("GET", where).json()["runs"]) == 2
+
+
+def test_a_named_moment_that_failed_is_tried_again(api: LiveApi) -> None:
+    where = f"/DM/schedules/{add(api)['id']}/run"
+    given = {"moment": "2026-01-31T06:00:00Z"}
+    (first,) = api.ask("POST", where, json=given).json()["runs"]
+    api.finish(first["task"], DownloadFailed("404"))
+    (again,) = api.ask("POST", where, json=given).json()["runs"]
+    assert again["outcome"] == "pending"
+    assert again["task"] != first["task"]
+
+
+def test_a_named_moment_that_is_refused_says_why(api: LiveApi) -> None:
+    api.register("weather/x-2026013106.nc")
+    where = f"/DM/schedules/{add(api, machine='here')['id']}/run"
+    (refused,) = api.ask("POST", where, json={"moment": "2026-01-31T06:00:00Z"}).json()["runs"]
+    assert (refused["outcome"], refused["code"], refused["task"]) == ("failed", "destination_exists", None)
+
+
+@pytest.mark.parametrize(
+    "moment", ["2026-01-31T06:00:00", "2026-01-31", "yesterday", 1769839200, "PT1H", "9999-01-01T00:00:00Z"]
+)
+def test_a_wrong_moment_is_named(api: LiveApi, moment: object) -> None:
+    where = f"/DM/schedules/{add(api)['id']}"
+    answer = api.ask("POST", f"{where}/run", json={"moment": moment})
+    assert (answer.status_code, [one["field"] for one in answer.json()["errors"]]) == (422, ["moment"])
+    assert api.ask("GET", where).json()["runs"] == []
+
+
 @pytest.mark.parametrize("path", ["", "/pause", "/resume", "/run"])
 @pytest.mark.parametrize("schedule", [str(uuid4()), "nonsense"])
 def test_an_unknown_schedule_is_not_found(api: LiveApi, schedule: str, path: str) -> None:
@@ -85,7 +135,7 @@ def test_a_form_makes_one_and_a_key_makes_it_once(api: LiveApi) -> None:
         ({"options": {"proxy": "http://u:hunter2@127.0.0.1"}}, 422, "invalid_request", "options.proxy"),
         ({"url": "http://127.0.0.1/x?{date:%Y}&api_key=hunter2"}, 422, "invalid_request", "url"),
         ({"options": {"timeout": -1}}, 422, "invalid_request", "options.timeout"),
-        ({"options": {"extract": "tar"}}, 501, "not_supported", None),
+        ({"options": {"extract": "tar"}}, 422, "invalid_request", "options"),
         ({"filename": "same"}, 422, "invalid_request", "filename"),
         ({"url": "http://10.0.0.1/x"}, 422, "url_not_allowed", None),
         ({"url": "file:///x"}, 422, "url_not_allowed", None),
@@ -117,6 +167,10 @@ def test_the_client_knows_them(api: LiveApi) -> None:
         assert dm.schedule(made["id"])["filename"] == FIELDS["filename"]
         assert dm.change_schedule(made["id"], "pause")["paused"] is True
         assert dm.change_schedule(made["id"], "run")["wanted_at"]
+        moment = datetime(2026, 1, 31, 6, tzinfo=UTC)
+        assert dm.run_schedule(made["id"], moment)["runs"][0]["moment"] == "2026-01-31T06:00:00+00:00"
+        with pytest.raises(InvalidRequest, match="moment: must be RFC 3339 with a zone"):
+            dm.run_schedule(made["id"], moment.replace(tzinfo=None))
         assert [one["id"] for one in dm.schedules()] == [made["id"]]
         dm.remove_schedule(made["id"])
         with pytest.raises(ScheduleNotFound):
@@ -151,6 +205,8 @@ def test_the_command_line_knows_them(api: LiveApi) -> None:
     assert "paused" in dm("pause", made)
     assert "active" in dm("resume", made)
     assert made in dm("run", made)
+    assert "2026-01-31T06:00:00+00:00  pending" in dm("run", made, "--moment", "2026-01-31T06:00:00Z")
+    assert dm("run", made, "--moment", "2026-01-31").startswith("dm: moment: must be RFC 3339 with a zone")
     assert made in dm("list")
     assert dm("remove", made) == f"{made} removed\n"
     assert made not in dm("list")
