@@ -8,7 +8,7 @@ from uuid import UUID
 
 from datamanager.domain.location import Place
 from datamanager.engine import bulk
-from datamanager.engine.chunk import Outcome, SmallItem
+from datamanager.engine.chunk import Later, Outcome, SmallItem
 from datamanager.engine.control import Control
 from datamanager.engine.extracting.content import Lying, pieces
 from datamanager.engine.extracting.member import Packed
@@ -41,15 +41,17 @@ def stage(
     packed: bool,
     ours: Mapping[int, Intent],
 ) -> list[Outcome]:
-    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk.stage`.
+    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk.stage`. What many
+    bytes are stored of is for later, however few they say that they become: they would all be in memory.
 
     Two sessions of the machine on which the archive lies and the members are to lie. Raises: SourceChanged (the archive
     is not what it was), what breaks a connection and what `control` raises.
     """
-    return bulk.stage(
-        pieces(source, machine, archive, {item.source: item.member for item in items}),
+    fit = [item for item in items if item.member.stored <= bulk.SMALL]
+    outcomes = bulk.stage(
+        pieces(source, machine, archive, {item.source: item.member for item in fit}),
         target,
-        [SmallItem(item.number, item.source, item.destination) for item in items],
+        [SmallItem(item.number, item.source, item.destination) for item in fit],
         origin_machine=machine,
         target_machine=machine,
         transfer=transfer,
@@ -60,3 +62,4 @@ def stage(
         packed=packed,
         ours=ours,
     )
+    return outcomes + [Later(item.number) for item in items if item.member.stored > bulk.SMALL]
