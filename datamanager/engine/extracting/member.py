@@ -7,6 +7,8 @@ looking at what is there.
 from __future__ import annotations
 
 import math
+import posixpath
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -17,6 +19,8 @@ from datamanager.transports.base import FileKind, FileStat
 
 MEMBERS_MAX = 10_000
 """Files that one archive may hold, as many as a batch has items."""
+DIRECTORIES_MAX = 2 * MEMBERS_MAX
+"""Directories that its files may need."""
 RATIO_MAX = 200
 """Bytes that one compressed byte may become …"""
 RATIO_FROM = 64 * 2**20
@@ -24,6 +28,8 @@ RATIO_FROM = 64 * 2**20
 MODE = 0o644
 """Permission bits of what is extracted, whatever the archive says, as of everything that is downloaded."""
 
+_CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Categories of characters that are in no name: controls, surrogates (bytes that are no Unicode), ends of lines."""
 _NAME_SHOWN = 100
 _MTIME_MAX = 2**32 - 1  # SFTP version 3
 
@@ -65,7 +71,7 @@ def sound(members: Iterable[Packed], machine: Machine, directory: str, limit: in
 
     Raises: PathNotAllowed, DownloadFailed (a name that can't be, or comes twice), TooLarge.
     """
-    seen = set[str]()
+    seen, directories = set[str](), set[str]()
     total = stored = 0
     for member in members:
         name = _checked_name(member.name, machine, directory)
@@ -74,6 +80,12 @@ def sound(members: Iterable[Packed], machine: Machine, directory: str, limit: in
         seen.add(name)
         if len(seen) > MEMBERS_MAX:
             raise TooLarge(f"the archive holds more than {MEMBERS_MAX} files")
+        above = posixpath.dirname(name)
+        while above and above not in directories:
+            directories.add(above)
+            above = posixpath.dirname(above)
+        if len(directories) > DIRECTORIES_MAX:
+            raise TooLarge(f"the archive's files lie in more than {DIRECTORIES_MAX} directories")
         total, stored = total + member.size, stored + member.stored
         if total > limit:
             raise TooLarge(f"the archive's files are more than the {limit} bytes that are allowed")
@@ -88,17 +100,17 @@ def _checked_name(name: str, machine: Machine, directory: str) -> str:
     Without a directory of the request's a name in front may not begin with a dot: `.ssh/authorized_keys` is not an
     archive's to write where the base directory is somebody's home.
     """
-    parts = [part for part in name.split("/") if part not in ("", ".")]
+    parts = _parts(name)
     wrong = None
     if name.startswith("/") or ".." in parts:
         wrong = "leads out of its directory"
-    elif not name.isprintable():
+    elif any(unicodedata.category(sign) in _CONTROLS for sign in name):
         wrong = "has control characters, or is no Unicode"
     elif not parts:
         wrong = "names no file"
     elif len(name.encode()) > PATH_MAX or any(len(part.encode()) > NAME_MAX for part in parts):
         wrong = "is too long"
-    elif not directory.strip("/.") and parts[0].startswith("."):
+    elif parts[0].startswith(".") and _parts(directory) in ([], _parts(machine.base_dir)):
         wrong = "begins with a dot; give path, a directory for it"
     if wrong is not None:
         raise DownloadFailed(f"the archive's member {shown(name)} {wrong}")
@@ -107,3 +119,7 @@ def _checked_name(name: str, machine: Machine, directory: str) -> str:
     except PathNotAllowed as exc:
         raise DownloadFailed(f"the archive's member {shown(name)} can't be stored: {exc.detail}") from exc
     return "/".join(parts)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
