@@ -9,7 +9,9 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -373,3 +375,107 @@ def test_directories_are_made_only_for_files(there: Workbench) -> None:
     members = there.listed(tar_of({"x/y": b"1"}, tarfile.PAX_FORMAT, directory("lonely")), "tar")
     there.extracted(members)
     assert sorted(file.name for file in (there.folder / "in").iterdir()) == ["x"]
+
+
+# --- what a hostile archive could cost ---
+
+
+def record(keyword: str, value: bytes) -> bytes:
+    """Return a record of a pax header (POSIX.1-2017, pax Extended Header)."""
+    body = b" " + keyword.encode() + b"=" + value + b"\n"
+    length = len(body) + len(str(len(body) + 3))
+    return str(length).encode() + body
+
+
+def extended(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """Return a pax header with this body, whatever it is."""
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = kind, len(body)
+    return info.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % tarfile.BLOCKSIZE)
+
+
+def test_the_base_directory_by_its_own_path(there: Workbench) -> None:
+    base = str(there.folder)
+    for top in (base, f"{base}/", f"{base}/./", base.replace("/", "//")):
+        assert "path" in there.refused(DownloadFailed, tar_of({".ssh/authorized_keys": b"x"}), "tar", directory=top)
+    assert len(there.listed(tar_of({".zattrs": b"{}"}), "tar", directory=f"{base}/in")) == 1
+
+
+def test_many_digits_are_no_record(there: Workbench) -> None:
+    """The standard library looks for a record in time that grows with the square of them (CVE-2024-6232)."""
+    data = extended(b"1" * 40_000) + tar_of({"a": b""})
+    there.refused(DownloadFailed, data, "tar")
+
+
+def test_a_sparse_map_is_read_no_further_than_a_header(there: Workbench) -> None:
+    old = tarfile.TarInfo("a")
+    old.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(old.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # more of the map follows
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    more = (b"00000000001\0" * 42).ljust(504, b"\0") + b"\1" + bytes(7)
+    for map_ in (b"", more, more * 10_000):
+        there.refused(DownloadFailed, bytes(header) + map_, "tar")
+    new = extended(record("GNU.sparse.major", b"1") + record("GNU.sparse.minor", b"0")) + regular("a").tobuf()
+    for count in (10, 3_000_000):
+        there.refused(DownloadFailed, new + str(count).encode() + b"\n1" * count + b"\n" + bytes(10_240), "tar")
+
+
+def test_global_headers_do_not_pile_up(there: Workbench) -> None:
+    """Each may say something of all files behind it, and is kept until the end."""
+    some = [extended(record(f"key{n}", b"v" * 1000), tarfile.XGLTYPE) + regular(f"{n}").tobuf() for n in range(1000)]
+    there.refused(DownloadFailed, b"".join(some) + bytes(1024), "tar")
+    few = extended(record("comment", b"c" * 40), tarfile.XGLTYPE) + tar_of({"a": b"1"})
+    assert [one.name for one in there.listed(few, "tar")] == ["a"]
+
+
+def test_more_directories_than_files(there: Workbench) -> None:
+    deep = {f"{n}/{'d/' * 1500}x": b"" for n in range(20)}
+    there.refused(TooLarge, tar_of(deep), "tar")
+
+
+def test_many_bytes_that_become_few(there: Workbench) -> None:
+    """They are not held in memory, as small files are."""
+    nothing = b"\0\0\0\xff\xff"  # a stored block without a byte (RFC 1951, 3.2.4)
+    packed = nothing * (32 * 2**20 // len(nothing)) + b"\1\3\0\xfc\xffabc"
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("few", packed)
+        archive.writestr("other", b"o")
+    data = bytearray(made.getvalue())
+    at = data.rindex(b"PK\1\2", 0, data.rindex(b"PK\1\2"))
+    struct.pack_into("<H", data, at + 10, zipfile.ZIP_DEFLATED)
+    struct.pack_into("<LLL", data, at + 16, zlib.crc32(b"abc"), len(packed), 3)
+    members = there.listed(bytes(data), "zip")
+    assert [(one.name, one.size, one.stored) for one in members] == [("few", 3, len(packed)), ("other", 1, 1)]
+    del data, packed, made
+    tracemalloc.start()
+    try:
+        assert there.extracted(members) == {"few": b"abc", "other": b"o"}
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+# --- what is unusual, and good ---
+
+
+def test_a_zip_file_without_dates(there: Workbench) -> None:
+    """Go's archive/zip writes zeros where nobody gave a time: there is no month 0."""
+    data = bytearray(zip_of({"a": b"1"}))
+    for signature, at in ((b"PK\3\4", 10), (b"PK\1\2", 12)):
+        place = data.rindex(signature) + at
+        data[place : place + 4] = bytes(4)
+    members = there.listed(bytes(data), "zip")
+    assert [one.mtime for one in members] == [0]
+    assert there.extracted(members) == {"a": b"1"}
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_blanks_and_joiners_of_other_scripts(there: Workbench, kind: Packaging) -> None:
+    files = {"no\u00a0break": b"1", "\u3000wide": b"2", "\u0646\u200c\u0627": b"3", "\U0001f469\u200d\U0001f680": b"4"}
+    members = there.listed(tar_of(files) if kind == "tar" else zip_of(files), kind)
+    assert there.extracted(members) == files
+    for name in ("a\u2028b", "a\x85b", "a\x7f"):
+        there.refused(DownloadFailed, tar_of({name: b""}) if kind == "tar" else zip_of({name: b""}), kind)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import calendar
 import io
+import re
 import stat
 import struct
 import tarfile
@@ -15,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from datamanager.domain.location import NAME_MAX
 from datamanager.engine.extracting.member import MEMBERS_MAX, Packed, clamped, shown, sound
 from datamanager.errors import DataManagerError, DownloadFailed, TooLarge
 from datamanager.machines import Machine
@@ -25,9 +27,11 @@ Packaging = Literal["tar", "zip"]
 AHEAD = 256 * 1024
 """Bytes that are read at once: many small members' headers."""
 TAR_HEADER_MAX = 256 * 1024
-"""Bytes of one extended header: names and attributes of one member."""
+"""Bytes of one member's headers: its names and attributes, and (GNU) the map of a sparse file."""
+TAR_GLOBALS_MAX = 100
+"""Attributes that an archive says of all its members behind them."""
 ZIP_DIRECTORY_MAX = 4 * 1024 * 1024
-"""Bytes of a zip file's central directory, about 400 a member."""
+"""Bytes of a zip file's central directory and comment, about 400 a member."""
 ENTRIES_MAX = 2 * MEMBERS_MAX
 """Entries, directories included, after which it is enough."""
 
@@ -35,6 +39,7 @@ _LOCAL = struct.Struct("<4sHHHHHLLLHH")
 _ENCRYPTED = 0x1
 _METHODS = {zipfile.ZIP_STORED: False, zipfile.ZIP_DEFLATED: True}
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_DIGITS = re.compile(rb"\d+")
 _NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, IndexError, OverflowError)
 
 
@@ -56,8 +61,11 @@ def members_of(
     a name that leads elsewhere or comes twice; TooLarge.
     """
     with session.open_read(path) as reader:
-        file = _Seekable(reader, reader.stat().size, check)
-        found = _tar(file) if packaging == "tar" else _zip(file)
+        size = reader.stat().size
+        if packaging == "tar":
+            found = _tar(_TarHeaders(reader, size, check))
+        else:
+            found = _zip(_Seekable(reader, size, check))
         try:
             return list(sound(found, machine, directory, limit))
         except RecursionError:
@@ -65,8 +73,8 @@ def members_of(
 
 
 class _Seekable(io.RawIOBase):
-    """An open file as the readers of the standard library want it. A read beyond `most` bytes is refused: how much is
-    read at once is what the archive says."""
+    """An open file as the readers of the standard library want it. To read more than the next `left` bytes is refused:
+    how much they read, and keep, is what the archive says."""
 
     def __init__(self, reader: Reader, size: int, check: Callable[[], None]) -> None:
         super().__init__()
@@ -76,18 +84,19 @@ class _Seekable(io.RawIOBase):
         self._position = 0
         self._start = 0
         self._data = b""
-        self.most = TAR_HEADER_MAX
+        self.left = TAR_HEADER_MAX
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes, fewer only at the end."""
-        left = max(0, self.size - self._position)
-        wanted = left if size is None or size < 0 else min(size, left)
-        if wanted > self.most:
-            raise DownloadFailed(f"the archive has a header of more than {self.most} bytes")
+        there = max(0, self.size - self._position)
+        wanted = there if size is None or size < 0 else min(size, there)
+        if wanted > self.left:
+            raise DownloadFailed("the archive has a header that is too long")
+        self.left -= wanted
         begin = self._position - self._start
         if begin < 0 or begin + wanted > len(self._data):
             self._check()
-            blocks = self._reader.blocks(self._position, min(left, max(AHEAD, wanted)))
+            blocks = self._reader.blocks(self._position, min(there, max(AHEAD, wanted)))
             self._start, self._data, begin = self._position, b"".join(bytes(block) for block in blocks), 0
         found = self._data[begin : begin + wanted]
         self._position += len(found)
@@ -114,6 +123,18 @@ class _Seekable(io.RawIOBase):
         return True
 
 
+class _TarHeaders(_Seekable):
+    """What is read of a tar file: its headers."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes, unless they have more digits in a row than a name may have: the standard library looks
+        for numbers in time that grows with the square of that (CVE-2024-6232)."""
+        found = super().read(size)
+        if any(len(digits) > NAME_MAX for digits in _DIGITS.findall(found)):
+            raise DownloadFailed("the archive has a header that is nothing but digits")
+        return found
+
+
 def _tar(file: _Seekable) -> Iterator[Packed]:
     head = file.read(tarfile.BLOCKSIZE)
     file.seek(0)
@@ -124,7 +145,7 @@ def _tar(file: _Seekable) -> Iterator[Packed]:
     try:
         with tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape") as tar:
             yield from _tar_members(tar, file)
-    except (tarfile.TarError, ValueError, OverflowError, struct.error) as exc:
+    except (tarfile.TarError, ValueError, OverflowError, IndexError, struct.error) as exc:
         raise DownloadFailed(f"this is no whole tar file: {exc}") from exc
 
 
@@ -134,6 +155,9 @@ def _tar_members(tar: tarfile.TarFile, file: _Seekable) -> Iterator[Packed]:
         tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
         entries += 1
         _require_few(entries)
+        file.left = TAR_HEADER_MAX
+        if len(tar.pax_headers) > TAR_GLOBALS_MAX:
+            raise DownloadFailed("the archive has too many global headers")
         if info.isdir():
             continue
         if not info.isreg() or info.issparse():
@@ -159,11 +183,12 @@ def _kind(info: tarfile.TarInfo) -> str:
 
 
 def _zip(file: _Seekable) -> Iterator[Packed]:
-    file.most = ZIP_DIRECTORY_MAX
+    file.left = ZIP_DIRECTORY_MAX
     try:
         with zipfile.ZipFile(file) as archive:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         _require_few(len(infos))
+        file.left = len(infos) * _LOCAL.size
         end = 0
         for info in infos:
             begin = _data_offset(file, info)
@@ -173,9 +198,8 @@ def _zip(file: _Seekable) -> Iterator[Packed]:
             if info.is_dir():
                 continue
             _require_plain(info)
-            mtime = clamped(calendar.timegm((*info.date_time, 0, 0, 0)))
             deflated = _METHODS[info.compress_type]
-            yield Packed(info.filename, begin, info.compress_size, info.file_size, mtime, deflated, info.CRC)
+            yield Packed(info.filename, begin, info.compress_size, info.file_size, _mtime(info), deflated, info.CRC)
     except DataManagerError:
         raise
     except _NO_ZIP as exc:
@@ -189,6 +213,13 @@ def _data_offset(file: _Seekable, info: zipfile.ZipInfo) -> int:
     if signature != b"PK\3\4":
         raise DownloadFailed(f"the archive is damaged: no member begins at byte {info.header_offset}")
     return int(info.header_offset + _LOCAL.size + name + extra)
+
+
+def _mtime(info: zipfile.ZipInfo) -> int:
+    try:
+        return clamped(calendar.timegm((*info.date_time, 0, 0, 0)))
+    except ValueError:  # no month: many a program writes zeros for no time
+        return 0
 
 
 def _require_plain(info: zipfile.ZipInfo) -> None:
