@@ -23,6 +23,7 @@ from datamanager.engine.probe import probe
 from datamanager.engine.verify import verify
 from datamanager.machines import Machine, Machines, VerifyPolicy
 from datamanager.sources import Guard, open_source
+from datamanager.sources.parallel import Parallel
 from datamanager.transports.base import Storage
 from datamanager.transports.factory import Storages
 from flows.item_steps import AT_ONCE
@@ -129,7 +130,7 @@ class Ours:
         found = probe(job)
         guard = Guard(["127.0.0.0/8"])
         source = open_source(url, "http", {}, guard, max_size=LARGEST_DOWNLOAD, ca_file=ca_file)
-        moved = download(job, found, {"": source}, control, Wanted(LARGEST_DOWNLOAD))
+        moved = download(job, found, {"": Parallel(source)}, control, Wanted(LARGEST_DOWNLOAD))
         self._finish(job, found, moved, control, DATE)
 
     def _finish(self, job: Job, found: Found, moved: Moved, control: Control, mtime: int) -> None:

@@ -19,6 +19,7 @@ from datamanager.machines import VerifyPolicy
 
 OURS, OURS_SHA256, CURL = "ours", "ours, sha256 at both ends", "curl | ssh cat"
 WANTED = 0.85
+WANTED_OF_SEVERAL = 2.0
 GROWTH = 32
 """MiB that the process may need more when each download is four times as large."""
 LARGER = 4
@@ -42,10 +43,26 @@ class Scale:
 @contextmanager
 def https(stage: Stage, scale: Scale) -> Iterator[Race]:
     """Fetch a URL of a TLS nginx on this host to a machine reached by SSH."""
+    claim = Claim("HTTPS → SFTP without staging", OURS, CURL, WANTED)
+    with _raced(stage, "https", "file", scale.size, claim) as race:
+        yield race
+
+
+@contextmanager
+def limited(stage: Stage, scale: Scale) -> Iterator[Race]:
+    """The same from an nginx that gives each connection 8 MiB/s, and a file of an eighth of the size."""
+    (stage.web.root / "slow").mkdir(exist_ok=True)
+    claim = Claim("HTTPS → SFTP, 8 MiB/s for each connection", OURS, CURL, WANTED_OF_SEVERAL)
+    with _raced(stage, "limited", "slow/file", scale.size // 8, claim) as race:
+        yield race
+
+
+@contextmanager
+def _raced(stage: Stage, name: str, path: str, size: int, claim: Claim) -> Iterator[Race]:
     web = stage.web
-    url = f"{web.tls_url}/file"
+    url = f"{web.tls_url}/{path}"
     with (
-        one_file(web.root / "file", stage.far / "file", scale.size) as file,
+        one_file(web.root / path, stage.far / "file", size) as file,
         Ours([stage.machine], stage.control) as engine,
     ):
         there = (stage.machine, "file")
@@ -58,8 +75,7 @@ def https(stage: Stage, scale: Scale) -> Iterator[Race]:
             Contender(OURS_SHA256, lambda: ours(VerifyPolicy.SHA256), engine.connect),
             Contender(CURL, lambda: programs.curl_to_ssh(url, web.certificate, stage.machine, file.target)),
         ]
-        claims = [Claim("HTTPS → SFTP without staging", OURS, CURL, WANTED)]
-        yield Race("https", file.megabytes, "MB", contenders, claims, file.reset, file.check, baseline=CURL)
+        yield Race(name, file.megabytes, "MB", contenders, [claim], file.reset, file.check, baseline=CURL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,4 +130,8 @@ def many(stage: Stage, scale: Scale) -> Iterator[Many]:
             path.unlink()
 
 
-GROUPS: dict[str, Callable[[Stage, Scale], AbstractContextManager[Measurement]]] = {"https": https, "many": many}
+GROUPS: dict[str, Callable[[Stage, Scale], AbstractContextManager[Measurement]]] = {
+    "https": https,
+    "limited": limited,
+    "many": many,
+}
