@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -90,22 +90,33 @@ def download(
         kept = _Kept.of(job, found, session, control, wanted) if job.restart is not None else None
         if kept is not None and kept.place not in sources:
             kept = None
-        names = sorted(sources, key=lambda name: kept is None or name != kept.place)  # stable: theirs is first
-        for name in names:
-            fetch = _Fetch(job, found, session, control, wanted, remember, name, sources[name])
-            try:
-                return fetch.run(kept if kept is not None and kept.place == name else None)
-            except _Broke as broke:
-                error = broke.error
-            except (SizeMismatch, ChecksumMismatch) as mismatch:
-                error = mismatch
-            if name == names[-1] or not isinstance(error, (*_ELSEWHERE, TransportTimeout)):
-                raise error
-            log.warning("%s; the next mirror is tried", error.detail)
-        raise DownloadFailed("there is no source")
+
+        def fetch(name: str) -> Moved:
+            mine = kept if kept is not None and kept.place == name else None
+            return _Fetch(job, found, session, control, wanted, remember, name, sources[name]).run(mine)
+
+        return in_turn(sources, kept.place if kept is not None else None, fetch)
 
 
-class _Broke(Exception):
+def in_turn(names: Iterable[str], first: str | None, fetch: Callable[[str], Moved]) -> Moved:
+    """Return what `fetch` returns for the first of these places, `first` before the others, of which it does not raise
+    Broke, SizeMismatch or ChecksumMismatch for a reason that another place may not have. Raises: the last reason.
+    """
+    ordered = sorted(names, key=lambda name: name != first)  # stable
+    for name in ordered:
+        try:
+            return fetch(name)
+        except Broke as broke:
+            error = broke.error
+        except (SizeMismatch, ChecksumMismatch) as mismatch:
+            error = mismatch
+        if name == ordered[-1] or not isinstance(error, (*_ELSEWHERE, TransportTimeout)):
+            raise error
+        log.warning("%s; the next mirror is tried", error.detail)
+    raise DownloadFailed("there is no source")
+
+
+class Broke(Exception):
     """The source failed, not the destination."""
 
     def __init__(self, error: DataManagerError) -> None:
@@ -201,7 +212,7 @@ class _Fetch:
         self._checkpoint: Restart | None = None
 
     def run(self, kept: _Kept | None) -> Moved:
-        """Fetch all that is missing. Raises: _Broke with what the source raised, and what the transports raise."""
+        """Fetch all that is missing. Raises: Broke with what the source raised, and what the transports raise."""
         self._restarted = kept is not None
         while True:
             state = kept or _Kept.new(self._place, self._wanted)
@@ -209,7 +220,7 @@ class _Fetch:
                 return self._write(state)
             except _Anew:
                 self._whole_only, kept, self._restarted = True, None, False
-            except _Broke as broke:
+            except Broke as broke:
                 if self._changed or not isinstance(broke.error, SourceChanged):
                     raise
                 self._changed, kept, self._restarted = True, None, False
@@ -234,12 +245,12 @@ class _Fetch:
                                 follower = stack.enter_context(session.follow(part))
                             self._move(download, state, writer, follower)
                         break
-                    except _Broke as broke:
+                    except Broke as broke:
                         if not self._goes_on_at_once(broke.error, state, opened_at):
                             raise
                         log.warning("%s; it is gone on with at byte %d", broke.error.detail, state.position)
                         self._control.check()
-            except (_Broke, Paused) as end:
+            except (Broke, Paused) as end:
                 if state.position and state.version is not None and not _is_change(end):
                     writer.settle()
                     self._note(state, writer, at_once=True)
@@ -289,17 +300,17 @@ class _Fetch:
             log.warning("%s sends the whole where a part was asked for: from the start", download.url)
             raise _Anew
         if download.size != state.size or download.version != state.version:
-            raise _Broke(SourceChanged(f"{download.url} is not the version any more that was begun"))
+            raise Broke(SourceChanged(f"{download.url} is not the version any more that was begun"))
         left = memoryview(state.tail)
         for block in blocks:
             count = min(len(left), len(block))
             if block[:count] != left[:count]:
-                raise _Broke(SourceChanged(f"{download.url} sends other bytes than before, as the same version"))
+                raise Broke(SourceChanged(f"{download.url} sends other bytes than before, as the same version"))
             left = left[count:]
             if count < len(block):
                 yield block[count:]
         if left:
-            raise _Broke(ConnectionLost(f"{download.url} ended before what is stored of it"))
+            raise Broke(ConnectionLost(f"{download.url} ended before what is stored of it"))
 
     def _note(self, state: _Kept, writer: Writer, *, at_once: bool = False) -> None:
         """Record a checkpoint when one is due and its bytes are surely stored."""
@@ -319,7 +330,7 @@ class _Fetch:
     def _check_end(self, state: _Kept) -> None:
         wanted = self._wanted
         if state.size is not None and state.position != state.size:
-            raise _Broke(SizeMismatch(f"{state.size} bytes were announced by the source, {state.position} arrived"))
+            raise Broke(SizeMismatch(f"{state.size} bytes were announced by the source, {state.position} arrived"))
         if wanted.size is not None and state.position != wanted.size:
             raise SizeMismatch(f"{wanted.size} bytes were announced by the request, {state.position} arrived")
         if wanted.checksum is not None:
@@ -341,7 +352,7 @@ class _Opened:
         try:
             return self._context.__enter__()
         except DataManagerError as error:
-            raise _Broke(error) from error
+            raise Broke(error) from error
 
     def __exit__(self, *exc: object) -> None:
         self._context.__exit__(None, None, None)
@@ -351,8 +362,8 @@ def _read(download: Download) -> Iterator[memoryview]:
     try:
         yield from download.blocks()
     except DataManagerError as error:
-        raise _Broke(error) from error
+        raise Broke(error) from error
 
 
 def _is_change(end: BaseException) -> bool:
-    return isinstance(end, _Broke) and isinstance(end.error, SourceChanged)
+    return isinstance(end, Broke) and isinstance(end.error, SourceChanged)

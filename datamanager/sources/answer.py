@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 import requests
-from urllib3 import HTTPResponse
+from urllib3 import HTTPHeaderDict, HTTPResponse
 
 from datamanager.errors import DownloadFailed, SizeMismatch, SourceChanged, TooLarge
 from datamanager.sources.base import BLOCK
@@ -68,7 +68,20 @@ class Asked:
         return {"Range": f"bytes={self.start}-{last}", **condition}
 
 
-def strong_version(headers: requests.structures.CaseInsensitiveDict[str]) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Head:
+    """An answer's status and headers, whoever received them."""
+
+    status: int
+    headers: HTTPHeaderDict
+
+    @classmethod
+    def of(cls, response: requests.Response) -> Head:
+        """Return the head of an answer that was received here."""
+        return cls(response.status_code, response.raw.headers)
+
+
+def strong_version(headers: HTTPHeaderDict) -> str | None:
     """Return the strong validator as opaque text: an ETag that is not weak, else a Last-Modified that was at least a
     minute old when it was sent.
     """
@@ -82,31 +95,22 @@ def strong_version(headers: requests.structures.CaseInsensitiveDict[str]) -> str
     return f"{_DATE_MARK}{headers['Last-Modified'].strip()}"
 
 
-class HttpDownload:
-    """The answer to a GET whose head was found sound. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
+class SoundHead:
+    """The head of an answer to a GET, found sound. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
-    def __init__(
-        self,
-        response: requests.Response,
-        target: Target,
-        max_size: int,
-        asked: Asked | None = None,
-        expect_type: str | None = None,
-    ) -> None:
-        asked = asked or Asked()
-        headers = response.headers
+    def __init__(self, head: Head, target: Target, max_size: int, asked: Asked, expect_type: str | None = None) -> None:
+        headers = self._headers = head.headers
         self.url = public_url(target.url)
         self.etag = headers.get("ETag")
         self.last_modified = headers.get("Last-Modified")
         self.content_type = headers.get("Content-Type")
         self.filename = disposition_name(headers.get("Content-Disposition"))
         self.version = strong_version(headers)
-        self._raw: HTTPResponse = response.raw
         self._max_size = max_size
         self.start = 0
-        self._announced = self._checked_head(response.status_code, asked)
+        self._announced = self._checked_head(head.status, asked)
         self.size = self._announced
-        if response.status_code == requests.codes.partial:
+        if head.status == requests.codes.partial:
             self._take_part(headers.get("Content-Range"), asked)
         if asked.version is not None and self.version != asked.version:
             raise SourceChanged(f"{self.url} is not the version any more that was begun")
@@ -114,7 +118,7 @@ class HttpDownload:
             raise TooLarge(f"{self.url} is {self.size} bytes, allowed are {max_size}")
         self._check_type(expect_type)
         accepts = headers.get("Accept-Ranges", "").strip().lower() == "bytes"
-        self.ranges = self.version is not None and (accepts or response.status_code == requests.codes.partial)
+        self.ranges = self.version is not None and (accepts or head.status == requests.codes.partial)
 
     def _checked_head(self, status: int, asked: Asked) -> int | None:
         """Return the announced length of the body in bytes, if there is one."""
@@ -124,13 +128,13 @@ class HttpDownload:
         if status not in sound:
             retryable = status in _RETRYABLE or status >= 500
             raise DownloadFailed(f"{self.url} answered {status}", retryable=retryable)
-        if status == requests.codes.ok and "Content-Range" in self._raw.headers:
+        if status == requests.codes.ok and "Content-Range" in self._headers:
             raise DownloadFailed(f"{self.url} sends the whole (200) and calls it a part (Content-Range)")
-        encoding = ", ".join(self._raw.headers.getlist("Content-Encoding")).strip().lower()
+        encoding = ", ".join(self._headers.getlist("Content-Encoding")).strip().lower()
         if encoding not in ("", "identity"):
             raise DownloadFailed(f"{self.url} sends its content encoded (Content-Encoding), unasked")
-        framing = [value.strip().lower() for value in self._raw.headers.getlist("Transfer-Encoding")]
-        lengths = self._raw.headers.getlist("Content-Length")
+        framing = [value.strip().lower() for value in self._headers.getlist("Transfer-Encoding")]
+        lengths = self._headers.getlist("Content-Length")
         if framing not in ([], ["chunked"]) or len(lengths) > 1 or (framing and lengths):
             raise DownloadFailed(f"{self.url} sends an ambiguous length (Transfer-Encoding, Content-Length)")
         if not lengths:
@@ -142,7 +146,7 @@ class HttpDownload:
     def _take_part(self, content_range: str | None, asked: Asked) -> None:
         """Note the whole size and the part's bounds. Raises: SourceChanged when it is another part than asked for."""
         match = _CONTENT_RANGE.fullmatch((content_range or "").strip())
-        if match is None or len(self._raw.headers.getlist("Content-Range")) != 1:
+        if match is None or len(self._headers.getlist("Content-Range")) != 1:
             raise SourceChanged(f"{self.url} sends a part without saying which (Content-Range)")
         first, last = int(match[1]), int(match[2])
         self.size = None if match[3] == "*" else int(match[3])
@@ -163,6 +167,21 @@ class HttpDownload:
             # any other text may be the client's login, given back
             named = repr(said) if said in _USUAL_TYPES else "another type" if said else "no type"
             raise DownloadFailed(f"{self.url} sends {named}, expected is {expected!r}")
+
+
+class HttpDownload(SoundHead):
+    """The answer to a GET whose head was found sound. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
+
+    def __init__(
+        self,
+        response: requests.Response,
+        target: Target,
+        max_size: int,
+        asked: Asked | None = None,
+        expect_type: str | None = None,
+    ) -> None:
+        super().__init__(Head.of(response), target, max_size, asked or Asked(), expect_type)
+        self._raw: HTTPResponse = response.raw
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the body; see Download.blocks."""

@@ -6,10 +6,11 @@ no login, client certificate or header of the client's to another origin than th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlencode, urljoin
 
 import requests
@@ -17,7 +18,7 @@ from requests.auth import AuthBase, HTTPBasicAuth
 from urllib3.exceptions import NewConnectionError
 
 from datamanager.errors import DownloadFailed, InvalidRequest, UrlNotAllowed
-from datamanager.sources.answer import Asked, HttpDownload
+from datamanager.sources.answer import Asked, Head, HttpDownload
 from datamanager.sources.faults import causes, translated
 from datamanager.sources.guard import Guard
 from datamanager.sources.options import HttpOptions
@@ -38,6 +39,8 @@ _HEADERS = {
     "User-Agent": "data-manager",
 }
 NO_HEADERS: Mapping[str, str] = {}
+
+A = TypeVar("A")
 
 
 class BearerAuth(AuthBase):
@@ -112,7 +115,7 @@ class HttpSource:
 
     def check(self) -> None:
         """Refuse a malformed URL, and a host or proxy where downloads may not go. Raises: UrlNotAllowed."""
-        target = self._first()
+        target = self.first()
         self.guard.check(target.host, target.port)
         if self.proxy is not None:
             self.proxy.check(self.guard)
@@ -124,38 +127,25 @@ class HttpSource:
         Raises: SourceChanged, UrlNotAllowed, DownloadFailed, TooLarge, ConnectionLost, TransportTimeout.
         """
         asked = Asked(start, stop, version)
-        target, response = self._follow(asked)
+        target, response = followed(
+            self.first(), lambda at, trusted: self._get(at, asked, trusted=trusted), Head.of, _close
+        )
         try:
             yield HttpDownload(response, target, self.max_size, asked, self.expect_type)
         finally:
             _close(response)
 
-    def _first(self) -> Target:
+    def first(self) -> Target:
+        """Return what is asked for first: the URL with the query that was given beside it. Raises: UrlNotAllowed."""
         if not self.query:
             return parse_target(self.url)
         base, hash_sign, fragment = self.url.partition("#")
         joint = "&" if "?" in base else "?"
         return parse_target(f"{base}{joint}{urlencode(self.query)}{hash_sign}{fragment}")
 
-    def _follow(self, asked: Asked) -> tuple[Target, requests.Response]:
-        first = target = self._first()
-        seen: set[str] = set()
-        while True:
-            seen.add(target.url)
-            response = self._get(target, asked, trusted=target.origin == first.origin)
-            if response.status_code not in _REDIRECTS:
-                return target, response
-            _close(response)
-            target = _redirected(target, response)
-            if target.url in seen:
-                raise DownloadFailed(f"{public_url(self.url)} redirects in a loop")
-            if len(seen) > MAX_REDIRECTS:
-                raise DownloadFailed(f"{public_url(self.url)} redirects more than {MAX_REDIRECTS} times")
-
-    def _get(self, target: Target, asked: Asked, *, trusted: bool) -> requests.Response:
-        """Send the request to the first of the host's checked addresses that accepts the connection.
-
-        `trusted`: it is the origin that the client's login, certificate and headers are for.
+    def request(self, target: Target, asked: Asked, *, trusted: bool) -> requests.PreparedRequest:
+        """Return the request as it is to be sent. `trusted`: the target is of the origin that the client's login and
+        headers are for.
         """
         own = self.headers if trusted else NO_HEADERS
         replaced = {name.lower() for name in own}
@@ -164,6 +154,11 @@ class HttpSource:
         request = requests.Request("GET", target.url, headers=headers).prepare()
         if trusted and self.auth is not None:
             request = self.auth(request)
+        return request
+
+    def _get(self, target: Target, asked: Asked, *, trusted: bool) -> requests.Response:
+        """Send the request to the first of the host's checked addresses that accepts the connection."""
+        request = self.request(target, asked, trusted=trusted)
         trust = self.trust if trusted else self.trust.without_client()
         addresses = self.guard.check(target.host, target.port)[:MAX_ADDRESSES]
         with translated(public_url(target.url)):
@@ -213,11 +208,34 @@ def auth_of(options: HttpOptions) -> AuthBase | None:
     return None
 
 
-def _redirected(target: Target, response: requests.Response) -> Target:
+def followed(
+    first: Target, get: Callable[[Target, bool], A], head_of: Callable[[A], Head], close: Callable[[A], None]
+) -> tuple[Target, A]:
+    """Follow redirects by hand; return the target and the answer of the one that is none. `get` is told whether its
+    target is of the first one's origin, and checks where it goes.
+
+    Raises: DownloadFailed, UrlNotAllowed, and what `get` raises.
+    """
+    target, seen = first, set[str]()
+    while True:
+        seen.add(target.url)
+        answer = get(target, target.origin == first.origin)
+        head = head_of(answer)
+        if head.status not in _REDIRECTS:
+            return target, answer
+        close(answer)
+        target = _redirected(target, head)
+        if target.url in seen:
+            raise DownloadFailed(f"{public_url(first.url)} redirects in a loop")
+        if len(seen) > MAX_REDIRECTS:
+            raise DownloadFailed(f"{public_url(first.url)} redirects more than {MAX_REDIRECTS} times")
+
+
+def _redirected(target: Target, head: Head) -> Target:
     """Return where the answer leads. Raises: DownloadFailed, UrlNotAllowed."""
-    location = response.headers.get("Location")
+    location = head.headers.get("Location")
     if not location:
-        raise DownloadFailed(f"{public_url(target.url)} answered {response.status_code} without a Location")
+        raise DownloadFailed(f"{public_url(target.url)} answered {head.status} without a Location")
     try:
         # http.client reads headers as latin-1; what servers send unescaped is UTF-8
         onward = parse_target(urljoin(target.url, location.encode("latin-1").decode("utf-8")))
