@@ -76,5 +76,5 @@ def _no_password() -> str:
 def _refused(field_name: str, why: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError):  # ssl.SSLError is an OSError; their texts may quote what was given
+    except (OSError, ValueError, TypeError):  # what is not ASCII is a TypeError; texts may quote what was given
         raise InvalidRequest(f"{field_name}: {why}", {field_name: why}) from None

@@ -154,6 +154,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "no type": {"expect_type": "nonsense"},
     "no certificate": {"client_cert": "nonsense"},
     "no authority": {"ca": "nonsense"},
+    "no ASCII": {"ca": "nönsense"},
     "too many mirrors": {"mirrors": ["http://h.example/"] * 9},
     "a proxy for files": {"proxy": "socks5://h.example:1080"},
     "a proxy with a path": {"proxy": "http://h.example/a/b"},
