@@ -142,6 +142,47 @@ class Follower(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CurlEnd:
+    """How a machine's curl ended: its exit status, how many bytes of the body it brought, and whether it had a
+    connection at all."""
+
+    status: int
+    received: int
+    connected: bool
+
+
+class Curl(Protocol):
+    """A curl at work on the machine: one answer, whose body goes where it is told to. Used by one thread.
+
+    Leaving its context ends it, whatever the reason. While one waits, the `progress` it was begun with is called with
+    0; if that raises, so does the method.
+    """
+
+    def head(self) -> bytes:
+        """Return the lines of the answer's next head, its empty last line included; fewer when the answer ends
+        before, or when they have no end within 1 MiB."""
+        ...
+
+    def same(self, count: int) -> bool:
+        """Say whether the body's next `count` bytes are the last ones of the file; if not, the answer is ended."""
+        ...
+
+    def store(self, most: int) -> None:
+        """Have what follows written behind the file's end, at most `most` bytes; return when the answer has ended, or
+        was ended for being longer. Raises: RemoteFailure when the file can't be written."""
+        ...
+
+    def send(self, most: int) -> Iterator[bytes]:
+        """Yield what follows, at most `most` bytes, until the answer has ended."""
+        ...
+
+    @property
+    def end(self) -> CurlEnd | None:
+        """How it ended; None while it runs, or was ended by leaving its context."""
+        ...
+
+
 class Session(Protocol):
     """One thread's channel to a machine's storage."""
 
@@ -258,6 +299,25 @@ class Session(Protocol):
         `words` are the program and its arguments, never interpreted by a shell. `progress` is called with 0 while it
         works; if it raises, the program is ended before the error goes on. Raises: RemoteFailure when it can't be run,
         or was killed.
+        """
+        ...
+
+    def curl(
+        self,
+        config: bytes,
+        authorities: bytes = b"",
+        *,
+        path: str = "",
+        start: int = 0,
+        progress: Progress = no_progress,
+    ) -> AbstractContextManager[Curl]:
+        """Begin to fetch a URL by the machine's own curl. Takes no turn of the session.
+
+        `config` is curl's configuration, with its secrets; it is given to nothing but that curl. `authorities` are
+        certificates (PEM) to trust instead of those that the machine trusts. `path` is where the body goes if it is to
+        be stored: a file that does not exist yet, or, with `start`, one of that many bytes.
+
+        Raises: NotSupported when the machine has no shell, or no curl that will do.
         """
         ...
 

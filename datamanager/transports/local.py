@@ -7,12 +7,13 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-from datamanager.errors import PathExists, PathMissing, RemoteFailure
+from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.base import (
     Check,
+    Curl,
     Features,
     FileKind,
     FileStat,
@@ -247,6 +248,18 @@ class LocalSession:
         if program.returncode < 0:
             raise RemoteFailure(f"{words[0]} was killed by signal {-program.returncode}")
         return program.returncode
+
+    def curl(
+        self,
+        config: bytes,  # noqa: ARG002
+        authorities: bytes = b"",  # noqa: ARG002
+        *,
+        path: str = "",  # noqa: ARG002
+        start: int = 0,  # noqa: ARG002
+        progress: Progress = no_progress,  # noqa: ARG002
+    ) -> AbstractContextManager[Curl]:
+        """Refuse: what the mover itself fetches is on this host already."""
+        raise NotSupported("this host fetches by the mover itself")
 
     @property
     def many(self) -> LocalMany:

@@ -26,7 +26,7 @@ SAY_PID = 'echo "dm-pid $$"; '
 _SHA256 = {"openssl": ["openssl", "dgst", "-sha256"], "sha256sum": ["sha256sum"]}  # the faster one first
 # over a regular file `head -c` may take no more than it gives out (busybox's does): the next one goes on from there
 _PROBE = (
-    "for p in openssl sha256sum; do command -v $p >/dev/null 2>&1 && echo dm-has $p; done; "
+    "for p in openssl sha256sum curl; do command -v $p >/dev/null 2>&1 && echo dm-has $p; done; "
     "cp --reflink=auto --version >/dev/null 2>&1 && echo dm-has cp; "
     'f=/etc/passwd; [ -s $f ] && [ "$(exec 3<$f; head -c 9 <&3; head -c 9 <&3)" = "$(head -c 18 <$f)" ] && '
     "echo dm-has head; exit 0"
@@ -59,6 +59,10 @@ class Programs:
     def can_pass_on(self, channel: Channel) -> bool:
         """Say whether there is a shell, and a `head` that passes on a file piece by piece."""
         return "head" in self._find(channel)
+
+    def can_fetch(self, channel: Channel) -> bool:
+        """Say whether there is a shell, and a `curl`."""
+        return "curl" in self._find(channel)
 
     def _find(self, channel: Channel) -> frozenset[str]:
         with self._lock:

@@ -29,13 +29,14 @@ from paramiko.sftp import (
     SFTP_OK,
 )
 
-from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
+from datamanager.errors import NotSupported, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
 from datamanager.transports.base import Features, FileKind, FileStat, Progress, Session, no_progress
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import from_wire, shown
 from datamanager.transports.programs import Programs
 from datamanager.transports.pushing import PushTarget, push
 from datamanager.transports.remote_copy import RemoteCopy
+from datamanager.transports.remote_curl import RemoteCurl
 from datamanager.transports.remote_digest import RemoteDigest
 from datamanager.transports.remote_follower import RemoteFollower
 from datamanager.transports.remote_program import run
@@ -222,6 +223,23 @@ class SftpSession:
     def run(self, words: Sequence[str], progress: Progress = no_progress) -> int:
         """Run a program on the machine, over the same connection."""
         return run(self._wire.channel, words, progress)
+
+    @contextmanager
+    def curl(
+        self,
+        config: bytes,
+        authorities: bytes = b"",
+        *,
+        path: str = "",
+        start: int = 0,
+        progress: Progress = no_progress,
+    ) -> Iterator[RemoteCurl]:
+        """Begin to fetch a URL by the machine's own curl, over the same connection."""
+        channel = self._wire.channel
+        if not self._programs.can_fetch(channel):
+            raise NotSupported("it has no shell for us, or no curl")
+        with RemoteCurl(channel, config, authorities, path, start, progress) as curl:
+            yield curl
 
     @property
     def many(self) -> SftpMany:
