@@ -20,10 +20,12 @@ from datamanager.engine import stream
 from datamanager.engine import verify as verifying
 from datamanager.engine.downloading import Wanted, download
 from datamanager.engine.job import Found, Intent, Job, Moved, Proof
+from datamanager.engine.on_machine import on_machine
+from datamanager.engine.remote_fetching import fetch
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
 from datamanager.machines import VerifyPolicy
 from datamanager.sealing import Sealer
-from datamanager.sources import Source, public_url, typed_options
+from datamanager.sources import Download, Source, public_url, typed_options
 from datamanager.sources.fetching import requested
 from datamanager.sources.origins import Noting, Validators, as_note, identity_or_none, is_empty
 from flows.running.external import whole_request
@@ -212,10 +214,17 @@ async def _record(work: Work, intent: Intent) -> None:
 
 def _download(work: Work, job: Job, found: Found, request: GetExternalRequest, said: list[Validators]) -> Moved:
     """`said` gets what the URL itself said of its bytes; nothing when they came from a mirror."""
-    fetching = requested(request, work.parts.guard, work.parts.settings)
+    run = on_machine(job.target, work.control.watch)
+    fetching = requested(request, work.parts.guard, work.parts.settings, run)
     limit = fetching.limit(work.parts.settings.max_download)
     wanted = Wanted(limit, fetching.size(request.size), fetching.checksum(), fetching.options.decompress)
     own, *mirrors = fetching.sources
+    if remote := fetching.remote:
+
+        def heard(place: str, answer: Download) -> None:
+            said[:] = [Validators.of(answer)] if place == own else []
+
+        return fetch(job, found, remote, work.control, wanted, work.remember, heard)
     sources: dict[str, Source] = {own: Noting(fetching.sources[own], said.append)}
     sources |= {name: Noting(fetching.sources[name], lambda _: said.clear()) for name in mirrors}
     return download(job, found, sources, work.control, wanted, work.remember)

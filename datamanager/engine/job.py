@@ -97,9 +97,10 @@ class Job:
 
     @property
     def earlier_part_names(self) -> list[str]:
-        """The names of partial files that earlier attempts of this transfer may have left."""
+        """The names of partial files that earlier attempts of this transfer may have left; epoch 0 is an earlier try of
+        the first one (`engine.remote_fetching`)."""
         name = self.target.place.name
-        return [temporary_name(name, self.transfer, epoch) for epoch in range(max(1, self.epoch - 20), self.epoch)]
+        return [temporary_name(name, self.transfer, epoch) for epoch in range(max(0, self.epoch - 20), self.epoch)]
 
 
 @dataclass(frozen=True, slots=True)

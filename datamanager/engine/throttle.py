@@ -106,6 +106,11 @@ class Throttle:
         """Whether a limit is in force now."""
         return any(bucket.rate is not None for bucket in self._buckets)
 
+    @property
+    def rate(self) -> int | None:
+        """Bytes per second that may pass now, None for any number."""
+        return min((bucket.rate for bucket in self._buckets if bucket.rate is not None), default=None)
+
     def limit(self, rate: int | None) -> None:
         """Set the transfer's own limit, in bytes per second; None for none."""
         self._own.rate = rate

@@ -10,6 +10,7 @@ from datamanager.sources.base import BLOCK, Download, Source
 from datamanager.sources.guard import Guard
 from datamanager.sources.options import CommonOptions, parse_options
 from datamanager.sources.registry import PROTOCOLS, Kind, Terms
+from datamanager.sources.remote import Run
 from datamanager.sources.urls import public_url, scheme_of
 
 __all__ = [
@@ -45,6 +46,7 @@ def open_source(
     read_timeout: float = 60.0,
     ca_file: Path | None = None,
     insecure: bool = False,
+    run: Run | None = None,
 ) -> Source:
     """Return the source for `url`; nothing is resolved or sent yet.
 
@@ -64,6 +66,7 @@ def open_source(
         read_timeout if typed.timeout is None else typed.timeout,
         ca_file,
         insecure,
+        run,
     )
     return kind.make(url, typed, terms)
 

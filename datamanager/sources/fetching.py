@@ -19,6 +19,8 @@ from datamanager.sources.base import Source
 from datamanager.sources.checksums import SUMS_MAX, Checksum, fetch_checksum, is_url, parse_checksum
 from datamanager.sources.guard import Guard
 from datamanager.sources.options import CommonOptions, HttpOptions, secret_fields
+from datamanager.sources.parallel import Parallel
+from datamanager.sources.remote import RemoteHttpSource, Run
 from datamanager.sources.urls import origin_of, public_url, scheme_of
 
 _LOGINS = frozenset({"username", "access_key", "credential", "host_key"})
@@ -33,6 +35,11 @@ class Fetching:
     options: CommonOptions
     sources: Mapping[str, Source]
     sums: Source | None = None
+
+    @property
+    def remote(self) -> Mapping[str, RemoteHttpSource]:
+        """The sources, if the machine itself reads them; else none."""
+        return {name: one for name, one in self.sources.items() if isinstance(one, RemoteHttpSource)}
 
     def check(self) -> None:
         """Refuse at once what would be refused before a byte is sent; resolves every host. Raises: UrlNotAllowed."""
@@ -88,11 +95,15 @@ def open_fetching(
         theirs = _for(typed.checksum, url, typed) if isinstance(typed, HttpOptions) else HttpOptions()
         theirs = theirs.model_copy(update={"expect_type": None, "max_size": None, "query": {}})
         sums = open_source(typed.checksum, "http", theirs, guard, max_size=SUMS_MAX, **terms)
-    return Fetching(url, typed, sources, sums)
+    several = {name: one if isinstance(one, RemoteHttpSource) else Parallel(one) for name, one in sources.items()}
+    return Fetching(url, typed, several, sums)
 
 
-def requested(request: GetExternalRequest, guard: Guard, settings: Settings) -> Fetching:
-    """Return all that a request reads, under the operator's settings. Raises: what `open_fetching` and `size` raise."""
+def requested(request: GetExternalRequest, guard: Guard, settings: Settings, run: Run | None = None) -> Fetching:
+    """Return all that a request reads, under the operator's settings. `run` begins a curl on the request's machine.
+
+    Raises: what `open_fetching` and `size` raise.
+    """
     fetching = open_fetching(
         request.url,
         request.protocol,
@@ -100,6 +111,7 @@ def requested(request: GetExternalRequest, guard: Guard, settings: Settings) -> 
         guard,
         max_size=settings.max_download,
         insecure=settings.download_insecure,
+        run=run,
     )
     fetching.size(request.size)
     return fetching

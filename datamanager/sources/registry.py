@@ -17,6 +17,7 @@ from datamanager.sources.ftp import FtpSource
 from datamanager.sources.guard import Guard
 from datamanager.sources.http import HttpSource
 from datamanager.sources.options import CommonOptions, FtpOptions, HttpOptions, S3Options, SftpOptions, WebdavOptions
+from datamanager.sources.remote import RemoteHttpSource, Run, require_fetchable
 from datamanager.sources.s3 import S3Source
 from datamanager.sources.sftp import SftpSource
 from datamanager.sources.webdav import webdav_source
@@ -27,7 +28,8 @@ class Terms:
     """What the operator's settings say about a source, the request's options already applied where they are stricter.
 
     `max_size` is bytes, timeouts are seconds, `ca_file` holds certificate authorities to trust besides the public ones
-    and those of the options; with `insecure` the operator permits `verify_tls: false`.
+    and those of the options; with `insecure` the operator permits `verify_tls: false`. `run` begins a curl on the
+    machine that the bytes are for; without it `fetch: remote` is what `mover` is.
     """
 
     guard: Guard
@@ -36,6 +38,7 @@ class Terms:
     read_timeout: float = 60.0
     ca_file: Path | None = None
     insecure: bool = False
+    run: Run | None = None
 
 
 Factory = Callable[[str, Any, Terms], Source]
@@ -90,7 +93,16 @@ def _common(terms: Terms) -> dict[str, Any]:
     }
 
 
-_HTTP, _FTP, _S3, _WEBDAV = _tls(HttpSource.of), _tls(FtpSource.of), _tls(S3Source.of), _tls(webdav_source)
+def _http(url: str, options: HttpOptions, terms: Terms) -> Source:
+    source = HttpSource.of(url, options, ca_file=terms.ca_file, **_common(terms))
+    require_tls_verified(options.verify_tls, terms)
+    if options.fetch != "remote":
+        return source
+    require_fetchable(options)
+    return source if terms.run is None else RemoteHttpSource(source, terms.run)
+
+
+_HTTP, _FTP, _S3, _WEBDAV = _http, _tls(FtpSource.of), _tls(S3Source.of), _tls(webdav_source)
 _SFTP = _plain(SftpSource.of)
 
 PROTOCOLS: dict[str, Kind] = {

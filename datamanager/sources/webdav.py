@@ -11,7 +11,14 @@ from typing import Any
 import requests
 from requests.auth import HTTPBasicAuth, HTTPDigestAuth
 
-from datamanager.errors import AuthenticationFailed, DataManagerError, PermissionDenied, SourceMissing, UrlNotAllowed
+from datamanager.errors import (
+    AuthenticationFailed,
+    DataManagerError,
+    NotSupported,
+    PermissionDenied,
+    SourceMissing,
+    UrlNotAllowed,
+)
 from datamanager.sources.answer import Asked
 from datamanager.sources.guard import Guard
 from datamanager.sources.http import HttpSource, auth_of
@@ -84,8 +91,11 @@ def webdav_source(
 ) -> HttpSource:
     """Return the source for a URL with these options.
 
-    Raises: what `HttpSource.of` raises; UrlNotAllowed also for a collection, whose GET answers a page about it.
+    Raises: what `HttpSource.of` raises; UrlNotAllowed also for a collection, whose GET answers a page about it;
+    NotSupported for `fetch: remote`.
     """
+    if options.fetch == "remote":
+        raise NotSupported("option fetch is not supported by webdav: the machine's curl can't log in as it is asked to")
     if url.partition("?")[0].partition("#")[0].endswith("/"):
         raise UrlNotAllowed(f"the URL {public_url(url)} names a collection, not a file")
     auth = auth_of(options)

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from uuid import UUID
 
+from datamanager.engine.on_machine import on_machine
 from datamanager.errors import DataManagerError
 from datamanager.sealing import Sealer
 from datamanager.sources.fetching import Fetching, requested
@@ -38,7 +39,8 @@ async def _asked(work: Work) -> tuple[tuple[str, str | None], Validators] | None
     where = await asyncio.to_thread(identity_or_none, whole, Sealer.of(work.parts.settings))
     if where is None:
         return None
-    fetching = requested(whole, work.parts.guard, work.parts.settings)
+    run = on_machine(work.job().target, work.control.watch)
+    fetching = requested(whole, work.parts.guard, work.parts.settings, run)
     try:
         return where, await asyncio.to_thread(_ask, fetching)
     except DataManagerError as error:

@@ -56,3 +56,42 @@ def test_getexternal_by_every_protocol(site: Site, server: SourceServer) -> None
         for secret in (options[name], wrong[name]):
             assert secret not in told
             assert not any(secret.encode() in log.read_bytes() for log in site.service.home.glob("*.log"))
+
+
+def test_a_machine_fetches_itself(site: Site, tmp_path_factory: pytest.TempPathFactory) -> None:
+    data = some_bytes(3_000_000)
+    with SERVERS["https"](tmp_path_factory.mktemp("remote")) as server:
+        url = server.put("forecast.grib", data, private=True)
+        sums = server.put("SHA256SUMS", f"{sha256(data).removeprefix('sha256:')}  forecast.grib\n".encode())
+        assert server.ca_file is not None
+        options: dict[str, Any] = {
+            **server.login,
+            "fetch": "remote",
+            "ca": server.ca_file.read_text(),
+            "checksum": sums,
+        }
+        fields = {"url": url, "machine": "cirrus", "path": "remote", "filename": "forecast.grib"}
+        answer = site.ask("PUT", "getexternal", json={**fields, "options": options})
+        assert answer.status_code == 201, answer.text
+        assert site.read("cirrus", "remote/forecast.grib") == data
+        row = site.info(answer.text)
+        assert (row["size"], row["checksum"], row["verified"]) == (len(data), sha256(data), "sha256")
+        newer = {**options, "if_newer_than": answer.text}
+        same = site.ask("PUT", "getexternal", json={**fields, "filename": "again.grib", "options": newer})
+        assert (same.status_code, same.text) == (200, answer.text)
+        wrong = {**options, "password": "wrong-s3cret"}
+        refused = site.ask("PUT", "getexternal", json={**fields, "filename": "wrong.grib", "options": wrong})
+        assert refused.status_code == 502, refused.text
+        at_home = {**fields, "machine": "localhost", "filename": "home.grib"}
+        home = site.ask("PUT", "getexternal", json={**at_home, "options": options})
+        assert home.status_code == 201, home.text
+        both = site.ask("PUT", "getexternal", json={**fields, "options": {**options, "decompress": "gzip"}})
+        assert both.status_code == 422
+        assert "options.decompress" in both.text
+    assert not site.exists("cirrus", "remote/again.grib")
+    assert not site.exists("cirrus", "remote/wrong.grib")
+    assert not site.leftovers()
+    told = f"{row}{refused.text}{site.ask('GET', 'info').text}"
+    for secret in (options["password"], wrong["password"]):
+        assert secret not in told
+        assert not any(secret.encode() in log.read_bytes() for log in site.service.home.glob("*.log"))
