@@ -36,7 +36,7 @@ class Slow(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
-        self.rate = 2_000_000.0
+        self.rate = 1_000_000.0
         self.shared = False
         self.body = BODY
         self.etag = '"one"'
@@ -129,7 +129,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small bodies are tried, and soon judged."""
     monkeypatch.setattr(parallel, "WORTH", 256 * KIB)
     monkeypatch.setattr(parallel, "PART", 64 * KIB)
-    monkeypatch.setattr(parallel, "WATCHED", 0.2)
+    monkeypatch.setattr(parallel, "WATCHED", 0.1)
     monkeypatch.setattr(parallel, "TRIED", 0.2)
 
 
@@ -218,7 +218,7 @@ def test_never_anything_else_than_one_version(faults: dict[int, str], tmp_path_f
     with Slow() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        server.faults, server.rate = faults, 4_000_000.0
+        server.faults, server.rate = faults, 2_000_000.0
         try:
             fetcher = Fetcher(tmp_path_factory.mktemp("fetched"))
             try:
