@@ -298,7 +298,8 @@ def test_private_files_of_nginx(machine: Machine, web: Web) -> None:
 
 
 def test_secrets_are_on_no_command_line_in_no_environment_and_in_no_file(machine: Machine, server: OddServer) -> None:
-    server.answers[f"/?q={SECRET}"] = [answer("200 OK", "Content-Length: 6"), b"abc", 2.0, b"def"]
+    half = os.urandom(65_536)
+    server.answers[f"/?q={SECRET}"] = [answer("200 OK", "Content-Length: 131072"), half, 2.0, half]
     told: list[bytes] = []
 
     def look() -> None:
@@ -311,7 +312,7 @@ def test_secrets_are_on_no_command_line_in_no_environment_and_in_no_file(machine
 
     thread = threading.Thread(target=look)
     thread.start()
-    assert machine.got(server.url("/"), token=SECRET, query={"q": SECRET}) == b"abcdef"
+    assert machine.got(server.url("/"), token=SECRET, query={"q": SECRET}) == half * 2
     thread.join()
     assert any(b"--config" in text for text in told), "curl was seen"
     assert not [text for text in told if SECRET.encode() in text]
@@ -413,6 +414,33 @@ def test_the_machines_own_authorities_count(web: Web, tmp_path: Path) -> None:
     with PrivateSshd(tmp_path / "sshd", extra=[bundle]) as sshd:
         made = Machine(sshd, tmp_path, connection="paramiko")
         assert made.got(f"{web.tls_url}/t.bin") == BODY
+        made.ends.storages.close()
+
+
+def test_the_file_of_authorities_goes(web: Web, tmp_path: Path) -> None:
+    """Also after a cancel; while curl works it is readable by the login alone."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    web.put("slow/ca.bin", BODY)
+    variables = f'SetEnv "TMPDIR={folder}" "HOME={tmp_path}" "PATH={os.environ["PATH"]}"'
+    with PrivateSshd(tmp_path / "sshd", extra=[variables]) as sshd:
+        made = Machine(sshd, tmp_path, connection="paramiko")
+        modes: list[int] = []
+
+        def look() -> None:
+            modes.extend(path.stat().st_mode & 0o777 for path in folder.iterdir())
+
+        for stopped, act in ((True, lambda: made.control.stop(Cancelled("enough"))), (False, look)):
+            thread = in_the_middle(made, act)
+            fetching = made.opened(f"{web.tls_url}/slow/ca.bin", ca=web.certificate.read_text())
+            if stopped:
+                made.refused(Cancelled, fetching)
+            else:
+                assert made.attempt(fetching) == BODY
+            thread.join()
+            made.control = Control()
+            assert not os.listdir(folder)
+        assert modes == [0o600]
         made.ends.storages.close()
 
 
@@ -564,6 +592,14 @@ def test_a_machine_that_can_not(tmp_path: Path, server: OddServer, programs: tup
         made.ends.storages.close()
 
 
+def test_a_machine_for_files_only(tmp_path: Path, server: OddServer) -> None:
+    with PrivateSshd(tmp_path / "sshd", extra=["ForceCommand internal-sftp"]) as sshd:
+        made = Machine(sshd, tmp_path, connection="paramiko")
+        with pytest.raises(NotSupported, match=r"^m can't fetch by itself .*no shell"):
+            made.got(server.url("/"))
+        made.ends.storages.close()
+
+
 def test_login_shells_that_talk(tmp_path: Path, server: OddServer) -> None:
     """What a login's start-up files print is not taken for an answer."""
     server.answers["/"] = [ok(BODY)]
@@ -709,6 +745,20 @@ def test_it_goes_on_where_it_was(machine: Machine, server: OddServer, seed: int,
     held.close()
     assert parts.ranges == [None, machine.begun - TAIL]
     assert machine.begun > MIB
+
+
+def test_nginx_goes_on(machine: Machine, web: Web) -> None:
+    url = web.put("slow/part.bin", BODY)
+    fetching = machine.opened(url)
+    thread = in_the_middle(machine, lambda: machine.control.stop(Paused("later")), 2 * MIB)
+    with pytest.raises(Paused):
+        machine.attempt(fetching)
+    thread.join()
+    machine.control = Control()
+    assert machine.attempt(fetching) == BODY
+    sent = [int(line.split()[9]) for line in web.access_log.read_text().splitlines() if "/part.bin" in line]
+    assert sent[1] == len(BODY) - machine.begun + TAIL
+    assert machine.begun > 2 * MIB
 
 
 def test_a_forgotten_curl_does_no_harm(machine: Machine, server: OddServer) -> None:
