@@ -56,6 +56,10 @@ class SourceServer(Protocol):
         ...
 
 
+DRAINED = 0.05
+"""Seconds before a connection is cut: what is under way then is mostly read, but a reset may take it away."""
+
+
 class CutProxy:
     """Forwards to a port of this host; of the first connections each is cut after so many bytes from the server."""
 
@@ -109,6 +113,7 @@ class CutProxy:
                         most -= len(data)
                         if most <= 0:
                             self.cuts += 1
+                            self._stopped.wait(DRAINED)
                             return
 
 
