@@ -188,7 +188,14 @@ class HttpDownload(SoundHead):
         block = memoryview(bytearray(BLOCK))
         filled = received = 0
         due = time.monotonic() + HAND_ON
-        while piece := self._read(BLOCK - filled):
+        while True:
+            if filled and self._pauses(due - time.monotonic()):
+                yield block[:filled]
+                filled = 0
+                due = time.monotonic() + HAND_ON
+            piece = self._read(BLOCK - filled)
+            if not piece:
+                break
             received += len(piece)
             if self.start + received > self._max_size:
                 raise TooLarge(f"{self.url} is larger than the {self._max_size} bytes allowed")
@@ -201,6 +208,10 @@ class HttpDownload(SoundHead):
         self._check_end(received)
         if filled:
             yield block[:filled]
+
+    def _pauses(self, seconds: float) -> bool:
+        answer = self._raw._original_response  # noqa: SLF001 see below
+        return isinstance(answer, Answer) and answer.pauses(max(seconds, 0))
 
     def _read(self, most: int) -> bytes:
         """Return what has arrived, at least one byte; b"" only at the body's proper end."""

@@ -36,7 +36,9 @@ _BUFFER = 2**17
 
 
 class _PacedReader(io.RawIOBase):
-    """A socket's raw stream that counts bytes and the seconds spent waiting for them."""
+    """A socket's raw stream that counts bytes and the seconds spent waiting for them. While it is `shut` nothing is
+    read: what the buffer over it gives then is what that has.
+    """
 
     def __init__(self, raw: io.RawIOBase, window: float | None) -> None:
         self._raw = raw
@@ -47,11 +49,14 @@ class _PacedReader(io.RawIOBase):
         self._allowed = MAX_HEAD
         self._waited = 0.0
         self._received = 0
+        self.shut = False
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> int | None:
+        if self.shut:
+            return None
         began = time.monotonic()
         count = self._gather(memoryview(buffer))
         self._waited += time.monotonic() - began
@@ -74,6 +79,13 @@ class _PacedReader(io.RawIOBase):
             more = self._raw.readinto(view[count:]) or 0
             count += more
         return count
+
+    def arrives(self, seconds: float) -> bool:
+        """Wait for bytes, at most so long: say whether there are any, or an end."""
+        began = time.monotonic()
+        found = bool(self._arrived.poll(1000 * seconds))
+        self._waited += time.monotonic() - began
+        return found
 
     def head_is_read(self) -> None:
         """Begin to measure the body."""
@@ -115,6 +127,18 @@ class Answer(http.client.HTTPResponse):
     def read1(self, n: int = -1) -> bytes:
         self._pace.allow(max(n, _BUFFER))
         return super().read1(n)
+
+    def pauses(self, seconds: float) -> bool:
+        """Say whether the next read would have to wait for longer than this; nothing of the body is read."""
+        if self.isclosed():
+            return False
+        self._pace.shut = True
+        here = len(self.fp.peek(1))
+        self._pace.shut = False
+        if isinstance(self._sock, ssl.SSLSocket):
+            here += self._sock.pending()
+        end_of_chunk = 2 if self.chunked else 0  # is here, while what it is followed by may not be
+        return here <= end_of_chunk and not self._pace.arrives(seconds)
 
     def close(self) -> None:
         """Close the answer; one that was read to its announced end is asked for what lies behind it."""

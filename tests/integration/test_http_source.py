@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from datamanager.errors import (
     TransportTimeout,
 )
 from datamanager.sources import BLOCK, open_source
+from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, chunked, fetch
 from tests.support.odd_http import OddServer, Step, answer, ok, redirect
 from tests.support.web import Web
@@ -207,6 +209,44 @@ def test_what_trickles_in_is_handed_on(server: OddServer) -> None:
         sizes = [len(block) for block in download.blocks()]
     assert sum(sizes) == 4000
     assert len(sizes) >= 3
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks", "neither"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_what_came_is_handed_on_although_nothing_follows(tmp_path: Path, framing: str, tls: bool) -> None:
+    first, rest = b"a" * 40_000, b"b" * 10
+    handed_on = threading.Event()
+
+    def steps() -> Iterator[Step]:
+        if framing == "chunks":
+            yield chunked(first, end=b"")
+        else:
+            yield answer("200 OK", *([f"Content-Length: {len(first + rest)}"] if framing == "length" else [])) + first
+        if handed_on.wait(20):
+            yield chunked(rest).partition(b"\r\n\r\n")[2] if framing == "chunks" else rest
+
+    authority = Authority(tmp_path)
+    with OddServer(tls=authority.server_context("127.0.0.1") if tls else None) as server:
+        server.answers["/"] = steps()
+        source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, ca_file=authority.ca_file)
+        received = b""
+        with source.open() as download:
+            for block in download.blocks():
+                received += block
+                if len(received) == len(first):
+                    handed_on.set()
+    assert handed_on.is_set()
+    assert received == first + rest
+
+
+def test_a_server_that_stalls_with_something_held_back_is_given_up(server: OddServer) -> None:
+    server.answers["/"] = [ok(b"x" * 4000)[:-1000], 5.0]
+    source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, read_timeout=1)
+    received = 0
+    with source.open() as download, pytest.raises(TransportTimeout):
+        for block in download.blocks():
+            received += len(block)
+    assert received == 3000
 
 
 def test_the_callers_own_errors_pass_untouched(server: OddServer) -> None:
