@@ -763,14 +763,15 @@ def test_nginx_goes_on(machine: Machine, web: Web) -> None:
 
 def test_a_forgotten_curl_does_no_harm(machine: Machine, server: OddServer) -> None:
     """One of which nobody knows any more still has the old file open, and writes into it."""
-    server.answers["/"] = Parts(server)
+    server.answers["/"] = parts = Parts(server)
     fetching = paused_once(machine, server)
     (old,) = machine.folder.iterdir()
     with old.open("ab", buffering=0) as forgotten:
-        thread = in_the_middle(machine, lambda: forgotten.write(b"wrong" * 99_999), 2 * MIB)
+        thread = in_the_middle(machine, lambda: forgotten.write(b"wrong" * 99_999), 4 * MIB)
         assert machine.attempt(fetching) == BODY
         thread.join()
         forgotten.write(b"wrong" * 99_999)
+    assert parts.ranges == [None, machine.begun - TAIL], "it went on"
     assert (machine.folder / "file").read_bytes() == BODY
 
 

@@ -130,6 +130,14 @@ def test_without_limits_nobody_waits() -> None:
     assert throttle.limited
 
 
+def test_the_rate_is_that_of_the_tightest_limit() -> None:
+    throttle = throttled(Clock(), None, 7, 9)
+    assert throttle.rate == 7
+    throttle.limit(5)
+    assert throttle.rate == 5
+    assert throttled(Clock(), None).rate is None
+
+
 def test_a_rate_may_change_under_a_waiter() -> None:
     clock = Clock()
     bucket = Bucket(1, clock)
