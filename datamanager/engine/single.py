@@ -43,15 +43,25 @@ class Share(Control):
     def __init__(self, whole: Control) -> None:
         super().__init__()
         self._whole = whole
+        self._counted = 0
+
+    def enter(self, phase: Phase, total: int | None = None) -> None:
+        """Note the phase; with `total` it begins anew: what was counted for the whole is taken back."""
+        super().enter(phase, total)
+        if total is not None:
+            self._whole.bytes_done -= self._counted
+            self._counted = 0
 
     def advance(self, count: int) -> None:
         """Count bytes here and for the whole, whose limits hold."""
         super().skip(count)
+        self._counted += count
         self._whole.advance(count)
 
     def skip(self, count: int) -> None:
         """Count bytes that no limit is for, here and for the whole."""
         super().skip(count)
+        self._counted += count
         self._whole.skip(count)
 
     def check(self) -> None:
