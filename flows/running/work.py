@@ -96,12 +96,14 @@ class Work:
         if self.row.destination_machine is not None:
             name = self.row.destination_machine
             destination = End(outcomes.destination(self.row), machines[name], self.storage(name))
-        policy: VerifyPolicy | None = getattr(self.request, "verify", None)
+        kind, policy = TransferKind(self.row.kind), getattr(self.request, "verify", None)
+        if kind is TransferKind.GETEXTERNAL_MANY:
+            policy = VerifyPolicy.SHA256  # it tells an archive from another one, whose files lie elsewhere
         intent = self.row.notes.get("intent")
         return Job(
             transfer=self.transfer,
             epoch=self.hold.epoch,
-            kind=TransferKind(self.row.kind),
+            kind=kind,
             source=source,
             destination=destination,
             overwrite=bool(getattr(self.request, "overwrite", False)),
