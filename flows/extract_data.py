@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 from prefect import flow
@@ -10,11 +10,11 @@ from prefect import flow
 from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
 from datamanager.errors import DataManagerError
-from datamanager.sources.secrets import refuse_secrets
 from flows.archive_steps import finish
 from flows.extract_steps import fetch_and_extract
+from flows.running.external import filled_in
 from flows.running.progress import summarise_items
-from flows.running.work import asked, working_on
+from flows.running.work import working_on
 
 
 @flow(name="getexternal many", persist_result=False)
@@ -52,22 +52,19 @@ async def extract_data(
     """
     order = None
     if transfer is None:
-        refuse_secrets({}, "in Prefect's forms, which all can read", url)
-        options = {"extract": extract, "decompress": decompress, "credential": credential}
-        fields: dict[str, Any] = {
-            "url": url,
-            "protocol": url.partition(":")[0],
-            "machine": machine,
-            "path": path,
-            "group": group,
-            "description": description,
-            "size": size,
-            "overwrite": overwrite,
-            "options": {name: value for name, value in options.items() if value},
-            "priority": priority,
-            "deadline": deadline,
-        }
-        order = asked(TransferKind.GETEXTERNAL_MANY, fields)
+        order = filled_in(
+            TransferKind.GETEXTERNAL_MANY,
+            url,
+            {"extract": extract, "decompress": decompress, "credential": credential},
+            machine=machine,
+            path=path,
+            group=group,
+            description=description,
+            size=size,
+            overwrite=overwrite,
+            priority=priority,
+            deadline=deadline,
+        )
     async with working_on(TransferKind.GETEXTERNAL_MANY, transfer, order) as work:
         await fetch_and_extract()
         outcome = await finish()

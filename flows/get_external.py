@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 from prefect import flow
@@ -12,10 +11,10 @@ from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
 from datamanager.errors import InternalError
 from datamanager.sources import public_url
-from datamanager.sources.secrets import refuse_secrets
+from flows.running.external import filled_in
 from flows.running.newer import unchanged
 from flows.running.progress import summarise
-from flows.running.work import asked, working_on
+from flows.running.work import working_on
 from flows.steps import commit, deliver, probe
 
 
@@ -52,22 +51,20 @@ async def get_external(
     """
     order = None
     if transfer is None:
-        refuse_secrets({}, "in Prefect's forms, which all can read", url)
-        fields: dict[str, Any] = {
-            "url": url,
-            "protocol": url.partition(":")[0],
-            "machine": machine,
-            "path": path,
-            "filename": filename,
-            "group": group,
-            "description": description,
-            "size": size,
-            "overwrite": overwrite,
-            "options": {"credential": credential} if credential else {},
-            "priority": priority,
-            "deadline": deadline,
-        }
-        order = asked(TransferKind.GETEXTERNAL, fields)
+        order = filled_in(
+            TransferKind.GETEXTERNAL,
+            url,
+            {"credential": credential},
+            machine=machine,
+            path=path,
+            filename=filename,
+            group=group,
+            description=description,
+            size=size,
+            overwrite=overwrite,
+            priority=priority,
+            deadline=deadline,
+        )
     async with working_on(TransferKind.GETEXTERNAL, transfer, order) as work:
         if not isinstance(work.request, GetExternalRequest):
             raise InternalError(f"transfer {work.transfer} is no download")

@@ -29,14 +29,8 @@ class Piece:
 class Pieces:
     """See `engine.chunk.Source`. The pieces are known by paths, as if the larger file were a directory."""
 
-    def __init__(
-        self,
-        session: Session,
-        opened: Callable[[Session], AbstractContextManager[Reader]],
-        require_there: Callable[[Session], None],
-        pieces: Mapping[str, Piece],
-    ) -> None:
-        self.many = ManyPieces(session, opened, require_there, pieces)
+    def __init__(self, many: ManyPieces) -> None:
+        self.many = many
 
     def real_path(self, path: str) -> str:
         """Return the path: there are no links."""

@@ -14,14 +14,25 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from pydantic import SecretStr
 
 from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.states import TransferKind
 from datamanager.errors import CredentialUnknown, InternalError, OrchestratorUnavailable
 from datamanager.sealing import Sealer
 from datamanager.sources.credentials import Credential, credential_name, read_credential, variable_end, with_credential
-from datamanager.sources.secrets import joined
-from flows.running.work import Work
+from datamanager.sources.secrets import joined, refuse_secrets
+from flows.running.work import Work, asked
 from models.sealed import sealed_of
+from models.transfers import Order
 
 BLOCK_TYPE = "secret"
+
+
+def filled_in(kind: TransferKind, url: str, options: Mapping[str, str], **fields: object) -> Order:
+    """Make an order of a form in Prefect, which all can read. Raises: InvalidRequest, which names each wrong field;
+    NotSupported for a URL with secrets in it.
+    """
+    refuse_secrets({}, "in Prefect's forms, which all can read", url)
+    given = {name: value for name, value in options.items() if value}
+    return asked(kind, {"url": url, "protocol": url.partition(":")[0], "options": given, **fields})
 
 
 async def whole_request(work: Work) -> GetExternalRequest:

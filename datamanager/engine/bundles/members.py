@@ -10,7 +10,7 @@ from datamanager.domain.bundles import Member, Pack
 from datamanager.domain.location import Place
 from datamanager.engine.bundles.layout import header_of
 from datamanager.engine.bundles.stored import Stored, require_header, require_there
-from datamanager.engine.pieces import Piece, Pieces
+from datamanager.engine.pieces import ManyPieces, Piece, Pieces
 from datamanager.errors import ChecksumMismatch
 from datamanager.machines import Machine
 from datamanager.transports.base import FileKind, FileStat, Session
@@ -27,7 +27,7 @@ class Members(Pieces):
         def there(asked: Session) -> None:
             require_there(asked, stored.path, stored.bundle)
 
-        super().__init__(session, stored.open, there, pieces)
+        super().__init__(ManyPieces(session, stored.open, there, pieces))
 
     def place(self, member: Member) -> Place:
         """Return a member's place."""

@@ -12,7 +12,7 @@ from datamanager.domain.location import Place
 from datamanager.engine.bundles.dealing import just
 from datamanager.engine.bundles.stored import Slice
 from datamanager.engine.extracting.member import Packed, shown
-from datamanager.engine.pieces import Piece, Pieces
+from datamanager.engine.pieces import ManyPieces, Piece, Pieces
 from datamanager.errors import ChecksumMismatch, InternalError, PathMissing, SourceChanged
 from datamanager.machines import Machine
 from datamanager.transports.base import Bytes, FileKind, FileStat, NextRange, Reader, Session
@@ -47,12 +47,8 @@ def pieces(session: Session, machine: Machine, archive: Lying, members: Mapping[
         with by.open_read(archive.path) as reader:
             yield reader
 
-    return Pieces(
-        session,
-        opened,
-        archive.require_there,
-        {posixpath.join(machine.base_dir, place.path): _piece(member) for place, member in members.items()},
-    )
+    known = {posixpath.join(machine.base_dir, place.path): _piece(member) for place, member in members.items()}
+    return Pieces(ManyPieces(session, opened, archive.require_there, known))
 
 
 class MemberContent:
