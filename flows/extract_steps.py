@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from sqlalchemy.orm import Session
+
 from datamanager.domain.states import Phase
-from datamanager.engine import stream
 from datamanager.engine.extracting.content import Lying
 from datamanager.engine.job import Found, Proof
 from flows.archive_steps import carry, each
@@ -16,7 +17,9 @@ from flows.running.stepping import step, threaded
 from flows.running.work import Work, current
 from flows.steps import arrive, discard, probe
 from models.batch_items import count_items, in_doubt
+from models.control import leave_litter
 from models.extract_items import ARCHIVE
+from models.movers import Hold
 
 
 async def fetch_and_extract() -> None:
@@ -25,11 +28,12 @@ async def fetch_and_extract() -> None:
     The archive itself is never published: its partial file goes when all files have ended, or the transfer has.
     """
     work = current()
+    if await asyncio.to_thread(_in_doubt, work):
+        await settle()
     if await asyncio.to_thread(_all_done, work):
+        await work.write(_leave_litter)  # the archive may be there still
         return
     found = await probe()
-    if await asyncio.to_thread(_in_doubt, work):
-        work.control.shield()  # files may have their names: that is looked at before anybody's wish is heard
     try:
         proof = await arrive(found)
         await examine(found, proof)
@@ -43,7 +47,17 @@ async def fetch_and_extract() -> None:
     except BaseException as error:
         if await work.is_ended_by(error):
             await discard(work, found)
+            work.litter = True  # partial files of its files may be there still
         raise
+
+
+@step("settle")
+async def settle() -> None:
+    """Find out which files got their names from an attempt before this one: before anybody's wish to stop is heard, and
+    whatever the source says now."""
+    work = current()
+    work.control.enter(Phase.PROBE)
+    await threaded(extracting.settle, work)
 
 
 @step("examine")
@@ -63,10 +77,11 @@ async def extract(number: int, count: int, items: Sequence[int], archive: Lying)
 
 @step("remove archive")
 async def remove_archive(found: Found) -> None:
-    """Remove the archive: all of its files have ended."""
+    """Remove the archive: all of its files have ended. On a machine that is away it stays for now."""
     work = current()
-    await threaded(stream.discard, work.job(), found)
-    work.litter = False
+    await discard(work, found)
+    if work.litter:
+        await work.write(_leave_litter)
 
 
 def _all_done(work: Work) -> bool:
@@ -77,3 +92,7 @@ def _all_done(work: Work) -> bool:
 def _in_doubt(work: Work) -> bool:
     with work.parts.database.read() as session:
         return in_doubt(session, work.transfer)
+
+
+def _leave_litter(session: Session, hold: Hold) -> None:
+    leave_litter(session, hold.transfer)

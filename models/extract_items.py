@@ -30,6 +30,8 @@ from models.transfers import request_of
 
 ARCHIVE = "archive"
 """The note that says which archive the items are of."""
+LOOKED_FOR = "looked_for"
+"""An item's note: the intent that an attempt before recorded, when its file had no name yet at the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,19 @@ def require_same(known: str, identity: str) -> None:
     """Check that an archive is the one whose files are the items. Raises: SourceChanged."""
     if known != identity:
         raise SourceChanged("the archive is another one than that whose files were begun with")
+
+
+def lay_aside(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
+    """Note that these files were looked at, and had not got their names. What they would be is kept (LOOKED_FOR): a
+    mover that lost the transfer may name one yet. Raises: LeaseLost.
+    """
+    row, items = open_items(session, hold, numbers)
+    changes = []
+    for item in items:
+        notes = dict(item.notes)
+        notes[LOOKED_FOR] = notes.pop("intent")
+        changes.append({"number": item.number, "notes": notes})
+    update_items(session, row, changes)
 
 
 def complete(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]], originator: str) -> None:

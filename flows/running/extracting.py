@@ -1,21 +1,26 @@
 """Files of an archive from outside on their way out of it, as a chunk of a batch: small ones together, the others one
 by one. A damaged file costs itself, and no other.
+
+What an attempt before this one may have named is looked at first: it needs no archive, which may be another one by now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.states import Verified
 from datamanager.engine.chunk import Outcome
+from datamanager.engine.confine import confined
 from datamanager.engine.extracting import large, small
 from datamanager.engine.extracting.content import Lying
 from datamanager.engine.extracting.listing import Packaging, members_of
 from datamanager.engine.extracting.member import Packed
 from datamanager.engine.extracting.small import ExtractItem
-from datamanager.engine.job import Found, Job, Proof, Restart
+from datamanager.engine.job import Found, Intent, Job, Proof, Restart
+from datamanager.engine.probe import published_before
 from datamanager.engine.single import Ready, Share
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
 from datamanager.sources import public_url
@@ -37,7 +42,9 @@ def enter(work: Work, request: GetExternalRequest, found: Found, proof: Proof) -
 
     Raises: what `members_of` raises; SourceChanged when an earlier attempt listed another archive.
     """
-    identity, known = proof.sha256 or str(proof.size), work.row.notes.get(extract_items.ARCHIVE)
+    identity, known = proof.sha256, work.row.notes.get(extract_items.ARCHIVE)
+    if identity is None:
+        raise InternalError(f"the archive of transfer {work.transfer} was not hashed")
     if known is not None:
         extract_items.require_same(known, identity)
         return
@@ -79,7 +86,50 @@ def performing(work: Work, numbers: Sequence[int], archive: Lying) -> Callable[[
     return perform
 
 
-class ExtractChunk(ItemsChunk):
+def settle(work: Work) -> None:
+    """Complete the files to which an attempt before this one gave their names, but could not tell; of no file is it in
+    doubt then. Blocks. Raises: what breaks a connection; LeaseLost.
+    """
+    with work.parts.database.read() as session:
+        rows = [row for row in batches.items_to_do(session, work.hold, -1, 2**31) if row.notes.get("intent")]
+    for some in chunks(rows, AT_ONCE):
+        Doubtful(work, some).settle()
+
+
+class FilesChunk(ItemsChunk):
+    """Files that become objects; see `ItemsChunk`."""
+
+    def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
+        originator = public_url(str(getattr(self._work.request, "url", "")))
+        for some in chunks(results, batches.CHUNK):
+            self._write(extract_items.complete, some, originator)
+
+
+class Doubtful(FilesChunk):
+    """Files whose intents were recorded: they may have their names."""
+
+    def settle(self) -> None:
+        """Complete those that have; lay the others' intents aside."""
+        for number in self._rows:
+            self._trying(number, self._describe)
+        there: dict[int, Intent] = {}
+
+        def look(number: int) -> None:
+            job = self._jobs[number]
+            with job.target.storage.session() as session:
+                final = confined(session, job.target.machine, job.target.place.path, follow=False)
+                if (intent := published_before(session, job, final, None)) is not None:
+                    there[number] = intent
+
+        self._each(list(self._jobs), look)
+        for error in self.errors.values():
+            if error.retryable:
+                raise error
+        self._tell([(n, Facts(one.size, f"sha256:{one.sha256}", Verified.SHA256)) for n, one in there.items()])
+        self._write_all(extract_items.lay_aside, [number for number in self._rows if number not in there])
+
+
+class ExtractChunk(FilesChunk):
     """Files of one archive under way; see `ItemsChunk`."""
 
     within_one_machine = True
@@ -88,6 +138,12 @@ class ExtractChunk(ItemsChunk):
         super().__init__(work, rows)
         self._archive = archive
         self._members = {row.number: Packed(**row.notes["member"]) for row in rows}
+
+    def _describe(self, number: int) -> None:
+        super()._describe(number)
+        looked_for = self._rows[number].notes.get(extract_items.LOOKED_FOR)
+        if looked_for is not None and self._jobs[number].intent is None:
+            self._jobs[number] = replace(self._jobs[number], intent=Intent(**looked_for))
 
     def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
         jobs = self._jobs
@@ -111,11 +167,6 @@ class ExtractChunk(ItemsChunk):
 
         control = Share(self._work.control)
         return large.stage(self._jobs[number], self._archive, self._members[number], control, remember)
-
-    def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
-        originator = public_url(str(getattr(self._work.request, "url", "")))
-        for some in chunks(results, batches.CHUNK):
-            self._write(extract_items.complete, some, originator)
 
     def _passes(self, error: DataManagerError) -> bool:
         return error.retryable and not isinstance(error, ChecksumMismatch)  # what is damaged there stays so

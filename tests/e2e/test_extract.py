@@ -159,6 +159,22 @@ def test_it_can_be_cancelled_while_it_is_fetched(site: Site, web: Web) -> None:
         time.sleep(0.2)
 
 
+def test_it_can_be_cancelled_while_it_is_extracted(site: Site, web: Web) -> None:
+    data = tar_of({"large": some_bytes(40_000_000)})
+    fields = {"url": web.put("extract/large.tar", data), "machine": "cirrus", "path": "stopped", "bandwidth": "10MB/s"}
+    task = site.ask("POST", "async/getexternal", json={**fields, "options": {"extract": "tar"}}).text
+    while (status := site.status(task))["bytes_done"] < len(data) + 4_000_000:
+        assert status["status"] in ("QUEUED", "RUNNING")
+        time.sleep(0.2)
+    assert site.ask("DELETE", f"async/status/{task}").status_code in (200, 202)
+    assert site.wait(task)["error"]["code"] == "cancelled"
+    assert [one["error"]["code"] for one in items(site, task)] == ["cancelled"]
+    deadline = time.monotonic() + 60
+    while hidden(site, "stopped"):
+        assert time.monotonic() < deadline, hidden(site, "stopped")
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(int(os.environ.get("DM_TEST_ARCHIVE_KILLS", "3"))))
 def test_a_mover_killed_at_any_moment_loses_nothing(site: Site, web: Web, seed: int) -> None:
