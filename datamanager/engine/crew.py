@@ -14,12 +14,15 @@ from datamanager.engine.restart import WINDOW
 from datamanager.errors import SourceChanged
 from datamanager.transports.base import Reader, Writer
 
-CHUNK = 4 * 1024 * 1024
+CHUNK = 2 * 1024 * 1024
 """Bytes dealt at once."""
 THREAD = "crew"
 """What the threads are called."""
-BUFFERS = 16
+BUFFERS = 32
 """Chunks held in memory at once."""
+AHEAD = 2
+"""Chunks that one reader has asked for at once, twice what a channel's window lets through. More would wait in its
+connection, and all that comes after them in the file, while other connections have nothing to do."""
 
 Seen = Callable[[memoryview, int], None]
 """Told each block in the file's order, and up to where bytes are surely stored."""
@@ -106,7 +109,7 @@ class Crew:
         mine: set[int] = set()
 
         def deal(wait: bool) -> tuple[int, int] | None:
-            dealt = self._deal(wait)
+            dealt = self._deal(wait) if len(mine) < AHEAD else None
             if dealt is not None:
                 mine.add(dealt[0])
             return dealt

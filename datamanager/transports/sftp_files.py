@@ -33,7 +33,9 @@ from datamanager.transports.sftp_errors import (
 )
 from datamanager.transports.sftp_wire import Reply, Wire, string, u32, u64
 
-WRITES_IN_FLIGHT = 64
+WRITES_IN_FLIGHT = 16
+"""Twice what OpenSSH's window lets through. More would make no connection faster, and with several of them what is not
+answered yet would fill the restart marker's window: all would wait until the slowest has caught up."""
 SLOW = 10.0
 """How many times the usual patience an fsync or a server-side copy gets: it is silent while the disk works."""
 _SPACE_IS_GONE = 1 << 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from datamanager.engine import crew
-from datamanager.engine.crew import CHUNK, THREAD, Crew
+from datamanager.engine.crew import AHEAD, BUFFERS, CHUNK, THREAD, Crew
 from datamanager.engine.restart import WINDOW
 from datamanager.errors import NoSpace, SourceChanged
 from datamanager.machines import Machine
-from datamanager.transports.base import Bytes, Reader, Session, Writer
+from datamanager.transports.base import Bytes, FileStat, NextRange, Reader, Session, Writer
 from datamanager.transports.local import LocalStorage
 
 
@@ -39,7 +40,9 @@ class Files:
 
 
 @pytest.mark.parametrize(("readers", "writers"), [(1, 4), (4, 1), (3, 3)])
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, CHUNK), (5, 3 * CHUNK + 7), (CHUNK, 18 * CHUNK + 1)])
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 1), (0, CHUNK), (5, 3 * CHUNK + 7), (CHUNK, (BUFFERS + 2) * CHUNK + 1)]
+)
 def test_exact_bytes_seen_in_order(
     session: Session, tmp_path: Path, readers: int, writers: int, start: int, stop: int
 ) -> None:
@@ -99,6 +102,42 @@ def test_nothing_is_dealt_beyond_the_window(session: Session, tmp_path: Path, mo
     assert furthest <= 3 * CHUNK
 
 
+def test_a_reader_that_asks_for_all_it_can_leaves_some_for_the_others(session: Session, tmp_path: Path) -> None:
+    held = list[int]()
+
+    class Greedy:
+        """A reader that asks as long as it is dealt something."""
+
+        def __init__(self, reader: Reader) -> None:
+            self._reader = reader
+
+        def stat(self) -> FileStat:
+            return self._reader.stat()
+
+        def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
+            return self._reader.blocks(offset, length)
+
+        def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
+            waiting = deque[tuple[int, int]]()
+            while True:
+                while (dealt := following(not waiting)) is not None:
+                    waiting.append(dealt)
+                if not waiting:
+                    return
+                held.append(len(waiting))
+                offset, length = waiting.popleft()
+                for block in self.blocks(offset, length):
+                    yield offset, block
+                    offset += len(block)
+
+    with ExitStack() as stack:
+        files = Files(tmp_path, session, stack, 20 * CHUNK, 2, 1)
+        greedy: list[Reader] = [Greedy(reader) for reader in files.readers]
+        Crew(greedy, files.writers, 0, 20 * CHUNK).move(lambda _block, _stored: None)
+    assert max(held) == AHEAD
+    assert files.sink.read_bytes() == files.source.read_bytes()
+
+
 def test_a_writer_that_fails_ends_all(session: Session, tmp_path: Path) -> None:
     class Full:
         unsettled = None
@@ -111,15 +150,15 @@ def test_a_writer_that_fails_ends_all(session: Session, tmp_path: Path) -> None:
         def flush(self) -> None: ...
 
     with ExitStack() as stack:
-        files = Files(tmp_path, session, stack, 30 * CHUNK, 3, 1)
+        files = Files(tmp_path, session, stack, 2 * BUFFERS * CHUNK, 3, 1)
         with pytest.raises(NoSpace):
-            Crew(files.readers, [*files.writers, Full()], 0, 30 * CHUNK).move(lambda _block, _stored: None)
+            Crew(files.readers, [*files.writers, Full()], 0, 2 * BUFFERS * CHUNK).move(lambda _block, _stored: None)
     assert no_threads_left()
 
 
 def test_a_stop_in_the_middle_ends_all(session: Session, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        files = Files(tmp_path, session, stack, 30 * CHUNK, 3, 3)
+        files = Files(tmp_path, session, stack, 2 * BUFFERS * CHUNK, 3, 3)
         blocks = iter(range(5))
 
         def see(_block: memoryview, _stored: int) -> None:
@@ -127,7 +166,7 @@ def test_a_stop_in_the_middle_ends_all(session: Session, tmp_path: Path) -> None
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            Crew(files.readers, files.writers, 0, 30 * CHUNK).move(see)
+            Crew(files.readers, files.writers, 0, 2 * BUFFERS * CHUNK).move(see)
     assert no_threads_left()
 
 
