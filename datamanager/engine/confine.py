@@ -78,13 +78,20 @@ def confined(session: Session, machine: Machine, place_path: str, *, follow: boo
     """
     base = real_base(session, machine)
     real = posixpath.join(directory_of(session, machine, base, place_path).path, posixpath.basename(place_path))
-    if follow and _is_link(session, real):
-        try:
-            real = session.real_path(real)
-        except PathMissing:
-            raise PathMissing(f"{machine.name}:{place_path} is a link that leads nowhere") from None
-        if not _is_below(base, real):
-            raise _leads_out(machine, place_path)
+    return followed(session, machine, base, place_path, real) if follow and _is_link(session, real) else real
+
+
+def followed(session: Session, machine: Machine, base: str, place_path: str, link: str) -> str:
+    """Resolve a link that a place turned out to be, as `confined` does; `base` is `real_base`.
+
+    Raises: PathNotAllowed when it leads out; PathMissing when it leads nowhere.
+    """
+    try:
+        real = session.real_path(link)
+    except PathMissing:
+        raise PathMissing(f"{machine.name}:{place_path} is a link that leads nowhere") from None
+    if not _is_below(base, real):
+        raise _leads_out(machine, place_path)
     return real
 
 

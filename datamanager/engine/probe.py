@@ -7,15 +7,15 @@ Source there and regular, destination's directory made, its name free, space eno
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 from datamanager.domain.plan import Route, plan
 from datamanager.engine import direct
-from datamanager.engine.confine import Directory, canonical_of, confined, directory_of, make, real_base
+from datamanager.engine.confine import Directory, canonical_of, directory_of, followed, make, real_base
 from datamanager.engine.content import Content
 from datamanager.engine.job import End, Found, Intent, Job
-from datamanager.engine.restart import parts_of
+from datamanager.engine.restart import part_paths, parts_among
 from datamanager.engine.verify import stored_sha256
 from datamanager.errors import (
     DestinationExists,
@@ -68,13 +68,15 @@ def _look(job: Job, read: Read, size: int | None) -> Found:
         base = real_base(session, target.machine)
         parent = directory_of(session, target.machine, base, target.place.path)
         directory, final = parent.path, posixpath.join(parent.path, target.place.name)
-        there = _look_at_names(session, parent, final, target)
+        paths = part_paths(job, directory)
+        looks = _look_at_names(session, parent, [final, *paths], target)
+        parts = parts_among({path: looks[path] for path in paths if path in looks})
         route = _route(job, read, session)
         found = Found(
             route=route,
             directory=directory,
             final=final,
-            part=posixpath.join(directory, job.part_name),
+            part=paths[0],
             source_path=read.path,
             source=read.stat,
             canonical=canonical_of(target.machine, base, final),
@@ -85,8 +87,8 @@ def _look(job: Job, read: Read, size: int | None) -> Found:
             if read.stat is None and job.source is not None:
                 raise SourceMissing(f"{job.source.place}: no such file")
             _require_another_file(job, read.path, final)
-            _require_free_name(job, there)
-        stored = _resumable(session, job, found)
+            _require_free_name(job, looks.get(final))
+        stored = _resumable(session, job, found, parts)
         if found.published is None and route is not Route.RENAME:
             _require_space(session, directory, size, stored, target)
         return found
@@ -109,34 +111,44 @@ def _route(job: Job, read: Read, session: Session) -> Route:
 
 
 def _probe_source(end: End) -> Read:
+    machine, place = end.machine, end.place
     with end.storage.session() as session:
+        base = real_base(session, machine)
+        path = posixpath.join(directory_of(session, machine, base, place.path).path, place.name)
         try:
-            path = confined(session, end.machine, end.place.path)
-            stat = session.stat(path)
+            stat = session.lstat(path)
+            if is_link := stat.kind is FileKind.SYMLINK:
+                path = followed(session, machine, base, place.path, path)
+                stat = session.stat(path)
         except PathMissing:
             return Read("", None)
-        is_link = path != confined(session, end.machine, end.place.path, follow=False)
     if stat.kind is not FileKind.FILE:
         raise SourceMissing(f"{end.place} is no regular file")
     return Read(path, stat, is_link)
 
 
-def _look_at_names(session: Session, parent: Directory, final: str, target: End) -> FileStat | None:
-    """Return what lies at the destination itself, if anything does; its directory is there then. Raises:
-    DestinationExists when a file is in the way of that."""
+def _look_at_names(
+    session: Session, parent: Directory, names: Sequence[str], target: End
+) -> dict[str, FileStat | TransportError]:
+    """Return what lies at these paths in the destination's directory, which is made if it is missing.
+
+    Raises: DestinationExists when a file is in the way of that.
+    """
     if parent.missing:
         for fault in make(session, [parent]).values():
             if isinstance(fault, PathExists):
                 raise _in_the_way(target) from fault
             raise fault
-        return None
-    (_, above), (_, there) = sorted(session.many.lstat([parent.path, final]), key=itemgetter(0))
+        return {}
+    paths = [parent.path, *names]
+    looks = {paths[index]: found for index, found in session.many.lstat(paths)}
+    above = looks.pop(parent.path)
     if isinstance(above, FileStat) and above.kind is not FileKind.DIRECTORY:
         raise _in_the_way(target)
-    for found in (above, there):
+    for found in (above, *looks.values()):
         if isinstance(found, TransportError) and not isinstance(found, PathMissing):
             raise found
-    return there if isinstance(there, FileStat) else None
+    return looks
 
 
 def _in_the_way(target: End) -> DestinationExists:
@@ -169,9 +181,9 @@ def _require_another_file(job: Job, source_path: str, final: str) -> None:
         raise DestinationExists(f"{job.source.place} and {job.target.place} are one and the same file")
 
 
-def _require_free_name(job: Job, there: FileStat | None) -> None:
-    if there is None:
-        return
+def _require_free_name(job: Job, there: FileStat | TransportError | None) -> None:
+    if not isinstance(there, FileStat):
+        return  # nothing is there
     place = job.target.place
     if there.kind is FileKind.DIRECTORY:
         raise DestinationExists(f"{place} is a directory")
@@ -185,9 +197,8 @@ def _require_space(session: Session, directory: str, size: int | None, there: in
         raise NoSpace(f"{target.machine.name}: {size - there} bytes are needed, {free} are free")
 
 
-def _resumable(session: Session, job: Job, found: Found) -> int:
+def _resumable(session: Session, job: Job, found: Found, parts: Sequence[tuple[int, str]]) -> int:
     """Return the bytes that earlier attempts stored and this one can go on from; removes the parts that it can't."""
-    parts = parts_of(job, found.directory, session)
     sent = found.route in (Route.RELAY, Route.DIRECT) and found.published is None
     if sent and found.source is not None and job.restart is not None and job.restart.fits(found.source):
         return sum(size for size, _ in parts)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import posixpath
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from datamanager.engine.control import Control
 from datamanager.engine.job import Found, Job, Restart
 from datamanager.errors import PathMissing, TransportError
-from datamanager.transports.base import FileKind, Reader, Session
+from datamanager.transports.base import FileKind, FileStat, Reader, Session
 from datamanager.transports.paths import shown
 
 BLOCK = 32 * 1024 * 1024
@@ -64,15 +65,25 @@ def resume(job: Job, found: Found, source: Session, target: Session, control: Co
 
 def parts_of(job: Job, directory: str, session: Session) -> list[tuple[int, str]]:
     """Return (size, path) of each partial file that this transfer has in its destination's directory."""
-    paths = [posixpath.join(directory, name) for name in [job.part_name, *job.earlier_part_names]]
+    paths = part_paths(job, directory)
+    return parts_among({paths[index]: there for index, there in session.many.lstat(paths)})
+
+
+def part_paths(job: Job, directory: str) -> list[str]:
+    """Return where this transfer may have partial files in its destination's directory: this attempt's is the first."""
+    return [posixpath.join(directory, name) for name in [job.part_name, *job.earlier_part_names]]
+
+
+def parts_among(looks: Mapping[str, FileStat | TransportError]) -> list[tuple[int, str]]:
+    """Return (size, path) of the partial files that a look at their paths showed. Raises: why there was none."""
     parts = []
-    for index, there in session.many.lstat(paths):
+    for path, there in looks.items():
         if isinstance(there, PathMissing):
             continue
         if isinstance(there, TransportError):
             raise there
         if there.kind is FileKind.FILE:
-            parts.append((there.size, paths[index]))
+            parts.append((there.size, path))
     return parts
 
 

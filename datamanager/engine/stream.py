@@ -80,8 +80,8 @@ def relay(job: Job, found: Found, control: Control, remember: Remember = forget)
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
         first = target.reopen(found.part) if start else target.create(found.part)
-        writers = [stack.enter_context(first)]
-        writers += stack.enter_context(together([one.reopen(found.part) for one in ways.targets[1:]]))
+        further = [one.reopen(found.part) for one in ways.targets[1:]]
+        writers = stack.enter_context(together([first, *further], after_first=True))
         refuse_one_place(job, found, source)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start

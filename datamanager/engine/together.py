@@ -13,19 +13,22 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def together(contexts: Sequence[AbstractContextManager[T]]) -> Iterator[list[T]]:
+def together(contexts: Sequence[AbstractContextManager[T]], *, after_first: bool = False) -> Iterator[list[T]]:
     """Enter all of the contexts, each in a thread of its own, and yield what they give, in their order.
 
-    Left in threads too, each told of the error that leads there. Raises: the first one's error, in that order; when one
-    can't be entered, those that were are left first.
+    `after_first`: the others once the first one is entered, which makes what they need. Left in threads too, each told
+    of the error that leads there. Raises: the first one's error, in that order; when one can't be entered, those that
+    were are left first.
     """
     if len(contexts) < 2:
         with contextlib.ExitStack() as stack:
             yield [stack.enter_context(one) for one in contexts]
         return
     with ThreadPoolExecutor(len(contexts)) as threads:
-        entering = [threads.submit(one.__enter__) for one in contexts]
-        entered = [one for one, future in zip(contexts, entering, strict=True) if future.exception() is None]
+        entering = [threads.submit(contexts[0].__enter__)]
+        if not after_first or entering[0].exception() is None:
+            entering += [threads.submit(one.__enter__) for one in contexts[1:]]
+        entered = [one for one, future in zip(contexts, entering, strict=False) if future.exception() is None]
         try:
             given = [future.result() for future in entering]
             yield given

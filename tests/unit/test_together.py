@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,6 +42,29 @@ def test_all_are_entered_at_the_same_time_and_given_in_order() -> None:
     with together([doors.door(number, wait=True) for number in range(3)]) as given:  # in turn they would wait for ever
         assert given == [0, 1, 2]
     assert sorted(doors.left) == [(0, ""), (1, ""), (2, "")]
+
+
+def test_the_others_are_entered_after_the_first() -> None:
+    doors = Doors()
+
+    @contextmanager
+    def slow() -> Iterator[int]:
+        time.sleep(0.2)
+        with doors.door(0) as number:
+            yield number
+
+    with together([slow(), doors.door(1), doors.door(2)], after_first=True) as given:
+        assert given == [0, 1, 2]
+    assert doors.entered[0] == 0
+    assert sorted(doors.left) == [(0, ""), (1, ""), (2, "")]
+
+
+def test_after_a_first_one_that_is_closed_no_other_is_entered() -> None:
+    doors = Doors()
+    with pytest.raises(KeyError), together([doors.door(0, closed=True), doors.door(1)], after_first=True):
+        pytest.fail("entered")
+    assert not doors.entered
+    assert not doors.left
 
 
 @pytest.mark.parametrize("count", [0, 1])
