@@ -9,6 +9,7 @@ from paramiko.message import Message
 from datamanager.transports.base import FileKind, FileStat
 from datamanager.transports.sftp_wire import u32
 
+_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY, stat.S_IFLNK: FileKind.SYMLINK}
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 0x1, 0x2, 0x4, 0x8, 0x80000000
 
 NO_ATTRIBUTES = u32(0)
@@ -39,5 +40,4 @@ def unpack_stat(message: Message) -> FileStat:
 
 def kind_of(mode: int) -> FileKind:
     """Return what a st_mode says is there."""
-    kinds = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY, stat.S_IFLNK: FileKind.SYMLINK}
-    return kinds.get(stat.S_IFMT(mode), FileKind.OTHER)
+    return _KINDS.get(stat.S_IFMT(mode), FileKind.OTHER)

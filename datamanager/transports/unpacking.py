@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import posixpath
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -67,8 +66,9 @@ def tar_stream(files: Iterable[NewFile], directory: str) -> Iterator[Bytes]:
 
     Holds one file at a time.
     """
+    above = directory.rstrip("/") + "/"
     for file in files:
-        header = tarfile.TarInfo(posixpath.relpath(file.path, directory))
+        header = tarfile.TarInfo(file.path.removeprefix(above))
         header.size, header.mode, header.mtime = len(file.data), file.mode & 0o777, file.mtime
         yield header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
         yield file.data
