@@ -262,7 +262,14 @@ class Client:
         self._ended("DELETE", f"DM/delete/{object_id}", fields)
 
     def getexternal(self, url: str, machine: str, filename: str, path: str = "", **fields: Any) -> UUID:
-        """Fetch a URL to a machine; return the new object's identifier."""
+        """Fetch a URL to a machine; return the new object's identifier.
+
+        With the option `extract` there are many: begin it with `start_getexternal`, whose `items` name them.
+        """
+        options = fields.get("options")
+        if isinstance(options, Mapping) and options.get("extract"):
+            why = "makes many objects: begin it with start_getexternal"
+            raise InvalidRequest(f"options.extract: {why}", {"options.extract": why})
         return UUID(self._ended("PUT", "DM/getexternal", _external(url, machine, filename, path, fields)))
 
     # --- transfers: as tasks -----------------------------------------------------------------------------------------
@@ -276,7 +283,7 @@ class Client:
         return self._started(f"DM/async/move/{object_id}", {"machine": machine, "dest": dest, **fields})
 
     def start_getexternal(self, url: str, machine: str, filename: str, path: str = "", **fields: Any) -> UUID:
-        """Begin a download; return its task."""
+        """Begin a download; return its task. With the option `extract` its `items` are the files of an archive."""
         return self._started("DM/async/getexternal", _external(url, machine, filename, path, fields))
 
     def start_archive(self, object_id: UUID | str, **fields: Any) -> UUID:
