@@ -1,6 +1,7 @@
 """Several connections for one download, where that brings more: many servers give each connection a rate of its own.
 
-It begins with one. Where that one is slow, and it is the source that is waited for, several take turns in fetching
+It begins with one. Where that one is slow, and it is the source that is waited for, another one is asked for, while the
+first goes on: a link may be good for one use, or for some minutes. Where it is had, several take turns in fetching
 parts, which are handed on in their order; when they don't bring clearly more, or the source refuses them, one goes on
 alone. Every part is of the version that was begun (`Source.open`), so nothing is ever put together from two.
 """
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Literal
 
 from datamanager.errors import DataManagerError, SourceChanged
@@ -33,6 +34,8 @@ TRIED = 4.0
 """… and then several: their first parts come late, and servers count in whole seconds."""
 FAST = 100e6
 """Bytes per second from which on one connection is enough."""
+SOON = 0.5
+"""Seconds in which most sources have answered, so long as one can be without them; else more bytes come meanwhile."""
 GAIN = 1.25
 """How much more several must bring."""
 PAUSES = (0.5, 1.0, 2.0, 4.0)
@@ -88,7 +91,9 @@ class Parallel:
                 end = first.size if stop is None else stop
                 parts = first.ranges and first.version is not None and not self._alone
                 if parts and end is not None and end - first.start >= WORTH:
-                    yield _Several(self._source, first, stack.close, end, self._places, self._give_up)
+                    several = _Several(self._source, first, stack.close, end, self._places, self._give_up)
+                    with closing(several):
+                        yield several
                 else:
                     yield first
         finally:
@@ -120,32 +125,49 @@ class _Several:
         self.etag, self.last_modified = first.etag, first.last_modified
         self.content_type, self.filename, self.url = first.content_type, first.filename, first.url
         self._position = first.start
+        self._blocks = self._read()
 
     def blocks(self) -> Iterator[memoryview]:
         """See Download.blocks."""
-        alone = _Meter()
-        for block in alone.metered(self._first.blocks()):
-            self._position += len(block)
-            yield block
-            if self._is_worth_it(alone):
-                break
-        else:
-            return
-        self._close_first()
-        try:
+        return self._blocks
+
+    def close(self) -> None:
+        """End what still fetches, whoever still holds `blocks` (the traceback of an error does)."""
+        self._blocks.close()
+
+    def _read(self) -> Generator[memoryview]:
+        alone, another = _Meter(), None
+        with ExitStack() as places:
+            for block in alone.metered(self._first.blocks()):
+                self._position += len(block)
+                yield block
+                if another is None and self._is_worth_it(alone):
+                    places.callback(self._places.give, LANES - 1)
+                    another = _Another(self._source, self._position, self.version)
+                    another.thread.join(SOON)
+                if another is not None and another.given is False:
+                    self._give_up()
+                    places.close()
+                elif another is not None and another.given and self._is_long:
+                    break
+            else:
+                return
+            self._close_first()
             if (yield from self._in_parts(alone.rate)):
                 return
-        finally:
-            self._places.give(LANES - 1)
         self._give_up()
         yield from self._rest()
+
+    @property
+    def _is_long(self) -> bool:
+        return self._end - self._position >= WORTH
 
     def _is_worth_it(self, alone: _Meter) -> bool:
         """Say whether to try more connections; their places are taken then."""
         if alone.seconds < WATCHED:
             return False
         slow = alone.rate < FAST and alone.waited > alone.seconds / 2
-        worth = slow and self._end - self._position >= WORTH and self._places.take(LANES - 1)
+        worth = slow and self._is_long and self._places.take(LANES - 1)
         if not worth:
             alone.reset()
         return worth
@@ -177,13 +199,38 @@ class _Several:
                 try:
                     rest = stack.enter_context(self._source.open(self._position, stop, version=self.version))
                     break
-                except DataManagerError as error:
-                    if not error.retryable or pause is None:
+                except SourceChanged:
+                    raise
+                except DataManagerError:  # some call it forbidden (403) when there are too many
+                    if pause is None:
                         raise
                     time.sleep(pause)
             if rest.start != self._position:
                 raise SourceChanged(f"{self.url} does not send its parts any more")
             yield from rest.blocks()
+
+
+class _Another:
+    """Whether the source gives a connection for a part of this version, beside the one that it has; asked meanwhile."""
+
+    def __init__(self, source: Source, start: int, version: str | None) -> None:
+        self.given: bool | None = None
+        """None until it is known."""
+        self._source = source
+        self._start = start
+        self._version = version
+        self.thread = threading.Thread(target=self._ask, name="lane", daemon=True)
+        self.thread.start()
+
+    def _ask(self) -> None:
+        given = False
+        try:
+            with self._source.open(self._start, self._start + 1, version=self._version) as part:
+                given = part.start == self._start
+        except DataManagerError as error:
+            log.info("there is one connection only: %s", error.detail)
+        finally:
+            self.given = given
 
 
 class _NoParts(Exception):

@@ -47,6 +47,9 @@ class Slow(ThreadingHTTPServer):
         self.at_once = self.most_at_once = 0
         self.allowed = 100
         """Connections; those beyond are refused."""
+        self.uses = 10_000
+        """Requests that its link is good for; those beyond are refused."""
+        self.refusal = 503
         self.lock = threading.Lock()
         self.turn = threading.Lock()
 
@@ -78,8 +81,8 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _answer(self, asked: str | None, fault: str | None) -> None:
         server = self.server
-        if fault == "refused" or server.at_once > server.allowed:
-            self.send_error(503)
+        if fault == "refused" or server.at_once > server.allowed or server.requests > server.uses:
+            self.send_error(server.refusal)
             return
         if fault == "changed":
             server.body, server.etag = OTHER, '"two"'
@@ -184,10 +187,26 @@ def test_a_part_that_fails_is_fetched_alone(server: Slow, fault: str, number: in
     assert read(server) == BODY
 
 
-def test_a_server_that_allows_one_connection(server: Slow) -> None:
-    server.allowed = 1
+@pytest.mark.parametrize("refusal", [503, 403])
+@pytest.mark.parametrize("allowed", [1, 2, 3])
+def test_a_server_that_allows_few_connections(server: Slow, allowed: int, refusal: int) -> None:
+    server.allowed, server.refusal = allowed, refusal
     assert read(server) == BODY
-    assert server.most_at_once > 1
+    assert server.most_at_once > allowed
+
+
+def test_a_link_that_is_good_for_one_use_or_for_a_while(server: Slow) -> None:
+    """As signed URLs are: what was begun in time is sent to its end, and not given up before there is another one."""
+    server.uses, server.refusal = 1, 403
+    assert read(server) == BODY
+    assert server.requests == 2
+
+
+def test_parts_that_are_promised_and_not_sent(server: Slow) -> None:
+    """It says that it sends parts, and sends the whole: the first connection is gone on with."""
+    server.faults = dict.fromkeys(range(60), "whole")
+    assert read(server) == BODY
+    assert server.requests == 2
 
 
 def test_a_source_that_changes_is_noticed(server: Slow) -> None:
@@ -204,6 +223,23 @@ def test_who_stops_taking_ends_all(server: Slow) -> None:
             assert block
             if len(server.parts) >= 2:
                 break
+    assert places.take(16)
+    deadline = time.monotonic() + 10
+    while server.at_once or any(one.name == "lane" for one in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_error_that_is_kept_keeps_no_connection(server: Slow) -> None:
+    """Its traceback holds the reader, as a flow's record of a failed try does."""
+    places = Places(16)
+    source = Parallel(HttpSource(server.url, LOOPBACK, 2**30, read_timeout=5.0), places)
+    with pytest.raises(KeyError) as kept, source.open() as download:
+        for _ in (blocks := download.blocks()):
+            if len(server.parts) >= 4:
+                raise KeyError
+    assert kept.traceback
+    assert blocks is not None
     assert places.take(16)
     deadline = time.monotonic() + 10
     while server.at_once or any(one.name == "lane" for one in threading.enumerate()):
