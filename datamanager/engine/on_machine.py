@@ -78,9 +78,9 @@ class _Watched:
     def __init__(self, curl: base.Curl) -> None:
         self._curl = curl
 
-    def head(self) -> bytes:
+    def head(self, patience: float) -> bytes:
         with ours():
-            return self._curl.head()
+            return self._curl.head(patience)
 
     def same(self, count: int) -> bool:
         with ours():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ from datamanager.sources.http import MAX_ADDRESSES, HttpSource, followed
 from datamanager.sources.options import HttpOptions
 from datamanager.sources.pinned import MAX_HEAD
 from datamanager.sources.urls import Target, public_url
+
+LATE = 5.0
+"""Seconds after which a curl that keeps to no limit of time is ended: it hangs, or its server sends no end of a line."""
 
 _STATUS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -59,7 +63,7 @@ class CurlEnd(Protocol):
 class Curl(Protocol):
     """A curl at work on a machine; what each method does is said at the port of transports that has the same name."""
 
-    def head(self) -> bytes: ...
+    def head(self, patience: float) -> bytes: ...
     def same(self, count: int) -> bool: ...
     def store(self, most: int) -> None: ...
     def send(self, most: int) -> Iterator[bytes]: ...
@@ -176,7 +180,8 @@ class RemoteHttpSource:
             )
             with ExitStack() as running:
                 curl = running.enter_context(self.run(config, self._authorities()))
-                head = _head(curl, public_url(target.url), last=number == len(addresses))
+                patience = source.connect_timeout + source.read_timeout + LATE
+                head = _head(curl, public_url(target.url), patience, last=number == len(addresses))
                 if head is not None:
                     return _Answer(curl, head, running.pop_all())
         raise ConnectionLost(f"no connection to {public_url(target.url)}")
@@ -198,13 +203,13 @@ class _Answer:
     running: ExitStack
 
 
-def _head(curl: Curl, url: str, *, last: bool) -> Head | None:
+def _head(curl: Curl, url: str, patience: float, *, last: bool) -> Head | None:
     """Return the answer's head, interim ones (1xx) passed over; None when there was no connection and it may be tried
-    at another address, as this is not the `last` one.
+    at another address, as this is not the `last` one. Raises: TransportTimeout after `patience` seconds.
     """
-    left = MAX_HEAD
+    left, deadline = MAX_HEAD, time.monotonic() + patience
     while left > 0:
-        text = curl.head()
+        text = curl.head(deadline - time.monotonic())
         end = curl.end
         if end is not None and not text.endswith((b"\n\r\n", b"\n\n")):
             unreached = end.status == UNREACHED or (end.status == STALLED and not end.connected)

@@ -159,9 +159,9 @@ class Curl(Protocol):
     0; if that raises, so does the method.
     """
 
-    def head(self) -> bytes:
+    def head(self, patience: float) -> bytes:
         """Return the lines of the answer's next head, its empty last line included; fewer when the answer ends
-        before, or when they have no end within 1 MiB."""
+        before, or when they have no end within 1 MiB. Raises: TransportTimeout after `patience` seconds."""
         ...
 
     def same(self, count: int) -> bool:

@@ -92,17 +92,19 @@ class RemoteCurl:
         except RemoteFailure as exc:
             raise NotSupported(f"it runs no programs for us: {exc.detail}") from exc
 
-    def head(self) -> bytes:
+    def head(self, patience: float) -> bytes:
         """Return the lines of the answer's next head, the empty one at its end included; what there is of it, maybe
-        nothing, when the answer ends before.
+        nothing, when the answer ends before. Raises: TransportTimeout after `patience` seconds.
         """
         self._tell(b"head\n")
-        seen = 0
+        seen, deadline = 0, time.monotonic() + patience
         while True:
             if (stop := _blank_line(self._out, seen)) is not None:
                 return self._take(stop)
             if len(self._out) > _MOST_HEAD:
                 return self._take(len(self._out))
+            if time.monotonic() > deadline:
+                raise TransportTimeout("the machine's curl brought no head of an answer in time")
             seen = max(0, len(self._out) - 3)
             if not self._listen():
                 return self._rest()

@@ -508,6 +508,37 @@ def test_a_silent_and_a_dripping_source(machine: Machine, server: OddServer) -> 
         machine.refused(TransportTimeout, machine.opened(server.url(path), timeout=1))
 
 
+def test_a_curl_that_hangs(machine: Machine, server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own limits of time are of no use then."""
+    monkeypatch.setattr("datamanager.sources.remote.LATE", 0.5)
+    monkeypatch.setattr("datamanager.transports.remote_curl._ENDING", 0.5)
+    server.answers["/"] = [60.0]
+    run, pids = on_machine(machine.job.target), list[int]()
+    terms: dict[str, Any] = {"connect_timeout": 1, "max_size": 2**20, "run": run}
+    fetching = open_fetching(server.url("/"), "http", {"fetch": "remote", "timeout": 1}, LOOPBACK, **terms)
+
+    def stop() -> None:
+        waited(machine.running)
+        pids.extend(machine.running())
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    giving_up = threading.Timer(TIMEOUT, machine.control.stop, [Cancelled("nothing else ended it")])
+    giving_up.start()
+    try:
+        with pytest.raises(TransportTimeout):
+            machine.attempt(fetching)
+    finally:
+        giving_up.cancel()
+        thread.join()
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert pids
+    machine.require_nothing()
+
+
 def test_mirrors_are_tried_in_turn(machine: Machine, server: OddServer, other: OddServer) -> None:
     server.answers["/a"] = [answer("503 Busy", "Content-Length: 0")]
     other.answers["/a"] = [ok(BODY)]
