@@ -29,7 +29,7 @@ from datamanager.sources.pinned import MAX_HEAD
 from datamanager.sources.urls import Target, public_url
 
 LATE = 5.0
-"""Seconds after which a curl that keeps to no limit of time is ended: it hangs, or its server sends no end of a line."""
+"""Seconds after which a curl that keeps to no limit of time is ended: it hangs, or its server sends no line's end."""
 
 _STATUS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
