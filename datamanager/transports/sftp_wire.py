@@ -146,7 +146,7 @@ class Wire:
     @contextmanager
     def joined(self) -> Iterator[None]:
         """Send small requests together inside: a system call for many. They leave when enough have gathered, when a
-        reply that has not come is waited for, and in the end.
+        reply is waited for, and in the end.
         """
         self._joins = True
         try:
@@ -158,12 +158,10 @@ class Wire:
 
     def take(self, number: int) -> Reply:
         """Return the reply to a request, waiting for it."""
+        if number not in self._arrived:
+            self._flush()
         while number not in self._arrived:
-            # while replies that came are worked on, requests gather; sending them may itself receive some
-            if self._joined and self._start == self._end:
-                self._flush()
-            else:
-                self._receive()
+            self._receive()
         return self._arrived.pop(number)
 
     def call(self, kind: int, *fields: bytes) -> Reply:

@@ -6,8 +6,7 @@ import hashlib
 import os
 import random
 import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,12 +21,11 @@ from datamanager.errors import (
     TransportError,
 )
 from datamanager.machines import Machine
-from datamanager.transports.base import Bytes, FileKind, Session, Storage
+from datamanager.transports.base import FileKind, Session, Storage
 from datamanager.transports.factory import open_storage
 from datamanager.transports.many import MOST_IN_FLIGHT, NewFile
 from datamanager.transports.pool import SftpStorage
-from datamanager.transports.sftp_session import SftpSession
-from tests.contract.conftest import MachineMaker, commands, opened, until, usable
+from tests.contract.conftest import commands, until, usable
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
 from tests.support.sshd import PrivateSshd
@@ -422,27 +420,3 @@ def test_directories_are_made_and_found_made(session: Session, tmp_path: Path) -
     assert found[:-3] == [None] * (len(names) - 3)
     assert [type(one) for one in found[-3:]] == [PathExists, PathExists, PathMissing]
     assert all((tmp_path / name).is_dir() for name in names[:-3])
-
-
-def test_requests_travel_together_while_replies_are_worked_on(
-    ssh_machine: MachineMaker, control_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent, count = list[int](), 3000
-    with opened(ssh_machine(), control_dir) as storage, storage.session() as session:
-        assert isinstance(session, SftpSession)
-        channel = session.channel
-        send, receive = channel.send_some, channel.receive_into
-
-        def counted(parts: Sequence[Bytes]) -> int:
-            sent.append(send(parts))
-            return sent[-1]
-
-        def late(buffer: memoryview) -> int:
-            time.sleep(0.02)  # meanwhile many replies come
-            return receive(buffer)
-
-        monkeypatch.setattr(channel, "send_some", counted)
-        monkeypatch.setattr(channel, "receive_into", late)
-        names = [f"{tmp_path}/{number}" for number in range(count)]
-        assert set(wrong(session.many.lstat(names)).values()) == {PathMissing}
-    assert len(sent) < count / 10
