@@ -16,12 +16,14 @@ from datamanager.sources.guard import Address
 from datamanager.sources.pinned import MIN_RATE
 from datamanager.sources.urls import Target
 
-UNREACHED, NOT_TAKEN, STALLED = 7, 23, 28
+UNREACHED = frozenset({6, 7})
+"""No connection; 6 is said where it has no such address family."""
+NOT_TAKEN, STALLED = 23, 28
 
 _ONE_LINE = re.compile(r"[\x20-\x7e]*")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2; so none begins with @, which would name a file
 _NO_HTTP = frozenset({1, 8, 43, 61})
-_NOT_CONNECTED = frozenset({5, 6, UNREACHED})
+_NOT_CONNECTED = UNREACHED | {5}
 _BROKEN = frozenset({16, 18, 35, 52, 55, 56, 92})
 _NOT_TRUSTED = frozenset({51, 58, 59, 60, 77, 80, 82, 83, 90, 91})
 _KILLED = 128
@@ -55,7 +57,8 @@ def curl_config(
     ]
     if rate is not None:
         values.append(("limit-rate", str(max(1, rate))))
-    flags = ["silent", "include", "no-buffer", "globoff", *([] if verify else ["insecure"])]
+    # one that could not read `resolve` must not look for another address itself
+    flags = [f"ipv{address.version}", "silent", "include", "no-buffer", "globoff", *([] if verify else ["insecure"])]
     lines = [*flags, *(f"{name} = {_quoted(value)}" for name, value in values)]
     return ("\n".join(lines) + "\n").encode("ascii")
 

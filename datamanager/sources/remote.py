@@ -212,7 +212,7 @@ def _head(curl: Curl, url: str, patience: float, *, last: bool) -> Head | None:
         text = curl.head(deadline - time.monotonic())
         end = curl.end
         if end is not None and not text.endswith((b"\n\r\n", b"\n\n")):
-            unreached = end.status == UNREACHED or (end.status == STALLED and not end.connected)
+            unreached = end.status in UNREACHED or (end.status == STALLED and not end.connected)
             if unreached and not last:
                 return None
             if end.status:

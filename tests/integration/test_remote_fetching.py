@@ -518,7 +518,7 @@ def test_a_curl_that_hangs(machine: Machine, server: OddServer, monkeypatch: pyt
     fetching = open_fetching(server.url("/"), "http", {"fetch": "remote", "timeout": 1}, LOOPBACK, **terms)
 
     def stop() -> None:
-        waited(machine.running)
+        waited(lambda: server.heads)  # before that, a curl is asked for its version
         pids.extend(machine.running())
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
