@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.errors import DataManagerError, ServiceError, SourceNotRemoved, Staging
-from flows.running import bundling, recalling, staging
+from flows.running import bundling, members, recalling, staging
 from flows.running.stepping import step, threaded
 from flows.running.work import Work, current
 from models import archive_items, batches
@@ -45,7 +45,8 @@ async def make_bundle(number: int, count: int, items: Numbers) -> None:
 async def recall(number: int, count: int, items: Numbers) -> None:
     """Bring back those of a bundle's items that are not done yet."""
     work = current()
-    await carry(work, recalling.performing(work, items), f"recall {number} of {count}", work.item_errors)
+    perform = members.performing(work, items, recalling.RecallChunk)
+    await carry(work, perform, f"recall {number} of {count}", work.item_errors)
 
 
 async def each(groups: Sequence[Numbers], do: Callable[[int, int, Numbers], Awaitable[None]]) -> None:

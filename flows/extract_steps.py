@@ -11,7 +11,7 @@ from datamanager.domain.states import Phase
 from datamanager.engine.extracting.content import Lying
 from datamanager.engine.job import Found, Proof
 from flows.archive_steps import carry, each
-from flows.running import extracting
+from flows.running import extracting, members
 from flows.running.external import whole_request
 from flows.running.stepping import step, threaded
 from flows.running.work import Work, current
@@ -72,7 +72,8 @@ async def examine(found: Found, proof: Proof) -> None:
 async def extract(number: int, count: int, items: Sequence[int], archive: Lying) -> None:
     """Extract those files that are not done yet."""
     work = current()
-    await carry(work, extracting.performing(work, items, archive), f"part {number} of {count}", work.item_errors)
+    perform = members.performing(work, items, lambda by, rows: extracting.ExtractChunk(by, rows, archive))
+    await carry(work, perform, f"part {number} of {count}", work.item_errors)
 
 
 @step("remove archive")

@@ -6,7 +6,7 @@ What an attempt before this one may have named is looked at first: it needs no a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from datamanager.domain.location import Place
@@ -19,16 +19,17 @@ from datamanager.engine.extracting.content import Lying
 from datamanager.engine.extracting.listing import Packaging, members_of
 from datamanager.engine.extracting.member import Packed
 from datamanager.engine.extracting.small import ExtractItem
-from datamanager.engine.job import Found, Intent, Job, Proof, Restart
+from datamanager.engine.job import Found, Intent, Job, Proof
 from datamanager.engine.probe import published_before
 from datamanager.engine.single import Ready, Share
-from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
+from datamanager.errors import InternalError
 from datamanager.sources import public_url
 from datamanager.sources.fetching import requested
 from datamanager.transports.base import Session
-from flows.running.batching import PACKED_FROM, ItemsChunk
+from flows.running.batching import PACKED_FROM
+from flows.running.members import MembersChunk
 from flows.running.work import Work
-from models import archive_items, batches, extract_items
+from models import batches, extract_items
 from models.many_claims import chunks
 from models.objects import Facts
 from models.tables import TransferItem
@@ -74,18 +75,6 @@ def plan(work: Work) -> list[Sequence[int]]:
     return list(chunks([row.number for row in ordered], AT_ONCE))
 
 
-def performing(work: Work, numbers: Sequence[int], archive: Lying) -> Callable[[], None]:
-    """Return what extracts those of the files that are not done. It blocks."""
-
-    def perform() -> None:
-        with work.parts.database.read() as session:
-            rows = archive_items.items_among(session, work.hold, numbers)
-        if rows:
-            ExtractChunk(work, rows, archive).perform()
-
-    return perform
-
-
 def settle(work: Work) -> None:
     """Complete the files to which an attempt before this one gave their names, but could not tell; of no file is it in
     doubt then. Blocks. Raises: what breaks a connection; LeaseLost.
@@ -96,8 +85,8 @@ def settle(work: Work) -> None:
         Doubtful(work, some).settle()
 
 
-class FilesChunk(ItemsChunk):
-    """Files that become objects; see `ItemsChunk`."""
+class FilesChunk(MembersChunk):
+    """Files that become objects."""
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         originator = public_url(str(getattr(self._work.request, "url", "")))
@@ -130,9 +119,7 @@ class Doubtful(FilesChunk):
 
 
 class ExtractChunk(FilesChunk):
-    """Files of one archive under way; see `ItemsChunk`."""
-
-    within_one_machine = True
+    """Files of one archive under way."""
 
     def __init__(self, work: Work, rows: Sequence[TransferItem], archive: Lying) -> None:
         super().__init__(work, rows)
@@ -162,11 +149,5 @@ class ExtractChunk(FilesChunk):
         )
 
     def _stage_one(self, number: int) -> Ready:
-        def remember(marker: Restart) -> None:
-            self._write(archive_items.note_restart, number, asdict(marker))
-
-        control = Share(self._work.control)
-        return large.stage(self._jobs[number], self._archive, self._members[number], control, remember)
-
-    def _passes(self, error: DataManagerError) -> bool:
-        return error.retryable and not isinstance(error, ChecksumMismatch)  # what is damaged there stays so
+        job, control = self._jobs[number], Share(self._work.control)
+        return large.stage(job, self._archive, self._members[number], control, self._remembering(number))

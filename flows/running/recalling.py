@@ -6,18 +6,19 @@ members that are damaged, and no others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 
 from datamanager.engine.bundles import recall, recall_many
 from datamanager.engine.chunk import Outcome
-from datamanager.engine.job import Intent, Job, Restart
+from datamanager.engine.job import Intent, Job
 from datamanager.engine.single import Ready, Share
-from datamanager.errors import ChecksumMismatch, DataManagerError, ObjectUnknown
+from datamanager.errors import ObjectUnknown
 from datamanager.transports.base import Session
-from flows.running.batching import PACKED_FROM, ItemsChunk
+from flows.running.batching import PACKED_FROM
+from flows.running.members import MembersChunk
 from flows.running.work import Work
 from models import archive_items, bundles
 from models.many_claims import chunks
@@ -38,22 +39,8 @@ def plan(_: Work, rows: Sequence[TransferItem]) -> list[list[int]]:
     return found
 
 
-def performing(work: Work, numbers: Sequence[int]) -> Callable[[], None]:
-    """Return what brings back those of a bundle's items that are not done. It blocks."""
-
-    def perform() -> None:
-        with work.parts.database.read() as session:
-            rows = archive_items.items_among(session, work.hold, numbers)
-        if rows:
-            RecallChunk(work, rows).perform()
-
-    return perform
-
-
-class RecallChunk(ItemsChunk):
-    """The members of one bundle under way; see `ItemsChunk`."""
-
-    within_one_machine = True
+class RecallChunk(MembersChunk):
+    """The members of one bundle under way."""
 
     def __init__(self, work: Work, rows: Sequence[TransferItem]) -> None:
         super().__init__(work, rows)
@@ -90,14 +77,7 @@ class RecallChunk(ItemsChunk):
 
     def _stage_one(self, number: int) -> Ready:
         bundle, member = self._members[number]
-
-        def remember(marker: Restart) -> None:
-            self._write(archive_items.note_restart, number, asdict(marker))
-
-        return recall.stage(self._jobs[number], bundle, member, Share(self._work.control), remember)
+        return recall.stage(self._jobs[number], bundle, member, Share(self._work.control), self._remembering(number))
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         self._write_all(archive_items.commit_recalls, results)
-
-    def _passes(self, error: DataManagerError) -> bool:
-        return error.retryable and not isinstance(error, ChecksumMismatch)  # what is damaged there stays so

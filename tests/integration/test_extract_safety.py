@@ -26,7 +26,7 @@ from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
 from flows import extract_steps
-from flows.running import extracting
+from flows.running import extracting, members
 from flows.running import work as working
 from flows.running.litter import clear_up
 from flows.running.services import Services
@@ -111,7 +111,7 @@ def extract(work: Work, data: bytes) -> None:
     """Do all but the end of a transfer, as its flow does."""
     archive = enter(work, data)
     for numbers in extracting.plan(work):
-        extracting.performing(work, numbers, archive)()
+        members.performing(work, numbers, lambda by, rows: extracting.ExtractChunk(by, rows, archive))()
 
 
 def dies(parts: Services, transfer: UUID, data: bytes, control: Control) -> None:

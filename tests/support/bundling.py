@@ -19,7 +19,7 @@ from datamanager.domain.requests import RegisterRequest, Scheduled, validated
 from datamanager.domain.states import TransferKind
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError
-from flows.running import bundling, recalling
+from flows.running import bundling, members, recalling
 from flows.running.services import Services
 from flows.running.work import Work
 from models import archive_items, batches, movers, transfers
@@ -80,7 +80,7 @@ def perform(work: Work) -> str | DataManagerError:
             bundling.BundleWork(work, group, whole=len(groups) == 1).perform()
     else:
         for group in recalling.plan(work, rows):
-            recalling.performing(work, group)()
+            members.performing(work, group, recalling.RecallChunk)()
     with work.parts.database.write() as session:
         return archive_items.finish(session, work.hold)
 
