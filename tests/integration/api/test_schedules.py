@@ -111,7 +111,7 @@ def test_a_wrong_moment_is_named(api: LiveApi, moment: object) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/pause", "/resume", "/run"])
-@pytest.mark.parametrize("schedule", [str(uuid4()), "nonsense"])
+@pytest.mark.parametrize("schedule", ["6ff89a46-7445-475d-8fd9-29db3edaca26", "nonsense"])
 def test_an_unknown_schedule_is_not_found(api: LiveApi, schedule: str, path: str) -> None:
     answer = api.ask("POST" if path else "DELETE", f"/DM/schedules/{schedule}{path}")
     assert (answer.status_code, answer.json()["code"]) == (404, "schedule_not_found")
