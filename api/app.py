@@ -17,37 +17,28 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from api import (
-    archives,
-    audits,
-    batches,
-    control,
-    documents,
-    draining,
-    health,
-    limits,
-    machines,
-    objects,
-    retention,
-    schedules,
-    task_listing,
-    tasks,
-    transfers,
-    trees,
-)
-from api.answers import json_response
+from api import health
+from api.audits import routes
 from api.context import Context
-from api.guard import Guard
-from api.observing import Observer
-from api.problems import describe_code, http_problem_response, problem_response
-from api.waking import listening
+from api.http import openapi
+from api.http.host_origin import Guard
+from api.http.problems import describe_code, http_problem_response, problem_response
+from api.http.request_log import Observer
+from api.http.responses import json_response
+from api.machines import draining, routes
+from api.objects import routes, trees
+from api.retention import routes
+from api.schedules import routes
+from api.tasks import control, limits, listing, routes
+from api.transfers import archive_routes, batch_routes, routes
+from api.transfers.waking import listening
 from datamanager.errors import DataManagerError, InternalError
 
 ROUTED = (
-    *(objects, trees, transfers, archives, tasks, task_listing, control, batches),
-    retention,
-    schedules,
-    *(audits, machines, limits, draining, health),
+    *(routes, trees, routes, archive_routes, routes, listing, control, batch_routes),
+    routes,
+    routes,
+    *(routes, routes, limits, draining, health),
 )
 
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -91,7 +82,7 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
     for module in ROUTED:
         app.include_router(module.router)
     _add_pages(app)
-    documents.install(app)
+    openapi.install(app)
     return app
 
 

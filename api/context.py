@@ -19,8 +19,8 @@ from fastapi import Depends
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
-from api.probing import Prober
-from api.waiting import Waiter
+from api.machines.probe import Prober
+from api.transfers.wait import Waiter
 from datamanager.machines import Machines
 from datamanager.settings import Settings
 from datamanager.sources import Guard

@@ -10,19 +10,19 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import documents
-from api.answers import json_response
 from api.context import Context, In
-from api.problems import document_response, problem_of
+from api.http import openapi
+from api.http.problems import document_response, problem_of
+from api.http.responses import json_response
 from datamanager.errors import CatalogueUnavailable, OrchestratorUnavailable, ServiceError
-from models.leases import movers_online
+from models.core.leases import movers_online
 
 PREFECT_TIMEOUT = 2.0  # seconds
 
 router = APIRouter(prefix="/DM/health", tags=["health"])
 
 
-@router.get("/live", summary="Is the process alive?", response_class=Response, responses=documents.health("live"))
+@router.get("/live", summary="Is the process alive?", response_class=Response, responses=openapi.health("live"))
 async def live() -> Response:
     """Answer as long as the process serves at all."""
     return json_response({"status": "live"})
@@ -32,7 +32,7 @@ async def live() -> Response:
     "/ready",
     summary="Can the service work?",
     response_class=Response,
-    responses=documents.health("ready", OrchestratorUnavailable),
+    responses=openapi.health("ready", OrchestratorUnavailable),
 )
 async def ready(request: Request, context: In) -> Response:
     """Answer 200 when the database and Prefect answer and a mover is online; machines and the broker don't count."""

@@ -7,17 +7,17 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from api.probing import Finding
-from api.problems import title_of
+from api.http.problems import title_of
+from api.machines.probe import Finding
 from datamanager.domain.limits import Limits
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import by_code
 from datamanager.machines import Machine
 from datamanager.settings import Settings
-from models.batch_items import ItemCounts
-from models.health import Health
-from models.outcomes import UNCHANGED
+from models.batches.items import ItemCounts
+from models.machines.health import Health
 from models.tables import DataObject, Transfer, TransferItem
+from models.transfers.outcomes import UNCHANGED
 
 FAR = timedelta(days=3650)
 """An end further away than that is not known at all."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.ours import Ours
 from datamanager.domain.plan import Route
 from datamanager.machines import Machine, VerifyPolicy
-from datamanager.transports.pool import SftpStorage
+from datamanager.transports.sftp.pool import SftpStorage
 
 LOOK = 0.02
 """Seconds between two looks at the pools."""

@@ -14,19 +14,22 @@ from uuid import uuid4
 from datamanager.domain.location import Place
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind
-from datamanager.engine import bulk, bulk_publish, direct, publish, stream
-from datamanager.engine.chunk import SmallItem, Staged
+from datamanager.engine.attempt import End, Found, Intent, Job, Moved
+from datamanager.engine.bulk import bulk_publish
+from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk.bulk_chunk import SmallItem, Staged
 from datamanager.engine.control import Control
-from datamanager.engine.downloading import Wanted, download
-from datamanager.engine.job import End, Found, Intent, Job, Moved
-from datamanager.engine.probe import probe
-from datamanager.engine.verify import verify
+from datamanager.engine.fetching.download import Wanted, download
+from datamanager.engine.single import direct, publish
+from datamanager.engine.single import transfer as stream
+from datamanager.engine.single.probe import probe
+from datamanager.engine.single.verify import verify
 from datamanager.machines import Machine, Machines, VerifyPolicy
 from datamanager.sources import Guard, open_source
 from datamanager.sources.parallel import Parallel
-from datamanager.transports.base import Storage
 from datamanager.transports.factory import Storages
-from flows.item_steps import AT_ONCE
+from datamanager.transports.port import Storage
+from flows.steps.batch import AT_ONCE
 
 LARGEST_DOWNLOAD = 1 << 40
 DATE = 1_600_000_000
@@ -104,7 +107,7 @@ class Ours:
         transfer = uuid4()
         for start in range(0, len(items), AT_ONCE):
             with self.storage(origin).session() as here, self.storage(target).session() as there:
-                outcomes = bulk.stage(
+                outcomes = bulk_run.stage(
                     here,
                     there,
                     items[start : start + AT_ONCE],

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from datamanager.client import Client
-from datamanager.domain.audit import AuditStatus, FindingKind
+from datamanager.domain.audit.rules import AuditStatus, FindingKind
 
 LOOK_EVERY = 1.0  # seconds between two looks at an audit that is waited for
 

@@ -21,8 +21,8 @@ from uuid import UUID, uuid4
 import requests
 from pydantic import BaseModel, ConfigDict, Field
 
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import ObjectStatus, TransferStatus
+from datamanager.domain.timing import Priority
 from datamanager.errors import (
     DataManagerError,
     InternalError,

@@ -16,8 +16,8 @@ from datamanager.errors import DataManagerError
 from datamanager.logs import configure_logging
 from datamanager.messaging.broker import Broker
 from datamanager.settings import load_settings
-from deployments.relay import Relay
-from deployments.runtime import Runtime, open_runtime
+from deployments.amqp.relay import Relay
+from deployments.composition import Runtime, open_runtime
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.Limits stay below that
 STOP_PATIENCE = 5
@@ -40,7 +40,7 @@ def main() -> int:
             host=runtime.settings.host,
             port=runtime.settings.port,
             log_config=None,  # ours
-            access_log=False,  # api.observing writes a line a request
+            access_log=False,  # api.http.request_log writes a line a request
             server_header=False,
             proxy_headers=False,
             ws="none",

@@ -7,7 +7,7 @@ import sys
 
 from datamanager.errors import DataManagerError, SettingsError
 from datamanager.settings import Settings, load_settings
-from deployments.prepare import make_home
+from deployments.local.prepare import make_home
 from models import migrate
 from models.database import Database
 

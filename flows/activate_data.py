@@ -7,13 +7,13 @@ from uuid import UUID
 
 from prefect import flow
 
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
+from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError
-from flows.archive_steps import each, finish, recall, stage_bundles
-from flows.running.progress import summarise_items
-from flows.running.work import asked, working_on
-from models.transfers import Order
+from flows.runtime.progress import summarise_items
+from flows.runtime.transfer_run import asked, working_on
+from flows.steps.archive import each, finish, recall, stage_bundles
+from models.transfers.submission import Order
 
 
 @flow(name="activate", persist_result=False)

@@ -6,11 +6,11 @@ from uuid import UUID
 
 from prefect import flow
 
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
-from flows.running.progress import summarise
-from flows.running.work import asked, working_on
-from flows.steps import commit, deliver, probe
+from datamanager.domain.timing import Priority
+from flows.runtime.progress import summarise
+from flows.runtime.transfer_run import asked, working_on
+from flows.steps.single import commit, deliver, probe
 
 
 @flow(name="copy", persist_result=False)

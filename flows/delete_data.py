@@ -6,10 +6,10 @@ from uuid import UUID
 
 from prefect import flow
 
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
-from flows.running.work import asked, working_on
-from flows.steps import remove_file
+from datamanager.domain.timing import Priority
+from flows.runtime.transfer_run import asked, working_on
+from flows.steps.single import remove_file
 
 
 @flow(name="delete", persist_result=False)

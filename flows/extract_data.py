@@ -7,14 +7,14 @@ from uuid import UUID
 
 from prefect import flow
 
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
+from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError
-from flows.archive_steps import finish
-from flows.extract_steps import fetch_and_extract
-from flows.running.external import filled_in
-from flows.running.progress import summarise_items
-from flows.running.work import working_on
+from flows.external.request import filled_in
+from flows.runtime.progress import summarise_items
+from flows.runtime.transfer_run import working_on
+from flows.steps.archive import finish
+from flows.steps.extract import fetch_and_extract
 
 
 @flow(name="getexternal many", persist_result=False)

@@ -7,15 +7,15 @@ from uuid import UUID
 from prefect import flow
 
 from datamanager.domain.requests import GetExternalRequest
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
+from datamanager.domain.timing import Priority
 from datamanager.errors import InternalError
 from datamanager.sources import public_url
-from flows.running.external import filled_in
-from flows.running.newer import unchanged
-from flows.running.progress import summarise
-from flows.running.work import working_on
-from flows.steps import commit, deliver, probe
+from flows.external.request import filled_in
+from flows.external.unchanged import unchanged
+from flows.runtime.progress import summarise
+from flows.runtime.transfer_run import working_on
+from flows.steps.single import commit, deliver, probe
 
 
 @flow(name="getexternal", persist_result=False)

@@ -10,12 +10,12 @@ from uuid import UUID
 
 from prefect import flow
 
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
+from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError, ItemsFailed, ServiceError
-from flows.item_steps import carry_items, finish_items, give_up_items, next_items
-from flows.running.progress import summarise_items
-from flows.running.work import Work, asked, working_on
+from flows.runtime.progress import summarise_items
+from flows.runtime.transfer_run import Work, asked, working_on
+from flows.steps.batch import carry_items, finish_items, give_up_items, next_items
 
 
 @flow(name="copy many", persist_result=False)

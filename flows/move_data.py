@@ -7,12 +7,12 @@ from uuid import UUID
 from prefect import flow
 
 from datamanager.domain.plan import Route
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind, Verified
+from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
-from flows.running.progress import summarise
-from flows.running.work import Work, asked, working_on
-from flows.steps import commit, copied_instead, deliver, probe, remove_source, rename
+from flows.runtime.progress import summarise
+from flows.runtime.transfer_run import Work, asked, working_on
+from flows.steps.single import commit, copied_instead, deliver, probe, remove_source, rename
 
 
 @flow(name="move", persist_result=False)

@@ -15,9 +15,9 @@ from benchmarks.race import Claim, Contender, Race
 from benchmarks.servers import Stage
 from datamanager.domain.bundles import Pack
 from datamanager.domain.plan import Route
-from datamanager.engine.bulk import SMALL
+from datamanager.engine.bulk.run import SMALL
 from datamanager.machines import VerifyPolicy
-from flows.running.batching import AT_ONCE
+from flows.batch.chunk import AT_ONCE
 
 COPY, COPY_IN_TURN = "copy, sha256", "copy, sha256, large files in turn"
 TAR, ZST = "archive, checksums", "archive, checksums, tar.zst"

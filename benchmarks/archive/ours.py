@@ -12,14 +12,15 @@ from datamanager.domain.bundles import Manifest, Pack, VerifyLevel, Wanted, bund
 from datamanager.domain.location import Place
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind
-from datamanager.engine import single
-from datamanager.engine.bundles import archive, recall
-from datamanager.engine.bundles.archive import ArchiveJob
+from datamanager.engine.attempt import End, Job
+from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.scan import scan_bundle
+from datamanager.engine.bundles.writing import archive
+from datamanager.engine.bundles.writing.archive import ArchiveJob
 from datamanager.engine.control import Control
-from datamanager.engine.job import End, Job
+from datamanager.engine.single import staged_file
 from datamanager.machines import Machine, VerifyPolicy
-from flows.running.bundling import TOGETHER
+from flows.archive.bundling import TOGETHER
 
 
 class Archiving(Ours):
@@ -58,7 +59,7 @@ class Archiving(Ours):
         [member] = [one for one in made.members if one.uuid == uuid]
         ends = End(made.bundle.place, archive, self.storage(archive)), self._end(*destination)
         job, control = Job(uuid4(), 1, TransferKind.COPY, *ends, verify=VerifyPolicy.SHA256), Control()
-        single.publish(recall.stage(job, made.bundle, member, control), control)
+        staged_file.publish(recall.stage(job, made.bundle, member, control), control)
 
     def sums(self, made: Manifest, archive: Machine) -> dict[str, str]:
         """Read a bundle from its storage; return the sha256 (hex) of the files in it, by their names."""

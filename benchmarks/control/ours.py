@@ -19,9 +19,9 @@ from benchmarks.race import WrongResult
 from datamanager.client import Client
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import Cancelled
-from models import movers, outcomes
 from models.database import Database
 from models.tables import Transfer
+from models.transfers import outcomes, queue
 from tests.support.ports import free_port
 from tests.support.service import DataManagerService
 
@@ -121,7 +121,7 @@ class Ours:
     def forget_queued(self) -> None:
         """Take away all that waits."""
         with self.database.write() as session:
-            for hold in movers.take(session, "benchmark", LEASE, 100_000):
+            for hold in queue.take(session, "benchmark", LEASE, 100_000):
                 outcomes.fail(session, hold, Cancelled("the benchmark goes on"))
 
     def mover_memory(self) -> float:

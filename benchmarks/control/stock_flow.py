@@ -13,9 +13,9 @@ from prefect import flow, task
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
-from datamanager.engine import single
+from datamanager.engine.attempt import End, Job
 from datamanager.engine.control import Control
-from datamanager.engine.job import End, Job
+from datamanager.engine.single import staged_file
 from datamanager.machines import Machine, Machines, VerifyPolicy
 from datamanager.transports.factory import Storages
 
@@ -38,7 +38,7 @@ def copy_file(base_dir: str, source: str, dest: str) -> None:
                 verify=VerifyPolicy.SHA256,
             )
             control = Control()
-            single.publish(single.stage(job, control), control)
+            staged_file.publish(staged_file.stage(job, control), control)
         finally:
             storages.close()
 

@@ -11,7 +11,7 @@ import typer
 
 from datamanager.audit_client import Audit, AuditClient, AuditFinding
 from datamanager.cli.tables import Listing
-from datamanager.domain.audit import AuditStatus
+from datamanager.domain.audit.rules import AuditStatus
 from datamanager.settings import load_settings
 from datamanager.transports.paths import shown
 

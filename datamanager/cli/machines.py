@@ -17,7 +17,8 @@ from datamanager.errors import HostKeyMismatch, SettingsError
 from datamanager.machines import Machines, TransportKind, load_machines
 from datamanager.settings import load_settings
 from datamanager.transports.factory import open_storage
-from datamanager.transports.hostkeys import HostKey, KnownHosts, fetch_host_keys, known_hosts_name, pin
+from datamanager.transports.ssh.hostkeys import KnownHosts, known_hosts_name
+from datamanager.transports.ssh.keyscan import HostKey, fetch_host_keys, pin
 
 DEFAULT_FILE = Path("~/.ssh/known_hosts")
 

@@ -8,8 +8,8 @@ from uuid import UUID
 import typer
 
 from datamanager.cli.tables import Listing
-from datamanager.domain.retention_rules import check_archives, load_rules, objections
-from datamanager.domain.retention_units import size_text
+from datamanager.domain.retention.rules import check_archives, load_rules, objections
+from datamanager.domain.units import size_text
 from datamanager.errors import InvalidRequest
 from datamanager.machines import load_machines
 from datamanager.retention_client import RetentionClient, RetentionRun

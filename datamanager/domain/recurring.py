@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from datamanager.domain.requests import GetExternalRequest, JsonObject, Name, Request, Text, Verify
-from datamanager.domain.schedule import WANTED, Priority, Rank, read_time
+from datamanager.domain.timing import WANTED, Priority, Rank, read_time
 
 KEEP_MAX = 10_000
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(days=366)

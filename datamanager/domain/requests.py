@@ -25,8 +25,8 @@ from pydantic import (
 
 from datamanager.domain.json_values import objection
 from datamanager.domain.names import name_of_url, unpacked_name
-from datamanager.domain.retention_units import Expiry, Lifetime
-from datamanager.domain.schedule import Moment, Priority, Rank
+from datamanager.domain.timing import Moment, Priority, Rank
+from datamanager.domain.units import Expiry, Lifetime
 from datamanager.errors import InvalidRequest
 from datamanager.machines import Rate, VerifyPolicy
 

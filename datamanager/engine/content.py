@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from datamanager.transports.base import Bytes, Reader, Session
+from datamanager.transports.port import Reader, Session
+from datamanager.transports.values import Bytes
 
 
 class Digest(Protocol):

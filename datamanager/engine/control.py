@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datamanager.domain.states import Phase
 from datamanager.engine.throttle import Throttle
 from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused
-from datamanager.transports.base import Session
+from datamanager.transports.port import Session
 
 WISHES = (Cancelled, DeadlineExceeded, Paused)
 """Reasons to stop that come from users: what is past its point of no return is done first."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datamanager.errors import NotSupported, UrlNotAllowed
-from datamanager.sources.base import BLOCK, Download, Source
-from datamanager.sources.guard import Guard
-from datamanager.sources.options import CommonOptions, parse_options
+from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.port import BLOCK, Download, Source
 from datamanager.sources.registry import PROTOCOLS, Kind, Terms
-from datamanager.sources.remote import Run
-from datamanager.sources.urls import public_url, scheme_of
+from datamanager.sources.remote_curl.remote_source import Run
+from datamanager.sources.terms.options import CommonOptions, parse_options
+from datamanager.sources.terms.urls import public_url, scheme_of
 
 __all__ = [
     "BLOCK",

@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Literal
 
 from datamanager.errors import DataManagerError, SourceChanged
-from datamanager.sources.base import Download, Source
+from datamanager.sources.port import Download, Source
 
 LANES = 4
 """Connections of one download at the most."""

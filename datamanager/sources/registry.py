@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from datamanager.errors import InvalidRequest
-from datamanager.sources.base import Source
-from datamanager.sources.ftp import FtpSource
-from datamanager.sources.guard import Guard
-from datamanager.sources.http import HttpSource
-from datamanager.sources.options import CommonOptions, FtpOptions, HttpOptions, S3Options, SftpOptions, WebdavOptions
-from datamanager.sources.remote import RemoteHttpSource, Run, require_fetchable
-from datamanager.sources.s3 import S3Source
-from datamanager.sources.sftp import SftpSource
-from datamanager.sources.webdav import webdav_source
+from datamanager.sources.ftp.client import FtpSource
+from datamanager.sources.http.client import HttpSource
+from datamanager.sources.http.s3 import S3Source
+from datamanager.sources.http.webdav import webdav_source
+from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.port import Source
+from datamanager.sources.remote_curl.remote_source import RemoteHttpSource, Run, require_fetchable
+from datamanager.sources.sftp.client import SftpSource
+from datamanager.sources.terms.options import (
+    CommonOptions,
+    FtpOptions,
+    HttpOptions,
+    S3Options,
+    SftpOptions,
+    WebdavOptions,
+)
 
 
 @dataclass(frozen=True, slots=True)

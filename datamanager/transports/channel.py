@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from datamanager.errors import ConnectionLost, MachineUnavailable, TransportError, TransportTimeout
-from datamanager.transports.base import Bytes
+from datamanager.transports.values import Bytes
 
 LONG_PATH = 0.004
 """Seconds of round trip from which on a connection's windows, not its processors, bound what it carries."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from datamanager.errors import SettingsError
 from datamanager.machines import Connection, Machine, Machines, TransportKind
-from datamanager.transports.base import Storage
-from datamanager.transports.channel_openssh import OpenSshConnector
-from datamanager.transports.channel_paramiko import ParamikoConnector
-from datamanager.transports.local import LocalStorage
-from datamanager.transports.openssh_client import ssh_program
-from datamanager.transports.pool import SftpStorage
+from datamanager.transports.local.storage import LocalStorage
+from datamanager.transports.port import Storage
+from datamanager.transports.sftp.pool import SftpStorage
+from datamanager.transports.ssh.openssh import OpenSshConnector
+from datamanager.transports.ssh.openssh_client import ssh_program
+from datamanager.transports.ssh.paramiko import ParamikoConnector
 
 
 def open_storage(machine: Machine, *, control_dir: Path) -> Storage:

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, Index, Integer, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
-from datamanager.domain.audit import AuditStatus
+from datamanager.domain.audit.rules import AuditStatus
 from models.tables.base import Base, ByteOrdered, MachineName, Status, partial
 
 

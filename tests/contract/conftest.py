@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from datamanager.machines import Machine
-from datamanager.transports.base import Session, Storage
 from datamanager.transports.factory import open_storage
-from datamanager.transports.pool import SftpStorage
+from datamanager.transports.port import Session, Storage
+from datamanager.transports.sftp.pool import SftpStorage
 from tests.support.sshd import PrivateSshd
 
 MachineMaker = Callable[..., Machine]

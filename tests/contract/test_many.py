@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from datamanager.transports.values import FileKind, NewFile
 
 from datamanager.errors import (
     ConnectionLost,
@@ -21,10 +22,10 @@ from datamanager.errors import (
     TransportError,
 )
 from datamanager.machines import Machine
-from datamanager.transports.base import FileKind, Session, Storage
+from datamanager.transports.bulk_port import MOST_IN_FLIGHT
 from datamanager.transports.factory import open_storage
-from datamanager.transports.many import MOST_IN_FLIGHT, NewFile
-from datamanager.transports.pool import SftpStorage
+from datamanager.transports.port import Session, Storage
+from datamanager.transports.sftp.pool import SftpStorage
 from tests.contract.conftest import commands, until, usable
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system

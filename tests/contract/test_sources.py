@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
-from datamanager.engine import downloading
+from datamanager.engine.fetching import download
 from datamanager.errors import (
     ChecksumMismatch,
     DataManagerError,
@@ -26,7 +26,7 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources import Guard, open_source
-from datamanager.sources.fetching import Fetching, open_fetching
+from datamanager.sources.download_terms import Fetching, open_fetching
 from tests.support.fetcher import Fetcher
 from tests.support.source_servers import ALLOWED, SERVERS, SourceServer
 
@@ -49,7 +49,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
-    monkeypatch.setattr(downloading, "CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(download, "CHECKPOINT_EVERY", 0.0)
     made = Fetcher(tmp_path)
     yield made
     made.ends.storages.close()

@@ -20,8 +20,8 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
-from datamanager.transports.local import LocalStorage
-from datamanager.transports.pool import SftpStorage
+from datamanager.transports.local.storage import LocalStorage
+from datamanager.transports.sftp.pool import SftpStorage
 from tests.contract.conftest import MachineMaker, commands, impatient, kill_sessions, opened, until, usable
 from tests.support.ports import free_port
 from tests.support.sshd import PrivateSshd, make_key

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from datamanager.transports.values import FileKind
 
 from datamanager.errors import MachineUnavailable
 from datamanager.machines import Machine
-from datamanager.transports.base import FileKind, Storage
 from datamanager.transports.factory import open_storage
-from datamanager.transports.hostkeys import address
-from datamanager.transports.local import LocalStorage
-from datamanager.transports.paramiko_transport import connect_transport
-from datamanager.transports.pool import SftpStorage
+from datamanager.transports.local.storage import LocalStorage
+from datamanager.transports.port import Storage
+from datamanager.transports.sftp.pool import SftpStorage
+from datamanager.transports.ssh.hostkeys import address
+from datamanager.transports.ssh.paramiko import connect_transport
 from tests.contract.conftest import opened, until
 from tests.support.proxy import Proxy
 from tests.support.sshd import PrivateSshd

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.errors import Cancelled, RemoteFailure
-from datamanager.transports.base import Session
+from datamanager.transports.port import Session
 from tests.contract.conftest import commands, until
 from tests.contract.test_transport import NAMES
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from datamanager.engine.cancellable_storage import StoppableStorage, bare
 from datamanager.engine.control import Control
-from datamanager.engine.stoppable import StoppableStorage, bare
 from datamanager.errors import Cancelled, ConnectionLost
 from datamanager.machines import Machine
 from tests.contract.conftest import kill_sessions, opened

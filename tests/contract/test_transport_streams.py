@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.errors import NoSpace, PathMissing, RemoteFailure, TransportError
-from datamanager.transports.base import Reader, Session
+from datamanager.transports.port import Reader, Session
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
 

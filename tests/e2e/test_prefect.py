@@ -158,7 +158,7 @@ def test_cancel_in_the_ui_stops_the_bytes(site: Site, prefect: PrefectApi, slow_
     assert not site.leftovers()
 
 
-@pytest.mark.parametrize("entrypoint", ["os:system", "/tmp/evil.py:flow", "flows.steps:probe", None])
+@pytest.mark.parametrize("entrypoint", ["os:system", "/tmp/evil.py:flow", "flows.steps.single:probe", None])
 def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, entrypoint: str | None) -> None:
     flow = prefect.post("flows/", {"name": f"foreign-{uuid4().hex[:8]}"})
     deployment = prefect.post(

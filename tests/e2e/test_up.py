@@ -18,7 +18,7 @@ import pytest
 from datamanager.client import Client
 from datamanager.errors import DataManagerError
 from models.database import Database
-from models.machines_seen import check_base_dirs
+from models.machines.base_dirs import check_base_dirs
 from models.migrate import upgrade
 from tests.support.catalogue import an_object, machines
 from tests.support.ports import free_port
@@ -43,7 +43,7 @@ def told(service: DataManagerService) -> str:
 
 def child(service: DataManagerService, name: str) -> int | None:
     """Return the pid of the mover, the API or the Prefect server."""
-    words = {"mover": ("dm mover",), "api": ("deployments.api",), "prefect": ("deployments.prefect_server",)}[name]
+    words = {"mover": ("dm mover",), "api": ("deployments.api",), "prefect": ("deployments.orchestrator.server",)}[name]
     found = service.supervisor.members(*words)
     return found[0] if len(found) == 1 else None
 
@@ -153,7 +153,7 @@ def up(home: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `dm up` where it must refuse to start."""
     settings = {"DM_HOME": str(home), "DM_PORT": str(free_port()), "DM_PREFECT_PORT": str(free_port()), **env}
     return subprocess.run(
-        [sys.executable, "-m", "deployments.up"],
+        [sys.executable, "-m", "deployments.local.up"],
         env=clean_environment(**settings),
         stdin=subprocess.DEVNULL,
         capture_output=True,

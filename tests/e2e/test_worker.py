@@ -216,7 +216,7 @@ def test_a_mover_takes_only_from_its_own_queues(new_site: Callable[..., Site]) -
 
 def test_a_mover_refuses_queues_that_there_are_not(new_site: Callable[..., Site]) -> None:
     service = new_site().service
-    command = [sys.executable, "-m", "deployments.mover", "--work-queue", "urgent"]
+    command = [sys.executable, "-m", "deployments.mover.__main__", "--work-queue", "urgent"]
     done = subprocess.run(command, env=service.env, cwd=service.home, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "high, normal, low, not urgent" in done.stderr

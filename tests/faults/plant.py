@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from datamanager.errors import CatalogueUnavailable
+from models.core.leases import movers_online
 from models.database import Database
-from models.leases import movers_online
 from tests.faults.disk import SmallDisk
 from tests.faults.sshd import FarSshd
 from tests.support.prefect import PrefectServer

@@ -16,13 +16,14 @@ from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
-from flows.running import recalling, staging
-from flows.running.reclaiming import reclaim
-from flows.running.services import Services
-from models import bundles, movers, outcomes
-from models.batch_items import select_items
+from flows.archive import recalling, staging
+from flows.archive.reclaiming import reclaim
+from flows.runtime.services import Services
+from models.archive import bundles
+from models.batches.items import select_items
 from models.database import Database
 from models.tables import Bundle
+from models.transfers import outcomes, queue
 from tests.support.bookkeeping import claims
 from tests.support.bundling import (
     an_object,
@@ -90,7 +91,7 @@ def test_wherever_an_attempt_dies_the_next_one_completes_it(parts: Services, pha
     assert found == ({"ARCHIVED"} if phase is Phase.CLEANUP else {"ACTIVE"})
     assert {path: (folder(parts, "here") / path).read_bytes() for path in data} == data
     with parts.database.write() as session:
-        movers.requeue(session, work.hold)
+        queue.requeue(session, work.hold)
     assert perform(attempt(parts, transfer)) == "4 items done"
     assert {status(parts, uuid) for uuid in uuids} == {"ARCHIVED"}
     assert not [path for path in data if (folder(parts, "here") / path).exists()]
@@ -127,7 +128,7 @@ def test_a_source_that_changed_stays_and_is_told_of(parts: Services) -> None:
         perform(work)
     (folder(parts, "here") / "a").write_bytes(b"somebody else's")
     with parts.database.write() as session:
-        movers.requeue(session, work.hold)
+        queue.requeue(session, work.hold)
     outcome = perform(attempt(parts, transfer))
     assert isinstance(outcome, SourceNotRemoved)
     assert (status(parts, uuid), (folder(parts, "here") / "a").read_bytes()) == ("ARCHIVED", b"somebody else's")

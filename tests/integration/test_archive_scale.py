@@ -19,11 +19,11 @@ from datamanager.machines import Machines
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
-from flows.running.reclaiming import reclaim
-from flows.running.services import Services
-from models import bundles
+from flows.archive.reclaiming import reclaim
+from flows.runtime.services import Services
+from models.archive import bundles
 from models.database import Database
-from models.objects import Facts, register_object
+from models.objects.catalogue import Facts, register_object
 from tests.contract.test_transport import NAMES
 from tests.support.bundles import MIB, flip
 from tests.support.bundling import bundle_file, done, folder, row_of, status

@@ -34,14 +34,17 @@ from datamanager.errors import (
     UnknownMachine,
 )
 from datamanager.machines import ArchiveRules, Machines, parse_machines
-from models import archive_items, batches, bundles, movers, outcomes, transfers
-from models.batch_items import select_items
+from models.archive import bundles
+from models.archive import items as archive_items
+from models.batches import results as batch_results
+from models.batches.items import select_items
 from models.database import Database
-from models.movers import Hold
-from models.objects import Facts
+from models.objects.catalogue import Facts
 from models.tables import Bundle as BundleRow
 from models.tables import DataObject, TransferItem
-from models.transfers import Order
+from models.transfers import outcomes, queue, submission
+from models.transfers.queue import Hold
+from models.transfers.submission import Order
 from tests.support.archiving import SHA, manifest
 from tests.support.bookkeeping import (
     begin,
@@ -91,7 +94,7 @@ def activate(*objects: UUID | dict[str, Any], **fields: Any) -> Order:
 
 def submit(database: Database, wanted: Order, machines: Machines = MACHINES) -> UUID:
     with database.write() as session:
-        return transfers.submit(session, machines, wanted).id
+        return submission.submit(session, machines, wanted).id
 
 
 def do(database: Database, act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -256,7 +259,7 @@ def test_one_transaction_archives_and_the_place_is_free_when_the_source_is_gone(
     assert ("place", "alpha:in/a", first, transfer) in claims(database)  # its file is still there
     do(database, archive_items.finish_archived, hold, [0])
     assert not [claim for claim in claims(database) if claim[2] == first]
-    do(database, batches.fail_items, hold, [(1, SourceNotRemoved("it changed"))])
+    do(database, batch_results.fail_items, hold, [(1, SourceNotRemoved("it changed"))])
     error = do(database, archive_items.finish, hold)
     assert (error.code, ends(database, transfer)) == ("items_failed", ["COMPLETE", "source_not_removed"])
     assert get_object(database, second).status == "ARCHIVED"
@@ -267,7 +270,7 @@ def test_one_transaction_archives_and_the_place_is_free_when_the_source_is_gone(
 def test_a_single_object_ends_with_the_error_of_its_own(database: Database) -> None:
     transfer = submit(database, archive(register(database, "in/a")))
     hold = begin(database, transfer)
-    do(database, batches.fail_items, hold, [(0, NoSpace("the tape is full"))])
+    do(database, batch_results.fail_items, hold, [(0, NoSpace("the tape is full"))])
     assert do(database, archive_items.finish, hold).code == "no_space"
     row = get_transfer(database, transfer)
     assert (row.status, row.error_code, row.error_detail, row.litter) == (
@@ -304,7 +307,7 @@ def test_who_lost_the_lease_commits_nothing(database: Database) -> None:
     old = begin(database, transfer)
     bundle = begun(database, old)
     do(database, bundles.record_intent, old, bundle.id, {"size": 1})
-    do(database, movers.requeue, old)
+    do(database, queue.requeue, old)
     (new,) = take(database, transfer, owner="mover-2")
     with pytest.raises(LeaseLost):
         do(database, archive_items.commit_archive, old, manifest(database, bundle, uuid), keep_source=False)
@@ -317,7 +320,7 @@ def test_an_object_whose_item_has_ended_is_not_archived_by_a_late_bundle(databas
     first, second = register(database, "in/a"), register(database, "in/b")
     hold = begin(database, submit(database, archive(first, second)))
     bundle = begun(database, hold, 0, 1)
-    do(database, batches.fail_items, hold, [(0, NoSpace("given up"))])
+    do(database, batch_results.fail_items, hold, [(0, NoSpace("given up"))])
     submit_plain(database, order("move", first, "elsewhere"))
     do(database, archive_items.commit_archive, hold, manifest(database, bundle, first, second), keep_source=False)
     assert [get_object(database, uuid).status for uuid in (first, second)] == ["ACTIVE", "ARCHIVED"]

@@ -16,18 +16,19 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select, update
 
-from datamanager.domain.audit import AuditTerms
+from datamanager.domain.audit.rules import AuditTerms
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import ObjectStatus
-from datamanager.engine import census
+from datamanager.engine import storage_scan
 from datamanager.errors import ConnectionLost, LeaseLost
 from datamanager.machines import Machine, TransportKind
-from flows.running import auditing
-from models import audit_findings, audits
-from models.audit_findings import path_of
-from models.claims import claim_place, place_key
+from flows.audit import first_pass
+from models.audit import findings
+from models.audit import runs as audit_runs
+from models.audit.findings import path_of
+from models.core.leases import hold_lease
 from models.database import Database, now
-from models.leases import hold_lease
+from models.objects.claims import claim_place, place_key
 from models.tables import Bundle, BundleMember, Claim, DataObject
 from tests.support.auditing import Plant
 from tests.support.bookkeeping import messages, told
@@ -343,8 +344,8 @@ def test_what_cannot_be_seen_does_not_make_losses_credible(local: Plant, tmp_pat
 
 def test_dark_files_leave_room_for_losses(local: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dark files stay, audit after audit; what is lost must be heard of all the same."""
-    monkeypatch.setattr(audit_findings, "FINDINGS_MAX", 10)
-    monkeypatch.setattr(auditing, "PAGE", 1)  # so that the dark ones are met first
+    monkeypatch.setattr(findings, "FINDINGS_MAX", 10)
+    monkeypatch.setattr(first_pass, "PAGE", 1)  # so that the dark ones are met first
     local.register("a/one")
     for number in range(20):
         local.write(f"a/dark{number}")
@@ -361,16 +362,16 @@ def test_a_listing_that_breaks_is_begun_anew(local: Plant, monkeypatch: pytest.M
     for number in range(10):
         local.write(f"a/dark{number}")
         local.write(f"a/below{number}/dark")
-    monkeypatch.setattr(auditing, "PAGE", 3)
-    listed, breaks = census.files_of, iter([True])
+    monkeypatch.setattr(first_pass, "PAGE", 3)
+    listed, breaks = storage_scan.files_of, iter([True])
 
-    def breaking(*args: Any) -> Iterator[census.Entry]:
+    def breaking(*args: Any) -> Iterator[storage_scan.Entry]:
         for number, entry in enumerate(listed(*args)):
             if number == 7 and next(breaks, False):
                 raise ConnectionLost("broken in the middle of a listing")
             yield entry
 
-    monkeypatch.setattr(census, "files_of", breaking)
+    monkeypatch.setattr(storage_scan, "files_of", breaking)
     audited = with_prefixes(local, "a").audit()
     assert next(breaks, None) is None
     assert audited.row.status == "COMPLETE"
@@ -493,37 +494,37 @@ def test_an_archive_that_is_not_mounted_has_lost_no_bundle(local: Plant) -> None
 def test_many_audits_of_one_machine_keep_none_of_another_waiting(database: Database) -> None:
     with database.write() as session:
         for _ in range(102):
-            audits.submit(session, "busy", AuditTerms())
+            audit_runs.submit(session, "busy", AuditTerms())
     with database.write() as session:
-        assert [hold.machine for hold in audits.take(session, 5)] == ["busy"]
-        assert not audits.anything_to_do(session)
-        other = audits.submit(session, "other", AuditTerms()).id
+        assert [hold.machine for hold in audit_runs.take(session, 5)] == ["busy"]
+        assert not audit_runs.anything_to_do(session)
+        other = audit_runs.submit(session, "other", AuditTerms()).id
     with database.write() as session:
-        assert audits.anything_to_do(session)
-        assert [hold.audit for hold in audits.take(session, 5)] == [other]
+        assert audit_runs.anything_to_do(session)
+        assert [hold.audit for hold in audit_runs.take(session, 5)] == [other]
 
 
 def test_a_lost_attempt_begins_anew_and_the_old_one_changes_nothing(local: Plant) -> None:
     database = local.database
     with database.write() as session:
-        audit = audits.submit(session, "here", AuditTerms()).id
-        audits.submit(session, "here", AuditTerms())
+        audit = audit_runs.submit(session, "here", AuditTerms()).id
+        audit_runs.submit(session, "here", AuditTerms())
     with database.write() as session:
-        (old,) = audits.take(session, 5)  # one a machine
+        (old,) = audit_runs.take(session, 5)  # one a machine
     with database.write() as session:
-        audits.attach(session, old, uuid4())
+        audit_runs.attach(session, old, uuid4())
     with database.write() as session:  # no mover renews its run's lease
-        assert [row.id for row in audits.give_back_lost(session)] == [audit]
+        assert [row.id for row in audit_runs.give_back_lost(session)] == [audit]
     with database.write() as session:
         hold_lease(session, old.lease, old.holder, timedelta(seconds=-1))
     with database.write() as session:
-        (new,) = audits.take(session, 5)
+        (new,) = audit_runs.take(session, 5)
     assert (new.audit, new.attempt) == (audit, 2)
     with pytest.raises(LeaseLost), database.write() as session:
-        audits.end(session, old)
+        audit_runs.end(session, old)
     with database.write() as session:
-        audits.end(session, new)
-        assert audits.get_audit(session, audit).status == "COMPLETE"
+        audit_runs.end(session, new)
+        assert audit_runs.get_audit(session, audit).status == "COMPLETE"
 
 
 def test_old_reports_are_forgotten(local: Plant) -> None:
@@ -532,11 +533,11 @@ def test_old_reports_are_forgotten(local: Plant) -> None:
     local.write("b")
     audited = local.audit()
     with local.database.write() as session:
-        assert audits.prune(session, timedelta(days=1), audits=10, findings=10) == (0, 0)
+        assert audit_runs.prune(session, timedelta(days=1), audits=10, findings=10) == (0, 0)
     with local.database.write() as session:
-        assert audits.prune(session, timedelta(seconds=-1), audits=10, findings=10) == (1, 1)
+        assert audit_runs.prune(session, timedelta(seconds=-1), audits=10, findings=10) == (1, 1)
     with local.database.read() as session:
-        assert audits.select_audits(session) == ([], None)
+        assert audit_runs.select_audits(session) == ([], None)
     assert audited.row.counts["lost"] == 1
 
 
@@ -552,13 +553,13 @@ def test_pages_and_memory(local: Plant, monkeypatch: pytest.MonkeyPatch) -> None
             local.write(path)
             wanted.add(("DARK", path))
     pages: list[int] = []
-    compare = auditing._compare
+    compare = first_pass._compare
 
     def watching(exam: object, rows: list[object]) -> None:
         pages.append(len(rows))
         compare(exam, rows)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(auditing, "_compare", watching)
+    monkeypatch.setattr(first_pass, "_compare", watching)
     audited = local.audit()
     assert pages == [500] * 6
     assert audited.found == wanted

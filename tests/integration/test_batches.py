@@ -30,17 +30,19 @@ from datamanager.errors import (
     SourceNotRemoved,
     UnknownMachine,
 )
-from models import batches, migrate, movers, outcomes, transfers
-from models.batch_items import count_items, select_items
-from models.claims import claim_place
+from models import migrate
+from models.batches import results as batch_results
+from models.batches.items import count_items, select_items
+from models.core.housekeeping import Tidied, tidy
 from models.database import Database
-from models.housekeeping import Tidied, tidy
-from models.many_claims import claim_places
-from models.many_objects import FoundFile, register_files
-from models.movers import Hold
-from models.objects import Facts
+from models.objects.bulk import FoundFile, register_files
+from models.objects.bulk_claims import claim_places
+from models.objects.catalogue import Facts
+from models.objects.claims import claim_place
 from models.tables import Claim, DataObject, Transfer, TransferItem
-from models.transfers import Order
+from models.transfers import outcomes, queue, submission
+from models.transfers.queue import Hold
+from models.transfers.submission import Order
 from tests.support.bookkeeping import (
     SHA256,
     begin,
@@ -101,13 +103,13 @@ def perform(database: Database, transfer: UUID) -> str | ItemsFailed:
     hold = begin(database, transfer)
     kind = TransferKind(get_transfer(database, transfer).kind)
     with database.read() as session:
-        numbers = [item.number for item in batches.items_to_do(session, hold, -1, ITEMS_MAX)]
+        numbers = [item.number for item in batch_results.items_to_do(session, hold, -1, ITEMS_MAX)]
     if kind is TransferKind.COPY_MANY:
-        do(database, batches.complete_copies, hold, results(*numbers))
+        do(database, batch_results.complete_copies, hold, results(*numbers))
     else:
-        do(database, batches.commit_moves, hold, results(*numbers))
-        do(database, batches.finish_moves, hold, numbers)
-    found: str | ItemsFailed = do(database, batches.finish_batch, hold)
+        do(database, batch_results.commit_moves, hold, results(*numbers))
+        do(database, batch_results.finish_moves, hold, numbers)
+    found: str | ItemsFailed = do(database, batch_results.finish_batch, hold)
     return found
 
 
@@ -133,7 +135,7 @@ def test_a_batch_is_one_transfer_and_its_items_are_rows(database: Database) -> N
         15,
     )
     assert (row.source_machine, row.destination_machine, row.destination_place) == ("alpha", "beta", None)
-    terms = transfers.request_of(row)
+    terms = submission.request_of(row)
     assert isinstance(terms, AcceptedBatch)
     assert (terms.count, terms.overwrite, terms.verify, terms.machine) == (3, False, "size", "beta")
     assert set(row.request) == set(AcceptedBatch.model_fields)  # not the items
@@ -241,7 +243,7 @@ def test_only_a_copy_of_what_the_source_is_now_is_skipped(database: Database) ->
     source, other = register(database, "in/a"), register(database, "in/b")
     facts = [FACTS, Facts(6, SHA256), Facts(7, "sha256:" + "cd" * 32), Facts(7, None), Facts(None, None)]
     hold = begin(database, submit(database, batch("copy", *((source, f"out/{i}") for i in range(5)))))
-    do(database, batches.complete_copies, hold, list(enumerate(facts)))
+    do(database, batch_results.complete_copies, hold, list(enumerate(facts)))
     with database.write() as session:
         obj = session.get_one(DataObject, source)
         obj.size, obj.checksum = 7, SHA256
@@ -329,13 +331,13 @@ def test_copies_become_objects(database: Database) -> None:
     source = register(database, "in/a", group="fire", originator="here", description="d", metadata={"k": 1})
     transfer = submit(database, batch("copy", (source, "/data/beta/out/a"), (source, "b")))
     hold = begin(database, transfer)
-    do(database, batches.record_intents, hold, {0: INTENT, 1: INTENT})
+    do(database, batch_results.record_intents, hold, {0: INTENT, 1: INTENT})
     with database.read() as session:
-        items = batches.items_to_do(session, hold, -1, 10)
+        items = batch_results.items_to_do(session, hold, -1, 10)
         assert [item.notes for item in items] == [{"intent": INTENT}] * 2
-        assert [item.number for item in batches.items_to_do(session, hold, 0, 10)] == [1]
-        assert [item.number for item in batches.items_to_do(session, hold, -1, 1)] == [0]
-    do(database, batches.complete_copies, hold, results(0))
+        assert [item.number for item in batch_results.items_to_do(session, hold, 0, 10)] == [1]
+        assert [item.number for item in batch_results.items_to_do(session, hold, -1, 1)] == [0]
+    do(database, batch_results.complete_copies, hold, results(0))
     new = items[0].result_object_id
     assert new is not None
     assert ends(database, transfer) == ["COMPLETE", "QUEUED"]
@@ -349,12 +351,12 @@ def test_copies_become_objects(database: Database) -> None:
     assert ("place", "beta:out/a", new, None) in claims(database)
     assert ("read", None, source, transfer) in claims(database)  # the other item still reads it
     before = snapshot(database)
-    do(database, batches.complete_copies, hold, results(0))  # a commit that was in doubt
-    do(database, batches.fail_items, hold, [(0, NoSpace("full"))])
+    do(database, batch_results.complete_copies, hold, results(0))  # a commit that was in doubt
+    do(database, batch_results.fail_items, hold, [(0, NoSpace("full"))])
     assert snapshot(database) == before
-    do(database, batches.complete_copies, hold, results(1))
+    do(database, batch_results.complete_copies, hold, results(1))
     assert not [claim for claim in claims(database) if claim[3] == transfer]
-    assert do(database, batches.finish_batch, hold) == "2 items done"
+    assert do(database, batch_results.finish_batch, hold) == "2 items done"
     row = get_transfer(database, transfer)
     assert (row.status, row.phase, row.result, row.bytes_done) == ("COMPLETE", "done", "2 items done", 14)
     assert told(database, transfer)[-1] == "dm.transfer.complete"
@@ -366,7 +368,7 @@ def test_a_move_keeps_its_old_place_until_the_source_is_gone(database: Database)
         claim_place(session, Place("alpha", "real/in/b"), object_id=linked)  # its canonical place
     transfer = submit(database, batch("move", (moved, "out/a"), (linked, "out/b")))
     hold = begin(database, transfer)
-    do(database, batches.commit_moves, hold, results(0, 1))
+    do(database, batch_results.commit_moves, hold, results(0, 1))
     assert get_object(database, moved).place == "out/a"
     assert get_object(database, linked).machine == "beta"
     places = {(name, holder) for mode, name, _, holder in claims(database) if mode == "place"}
@@ -380,11 +382,11 @@ def test_a_move_keeps_its_old_place_until_the_source_is_gone(database: Database)
     with pytest.raises(DestinationExists):
         register(database, "real/in/b")
     with database.read() as session:
-        assert [item.notes["committed"] for item in batches.items_to_do(session, hold, -1, 9)] == [True, True]
+        assert [item.notes["committed"] for item in batch_results.items_to_do(session, hold, -1, 9)] == [True, True]
     before = snapshot(database)
-    do(database, batches.commit_moves, hold, results(0, 1))
+    do(database, batch_results.commit_moves, hold, results(0, 1))
     assert snapshot(database) == before
-    do(database, batches.finish_moves, hold, [1])
+    do(database, batch_results.finish_moves, hold, [1])
     assert {(name, holder) for mode, name, _, holder in claims(database) if mode == "place"} == {
         ("beta:out/a", None),
         ("beta:out/b", None),
@@ -392,7 +394,7 @@ def test_a_move_keeps_its_old_place_until_the_source_is_gone(database: Database)
     }
     assert ("write", None, moved, transfer) in claims(database)
     assert ("write", None, linked, transfer) not in claims(database)
-    do(database, batches.fail_items, hold, [(0, SourceNotRemoved("in/a is still there"))])
+    do(database, batch_results.fail_items, hold, [(0, SourceNotRemoved("in/a is still there"))])
     assert ends(database, transfer) == ["source_not_removed", "COMPLETE"]
     assert not [claim for claim in claims(database) if claim[3] == transfer]
     assert get_object(database, moved).place == "out/a"
@@ -405,15 +407,15 @@ def test_what_a_failed_item_held_is_free_at_once(database: Database) -> None:
     first, second = register(database, "a"), register(database, "b")
     transfer = submit(database, batch("copy", (first, "out/a"), (first, "out/a2"), (second, "out/b")))
     hold = begin(database, transfer)
-    do(database, batches.fail_items, hold, [(0, NoSpace("full \udcff\0")), (2, NoSpace("full"))])
+    do(database, batch_results.fail_items, hold, [(0, NoSpace("full \udcff\0")), (2, NoSpace("full"))])
     assert ends(database, transfer) == ["no_space", "QUEUED", "no_space"]
     submit(database, order("move", second, "out/a"))
     with pytest.raises(Exception, match="being read"):
         submit(database, order("delete", first))
-    do(database, batches.fail_items, hold, [(1, NoSpace("full"))])
+    do(database, batch_results.fail_items, hold, [(1, NoSpace("full"))])
     submit(database, order("delete", first))
     moving = submit(database, batch("move", (register(database, "c"), "out/c")))
-    do(database, batches.fail_items, begin(database, moving), [(0, NoSpace("full"))])
+    do(database, batch_results.fail_items, begin(database, moving), [(0, NoSpace("full"))])
     assert ("place", "alpha:c", items_of(database, moving)[0].object_id, None) in claims(database)
     assert not [claim for claim in claims(database) if claim[3] == moving]
 
@@ -425,14 +427,14 @@ def test_canonical_places_are_claimed_too(database: Database) -> None:
     transfer = submit(database, batch("copy", *((source, dest) for dest in wanted)))
     hold = begin(database, transfer)
     canonicals = {0: "real/x", 1: "real/taken", 2: "real/y", 4: "plain"}
-    assert do(database, batches.claim_canonicals, hold, canonicals) == [1]
-    assert do(database, batches.claim_canonicals, hold, canonicals) == []
-    assert do(database, batches.claim_canonicals, hold, {3: "real/y"}) == [3]
+    assert do(database, batch_results.claim_canonicals, hold, canonicals) == [1]
+    assert do(database, batch_results.claim_canonicals, hold, canonicals) == []
+    assert do(database, batch_results.claim_canonicals, hold, {3: "real/y"}) == [3]
     assert ends(database, transfer) == ["QUEUED", "destination_exists", "QUEUED", "destination_exists", "QUEUED"]
     with pytest.raises(DestinationExists):
         register(database, "real/x", "beta")
     register(database, "link/taken", "beta")  # free again
-    do(database, batches.complete_copies, hold, results(0, 2, 4))
+    do(database, batch_results.complete_copies, hold, results(0, 2, 4))
     new = items_of(database, transfer)[0].result_object_id
     mine = {name for mode, name, holder, held in claims(database) if (mode, holder, held) == ("place", new, None)}
     assert mine == {"beta:link/x", "beta:real/x"}
@@ -442,8 +444,8 @@ def test_a_batch_that_is_given_up_ends_what_is_left(database: Database) -> None:
     objects = [register(database, f"in/{i}") for i in range(3)]
     transfer = submit(database, batch("move", *((uuid, f"out/{i}") for i, uuid in enumerate(objects))))
     hold = begin(database, transfer)
-    do(database, batches.commit_moves, hold, results(0, 1))
-    do(database, batches.finish_moves, hold, [0])
+    do(database, batch_results.commit_moves, hold, results(0, 1))
+    do(database, batch_results.finish_moves, hold, [0])
     do(database, outcomes.fail, hold, ConnectionLost("gone"))
     assert ends(database, transfer) == ["COMPLETE", "source_not_removed", "connection_lost"]
     row = get_transfer(database, transfer)
@@ -455,21 +457,21 @@ def test_a_batch_with_something_left_to_do_is_not_ended(database: Database) -> N
     transfer = submit(database, batch("copy", (register(database, "a"), "b")))
     hold = begin(database, transfer)
     with pytest.raises(Exception, match="1 items"):
-        do(database, batches.finish_batch, hold)
+        do(database, batch_results.finish_batch, hold)
     assert get_transfer(database, transfer).status == "RUNNING"
 
 
 # --- fencing and races ------------------------------------------------------------------------------------------------
 
 WRITES: dict[str, Callable[[Session, Hold], object]] = {
-    "items_to_do": lambda session, hold: batches.items_to_do(session, hold, -1, 10),
-    "claim_canonicals": lambda session, hold: batches.claim_canonicals(session, hold, {0: "x"}),
-    "record_intents": lambda session, hold: batches.record_intents(session, hold, {0: INTENT}),
-    "complete_copies": lambda session, hold: batches.complete_copies(session, hold, results(0)),
-    "commit_moves": lambda session, hold: batches.commit_moves(session, hold, results(0)),
-    "finish_moves": lambda session, hold: batches.finish_moves(session, hold, [0]),
-    "fail_items": lambda session, hold: batches.fail_items(session, hold, [(0, NoSpace("full"))]),
-    "finish_batch": lambda session, hold: batches.finish_batch(session, hold),
+    "items_to_do": lambda session, hold: batch_results.items_to_do(session, hold, -1, 10),
+    "claim_canonicals": lambda session, hold: batch_results.claim_canonicals(session, hold, {0: "x"}),
+    "record_intents": lambda session, hold: batch_results.record_intents(session, hold, {0: INTENT}),
+    "complete_copies": lambda session, hold: batch_results.complete_copies(session, hold, results(0)),
+    "commit_moves": lambda session, hold: batch_results.commit_moves(session, hold, results(0)),
+    "finish_moves": lambda session, hold: batch_results.finish_moves(session, hold, [0]),
+    "fail_items": lambda session, hold: batch_results.fail_items(session, hold, [(0, NoSpace("full"))]),
+    "finish_batch": lambda session, hold: batch_results.finish_batch(session, hold),
 }
 
 
@@ -478,11 +480,11 @@ def test_every_write_of_a_lost_hold_is_refused(database: Database, write: str) -
     transfer = submit(database, batch("move" if "move" in write else "copy", (register(database, "a"), "b")))
     hold = begin(database, transfer)
     if write == "finish_moves":
-        do(database, batches.commit_moves, hold, results(0))
+        do(database, batch_results.commit_moves, hold, results(0))
     with database.write() as session:
-        movers.renew(session, [hold], timedelta(seconds=-1))
+        queue.renew(session, [hold], timedelta(seconds=-1))
     with database.write() as session:
-        movers.reap(session)
+        queue.reap(session)
     again = begin(database, transfer, owner="mover-2")
     before, items = snapshot(database), [vars(item) for item in items_of(database, transfer)]
     with pytest.raises(LeaseLost), database.write() as session:
@@ -553,7 +555,7 @@ class Durations:
 
 
 def test_items_are_forgotten_with_their_batch(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.housekeeping.ITEMS_BATCH", 2)
+    monkeypatch.setattr("models.core.housekeeping.ITEMS_BATCH", 2)
     old = submit(database, batch("copy", *((uuid4(), str(i)) for i in range(5))))
     kept = submit(database, batch("copy", (uuid4(), "a")))
     for transfer in (old, kept):

@@ -15,7 +15,7 @@ import pytest
 from datamanager.errors import BrokerUnavailable, SettingsError
 from datamanager.messaging import topology
 from datamanager.messaging.broker import Broker
-from models import outbox
+from models.core import outbox
 from tests.support.amqp import (
     client,
     take,

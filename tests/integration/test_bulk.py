@@ -15,12 +15,14 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
+from datamanager.transports.values import NewFile
 
 from datamanager.domain.location import Place, temporary_name
-from datamanager.engine import bulk, bulk_publish
-from datamanager.engine.chunk import Failed, Later, Outcome, SmallItem, Staged
+from datamanager.engine.attempt import Intent
+from datamanager.engine.bulk import bulk_publish
+from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk.bulk_chunk import Failed, Later, Outcome, SmallItem, Staged
 from datamanager.engine.control import Control
-from datamanager.engine.job import Intent
 from datamanager.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -34,8 +36,8 @@ from datamanager.errors import (
     SourceNotRemoved,
 )
 from datamanager.machines import Machine, VerifyPolicy
-from datamanager.transports.base import Session
-from datamanager.transports.many import MOST_IN_FLIGHT, Many, NewFile, Results
+from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Many, Results
+from datamanager.transports.port import Session
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
 from tests.support.ends import Ends
@@ -94,7 +96,7 @@ class Batch:
     ) -> dict[int, Outcome]:
         given: dict[str, Any] = {"epoch": 1, "verify": self.verify, "packed": self.packed, **rules}
         with self.sessions() as (source, target):
-            outcomes = bulk.stage(
+            outcomes = bulk_run.stage(
                 source,
                 wrap(target),
                 self.items,
@@ -220,7 +222,7 @@ def test_each_item_fails_alone(batch: Batch) -> None:
     expected[batch.add("source5", b"new", "outside/leak")] = PathNotAllowed
     (folder_a / "outside").symlink_to("/etc")
     expected[batch.ask("outside/passwd", "out/leak")] = PathNotAllowed
-    later = [batch.add("large", bytes(bulk.SMALL + 1))]
+    later = [batch.add("large", bytes(bulk_run.SMALL + 1))]
     (folder_a / "link").symlink_to("source1")
     later.append(batch.ask("link", "out/link"))
     later.append(batch.ask("dir0", "out/dir0"))

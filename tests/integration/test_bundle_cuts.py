@@ -19,13 +19,15 @@ import pytest
 from datamanager.domain.bundles import Bundle, Frame, Pack, VerifyLevel, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
-from datamanager.engine import single
-from datamanager.engine.bundles import archive, frames, recall
-from datamanager.engine.bundles.archive import Staged
-from datamanager.engine.bundles.layout import Entry, Layout
+from datamanager.engine.attempt import Job
+from datamanager.engine.bundles.format import frames
+from datamanager.engine.bundles.format.layout import Entry, Layout
+from datamanager.engine.bundles.reading import recall
+from datamanager.engine.bundles.writing import archive
+from datamanager.engine.bundles.writing.archive import Staged
 from datamanager.engine.control import Control
-from datamanager.engine.job import Job
-from datamanager.engine.restart import WINDOW
+from datamanager.engine.single import staged_file
+from datamanager.engine.single.restart import WINDOW
 from datamanager.errors import ConnectionLost, MachineUnavailable
 from datamanager.machines import Machine
 from tests.support.bundles import MIB, MTIME, Archive, assert_debians_tar_agrees, machines, member, ready
@@ -183,7 +185,7 @@ def test_a_recall_that_was_cut_off_goes_on(cuttable: Cuttable) -> None:
     with pytest.raises((ConnectionLost, MachineUnavailable)):
         recall.stage(job, made.bundle, one, Control(), store.remember)
     again = dataclasses.replace(job, epoch=2, restart=store.marker)
-    single.publish(recall.stage(again, made.bundle, one, Control(), store.remember), Control())
+    staged_file.publish(recall.stage(again, made.bundle, one, Control(), store.remember), Control())
     assert cuttable.proxy.sent - before <= size + WINDOW + OVERHEAD
     store.assert_back(cuttable.ends.folder("b") / "back", uuid)
     store.ends.storages.close()
@@ -218,7 +220,7 @@ def test_one_member_of_8_gib_is_recalled_reading_little_more(
         session.stat(far.machines["b"].base_dir)
     before = bytes_read(sshd_pair[1])
     job = Job(uuid4(), 1, TransferKind.COPY, far.end("b", place.path), far.end("a", "back"))
-    single.publish(recall.stage(job, bundle, one, Control()), Control())
+    staged_file.publish(recall.stage(job, bundle, one, Control()), Control())
     read = bytes_read(sshd_pair[1]) - before
     assert len(data) <= read < 1.01 * len(data)
     store.assert_back(far.folder("a") / "back", uuid)

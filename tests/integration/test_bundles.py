@@ -15,12 +15,14 @@ import pytest
 from datamanager.domain.bundles import Bundle, Manifest, Pack, VerifyLevel
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase
-from datamanager.engine.bulk import SMALL
-from datamanager.engine.bundles import archive, manifest, recall
+from datamanager.engine.attempt import Intent
+from datamanager.engine.bulk.bulk_chunk import Failed, Later
+from datamanager.engine.bulk.run import SMALL
+from datamanager.engine.bundles.format import manifest
+from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.scan import scan_bundle
-from datamanager.engine.chunk import Failed, Later
+from datamanager.engine.bundles.writing import archive
 from datamanager.engine.control import Control
-from datamanager.engine.job import Intent
 from datamanager.errors import (
     ChecksumMismatch,
     DataManagerError,

@@ -18,10 +18,10 @@ from datamanager.errors import (
     ObjectUnknown,
     UnknownMachine,
 )
-from models import outcomes
-from models.claims import free_place_of_object, give_place_to_object, give_places_to_transfer
 from models.database import Database
-from models.objects import get_object as find_object
+from models.objects.catalogue import get_object as find_object
+from models.objects.claims import free_place_of_object, give_place_to_object, give_places_to_transfer
+from models.transfers import outcomes
 from tests.support.bookkeeping import begin, claims, get_object, order, place, register, snapshot, submit
 
 KINDS = {"copy": "reader", "move": "writer", "delete": "writer"}

@@ -17,8 +17,8 @@ from sqlalchemy.exc import OperationalError, ProgrammingError, StatementError
 
 from datamanager.errors import CatalogueUnavailable, NoSpace, SettingsError
 from models import migrate
+from models.core.listen import RESUMED, Listener
 from models.database import Database, now, wake
-from models.listen import RESUMED, Listener
 from models.tables import Base, DataObject, Lease, MachineSeen, OutboxMessage
 from tests.support.bookkeeping import order, register, submit
 from tests.support.postgres import Databases, Postgres

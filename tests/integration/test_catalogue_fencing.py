@@ -11,21 +11,21 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Verified
 from datamanager.errors import LeaseLost, NoSpace
-from models import movers, outcomes
 from models.database import Database
-from models.movers import Hold
-from models.objects import Facts
+from models.objects.catalogue import Facts
+from models.transfers import outcomes, queue
+from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE, SHA256, begin, get_transfer, order, register, snapshot, submit, take
 
 FACTS = Facts(7, SHA256, Verified.SHA256)
 
 WRITES: dict[str, Callable[[Session, Hold], object]] = {
-    "begin": lambda session, hold: movers.begin(session, hold, uuid4()),
-    "held": lambda session, hold: movers.held(session, hold),
-    "note": lambda session, hold: movers.note(session, hold, bytes_done=1),
-    "remember": lambda session, hold: movers.remember(session, hold, intent=1),
-    "add_fault": lambda session, hold: movers.add_fault(session, hold, "timeout", ""),
-    "requeue": lambda session, hold: movers.requeue(session, hold),
+    "begin": lambda session, hold: queue.begin(session, hold, uuid4()),
+    "held": lambda session, hold: queue.held(session, hold),
+    "note": lambda session, hold: queue.note(session, hold, bytes_done=1),
+    "remember": lambda session, hold: queue.remember(session, hold, intent=1),
+    "add_fault": lambda session, hold: queue.add_fault(session, hold, "timeout", ""),
+    "requeue": lambda session, hold: queue.requeue(session, hold),
     "complete_copy": lambda session, hold: outcomes.complete_copy(session, hold, FACTS),
     "complete_getexternal": lambda session, hold: outcomes.complete_getexternal(session, hold, FACTS, ""),
     "commit_move": lambda session, hold: outcomes.commit_move(session, hold, FACTS),
@@ -44,9 +44,9 @@ KIND = {
 def lose(database: Database, hold: Hold) -> None:
     """Let the hold's lease run out and a reaper come by."""
     with database.write() as session:
-        assert movers.renew(session, [hold], timedelta(seconds=-1)) == []
+        assert queue.renew(session, [hold], timedelta(seconds=-1)) == []
     with database.write() as session:
-        assert [row.id for row in movers.reap(session)] == [hold.transfer]
+        assert [row.id for row in queue.reap(session)] == [hold.transfer]
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -75,7 +75,7 @@ def test_renewing_tells_what_was_lost(database: Database) -> None:
     kept, lost = (begin(database, submit(database, order("getexternal", dest=name))) for name in "ab")
     lose(database, lost)
     with database.write() as session:
-        assert movers.renew(session, [kept, lost], LEASE) == [lost]
+        assert queue.renew(session, [kept, lost], LEASE) == [lost]
     row = get_transfer(database, kept.transfer)
     assert row.lease_until is not None
     assert row.lease_until > row.created
@@ -87,11 +87,11 @@ def test_reaping(database: Database) -> None:
     silent = begin(database, submit(database, order("getexternal", dest="silent")))
     (not_begun,) = take(database, submit(database, order("getexternal", dest="not-begun")))
     with database.write() as session:
-        movers.renew(session, [silent, not_begun], timedelta(seconds=-1))
+        queue.renew(session, [silent, not_begun], timedelta(seconds=-1))
     with database.write() as session:
-        assert {row.id for row in movers.reap(session)} == {silent.transfer, not_begun.transfer}
+        assert {row.id for row in queue.reap(session)} == {silent.transfer, not_begun.transfer}
     with database.write() as session:
-        assert movers.reap(session) == []
+        assert queue.reap(session) == []
     row = get_transfer(database, silent.transfer)
     assert (row.status, row.owner, row.epoch, row.attempts) == ("QUEUED", None, 1, 1)
     assert [fault["code"] for fault in row.faults] == ["lease_lost"]
@@ -105,12 +105,12 @@ def test_a_reaped_transfer_keeps_its_claims_and_notes(database: Database) -> Non
     transfer = submit(database, order("move", moved, "b"))
     hold = begin(database, transfer)
     with database.write() as session:
-        movers.remember(session, hold, intent={"size": 7})
+        queue.remember(session, hold, intent={"size": 7})
         outcomes.commit_move(session, hold, FACTS)
     lose(database, hold)
     again = begin(database, transfer, owner="mover-2")
     with database.read() as session:
-        assert movers.held(session, again).notes == {"intent": {"size": 7}, "committed": True}
+        assert queue.held(session, again).notes == {"intent": {"size": 7}, "committed": True}
     with database.write() as session:
         outcomes.finish_move(session, again)
     assert get_transfer(database, transfer).status == "COMPLETE"

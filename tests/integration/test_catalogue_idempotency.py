@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from datamanager.errors import CatalogueUnavailable, IdempotencyMismatch
-from models import idempotency
-from models.claims import claim_place
+from models.core import idempotency
+from models.core.idempotency import Answer, Begun
 from models.database import Database
-from models.idempotency import Answer, Begun
+from models.objects.claims import claim_place
 from tests.support.bookkeeping import claims, place, register
 
 KEEP = timedelta(hours=24)

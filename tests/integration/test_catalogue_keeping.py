@@ -13,13 +13,14 @@ from sqlalchemy import func, select, update
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import NoSpace, SettingsError
 from datamanager.machines import Machines, parse_machines
-from models import housekeeping, idempotency, leases, outbox, outcomes
+from models.core import housekeeping, idempotency, leases, outbox
+from models.core.housekeeping import tidy
+from models.core.idempotency import Answer
 from models.database import Database, now
-from models.housekeeping import tidy
-from models.idempotency import Answer
-from models.machines_seen import check_base_dirs
-from models.objects import has_objects
+from models.machines.base_dirs import check_base_dirs
+from models.objects.catalogue import has_objects
 from models.tables import Base, DataObject, IdempotencyKey, Lease, MachineSeen, OutboxMessage, Transfer
+from models.transfers import outcomes
 from tests.support.bookkeeping import begin, order, register, submit
 
 DAY = timedelta(days=1)

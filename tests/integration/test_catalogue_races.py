@@ -15,8 +15,8 @@ from sqlalchemy import func, select
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import DestinationExists, ObjectBusy
 from models.database import Database
-from models.movers import Hold
 from models.tables import Claim, DataObject, Transfer
+from models.transfers.queue import Hold
 from tests.support.bookkeeping import (
     claims,
     get_object,

@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from datamanager.domain.requests import SIZE_MAX
 from datamanager.domain.states import TRANSITIONS, ObjectStatus, Phase, TransferStatus, Verified
 from datamanager.errors import InternalError, InvalidRequest, NoSpace, ObjectDeleted, SourceNotRemoved, TaskNotFound
-from models import movers, outcomes, transfers
 from models.database import Database
-from models.movers import Hold
-from models.objects import Facts
+from models.objects.catalogue import Facts
+from models.transfers import outcomes, queue, submission
+from models.transfers.queue import Hold
 from tests.support.bookkeeping import (
     MACHINES,
     SHA256,
@@ -51,7 +51,7 @@ def test_a_request_is_one_row_its_claims_and_its_messages(database: Database) ->
     assert (row.group, row.bytes_done, row.bytes_total) == ("fire", 0, 5)
     assert (row.attempts, row.epoch, row.owner, row.ended, row.faults, row.notes) == (0, 0, None, None, [], {})
     assert row.created.tzinfo is not None
-    assert transfers.request_of(row) == order("copy", source, "out/b.nc").request
+    assert submission.request_of(row) == order("copy", source, "out/b.nc").request
     assert claims(database) == {
         ("place", "alpha:in/a.nc", source, None),
         ("read", None, source, transfer),
@@ -124,10 +124,10 @@ def test_move_holds_both_places_until_its_source_is_removed(database: Database) 
     assert claims(database) == meanwhile
     with database.write() as session:
         outcomes.commit_move(session, hold, PROVED)  # a repeated attempt finds it done
-        movers.note(session, hold, phase="commit", bytes_done=7)  # was read before, and comes late
+        queue.note(session, hold, phase="commit", bytes_done=7)  # was read before, and comes late
     assert get_transfer(database, transfer).phase == "cleanup"
     with database.write() as session:
-        movers.note(session, hold, phase="cleanup")
+        queue.note(session, hold, phase="cleanup")
     assert claims(database) == meanwhile
     with database.write() as session:
         outcomes.finish_move(session, hold)
@@ -196,34 +196,34 @@ def test_an_error_text_of_a_strange_machine_can_be_stored(database: Database) ->
     transfer = submit(database, order("getexternal", dest="a"))
     hold = begin(database, transfer)
     with database.write() as session:
-        movers.add_fault(session, hold, "remote_error", "x\0y\udcff" + "z" * 9000)
+        queue.add_fault(session, hold, "remote_error", "x\0y\udcff" + "z" * 9000)
         outcomes.fail(session, hold, NoSpace("NUL \0, half a pair \ud800"))
     row = get_transfer(database, transfer)
     assert row.error_detail == row.result == "NUL \\x00, half a pair \\ud800"
     assert row.faults[0]["detail"].startswith("x\\x00y\\udcffz")
-    assert len(row.faults[0]["detail"]) == movers.DETAIL_MAX
+    assert len(row.faults[0]["detail"]) == queue.DETAIL_MAX
 
 
 def test_faults_and_notes_are_kept_and_bounded(database: Database) -> None:
     hold = begin(database, submit(database, order("getexternal", dest="a")))
-    for number in range(movers.FAULTS_KEPT + 5):
+    for number in range(queue.FAULTS_KEPT + 5):
         with database.write() as session:
-            movers.add_fault(session, hold, "connection_lost", str(number))
-            movers.remember(session, hold, **{f"note{number % 3}": number})
+            queue.add_fault(session, hold, "connection_lost", str(number))
+            queue.remember(session, hold, **{f"note{number % 3}": number})
     row = get_transfer(database, hold.transfer)
-    assert [fault["detail"] for fault in row.faults] == [str(n) for n in range(5, movers.FAULTS_KEPT + 5)]
+    assert [fault["detail"] for fault in row.faults] == [str(n) for n in range(5, queue.FAULTS_KEPT + 5)]
     assert row.notes == {"note0": 54, "note1": 52, "note2": 53}
 
 
 def test_progress(database: Database) -> None:
     hold = begin(database, submit(database, order("getexternal", dest="a")))
     with database.write() as session:
-        movers.note(session, hold, phase=Phase.TRANSFER, bytes_done=SIZE_MAX, bytes_total=SIZE_MAX)
+        queue.note(session, hold, phase=Phase.TRANSFER, bytes_done=SIZE_MAX, bytes_total=SIZE_MAX)
     row = get_transfer(database, hold.transfer)
     assert (row.phase, row.bytes_done, row.bytes_total) == ("transfer", SIZE_MAX, SIZE_MAX)
     for column in ("status", "ended", "owner", "epoch", "sequence", "id"):
         with pytest.raises(InternalError), database.write() as session:
-            movers.note(session, hold, **{column: None})
+            queue.note(session, hold, **{column: None})
 
 
 def test_sizes_to_the_end_of_64_bits(database: Database) -> None:
@@ -238,13 +238,13 @@ def test_back_to_the_queue_and_again(database: Database) -> None:
     transfer = submit(database, order("getexternal", dest="a"))
     hold = begin(database, transfer)
     with database.write() as session:
-        movers.requeue(session, hold)
+        queue.requeue(session, hold)
     row = get_transfer(database, transfer)
     assert (row.status, row.phase, row.owner, row.lease_until, row.attempts) == ("QUEUED", "queued", None, None, 1)
     started, again = row.started, begin(database, transfer)
     assert again.epoch == 2
     with database.write() as session:
-        movers.requeue(session, again, spent=False, after=timedelta(hours=1))
+        queue.requeue(session, again, spent=False, after=timedelta(hours=1))
     row = get_transfer(database, transfer)
     assert (row.attempts, row.started) == (1, started)
     assert take(database, transfer) == []  # not before its time
@@ -298,15 +298,15 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
     run = uuid4()
     wanted = order("getexternal", dest="a")
     with database.write() as session:
-        made = transfers.submit(session, MACHINES, transfers.Order(wanted.kind, wanted.request, flow_run_id=run)).id
+        made = submission.submit(session, MACHINES, submission.Order(wanted.kind, wanted.request, flow_run_id=run)).id
     with database.read() as session:
-        found = transfers.find_by_flow_run(session, run)
+        found = submission.find_by_flow_run(session, run)
         assert found is not None
         assert found.id == made
-        assert transfers.find_by_flow_run(session, uuid4()) is None
-        assert transfers.ended_among(session, [made, uuid4()]) == []
+        assert submission.find_by_flow_run(session, uuid4()) is None
+        assert submission.ended_among(session, [made, uuid4()]) == []
         with pytest.raises(TaskNotFound):
-            transfers.get_transfer(session, uuid4())
+            submission.get_transfer(session, uuid4())
 
 
 def test_an_object_is_needed(database: Database) -> None:

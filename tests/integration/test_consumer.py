@@ -19,9 +19,9 @@ from datamanager.domain.requests import TransferRequest
 from datamanager.errors import OrchestratorUnavailable, UrlNotAllowed
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.topology import DEAD_QUEUE, REQUESTS_QUEUE
-from deployments.consumer import RequestConsumer
-from deployments.intake import BODY_MAX
-from deployments.relay import Relay
+from deployments.amqp.consumer import RequestConsumer
+from deployments.amqp.relay import Relay
+from deployments.amqp.submission import BODY_MAX
 from models.database import Database
 from models.tables import Claim, OutboxMessage, Transfer
 from tests.support.amqp import away, client, listener, put, rest, take

@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select
 
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
+from datamanager.domain.timing import Priority
 from datamanager.errors import (
     Cancelled,
     ConnectionLost,
@@ -25,12 +25,12 @@ from datamanager.errors import (
     TaskEnded,
     TaskNotFound,
 )
-from models import control, movers, outcomes
 from models.database import Database, now
-from models.movers import Hold
-from models.objects import Facts
+from models.objects.catalogue import Facts
 from models.tables import Claim, OutboxMessage, Transfer
-from models.transfer_listing import TransferSelection, select_transfers
+from models.transfers import cancel_pause, outcomes, queue
+from models.transfers.listing import TransferSelection, select_transfers
+from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE, get_transfer, order, register, submit
 
 INTENT = {"size": 5, "sha256": None, "mtime": 1}
@@ -45,13 +45,13 @@ def asked(database: Database, name: str | None = None, kind: str = "copy", **fie
 
 def take(database: Database, limit: int = 100, **options: Any) -> list[Hold]:
     with database.write() as session:
-        return movers.take(session, "mover", LEASE, limit, **options)
+        return queue.take(session, "mover", LEASE, limit, **options)
 
 
 def begun(database: Database, transfer: UUID) -> Hold:
     (hold,) = take(database, only=transfer)
     with database.write() as session:
-        movers.begin(session, hold, uuid4())
+        queue.begin(session, hold, uuid4())
     return hold
 
 
@@ -62,7 +62,7 @@ def do(database: Database, what: Any, *args: Any, **options: Any) -> Any:
 
 def reason(database: Database, transfer: UUID) -> DataManagerError | None:
     with database.read() as session:
-        return control.stop_reason(session, transfer)
+        return cancel_pause.stop_reason(session, transfer)
 
 
 def make_late(database: Database, transfer: UUID) -> None:
@@ -94,13 +94,13 @@ def claims(database: Database, transfer: UUID) -> int:
 
 def test_what_nobody_holds_is_cancelled_at_once(database: Database) -> None:
     transfer = asked(database)
-    do(database, control.cancel, transfer)
+    do(database, cancel_pause.cancel, transfer)
     row = get_transfer(database, transfer)
     assert (row.status, row.error_code, row.phase, row.litter) == ("ERROR", "cancelled", "done", False)
     assert claims(database, transfer) == 0
     assert take(database) == []
     assert events(database, transfer) == ["queued", "error"]
-    for change in (control.cancel, control.pause, control.resume):
+    for change in (cancel_pause.cancel, cancel_pause.pause, cancel_pause.resume):
         with pytest.raises(TaskEnded):
             do(database, change, transfer)
         with pytest.raises(TaskNotFound):
@@ -112,10 +112,10 @@ def test_what_a_mover_holds_is_left_to_it(database: Database) -> None:
     hold = begun(database, transfer)
     assert reason(database, transfer) is None
     for _ in range(2):
-        row = do(database, control.cancel, transfer)
+        row = do(database, cancel_pause.cancel, transfer)
         assert (row.status, row.stop_requested, row.ended) == ("RUNNING", "cancel", None)
     assert isinstance(reason(database, transfer), Cancelled)
-    for change in (control.pause, control.resume):
+    for change in (cancel_pause.pause, cancel_pause.resume):
         with pytest.raises(TaskEnded, match="being cancelled"):
             do(database, change, transfer)
     do(database, outcomes.fail, hold, Cancelled("cancelled by request"), litter=True)
@@ -127,38 +127,38 @@ def test_what_a_mover_holds_is_left_to_it(database: Database) -> None:
 def test_what_was_cancelled_under_a_mover_that_died_is_ended_by_another_one(database: Database) -> None:
     transfer = asked(database)
     hold = begun(database, transfer)
-    do(database, control.cancel, transfer)
-    assert not do(database, control.due)
-    do(database, movers.renew, [hold], -LEASE)
-    do(database, movers.reap)
+    do(database, cancel_pause.cancel, transfer)
+    assert not do(database, cancel_pause.due)
+    do(database, queue.renew, [hold], -LEASE)
+    do(database, queue.reap)
     assert take(database) == []
-    assert do(database, control.due)
-    assert [row.id for row in do(database, control.expire)] == [transfer]
+    assert do(database, cancel_pause.due)
+    assert [row.id for row in do(database, cancel_pause.expire)] == [transfer]
     row = get_transfer(database, transfer)
     assert (row.status, row.error_code, row.litter) == ("ERROR", "cancelled", True)
     with database.read() as session:
-        assert [row.id for row in control.littered(session, 10)] == [transfer]
-    do(database, control.clean, transfer)
+        assert [row.id for row in cancel_pause.littered(session, 10)] == [transfer]
+    do(database, cancel_pause.clean, transfer)
     with database.read() as session:
-        assert control.littered(session, 10) == []
+        assert cancel_pause.littered(session, 10) == []
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_what_may_have_its_name_is_looked_at_before_it_ends(database: Database, late: bool) -> None:
     transfer = asked(database)
     hold = begun(database, transfer)
-    do(database, movers.remember, hold, intent=INTENT)
-    do(database, movers.requeue, hold)
+    do(database, queue.remember, hold, intent=INTENT)
+    do(database, queue.requeue, hold)
     if late:
         make_late(database, transfer)
     else:
-        do(database, control.pause, transfer)
-        row = do(database, control.cancel, transfer)
+        do(database, cancel_pause.pause, transfer)
+        row = do(database, cancel_pause.cancel, transfer)
         assert (row.status, row.stop_requested, row.paused, row.ended) == ("QUEUED", "cancel", False, None)
-    assert do(database, control.expire) == []
+    assert do(database, cancel_pause.expire) == []
     (again,) = take(database)
     with database.write() as session:
-        assert movers.begin(session, again, uuid4()).no_return
+        assert queue.begin(session, again, uuid4()).no_return
     assert isinstance(reason(database, transfer), DeadlineExceeded if late else Cancelled)
 
 
@@ -187,14 +187,14 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
         def cancel(transfer: UUID = transfer, start: Barrier = start) -> str:
             start.wait(60)
             try:
-                return "asked" if do(database, control.cancel, transfer).ended is None else "cancelled"
+                return "asked" if do(database, cancel_pause.cancel, transfer).ended is None else "cancelled"
             except TaskEnded:
                 return "too late"
 
         def give_back(hold: Hold = hold, start: Barrier = start) -> str:
             start.wait(60)
             try:
-                do(database, movers.requeue, hold)
+                do(database, queue.requeue, hold)
             except LeaseLost:
                 return "not held"
             return "given back"
@@ -206,7 +206,7 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
                     outcomes_seen[task.result(60)] += 1
                 except LeaseLost:
                     outcomes_seen["lost"] += 1
-        do(database, control.expire)
+        do(database, cancel_pause.expire)
         row = get_transfer(database, transfer)
         told = events(database, transfer)
         assert told.count("error") + told.count("complete") == 1
@@ -221,13 +221,13 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
 def test_what_is_paused_in_the_queue_is_not_taken_until_it_is_resumed(database: Database) -> None:
     transfer = asked(database)
     for _ in range(2):
-        row = do(database, control.pause, transfer)
+        row = do(database, cancel_pause.pause, transfer)
         assert (row.status, row.phase, row.paused) == ("QUEUED", "paused", True)
     assert take(database) == []
     with database.read() as session:
-        assert not movers.waiting(session)
+        assert not queue.waiting(session)
     for _ in range(2):
-        row = do(database, control.resume, transfer)
+        row = do(database, cancel_pause.resume, transfer)
         assert (row.status, row.phase, row.paused) == ("QUEUED", "queued", False)
     assert [hold.transfer for hold in take(database)] == [transfer]
     assert events(database, transfer) == ["queued", "paused", "resumed"]
@@ -238,20 +238,20 @@ def test_what_is_paused_while_it_runs_goes_back_to_the_queue_and_stays_there(dat
     transfer = asked(database)
     hold = begun(database, transfer)
     for _ in range(2):
-        row = do(database, control.pause, transfer)
+        row = do(database, cancel_pause.pause, transfer)
         assert (row.status, row.stop_requested, row.paused) == ("RUNNING", "pause", False)
     assert isinstance(reason(database, transfer), Paused)
     if way == "died":
-        do(database, movers.renew, [hold], -LEASE)
-        do(database, movers.reap)
+        do(database, queue.renew, [hold], -LEASE)
+        do(database, queue.reap)
     else:
-        do(database, movers.requeue, hold, spent=False)
+        do(database, queue.requeue, hold, spent=False)
     row = get_transfer(database, transfer)
     assert (row.status, row.phase, row.paused, row.owner, row.stop_requested) == ("QUEUED", "paused", True, None, None)
     assert row.attempts == (1 if way == "died" else 0)
     assert take(database) == []
-    assert do(database, control.expire) == []
-    do(database, control.resume, transfer)
+    assert do(database, cancel_pause.expire) == []
+    do(database, cancel_pause.resume, transfer)
     assert [one.transfer for one in take(database)] == [transfer]
     assert events(database, transfer) == ["queued", "running", "paused", "resumed"]
 
@@ -259,20 +259,20 @@ def test_what_is_paused_while_it_runs_goes_back_to_the_queue_and_stays_there(dat
 def test_a_pause_that_is_taken_back_before_the_mover_saw_it(database: Database) -> None:
     transfer = asked(database)
     hold = begun(database, transfer)
-    do(database, control.pause, transfer)
-    do(database, control.resume, transfer)
+    do(database, cancel_pause.pause, transfer)
+    do(database, cancel_pause.resume, transfer)
     assert reason(database, transfer) is None
-    do(database, movers.requeue, hold, spent=False)  # the mover saw it after all: it goes on at once
+    do(database, queue.requeue, hold, spent=False)  # the mover saw it after all: it goes on at once
     assert [one.transfer for one in take(database)] == [transfer]
 
 
 def test_what_is_paused_can_be_cancelled_and_its_deadline_counts(database: Database) -> None:
     cancelled, late = asked(database), asked(database)
     for transfer in (cancelled, late):
-        do(database, control.pause, transfer)
-    assert do(database, control.cancel, cancelled).error_code == "cancelled"
+        do(database, cancel_pause.pause, transfer)
+    assert do(database, cancel_pause.cancel, cancelled).error_code == "cancelled"
     make_late(database, late)
-    assert [(row.id, row.error_code) for row in do(database, control.expire)] == [(late, "deadline_exceeded")]
+    assert [(row.id, row.error_code) for row in do(database, cancel_pause.expire)] == [(late, "deadline_exceeded")]
 
 
 # --- deadlines and starts --------------------------------------------------------------------------------------------
@@ -280,15 +280,15 @@ def test_what_is_paused_can_be_cancelled_and_its_deadline_counts(database: Datab
 
 def test_what_waits_at_its_deadline_ends_and_is_not_taken(database: Database) -> None:
     late, early, free = asked(database, deadline=HOUR), asked(database, deadline=HOUR), asked(database)
-    assert not do(database, control.due)
+    assert not do(database, cancel_pause.due)
     make_late(database, late)
     assert {hold.transfer for hold in take(database)} == {early, free}
-    assert [row.id for row in do(database, control.expire)] == [late]
+    assert [row.id for row in do(database, cancel_pause.expire)] == [late]
     row = get_transfer(database, late)
     assert (row.status, row.error_code, row.attempts, row.started) == ("ERROR", "deadline_exceeded", 0, None)
     assert claims(database, late) == 0
     make_late(database, early)
-    assert do(database, control.expire) == []  # a mover has it, and stops it itself
+    assert do(database, cancel_pause.expire) == []  # a mover has it, and stops it itself
     assert isinstance(reason(database, early), DeadlineExceeded)
 
 
@@ -385,8 +385,8 @@ def test_filters(database: Database, listed: list[UUID]) -> None:
     one, two, three, four, five, six, seven = listed
     hold = begun(database, five)
     do(database, outcomes.complete_copy, hold, Facts(5))
-    do(database, control.pause, six)
-    do(database, control.cancel, four)
+    do(database, cancel_pause.pause, six)
+    do(database, cancel_pause.cancel, four)
     assert pages(database, status=TransferStatus.COMPLETE) == [five]
     assert pages(database, status=TransferStatus.ERROR) == [four]
     assert pages(database, status=TransferStatus.QUEUED, limit=2) == [seven, six, three, two, one]

@@ -11,14 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from datamanager.transports.values import Bytes, FileStat, NextRange
 
-from datamanager.engine import crew
-from datamanager.engine.crew import AHEAD, BUFFERS, CHUNK, THREAD, Crew
-from datamanager.engine.restart import WINDOW
+from datamanager.engine.single import parallel_streams
+from datamanager.engine.single.parallel_streams import AHEAD, BUFFERS, CHUNK, THREAD, Crew
+from datamanager.engine.single.restart import WINDOW
 from datamanager.errors import NoSpace, SourceChanged
 from datamanager.machines import Machine
-from datamanager.transports.base import Bytes, FileStat, NextRange, Reader, Session, Writer
-from datamanager.transports.local import LocalStorage
+from datamanager.transports.local.storage import LocalStorage
+from datamanager.transports.port import Reader, Session, Writer
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_exact_bytes_seen_in_order(
 
 def test_nothing_is_dealt_beyond_the_window(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The window is smaller than all buffers together here, so that it is what holds the readers back."""
-    monkeypatch.setattr(crew, "WINDOW", 3 * CHUNK)
+    monkeypatch.setattr(parallel_streams, "WINDOW", 3 * CHUNK)
     furthest, lowest = 0, threading.Lock()
 
     class Slow:

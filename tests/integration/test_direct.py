@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine import direct, stream
-from datamanager.engine import publish as publishing
+from datamanager.engine.attempt import Found, Intent, Job
 from datamanager.engine.control import Control
-from datamanager.engine.job import Found, Intent, Job
-from datamanager.engine.probe import probe
-from datamanager.engine.verify import verify
+from datamanager.engine.single import direct, transfer
+from datamanager.engine.single import publish as publishing
+from datamanager.engine.single.probe import probe
+from datamanager.engine.single.verify import verify
 from datamanager.errors import Cancelled, DestinationExists, SourceChanged
 from tests.support.ends import Ends
 from tests.support.process import Process, command_line
@@ -243,7 +243,7 @@ def test_two_names_of_one_directory_never_destroy_the_file(pair: Ends, kind: Tra
     found = probe(job)
     with pytest.raises(DestinationExists, match="one and the same"):
         direct.push(job, found, Control())
-    stream.discard(job, found)
+    transfer.discard(job, found)
     assert os.listdir(pair.folder("a")) == ["in"]
     assert file.read_bytes() == DATA
 
@@ -277,7 +277,7 @@ def test_a_stop_ends_all_programs(ends: Ends, servers: tuple[PrivateSshd, Privat
     thread.join()
     assert not programs_left(*servers)
     assert Path(found.part).stat().st_size < LARGE  # they were ended, they did not just finish
-    stream.discard(job, found)
+    transfer.discard(job, found)
     assert os.listdir(ends.folder("b")) == []
     with ends.storages.get("a").session() as session:  # the connection is as good as before
         assert session.stat(found.source_path).size == LARGE

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from datamanager.engine.control import Control
 from datamanager.machines import Machine, TransportKind
 from datamanager.settings import Settings
-from flows.running.duties import kept
+from flows.runtime.maintenance import kept
 from models.database import Database
 from tests.support.auditing import Plant
 

@@ -24,15 +24,16 @@ from datamanager.errors import (
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
-from flows.running.services import Services
-from flows.running.work import _end_in_error, _hold_soon
-from models import batches, movers
-from models.control import stop_reason
+from flows.runtime.services import Services
+from flows.runtime.transfer_run import _end_in_error, _hold_soon
+from models.batches import results as batch_results
 from models.database import Database
 from models.migrate import upgrade
-from models.movers import Hold
 from models.tables import Transfer
-from models.transfers import get_transfer
+from models.transfers import queue
+from models.transfers.cancel_pause import stop_reason
+from models.transfers.queue import Hold
+from models.transfers.submission import get_transfer
 from tests.integration.test_batches import FACTS, batch
 from tests.support.bookkeeping import LEASE, MACHINES, begin, order, register, submit
 from tests.support.postgres import Postgres
@@ -59,13 +60,13 @@ def begun(parts: Services, *, intent: bool, attempts: int = 1) -> Hold:
     """Return the hold on a copy that runs."""
     transfer = submit(parts.database, order("copy", register(parts.database, f"a-{uuid4()}"), f"b-{uuid4()}"))
     with parts.database.write() as session:
-        hold = movers.take(session, "mover", LEASE, 1, only=transfer)[0]
+        hold = queue.take(session, "mover", LEASE, 1, only=transfer)[0]
     with parts.database.write() as session:
-        row = movers.begin(session, hold, uuid4())
+        row = queue.begin(session, hold, uuid4())
         row.attempts = attempts
     if intent:
         with parts.database.write() as session:
-            movers.remember(session, hold, intent=INTENT)
+            queue.remember(session, hold, intent=INTENT)
     parts.running[hold] = Control()
     return hold
 
@@ -117,16 +118,16 @@ def test_a_batch_that_is_to_stop_looks_at_its_intents_first(
     names = [(register(database, f"{uuid4()}"), f"{uuid4()}") for _ in range(3)]
     hold = begin(database, submit(database, batch("copy", *names)), owner="mover")
     with database.write() as session:
-        movers.held(session, hold).attempts = attempts
-        batches.complete_copies(session, hold, [(0, FACTS)])
-        batches.record_intents(session, hold, {1: INTENT} if intent else {})
+        queue.held(session, hold).attempts = attempts
+        batch_results.complete_copies(session, hold, [(0, FACTS)])
+        batch_results.record_intents(session, hold, {1: INTENT} if intent else {})
     parts.running[hold] = Control()
     _end_in_error(parts, hold, error)
     row = row_of(parts, hold)
     assert (row.status, row.owner) == (status, None)
     with database.write() as session:
         session.execute(update(Transfer).values(retry_at=None))
-        again = movers.take(session, "another", LEASE, 1)  # although it is cancelled: to look
+        again = queue.take(session, "another", LEASE, 1)  # although it is cancelled: to look
         assert [one.transfer for one in again] == ([hold.transfer] if status == "QUEUED" else [])
         asked = stop_reason(session, hold.transfer)
     if status == "QUEUED" and isinstance(error, Cancelled):
@@ -140,7 +141,7 @@ def test_a_run_waits_for_a_catalogue_that_is_away(tmp_path: Path) -> None:
         services = parts_of(database, tmp_path)
         transfer, run = submit(database, order("copy", register(database, "a"), "b")), uuid4()
         with database.write() as session:
-            hold = movers.take(session, "mover", LEASE, 1, only=transfer)[0]
+            hold = queue.take(session, "mover", LEASE, 1, only=transfer)[0]
         services.by_run[run] = hold
 
         async def held_again() -> Hold:
@@ -159,9 +160,9 @@ def test_a_run_waits_for_a_catalogue_that_is_away(tmp_path: Path) -> None:
 def test_who_lost_the_lease_ends_nothing(parts: Services) -> None:
     hold = begun(parts, intent=True)
     with parts.database.write() as session:
-        movers.requeue(session, hold)
+        queue.requeue(session, hold)
     with parts.database.write() as session:
-        assert movers.take(session, "another", LEASE, 1, only=hold.transfer)
+        assert queue.take(session, "another", LEASE, 1, only=hold.transfer)
     _end_in_error(parts, hold, DestinationExists("taken"))
     row = row_of(parts, hold)
     assert (row.owner, row.ended, row.faults) == ("another", None, [])

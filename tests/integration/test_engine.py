@@ -14,12 +14,12 @@ import pytest
 from datamanager.domain.location import Place
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine import publish as publishing
-from datamanager.engine import stream
+from datamanager.engine.attempt import End, Found, Intent, Job
 from datamanager.engine.control import Control
-from datamanager.engine.job import End, Found, Intent, Job
-from datamanager.engine.probe import probe
-from datamanager.engine.verify import verify
+from datamanager.engine.single import publish as publishing
+from datamanager.engine.single import transfer
+from datamanager.engine.single.probe import probe
+from datamanager.engine.single.verify import verify
 from datamanager.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -67,7 +67,9 @@ def carry(job: Job, control: Control | None = None) -> tuple[Found, Verified]:
     control = control or Control()
     found = probe(job)
     moved = (
-        stream.copy_within(job, found, control) if found.route is Route.WITHIN else stream.relay(job, found, control)
+        transfer.copy_within(job, found, control)
+        if found.route is Route.WITHIN
+        else transfer.relay(job, found, control)
     )
     proof = verify(job, found, moved, control)
     publishing.publish(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime))
@@ -120,12 +122,12 @@ def test_a_file_that_appears_in_the_last_moment_is_left(ends: Ends) -> None:
     (ends.folder("a") / "in").write_bytes(DATA)
     job, control = ends.job("a:in", "b:out"), Control()
     found = probe(job)
-    proof = verify(job, found, stream.relay(job, found, control), control)
+    proof = verify(job, found, transfer.relay(job, found, control), control)
     Path(found.final).write_bytes(b"somebody else's")
     with pytest.raises(DestinationExists):
         publishing.publish(job, found, Intent(proof.size, proof.sha256, 1))
     assert Path(found.final).read_bytes() == b"somebody else's"
-    stream.discard(job, found)
+    transfer.discard(job, found)
     assert not parts(ends)
 
 
@@ -133,7 +135,7 @@ def test_our_own_file_from_a_retry_is_accepted(ends: Ends) -> None:
     (ends.folder("a") / "in").write_bytes(DATA)
     job, control = ends.job("a:in", "b:out"), Control()
     found = probe(job)
-    proof = verify(job, found, stream.relay(job, found, control), control)
+    proof = verify(job, found, transfer.relay(job, found, control), control)
     intent = Intent(proof.size, proof.sha256, found.source_stat.mtime)
     publishing.publish(job, found, intent)
     publishing.publish(job, found, intent)  # the answer of the first was lost
@@ -149,7 +151,7 @@ def test_damage_to_what_was_stored_is_caught(ends: Ends, fault: str) -> None:
     (ends.folder("a") / "in").write_bytes(DATA)
     job, control = ends.job("a:in", "b:out"), Control()
     found = probe(job)
-    moved = stream.relay(job, found, control)
+    moved = transfer.relay(job, found, control)
     part = Path(found.part)
     with part.open("r+b") as file:
         if fault == "flip":
@@ -169,13 +171,13 @@ def test_a_source_that_changes_under_the_copy_is_caught(ends: Ends) -> None:
     source.write_bytes(DATA)
     job, control = ends.job("a:in", "b:out"), Control()
     found = probe(job)
-    moved = stream.relay(job, found, control)
+    moved = transfer.relay(job, found, control)
     os.utime(source, (time.time() + 10, time.time() + 10))
     with pytest.raises(SourceChanged):
         verify(job, found, moved, control)
     source.write_bytes(DATA[:-1])
     with pytest.raises(SourceChanged):
-        stream.relay(job, found, Control())  # shorter than it was when probed
+        transfer.relay(job, found, Control())  # shorter than it was when probed
 
 
 def test_the_size_policy_says_what_it_proved(ends: Ends) -> None:
@@ -191,8 +193,8 @@ def test_two_names_of_one_directory_never_destroy_the_file(ends: Ends, kind: Tra
     job = ends.job("b:in", "c:in", kind, overwrite=True)
     found = probe(job)
     with pytest.raises(DestinationExists, match="one and the same"):
-        stream.relay(job, found, Control())
-    stream.discard(job, found)
+        transfer.relay(job, found, Control())
+    transfer.discard(job, found)
     assert file.read_bytes() == DATA
     assert not parts(ends)
 
@@ -203,15 +205,15 @@ def test_a_stop_ends_the_work_at_once(ends: Ends) -> None:
     found = probe(job)
     control.stop(Cancelled("enough"))
     with pytest.raises(Cancelled):
-        stream.relay(job, found, control)
-    stream.discard(job, found)
+        transfer.relay(job, found, control)
+    transfer.discard(job, found)
     assert not parts(ends)
 
 
 def test_what_earlier_attempts_left_goes(ends: Ends) -> None:
     (ends.folder("a") / "in").write_bytes(DATA)
     job = ends.job("a:in", "b:out")
-    stream.relay(job, probe(job), Control())
+    transfer.relay(job, probe(job), Control())
     assert len(parts(ends)) >= 1
     carry(replace(job, epoch=2))
     assert not parts(ends)

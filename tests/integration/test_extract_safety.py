@@ -14,28 +14,30 @@ import pytest
 
 from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.domain.states import Phase, TransferKind
-from datamanager.engine import probe as probing
-from datamanager.engine import verify as verifying
+from datamanager.engine.attempt import Found, Moved, Proof
 from datamanager.engine.control import Control
-from datamanager.engine.extracting.content import Lying
-from datamanager.engine.job import Found, Moved, Proof
-from datamanager.engine.single import Share
+from datamanager.engine.extracting.member_content import Lying
+from datamanager.engine.single import probe as probing
+from datamanager.engine.single import verify as verifying
+from datamanager.engine.single.staged_file import Share
 from datamanager.errors import SourceChanged
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
-from flows import extract_steps
-from flows.running import extracting, members
-from flows.running import work as working
-from flows.running.litter import clear_up
-from flows.running.services import Services
-from flows.running.work import Work
-from models import archive_items, movers, outcomes, transfers
-from models.batch_items import count_items, in_doubt, select_items
+from flows.archive import members
+from flows.cleanup.partial_files import clear_up
+from flows.external import extracting
+from flows.runtime import transfer_run as working
+from flows.runtime.services import Services
+from flows.runtime.transfer_run import Work
+from flows.steps import extract as extract_steps
+from models.archive import items as archive_items
+from models.batches.items import count_items, in_doubt, select_items
 from models.database import Database
-from models.objects import get_object
-from models.transfers import Order
+from models.objects.catalogue import get_object
+from models.transfers import outcomes, queue, submission
+from models.transfers.submission import Order
 from tests.support.bookkeeping import claims
 from tests.support.bundling import attempt
 from tests.support.packing import tar_of
@@ -88,7 +90,7 @@ def submit(parts: Services, **fields: Any) -> UUID:
     asked = {"url": "https://example.org/a.tar", "machine": "here", "path": "in", "options": {"extract": "tar"}}
     order = Order(TransferKind.GETEXTERNAL, validated({**asked, **fields}, GetExternalRequest))
     with parts.database.write() as session:
-        return transfers.submit(session, parts.machines, order).id
+        return submission.submit(session, parts.machines, order).id
 
 
 def fetched(work: Work, data: bytes) -> tuple[Found, Proof]:
@@ -125,7 +127,7 @@ def dies(parts: Services, transfer: UUID, data: bytes, control: Control) -> None
 def lost(work: Work) -> None:
     """Let a mover be gone."""
     with work.parts.database.write() as session:
-        movers.requeue(session, work.hold)
+        queue.requeue(session, work.hold)
 
 
 def registered(parts: Services, transfer: UUID) -> set[str]:

@@ -21,14 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datamanager.domain.location import Place
-from datamanager.engine import bulk_publish, single
-from datamanager.engine.bulk import SMALL
-from datamanager.engine.chunk import Failed, Later, Staged
+from datamanager.engine.bulk import bulk_publish
+from datamanager.engine.bulk.bulk_chunk import Failed, Later, Staged
+from datamanager.engine.bulk.run import SMALL
 from datamanager.engine.control import Control
-from datamanager.engine.extracting import large, small
-from datamanager.engine.extracting.content import Lying
-from datamanager.engine.extracting.listing import Packaging, members_of
-from datamanager.engine.extracting.member import MEMBERS_MAX, Packed
+from datamanager.engine.extracting import large_members, small_members
+from datamanager.engine.extracting.archive_listing import Packaging, members_of
+from datamanager.engine.extracting.archive_member import MEMBERS_MAX, Packed
+from datamanager.engine.extracting.member_content import Lying
+from datamanager.engine.single import staged_file
 from datamanager.errors import ChecksumMismatch, DataManagerError, DownloadFailed, SourceChanged, TooLarge
 from datamanager.machines import Machine
 from tests.support.ends import Ends
@@ -73,13 +74,13 @@ class Workbench:
         """Extract members as a mover does: small ones together, the others one by one; return what came of each."""
         lying, transfer = Lying(str(self.archive), self.archive.stat().st_size), uuid4()
         items = [
-            small.ExtractItem(n, one, Place("m", f"archive/{one.name}"), Place.of(self.machine, "in", one.name))
+            small_members.ExtractItem(n, one, Place("m", f"archive/{one.name}"), Place.of(self.machine, "in", one.name))
             for n, one in enumerate(members)
         ]
         results: dict[str, bytes | DataManagerError] = {}
         storage = self.ends.end("m", "x").storage
         with storage.pair() as (source, sink):
-            found = small.stage(
+            found = small_members.stage(
                 source,
                 sink,
                 lying,
@@ -99,8 +100,8 @@ class Workbench:
             member = members[later.number]
             job = self.ends.job(f"m:archive/{later.number}", f"m:in/{member.name}")
             try:
-                ready = large.stage(job, lying, member, Control(), lambda _: None)
-                single.publish(ready, Control())
+                ready = large_members.stage(job, lying, member, Control(), lambda _: None)
+                staged_file.publish(ready, Control())
             except DataManagerError as error:
                 results[member.name] = error
         for member in members:
@@ -366,7 +367,7 @@ def test_an_archive_that_changes_under_it(there: Workbench) -> None:
     os.truncate(there.archive, 1024)
     job = there.ends.job("m:archive/b", "m:in/b")
     with pytest.raises(DataManagerError):
-        large.stage(job, lying, members[1], Control(), lambda _: None)
+        large_members.stage(job, lying, members[1], Control(), lambda _: None)
     with there.ends.end("m", "x").storage.session() as session, pytest.raises(SourceChanged):
         lying.require_there(session)
 

@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy import update
 
 from datamanager.errors import MachineUnavailable
-from models import health, limits, movers, outcomes
 from models.database import Database, now
-from models.health import FAILURES, PAUSE, PAUSE_MAX, Health, Probe
-from models.movers import Hold
+from models.machines import health, limits
+from models.machines.health import FAILURES, PAUSE, PAUSE_MAX, Health, Probe
 from models.tables import MachineHealth, Transfer
+from models.transfers import outcomes, queue
+from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, order, register, submit
 
 
@@ -48,7 +49,7 @@ def pass_time(database: Database) -> None:
 
 def take(database: Database) -> list[Hold]:
     with database.write() as session:
-        return movers.take(session, "mover-1", LEASE, 100, caps=limits.caps(session, MACHINES))
+        return queue.take(session, "mover-1", LEASE, 100, caps=limits.caps(session, MACHINES))
 
 
 def taken(database: Database) -> list[UUID]:
@@ -148,7 +149,7 @@ def test_transfers_of_a_machine_that_is_away_wait_untouched_and_hinder_no_other(
     fail(database, times=FAILURES)
     assert taken(database) == [there]
     with database.read() as session:
-        assert not movers.waiting(session, limits.caps(session, MACHINES))
+        assert not queue.waiting(session, limits.caps(session, MACHINES))
     for transfer in out:
         row = get_transfer(database, transfer)
         assert (row.status, row.attempts, row.epoch, row.owner, row.faults) == ("QUEUED", 0, 0, None, [])
@@ -169,7 +170,7 @@ def test_a_drained_machine_lets_what_runs_end_and_takes_nothing_new(database: Da
         assert health.drain(session, "beta").drained == drained  # since the first time
     assert taken(database) == []
     with database.write() as session:
-        assert movers.renew(session, [hold], LEASE) == []
+        assert queue.renew(session, [hold], LEASE) == []
         outcomes.fail(session, hold, MachineUnavailable("away"))
     fail(database, times=FAILURES)
     with database.write() as session:
@@ -196,9 +197,9 @@ def test_who_waits_for_an_answer_gets_it(database: Database, why: str) -> None:
     task = submit(database, order("getexternal", dest="task"))
     with database.write() as session:
         session.execute(update(Transfer).where(Transfer.id.in_([waited, begun])).values(fail_fast=True))
-        (hold,) = movers.take(session, "mover-1", LEASE, 1, only=begun)
-        movers.begin(session, hold, uuid4())
-        movers.requeue(session, hold)  # its file may have its name already: the next attempt must look
+        (hold,) = queue.take(session, "mover-1", LEASE, 1, only=begun)
+        queue.begin(session, hold, uuid4())
+        queue.requeue(session, hold)  # its file may have its name already: the next attempt must look
     assert refuse(database) == []
     if why == "drained":
         with database.write() as session:

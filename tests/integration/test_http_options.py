@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from datamanager.engine import downloading
+from datamanager.engine.fetching import download as downloading
 from datamanager.errors import (
     ChecksumMismatch,
     ConnectionLost,
@@ -28,8 +28,8 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources import Guard, typed_options
-from datamanager.sources.fetching import Fetching, open_fetching
-from datamanager.sources.options import secret_fields, without_secrets
+from datamanager.sources.download_terms import Fetching, open_fetching
+from datamanager.sources.terms.options import secret_fields, without_secrets
 from tests.support.authority import Authority
 from tests.support.downloads import LOOPBACK
 from tests.support.fetcher import Fetcher

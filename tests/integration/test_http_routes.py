@@ -15,7 +15,7 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources import Guard, open_source
-from datamanager.sources.http import MAX_REDIRECTS
+from datamanager.sources.http.client import MAX_REDIRECTS
 from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, chunked, fetch
 from tests.support.odd_http import OddServer, answer, ok, redirect

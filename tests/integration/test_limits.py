@@ -14,19 +14,21 @@ import pytest
 from sqlalchemy import event, select, update
 
 from datamanager.domain.limits import NO_LIMIT, Limits
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferStatus
-from datamanager.engine import stream
+from datamanager.domain.timing import Priority
 from datamanager.engine.control import Control
-from datamanager.engine.probe import probe
+from datamanager.engine.single import transfer as stream
+from datamanager.engine.single.probe import probe
 from datamanager.engine.throttle import BURST, Throttles
 from datamanager.errors import NoSpace, TaskEnded, TaskNotFound
 from datamanager.machines import Machine, Machines, TransportKind, parse_machines
-from models import leases, limits, movers, outcomes
+from models.core import leases
+from models.core.listen import RESUMED, Listener
 from models.database import Database
-from models.listen import RESUMED, Listener
-from models.movers import Hold
+from models.machines import limits
 from models.tables import Transfer
+from models.transfers import outcomes, queue
+from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE, begin, get_transfer, order, register, submit
 from tests.support.ends import Ends
 
@@ -48,12 +50,12 @@ CONFIGURED: Machines = parse_machines(
 
 def take(database: Database, limit: int = 100, *, owner: str = "mover-1", **caps: int) -> list[Hold]:
     with database.write() as session:
-        return movers.take(session, owner, LEASE, limit, caps=caps)
+        return queue.take(session, owner, LEASE, limit, caps=caps)
 
 
 def waiting(database: Database, **caps: int) -> bool:
     with database.read() as session:
-        return movers.waiting(session, caps)
+        return queue.waiting(session, caps)
 
 
 def fetch(database: Database, name: str, machine: str = "beta") -> UUID:
@@ -63,7 +65,7 @@ def fetch(database: Database, name: str, machine: str = "beta") -> UUID:
 
 def end(database: Database, hold: Hold) -> None:
     with database.write() as session:
-        movers.begin(session, hold, uuid4())
+        queue.begin(session, hold, uuid4())
         outcomes.fail(session, hold, NoSpace("full"))
 
 
@@ -109,12 +111,12 @@ def test_who_counts(database: Database, given_back: str) -> None:
     (hold,) = take(database, 1, beta=1)
     with database.write() as session:
         if given_back == "requeued":
-            movers.requeue(session, hold)
+            queue.requeue(session, hold)
         elif given_back == "reaped":
-            movers.renew(session, [hold], -LEASE)
-            movers.reap(session)
+            queue.renew(session, [hold], -LEASE)
+            queue.reap(session)
         else:
-            movers.begin(session, hold, uuid4())
+            queue.begin(session, hold, uuid4())
     assert taken(take(database, beta=1)) == ([] if given_back == "begun" else [first])
     assert get_transfer(database, second).owner is None
 
@@ -126,7 +128,7 @@ def test_one_named_transfer_waits_for_its_machine_too(database: Database) -> Non
 
     def named() -> list[Hold]:
         with database.write() as session:
-            return movers.take(session, "mover-1", LEASE, 1, only=second, caps={"beta": 1})
+            return queue.take(session, "mover-1", LEASE, 1, only=second, caps={"beta": 1})
 
     assert named() == []
     end(database, hold)

@@ -14,19 +14,19 @@ from sqlalchemy import update
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.requests import CopyManyRequest, CopyRequest, DeleteRequest, RegisterRequest
 from datamanager.domain.states import TransferKind
-from datamanager.engine.chunk import item_id, part_name
+from datamanager.engine.bulk.bulk_chunk import item_id, part_name
 from datamanager.errors import Cancelled
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
-from flows.running.litter import GIVEN_UP_AFTER, clear_up
-from flows.running.services import Services
-from models import control, movers, outcomes, transfers
+from flows.cleanup.partial_files import GIVEN_UP_AFTER, clear_up
+from flows.runtime.services import Services
 from models.database import Database, now
-from models.objects import Facts, register_object
+from models.objects.catalogue import Facts, register_object
 from models.tables import Transfer, TransferItem
-from models.transfers import Order
+from models.transfers import cancel_pause, outcomes, queue, submission
+from models.transfers.submission import Order
 from tests.support.bookkeeping import LEASE
 
 LONG = "x" * 240
@@ -56,24 +56,24 @@ def an_object(parts: Services, name: str) -> UUID:
 
 def submit(parts: Services, order: Order) -> UUID:
     with parts.database.write() as session:
-        return transfers.submit(session, parts.machines, order).id
+        return submission.submit(session, parts.machines, order).id
 
 
 def fail(parts: Services, transfer: UUID, epochs: int) -> None:
     """Let a transfer be taken so many times and then be cancelled, with something left behind."""
     for number in range(epochs):
         with parts.database.write() as session:
-            (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
-            movers.begin(session, hold, uuid4())
+            (hold,) = queue.take(session, "mover", LEASE, 1, only=transfer)
+            queue.begin(session, hold, uuid4())
             if number < epochs - 1:
-                movers.requeue(session, hold)
+                queue.requeue(session, hold)
     with parts.database.write() as session:
         outcomes.fail(session, hold, Cancelled("c"), litter=True)
 
 
 def littered(parts: Services) -> list[UUID]:
     with parts.database.read() as session:
-        return [row.id for row in control.littered(session, 10)]
+        return [row.id for row in cancel_pause.littered(session, 10)]
 
 
 def test_what_a_transfer_left_is_removed(parts: Services, tmp_path: Path) -> None:
@@ -133,21 +133,21 @@ def test_what_a_batchs_items_left_is_removed(parts: Services, tmp_path: Path) ->
     assert littered(parts) == []
 
 
-def taken_twice(parts: Services, transfer: UUID) -> movers.Hold:
+def taken_twice(parts: Services, transfer: UUID) -> queue.Hold:
     """Return the hold of a mover that has a transfer after another one lost it."""
     for last in (False, True):
         with parts.database.write() as session:
-            (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
-            movers.begin(session, hold, uuid4())
+            (hold,) = queue.take(session, "mover", LEASE, 1, only=transfer)
+            queue.begin(session, hold, uuid4())
             if not last:
-                movers.requeue(session, hold)
+                queue.requeue(session, hold)
     return hold
 
 
 def lost(parts: Services, transfer: UUID) -> None:
     """Let the mover that lost a transfer say so."""
     with parts.database.write() as session:
-        control.leave_litter(session, transfer)
+        cancel_pause.leave_litter(session, transfer)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before the end", "after the end"])
@@ -206,9 +206,9 @@ def test_who_lost_a_delete_left_nothing(parts: Services) -> None:
 def give_up(parts: Services, transfer: UUID, *, begun: bool = True) -> None:
     """End a transfer in ERROR without saying whether it left something behind."""
     with parts.database.write() as session:
-        (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
+        (hold,) = queue.take(session, "mover", LEASE, 1, only=transfer)
         if begun:
-            movers.begin(session, hold, uuid4())
+            queue.begin(session, hold, uuid4())
     with parts.database.write() as session:
         outcomes.fail(session, hold, Cancelled("c"))
 

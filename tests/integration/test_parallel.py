@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from datamanager.errors import ConnectionLost, DataManagerError, SourceChanged
 from datamanager.sources import parallel
-from datamanager.sources.fetching import Fetching, open_fetching
-from datamanager.sources.http import HttpSource
+from datamanager.sources.download_terms import Fetching, open_fetching
+from datamanager.sources.http.client import HttpSource
 from datamanager.sources.parallel import Parallel, Places
 from tests.support.downloads import LOOPBACK
 from tests.support.fetcher import Fetcher
@@ -273,8 +273,8 @@ def opened(server: Slow) -> Fetching:
 
 
 def test_a_download_is_gone_on_with_in_parts(server: Slow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamanager.engine.downloading.CHECKPOINT_EVERY", 0.05)
-    monkeypatch.setattr("datamanager.engine.downloading.WORTH", 2**30)  # no second connection at once
+    monkeypatch.setattr("datamanager.engine.fetching.download.CHECKPOINT_EVERY", 0.05)
+    monkeypatch.setattr("datamanager.engine.fetching.download.WORTH", 2**30)  # no second connection at once
     fetcher = Fetcher(tmp_path)
     server.faults = dict.fromkeys(range(4, 9), "cut")
     assert fetcher.until_done(opened(server)) == BODY

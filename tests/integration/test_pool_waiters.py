@@ -12,8 +12,8 @@ import pytest
 from datamanager.errors import DataManagerError, MachineUnavailable
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
-from datamanager.transports.loans import Loans
-from datamanager.transports.pool import SftpStorage
+from datamanager.transports.session_limiter import Loans
+from datamanager.transports.sftp.pool import SftpStorage
 from tests.contract.conftest import control_dir, until
 
 __all__ = ["control_dir"]

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import func, select
 
 from datamanager.messaging.broker import Broker
-from deployments.relay import POLL, Relay
+from deployments.amqp.relay import POLL, Relay
 from models.database import Database, now
 from models.tables import Lease, OutboxMessage
 from tests.support.amqp import away, client, listener, rest, take
@@ -181,7 +181,7 @@ def test_another_relay_takes_over_from_a_killed_one_at_its_leases_end(catalogue_
     script = (
         "import os, signal, sys\n"
         "from datamanager.messaging.broker import Broker\n"
-        "from deployments.relay import Relay\n"
+        "from deployments.amqp.relay import Relay\n"
         "from models.database import Database\n"
         "relay = Relay(Database(sys.argv[1]), Broker(sys.argv[2]), 'the killed one')\n"
         "assert relay._take()\n"  # it holds the lease and has read its batch

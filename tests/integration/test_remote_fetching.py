@@ -21,17 +21,17 @@ from uuid import uuid4
 import pytest
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine import downloading
+from datamanager.engine.attempt import Intent, Job, Restart
 from datamanager.engine.control import Control
-from datamanager.engine.downloading import TAIL, Wanted
-from datamanager.engine.job import Intent, Job, Restart
-from datamanager.engine.on_machine import on_machine
-from datamanager.engine.probe import probe
-from datamanager.engine.publish import publish
-from datamanager.engine.remote_fetching import fetch
-from datamanager.engine.stream import discard
+from datamanager.engine.fetching import download as downloading
+from datamanager.engine.fetching.curl_on_machine import on_machine
+from datamanager.engine.fetching.download import TAIL, Wanted
+from datamanager.engine.fetching.remote_download import fetch
+from datamanager.engine.single.probe import probe
+from datamanager.engine.single.publish import publish
+from datamanager.engine.single.transfer import discard
+from datamanager.engine.single.verify import verify
 from datamanager.engine.throttle import Throttle
-from datamanager.engine.verify import verify
 from datamanager.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -48,8 +48,8 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources import Guard
-from datamanager.sources.fetching import Fetching, open_fetching
-from datamanager.sources.origins import ask
+from datamanager.sources.download_terms import Fetching, open_fetching
+from datamanager.sources.terms.source_validators import ask
 from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, chunked
 from tests.support.ends import Ends
@@ -510,8 +510,8 @@ def test_a_silent_and_a_dripping_source(machine: Machine, server: OddServer) -> 
 
 def test_a_curl_that_hangs(machine: Machine, server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own limits of time are of no use then."""
-    monkeypatch.setattr("datamanager.sources.remote.LATE", 0.5)
-    monkeypatch.setattr("datamanager.transports.remote_curl._ENDING", 0.5)
+    monkeypatch.setattr("datamanager.sources.remote_curl.remote_source.LATE", 0.5)
+    monkeypatch.setattr("datamanager.transports.remote.curl._ENDING", 0.5)
     server.answers["/"] = [60.0]
     run, pids = on_machine(machine.job.target), list[int]()
     terms: dict[str, Any] = {"connect_timeout": 1, "max_size": 2**20, "run": run}

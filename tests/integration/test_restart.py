@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datamanager.domain.states import Verified
-from datamanager.engine import publish as publishing
-from datamanager.engine import stream
+from datamanager.engine.attempt import Intent, Job, Restart
 from datamanager.engine.control import Control
-from datamanager.engine.job import Intent, Job, Restart
-from datamanager.engine.probe import probe
-from datamanager.engine.restart import BLOCK, WINDOW
-from datamanager.engine.verify import verify
+from datamanager.engine.single import publish as publishing
+from datamanager.engine.single import transfer
+from datamanager.engine.single.probe import probe
+from datamanager.engine.single.restart import BLOCK, WINDOW
+from datamanager.engine.single.verify import verify
 from datamanager.errors import Cancelled, ChecksumMismatch, ConnectionLost, DataManagerError, MachineUnavailable
 from datamanager.machines import Machine
 from tests.support.ends import Ends
@@ -65,7 +65,7 @@ class Site:
         """Do what one attempt of the flow does."""
         job, control = dataclasses.replace(job, restart=self.marker), control or Control()
         found = probe(job)
-        proof = verify(job, found, stream.relay(job, found, control, self.remember), control)
+        proof = verify(job, found, transfer.relay(job, found, control, self.remember), control)
         publishing.publish(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime))
         return proof.verified
 

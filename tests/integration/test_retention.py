@@ -32,14 +32,17 @@ from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
-from flows.running import retention_run
-from flows.running.retention_run import OPEN_AT_ONCE
-from flows.running.services import Services
-from models import health, retention_acts, retention_holds, retention_marks, retention_runs, retention_survey
+from flows.retention import run as retention_run
+from flows.retention.run import OPEN_AT_ONCE
+from flows.runtime.services import Services
 from models.database import Database, now
-from models.retention_runs import Terms
+from models.machines import health
+from models.retention import holds, marks, survey
+from models.retention import runs as retention_runs
+from models.retention import submission as retention_submission
+from models.retention.runs import Terms
 from models.tables import Bundle, BundleMember, Claim, RetentionMark, RetentionRun
-from models.transfers import Order, submit
+from models.transfers.submission import Order, submit
 from tests.support import archiving
 from tests.support.bookkeeping import told
 from tests.support.retention import COPIES, LONG_AGO, Keeper, moving, perform_all, reasons
@@ -278,18 +281,18 @@ def test_a_held_object_stays_whatever_comes(keeper: Keeper) -> None:
     one = keeper.object("a.bin", group="scratch", lifetime="0s")
     database = keeper.parts.database
     with database.write() as session:
-        retention_holds.hold(session, one, "a paper", "maria")
+        holds.hold(session, one, "a paper", "maria")
     row = keeper.run(LAST)
     assert reasons(row) == {str(one): "held"}
     with database.write() as session, pytest.raises(ObjectHeld, match="a paper"):
         submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
     with database.write() as session:
-        retention_holds.release(session, one)
+        holds.release(session, one)
     keeper.run(LAST)
     assert keeper.status(one) == ["DELETED"]
     assert {"dm.object.held", "dm.object.released"} <= set(told(database, one))
     with database.write() as session, pytest.raises(ObjectDeleted):
-        retention_holds.hold(session, one, "too late", "")
+        holds.hold(session, one, "too late", "")
 
 
 def test_an_object_whose_delete_is_under_way_can_not_be_held(keeper: Keeper) -> None:
@@ -297,7 +300,7 @@ def test_an_object_whose_delete_is_under_way_can_not_be_held(keeper: Keeper) -> 
     with keeper.parts.database.write() as session:
         submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy, match="being deleted"):
-        retention_holds.hold(session, one, "late", "")
+        holds.hold(session, one, "late", "")
 
 
 def test_a_delete_that_is_under_way_takes_no_new_lifetime(keeper: Keeper) -> None:
@@ -305,7 +308,7 @@ def test_a_delete_that_is_under_way_takes_no_new_lifetime(keeper: Keeper) -> Non
     with keeper.parts.database.write() as session:
         submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy, match="being deleted"):
-        retention_holds.set_expiry(session, one, None)
+        holds.set_expiry(session, one, None)
 
 
 def test_a_mark_waits_for_its_grace(keeper: Keeper) -> None:
@@ -333,7 +336,7 @@ def test_a_mark_that_does_not_hold_any_more_is_void(keeper: Keeper, change: str)
             keeper.change(mine, last_used=time)
         case "held":
             with keeper.parts.database.write() as session:
-                retention_holds.hold(session, mine, "why", "")
+                holds.hold(session, mine, "why", "")
         case "rule gone":
             text = text.replace('"copies"', '"another"')
         case "other action":
@@ -353,10 +356,10 @@ def test_a_marked_object_is_taken_back_for_a_while(keeper: Keeper) -> None:
     keeper.object("paper.bin")
     database, machines = keeper.parts.database, keeper.parts.machines
     with database.write() as session, pytest.raises(NotMarked):
-        retention_holds.restore(session, machines, mine, MONTH)
+        holds.restore(session, machines, mine, MONTH)
     keeper.run(WITH_GRACE)
     with database.write() as session:
-        assert retention_holds.restore(session, machines, mine, MONTH)[1] is None
+        assert holds.restore(session, machines, mine, MONTH)[1] is None
     keeper.make_due()
     assert reasons(keeper.run(WITH_GRACE)) == {str(mine): "restored"}
     with database.write() as session:
@@ -369,7 +372,7 @@ def test_an_archived_object_is_restored_by_activating_it(keeper: Keeper) -> None
     keeper.run(ARCHIVE)
     database, machines = keeper.parts.database, keeper.parts.machines
     with database.write() as session:
-        _, task = retention_holds.restore(session, machines, mine, MONTH)
+        _, task = holds.restore(session, machines, mine, MONTH)
     assert task is not None
     perform_all(keeper.parts)
     assert keeper.status(mine) == ["ACTIVE"]
@@ -402,7 +405,7 @@ def test_a_run_whose_time_is_over_begins_nothing_more(keeper: Keeper) -> None:
 
 
 def test_marks_of_a_rule_that_went_are_taken_back_page_by_page(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention_survey, "PAGE", 3)
+    monkeypatch.setattr(survey, "PAGE", 3)
     monkeypatch.setattr(retention_run, "WRITTEN_AT_ONCE", 2)
     for number in range(8):
         keeper.object(f"{number}.bin", group="scratch")
@@ -448,7 +451,7 @@ def test_a_run_that_dies_after_it_submitted_leaves_nothing_double(keeper: Keeper
     with keeper.parts.database.write() as session:
         assert run in retention_runs.end_lost(session)
         dead = session.get_one(RetentionRun, run)
-        retention_marks.settle(session)
+        marks.settle(session)
     assert (dead.status, dead.error) == ("ERROR", retention_runs.INTERRUPTED)
     assert dead.counts[0]["objects"] == 2
     keeper.run(COPIES)
@@ -477,7 +480,7 @@ def test_a_forgotten_delete_of_an_object_that_is_still_archived_is_not_done(keep
     keeper.change(mine, status="ARCHIVED")
     with keeper.parts.database.write() as session:
         session.execute(update(RetentionMark).values(transfer_id=uuid4()))
-        assert retention_marks.settle(session) == 1
+        assert marks.settle(session) == 1
     (mark,) = keeper.marks()
     assert (mark.outcome, mark.transfer_id, mark.attempts) == (None, None, 1)
 
@@ -533,13 +536,13 @@ def test_what_changes_between_the_decision_and_the_act_is_seen(keeper: Keeper, m
     run, work = keeper.begin(WITH_GRACE)
     (decision,) = work._survey()
     with database.write() as session:
-        survivor = retention_acts.survivor_of(session, other)
+        survivor = retention_submission.survivor_of(session, other)
     with database.write() as session:
         match meanwhile:
             case "held":
-                retention_holds.hold(session, mine, "why", "")
+                holds.hold(session, mine, "why", "")
             case "restored":
-                retention_holds.restore(session, machines, mine, MONTH)
+                holds.restore(session, machines, mine, MONTH)
             case "read":
                 submit(session, machines, Order(TransferKind.COPY, CopyRequest(machine="far", dest="x"), mine))
             case "survivor deleted":
@@ -549,7 +552,7 @@ def test_what_changes_between_the_decision_and_the_act_is_seen(keeper: Keeper, m
     if meanwhile == "survivor moved":
         keeper.change(other, place="elsewhere.bin")
     with database.write() as session:
-        found = retention_acts.submit_delete(session, machines, run, work._rules, decision, survivor)
+        found = retention_submission.submit_delete(session, machines, run, work._rules, decision, survivor)
     assert found.reason is not None
     assert keeper.status(mine) == ["ACTIVE"]
     assert [one for one in keeper.transfers() if one.object_id == mine and one.kind == "delete"] == []

@@ -16,19 +16,22 @@ from sqlalchemy import delete, select, update
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, DeleteRequest, RegisterRequest
-from datamanager.domain.retention import Verdict
-from datamanager.domain.retention_rules import Rule, Rules
+from datamanager.domain.retention.decisions import Verdict
+from datamanager.domain.retention.rules import Rule, Rules
 from datamanager.domain.states import ObjectStatus, TransferKind, Verified
 from datamanager.errors import CatalogueError, RemoteFailure
 from datamanager.machines import parse_machines
-from models import movers, outcomes, retention_acts, retention_holds, retention_marks, retention_runs
 from models.database import Database, now
-from models.objects import Facts, register_object
-from models.retention_report import make_decider
-from models.retention_runs import Terms
-from models.retention_survey import Survey
+from models.objects.catalogue import Facts, register_object
+from models.retention import holds, marks
+from models.retention import runs as retention_runs
+from models.retention import submission as retention_submission
+from models.retention.report import make_decider
+from models.retention.runs import Terms
+from models.retention.survey import Survey
 from models.tables import Base, Claim, DataObject, RetentionMark, Transfer
-from models.transfers import Order, submit
+from models.transfers import outcomes, queue
+from models.transfers.submission import Order, submit
 from tests.support import archiving
 from tests.support.bookkeeping import LEASE
 
@@ -137,16 +140,16 @@ class World:
     def person(self, session: Any, what: str, one: UUID) -> None:
         match what:
             case "hold":
-                retention_holds.hold(session, one, "why", "")
+                holds.hold(session, one, "why", "")
             case "release":
-                retention_holds.release(session, one)
+                holds.release(session, one)
             case "delete":
                 submit(session, MACHINES, Order(TransferKind.DELETE, DeleteRequest(), one))
             case "copy":
                 request = CopyRequest(machine="alpha", dest=f"{uuid4()}")
                 submit(session, MACHINES, Order(TransferKind.COPY, request, one))
             case "restore":
-                retention_holds.restore(session, MACHINES, one, DAY)
+                holds.restore(session, MACHINES, one, DAY)
             case "lose":
                 row = session.get(DataObject, one)
                 claims = select(Claim.id).where(Claim.object_id == one, Claim.mode != "place")
@@ -158,15 +161,15 @@ class World:
         """Do what a run does with the catalogue, the files being as they should."""
         with self.database.write() as session:
             run = retention_runs.begin_run(session, Terms(), None, "test", None).id
-            retention_marks.settle(session)
+            marks.settle(session)
             decider = make_decider(session, self.rules, MACHINES, Terms())
         survey = Survey(self.database, decider)
         stale = list(survey.stale())
         with self.database.write() as session:
-            retention_marks.void(session, stale)
+            marks.void(session, stale)
         found = list(survey.decisions())
         with self.database.write() as session:
-            retention_marks.mark(session, run, [one for one in found if one.verdict is Verdict.MARK], decider.now)
+            marks.mark(session, run, [one for one in found if one.verdict is Verdict.MARK], decider.now)
         acts = [one for one in found if one.verdict is Verdict.ACT]
         self.kept = next((one.survivor for one in acts if one.survivor), self.kept)
         for rule in self.rules.rule:
@@ -175,16 +178,16 @@ class World:
                 if mine:
                     self.others()
                     with self.database.write() as session:
-                        retention_acts.submit_archive(session, MACHINES, run, self.rules, rule, mine)
+                        retention_submission.submit_archive(session, MACHINES, run, self.rules, rule, mine)
                 continue
             for one in mine:
                 with self.database.write() as session:
-                    kept = one.survivor and retention_acts.survivor_of(session, one.survivor)
+                    kept = one.survivor and retention_submission.survivor_of(session, one.survivor)
                     if kept is None and not rule.even_last_copy:
                         continue
                 self.others()
                 with self.database.write() as session:
-                    out = retention_acts.submit_delete(session, MACHINES, run, self.rules, one, kept or None)
+                    out = retention_submission.submit_delete(session, MACHINES, run, self.rules, one, kept or None)
                 if out.verdict is Verdict.ACT:
                     self.by_retention[one.subject.id] = rule, one.survivor
         with self.database.write() as session:
@@ -202,9 +205,9 @@ class World:
                 archiving.perform(self.database, row.id, MACHINES["tape"])
                 continue
             with self.database.write() as session:
-                (hold,) = movers.take(session, "mover", LEASE, 1, only=row.id)
+                (hold,) = queue.take(session, "mover", LEASE, 1, only=row.id)
             with self.database.write() as session:
-                movers.begin(session, hold, uuid4())
+                queue.begin(session, hold, uuid4())
             with self.database.write() as session:
                 if failing is not None and row.object_id in (failing, None):
                     outcomes.fail(session, hold, RemoteFailure("on purpose"))

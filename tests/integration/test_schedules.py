@@ -15,10 +15,11 @@ from datamanager.domain.recurring import ScheduleRequest
 from datamanager.domain.states import Verified
 from datamanager.errors import DownloadFailed, ScheduleNotFound
 from datamanager.sealing import Sealer
-from models import outcomes, schedules
 from models.database import Database
-from models.objects import Facts
+from models.external import schedules
+from models.objects.catalogue import Facts
 from models.tables import DataObject, ScheduleRun, Transfer
+from models.transfers import outcomes
 from tests.support.bookkeeping import MACHINES, begin, get_object, get_transfer, messages, register
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

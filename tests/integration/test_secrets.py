@@ -14,13 +14,15 @@ from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind
 from datamanager.errors import DestinationExists, DownloadFailed, InternalError, NotSupported
 from datamanager.sealing import Sealer
-from datamanager.sources.secrets import joined
-from deployments.intake import Call, enter
-from models import control, housekeeping, movers, outcomes, sealed, transfers
+from datamanager.sources.terms.request_secrets import joined
+from deployments.amqp.submission import Call, enter
+from models.core import housekeeping
 from models.database import Database
-from models.objects import Facts
+from models.objects.catalogue import Facts
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer
-from models.transfers import Order, request_of, sealed_order
+from models.transfers import cancel_pause, outcomes, queue, submission
+from models.transfers import secrets as transfer_secrets
+from models.transfers.submission import Order, request_of, sealed_order
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, submit
 
 SECRET = "hunter2-5ecret"
@@ -64,7 +66,7 @@ def test_no_row_has_the_secret_and_the_mover_gets_it_back(database: Database, se
     assert isinstance(kept, GetExternalRequest)
     assert kept.options == {"password": "***", "username": "bob", "headers": {"X-Key": "***"}}
     with database.read() as session:
-        blob = sealed.sealed_of(session, task)
+        blob = transfer_secrets.sealed_of(session, task)
     assert blob is not None
     assert joined(kept, sealer.open(blob)) == wanted()
 
@@ -89,7 +91,7 @@ def test_the_secrets_go_with_the_end(database: Database, sealer: Sealer, end: st
     assert blobs(database) == 2
     if end == "cancelled in the queue":
         with database.write() as session:
-            control.cancel(session, task, "nobody wants it")
+            cancel_pause.cancel(session, task, "nobody wants it")
     else:
         hold = begin(database, task)
         with database.write() as session:
@@ -98,7 +100,7 @@ def test_the_secrets_go_with_the_end(database: Database, sealer: Sealer, end: st
             elif end == "error":
                 outcomes.fail(session, hold, DownloadFailed("404"))
             else:
-                movers.requeue(session, hold)  # not an end: the next mover needs them
+                queue.requeue(session, hold)  # not an end: the next mover needs them
     with database.read() as session:
         left = set(session.scalars(select(SealedSecrets.transfer_id)))
     assert left == ({task, other} if end == "reaped" else {other})
@@ -111,9 +113,9 @@ def test_housekeeping_removes_what_should_not_be_there(database: Database, seale
 
     task = asked(database, sealer)
     with database.write() as session:
-        sealed.keep(session, uuid4(), sealer.seal({}))  # of a transfer that is gone
+        transfer_secrets.keep(session, uuid4(), sealer.seal({}))  # of a transfer that is gone
         done = submit_done(session, sealer)
-        sealed.keep(session, done, sealer.seal({}))  # of one that has ended
+        transfer_secrets.keep(session, done, sealer.seal({}))  # of one that has ended
     assert blobs(database) == 3
     with database.write() as session:
         gone = housekeeping.tidy(session, Settings(), broker=False)
@@ -125,9 +127,9 @@ def test_housekeeping_removes_what_should_not_be_there(database: Database, seale
 def submit_done(session: Any, sealer: Sealer) -> UUID:
     """Make a transfer that has ended."""
     order = sealed_order(Order(TransferKind.GETEXTERNAL, wanted("done")), sealer)
-    row = transfers.submit(session, MACHINES, order)
-    (hold,) = movers.take(session, "mover", LEASE, 1, only=row.id)
-    movers.begin(session, hold, uuid4())
+    row = submission.submit(session, MACHINES, order)
+    (hold,) = queue.take(session, "mover", LEASE, 1, only=row.id)
+    queue.begin(session, hold, uuid4())
     outcomes.fail(session, hold, DownloadFailed("404"))
     return row.id
 

@@ -19,7 +19,7 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources import Guard, open_source
-from datamanager.sources.s3 import object_url
+from datamanager.sources.http.s3 import object_url
 from tests.support import rclone
 from tests.support.odd_http import OddServer, answer, ok, redirect
 

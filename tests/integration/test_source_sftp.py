@@ -32,8 +32,8 @@ from datamanager.errors import (
 )
 from datamanager.known_hosts import fingerprint
 from datamanager.sources import Guard, open_source
-from datamanager.sources.sftp import SftpSource
-from datamanager.sources.ssh_login import Login
+from datamanager.sources.sftp.client import SftpSource
+from datamanager.sources.sftp.ssh_login import Login
 from tests.support.odd_sftp import PASSWORD, USER, OddSftp, honest
 from tests.support.sshd import PrivateSshd, make_key
 

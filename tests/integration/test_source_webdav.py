@@ -20,7 +20,7 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources import Guard, open_source
-from datamanager.sources.fetching import open_fetching
+from datamanager.sources.download_terms import open_fetching
 from tests.support import web as webs
 from tests.support.odd_http import OddServer, answer, ok
 from tests.support.web import Web

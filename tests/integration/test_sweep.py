@@ -12,12 +12,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from datamanager.domain.location import temporary_name
-from datamanager.engine.chunk import item_id, part_name
+from datamanager.engine.bulk.bulk_chunk import item_id, part_name
 from datamanager.engine.control import Control
 from datamanager.errors import Cancelled, RemoteFailure
 from datamanager.machines import Machine, TransportKind
-from flows.running.sweeping import Sweeper, Swept
-from models import sweeps
+from flows.cleanup.sweeping import Sweeper, Swept
+from models.audit import sweeps
 from models.database import Database, now
 from models.tables import Transfer, TransferItem
 from tests.support.auditing import OLD, Plant

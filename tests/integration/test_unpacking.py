@@ -21,7 +21,7 @@ from datamanager.errors import (
     SizeMismatch,
     TooLarge,
 )
-from datamanager.sources.fetching import Fetching, open_fetching
+from datamanager.sources.download_terms import Fetching, open_fetching
 from tests.support.downloads import LOOPBACK
 from tests.support.fetcher import Fetcher
 from tests.support.odd_http import OddServer, answer

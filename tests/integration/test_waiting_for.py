@@ -7,11 +7,12 @@ from uuid import UUID
 
 from sqlalchemy import update
 
-from models import control, health, limits, movers
 from models.database import Database, now
-from models.health import FAILURES
+from models.machines import health, limits
+from models.machines.health import FAILURES
 from models.tables import Transfer
-from models.waiting import reasons
+from models.transfers import cancel_pause, queue
+from models.transfers.wait_reasons import reasons
 from tests.support.bookkeeping import MACHINES, begin, get_transfer, order, register, submit
 
 
@@ -41,10 +42,10 @@ def test_what_may_be_taken_waits_for_nothing(database: Database) -> None:
 def test_a_paused_one_waits_for_its_resume(database: Database) -> None:
     transfer = to_beta(database)
     with database.write() as session:
-        control.pause(session, transfer)
+        cancel_pause.pause(session, transfer)
     assert waits_for(database, transfer) == "resume"
     with database.write() as session:
-        control.resume(session, transfer)
+        cancel_pause.resume(session, transfer)
     assert waits_for(database, transfer) is None
 
 
@@ -68,7 +69,7 @@ def test_machines_are_waited_for(database: Database) -> None:
     hold = begin(database, other)
     assert waits_for(database, transfer) == "machine beta: its limit of 1 transfers is reached"
     with database.write() as session:
-        movers.requeue(session, hold)
+        queue.requeue(session, hold)
         for _ in range(FAILURES):
             health.failed(session, "beta")
         circuit = health.current(session)["beta"].circuit

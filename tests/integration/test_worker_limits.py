@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from deployments.pool import Caps, Room
-from models import movers
+from deployments.orchestrator.work_pool import Caps, Room
 from models.database import Database
-from models.runs import by_flow_run, held_by_priority, unheld_with_a_run
+from models.transfers import queue
+from models.transfers.prefect_queries import by_flow_run, held_by_priority, unheld_with_a_run
 from tests.support.bookkeeping import LEASE, begin, get_transfer, order, submit
 
 
@@ -47,7 +47,7 @@ def test_movers_that_count_at_once_keep_to_the_limit(database: Database) -> None
             with database.write() as session:
                 room = caps.room(held_by_priority(session), 2)
                 if room.total:
-                    taken.extend(movers.take(session, name, LEASE, room.total))
+                    taken.extend(queue.take(session, name, LEASE, room.total))
 
     threads = [threading.Thread(target=mover, args=(f"mover-{number}",)) for number in range(4)]
     for thread in threads:
@@ -67,7 +67,7 @@ def test_what_waits_although_it_has_a_run(database: Database) -> None:
             hold = begin(database, transfer)
             if number > 1:  # the second one is held still
                 with database.write() as session:
-                    movers.requeue(session, hold, spent=False)
+                    queue.requeue(session, hold, spent=False)
                 runs[transfer] = get_transfer(database, transfer).flow_run_id
     with database.read() as session:
         assert {row.id: row.flow_run_id for row in unheld_with_a_run(session, 10)} == runs

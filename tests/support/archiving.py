@@ -10,11 +10,13 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import Verified
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine
-from models import archive_items, batches, movers
+from models.archive import items as archive_items
+from models.batches import results as batch_results
 from models.database import Database
-from models.movers import Hold
-from models.objects import Facts, get_object
+from models.objects.catalogue import Facts, get_object
 from models.tables import Bundle as BundleRow
+from models.transfers import queue
+from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE
 
 SHA = "cd" * 32
@@ -36,10 +38,10 @@ def manifest(database: Database, bundle: BundleRow, *objects: UUID) -> Manifest:
 def perform(database: Database, transfer: UUID, archive: Machine) -> str | DataManagerError:
     """Do all of a transfer to or from an archive; return how it ended."""
     with database.write() as session:
-        (hold,) = movers.take(session, "mover-of-archives", LEASE, 1, only=transfer)
+        (hold,) = queue.take(session, "mover-of-archives", LEASE, 1, only=transfer)
     with database.write() as session:
-        kind = movers.begin(session, hold, uuid4()).kind
-        items = batches.items_to_do(session, hold, -1, 10_000)
+        kind = queue.begin(session, hold, uuid4()).kind
+        items = batch_results.items_to_do(session, hold, -1, 10_000)
     numbers = [item.number for item in items]
     if kind.startswith("activate"):
         with database.write() as session:

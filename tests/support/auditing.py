@@ -1,4 +1,4 @@
-"""Audits without Prefect: what `flows.audit` does in its order, and what tests ask of the report."""
+"""Audits without Prefect: what `flows.audit_machine` does in its order, and what tests ask of the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from datamanager.domain.audit import AuditTerms
+from datamanager.domain.audit.rules import AuditTerms
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.states import Verified
@@ -18,16 +18,18 @@ from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, Machines
 from datamanager.settings import Settings
-from datamanager.sources.guard import Guard
+from datamanager.sources.network.egress_guard import Guard
 from datamanager.transports.factory import Storages
-from flows.running.audit_again import conclude, second_look
-from flows.running.auditing import first_look
-from flows.running.examining import Examination
-from flows.running.scrubbing import scrub
-from flows.running.services import Services
-from models import audit_findings, audits, objects
+from flows.audit.context import Examination
+from flows.audit.first_pass import first_look
+from flows.audit.scrub import scrub
+from flows.audit.second_pass import conclude, second_look
+from flows.runtime.services import Services
+from models.audit import findings
+from models.audit import runs as audit_runs
 from models.database import Database
-from models.objects import Facts
+from models.objects import catalogue
+from models.objects.catalogue import Facts
 from models.tables import Audit, AuditFinding, DataObject
 from tests.support.site import sha256
 
@@ -86,22 +88,22 @@ class Plant:
         facts = Facts(len(data), sha256(data), Verified.SHA256)
         other = None if canonical is None else Place.of(self.machine, canonical)
         with self.database.write() as session:
-            return objects.register_object(session, request, place, facts, canonical=other)
+            return catalogue.register_object(session, request, place, facts, canonical=other)
 
     def get(self, object_id: UUID) -> DataObject:
         """Return an object's row."""
         with self.database.read() as session:
-            return objects.get_object(session, object_id)
+            return catalogue.get_object(session, object_id)
 
     def audit(self, between: Callable[[], Any] = lambda: None, **terms: Any) -> Audited:
         """Audit the machine; `between` is done between the two looks. Errors end it as they do in the flow."""
         asked = AuditTerms.model_validate({"scrub_share": 0, **terms})
         with self.database.write() as session:
-            audit = audits.submit(session, self.machine.name, asked).id
+            audit = audit_runs.submit(session, self.machine.name, asked).id
         with self.database.write() as session:
-            (hold,) = audits.take(session, 1)
+            (hold,) = audit_runs.take(session, 1)
         with self.database.write() as session:
-            audits.renew(session, hold, timedelta(minutes=10))
+            audit_runs.renew(session, hold, timedelta(minutes=10))
         error: DataManagerError | None = None
         try:
             exam = Examination(self.services, hold, asked, Control())
@@ -113,6 +115,6 @@ class Plant:
         except DataManagerError as exc:
             error = exc
         with self.database.write() as session:
-            audits.end(session, hold, error)
+            audit_runs.end(session, hold, error)
         with self.database.read() as session:
-            return Audited(audits.get_audit(session, audit), audit_findings.page(session, audit, limit=100_000))
+            return Audited(audit_runs.get_audit(session, audit), findings.page(session, audit, limit=100_000))

@@ -13,12 +13,13 @@ from datamanager.domain.requests import CopyRequest, DeleteRequest, GetExternalR
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.errors import DestinationExists
 from datamanager.machines import Machines, parse_machines
-from models import movers, objects, transfers
 from models.database import Database
-from models.movers import Hold
-from models.objects import Facts
+from models.objects import catalogue
+from models.objects.catalogue import Facts
 from models.tables import Claim, DataObject, OutboxMessage, Transfer
-from models.transfers import Order
+from models.transfers import queue, submission
+from models.transfers.queue import Hold
+from models.transfers.submission import Order
 
 LEASE = timedelta(seconds=30)
 SHA256 = "sha256:" + "ab" * 32
@@ -48,7 +49,7 @@ def register(database: Database, path: str, machine: str = "alpha", *, size: int
     request = RegisterRequest(filename=filename, path=directory, machine=machine, size=size, **fields)
     with database.write() as session:
         facts = Facts(size, verified=Verified.SIZE)
-        return objects.register_object(session, request, place(path, machine), facts)
+        return catalogue.register_object(session, request, place(path, machine), facts)
 
 
 def order(kind: str, object_id: UUID | None = None, dest: str = "", machine: str = "beta", **fields: Any) -> Order:
@@ -73,33 +74,33 @@ def order(kind: str, object_id: UUID | None = None, dest: str = "", machine: str
 def submit(database: Database, wanted: Order) -> UUID:
     """Submit an order in a transaction of its own."""
     with database.write() as session:
-        return transfers.submit(session, MACHINES, wanted).id
+        return submission.submit(session, MACHINES, wanted).id
 
 
 def take(database: Database, transfer: UUID | None = None, *, owner: str = "mover-1", limit: int = 1) -> list[Hold]:
     """Take transfers as a mover does."""
     with database.write() as session:
-        return movers.take(session, owner, LEASE, limit, only=transfer)
+        return queue.take(session, owner, LEASE, limit, only=transfer)
 
 
 def begin(database: Database, transfer: UUID, *, owner: str = "mover-1") -> Hold:
     """Take a transfer and begin its run."""
     (hold,) = take(database, transfer, owner=owner)
     with database.write() as session:
-        movers.begin(session, hold, uuid4())
+        queue.begin(session, hold, uuid4())
     return hold
 
 
 def get_transfer(database: Database, transfer: UUID) -> Transfer:
     """Return the transfer's row."""
     with database.read() as session:
-        return transfers.get_transfer(session, transfer)
+        return submission.get_transfer(session, transfer)
 
 
 def get_object(database: Database, object_id: UUID) -> DataObject:
     """Return the object's row."""
     with database.read() as session:
-        return objects.get_object(session, object_id)
+        return catalogue.get_object(session, object_id)
 
 
 def claims(database: Database) -> set[tuple[str, str | None, UUID | None, UUID | None]]:

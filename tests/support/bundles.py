@@ -17,14 +17,16 @@ from uuid import UUID, uuid4
 from datamanager.domain.bundles import Manifest, Member, Pack, VerifyLevel, Wanted, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferKind
-from datamanager.engine import bulk_publish, single
-from datamanager.engine.bulk import SMALL
-from datamanager.engine.bundles import archive, recall, recall_many
-from datamanager.engine.bundles.archive import ArchiveJob, Ready, Staged
-from datamanager.engine.chunk import Outcome
-from datamanager.engine.chunk import Staged as StagedFile
+from datamanager.engine.attempt import End, Job, Restart
+from datamanager.engine.bulk import bulk_publish
+from datamanager.engine.bulk.bulk_chunk import Outcome
+from datamanager.engine.bulk.bulk_chunk import Staged as StagedFile
+from datamanager.engine.bulk.run import SMALL
+from datamanager.engine.bundles.reading import bulk_recall, recall
+from datamanager.engine.bundles.writing import archive
+from datamanager.engine.bundles.writing.archive import ArchiveJob, Ready, Staged
 from datamanager.engine.control import Control
-from datamanager.engine.job import End, Job, Restart
+from datamanager.engine.single import staged_file
 from datamanager.machines import Machine
 from tests.contract.test_transport import NAMES
 from tests.support.ends import Ends
@@ -107,7 +109,7 @@ class Archive:
         """Bring a member back by itself."""
         job = dataclasses.replace(self.recall_job(made, to), **rules)
         ready = recall.stage(job, made.bundle, member(made, uuid), control or Control(), self.remember)
-        single.publish(ready, Control())
+        staged_file.publish(ready, Control())
         return self.ends.folder("a") / to
 
     def recall_job(self, made: Manifest, to: str) -> Job:
@@ -119,13 +121,13 @@ class Archive:
         """Bring members back together, into a directory."""
         machines = self.ends.machines
         items = [
-            recall_many.RecallItem(number, member(made, uuid), Place.of(machines["a"], f"{to}/{uuid}"))
+            bulk_recall.RecallItem(number, member(made, uuid), Place.of(machines["a"], f"{to}/{uuid}"))
             for number, uuid in enumerate(uuids)
         ]
         with ExitStack() as stack:
             source = stack.enter_context(self.ends.storages.get("b").session())
             target = stack.enter_context(self.ends.storages.get("a").session())
-            outcomes = recall_many.stage(
+            outcomes = bulk_recall.stage(
                 source,
                 target,
                 made.bundle,

@@ -19,13 +19,15 @@ from datamanager.domain.requests import RegisterRequest, Scheduled, validated
 from datamanager.domain.states import TransferKind
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError
-from flows.running import bundling, members, recalling
-from flows.running.services import Services
-from flows.running.work import Work
-from models import archive_items, batches, movers, transfers
-from models.objects import Facts, get_object, register_object
+from flows.archive import bundling, members, recalling
+from flows.runtime.services import Services
+from flows.runtime.transfer_run import Work
+from models.archive import items as archive_items
+from models.batches import results as batch_results
+from models.objects.catalogue import Facts, get_object, register_object
 from models.tables import DataObject
-from models.transfers import Order
+from models.transfers import queue, submission
+from models.transfers.submission import Order
 from tests.support.bookkeeping import LEASE
 
 
@@ -57,15 +59,15 @@ def submit(parts: Services, kind: str, *objects: UUID, **fields: Any) -> UUID:
         TransferKind(f"{kind}_many" if many else kind), validated(fields, model), None if many else objects[0]
     )
     with parts.database.write() as session:
-        return transfers.submit(session, parts.machines, order).id
+        return submission.submit(session, parts.machines, order).id
 
 
 def attempt(parts: Services, transfer: UUID, control: Control | None = None) -> Work:
     """Take a transfer as a mover does; return the attempt's work."""
     with parts.database.write() as session:
-        (hold,) = movers.take(session, "mover", LEASE, 1, only=transfer)
+        (hold,) = queue.take(session, "mover", LEASE, 1, only=transfer)
     with parts.database.write() as session:
-        row = movers.begin(session, hold, uuid4())
+        row = queue.begin(session, hold, uuid4())
     with disable_run_logger():
         return Work(parts, hold, row, control or Control())
 
@@ -73,7 +75,7 @@ def attempt(parts: Services, transfer: UUID, control: Control | None = None) -> 
 def perform(work: Work) -> str | DataManagerError:
     """Do all of a transfer, as its flow does."""
     with work.parts.database.read() as session:
-        rows = batches.items_to_do(session, work.hold, -1, 10_000)
+        rows = batch_results.items_to_do(session, work.hold, -1, 10_000)
     if work.row.kind.startswith("archive"):
         groups = bundling.plan(work, rows)
         for group in groups:

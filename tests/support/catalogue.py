@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 from datamanager.domain.location import Place
 from datamanager.domain.requests import NewObject
 from datamanager.machines import Machines, parse_machines
+from models.core.outbox import EVENTS_EXCHANGE, cloud_event
 from models.database import Database, now
-from models.objects import Facts, register_object
-from models.outbox import EVENTS_EXCHANGE, cloud_event
+from models.objects.catalogue import Facts, register_object
 from models.tables import Base, OutboxMessage
 
 MACHINES = """

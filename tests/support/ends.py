@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
-from datamanager.engine.job import End, Job
+from datamanager.engine.attempt import End, Job
 from datamanager.machines import Machine, Machines
 from datamanager.transports.factory import Storages
 

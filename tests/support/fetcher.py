@@ -10,16 +10,16 @@ from uuid import uuid4
 import pytest
 
 from datamanager.domain.states import TransferKind
+from datamanager.engine.attempt import Intent, Job, Restart
 from datamanager.engine.control import Control
-from datamanager.engine.downloading import Wanted, download
-from datamanager.engine.job import Intent, Job, Restart
-from datamanager.engine.probe import probe
-from datamanager.engine.publish import publish
-from datamanager.engine.stream import discard
-from datamanager.engine.verify import verify
+from datamanager.engine.fetching.download import Wanted, download
+from datamanager.engine.single.probe import probe
+from datamanager.engine.single.publish import publish
+from datamanager.engine.single.transfer import discard
+from datamanager.engine.single.verify import verify
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine
-from datamanager.sources.fetching import Fetching
+from datamanager.sources.download_terms import Fetching
 from tests.support.ends import Ends
 
 

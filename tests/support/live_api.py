@@ -23,13 +23,14 @@ from datamanager.machines import Machine, Machines, TransportKind
 from datamanager.messaging.wake import ring
 from datamanager.settings import Settings
 from datamanager.transports.factory import Storages
-from models import leases, movers, outcomes
+from models.core import leases
 from models.database import Database
 from models.migrate import upgrade
-from models.movers import Hold
-from models.objects import Facts
+from models.objects.catalogue import Facts
 from models.tables import Transfer
-from models.transfers import get_transfer
+from models.transfers import outcomes, queue
+from models.transfers.queue import Hold
+from models.transfers.submission import get_transfer
 from tests.support.ports import free_port
 
 LEASE = timedelta(seconds=60)
@@ -128,9 +129,9 @@ class LiveApi:
         """Take a transfer, begin it and end it, as a mover does with the catalogue."""
         transfer = UUID(str(task))
         with self.database.write() as session:
-            (hold,) = movers.take(session, MOVER, LEASE, 1, only=transfer)
+            (hold,) = queue.take(session, MOVER, LEASE, 1, only=transfer)
         with self.database.write() as session:
-            movers.begin(session, hold, uuid4())
+            queue.begin(session, hold, uuid4())
         with self.database.write() as session:
             self._end(session, hold, error)
         ring(self.settings.home / "run", "api", f"ended:{transfer}")

@@ -28,7 +28,7 @@ class PrefectServer:
         self.directory = directory
         self.port = port or free_port()
         self.env = clean_environment(**prefect_environment(directory))
-        command = [sys.executable, "-m", "deployments.prefect_server"]
+        command = [sys.executable, "-m", "deployments.orchestrator.server"]
         if database_url is None:
             self.env |= {"DM_HOME": str(directory), "DM_PREFECT_PORT": str(self.port)}
         else:

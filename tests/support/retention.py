@@ -17,20 +17,21 @@ from sqlalchemy import select, update
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
-from datamanager.domain.retention_rules import Rules, parse_rules
+from datamanager.domain.retention.rules import Rules, parse_rules
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine import publish
+from datamanager.engine.attempt import End
 from datamanager.engine.control import Control
-from datamanager.engine.job import End
+from datamanager.engine.single import publish
 from datamanager.errors import DataManagerError
-from flows.running.retention_run import Retaining
-from flows.running.services import Services
-from models import movers, outcomes, retention_runs
+from flows.retention.run import Retaining
+from flows.runtime.services import Services
 from models.database import now
-from models.objects import Facts, get_object, register_object
-from models.retention_report import Report, make_decider, plan
-from models.retention_runs import Terms
+from models.objects.catalogue import Facts, get_object, register_object
+from models.retention import runs as retention_runs
+from models.retention.report import Report, make_decider, plan
+from models.retention.runs import Terms
 from models.tables import DataObject, RetentionMark, RetentionRun, Transfer
+from models.transfers import outcomes, queue
 from tests.support import archiving
 from tests.support.bookkeeping import LEASE
 
@@ -164,9 +165,9 @@ def perform_all(parts: Services, judge: Judge | None = None) -> None:
             archiving.perform(parts.database, row.id, parts.machines["tape"])
             continue
         with parts.database.write() as session:
-            (hold,) = movers.take(session, "mover", LEASE, 1, only=row.id)
+            (hold,) = queue.take(session, "mover", LEASE, 1, only=row.id)
         with parts.database.write() as session:
-            movers.begin(session, hold, uuid4())
+            queue.begin(session, hold, uuid4())
         if error is None and row.source_machine is not None:
             place = outcomes.source(row)
             publish.remove_file(End(place, parts.machines[place.machine], parts.storages.get(place.machine)))

@@ -21,7 +21,7 @@ START_TIMEOUT = 120.0
 """Seconds until a service that is not ready fails the test."""
 STOP_TIMEOUT = 60.0
 """Seconds in which a service that is told to stop must have ended its children."""
-MOVER = ("deployments.mover", "dm mover")
+MOVER = ("deployments.mover.__main__", "dm mover")
 """How a mover's command line looks; the second is the name that it gives itself."""
 API = ("deployments.api",)
 
@@ -29,7 +29,7 @@ API = ("deployments.api",)
 class DataManagerService:
     """One Data Manager below `home`, on free ports.
 
-    With `tree` it is `python -m deployments.up`: the embedded Prefect server, API and one mover under a supervisor.
+    With `tree` it is `python -m deployments.local.up`: the embedded Prefect server, API and one mover under a supervisor.
     Without, API and `movers` movers are processes of their own, and `env` must say DM_PREFECT_API_URL. `env` are DM_*
     settings. It can be stopped and started again; it keeps its ports and its home.
     """

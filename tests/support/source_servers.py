@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from datamanager.sources.guard import Guard
+from datamanager.sources.network.egress_guard import Guard
 from tests.support import ftp, rclone
 from tests.support.sshd import PrivateSshd, make_key
 from tests.support.web import PASSWORD, USER, Web

@@ -6,9 +6,9 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from api.answers import Preferences, preferences, prefers_json
-from api.identifiers import object_id_of, task_id_of
-from api.observing import request_id_of
+from api.http.ids import object_id_of, task_id_of
+from api.http.request_log import request_id_of
+from api.http.responses import Preferences, preferences, prefers_json
 from datamanager.errors import ObjectNotFound, TaskNotFound
 
 

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 
 from api.app import ROUTED, create_app
 from api.context import make_context
-from api.problems import describe_code
+from api.http.problems import describe_code
 from datamanager.machines import Machine, Machines, TransportKind
 from datamanager.settings import Settings
 from datamanager.transports.factory import Storages

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.listing import PARAMETERS, selection_of
+from api.objects.listing import PARAMETERS, selection_of
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
 from datamanager.machines import Machine, Machines, TransportKind
-from models.objects import SORTABLE, Selection
+from models.objects.catalogue import SORTABLE, Selection
 
 MACHINES = Machines({"here": Machine(name="here", transport=TransportKind.LOCAL, base_dir="/data")})
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

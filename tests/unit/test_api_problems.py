@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from api.problems import describe_code, problem_of, problem_response, status_of, title_of
+from api.http.problems import describe_code, problem_of, problem_response, status_of, title_of
 from datamanager import errors
 from datamanager.errors import DataManagerError, InternalError, InvalidRequest, every_error
 

@@ -12,16 +12,16 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event
 
-from api.waiting import POLL, Waiter
+from api.transfers.wait import POLL, Waiter
 from datamanager.domain.location import Place
 from datamanager.domain.requests import DeleteRequest, RegisterRequest
 from datamanager.domain.states import TransferKind
 from datamanager.machines import Machine, Machines, TransportKind
-from models import movers, outcomes
 from models.database import Database
 from models.migrate import upgrade
-from models.objects import Facts, register_object
-from models.transfers import Order, submit
+from models.objects.catalogue import Facts, register_object
+from models.transfers import outcomes, queue
+from models.transfers.submission import Order, submit
 
 HOUR = 3600.0
 """A poll that no test lives to see: what happens with it, a message has brought about."""
@@ -49,8 +49,8 @@ def queued(database: Database) -> UUID:
 
 def end(database: Database, transfer: UUID) -> None:
     with database.write() as session:
-        (hold,) = movers.take(session, "m", LEASE, 1, only=transfer)
-        movers.begin(session, hold, uuid4())
+        (hold,) = queue.take(session, "m", LEASE, 1, only=transfer)
+        queue.begin(session, hold, uuid4())
         outcomes.complete_delete(session, hold)
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamanager.domain.audit import (
+from datamanager.domain.audit.partial_names import Part, read_part, spared
+from datamanager.domain.audit.rules import (
     AuditRequest,
     AuditTerms,
     Expected,
@@ -25,12 +26,11 @@ from datamanager.domain.audit import (
 )
 from datamanager.domain.location import NAME_MAX, temporary_name
 from datamanager.domain.requests import validated
-from datamanager.domain.sweeping import Part, read_part, spared
-from datamanager.engine.chunk import part_name
+from datamanager.engine.bulk.bulk_chunk import part_name
 from datamanager.errors import InvalidRequest, SettingsError
 from datamanager.machines import parse_machines
-from flows.running.auditing import Holders
-from flows.running.scrubbing import AT_ONCE, within
+from flows.audit.first_pass import Holders
+from flows.audit.scrub import AT_ONCE, within
 
 SHA, OTHER = "a" * 64, "b" * 64
 MODIFIED = datetime(2026, 1, 1, tzinfo=UTC)

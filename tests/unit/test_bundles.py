@@ -16,6 +16,7 @@ from uuid import UUID
 
 import orjson
 import pytest
+from datamanager.transports.values import NextRange
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,17 +34,17 @@ from datamanager.domain.bundles import (
     manifest_place,
 )
 from datamanager.domain.location import Place
-from datamanager.engine.bundles import frames as framing
-from datamanager.engine.bundles import manifest as manifests
-from datamanager.engine.bundles.digests import BundleDigest
-from datamanager.engine.bundles.frames_reader import FramesReader
-from datamanager.engine.bundles.layout import LARGE, Entry, Layout, header
-from datamanager.engine.bundles.reader import BATCH, BundleReader
+from datamanager.engine.bundles.format import frames as framing
+from datamanager.engine.bundles.format import manifest as manifests
+from datamanager.engine.bundles.format.frames_reader import FramesReader
+from datamanager.engine.bundles.format.layout import LARGE, Entry, Layout, header
 from datamanager.engine.bundles.scan import scan_bundle
+from datamanager.engine.bundles.writing.content_reader import BATCH, BundleReader
+from datamanager.engine.bundles.writing.digests import BundleDigest
 from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch, DataManagerError, RemoteFailure, SourceChanged, SourceMissing
 from datamanager.machines import Machine
-from datamanager.transports.base import NextRange, Session
+from datamanager.transports.port import Session
 from tests.support.ends import Ends
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "manifest.schema.json"

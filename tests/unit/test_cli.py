@@ -84,7 +84,7 @@ def test_a_password_in_a_bad_url_is_not_shown() -> None:
 
 def test_flags_reach_the_application_as_environment(tmp_path: Path) -> None:
     done = dm("up", "--home", str(tmp_path), "--port", "4242", "--prefect-port", "4242", "--confirm-base-dir")
-    assert "4242" in refused(done, 2)  # said by deployments.up itself
+    assert "4242" in refused(done, 2)  # said by deployments.local.up itself
     assert done.stderr.startswith("dm up: DM_PREFECT_PORT")
 
 
@@ -99,7 +99,7 @@ def test_a_password_among_the_flags_is_not_in_the_running_command(monkeypatch: p
     with pytest.raises(Became) as caught:
         become("up", {"DM_AMQP_URL": "amqp://me:hunter2@host/"})
     path, argv, env = caught.value.args
-    assert argv == [sys.executable, "-m", "deployments.up"]
+    assert argv == [sys.executable, "-m", "deployments.local.up"]
     assert path == sys.executable
     assert env["DM_AMQP_URL"] == "amqp://me:hunter2@host/"
     assert env["PYTHONSAFEPATH"] == "1"

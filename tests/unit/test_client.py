@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 import requests
 
-from api.problems import problem_of, status_of
+from api.http.problems import problem_of, status_of
 from datamanager import errors
 from datamanager.client import Client, problem_error
 from datamanager.errors import DataManagerError, every_error

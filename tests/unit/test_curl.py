@@ -11,9 +11,9 @@ import pytest
 
 from datamanager.errors import ConnectionLost, DataManagerError, DownloadFailed, InternalError, NotSupported
 from datamanager.errors import TransportTimeout as Timeout
-from datamanager.sources.curl import curl_config, curl_error
-from datamanager.sources.urls import Target, parse_target
-from datamanager.transports.local import LocalSession
+from datamanager.sources.remote_curl.curl_config import curl_config, curl_error
+from datamanager.sources.terms.urls import Target, parse_target
+from datamanager.transports.local.storage import LocalSession
 from tests.support.odd_http import OddServer, ok
 
 NONE: dict[str, str] = {}

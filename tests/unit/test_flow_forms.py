@@ -8,11 +8,11 @@ from uuid import uuid4
 import pytest
 from prefect.utilities.callables import parameter_schema
 
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferKind
+from datamanager.domain.timing import Priority
 from datamanager.errors import InvalidRequest
-from deployments.flow_table import FLOW_OF_KIND
-from flows.running.work import asked
+from deployments.orchestrator.flow_registry import FLOW_OF_KIND
+from flows.runtime.transfer_run import asked
 
 FILLED_IN: dict[TransferKind, dict[str, Any]] = {
     TransferKind.COPY: {"machine": "archer2", "dest": "a/b.nc"},

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from datamanager.errors import SettingsError, TransportTimeout, UrlNotAllowed
-from datamanager.sources import Guard, Source, guard, open_source
-from datamanager.sources.fetching import open_fetching
-from datamanager.sources.guard import Address, is_public
+from datamanager.sources import Guard, Source, open_source
+from datamanager.sources.download_terms import open_fetching
+from datamanager.sources.network import egress_guard
+from datamanager.sources.network.egress_guard import Address, is_public
 
 PUBLIC_V4 = "93.184.216.34"
 PUBLIC_V6 = "2606:2800:220:1:248:1893:25c8:1946"
@@ -176,7 +177,7 @@ def canary(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """A listener on every loopback address; its port counts as open, so that only the address can be refused."""
     with socket.create_server(("0.0.0.0", 0)) as listener:
         listener.setblocking(False)
-        monkeypatch.setattr(guard, "PUBLIC_PORTS", guard.PUBLIC_PORTS | {listener.getsockname()[1]})
+        monkeypatch.setattr(egress_guard, "PUBLIC_PORTS", egress_guard.PUBLIC_PORTS | {listener.getsockname()[1]})
         yield listener
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datamanager.domain.states import TransferKind
 from datamanager.messaging.consuming import DeadLetter
-from deployments.intake import BODY_MAX, NAME_MAX, Call, read_message
+from deployments.amqp.submission import BODY_MAX, NAME_MAX, Call, read_message
 
 GOOD: dict[str, Any] = {
     "specversion": "1.0",

@@ -7,7 +7,7 @@ from typing import Any
 
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.sealing import Sealer
-from datamanager.sources.origins import identity
+from datamanager.sources.terms.source_validators import identity
 
 URL = "https://data.example/a.gz"
 

@@ -10,7 +10,7 @@ import pytest
 from datamanager.domain.recurring import ScheduleRequest, checked_cron, filled, read_interval
 from datamanager.domain.requests import validated
 from datamanager.errors import InvalidRequest
-from datamanager.sources.origins import Validators
+from datamanager.sources.terms.source_validators import Validators
 
 MOMENT = datetime(2026, 3, 1, 5, 7, 9, tzinfo=UTC)
 FIELDS: dict[str, Any] = {

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from datamanager.domain.retention import (
+from datamanager.domain.retention.decisions import (
     Decider,
     Decision,
     Mark,
@@ -23,9 +23,9 @@ from datamanager.domain.retention import (
     plan,
     selects,
 )
-from datamanager.domain.retention_rules import Rule, Rules, check_archives, fits_any, objections, parse_rules
-from datamanager.domain.retention_units import duration_text, read_duration, read_size, size_text
+from datamanager.domain.retention.rules import Rule, Rules, check_archives, fits_any, objections, parse_rules
 from datamanager.domain.states import ObjectStatus, Verified
+from datamanager.domain.units import duration_text, read_duration, read_size, size_text
 from datamanager.errors import InvalidRules
 from datamanager.machines import parse_machines
 

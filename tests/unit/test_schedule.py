@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from datamanager.domain.requests import CopyRequest, DeleteRequest, GetExternalRequest, MoveManyRequest, validated
-from datamanager.domain.schedule import Priority, read_time
+from datamanager.domain.timing import Priority, read_time
 from datamanager.engine.speed import SPAN, Speed
 from datamanager.errors import InvalidRequest
 

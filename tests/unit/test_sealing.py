@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from api.idempotency import fingerprint_of
+from api.http.idempotency import fingerprint_of
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import (
     CredentialNotAllowed,
@@ -24,9 +24,9 @@ from datamanager.errors import (
 )
 from datamanager.sealing import Sealer, is_open
 from datamanager.settings import Settings, load_credentials, load_settings
-from datamanager.sources.credentials import credential_name, read_credential, variable_end, with_credential
-from datamanager.sources.secrets import HIDDEN, joined, parted, refuse_secrets, sealed
-from deployments.intake import Call, read_message
+from datamanager.sources.terms.credentials import credential_name, read_credential, variable_end, with_credential
+from datamanager.sources.terms.request_secrets import HIDDEN, joined, parted, refuse_secrets, sealed
+from deployments.amqp.submission import Call, read_message
 
 SECRET = "hunter2-5ecret"
 

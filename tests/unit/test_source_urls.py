@@ -6,7 +6,7 @@ import pytest
 
 from datamanager.errors import InvalidRequest, NotSupported, UrlNotAllowed
 from datamanager.sources import Guard, open_source, public_url
-from datamanager.sources.urls import parse_target
+from datamanager.sources.terms.urls import parse_target
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from datamanager.engine.together import together
+from datamanager.engine.concurrent_contexts import together
 
 
 class Doors:

@@ -16,12 +16,13 @@ from uuid import UUID
 
 from datamanager.domain.bundles import MEMBERS_MAX, Member, Pack, member_name
 from datamanager.domain.location import NAME_MAX, Place
-from datamanager.engine.bundles.layout import padded
-from datamanager.engine.confine import confined
+from datamanager.engine.attempt import End
+from datamanager.engine.bundles.format.layout import padded
 from datamanager.engine.control import Control
-from datamanager.engine.job import End
+from datamanager.engine.path_confinement import confined
 from datamanager.errors import ChecksumMismatch, NotSupported, RemoteFailure
-from datamanager.transports.base import Bytes, Reader
+from datamanager.transports.port import Reader
+from datamanager.transports.values import Bytes
 
 if sys.version_info >= (3, 14):
     from compression import zstd

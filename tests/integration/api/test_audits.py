@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from datamanager.audit_client import Audit, AuditClient
 from datamanager.cli.main import app
-from datamanager.domain.audit import Finding, FindingKind
+from datamanager.domain.audit.rules import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
-from models import audit_findings, audits
+from models.audit import findings
+from models.audit import runs as audit_runs
 from models.tables import AuditFinding
 from tests.support.live_api import LiveApi
 
@@ -30,16 +31,16 @@ def with_findings(api: LiveApi, count: int) -> str:
     """Enter an audit that has ended, with findings: every third one LOST."""
     audit = api.ask("POST", "/DM/audits", json={"machine": "here"}).json()["audit"]
     with api.database.write() as session:
-        (hold,) = audits.take(session, 1)
+        (hold,) = audit_runs.take(session, 1)
     assert str(hold.audit) == audit
     found = [
         Finding(FindingKind.DARK if number % 3 else FindingKind.LOST, f"a/{number}", None if number % 3 else uuid4())
         for number in range(count)
     ]
     with api.database.write() as session:
-        audit_findings.add(session, hold, found)
+        findings.add(session, hold, found)
         session.execute(update(AuditFinding).values(confirmed=True))
-        audits.end(session, hold)
+        audit_runs.end(session, hold)
     return str(audit)
 
 
@@ -58,7 +59,7 @@ def test_an_audit_is_entered_for_a_mover(api: LiveApi) -> None:
     }
     assert api.ask("GET", answer.headers["Location"]).json() == view
     with api.database.read() as session:
-        assert audits.get_audit(session, UUID(view["audit"])).flow_run_id is None
+        assert audit_runs.get_audit(session, UUID(view["audit"])).flow_run_id is None
 
 
 def test_a_key_asks_once(api: LiveApi) -> None:

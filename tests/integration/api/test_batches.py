@@ -12,9 +12,10 @@ from sqlalchemy import func, select
 from datamanager.client import Client
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import InvalidRequest, ItemsFailed, NoSpace
-from models import batches, movers
-from models.objects import Facts
+from models.batches import results as batch_results
+from models.objects.catalogue import Facts
 from models.tables import Transfer
+from models.transfers import queue
 from tests.support.live_api import LEASE, MOVER, LiveApi
 
 
@@ -44,18 +45,18 @@ def items(api: LiveApi, task: str, query: str = "") -> list[dict[str, Any]]:
 def perform(api: LiveApi, task: str | UUID, *, fail: frozenset[int] = frozenset()) -> None:
     """Do a batch as a mover does with the catalogue; items in `fail` end in ERROR."""
     with api.database.write() as session:
-        (hold,) = movers.take(session, MOVER, LEASE, 1, only=UUID(str(task)))
+        (hold,) = queue.take(session, MOVER, LEASE, 1, only=UUID(str(task)))
     with api.database.write() as session:
-        row = movers.begin(session, hold, uuid4())
-        numbers = [item.number for item in batches.items_to_do(session, hold, -1, 10_000)]
+        row = queue.begin(session, hold, uuid4())
+        numbers = [item.number for item in batch_results.items_to_do(session, hold, -1, 10_000)]
         good = [(number, Facts(10)) for number in numbers if number not in fail]
-        batches.fail_items(session, hold, [(number, NoSpace("full")) for number in numbers if number in fail])
+        batch_results.fail_items(session, hold, [(number, NoSpace("full")) for number in numbers if number in fail])
         if row.kind == "copy_many":
-            batches.complete_copies(session, hold, good)
+            batch_results.complete_copies(session, hold, good)
         else:
-            batches.commit_moves(session, hold, good)
-            batches.finish_moves(session, hold, [number for number, _ in good])
-        batches.finish_batch(session, hold)
+            batch_results.commit_moves(session, hold, good)
+            batch_results.finish_moves(session, hold, [number for number, _ in good])
+        batch_results.finish_batch(session, hold)
 
 
 def test_a_batch_is_a_task_with_items(api: LiveApi) -> None:

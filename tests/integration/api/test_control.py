@@ -10,12 +10,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from datamanager.client import Client
-from datamanager.domain.schedule import Priority
 from datamanager.domain.states import TransferStatus
+from datamanager.domain.timing import Priority
 from datamanager.errors import Cancelled, TaskEnded
-from models import movers
 from models.tables import Transfer
-from models.transfers import get_transfer
+from models.transfers import queue
+from models.transfers.submission import get_transfer
 from tests.support.live_api import LEASE, MOVER, LiveApi
 
 SOON = "2199-01-31T12:00:00+01:00"
@@ -40,11 +40,11 @@ def start(api: LiveApi, **fields: Any) -> str:
     return answer.text
 
 
-def run(api: LiveApi, task: str) -> movers.Hold:
+def run(api: LiveApi, task: str) -> queue.Hold:
     """Take a task and begin it, as a mover does."""
     with api.database.write() as session:
-        (hold,) = movers.take(session, MOVER, LEASE, 1, only=UUID(task))
-        movers.begin(session, hold, uuid4())
+        (hold,) = queue.take(session, MOVER, LEASE, 1, only=UUID(task))
+        queue.begin(session, hold, uuid4())
     return hold
 
 
@@ -167,7 +167,7 @@ def test_pause_and_resume(api: LiveApi) -> None:
     answer = api.ask("POST", f"/DM/async/{task}/pause")
     assert (answer.status_code, answer.json()["paused"]) == (202, False)
     with api.database.write() as session:
-        movers.requeue(session, hold, spent=False)
+        queue.requeue(session, hold, spent=False)
     assert (api.status(task)["paused"], api.status(task)["waiting_for"]) == (True, "resume")
 
 
@@ -184,7 +184,7 @@ def test_the_rate_says_when_it_will_be_done(api: LiveApi) -> None:
     task = start(api)
     hold = run(api, task)
     with api.database.write() as session:
-        movers.note(session, hold, phase="transfer", bytes_done=1000, bytes_total=601_000, bytes_per_second=1000)
+        queue.note(session, hold, phase="transfer", bytes_done=1000, bytes_total=601_000, bytes_per_second=1000)
     begun = datetime.now(UTC)
     status = api.status(task)
     assert status["bytes_per_second"] == 1000
@@ -192,7 +192,7 @@ def test_the_rate_says_when_it_will_be_done(api: LiveApi) -> None:
     assert begun + timedelta(seconds=599) <= eta <= datetime.now(UTC) + timedelta(seconds=600)
     api.mover_online()
     with api.database.write() as session:
-        movers.requeue(session, hold)
+        queue.requeue(session, hold)
     status = api.status(task)
     assert (status["bytes_per_second"], status["eta"]) == (None, None)
 

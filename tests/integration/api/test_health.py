@@ -12,7 +12,7 @@ import pytest
 
 from datamanager import errors
 from datamanager.client import Client
-from models import health
+from models.machines import health
 from tests.support.live_api import LiveApi, Mover
 from tests.support.process import clean_environment
 

@@ -13,14 +13,14 @@ import pytest
 import requests
 from sqlalchemy import func, select
 
-from api.idempotency import fingerprint_of
+from api.http.idempotency import fingerprint_of
 from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
-from models import idempotency
+from models.core import idempotency
+from models.core.idempotency import Answer
 from models.database import Database, now
-from models.idempotency import Answer
-from models.objects import Facts, register_object
+from models.objects.catalogue import Facts, register_object
 from models.tables import IdempotencyKey, Transfer
 from tests.support.live_api import LiveApi, Mover
 

@@ -13,7 +13,7 @@ import pytest
 from datamanager import errors
 from datamanager.client import Client
 from models.tables import Transfer
-from models.transfers import get_transfer
+from models.transfers.submission import get_transfer
 from tests.support.live_api import LiveApi, Mover
 from tests.support.process import clean_environment
 

@@ -13,11 +13,11 @@ from uuid import UUID, uuid4
 import pytest
 import requests
 
-from api.verification import verify
+from api.objects.register import verify
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.errors import MachineUnavailable
-from models.objects import Facts, add_object
+from models.objects.catalogue import Facts, add_object
 from tests.support.live_api import LiveApi
 
 KEYS = [
@@ -126,7 +126,7 @@ def test_a_machine_that_cannot_be_reached_is_no_obstacle(api: LiveApi) -> None:
     with pytest.raises(MachineUnavailable), storage.session():
         pass
     place = Place("gone", "f")
-    assert verify(fields, api.machines["gone"], storage, place) == (Facts(None), place)
+    assert verify(fields, api.machines.routes["gone"], storage, place) == (Facts(None), place)
 
 
 def test_places_outside_the_base_directory_are_refused(api: LiveApi) -> None:
@@ -160,7 +160,9 @@ def test_two_hundred_registers_at_once_give_one_object(api: LiveApi) -> None:
     assert len(api.ask("GET", "/DM/info").json()) == 1
 
 
-@pytest.mark.parametrize("text", ["", "no-uuid", "6ff89a46-7445-475d-8fd9-29db3edaca26", "1" * 32, "%00", "%ff", "a%2Fb", "x" * 20_000])
+@pytest.mark.parametrize(
+    "text", ["", "no-uuid", "6ff89a46-7445-475d-8fd9-29db3edaca26", "1" * 32, "%00", "%ff", "a%2Fb", "x" * 20_000]
+)
 def test_an_object_that_is_not_there(api: LiveApi, text: str) -> None:
     if text == "":
         assert api.ask("GET", "/DM/info/").json() == []
@@ -182,7 +184,7 @@ def many(api: LiveApi) -> LiveApi:
                 originator=f"o{number % 3}",
                 metadata={"run": str(number % 10), "a key": "50%_"},
             )
-            place = Place.of(api.machines["here"], request.path, request.filename)
+            place = Place.of(api.machines.routes["here"], request.path, request.filename)
             add_object(
                 session,
                 uuid4(),

@@ -10,14 +10,15 @@ import pytest
 from sqlalchemy import update
 
 from datamanager.client import Client
-from datamanager.domain.retention_rules import load_rules
+from datamanager.domain.retention.rules import load_rules
 from datamanager.errors import NotMarked, ObjectHeld, RetentionRunNotFound
 from datamanager.retention_client import RetentionClient
-from models import retention_marks, retention_runs
 from models.database import now
-from models.retention_report import make_decider
-from models.retention_runs import Terms
-from models.retention_survey import Survey
+from models.retention import marks
+from models.retention import runs as retention_runs
+from models.retention.report import make_decider
+from models.retention.runs import Terms
+from models.retention.survey import Survey
 from models.tables import DataObject, RetentionMark
 from tests.support.live_api import LiveApi, Mover
 
@@ -42,10 +43,10 @@ def verified(api: LiveApi, name: str, **fields: Any) -> str:
 def mark(api: LiveApi) -> None:
     """Mark what is new, as a run does."""
     with api.database.read() as session:
-        decider = make_decider(session, load_rules(api.settings.retention_file), api.machines, Terms())
+        decider = make_decider(session, load_rules(api.settings.retention_file), api.machines.routes, Terms())
     found = list(Survey(api.database, decider).decisions())
     with api.database.write() as session:
-        retention_marks.mark(session, uuid4(), [one for one in found if one.verdict.value == "mark"], decider.now)
+        marks.mark(session, uuid4(), [one for one in found if one.verdict.value == "mark"], decider.now)
 
 
 def test_a_plan_says_what_would_happen_and_why(api: LiveApi) -> None:

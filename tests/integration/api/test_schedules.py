@@ -13,7 +13,7 @@ import pytest
 
 from datamanager.client import Client
 from datamanager.errors import DownloadFailed, InvalidRequest, ScheduleNotFound
-from models.transfers import get_transfer
+from models.transfers.submission import get_transfer
 from tests.support.live_api import LiveApi
 from tests.support.process import clean_environment
 

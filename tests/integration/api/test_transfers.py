@@ -14,9 +14,9 @@ from sqlalchemy import select
 
 from datamanager import errors
 from datamanager.errors import DataManagerError
-from models.claims import free_place_of_object
-from models.leases import MOVER_PREFIX, hold_lease
-from models.objects import get_object
+from models.core.leases import MOVER_PREFIX, hold_lease
+from models.objects.catalogue import get_object
+from models.objects.claims import free_place_of_object
 from models.tables import Transfer
 from tests.support.live_api import LiveApi, Mover
 

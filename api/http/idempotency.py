@@ -1,0 +1,192 @@
+"""`Idempotency-Key`: the same key and request get the same answer, and nothing is done twice.
+
+(IETF draft-ietf-httpapi-idempotency-key-header.) The fingerprint is taken over method, path and parsed fields, so a
+form and JSON with the same fields are the same request. What the request makes is written into its key in the same
+transaction: a process that dies leaves a key whose next holder finds the object or transfer and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from uuid import UUID, uuid4
+
+import structlog
+from anyio.to_thread import run_sync
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.context import Context
+from api.http.problems import problem_response, status_of
+from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.requests import Request as OurRequest
+from datamanager.errors import CatalogueUnavailable, DataManagerError, InvalidRequest, SecretsUnreadable
+from datamanager.sealing import Sealer
+from datamanager.sources.terms.request_secrets import mark_of, parted
+from models.core import idempotency
+from models.core.idempotency import Answer
+
+HOLD = timedelta(seconds=30)
+"""How long a key stays with a process that fell silent."""
+PROLONG_EVERY = 10.0  # seconds
+JOIN_POLL = 0.25  # seconds between two looks at a key that another process holds
+KEY_MAX = 255
+
+KEPT_HEADERS = ("content-type", "location", "preference-applied", "vary")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Slot:
+    """The key that a request works under (None: without one), and what was made under it: by this request, or by a
+    predecessor that died."""
+
+    key: str | None = None
+    holder: str = ""
+    subject: UUID | None = None
+    ended: bool = False
+    """How the subject ended is known: a failure is the answer then, and no doubt whether something was made."""
+
+    def attach(self, session: Session, subject: UUID) -> None:
+        """Write what was made into the key, in the transaction that makes it."""
+        if self.key is not None:
+            idempotency.attach(session, self.key, self.holder, subject)
+
+
+Work = Callable[[Slot], Awaitable[Response]]
+
+
+async def once(context: Context, request: Request, fields: OurRequest, work: Work) -> Response:
+    """Do `work` at most once for the request's key, or repeat the answer that it had.
+
+    Raises: InvalidRequest for a bad key, IdempotencyMismatch; without a key whatever `work` raises.
+    """
+    key = key_of(request)
+    if key is None:
+        return await work(Slot())
+    fingerprint = await run_sync(fingerprint_of, request.method, request.url.path, fields, Sealer.of(context.settings))
+    slot = Slot(key, f"{context.name}-{uuid4().hex[:12]}")
+    answer = await _begin_or_join(context, slot, fingerprint)
+    if answer is not None:
+        headers = {**answer.headers, "Idempotency-Replayed": "true"}
+        return Response(answer.body, status_code=answer.status, headers=headers)
+    async with _held(context, slot):
+        return await _answered(context, request, slot, work)
+
+
+def key_of(request: Request) -> str | None:
+    """Return the request's key. Raises: InvalidRequest when it is empty, too long or not printable ASCII."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    key = given[0].strip()
+    if len(given) > 1 or not 0 < len(key) <= KEY_MAX or not (key.isascii() and key.isprintable()):
+        what = f"one value of 1 to {KEY_MAX} printable ASCII characters"
+        raise InvalidRequest(f"Idempotency-Key: must be {what}", {"Idempotency-Key": what})
+    return key
+
+
+def fingerprint_of(method: str, path: str, fields: OurRequest, sealer: Sealer | None = None) -> str:
+    """Return the sha256 that tells one request from another; of one with secrets a keyed one, as a password could be
+    guessed from a plain one. Raises: SecretsUnreadable, also when there are secrets and no sealer.
+    """
+    secrets = None
+    if isinstance(fields, GetExternalRequest):
+        fields, secrets = parted(fields)
+    canonical = json.dumps(fields.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    text = "\0".join((method, path.rstrip("/"), canonical))
+    if secrets is None:
+        return hashlib.sha256(text.encode()).hexdigest()
+    if sealer is None:
+        raise SecretsUnreadable("a request with secrets needs a key")
+    return mark_of(secrets, text, sealer)
+
+
+async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> Answer | None:
+    """Return the stored answer, or None when the key is ours now."""
+    key, keep = slot.key or "", context.settings.idempotency_keep
+    while True:
+        begun = await context.writing(
+            lambda session: idempotency.begin(session, key, fingerprint, slot.holder, HOLD, keep)
+        )
+        if begun.answer is not None:
+            return begun.answer
+        if begun.mine:
+            slot.subject = begun.subject
+            return None
+        at_work = context.keys.get(key)
+        if at_work is None:
+            await _until_left(context, key)
+        else:
+            await at_work.wait()
+
+
+async def _until_left(context: Context, key: str) -> None:
+    """Wait while another process works under the key. Only looks: to begin is to write, one at a time on SQLite."""
+    while True:
+        await asyncio.sleep(JOIN_POLL)
+        if not await context.reading(lambda session: idempotency.is_held(session, key)):
+            return
+
+
+@asynccontextmanager
+async def _held(context: Context, slot: Slot) -> AsyncIterator[None]:
+    """Prolong the hold while the work goes on; afterwards wake those who joined in this process."""
+    finished = context.keys[slot.key or ""] = asyncio.Event()
+    prolonging = asyncio.create_task(_prolong(context, slot))
+    try:
+        yield
+    finally:
+        prolonging.cancel()
+        if context.keys.get(slot.key or "") is finished:
+            del context.keys[slot.key or ""]
+        finished.set()
+
+
+async def _prolong(context: Context, slot: Slot) -> None:
+    while True:
+        await asyncio.sleep(PROLONG_EVERY)
+        try:
+            await context.writing(lambda session: idempotency.prolong(session, slot.key or "", slot.holder, HOLD))
+        except CatalogueUnavailable as exc:
+            log.warning("idempotency_key_not_prolonged", error=exc.detail)
+
+
+async def _answered(context: Context, request: Request, slot: Slot, work: Work) -> Response:
+    try:
+        response = await work(slot)
+    except DataManagerError as exc:
+        if status_of(exc) >= 500:
+            # a commit whose answer was lost may have been applied: the key must then lead a retry to what was made
+            doubtful = isinstance(exc, CatalogueUnavailable) and not slot.ended
+            await _settle(context, slot, idempotency.release if doubtful else idempotency.drop)
+            raise
+        response = problem_response(exc, request.state.request_id)
+    except Exception:  # a fault of ours, passed on: what was made by then must be found by a retry
+        await _settle(context, slot, idempotency.release)
+        raise
+    await _settle(context, slot, partial(_store, response) if response.status_code < 500 else idempotency.drop)
+    return response
+
+
+def _store(response: Response, session: Session, key: str, holder: str) -> None:
+    headers = {name: value for name, value in response.headers.items() if name in KEPT_HEADERS}
+    answer = Answer(response.status_code, headers, bytes(response.body).decode())
+    idempotency.store(session, key, holder, answer)
+
+
+async def _settle(context: Context, slot: Slot, change: Callable[[Session, str, str], None]) -> None:
+    """Store the answer, forget the key (a 5xx must not be repeated) or release it."""
+    try:
+        await context.writing(lambda session: change(session, slot.key or "", slot.holder))
+    except CatalogueUnavailable as exc:
+        # the answer is right as it is; the hold runs out and a retry finds what was made
+        log.warning("idempotency_key_not_settled", error=exc.detail)

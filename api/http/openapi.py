@@ -1,0 +1,300 @@
+"""The OpenAPI document, from tables: the errors that a route may answer, the body it reads, the headers it knows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from api.audits.views import AuditView, FindingView
+from api.http.bodies import FORM, JSON, MULTIPART
+from api.http.problems import MEDIA_TYPE, by_status, problem_of
+from api.retention.views import RestoredView, RetentionPlanView, RetentionRunDetailView, RetentionRunView
+from api.schedules.views import RemovedView, ScheduleView
+from api.views import HealthView, ItemView, LimitsView, MachineView, ObjectView, TaskView, TreeView
+from datamanager import errors
+from datamanager.domain.archive_requests import (
+    ActivateManyRequest,
+    ActivateRequest,
+    ArchiveManyRequest,
+    ArchiveRequest,
+)
+from datamanager.domain.audit.rules import AuditRequest
+from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
+from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
+from datamanager.domain.requests import (
+    CopyManyRequest,
+    CopyRequest,
+    DeleteRequest,
+    GetExternalRequest,
+    MoveManyRequest,
+    MoveRequest,
+    RegisterRequest,
+    TreeRequest,
+)
+from datamanager.domain.requests import Request as OurRequest
+from datamanager.domain.retention.requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
+from datamanager.errors import DataManagerError
+
+Errors = tuple[type[DataManagerError], ...]
+
+ALWAYS: Errors = (errors.OriginNotAllowed, errors.InternalError, errors.CatalogueUnavailable)
+BODY: Errors = (errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch)
+PLACE: Errors = (errors.UnknownMachine, errors.PathNotAllowed, errors.DestinationExists)
+OBJECT: Errors = (
+    errors.ObjectNotFound,
+    errors.ObjectDeleted,
+    errors.ObjectArchived,
+    errors.ObjectUnknown,
+    errors.ObjectBusy,
+)
+URL: Errors = (errors.UrlNotAllowed, errors.NotSupported)
+MACHINE: Errors = (errors.HostKeyMismatch, errors.AuthenticationFailed, errors.PermissionDenied, errors.RemoteFailure)
+WAITING: Errors = (
+    errors.OrchestratorUnavailable,
+    errors.MachineUnavailable,
+    errors.TransportTimeout,
+    errors.DeadlineExceeded,
+    errors.Cancelled,
+    errors.ConnectionLost,
+    *MACHINE,
+)
+BYTES: Errors = (errors.SourceChanged, errors.SizeMismatch, errors.ChecksumMismatch, errors.NoSpace, errors.TooLarge)
+
+UUID_EXAMPLE = "0e4f2b5c-5d3a-4c1b-9f0e-6d2a7c8b9e10"
+TASK_EXAMPLE = "7c9b1e7e-2f64-4a53-8a35-1f0b6a4d2c33"
+
+
+class FieldProblem(BaseModel):
+    """One field that is wrong, and what would be right."""
+
+    field: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457). `code` is stable; `retryable` says whether the same request may work later."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+    request_id: str
+    errors: list[FieldProblem] = Field(default_factory=list)
+
+
+_SHAPES: tuple[Any, ...] = (
+    Problem,
+    HealthView,
+    ObjectView,
+    TaskView,
+    MachineView,
+    LimitsView,
+    ItemView,
+    TreeView,
+    RegisterRequest,
+    TreeRequest,
+    CopyRequest,
+    MoveRequest,
+    DeleteRequest,
+    CopyManyRequest,
+    MoveManyRequest,
+    ArchiveRequest,
+    ActivateRequest,
+    ArchiveManyRequest,
+    ActivateManyRequest,
+    GetExternalRequest,
+    MachineLimitsRequest,
+    TransferLimitsRequest,
+    HoldRequest,
+    LifetimeRequest,
+    RestoreRequest,
+    RetentionRunRequest,
+    RetentionPlanView,
+    RetentionRunView,
+    RetentionRunDetailView,
+    RestoredView,
+    AuditView,
+    FindingView,
+    AuditRequest,
+    ScheduleView,
+    RemovedView,
+    ScheduleRequest,
+    ScheduleRunRequest,
+)
+
+_EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
+    RegisterRequest: {"machine": "archer2", "path": "weather", "filename": "june.nc", "size": 1048576, "group": "fire"},
+    CopyRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
+    MoveRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
+    DeleteRequest: {"priority": "low"},
+    MachineLimitsRequest: {"bandwidth": "200MB/s", "max_transfers": 4},
+    TransferLimitsRequest: {"bandwidth": "50MB/s"},
+    AuditRequest: {"machine": "archer2", "scrub_share": 0.05},
+    CopyManyRequest: {
+        "machine": "cirrus",
+        "items": [{"uuid": UUID_EXAMPLE, "dest": "weather/june.nc"}, {"uuid": TASK_EXAMPLE, "dest": "weather/july.nc"}],
+    },
+    MoveManyRequest: {
+        "directory": {"machine": "archer2", "path": "weather"},
+        "machine": "cirrus",
+        "dest": "weather",
+    },
+    ArchiveRequest: {"archive_to": "tape", "verify": "checksums"},
+    ActivateRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
+    ArchiveManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE}], "compress": "zstd"},
+    ActivateManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE, "machine": "cirrus"}]},
+    ScheduleRequest: {
+        "url": "https://data.example/{date:%Y%m%d}/forecast-{date:%H}.nc",
+        "machine": "archer2",
+        "path": "weather/{date:%Y}",
+        "filename": "forecast-{date:%Y%m%d%H}.nc",
+        "interval": "6h",
+        "keep": 12,
+        "options": {"credential": "weather"},
+    },
+    ScheduleRunRequest: {"moment": "2026-01-31T06:00:00Z"},
+    HoldRequest: {"reason": "figures of a paper", "by": "maria"},
+    LifetimeRequest: {"lifetime": "90d"},
+    RestoreRequest: {"spare_for": "30d"},
+    RetentionRunRequest: {"dry_run": True, "rule": "old forecasts to tape"},
+    TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
+    GetExternalRequest: {
+        "machine": "archer2",
+        "path": "weather",
+        "filename": "june.nc",
+        "url": "https://data.example/june.nc",
+        "protocol": "http",
+        "group": "fire",
+    },
+}
+
+
+_MAY_BE_EMPTY = frozenset(
+    {DeleteRequest, ArchiveRequest, ActivateRequest, RestoreRequest, RetentionRunRequest, ScheduleRunRequest}
+)
+"""Requests whose body may be left out."""
+
+
+def problems(*classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
+    """Document error answers: one entry a status, one example a code."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status, owners in by_status((*classes, *ALWAYS)).items():
+        examples = {cls.code: {"value": problem_of(_example(cls), "8f14e45f")} for cls in owners}
+        content = {MEDIA_TYPE: {"schema": _ref("Problem"), "examples": examples}}
+        found[status] = {"description": ", ".join(f"`{code}`" for code in examples), "content": content}
+    return found
+
+
+def object_created(*classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
+    """Document the answers of an endpoint that makes an object."""
+    content = _either(UUID_EXAMPLE, {"uuid": UUID_EXAMPLE})
+    return {201: {"description": "The new object's identifier.", "content": content}, **problems(*classes)}
+
+
+def message(text: str, *classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
+    """Document the answers of an endpoint that says what it did."""
+    content = _either(text, {"uuid": UUID_EXAMPLE, "message": text})
+    return {200: {"description": "Done.", "content": content}, **problems(*classes)}
+
+
+def task(*, status: int) -> dict[int | str, dict[str, Any]]:
+    """Document an answer with a task's identifier."""
+    json_form = {"task": TASK_EXAMPLE, "status_url": f"/DM/async/status/{TASK_EXAMPLE}"}
+    return {
+        status: {
+            "description": "The task; `Location` says where its status is.",
+            "content": _either(TASK_EXAMPLE, json_form),
+        }
+    }
+
+
+def json_answer(
+    shape: str, description: str, *classes: type[DataManagerError], many: bool = False, status: int = 200
+) -> dict[int | str, Any]:
+    """Document an answer that is always JSON."""
+    schema = {"type": "array", "items": _ref(shape)} if many else _ref(shape)
+    return {status: {"description": description, "content": {JSON: {"schema": schema}}}, **problems(*classes)}
+
+
+def health(what: str, *classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
+    """Document a health endpoint."""
+    content = {JSON: {"schema": {"type": "object"}, "example": {"status": what}}}
+    return {200: {"description": f"It is {what}.", "content": content}, **problems(*classes)}
+
+
+def body(
+    model: type[OurRequest] | None, *, waits: bool = False, forms: bool = True, prefers: bool = True
+) -> dict[str, Any]:
+    """Document a writing endpoint's body, its fields being `model`'s, and its headers; `forms` says whether it may be a
+    form too, `prefers` whether it knows `Prefer`.
+    """
+    extra: dict[str, Any] = {
+        "parameters": [_header("Idempotency-Key", "Repeat a request under its key: it is done once.")]
+    }
+    prefer = "`respond-async`: answer 202 with the task at once."
+    if waits:
+        prefer += " `wait=n`: answer 202 with the task after n seconds."
+    if prefers and model not in (RegisterRequest, TreeRequest):
+        extra["parameters"].append(_header("Prefer", prefer))
+    if model is not None:
+        content = {"schema": _ref(model.__name__), "example": _EXAMPLES[model]}
+        kinds = (FORM, MULTIPART, JSON) if forms else (JSON,)
+        needed = model not in _MAY_BE_EMPTY
+        extra["requestBody"] = {"required": needed, "content": dict.fromkeys(kinds, content)}
+    return extra
+
+
+def install(app: FastAPI) -> None:
+    """Make the app's OpenAPI document from its routes and our shapes, when it is first asked for."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    mode: Literal["validation"] = "validation"
+    shapes = [(shape.__name__, mode, TypeAdapter(shape)) for shape in _SHAPES]
+    _, definitions = TypeAdapter.json_schemas(shapes, ref_template="#/components/schemas/{model}")
+    document.setdefault("components", {})["schemas"] = definitions["$defs"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            fallback = operation["responses"].get("422", {}).get("content", {}).get(JSON)
+            if fallback is not None:  # FastAPI's own validation answer, which we never send
+                del operation["responses"]["422"]
+    return document
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _either(text: str, value: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {key: {"type": "string"} for key in value}}
+    return {
+        "text/plain": {"schema": {"type": "string"}, "example": text},
+        JSON: {"schema": schema, "example": value},
+    }
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+def _example(cls: type[DataManagerError]) -> DataManagerError:
+    if cls is errors.InvalidRequest:
+        return errors.InvalidRequest("machine: Field required", {"machine": "Field required"})
+    if cls is errors.UnknownMachine:
+        return errors.UnknownMachine("daint", ["archer2", "cirrus"])
+    return cls(f"(what happened, such as: {(cls.__doc__ or cls.code).strip()})")

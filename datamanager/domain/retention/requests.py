@@ -1,0 +1,70 @@
+"""What clients may ask of retention: holds, lifetimes, taking back, runs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from datamanager.domain.requests import Request
+from datamanager.domain.units import Bytes, Expiry, Lifetime, read_duration
+
+TEXT_MAX = 2000
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+def _false_if_empty(value: object) -> object:
+    return False if value is None or value == "" else value
+
+
+ShortText = Annotated[str, Field(max_length=TEXT_MAX)]
+Number = Annotated[Annotated[int, Field(ge=0, le=2**63 - 1)] | None, BeforeValidator(_empty_is_none)]
+Size = Annotated[Bytes | None, BeforeValidator(_empty_is_none, json_schema_input_type=int | str | None)]
+
+
+class HoldRequest(Request):
+    """Hold an object: neither retention nor a client may delete it until the hold is released."""
+
+    reason: Annotated[ShortText, Field(min_length=1)]
+    by: ShortText = ""
+    """Who holds it; the service knows no users yet, so it believes this."""
+
+
+class LifetimeRequest(Request):
+    """Say until when an object is wanted: `lifetime` from now on, or `expires_at`; null takes the end away."""
+
+    lifetime: Lifetime = None
+    expires_at: Expiry = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if len({"lifetime", "expires_at"} & self.model_fields_set) != 1:
+            raise ValueError("give either lifetime or expires_at; null takes the end away")
+        return self
+
+    def ends(self, now: datetime) -> datetime | None:
+        """Return when it expires, None for never."""
+        return now + self.lifetime if self.lifetime is not None else self.expires_at
+
+
+class RestoreRequest(Request):
+    """Take an object back from the rule that marked or archived it."""
+
+    spare_for: Annotated[
+        timedelta, BeforeValidator(lambda value: read_duration(value or "30d"), json_schema_input_type=str)
+    ] = timedelta(days=30)
+    """How long that rule leaves it alone; a hold is for good."""
+
+
+class RetentionRunRequest(Request):
+    """Ask for a run of retention. Caps can only lower those of retention.toml."""
+
+    dry_run: Annotated[bool, BeforeValidator(_false_if_empty)] = False
+    rule: ShortText = ""
+    """Carry out this rule only."""
+    max_objects: Number = None
+    max_bytes: Size = None

@@ -1,0 +1,207 @@
+"""A chunk of a batch: some hundred small files that go from one machine to another in step. What each one is and how it
+ended; no work is done here but tidying up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+from uuid import UUID, uuid5
+
+from datamanager.domain.location import Place, temporary_name
+from datamanager.engine.attempt import Intent
+from datamanager.engine.control import Control
+from datamanager.engine.path_confinement import Looks, LooksMany
+from datamanager.errors import DataManagerError
+from datamanager.machines import Machine, VerifyPolicy
+from datamanager.transports.bulk_port import Results
+from datamanager.transports.port import Session
+from datamanager.transports.values import FileKind, FileStat, SmallFile
+
+
+def item_id(transfer: UUID, number: int) -> UUID:
+    """Return what an item is to the one-file engine: a transfer, so that it has a partial file's name of its own."""
+    return uuid5(transfer, str(number))
+
+
+def part_name(transfer: UUID, number: int, name: str, epoch: int) -> str:
+    """Name the partial file of an item that goes together with others, as a transfer of this file alone would.
+
+    Where the name is too long to be kept whole the item's number goes before it: names that begin alike would share a
+    partial file.
+    """
+    plain = temporary_name(name, transfer, epoch)
+    return plain if plain.startswith(f".{name}.") else temporary_name(f"{number}.{name}", transfer, epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class SmallItem:
+    """One file to carry; `number` is the caller's, unique within the transfer."""
+
+    number: int
+    source: Place
+    destination: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An item whose verified bytes are in the partial file `part`, ready for its name `final`.
+
+    Paths are absolute on their machines, links resolved; `canonical` is the destination below its base directory. Size
+    in bytes, mtime in seconds and mode are the source's; sha256 (hex) is there with that policy. `published`: an
+    earlier attempt got that far, and there is no partial file.
+    """
+
+    number: int
+    source_path: str
+    final: str
+    part: str
+    canonical: str
+    size: int
+    mtime: int
+    mode: int
+    sha256: str | None
+    published: bool = False
+
+    @property
+    def intent(self) -> Intent:
+        """What is to be recorded before the file gets its name."""
+        return Intent(self.size, self.sha256, self.mtime)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An item that can't be carried, and why; nothing of it is left."""
+
+    number: int
+    error: DataManagerError
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An item that is not for this way (large, a link, …): the one-file engine carries it, or says what is wrong."""
+
+    number: int
+
+
+_NOTHING_SEEN = FileStat(FileKind.OTHER, 0, 0, 0)
+
+Outcome = Staged | Failed | Later
+
+
+class ReadsMany(LooksMany, Protocol):
+    """Looks at many small files and reads them; see the port's Many."""
+
+    def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | DataManagerError]:
+        """Yield whole regular files of at most `most` bytes each, or why not; `likely`: bytes of the largest."""
+        ...
+
+
+class Source(Looks, Protocol):
+    """Where small files are read; a Session is one, a bundle's members are another. (`engine.bundles.members`)"""
+
+    @property
+    def many(self) -> ReadsMany:
+        """Work on many small files at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The two machines, the one's files and a session of the other one."""
+
+    source: Source
+    target: Session
+    origin: Machine
+    destination: Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every item; `most`: bytes of the largest file."""
+
+    transfer: UUID
+    epoch: int
+    verify: VerifyPolicy
+    overwrite: bool
+    packed: bool
+    most: int
+    ours: Mapping[int, Intent]
+
+    @property
+    def hashed(self) -> bool:
+        """Say whether contents are compared, not sizes alone."""
+        return self.verify is VerifyPolicy.SHA256
+
+    def part_name(self, item: SmallItem, epoch: int) -> str:
+        """Name an item's partial file."""
+        return part_name(self.transfer, item.number, item.destination.name, epoch)
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """An item under way; `stat` is the source's, as first seen."""
+
+    item: SmallItem
+    source_path: str
+    final: str
+    part: str
+    canonical: str
+    stat: FileStat = _NOTHING_SEEN
+    sha256: str | None = None
+
+    @property
+    def number(self) -> int:
+        """The item's number."""
+        return self.item.number
+
+    def staged(self, *, published: bool = False) -> Staged:
+        """Return the good outcome."""
+        return Staged(
+            self.number,
+            self.source_path,
+            self.final,
+            self.part,
+            self.canonical,
+            self.stat.size,
+            self.stat.mtime,
+            self.stat.mode & 0o777,
+            self.sha256,
+            published,
+        )
+
+
+@dataclass(slots=True)
+class Chunk:
+    """The items of one call. One that has an outcome is not touched any more, except to remove what it made."""
+
+    ends: Ends
+    rules: Rules
+    control: Control
+    tasks: list[Task] = field(default_factory=list)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    made: dict[int, Task] = field(default_factory=dict)
+    """Those that may have a partial file, by number."""
+    counted: set[int] = field(default_factory=set)
+    """Those whose bytes were counted."""
+
+    def left(self) -> list[Task]:
+        """Return the items that have no outcome yet."""
+        return [task for task in self.tasks if task.number not in self.outcomes]
+
+    def fail(self, number: int, error: DataManagerError) -> None:
+        """Note that an item can't be carried."""
+        self.outcomes[number] = Failed(number, error)
+
+    def count(self, task: Task) -> None:
+        """Count an item's bytes as done, once. Raises: what the control was told to stop with."""
+        if task.number not in self.counted:
+            self.counted.add(task.number)
+            self.control.advance(task.stat.size)
+
+    def remove_parts(self, tasks: Sequence[Task]) -> None:
+        """Remove what there is of these partial files. Raises: what breaks the connection."""
+        for _ in self.ends.target.many.remove([task.part for task in tasks]):
+            pass  # it was not there, or can't be removed: the sweep of partial files tells
+        for task in tasks:
+            self.made.pop(task.number, None)

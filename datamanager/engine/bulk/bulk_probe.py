@@ -1,0 +1,180 @@
+"""The first step for many small files: look at both ends before a byte moves, all of them at once.
+
+Directories are resolved, confined and made once each; sources there, regular and small; destinations free; space
+enough. (design.md, the publish protocol, 2)
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import replace
+
+from datamanager.domain.location import Place
+from datamanager.engine.bulk.bulk_chunk import Chunk, Later, SmallItem, Task
+from datamanager.engine.path_confinement import Directory, canonical_of, directories_of, make, real_base
+from datamanager.errors import (
+    DataManagerError,
+    DestinationExists,
+    NoSpace,
+    PathExists,
+    PathMissing,
+    PathNotAllowed,
+    SourceMissing,
+    TransportError,
+)
+from datamanager.transports.values import FileKind, FileStat
+
+EARLIER_EPOCHS = 20
+"""How many earlier attempts' partial files are looked for."""
+_MTIMES = range(1 << 32)
+"""The seconds that SFTP version 3 can carry."""
+
+
+def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
+    """Find each item's real paths, below the machines' base directories; make the destinations' directories.
+
+    Raises: what would go otherwise another time, as when a connection broke.
+    """
+    ends = chunk.ends
+    above = real_base(ends.source, ends.origin)
+    sources = directories_of(ends.source, ends.origin, above, {_directory(item.source) for item in items})
+    base = real_base(ends.target, ends.destination)
+    targets = directories_of(ends.target, ends.destination, base, {_directory(item.destination) for item in items})
+    chunk.control.check()
+    faults = make(ends.target, [found for found in targets.values() if isinstance(found, Directory)])
+    finals = set[str]()
+    for item in items:
+        source, target = sources[_directory(item.source)], targets[_directory(item.destination)]
+        if isinstance(source, DataManagerError):
+            chunk.fail(item.number, source)
+            continue
+        if isinstance(target, DataManagerError):
+            chunk.fail(item.number, target)
+            continue
+        if (fault := faults.get(target.path)) is not None:
+            chunk.fail(item.number, _not_made(item.destination, fault))
+            continue
+        final = posixpath.join(target.path, item.destination.name)
+        try:
+            canonical = canonical_of(ends.destination, base, final)
+        except PathNotAllowed as error:
+            chunk.fail(item.number, error)
+            continue
+        if final in finals:
+            chunk.fail(item.number, DestinationExists(f"{item.destination}: two items have this destination"))
+            continue
+        finals.add(final)
+        chunk.tasks.append(
+            Task(
+                item,
+                posixpath.join(source.path, item.source.name),
+                final,
+                posixpath.join(target.path, chunk.rules.part_name(item, chunk.rules.epoch)),
+                canonical,
+            )
+        )
+
+
+def look(chunk: Chunk) -> None:
+    """Note what can't go or need not go, and what the sources are; remove partial files of earlier attempts."""
+    _look_at_destinations(chunk)
+    tasks = chunk.left()
+    for index, found in chunk.ends.source.many.lstat([task.source_path for task in tasks]):
+        task = tasks[index]
+        if isinstance(found, PathMissing):
+            chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
+        elif isinstance(found, TransportError):
+            chunk.fail(task.number, found)
+        elif found.kind is not FileKind.FILE or found.size > chunk.rules.most or found.mtime not in _MTIMES:
+            chunk.outcomes[task.number] = Later(task.number)
+        else:
+            task.stat = found
+    _remove_earlier_parts(chunk)
+
+
+def require_space(chunk: Chunk) -> None:
+    """Let through as many items as the target has space for."""
+    tasks = chunk.left()
+    if not tasks:
+        return
+    free = chunk.ends.target.free_space(posixpath.dirname(tasks[0].part))
+    needed = 0
+    for task in tasks:
+        needed += task.stat.size
+        if free is not None and needed > free:
+            needed -= task.stat.size
+            machine = chunk.ends.destination.name
+            chunk.fail(task.number, NoSpace(f"{machine}: {task.stat.size} bytes more are needed, {free - needed} free"))
+
+
+def _directory(place: Place) -> str:
+    return posixpath.dirname(place.path)
+
+
+def _not_made(place: Place, fault: TransportError) -> DataManagerError:
+    if isinstance(fault, PathExists):
+        return DestinationExists(f"{place}: a file is where a directory is needed: {fault.detail}")
+    return fault
+
+
+def _look_at_destinations(chunk: Chunk) -> None:
+    tasks, candidates = chunk.left(), list[Task]()
+    for index, found in chunk.ends.target.many.lstat([task.final for task in tasks]):
+        task = tasks[index]
+        if isinstance(found, PathMissing):
+            continue
+        elif isinstance(found, TransportError):
+            chunk.fail(task.number, found)
+        elif _may_be_ours(chunk, task, found):
+            intent = chunk.rules.ours[task.number]
+            task.stat = replace(found, mtime=intent.mtime)
+            candidates.append(task)
+        else:
+            _require_replaceable(chunk, task, found.kind)
+    _accept_ours(chunk, candidates)
+
+
+def _may_be_ours(chunk: Chunk, task: Task, there: FileStat) -> bool:
+    """Say whether an earlier attempt may have published this; with a checksum recorded that is to be looked at yet."""
+    intent = chunk.rules.ours.get(task.number)
+    if intent is None or there.kind is not FileKind.FILE or there.size != intent.size:
+        return False
+    if intent.sha256 is None:
+        # to be overwritten it could be the old file of that size and mtime: doing it again is safe
+        return not chunk.rules.overwrite and there.mtime == intent.mtime
+    return True
+
+
+def _accept_ours(chunk: Chunk, candidates: Sequence[Task]) -> None:
+    hashes: dict[int, str | TransportError] = {}
+    hashed = [task for task in candidates if chunk.rules.ours[task.number].sha256 is not None]
+    for index, digest in chunk.ends.target.many.digest([task.final for task in hashed], chunk.rules.most):
+        hashes[hashed[index].number] = digest
+    for task in candidates:
+        intent = chunk.rules.ours[task.number]
+        if intent.sha256 is None or hashes[task.number] == intent.sha256:
+            task.sha256 = intent.sha256
+            chunk.outcomes[task.number] = task.staged(published=True)
+        else:
+            _require_replaceable(chunk, task, FileKind.FILE)
+
+
+def _require_replaceable(chunk: Chunk, task: Task, kind: FileKind) -> None:
+    place = task.item.destination
+    if kind is FileKind.DIRECTORY:
+        chunk.fail(task.number, DestinationExists(f"{place} is a directory"))
+    elif not chunk.rules.overwrite:
+        there = "a file that is not registered is there; overwrite=true replaces it"
+        chunk.fail(task.number, DestinationExists(f"{place}: {there}"))
+
+
+def _remove_earlier_parts(chunk: Chunk) -> None:
+    rules = chunk.rules
+    parts = [
+        posixpath.join(posixpath.dirname(task.final), rules.part_name(task.item, epoch))
+        for task in chunk.tasks
+        for epoch in range(max(1, rules.epoch - EARLIER_EPOCHS), rules.epoch)
+    ]
+    for _ in chunk.ends.target.many.remove(parts):
+        pass  # mostly there is none

@@ -1,0 +1,158 @@
+"""The second and third step for many small files: bytes into partial files, and what is stored compared with what was
+read. (design.md, the publish protocol, 3 and 4)
+
+Reading feeds writing: what is in memory is what both ends have in flight.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from hashlib import sha256
+
+from datamanager.engine.bulk.bulk_chunk import Chunk, Task
+from datamanager.engine.path_confinement import real_base
+from datamanager.errors import (
+    ChecksumMismatch,
+    DataManagerError,
+    DestinationExists,
+    PathExists,
+    PathMissing,
+    SizeMismatch,
+    SourceChanged,
+    SourceMissing,
+    TransportError,
+)
+from datamanager.transports.values import FileKind, NewFile
+
+_WORTH_REPEATING = (PathExists, SizeMismatch, ChecksumMismatch)
+"""What a second writing mends: a partial file left by an earlier try of this attempt, a fault of the storage."""
+
+
+def carry(chunk: Chunk) -> None:
+    """Bring every item's bytes into its partial file; what is stored wrongly is brought once more."""
+    wrong = _bring(chunk, chunk.left(), packed=chunk.rules.packed)
+    again = [task for task, error in wrong.items() if isinstance(error, _WORTH_REPEATING)]
+    chunk.remove_parts(again)
+    for task in again:
+        del wrong[task]
+    wrong |= _bring(chunk, again, packed=False)
+    for task, error in wrong.items():
+        chunk.fail(task.number, error)
+
+
+def refuse_one_place(chunk: Chunk) -> None:
+    """Refuse to replace a file by itself: two machine names can stand for one directory.
+
+    If a partial file, just made, shows beside the source, both are one place. Without `overwrite` the destination,
+    which is the source then, was found to be taken.
+    """
+    if not chunk.rules.overwrite:
+        return
+    tasks = [task for task in chunk.left() if task.item.source.name == task.item.destination.name]
+    names = [posixpath.join(posixpath.dirname(task.source_path), posixpath.basename(task.part)) for task in tasks]
+    for index, found in chunk.ends.source.many.lstat(names):
+        if not isinstance(found, PathMissing):
+            item = tasks[index].item
+            chunk.fail(
+                item.number, DestinationExists(f"{item.source} and {item.destination} are one and the same file")
+            )
+
+
+def require_unchanged(chunk: Chunk) -> None:
+    """Check that the sources still have the size and mtime that they had at first."""
+    tasks = chunk.left()
+    for index, now in chunk.ends.source.many.lstat([task.source_path for task in tasks]):
+        task, place = tasks[index], tasks[index].item.source
+        if isinstance(now, PathMissing):
+            chunk.fail(task.number, SourceChanged(f"{place} disappeared under the transfer"))
+        elif isinstance(now, TransportError):
+            chunk.fail(task.number, now)
+        elif (now.kind, now.size, now.mtime) != (FileKind.FILE, task.stat.size, task.stat.mtime):
+            chunk.fail(task.number, _changed(task))
+
+
+def _bring(chunk: Chunk, tasks: Sequence[Task], *, packed: bool) -> dict[Task, DataManagerError]:
+    """Write and compare; return what went wrong at the target. What is wrong with a source is noted."""
+    wrong: dict[Task, DataManagerError] = {}
+    if not (packed and _unpack(chunk, tasks)):
+        wrong |= _write(chunk, tasks)
+    stored = [task for task in tasks if task not in wrong and task.number not in chunk.outcomes]
+    return wrong | (_compare_hashes(chunk, stored) if chunk.rules.hashed else _compare_sizes(chunk, stored))
+
+
+def _write(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
+    wrong: dict[Task, DataManagerError] = {}
+    sent = list[Task]()
+    with closing(_files(chunk, tasks, sent)) as files, closing(chunk.ends.target.many.write(files)) as results:
+        for index, error in results:
+            if error is None:
+                chunk.count(sent[index])
+            else:
+                wrong[sent[index]] = error
+    return wrong
+
+
+def _unpack(chunk: Chunk, tasks: Sequence[Task]) -> bool:
+    """Bring all by one stream, whose end alone tells how it went; False when that was not well, and nothing is left."""
+    sent = list[Task]()
+    base = real_base(chunk.ends.target, chunk.ends.destination)
+    with closing(_files(chunk, tasks, sent)) as files:
+        done = chunk.ends.target.many.unpack(files, base)
+    if not done:
+        chunk.remove_parts(sent)
+    for task in sent if done else []:
+        chunk.count(task)
+    return done
+
+
+def _files(chunk: Chunk, tasks: Sequence[Task], sent: list[Task]) -> Generator[NewFile, None, None]:
+    """Read the sources and yield what is to be written; `sent` tells whose each one is."""
+    waiting = [task for task in tasks if task.number not in chunk.outcomes]
+    paths = [task.source_path for task in waiting]
+    largest = max((task.stat.size for task in waiting), default=0)
+    with closing(chunk.ends.source.many.read(paths, chunk.rules.most, largest)) as results:
+        for index, found in results:
+            chunk.control.check()
+            task = waiting[index]
+            if isinstance(found, PathMissing):
+                chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
+            elif isinstance(found, DataManagerError):
+                chunk.fail(task.number, found)
+            elif not len(found.data) == found.stat.size == task.stat.size or found.stat.mtime != task.stat.mtime:
+                chunk.fail(task.number, _changed(task))
+            else:
+                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed else None
+                sent.append(task)
+                chunk.made[task.number] = task
+                yield NewFile(task.part, found.data, task.stat.mode & 0o777, task.stat.mtime)
+
+
+def _compare_hashes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
+    wrong: dict[Task, DataManagerError] = {}
+    parts = [task.part for task in tasks]
+    for index, far in chunk.ends.target.many.digest(parts, chunk.rules.most):
+        task = tasks[index]
+        if isinstance(far, TransportError):
+            wrong[task] = far
+        elif far != task.sha256:
+            place = task.item.destination
+            wrong[task] = ChecksumMismatch(f"{place}: sha256 {far} is stored, {task.sha256} was read")
+    return wrong
+
+
+def _compare_sizes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
+    wrong: dict[Task, DataManagerError] = {}
+    for index, found in chunk.ends.target.many.lstat([task.part for task in tasks]):
+        task = tasks[index]
+        if isinstance(found, TransportError):
+            wrong[task] = found
+        elif found.size != task.stat.size:
+            place = task.item.destination
+            wrong[task] = SizeMismatch(f"{place}: {found.size} bytes are stored, {task.stat.size} were sent")
+    return wrong
+
+
+def _changed(task: Task) -> SourceChanged:
+    return SourceChanged(f"{task.item.source} changed under the transfer")

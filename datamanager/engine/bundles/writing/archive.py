@@ -1,0 +1,277 @@
+"""From objects to a bundle in an archive, by the publish protocol: `stage`, (record the intent,) `publish`, (commit,)
+`remove_sources`.
+
+    staged = archive.stage(job, control, remember)      # staged.failed: members that are left out, each with its error
+    # the caller records staged.ready.intent, for the bundle's row
+    archive.publish(staged.ready)
+    # the caller commits: objects ARCHIVED, each with its Member; the bundle's row
+    archive.remove_sources(job, staged.ready.manifest)  # unless keep_source
+
+A crash anywhere: do it again with the next epoch, the `intent` and the `restart` that were recorded. `stage` finds what
+was published and reads its manifest back.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from uuid import UUID
+
+from datamanager.domain.bundles import Bundle, Frame, Manifest, Pack, VerifyLevel, Wanted, manifest_place
+from datamanager.domain.location import Place, temporary_name
+from datamanager.domain.plan import Route
+from datamanager.domain.states import Phase, TransferKind
+from datamanager.engine.attempt import End, Found, Intent, Job, Moved, Restart
+from datamanager.engine.bundles.format import manifest as manifests
+from datamanager.engine.bundles.format.layout import Layout
+from datamanager.engine.bundles.writing.bundle_content import Making
+from datamanager.engine.bundles.writing.compressed_upload import send_compressed
+from datamanager.engine.bundles.writing.deep_verify import require_members
+from datamanager.engine.bundles.writing.member_probe import look
+from datamanager.engine.bundles.writing.source_removal import remove_members
+from datamanager.engine.cancellable_storage import bare
+from datamanager.engine.control import Control
+from datamanager.engine.path_confinement import confined
+from datamanager.engine.single import publish as publishing
+from datamanager.engine.single import transfer as stream
+from datamanager.engine.single.probe import Read, probe_content, published_before
+from datamanager.engine.single.transfer import Remember, forget
+from datamanager.engine.single.verify import source_sha256, verify
+from datamanager.errors import (
+    ChecksumMismatch,
+    DataManagerError,
+    PathMissing,
+    RemoteFailure,
+    SourceChanged,
+)
+from datamanager.machines import Machine, VerifyPolicy
+from datamanager.transports.port import Storage
+
+ROUNDS = 3
+"""How often a bundle is begun anew because of members that fail."""
+_MODE = 0o600  # of a bundle and its manifest: whoever reads it reads every member
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveJob:
+    """One attempt to make one bundle of files that lie on one machine.
+
+    `destination` is the bundle's place (`domain.bundles.bundle_place`). `made_by` goes into the manifest. `wanted`, its
+    order included, must be the same at each attempt, but for members that failed for good.
+    """
+
+    transfer: UUID
+    epoch: int
+    bundle: UUID
+    pack: Pack
+    level: VerifyLevel
+    machine: Machine
+    storage: Storage
+    """The sources'."""
+    wanted: tuple[Wanted, ...]
+    destination: End
+    made_by: str
+    intent: Intent | None = None
+    """Recorded for this bundle by an earlier attempt that may have published."""
+    restart: Restart | None = None
+    """Recorded for this bundle by an earlier try or attempt before it wrote a partial file."""
+
+    @property
+    def as_transfer(self) -> Job:
+        """The bundle's way as a transfer of one file."""
+        there = Place(self.machine.name, f"the files of bundle {self.bundle}")
+        return Job(
+            self.transfer,
+            self.epoch,
+            TransferKind.COPY,
+            End(there, self.machine, self.storage),
+            self.destination,
+            verify=VerifyPolicy.SIZE if self.level is VerifyLevel.SIZES else VerifyPolicy.SHA256,
+            intent=self.intent,
+            restart=None if self.pack is Pack.TAR_ZST else self.restart,
+        )
+
+    @property
+    def manifest(self) -> Place:
+        """The manifest's place."""
+        return manifest_place(self.bundle, self.destination.place)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A bundle that waits for its name, verified; or one that an earlier attempt published (`published`)."""
+
+    job: ArchiveJob
+    found: Found
+    manifest: Manifest
+    intent: Intent
+    published: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What came of the members: a bundle of the good ones (None when there is none), and why the others are not in
+    it."""
+
+    ready: Ready | None
+    failed: dict[UUID, DataManagerError] = field(default_factory=dict)
+
+
+def stage(job: ArchiveJob, control: Control, remember: Remember = forget) -> Staged:
+    """Look at the members, send the bundle into its partial file, and verify it as `job.level` says.
+
+    A member that is missing, can't be read or changes meanwhile fails alone: the bundle is made anew without it. What
+    an earlier attempt stored of an uncompressed bundle is gone on with; `remember` is told the restart marker before
+    the first byte. Phases: PROBE, TRANSFER, VERIFY. On an error the partial file is left for the next try (`discard`).
+
+    Raises: DestinationExists, NoSpace, ChecksumMismatch, SizeMismatch, SourceChanged (members keep changing), what the
+    transports raise and what `control` was told to stop with.
+    """
+    control.enter(Phase.PROBE)
+    if (ready := _published(job)) is not None:
+        there = {member.uuid for member in ready.manifest.members}
+        left_out = [one for one in job.wanted if one.uuid not in there]
+        return Staged(ready, {one.uuid: SourceChanged(f"{one.source} is not in the bundle") for one in left_out})
+    failed: dict[UUID, DataManagerError] = {}
+    for _ in range(ROUNDS):
+        control.enter(Phase.PROBE)
+        entries = look(job.machine, job.storage, [one for one in job.wanted if one.uuid not in failed], failed)
+        if not entries:
+            discard(job)
+            return Staged(None, failed)
+        making = Making(Layout(entries, job.pack))
+        try:
+            return Staged(_sent(job, making, control, remember), failed)
+        except DataManagerError as exc:
+            if exc.retryable or not making.blamed:
+                raise
+        with job.storage.session() as session:
+            making.examine(session, control.check)
+        for index, error in making.blamed.items():
+            log.warning("%s; the bundle is made anew without it", error.detail)
+            failed[entries[index].uuid] = error
+        discard(job)
+    raise SourceChanged(f"{job.as_transfer.origin.place} keep changing")
+
+
+def publish(ready: Ready) -> None:
+    """Give the manifest and then the bundle their names, each atomically. Fine when that was done before.
+
+    The caller has recorded `ready.intent`. A bundle that has its name has its manifest beside it.
+
+    Raises: DestinationExists (somebody else's file has the bundle's name), and what the transports raise.
+    """
+    if ready.published:
+        return
+    _publish_manifest(ready)
+    publishing.publish(ready.job.as_transfer, ready.found, ready.intent)
+
+
+def discard(job: ArchiveJob) -> None:
+    """Remove the partial files of an attempt that is given up; also after a stop. Touches only this attempt's names."""
+    end = job.destination
+    with bare(end.storage).session() as session:
+        directory = posixpath.dirname(confined(session, end.machine, end.place.path, follow=False))
+        for place in (end.place, job.manifest):
+            try:
+                session.remove(posixpath.join(directory, _part_name(job, place)))
+            except PathMissing:
+                continue
+
+
+def remove_sources(job: ArchiveJob, manifest: Manifest) -> dict[UUID, DataManagerError]:
+    """Remove the members' files, those that still are what was read; return those that are left, and why.
+
+    Fine where one is gone already. SourceNotRemoved for one that changed or can't be removed. Raises: what breaks the
+    connection (retryable: do it again).
+    """
+    return remove_members(job.machine, job.storage, job.destination, manifest)
+
+
+def _published(job: ArchiveJob) -> Ready | None:
+    """Return what an earlier attempt, which recorded its intent, has published."""
+    end, intent = job.destination, job.intent
+    if intent is None:
+        return None
+    with end.storage.session() as session:
+        final = confined(session, end.machine, end.place.path, follow=False)
+        if published_before(session, job.as_transfer, final, None) is None:
+            return None
+        directory = posixpath.dirname(final)
+        manifest = manifests.read(session, posixpath.join(directory, job.manifest.name))
+    bundle = manifest.bundle
+    if (bundle.uuid, bundle.size, bundle.sha256) != (job.bundle, intent.size, intent.sha256):
+        raise RemoteFailure(f"{job.manifest} is not the manifest of the bundle beside it")
+    found = Found(Route.RELAY, directory, final, posixpath.join(directory, _part_name(job, end.place)))
+    return Ready(job, found, manifest, intent, published=True)
+
+
+def _sent(job: ArchiveJob, making: Making, control: Control, remember: Remember) -> Ready:
+    """Send and verify; what was damaged on the way is sent once more."""
+    try:
+        return _send(job, making, control, remember)
+    except ChecksumMismatch as damaged:
+        log.warning("%s; once more", damaged.detail)
+        discard(job)
+        return _send(job, making, control, remember)
+
+
+def _send(job: ArchiveJob, making: Making, control: Control, remember: Remember) -> Ready:
+    layout, transfer = making.layout, job.as_transfer
+    compress = job.pack is Pack.TAR_ZST
+    read = Read("", layout.stat, content=making)
+    found = probe_content(transfer, read, size=None if compress else layout.size)
+    moved: Moved
+    frames: tuple[Frame, ...] = ()
+    if compress:
+        moved, frames = send_compressed(transfer, found, making, control)
+    else:
+        moved = stream.relay(transfer, found, control, remember)
+    control.enter(Phase.VERIFY)
+    if moved.sha256 is None and transfer.verify is VerifyPolicy.SIZE:  # gone on with, so not hashed as it passed
+        source_sha256(transfer, found, control)
+    verify(transfer, found, moved, control)
+    digest = making.hashed
+    sha256 = moved.sha256 if compress and moved.sha256 is not None else digest.hexdigest()
+    made_at = datetime.now(UTC).replace(microsecond=0)
+    manifest = Manifest(
+        bundle=Bundle(job.bundle, job.pack, job.destination.place, moved.size, sha256),
+        made_at=made_at,
+        made_by=job.made_by,
+        transfer=job.transfer,
+        level=job.level,
+        stream_size=layout.size,
+        members=layout.members(digest.sums),
+        frames=frames,
+    )
+    if job.level is VerifyLevel.PARANOID:
+        require_members(job.destination, found.part, manifest, layout, control)
+    return Ready(job, found, manifest, Intent(moved.size, sha256, int(made_at.timestamp())))
+
+
+def _publish_manifest(ready: Ready) -> None:
+    """Write the manifest beside the bundle, over one that an earlier attempt may have left."""
+    job, data = ready.job, manifests.dump(ready.manifest)
+    as_transfer = replace(job.as_transfer, destination=replace(job.destination, place=job.manifest))
+    names = [as_transfer.part_name, *as_transfer.earlier_part_names]
+    part, *earlier = [posixpath.join(ready.found.directory, name) for name in names]
+    final = posixpath.join(ready.found.directory, job.manifest.name)
+    with job.destination.storage.session() as session:
+        for _ in session.many.remove([part, *earlier]):
+            pass  # mostly there is none
+        with session.create(part) as writer:
+            writer.write(0, data)
+            writer.flush()
+        with session.open_read(part) as reader:
+            if b"".join(bytes(block) for block in reader.blocks()) != data:
+                raise ChecksumMismatch(f"{job.manifest}: other bytes are stored than were sent")
+        session.set_attributes(part, mode=_MODE, mtime=ready.intent.mtime)
+        session.rename(part, final, overwrite=True)
+
+
+def _part_name(job: ArchiveJob, place: Place) -> str:
+    return temporary_name(place.name, job.transfer, job.epoch)

@@ -1,0 +1,59 @@
+"""A bundle in the making into its partial file, where it is compressed on the way: in order, over one connection."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from datamanager.domain.bundles import Frame
+from datamanager.domain.states import Phase
+from datamanager.engine.attempt import Found, Job, Moved
+from datamanager.engine.bundles.format.frames import compressed, cuts, seek_table
+from datamanager.engine.bundles.writing.bundle_content import Making
+from datamanager.engine.control import Control
+from datamanager.engine.endpoints import lent
+from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
+from datamanager.machines import VerifyPolicy
+
+
+def send_compressed(job: Job, found: Found, making: Making, control: Control) -> tuple[Moved, tuple[Frame, ...]]:
+    """Write frames and their table; return what was written, and the frames. Progress counts uncompressed bytes.
+
+    Raises: what the members' reading and the transports raise.
+    """
+    layout = making.layout
+    control.enter(Phase.TRANSFER, layout.size)
+    with lent(job) as (source, target), ExitStack() as stack:
+        remove_part(target, found)
+        reader = stack.enter_context(making.open(source))
+        writer = stack.enter_context(target.create(found.part))
+        followed = job.verify is VerifyPolicy.SHA256 and layout.size >= FOLLOWED_FROM
+        follower = stack.enter_context(target.follow(found.part)) if followed else None
+        digest, stored = making.digest(), hashlib.sha256()
+        frames, position = list[Frame](), 0
+
+        def write(data: bytes) -> None:
+            nonlocal position
+            stored.update(data)
+            writer.write(position, data)
+            position += len(data)
+            unsettled = writer.unsettled
+            if follower is not None:
+                follower.advance(position if unsettled is None else unsettled)
+
+        def read() -> Iterator[memoryview]:
+            for block in reader.blocks():
+                digest.update(block)
+                control.advance(len(block))
+                yield block
+
+        for frame, data in compressed(read(), cuts(layout)):
+            frames.append(frame)
+            write(data)
+        write(seek_table(frames))
+        writer.flush()
+        if follower is not None:
+            follower.advance(position)
+        far = follower.result(control.watch) if follower is not None else None
+    return Moved(position, stored.hexdigest(), far), tuple(frames)

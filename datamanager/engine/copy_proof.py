@@ -1,0 +1,122 @@
+"""Before a copy is deleted, both are looked at where they lie: the one that remains (its file, or the bundle that has
+it) and the one that goes.
+
+What the catalogue says was true once. A file may have been changed, cut short or lost since, and two objects may even
+be one file under the names of two machines that share a file system.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Literal
+from uuid import uuid4
+
+from datamanager.domain.location import temporary_name
+from datamanager.engine.attempt import End
+from datamanager.engine.control import Control
+from datamanager.engine.path_confinement import confined
+from datamanager.engine.single.verify import stored_sha256
+from datamanager.errors import PathMissing
+from datamanager.transports.port import Session
+from datamanager.transports.values import FileKind
+
+
+def why_not_proved(
+    end: End, size: int | None, sha256: str, how: Literal["checksum", "size"], control: Control
+) -> str | None:
+    """Look at a file or bundle; return why it is not what it should be, None when it is. Reads all of it with
+    `checksum`, on the machine itself where that can. By `size` nothing of unknown size is proved. Blocks.
+
+    Raises: what the transports raise when the machine can't be asked, what `control` was told to stop with.
+    """
+    with end.storage.session(control.check) as session:
+        try:
+            path = confined(session, end.machine, end.place.path)
+            found = session.stat(path)
+        except PathMissing:
+            return f"{end.place} is not there"
+        if found.kind is not FileKind.FILE:
+            return f"{end.place} is no regular file"
+        if size is not None and found.size != size:
+            return f"{end.place} has {found.size:,} bytes instead of {size:,}"
+        if how == "size":
+            return None if size is not None else f'{end.place} is of unknown size; prove = "checksum" would read it'
+        if end.machine.stage_poll:
+            words = [word.replace("{path}", path) for word in end.machine.stage_poll]
+            if session.run(words, control.watch) != 0:
+                return f'{end.place} is on tape; prove = "size" would do without reading it'
+        try:
+            if stored_sha256(session, path, control.watch) != sha256:
+                return f"{end.place} has another sha256 than the catalogue says"
+            again = session.stat(path)
+        except PathMissing:
+            return f"{end.place} went while it was read"
+        if (again.size, again.mtime) != (found.size, found.mtime):
+            return f"{end.place} changed while it was read"
+    return None
+
+
+def why_no_copy(
+    end: End, size: int | None, sha256: str, how: Literal["checksum", "size"], control: Control
+) -> str | None:
+    """Look at the file that is to go; return why it is no copy (somebody has written other bytes to it since it was
+    registered, which may be nowhere else), None when it is one, or is gone already. Blocks.
+
+    Raises: as `why_not_proved`.
+    """
+    with end.storage.session(control.check) as session:
+        try:
+            session.lstat(confined(session, end.machine, end.place.path))
+        except PathMissing:
+            return None
+    return why_not_proved(end, size, sha256, how, control)
+
+
+def why_one_file(going: End, staying: End, control: Control) -> str | None:
+    """Say whether two places are one and the same file, which must not be deleted as a copy of itself; None when they
+    are two. A file that is gone already is nobody's.
+
+    On one machine their real paths are compared. Where two machines may share a file system, or one has it at two
+    places, names in two directories are one file only if they are alike: then an empty file is made beside the one that
+    goes, and if it shows beside the other, both are one place. Their times say nothing: SFTP tells others than a local
+    file system, before 1970 and after 2106. Blocks.
+
+    Raises: what the transports raise.
+    """
+    with going.storage.session(control.check) as near:
+        try:
+            path = confined(near, going.machine, going.place.path)
+            near.stat(path)
+        except PathMissing:
+            return None
+    with staying.storage.session(control.check) as far:
+        theirs = confined(far, staying.machine, staying.place.path)
+    if going.machine.name == staying.machine.name and theirs == path:
+        return f"{going.place} and {staying.place} are one file"
+    if posixpath.basename(path) != posixpath.basename(theirs):
+        return None
+    return _shown_at_both(going, path, staying, theirs, control)
+
+
+def _shown_at_both(going: End, path: str, staying: End, theirs: str, control: Control) -> str | None:
+    name = temporary_name(posixpath.basename(path), uuid4(), 0)
+    beside = posixpath.join(posixpath.dirname(path), name)
+    with going.storage.session(control.check) as near:
+        with near.create(beside):
+            pass
+    try:
+        with staying.storage.session(control.check) as far:
+            if _is_there(far, posixpath.join(posixpath.dirname(theirs), name)):
+                return f"{going.place} and {staying.place} are one file of a file system that both places have"
+    finally:
+        with going.storage.session() as near:
+            near.remove(beside)
+    return None
+
+
+def _is_there(session: Session, path: str) -> bool:
+    try:
+        session.lstat(path)
+    except PathMissing:
+        return False
+    return True

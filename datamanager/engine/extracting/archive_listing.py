@@ -1,0 +1,242 @@
+"""What is in an archive: its directory read from its storage, no more of it than that takes, and all of it judged
+before a single byte is extracted.
+
+tar: POSIX.1-2017, pax, "ustar Interchange Format", with GNU's long names. zip: PKWARE's APPNOTE 6.3, with ZIP64.
+"""
+
+from __future__ import annotations
+
+import calendar
+import io
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from datamanager.domain.location import NAME_MAX
+from datamanager.engine.extracting.archive_member import MEMBERS_MAX, Packed, clamped, shown, sound
+from datamanager.errors import DataManagerError, DownloadFailed, TooLarge
+from datamanager.machines import Machine
+from datamanager.transports.port import Reader, Session
+
+Packaging = Literal["tar", "zip"]
+
+AHEAD = 256 * 1024
+"""Bytes that are read at once: many small members' headers."""
+TAR_HEADER_MAX = 256 * 1024
+"""Bytes of one member's headers: its names and attributes, and (GNU) the map of a sparse file."""
+TAR_GLOBALS_MAX = 100
+"""Attributes that an archive says of all its members behind them."""
+ZIP_DIRECTORY_MAX = 4 * 1024 * 1024
+"""Bytes of a zip file's central directory and comment, about 400 a member."""
+ENTRIES_MAX = 2 * MEMBERS_MAX
+"""Entries, directories included, after which it is enough."""
+
+_LOCAL = struct.Struct("<4sHHHHHLLLHH")
+_ENCRYPTED = 0x1
+_METHODS = {zipfile.ZIP_STORED: False, zipfile.ZIP_DEFLATED: True}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_DIGITS = re.compile(rb"\d+")
+_NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, IndexError, OverflowError)
+
+
+def members_of(
+    session: Session,
+    path: str,
+    packaging: Packaging,
+    machine: Machine,
+    directory: str,
+    limit: int,
+    check: Callable[[], None],
+) -> list[Packed]:
+    """Return the regular files of the archive at `path`, in the order in which they lie there.
+
+    `directory` on `machine` is where they are to go, `limit` how many bytes they may be together. `check` is asked now
+    and then and may raise. Directories are not listed: they come with their files.
+
+    Raises: DownloadFailed for what is no such archive, damaged, cut off, or holds anything but files and directories,
+    a name that leads elsewhere or comes twice; TooLarge.
+    """
+    with session.open_read(path) as reader:
+        size = reader.stat().size
+        if packaging == "tar":
+            found = _tar(_TarHeaders(reader, size, check))
+        else:
+            found = _zip(_Seekable(reader, size, check))
+        try:
+            return list(sound(found, machine, directory, limit))
+        except RecursionError:
+            raise DownloadFailed("the archive has header upon header, and no file") from None
+
+
+class _Seekable(io.RawIOBase):
+    """An open file as the readers of the standard library want it. To read more than the next `left` bytes is refused:
+    how much they read, and keep, is what the archive says."""
+
+    def __init__(self, reader: Reader, size: int, check: Callable[[], None]) -> None:
+        super().__init__()
+        self._reader = reader
+        self.size = size
+        self._check = check
+        self._position = 0
+        self._start = 0
+        self._data = b""
+        self.left = TAR_HEADER_MAX
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes, fewer only at the end."""
+        there = max(0, self.size - self._position)
+        wanted = there if size is None or size < 0 else min(size, there)
+        if wanted > self.left:
+            raise DownloadFailed("the archive has a header that is too long")
+        self.left -= wanted
+        begin = self._position - self._start
+        if begin < 0 or begin + wanted > len(self._data):
+            self._check()
+            blocks = self._reader.blocks(self._position, min(there, max(AHEAD, wanted)))
+            self._start, self._data, begin = self._position, b"".join(bytes(block) for block in blocks), 0
+        found = self._data[begin : begin + wanted]
+        self._position += len(found)
+        return found
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go elsewhere."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError("before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Say where it is."""
+        return self._position
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+
+class _TarHeaders(_Seekable):
+    """What is read of a tar file: its headers."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes, unless they have more digits in a row than a name may have: the standard library looks
+        for numbers in time that grows with the square of that (CVE-2024-6232)."""
+        found = super().read(size)
+        if any(len(digits) > NAME_MAX for digits in _DIGITS.findall(found)):
+            raise DownloadFailed("the archive has a header that is nothing but digits")
+        return found
+
+
+def _tar(file: _Seekable) -> Iterator[Packed]:
+    head = file.read(tarfile.BLOCKSIZE)
+    file.seek(0)
+    for magic, name in _COMPRESSED.items():
+        if head.startswith(magic):
+            what = f"give decompress: {name} too" if name in ("gzip", "zstd") else "only gzip and zstd can be unpacked"
+            raise DownloadFailed(f"the archive is compressed ({name}); {what}")
+    try:
+        with tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape") as tar:
+            yield from _tar_members(tar, file)
+    except (tarfile.TarError, ValueError, OverflowError, IndexError, struct.error) as exc:
+        raise DownloadFailed(f"this is no whole tar file: {exc}") from exc
+
+
+def _tar_members(tar: tarfile.TarFile, file: _Seekable) -> Iterator[Packed]:
+    entries = 0
+    while (info := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
+        entries += 1
+        _require_few(entries)
+        file.left = TAR_HEADER_MAX
+        if len(tar.pax_headers) > TAR_GLOBALS_MAX:
+            raise DownloadFailed("the archive has too many global headers")
+        if info.isdir():
+            continue
+        if not info.isreg() or info.issparse():
+            raise DownloadFailed(f"the archive's member {shown(info.name)} is a {_kind(info)}; only files are taken")
+        if info.size < 0 or info.offset_data + info.size > file.size:
+            raise DownloadFailed(f"the archive ends before its member {shown(info.name)} does")
+        yield Packed(info.name, info.offset_data, info.size, info.size, clamped(float(info.mtime)))
+    # tarfile takes a damaged header for the end
+    file.seek(tar.offset)
+    rest = file.read(tarfile.BLOCKSIZE)
+    if rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE:
+        raise DownloadFailed(f"the archive is damaged at byte {tar.offset}")
+    if not rest and tar.offset > file.size:
+        raise DownloadFailed("the archive ends too early")
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    if info.issym():
+        return "symbolic link"
+    if info.islnk():
+        return "hard link"
+    return "sparse file" if info.issparse() else "special file"
+
+
+def _zip(file: _Seekable) -> Iterator[Packed]:
+    file.left = ZIP_DIRECTORY_MAX
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        _require_few(len(infos))
+        file.left = len(infos) * _LOCAL.size
+        end = 0
+        for info in infos:
+            begin = _data_offset(file, info)
+            if info.header_offset < end or begin + info.compress_size > file.size:
+                raise DownloadFailed(f"the archive's member {shown(info.filename)} lies where another one does")
+            end = begin + info.compress_size
+            if info.is_dir():
+                continue
+            _require_plain(info)
+            deflated = _METHODS[info.compress_type]
+            yield Packed(info.filename, begin, info.compress_size, info.file_size, _mtime(info), deflated, info.CRC)
+    except DataManagerError:
+        raise
+    except _NO_ZIP as exc:
+        raise DownloadFailed(f"this is no whole zip file: {exc}") from exc
+
+
+def _data_offset(file: _Seekable, info: zipfile.ZipInfo) -> int:
+    """Return where a member's bytes begin: only its own header says that."""
+    file.seek(info.header_offset)
+    signature, *_, name, extra = _LOCAL.unpack(file.read(_LOCAL.size))
+    if signature != b"PK\3\4":
+        raise DownloadFailed(f"the archive is damaged: no member begins at byte {info.header_offset}")
+    return int(info.header_offset + _LOCAL.size + name + extra)
+
+
+def _mtime(info: zipfile.ZipInfo) -> int:
+    try:
+        return clamped(calendar.timegm((*info.date_time, 0, 0, 0)))
+    except ValueError:  # no month: many a program writes zeros for no time
+        return 0
+
+
+def _require_plain(info: zipfile.ZipInfo) -> None:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    wrong = None
+    if kind not in (0, stat.S_IFREG):
+        wrong = "is a link or special file; only files are taken"
+    elif info.flag_bits & _ENCRYPTED:
+        wrong = "is encrypted"
+    elif info.compress_type not in _METHODS:
+        wrong = "is compressed in another way than by deflate"
+    elif not _METHODS[info.compress_type] and info.compress_size != info.file_size:
+        wrong = "has two sizes"
+    if wrong is not None:
+        raise DownloadFailed(f"the archive's member {shown(info.filename)} {wrong}")
+
+
+def _require_few(entries: int) -> None:
+    if entries > ENTRIES_MAX:
+        raise TooLarge(f"the archive has more than {ENTRIES_MAX} entries")

@@ -1,0 +1,222 @@
+"""Confinement on the machine: symbolic links are resolved there, and must not lead out of the base directory.
+
+SFTP v3 knows no `openat`, so somebody who may write below `base_dir` can still swap a directory for a link between
+this check and
+the use; docs/security.md says so.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from datamanager.errors import DataManagerError, PathMissing, PathNotAllowed, RemoteFailure, TransportError
+from datamanager.machines import Machine
+from datamanager.transports.bulk_port import Results
+from datamanager.transports.paths import shown
+from datamanager.transports.port import Session
+from datamanager.transports.values import FileKind, FileStat
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory on a machine: the absolute path of what exists of it, links resolved, and the rest."""
+
+    existing: str
+    missing: str
+
+    @property
+    def path(self) -> str:
+        """All of it."""
+        return posixpath.join(self.existing, self.missing) if self.missing else self.existing
+
+    @property
+    def ways(self) -> list[str]:
+        """What is to be made, each one's parent before it; what exists too, as it may be a file."""
+        paths = [self.existing]
+        for name in self.missing.split("/") if self.missing else []:
+            paths.append(posixpath.join(paths[-1], name))
+        return paths
+
+
+class LooksMany(Protocol):
+    """Looks at many names at once; see the port's Many."""
+
+    def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
+        """Yield each path's lstat."""
+        ...
+
+    def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
+        """Yield each path with every link resolved."""
+        ...
+
+
+class Looks(Protocol):
+    """What directories are resolved with; a Session is one."""
+
+    def real_path(self, path: str) -> str:
+        """Return a path with every link resolved."""
+        ...
+
+    @property
+    def many(self) -> LooksMany:
+        """Look at many names at once."""
+        ...
+
+
+def confined(session: Session, machine: Machine, place_path: str, *, follow: bool = True) -> str:
+    """Return the absolute path on the machine of a normalised path below its base directory, links resolved.
+
+    The nearest existing ancestor is resolved and compared with the resolved base directory (on HPC it often is a link
+    itself).
+    With `follow`, a last component that is a link is resolved too and must stay inside; without, the link itself is
+    meant.
+
+    Raises: PathNotAllowed when links lead out; RemoteFailure when the base directory does not exist.
+    """
+    base = real_base(session, machine)
+    real = posixpath.join(directory_of(session, machine, base, place_path).path, posixpath.basename(place_path))
+    return followed(session, machine, base, place_path, real) if follow and _is_link(session, real) else real
+
+
+def followed(session: Session, machine: Machine, base: str, place_path: str, link: str) -> str:
+    """Resolve a link that a place turned out to be, as `confined` does; `base` is `real_base`.
+
+    Raises: PathNotAllowed when it leads out; PathMissing when it leads nowhere.
+    """
+    try:
+        real = session.real_path(link)
+    except PathMissing:
+        raise PathMissing(f"{machine.name}:{place_path} is a link that leads nowhere") from None
+    if not _is_below(base, real):
+        raise _leads_out(machine, place_path)
+    return real
+
+
+def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -> Directory:
+    """Resolve and confine a place's directory below `base` (`real_base`) as `confined` does. Raises: PathNotAllowed."""
+    directory = posixpath.dirname(place_path)
+    found = _resolved(session, machine, base, [directory])[directory]
+    if isinstance(found, DataManagerError):
+        raise found
+    return found
+
+
+def directories_of(
+    session: Looks, machine: Machine, base: str, directories: Iterable[str]
+) -> dict[str, Directory | DataManagerError]:
+    """Resolve and confine many directories below `base`, as `confined` does one; "" is that itself (`real_base`).
+
+    Raises: what would go otherwise another time, as when a connection broke.
+    """
+    found = _resolved(session, machine, base, directories)
+    for error in found.values():
+        if isinstance(error, DataManagerError) and error.retryable:
+            raise error
+    return found
+
+
+def make(session: Session, directories: Sequence[Directory]) -> dict[str, TransportError]:
+    """Make what is missing of these directories, all of one depth at once; return what is none in the end, and why.
+
+    PathExists: a file is in the way. Raises: what breaks the connection.
+    """
+    faults = dict[str, TransportError]()
+    levels = defaultdict[int, set[str]](set)
+    for one in directories:
+        for path in one.ways:
+            levels[path.count("/")].add(path)
+    for _, paths in sorted(levels.items()):
+        level = sorted(path for path in paths if posixpath.dirname(path) not in faults)
+        faults |= {level[index]: fault for index, fault in session.many.make_dir(level) if fault is not None}
+        faults |= {path: faults[posixpath.dirname(path)] for path in paths.difference(level)}
+    made = [one.path for one in directories if one.missing and one.path not in faults]
+    for index, now in session.many.real_path(made):
+        if now != made[index]:
+            faults[made[index]] = RemoteFailure(f"{shown(made[index])}: changed while it was looked at")
+    return faults
+
+
+def relative(session: Session, machine: Machine, real: str) -> str:
+    """Return a resolved path of `confined` relative to the resolved base directory: the file's one canonical place."""
+    return canonical_of(machine, real_base(session, machine), real)
+
+
+def canonical_of(machine: Machine, base: str, real: str) -> str:
+    """Return a resolved path relative to `base`, the resolved base directory. Raises: PathNotAllowed."""
+    path = posixpath.relpath(real, base)
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PathNotAllowed(f"links lead to a directory of {machine.name} whose name is not valid UTF-8") from None
+    return path
+
+
+def real_base(session: Looks, machine: Machine) -> str:
+    """Return the machine's base directory with links resolved. Raises: RemoteFailure when it does not exist."""
+    try:
+        return session.real_path(machine.base_dir)
+    except PathMissing:
+        raise RemoteFailure(f"base_dir {machine.base_dir} does not exist on {machine.name}") from None
+
+
+def _resolved(
+    session: Looks, machine: Machine, base: str, directories: Iterable[str]
+) -> dict[str, Directory | DataManagerError]:
+    """Resolve the nearest existing ancestor of each directory below base and append the rest, which does not exist yet.
+
+    All of one depth at once, then the parents of what does not exist.
+    """
+    found = dict[str, Directory | DataManagerError]()
+    ancestors = {directory: directory for directory in directories}
+    while ancestors:
+        looked = _real_paths(session, machine, base, sorted({ancestor for ancestor in ancestors.values() if ancestor}))
+        looked[""] = base
+        for directory, ancestor in list(ancestors.items()):
+            real = looked[ancestor]
+            if isinstance(real, PathMissing):
+                ancestors[directory] = posixpath.dirname(ancestor)
+                continue
+            del ancestors[directory]
+            if isinstance(real, DataManagerError):
+                found[directory] = real
+            elif not _is_below(base, real):
+                found[directory] = _leads_out(machine, directory)
+            else:
+                found[directory] = Directory(real, directory[len(ancestor) :].lstrip("/"))
+    return found
+
+
+def _real_paths(
+    session: Looks, machine: Machine, base: str, places: Sequence[str]
+) -> dict[str, str | DataManagerError]:
+    """Resolve what exists; PathMissing for what does not, and can be made."""
+    paths = [posixpath.join(base, place) for place in places]
+    looked: dict[str, str | DataManagerError] = {places[index]: found for index, found in session.many.real_path(paths)}
+    missing = [place for place in places if isinstance(looked[place], PathMissing)]
+    for index, found in session.many.lstat([posixpath.join(base, place) for place in missing]):
+        place = missing[index]
+        # a dangling link is no missing directory: making it would write wherever it points
+        if isinstance(found, FileStat) and found.kind is FileKind.SYMLINK:
+            looked[place] = PathNotAllowed(f"{machine.name}:{place} is a link that leads nowhere")
+        elif isinstance(found, TransportError) and not isinstance(found, PathMissing):
+            looked[place] = found
+    return looked
+
+
+def _is_below(base: str, real: str) -> bool:
+    return real == base or real.startswith(base.rstrip("/") + "/")
+
+
+def _leads_out(machine: Machine, given: str) -> PathNotAllowed:
+    return PathNotAllowed(f"{machine.name}:{given} leads out of the machine's base directory through a symbolic link")
+
+
+def _is_link(session: Session, path: str) -> bool:
+    try:
+        return session.lstat(path).kind is FileKind.SYMLINK
+    except PathMissing:
+        return False

@@ -1,0 +1,210 @@
+"""The first step: look at both ends before a byte moves.
+
+Source there and regular, destination's directory made, its name free, space enough. (design.md, the publish protocol,
+1 and 2)
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datamanager.domain.plan import Route, plan
+from datamanager.engine.attempt import End, Found, Intent, Job
+from datamanager.engine.content import Content
+from datamanager.engine.path_confinement import Directory, canonical_of, directory_of, followed, make, real_base
+from datamanager.engine.single import direct
+from datamanager.engine.single.restart import part_paths, parts_among
+from datamanager.engine.single.verify import stored_sha256
+from datamanager.errors import (
+    DestinationExists,
+    NoSpace,
+    PathExists,
+    PathMissing,
+    SourceMissing,
+    TransportError,
+)
+from datamanager.transports.port import Session
+from datamanager.transports.values import FileKind, FileStat
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What is to be read: the real path and stat of a file, or a content with the stat that it shows.
+
+    No stat where the file is missing: an earlier attempt may have renamed it.
+    """
+
+    path: str
+    stat: FileStat | None
+    is_link: bool = False
+    content: Content | None = None
+
+
+def probe(job: Job, *, size: int | None = None) -> Found:
+    """Look at both ends and say how the bytes will go; `size` is a download's announced length (None: unknown).
+
+    Makes the destination's directory; removes partial files of this transfer there that nobody can go on with.
+
+    Raises: SourceMissing, DestinationExists, NoSpace, PathNotAllowed, and what the transports raise.
+    """
+    if job.source is None:
+        return _look(job, Read("", None), size)
+    read = _probe_source(job.source)
+    return _look(job, read, read.stat.size if read.stat else size)
+
+
+def probe_content(job: Job, read: Read, *, size: int | None) -> Found:
+    """Look at the destination of a content, which goes by relay; `size`: the bytes that it needs there (None: unknown).
+
+    Raises: what `probe` raises but SourceMissing.
+    """
+    return _look(job, read, size)
+
+
+def _look(job: Job, read: Read, size: int | None) -> Found:
+    target = job.target
+    with target.storage.session() as session:
+        base = real_base(session, target.machine)
+        parent = directory_of(session, target.machine, base, target.place.path)
+        directory, final = parent.path, posixpath.join(parent.path, target.place.name)
+        paths = part_paths(job, directory)
+        looks = _look_at_names(session, parent, [final, *paths], target)
+        parts = parts_among({path: looks[path] for path in paths if path in looks})
+        route = _route(job, read, session)
+        found = Found(
+            route=route,
+            directory=directory,
+            final=final,
+            part=paths[0],
+            source_path=read.path,
+            source=read.stat,
+            canonical=canonical_of(target.machine, base, final),
+            published=published_before(session, job, final, read.stat),
+            content=read.content,
+        )
+        if found.published is None:
+            if read.stat is None and job.source is not None:
+                raise SourceMissing(f"{job.source.place}: no such file")
+            _require_another_file(job, read.path, final)
+            _require_free_name(job, looks.get(final))
+        stored = _resumable(session, job, found, parts)
+        if found.published is None and route is not Route.RENAME:
+            _require_space(session, directory, size, stored, target)
+        return found
+
+
+def _route(job: Job, read: Read, session: Session) -> Route:
+    if read.content is not None:
+        return Route.RELAY
+    route = plan(
+        job.kind,
+        source_machine=job.source.machine.name if job.source else None,
+        destination_machine=job.target.machine.name,
+        can_copy_within=session.features.server_side_copy,
+        can_go_direct=direct.possible(job, limited=job.limited),
+    )
+    if route is Route.RENAME and read.is_link:
+        # renaming a link would move the link and leave the bytes; the bytes are what was asked for
+        return Route.WITHIN if session.features.server_side_copy else Route.RELAY
+    return route
+
+
+def _probe_source(end: End) -> Read:
+    machine, place = end.machine, end.place
+    with end.storage.session() as session:
+        base = real_base(session, machine)
+        path = posixpath.join(directory_of(session, machine, base, place.path).path, place.name)
+        try:
+            stat = session.lstat(path)
+            if is_link := stat.kind is FileKind.SYMLINK:
+                path = followed(session, machine, base, place.path, path)
+                stat = session.stat(path)
+        except PathMissing:
+            return Read("", None)
+    if stat.kind is not FileKind.FILE:
+        raise SourceMissing(f"{end.place} is no regular file")
+    return Read(path, stat, is_link)
+
+
+def _look_at_names(
+    session: Session, parent: Directory, names: Sequence[str], target: End
+) -> dict[str, FileStat | TransportError]:
+    """Return what lies at these paths in the destination's directory, which is made if it is missing.
+
+    Raises: DestinationExists when a file is in the way of that.
+    """
+    if parent.missing:
+        for fault in make(session, [parent]).values():
+            if isinstance(fault, PathExists):
+                raise _in_the_way(target) from fault
+            raise fault
+        return {}
+    paths = [parent.path, *names]
+    looks = {paths[index]: found for index, found in session.many.lstat(paths)}
+    above = looks.pop(parent.path)
+    if isinstance(above, FileStat) and above.kind is not FileKind.DIRECTORY:
+        raise _in_the_way(target)
+    for found in (above, *looks.values()):
+        if isinstance(found, TransportError) and not isinstance(found, PathMissing):
+            raise found
+    return looks
+
+
+def _in_the_way(target: End) -> DestinationExists:
+    return DestinationExists(f"{target.place}: a file is where a directory is needed")
+
+
+def published_before(session: Session, job: Job, final: str, source: FileStat | None) -> Intent | None:
+    """Say whether an earlier attempt, which recorded its intent, got as far as publishing: the right bytes have the
+    name.
+    """
+    intent = job.intent
+    if intent is None:
+        return None
+    if intent.sha256 is None and source is not None and job.overwrite:
+        return None  # size and mtime could be those of the file that is to be replaced; doing it again is safe
+    try:
+        there = session.lstat(final)
+    except PathMissing:
+        return None
+    if there.kind is not FileKind.FILE or there.size != intent.size:
+        return None
+    if intent.sha256 is None:
+        return intent if there.mtime == intent.mtime else None
+    return intent if stored_sha256(session, final) == intent.sha256 else None
+
+
+def _require_another_file(job: Job, source_path: str, final: str) -> None:
+    """Refuse to put a file onto itself by another way through links: overwriting or removing it would destroy it."""
+    if job.source is not None and job.source.machine.name == job.target.machine.name and source_path == final:
+        raise DestinationExists(f"{job.source.place} and {job.target.place} are one and the same file")
+
+
+def _require_free_name(job: Job, there: FileStat | TransportError | None) -> None:
+    if not isinstance(there, FileStat):
+        return  # nothing is there
+    place = job.target.place
+    if there.kind is FileKind.DIRECTORY:
+        raise DestinationExists(f"{place} is a directory")
+    if not job.overwrite:
+        raise DestinationExists(f"{place}: a file that is not registered is there; overwrite=true replaces it")
+
+
+def _require_space(session: Session, directory: str, size: int | None, there: int, target: End) -> None:
+    free = session.free_space(directory)
+    if free is not None and size is not None and size - there > free:
+        raise NoSpace(f"{target.machine.name}: {size - there} bytes are needed, {free} are free")
+
+
+def _resumable(session: Session, job: Job, found: Found, parts: Sequence[tuple[int, str]]) -> int:
+    """Return the bytes that earlier attempts stored and this one can go on from; removes the parts that it can't."""
+    sent = found.route in (Route.RELAY, Route.DIRECT) and found.published is None
+    if sent and found.source is not None and job.restart is not None and job.restart.fits(found.source):
+        return sum(size for size, _ in parts)
+    if found.route is Route.DOWNLOAD and found.published is None and job.restart is not None and job.restart.version:
+        return sum(size for size, _ in parts)
+    for _, path in parts:
+        session.remove(path)
+    return 0

@@ -1,0 +1,103 @@
+"""The restart marker: how a transfer goes on where it was cut off, by another try or another mover's attempt.
+
+Bytes are written in the order of the file, on several connections at most `WINDOW` apart, so everything that lies more
+than that before the end of a partial file was answered well: its own size says where to go on, and no journal has to be
+written while bytes move. The marker, recorded before the first byte, says whose bytes they are: a source of this size
+and modification time. (GridFTP calls it a restart marker: GFD.20, 3.5. docs/adr/0006 says why it is not a journal.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import posixpath
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+from datamanager.engine.attempt import Found, Job, Restart
+from datamanager.engine.control import Control
+from datamanager.errors import PathMissing, TransportError
+from datamanager.transports.paths import shown
+from datamanager.transports.port import Reader, Session
+from datamanager.transports.values import FileKind, FileStat
+
+BLOCK = 32 * 1024 * 1024
+"""Bytes before the point of restart that are compared at both ends before it is believed."""
+WINDOW = 2 * BLOCK
+"""Bytes that may be under way at once: what at most is sent again. A file not larger than that just begins anew."""
+
+log = logging.getLogger(__name__)
+
+
+def marker_of(found: Found) -> Restart | None:
+    """Return the marker to record for this source, None when it is not worth one."""
+    source = found.source_stat
+    return Restart(source.size, source.mtime, WINDOW) if source.size > WINDOW else None
+
+
+def resume(job: Job, found: Found, source: Session, target: Session, control: Control) -> int:
+    """Return the offset from which to go on: the partial file of an earlier try or attempt is this one's then.
+
+    0 when there is none, when it stems from another source, or when its last block is not the source's; no partial
+    file of this transfer is left then. The block is compared at the ends themselves, not with a hash noted earlier.
+
+    Raises: what the transports raise, and what `control` was told to stop with.
+    """
+    parts = parts_of(job, found.directory, target)
+    kept, offset = None, 0
+    if parts and job.restart is not None and job.restart.fits(found.source_stat):
+        size, kept = max(parts)  # there is one; were there two, an interrupted clean-up left the smaller
+        offset = max(0, min(size, found.source_stat.size) - job.restart.window)
+    if not offset:
+        kept = None
+    for _, path in parts:
+        if path != kept:
+            target.remove(path)
+    if kept is None:
+        return 0
+    if kept != found.part:
+        target.rename(kept, found.part, overwrite=False)
+    if not _same_block(found, source, target, offset, control):
+        log.warning("%s: the partial file's last block is not the source's: from the start", shown(found.part))
+        target.remove(found.part)
+        return 0
+    return offset
+
+
+def parts_of(job: Job, directory: str, session: Session) -> list[tuple[int, str]]:
+    """Return (size, path) of each partial file that this transfer has in its destination's directory."""
+    paths = part_paths(job, directory)
+    return parts_among({paths[index]: there for index, there in session.many.lstat(paths)})
+
+
+def part_paths(job: Job, directory: str) -> list[str]:
+    """Return where this transfer may have partial files in its destination's directory: this attempt's is the first."""
+    return [posixpath.join(directory, name) for name in [job.part_name, *job.earlier_part_names]]
+
+
+def parts_among(looks: Mapping[str, FileStat | TransportError]) -> list[tuple[int, str]]:
+    """Return (size, path) of the partial files that a look at their paths showed. Raises: why there was none."""
+    parts = []
+    for path, there in looks.items():
+        if isinstance(there, PathMissing):
+            continue
+        if isinstance(there, TransportError):
+            raise there
+        if there.kind is FileKind.FILE:
+            parts.append((there.size, path))
+    return parts
+
+
+def _same_block(found: Found, source: Session, target: Session, stop: int, control: Control) -> bool:
+    start = max(0, stop - BLOCK)
+    ours = _sha256(found.open(source), start, stop, control)
+    return ours == _sha256(target.open_read(found.part), start, stop, control)
+
+
+def _sha256(opened: AbstractContextManager[Reader], start: int, stop: int, control: Control) -> bytes:
+    digest = hashlib.sha256()
+    with opened as reader:
+        for block in reader.blocks(start, stop - start):
+            digest.update(block)
+            control.check()
+    return digest.digest()

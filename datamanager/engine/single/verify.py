@@ -1,0 +1,110 @@
+"""The third step: what is stored is what was read. (design.md, the publish protocol, 4)"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+from datamanager.domain.plan import Route
+from datamanager.domain.states import Verified
+from datamanager.engine.attempt import End, Found, Job, Moved, Proof
+from datamanager.engine.control import Control
+from datamanager.errors import ChecksumMismatch, PathMissing, SizeMismatch, SourceChanged
+from datamanager.machines import VerifyPolicy
+from datamanager.transports.port import Session
+from datamanager.transports.values import Progress, no_progress
+
+READ_BACK = 1024 * 1024
+"""Bytes up to which a file is read back rather than hashed by a program there, which takes 90 ms to start."""
+
+
+def verify(job: Job, found: Found, moved: Moved, control: Control) -> Proof:
+    """Compare the partial file with what was read, and the source with what it was; return what was proved.
+
+    Policy `sha256`: the far side's storage is hashed there, or read back; `size`: sizes only. Never a silent fallback.
+
+    Raises: SizeMismatch, ChecksumMismatch (retryable: the bytes are sent again), SourceChanged.
+    """
+    hashed = job.verify is VerifyPolicy.SHA256
+    with job.target.storage.session() as session:
+        stored = session.stat(found.part).size
+        if stored != moved.size:
+            raise SizeMismatch(f"{job.target.place}: {stored} bytes are stored, {moved.size} were sent")
+    near = None
+    if hashed:
+        near, far = _both_sha256(job, found, moved, control)
+        if near != far:
+            raise ChecksumMismatch(f"{job.target.place}: sha256 {far} is stored, {near} was read")
+    if found.route is not Route.DOWNLOAD:
+        require_unchanged(job, found)
+    return Proof(moved.size, near, Verified.SHA256 if hashed else Verified.SIZE)
+
+
+def require_unchanged(job: Job, found: Found) -> None:
+    """Check that the source still has the size and mtime that the probe saw. Raises: SourceChanged."""
+    with job.origin.storage.session() as session:
+        if found.content is not None:
+            found.content.require_unchanged(session)
+            return
+        try:
+            now = session.stat(found.source_path)
+        except PathMissing:
+            raise SourceChanged(f"{job.origin.place} disappeared under the transfer") from None
+    then = found.source_stat
+    if (now.size, now.mtime) != (then.size, then.mtime):
+        raise SourceChanged(
+            f"{job.origin.place} changed under the transfer: "
+            f"{then.size} bytes of {then.mtime}, now {now.size} of {now.mtime}"
+        )
+
+
+def stored_sha256(session: Session, path: str, progress: Progress = no_progress) -> str:
+    """Return the sha256 (hex) of a file from its storage: computed by the machine itself where it can, else read
+    back. Small files are read back anyway: that is quicker than starting a program.
+    """
+    if session.stat(path).size > READ_BACK:
+        digest = session.digest(path, progress)
+        if digest is not None:
+            return digest
+    sha256 = hashlib.sha256()
+    with session.open_read(path) as reader:
+        for block in reader.blocks():
+            sha256.update(block)
+            progress(0)
+    return sha256.hexdigest()
+
+
+def source_sha256(job: Job, found: Found, control: Control) -> str:
+    """Return the sha256 (hex) of what is read, from its storage. Raises: PathMissing, or what the content raises."""
+    if found.content is None:
+        return _hashed(job.origin, found.source_path, control)
+    digest = found.digest()
+    with job.origin.storage.session() as session, found.open(session) as reader:
+        for block in reader.blocks():
+            digest.update(block)
+            control.check()
+    return digest.hexdigest()
+
+
+def _both_sha256(job: Job, found: Found, moved: Moved, control: Control) -> tuple[str, str]:
+    """Return the sha256 of what was read and of what is stored; what was not taken meanwhile is read from storage,
+    both ends at the same time.
+    """
+
+    def source() -> str:
+        try:
+            return source_sha256(job, found, control)
+        except PathMissing:
+            raise SourceChanged(f"{job.origin.place} disappeared under the transfer") from None
+
+    if moved.sha256 is not None:
+        return moved.sha256, moved.stored or _hashed(job.target, found.part, control)
+    with ThreadPoolExecutor(1) as beside:
+        near = beside.submit(source)
+        far = moved.stored or _hashed(job.target, found.part, control)
+        return near.result(), far
+
+
+def _hashed(end: End, path: str, control: Control) -> str:
+    with end.storage.session() as session:
+        return stored_sha256(session, path, control.watch)

@@ -1,0 +1,121 @@
+"""Whether a source still has what was fetched from it: what it said then is compared with what it says now.
+
+Validators mean something for one URL only (RFC 9110, 8.8): two URLs are never compared. In doubt it is another one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from datamanager.domain.requests import GetExternalRequest
+from datamanager.errors import SecretsUnreadable
+from datamanager.sealing import Sealer
+from datamanager.sources.port import Download, Source
+from datamanager.sources.terms.urls import public_url
+
+OPTION = "if_newer_than"
+TEXT_MAX = 1000
+"""Characters of a validator that are kept; a longer one counts as absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What a source says of its bytes; each None where it does not."""
+
+    etag: str | None = None
+    last_modified: str | None = None
+    version: str | None = None
+    size: int | None = None
+    checksum: str | None = None
+    """`sha256:…`: of an object what it has, of a source what it is said to have (the option `checksum`)."""
+
+    @classmethod
+    def of(cls, download: Download) -> Validators:
+        """Return what an answer says."""
+        return cls(_kept(download.etag), _kept(download.last_modified), _kept(download.version), download.size)
+
+    def same_as(self, other: Validators) -> bool:
+        """Say whether both are of the same bytes, by the strongest mark of the source that both have. Another checksum
+        than `other` is to have is another thing, whatever the source says.
+        """
+        if other.checksum not in (None, self.checksum):
+            return False
+        if self.version is not None and other.version is not None:
+            return self.version == other.version
+        if self.etag is not None and other.etag is not None:
+            return _weak(self.etag) == _weak(other.etag)
+        dated = self.last_modified is not None and self.size is not None
+        return dated and (self.last_modified, self.size) == (other.last_modified, other.size)
+
+
+def identity(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None]:
+    """Return what tells a request's URL from others: it without its query, and a keyed mark of the whole where there is
+    more to it; what is unpacked on the way is another thing than the packed file. Raises: SecretsUnreadable.
+    """
+    shown, query = public_url(request.url), request.options.get("query")
+    endpoint, packing = request.options.get("endpoint"), request.options.get("decompress")
+    if shown == request.url and not query and not endpoint and not packing:
+        return shown, None
+    return shown, sealer.mark(json.dumps([request.url, query, endpoint, packing], sort_keys=True, default=str))
+
+
+def identity_or_none(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None] | None:
+    """Return the identity; None where there is no key for it: nothing can be compared then."""
+    try:
+        return identity(request, sealer)
+    except SecretsUnreadable:
+        return None
+
+
+class Noting:
+    """A source that notes what the last answer said; `note` is called from the thread that reads."""
+
+    def __init__(self, source: Source, note: Callable[[Validators], None]) -> None:
+        self._source = source
+        self._note = note
+
+    def check(self) -> None:
+        """See Source.check."""
+        self._source.check()
+
+    @contextmanager
+    def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[Download]:
+        """See Source.open."""
+        with self._source.open(start, stop, version=version) as download:
+            self._note(Validators.of(download))
+            yield download
+
+
+def ask(source: Source) -> Validators:
+    """Ask a source what it says of its bytes, and read none of them. Blocks. Raises: what `Source.open` raises."""
+    with source.open() as download:
+        return Validators.of(download)
+
+
+def as_note(where: tuple[str, str | None], said: Validators) -> dict[str, Any]:
+    """Return what is kept with a transfer until its object is there."""
+    url, mark = where
+    return {
+        "url": url,
+        "url_mark": mark,
+        "etag": said.etag,
+        "last_modified": said.last_modified,
+        "version": said.version,
+    }
+
+
+def is_empty(note: Mapping[str, Any]) -> bool:
+    """Say whether nothing can ever be told from it."""
+    return not any(note[name] for name in ("etag", "last_modified", "version"))
+
+
+def _kept(text: str | None) -> str | None:
+    return text if text is not None and 0 < len(text) <= TEXT_MAX else None
+
+
+def _weak(etag: str) -> str:
+    return etag.strip().removeprefix("W/")

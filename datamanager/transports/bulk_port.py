@@ -1,0 +1,113 @@
+"""The port for many small files at once: requests of many files in flight, so that a round trip is paid once, not per
+file.
+
+Results come in any order, each with the index of what was asked. One file's failure (a TransportError) is its own
+result and hinders no other; what breaks the connection is raised and ends all. Used by the session's thread. Nothing
+else may be asked of the session while an iteration is under way. One that is left early must be closed, which drops
+what is in flight; what was made by then stays (its owner knows the names).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from datamanager.errors import TransportError
+from datamanager.transports.values import Bytes, FileStat
+
+R = TypeVar("R")
+
+Sync = Callable[[Sequence[str]], bool]
+"""Put what was written on the file systems of these directories on stable storage; False when the machine can't. To be
+called once."""
+
+Results = Generator[tuple[int, R], None, None]
+"""Each result with the index of what was asked; `close` leaves early."""
+
+IN_FLIGHT = 64
+"""Open files at once on a machine that does not say how many it allows."""
+MOST_IN_FLIGHT = 256
+"""Open files at once on any machine."""
+MEMORY = 32 * 1024 * 1024
+"""Bytes of files that are read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A whole small file that was read: what it is, and its bytes."""
+
+    stat: FileStat
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A whole small file to write under `path`, a new name: its bytes, permission bits and mtime (seconds)."""
+
+    path: str
+    data: Bytes
+    mode: int
+    mtime: int
+
+
+class Many(Protocol):
+    """One session's work on many small files."""
+
+    def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
+        """Yield each path's lstat. PathMissing where there is nothing."""
+        ...
+
+    def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
+        """Yield each path with every link resolved. PathMissing where nothing is, or a link that leads nowhere."""
+        ...
+
+    def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
+        """Make each directory; None too where there is one already. Their parents must exist, so none may be another's.
+
+        PathMissing where the parent does not exist; PathExists where a file is in the way.
+        """
+        ...
+
+    def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | TransportError]:
+        """Yield whole regular files of at most `most` bytes each (a few hundred KiB); a larger one, or what is none,
+        is RemoteFailure. The stat is that of the open file. `likely`: bytes of the largest, as far as is known; the
+        smaller, the more are read at once."""
+        ...
+
+    def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
+        """Create each file (O_EXCL), write it, set mode and mtime, close it; None once all of that was answered well.
+
+        Directories must exist. A file that failed after it was created here is removed again. `files` is read as far
+        ahead as requests are in flight. Nothing is flushed to stable storage: see `syncing`.
+        """
+        ...
+
+    def unpack(self, files: Iterable[NewFile], directory: str) -> bool:
+        """Do what `write` does by one tar stream to a program on the machine; all paths lie below `directory`.
+
+        `files` is read as the stream is sent. False when the machine can't (no shell, no GNU tar; `files` was not
+        touched then), or when the program did not end well: the caller then removes what there may be of these names,
+        and writes.
+        """
+        ...
+
+    def digest(self, paths: Sequence[str], most: int) -> Results[str | TransportError]:
+        """Yield each file's hex sha256 from the machine's storage: by one program there, else read back, which needs
+        files of at most `most` bytes."""
+        ...
+
+    def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
+        """Do for each (source, destination) what the session's `rename` does; not flushed to stable storage."""
+        ...
+
+    def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
+        """Remove each file; PathMissing where there is none."""
+        ...
+
+    def syncing(self) -> AbstractContextManager[Sync]:
+        """Make ready to put what will be written on stable storage: on a machine it takes a program, which starts now
+        and does nothing before it is told which directories. The session may do anything meanwhile.
+        """
+        ...

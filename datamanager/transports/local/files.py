@@ -1,0 +1,166 @@
+"""Open files of this host, and what its errors are called here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
+from datamanager.transports.paths import shown
+from datamanager.transports.sftp.attributes import kind_of
+from datamanager.transports.values import Bytes, FileStat, NextRange
+
+_BLOCK = 1 << 20
+
+_ERRORS: dict[int, type[TransportError]] = {
+    errno.ENOENT: PathMissing,
+    errno.ENOTDIR: PathMissing,
+    errno.EEXIST: PathExists,
+    errno.EACCES: PermissionDenied,
+    errno.EPERM: PermissionDenied,
+    errno.EROFS: PermissionDenied,
+    errno.ENOSPC: NoSpace,
+    errno.EDQUOT: NoSpace,
+}
+_NO_RANGE_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextmanager
+def os_errors(path: str) -> Iterator[None]:
+    """Turn an OSError into ours, by errno: the one place for it."""
+    try:
+        yield
+    except OSError as exc:
+        kind = _ERRORS.get(exc.errno or 0, RemoteFailure)
+        raise kind(f"{shown(path)}: {exc.strerror}") from exc
+
+
+class LocalReader:
+    """An open file; see the port's Reader."""
+
+    def __init__(self, handle: int, path: str) -> None:
+        self.handle = handle
+        self._path = path
+
+    def stat(self) -> FileStat:
+        """Return the stat of the open file."""
+        with os_errors(self._path):
+            return file_stat(os.fstat(self.handle))
+
+    def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
+        """Yield (offset, block) of the ranges dealt out; the end of the file is the end."""
+        while (dealt := following(True)) is not None:
+            offset, length = dealt
+            stop = offset + length
+            for block in self.blocks(offset, length):
+                yield offset, block
+                offset += len(block)
+            if offset < stop:
+                return
+
+    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
+        """Yield the bytes in order, through one buffer of 1 MiB."""
+        buffer = memoryview(bytearray(_BLOCK if length is None else min(length, _BLOCK)))
+        stop = None if length is None else offset + length
+        while stop is None or offset < stop:
+            room = buffer if stop is None else buffer[: stop - offset]
+            with os_errors(self._path):
+                count = os.preadv(self.handle, [room], offset)
+            if not count:
+                return
+            offset += count
+            yield buffer[:count]
+
+
+class LocalWriter:
+    """A file open for writing; see the port's Writer.
+
+    The first failure is kept: a file of which a write failed is never called good.
+    """
+
+    def __init__(self, handle: int, path: str) -> None:
+        self._handle = handle
+        self._path = path
+        self._failed_at: int | None = None
+        self._failure: TransportError | None = None
+
+    @property
+    def unsettled(self) -> int | None:
+        """Where a write failed; all others are done when they return."""
+        return self._failed_at
+
+    def write(self, offset: int, data: Bytes) -> None:
+        """Write all of `data` at `offset`."""
+        rest = memoryview(data).cast("B")
+        with self._keeping_failures(offset):
+            while rest:
+                count = os.pwrite(self._handle, rest, offset)
+                offset += count
+                rest = rest[count:]
+
+    def settle(self) -> None:
+        """Raise what went wrong before, if anything did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def flush(self) -> None:
+        """Put the file and its name on stable storage."""
+        with self._keeping_failures():
+            os.fsync(self._handle)
+        sync_directory(os.path.dirname(self._path))
+
+    def close(self) -> None:
+        """Close the file. Raises: what went wrong before."""
+        with os_errors(self._path):
+            os.close(self._handle)
+        self.settle()
+
+    def abandon(self) -> None:
+        """Close the file without asking how that went: it is not wanted any more."""
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
+
+    def copy_from(self, reader: LocalReader, offset: int, count: int) -> None:
+        """Copy a range of another file to the same range of this one; a source that ends early ends the copy."""
+        stop = offset + count
+        with self._keeping_failures(offset):
+            try:
+                while offset < stop and (
+                    done := os.copy_file_range(reader.handle, self._handle, stop - offset, offset, offset)
+                ):
+                    offset += done
+            except OSError as exc:
+                if exc.errno not in _NO_RANGE_COPY:
+                    raise
+        for block in reader.blocks(offset, stop - offset):
+            self.write(offset, block)
+            offset += len(block)
+
+    @contextmanager
+    def _keeping_failures(self, offset: int | None = None) -> Iterator[None]:
+        self.settle()
+        try:
+            with os_errors(self._path):
+                yield
+        except TransportError as exc:
+            self._failure, self._failed_at = exc, offset
+            raise
+
+
+def file_stat(found: os.stat_result) -> FileStat:
+    """Return what a stat says, in the port's words."""
+    return FileStat(kind_of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
+
+
+def sync_directory(path: str) -> None:
+    """Put the names of a directory on stable storage."""
+    with os_errors(path):
+        handle = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

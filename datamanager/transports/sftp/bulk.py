@@ -1,0 +1,273 @@
+"""Many small files over SFTP version 3, pipelined: the port's `Many` in the protocol's requests.
+
+Each file's work is a generator (see `sftp_pipeline`) and waits for its own answers alone. Where the machine has a
+shell, a program there does what SFTP can't: hash, unpack, sync.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+
+from paramiko.sftp import (
+    CMD_ATTRS,
+    CMD_CLOSE,
+    CMD_DATA,
+    CMD_EXTENDED,
+    CMD_EXTENDED_REPLY,
+    CMD_FSETSTAT,
+    CMD_FSTAT,
+    CMD_HANDLE,
+    CMD_LSTAT,
+    CMD_MKDIR,
+    CMD_NAME,
+    CMD_OPEN,
+    CMD_READ,
+    CMD_REALPATH,
+    CMD_REMOVE,
+    CMD_RENAME,
+    CMD_STAT,
+    CMD_WRITE,
+    SFTP_EOF,
+    SFTP_FLAG_CREATE,
+    SFTP_FLAG_EXCL,
+    SFTP_FLAG_READ,
+    SFTP_FLAG_WRITE,
+    SFTP_OK,
+)
+
+from datamanager.errors import NoSpace, PathExists, PathMissing, RemoteFailure, TransportError
+from datamanager.transports.bulk_port import IN_FLIGHT, MEMORY, MOST_IN_FLIGHT, Results, Sync
+from datamanager.transports.paths import from_wire, shown
+from datamanager.transports.remote.batch import digests, syncing
+from datamanager.transports.remote.digest import RemoteDigest
+from datamanager.transports.remote.untar import unpack
+from datamanager.transports.sftp.attributes import NO_ATTRIBUTES, pack_attributes, unpack_stat
+from datamanager.transports.sftp.errors import SFTP_FAILURE, check, code_of, expect, status_error
+from datamanager.transports.sftp.pipeline import Work, close_handle, pipelined
+from datamanager.transports.sftp.wire import Wire, string, u32, u64
+from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile
+
+_NAMES_IN_FLIGHT = 512
+"""Requests at once that open nothing and carry no file's bytes."""
+_NEW = u32(SFTP_FLAG_WRITE | SFTP_FLAG_CREATE | SFTP_FLAG_EXCL)
+_RENAME, _STATVFS = "posix-rename@openssh.com", "statvfs@openssh.com"
+_SPACE_IS_GONE = 1 << 20
+"""Free bytes below which a bare FAILURE of a write is taken for a full file system."""
+
+
+class SftpMany:
+    """One SFTP conversation's work on many small files."""
+
+    def __init__(self, wire: Wire, digester: RemoteDigest) -> None:
+        self._wire = wire
+        self._digester = digester
+        self._full = False
+
+    def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
+        """Yield each path's lstat."""
+        return pipelined(self._wire, map(self._lstat, paths), _NAMES_IN_FLIGHT)
+
+    def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
+        """Yield each path with every link resolved."""
+        return pipelined(self._wire, map(self._real_path, paths), _NAMES_IN_FLIGHT)
+
+    def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
+        """Make each directory."""
+        return pipelined(self._wire, map(self._make_dir, paths), _NAMES_IN_FLIGHT)
+
+    def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | TransportError]:
+        """Yield whole regular files. Looked at before they are opened: a link is not followed, a FIFO would block."""
+        at_once = max(1, min(self._open_at_once, MEMORY // max(1, most if likely is None else likely)))
+        return pipelined(self._wire, (self._read(path, most) for path in paths), at_once)
+
+    def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
+        """Create each file, write it, set its mode and mtime, close it."""
+        self._full = False
+        return pipelined(self._wire, map(self._write, files), self._open_at_once)
+
+    def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
+        """Give each file its new name."""
+        works = (self._rename(source, destination, overwrite) for source, destination in names)
+        return pipelined(self._wire, works, _NAMES_IN_FLIGHT)
+
+    def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
+        """Remove each file."""
+        return pipelined(self._wire, map(self._remove, paths), _NAMES_IN_FLIGHT)
+
+    def digest(self, paths: Sequence[str], most: int) -> Results[str | TransportError]:
+        """Yield each file's sha256: the machine's, else of what is read back."""
+        files = list[int]()
+        for index, found in self.lstat(paths):
+            if isinstance(found, TransportError):
+                yield index, found
+            elif found.kind is not FileKind.FILE:  # a program that reads a FIFO would wait for ever
+                yield index, RemoteFailure(f"{shown(paths[index])}: is no regular file")
+            else:
+                files.append(index)
+        told = set[int]()
+        if files and self._has_shell():
+            for place, digest in digests(self._wire.channel, [paths[index] for index in files]):
+                told.add(files[place])
+                yield files[place], digest
+        rest = [index for index in files if index not in told]
+        for place, file in self.read([paths[index] for index in rest], most):
+            yield rest[place], file if isinstance(file, TransportError) else sha256(file.data).hexdigest()
+
+    def unpack(self, files: Iterable[NewFile], directory: str) -> bool:
+        """Create the files by a tar stream."""
+        return self._has_shell() and unpack(self._wire.channel, files, directory)
+
+    @contextmanager
+    def syncing(self) -> Iterator[Sync]:
+        """Make ready to put directories' file systems on stable storage, by a program."""
+        if not self._has_shell():
+            yield lambda _: False
+            return
+        with syncing(self._wire.channel) as sync:
+            yield sync
+
+    @property
+    def _open_at_once(self) -> int:
+        allowed = self._wire.open_handles
+        return min(MOST_IN_FLIGHT, allowed // 2) if allowed else IN_FLIGHT
+
+    def _has_shell(self) -> bool:
+        return self._digester.available(self._wire.channel)
+
+    def _lstat(self, path: str) -> Work[FileStat]:
+        [reply] = yield [self._wire.post(CMD_LSTAT, string(path))]
+        return unpack_stat(expect(reply, CMD_ATTRS, path).fields())
+
+    def _real_path(self, path: str) -> Work[str]:
+        # asked together: servers resolve a path whose last part is missing, too
+        resolved, there = yield [self._wire.post(kind, string(path)) for kind in (CMD_REALPATH, CMD_STAT)]
+        expect(there, CMD_ATTRS, path)
+        message = expect(resolved, CMD_NAME, path).fields()
+        message.get_int()  # always one name
+        return from_wire(message.get_string())
+
+    def _make_dir(self, path: str) -> Work[None]:
+        [reply] = yield [self._wire.post(CMD_MKDIR, string(path) + NO_ATTRIBUTES)]
+        if code_of(reply) == SFTP_OK:
+            return
+        error = status_error(reply, path)
+        if isinstance(error, PathMissing):
+            raise error
+        # FAILURE mostly means that it exists; automounters answer "permission denied" for what exists
+        there, itself = yield [self._wire.post(kind, string(path)) for kind in (CMD_STAT, CMD_LSTAT)]
+        if there.kind == CMD_ATTRS:
+            if unpack_stat(there.fields()).kind is not FileKind.DIRECTORY:
+                raise PathExists(f"{shown(path)}: a file is in the way")
+        elif itself.kind == CMD_ATTRS:
+            raise PathExists(f"{shown(path)}: a link that leads nowhere is in the way")
+        else:
+            raise error
+
+    def _read(self, path: str, most: int) -> Work[SmallFile]:
+        _require_small((yield from self._lstat(path)), path, most)
+        [reply] = yield [self._wire.post(CMD_OPEN, string(path), u32(SFTP_FLAG_READ) + NO_ATTRIBUTES)]
+        handle = expect(reply, CMD_HANDLE, path).fields().get_string()
+        try:
+            # one byte more than allowed shows a file that is larger
+            status, first = yield [self._wire.post(CMD_FSTAT, string(handle)), self._ask(handle, 0, most + 1)]
+            stat = unpack_stat(expect(status, CMD_ATTRS, path).fields())
+            _require_small(stat, path, most)
+            data = bytearray()
+            while code_of(first) != SFTP_EOF and (block := expect(first, CMD_DATA, path).body[4:]):
+                data += block
+                if len(data) > most:
+                    raise _too_large(path, most)
+                if len(data) == stat.size:
+                    break
+                [first] = yield [self._ask(handle, len(data), most + 1 - len(data))]
+            return SmallFile(stat, bytes(data))
+        finally:
+            close_handle(self._wire, handle)
+
+    def _write(self, file: NewFile) -> Work[None]:
+        path = file.path
+        [reply] = yield [self._wire.post(CMD_OPEN, string(path), _NEW + pack_attributes(mode=0o600))]
+        if code_of(reply) == SFTP_FAILURE and (yield from self._exists(path)):
+            raise PathExists(f"{shown(path)}: is taken")
+        handle = string(expect(reply, CMD_HANDLE, path).fields().get_string())
+        data, block, post = memoryview(file.data), self._wire.write_block, self._wire.post
+        asked = []
+        for start in range(0, len(data), block):
+            piece = data[start : start + block]
+            asked.append(post(CMD_WRITE, handle + u64(start) + u32(len(piece)), piece))
+        asked.append(post(CMD_FSETSTAT, handle + pack_attributes(mode=file.mode, mtime=file.mtime)))
+        asked.append(post(CMD_CLOSE, handle))
+        del file, data  # what was sent need not be kept until the answers are there
+        replies = yield asked
+        bad = next((reply for reply in replies if code_of(reply) != SFTP_OK), None)
+        if bad is None:
+            return
+        error = status_error(bad, path)
+        if code_of(bad) == SFTP_FAILURE:
+            if (yield from self._space_is_gone(path)):
+                error = NoSpace(f"{shown(path)}: the file system is full")
+            else:
+                error.retryable = True  # it may have been full until somebody made room: the next try finds out
+        yield [post(CMD_REMOVE, string(path))]
+        raise error
+
+    def _rename(self, source: str, destination: str, overwrite: bool) -> Work[None]:
+        """Do what the session's `rename` does."""
+        names, has_posix = string(source) + string(destination), _RENAME in self._wire.extensions
+        replacing = string(_RENAME) + names
+        if overwrite and has_posix:
+            [reply] = yield [self._wire.post(CMD_EXTENDED, replacing)]
+            check(reply, source)
+            return
+        [reply] = yield [self._wire.post(CMD_RENAME, names)]
+        if code_of(reply) == SFTP_OK:
+            return
+        if code_of(reply) == SFTP_FAILURE and (yield from self._exists(destination)):
+            if overwrite:
+                raise RemoteFailure(f"{shown(destination)}: the server can't replace a file atomically")
+            raise PathExists(f"{shown(destination)}: is taken")
+        if code_of(reply) != SFTP_FAILURE or not has_posix:
+            raise status_error(reply, source)
+        # no hard links there, so the server's RENAME can't work; the other has a gap since the look above
+        [reply] = yield [self._wire.post(CMD_EXTENDED, replacing)]
+        check(reply, destination)
+
+    def _remove(self, path: str) -> Work[None]:
+        [reply] = yield [self._wire.post(CMD_REMOVE, string(path))]
+        check(reply, path)
+
+    def _exists(self, path: str) -> Work[bool]:
+        [reply] = yield [self._wire.post(CMD_LSTAT, string(path))]
+        return reply.kind == CMD_ATTRS
+
+    def _space_is_gone(self, path: str) -> Work[bool]:
+        """Say whether a full file system is what made a write fail.
+
+        Once it was full it stays so for the files under way: those that failed are removed, which makes room again
+        before others are judged.
+        """
+        if not self._full and _STATVFS in self._wire.extensions:
+            directory = string(posixpath.dirname(path) or "/")
+            [reply] = yield [self._wire.post(CMD_EXTENDED, string(_STATVFS) + directory)]
+            if reply.kind == CMD_EXTENDED_REPLY:
+                fields = reply.fields()
+                _, fragment, _, _, available = (fields.get_int64() for _ in range(5))
+                self._full = available * fragment < _SPACE_IS_GONE
+        return self._full
+
+    def _ask(self, handle: bytes, offset: int, size: int) -> int:
+        return self._wire.post(CMD_READ, string(handle) + u64(offset) + u32(min(self._wire.read_block, size)))
+
+
+def _require_small(stat: FileStat, path: str, most: int) -> None:
+    if stat.kind is not FileKind.FILE:
+        raise RemoteFailure(f"{shown(path)}: is no regular file")
+    if stat.size > most:
+        raise _too_large(path, most)
+
+
+def _too_large(path: str, most: int) -> RemoteFailure:
+    return RemoteFailure(f"{shown(path)}: is larger than {most} bytes")

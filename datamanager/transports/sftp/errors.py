@@ -1,0 +1,75 @@
+"""The one place where an SFTP server's statuses become our errors.
+
+Version 3 has few codes, and OpenSSH answers a plain FAILURE for most of errno (EEXIST, ENOSPC, EDQUOT, EXDEV, EROFS).
+Callers that can find out more (is something there? is space left?) look at the code first; codes above 8 are those of
+later drafts, which some version 3 servers send.
+"""
+
+from __future__ import annotations
+
+from paramiko.sftp import (
+    SFTP_CONNECTION_LOST,
+    SFTP_FAILURE,
+    SFTP_NO_CONNECTION,
+    SFTP_NO_SUCH_FILE,
+    SFTP_OK,
+    SFTP_OP_UNSUPPORTED,
+    SFTP_PERMISSION_DENIED,
+)
+
+from datamanager.errors import (
+    ConnectionLost,
+    NoSpace,
+    PathExists,
+    PathMissing,
+    PermissionDenied,
+    RemoteFailure,
+    TransportError,
+)
+from datamanager.transports.paths import shown, to_wire
+from datamanager.transports.sftp.wire import Reply
+
+__all__ = ["SFTP_FAILURE", "SFTP_OP_UNSUPPORTED", "check", "code_of", "expect", "status_error"]
+
+_SAFE_TEXT = 200
+_ERRORS: dict[int, type[TransportError]] = {
+    SFTP_NO_SUCH_FILE: PathMissing,
+    SFTP_PERMISSION_DENIED: PermissionDenied,
+    SFTP_NO_CONNECTION: ConnectionLost,
+    SFTP_CONNECTION_LOST: ConnectionLost,
+    10: PathMissing,  # NO_SUCH_PATH
+    11: PathExists,  # FILE_ALREADY_EXISTS
+    12: PermissionDenied,  # WRITE_PROTECT
+    14: NoSpace,  # NO_SPACE_ON_FILESYSTEM
+    15: NoSpace,  # QUOTA_EXCEEDED
+}
+
+
+def code_of(reply: Reply) -> int | None:
+    """Return the status code of a reply, None when it is no status."""
+    return reply.code
+
+
+def status_error(reply: Reply, path: str) -> TransportError:
+    """Return the error for a reply that is not the wanted one."""
+    status = reply.status()
+    if status is None:
+        return RemoteFailure(f"{shown(path)}: the server answered with packet {reply.kind}, which does not fit")
+    code, text = status
+    # a quota has no code in version 3; the server's own words are all there is
+    kind = NoSpace if code == SFTP_FAILURE and "quota" in text.lower() else _ERRORS.get(code, RemoteFailure)
+    words = to_wire(text.replace("\0", "")).decode("utf-8", "replace")[:_SAFE_TEXT]
+    return kind(f"{shown(path)}: {words or 'status'} (SFTP {code})")
+
+
+def check(reply: Reply, path: str) -> None:
+    """Return when the reply is a status OK, else raise its error."""
+    if code_of(reply) != SFTP_OK:
+        raise status_error(reply, path)
+
+
+def expect(reply: Reply, kind: int, path: str) -> Reply:
+    """Return the reply when it is of this kind, else raise its error."""
+    if reply.kind != kind:
+        raise status_error(reply, path)
+    return reply

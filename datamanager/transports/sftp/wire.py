@@ -1,0 +1,289 @@
+"""SFTP version 3 on the wire: numbered requests, many in flight, replies in whatever order they come.
+
+Source: draft-ietf-secsh-filexfer-02; the extensions are OpenSSH's (its file PROTOCOL, section 4). Paramiko's client
+sends one request and waits, or hands replies to callbacks that can lose a status; here whoever posts a request takes
+its reply.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from paramiko.message import Message
+from paramiko.sftp import CMD_EXTENDED, CMD_INIT, CMD_REALPATH, CMD_STATUS, CMD_VERSION
+
+from datamanager.errors import ConnectionLost, RemoteFailure, TransportError
+from datamanager.transports.channel import LONG_PATH, Channel
+from datamanager.transports.paths import from_wire, to_wire
+from datamanager.transports.values import Bytes
+
+_VERSION = 3
+_HEADER = struct.Struct(">IBI")  # length of what follows, kind, number
+_MAX_PACKET = 1 << 20
+"""No server sends more; a greater length is not SFTP but text that a login shell printed."""
+_SMALL = 16 * 1024
+"""Bytes of the receive buffer: many statuses fit, while the bulk of a DATA packet goes straight to its own memory."""
+
+_JOINED = 16 * 1024
+"""Bytes of small requests that are sent together."""
+
+_SPARE = 4
+"""Blocks of memory that are kept for the next ones to be read."""
+
+DEFAULT_BLOCK = 32 * 1024
+"""What every server takes in one READ or WRITE."""
+LARGEST_BLOCK = 255 * 1024
+"""What OpenSSH takes; also our own bound, whatever a server offers."""
+_READS_SHORT, _READS_LONG = 32, 64
+"""Reads in flight over a short path, where more are slower (measured), and over a long one."""
+_LOOKS = 3
+"""How many calls a path that seems long is measured by: the first one may have waited for a busy machine."""
+
+
+def u32(value: int) -> bytes:
+    """Encode an unsigned 32-bit integer."""
+    return struct.pack(">I", value)
+
+
+def u64(value: int) -> bytes:
+    """Encode an unsigned 64-bit integer."""
+    return struct.pack(">Q", value)
+
+
+def string(value: bytes | str) -> bytes:
+    """Encode a string; text is a path or a name."""
+    raw = to_wire(value) if isinstance(value, str) else value
+    return struct.pack(">I", len(raw)) + raw
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A server's answer: its kind (CMD_STATUS, CMD_HANDLE, …) and what follows the request's number."""
+
+    kind: int
+    body: memoryview
+
+    def fields(self) -> Message:
+        """Return the body for reading field by field."""
+        return Message(self.body)
+
+    @property
+    def code(self) -> int | None:
+        """The code of a status, None for any other reply; most are looked at no further."""
+        return int.from_bytes(self.body[:4], "big") if self.kind == CMD_STATUS else None
+
+    def status(self) -> tuple[int, str] | None:
+        """Return (code, text) of a status, None for any other reply."""
+        if self.kind != CMD_STATUS:
+            return None
+        message = self.fields()
+        return message.get_int(), from_wire(message.get_string())
+
+
+class Wire:
+    """One SFTP conversation. Used by one thread at a time.
+
+    After an error of the stream, or an interruption in the middle of a packet, it is `broken` for good.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        """Open the conversation. Raises: the channel's reason when the server does not answer."""
+        self.channel = channel
+        self.broken = False
+        self.round_trip = math.inf
+        """Seconds of the shortest call so far, which is at least the path's round trip."""
+        self._next = 0
+        self._joins = False
+        self._joined = bytearray()
+        self._waiting: set[int] = set()
+        self._unwanted: set[int] = set()
+        self._arrived: dict[int, Reply] = {}
+        self._spare: list[bytearray] = []
+        self.read_block = self.write_block = DEFAULT_BLOCK
+        self._buffer = memoryview(bytearray(_SMALL))
+        self._start = self._end = 0
+        try:
+            self.extensions = self._greet()
+        except TransportError as exc:
+            raise channel.start_error(exc) from exc
+        self.open_handles = 0
+        """How many files the server allows to be open at once; 0: it does not say."""
+        self._ask_limits()
+        for _ in range(_LOOKS):
+            if self.round_trip >= LONG_PATH:
+                self.call(CMD_REALPATH, string("/"))
+
+    @property
+    def reads_in_flight(self) -> int:
+        """How many reads to have in flight on this path."""
+        return _READS_SHORT if self.round_trip < LONG_PATH else _READS_LONG
+
+    def post(self, kind: int, head: bytes, data: Bytes = b"") -> int:
+        """Send a request and return its number, which must later be taken or forgotten.
+
+        `data` is sent after `head` without being copied; it may be reused when this returns.
+        """
+        number = self._next
+        self._next = (number + 1) & 0xFFFFFFFF
+        self._waiting.add(number)
+        header = _HEADER.pack(5 + len(head) + len(data), kind, number)
+        if not self._joins:
+            self._send(header + head, data)
+        elif len(data) > _JOINED:
+            self._flush()
+            self._send(header + head, data)
+        else:
+            self._joined += header + head + data
+            if len(self._joined) > _JOINED:
+                self._flush()
+        return number
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Send small requests together inside: a system call for many. They leave when enough have gathered, when a
+        reply is waited for, and in the end.
+        """
+        self._joins = True
+        try:
+            yield
+        finally:
+            self._joins = False
+            if not self.broken:
+                self._flush()
+
+    def take(self, number: int) -> Reply:
+        """Return the reply to a request, waiting for it."""
+        if number not in self._arrived:
+            self._flush()
+        while number not in self._arrived:
+            self._receive()
+        return self._arrived.pop(number)
+
+    def call(self, kind: int, *fields: bytes) -> Reply:
+        """Send a request and return its reply."""
+        began = time.monotonic()
+        reply = self.take(self.post(kind, b"".join(fields)))
+        self.round_trip = min(self.round_trip, time.monotonic() - began)
+        return reply
+
+    def extended(self, name: str, *fields: bytes) -> Reply:
+        """Send a request of an extension that the server advertised, and return its reply."""
+        return self.call(CMD_EXTENDED, string(name), *fields)
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Let the replies to these requests be dropped when they come; nothing waits for them any more."""
+        for number in numbers:
+            if self._arrived.pop(number, None) is None:
+                self._unwanted.add(number)
+
+    def give_back(self, reply: Reply) -> None:
+        """Let a later reply have this one's memory: nobody reads it any more. A new block for each costs a tenth of a
+        fast path."""
+        buffer = reply.body.obj
+        if isinstance(buffer, bytearray) and len(buffer) == self.read_block + 4 and len(self._spare) < _SPARE:
+            self._spare.append(buffer)
+
+    def _greet(self) -> dict[str, bytes]:
+        # INIT and VERSION have the version where all other packets have a number
+        self._send(_HEADER.pack(5, CMD_INIT, _VERSION), b"")
+        kind, version, body = self._packet()
+        if kind != CMD_VERSION or version < _VERSION:
+            self.broken = True
+            raise RemoteFailure(f"the server does not speak SFTP version {_VERSION}")
+        message, extensions = Message(body), dict[str, bytes]()
+        while name := message.get_string():
+            extensions[from_wire(name)] = message.get_string()
+        return extensions
+
+    def _ask_limits(self) -> None:
+        if "limits@openssh.com" not in self.extensions:
+            return
+        reply = self.extended("limits@openssh.com")
+        if reply.kind == CMD_STATUS:
+            return
+        message = reply.fields()
+        message.get_int64()  # the largest packet; the two that follow are smaller
+        read, write, self.open_handles = (message.get_int64() for _ in range(3))
+        # 0 means that the server names no limit
+        self.read_block, self.write_block = (
+            min(read or LARGEST_BLOCK, LARGEST_BLOCK),
+            min(write or LARGEST_BLOCK, LARGEST_BLOCK),
+        )
+
+    def _flush(self) -> None:
+        if self._joined:
+            gathered, self._joined = self._joined, bytearray()
+            self._send(gathered, b"")
+
+    def _send(self, head: Bytes, data: Bytes) -> None:
+        if self.broken:
+            raise ConnectionLost("the connection broke before")
+        parts = [memoryview(head), memoryview(data)] if len(data) else [memoryview(head)]
+        try:
+            while parts:
+                sent = self.channel.send_some(parts)
+                if not sent:  # the server waits until we take its replies: both directions are full
+                    self._receive()
+                while parts and sent >= len(parts[0]):
+                    sent -= len(parts.pop(0))
+                if sent:
+                    parts[0] = parts[0][sent:]
+        except BaseException:
+            self.broken = True  # part of a packet may be on its way
+            raise
+
+    def _receive(self) -> None:
+        """Receive one reply and keep it for its taker."""
+        kind, number, body = self._packet()
+        if number in self._unwanted:
+            self._unwanted.remove(number)
+        elif number in self._waiting:
+            self._arrived[number] = Reply(kind, body)
+        else:
+            self.broken = True
+            raise ConnectionLost(f"the server answered request {number}, which was not asked")
+        self._waiting.discard(number)
+
+    def _packet(self) -> tuple[int, int, memoryview]:
+        if self.broken:
+            raise ConnectionLost("the connection broke before")
+        try:
+            length, kind, number = _HEADER.unpack(self._read(_HEADER.size))
+            if not 5 <= length <= _MAX_PACKET:
+                raise RemoteFailure("the server's words are not SFTP; does a login script on the machine print text?")
+            return kind, number, self._read(length - 5)
+        except BaseException:
+            self.broken = True  # part of a packet may be lost
+            raise
+
+    def _read(self, count: int) -> memoryview:
+        out = self._memory(count)
+        done = 0
+        while done < count:
+            if self._start == self._end:
+                if count - done >= _SMALL:
+                    done += self._more(out[done:])
+                    continue
+                self._start, self._end = 0, self._more(self._buffer)
+            step = min(count - done, self._end - self._start)
+            out[done : done + step] = self._buffer[self._start : self._start + step]
+            self._start += step
+            done += step
+        return out
+
+    def _memory(self, count: int) -> memoryview:
+        most = self.read_block + 4  # a block of data and its length
+        if not _SMALL <= count <= most:
+            return memoryview(bytearray(count))
+        return memoryview(self._spare.pop() if self._spare else bytearray(most))[:count]
+
+    def _more(self, buffer: memoryview) -> int:
+        count = self.channel.receive_into(buffer)
+        if not count:
+            raise self.channel.lost("the SFTP server closed the connection")
+        return count

@@ -1,0 +1,203 @@
+"""Host keys of machines: what the known_hosts files say, for paramiko and for pinning.
+
+Strict on both sides: a machine whose key is unknown, revoked or another one than known is refused, and nothing switches
+that off.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from datamanager.errors import HostKeyMismatch, MachineUnavailable
+from datamanager.known_hosts import (
+    DEFAULT_FILES,
+    SSH_PORT,
+    entry_name,
+    fingerprint,
+    lines_for,
+    matches,
+    parse,
+    signature_algorithms,
+)
+from datamanager.machines import Connection, Machine
+from datamanager.transports.ssh.paramiko import connect_transport
+
+_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
+
+
+@dataclass(frozen=True, slots=True)
+class HostKey:
+    """A machine's public host key: its type, its base64 as in known_hosts, its fingerprint as ssh shows it."""
+
+    type: str
+    base64: str
+    fingerprint: str
+
+
+class KnownHosts:
+    """What the known_hosts files say of one host name, `host` or `[host]:port`."""
+
+    def __init__(self, machine: Machine, name: str, files: list[Path]) -> None:
+        self._machine = machine
+        self._name = name
+        self._lines = lines_for(name, files)
+
+    @classmethod
+    def of(cls, machine: Machine) -> KnownHosts:
+        """Read the machine's own file, else the user's and the system's."""
+        files = [file.expanduser() for file in DEFAULT_FILES] if machine.known_hosts is None else [machine.known_hosts]
+        return cls(machine, known_hosts_name(machine), files)
+
+    @property
+    def alias(self) -> str:
+        """The machine's name without a port, as ssh's HostKeyAlias has it."""
+        with_port = re.fullmatch(r"\[(.*)\]:\d+", self._name)
+        return with_port[1] if with_port else self._name
+
+    def lines(self) -> str | None:
+        """Return the known_hosts lines under `alias`, markers included, to be told to another machine; None when no key
+        is trusted.
+        """
+        if all(line.marker == "@revoked" for line in self._lines):
+            return None
+        fields = [(one.marker, self.alias, one.type, base64.b64encode(one.key).decode("ascii")) for one in self._lines]
+        return "".join(" ".join(field for field in line if field) + "\n" for line in fields)
+
+    def key_algorithms(self) -> list[str]:
+        """Return the signature algorithms of the known keys, so that the server is asked for a key that we know."""
+        types = [line.type for line in self._lines if not line.marker]
+        return [name for one in types for name in signature_algorithms(one)]
+
+    def check(self, key: paramiko.PKey) -> None:
+        """Return when the key is known and not revoked. Raises: HostKeyMismatch."""
+        where, machine = f"{self._machine.name} ({self._name})", self._machine.name
+        blob = key.asbytes()
+        if any(line.key == blob for line in self._lines if line.marker == "@revoked"):
+            raise HostKeyMismatch(f"{where}: the machine's host key is revoked")
+        plain = [line for line in self._lines if not line.marker]
+        if any(line.key == blob for line in plain):
+            return
+        if plain:
+            raise HostKeyMismatch(f"{where}: the machine's host key is another one than the known one")
+        if any(line.marker == "@cert-authority" for line in self._lines):
+            raise HostKeyMismatch(f'{where}: host certificates can only be checked with connection = "openssh"')
+        raise HostKeyMismatch(f"{where}: the machine's host key is not known; run: dm machine trust {machine}")
+
+
+def address(machine: Machine) -> tuple[str, int]:
+    """Return the host and port to connect to; a Host alias of ~/.ssh/config counts where OpenSSH is the connection.
+
+    Raises: MachineUnavailable when ssh can't read its configuration.
+    """
+    config = _ssh_config(machine)
+    return config["hostname"], int(config["port"])
+
+
+def known_hosts_name(machine: Machine) -> str:
+    """Return the name under which the machine stands in known_hosts."""
+    config = _ssh_config(machine)
+    host, port = config.get("hostkeyalias", config["hostname"]).lower(), int(config["port"])
+    return host if "hostkeyalias" in config else entry_name(host, port)
+
+
+def _ssh_config(machine: Machine) -> dict[str, str]:
+    """Return what ssh would use for the machine (`ssh -G`); only our own values where it is not the connection."""
+    host = str(machine.host)  # machines.py checks that there is one
+    plain = {"hostname": host, "port": str(machine.port or SSH_PORT)}
+    if machine.connection is Connection.PARAMIKO:
+        return plain
+    port = [] if machine.port is None else ["-p", str(machine.port)]
+    try:
+        asked = subprocess.run(
+            ["ssh", "-G", *port, "--", host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except FileNotFoundError:
+        return plain
+    except subprocess.CalledProcessError as exc:
+        raise MachineUnavailable(f"{machine.name}: {str(exc.stderr).strip()[-300:]}") from exc
+    return plain | dict(line.partition(" ")[::2] for line in asked.stdout.splitlines())
+
+
+def fetch_host_keys(machine: Machine) -> list[HostKey]:
+    """Ask the machine for its host keys, one of each type that it has, without logging in.
+
+    What comes back is not proved in any way: a person compares the fingerprint. Raises: MachineUnavailable.
+    """
+    keys: list[HostKey] = []
+    refused: MachineUnavailable | None = None
+    for one in _KEY_TYPES:
+        try:
+            transport = connect_transport(machine, address(machine), signature_algorithms(one), only=True)
+        except MachineUnavailable as exc:
+            # a server without a key of this type ends the exchange; one that is away does so for every type
+            refused = exc
+            continue
+        try:
+            keys.append(_host_key(transport.get_remote_server_key()))
+        finally:
+            transport.close()
+    if not keys and refused is not None:
+        raise refused
+    return keys
+
+
+def pin(machine: Machine, key: HostKey, file: Path) -> bool:
+    """Add the key to a known_hosts file and return whether that was needed.
+
+    The file is replaced in one step (mode 0600) under a lock of its directory; a key that stands there is not added
+    again.
+    """
+    file = file.resolve()  # a symlink stays one
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    name = known_hosts_name(machine)
+    with _locked(file.parent):
+        old = file.read_bytes() if file.exists() else b""
+        for line in parse(old):
+            if not line.marker and line.key == base64.b64decode(key.base64) and matches(line.hosts, name):
+                return False
+        gap = b"\n" if old and not old.endswith(b"\n") else b""
+        _replace(file, old + gap + f"{name} {key.type} {key.base64}\n".encode())
+    return True
+
+
+def _host_key(key: paramiko.PKey) -> HostKey:
+    blob = key.asbytes()
+    return HostKey(key.get_name(), base64.b64encode(blob).decode("ascii"), fingerprint(blob))
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,195 @@
+"""SFTP channels through paramiko's own transport: nothing else is needed on this host.
+
+One connection per channel: a stall or a loss then concerns one session only, and each has its own TCP window.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import paramiko
+from paramiko.buffered_pipe import BufferedPipe
+from paramiko.pkey import UnknownKeyType
+
+from datamanager.errors import AuthenticationFailed, MachineUnavailable
+from datamanager.machines import Machine
+from datamanager.transports.channel import Channel, RemoteProgram
+from datamanager.transports.ssh.hostkeys import KnownHosts, address
+from datamanager.transports.ssh.paramiko import connect_transport
+from datamanager.transports.ssh.paramiko_program import ParamikoProgram
+from datamanager.transports.values import Bytes
+
+_LOOK = 0.05
+"""Seconds to wait for room to send before looking whether the server waits for us to receive."""
+_DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
+
+
+class ParamikoConnector:
+    """Opens channels to one machine, each over its own connection. Safe to share between threads."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.round_trip = 0.0
+        self._machine = machine
+
+    def open_channel(self) -> Channel:
+        """Connect, check the host key, log in and start the SFTP server.
+
+        Raises: MachineUnavailable, HostKeyMismatch, AuthenticationFailed.
+        """
+        return ParamikoChannel(self._machine, self.connect(), self)
+
+    def connect(self) -> paramiko.Transport:
+        """Connect, check the host key and log in. Raises: as `open_channel`."""
+        machine = self._machine
+        known = KnownHosts.of(machine)
+        transport = connect_transport(machine, address(machine), known.key_algorithms(), round_trip=self.round_trip)
+        with _closed_on_failure(machine, transport):
+            known.check(transport.get_remote_server_key())
+            _log_in(transport, machine)
+            transport.set_keepalive(max(1, int(machine.stall_timeout / 3)))
+        return transport
+
+
+class ParamikoChannel(Channel):
+    """The SFTP channel of one paramiko transport, which it owns, and closes when it can't be made."""
+
+    def __init__(self, machine: Machine, transport: paramiko.Transport, connector: ParamikoConnector) -> None:
+        super().__init__(machine.stall_timeout)
+        self._connect_timeout = machine.connect_timeout
+        self._connector = connector
+        self._transport = transport
+        with _closed_on_failure(machine, transport):
+            self._channel = transport.open_session(timeout=machine.connect_timeout)
+            self._channel.in_buffer = _ByteQueue()  # before any data can come
+            self._channel.invoke_subsystem("sftp")
+            self._channel.settimeout(_LOOK)
+
+    def send_some(self, parts: Sequence[Bytes]) -> int:
+        """Send what the server's window takes; 0 when there is only something to receive."""
+        self.blocked_since = time.monotonic()
+        try:
+            while True:
+                try:
+                    sent = self._channel.send(parts[0])  # type: ignore[arg-type]  # a memoryview is as good
+                except TimeoutError:
+                    if self._channel.recv_ready():
+                        return 0
+                    continue
+                if not sent:
+                    raise self.lost("the server closed the connection")
+                return sent
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            raise self.lost(f"the connection broke: {exc}") from exc
+        finally:
+            self.blocked_since = None
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte; 0 at the end."""
+        self.blocked_since = time.monotonic()
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    data = self._channel.recv(len(buffer))
+                    buffer[: len(data)] = data
+                    return len(data)
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            raise self.lost(f"the connection broke: {exc}") from exc
+        finally:
+            self.blocked_since = None
+
+    def alive(self) -> bool:
+        """Say whether the connection and the channel are open."""
+        return self._transport.is_active() and not self._channel.closed and not self._channel.eof_received
+
+    def run(self, argv: Sequence[str], *, stdin: bool = False, forward_agent: bool = False) -> RemoteProgram:
+        """Start a program over the same connection; one that gets our agent over its own."""
+        transport = self._connector.connect() if forward_agent else self._transport
+        return ParamikoProgram(
+            self,
+            transport,
+            argv,
+            stdin=stdin,
+            own_agent=forward_agent,
+            connect_timeout=self._connect_timeout,
+        )
+
+    def abort(self) -> None:
+        """Break the connection."""
+        self._transport.close()
+
+    def close(self) -> None:
+        """Close the connection and wait for its thread."""
+        self._transport.close()
+        self._transport.join(self._connect_timeout)
+
+
+class _ByteQueue(BufferedPipe):  # type: ignore[type-arg]  # generic in its stub only
+    """Paramiko's receive buffer over a bytearray, which gives up its front without moving all that lies behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffer = bytearray()
+
+    def _buffer_frombytes(self, data: bytes) -> None:
+        self._buffer += data
+
+    def _buffer_tobytes(self, limit: int | None = None) -> bytes:
+        with memoryview(self._buffer) as view:
+            return bytes(view[:limit])
+
+
+@contextlib.contextmanager
+def _closed_on_failure(machine: Machine, transport: paramiko.Transport) -> Iterator[None]:
+    """Close the transport unless all goes well. Raises: MachineUnavailable for what paramiko raises."""
+    try:
+        yield
+    except (paramiko.SSHException, EOFError, OSError) as exc:
+        transport.close()
+        raise MachineUnavailable(f"{machine.name}: the connection could not be made: {exc}") from exc
+    except BaseException:
+        transport.close()
+        raise
+
+
+def _log_in(transport: paramiko.Transport, machine: Machine) -> None:
+    """Offer our keys one by one. Raises: AuthenticationFailed."""
+    username = machine.username or getpass.getuser()
+    tried = 0
+    for key in _keys(machine):
+        tried += 1
+        try:
+            if not transport.auth_publickey(username, key):
+                return
+        except paramiko.AuthenticationException:
+            if not transport.is_active():
+                break
+    raise AuthenticationFailed(
+        f"{machine.name}: the machine refused our login as {username} ({tried} keys were offered)"
+    )
+
+
+def _keys(machine: Machine) -> Iterator[paramiko.PKey]:
+    if machine.identity_file is not None:
+        yield _load(machine.identity_file, machine)
+        return
+    agent = paramiko.Agent()
+    try:
+        yield from agent.get_keys()
+    finally:
+        agent.close()
+    for name in _DEFAULT_KEYS:
+        path = Path("~/.ssh").expanduser() / name
+        if path.exists():
+            with contextlib.suppress(AuthenticationFailed):  # one among several; another one may do
+                yield _load(path, machine)
+
+
+def _load(path: Path, machine: Machine) -> paramiko.PKey:
+    try:
+        return paramiko.PKey.from_path(path)
+    except (OSError, paramiko.SSHException, UnknownKeyType, ValueError, TypeError) as exc:
+        raise AuthenticationFailed(f"{machine.name}: the key {path} can't be used: {exc}") from exc

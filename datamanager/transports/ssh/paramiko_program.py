@@ -1,0 +1,140 @@
+"""A remote program on a further channel of a paramiko connection."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import paramiko
+from paramiko.agent import AgentRequestHandler
+
+from datamanager.errors import RemoteFailure, TransportError, TransportTimeout
+from datamanager.transports.channel import Channel
+from datamanager.transports.paths import to_wire
+from datamanager.transports.values import Bytes
+
+
+class ParamikoProgram:
+    """See RemoteProgram. `parent` is the session's channel, which knows how long to wait and why a connection broke.
+
+    A forwarded agent needs a connection of the program's own (`own_agent`): the server may ask for the agent as long as
+    the connection lasts. It is closed with the program.
+    """
+
+    def __init__(
+        self,
+        parent: Channel,
+        transport: paramiko.Transport,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        own_agent: bool,
+        connect_timeout: float,
+    ) -> None:
+        self._parent = parent
+        self._transport = transport
+        self._agent: AgentRequestHandler | None = None
+        self._owned = transport if own_agent else None
+        self._input_open = stdin
+        if not transport.is_active():
+            raise parent.lost("the connection broke before")
+        try:
+            self._channel = transport.open_session(timeout=connect_timeout)
+            if own_agent:
+                self._agent = AgentRequestHandler(self._channel)
+            self._channel.exec_command(to_wire(shlex.join(argv)))
+            if not stdin:
+                self._channel.shutdown_write()
+        except (paramiko.SSHException, OSError, EOFError) as exc:
+            self._end_connection()
+            if not transport.is_active():
+                raise parent.lost(f"the connection broke: {exc}") from exc
+            raise RemoteFailure(f"the machine refuses to run programs: {exc}") from exc
+
+    def read(self, timeout: float) -> bytes | None:
+        """Return the next output, `b""` at the end, None after `timeout` seconds without."""
+        self._channel.settimeout(timeout)
+        try:
+            return self._channel.recv(65536)
+        except TimeoutError:
+            return None
+
+    def write(self, data: Bytes) -> None:
+        """Write all of `data` to its standard input."""
+        rest = memoryview(data).cast("B")
+        self._parent.blocked_since = (
+            time.monotonic()
+        )  # below the window there is a socket, which only the watchdog ends
+        try:
+            while rest:
+                sent = self._send(rest, self._parent.patience)
+                if not sent:
+                    raise TransportTimeout(
+                        f"the program took no byte of its input for {self._parent.patience:g} seconds"
+                    )
+                rest = rest[sent:]
+                self._parent.blocked_since = time.monotonic()
+        finally:
+            self._parent.blocked_since = None
+
+    def write_some(self, data: Bytes) -> int:
+        """Write what is taken at once, maybe nothing. The session's thread may be at work beside this one."""
+        return self._send(memoryview(data).cast("B"), 0.0)
+
+    def close_input(self) -> None:
+        """Let the program see the end of its input."""
+        if self._input_open:
+            self._input_open = False
+            try:
+                self._channel.shutdown_write()
+            except (paramiko.SSHException, OSError, EOFError) as exc:
+                raise self._ended(exc) from exc
+
+    def exit_status(self) -> int | None:
+        """Return the exit status; paramiko's -1 means that none came."""
+        status = self._channel.recv_exit_status()
+        return None if status < 0 else status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):  # the peer is gone
+            self._channel.close()
+        self._end_connection()
+
+    def _send(self, data: memoryview, timeout: float) -> int:
+        """Send what the program's window takes within `timeout` seconds; 0 when it takes nothing."""
+        if not self._input_open:
+            raise RemoteFailure("the program's input is closed")
+        self._channel.settimeout(timeout)
+        try:
+            sent = self._channel.send(data)  # type: ignore[arg-type]  # a memoryview is as good
+        except TimeoutError:
+            return 0
+        except (paramiko.SSHException, OSError, EOFError) as exc:
+            raise self._ended(exc) from exc
+        if not sent:
+            raise self._ended()
+        return sent
+
+    def _ended(self, cause: Exception | None = None) -> TransportError:
+        """Say whether the connection went or only the program, which then has said so by its output's end or status.
+
+        A connection that broke is not yet known as such everywhere: paramiko closes its channels before it says that
+        the transport is not active.
+        """
+        said = self._channel.eof_received or self._channel.exit_status >= 0
+        if isinstance(cause, EOFError) or not said or not self._transport.is_active():
+            return self._parent.lost("the connection broke under the program")
+        return RemoteFailure("the program ended before it took all of its input")
+
+    def _end_connection(self) -> None:
+        if self._agent is not None:
+            self._agent.close()
+        if self._owned is not None:
+            self._owned.close()

@@ -1,0 +1,122 @@
+"""What a mover does with the messages of `dm.requests`: take a transfer, or enter a workflow system's request.
+
+A message is acknowledged as soon as its work is recorded, never after a transfer: RabbitMQ's consumer timeout and
+heartbeats must not meet a long one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import assert_never
+from uuid import UUID
+
+from datamanager.errors import BrokerUnavailable, ServiceError
+from datamanager.machines import Machines
+from datamanager.messaging.broker import Broker
+from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, Done, Later, Verdict
+from datamanager.messaging.topology import DEFAULT_EXCHANGE, OWN_PREFIX, REQUESTS_QUEUE
+from datamanager.sealing import Sealer
+from deployments.amqp.submission import Call, Check, enter, read_message
+from models.database import Database
+
+PREFETCH = 16
+"""Messages in hand at once."""
+LATER = 2.0
+"""Seconds until a message is tried again whose catalogue or orchestrator is away."""
+PAUSE_MIN, PAUSE_MAX = 0.1, 2.0
+"""Seconds between two attempts while the broker is away."""
+SETTLED = 5.0
+"""Seconds after which a connection counts as having worked."""
+
+_log = logging.getLogger(__name__)
+
+OnTransfer = Callable[[UUID], Awaitable[bool]]
+
+
+class RequestConsumer:
+    """Consumes `dm.requests`. Belongs to the broker's event loop; the broker is best one of its own.
+
+    `on_transfer` takes a transfer; it returns when the flow run exists, or the transfer can't be taken (now, or ever).
+    A ServiceError of it brings the message back later. `check` is what HTTP checks of a request besides its fields.
+    `sealer` seals what is secret in their URLs. `on_entered` is called after something was put into the outbox (the
+    relay's `poke`).
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        machines: Machines,
+        broker: Broker,
+        on_transfer: OnTransfer,
+        *,
+        check: Check | None = None,
+        sealer: Sealer | None = None,
+        on_entered: Callable[[], None] | None = None,
+        later: float = LATER,
+    ) -> None:
+        self._database = database
+        self._machines = machines
+        self._broker = broker
+        self._on_transfer = on_transfer
+        self._check = check
+        self._sealer = sealer
+        self._on_entered = on_entered
+        self._later = later
+
+    async def run(self) -> None:
+        """Consume until cancelled; the broker may be away at the start and at any time."""
+        consumption = Consumption(self._broker, REQUESTS_QUEUE, self._handle, prefetch=PREFETCH)
+        loop = asyncio.get_running_loop()
+        pause, told = PAUSE_MIN, False
+        while True:
+            begun = loop.time()
+            try:
+                await consumption.run()
+            except BrokerUnavailable as exc:
+                if loop.time() - begun > SETTLED:
+                    pause, told = PAUSE_MIN, False
+                if not told:
+                    _log.warning("no messages are consumed: %s", exc.detail)
+                told = True
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, PAUSE_MAX)
+
+    async def _handle(self, delivery: Delivery) -> Verdict:
+        message = read_message(delivery.body)
+        try:
+            match message:
+                case DeadLetter():
+                    return message
+                case UUID():
+                    await self._on_transfer(message)
+                case Call():
+                    await self._answer(delivery, message)
+                case _:
+                    assert_never(message)
+        except BrokerUnavailable:
+            raise
+        except ServiceError as exc:
+            _log.info("a message of %s waits: %s", REQUESTS_QUEUE, exc.detail)
+            return Later(self._later)
+        return Done()
+
+    async def _answer(self, delivery: Delivery, call: Call) -> None:
+        event = await asyncio.to_thread(enter, self._database, self._machines, call, self._check, self._sealer)
+        if self._on_entered is not None:
+            self._on_entered()
+        if not delivery.reply_to:
+            return
+        if delivery.reply_to.startswith(OWN_PREFIX):
+            # what others may not write to, they must not make us write to
+            _log.warning("reply_to %r is one of our own queues; the answer is on dm.events only", delivery.reply_to)
+            return
+        await self._broker.publish(
+            DEFAULT_EXCHANGE,
+            delivery.reply_to,
+            json.dumps(event).encode(),
+            message_id=event["id"],
+            correlation_id=delivery.correlation_id,
+        )

@@ -1,0 +1,174 @@
+"""The outbox relay: sends to RabbitMQ what the catalogue's transactions left in the outbox.
+
+Every process that writes to the outbox runs one; a lease in the catalogue lets one at a time work, so messages of one
+subject (a transfer, an object) leave in the order in which they were written. A message is marked only when the broker
+has confirmed it: it arrives at least once, and after a crash perhaps twice (same CloudEvents id, same `sequence`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from datamanager.errors import BrokerUnavailable, CatalogueUnavailable
+from datamanager.messaging.broker import Broker
+from datamanager.messaging.topology import REQUESTS_QUEUE
+from models.core.leases import drop_lease, hold_lease
+from models.core.outbox import mark_sent, unsent
+from models.database import Database
+from models.tables import OutboxMessage
+
+LEASE_NAME = "relay"
+LEASE = timedelta(seconds=5)
+BATCH = 200
+"""Messages that are read at once."""
+POLL = 1.0
+"""Seconds between two looks at the outbox when nobody pokes."""
+RIVAL_PAUSE = 0.1
+"""Seconds until the next look while another process holds the lease."""
+PAUSE_MIN, PAUSE_MAX = 0.1, 2.0
+"""Seconds between two attempts while the broker or the catalogue is away."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A message of the outbox, ready to be sent."""
+
+    row: int
+    subject: UUID | None
+    exchange: str
+    routing_key: str
+    message_id: str
+    body: bytes
+
+
+class Relay:
+    """Sends the outbox. `holder` names this process in the lease and must be unique. One event loop, except `poke`.
+
+    `poll` is how many seconds pass between two looks at the outbox when nobody pokes.
+    """
+
+    def __init__(
+        self, database: Database, broker: Broker, holder: str, *, lease: timedelta = LEASE, poll: float = POLL
+    ) -> None:
+        self._database = database
+        self._broker = broker
+        self._holder = holder
+        self._lease = lease
+        self._poll = poll
+        self._poked = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def poke(self) -> None:
+        """Say that something was put into the outbox. Thread-safe, never waits."""
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed since
+                loop.call_soon_threadsafe(self._poked.set)
+
+    async def run(self) -> None:
+        """Send what there is, and what comes, until cancelled. Broker and catalogue may come and go."""
+        self._loop = asyncio.get_running_loop()
+        pause, well = PAUSE_MIN, True
+        while True:
+            self._poked.clear()
+            try:
+                wait = await self._turn()
+            except (BrokerUnavailable, CatalogueUnavailable) as exc:
+                if well:
+                    _log.warning("messages wait in the outbox: %s", exc.detail)
+                well = False
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, PAUSE_MAX)
+                continue
+            if not well:
+                _log.info("messages are sent again")
+            pause, well = PAUSE_MIN, True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._poked.wait()
+
+    async def aclose(self) -> None:
+        """Give up the lease, after `run` was cancelled, so that another process needn't wait for its end."""
+        with contextlib.suppress(CatalogueUnavailable):
+            await asyncio.to_thread(self._settle, [])
+
+    async def _turn(self) -> float:
+        """Send one batch; return how long to wait for a poke. Raises: BrokerUnavailable, CatalogueUnavailable."""
+        if not await asyncio.to_thread(self._something_waits):
+            return self._poll
+        await self._broker.connect()  # before the lease: who can't send must not keep others from it
+        begun = time.monotonic()
+        batch = await asyncio.to_thread(self._take)
+        if batch is None:
+            return RIVAL_PAUSE
+        confirmed: list[int] = []
+        try:
+            await self._send(batch, begun, confirmed)
+        finally:
+            await asyncio.to_thread(self._settle, confirmed)
+        return 0 if batch else self._poll
+
+    async def _send(self, batch: list[_Waiting], begun: float, confirmed: list[int]) -> None:
+        """Publish subject by subject side by side, each subject's messages one after the other.
+
+        All ends before the lease does: nothing is begun after half of it, and nothing waits longer than 0.4 of it.
+        """
+        lease = self._lease.total_seconds()
+
+        async def send_in_order(messages: list[_Waiting]) -> None:
+            for message in messages:
+                if time.monotonic() > begun + lease * 0.5:
+                    return  # the rest is the next turn's
+                await self._broker.publish(
+                    message.exchange,
+                    message.routing_key,
+                    message.body,
+                    message_id=message.message_id,
+                    mandatory=message.routing_key == REQUESTS_QUEUE,
+                    timeout=lease * 0.4,
+                )
+                confirmed.append(message.row)
+
+        outcomes = await asyncio.gather(*map(send_in_order, _by_subject(batch)), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def _something_waits(self) -> bool:
+        with self._database.read() as session:
+            return bool(unsent(session, 1))
+
+    def _take(self) -> list[_Waiting] | None:
+        with self._database.write() as session:
+            if not hold_lease(session, LEASE_NAME, self._holder, self._lease):
+                return None
+            return [_waiting(row) for row in unsent(session, BATCH)]
+
+    def _settle(self, confirmed: list[int]) -> None:
+        # the lease goes in the same transaction: an idle relay holds nothing, so whoever writes next can send at once
+        with self._database.write() as session:
+            if confirmed:
+                mark_sent(session, confirmed)
+            drop_lease(session, LEASE_NAME, self._holder)
+
+
+def _waiting(row: OutboxMessage) -> _Waiting:
+    body = json.dumps(row.body, separators=(",", ":")).encode()
+    return _Waiting(row.id, row.subject, row.exchange, row.routing_key, str(row.body["id"]), body)
+
+
+def _by_subject(batch: list[_Waiting]) -> list[list[_Waiting]]:
+    subjects: defaultdict[UUID | None, list[_Waiting]] = defaultdict(list)
+    for message in batch:
+        subjects[message.subject].append(message)
+    return list(subjects.values())

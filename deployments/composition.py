@@ -1,0 +1,56 @@
+"""The composition root that the API and the mover share: settings in, connected parts out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamanager.machines import Machines, load_machines
+from datamanager.settings import Settings
+from datamanager.sources import Guard
+from datamanager.transports.factory import Storages
+from models.database import Database
+from models.machines.base_dirs import check_base_dirs
+from models.migrate import require_current
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A process's connected parts. `close` releases them."""
+
+    settings: Settings
+    machines: Machines
+    database: Database
+    storages: Storages
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the processes of this host find each other's sockets."""
+        return run_directory(self.settings)
+
+    def close(self) -> None:
+        """Close connections to machines and the database."""
+        self.storages.close()
+        self.database.close()
+
+
+def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
+    """Connect a process to the catalogue and prepare its machines.
+
+    Raises: SettingsError when machines.toml is wrong, the schema is not this code's, or a base_dir changed unconfirmed;
+    CatalogueUnavailable.
+    """
+    machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
+    Guard(settings.download_allow, settings.download_deny)  # a bad entry stops the start here, not each process later
+    directory = run_directory(settings)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database = Database(settings.catalogue_url, pool_size=pool_size)
+    require_current(database)
+    with database.write() as session:
+        check_base_dirs(session, machines, confirmed=settings.confirm_base_dir)
+    return Runtime(settings, machines, database, Storages(machines, control_dir=directory))
+
+
+def run_directory(settings: Settings) -> Path:
+    """Return the folder of the local sockets."""
+    return settings.home / "run"

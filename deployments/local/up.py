@@ -1,0 +1,161 @@
+"""`dm up`: the whole Data Manager in the foreground: Prefect server, API, one mover, under one supervisor.
+
+Whatever needs long to start starts at once: the Prefect server first, the catalogue's migration meanwhile, then the
+others beside it. They wait for each other where they must.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import sys
+import time
+from urllib.parse import urlsplit
+
+from setproctitle import setproctitle
+
+from datamanager.errors import DataManagerError, SettingsError
+from datamanager.machines import Machines
+from datamanager.settings import Settings, load_settings
+from deployments.local.prepare import OWN_MACHINE, check_ports, lock_home, make_home, provide_machines
+from deployments.local.supervisor import Child, Supervisor
+from deployments.orchestrator.environment import prefect_environment, server_environment
+
+MOVER_GRACE = 25.0  # seconds beyond `stop_grace`: it hands its transfers back within 20
+LOOK_WHILE_STARTING = 0.2  # seconds between two looks whether the service is ready
+LOOK_AFTERWARDS = 60.0
+SLOW = 15.0  # seconds after which a start that is not ready is mentioned
+
+
+def main() -> int:
+    """Serve until Ctrl-C or SIGTERM; return the exit code."""
+    begun = time.monotonic()
+    setproctitle("dm up")
+    try:
+        settings = load_settings()
+        make_home(settings)
+        held = lock_home(settings)
+        machines = provide_machines(settings)
+        check_ports(settings)
+    except SettingsError as exc:
+        return _refuse(exc)
+    supervisor = Supervisor(say)
+    try:
+        if settings.prefect_api_url is None:
+            supervisor.start(_prefect(settings))
+        _prepare_catalogue(settings)
+        supervisor.start(_service("api", "api", settings))
+        supervisor.start(_service("mover", "up_mover", settings, settings.stop_grace.total_seconds() + MOVER_GRACE))
+        supervisor.run(Ready(settings, machines, supervisor, begun).look)
+        say("stopping …")
+    except DataManagerError as exc:
+        return _refuse(exc)
+    finally:
+        supervisor.stop()
+        os.close(held)
+    say("stopped")
+    return 0
+
+
+class Ready:
+    """Looks whether the service is ready, says so once, and starts the self-check then."""
+
+    def __init__(self, settings: Settings, machines: Machines, supervisor: Supervisor, begun: float) -> None:
+        self._settings = settings
+        self._machines = machines
+        self._supervisor = supervisor
+        self._begun = begun
+        self._done = False
+        self._slow = False
+
+    def look(self) -> float:
+        """Look; return seconds until the next look is wanted."""
+        if self._done:
+            return LOOK_AFTERWARDS
+        seconds = time.monotonic() - self._begun
+        if not is_ready(self._settings):
+            if seconds > SLOW and not self._slow:
+                self._slow = True
+                say(f"not ready after {seconds:.0f} s; waiting for Prefect at {self._settings.prefect_url} and a mover")
+                say(f"  logs        {_logs(self._settings)}")
+            return LOOK_WHILE_STARTING
+        self._done = True
+        self._announce(seconds)
+        if self._settings.machines is None and OWN_MACHINE in self._machines:
+            self._supervisor.start(_selfcheck(self._settings))
+        return LOOK_AFTERWARDS
+
+    def _announce(self, seconds: float) -> None:
+        settings = self._settings
+        say(f"The Data Manager is ready ({seconds:.1f} s).")
+        say(f"  API docs    {settings.api_url}/docs")
+        say(f"  Prefect UI  {settings.prefect_ui}")
+        say(f"  machines    {settings.machines_file} ({', '.join(sorted(self._machines))})")
+        say(f"  logs        {_logs(settings)}")
+        say("Ctrl-C stops it.")
+
+
+def is_ready(settings: Settings) -> bool:
+    """Ask the API whether the service can work."""
+    where = urlsplit(settings.api_url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=5)
+    try:
+        connection.request("GET", "/DM/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def say(line: str) -> None:
+    """Print a line for a person; a terminal that is gone stops nothing."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
+def _prepare_catalogue(settings: Settings) -> None:
+    """Bring the schema up to date and check what the processes would refuse to start with. Raises: DataManagerError."""
+    from deployments.composition import open_runtime
+    from models.database import Database
+    from models.migrate import upgrade
+
+    database = Database(settings.catalogue_url)
+    try:
+        upgrade(database)
+    finally:
+        database.close()
+    open_runtime(settings).close()
+
+
+def _refuse(error: DataManagerError) -> int:
+    sys.stderr.write(f"dm up: {error.detail}\n")
+    return 2 if isinstance(error, SettingsError) else 1
+
+
+def _logs(settings: Settings) -> str:
+    return str(settings.home / "logs")
+
+
+def _prefect(settings: Settings) -> Child:
+    argv = [sys.executable, "-m", "deployments.orchestrator.server"]
+    return Child("prefect", argv, {**os.environ, **server_environment(settings)}, settings.home / "logs/prefect.log")
+
+
+def _service(name: str, entry: str, settings: Settings, grace: float = 10.0) -> Child:
+    argv = [sys.executable, "-m", f"deployments.{entry}"]
+    return Child(name, argv, _environment(settings), settings.home / f"logs/{name}.log", grace)
+
+
+def _selfcheck(settings: Settings) -> Child:
+    argv = [sys.executable, "-m", "deployments.local.selfcheck"]
+    return Child("self-check", argv, _environment(settings), once=True)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return {**os.environ, **prefect_environment(settings)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

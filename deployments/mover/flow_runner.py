@@ -1,0 +1,171 @@
+"""One transfer's flow run, from its making to its end: the catalogue's row and the run in Prefect say the same.
+
+What can't be shown now (Prefect is away) goes back to the queue, and that costs no attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+import structlog
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import AsyncClientContext
+from prefect.exceptions import Abort, ObjectNotFound, PrefectException
+from prefect.states import Running
+
+from datamanager.domain.states import TransferKind, TransferStatus, status_of_run
+from datamanager.errors import Cancelled, CatalogueUnavailable, InternalError, LeaseLost, OrchestratorUnavailable
+from deployments.mover.warm_engine import run_warm
+from deployments.orchestrator.flow_registry import DEPLOYMENT, FLOW_OF_KIND, AnyFlow
+from deployments.orchestrator.monitor import PrefectWatch
+from deployments.orchestrator.reconcile import end_of
+from flows.runtime.naming import run_name, run_tags
+from flows.runtime.services import Services, provided
+from models.tables import Transfer
+from models.transfers import outcomes, queue
+from models.transfers.submission import get_transfer
+
+BACK_IN = timedelta(seconds=1)
+"""When a transfer whose run did not begin is tried again."""
+
+log = structlog.get_logger(__name__)
+
+
+class Performer:
+    """Performs what a mover has taken. `stopping` says whether the mover stops."""
+
+    def __init__(self, services: Services, prefect: PrefectWatch, stopping: Callable[[], bool]) -> None:
+        self._services = services
+        self._prefect = prefect
+        self._stopping = stopping
+        self._deployments: dict[str, UUID] = {}
+
+    async def perform(self, hold: queue.Hold, row: Transfer) -> None:
+        """Make a transfer's run and run it to its end; give back what has not ended then. Raises: CancelledError."""
+        flow = FLOW_OF_KIND[TransferKind(row.kind)]
+        spent = True
+        try:
+            async with AsyncClientContext.get_or_create() as context:
+                flow_run = await self._flow_run(context.client, flow, row, hold)
+            self._services.by_run[flow_run.id] = hold
+            state = await self.run(flow, flow_run, {"transfer": hold.transfer})
+            if hold in self._services.running and state is not None:
+                await self._did_not_begin(hold, state)
+        except asyncio.CancelledError:
+            spent = False  # the mover stops, which is no fault of the transfer
+            raise
+        except (httpx.HTTPError, PrefectException, OrchestratorUnavailable) as exc:
+            spent = False  # Prefect is away, neither
+            self._prefect.there = False
+            log.warning("prefect_unavailable", transfer=str(hold.transfer), error=repr(exc))
+        finally:
+            if hold in self._services.running:  # the flow did not begin, so it did not end the transfer either
+                await self.give_back(hold, spent=spent)
+
+    async def run(self, flow: AnyFlow, flow_run: FlowRun, parameters: dict[str, Any]) -> State[Any] | None:
+        """Run a flow to its end; None when another mover has its transfer and so the run. Gives back what is held when
+        the mover stops: not before the flow run's state is written, or that would overwrite the next mover's.
+        """
+        mine = self._services.by_run.get(flow_run.id)
+        try:
+            with provided(self._services):
+                state = await run_warm(flow, flow_run, parameters)
+            return await self._final(flow_run, state)
+        except Abort:
+            return None
+        except asyncio.CancelledError:
+            hold = self._services.by_run.get(flow_run.id)
+            if hold is not None and hold in self._services.running:
+                # the engine has called it crashed
+                await self._prefect.show_waiting(flow_run.id, "handed back: its mover stops")
+                await self.give_back(hold, spent=False)
+            raise
+        finally:
+            if mine is None or self._services.by_run.get(flow_run.id) == mine:
+                self._services.by_run.pop(flow_run.id, None)
+
+    async def give_back(self, hold: queue.Hold, *, spent: bool) -> None:
+        """Return a transfer to the queue; `spent`: the attempt counts. Never raises for a catalogue that is away."""
+
+        def give_back() -> None:
+            with self._services.database.write() as session:
+                queue.requeue(session, hold, after=timedelta(0) if self._stopping() else BACK_IN, spent=spent)
+
+        self._services.running.pop(hold, None)
+        self._deployments.clear()  # they may have been made anew
+        with contextlib.suppress(LeaseLost, CatalogueUnavailable):  # ended, or the lease runs out by itself
+            await asyncio.shield(asyncio.to_thread(give_back))
+
+    async def _final(self, flow_run: FlowRun, state: State[Any]) -> State[Any]:
+        """Let a run end as its transfer did: the engine calls every error FAILED, also one after which the transfer
+        waits for its next attempt, and can't say at all how a run ended that was cancelled.
+        """
+        hold = self._services.by_run.get(flow_run.id)
+        if hold is None or state.is_completed() or state.is_cancelled():
+            return state
+
+        def read() -> Transfer:
+            with self._services.database.read() as session:
+                return get_transfer(session, hold.transfer)
+
+        row = await asyncio.to_thread(read)
+        if row.ended is not None and (wanted := end_of(row)).type is not state.type:
+            async with AsyncClientContext.get_or_create() as context:
+                await context.client.set_flow_run_state(flow_run.id, wanted, force=True)
+        elif row.ended is None and row.owner is None and row.epoch == hold.epoch:
+            await self._prefect.show_waiting(flow_run.id, "waits in the queue for another attempt")
+        return state
+
+    async def _did_not_begin(self, hold: queue.Hold, state: State[Any]) -> None:
+        """End a transfer whose run somebody ended in Prefect before it began."""
+        if status_of_run(state.type.value, state.name or "", bytes_moved=False) is not TransferStatus.ERROR:
+            return
+        reason = Cancelled("cancelled in Prefect") if state.is_cancelled() else InternalError(f"run {state.name}")
+
+        def end() -> None:
+            with self._services.database.write() as session:
+                outcomes.fail(session, hold, reason)
+
+        with contextlib.suppress(LeaseLost):
+            await asyncio.to_thread(end)
+        self._services.running.pop(hold, None)
+        self._services.ring(f"ended:{hold.transfer}")
+
+    async def _flow_run(self, client: PrefectClient, flow: AnyFlow, row: Transfer, hold: queue.Hold) -> FlowRun:
+        """Return the transfer's flow run, RUNNING: the one it has, or a new one."""
+        run = None
+        if row.flow_run_id is not None:
+            with contextlib.suppress(ObjectNotFound):
+                run = await client.read_flow_run(row.flow_run_id)
+        if run is None:
+            run = await client.create_flow_run_from_deployment(
+                await self._deployment(client, flow),
+                parameters={"transfer": str(row.id)},
+                state=Running(),
+                work_queue_name=row.priority,
+                name=run_name(row),
+                tags=run_tags(row),
+                idempotency_key=str(row.id) if row.flow_run_id is None else f"{row.id}:{hold.epoch}",
+            )
+        if run.state is None or not run.state.is_running():
+            await client.set_flow_run_state(run.id, Running(message="taken again"), force=True)
+            run = await client.read_flow_run(run.id)
+        return run
+
+    async def _deployment(self, client: PrefectClient, flow: AnyFlow) -> UUID:
+        name = f"{flow.name}/{DEPLOYMENT}"
+        if name not in self._deployments:
+            try:
+                found = await client.read_deployment_by_name(name)
+            except ObjectNotFound:
+                await self._prefect.provide()
+                found = await client.read_deployment_by_name(name)
+            self._deployments[name] = found.id
+        return self._deployments[name]

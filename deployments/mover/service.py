@@ -1,0 +1,166 @@
+"""A mover's parts, put together: runs, leases, wake-ups, the broker's messages, the outbox relay, housekeeping."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import anyio
+import structlog
+from pydantic import SecretStr
+
+from datamanager.domain.requests import GetExternalRequest, TransferRequest
+from datamanager.errors import CatalogueUnavailable
+from datamanager.messaging.broker import Broker
+from datamanager.messaging.wake import WakeSocket, ring
+from datamanager.sealing import Sealer
+from datamanager.settings import load_credentials
+from datamanager.sources import Guard
+from datamanager.sources.download_terms import requested
+from deployments.amqp.consumer import RequestConsumer
+from deployments.amqp.relay import Relay
+from deployments.composition import Runtime
+from deployments.mover.dispatcher import Runs
+from deployments.mover.machine_probes import MachineWatch
+from deployments.mover.maintenance_runs import AT_ONCE
+from deployments.mover.retention_requests import AskedRetention
+from deployments.orchestrator.schedule_sync import ScheduleSync
+from flows.archive.reclaiming import reclaim
+from flows.cleanup.partial_files import clear_up
+from flows.runtime.services import Services
+from models.core.housekeeping import tidy
+from models.core.listen import Listener
+
+TIDY_EVERY = 600.0  # seconds
+CLEAR_UP_EVERY = 10.0  # seconds
+THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
+
+log = structlog.get_logger(__name__)
+
+
+class Mover:
+    """An async context: inside, `work` runs the mover's loops and `runs` takes what the Prefect worker hands over."""
+
+    def __init__(self, runtime: Runtime, name: str) -> None:
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._name = name
+        self._guard = Guard(runtime.settings.download_allow, runtime.settings.download_deny)
+        self.runs: Runs
+
+    async def __aenter__(self) -> Self:
+        runtime, settings = self._runtime, self._settings
+        loop = asyncio.get_running_loop()
+        threads = settings.concurrency * THREADS_PER_RUN + 2 * AT_ONCE + 8
+        loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="mover"))
+        services = Services(
+            settings=settings,
+            machines=runtime.machines,
+            database=runtime.database,
+            storages=runtime.storages,
+            guard=self._guard,
+            credentials=load_credentials(),
+            owner=self._name,
+            ring=self._ended,
+        )
+        self._services = services
+        self.runs = Runs(services)
+        self._watch = MachineWatch(services, self.runs.poke)
+        self._socket = WakeSocket(runtime.run_directory, "mover")
+        self._socket.listen(self._heard)
+        self._listener = Listener(runtime.database, self._heard) if runtime.database.is_postgresql else None
+        self._brokers: list[Broker] = []
+        self._relay: Relay | None = None
+        self._consumer: RequestConsumer | None = None
+        if (amqp := settings.amqp_url) is not None:
+            self._relay = Relay(runtime.database, self._broker(amqp, "relay"), self._name)
+            self._consumer = RequestConsumer(
+                runtime.database,
+                runtime.machines,
+                self._broker(amqp, "requests"),
+                self.runs.notified,
+                check=self._check_source,
+                sealer=Sealer.of(settings),
+                on_entered=self._relay.poke,
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    async def work(self) -> None:
+        """Run every loop of the mover until cancelled."""
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(self.runs.prefect.forever)
+            loops.start_soon(self.runs.beat_forever)
+            loops.start_soon(self.runs.take_forever)
+            loops.start_soon(self.runs.upkeep.forever)
+            loops.start_soon(self._watch.forever)
+            loops.start_soon(AskedRetention(self._services, self.runs.prefect).forever)
+            loops.start_soon(ScheduleSync(self._services, self.runs.prefect).forever)
+            loops.start_soon(self._clear_up_forever)
+            loops.start_soon(self._tidy_forever)
+            if self._relay is not None:
+                loops.start_soon(self._relay.run)
+            if self._consumer is not None:
+                loops.start_soon(self._consumer.run)
+
+    async def hand_back(self) -> None:
+        """Return the running transfers to the queue; another mover goes on with them."""
+        await self.runs.stop()
+        if self._relay is not None:
+            await self._relay.aclose()
+        for broker in self._brokers:
+            await broker.close()
+
+    def _broker(self, url: SecretStr, purpose: str) -> Broker:
+        """Return a connection of its own for each purpose: a blocked publisher must not stop the consumer."""
+        broker = Broker(url.get_secret_value(), name=f"{self._name} {purpose}")
+        self._brokers.append(broker)
+        return broker
+
+    def _check_source(self, request: TransferRequest) -> None:
+        """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
+        if isinstance(request, GetExternalRequest):
+            requested(request, self._guard, self._settings).check()
+
+    def _heard(self, _message: str) -> None:
+        self.runs.poke()
+        if self._relay is not None:
+            self._relay.poke()
+
+    def _ended(self, message: str) -> None:
+        """Tell the API on this host that a transfer ended, and the relay that there are events."""
+        ring(self._runtime.run_directory, "api", message)
+        if self._relay is not None:
+            self._relay.poke()
+
+    async def _clear_up_forever(self) -> None:
+        """Remove partial files that could not be removed when their transfers ended, and bundles that nobody needs."""
+        while True:
+            try:
+                await asyncio.to_thread(clear_up, self._services)
+                await asyncio.to_thread(reclaim, self._services)
+            except CatalogueUnavailable as exc:
+                log.warning("catalogue_unavailable", error=exc.detail)
+            await asyncio.sleep(CLEAR_UP_EVERY)
+
+    async def _tidy_forever(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._tidy)
+            except CatalogueUnavailable as exc:
+                log.warning("catalogue_unavailable", error=exc.detail)
+            await asyncio.sleep(TIDY_EVERY)
+
+    def _tidy(self) -> None:
+        more = True
+        while more:  # a bounded batch each, so that nobody waits for it
+            with self._runtime.database.write() as session:
+                more = tidy(session, self._settings, broker=self._settings.amqp_url is not None).more

@@ -1,0 +1,128 @@
+"""The flow that carries out the rules of retention.toml. It is no transfer: it takes none of their slots."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import UUID
+
+from prefect import flow
+from prefect.exceptions import Abort
+from prefect.logging import get_run_logger
+from sqlalchemy.orm import Session
+
+from datamanager.domain.retention.decisions import Decider
+from datamanager.domain.retention.rules import Rules, load_rules
+from datamanager.engine.control import Control
+from datamanager.errors import DataManagerError, DutyTaken, InternalError, LeaseLost
+from flows.retention.report import show_run
+from flows.retention.run import Retaining
+from flows.runtime.maintenance import control_of, duty, pause, this_run, threaded, writing
+from flows.runtime.services import Services, services
+from models.database import now
+from models.retention import marks
+from models.retention import runs as retention_runs
+from models.retention.report import Report, make_decider, plan
+from models.retention.runs import DUTY, Terms
+from models.tables import RetentionRun
+
+PATIENCE = 60.0
+"""Seconds that a run waits for another one to end, or for the lease of a dead one to run out."""
+
+
+@flow(name="retention", persist_result=False)
+async def retention(
+    dry_run: bool = False,
+    rule: str = "",
+    max_objects: int | None = None,
+    max_bytes: int | None = None,
+    run_id: UUID | None = None,
+) -> str:
+    """Archive and delete what the rules of retention.toml select, once its grace has passed.
+
+    Args:
+        dry_run: Change nothing; report what would be done and why.
+        rule: Carry out this rule only; empty means all.
+        max_objects: Act on at most so many objects, and mark at most so many; retention.toml may allow fewer.
+        max_bytes: The same in bytes.
+        run_id: Leave it empty. The Data Manager itself gives this one, and nothing else.
+    """
+    parts = services()
+    terms = Terms(dry_run, rule, max_objects, max_bytes)
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            async with duty(parts, DUTY) as control:
+                return await _carry_out(parts, terms, run_id, control)
+        except DutyTaken as taken:
+            if time.monotonic() >= until:
+                await _end_untaken(parts, run_id, taken)
+                raise
+        await pause(control_of(parts), 1.0)
+
+
+async def _carry_out(parts: Services, terms: Terms, run_id: UUID | None, control: Control) -> str:
+    """Do a run that has the duty, and end its row whatever happens; only a mover that stops leaves that to others."""
+
+    def begin(session: Session) -> RetentionRun:
+        row = retention_runs.begin_run(session, terms, run_id, parts.owner, this_run())
+        retention_runs.end_abandoned(session, row.id)
+        return row
+
+    try:
+        row = await writing(parts, begin)
+    except LeaseLost as lost:
+        raise Abort(lost.detail) from lost  # another flow run has begun it, and says how it ended
+    terms = Terms(row.dry_run, row.rule, row.max_objects, row.max_bytes)
+    report = Report()
+    try:
+        rules = await threaded(control, load_rules, parts.settings.retention_file)
+        if terms.dry_run:
+            _, report = await threaded(control, plan, parts.database, rules, parts.machines, terms)
+        else:
+            await _act(parts, row.id, rules, terms, control, report)
+    except asyncio.CancelledError:
+        raise
+    except DataManagerError as error:
+        await _end(parts, row.id, report, f"{error.code}: {error.detail}")
+        raise
+    except Exception as error:
+        await _end(parts, row.id, report, f"{InternalError.code}: unexpected {type(error).__name__}")
+        raise
+    return await _end(parts, row.id, report, None)
+
+
+async def _act(parts: Services, run: UUID, rules: Rules, terms: Terms, control: Control, report: Report) -> None:
+    def decider() -> Decider:
+        with parts.database.read() as session:
+            return make_decider(session, rules, parts.machines, terms)
+
+    log = get_run_logger()
+    work = Retaining(parts, run, rules, await threaded(control, decider), control, log, report)
+    await work.work()
+
+
+async def _end(parts: Services, run: UUID, report: Report, error: str | None) -> str:
+    """End the run's row, tell of it, forget what is old, and leave the table on the run's page."""
+    row = await writing(
+        parts,
+        lambda session: retention_runs.end_run(
+            session, run, counts=report.counts, lines=report.lines, error=error, truncated=report.truncated
+        ),
+    )
+    parts.ring(f"ended:{run}")
+
+    def forget() -> None:
+        keep = parts.settings.keep_transfers
+        with parts.database.write() as session:
+            before = now(session) - keep
+            retention_runs.prune_runs(session, before)
+            marks.prune_marks(session, before)
+
+    await asyncio.to_thread(forget)
+    return await show_run(row)
+
+
+async def _end_untaken(parts: Services, run: UUID | None, taken: DutyTaken) -> None:
+    if run is not None:
+        await writing(parts, lambda session: retention_runs.give_up(session, run, f"{taken.code}: {taken.detail}"))

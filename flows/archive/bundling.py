@@ -1,0 +1,247 @@
+"""One bundle, from its items' rows to their ends: sent, verified, recorded, named, committed, sources removed.
+
+An object that can't be archived fails alone, and the bundle is made without it. Until the commit every object is ACTIVE
+with its file; from then on it is ARCHIVED, and only its source has to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+from uuid import UUID
+
+from datamanager.domain.archive_requests import ArchiveTerms
+from datamanager.domain.bundles import Group, Manifest, Member, Pack, VerifyLevel, Wanted
+from datamanager.domain.location import Place
+from datamanager.domain.states import BundleStatus, Phase
+from datamanager.engine.attempt import End, Intent, Restart
+from datamanager.engine.bundles.writing import archive
+from datamanager.engine.bundles.writing.archive import ArchiveJob
+from datamanager.engine.control import Control
+from datamanager.engine.single.staged_file import Share
+from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError, LeaseLost, ServiceError
+from flows.runtime.transfer_run import Work
+from models.archive import bundles
+from models.archive import items as archive_items
+from models.batches import results as batch_results
+from models.objects.bulk_claims import chunks
+from models.tables import Bundle, TransferItem
+
+TOGETHER = 2000
+"""Objects of one bundle at most: they become ARCHIVED in one transaction, which others wait for."""
+
+T = TypeVar("T")
+
+
+def plan(work: Work, rows: Sequence[TransferItem]) -> list[list[int]]:
+    """Say which items go together into a bundle, by their numbers: first those that an earlier attempt had begun."""
+    terms, begun = terms_of(work), dict[str, list[int]]()
+    fresh: dict[str, list[Wanted]] = {}
+    numbers = {row.object_id: row.number for row in rows}
+    alone: list[list[int]] = []
+    for row in rows:
+        if "bundle" in row.notes:
+            begun.setdefault(row.notes["bundle"], []).append(row.number)
+        elif row.size is None:
+            alone.append([row.number])  # nobody knows whether it fits
+        else:
+            wanted = Wanted(row.object_id, batch_results.source(row), row.size)
+            fresh.setdefault(row.destination_machine, []).append(wanted)
+    found = [*begun.values()]
+    for wanted_there in fresh.values():
+        groups = Group.each(wanted_there, work.parts.settings.bundle_size, alone=terms.pack == "none")
+        found += [
+            [numbers[one.uuid] for one in members] for group in groups for members in chunks(group.wanted, TOGETHER)
+        ]
+    return found + alone
+
+
+def terms_of(work: Work) -> ArchiveTerms:
+    """Return what was asked for. Raises: InternalError when this is no archive."""
+    if not isinstance(work.request, ArchiveTerms):
+        raise InternalError(f"transfer {work.transfer} is no archive")
+    return work.request
+
+
+class BundleWork:
+    """The items of one bundle under way, by their numbers. `errors` has what failed so far. Blocks; one thread's.
+
+    `whole`: there is no other bundle, so its progress and phases are the transfer's.
+    """
+
+    def __init__(self, work: Work, numbers: Sequence[int], *, whole: bool) -> None:
+        self._work = work
+        self._terms = terms_of(work)
+        self._numbers = numbers
+        self._control: Control = work.control if whole else Share(work.control)
+        self._bundle: UUID | None = None
+        self.errors: dict[int, DataManagerError] = {}
+
+    def perform(self) -> None:
+        """Bring every item to its end, but for those whose failure may pass.
+
+        Raises: such a failure; LeaseLost, Cancelled and the like at once. Once the bundle may have its name, users'
+        wishes to stop wait for its end.
+        """
+        rows = self._rows()
+        to_make = [row for row in rows if not row.notes.get("committed")]
+        try:
+            if len(to_make) < len(rows):
+                self._work.control.shield()
+            if to_make:
+                self._make(to_make)
+            if not self._terms.keep_source:
+                self._remove_sources()
+        finally:
+            self._work.control.unshield()
+            self._work.item_errors |= self.errors
+        passing = [error for error in self.errors.values() if _passes(error)]
+        if passing:
+            raise passing[0]
+
+    # --- until the commit --------------------------------------------------------------------------------------------
+
+    def _make(self, rows: Sequence[TransferItem]) -> None:
+        try:
+            self._archive(rows)
+        except (ServiceError, LeaseLost):
+            raise
+        except DataManagerError as error:
+            self._work.control.check()
+            if _passes(error):
+                raise
+            self._fail({row: error for row in rows if row.number not in self.errors})
+            self._abandon()
+
+    def _archive(self, rows: Sequence[TransferItem]) -> None:
+        bundle = self._begun(rows) or self._begin(rows)
+        self._bundle = bundle.id
+        if "intent" in bundle.notes:
+            self._work.control.shield()  # it may have its name: this attempt looks first
+        job, by_object = self._job(bundle, rows), {row.object_id: row for row in rows}
+
+        def remember(marker: Restart) -> None:
+            self._write(bundles.note_restart, bundle.id, asdict(marker))
+
+        staged = archive.stage(job, self._control, remember)
+        self._fail({by_object[uuid]: error for uuid, error in staged.failed.items()})
+        ready = staged.ready
+        if ready is None:
+            self._abandon()
+            return
+        self._control.enter(Phase.PUBLISH)
+        self._work.control.shield()
+        if not ready.published:  # the record is fenced: who lost the lease publishes nothing
+            self._write(bundles.record_intent, bundle.id, asdict(ready.intent))
+        archive.publish(ready)
+        self._control.enter(Phase.COMMIT)
+        self._write(archive_items.commit_archive, ready.manifest, keep_source=self._terms.keep_source)
+        self._work.log.info("%s: %d objects", bundle.place, len(ready.manifest.members))
+
+    def _begun(self, rows: Sequence[TransferItem]) -> Bundle | None:
+        """Return the bundle that an earlier try or attempt has begun for these items."""
+        known, *others = {archive_items.bundle_in(row) for row in rows}
+        if known is None or others:
+            return None
+        with self._work.parts.database.read() as session:
+            bundle = session.get(Bundle, known)
+        return bundle if bundle is not None and bundle.status == BundleStatus.OPEN.value else None
+
+    def _begin(self, rows: Sequence[TransferItem]) -> Bundle:
+        pack = Pack.NONE if self._terms.pack == "none" else Pack.TAR_ZST if self._terms.compress == "zstd" else Pack.TAR
+        machine = self._work.parts.machines[rows[0].destination_machine]
+        numbers = [row.number for row in rows]
+        return self._write(archive_items.begin_bundle, numbers, machine, pack, VerifyLevel(self._terms.verify))
+
+    def _abandon(self) -> None:
+        """Give the bundle up, if it was begun; a mover removes what there is of it (`flows.archive.reclaiming`)."""
+        if self._bundle is not None:
+            self._write(archive_items.abandon_bundle, self._bundle)
+
+    def _job(self, bundle: Bundle, rows: Sequence[TransferItem]) -> ArchiveJob:
+        machines, work = self._work.parts.machines, self._work
+        source = batch_results.source(rows[0]).machine
+        intent, restart = bundle.notes.get("intent"), bundle.notes.get("restart")
+        return ArchiveJob(
+            transfer=work.transfer,
+            epoch=work.hold.epoch,
+            bundle=bundle.id,
+            pack=Pack(bundle.pack),
+            level=VerifyLevel(bundle.level),
+            machine=machines[source],
+            storage=work.storage(source),
+            wanted=tuple(Wanted(row.object_id, batch_results.source(row), row.size or 0) for row in rows),
+            destination=End(
+                Place(bundle.machine, bundle.place), machines[bundle.machine], work.storage(bundle.machine)
+            ),
+            made_by=work.parts.owner,
+            intent=Intent(**intent) if intent else None,
+            restart=Restart(**restart) if restart else None,
+        )
+
+    # --- after it ----------------------------------------------------------------------------------------------------
+
+    def _remove_sources(self) -> None:
+        """Remove the files of what is archived, and end these items."""
+        rows = [row for row in self._rows() if row.notes.get("committed")]
+        if not rows:
+            return
+        self._control.enter(Phase.CLEANUP)
+        with self._work.parts.database.read() as session:
+            found = bundles.members_of(session, [row.object_id for row in rows])
+        gone: list[int] = []
+        failed: dict[TransferItem, DataManagerError] = {}
+        for bundle_id in {bundle.uuid for bundle, _ in found.values()}:
+            mine = [row for row in rows if found[row.object_id][0].uuid == bundle_id]
+            left = self._removed(bundle_id, mine, [found[row.object_id][1] for row in mine])
+            gone += [row.number for row in mine if row.object_id not in left]
+            failed |= {row: left[row.object_id] for row in mine if row.object_id in left}
+        self._write_all(archive_items.finish_archived, gone)
+        self._fail(failed)
+
+    def _removed(
+        self, bundle: UUID, rows: Sequence[TransferItem], members: Sequence[Member]
+    ) -> dict[UUID, DataManagerError]:
+        with self._work.parts.database.read() as session:
+            row = session.get_one(Bundle, bundle)
+        return archive.remove_sources(self._job(row, rows), _manifest(row, members))
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+
+    def _rows(self) -> list[TransferItem]:
+        with self._work.parts.database.read() as session:
+            return archive_items.items_among(session, self._work.hold, self._numbers)
+
+    def _fail(self, failed: Mapping[TransferItem, DataManagerError]) -> None:
+        errors = {row.number: error for row, error in failed.items()}
+        self.errors |= errors
+        self._write_all(
+            batch_results.fail_items, [(number, error) for number, error in errors.items() if not _passes(error)]
+        )
+
+    def _write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
+        for some in chunks(values, batch_results.CHUNK):
+            self._write(change, some)
+
+    def _write(self, change: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        with self._work.parts.database.write() as session:
+            return change(session, self._work.hold, *args, **kwargs)
+
+
+def _passes(error: DataManagerError) -> bool:
+    """Say whether it is worth trying again; damaged bytes were sent again by the engine already."""
+    return error.retryable and not isinstance(error, ChecksumMismatch)
+
+
+def _manifest(row: Bundle, members: Sequence[Member]) -> Manifest:
+    """Return what is needed of a manifest to remove the sources of some members."""
+    return Manifest(
+        bundle=bundles.bundle_of(row),
+        made_at=row.created,
+        made_by="",
+        transfer=row.transfer_id,
+        level=VerifyLevel(row.level),
+        stream_size=0,
+        members=tuple(members),
+    )

@@ -1,0 +1,45 @@
+"""Files that lie in a larger one on their way out of it, as a chunk of a batch: what recall and extraction share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from datamanager.engine.attempt import Restart
+from datamanager.engine.single.transfer import Remember
+from datamanager.errors import ChecksumMismatch, DataManagerError
+from flows.batch.chunk import ItemsChunk
+from flows.runtime.transfer_run import Work
+from models.archive import items as archive_items
+from models.tables import TransferItem
+
+
+class MembersChunk(ItemsChunk):
+    """See `ItemsChunk`. A damaged member costs itself, and no other."""
+
+    within_one_machine = True
+
+    def _remembering(self, number: int) -> Remember:
+        """Return what records an item's restart marker."""
+
+        def remember(marker: Restart) -> None:
+            self._write(archive_items.note_restart, number, asdict(marker))
+
+        return remember
+
+    def _passes(self, error: DataManagerError) -> bool:
+        return error.retryable and not isinstance(error, ChecksumMismatch)  # what is damaged there stays so
+
+
+def performing(
+    work: Work, numbers: Sequence[int], chunk: Callable[[Work, Sequence[TransferItem]], MembersChunk]
+) -> Callable[[], None]:
+    """Return what brings out those of the items that are not done. It blocks."""
+
+    def perform() -> None:
+        with work.parts.database.read() as session:
+            rows = archive_items.items_among(session, work.hold, numbers)
+        if rows:
+            chunk(work, rows).perform()
+
+    return perform

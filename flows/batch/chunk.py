@@ -1,0 +1,331 @@
+"""One chunk of a batch, from its rows to their ends: moved, verified, recorded, named, committed, all in step.
+
+Small files of two machines go together (`engine.bulk`), the others by the one-file engine. An item that fails for good
+fails alone; one whose failure may pass stays QUEUED, and the chunk is told to be done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any, TypeVar
+
+from datamanager.domain.states import TransferKind, Verified
+from datamanager.engine.attempt import End, Intent, Job, Restart
+from datamanager.engine.bulk import bulk_publish
+from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk.bulk_chunk import Failed, Outcome, SmallItem, Staged, item_id
+from datamanager.engine.endpoints import lent
+from datamanager.engine.single import publish as publishing
+from datamanager.engine.single import staged_file
+from datamanager.engine.single.staged_file import Ready
+from datamanager.errors import DataManagerError, MachineUnavailable, ServiceError
+from datamanager.machines import VerifyPolicy
+from datamanager.transports.port import Session
+from flows.runtime.transfer_run import Work
+from models.batches import results as batch_results
+from models.objects.bulk_claims import chunks
+from models.objects.catalogue import Facts
+from models.tables import TransferItem
+
+AT_ONCE = 4
+"""Files of the one-file engine that are worked on at once."""
+PACKED_FROM = 100
+"""Files from which on a tar stream is worth starting a program for."""
+
+T = TypeVar("T")
+
+
+class ItemsChunk:
+    """The chunk's rows under way. `errors` has what failed so far, by item number. Blocks; lives in one thread."""
+
+    within_one_machine = False
+    """Whether small files go together also when both ends are one machine."""
+
+    def __init__(self, work: Work, rows: Sequence[TransferItem]) -> None:
+        self._work = work
+        self._overwrite = bool(getattr(work.request, "overwrite", False))
+        self._moving = work.row.kind == TransferKind.MOVE_MANY.value
+        self._rows = {row.number: row for row in rows}
+        self._jobs: dict[int, Job] = {}
+        self._small: list[tuple[Job, list[Staged]]] = []
+        self._ready: dict[int, Ready] = {}
+        self._named: dict[int, _Named] = {}
+        self.errors: dict[int, DataManagerError] = {}
+        self.bytes_done = 0
+        """Bytes of the items that are where they are to be."""
+
+    def perform(self) -> None:
+        """Bring every item to its end, but for those whose failure may pass.
+
+        Raises: one of such failures, when all others are done; LeaseLost, Cancelled and the like at once. Once a file
+        may have its name, users' wishes to stop wait for the chunk's end.
+        """
+        control = self._work.control
+        if any(row.notes.get("intent") for row in self._rows.values()):
+            control.shield()
+        else:
+            control.unshield()
+        try:
+            self._perform()
+        finally:
+            control.unshield()
+
+    def _perform(self) -> None:
+        committed = [number for number, row in self._rows.items() if row.notes.get("committed")]
+        for number in self._rows:
+            self._trying(number, self._describe)
+        fresh = [number for number in self._jobs if number not in committed]
+        self._stage_single(self._stage_small(fresh))
+        self._claim_links()
+        self._publish()
+        self._commit()
+        if self._moving:
+            self._remove_sources([*self._named, *committed])
+        lasting = [(number, error) for number, error in self.errors.items() if not self._passes(error)]
+        self._write_all(batch_results.fail_items, lasting)
+        self._work.item_errors |= self.errors
+        passing = [error for error in self.errors.values() if self._passes(error)]
+        if passing:  # that a machine is away is told first: the whole may wait for it
+            raise next((error for error in passing if isinstance(error, MachineUnavailable)), passing[0])
+
+    # --- what is to be done ------------------------------------------------------------------------------------------
+
+    def _describe(self, number: int) -> None:
+        row, machines, storage = self._rows[number], self._work.parts.machines, self._work.storage
+        source, destination = batch_results.source(row), batch_results.destination(row)
+        asked: VerifyPolicy | None = getattr(self._work.request, "verify", None)
+        intent, restart = row.notes.get("intent"), row.notes.get("restart")
+        self._jobs[number] = Job(
+            transfer=item_id(self._work.transfer, number),
+            epoch=self._work.hold.epoch,
+            kind=TransferKind.MOVE if self._moving else TransferKind.COPY,
+            source=End(source, machines[source.machine], storage(source.machine)),
+            destination=End(destination, machines[destination.machine], storage(destination.machine)),
+            overwrite=self._overwrite,
+            verify=asked or machines[destination.machine].verify,
+            intent=Intent(**intent) if intent else None,
+            restart=Restart(**restart) if restart else None,
+            limited=self._work.control.throttle is not None and self._work.control.throttle.limited,
+        )
+
+    # --- bytes into partial files ------------------------------------------------------------------------------------
+
+    def _stage_small(self, numbers: Sequence[int]) -> list[int]:
+        """Stage the small files of each pair of machines together; return the numbers of those that go one by one."""
+        rest: list[int] = []
+        for (origin, target, _), group in _grouped(numbers, self._way):
+            if origin == target and not self.within_one_machine:
+                rest += group
+                continue
+            job = self._jobs[group[0]]
+            try:
+                with lent(job) as (source, sink):
+                    outcomes = self._stage_together(source, sink, job, group)
+            except DataManagerError as error:
+                self._all_failed(group, error)
+                continue
+            staged = [one for one in outcomes if isinstance(one, Staged)]
+            self._small.append((job, staged))
+            self.errors |= {one.number: one.error for one in outcomes if isinstance(one, Failed)}
+            known = {one.number for one in staged} | self.errors.keys()
+            rest += [number for number in group if number not in known]
+        return rest
+
+    def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
+        """Stage the small ones of a group; `job` is that of any of them."""
+        return bulk_run.stage(
+            source,
+            sink,
+            [SmallItem(n, self._jobs[n].origin.place, self._jobs[n].target.place) for n in group],
+            origin_machine=job.origin.machine,
+            target_machine=job.target.machine,
+            transfer=self._work.transfer,
+            epoch=self._work.hold.epoch,
+            verify=job.verify,
+            control=self._work.control,
+            overwrite=job.overwrite,
+            packed=len(group) >= PACKED_FROM,
+            ours={n: intent for n in group if (intent := self._jobs[n].intent) is not None},
+        )
+
+    def _stage_single(self, numbers: Sequence[int]) -> None:
+        def stage(number: int) -> None:
+            self._ready[number] = self._stage_one(number)
+
+        self._each(numbers, stage)
+
+    def _stage_one(self, number: int) -> Ready:
+        return staged_file.stage(self._jobs[number], self._work.control)
+
+    def _way(self, number: int) -> tuple[str, str, VerifyPolicy]:
+        job = self._jobs[number]
+        return job.origin.machine.name, job.target.machine.name, job.verify
+
+    # --- names and catalogue -----------------------------------------------------------------------------------------
+
+    def _claim_links(self) -> None:
+        """Hold the places that the destinations have in truth, where linked directories lead to them."""
+        canonical = {one.number: one.canonical for _, staged in self._small for one in staged}
+        canonical |= {number: ready.found.canonical for number, ready in self._ready.items()}
+        linked = {n: path for n, path in canonical.items() if path != self._rows[n].destination_place}
+        taken = set(self._write(batch_results.claim_canonicals, linked)) if linked else set()
+        for job, staged in self._small:
+            self._discard_small(job, [one for one in staged if one.number in taken])
+        self._small = [(job, [one for one in staged if one.number not in taken]) for job, staged in self._small]
+        for number in taken & self._ready.keys():
+            staged_file.discard(self._ready.pop(number))
+
+    def _publish(self) -> None:
+        """Record the intents, then give the names. The record is fenced: who lost the lease publishes nothing."""
+        intents = {one.number: one.intent for _, staged in self._small for one in staged}
+        intents |= {number: ready.intent for number, ready in self._ready.items()}
+        if not intents:
+            return
+        self._work.control.shield()
+        for part in chunks(list(intents.items()), batch_results.CHUNK):
+            self._write(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
+        for job, staged in self._small:
+            self._publish_small(job, staged)
+
+        def publish(number: int) -> None:
+            ready = staged_file.publish(self._ready[number], self._work.control)
+            self._named[number] = _Named(ready.intent, ready.verified)
+
+        self._each(list(self._ready), publish)
+
+    def _publish_small(self, job: Job, staged: list[Staged]) -> None:
+        try:
+            with job.target.storage.session() as sink:
+                outcomes = bulk_publish.publish(sink, staged, overwrite=job.overwrite)
+        except DataManagerError as error:
+            self._all_failed([one.number for one in staged], error)
+            return
+        verified = Verified.SHA256 if job.verify is VerifyPolicy.SHA256 else Verified.SIZE
+        for one, failure in zip(staged, outcomes, strict=True):
+            if failure is None:
+                self._named[one.number] = _Named(one.intent, verified, one)
+            else:
+                self.errors[one.number] = failure
+
+    def _commit(self) -> None:
+        results = [(number, named.facts) for number, named in self._named.items()]
+        self._tell(results)
+        self.bytes_done = sum(named.intent.size for named in self._named.values())
+
+    def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
+        """Tell the catalogue of the files that have their names."""
+        self._write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
+
+    def _remove_sources(self, numbers: Sequence[int]) -> None:
+        """End moves: the sources go, if they still are what was read."""
+        gone: list[int] = []
+        for job, staged in self._small:
+            mine = [named.small for one in staged if (named := self._named.get(one.number)) and named.small]
+            gone += self._remove_small(job, mine)
+
+        def remove(number: int) -> None:
+            job, named = self._jobs[number], self._named.get(number)
+            intent = named.intent if named else Intent(**self._rows[number].notes["intent"])
+            publishing.remove_source(job.origin, intent, job.target)
+            gone.append(number)
+
+        self._each([n for n in numbers if n not in self._named or self._named[n].small is None], remove)
+        self._write_all(batch_results.finish_moves, gone)
+
+    def _remove_small(self, job: Job, staged: list[Staged]) -> list[int]:
+        if not staged:
+            return []
+        try:
+            with job.origin.storage.session() as source:
+                outcomes = bulk_publish.remove_sources(source, staged)
+        except DataManagerError as error:
+            self._all_failed([one.number for one in staged], error)
+            return []
+        done = []
+        for one, failure in zip(staged, outcomes, strict=True):
+            if failure is None:
+                done.append(one.number)
+            else:
+                self.errors[one.number] = failure
+        return done
+
+    def _discard_small(self, job: Job, staged: list[Staged]) -> None:
+        if staged:
+            with job.target.storage.session() as sink:
+                bulk_publish.discard(sink, staged)
+
+    # --- failures ----------------------------------------------------------------------------------------------------
+
+    def _each(self, numbers: Sequence[int], act: Callable[[int], None]) -> None:
+        """Do something for each item, a few at once."""
+        if numbers:
+            with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="items") as pool:
+                list(pool.map(lambda number: self._trying(number, act), numbers))
+        self._work.control.check()
+
+    def _trying(self, number: int, act: Callable[[int], None]) -> None:
+        """Do something for an item; a failure is the item's own, unless the whole is to stop."""
+        job = self._jobs.get(number)
+        away = None if job is None else self._away(job)
+        if away is not None:
+            self.errors[number] = away
+            return
+        try:
+            act(number)
+        except ServiceError:
+            raise
+        except DataManagerError as error:
+            self._work.control.check()
+            self.errors[number] = error
+
+    def _away(self, job: Job) -> DataManagerError | None:
+        """Return why an item need not be tried: a machine of its own was found away by another item just now."""
+        for number, error in list(self.errors.items()):
+            other = self._jobs.get(number)
+            if isinstance(error, MachineUnavailable) and other is not None and _machines(other) == _machines(job):
+                return error
+        return None
+
+    def _passes(self, error: DataManagerError) -> bool:
+        """Say whether what failed is worth trying again."""
+        return error.retryable
+
+    def _all_failed(self, numbers: Iterable[int], error: DataManagerError) -> None:
+        if isinstance(error, ServiceError):
+            raise error
+        self._work.control.check()
+        self.errors |= dict.fromkeys(numbers, error)
+
+    def _write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
+        """Tell the catalogue of many items, in transactions that nobody has to wait long for."""
+        for part in chunks(values, batch_results.CHUNK):
+            self._write(change, part)
+
+    def _write(self, change: Callable[..., T], *args: Any) -> T:
+        with self._work.parts.database.write() as session:
+            return change(session, self._work.hold, *args)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """An item whose file has its name; `small` when it went with others."""
+
+    intent: Intent
+    verified: Verified
+    small: Staged | None = None
+
+    @property
+    def facts(self) -> Facts:
+        sha256 = self.intent.sha256
+        return Facts(self.intent.size, f"sha256:{sha256}" if sha256 else None, self.verified)
+
+
+def _machines(job: Job) -> tuple[str, str]:
+    return job.origin.machine.name, job.target.machine.name
+
+
+def _grouped(numbers: Iterable[int], key: Callable[[int], Any]) -> Iterable[tuple[Any, list[int]]]:
+    return [(way, list(group)) for way, group in groupby(sorted(numbers, key=lambda n: (key(n), n)), key=key)]

@@ -1,0 +1,210 @@
+"""Partial files that nobody needs any more: found below the directories that audits search, and removed.
+
+Only names of our exact form go, old ones by the machine's own clock, whose transfer has ended in the catalogue or is
+not known there any more. Whose they are is asked after the directory was read: a transfer that begins later makes
+names that are young.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from uuid import UUID, uuid4
+
+from datamanager.domain.audit.partial_names import Part, read_part, spared
+from datamanager.domain.audit.rules import Expected, below_any
+from datamanager.domain.location import PART_SUFFIX, temporary_name
+from datamanager.domain.states import ObjectStatus
+from datamanager.engine import storage_scan
+from datamanager.engine.cancellable_storage import StoppableStorage
+from datamanager.engine.control import Control
+from datamanager.engine.directory_walk import DEPTH_MAX
+from datamanager.errors import DataManagerError, NoSpace, PathMissing, PathNotAllowed, PermissionDenied, RemoteFailure
+from datamanager.machines import Machine
+from datamanager.transports.paths import shown
+from datamanager.transports.port import Session
+from flows.audit.first_pass import Holders
+from flows.runtime.services import Services
+from models.audit import scan_queries, sweeps
+from models.database import storable
+
+PAGE = 500
+LINES = 1000
+"""Files that a report names; all are counted."""
+DAY = 86_400.0
+MEANWHILE = 300.0
+"""Seconds: a partial file younger than that is never removed, whatever is asked."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep of one machine did: `lines` for the report, the first LINES; sizes in bytes."""
+
+    machine: str
+    removed: int = 0
+    freed: int = 0
+    spared: int = 0
+    unlisted: int = 0
+    lines: list[dict[str, object]] = field(default_factory=list)
+
+    def say(self, place: str, size: int, age: float, what: str) -> None:
+        """Note one file for the report."""
+        if len(self.lines) < LINES:
+            hours = f"{age / 3600:.1f} h"
+            self.lines.append(
+                {"machine": self.machine, "place": storable(place), "size": size, "age": hours, "what": what}
+            )
+
+
+class Sweeper:
+    """Sweeps one machine; blocks. Every method may raise what `control` was told to stop with."""
+
+    def __init__(
+        self, parts: Services, machine: Machine, older_than: float, control: Control, *, dry_run: bool
+    ) -> None:
+        self._parts = parts
+        self._machine = machine
+        self._older_than = max(older_than, MEANWHILE)
+        self._control = control
+        self._dry_run = dry_run
+        self._storage = StoppableStorage(parts.storages.get(machine.name), control)
+        self.swept = Swept(machine.name)
+
+    def sweep(self) -> Swept:
+        """Remove what nobody needs. Raises: what breaks the connection; RemoteFailure without the base directory."""
+        with self._storage.session() as session:
+            base = storage_scan.look_at_base(session, self._machine)
+            clock = _clock(session, base.path)
+        for directory, pending in self._directories():
+            self._control.check()
+            try:
+                with self._storage.session() as session:
+                    self._sweep_directory(session, base.path, directory, pending, clock)
+            except (PermissionDenied, PathNotAllowed, RemoteFailure) as exc:
+                if self._control.stopping is not None:
+                    raise
+                self.swept.unlisted += 1
+                log.info("%s:%s can't be swept: %s", self._machine.name, shown(directory), exc.detail)
+        return self.swept
+
+    def _directories(self) -> Iterator[tuple[str, list[str] | None]]:
+        """Yield the registered directories, with all below them; and elsewhere those that hold objects or bundles, and
+        where transfers failed.
+        """
+        prefixes = self._machine.audit_prefixes
+        for prefix in dict.fromkeys(prefixes):
+            if not below_any(prefix, [other for other in prefixes if other != prefix]):
+                pending = [prefix]
+                while pending:
+                    yield pending.pop(), pending
+        if "" in prefixes:
+            return
+        for directory in chain(self._holders(), self._further_directories()):
+            if not below_any(directory, prefixes):
+                yield directory, None
+
+    def _holders(self) -> Iterator[str]:
+        after, holders = None, Holders()
+        while rows := self._page(after):
+            after = rows[-1].place, rows[-1].object_id
+            yield from holders.new(row.place for row in rows if row.status == ObjectStatus.ACTIVE.value)
+
+    def _page(self, after: tuple[str, UUID] | None) -> list[Expected]:
+        with self._parts.database.read() as session:
+            return scan_queries.objects_by_place(session, self._machine.name, after, PAGE)
+
+    def _further_directories(self) -> Iterator[str]:
+        name = self._machine.name
+        with self._parts.database.read() as session:
+            found = sweeps.bundle_directories(session, name) | sweeps.failed_directories(session, name)
+            further = sorted(one for one in found if not scan_queries.holds_objects(session, name, one))
+        yield from further
+
+    def _sweep_directory(
+        self, session: Session, base: str, directory: str, pending: list[str] | None, clock: float
+    ) -> None:
+        def below(name: str) -> None:
+            if pending is None:
+                return
+            if directory.count("/") < DEPTH_MAX:
+                pending.append(posixpath.join(directory, name))
+            else:
+                self.swept.unlisted += 1
+
+        canonical = storage_scan.canonical_directory(session, self._machine, directory)
+        if canonical is None:
+            return
+        files = storage_scan.files_of(session, self._machine, canonical, below)
+        parts = [one for one in files if one.name.endswith(PART_SUFFIX)]
+        for some in _chunks(parts):
+            self._judge(session, posixpath.join(base, canonical), canonical, some, clock)
+
+    def _judge(
+        self, session: Session, real: str, directory: str, entries: Sequence[storage_scan.Entry], clock: float
+    ) -> None:
+        read = {one.name: read_part(one.name) for one in entries}
+        owners = {part.owner for part in read.values() if part is not None}
+        with self._parts.database.read() as catalogue:
+            open_ones = sweeps.open_owners(catalogue, owners)
+        for one in entries:
+            part, age = read[one.name], clock - one.mtime
+            why = spared(part, age, self._older_than, open_owner=_is_open(part, open_ones))
+            place = posixpath.join(directory, one.name)
+            if why is None and not self._dry_run:
+                why = _removed(session, posixpath.join(real, one.name), one)
+            if why is None:
+                self.swept.removed += 1
+                self.swept.freed += one.size
+            else:
+                self.swept.spared += 1
+            done = "would be removed" if self._dry_run else "removed"
+            self.swept.say(place, one.size, age, done if why is None else f"stays: {why}")
+
+
+def _removed(session: Session, path: str, seen: storage_scan.Entry) -> str | None:
+    """Remove a file that still is what it was; say why it stays."""
+    try:
+        now = session.lstat(path)
+        if (now.size, now.mtime) != (seen.size, seen.mtime):
+            return "somebody writes it"
+        session.remove(path)
+    except PathMissing:
+        return "it is gone already"
+    except DataManagerError as exc:
+        if exc.retryable:
+            raise
+        return f"{exc.code}: {exc.detail}"
+    return None
+
+
+def _clock(session: Session, base: str) -> float:
+    """Return the machine's time, in seconds since 1970: what a new file there has. Ours may differ by hours; where no
+    file can be made, ours of a day ago is taken.
+    """
+    path = posixpath.join(base, temporary_name("clock", uuid4(), 1))
+    try:
+        with session.create(path):
+            pass
+        return float(session.lstat(path).mtime)
+    except (PermissionDenied, NoSpace, RemoteFailure):
+        return time.time() - DAY
+    finally:
+        with suppress(PathMissing, PermissionDenied, NoSpace, RemoteFailure):
+            session.remove(path)
+
+
+def _is_open(part: Part | None, open_ones: set[str]) -> bool:
+    return part is not None and part.owner in open_ones
+
+
+def _chunks(entries: Sequence[storage_scan.Entry]) -> Iterator[list[storage_scan.Entry]]:
+    rest = iter(entries)
+    while some := list(islice(rest, PAGE)):
+        yield some

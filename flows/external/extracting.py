@@ -1,0 +1,154 @@
+"""Files of an archive from outside on their way out of it, as a chunk of a batch: small ones together, the others one
+by one. A damaged file costs itself, and no other.
+
+What an attempt before this one may have named is looked at first: it needs no archive, which may be another one by now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from datamanager.domain.location import Place
+from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.states import Verified
+from datamanager.engine.attempt import Found, Intent, Job, Proof
+from datamanager.engine.bulk.bulk_chunk import Outcome
+from datamanager.engine.extracting import large_members, small_members
+from datamanager.engine.extracting.archive_listing import Packaging, members_of
+from datamanager.engine.extracting.archive_member import Packed
+from datamanager.engine.extracting.member_content import Lying
+from datamanager.engine.extracting.small_members import ExtractItem
+from datamanager.engine.path_confinement import confined
+from datamanager.engine.single.probe import published_before
+from datamanager.engine.single.staged_file import Ready, Share
+from datamanager.errors import InternalError
+from datamanager.sources import public_url
+from datamanager.sources.download_terms import requested
+from datamanager.transports.port import Session
+from flows.archive.members import MembersChunk
+from flows.batch.chunk import PACKED_FROM
+from flows.runtime.transfer_run import Work
+from models.batches import results as batch_results
+from models.external import extracted
+from models.objects.bulk_claims import chunks
+from models.objects.catalogue import Facts
+from models.tables import TransferItem
+
+AT_ONCE = 2000
+"""Files of one step."""
+
+
+def enter(work: Work, request: GetExternalRequest, found: Found, proof: Proof) -> None:
+    """List the archive, which is in its partial file, and make its files the transfer's items, once. Blocks.
+
+    Raises: what `members_of` raises; SourceChanged when an earlier attempt listed another archive.
+    """
+    identity, known = proof.sha256, work.row.notes.get(extracted.ARCHIVE)
+    if identity is None:
+        raise InternalError(f"the archive of transfer {work.transfer} was not hashed")
+    if known is not None:
+        extracted.require_same(known, identity)
+        return
+    fetching = requested(request, work.parts.guard, work.parts.settings)
+    target, limit = work.job().target, fetching.limit(work.parts.settings.max_download)
+    packaging: Packaging | None = fetching.options.extract
+    if packaging is None:
+        raise InternalError(f"transfer {work.transfer} extracts nothing")
+    with target.storage.session() as session:
+        members = members_of(session, found.part, packaging, target.machine, request.path, limit, work.control.check)
+    files = [
+        extracted.NewFile(one.name, one.size, Place.of(target.machine, request.path, one.name), asdict(one))
+        for one in members
+    ]
+    with work.parts.database.write() as session:
+        extracted.enter(session, work.hold, identity, files)
+    work.log.info("the archive holds %d files, %d bytes", len(members), sum(one.size for one in members))
+
+
+def plan(work: Work) -> list[Sequence[int]]:
+    """Say which files are extracted together, by their numbers, in the order in which they lie in the archive."""
+    with work.parts.database.read() as session:
+        rows = batch_results.items_to_do(session, work.hold, -1, 2**31)
+    control = work.control
+    control.bytes_total = control.bytes_done + sum(row.size or 0 for row in rows)
+    ordered = sorted(rows, key=lambda row: int(row.notes["member"]["offset"]))
+    return list(chunks([row.number for row in ordered], AT_ONCE))
+
+
+def settle(work: Work) -> None:
+    """Complete the files to which an attempt before this one gave their names, but could not tell; of no file is it in
+    doubt then. Blocks. Raises: what breaks a connection; LeaseLost.
+    """
+    with work.parts.database.read() as session:
+        rows = [row for row in batch_results.items_to_do(session, work.hold, -1, 2**31) if row.notes.get("intent")]
+    for some in chunks(rows, AT_ONCE):
+        Doubtful(work, some).settle()
+
+
+class FilesChunk(MembersChunk):
+    """Files that become objects."""
+
+    def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
+        originator = public_url(str(getattr(self._work.request, "url", "")))
+        for some in chunks(results, batch_results.CHUNK):
+            self._write(extracted.complete, some, originator)
+
+
+class Doubtful(FilesChunk):
+    """Files whose intents were recorded: they may have their names."""
+
+    def settle(self) -> None:
+        """Complete those that have; lay the others' intents aside."""
+        for number in self._rows:
+            self._trying(number, self._describe)
+        there: dict[int, Intent] = {}
+
+        def look(number: int) -> None:
+            job = self._jobs[number]
+            with job.target.storage.session() as session:
+                final = confined(session, job.target.machine, job.target.place.path, follow=False)
+                if (intent := published_before(session, job, final, None)) is not None:
+                    there[number] = intent
+
+        self._each(list(self._jobs), look)
+        for error in self.errors.values():
+            if error.retryable:
+                raise error
+        self._tell([(n, Facts(one.size, f"sha256:{one.sha256}", Verified.SHA256)) for n, one in there.items()])
+        self._write_all(extracted.lay_aside, [number for number in self._rows if number not in there])
+
+
+class ExtractChunk(FilesChunk):
+    """Files of one archive under way."""
+
+    def __init__(self, work: Work, rows: Sequence[TransferItem], archive: Lying) -> None:
+        super().__init__(work, rows)
+        self._archive = archive
+        self._members = {row.number: Packed(**row.notes["member"]) for row in rows}
+
+    def _describe(self, number: int) -> None:
+        super()._describe(number)
+        looked_for = self._rows[number].notes.get(extracted.LOOKED_FOR)
+        if looked_for is not None and self._jobs[number].intent is None:
+            self._jobs[number] = replace(self._jobs[number], intent=Intent(**looked_for))
+
+    def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
+        jobs = self._jobs
+        return small_members.stage(
+            source,
+            sink,
+            self._archive,
+            [ExtractItem(n, self._members[n], jobs[n].origin.place, jobs[n].target.place) for n in group],
+            machine=job.target.machine,
+            transfer=self._work.transfer,
+            epoch=self._work.hold.epoch,
+            control=self._work.control,
+            overwrite=job.overwrite,
+            packed=len(group) >= PACKED_FROM,
+            ours={n: intent for n in group if (intent := jobs[n].intent) is not None},
+        )
+
+    def _stage_one(self, number: int) -> Ready:
+        job, control = self._jobs[number], Share(self._work.control)
+        return large_members.stage(job, self._archive, self._members[number], control, self._remembering(number))

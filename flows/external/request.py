@@ -1,0 +1,79 @@
+"""What a download needs besides its request as it is kept: its secrets, and the stored credential that it names.
+
+Both are fetched when they are used, and kept nowhere: not by a run, in a parameter, a log or an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound, PrefectException
+from pydantic import SecretStr
+
+from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.states import TransferKind
+from datamanager.errors import CredentialUnknown, InternalError, OrchestratorUnavailable
+from datamanager.sealing import Sealer
+from datamanager.sources.terms.credentials import (
+    Credential,
+    credential_name,
+    read_credential,
+    variable_end,
+    with_credential,
+)
+from datamanager.sources.terms.request_secrets import joined, refuse_secrets
+from flows.runtime.transfer_run import Work, asked
+from models.transfers.secrets import sealed_of
+from models.transfers.submission import Order
+
+BLOCK_TYPE = "secret"
+
+
+def filled_in(kind: TransferKind, url: str, options: Mapping[str, str], **fields: object) -> Order:
+    """Make an order of a form in Prefect, which all can read. Raises: InvalidRequest, which names each wrong field;
+    NotSupported for a URL with secrets in it.
+    """
+    refuse_secrets({}, "in Prefect's forms, which all can read", url)
+    given = {name: value for name, value in options.items() if value}
+    return asked(kind, {"url": url, "protocol": url.partition(":")[0], "options": given, **fields})
+
+
+async def whole_request(work: Work) -> GetExternalRequest:
+    """Return the transfer's request with its secrets, and with the options of the credential that it names.
+
+    Raises: SecretsUnreadable; CredentialUnknown, CredentialUnusable; CredentialNotAllowed, before anything is sent;
+    OrchestratorUnavailable when Prefect, which may know the credential, does not answer.
+    """
+    request = work.request
+    if not isinstance(request, GetExternalRequest):
+        raise InternalError("only getexternal downloads")
+
+    def opened() -> GetExternalRequest:
+        with work.parts.database.read() as session:
+            blob = sealed_of(session, work.transfer)
+        return request if blob is None else joined(request, Sealer.of(work.parts.settings).open(blob))
+
+    whole = await asyncio.to_thread(opened)
+    name = credential_name(whole.options)
+    return whole if name is None else with_credential(whole, await stored_credential(name, work.parts.credentials))
+
+
+async def stored_credential(name: str, here: Mapping[str, SecretStr]) -> Credential:
+    """Return a stored credential: of the mover's environment (`here`), or else of a Prefect Secret block.
+
+    Raises: CredentialUnknown, CredentialUnusable, OrchestratorUnavailable.
+    """
+    found = here.get(variable_end(name))
+    if found is not None:
+        return read_credential(name, found.get_secret_value())
+    try:
+        async with get_client() as client:
+            block = await client.read_block_document_by_name(name, BLOCK_TYPE)
+    except ObjectNotFound:
+        raise CredentialUnknown(f"credential {name} is not known, neither to the mover nor to Prefect") from None
+    except (httpx.HTTPError, PrefectException) as exc:
+        raise OrchestratorUnavailable(f"Prefect, asked for credential {name}, does not answer") from exc
+    return read_credential(name, block.data.get("value"))

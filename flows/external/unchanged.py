@@ -1,0 +1,68 @@
+"""`if_newer_than`: a download whose source still has what was fetched before ends without a second copy."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from uuid import UUID
+
+from datamanager.engine.fetching.curl_on_machine import on_machine
+from datamanager.errors import DataManagerError
+from datamanager.sealing import Sealer
+from datamanager.sources.download_terms import Fetching, requested
+from datamanager.sources.terms.source_validators import OPTION, Validators, ask, identity_or_none
+from flows.external.request import whole_request
+from flows.runtime.transfer_run import Work
+from models.external.origins import comparable
+from models.transfers import outcomes
+
+
+async def unchanged(work: Work) -> str | None:
+    """Return the object that the source still has, having ended the transfer with it; None when there is something to
+    fetch, or no telling.
+    """
+    given = getattr(work.request, "options", {}).get(OPTION)
+    if not given:
+        return None
+    known = UUID(str(given))
+    if not await asyncio.to_thread(_is_the_same, work, known, await _asked(work)):
+        return None
+    if not await work.write(outcomes.complete_unchanged, known):
+        return None  # deleted in this moment
+    work.log.info("the source still has what object %s has; there is no second copy", known)
+    return str(known)
+
+
+async def _asked(work: Work) -> tuple[tuple[str, str | None], Validators] | None:
+    """Return what the source says now; None when it can't be told. Its errors are the download's to raise."""
+    whole = await whole_request(work)
+    where = await asyncio.to_thread(identity_or_none, whole, Sealer.of(work.parts.settings))
+    if where is None:
+        return None
+    run = on_machine(work.job().target, work.control.watch)
+    fetching = requested(whole, work.parts.guard, work.parts.settings, run)
+    try:
+        return where, await asyncio.to_thread(_ask, fetching)
+    except DataManagerError as error:
+        work.log.info("the source could not be asked for news: %s", error.detail)
+        return None
+
+
+def _is_the_same(work: Work, known: UUID, asked: tuple[tuple[str, str | None], Validators] | None) -> bool:
+    if asked is None:
+        return False
+    where, now = asked
+    with work.parts.database.read() as session:
+        found = comparable(session, known, where)
+    if found is None:
+        return False
+    origin, obj = found
+    return Validators(origin.etag, origin.last_modified, origin.version, obj.size, obj.checksum).same_as(now)
+
+
+def _ask(fetching: Fetching) -> Validators:
+    """Return what the source says, and the sha256 that the request or its file of checksums wants of what is stored."""
+    said, wanted = ask(next(iter(fetching.sources.values()))), fetching.checksum()
+    if wanted is None or wanted[0] != "sha256" or fetching.options.decompress:
+        return said
+    return replace(said, checksum=":".join(wanted))

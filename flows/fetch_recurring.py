@@ -1,0 +1,79 @@
+"""The flow that fetches one moment of a schedule. It is no transfer: it makes one, which movers run as any other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from uuid import UUID
+
+from prefect import flow
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+
+from datamanager.domain.timing import read_time
+from datamanager.errors import InternalError, InvalidRequest, by_code
+from datamanager.sealing import Sealer
+from flows.external.versions import finish
+from flows.runtime.maintenance import control_of, pause, writing
+from flows.runtime.services import Services, services
+from models.external import schedules
+from models.tables import ScheduleRun, Transfer
+
+LOOK_EVERY = 1.0  # seconds
+PATIENCE = 900.0
+"""Seconds that a run waits for its transfer. A mover notes the end of a longer one, whether or not a run waits."""
+
+
+@flow(name="recurring", persist_result=False)
+async def recurring(schedule: UUID, moment: str = "") -> str:
+    """Fetch a moment of a schedule, wait for it, and let the versions go that are not kept.
+
+    Args:
+        schedule: The schedule's identifier: see GET /DM/schedules.
+        moment: Which time is meant, such as 2026-01-31T12:00:00Z; empty means the time that this run is scheduled for.
+            A moment that was fetched is not fetched again.
+    """
+    parts = services()
+    control, when = control_of(parts), _moment(moment)
+    sealer = Sealer.of(parts.settings)
+    log = get_run_logger()
+    run = await writing(parts, lambda session: schedules.begin_moment(session, parts.machines, sealer, schedule, when))
+    log.info("%s of schedule %s: %s", f"{when:%Y-%m-%dT%H:%M:%SZ}", schedule, run.transfer_id or run.code)
+    until = time.monotonic() + PATIENCE
+    while run.outcome == schedules.PENDING:
+        if time.monotonic() >= until:
+            return f"transfer {run.transfer_id} goes on"
+        await pause(control, LOOK_EVERY)
+        await asyncio.to_thread(finish, parts, schedule)
+        run = await asyncio.to_thread(_look, parts, schedule, when)
+    if run.outcome == schedules.FAILED:
+        raise by_code(run.code or InternalError.code, await asyncio.to_thread(_why, parts, run))
+    return f"{run.outcome} {run.object_id}"
+
+
+def _moment(text: str) -> datetime:
+    if text:
+        try:
+            return read_time(text).replace(microsecond=0)
+        except ValueError as exc:
+            raise InvalidRequest(f"moment: {exc}", {"moment": str(exc)}) from None
+    context = FlowRunContext.get()
+    planned = context.flow_run.expected_start_time if context is not None and context.flow_run is not None else None
+    if planned is None:
+        raise InternalError("the run has no scheduled time")
+    return datetime.fromtimestamp(planned.timestamp(), UTC).replace(microsecond=0)
+
+
+def _look(parts: Services, schedule: UUID, when: datetime) -> ScheduleRun:
+    with parts.database.read() as session:
+        return schedules.get_run(session, schedule, when)
+
+
+def _why(parts: Services, run: ScheduleRun) -> str:
+    if run.transfer_id is not None:
+        with parts.database.read() as session:
+            transfer = session.get(Transfer, run.transfer_id)
+        if transfer is not None and transfer.error_detail:
+            return transfer.error_detail
+    return f"the moment was refused: {run.code}"

@@ -1,0 +1,70 @@
+"""Whether machines can be reached: asked when a transfer could not connect, and when a circuit may be closed again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from datamanager.domain.states import TransferKind
+from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavailable, TransportTimeout
+from datamanager.machines import TransportKind
+from flows.runtime.services import Services
+from models.batches.items import machines_of
+from models.machines import health, limits
+
+if TYPE_CHECKING:
+    from flows.runtime.transfer_run import Work
+
+ASKED_WITHIN = 5.0
+"""Seconds that a machine gets to answer when it is to be found out which of a transfer's machines is away."""
+
+
+async def unreachable(parts: Services, machines: Collection[str], patience: float) -> set[str]:
+    """Return which of the machines can't be reached: no connection, or no answer within `patience` seconds."""
+    asked = {asyncio.ensure_future(asyncio.to_thread(_answers, parts, name)): name for name in machines}
+    if not asked:
+        return set()
+    done, late = await asyncio.wait(asked, timeout=patience)
+    return {asked[one] for one in late} | {asked[one] for one in done if not one.result()}
+
+
+async def note_unreachable(work: Work) -> None:
+    """Count a failure to connect for the machine that is away, and let the transfer wait when its circuit is open.
+
+    The error does not say which of two machines it was: both are asked. A transfer that a client waits for ends, and
+    so do items of a batch between several machines: the others must not wait for one.
+    """
+    parts = work.parts
+    touched = await asyncio.to_thread(_remote_machines, work)
+    away = touched if len(touched) == 1 else await unreachable(parts, touched, ASKED_WITHIN)
+
+    def note() -> set[str]:
+        with parts.database.write() as session:
+            for machine in sorted(away):
+                health.failed(session, machine)
+            return health.unreachable_among(session, limits.ends(work.row))
+
+    if away:
+        work.waits = bool(await asyncio.to_thread(note)) and not work.row.fail_fast
+
+
+def _answers(parts: Services, machine: str) -> bool:
+    """Say whether a machine talks to us. One that refuses our login, or whose key changed, does: a person is needed."""
+    try:
+        with parts.storages.get(machine).session() as session:
+            session.stat(parts.machines[machine].base_dir)
+    except (MachineUnavailable, ConnectionLost, TransportTimeout):
+        return False
+    except DataManagerError:
+        return True
+    return True
+
+
+def _remote_machines(work: Work) -> set[str]:
+    machines = limits.ends(work.row)
+    if TransferKind(work.row.kind).many:
+        with work.parts.database.read() as session:
+            machines |= machines_of(session, work.transfer)
+    configured = work.parts.machines
+    return {name for name in machines if name in configured and configured[name].transport is TransportKind.SFTP}

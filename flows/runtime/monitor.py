@@ -1,0 +1,102 @@
+"""The watch over a run while it works: notes its progress, keeps its limits in force, and makes it stop when it is to.
+
+A stop is a word first: the work ends at its next step. If it has not after a moment, the sessions that it uses are
+broken, so that a thread which waits for a silent machine wakes up; and if even that does not help (a system call that
+hangs, a connection that is being made), or nothing works but a pause between two tries, the run is cancelled, and the
+thread left to end by itself: whatever it gets hold of then raises at once (`engine.stoppable`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from datamanager.domain.states import Phase
+from datamanager.engine.control import WISHES
+from datamanager.engine.speed import Speed
+from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
+from flows.runtime.progress import ProgressArtifact
+from models.transfers import queue
+
+if TYPE_CHECKING:
+    from flows.runtime.transfer_run import Work
+
+NOTE_EVERY = 1.0  # seconds between two looks at a transfer's row, and two notes of its progress there
+SHOW_AFTER = 5.0  # seconds until a transfer is worth a progress bar in the Prefect UI
+PATIENCE = 0.5  # seconds that the work gets to stop, before the next means is used
+
+
+@asynccontextmanager
+async def watched(work: Work) -> AsyncIterator[None]:
+    """Watch the work while the body runs, in the task that runs it. Raises: what the work is to stop with already."""
+    await asyncio.to_thread(_heed, work)
+    work.control.check()
+    run = asyncio.current_task()
+    watching = [asyncio.create_task(part, name=f"watch {work.transfer}") for part in (_note(work), _mind(work, run))]
+    try:
+        yield
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.wait(watching)
+
+
+def wish(work: Work) -> DataManagerError | None:
+    """Return the user's wish that this run was cancelled for, and take the cancel back; None if the mover stops."""
+    run, reason = asyncio.current_task(), work.control.stopping
+    return reason if isinstance(reason, WISHES) and run is not None and run.uncancel() == 0 else None
+
+
+async def _mind(work: Work, run: asyncio.Task[Any] | None) -> None:
+    """Look each second whether the work is to stop, and see to it that it does."""
+    while True:
+        await asyncio.sleep(NOTE_EVERY)
+        with suppress(CatalogueUnavailable):
+            await asyncio.to_thread(_heed, work)
+        if work.control.stopping is None:
+            continue
+        await asyncio.sleep(PATIENCE)
+        if work.control.stopping is not None:
+            work.control.abort()
+        await asyncio.sleep(PATIENCE)
+        if isinstance(work.control.stopping, WISHES) and run is not None:
+            run.cancel()
+            return
+
+
+def _heed(work: Work) -> None:
+    """Let the limits that are in force now hold, and hear whether the work is to stop."""
+    work.obey_limits()
+    reason = work.asked_to_stop()
+    if reason is not None:
+        work.control.stop(reason)
+
+
+async def _note(work: Work) -> None:
+    """Note progress in the catalogue, at most once a second, and show it in the Prefect UI after a while."""
+    noted: dict[str, Any] = {}
+    artifact, speed, control = ProgressArtifact(), Speed(), work.control
+    while True:
+        await asyncio.sleep(NOTE_EVERY)
+        rate = speed.of(control.bytes_done)
+        values: dict[str, Any] = {
+            "phase": control.phase.value,
+            "bytes_done": control.bytes_done,
+            "bytes_per_second": rate if control.phase is Phase.TRANSFER else None,
+        }
+        if control.bytes_total is not None:
+            values["bytes_total"] = control.bytes_total
+        if values == noted:
+            continue
+        try:
+            await work.write(queue.note, **values)
+            noted = values
+        except LeaseLost as lost:
+            control.stop(lost)
+            return
+        except CatalogueUnavailable:
+            continue  # the next note tells more; publishing asks the catalogue anyway
+        if work.seconds > SHOW_AFTER:
+            await artifact.show(control, work.seconds)

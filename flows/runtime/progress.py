@@ -1,0 +1,119 @@
+"""What a person sees of a transfer in the Prefect UI: a bar that moves while bytes move, and a summary at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
+from prefect.exceptions import PrefectException
+
+from datamanager.domain.states import TransferStatus, Verified
+from datamanager.engine.attempt import Found, Intent
+from datamanager.engine.control import Control
+from datamanager.sources import public_url
+from flows.runtime.naming import run_name
+from models.batches.items import ItemCounts, count_items, select_items
+from models.tables import TransferItem
+
+if TYPE_CHECKING:
+    from flows.runtime.transfer_run import Work
+
+FAILED_SHOWN = 50  # failed items of a batch
+SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
+log = logging.getLogger(__name__)
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+class ProgressArtifact:
+    """The progress bar of one run; made at the first `show`. A Prefect server that is away costs the bar, not the
+    transfer.
+    """
+
+    def __init__(self) -> None:
+        self._id: UUID | None = None
+
+    async def show(self, control: Control, seconds: float) -> None:
+        """Bring the bar up to date; `seconds` since the run began."""
+        done, total = control.bytes_done, control.bytes_total
+        percent = 100.0 * done / total if total else 0.0
+        text = f"{control.phase}: {human(done)} of {human(total)}, {human(done / seconds)}/s"
+        try:
+            if self._id is None:
+                self._id = await acreate_progress_artifact(min(percent, 100.0), description=text)
+            else:
+                await aupdate_progress_artifact(self._id, min(percent, 100.0), description=text)
+        except SHOWN_WITHIN as exc:
+            log.warning("progress can't be shown: %s", exc)
+
+
+async def show_summary(title: str, rows: dict[str, str]) -> None:
+    """Leave a table of what was done on the run's page."""
+    lines = [f"## {_cell(title)}", "", "| what | |", "|---|---|"]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
+    try:
+        await acreate_markdown_artifact("\n".join(lines), description=title)
+    except SHOWN_WITHIN as exc:
+        log.warning("the summary can't be shown: %s", exc)
+
+
+async def summarise(work: Work, found: Found, intent: Intent, verified: Verified) -> None:
+    """Leave the summary of a file that arrived: how much, how long, how fast, what was proved, and where it is."""
+    job, seconds = work.job(), work.seconds
+    await show_summary(
+        run_name(work.row),
+        {
+            "From": str(job.source.place) if job.source else public_url(str(getattr(work.request, "url", ""))),
+            "To": str(job.target.place),
+            "Size": f"{human(intent.size)} ({intent.size:,} bytes)",
+            "Time": f"{seconds:.2f} s",
+            "Speed": f"{intent.size / seconds / 1e6:.1f} MB/s" if seconds else "",
+            "Way": found.route.value,
+            "Checksum": f"sha256:{intent.sha256}" if intent.sha256 else "not taken",
+            "Verified": verified.value,
+        },
+    )
+
+
+async def summarise_items(work: Work) -> None:
+    """Leave the summary of a batch: how many items ended how, and the first of those that failed."""
+
+    def read() -> tuple[ItemCounts, list[TransferItem]]:
+        with work.parts.database.read() as session:
+            failed = select_items(session, work.transfer, status=TransferStatus.ERROR, limit=FAILED_SHOWN)
+            return count_items(session, work.transfer), failed
+
+    counts, failed = await asyncio.to_thread(read)
+    rows = {
+        "Items": f"{counts.total:,}",
+        "Done": f"{counts.complete:,}, of which {counts.skipped:,} were there already",
+        "Failed": f"{counts.error:,}",
+        "Bytes moved": human(work.control.bytes_done),
+        "Time": f"{work.seconds:.2f} s",
+    }
+    rows |= {f"Item {one.number}: {one.dest}": f"{one.error_code}: {one.error_detail}" for one in failed}
+    await show_summary(run_name(work.row), rows)
+
+
+def human(size: float | None) -> str:
+    """Say a number of bytes to a person, in powers of 1000."""
+    if size is None:
+        return "unknown"
+    value = float(size)
+    for unit in _UNITS:
+        if value < 1000 or unit == _UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return str(size)
+
+
+def _cell(text: str) -> str:
+    # file names come from clients: keep them from being read as Markdown or HTML
+    plain = " ".join(text.split())
+    for sign in "\\`*_{}[]<>|#":
+        plain = plain.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
+    return plain

@@ -1,0 +1,68 @@
+"""What flows need from the process that runs them. The mover provides it; nothing here is made at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from pydantic import SecretStr
+
+from datamanager.engine.control import Control
+from datamanager.engine.throttle import Throttles
+from datamanager.errors import InternalError
+from datamanager.machines import Machines
+from datamanager.settings import Settings
+from datamanager.sources.network.egress_guard import Guard
+from datamanager.transports.factory import Storages
+from models.database import Database
+from models.transfers.queue import Hold
+
+
+@dataclass(frozen=True)
+class Services:
+    """The mover's parts, shared by all its runs."""
+
+    settings: Settings
+    machines: Machines
+    database: Database
+    storages: Storages
+    guard: Guard
+    owner: str
+    """The mover's name on leases."""
+    ring: Callable[[str], None]
+    """Wake local listeners (the API) with a message."""
+    credentials: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)
+    """Stored credentials of this mover's environment; see `datamanager.settings.load_credentials`."""
+    throttles: Throttles = field(default_factory=Throttles)
+    """One bucket a machine: what this mover's transfers may use of its bandwidth."""
+    running: dict[Hold, Control] = field(default_factory=dict)
+    """What this mover works on; its heartbeat renews these leases and stops what was lost."""
+    by_run: dict[UUID, Hold] = field(default_factory=dict)
+    """Which flow run works under which hold, from before it begins until it has ended. Another run can't get at it."""
+    upkeep: dict[UUID, Control] = field(default_factory=dict)
+    """What this mover's runs without a transfer (maintenance) are told to stop by; their leases are renewed with its
+    heartbeat."""
+
+
+_services: ContextVar[Services] = ContextVar("services")
+
+
+@contextmanager
+def provided(services: Services) -> Iterator[None]:
+    """Provide `services` to the flows that are run inside."""
+    token = _services.set(services)
+    try:
+        yield
+    finally:
+        _services.reset(token)
+
+
+def services() -> Services:
+    """Return what the mover provides. Raises: InternalError outside a mover."""
+    try:
+        return _services.get()
+    except LookupError:
+        raise InternalError("this flow runs in a Data Manager mover only (`dm mover`)") from None

@@ -1,0 +1,98 @@
+"""What makes a function a task of ours: blocking work in a thread, faults kept on the transfer, retries that help.
+
+A task is tried again when its error says that this may help (`retryable`), with jittered pauses of under 30 s in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from datamanager.engine.control import WISHES
+from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError, MachineUnavailable, ServiceError
+from flows.machines.reachability import note_unreachable
+from flows.runtime.transfer_run import current
+from models.transfers import queue
+
+log = logging.getLogger(__name__)
+
+RETRIES = 3
+PAUSES = [1.0, 4.0, 12.0]  # seconds; with jitter under 30 in all
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Say whether the same step may work if it is tried again: Prefect's retry condition.
+
+    After a checksum mismatch the bytes must be sent again, which is more than this step (see `deliver`). A machine
+    whose circuit is open is waited for in the queue.
+    """
+    error = state.data
+    if not isinstance(error, DataManagerError) or current().waits:
+        return False
+    return error.retryable and not isinstance(error, ChecksumMismatch)
+
+
+async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do blocking work in a thread, and keep a fault on the transfer.
+
+    When the mover stops, the thread is told to stop and waited for: it must not touch a machine any more. When the run
+    is cancelled for a user's wish, the thread was told before, and is left to itself: see `flows.runtime.monitor`.
+    """
+    work = current()
+    thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        if isinstance(work.control.stopping, WISHES):
+            thread.add_done_callback(_forget)
+        else:
+            work.control.stop(InternalError("the mover stops"))
+            await asyncio.wait([thread])
+        raise
+    except DataManagerError as error:
+        if (reason := work.control.stopping) is not None and reason is not error:
+            raise reason from error  # what it waited for was broken to stop it
+        if not error.retryable:
+            raise
+        if isinstance(error, MachineUnavailable):
+            await note_unreachable(work)
+        if work.row.fail_fast and isinstance(error, MachineUnavailable):
+            # a client waits: it hears at once that the machine is away, and nothing was changed
+            error.retryable = False
+            raise
+        work.log.warning("%s: %s", error.code, error.detail)
+        if not isinstance(error, ServiceError):
+            await work.write(queue.add_fault, error.code, error.detail)
+        if work.waits:
+            work.control.stop(error)  # nothing else of this run needs to be tried
+        raise
+
+
+def _forget(thread: asyncio.Future[Any]) -> None:
+    """Take note of how a thread ended that nobody waits for."""
+    if not thread.cancelled() and (error := thread.exception()) is not None:
+        log.info("a thread that was left to itself ended: %r", error)
+
+
+def step(name: str, run_name: str | None = None) -> Callable[[Callable[P, T]], Task[P, T]]:
+    """Make a function a task that is tried again where that helps; `run_name` may name its parameters."""
+    return task(
+        name=name,
+        task_run_name=run_name,
+        retries=RETRIES,
+        retry_delay_seconds=PAUSES,
+        retry_jitter_factor=0.5,
+        retry_condition_fn=worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )

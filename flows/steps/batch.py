@@ -1,0 +1,74 @@
+"""The tasks that the flows of batches are made of: some hundred items each (`flows.batch.chunk`)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from datamanager.domain.states import Phase
+from datamanager.errors import DataManagerError, ItemsFailed, SourceNotRemoved
+from flows.batch.chunk import ItemsChunk
+from flows.runtime.tasks import step, threaded
+from flows.runtime.transfer_run import Work, current
+from models.batches import results as batch_results
+from models.tables import TransferItem
+
+AT_ONCE = 2000
+"""Items of one step: so many that what is done once for all of them (programs started, directories looked at) is little
+for each."""
+END = 2**31
+
+
+async def next_items(last: int) -> tuple[int, int] | None:
+    """Return the first and the last number of the items to be carried after `last`; None when there are no more."""
+    rows = await asyncio.to_thread(_waiting, current(), last, END)
+    return (rows[0].number, rows[-1].number) if rows else None
+
+
+@step("items", "items {first} to {last}")
+async def carry_items(first: int, last: int) -> None:
+    """Carry the items whose numbers are from `first` to `last` and that are not done yet."""
+    work = current()
+    work.control.enter(Phase.TRANSFER)
+    done = work.control.bytes_done
+    rows = await asyncio.to_thread(_waiting, work, first - 1, last)
+    if not rows:
+        return
+    chunk = ItemsChunk(work, rows)
+    try:
+        await threaded(chunk.perform)
+    except DataManagerError:
+        work.control.bytes_done = done + chunk.bytes_done  # what is to be tried again does not count
+        raise
+    finally:
+        for number, error in chunk.errors.items():
+            work.log.warning("item %d: %s: %s", number, error.code, error.detail)
+    work.log.info("items %d to %d: %d done", first, last, len(rows) - len(chunk.errors))
+
+
+async def give_up_items(first: int, last: int, error: DataManagerError) -> None:
+    """End in ERROR the items from `first` to `last` that no further try has helped."""
+    work = current()
+    rows = await asyncio.to_thread(_waiting, work, first - 1, last)
+    await work.write(batch_results.fail_items, [(row.number, _lasting(work, row, error)) for row in rows])
+
+
+@step("finish")
+async def finish_items() -> str | ItemsFailed:
+    """End the batch in the catalogue; return its result for the client."""
+    work = current()
+    work.control.enter(Phase.COMMIT)
+    return await work.write(batch_results.finish_batch)
+
+
+def _lasting(work: Work, row: TransferItem, error: DataManagerError) -> DataManagerError:
+    own = work.item_errors.get(row.number, error)
+    if not row.notes.get("committed"):
+        return own
+    place, left = batch_results.destination(row), batch_results.source(row)
+    return SourceNotRemoved(f"the object is at {place}, but its source {left} is still there: {own.detail}")
+
+
+def _waiting(work: Work, after: int, last: int) -> list[TransferItem]:
+    with work.parts.database.read() as session:
+        rows = batch_results.items_to_do(session, work.hold, after, AT_ONCE)
+        return [row for row in rows if row.number <= last]

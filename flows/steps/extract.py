@@ -1,0 +1,100 @@
+"""The tasks that the flow of an archive from outside is made of: fetched into a partial file, listed, extracted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from datamanager.domain.states import Phase
+from datamanager.engine.attempt import Found, Proof
+from datamanager.engine.extracting.member_content import Lying
+from flows.archive import members
+from flows.external import extracting
+from flows.external.request import whole_request
+from flows.runtime.tasks import step, threaded
+from flows.runtime.transfer_run import Work, current
+from flows.steps.archive import carry, each
+from flows.steps.single import arrive, discard, probe
+from models.batches.items import count_items, in_doubt
+from models.external.extracted import ARCHIVE
+from models.transfers.cancel_pause import leave_litter
+from models.transfers.queue import Hold
+
+
+async def fetch_and_extract() -> None:
+    """Bring the archive's files to their places. What an attempt before this one did is not done again.
+
+    The archive itself is never published: its partial file goes when all files have ended, or the transfer has.
+    """
+    work = current()
+    if await asyncio.to_thread(_in_doubt, work):
+        await settle()
+    if await asyncio.to_thread(_all_done, work):
+        await work.write(_leave_litter)  # the archive may be there still
+        return
+    found = await probe()
+    try:
+        proof = await arrive(found)
+        await examine(found, proof)
+        archive = Lying(found.part, proof.size)
+
+        async def take(number: int, count: int, items: Sequence[int]) -> None:
+            await extract(number, count, items, archive)
+
+        await each(await asyncio.to_thread(extracting.plan, work), take)
+        await remove_archive(found)
+    except BaseException as error:
+        if await work.is_ended_by(error):
+            await discard(work, found)
+            work.litter = True  # partial files of its files may be there still
+        raise
+
+
+@step("settle")
+async def settle() -> None:
+    """Find out which files got their names from an attempt before this one: before anybody's wish to stop is heard, and
+    whatever the source says now."""
+    work = current()
+    work.control.enter(Phase.PROBE)
+    await threaded(extracting.settle, work)
+
+
+@step("examine")
+async def examine(found: Found, proof: Proof) -> None:
+    """List the archive, judge what is in it, and claim the places that its files are to have."""
+    work = current()
+    work.control.enter(Phase.PROBE)
+    await threaded(extracting.enter, work, await whole_request(work), found, proof)
+
+
+@step("extract", "extract {number} of {count}")
+async def extract(number: int, count: int, items: Sequence[int], archive: Lying) -> None:
+    """Extract those files that are not done yet."""
+    work = current()
+    perform = members.performing(work, items, lambda by, rows: extracting.ExtractChunk(by, rows, archive))
+    await carry(work, perform, f"part {number} of {count}", work.item_errors)
+
+
+@step("remove archive")
+async def remove_archive(found: Found) -> None:
+    """Remove the archive: all of its files have ended. On a machine that is away it stays for now."""
+    work = current()
+    await discard(work, found)
+    if work.litter:
+        await work.write(_leave_litter)
+
+
+def _all_done(work: Work) -> bool:
+    with work.parts.database.read() as session:
+        return work.row.notes.get(ARCHIVE) is not None and not count_items(session, work.transfer).queued
+
+
+def _in_doubt(work: Work) -> bool:
+    with work.parts.database.read() as session:
+        return in_doubt(session, work.transfer)
+
+
+def _leave_litter(session: Session, hold: Hold) -> None:
+    leave_litter(session, hold.transfer)

@@ -1,0 +1,245 @@
+"""Bundles in the catalogue: begun by a transfer, sealed in one transaction, released member by member, removed.
+
+    OPEN      `open_bundle`, then `note_restart`, `record_intent`, as the bytes go
+    SEALED    `seal`: its objects are ARCHIVED, their places are free (or the transfer's until the sources are removed)
+    UNNEEDED  `release`: the last object that needed it was activated or deleted
+    ABANDONED `abandon`: its transfer ended before it was sealed
+    REMOVED   `note_removed`: its files are gone, and its places are free
+
+No bundle gets members after it is sealed, and one that is to be removed has no member that anybody could be reading:
+who reads one has its object alone, which needs it until then. So whoever removes it needs no lease.
+Functions that take a `Hold` are fenced; locks are taken in the order transfer, bundle, objects, claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from sqlalchemy import Table, bindparam, delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from datamanager.domain import bundles as domain
+from datamanager.domain.location import Place
+from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
+from datamanager.errors import DestinationExists, InternalError
+from datamanager.machines import Machine
+from models.database import affected, now
+from models.objects.bulk import post_object_events
+from models.objects.bulk_claims import chunks, claim_places, lock_objects
+from models.tables import Bundle, BundleMember, Claim, DataObject
+from models.transfers.queue import Hold, held
+
+_members = cast(Table, BundleMember.__table__)
+_objects = cast(Table, DataObject.__table__)
+_ACTIVE = ObjectStatus.ACTIVE.value
+
+
+def open_bundle(session: Session, hold: Hold, machine: Machine, pack: domain.Pack, level: domain.VerifyLevel) -> Bundle:
+    """Begin a bundle on an archive machine: its name is held from now on.
+
+    Raises: LeaseLost, PathNotAllowed.
+    """
+    row = held(session, hold, lock=True)
+    new = uuid4()
+    place = domain.bundle_place(machine, f"{machine.archive_dir}/{row.created:%Y-%m}", new, pack)
+    if new not in claim_places(session, [(place, new), (domain.manifest_place(new, place), new)], transfer=None):
+        raise DestinationExists(f"{place} is held by somebody else")
+    bundle = Bundle(
+        id=new,
+        status=BundleStatus.OPEN.value,
+        machine=machine.name,
+        place=place.path,
+        pack=pack.value,
+        level=level.value,
+        transfer_id=row.id,
+        created=now(session),
+        notes={},
+    )
+    session.add(bundle)
+    return bundle
+
+
+def open_bundles(session: Session, transfer: UUID) -> list[Bundle]:
+    """Return the bundles of a transfer that are not sealed."""
+    query = select(Bundle).where(Bundle.transfer_id == transfer, Bundle.status == BundleStatus.OPEN.value)
+    return list(session.scalars(query.order_by(Bundle.created, Bundle.id)))
+
+
+def note_restart(session: Session, hold: Hold, bundle: UUID, restart: Mapping[str, Any]) -> None:
+    """Record the restart marker before the first byte. Raises: LeaseLost."""
+    row = _open(session, hold, bundle)
+    row.notes = {**row.notes, "restart": dict(restart)}
+
+
+def record_intent(session: Session, hold: Hold, bundle: UUID, intent: Mapping[str, Any]) -> None:
+    """Record, before the bundle gets its name, how a later attempt recognises it. Raises: LeaseLost."""
+    row = _open(session, hold, bundle)
+    row.notes = {**row.notes, "intent": dict(intent)}
+    held(session, hold, lock=True).no_return = True
+
+
+def seal(
+    session: Session, hold: Hold, manifest: domain.Manifest, objects: Collection[UUID], *, keep_source: bool
+) -> list[UUID]:
+    """Make those of `objects` ARCHIVED that are in the bundle, in this transaction. It is verified and has its name.
+
+    The caller has claimed them. Their places go to the transfer, until the sources are removed; with `keep_source` they
+    are free. Left out is an object that another transfer archived meanwhile, which only readers can do to each other.
+    Idempotent.
+
+    Returns the objects that are archived in this bundle. Raises: LeaseLost.
+    """
+    row = _open(session, hold, manifest.bundle.uuid, sealed_too=True)
+    if row.status == BundleStatus.SEALED.value:
+        return list(session.scalars(select(BundleMember.object_id).where(BundleMember.bundle_id == row.id)))
+    found = {obj.id: obj for obj in lock_objects(session, objects, *_LOCKED)}
+    members = [one for one in manifest.members if one.uuid in found and found[one.uuid].status == _ACTIVE]
+    row.size, row.sha256 = manifest.bundle.size, manifest.bundle.sha256
+    row.status, row.sealed = BundleStatus.SEALED.value, now(session)
+    session.flush()
+    _insert_members(session, row.id, members)
+    _archive_objects(session, row, members)
+    archived = [one.uuid for one in members]
+    for some in chunks(archived):
+        places = Claim.mode == "place", Claim.object_id.in_(some), Claim.transfer_id.is_(None)
+        if keep_source:
+            session.execute(delete(Claim).where(*places))
+        else:
+            session.execute(update(Claim).where(*places).values(transfer_id=hold.transfer))
+    told = [(one.uuid, {**_told(found[one.uuid]), "bundle": _name(row), "size": one.size}) for one in members]
+    post_object_events(session, "archived", told, row.sealed)
+    if not members:
+        row.status = BundleStatus.UNNEEDED.value
+    return archived
+
+
+def members_of(session: Session, objects: Collection[UUID]) -> dict[UUID, tuple[domain.Bundle, domain.Member]]:
+    """Return for each of the objects that is archived its bundle, and its part of it."""
+    found: dict[UUID, tuple[domain.Bundle, domain.Member]] = {}
+    for some in chunks(list(objects)):
+        query = select(BundleMember, Bundle).join(Bundle, Bundle.id == BundleMember.bundle_id)
+        for member, bundle in session.execute(
+            query.where(BundleMember.released.is_(None), BundleMember.object_id.in_(some))
+        ):
+            found[member.object_id] = (bundle_of(bundle), _member_of(member))
+    return found
+
+
+def bundle_of(row: Bundle) -> domain.Bundle:
+    """Return a sealed bundle as the engine has it."""
+    if row.size is None or row.sha256 is None:
+        raise InternalError(f"bundle {row.id} was not sealed")
+    return domain.Bundle(row.id, domain.Pack(row.pack), Place(row.machine, row.place), row.size, row.sha256)
+
+
+def release(session: Session, objects: Sequence[UUID]) -> None:
+    """Note that objects do not need their parts of bundles any more; a bundle that nobody needs then is UNNEEDED.
+
+    The caller has the objects alone.
+    """
+    query = select(BundleMember.bundle_id).where(BundleMember.object_id.in_(objects), BundleMember.released.is_(None))
+    touched = sorted(set(session.scalars(query)))
+    for bundle in touched:  # always in one order, and before members are counted
+        session.get_one(Bundle, bundle, with_for_update=True, populate_existing=True)
+    mine = update(BundleMember).where(BundleMember.object_id.in_(objects), BundleMember.released.is_(None))
+    session.execute(mine.values(released=now(session)))
+    needed = select(BundleMember.bundle_id).where(BundleMember.bundle_id.in_(touched), BundleMember.released.is_(None))
+    for bundle in set(touched) - set(session.scalars(needed.distinct())):
+        session.get_one(Bundle, bundle).status = BundleStatus.UNNEEDED.value
+
+
+def abandon(session: Session, transfer: UUID, *bundles: UUID) -> None:
+    """Give up the bundles of a transfer (or just these) that were not sealed; what there is of them is removed later.
+
+    The caller has the transfer's row locked.
+    """
+    mine = update(Bundle).where(Bundle.transfer_id == transfer, Bundle.status == BundleStatus.OPEN.value)
+    if bundles:
+        mine = mine.where(Bundle.id.in_(bundles))
+    session.execute(mine.values(status=BundleStatus.ABANDONED.value))
+
+
+def to_remove(session: Session, limit: int, machines: Collection[str], *, unneeded: bool) -> list[Bundle]:
+    """Return up to `limit` bundles of these machines whose files are to go: any, as those on a machine that is away
+    must not keep others waiting. `unneeded`: also those that were sealed once.
+    """
+    wanted = [BundleStatus.ABANDONED.value] + [BundleStatus.UNNEEDED.value] * unneeded
+    query = select(Bundle).where(Bundle.status.in_(wanted), Bundle.machine.in_(machines))
+    return list(session.scalars(query.order_by(func.random()).limit(limit)))
+
+
+def note_removed(session: Session, bundle: UUID) -> None:
+    """Note that a bundle's files are gone; its places are free. Idempotent."""
+    gone = (BundleStatus.ABANDONED.value, BundleStatus.UNNEEDED.value)
+    mine = update(Bundle).where(Bundle.id == bundle, Bundle.status.in_(gone))
+    if affected(session, mine.values(status=BundleStatus.REMOVED.value, removed=now(session))):
+        session.execute(
+            delete(Claim).where(Claim.mode == "place", Claim.object_id == bundle, Claim.transfer_id.is_(None))
+        )
+
+
+_LOCKED = (DataObject.id, DataObject.status, DataObject.machine, DataObject.place, DataObject.group)
+
+
+def _open(session: Session, hold: Hold, bundle: UUID, *, sealed_too: bool = False) -> Bundle:
+    held(session, hold, lock=True)
+    row = session.get_one(Bundle, bundle, with_for_update=True, populate_existing=True)
+    allowed = {BundleStatus.OPEN.value} | ({BundleStatus.SEALED.value} if sealed_too else set())
+    if row.transfer_id != hold.transfer or row.status not in allowed:
+        raise InternalError(f"bundle {bundle} is {row.status}; nothing was changed")
+    return row
+
+
+def _insert_members(session: Session, bundle: UUID, members: Sequence[domain.Member]) -> None:
+    rows = [
+        {
+            "bundle_id": bundle,
+            "object_id": one.uuid,
+            "offset": one.offset,
+            "size": one.size,
+            "sha256": one.sha256,
+            "mode": one.mode,
+            "mtime": one.mtime,
+            "source_machine": one.source.machine,
+            "source_place": one.source.path,
+        }
+        for one in members
+    ]
+    if rows:
+        session.execute(insert(_members), rows)
+
+
+def _archive_objects(session: Session, row: Bundle, members: Sequence[domain.Member]) -> None:
+    """Write what is true of the objects now; machine and path stay as they were."""
+    if not members:
+        return
+    sizes_only = row.level == domain.VerifyLevel.SIZES.value
+    change = (
+        update(_objects)
+        .where(_objects.c.id == bindparam("which"))
+        .values(
+            status=ObjectStatus.ARCHIVED.value,
+            archived_in=_name(row),
+            date_modified=row.sealed,
+            verified=(Verified.SIZE if sizes_only else Verified.SHA256).value,
+            size=bindparam("new_size"),
+            checksum=bindparam("new_checksum"),
+        )
+    )
+    values = [{"which": one.uuid, "new_size": one.size, "new_checksum": f"sha256:{one.sha256}"} for one in members]
+    session.connection().execute(change, values)
+
+
+def _member_of(row: BundleMember) -> domain.Member:
+    source = Place(row.source_machine, row.source_place)
+    return domain.Member(row.object_id, source, row.size, row.mode, row.mtime, row.sha256, row.offset)
+
+
+def _name(row: Bundle) -> str:
+    return f"{row.machine}:{row.place}"
+
+
+def _told(obj: Any) -> dict[str, Any]:
+    return {"machine": obj.machine, "place": obj.place, "group": obj.group}

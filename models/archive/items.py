@@ -1,0 +1,173 @@
+"""Items that go into archives and come back, as the mover that carries them tells the catalogue (see `models.batches.results`).
+
+To archive:   `begin_bundle` → bytes → `record_intent` → bundle has its name → `commit_archive` → sources removed →
+              `finish_archived`. An item's `bundle` in its notes is the one that it is to be in.
+To activate:  `batches.record_intents` → file has its name → `commit_recalls`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from datamanager.domain import bundles as domain
+from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
+from datamanager.errors import DataManagerError, InternalError, ObjectArchived, by_code
+from datamanager.machines import Machine
+from models.archive.bundles import abandon, open_bundle, release, seal
+from models.batches.items import count_items, select_items
+from models.batches.results import DONE, destination, fail_items, finish_batch, free_items, open_items, update_items
+from models.database import now
+from models.objects.bulk import post_object_events
+from models.objects.bulk_claims import chunks, give_places_to_objects, lock_objects
+from models.objects.catalogue import Facts, get_object, relocate
+from models.tables import Bundle, DataObject, TransferItem
+from models.transfers import outcomes
+from models.transfers.queue import Hold, held
+
+DONE_WELL = {TransferKind.ARCHIVE: "Archive successful", TransferKind.ACTIVATE: "Activate successful"}
+"""What a client hears of a single object."""
+
+
+def items_among(session: Session, hold: Hold, numbers: Sequence[int]) -> list[TransferItem]:
+    """Return those of the items that are QUEUED, in the order of `numbers`. Raises: LeaseLost."""
+    held(session, hold)
+    found: dict[int, TransferItem] = {}
+    for some in chunks(numbers):
+        mine = TransferItem.transfer_id == hold.transfer, TransferItem.number.in_(some)
+        query = select(TransferItem).where(*mine, TransferItem.status == TransferStatus.QUEUED.value)
+        found.update((item.number, item) for item in session.scalars(query))
+    return [found[number] for number in numbers if number in found]
+
+
+def begin_bundle(
+    session: Session,
+    hold: Hold,
+    numbers: Sequence[int],
+    machine: Machine,
+    pack: domain.Pack,
+    level: domain.VerifyLevel,
+) -> Bundle:
+    """Let items become a new bundle on an archive machine. Raises: LeaseLost, PathNotAllowed."""
+    row, items = open_items(session, hold, numbers)
+    bundle = open_bundle(session, hold, machine, pack, level)
+    noted = [
+        {"number": item.number, "dest": bundle.place, "notes": {**item.notes, "bundle": str(bundle.id)}}
+        for item in items
+    ]
+    update_items(session, row, noted)
+    return bundle
+
+
+def abandon_bundle(session: Session, hold: Hold, bundle: UUID) -> None:
+    """Give up a bundle that is not sealed; its items may become another one. Raises: LeaseLost."""
+    abandon(session, held(session, hold, lock=True).id, bundle)
+
+
+def commit_archive(session: Session, hold: Hold, manifest: domain.Manifest, *, keep_source: bool) -> None:
+    """Seal a bundle: its objects are ARCHIVED. The items stay QUEUED, with `committed` in their notes, until their
+    sources are removed; with `keep_source` they are done. One transaction, idempotent. Raises: LeaseLost.
+    """
+    members = {one.uuid: one for one in manifest.members}
+    row, items = open_items(session, hold, _numbers_of(session, hold, list(members)))
+    archived = set(seal(session, hold, manifest, {item.object_id for item in items}, keep_source=keep_source))
+    mine = [item for item in items if item.object_id in archived and not item.notes.get("committed")]
+    end: dict[str, Any] = DONE if keep_source else {}
+    update_items(
+        session,
+        row,
+        [
+            {
+                "number": item.number,
+                "size": members[item.object_id].size,
+                "notes": {**item.notes, "committed": True},
+                **end,
+            }
+            for item in mine
+        ],
+    )
+    if keep_source:
+        free_items(session, row, mine)
+    others = [item for item in items if item.object_id not in archived]
+    late = [(item.number, ObjectArchived(f"object {item.object_id} was archived meanwhile")) for item in others]
+    fail_items(session, hold, late)
+
+
+def finish_archived(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
+    """End items that were committed and whose sources are gone. Raises: LeaseLost."""
+    row, items = open_items(session, hold, numbers)
+    for item in items:
+        if not item.notes.get("committed"):
+            raise InternalError(f"item {item.number} of {row.id} is in no sealed bundle")
+    update_items(session, row, [{"number": item.number, **DONE} for item in items])
+    free_items(session, row, items)
+
+
+def note_restart(session: Session, hold: Hold, number: int, restart: Mapping[str, Any]) -> None:
+    """Record an item's restart marker before its first byte. Raises: LeaseLost."""
+    row, items = open_items(session, hold, [number])
+    update_items(
+        session, row, [{"number": number, "notes": {**item.notes, "restart": dict(restart)}} for item in items]
+    )
+
+
+def commit_recalls(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
+    """End items whose files are back: the objects are ACTIVE at their destinations, and need their parts of bundles no
+    longer. Raises: LeaseLost.
+    """
+    facts = dict(results)
+    row, items = open_items(session, hold, facts)
+    release(session, [item.object_id for item in items])
+    objects: dict[UUID, DataObject] = {obj.id: obj for obj in lock_objects(session, (item.object_id for item in items))}
+    give_places_to_objects(session, list(objects), row.id)
+    time = now(session)
+    told = []
+    for item in items:
+        obj, place, bundle = objects[item.object_id], destination(item), objects[item.object_id].archived_in
+        relocate(obj, place, item.dest, time, facts[item.number])
+        obj.status, obj.archived_in = ObjectStatus.ACTIVE.value, None
+        data = {"machine": place.machine, "place": place.path, "bundle": bundle, "size": obj.size, "group": obj.group}
+        told.append((obj.id, data))
+    update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
+    free_items(session, row, items)
+    post_object_events(session, "activated", told, time)
+
+
+def finish(session: Session, hold: Hold) -> str | DataManagerError:
+    """End a transfer to or from an archive that has nothing left to do: COMPLETE, and return its result; or ERROR, and
+    return that error (returned, not raised: it must not take the transaction back).
+
+    Raises: LeaseLost; InternalError while items are QUEUED.
+    """
+    row = held(session, hold, lock=True)
+    kind = TransferKind(row.kind)
+    if kind.many:
+        return finish_batch(session, hold)
+    if count_items(session, row.id).queued:
+        raise InternalError(f"{row.id} is not done")
+    (only,) = select_items(session, row.id, limit=1)
+    if only.status == TransferStatus.ERROR.value:
+        error = by_code(only.error_code or InternalError.code, only.error_detail or "")
+        outcomes.fail(session, hold, error)
+        return error
+    obj = get_object(session, only.object_id)
+    outcomes.complete(session, row, DONE_WELL[kind], Facts(obj.size))
+    return DONE_WELL[kind]
+
+
+def _numbers_of(session: Session, hold: Hold, objects: Sequence[UUID]) -> list[int]:
+    found: list[int] = []
+    for some in chunks(objects):
+        mine = TransferItem.transfer_id == hold.transfer, TransferItem.object_id.in_(some)
+        found += session.scalars(select(TransferItem.number).where(*mine))
+    return found
+
+
+def bundle_in(item: TransferItem) -> UUID | None:
+    """Return the bundle that an item is in, or is to be in."""
+    found = item.notes.get("bundle")
+    return UUID(found) if found else None

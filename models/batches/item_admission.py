@@ -1,0 +1,152 @@
+"""Items of a transfer while they are judged, and how they are stored: what all kinds of batches have in common.
+
+An item that can't be done ends in ERROR here and hinders no other. All is done for all items at once: a statement for
+every item would take minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import Table, insert, select
+from sqlalchemy.orm import Session
+
+from datamanager.domain.location import Place, normalised_prefix
+from datamanager.domain.requests import ITEMS_MAX, Directory
+from datamanager.domain.states import ObjectStatus, TransferStatus
+from datamanager.errors import CatalogueError, DataManagerError, InvalidRequest, ObjectNotFound, RequestError
+from datamanager.machines import Machine, Machines
+from models.database import storable
+from models.objects.bulk_claims import lock_objects
+from models.tables import DataObject, Transfer, TransferItem
+
+_SOURCE = (
+    DataObject.id,
+    DataObject.machine,
+    DataObject.path,
+    DataObject.filename,
+    DataObject.place,
+    DataObject.status,
+    DataObject.size,
+    DataObject.checksum,
+    DataObject.group,
+)
+
+
+@dataclass(slots=True)
+class Item:
+    """An item while it is judged. `source` has the object's columns; `origin` is where its bytes are, if not there."""
+
+    object_id: UUID
+    machine: str
+    dest: str
+    source: Any = None
+    origin: Place | None = None
+    place: Place | None = None
+    result: UUID | None = None
+    skipped: bool = False
+    error: DataManagerError | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> TransferStatus:
+        """What it is stored as."""
+        if self.error is not None:
+            return TransferStatus.ERROR
+        return TransferStatus.COMPLETE if self.skipped else TransferStatus.QUEUED
+
+    @property
+    def read_from(self) -> Place | None:
+        """Where its bytes are."""
+        if self.origin is not None or self.source is None:
+            return self.origin
+        return Place(self.source.machine, self.source.place)
+
+
+def objects_below(
+    session: Session, machines: Machines, directory: Directory, status: ObjectStatus = ObjectStatus.ACTIVE
+) -> list[tuple[UUID, str]]:
+    """Return the objects of a status below a directory, each with its path from there on.
+
+    Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there, InvalidRequest when too much is.
+    """
+    prefix = prefix_of(machines[directory.machine], directory.path)
+    query = select(DataObject.id, DataObject.place).where(
+        DataObject.machine == directory.machine, DataObject.status == status.value
+    )
+    if prefix:
+        # all that begins with "prefix/": "0" is the character after "/"
+        query = query.where(DataObject.place > f"{prefix}/", DataObject.place < f"{prefix}0")
+    found = session.execute(query.order_by(DataObject.place).limit(ITEMS_MAX + 1)).all()
+    if not found:
+        raise ObjectNotFound(f"no {status} object lies below {directory.machine}:{prefix or '.'}")
+    if len(found) > ITEMS_MAX:
+        what = f"more than {ITEMS_MAX} objects lie below it; give its parts one by one"
+        raise InvalidRequest(f"directory.path: {what}", {"directory.path": what})
+    cut = len(prefix) + 1 if prefix else 0
+    return [(object_id, place[cut:]) for object_id, place in found]
+
+
+def prefix_of(machine: Machine, path: str) -> str:
+    """Normalise a directory of a request. Raises: PathNotAllowed."""
+    return normalised_prefix(machine, f"{path}/" if path else "")
+
+
+def find_sources(session: Session, items: list[Item], judge: Callable[[Item], None]) -> None:
+    """Lock the items' objects, and judge each that exists; what `judge` raises is the item's end."""
+    rows = {row.id: row for row in lock_objects(session, (item.object_id for item in items), *_SOURCE)}
+    for item in items:
+        item.source = rows.get(item.object_id)
+        try:
+            if item.source is None:
+                raise ObjectNotFound(f"no object has the identifier {item.object_id}")
+            judge(item)
+        except (RequestError, CatalogueError) as exc:
+            item.error = exc
+
+
+def store(session: Session, transfer: Transfer, items: list[Item]) -> None:
+    """Store the items, and write into `transfer` what those that are to be done have in common."""
+    rows: list[dict[str, Any]] = []
+    for number, item in enumerate(items):
+        origin = item.read_from
+        rows.append(
+            {
+                "transfer_id": transfer.id,
+                "number": number,
+                "object_id": item.object_id,
+                "result_object_id": item.result,
+                "source_machine": origin.machine if origin else None,
+                "source_place": origin.path if origin else None,
+                "destination_machine": item.machine,
+                "destination_place": item.place.path if item.place else None,
+                "dest": item.dest,
+                "size": item.source.size if item.source else None,
+                "status": item.status.value,
+                "skipped": item.skipped,
+                "notes": item.notes,
+                "error_code": item.error.code if item.error else None,
+                "error_detail": storable(item.error.detail) if item.error else None,
+            }
+        )
+    session.execute(insert(cast(Table, TransferItem.__table__)), rows)
+    to_do = open_items(items)
+    transfer.source_machine = _common(item.read_from.machine for item in to_do if item.read_from)
+    transfer.destination_machine = _common(item.machine for item in to_do)
+    transfer.group = _common(item.source.group for item in to_do) or ""
+    sizes = [item.source.size for item in to_do]
+    transfer.bytes_total = None if None in sizes else sum(sizes)
+
+
+def open_items(items: list[Item]) -> list[Item]:
+    """Return the items that are to be done."""
+    return [item for item in items if item.status is TransferStatus.QUEUED]
+
+
+def _common(values: Iterable[str]) -> str | None:
+    """Return what all values are, None when they differ."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None

@@ -1,0 +1,93 @@
+"""The items of batches: look them up, count them, end those of a batch that was given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from datamanager.domain.states import TransferKind, TransferStatus
+from datamanager.errors import DataManagerError, SourceNotRemoved
+from models.database import storable
+from models.objects.bulk_claims import chunks
+from models.tables import Transfer, TransferItem
+from models.transfers.queue import DETAIL_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class ItemCounts:
+    """How many items a batch has: `total` is complete + error + queued; `skipped` are those of `complete` that were
+    there already.
+    """
+
+    total: int = 0
+    complete: int = 0
+    skipped: int = 0
+    error: int = 0
+    queued: int = 0
+
+
+def count_items(session: Session, transfer: UUID) -> ItemCounts:
+    """Count the items of a batch."""
+    query = (
+        select(TransferItem.status, TransferItem.skipped, func.count())
+        .where(TransferItem.transfer_id == transfer)
+        .group_by(TransferItem.status, TransferItem.skipped)
+    )
+    found = [(TransferStatus(status), skipped, count) for status, skipped, count in session.execute(query)]
+
+    def of(wanted: TransferStatus) -> int:
+        return sum(count for status, _, count in found if status is wanted)
+
+    return ItemCounts(
+        total=sum(count for *_, count in found),
+        complete=of(TransferStatus.COMPLETE),
+        skipped=sum(count for _, skipped, count in found if skipped),
+        error=of(TransferStatus.ERROR),
+        queued=of(TransferStatus.QUEUED),
+    )
+
+
+def machines_of(session: Session, transfer: UUID) -> set[str]:
+    """Return the machines that a batch's items touch, as clients named them."""
+    ends = (TransferItem.source_machine, TransferItem.destination_machine)
+    rows = session.execute(select(*ends).where(TransferItem.transfer_id == transfer).distinct())
+    return {name for row in rows for name in row if name is not None}
+
+
+def select_items(
+    session: Session, transfer: UUID, *, status: TransferStatus | None = None, after: int = -1, limit: int
+) -> list[TransferItem]:
+    """Return up to `limit` items with a number above `after`, by number."""
+    query = select(TransferItem).where(TransferItem.transfer_id == transfer, TransferItem.number > after)
+    if status is not None:
+        query = query.where(TransferItem.status == status.value)
+    return list(session.scalars(query.order_by(TransferItem.number).limit(limit)))
+
+
+def in_doubt(session: Session, transfer: UUID) -> bool:
+    """Say whether files of QUEUED items may have their names already: an intent was recorded, and no end."""
+    intent = TransferItem.notes["intent"].as_string()
+    query = select(TransferItem.number).where(
+        TransferItem.transfer_id == transfer,
+        TransferItem.status == TransferStatus.QUEUED.value,
+        intent.is_not(None),
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
+def give_up_items(session: Session, row: Transfer, error: DataManagerError) -> None:
+    """End the QUEUED items of a batch that itself ends in ERROR; its claims are freed with it."""
+    queued = (TransferItem.transfer_id == row.id, TransferItem.status == TransferStatus.QUEUED.value)
+    detail = storable(error.detail)[:DETAIL_MAX]
+    ended = update(TransferItem).values(status=TransferStatus.ERROR.value)
+    notes = session.execute(select(TransferItem.number, TransferItem.notes).where(*queued)).all()
+    committed = [number for number, known in notes if known.get("committed")]
+    for some in chunks(committed):
+        where = "archived" if row.kind.startswith(TransferKind.ARCHIVE) else "at its new place"
+        left = f"the object is {where}, but its source may still be there: {detail}"
+        statement = ended.values(error_code=SourceNotRemoved.code, error_detail=left)
+        session.execute(statement.where(*queued, TransferItem.number.in_(some)))
+    session.execute(ended.values(error_code=error.code, error_detail=detail).where(*queued))

@@ -1,0 +1,273 @@
+"""Batches, as the mover that performs one tells the catalogue of it: intents, ends of items, the end of the whole.
+
+Every function is fenced: a runner that lost its lease gets LeaseLost and changes nothing. Those that take many items
+are one transaction for all of them, best at most CHUNK at once; they take the transfer row first and object rows by
+their identifier, so that they never wait in a circle. They are idempotent: an item that has ended already is left as it
+is, so a transaction whose commit was in doubt may be repeated.
+
+A copy's way:  `record_intents` → file gets its name → `complete_copies`.
+A move's way:  `record_intents` → file gets its name → `commit_moves` → source removed → `finish_moves`.
+An item that an attempt before this one left between two steps is found by its `notes`: `intent` was recorded (the file
+may have its name already), `committed` (the object is at its new place; only the source has to go).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import Table, bindparam, func, select, update
+from sqlalchemy.orm import Session
+
+from datamanager.domain.location import Place, split_dest
+from datamanager.domain.states import TransferKind, TransferStatus
+from datamanager.errors import DataManagerError, DestinationExists, InternalError, ItemsFailed
+from models.batches.items import count_items, select_items
+from models.database import now, storable
+from models.objects.bulk import NewRow, add_objects, post_object_events
+from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
+from models.objects.catalogue import Facts, relocate
+from models.tables import DataObject, Transfer, TransferItem
+from models.transfers import outcomes
+from models.transfers.queue import DETAIL_MAX, Hold, held
+
+CHUNK = 500
+"""Items in one transaction: what others wait for at most."""
+
+_items = cast(Table, TransferItem.__table__)
+DONE = {"status": TransferStatus.COMPLETE.value}
+"""What ends an item well."""
+_CARRIED = (
+    DataObject.id,
+    DataObject.description,
+    DataObject.originator,
+    DataObject.group,
+    DataObject.meta,
+)
+"""What a copy has from its source."""
+
+
+def items_to_do(session: Session, hold: Hold, after: int, limit: int) -> list[TransferItem]:
+    """Return up to `limit` QUEUED items with a `number` above `after` (-1 at the start), by number.
+
+    Raises: LeaseLost.
+    """
+    held(session, hold)
+    return select_items(session, hold.transfer, status=TransferStatus.QUEUED, after=after, limit=limit)
+
+
+def claim_canonicals(session: Session, hold: Hold, canonicals: Mapping[int, str]) -> list[int]:
+    """Hold the destinations' canonical places too, where links lead to them (number → path below base_dir).
+
+    An item whose canonical place is held by another object or transfer, or by another item, ends in ERROR
+    `destination_exists` at once. Returns the numbers of those. Raises: LeaseLost.
+    """
+    row, items = open_items(session, hold, canonicals)
+    new = [
+        (item, Place(item.destination_machine, canonicals[item.number]))
+        for item in items
+        if canonicals[item.number] not in (item.destination_place, item.notes.get("canonical"))
+    ]
+    won = claim_places(session, [(place, _result(item)) for item, place in new], transfer=row.id)
+    noted, lost = [], []
+    for item, place in new:
+        if item.result_object_id in won:
+            noted.append({"number": item.number, "notes": {**item.notes, "canonical": place.path}})
+        else:
+            taken = f"{place} is held by a registered object, by another item or by a transfer under way"
+            lost.append((item, DestinationExists(taken)))
+    update_items(session, row, noted)
+    _fail(session, row, lost)
+    return [item.number for item, _ in lost]
+
+
+def record_intents(session: Session, hold: Hold, intents: Mapping[int, Mapping[str, Any]]) -> None:
+    """Record, before files get their names, how a later attempt recognises them (number → `intent` in the item's
+    notes: size, sha256, mtime). Raises: LeaseLost.
+    """
+    row, items = open_items(session, hold, intents)
+    notes = [{"number": item.number, "notes": {**item.notes, "intent": dict(intents[item.number])}} for item in items]
+    update_items(session, row, notes)
+    row.no_return = True
+
+
+def complete_copies(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
+    """End items of COPY_MANY: for each a new object with the source's originator, group and lineage.
+
+    Its identifier is the item's `result_object_id`. Raises: LeaseLost.
+    """
+    facts = dict(results)
+    row, items = open_items(session, hold, facts, TransferKind.COPY_MANY)
+    sources = {source.id: source for source in lock_objects(session, (item.object_id for item in items), *_CARRIED)}
+    rows = [
+        NewRow(
+            id=_result(item),
+            place=destination(item),
+            facts=facts[item.number],
+            path=split_dest(item.dest)[0],
+            description=source.description,
+            originator=source.originator,
+            group=source.group,
+            metadata=source.meta,
+            derived_from=source.id,
+        )
+        for item in items
+        for source in [sources[item.object_id]]
+    ]
+    add_objects(session, rows, "copied")
+    if sources:
+        used = update(DataObject).where(DataObject.id.in_(list(sources)))
+        session.execute(used.values(last_used=now(session)).execution_options(synchronize_session=False))
+    give_places_to_objects(session, [new.id for new in rows], row.id)
+    update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
+    free_items(session, row, items)
+
+
+def commit_moves(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
+    """Give objects of MOVE_MANY their new places; the old ones stay with the transfer until `finish_moves`.
+
+    The items stay QUEUED, with `committed` in their notes. Raises: LeaseLost.
+    """
+    facts = dict(results)
+    row, items = open_items(session, hold, facts, TransferKind.MOVE_MANY)
+    items = [item for item in items if not item.notes.get("committed")]
+    objects: dict[UUID, DataObject] = {
+        moved.id: moved for moved in lock_objects(session, (item.object_id for item in items))
+    }
+    give_places_to_objects(session, list(objects), row.id)
+    time = now(session)
+    told, noted = [], []
+    for item in items:
+        moved, place = objects[item.object_id], destination(item)
+        relocate(moved, place, item.dest, time, facts[item.number])
+        noted.append({"number": item.number, "size": moved.size, "notes": {**item.notes, "committed": True}})
+        data = {
+            "machine": place.machine,
+            "place": place.path,
+            "from": {"machine": item.source_machine, "place": item.source_place},
+            "size": moved.size,
+            "group": moved.group,
+        }
+        told.append((moved.id, data))
+    update_items(session, row, noted)
+    post_object_events(session, "moved", told, time)
+
+
+def finish_moves(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
+    """End items of MOVE_MANY that were committed and whose sources are gone. Raises: LeaseLost."""
+    row, items = open_items(session, hold, numbers, TransferKind.MOVE_MANY)
+    for item in items:
+        if not item.notes.get("committed"):
+            raise InternalError(f"item {item.number} of {row.id} has not given its object the new place")
+    update_items(session, row, [{"number": item.number, **DONE} for item in items])
+    free_items(session, row, items)
+
+
+def fail_items(session: Session, hold: Hold, failures: Sequence[tuple[int, DataManagerError]]) -> None:
+    """End items in ERROR; what they claimed is free at once.
+
+    The object is as it was, or (a move that was committed: SourceNotRemoved) at its new place. Raises: LeaseLost.
+    """
+    errors = dict(failures)
+    row, items = open_items(session, hold, errors)
+    _fail(session, row, [(item, errors[item.number]) for item in items])
+
+
+def finish_batch(session: Session, hold: Hold) -> str | ItemsFailed:
+    """End a batch that has nothing left to do: COMPLETE, and return its result; or ERROR `items_failed` when items
+    failed, and return that error (returned, not raised: it must not take the transaction back).
+
+    Raises: LeaseLost; InternalError while items are QUEUED.
+    """
+    row = held(session, hold, lock=True)
+    counts = count_items(session, row.id)
+    if counts.queued:
+        raise InternalError(f"{counts.queued} items of {row.id} are not done")
+    if counts.error:
+        first = select_items(session, row.id, status=TransferStatus.ERROR, limit=1)[0]
+        what = f"{counts.error} of {counts.total} items failed, first: {first.error_code}: {first.error_detail}"
+        error = ItemsFailed(what)
+        outcomes.fail(session, hold, error)
+        return error
+    result = f"{counts.total} items done"
+    if counts.skipped:
+        result += f" ({counts.skipped} were there already)"
+    done = select(func.sum(TransferItem.size)).where(TransferItem.transfer_id == row.id, ~TransferItem.skipped)
+    outcomes.complete(session, row, result, Facts(int(session.scalar(done) or 0)))
+    return result
+
+
+def destination(item: TransferItem) -> Place:
+    """Return where the item's file is to be."""
+    if item.destination_place is None:
+        raise InternalError(f"item {item.number} of {item.transfer_id} has no destination")
+    return Place(item.destination_machine, item.destination_place)
+
+
+def source(item: TransferItem) -> Place:
+    """Return where the item's file was when it was requested."""
+    if item.source_machine is None or item.source_place is None:
+        raise InternalError(f"item {item.number} of {item.transfer_id} has no source")
+    return Place(item.source_machine, item.source_place)
+
+
+def open_items(
+    session: Session, hold: Hold, numbers: Iterable[int], kind: TransferKind | None = None
+) -> tuple[Transfer, Sequence[Any]]:
+    """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns, which
+    cost less than objects of the session do; `update_items` changes them.
+    """
+    row = held(session, hold, lock=True)
+    if kind is not None and row.kind != kind.value:
+        raise InternalError(f"transfer {row.id} is a {row.kind}, not a {kind}")
+    query = select(_items).where(
+        _items.c.transfer_id == row.id,
+        _items.c.number.in_(list(numbers)),
+        _items.c.status == TransferStatus.QUEUED.value,
+    )
+    return row, session.execute(query.order_by(_items.c.number)).all()
+
+
+def update_items(session: Session, row: Transfer, changes: Sequence[Mapping[str, Any]]) -> None:
+    """Write columns of items; each change has the item's `number` and the same columns as the others."""
+    if not changes:
+        return
+    columns = {name: bindparam(f"new_{name}", type_=_items.c[name].type) for name in changes[0] if name != "number"}
+    mine = update(_items).where(_items.c.transfer_id == row.id, _items.c.number == bindparam("new_number"))
+    session.connection().execute(
+        mine.values(columns), [{f"new_{name}": value for name, value in change.items()} for change in changes]
+    )
+
+
+def _fail(session: Session, row: Transfer, failed: Sequence[tuple[Any, DataManagerError]]) -> None:
+    ends = [
+        {
+            "number": item.number,
+            "status": TransferStatus.ERROR.value,
+            "error_code": error.code,
+            "error_detail": storable(error.detail)[:DETAIL_MAX],
+        }
+        for item, error in failed
+    ]
+    update_items(session, row, ends)
+    free_items(session, row, [item for item, _ in failed])
+
+
+def free_items(session: Session, row: Transfer, ended: Sequence[Any]) -> None:
+    """Free what the ended items held: places, and objects that no other item still reads."""
+    objects = {item.object_id for item in ended}
+    needed = select(TransferItem.object_id).where(
+        TransferItem.transfer_id == row.id,
+        TransferItem.status == TransferStatus.QUEUED.value,
+        TransferItem.object_id.in_(objects),
+    )
+    objects -= set(session.scalars(needed))
+    free_claims_on(session, [*objects, *map(_result, ended)], row.id)
+
+
+def _result(item: Any) -> UUID:
+    if item.result_object_id is None:
+        raise InternalError(f"item {item.number} of {item.transfer_id} lacks an identifier that it must have")
+    result: UUID = item.result_object_id
+    return result

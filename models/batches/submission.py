@@ -1,0 +1,118 @@
+"""A batch is accepted: each item is judged by the rules of a single copy or move, claims what it needs, and is stored.
+
+An item that can't be done ends in ERROR here and hinders no other. One whose destination has already what is wanted is
+COMPLETE here, so a repeated batch does only what is missing. All is done for all items at once: a statement for every
+item would take minutes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from datamanager.domain.location import Place
+from datamanager.domain.requests import BatchRequest
+from datamanager.domain.states import TransferStatus
+from datamanager.errors import DestinationExists, ObjectBusy, RequestError
+from datamanager.machines import Machines
+from models.batches.item_admission import Item, find_sources, objects_below, open_items, prefix_of, store
+from models.objects.bulk_claims import chunks, claim_objects, claim_places, claims_on, holders
+from models.objects.catalogue import require_usable
+from models.tables import DataObject, Transfer
+
+
+def enter_items(
+    session: Session, machines: Machines, transfer: Transfer, request: BatchRequest, *, moving: bool
+) -> None:
+    """Judge, claim for and store the items of a batch, and write into `transfer` what they have in common.
+
+    Raises: for a directory UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is below it, InvalidRequest when
+    too much is. Whatever is wrong with an item is the item's.
+    """
+    items = _wanted(session, machines, request)
+    find_sources(session, items, lambda item: _require_source(machines, item))
+    _find_destinations(machines, items)
+    _skip_what_is_there(session, items, moving=moving)
+    _claim(session, transfer.id, items, moving=moving)
+    store(session, transfer, items)
+    transfer.request = request.accepted(len(items)).model_dump(mode="json")
+
+
+def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list[Item]:
+    if request.directory is None:
+        return [Item(item.uuid, item.machine, item.dest) for item in request.items or ()]
+    target = machines[request.machine or ""]
+    dest = (request.dest or "").rstrip("/")
+    prefix_of(target, request.dest or "")  # one refusal for a directory that can't be, not one for each item
+    start = f"{dest}/" if request.dest else ""
+    below = objects_below(session, machines, request.directory)
+    return [Item(object_id, target.name, start + path) for object_id, path in below]
+
+
+def _require_source(machines: Machines, item: Item) -> None:
+    require_usable(item.source)
+    machines[item.source.machine]  # raises UnknownMachine
+
+
+def _find_destinations(machines: Machines, items: list[Item]) -> None:
+    for item in open_items(items):
+        try:
+            item.place = Place.of(machines[item.machine], item.dest)
+        except RequestError as exc:
+            item.error = exc
+
+
+def _skip_what_is_there(session: Session, items: list[Item], *, moving: bool) -> None:
+    """Find the items whose destination an ACTIVE object holds that is what is wanted there."""
+    holding = holders(session, [item.place for item in open_items(items) if item.place is not None])
+    there: dict[UUID, Any] = {}
+    for some in chunks(list(holding.values())):
+        columns = (DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
+        there.update((row.id, row) for row in session.execute(select(*columns).where(DataObject.id.in_(some))))
+    for item in open_items(items):
+        holder = there.get(holding.get(item.place)) if item.place is not None else None  # type: ignore[arg-type]
+        if holder is not None and (holder.id == item.object_id if moving else _is_copy(holder, item.source)):
+            item.skipped, item.result = True, holder.id
+
+
+def _is_copy(holder: Any, source: Any) -> bool:
+    """Say whether an object is a copy of the source as it is now; what one of them does not know is not compared."""
+    return holder.derived_from == source.id and all(
+        None in (theirs, ours) or theirs == ours
+        for theirs, ours in ((holder.size, source.size), (holder.checksum, source.checksum))
+    )
+
+
+def _claim(session: Session, transfer: UUID, items: list[Item], *, moving: bool) -> None:
+    """Claim destinations and objects; who comes second ends in ERROR."""
+    claimed = claims_on(session, [item.object_id for item in open_items(items)])
+    objects: dict[UUID, int] = {}
+    places: dict[Place, int] = {}
+    for number, item in enumerate(items):
+        if item.status is not TransferStatus.QUEUED or item.place is None:
+            continue
+        mode = claimed.get(item.object_id)
+        if mode == "write":
+            item.error = ObjectBusy(f"object {item.object_id} is being moved or deleted")
+        elif moving and mode is not None:
+            item.error = ObjectBusy(f"object {item.object_id} is being read by another transfer")
+        elif moving and item.object_id in objects:
+            item.error = ObjectBusy(f"object {item.object_id} is moved by item {objects[item.object_id]} of this batch")
+        elif item.place in places:
+            item.error = DestinationExists(
+                f"{item.place} is the destination of item {places[item.place]} of this batch"
+            )
+        else:
+            objects[item.object_id] = places[item.place] = number
+            item.result = item.object_id if moving else uuid4()
+    contenders = [(item, item.place, item.result) for item in open_items(items)]
+    wanted = [(place, result) for _, place, result in contenders if place is not None and result is not None]
+    won = claim_places(session, wanted, transfer=transfer)
+    for item, place, result in contenders:
+        if result not in won:
+            item.error = DestinationExists(f"{place} is held by a registered object or by a transfer under way")
+            item.result = None
+    claim_objects(session, {item.object_id for item in open_items(items)}, "write" if moving else "read", transfer)

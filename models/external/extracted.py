@@ -1,0 +1,138 @@
+"""Files of an archive that was fetched from outside, as the mover that extracts them tells the catalogue
+(see `models.batches.results`).
+
+What is in it is known only when it is there: `enter` makes the items then, once. `batches.record_intents` → file has
+its name → `complete`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
+
+from datamanager.domain.location import Place, split_dest
+from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.states import TransferKind, TransferStatus
+from datamanager.errors import DestinationExists, InternalError, SourceChanged
+from models.batches.results import DONE, destination, free_items, open_items, update_items
+from models.objects.bulk import NewRow, add_objects
+from models.objects.bulk_claims import chunks, claim_places, give_places_to_objects
+from models.objects.catalogue import Facts
+from models.tables import Transfer, TransferItem
+from models.transfers import outcomes
+from models.transfers.queue import Hold, held
+from models.transfers.submission import request_of
+
+ARCHIVE = "archive"
+"""The note that says which archive the items are of."""
+LOOKED_FOR = "looked_for"
+"""An item's note: the intent that an attempt before recorded, when its file had no name yet at the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file in the archive: its name below the request's directory, its size in bytes, its place, and what a mover
+    must know to extract it."""
+
+    name: str
+    size: int
+    place: Place
+    member: dict[str, Any]
+
+
+def enter(session: Session, hold: Hold, identity: str, files: Sequence[NewFile]) -> None:
+    """Make the files the transfer's items; `identity` tells the archive from another one. One transaction, idempotent.
+
+    A file whose place is taken becomes an item that failed. Raises: LeaseLost; SourceChanged when the items are those
+    of another archive.
+    """
+    row = held(session, hold, lock=True)
+    known = row.notes.get(ARCHIVE)
+    if known is not None:
+        require_same(known, identity)
+        return
+    request, archive = _request(row), outcomes.destination(row)
+    ids = [uuid4() for _ in files]
+    won = claim_places(session, [(one.place, id_) for one, id_ in zip(files, ids, strict=True)], transfer=row.id)
+    rows = []
+    for number, (file, id_) in enumerate(zip(files, ids, strict=True)):
+        taken = None
+        if id_ not in won:
+            taken = DestinationExists(f"{file.place} is held by a registered object or by a transfer under way")
+        rows.append(
+            {
+                "transfer_id": row.id,
+                "number": number,
+                "object_id": id_,
+                "result_object_id": None if taken else id_,
+                "source_machine": archive.machine,
+                "source_place": f"{archive.path}/{file.name}",
+                "destination_machine": file.place.machine,
+                "destination_place": file.place.path,
+                "dest": f"{request.path.rstrip('/')}/{file.name}" if request.path else file.name,
+                "size": file.size,
+                "status": (TransferStatus.ERROR if taken else TransferStatus.QUEUED).value,
+                "skipped": False,
+                "notes": {"member": file.member},
+                "error_code": taken.code if taken else None,
+                "error_detail": taken.detail if taken else None,
+            }
+        )
+    for some in chunks(rows):
+        session.execute(insert(TransferItem), some)
+    row.notes = {**row.notes, ARCHIVE: identity}
+
+
+def require_same(known: str, identity: str) -> None:
+    """Check that an archive is the one whose files are the items. Raises: SourceChanged."""
+    if known != identity:
+        raise SourceChanged("the archive is another one than that whose files were begun with")
+
+
+def lay_aside(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
+    """Note that these files were looked at, and had not got their names. What they would be is kept (LOOKED_FOR): a
+    mover that lost the transfer may name one yet. Raises: LeaseLost.
+    """
+    row, items = open_items(session, hold, numbers)
+    changes = []
+    for item in items:
+        notes = dict(item.notes)
+        notes[LOOKED_FOR] = notes.pop("intent")
+        changes.append({"number": item.number, "notes": notes})
+    update_items(session, row, changes)
+
+
+def complete(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]], originator: str) -> None:
+    """End items whose files have their names: for each a new object. Raises: LeaseLost."""
+    facts = dict(results)
+    row, items = open_items(session, hold, facts, TransferKind.GETEXTERNAL_MANY)
+    request = _request(row)
+    rows = [
+        NewRow(
+            id=item.object_id,
+            place=destination(item),
+            facts=facts[item.number],
+            path=split_dest(item.dest)[0],
+            description=request.description,
+            originator=request.originator or originator,
+            group=request.group,
+            metadata=request.metadata,
+        )
+        for item in items
+    ]
+    add_objects(session, rows, "registered")
+    give_places_to_objects(session, [new.id for new in rows], row.id)
+    update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
+    free_items(session, row, items)
+
+
+def _request(row: Transfer) -> GetExternalRequest:
+    request = request_of(row)
+    if not isinstance(request, GetExternalRequest):
+        raise InternalError(f"transfer {row.id} is no download")
+    return request

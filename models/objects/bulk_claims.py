@@ -1,0 +1,127 @@
+"""Claims of many objects and places at once, by the same rules as one by one (`models.objects.claims`).
+
+A place claim made here names the object for which it is held (`Claim.object_id`) beside the transfer: the claims of one
+item of a batch are then found by the item's object. Rows are inserted in one order, by place, so that two transactions
+never wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+from sqlalchemy import Table, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import Insert
+
+from datamanager.domain.location import Place
+from datamanager.errors import InternalError
+from models.database import on_postgresql
+from models.objects.claims import place_key
+from models.tables import Claim, DataObject
+
+IN_MAX = 500
+"""Values in one IN (…)."""
+
+T = TypeVar("T")
+_claims = cast(Table, Claim.__table__)
+
+
+def chunks(values: Sequence[T], size: int = IN_MAX) -> Iterator[Sequence[T]]:
+    """Yield `values` in pieces of at most `size`."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def claim_places(session: Session, wanted: Iterable[tuple[Place, UUID]], *, transfer: UUID | None) -> set[UUID]:
+    """Hold places, each for the object that lies or will lie there; for `transfer`, or (None) for the objects.
+
+    Returns the objects that got all their places; those that missed one got none.
+    """
+    pairs = sorted(((place_key(place), place, object_id) for place, object_id in wanted), key=itemgetter(0))
+    if not pairs:
+        return set()
+    rows = [
+        {
+            "mode": "place",
+            "machine": place.machine,
+            "place": place.path,
+            "place_key": key,
+            "object_id": object_id,
+            "transfer_id": transfer,
+        }
+        for key, place, object_id in pairs
+    ]
+    statement: Insert = (postgresql if on_postgresql(session) else sqlite).insert(_claims).on_conflict_do_nothing()
+    made = session.execute(statement.returning(_claims.c.id, _claims.c.object_id), rows).all()
+    missing = Counter(object_id for _, _, object_id in pairs)
+    missing.subtract(object_id for _, object_id in made)
+    losers = {object_id for object_id, places in missing.items() if places}
+    for some in chunks([claim for claim, object_id in made if object_id in losers]):
+        session.execute(delete(Claim).where(Claim.id.in_(some)))
+    return missing.keys() - losers
+
+
+def claims_on(session: Session, objects: Sequence[UUID]) -> dict[UUID, str]:
+    """Return which of the objects are claimed, and how: `read` or `write`. The caller has locked their rows."""
+    found: dict[UUID, str] = {}
+    for some in chunks(objects):
+        query = select(Claim.object_id, Claim.mode).where(Claim.object_id.in_(some), Claim.mode != "place").distinct()
+        found.update((object_id, mode) for object_id, mode in session.execute(query) if object_id is not None)
+    return found
+
+
+def claim_objects(session: Session, objects: Iterable[UUID], mode: str, transfer: UUID) -> None:
+    """Claim objects for reading or writing. The caller has locked their rows and seen that `claims_on` allows it."""
+    rows = [{"mode": mode, "object_id": object_id, "transfer_id": transfer} for object_id in objects]
+    if rows:
+        session.execute(insert(_claims), rows)
+
+
+def holders(session: Session, places: Sequence[Place]) -> dict[Place, UUID]:
+    """Return the ACTIVE objects that hold some of the places."""
+    by_key: Mapping[str, Place] = {place_key(place): place for place in places}
+    found: dict[Place, UUID] = {}
+    for some in chunks(list(by_key)):
+        query = select(Claim.place_key, Claim.object_id).where(
+            Claim.mode == "place", Claim.place_key.in_(some), Claim.transfer_id.is_(None)
+        )
+        found.update((by_key[str(key)], object_id) for key, object_id in session.execute(query) if object_id)
+    return found
+
+
+def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
+    """Hand the places that a transfer holds for objects to these objects, which live there now.
+
+    Places that they held before are the transfer's then (`free_claims_on` frees them).
+    """
+    before = list(session.scalars(select(Claim.id).where(*_places(objects), Claim.transfer_id.is_(None))))
+    held = update(Claim).where(*_places(objects), Claim.transfer_id == transfer).values(transfer_id=None)
+    if set(session.scalars(held.returning(Claim.object_id))) != set(objects):
+        raise InternalError(f"transfer {transfer} does not hold the places that it should; nothing was changed")
+    for some in chunks(before):
+        session.execute(update(Claim).where(Claim.id.in_(some)).values(transfer_id=transfer))
+
+
+def free_claims_on(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
+    """Free all that a transfer holds on objects, and the places that it holds for them."""
+    for some in chunks(objects):
+        session.execute(delete(Claim).where(Claim.transfer_id == transfer, Claim.object_id.in_(some)))
+
+
+def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> Iterator[Any]:
+    """Yield the rows that exist (or `columns` of them), locked until the transaction ends, by identifier: always in
+    one order.
+    """
+    for some in chunks(sorted(set(objects))):
+        query = select(*(columns or (DataObject,))).where(DataObject.id.in_(some)).order_by(DataObject.id)
+        query = query.with_for_update().execution_options(populate_existing=True)
+        yield from session.execute(query).all() if columns else session.scalars(query).all()
+
+
+def _places(objects: Sequence[UUID]) -> tuple[Any, ...]:
+    return Claim.mode == "place", Claim.object_id.in_(objects)

@@ -1,0 +1,96 @@
+"""Claims: who holds a place or an object.
+
+A place is held by a live object or by a transfer under way. On an object readers share and writers exclude. All
+functions work inside the caller's writing transaction, after `lock_object` where an object is concerned. Locks are
+always taken in the order transfer row, object row, claim, so that two transactions never wait for each other. Those
+for many at once are in `models.objects.bulk_claims`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import cast
+from uuid import UUID
+
+from sqlalchemy import Table, Update, delete, select, update
+from sqlalchemy.orm import Session
+
+from datamanager.domain.location import Place
+from datamanager.errors import DestinationExists, InternalError, ObjectBusy
+from models.database import affected, insert_if_free, insert_row
+from models.tables import Claim
+
+_claims = cast(Table, Claim.__table__)
+
+
+def claim_place(session: Session, place: Place, *, transfer: UUID | None = None, object_id: UUID | None = None) -> None:
+    """Hold a place for a transfer or for an object. Raises: DestinationExists."""
+    values = {
+        "mode": "place",
+        "machine": place.machine,
+        "place": place.path,
+        "place_key": place_key(place),
+        "transfer_id": transfer,
+        "object_id": object_id,
+    }
+    if not insert_if_free(session, _claims, values):
+        raise DestinationExists(f"{place} is held by a registered object or by a transfer under way")
+
+
+def claim_reading(session: Session, object_id: UUID, transfer: UUID) -> None:
+    """Share an object with other readers. The caller has locked the object's row. Raises: ObjectBusy."""
+    if _is_claimed(session, object_id, "write"):
+        raise ObjectBusy(f"object {object_id} is being moved or deleted")
+    insert_row(session, _claims, {"mode": "read", "object_id": object_id, "transfer_id": transfer})
+
+
+def claim_writing(session: Session, object_id: UUID, transfer: UUID) -> None:
+    """Have an object alone. The caller has locked the object's row. Raises: ObjectBusy."""
+    if _is_claimed(session, object_id, "read"):
+        raise ObjectBusy(f"object {object_id} is being read by another transfer")
+    if not insert_if_free(session, _claims, {"mode": "write", "object_id": object_id, "transfer_id": transfer}):
+        raise ObjectBusy(f"object {object_id} is being moved or deleted")
+
+
+def give_place_to_object(session: Session, place: Place, transfer: UUID, object_id: UUID) -> None:
+    """Hand a transfer's place to the object that now lives there."""
+    held = _held(place).where(Claim.transfer_id == transfer)
+    _hand_over(session, held.values(transfer_id=None, object_id=object_id), place)
+
+
+def give_places_to_transfer(session: Session, object_id: UUID, transfer: UUID) -> None:
+    """Take its places from an object (two where links lead to it); a move keeps them until the source is removed."""
+    held = update(Claim).where(Claim.mode == "place", Claim.object_id == object_id, Claim.transfer_id.is_(None))
+    if not affected(session, held.values(transfer_id=transfer, object_id=None)):
+        raise InternalError(f"object {object_id} holds no place; nothing was changed")
+
+
+def free_place_of_object(session: Session, object_id: UUID) -> None:
+    """Free the place of an object that is no longer ACTIVE."""
+    session.execute(
+        delete(Claim).where(Claim.mode == "place", Claim.object_id == object_id, Claim.transfer_id.is_(None))
+    )
+
+
+def free_claims_of_transfer(session: Session, transfer: UUID) -> None:
+    """Free all that an ended transfer held."""
+    session.execute(delete(Claim).where(Claim.transfer_id == transfer))
+
+
+def place_key(place: Place) -> str:
+    """Return what a place is claimed under."""
+    return hashlib.sha256(str(place).encode()).hexdigest()
+
+
+def _held(place: Place) -> Update:
+    return update(Claim).where(Claim.mode == "place", Claim.place_key == place_key(place))
+
+
+def _hand_over(session: Session, statement: Update, place: Place) -> None:
+    if affected(session, statement) != 1:
+        raise InternalError(f"{place} is not held by whom it should be; nothing was changed")
+
+
+def _is_claimed(session: Session, object_id: UUID, mode: str) -> bool:
+    query = select(Claim.id).where(Claim.object_id == object_id, Claim.mode == mode).limit(1)
+    return session.scalar(query) is not None

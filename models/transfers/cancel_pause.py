@@ -1,0 +1,159 @@
+"""What users do to transfers under way: cancel, pause, resume; and what their deadlines do.
+
+What nobody holds is changed at once. What a mover holds is flagged, and the mover does it at its next look, which it
+takes each second. A transfer past its point of no return (`Transfer.no_return`) is never ended from outside: an attempt
+looks first whether its file has its name, and then completes it, or ends it.
+
+Every function wants a writing session, but for `due` and `littered`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from datamanager.domain.states import Phase, TransferKind, TransferStatus
+from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded, TaskNotFound
+from models.core.outbox import post_transfer_event
+from models.database import now, wake
+from models.tables import Transfer
+from models.transfers.outcomes import fail_row
+from models.transfers.queue import CANCEL, PAUSE, hold_back
+
+EXPIRED_AT_ONCE = 200
+"""Transfers that one `expire` ends at most: its transaction is to be short."""
+
+
+def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") -> Transfer:
+    """End a transfer as `cancelled`, now or, when a mover has it, soon. Idempotent while it is being stopped.
+
+    What is past its point of no return goes on: it may end COMPLETE. Raises: TaskNotFound, TaskEnded.
+    """
+    row = _open(session, transfer)
+    if row.owner is not None or row.no_return:
+        if row.paused:
+            row.paused, row.phase = False, Phase.QUEUED.value
+        _request(session, row, CANCEL)
+    else:
+        fail_row(session, row, Cancelled(why))
+    return row
+
+
+def pause(session: Session, transfer: UUID) -> Transfer:
+    """Keep a transfer from going on until it is resumed; what it has moved is kept. Idempotent.
+
+    One that a mover has is stopped soon, unless it is past its point of no return: that one goes on. Raises:
+    TaskNotFound; TaskEnded, also for one that is being cancelled.
+    """
+    row = _open(session, transfer)
+    if row.stop_requested == CANCEL:
+        raise TaskEnded(f"task {transfer} is being cancelled")
+    if row.owner is not None:
+        _request(session, row, PAUSE)
+    elif not row.paused:
+        hold_back(session, row)
+    return row
+
+
+def resume(session: Session, transfer: UUID) -> Transfer:
+    """Let a paused transfer go on where it was. Idempotent.
+
+    Raises: TaskNotFound; TaskEnded, also for one that is being cancelled.
+    """
+    row = _open(session, transfer)
+    if row.stop_requested == CANCEL:
+        raise TaskEnded(f"task {transfer} is being cancelled")
+    row.stop_requested = None
+    if row.paused:
+        row.paused, row.phase = False, Phase.QUEUED.value
+        post_transfer_event(session, row, "resumed", {})
+        wake(session, "queued")
+    return row
+
+
+def stop_reason(session: Session, transfer: UUID) -> DataManagerError | None:
+    """Return why a mover is to stop a transfer that it holds, if it is. Only reads."""
+    row = session.get(Transfer, transfer, populate_existing=True)
+    if row is None or row.ended is not None:
+        return None
+    if row.stop_requested == CANCEL:
+        return Cancelled("cancelled by request")
+    if row.stop_requested == PAUSE:
+        return Paused("paused by request")
+    if row.deadline is not None and row.deadline <= now(session):
+        return _too_late(row.deadline)
+    return None
+
+
+def due(session: Session) -> bool:
+    """Say whether `expire` has something to do: a look that needs no writing transaction."""
+    return session.scalar(select(Transfer.id).where(*_due(now(session))).limit(1)) is not None
+
+
+def expire(session: Session) -> list[Transfer]:
+    """End what nobody holds and that is past its deadline, or was cancelled while a mover that is gone had it.
+
+    Any mover does it, before it takes and with each beat. Returns those that have ended.
+    """
+    query = select(Transfer).where(*_due(now(session))).limit(EXPIRED_AT_ONCE).with_for_update(skip_locked=True)
+    ended = list(session.scalars(query))
+    for row in ended:
+        cancelled = row.stop_requested == CANCEL or row.deadline is None
+        fail_row(session, row, Cancelled("cancelled by request") if cancelled else _too_late(row.deadline))
+    return ended
+
+
+def littered(session: Session, limit: int) -> list[Transfer]:
+    """Return up to `limit` ended transfers whose partial files are still to be removed: any, as those on a machine that
+    is away must not keep others waiting.
+    """
+    query = select(Transfer).where(Transfer.litter, Transfer.ended.is_not(None)).order_by(func.random()).limit(limit)
+    return list(session.scalars(query))
+
+
+def leave_litter(session: Session, transfer: UUID) -> None:
+    """Note that a mover which lost a transfer may have left a partial file, unseen by the one that has it now or has
+    ended it: it is removed after the end. Not fenced: the one who says so has lost its lease.
+    """
+    kinds = [kind.value for kind in TransferKind if kind.leaves_parts]
+    session.execute(update(Transfer).where(Transfer.id == transfer, Transfer.kind.in_(kinds)).values(litter=True))
+
+
+def clean(session: Session, transfer: UUID) -> None:
+    """Note that an ended transfer has left nothing behind (any more)."""
+    session.execute(update(Transfer).where(Transfer.id == transfer).values(litter=False))
+
+
+def _open(session: Session, transfer: UUID) -> Transfer:
+    row = session.get(Transfer, transfer, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise TaskNotFound(f"no task has the identifier {transfer}")
+    if row.ended is not None:
+        raise TaskEnded(f"task {transfer} has ended in {row.status}")
+    return row
+
+
+def _request(session: Session, row: Transfer, what: str) -> None:
+    if row.stop_requested != what:
+        row.stop_requested = what
+        wake(session, "queued")
+
+
+def _too_late(deadline: datetime | None) -> DeadlineExceeded:
+    return DeadlineExceeded(f"its deadline was {deadline:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def _due(time: datetime) -> tuple[ColumnElement[bool], ...]:
+    return (
+        Transfer.ended.is_(None),
+        Transfer.status == TransferStatus.QUEUED.value,
+        Transfer.owner.is_(None),
+        Transfer.no_return.is_(False),
+        or_(
+            and_(Transfer.deadline.is_not(None), Transfer.deadline <= time),
+            and_(Transfer.stop_requested.is_not(None), Transfer.stop_requested == CANCEL),
+        ),
+    )

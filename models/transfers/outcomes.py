@@ -1,0 +1,249 @@
+"""How transfers end: object row, transfer row, claims and events in one transaction.
+
+Every function is fenced: a runner that lost its lease gets LeaseLost and changes nothing.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from datamanager.domain.location import Place, split_dest
+from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
+from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
+from datamanager.errors import DataManagerError, InternalError
+from models.archive.bundles import abandon, release
+from models.batches.items import give_up_items
+from models.core.outbox import post_object_event, post_transfer_event
+from models.database import now, storable, wake
+from models.external.origins import keep_origin
+from models.objects.catalogue import Facts, add_object, given_path, lock_object, relocate
+from models.objects.claims import (
+    claim_place,
+    free_claims_of_transfer,
+    free_place_of_object,
+    give_place_to_object,
+    give_places_to_transfer,
+)
+from models.tables import Transfer
+from models.transfers.queue import Hold, advance, append_fault, held
+from models.transfers.secrets import forget
+from models.transfers.submission import request_of
+
+MOVED = "Move successful"
+UNCHANGED = "unchanged"
+"""The note of a download that found nothing new."""
+
+
+def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
+    """End a copy: the new object with the source's originator, group and lineage. Returns its identifier."""
+    row = held(session, hold, lock=True)
+    request = request_of(row)
+    if not isinstance(request, CopyRequest):
+        raise InternalError(f"transfer {row.id} is no copy")
+    source, new, place = lock_object(session, _known(row.object_id)), _known(row.result_object_id), destination(row)
+    add_object(
+        session,
+        new,
+        place,
+        facts,
+        path=split_dest(request.dest)[0],
+        description=source.description,
+        originator=source.originator,
+        group=source.group,
+        metadata=source.meta,
+        event="copied",
+        derived_from=source.id,
+    )
+    source.last_used = now(session)
+    _give_places_to_object(session, row, new)
+    complete(session, row, str(new), facts)
+    return new
+
+
+def complete_getexternal(session: Session, hold: Hold, facts: Facts, originator: str) -> UUID:
+    """End a download: the new object. Returns its identifier."""
+    row = held(session, hold, lock=True)
+    request = request_of(row)
+    if not isinstance(request, GetExternalRequest):
+        raise InternalError(f"transfer {row.id} is no download")
+    new, place = _known(row.result_object_id), destination(row)
+    add_object(
+        session,
+        new,
+        place,
+        facts,
+        path=request.path,
+        description=request.description,
+        originator=request.originator or originator,
+        group=request.group,
+        metadata=request.metadata,
+        event="registered",
+    )
+    if (origin := row.notes.get("origin")) is not None:
+        session.flush()
+        keep_origin(session, new, origin)
+    _give_places_to_object(session, row, new)
+    complete(session, row, str(new), facts)
+    return new
+
+
+def complete_unchanged(session: Session, hold: Hold, known: UUID) -> bool:
+    """End a download whose source still has what object `known` has: that one is the result, and the place is free.
+
+    Says whether it did: the object must be ACTIVE still.
+    """
+    row = held(session, hold, lock=True)
+    obj = lock_object(session, known)
+    if obj.status != ObjectStatus.ACTIVE:
+        return False
+    row.result_object_id = known
+    row.notes = {**row.notes, UNCHANGED: True}
+    row.bytes_total = row.bytes_done
+    complete(session, row, str(known), Facts(None))
+    return True
+
+
+def claim_also(session: Session, hold: Hold, canonical: str) -> None:
+    """Hold the destination's canonical place too, where links lead to it. Idempotent.
+
+    Raises: LeaseLost; DestinationExists when a live object or another transfer is there.
+    """
+    row = held(session, hold, lock=True)
+    if row.notes.get("canonical") == canonical:
+        return
+    claim_place(session, Place(destination(row).machine, canonical), transfer=row.id)
+    row.notes = {**row.notes, "canonical": canonical}
+
+
+def commit_move(session: Session, hold: Hold, facts: Facts) -> None:
+    """Give the object its new place; the old one stays with the transfer until the source is removed (`finish_move`).
+
+    Idempotent: an attempt after the one that did it finds it done.
+    """
+    row = held(session, hold, lock=True)
+    request = request_of(row)
+    if not isinstance(request, MoveRequest):
+        raise InternalError(f"transfer {row.id} is no move")
+    if row.notes.get("committed"):
+        return
+    if row.status != TransferStatus.RUNNING.value:
+        raise InternalError(f"transfer {row.id} was not begun")
+    obj, place = lock_object(session, _known(row.object_id)), destination(row)
+    give_places_to_transfer(session, obj.id, row.id)
+    _give_places_to_object(session, row, obj.id)
+    relocate(obj, place, request.dest, now(session), facts)
+    row.notes = {**row.notes, "committed": True}
+    row.phase = Phase.CLEANUP.value
+    row.bytes_total = row.bytes_done = facts.size or 0
+    data = {
+        "machine": place.machine,
+        "place": place.path,
+        "from": {"machine": row.source_machine, "place": row.source_place},
+        "size": facts.size,
+        "group": obj.group,
+    }
+    post_object_event(session, obj.id, "moved", data)
+
+
+def finish_move(session: Session, hold: Hold) -> None:
+    """End a move whose source is gone."""
+    row = held(session, hold, lock=True)
+    if not row.notes.get("committed"):
+        raise InternalError(f"transfer {row.id} has not given its object the new place")
+    obj = lock_object(session, _known(row.object_id))
+    complete(session, row, MOVED, Facts(obj.size))
+
+
+def complete_delete(session: Session, hold: Hold) -> str:
+    """End a delete: DELETED, the place is free, or its part of a bundle. Returns the message for the client."""
+    row = held(session, hold, lock=True)
+    obj = lock_object(session, _known(row.object_id))
+    if obj.status == ObjectStatus.ARCHIVED:
+        release(session, [obj.id])
+    obj.status = ObjectStatus.DELETED.value
+    obj.archived_in = None
+    obj.date_modified = now(session)
+    free_place_of_object(session, obj.id)
+    message = f"{obj.machine}:{given_path(obj)} deleted"
+    post_object_event(session, obj.id, "deleted", {"machine": obj.machine, "place": obj.place, "group": obj.group})
+    complete(session, row, message, Facts(obj.size))
+    return message
+
+
+def fail(session: Session, hold: Hold, error: DataManagerError, *, litter: bool | None = None) -> None:
+    """End a transfer in ERROR; its claims are freed. The object is as it was, or where the error code says.
+
+    What a batch has not done ends in ERROR too, with the same code. `litter`: whether its partial file may be left
+    behind; None: the caller does not know, so it may if the transfer was begun. A delete never leaves any.
+    """
+    fail_row(session, held(session, hold, lock=True), error, litter=litter)
+
+
+def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter: bool | None = None) -> None:
+    """End a locked transfer in ERROR that is held by the caller, or by nobody; see `fail`."""
+    last = row.faults[-1] if row.faults else {}
+    if (last.get("code"), last.get("attempt")) != (error.code, row.attempts):  # the attempt's fault may stand there
+        append_fault(session, row, error.code, error.detail)
+    kind = TransferKind(row.kind)
+    if kind.itemised:
+        give_up_items(session, row, error)
+        abandon(session, row.id)
+    row.error_code = error.code
+    row.error_detail = row.result = detail = storable(error.detail)
+    begun = row.started is not None if litter is None else litter
+    row.litter = row.litter or (begun and kind.leaves_parts)  # one that lost it before may have left something
+    _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
+
+
+def destination(row: Transfer) -> Place:
+    """Return where the transfer's file is to be."""
+    if row.destination_machine is None or row.destination_place is None:
+        raise InternalError(f"transfer {row.id} has no destination")
+    return Place(row.destination_machine, row.destination_place)
+
+
+def source(row: Transfer) -> Place:
+    """Return where the transfer's file was when it was requested."""
+    if row.source_machine is None or row.source_place is None:
+        raise InternalError(f"transfer {row.id} has no source")
+    return Place(row.source_machine, row.source_place)
+
+
+def _give_places_to_object(session: Session, row: Transfer, object_id: UUID) -> None:
+    place = destination(row)
+    give_place_to_object(session, place, row.id, object_id)
+    if "canonical" in row.notes:
+        give_place_to_object(session, Place(place.machine, row.notes["canonical"]), row.id, object_id)
+
+
+def complete(session: Session, row: Transfer, result: str, facts: Facts) -> None:
+    """End a held and locked transfer, COMPLETE."""
+    row.result = result
+    if facts.size is not None and row.kind != TransferKind.DELETE.value:
+        row.bytes_done = row.bytes_total = facts.size
+    data: dict[str, object] = {"result": result, "size": facts.size}
+    if row.notes.get(UNCHANGED):
+        data[UNCHANGED] = True
+    _end(session, row, TransferStatus.COMPLETE, "complete", data)
+
+
+def _end(session: Session, row: Transfer, status: TransferStatus, event: str, data: dict[str, object]) -> None:
+    advance(row, status)
+    row.phase = Phase.DONE.value
+    row.ended = now(session)
+    row.owner = None
+    row.lease_until = None
+    row.bytes_per_second = None
+    row.paused, row.stop_requested = False, None
+    free_claims_of_transfer(session, row.id)
+    forget(session, row.id)
+    post_transfer_event(session, row, event, data)
+    wake(session, f"ended:{row.id}")
+
+
+def _known(value: UUID | None) -> UUID:
+    if value is None:
+        raise InternalError("the transfer's row lacks an identifier that its kind must have")
+    return value

@@ -1,0 +1,299 @@
+"""What movers do with transfer rows: take one under a lease, say that they live, note progress and faults, give back.
+
+Lease and fencing (design.md): a mover takes a transfer by raising its epoch in one UPDATE; every later write names that
+epoch. A runner whose lease was lost finds the epoch moved on (LeaseLost) and touches nothing that is not its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import and_, case, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from datamanager.domain.states import TRANSITIONS, Phase, TransferKind, TransferStatus
+from datamanager.domain.timing import Priority
+from datamanager.errors import InternalError, LeaseLost
+from models.core.outbox import post_transfer_event
+from models.database import affected, now, on_postgresql, storable, wake
+from models.tables import Transfer
+
+FAULTS_KEPT = 50
+DETAIL_MAX = 2000  # characters of a fault's detail that are kept
+NOTABLE = frozenset({"phase", "bytes_done", "bytes_total", "bytes_per_second", "flow_run_id"})
+"""The columns that a runner may write while it works; status, lease and end have functions of their own."""
+
+CANCEL, PAUSE = "cancel", "pause"
+"""What `stop_requested` may say."""
+
+NO_CAPS: Mapping[str, int] = MappingProxyType({})
+TAKING_LOCK = 0x646D5F74616B696E  # "dm_takin": any number that nobody else uses for an advisory lock of the database
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A mover's hold on a transfer: who, and under which epoch."""
+
+    transfer: UUID
+    owner: str
+    epoch: int
+
+
+def take(
+    session: Session,
+    owner: str,
+    lease: timedelta,
+    limit: int,
+    *,
+    only: UUID | None = None,
+    caps: Mapping[str, int] = NO_CAPS,
+    room: Mapping[str, int] = NO_CAPS,
+    besides: Collection[UUID] = (),
+) -> list[Hold]:
+    """Take up to `limit` queued transfers (or just `only`), raising each one's epoch: those of the highest priority
+    first, of these the oldest. An endless stream of higher ones keeps the lower ones waiting.
+
+    Two movers never take the same one: PostgreSQL locks the rows and others skip them, on SQLite the transaction
+    excludes others. `caps`: how many transfers that touch a machine may be held at once, over all movers (see
+    `models.machines.limits.caps`). One that finds a machine full stays as it is, and those behind it have their turn. `room`:
+    how many of a priority may be taken; one that it does not name has no limit of its own. `besides`: not these.
+    """
+    if caps:
+        _take_turns(session)
+    time = now(session)
+    running = held_by_machine(session, caps)
+    holds: list[Hold] = []
+    for priority in Priority:
+        most = min(limit, len(holds) + room.get(priority.value, limit))
+        skipped = True
+        while skipped and len(holds) < most:
+            skipped = False
+            query = (
+                select(Transfer)
+                .where(Transfer.priority == priority.value, *_takeable(time), *_not_at(_full(running, caps)))
+                .order_by(Transfer.created, Transfer.id)
+                .limit(most - len(holds))
+                .with_for_update(skip_locked=True)
+            )
+            if only is not None:
+                query = query.where(Transfer.id == only)
+            if besides:
+                query = query.where(Transfer.id.not_in(besides))
+            for row in session.scalars(query).all():
+                if _ends(row) & _full(running, caps):
+                    skipped = True  # a machine became full meanwhile, and others' transfers may wait behind it
+                    continue
+                running.update(_ends(row))
+                row.owner = owner
+                row.epoch += 1
+                row.attempts += 1
+                row.lease_until = time + lease
+                holds.append(Hold(row.id, owner, row.epoch))
+    return holds
+
+
+def waiting(session: Session, caps: Mapping[str, int] = NO_CAPS) -> bool:
+    """Say whether a transfer could be taken now: a look that needs no writing transaction."""
+    full = _full(held_by_machine(session, caps), caps)
+    query = select(Transfer.id).where(*_takeable(now(session)), *_not_at(full)).limit(1)
+    return session.scalar(query) is not None
+
+
+def waits(session: Session, transfer: UUID) -> bool:
+    """Say whether a transfer waits to be taken, were its machines not full."""
+    return session.scalar(select(Transfer.id).where(Transfer.id == transfer, *_takeable(now(session)))) is not None
+
+
+def renew(session: Session, holds: list[Hold], lease: timedelta) -> list[Hold]:
+    """Prolong leases; return the holds that were lost."""
+    until = now(session) + lease
+    return [hold for hold in holds if not _write(session, hold, lease_until=until)]
+
+
+def held(session: Session, hold: Hold, *, lock: bool = False) -> Transfer:
+    """Return the transfer if the hold still stands. Raises: LeaseLost."""
+    query = select(Transfer).where(*_fence(hold)).execution_options(populate_existing=True)
+    if lock:
+        query = query.with_for_update()
+    found = session.scalar(query)
+    if found is None:
+        raise LeaseLost(f"transfer {hold.transfer} is no longer held under epoch {hold.epoch}")
+    return found
+
+
+def begin(session: Session, hold: Hold, flow_run_id: UUID) -> Transfer:
+    """Note that the transfer's flow run has begun: RUNNING, and events. Raises: LeaseLost."""
+    row = held(session, hold, lock=True)
+    row.flow_run_id = flow_run_id
+    if row.status == TransferStatus.QUEUED.value:
+        advance(row, TransferStatus.RUNNING)
+        row.phase = Phase.PROBE.value
+        row.started = row.started or now(session)
+        row.retry_at = None
+        row.no_return |= row.kind == TransferKind.DELETE.value  # it has but one step
+        post_transfer_event(session, row, "running", {"attempt": row.attempts})
+    return row
+
+
+def note(session: Session, hold: Hold, **values: Any) -> None:
+    """Write columns of a held transfer (NOTABLE). A phase that was read before its move was committed, and comes after,
+    is not written. Raises: LeaseLost.
+    """
+    if not values.keys() <= NOTABLE:
+        raise InternalError(f"a runner may not write {', '.join(sorted(values.keys() - NOTABLE))}")
+    if "phase" in values:
+        committed = and_(Transfer.kind == TransferKind.MOVE.value, Transfer.phase == Phase.CLEANUP.value)
+        values["phase"] = case((committed, Transfer.phase), else_=values["phase"])
+    if not _write(session, hold, **values):
+        raise LeaseLost(f"transfer {hold.transfer} is no longer held under epoch {hold.epoch}")
+
+
+def remember(session: Session, hold: Hold, **notes: Any) -> None:
+    """Add to what a later attempt must know, before an act that can't be repeated. Raises: LeaseLost."""
+    row = held(session, hold, lock=True)
+    row.notes = {**row.notes, **notes}
+    row.no_return |= "intent" in notes
+
+
+def add_fault(session: Session, hold: Hold, code: str, detail: str) -> None:
+    """Keep an attempt's fault on the transfer. Raises: LeaseLost."""
+    row = held(session, hold, lock=True)
+    append_fault(session, row, code, detail)
+
+
+def append_fault(session: Session, row: Transfer, code: str, detail: str) -> None:
+    """Append a fault to a row of the session; the oldest go when there are too many."""
+    fault = {"time": now(session).isoformat(), "code": code, "detail": storable(detail)[:DETAIL_MAX]}
+    row.faults = [*row.faults, {**fault, "attempt": row.attempts}][-FAULTS_KEPT:]
+
+
+def requeue(
+    session: Session,
+    hold: Hold,
+    *,
+    after: timedelta = timedelta(0),
+    spent: bool = True,
+    phase: Phase = Phase.QUEUED,
+) -> None:
+    """Give a transfer back to the queue; `spent=False` when the attempt does not count, `phase`: what it waits for.
+    Raises: LeaseLost.
+    """
+    row = held(session, hold, lock=True)
+    _to_queue(session, row)
+    if not row.paused:
+        row.phase = phase.value
+    row.retry_at = now(session) + after if after else None
+    if not spent:
+        row.attempts -= 1
+    wake(session, "queued")
+
+
+def reap(session: Session) -> list[Transfer]:
+    """Put every transfer whose lease has run out back in the queue, and return them. Any mover may do it."""
+    query = (
+        select(Transfer)
+        .where(Transfer.owner.is_not(None), Transfer.ended.is_(None), Transfer.lease_until < now(session))
+        .with_for_update(skip_locked=True)
+    )
+    lost = list(session.scalars(query))
+    for row in lost:
+        append_fault(session, row, "lease_lost", f"mover {row.owner} fell silent")
+        _to_queue(session, row)
+    if lost:
+        wake(session, "queued")
+    return lost
+
+
+def _take_turns(session: Session) -> None:
+    """Let movers take one after the other until the transaction ends: what each one counts stays true. On SQLite every
+    writing transaction excludes others anyway."""
+    if on_postgresql(session):
+        session.execute(select(func.pg_advisory_xact_lock(TAKING_LOCK)))
+
+
+def held_by_machine(session: Session, caps: Mapping[str, int]) -> Counter[str | None]:
+    """Count the transfers that movers hold, by each machine that they touch."""
+    counted: Counter[str | None] = Counter()
+    if not caps:
+        return counted
+    ends = (Transfer.source_machine, Transfer.destination_machine)
+    query = select(*ends, func.count()).where(Transfer.owner.is_not(None), Transfer.ended.is_(None)).group_by(*ends)
+    for source, destination, count in session.execute(query):
+        for name in {source, destination}:
+            counted[name] += count
+    return counted
+
+
+def _full(running: Counter[str | None], caps: Mapping[str, int]) -> set[str]:
+    return {name for name, cap in caps.items() if running[name] >= cap}
+
+
+def _not_at(machines: set[str]) -> tuple[Any, ...]:
+    if not machines:
+        return ()
+    ends = (Transfer.source_machine, Transfer.destination_machine)
+    return tuple(or_(end.is_(None), end.not_in(sorted(machines))) for end in ends)
+
+
+def _ends(row: Transfer) -> set[str | None]:
+    return {row.source_machine, row.destination_machine}
+
+
+def _takeable(time: datetime) -> tuple[Any, ...]:
+    return (
+        Transfer.ended.is_(None),  # as the partial index has it
+        Transfer.status == TransferStatus.QUEUED.value,
+        Transfer.owner.is_(None),
+        Transfer.paused.is_(False),
+        or_(Transfer.retry_at.is_(None), Transfer.retry_at <= time),
+        or_(Transfer.not_before.is_(None), Transfer.not_before <= time),
+        # what is to end without another attempt is not taken, unless one has to look first (models.transfers.cancel_pause.expire)
+        or_(
+            Transfer.no_return,
+            and_(Transfer.stop_requested.is_(None), or_(Transfer.deadline.is_(None), Transfer.deadline > time)),
+        ),
+    )
+
+
+def advance(row: Transfer, status: TransferStatus) -> None:
+    """Change a row's status as TRANSITIONS allows. Raises: InternalError for any other change."""
+    if status not in TRANSITIONS[TransferStatus(row.status)]:
+        raise InternalError(f"transfer {row.id} can't go from {row.status} to {status}")
+    row.status = status.value
+
+
+def _to_queue(session: Session, row: Transfer) -> None:
+    if row.status != TransferStatus.QUEUED.value:  # taken, but not begun yet
+        advance(row, TransferStatus.QUEUED)
+    row.phase = Phase.QUEUED.value
+    row.owner = None
+    row.lease_until = None
+    row.bytes_per_second = None
+    if row.stop_requested == PAUSE:
+        hold_back(session, row)
+
+
+def hold_back(session: Session, row: Transfer) -> None:
+    """Let a transfer that nobody holds wait until it is resumed, and tell of it."""
+    row.paused, row.stop_requested = True, None
+    row.phase = Phase.PAUSED.value
+    post_transfer_event(session, row, "paused", {})
+
+
+def _fence(hold: Hold) -> tuple[Any, ...]:
+    return (
+        Transfer.id == hold.transfer,
+        Transfer.epoch == hold.epoch,
+        Transfer.owner == hold.owner,
+        Transfer.ended.is_(None),
+    )
+
+
+def _write(session: Session, hold: Hold, **values: Any) -> bool:
+    return affected(session, update(Transfer).where(*_fence(hold)).values(**values)) == 1
