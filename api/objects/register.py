@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import replace
 
 import structlog
-from datamanager.transports.values import FileKind
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
@@ -23,6 +22,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
+from datamanager.transports.values import FileKind
 from models.objects.catalogue import Facts
 
 log = structlog.get_logger(__name__)

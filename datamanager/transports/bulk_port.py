@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from datamanager.errors import TransportError
-from datamanager.transports.values import Bytes, FileStat
+from datamanager.transports.values import FileStat, NewFile, SmallFile
 
 R = TypeVar("R")
 
@@ -32,24 +31,6 @@ MOST_IN_FLIGHT = 256
 """Open files at once on any machine."""
 MEMORY = 32 * 1024 * 1024
 """Bytes of files that are read at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class SmallFile:
-    """A whole small file that was read: what it is, and its bytes."""
-
-    stat: FileStat
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class NewFile:
-    """A whole small file to write under `path`, a new name: its bytes, permission bits and mtime (seconds)."""
-
-    path: str
-    data: Bytes
-    mode: int
-    mtime: int
 
 
 class Many(Protocol):

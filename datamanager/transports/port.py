@@ -11,68 +11,23 @@ method.
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from datamanager.transports.bulk_port import Many
-    from datamanager.transports.values import PushTarget
-
-Bytes = bytes | bytearray | memoryview
-
-NextRange = Callable[[bool], tuple[int, int] | None]
-"""Deals out what a reader is to read next: (offset, length) in bytes, None at the end. Called with False it must not
-block, and answers None too when nothing may be read just now; the reader asks again when its last block is given out,
-then with True, and that call may block."""
-
-Check = Callable[[], None]
-"""Asked now and then while one waits; it may raise (cancelled), which ends the waiting. It must not block."""
-
-Progress = Callable[[int], None]
-"""Told how many further bytes are done; it may raise (cancelled, lease lost), which ends the work at once."""
-
-
-def no_progress(_: int) -> None:
-    """Ignore progress."""
-
-
-def no_check() -> None:
-    """Let the waiting go on."""
-
-
-class FileKind(enum.Enum):
-    """What is at a path."""
-
-    FILE = "file"
-    DIRECTORY = "directory"
-    SYMLINK = "symlink"
-    OTHER = "other"
-
-
-@dataclass(frozen=True, slots=True)
-class FileStat:
-    """What a machine says of a path: `size` in bytes, `mtime` in whole seconds since 1970 (SFTP v3 has no finer),
-    `mode` the permission bits (0o7777)."""
-
-    kind: FileKind
-    size: int
-    mtime: int
-    mode: int
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What a session can do beyond the port's minimum; the plan is made from this."""
-
-    server_side_copy: bool = False
-    remote_digest: bool = False
-    fsync: bool = False
-    free_space: bool = False
-    atomic_no_replace: bool = False
-    """`rename(overwrite=False)` can't replace a name that appears in the last moment."""
+from datamanager.transports.bulk_port import Many
+from datamanager.transports.values import (
+    Bytes,
+    Check,
+    CurlExit,
+    Features,
+    FileStat,
+    NextRange,
+    Progress,
+    PushTarget,
+    no_check,
+    no_progress,
+)
 
 
 class Reader(Protocol):
@@ -142,16 +97,6 @@ class Follower(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CurlEnd:
-    """How a machine's curl ended: its exit status, how many bytes of the body it brought, and whether it had a
-    connection at all."""
-
-    status: int
-    received: int
-    connected: bool
-
-
 class Curl(Protocol):
     """A curl at work on the machine: one answer, whose body goes where it is told to. Used by one thread.
 
@@ -178,7 +123,7 @@ class Curl(Protocol):
         ...
 
     @property
-    def end(self) -> CurlEnd | None:
+    def end(self) -> CurlExit | None:
         """How it ended; None while it runs, or was ended by leaving its context."""
         ...
 

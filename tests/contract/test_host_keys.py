@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datamanager.transports.ssh.keyscan import HostKey, fetch_host_keys, pin
 
 from datamanager.errors import HostKeyMismatch, MachineUnavailable
 from datamanager.transports.factory import open_storage
+from datamanager.transports.ssh.keyscan import HostKey, fetch_host_keys, pin
 from tests.contract.conftest import MachineMaker
 from tests.support.ports import free_port
 from tests.support.sshd import PrivateSshd, make_key

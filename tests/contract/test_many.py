@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from datamanager.transports.values import FileKind, NewFile
 
 from datamanager.errors import (
     ConnectionLost,
@@ -26,6 +25,7 @@ from datamanager.transports.bulk_port import MOST_IN_FLIGHT
 from datamanager.transports.factory import open_storage
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.sftp.pool import SftpStorage
+from datamanager.transports.values import FileKind, NewFile
 from tests.contract.conftest import commands, until, usable
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system

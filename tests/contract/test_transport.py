@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
-from datamanager.transports.values import FileKind
 
 from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure
 from datamanager.transports.port import Session, Storage
+from datamanager.transports.values import FileKind
 
 BLOCK = 255 * 1024
 NAMES = [

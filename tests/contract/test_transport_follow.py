@@ -9,11 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from datamanager.transports.values import no_progress
 
 from datamanager.errors import ConnectionLost
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
+from datamanager.transports.values import no_progress
 from tests.contract.conftest import commands, kill_sessions, opened, until
 from tests.contract.test_transport import BLOCK, NAMES
 from tests.support.sshd import PrivateSshd

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from datamanager.transports.values import FileKind
 
 from datamanager.errors import NoSpace, PermissionDenied
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
 from datamanager.transports.port import Session, Storage
+from datamanager.transports.values import FileKind
 from tests.support.sshd import PrivateSshd
 
 BLOCK = 255 * 1024

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from datamanager.transports.values import FileKind
 
 from datamanager.errors import MachineUnavailable
 from datamanager.machines import Machine
@@ -19,6 +18,7 @@ from datamanager.transports.port import Storage
 from datamanager.transports.sftp.pool import SftpStorage
 from datamanager.transports.ssh.hostkeys import address
 from datamanager.transports.ssh.paramiko import connect_transport
+from datamanager.transports.values import FileKind
 from tests.contract.conftest import opened, until
 from tests.support.proxy import Proxy
 from tests.support.sshd import PrivateSshd

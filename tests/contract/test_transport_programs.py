@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from datamanager.transports.values import no_progress
 
 from datamanager.errors import ConnectionLost, PathExists, PathMissing, RemoteFailure, TransportTimeout
 from datamanager.machines import Machine
 from datamanager.transports.channel import RemoteProgram
 from datamanager.transports.sftp.session import SftpSession
+from datamanager.transports.values import no_progress
 from tests.contract.conftest import MachineMaker, commands, impatient, kill_sessions, opened, until
 from tests.contract.test_transport import NAMES
 from tests.support.sshd import PrivateSshd

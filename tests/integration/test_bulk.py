@@ -15,7 +15,6 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
-from datamanager.transports.values import NewFile
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.attempt import Intent
@@ -38,6 +37,7 @@ from datamanager.errors import (
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Many, Results
 from datamanager.transports.port import Session
+from datamanager.transports.values import NewFile
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
 from tests.support.ends import Ends

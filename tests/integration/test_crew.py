@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from datamanager.transports.values import Bytes, FileStat, NextRange
 
 from datamanager.engine.single import parallel_streams
 from datamanager.engine.single.parallel_streams import AHEAD, BUFFERS, CHUNK, THREAD, Crew
@@ -20,6 +19,7 @@ from datamanager.errors import NoSpace, SourceChanged
 from datamanager.machines import Machine
 from datamanager.transports.local.storage import LocalStorage
 from datamanager.transports.port import Reader, Session, Writer
+from datamanager.transports.values import Bytes, FileStat, NextRange
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datamanager.transports.values import FileKind
 
 from datamanager.engine.directory_walk import DEPTH_MAX, Walk, tree_root
 from datamanager.errors import InvalidRequest, PathMissing, PathNotAllowed, SourceMissing, TooLarge
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
 from datamanager.transports.port import Session
+from datamanager.transports.values import FileKind
 from tests.support.sshd import PrivateSshd
 
 

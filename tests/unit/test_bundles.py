@@ -16,7 +16,6 @@ from uuid import UUID
 
 import orjson
 import pytest
-from datamanager.transports.values import NextRange
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +44,7 @@ from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch, DataManagerError, RemoteFailure, SourceChanged, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
+from datamanager.transports.values import NextRange
 from tests.support.ends import Ends
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "manifest.schema.json"

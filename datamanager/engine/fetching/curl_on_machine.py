@@ -13,7 +13,7 @@ from datamanager.machines import TransportKind
 from datamanager.sources.remote_curl.remote_source import Curl, Run
 from datamanager.transports import port
 from datamanager.transports.port import Session
-from datamanager.transports.values import Progress, no_progress
+from datamanager.transports.values import CurlExit, Progress, no_progress
 
 
 def on_machine(end: End, progress: Progress = no_progress) -> Run | None:
@@ -96,5 +96,5 @@ class _Watched:
             yield from self._curl.send(most)
 
     @property
-    def end(self) -> port.CurlEnd | None:
+    def end(self) -> CurlExit | None:
         return self._curl.end

@@ -18,7 +18,8 @@ from datamanager.engine.single.verify import require_unchanged
 from datamanager.errors import ConnectionLost, PathMissing, TransportTimeout
 from datamanager.machines import Machine, TransportKind
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileStat, PushTarget
+from datamanager.transports.remote.third_party_push import push_target
+from datamanager.transports.values import FileStat
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def push(job: Job, found: Found, control: Control, offset: int = 0) -> Moved | N
     control.enter(Phase.TRANSFER, wanted)
     control.bytes_done = offset
     machine = job.target.machine
-    to = PushTarget.of(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
+    to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
     if to is None:
         _log.info("%s: its host key is not in our known_hosts, so nothing is pushed there", machine.name)
         return None

@@ -1,0 +1,1 @@
+"""The file system of the host where the mover runs."""

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 
 from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
 from datamanager.transports.paths import shown
-from datamanager.transports.sftp.attributes import kind_of
-from datamanager.transports.values import Bytes, FileStat, NextRange
+from datamanager.transports.values import Bytes, FileKind, FileStat, NextRange
 
 _BLOCK = 1 << 20
 
@@ -153,7 +152,7 @@ class LocalWriter:
 
 def file_stat(found: os.stat_result) -> FileStat:
     """Return what a stat says, in the port's words."""
-    return FileStat(kind_of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
+    return FileStat(FileKind.of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
 
 
 def sync_directory(path: str) -> None:

@@ -9,9 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportTimeout
 from datamanager.transports.bulk_port import Sync
-from datamanager.transports.channel import Channel, RemoteProgram
+from datamanager.transports.channel import SLOW, Channel, RemoteProgram
 from datamanager.transports.paths import from_wire, to_wire
-from datamanager.transports.sftp.files import SLOW
 
 _NAMES_AT_ONCE = 8000
 _BYTES_AT_ONCE = 256 * 1024

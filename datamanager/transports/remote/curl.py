@@ -18,8 +18,7 @@ from typing import Self
 
 from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure, TransportError, TransportTimeout
 from datamanager.transports.channel import Channel
-from datamanager.transports.port import CurlEnd
-from datamanager.transports.values import Progress
+from datamanager.transports.values import CurlExit, Progress
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class RemoteCurl:
         self._out = b""
         """What it said and nobody took yet."""
         self._over = False
-        self._end: CurlEnd | None = None
+        self._end: CurlExit | None = None
         words = [path, str(start), str(len(config)), str(len(authorities))]
         try:
             self._remote = channel.run(["sh", "-c", _SCRIPT, "sh", *words], stdin=True)
@@ -140,7 +139,7 @@ class RemoteCurl:
             yield rest
 
     @property
-    def end(self) -> CurlEnd | None:
+    def end(self) -> CurlExit | None:
         """How curl ended; None while it runs."""
         return self._end
 
@@ -204,7 +203,7 @@ class RemoteCurl:
                 raise RemoteFailure("the program that fetches was killed")
             self._out = self._out[: -len(match[0])]
             connected = float((match[2] or b"0").replace(b",", b".")) > 0
-            self._end = CurlEnd(int(match[3]), int(match[1] or b"0"), connected)
+            self._end = CurlExit(int(match[3]), int(match[1] or b"0"), connected)
             if self._end.status == _OPTION_UNKNOWN:
                 raise NotSupported("its curl is too old")
         return self._take(len(self._out))

@@ -12,15 +12,13 @@ import logging
 import math
 import shlex
 import time
-from dataclasses import dataclass
-from typing import Self
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportError
 from datamanager.machines import Machine
 from datamanager.transports.channel import Channel, RemoteProgram
 from datamanager.transports.paths import shown
 from datamanager.transports.ssh.hostkeys import KnownHosts, address
-from datamanager.transports.values import Progress
+from datamanager.transports.values import Progress, PushTarget
 
 _log = logging.getLogger(__name__)
 
@@ -68,69 +66,33 @@ _MOST_OUTPUT = 8192
 _MOST_WORDS = 300
 
 
-@dataclass(frozen=True, slots=True)
-class PushTarget:
-    """Where a file is pushed to: another machine as the source reaches it, and a partial file there."""
+def push_target(machine: Machine, path: str, offset: int = 0, *, forward_agent: bool = False) -> PushTarget | None:
+    """Return the target on a machine, None when we don't know its host key ourselves.
 
-    host: str
-    port: int
-    username: str | None
-    """None: what the source's own ssh configuration says."""
-    host_key_alias: str
-    """The name under which `known_hosts` has its keys, and certificates its principal."""
-    known_hosts: str
-    """Lines of a known_hosts file: the keys that we know; the source's own known_hosts does not count."""
-    connect_timeout: float
-    stall_timeout: float
-    """Seconds, as in the machine's configuration."""
-    path: str
-    """Absolute path of the partial file."""
-    offset: int = 0
-    """Bytes of it that are there already. 0: it is created, exclusively; else it must exist."""
-    forward_agent: bool = False
-    """The source may use our SSH agent for it."""
-
-    @classmethod
-    def of(cls, machine: Machine, path: str, offset: int = 0, *, forward_agent: bool = False) -> Self | None:
-        """Return the target on a machine, None when we don't know its host key ourselves.
-
-        Raises: MachineUnavailable when ssh can't read its configuration.
-        """
-        known = KnownHosts.of(machine)
-        host, port = address(machine)
-        lines = known.lines()
-        if lines is None:
-            return None
-        return cls(
-            host=machine.direct_host or host,
-            port=port,
-            username=machine.username,
-            host_key_alias=known.alias,
-            known_hosts=lines,
-            connect_timeout=machine.connect_timeout,
-            stall_timeout=machine.stall_timeout,
-            path=path,
-            offset=offset,
-            forward_agent=forward_agent,
-        )
-
-    def ssh_words(self) -> list[str]:
-        """Return what follows `ssh` on the source's command line, known_hosts file apart."""
-        settings = _SETTINGS | {
-            "HostKeyAlias": self.host_key_alias,
-            "ConnectTimeout": str(math.ceil(self.connect_timeout)),
-            "ServerAliveInterval": str(max(1, math.ceil(self.stall_timeout / 3))),
-        }
-        options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-        login = [] if self.username is None else ["-l", self.username]
-        script = _GO_ON if self.offset else _CREATE
-        remote = shlex.join(["sh", "-c", script, "sh", self.path, str(self.offset)])
-        return ["-T", "-c", _CIPHERS, *options, *login, "-p", str(self.port), "--", self.host, remote]
+    Raises: MachineUnavailable when ssh can't read its configuration.
+    """
+    known = KnownHosts.of(machine)
+    host, port = address(machine)
+    lines = known.lines()
+    if lines is None:
+        return None
+    return PushTarget(
+        host=machine.direct_host or host,
+        port=port,
+        username=machine.username,
+        host_key_alias=known.alias,
+        known_hosts=lines,
+        connect_timeout=machine.connect_timeout,
+        stall_timeout=machine.stall_timeout,
+        path=path,
+        offset=offset,
+        forward_agent=forward_agent,
+    )
 
 
 def push(channel: Channel, path: str, to: PushTarget, progress: Progress) -> bool:
     """Let the channel's machine send a file; see the port's `push`."""
-    argv = ["sh", "-c", _SEND, "sh", path, str(to.offset), to.known_hosts, *to.ssh_words()]
+    argv = ["sh", "-c", _SEND, "sh", path, str(to.offset), to.known_hosts, *_ssh_words(to)]
     try:
         program = channel.run(argv, stdin=True, forward_agent=to.forward_agent)
     except RemoteFailure as exc:
@@ -151,6 +113,20 @@ def push(channel: Channel, path: str, to: PushTarget, progress: Progress) -> boo
     if status != 0:
         _log.info("%s was not pushed to %s: %s", shown(path), to.host, _last_words(output))
     return status == 0
+
+
+def _ssh_words(to: PushTarget) -> list[str]:
+    """Return what follows `ssh` on the source's command line, known_hosts file apart."""
+    settings = _SETTINGS | {
+        "HostKeyAlias": to.host_key_alias,
+        "ConnectTimeout": str(math.ceil(to.connect_timeout)),
+        "ServerAliveInterval": str(max(1, math.ceil(to.stall_timeout / 3))),
+    }
+    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    login = [] if to.username is None else ["-l", to.username]
+    script = _GO_ON if to.offset else _CREATE
+    remote = shlex.join(["sh", "-c", script, "sh", to.path, str(to.offset)])
+    return ["-T", "-c", _CIPHERS, *options, *login, "-p", str(to.port), "--", to.host, remote]
 
 
 def _end(remote: RemoteProgram, path: str) -> None:

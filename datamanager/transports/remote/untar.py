@@ -13,9 +13,8 @@ import tarfile
 from collections.abc import Iterable, Iterator
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
-from datamanager.transports.channel import Channel, RemoteProgram
+from datamanager.transports.channel import SLOW, Channel, RemoteProgram
 from datamanager.transports.paths import shown
-from datamanager.transports.sftp.files import SLOW
 from datamanager.transports.values import Bytes, NewFile
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""SFTP version 3, pipelined over one channel."""

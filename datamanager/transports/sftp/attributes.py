@@ -9,7 +9,6 @@ from paramiko.message import Message
 from datamanager.transports.sftp.wire import u32
 from datamanager.transports.values import FileKind, FileStat
 
-_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY, stat.S_IFLNK: FileKind.SYMLINK}
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 0x1, 0x2, 0x4, 0x8, 0x80000000
 
 NO_ATTRIBUTES = u32(0)
@@ -35,9 +34,4 @@ def unpack_stat(message: Message) -> FileStat:
     if flags & _EXTENDED:
         for _ in range(message.get_int()):
             message.get_string(), message.get_string()
-    return FileStat(kind_of(mode), size, mtime, stat.S_IMODE(mode))
-
-
-def kind_of(mode: int) -> FileKind:
-    """Return what a st_mode says is there."""
-    return _KINDS.get(stat.S_IFMT(mode), FileKind.OTHER)
+    return FileStat(FileKind.of(mode), size, mtime, stat.S_IMODE(mode))

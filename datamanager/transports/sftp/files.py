@@ -20,6 +20,7 @@ from paramiko.sftp import (
 )
 
 from datamanager.errors import NoSpace, TransportError
+from datamanager.transports.channel import SLOW
 from datamanager.transports.paths import shown
 from datamanager.transports.sftp.attributes import unpack_stat
 from datamanager.transports.sftp.errors import SFTP_FAILURE, SFTP_OP_UNSUPPORTED, check, code_of, expect, status_error
@@ -29,8 +30,6 @@ from datamanager.transports.values import Bytes, FileStat, NextRange
 WRITES_IN_FLIGHT = 16
 """Twice what OpenSSH's window lets through. More would make no connection faster, and with several of them what is not
 answered yet would fill the restart marker's window: all would wait until the slowest has caught up."""
-SLOW = 10.0
-"""How many times the usual patience an fsync or a server-side copy gets: it is silent while the disk works."""
 _SPACE_IS_GONE = 1 << 20
 """Free bytes below which a bare FAILURE of a write is taken for a full file system."""
 

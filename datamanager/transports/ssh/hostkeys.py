@@ -7,14 +7,8 @@ that off.
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
-import os
 import re
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
@@ -24,25 +18,10 @@ from datamanager.known_hosts import (
     DEFAULT_FILES,
     SSH_PORT,
     entry_name,
-    fingerprint,
     lines_for,
-    matches,
-    parse,
     signature_algorithms,
 )
 from datamanager.machines import Connection, Machine
-from datamanager.transports.ssh.paramiko import connect_transport
-
-_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
-
-
-@dataclass(frozen=True, slots=True)
-class HostKey:
-    """A machine's public host key: its type, its base64 as in known_hosts, its fingerprint as ssh shows it."""
-
-    type: str
-    base64: str
-    fingerprint: str
 
 
 class KnownHosts:
@@ -131,73 +110,3 @@ def _ssh_config(machine: Machine) -> dict[str, str]:
     except subprocess.CalledProcessError as exc:
         raise MachineUnavailable(f"{machine.name}: {str(exc.stderr).strip()[-300:]}") from exc
     return plain | dict(line.partition(" ")[::2] for line in asked.stdout.splitlines())
-
-
-def fetch_host_keys(machine: Machine) -> list[HostKey]:
-    """Ask the machine for its host keys, one of each type that it has, without logging in.
-
-    What comes back is not proved in any way: a person compares the fingerprint. Raises: MachineUnavailable.
-    """
-    keys: list[HostKey] = []
-    refused: MachineUnavailable | None = None
-    for one in _KEY_TYPES:
-        try:
-            transport = connect_transport(machine, address(machine), signature_algorithms(one), only=True)
-        except MachineUnavailable as exc:
-            # a server without a key of this type ends the exchange; one that is away does so for every type
-            refused = exc
-            continue
-        try:
-            keys.append(_host_key(transport.get_remote_server_key()))
-        finally:
-            transport.close()
-    if not keys and refused is not None:
-        raise refused
-    return keys
-
-
-def pin(machine: Machine, key: HostKey, file: Path) -> bool:
-    """Add the key to a known_hosts file and return whether that was needed.
-
-    The file is replaced in one step (mode 0600) under a lock of its directory; a key that stands there is not added
-    again.
-    """
-    file = file.resolve()  # a symlink stays one
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    name = known_hosts_name(machine)
-    with _locked(file.parent):
-        old = file.read_bytes() if file.exists() else b""
-        for line in parse(old):
-            if not line.marker and line.key == base64.b64decode(key.base64) and matches(line.hosts, name):
-                return False
-        gap = b"\n" if old and not old.endswith(b"\n") else b""
-        _replace(file, old + gap + f"{name} {key.type} {key.base64}\n".encode())
-    return True
-
-
-def _host_key(key: paramiko.PKey) -> HostKey:
-    blob = key.asbytes()
-    return HostKey(key.get_name(), base64.b64encode(blob).decode("ascii"), fingerprint(blob))
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -1,0 +1,122 @@
+"""The vocabulary of the transports: what is at a path, what a session can do, who deals out ranges, hears of progress
+or may end a wait."""
+
+from __future__ import annotations
+
+import enum
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+Bytes = bytes | bytearray | memoryview
+
+NextRange = Callable[[bool], tuple[int, int] | None]
+"""Deals out what a reader is to read next: (offset, length) in bytes, None at the end. Called with False it must not
+block, and answers None too when nothing may be read just now; the reader asks again when its last block is given out,
+then with True, and that call may block."""
+
+Check = Callable[[], None]
+"""Called now and then while a caller waits; it may raise (cancelled), which ends the wait. It must not block."""
+
+Progress = Callable[[int], None]
+"""Called with how many further bytes are done; it may raise (cancelled, lease lost), which ends the work at once."""
+
+
+def no_progress(_: int) -> None:
+    """Ignore progress."""
+
+
+def no_check() -> None:
+    """Continue waiting."""
+
+
+class FileKind(enum.Enum):
+    """What is at a path."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, mode: int) -> Self:
+        """Return the kind that a st_mode names; OTHER where it names none."""
+        return cls(_KINDS.get(stat.S_IFMT(mode), "other"))
+
+
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What a machine says of a path: `size` in bytes, `mtime` in whole seconds since 1970 (SFTP v3 has no finer),
+    `mode` the permission bits (0o7777)."""
+
+    kind: FileKind
+    size: int
+    mtime: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a session can do beyond the port's minimum; the plan is made from this."""
+
+    server_side_copy: bool = False
+    remote_digest: bool = False
+    fsync: bool = False
+    free_space: bool = False
+    atomic_no_replace: bool = False
+    """`rename(overwrite=False)` can't replace a name that appears in the last moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A whole small file that was read: its stat and its bytes."""
+
+    stat: FileStat
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A whole small file to write under `path`, a new name: its bytes, permission bits and mtime (seconds)."""
+
+    path: str
+    data: Bytes
+    mode: int
+    mtime: int
+
+
+@dataclass(frozen=True, slots=True)
+class CurlExit:
+    """How a machine's curl ended: its exit status, how many bytes of the body it received, and whether it had a
+    connection at all."""
+
+    status: int
+    received: int
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """Where a file is pushed to: another machine as the source reaches it, and a partial file there."""
+
+    host: str
+    port: int
+    username: str | None
+    """None: what the source's own ssh configuration says."""
+    host_key_alias: str
+    """The name under which `known_hosts` has its keys, and certificates its principal."""
+    known_hosts: str
+    """Lines of a known_hosts file: the keys that we know; the source's own known_hosts does not count."""
+    connect_timeout: float
+    stall_timeout: float
+    """Seconds, as in the machine's configuration."""
+    path: str
+    """Absolute path of the partial file."""
+    offset: int = 0
+    """Bytes of it that are there already. 0: it is created, exclusively; else it must exist."""
+    forward_agent: bool = False
+    """The source may use our SSH agent for it."""
