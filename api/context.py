@@ -23,7 +23,7 @@ from api.machines.probe import Prober
 from api.transfers.wait import Waiter
 from datamanager.machines import Machines
 from datamanager.settings import Settings
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
 
@@ -55,7 +55,7 @@ class Context:
     machines: Machines
     database: Database
     storages: Storages
-    guard: Guard
+    guard: EgressGuard
     """Which addresses may be downloaded from."""
     waiter: Waiter
     prober: Prober
@@ -112,7 +112,7 @@ def make_context(
         machines=machines,
         database=database,
         storages=storages,
-        guard=Guard(settings.download_allow, settings.download_deny),
+        guard=EgressGuard(settings.download_allow, settings.download_deny),
         waiter=Waiter(database),
         prober=Prober(machines, storages),
         limits=limits,

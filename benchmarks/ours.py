@@ -25,7 +25,7 @@ from datamanager.engine.single import transfer as stream
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.verify import verify
 from datamanager.machines import Machine, Machines, VerifyPolicy
-from datamanager.sources import Guard, open_source
+from datamanager.sources import EgressGuard, open_source
 from datamanager.sources.parallel import Parallel
 from datamanager.transports.factory import Storages
 from datamanager.transports.port import Storage
@@ -131,7 +131,7 @@ class Ours:
         job = Job(uuid4(), 1, TransferKind.GETEXTERNAL, None, self._end(*destination), verify=policy)
         control = Control()
         found = probe(job)
-        guard = Guard(["127.0.0.0/8"])
+        guard = EgressGuard(["127.0.0.0/8"])
         source = open_source(url, "http", {}, guard, max_size=LARGEST_DOWNLOAD, ca_file=ca_file)
         moved = download(job, found, {"": Parallel(source)}, control, Wanted(LARGEST_DOWNLOAD))
         self._finish(job, found, moved, control, DATE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datamanager.machines import Machines, load_machines
 from datamanager.settings import Settings
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
 from models.machines.base_dirs import check_base_dirs
@@ -41,7 +41,8 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     CatalogueUnavailable.
     """
     machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
-    Guard(settings.download_allow, settings.download_deny)  # a bad entry stops the start here, not each process later
+    # a bad entry stops the start here, not each process later
+    EgressGuard(settings.download_allow, settings.download_deny)
     directory = run_directory(settings)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = Database(settings.catalogue_url, pool_size=pool_size)

@@ -44,7 +44,7 @@ class Restart:
 
     `size` (bytes) and `mtime` (seconds) are the source's; `window` is how many bytes may be missing before the partial
     file's end. An external source has no `mtime` (0) but a `version`; then the first `done` bytes were stored, and
-    `sha256` (hex) is theirs (`engine.downloading`).
+    `sha256` (hex) is theirs (`engine.fetching.download`).
     """
 
     size: int
@@ -99,7 +99,7 @@ class Job:
     @property
     def earlier_part_names(self) -> list[str]:
         """The names of partial files that earlier attempts of this transfer may have left; epoch 0 is an earlier try of
-        the first one (`engine.remote_fetching`)."""
+        the first one (`engine.fetching.remote_download`)."""
         name = self.target.place.name
         return [temporary_name(name, self.transfer, epoch) for epoch in range(max(0, self.epoch - 20), self.epoch)]
 

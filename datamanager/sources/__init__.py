@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datamanager.errors import NotSupported, UrlNotAllowed
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.port import BLOCK, Download, Source
 from datamanager.sources.registry import PROTOCOLS, Kind, Terms
 from datamanager.sources.remote_curl.remote_source import Run
@@ -17,7 +17,7 @@ __all__ = [
     "BLOCK",
     "CommonOptions",
     "Download",
-    "Guard",
+    "EgressGuard",
     "Source",
     "Terms",
     "open_source",
@@ -39,7 +39,7 @@ def open_source(
     url: str,
     protocol: str,
     options: Mapping[str, object] | CommonOptions | None,
-    guard: Guard,
+    guard: EgressGuard,
     *,
     max_size: int,
     connect_timeout: float = 10.0,

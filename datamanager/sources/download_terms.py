@@ -15,7 +15,7 @@ from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import InvalidRequest
 from datamanager.settings import Settings
 from datamanager.sources import open_source, typed_options
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.parallel import Parallel
 from datamanager.sources.port import Source
 from datamanager.sources.remote_curl.remote_source import RemoteHttpSource, Run
@@ -75,7 +75,7 @@ def open_fetching(
     url: str,
     protocol: str,
     options: Mapping[str, object] | CommonOptions | None,
-    guard: Guard,
+    guard: EgressGuard,
     *,
     max_size: int,
     **terms: Any,
@@ -99,7 +99,7 @@ def open_fetching(
     return Fetching(url, typed, several, sums)
 
 
-def requested(request: GetExternalRequest, guard: Guard, settings: Settings, run: Run | None = None) -> Fetching:
+def requested(request: GetExternalRequest, guard: EgressGuard, settings: Settings, run: Run | None = None) -> Fetching:
     """Return all that a request reads, under the operator's settings. `run` begins a curl on the request's machine.
 
     Raises: what `open_fetching` and `size` raise.

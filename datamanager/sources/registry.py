@@ -16,7 +16,7 @@ from datamanager.sources.ftp.client import FtpSource
 from datamanager.sources.http.client import HttpSource
 from datamanager.sources.http.s3 import S3Source
 from datamanager.sources.http.webdav import webdav_source
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.port import Source
 from datamanager.sources.remote_curl.remote_source import RemoteHttpSource, Run, require_fetchable
 from datamanager.sources.sftp.client import SftpSource
@@ -39,7 +39,7 @@ class Terms:
     machine that the bytes are for; without it `fetch: remote` is what `mover` is.
     """
 
-    guard: Guard
+    guard: EgressGuard
     max_size: int
     connect_timeout: float = 10.0
     read_timeout: float = 60.0

@@ -17,7 +17,7 @@ from datamanager.messaging.broker import Broker
 from datamanager.messaging.wake import WakeSocket, ring
 from datamanager.sealing import Sealer
 from datamanager.settings import load_credentials
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.sources.download_terms import requested
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
@@ -47,7 +47,7 @@ class Mover:
         self._runtime = runtime
         self._settings = runtime.settings
         self._name = name
-        self._guard = Guard(runtime.settings.download_allow, runtime.settings.download_deny)
+        self._guard = EgressGuard(runtime.settings.download_allow, runtime.settings.download_deny)
         self.runs: Runs
 
     async def __aenter__(self) -> Self:

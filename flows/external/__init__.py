@@ -1,0 +1,1 @@
+"""Downloads: requests with their secrets, unchanged sources, archives from outside, versions of schedules."""

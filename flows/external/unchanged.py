@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from uuid import UUID
 
-from datamanager.engine.fetching.curl_on_machine import on_machine
+from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.errors import DataManagerError
 from datamanager.sealing import Sealer
 from datamanager.sources.download_terms import Fetching, requested

@@ -15,7 +15,7 @@ from datamanager.engine.throttle import Throttles
 from datamanager.errors import InternalError
 from datamanager.machines import Machines
 from datamanager.settings import Settings
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
 from models.transfers.queue import Hold
@@ -29,7 +29,7 @@ class Services:
     machines: Machines
     database: Database
     storages: Storages
-    guard: Guard
+    guard: EgressGuard
     owner: str
     """The mover's name on leases."""
     ring: Callable[[str], None]

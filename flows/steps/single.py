@@ -15,8 +15,8 @@ from datamanager.domain.plan import Route
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import Phase, TransferKind, Verified
 from datamanager.engine.attempt import Found, Intent, Job, Moved, Proof
-from datamanager.engine.fetching.curl_on_machine import on_machine
 from datamanager.engine.fetching.download import Wanted, download
+from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.engine.fetching.remote_download import fetch
 from datamanager.engine.single import probe as probing
 from datamanager.engine.single import publish as publishing

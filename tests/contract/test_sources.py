@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
-from datamanager.engine.fetching import download
+from datamanager.engine.fetching import download as downloading
 from datamanager.errors import (
     ChecksumMismatch,
     DataManagerError,
@@ -25,7 +25,7 @@ from datamanager.errors import (
     TooLarge,
     UrlNotAllowed,
 )
-from datamanager.sources import Guard, open_source
+from datamanager.sources import EgressGuard, open_source
 from datamanager.sources.download_terms import Fetching, open_fetching
 from tests.support.fetcher import Fetcher
 from tests.support.source_servers import ALLOWED, SERVERS, SourceServer
@@ -49,13 +49,13 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
-    monkeypatch.setattr(download, "CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(downloading, "CHECKPOINT_EVERY", 0.0)
     made = Fetcher(tmp_path)
     yield made
     made.ends.storages.close()
 
 
-def opened(server: SourceServer, url: str, guard: Guard = ALLOWED, **options: Any) -> Fetching:
+def opened(server: SourceServer, url: str, guard: EgressGuard = ALLOWED, **options: Any) -> Fetching:
     """Return what a request for `url` reads."""
     return open_fetching(
         url,
@@ -189,7 +189,7 @@ def test_too_large_publishes_nothing(server: SourceServer, fetcher: Fetcher) -> 
 
 
 def test_the_guard_is_asked_before_anything_is_sent(server: SourceServer, fetcher: Fetcher) -> None:
-    fetching = opened(server, server.put("guarded.bin", b"x"), guard=Guard())
+    fetching = opened(server, server.put("guarded.bin", b"x"), guard=EgressGuard())
     with pytest.raises(UrlNotAllowed):
         fetching.check()
     fetcher.refused(UrlNotAllowed, fetching)

@@ -14,7 +14,7 @@ from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.archive import recalling, staging
 from flows.archive.reclaiming import reclaim
@@ -74,7 +74,7 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
     """A mover's parts over a real catalogue and three folders."""
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home", bundle_size=100_000)
-    yield Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None)
+    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None)
     storages.close()
 
 

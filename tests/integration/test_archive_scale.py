@@ -17,7 +17,7 @@ from datamanager.domain.requests import RegisterRequest
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machines
 from datamanager.settings import load_settings
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.archive.reclaiming import reclaim
 from flows.runtime.services import Services
@@ -66,7 +66,7 @@ def parts(database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd]) -> Ite
         )
         storages = Storages(machines, root / "run")
         settings = load_settings(home=root / "home")
-        yield Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None)
+        yield Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None)
         storages.close()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.engine.attempt import Restart
-from datamanager.engine.fetching import download
+from datamanager.engine.fetching import download as downloading
 from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch, SourceChanged
 from datamanager.sources.download_terms import Fetching, open_fetching
 from tests.support.downloads import LOOPBACK
@@ -85,8 +85,8 @@ def server() -> Iterator[OddServer]:
 
 @pytest.fixture
 def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
-    monkeypatch.setattr(download, "CHECKPOINT_EVERY", 0.0)
-    monkeypatch.setattr(download, "WORTH", 2**40)  # each cut ends the attempt, as a kill does
+    monkeypatch.setattr(downloading, "CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(downloading, "WORTH", 2**40)  # each cut ends the attempt, as a kill does
     made = Fetcher(tmp_path)
     yield made
     made.ends.storages.close()
@@ -116,14 +116,14 @@ def ranges(server: OddServer) -> list[str | None]:
 def test_it_goes_on_where_it_was(server: OddServer, fetcher: Fetcher) -> None:
     fetching = cut_once(server, fetcher, part(BODY, ETAG))
     assert fetcher.attempt(fetching) == BODY
-    assert ranges(server) == [f"bytes={HALF - download.TAIL}-"], "the last block before the cut is sent again"
+    assert ranges(server) == [f"bytes={HALF - downloading.TAIL}-"], "the last block before the cut is sent again"
     assert 'If-Range: "one"\r\n' in server.heads[-1]
 
 
 def test_a_cut_within_an_attempt_is_gone_on_with_at_once(
     server: OddServer, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "WORTH", MIB)
+    monkeypatch.setattr(downloading, "WORTH", MIB)
     server.answers["/"] = Turns(server, whole(BODY, ETAG, sent=HALF), part(BODY, ETAG, sent=3 * MIB), part(BODY, ETAG))
     assert fetcher.attempt(opened(server.url("/"))) == BODY
     assert ranges(server) == [f"bytes={HALF - MIB}-", f"bytes={HALF + 2 * MIB - MIB}-"]
@@ -195,7 +195,7 @@ def test_what_changes_all_the_time_ends(server: OddServer, fetcher: Fetcher, mon
         part(OTHER, 'ETag: "four"'),
         whole(OTHER, 'ETag: "five"'),
     )
-    monkeypatch.setattr(download, "WORTH", MIB)
+    monkeypatch.setattr(downloading, "WORTH", MIB)
     fetcher.refused(SourceChanged, fetching)
     assert len(ranges(server)) == 3, "two, three and four were asked for, five was not"
 
@@ -233,7 +233,7 @@ def test_more_than_the_part(server: OddServer, fetcher: Fetcher) -> None:
 
 
 def _download_until_killed(folder: Path, url: str, notes: Path) -> None:
-    download.CHECKPOINT_EVERY = 0.05
+    downloading.CHECKPOINT_EVERY = 0.05
     fetcher = Fetcher(folder)
 
     def remember(marker: Restart) -> None:
@@ -277,4 +277,4 @@ def test_after_kill_9_it_goes_on(tmp_path: Path, seed: int) -> None:
             fetcher.ends.storages.close()
         sent = [int(line.split()[9]) for line in web.access_log.read_text().splitlines()]
         assert fetcher.begun == marker.done >= MIB
-        assert sent[-1] <= len(BODY) - marker.done + download.TAIL, "what was stored is not sent again"
+        assert sent[-1] <= len(BODY) - marker.done + downloading.TAIL, "what was stored is not sent again"

@@ -22,7 +22,7 @@ from datamanager.errors import (
     MachineUnavailable,
 )
 from datamanager.settings import load_settings
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import _end_in_error, _hold_soon
@@ -52,7 +52,7 @@ def parts(database: Database, tmp_path: Path) -> Iterator[Services]:
 def parts_of(database: Database, home: Path) -> Services:
     settings = load_settings(home=home, max_attempts=3)
     return Services(
-        settings, MACHINES, database, Storages(MACHINES, home / "run"), Guard(()), "mover", ring=lambda _: None
+        settings, MACHINES, database, Storages(MACHINES, home / "run"), EgressGuard(()), "mover", ring=lambda _: None
     )
 
 

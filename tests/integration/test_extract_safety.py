@@ -23,7 +23,7 @@ from datamanager.engine.single.staged_file import Share
 from datamanager.errors import SourceChanged
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.archive import members
 from flows.cleanup.partial_files import clear_up
@@ -81,7 +81,7 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
     """A mover's parts over a real catalogue and a folder."""
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home")
-    yield Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None)
+    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None)
     storages.close()
 
 

@@ -27,7 +27,7 @@ from datamanager.errors import (
     TransportTimeout,
     UrlNotAllowed,
 )
-from datamanager.sources import Guard, typed_options
+from datamanager.sources import EgressGuard, typed_options
 from datamanager.sources.download_terms import Fetching, open_fetching
 from datamanager.sources.terms.options import secret_fields, without_secrets
 from tests.support.authority import Authority
@@ -58,13 +58,13 @@ def fetcher(tmp_path: Path) -> Iterator[Fetcher]:
 
 
 def opened(
-    url: str, guard: Guard = LOOPBACK, *, ca_file: Path | None = None, insecure: bool = False, **options: Any
+    url: str, guard: EgressGuard = LOOPBACK, *, ca_file: Path | None = None, insecure: bool = False, **options: Any
 ) -> Fetching:
     terms = {"connect_timeout": 30, "read_timeout": 30, "ca_file": ca_file, "insecure": insecure}
     return open_fetching(url, "http", options, guard, max_size=2**30, **terms)
 
 
-def got(url: str, guard: Guard = LOOPBACK, **options: Any) -> bytes:
+def got(url: str, guard: EgressGuard = LOOPBACK, **options: Any) -> bytes:
     (source, *_) = opened(url, guard, **options).sources.values()
     with source.open() as download:
         return b"".join(bytes(block) for block in download.blocks())
@@ -409,7 +409,7 @@ def test_a_proxy_is_asked_for_the_checked_address(tmp_path: Path, tls: bool) -> 
 
     with OddServer(tls=context) as source, ConnectProxy() as proxy:
         source.answers["/"] = [ok(b"abc")]
-        guard = Guard(["127.0.0.1"], resolve=resolve)
+        guard = EgressGuard(["127.0.0.1"], resolve=resolve)
         options = {"proxy": proxy.url, "proxy_username": "me", "proxy_password": SECRET, "ca_file": authority.ca_file}
         assert got(source.url("/", "data.example"), guard, **options) == b"abc"
         assert proxy.heads[0].startswith(f"CONNECT 127.0.0.1:{source.port} HTTP/1.1\r\n")
@@ -434,7 +434,7 @@ def test_what_is_refused_is_not_asked_of_a_proxy(server: OddServer) -> None:
 def test_a_proxy_passes_the_guard(server: OddServer) -> None:
     server.answers["/"] = [ok(b"abc")]
     with ConnectProxy() as proxy:
-        fetching = opened(server.url("/"), Guard([f"127.0.0.1:{server.port}"]), proxy=proxy.url)
+        fetching = opened(server.url("/"), EgressGuard([f"127.0.0.1:{server.port}"]), proxy=proxy.url)
         with pytest.raises(UrlNotAllowed):
             fetching.check()
         (source,) = fetching.sources.values()
@@ -519,7 +519,7 @@ def test_the_names_of_places_tell_nothing_and_stay_the_same() -> None:
 
 
 def test_every_mirror_passes_the_guard(server: OddServer, other: OddServer, fetcher: Fetcher) -> None:
-    guard = Guard([f"127.0.0.1:{server.port}"])
+    guard = EgressGuard([f"127.0.0.1:{server.port}"])
     wanted: list[dict[str, Any]] = [{"mirrors": [other.url("/")]}, {"checksum": other.url("/SUMS")}]
     for options in wanted:
         with pytest.raises(UrlNotAllowed):

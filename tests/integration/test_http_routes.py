@@ -14,7 +14,7 @@ from datamanager.errors import (
     TransportTimeout,
     UrlNotAllowed,
 )
-from datamanager.sources import Guard, open_source
+from datamanager.sources import EgressGuard, open_source
 from datamanager.sources.http.client import MAX_REDIRECTS
 from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, chunked, fetch
@@ -70,7 +70,7 @@ def test_an_unescaped_location_is_understood(server: OddServer) -> None:
 )
 def test_a_redirect_to_where_downloads_may_not_go(server: OddServer, location: str) -> None:
     server.answers["/"] = [redirect(location)]
-    guard = Guard(["127.0.0.1"], resolve=Changing([]))
+    guard = EgressGuard(["127.0.0.1"], resolve=Changing([]))
     with pytest.raises(UrlNotAllowed) as caught:
         fetch(server.url("/"), guard)
     assert "secret" not in str(caught.value)
@@ -81,7 +81,7 @@ def test_a_redirect_to_loopback_sends_nothing_there(server: OddServer) -> None:
         server.answers["/"] = [redirect(canary.url("/"))]
         canary.answers["/"] = [ok(b"the secret of the inner network")]
         with pytest.raises(UrlNotAllowed):
-            fetch(server.url("/"), Guard([f"127.0.0.1:{server.port}"]))
+            fetch(server.url("/"), EgressGuard([f"127.0.0.1:{server.port}"]))
         assert canary.connections == 0
         assert fetch(server.url("/")) == b"the secret of the inner network"  # it is there, once it is allowed
 
@@ -127,7 +127,7 @@ def test_a_name_that_answers_differently_the_next_time(server: OddServer) -> Non
     server.answers["/"] = [ok(b"abc")]
     with OddServer("127.0.0.2", server.port) as inner:
         resolve = Changing(["127.0.0.1"], ["127.0.0.2"])
-        guard = Guard(["127.0.0.1"], resolve=resolve)
+        guard = EgressGuard(["127.0.0.1"], resolve=resolve)
         assert fetch(server.url("/", "data.example"), guard) == b"abc"
         assert resolve.asked == 1
         assert f"Host: data.example:{server.port}\r\n" in server.heads[0]
@@ -141,13 +141,16 @@ def test_a_redirect_to_the_same_name_is_checked_again(server: OddServer) -> None
     with OddServer("127.0.0.2", server.port) as inner:
         inner.answers["/secret"] = [ok(b"secret")]
         with pytest.raises(UrlNotAllowed):
-            fetch(server.url("/", "data.example"), Guard(["127.0.0.1"], resolve=Changing(["127.0.0.1"], ["127.0.0.2"])))
+            fetch(
+                server.url("/", "data.example"),
+                EgressGuard(["127.0.0.1"], resolve=Changing(["127.0.0.1"], ["127.0.0.2"])),
+            )
         assert inner.connections == 0
 
 
 def test_the_next_address_is_tried_when_one_does_not_answer(server: OddServer) -> None:
     server.answers["/"] = [ok(b"abc")]
-    guard = Guard(["127.0.0.0/8"], resolve=Changing(["127.0.0.9", "127.0.0.1"]))
+    guard = EgressGuard(["127.0.0.0/8"], resolve=Changing(["127.0.0.9", "127.0.0.1"]))
     assert fetch(server.url("/", "data.example"), guard) == b"abc"
 
 
@@ -190,7 +193,7 @@ def test_tls_keeps_the_name_though_the_address_is_pinned(authority: Authority) -
     with OddServer(tls=context) as server:
         server.answers["/"] = [ok(BODY)]
         server.answers["/chunked"] = [chunked(BODY[:100_000], BODY[100_000:])]
-        guard = Guard(["127.0.0.1"], resolve=Changing(["127.0.0.1"]))
+        guard = EgressGuard(["127.0.0.1"], resolve=Changing(["127.0.0.1"]))
         for path in ("/", "/chunked"):
             assert fetch(server.url(path, "data.example"), guard, ca_file=authority.ca_file) == BODY
         assert asked == ["data.example"] * 2
@@ -203,7 +206,7 @@ def test_tls_to_an_address(authority: Authority) -> None:
 
 
 def test_tls_that_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
-    guard = Guard(["127.0.0.1"], resolve=Changing(["127.0.0.1"]))
+    guard = EgressGuard(["127.0.0.1"], resolve=Changing(["127.0.0.1"]))
     with OddServer(tls=authority.server_context("data.example")) as server:
         server.answers["/"] = [ok(b"secret")]
         stranger = Authority(tmp_path, "Somebody else")

@@ -18,7 +18,7 @@ from datamanager.engine.bulk.bulk_chunk import item_id, part_name
 from datamanager.errors import Cancelled
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.cleanup.partial_files import GIVEN_UP_AFTER, clear_up
 from flows.runtime.services import Services
@@ -45,7 +45,7 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
     """A mover's parts over a real catalogue and two folders."""
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home")
-    yield Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None)
+    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None)
     storages.close()
 
 

@@ -24,8 +24,8 @@ from datamanager.domain.states import TransferKind, Verified
 from datamanager.engine.attempt import Intent, Job, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.fetching import download as downloading
-from datamanager.engine.fetching.curl_on_machine import on_machine
 from datamanager.engine.fetching.download import TAIL, Wanted
+from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.engine.fetching.remote_download import fetch
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.publish import publish
@@ -47,7 +47,7 @@ from datamanager.errors import (
     TransportTimeout,
     UrlNotAllowed,
 )
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.sources.download_terms import Fetching, open_fetching
 from datamanager.sources.terms.source_validators import ask
 from tests.support.authority import Authority
@@ -83,7 +83,7 @@ class Machine:
     def remember(self, marker: Restart) -> None:
         self.marker = marker
 
-    def opened(self, url: str, guard: Guard = LOOPBACK, *, protocol: str = "http", **options: Any) -> Fetching:
+    def opened(self, url: str, guard: EgressGuard = LOOPBACK, *, protocol: str = "http", **options: Any) -> Fetching:
         terms: dict[str, Any] = {"connect_timeout": 30, "read_timeout": 30}
         run = on_machine(self.job.target)
         options = {"fetch": "remote", **options}
@@ -106,7 +106,7 @@ class Machine:
         assert os.listdir(self.folder) == [os.path.basename(found.final)], "no partial file is left"
         return got
 
-    def got(self, url: str, guard: Guard = LOOPBACK, **options: Any) -> bytes:
+    def got(self, url: str, guard: EgressGuard = LOOPBACK, **options: Any) -> bytes:
         return self.attempt(self.opened(url, guard, **options))
 
     def refused(self, error: type[DataManagerError], fetching: Fetching, **rules: Any) -> DataManagerError:
@@ -327,12 +327,12 @@ def test_secrets_are_on_no_command_line_in_no_environment_and_in_no_file(machine
 def test_a_redirect_to_where_downloads_may_not_go(machine: Machine, server: OddServer, other: OddServer) -> None:
     server.answers["/"] = [redirect(other.url("/"))]
     other.answers["/"] = [ok(b"secret")]
-    machine.refused(UrlNotAllowed, machine.opened(server.url("/"), Guard([f"127.0.0.1:{server.port}"])))
+    machine.refused(UrlNotAllowed, machine.opened(server.url("/"), EgressGuard([f"127.0.0.1:{server.port}"])))
     assert other.connections == 0
 
 
 def test_the_url_itself_is_checked(machine: Machine, server: OddServer) -> None:
-    fetching = machine.opened(server.url("/"), Guard())
+    fetching = machine.opened(server.url("/"), EgressGuard())
     with pytest.raises(UrlNotAllowed):
         fetching.check()
     machine.refused(UrlNotAllowed, fetching)
@@ -373,7 +373,7 @@ def test_the_checked_address_is_asked(machine: Machine) -> None:
             asked.append(host)
             return ["127.0.0.3"]
 
-        guard = Guard(["127.0.0.0/8"], resolve=resolve)
+        guard = EgressGuard(["127.0.0.0/8"], resolve=resolve)
         for name in ("localhost", "nowhere.invalid"):
             assert machine.got(server.url("/", name), guard) == b"abc"
             (machine.folder / "file").unlink()
@@ -383,9 +383,9 @@ def test_the_checked_address_is_asked(machine: Machine) -> None:
 
 def test_the_next_address_is_tried_when_there_is_no_connection(machine: Machine, server: OddServer) -> None:
     server.answers["/"] = [ok(b"abc")]
-    guard = Guard(["127.0.0.0/8"], resolve=lambda _, __: ["127.0.0.9", "127.0.0.1"])
+    guard = EgressGuard(["127.0.0.0/8"], resolve=lambda _, __: ["127.0.0.9", "127.0.0.1"])
     assert machine.got(server.url("/", "name.example"), guard) == b"abc"
-    failing = Guard(["127.0.0.0/8"], resolve=lambda _, __: ["127.0.0.9", "127.0.0.8"])
+    failing = EgressGuard(["127.0.0.0/8"], resolve=lambda _, __: ["127.0.0.9", "127.0.0.8"])
     (machine.folder / "file").unlink()
     machine.refused(ConnectionLost, machine.opened(server.url("/", "name.example"), failing))
 
@@ -397,7 +397,7 @@ def test_tls_is_verified(machine: Machine, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     with OddServer(tls=authority.server_context("data.example")) as secure:
         secure.answers["/"] = [ok(BODY)]
-        guard = Guard(["data.example", "other.example"], resolve=lambda _, __: ["127.0.0.1"])
+        guard = EgressGuard(["data.example", "other.example"], resolve=lambda _, __: ["127.0.0.1"])
         url, ca = secure.url("/", "data.example"), authority.ca_file.read_text()
         error = machine.refused(DownloadFailed, machine.opened(url, guard))
         assert "no trusted TLS connection" in error.detail
@@ -559,7 +559,7 @@ def test_mirrors_are_tried_in_turn(machine: Machine, server: OddServer, other: O
 def test_what_can_not_be_with_it_is_refused_by_name(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(InvalidRequest, match=rf"options\.{name}: can't be with fetch: remote") as caught:
-        open_fetching("https://data.example/a", "https", {"fetch": "remote", **options}, Guard(), max_size=9)
+        open_fetching("https://data.example/a", "https", {"fetch": "remote", **options}, EgressGuard(), max_size=9)
     assert list(caught.value.fields) == [f"options.{name}"]
 
 
@@ -567,7 +567,7 @@ def test_a_client_certificate_is_refused(tmp_path: Path) -> None:
     pem = (Authority(tmp_path), (tmp_path / "ca.pem").read_text())[1]
     options = {"fetch": "remote", "client_cert": pem}
     with pytest.raises(InvalidRequest, match=r"options\.client_cert"):
-        open_fetching("https://data.example/a", "https", options, Guard(), max_size=9)
+        open_fetching("https://data.example/a", "https", options, EgressGuard(), max_size=9)
 
 
 @pytest.mark.parametrize(
@@ -576,12 +576,12 @@ def test_a_client_certificate_is_refused(tmp_path: Path) -> None:
 )
 def test_other_protocols_have_no_such_option(url: str, protocol: str) -> None:
     with pytest.raises(NotSupported, match="option fetch is not supported by"):
-        open_fetching(url, protocol, {"fetch": "remote"}, Guard(), max_size=9)
+        open_fetching(url, protocol, {"fetch": "remote"}, EgressGuard(), max_size=9)
 
 
 def test_another_word_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"options\.fetch"):
-        open_fetching("https://data.example/a", "https", {"fetch": "curl"}, Guard(), max_size=9)
+        open_fetching("https://data.example/a", "https", {"fetch": "curl"}, EgressGuard(), max_size=9)
 
 
 def test_on_the_movers_own_host_the_mover_fetches(tmp_path: Path) -> None:

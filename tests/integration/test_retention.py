@@ -30,7 +30,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import Guard
+from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.retention import run as retention_run
 from flows.retention.run import OPEN_AT_ONCE
@@ -82,7 +82,9 @@ def keeper(database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_p
     machines = Machines({**local, **{name: sshd_pair[0].machine(name, folders[name]) for name in ("far", "near")}})
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home")
-    yield Keeper(Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None), folders)
+    yield Keeper(
+        Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None), folders
+    )
     storages.close()
 
 

@@ -28,11 +28,11 @@ from datamanager.errors import (
     TransportTimeout,
     UrlNotAllowed,
 )
-from datamanager.sources import Guard, Source, open_source
+from datamanager.sources import EgressGuard, Source, open_source
 from tests.support.ftp import PASSWORD, USER, FtpServer
 
 BODY = random.Random(21).randbytes(3 * 2**20 + 5)
-ALLOWED = Guard(["127.0.0.0/8"])
+ALLOWED = EgressGuard(["127.0.0.0/8"])
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def test_urls_that_are_refused(url: str) -> None:
 def test_the_guard_stands_before_the_connection(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.2)
-        one = open_source(f"ftp://127.0.0.1:{listener.getsockname()[1]}/f", "", {}, Guard(), max_size=1)
+        one = open_source(f"ftp://127.0.0.1:{listener.getsockname()[1]}/f", "", {}, EgressGuard(), max_size=1)
         refused(UrlNotAllowed, one)
         with pytest.raises(TimeoutError):
             listener.accept()
@@ -210,7 +210,7 @@ def test_a_denied_port_is_denied_for_the_data_too(tmp_path: Path, entry: str) ->
         def pasv(self: Any, _line: str) -> None:
             self.respond(f"227 Entering passive mode (127,0,0,1,{port // 256},{port % 256}).")
 
-        guard = Guard(["files.example"], [entry.format(port=port)], resolve=lambda *_: ["127.0.0.1"])
+        guard = EgressGuard(["files.example"], [entry.format(port=port)], resolve=lambda *_: ["127.0.0.1"])
         with serving(tmp_path, ftp_PASV=pasv) as server:
             url = f"ftp://files.example:{server.port}/file"
             one = open_source(url, "", {}, guard, max_size=2**30, read_timeout=5)

@@ -18,13 +18,13 @@ from datamanager.errors import (
     SourceMissing,
     UrlNotAllowed,
 )
-from datamanager.sources import Guard, open_source
+from datamanager.sources import EgressGuard, open_source
 from datamanager.sources.http.s3 import object_url
 from tests.support import rclone
 from tests.support.odd_http import OddServer, answer, ok, redirect
 
 BODY = random.Random(3).randbytes(2**20 + 5)
-ALLOWED = Guard(["127.0.0.0/8"])
+ALLOWED = EgressGuard(["127.0.0.0/8"])
 SECRET = "the/secret+of/a/test"
 KEYS = {"access_key": "AKTEST", "secret_key": SECRET}
 
@@ -43,7 +43,7 @@ def odd() -> Iterator[OddServer]:
         yield running
 
 
-def fetch(url: str, options: dict[str, Any], *part: int, guard: Guard = ALLOWED) -> bytes:
+def fetch(url: str, options: dict[str, Any], *part: int, guard: EgressGuard = ALLOWED) -> bytes:
     source = open_source(url, "", options, guard, max_size=2**30, connect_timeout=10, read_timeout=10)
     with source.open(*part) as download:
         return b"".join(bytes(block) for block in download.blocks())
@@ -124,7 +124,7 @@ def test_options_that_are_refused(options: dict[str, Any], field: str) -> None:
 
 def test_the_guard_checks_the_endpoint(odd: OddServer) -> None:
     options = {"endpoint": odd.url(""), **KEYS}
-    source = open_source("s3://bucket/key", "s3", options, Guard(), max_size=1)
+    source = open_source("s3://bucket/key", "s3", options, EgressGuard(), max_size=1)
     with pytest.raises(UrlNotAllowed):
         source.check()
     with pytest.raises(UrlNotAllowed), source.open():

@@ -31,14 +31,14 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.known_hosts import fingerprint
-from datamanager.sources import Guard, open_source
+from datamanager.sources import EgressGuard, open_source
 from datamanager.sources.sftp.client import SftpSource
 from datamanager.sources.sftp.ssh_login import Login
 from tests.support.odd_sftp import PASSWORD, USER, OddSftp, honest
 from tests.support.sshd import PrivateSshd, make_key
 
 BODY = random.Random(22).randbytes(5 * 2**20 + 3)
-ALLOWED = Guard(["127.0.0.0/8"])
+ALLOWED = EgressGuard(["127.0.0.0/8"])
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def options(odd: OddSftp, **others: Any) -> dict[str, Any]:
     return {"username": USER, "password": PASSWORD, "host_key": odd.host_key, **others}
 
 
-def fetch(url: str, given: dict[str, Any], *, guard: Guard = ALLOWED, read_timeout: float = 30.0) -> bytes:
+def fetch(url: str, given: dict[str, Any], *, guard: EgressGuard = ALLOWED, read_timeout: float = 30.0) -> bytes:
     source = open_source(url, "sftp", given, guard, max_size=2**30, connect_timeout=10, read_timeout=read_timeout)
     with source.open() as download:
         return b"".join(bytes(block) for block in download.blocks())
@@ -180,7 +180,7 @@ def test_options_that_are_refused(
 )
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(UrlNotAllowed) as caught:
-        open_source(url, "sftp", {"username": "u", "password": "p"}, Guard(), max_size=1).check()
+        open_source(url, "sftp", {"username": "u", "password": "p"}, EgressGuard(), max_size=1).check()
     assert "secret" not in caught.value.detail
 
 
@@ -188,7 +188,7 @@ def test_the_guard_stands_before_the_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.2)
         port = listener.getsockname()[1]
-        refused(UrlNotAllowed, f"sftp://127.0.0.1:{port}/a", {"username": "u"}, guard=Guard())
+        refused(UrlNotAllowed, f"sftp://127.0.0.1:{port}/a", {"username": "u"}, guard=EgressGuard())
         with pytest.raises(TimeoutError):
             listener.accept()
 

@@ -19,13 +19,13 @@ from datamanager.errors import (
     SourceMissing,
     UrlNotAllowed,
 )
-from datamanager.sources import Guard, open_source
+from datamanager.sources import EgressGuard, open_source
 from datamanager.sources.download_terms import open_fetching
 from tests.support import web as webs
 from tests.support.odd_http import OddServer, answer, ok
 from tests.support.web import Web
 
-ALLOWED = Guard(["127.0.0.0/8"])
+ALLOWED = EgressGuard(["127.0.0.0/8"])
 USER, PASSWORD = "fetcher", "a pass phrase: of the server"
 LOGIN = {"username": USER, "password": PASSWORD}
 BODY = b"digested " * 100_000

@@ -18,7 +18,7 @@ from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, Machines
 from datamanager.settings import Settings
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.audit.context import Examination
 from flows.audit.first_pass import first_look
@@ -66,7 +66,7 @@ class Plant:
             machines=machines,
             database=database,
             storages=Storages(machines, home),
-            guard=Guard(()),
+            guard=EgressGuard(()),
             owner="mover-of-the-test",
             ring=lambda _: None,
         )

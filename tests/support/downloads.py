@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from datamanager.sources import Guard, open_source
+from datamanager.sources import EgressGuard, open_source
 from tests.support.odd_http import answer
 
-LOOPBACK = Guard(["127.0.0.0/8", "localhost"])
+LOOPBACK = EgressGuard(["127.0.0.0/8", "localhost"])
 BODY = random.Random(6).randbytes(5 * 2**20 + 3)
 
 
 def fetch(
     url: str,
-    guard: Guard = LOOPBACK,
+    guard: EgressGuard = LOOPBACK,
     *,
     max_size: int = 2**30,
     read_timeout: float = 30.0,

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from tests.support import ftp, rclone
 from tests.support.sshd import PrivateSshd, make_key
 from tests.support.web import PASSWORD, USER, Web
 
-ALLOWED = Guard(["127.0.0.0/8"])
+ALLOWED = EgressGuard(["127.0.0.0/8"])
 """A guard that lets the suite reach its servers."""
 
 

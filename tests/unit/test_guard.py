@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from datamanager.errors import SettingsError, TransportTimeout, UrlNotAllowed
-from datamanager.sources import Guard, Source, open_source
+from datamanager.sources import EgressGuard, Source, open_source
 from datamanager.sources.download_terms import open_fetching
 from datamanager.sources.network import egress_guard
 from datamanager.sources.network.egress_guard import Address, is_public
@@ -163,11 +163,11 @@ class Names:
         return self.names[host]
 
 
-def source_of(url: str, the_guard: Guard, read_timeout: float = 5) -> Source:
+def source_of(url: str, the_guard: EgressGuard, read_timeout: float = 5) -> Source:
     return open_source(url, "http", {}, the_guard, max_size=1000, connect_timeout=5, read_timeout=read_timeout)
 
 
-def check(url: str, the_guard: Guard) -> None:
+def check(url: str, the_guard: EgressGuard) -> None:
     """Check only: a URL that should have been refused must not be fetched by a test, its host may be real."""
     source_of(url, the_guard).check()
 
@@ -192,7 +192,7 @@ def reached(listener: socket.socket) -> bool:
 @pytest.mark.parametrize("form", LOOPBACK)
 def test_no_form_of_loopback_is_reached(form: str, canary: socket.socket) -> None:
     url = form.format(port=canary.getsockname()[1])
-    the_guard = Guard(resolve=Names(localhost=["127.0.0.1"]))
+    the_guard = EgressGuard(resolve=Names(localhost=["127.0.0.1"]))
     with pytest.raises(UrlNotAllowed):
         check(url, the_guard)
     with pytest.raises(UrlNotAllowed), source_of(url, the_guard).open():
@@ -202,7 +202,7 @@ def test_no_form_of_loopback_is_reached(form: str, canary: socket.socket) -> Non
 
 def test_the_canary_sings_when_it_is_allowed(canary: socket.socket) -> None:
     url = f"http://127.0.0.1:{canary.getsockname()[1]}/"
-    with pytest.raises(TransportTimeout), source_of(url, Guard(["127.0.0.1"]), read_timeout=0.2).open():
+    with pytest.raises(TransportTimeout), source_of(url, EgressGuard(["127.0.0.1"]), read_timeout=0.2).open():
         pass
     assert reached(canary)
 
@@ -210,7 +210,7 @@ def test_the_canary_sings_when_it_is_allowed(canary: socket.socket) -> None:
 @pytest.mark.parametrize("url", ELSEWHERE)
 def test_refused(url: str) -> None:
     with pytest.raises(UrlNotAllowed):
-        check(url, Guard(resolve=Names()))
+        check(url, EgressGuard(resolve=Names()))
 
 
 def test_the_tables_are_long_enough() -> None:
@@ -223,7 +223,7 @@ def test_the_tables_are_long_enough() -> None:
 def test_no_numeric_form_is_given_to_the_resolver(form: str) -> None:
     names = Names()
     with pytest.raises(UrlNotAllowed):
-        check(form.format(port=80), Guard(resolve=names))
+        check(form.format(port=80), EgressGuard(resolve=names))
     assert names.asked == []
 
 
@@ -233,12 +233,12 @@ def test_no_numeric_form_is_given_to_the_resolver(form: str) -> None:
 )
 def test_public_addresses(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
-    assert Guard().check(address, 443)
+    assert EgressGuard().check(address, 443)
 
 
 @pytest.mark.parametrize("port", [21, 22, 80, 443, 990])
 def test_ports_open_to_all(port: int) -> None:
-    assert Guard().check(PUBLIC_V4, port) == [ipaddress.ip_address(PUBLIC_V4)]
+    assert EgressGuard().check(PUBLIC_V4, port) == [ipaddress.ip_address(PUBLIC_V4)]
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_ports_open_to_all(port: int) -> None:
 )
 def test_every_answer_must_be_public(answers: list[str]) -> None:
     with pytest.raises(UrlNotAllowed) as caught:
-        Guard(resolve=Names(**{"data.example": answers})).check("data.example", 80)
+        EgressGuard(resolve=Names(**{"data.example": answers})).check("data.example", 80)
     assert "10.0.0.1" not in caught.value.detail  # what the inner network's names stand for is not told
 
 
 def test_answers_are_given_in_order_once_each() -> None:
     names = Names(**{"data.example": [PUBLIC_V6, PUBLIC_V4, f"::ffff:{PUBLIC_V4}", PUBLIC_V6]})
     expected: list[Address] = [ipaddress.ip_address(PUBLIC_V6), ipaddress.ip_address(PUBLIC_V4)]
-    assert Guard(resolve=names).check("DATA.example.", 80) == expected
+    assert EgressGuard(resolve=names).check("DATA.example.", 80) == expected
     assert names.asked == ["data.example"]
 
 
@@ -274,7 +274,7 @@ def test_a_resolver_that_is_away_may_be_asked_again() -> None:
 
     for resolve, retryable in ((away, True), (Names(), False)):
         with pytest.raises(UrlNotAllowed) as caught:
-            Guard(resolve=resolve).check("nowhere.example", 80)
+            EgressGuard(resolve=resolve).check("nowhere.example", 80)
         assert caught.value.retryable is retryable
 
 
@@ -332,7 +332,7 @@ INNER = Names(
     ],
 )
 def test_what_an_entry_opens(allow: str, host: str, port: int, opens: bool) -> None:
-    the_guard = Guard(allow.split(","), resolve=INNER)
+    the_guard = EgressGuard(allow.split(","), resolve=INNER)
     if opens:
         assert the_guard.check(host, port)
     else:
@@ -350,7 +350,7 @@ def test_what_an_entry_opens(allow: str, host: str, port: int, opens: bool) -> N
 )
 def test_a_bad_entry_stops_the_start(entry: str) -> None:
     with pytest.raises(SettingsError, match="DM_DOWNLOAD_ALLOW"):
-        Guard(["10.0.0.0/8", entry])
+        EgressGuard(["10.0.0.0/8", entry])
 
 
 # --- what the operator denies ----------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def test_a_bad_entry_stops_the_start(entry: str) -> None:
 def test_what_is_denied_stays_shut_whatever_is_allowed(deny: str, host: str, port: int, shut: bool) -> None:
     everything = ("0.0.0.0/0", "::/0", "data.example", "deep.below.data.example", "alias.example")
     for allow in ((), everything):
-        guarded = Guard(allow, (deny,), resolve=lambda _host, _port: [PUBLIC_V4])
+        guarded = EgressGuard(allow, (deny,), resolve=lambda _host, _port: [PUBLIC_V4])
         if shut:
             with pytest.raises(UrlNotAllowed, match="DM_DOWNLOAD_DENY"):
                 guarded.check(host, port)
@@ -392,7 +392,7 @@ def test_what_is_denied_stays_shut_whatever_is_allowed(deny: str, host: str, por
 
 
 def test_one_denied_answer_of_several_is_enough() -> None:
-    guarded = Guard(("data.example",), ("10.0.0.0/8",), resolve=lambda _host, _port: [PUBLIC_V4, "10.1.2.3"])
+    guarded = EgressGuard(("data.example",), ("10.0.0.0/8",), resolve=lambda _host, _port: [PUBLIC_V4, "10.1.2.3"])
     with pytest.raises(UrlNotAllowed):
         guarded.check("data.example", 443)
 
@@ -400,7 +400,7 @@ def test_one_denied_answer_of_several_is_enough() -> None:
 @pytest.mark.parametrize("entry", ["", ":", ":0", ":65536", ":x", "a b", "http://x/", "10.0.0.0/33"])
 def test_a_bad_denial_stops_the_start(entry: str) -> None:
     with pytest.raises(SettingsError, match="DM_DOWNLOAD_DENY"):
-        Guard((), (entry,))
+        EgressGuard((), (entry,))
 
 
 INSIDE = ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1", "100.64.0.1"]
@@ -428,7 +428,7 @@ def test_no_place_of_a_request_gets_inside(place: str, inner: str, turn: int) ->
         "proxy": {"proxy": "http://inner.example:80"},
     }
     options = named.get(place, {})
-    fetching = open_fetching(urls["url"], "https", options, Guard(resolve=resolve), max_size=1)
+    fetching = open_fetching(urls["url"], "https", options, EgressGuard(resolve=resolve), max_size=1)
     for _ in range(turn):
         fetching.check()
     with pytest.raises(UrlNotAllowed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datamanager.errors import InvalidRequest, NotSupported, UrlNotAllowed
-from datamanager.sources import Guard, open_source, public_url
+from datamanager.sources import EgressGuard, open_source, public_url
 from datamanager.sources.terms.urls import parse_target
 
 
@@ -35,16 +35,16 @@ def test_protocol_and_options(
     url: str, protocol: str, options: dict[str, object] | None, error: type[Exception] | None
 ) -> None:
     if error is None:
-        open_source(url, protocol, options, Guard(), max_size=1)
+        open_source(url, protocol, options, EgressGuard(), max_size=1)
         return
     with pytest.raises(error):
-        open_source(url, protocol, options, Guard(), max_size=1)
+        open_source(url, protocol, options, EgressGuard(), max_size=1)
 
 
 def test_options_are_named_but_not_told() -> None:
     for options in ({"passwort": "s3cret"}, {"password": "s3cret\n"}, {"headers": {"Range": "s3cret"}}):
         with pytest.raises((NotSupported, InvalidRequest), match=r"passwort|password|Range") as caught:
-            open_source("http://h.example/", "http", options, Guard(), max_size=1)
+            open_source("http://h.example/", "http", options, EgressGuard(), max_size=1)
         assert "s3cret" not in caught.value.detail
 
 

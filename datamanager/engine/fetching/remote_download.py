@@ -1,8 +1,8 @@
 """The second step of a download that the machine itself does (`fetch: remote`): its curl brings the bytes; we judge the
 answer's head, watch the partial file grow, and say what is stored in the end.
 
-What was cut off is gone on with as in `engine.downloading`: the same version, of which the last MiB that is stored is
-compared, by the machine, with what the source sends now. Only the hash is taken in the end, from storage, as the bytes
+An interrupted download is resumed as in `engine.fetching.download`: the same version, of which the machine compares the
+last MiB that is stored with what the source sends now. Only the hash is taken in the end, from storage, as the bytes
 don't pass here. (docs/adr/0010-fetching-on-the-machine.md)
 """
 
@@ -19,8 +19,8 @@ from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Found, Job, Moved, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.fetching import download as downloading
-from datamanager.engine.fetching.curl_on_machine import OurSide, into_file, named, ours
 from datamanager.engine.fetching.download import TAIL, Broke, Wanted, in_turn
+from datamanager.engine.fetching.machine_curl import OurSide, into_file, named, ours
 from datamanager.engine.fetching.remote_parts import Stored, take_over
 from datamanager.engine.single.transfer import Remember, forget, remove_part
 from datamanager.engine.single.verify import stored_sha256

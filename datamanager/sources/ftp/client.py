@@ -18,7 +18,7 @@ from pathlib import Path
 from datamanager.errors import ConnectionLost, InvalidRequest, SizeMismatch, SourceChanged, TooLarge
 from datamanager.sources.ftp.ftp_control import FtpControl, ftp_errors
 from datamanager.sources.network.blocks import Pace, gathered
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.file_servers import FileUrl, bounded, connect, parse_file_url, refuse_expect_type
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.terms.options import FtpOptions, HttpOptions
@@ -32,7 +32,7 @@ class FtpSource:
     """A file of an FTP server. Timeouts are seconds, `max_size` is bytes."""
 
     url: str
-    guard: Guard
+    guard: EgressGuard
     max_size: int
     tls: str | None = None
     """None, "explicit" or "implicit"."""
@@ -50,7 +50,7 @@ class FtpSource:
         url: str,
         options: FtpOptions,
         *,
-        guard: Guard,
+        guard: EgressGuard,
         max_size: int,
         connect_timeout: float,
         read_timeout: float,

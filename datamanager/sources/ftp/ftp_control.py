@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from datamanager.errors import AuthenticationFailed, ConnectionLost, DataManagerError, DownloadFailed, SourceMissing
 from datamanager.sources.network.connection_errors import as_ours
-from datamanager.sources.network.egress_guard import Address, Guard
+from datamanager.sources.network.egress_guard import Address, EgressGuard
 
 MAX_LINES = 1000
 """Lines of one answer."""
@@ -35,7 +35,7 @@ class FtpControl(ftplib.FTP_TLS):
         sock: socket.socket,
         host: str,
         address: Address,
-        guard: Guard,
+        guard: EgressGuard,
         context: ssl.SSLContext,
         tls: str | None,
         timeout: float,

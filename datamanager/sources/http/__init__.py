@@ -1,0 +1,1 @@
+"""Sources read over HTTP: http, https, webdav, s3."""

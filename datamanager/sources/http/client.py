@@ -22,7 +22,7 @@ from datamanager.sources.http.answer import Asked, Head, HttpDownload
 from datamanager.sources.http.pinned import PinnedAdapter
 from datamanager.sources.http.proxy import Proxy
 from datamanager.sources.network.connection_errors import causes, translated
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.terms.options import HttpOptions
 from datamanager.sources.terms.urls import Target, parse_target, public_url
@@ -64,7 +64,7 @@ class HttpSource:
     """
 
     url: str
-    guard: Guard
+    guard: EgressGuard
     max_size: int
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
@@ -86,7 +86,7 @@ class HttpSource:
         url: str,
         options: HttpOptions,
         *,
-        guard: Guard,
+        guard: EgressGuard,
         max_size: int,
         connect_timeout: float,
         read_timeout: float,

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from datamanager.errors import InvalidRequest
-from datamanager.sources.network.egress_guard import Address, Guard
+from datamanager.sources.network.egress_guard import Address, EgressGuard
 from datamanager.sources.terms.options import HttpOptions
 from datamanager.sources.terms.urls import Target, parse_target
 
@@ -102,11 +102,11 @@ class Proxy:
             authorization = f"Basic {base64.b64encode(pair).decode()}"
         return cls(target, authorization)
 
-    def check(self, guard: Guard) -> None:
+    def check(self, guard: EgressGuard) -> None:
         """Refuse a proxy where downloads may not go. Raises: UrlNotAllowed."""
         guard.check(self.target.host, self.target.port)
 
-    def way(self, guard: Guard) -> Way:
+    def way(self, guard: EgressGuard) -> Way:
         """Return the proxy at its checked addresses. Raises: UrlNotAllowed."""
         addresses = guard.check(self.target.host, self.target.port)
         return Way(tuple(addresses[:4]), self.target.port, self.authorization)

@@ -31,7 +31,7 @@ from datamanager.errors import (
 from datamanager.sources.http.answer import Asked, HttpDownload
 from datamanager.sources.http.client import HttpSource
 from datamanager.sources.network.connection_errors import translated
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.terms.options import HttpOptions, S3Options
 from datamanager.sources.terms.urls import MAX_URL, Target, parse_target, public_url
@@ -119,7 +119,7 @@ class S3Source:
         url: str,
         options: S3Options,
         *,
-        guard: Guard,
+        guard: EgressGuard,
         max_size: int,
         connect_timeout: float,
         read_timeout: float,

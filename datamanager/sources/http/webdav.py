@@ -21,7 +21,7 @@ from datamanager.errors import (
 )
 from datamanager.sources.http.answer import Asked
 from datamanager.sources.http.client import HttpSource, auth_of
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.terms.options import WebdavOptions
 from datamanager.sources.terms.urls import Target, public_url, scheme_of
 
@@ -83,7 +83,7 @@ def webdav_source(
     url: str,
     options: WebdavOptions,
     *,
-    guard: Guard,
+    guard: EgressGuard,
     max_size: int,
     connect_timeout: float,
     read_timeout: float,

@@ -132,7 +132,7 @@ class _Entry:
         return address in self.what and self.port in (None, port)
 
 
-class Guard:
+class EgressGuard:
     """Decides which hosts and ports a download may reach. Immutable, safe to share between threads.
 
     `allow` are the entries of DM_DOWNLOAD_ALLOW: a host name, an address or a network in CIDR form, each with `:port`

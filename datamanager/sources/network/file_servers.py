@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from datamanager.errors import NotSupported, UrlNotAllowed
 from datamanager.sources.network.connection_errors import translated
-from datamanager.sources.network.egress_guard import Address, Guard, canonical_host
+from datamanager.sources.network.egress_guard import Address, EgressGuard, canonical_host
 from datamanager.sources.terms.options import CommonOptions
 from datamanager.sources.terms.urls import MAX_URL, public_url, scheme_of
 
@@ -100,7 +100,7 @@ def bounded(seconds: float, abort: Callable[[], object]) -> Iterator[None]:
         raise TimeoutError("timed out")
 
 
-def connect(guard: Guard, url: FileUrl, timeout: float) -> tuple[socket.socket, Address]:
+def connect(guard: EgressGuard, url: FileUrl, timeout: float) -> tuple[socket.socket, Address]:
     """Connect to the first of the host's checked addresses that accepts; return the socket, and which one it was.
 
     `timeout` is seconds, for each of at most four addresses.

@@ -1,0 +1,1 @@
+"""HTTP sources that a machine reads by its own curl."""

@@ -29,7 +29,7 @@ from datamanager.errors import (
     TooLarge,
 )
 from datamanager.sources.network.blocks import gathered
-from datamanager.sources.network.egress_guard import Guard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.file_servers import FileUrl, bounded, connect, parse_file_url, refuse_expect_type
 from datamanager.sources.sftp.pipelined_reads import ReadingClient, reading
 from datamanager.sources.sftp.ssh_login import Login, TrustedKeys, logged_in, parse_private_key, ssh_errors
@@ -43,7 +43,7 @@ class SftpSource:
     """A file of an SFTP server. Timeouts are seconds, `max_size` is bytes."""
 
     url: str
-    guard: Guard
+    guard: EgressGuard
     max_size: int
     login: Login
     host_key: str | None = None
@@ -59,7 +59,7 @@ class SftpSource:
         url: str,
         options: SftpOptions,
         *,
-        guard: Guard,
+        guard: EgressGuard,
         max_size: int,
         connect_timeout: float,
         read_timeout: float,
