@@ -18,27 +18,32 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from api import health
-from api.audits import routes
+from api.audits import routes as audits
 from api.context import Context
 from api.http import openapi
-from api.http.host_origin import Guard
+from api.http.host_origin import HostOriginMiddleware
 from api.http.problems import describe_code, http_problem_response, problem_response
-from api.http.request_log import Observer
+from api.http.request_log import RequestLogMiddleware
 from api.http.responses import json_response
-from api.machines import draining, routes
-from api.objects import routes, trees
-from api.retention import routes
-from api.schedules import routes
-from api.tasks import control, limits, listing, routes
-from api.transfers import archive_routes, batch_routes, routes
+from api.machines import draining
+from api.machines import routes as machines
+from api.objects import routes as objects
+from api.objects import trees
+from api.retention import routes as retention
+from api.schedules import routes as schedules
+from api.tasks import control, limits, listing
+from api.tasks import routes as tasks
+from api.transfers import archive_routes as archives
+from api.transfers import batch_routes as batches
+from api.transfers import routes as transfers
 from api.transfers.waking import listening
 from datamanager.errors import DataManagerError, InternalError
 
 ROUTED = (
-    *(routes, trees, routes, archive_routes, routes, listing, control, batch_routes),
-    routes,
-    routes,
-    *(routes, routes, limits, draining, health),
+    *(objects, trees, transfers, archives, tasks, listing, control, batches),
+    retention,
+    schedules,
+    *(audits, machines, limits, draining, health),
 )
 
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -75,7 +80,7 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Observer), Middleware(Guard, settings=context.settings)],
+        middleware=[Middleware(RequestLogMiddleware), Middleware(HostOriginMiddleware, settings=context.settings)],
         exception_handlers={DataManagerError: _our_error, HTTPException: _http_error},
     )
     app.state.context = context
@@ -126,7 +131,7 @@ async def _our_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, DataManagerError):
         raise error
     if isinstance(error, InternalError):
-        raise error  # logged with its trace, and answered, by the Observer
+        raise error  # logged with its trace, and answered, by RequestLogMiddleware
     return problem_response(error, request.state.request_id)
 
 

@@ -19,7 +19,7 @@ from datamanager.settings import Settings, is_loopback
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-class Guard:
+class HostOriginMiddleware:
     """ASGI middleware that answers 403 to requests whose Host or Origin is foreign."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

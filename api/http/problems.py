@@ -1,4 +1,4 @@
-"""How our errors look over HTTP: the one table error → status, and RFC 9457 problem documents.
+"""How our errors look over HTTP: the one table error → status, and RFC 9457 problem openapi.
 
 An error's status is looked up along its MRO, so a new error has its parent's status until it gets a line of its own.
 """

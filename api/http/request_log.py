@@ -19,7 +19,7 @@ _SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 log = structlog.get_logger("api.access")
 
 
-class Observer:
+class RequestLogMiddleware:
     """ASGI middleware, the outermost one of ours. Never logs bodies, query strings or other headers."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -42,7 +42,7 @@ def done(api: LiveApi, answer: requests.Response, status: int = 200) -> dict[str
     assert answer.status_code == status, answer.text
     task = answer.text
     assert answer.headers["location"] == f"/DM/async/status/{task}"
-    perform(api.database, UUID(task), api.machines.routes["tape"])
+    perform(api.database, UUID(task), api.machines["tape"])
     return api.status(task)
 
 
@@ -134,7 +134,7 @@ def test_batches_as_the_client_sees_them(api: LiveApi) -> None:
     objects = [api.register(f"in/{number}") for number in range(3)]
     with Client(api.url) as dm:
         task = dm.archive_many([*objects, uuid4()], verify="sizes")
-        perform(api.database, task, api.machines.routes["tape"])
+        perform(api.database, task, api.machines["tape"])
         found = list(dm.items(task))
         assert [one.error.code if one.error else one.status for one in found] == ["COMPLETE"] * 3 + ["object_not_found"]
         assert [one.machine for one in found[:3]] == ["tape"] * 3
@@ -142,15 +142,15 @@ def test_batches_as_the_client_sees_them(api: LiveApi) -> None:
         (bundle,) = {dm.info(uuid).archived_in for uuid in objects}
         assert bundle == f"tape:{found[0].dest}"
         again = dm.archive_many(objects)
-        perform(api.database, again, api.machines.routes["tape"])
+        perform(api.database, again, api.machines["tape"])
         assert dm.wait(again).result == "3 items done (3 were there already)"
         back = dm.activate_many([{"uuid": objects[0]}, {"uuid": objects[1], "machine": "there", "dest": "out/b"}])
-        perform(api.database, back, api.machines.routes["tape"])
+        perform(api.database, back, api.machines["tape"])
         assert dm.wait(back).result == "2 items done"
         assert [(dm.info(uuid).machine, dm.info(uuid).path) for uuid in objects[:2]] == [
             ("here", "in"),
             ("there", "out"),
         ]
         alone = dm.start_activate(objects[2])
-        perform(api.database, alone, api.machines.routes["tape"])
+        perform(api.database, alone, api.machines["tape"])
         assert dm.wait(alone).result == "Activate successful"

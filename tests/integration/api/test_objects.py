@@ -126,7 +126,7 @@ def test_a_machine_that_cannot_be_reached_is_no_obstacle(api: LiveApi) -> None:
     with pytest.raises(MachineUnavailable), storage.session():
         pass
     place = Place("gone", "f")
-    assert verify(fields, api.machines.routes["gone"], storage, place) == (Facts(None), place)
+    assert verify(fields, api.machines["gone"], storage, place) == (Facts(None), place)
 
 
 def test_places_outside_the_base_directory_are_refused(api: LiveApi) -> None:
@@ -184,7 +184,7 @@ def many(api: LiveApi) -> LiveApi:
                 originator=f"o{number % 3}",
                 metadata={"run": str(number % 10), "a key": "50%_"},
             )
-            place = Place.of(api.machines.routes["here"], request.path, request.filename)
+            place = Place.of(api.machines["here"], request.path, request.filename)
             add_object(
                 session,
                 uuid4(),
