@@ -34,7 +34,7 @@ app.add_typer(schedules.app, name="schedule")
 @with_settings
 def up(environment: dict[str, str]) -> None:
     """Run everything in the foreground: Prefect server, API and one mover. Ctrl-C stops it."""
-    become("up", environment)
+    become("local.up", environment)
 
 
 @app.command()
@@ -61,7 +61,7 @@ def api(environment: dict[str, str]) -> None:
 @with_settings
 def deploy(environment: dict[str, str]) -> None:
     """Bring the deployments of prefect.yaml to the Prefect server."""
-    become("deploy", environment)
+    become("orchestrator.deploy", environment)
 
 
 @database.command()

@@ -46,7 +46,9 @@ def main() -> int:
             supervisor.start(_prefect(settings))
         _prepare_catalogue(settings)
         supervisor.start(_service("api", "api", settings))
-        supervisor.start(_service("mover", "up_mover", settings, settings.stop_grace.total_seconds() + MOVER_GRACE))
+        supervisor.start(
+            _service("mover", "local.up_mover", settings, settings.stop_grace.total_seconds() + MOVER_GRACE)
+        )
         supervisor.run(Ready(settings, machines, supervisor, begun).look)
         say("stopping …")
     except DataManagerError as exc:

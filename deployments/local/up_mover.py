@@ -15,7 +15,7 @@ from setproctitle import setproctitle
 
 from datamanager.errors import DataManagerError
 from datamanager.settings import Settings, load_settings
-from deployments.mover import __main__
+from deployments.mover.__main__ import main as run_mover
 from deployments.orchestrator.deploy import apply
 from deployments.orchestrator.environment import prefect_environment, run_with
 
@@ -35,7 +35,7 @@ def main() -> int:
     except DataManagerError as exc:
         sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 1
-    return __main__.main()
+    return run_mover()
 
 
 def wait_for_prefect(settings: Settings) -> None:

@@ -29,7 +29,7 @@ def main() -> int:
     setproctitle("dm mover")
     try:
         settings = load_settings()
-        run_with(prefect_environment(settings), "deployments.mover.__main__", sys.argv[1:])
+        run_with(prefect_environment(settings), "deployments.mover", sys.argv[1:])
     except DataManagerError as exc:
         sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 2

@@ -1,6 +1,7 @@
 """A mover's runs: takes transfers from the catalogue, as many as it has slots for, and gives leases their heartbeat.
 
-The catalogue is the truth; Prefect runs and shows (`deployments.mover.flow_runner`). While Prefect is away nothing is taken.
+The catalogue is the truth; Prefect runs and shows (`deployments.mover.flow_runner`). While Prefect is away nothing is
+taken.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A mover's maintenance runs: flows that are no transfers (`flow_table.MAINTENANCE`), beside its transfers' slots.
 
 They come from Prefect (a schedule, a person) or are audits that the API has entered in the catalogue. Each has a lease
-`run:{flow run}` that this mover renews; a run whose lease is gone is called crashed (`deployments.orchestrator.reconcile`), and an
-audit whose run has no lease goes back to the queue.
+`run:{flow run}` that this mover renews; a run whose lease is gone is called crashed
+(`deployments.orchestrator.reconcile`), and an audit whose run has no lease goes back to the queue.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
         runtime = await asyncio.to_thread(open_runtime, settings, pool_size=settings.concurrency + 4)
         try:
             async with AsyncExitStack() as stack:
-                # the automation of `deployments.orchestrator.crash_automation` counts on it, whatever this process's environment says
+                # `deployments.orchestrator.crash_automation` counts on it, whatever this process's environment says
                 stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: RUN_HEARTBEAT}))
                 # leases are this process's, not its successor's of the same name
                 lease_name = f"{self.name}:{os.getpid()}-{secrets.token_hex(3)}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from deployments.orchestrator.flow_registry import AnyFlow
 
-PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
+PREFECT_YAML = Path(__file__).parents[2] / "prefect.yaml"
 WORKER_TYPE = "mover"
 POOL_DESCRIPTION = "The Data Manager's movers: they run its own flows, warm, and nothing else."
 

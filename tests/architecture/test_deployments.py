@@ -21,6 +21,7 @@ from datamanager.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = ROOT / "deployments"
+IMAGES = DEPLOYMENTS / "images"
 UNITS = sorted((DEPLOYMENTS / "systemd").glob("*.service"))
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -37,6 +38,9 @@ def assert_is_an_entry_point(module: str) -> None:
     """Fail unless `python -m module` finds something that runs."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
+    if spec.submodule_search_locations is not None:  # a package runs its __main__
+        spec = importlib.util.find_spec(f"{module}.__main__")
+        assert spec is not None, f"the package {module} does not run"
     if module.startswith("deployments."):
         assert spec.origin is not None
         assert 'if __name__ == "__main__":' in Path(spec.origin).read_text(encoding="utf-8"), f"{module} does nothing"
@@ -126,9 +130,9 @@ def test_the_demonstration_machines_are_those_of_the_compose_file() -> None:
     assert all(machine.known_hosts is not None for machine in machines.values())
 
 
-@pytest.mark.parametrize("path", [DEPLOYMENTS / "Dockerfile", DEPLOYMENTS / "demo-machine" / "Dockerfile"], ids=str)
+@pytest.mark.parametrize("path", [IMAGES / "Dockerfile", IMAGES / "demo-machine" / "Dockerfile"], ids=str)
 def test_what_an_image_copies_exists(path: Path) -> None:
-    context = ROOT if path.parent == DEPLOYMENTS else path.parent
+    context = ROOT if path.parent == IMAGES else path.parent
     copied = re.findall(r"^COPY (.+) \S+$", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert copied
     for names in copied:
@@ -137,7 +141,7 @@ def test_what_an_image_copies_exists(path: Path) -> None:
 
 
 def test_the_image_runs_as_nobody_special_and_installs_the_lock_with_hashes() -> None:
-    text = (DEPLOYMENTS / "Dockerfile").read_text(encoding="utf-8")
+    text = (IMAGES / "Dockerfile").read_text(encoding="utf-8")
     assert re.search(r"^USER dm$", text, re.MULTILINE)
     assert "--require-hashes -r requirements.lock" in text
 

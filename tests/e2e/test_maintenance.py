@@ -107,7 +107,7 @@ def test_schedules_are_given_once_and_are_a_persons_then(
 ) -> None:
     site = new_site()
     site.service.run("db", "upgrade")
-    site.service.run("deploy")
+    site.service.run("orchestrator.deploy")
     audit, sweep, copy = (prefect.get(f"deployments/name/{name}/data-manager") for name in ("audit", "sweep", "copy"))
     assert [one["schedule"]["cron"] for one in audit["schedules"]] == ["30 3 * * 0"]
     assert [one["schedule"]["cron"] for one in sweep["schedules"]] == ["30 2 * * *"]
@@ -115,14 +115,14 @@ def test_schedules_are_given_once_and_are_a_persons_then(
     patch(prefect, f"deployments/{audit['id']}/schedules/{audit['schedules'][0]['id']}", active=False)
     where = f"{prefect.url}/deployments/{sweep['id']}/schedules/{sweep['schedules'][0]['id']}"
     assert requests.delete(where, timeout=60).ok
-    site.service.run("deploy")
+    site.service.run("orchestrator.deploy")
     audit, sweep = (prefect.get(f"deployments/name/{name}/data-manager") for name in ("audit", "sweep"))
     assert [one["active"] for one in audit["schedules"]] == [False]
     assert sweep["schedules"] == []
     # a deployment that is gone is made anew, with its schedule
     assert requests.delete(f"{prefect.url}/deployments/{sweep['id']}", timeout=60).ok
     assert requests.delete(f"{prefect.url}/deployments/{audit['id']}", timeout=60).ok
-    site.service.run("deploy")
+    site.service.run("orchestrator.deploy")
     assert len(prefect.get("deployments/name/sweep/data-manager")["schedules"]) == 1
 
 

@@ -35,7 +35,7 @@ def quiet_site(
     site = make_site(tmp_path_factory.mktemp("quiet"), env, sshd_pair)
     service = site.service
     service.run("db", "upgrade")
-    service.run("deploy")
+    service.run("orchestrator.deploy")
     service.api.start()
     service.api.wait_until(lambda: answers(site.url("health/live")), PATIENCE)
     yield site

@@ -216,7 +216,7 @@ def test_a_mover_takes_only_from_its_own_queues(new_site: Callable[..., Site]) -
 
 def test_a_mover_refuses_queues_that_there_are_not(new_site: Callable[..., Site]) -> None:
     service = new_site().service
-    command = [sys.executable, "-m", "deployments.mover.__main__", "--work-queue", "urgent"]
+    command = [sys.executable, "-m", "deployments.mover", "--work-queue", "urgent"]
     done = subprocess.run(command, env=service.env, cwd=service.home, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "high, normal, low, not urgent" in done.stderr
@@ -236,7 +236,7 @@ def test_limits_and_pauses_of_pool_and_queue_hold_over_all_movers(
 ) -> None:
     site = new_site(movers=2)
     site.service.run("db", "upgrade")
-    site.service.run("deploy")
+    site.service.run("orchestrator.deploy")
     patch(prefect, limited, concurrency_limit=2)  # known to the movers before they take anything
     try:
         with site.service:
@@ -268,12 +268,12 @@ def test_limits_and_pauses_of_pool_and_queue_hold_over_all_movers(
 
 def test_deploying_again_keeps_what_a_person_has_set(new_site: Callable[..., Site], prefect: PrefectApi) -> None:
     site = new_site()
-    site.service.run("deploy")
+    site.service.run("orchestrator.deploy")
     deployment = prefect.get("deployments/name/copy/data-manager")
     schedule = {"schedule": {"cron": "0 4 * * *"}, "active": False}
     prefect.post(f"deployments/{deployment['id']}/schedules", [schedule])  # type: ignore[arg-type]
     patch(prefect, "work_pools/data-manager/queues/low", concurrency_limit=7)
-    site.service.run("deploy")
+    site.service.run("orchestrator.deploy")
     again = prefect.get("deployments/name/copy/data-manager")
     assert (again["id"], len(again["schedules"])) == (deployment["id"], 1)
     queues = prefect.post("work_pools/data-manager/queues/filter", {})

@@ -21,7 +21,7 @@ START_TIMEOUT = 120.0
 """Seconds until a service that is not ready fails the test."""
 STOP_TIMEOUT = 60.0
 """Seconds in which a service that is told to stop must have ended its children."""
-MOVER = ("deployments.mover.__main__", "dm mover")
+MOVER = ("deployments.mover", "dm mover")
 """How a mover's command line looks; the second is the name that it gives itself."""
 API = ("deployments.api",)
 
@@ -29,9 +29,9 @@ API = ("deployments.api",)
 class DataManagerService:
     """One Data Manager below `home`, on free ports.
 
-    With `tree` it is `python -m deployments.local.up`: the embedded Prefect server, API and one mover under a supervisor.
-    Without, API and `movers` movers are processes of their own, and `env` must say DM_PREFECT_API_URL. `env` are DM_*
-    settings. It can be stopped and started again; it keeps its ports and its home.
+    With `tree` it is `python -m deployments.local.up`: the embedded Prefect server, API and one mover under a
+    supervisor. Without, API and `movers` movers are processes of their own, and `env` must say DM_PREFECT_API_URL.
+    `env` are DM_* settings. It can be stopped and started again; it keeps its ports and its home.
     """
 
     def __init__(self, home: Path, env: Mapping[str, str], *, tree: bool = False, movers: int = 1) -> None:
@@ -45,7 +45,7 @@ class DataManagerService:
         settings = {"DM_HOME": str(home), **ports, **env}
         self.env = clean_environment(**prefect_environment(home / "prefect")) | settings
         if tree:
-            self.supervisor = self._process("up")
+            self.supervisor = self._process("local.up", "up")
         else:
             self.api = self._process("api")
             self.movers = [self._process("mover", f"mover{number}") for number in range(1, movers + 1)]
@@ -64,7 +64,7 @@ class DataManagerService:
         """Prepare the database and the deployments, start everything; return when the service is ready."""
         if not self.tree:
             self.run("db", "upgrade")
-            self.run("deploy")
+            self.run("orchestrator.deploy")
         for process in self.processes:
             process.start()
         self.wait_ready()

@@ -97,7 +97,7 @@ def test_a_password_among_the_flags_is_not_in_the_running_command(monkeypatch: p
 
     monkeypatch.setattr(os, "execve", execve)
     with pytest.raises(Became) as caught:
-        become("up", {"DM_AMQP_URL": "amqp://me:hunter2@host/"})
+        become("local.up", {"DM_AMQP_URL": "amqp://me:hunter2@host/"})
     path, argv, env = caught.value.args
     assert argv == [sys.executable, "-m", "deployments.local.up"]
     assert path == sys.executable

@@ -27,4 +27,4 @@ if [ ! -e /keys/client/secrets.key ]; then
     mv /keys/client/secrets.new /keys/client/secrets.key
 fi
 chmod 755 /keys
-chown -R 10001:10001 /keys/client # the user dm of deployments/Dockerfile
+chown -R 10001:10001 /keys/client # the user dm of deployments/images/Dockerfile
