@@ -16,8 +16,8 @@ from datamanager.engine.control import Control
 from datamanager.sources import public_url
 from flows.runtime.naming import run_name
 from flows.runtime.transfer_run import TransferRun
-from models.batches.items import ItemCounts, count_items, select_items
 from models.tables import TransferItem
+from models.transfers.items import ItemCounts, count_items, select_items
 
 FAILED_SHOWN = 50  # failed items of a batch
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)

@@ -27,11 +27,11 @@ from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Storage
 from flows.runtime.retry import AttemptState, Fail, decide
 from flows.runtime.services import Services
-from models.batches.items import in_doubt, machines_of
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
+from models.transfers.items import in_doubt, machines_of
 from models.transfers.submission import get_transfer, request_of
 
 Result = TypeVar("Result")

@@ -10,8 +10,8 @@ from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavaila
 from datamanager.machines import TransportKind
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
-from models.batches.items import machines_of
 from models.machines import health, limits
+from models.transfers.items import machines_of
 
 ASKED_WITHIN = 5.0
 """Seconds that a machine gets to answer when it is to be found out which of a transfer's machines is away."""
