@@ -522,13 +522,14 @@ def problem_error(answer: requests.Response) -> DataManagerError:
         code, detail = str(document["code"]), str(document["detail"])
     except (ValueError, KeyError, TypeError):
         return InternalError(f"{answer.url} answered {answer.status_code} {answer.reason}")
-    error = by_code(code, detail)
+    told = document.get("retryable")
+    retryable = None if told is None else bool(told)
     if code == InvalidRequest.code:
-        error = InvalidRequest(detail, {item["field"]: item["detail"] for item in document.get("errors", ())})
-    elif code == RegisteredSizeMismatch.code and answer.status_code == 422:  # the code's other owner is a transfer's
-        error = RegisteredSizeMismatch(detail)
-    error.retryable = bool(document.get("retryable", error.retryable))
-    return error
+        fields = {item["field"]: item["detail"] for item in document.get("errors", ())}
+        return InvalidRequest(detail, fields, retryable=retryable)
+    if code == RegisteredSizeMismatch.code and answer.status_code == 422:  # the code's other owner is a transfer's
+        return RegisteredSizeMismatch(detail, retryable=retryable)
+    return by_code(code, detail, retryable=retryable)
 
 
 def _batch(items: Iterable[Mapping[str, Any]] | None, fields: Mapping[str, Any]) -> dict[str, Any]:

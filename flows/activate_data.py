@@ -10,8 +10,8 @@ from prefect import flow
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError
+from flows.runtime.lifecycle import asked, working_on
 from flows.runtime.progress import summarise_items
-from flows.runtime.transfer_run import asked, working_on
 from flows.steps.archive import each, finish, recall, stage_bundles
 from models.transfers.submission import Order
 

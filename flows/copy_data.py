@@ -8,8 +8,8 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
+from flows.runtime.lifecycle import asked, working_on
 from flows.runtime.progress import summarise
-from flows.runtime.transfer_run import asked, working_on
 from flows.steps.single import commit, deliver, probe
 
 

@@ -11,8 +11,8 @@ from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError
 from flows.external.request import filled_in
+from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise_items
-from flows.runtime.transfer_run import working_on
 from flows.steps.archive import finish
 from flows.steps.extract import fetch_and_extract
 

@@ -13,8 +13,8 @@ from datamanager.errors import InternalError
 from datamanager.sources import public_url
 from flows.external.request import filled_in
 from flows.external.unchanged import unchanged
+from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise
-from flows.runtime.transfer_run import working_on
 from flows.steps.single import commit, deliver, probe
 
 

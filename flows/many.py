@@ -12,9 +12,10 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from datamanager.errors import DataManagerError, ItemsFailed, ServiceError
+from datamanager.errors import DataManagerError, ItemsFailed
+from flows.runtime.lifecycle import asked, working_on
 from flows.runtime.progress import summarise_items
-from flows.runtime.transfer_run import Work, asked, working_on
+from flows.runtime.tasks import require_items_fault
 from flows.steps.batch import carry_items, finish_items, give_up_items, next_items
 
 
@@ -74,7 +75,7 @@ async def move_many(
 
 async def _perform(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any]) -> str:
     async with working_on(kind, transfer, asked(kind, fields) if transfer is None else None) as work:
-        await _carry_all(work)
+        await _carry_all()
         outcome = await finish_items()
         await summarise_items(work)
         if isinstance(outcome, ItemsFailed):
@@ -82,18 +83,14 @@ async def _perform(kind: TransferKind, transfer: UUID | None, fields: dict[str, 
         return outcome
 
 
-async def _carry_all(work: Work) -> None:
+async def _carry_all() -> None:
     last = -1
     while (numbers := await next_items(last)) is not None:
         first, last = numbers
         try:
             await carry_items(first, last)
-        except ServiceError:
-            raise
         except DataManagerError as error:
-            work.control.check()
-            if not error.retryable:
-                raise
+            require_items_fault(error)
             await give_up_items(first, last, error)
 
 

@@ -10,8 +10,9 @@ from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
+from flows.runtime.lifecycle import asked, working_on
 from flows.runtime.progress import summarise
-from flows.runtime.transfer_run import Work, asked, working_on
+from flows.runtime.transfer_run import TransferRun
 from flows.steps.single import commit, copied_instead, deliver, probe, remove_source, rename
 
 
@@ -60,7 +61,7 @@ async def move_data(
         return await _finish(work)
 
 
-async def _finish(work: Work) -> str:
+async def _finish(work: TransferRun) -> str:
     try:
         return await remove_source()
     except (LeaseLost, SourceNotRemoved):

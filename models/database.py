@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -81,11 +80,6 @@ class Database:
         """Ask the database for a sign of life. Raises: CatalogueUnavailable."""
         with self.read() as session:
             session.execute(select(1))
-
-    @property
-    def sqlite_path(self) -> Path | None:
-        """The catalogue's file, None for PostgreSQL."""
-        return None if self.is_postgresql else Path(str(self.engine.url.database))
 
     def close(self) -> None:
         """Close every pooled connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,10 +15,11 @@ from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import End, Job
 from datamanager.engine.bundles.reading import recall
-from datamanager.engine.bundles.scan import scan_bundle
+from datamanager.engine.bundles.reading.stored_bundle import Stored
 from datamanager.engine.bundles.writing import archive
 from datamanager.engine.bundles.writing.archive import ArchiveJob
 from datamanager.engine.control import Control
+from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import staged_file
 from datamanager.machines import Machine, VerifyPolicy
 from flows.archive.bundling import TOGETHER
@@ -63,8 +65,16 @@ class Archiving(Ours):
 
     def sums(self, made: Manifest, archive: Machine) -> dict[str, str]:
         """Read a bundle from its storage; return the sha256 (hex) of the files in it, by their names."""
-        end = End(made.bundle.place, archive, self.storage(archive))
-        return {one.source.name: one.sha256 for one in scan_bundle(end, made.bundle.pack, Control())}
+        sums = dict[str, str]()
+        with self.storage(archive).session() as session:
+            path = confined(session, archive, made.bundle.place.path)
+            with Stored.find(session, path, made.bundle).open(session) as reader:
+                for member in made.members:
+                    digest = hashlib.sha256()
+                    for block in reader.blocks(member.offset, member.size):
+                        digest.update(block)
+                    sums[member.source.name] = digest.hexdigest()
+        return sums
 
     def _bundle(
         self, origin: Machine, target: Machine, directory: str, wanted: Sequence[Wanted], *, pack: Pack

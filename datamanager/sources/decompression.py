@@ -106,9 +106,10 @@ class _Unpacked:
         if self._expected is not None and self._taken != self._expected:
             raise SizeMismatch(f"{self._expected} bytes were announced by the request, {self._taken} arrived")
         if expected is not None and digest.hexdigest() != expected:
-            mismatch = ChecksumMismatch(f"{algorithm} {expected} was expected, {digest.hexdigest()} arrived")
-            mismatch.retryable = False  # the source itself has other bytes than were expected
-            raise mismatch
+            # the source itself has other bytes than were expected
+            raise ChecksumMismatch(
+                f"{algorithm} {expected} was expected, {digest.hexdigest()} arrived", retryable=False
+            )
 
 
 class _CutShort(Exception):

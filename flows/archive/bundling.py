@@ -20,8 +20,9 @@ from datamanager.engine.bundles.writing import archive
 from datamanager.engine.bundles.writing.archive import ArchiveJob
 from datamanager.engine.control import Control
 from datamanager.engine.single.staged_file import Share
-from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError, LeaseLost, ServiceError
-from flows.runtime.transfer_run import Work
+from datamanager.errors import DataManagerError, InternalError, LeaseLost, ServiceError
+from flows.runtime.retry import may_pass
+from flows.runtime.transfer_run import TransferRun
 from models.archive import bundles
 from models.archive import items as archive_items
 from models.batches import results as batch_results
@@ -34,7 +35,7 @@ TOGETHER = 2000
 T = TypeVar("T")
 
 
-def plan(work: Work, rows: Sequence[TransferItem]) -> list[list[int]]:
+def plan(work: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
     """Say which items go together into a bundle, by their numbers: first those that an earlier attempt had begun."""
     terms, begun = terms_of(work), dict[str, list[int]]()
     fresh: dict[str, list[Wanted]] = {}
@@ -57,7 +58,7 @@ def plan(work: Work, rows: Sequence[TransferItem]) -> list[list[int]]:
     return found + alone
 
 
-def terms_of(work: Work) -> ArchiveTerms:
+def terms_of(work: TransferRun) -> ArchiveTerms:
     """Return what was asked for. Raises: InternalError when this is no archive."""
     if not isinstance(work.request, ArchiveTerms):
         raise InternalError(f"transfer {work.transfer} is no archive")
@@ -70,7 +71,7 @@ class BundleWork:
     `whole`: there is no other bundle, so its progress and phases are the transfer's.
     """
 
-    def __init__(self, work: Work, numbers: Sequence[int], *, whole: bool) -> None:
+    def __init__(self, work: TransferRun, numbers: Sequence[int], *, whole: bool) -> None:
         self._work = work
         self._terms = terms_of(work)
         self._numbers = numbers
@@ -230,8 +231,7 @@ class BundleWork:
 
 
 def _passes(error: DataManagerError) -> bool:
-    """Say whether it is worth trying again; damaged bytes were sent again by the engine already."""
-    return error.retryable and not isinstance(error, ChecksumMismatch)
+    return may_pass(error, resend=False)  # the engine has sent damaged bytes again already
 
 
 def _manifest(row: Bundle, members: Sequence[Member]) -> Manifest:

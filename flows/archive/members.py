@@ -7,9 +7,8 @@ from dataclasses import asdict
 
 from datamanager.engine.attempt import Restart
 from datamanager.engine.single.transfer import Remember
-from datamanager.errors import ChecksumMismatch, DataManagerError
 from flows.batch.chunk import ItemsChunk
-from flows.runtime.transfer_run import Work
+from flows.runtime.transfer_run import TransferRun
 from models.archive import items as archive_items
 from models.tables import TransferItem
 
@@ -18,6 +17,7 @@ class MembersChunk(ItemsChunk):
     """See `ItemsChunk`. A damaged member costs itself, and no other."""
 
     within_one_machine = True
+    resends = False
 
     def _remembering(self, number: int) -> Remember:
         """Return what records an item's restart marker."""
@@ -27,12 +27,9 @@ class MembersChunk(ItemsChunk):
 
         return remember
 
-    def _passes(self, error: DataManagerError) -> bool:
-        return error.retryable and not isinstance(error, ChecksumMismatch)  # what is damaged there stays so
-
 
 def performing(
-    work: Work, numbers: Sequence[int], chunk: Callable[[Work, Sequence[TransferItem]], MembersChunk]
+    work: TransferRun, numbers: Sequence[int], chunk: Callable[[TransferRun, Sequence[TransferItem]], MembersChunk]
 ) -> Callable[[], None]:
     """Return what brings out those of the items that are not done. It blocks."""
 

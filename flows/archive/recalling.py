@@ -19,7 +19,7 @@ from datamanager.errors import ObjectUnknown
 from datamanager.transports.port import Session
 from flows.archive.members import MembersChunk
 from flows.batch.chunk import PACKED_FROM
-from flows.runtime.transfer_run import Work
+from flows.runtime.transfer_run import TransferRun
 from models.archive import bundles
 from models.archive import items as archive_items
 from models.objects.bulk_claims import chunks
@@ -30,7 +30,7 @@ AT_ONCE = 2000
 """Members of one step."""
 
 
-def plan(_: Work, rows: Sequence[TransferItem]) -> list[list[int]]:
+def plan(_: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
     """Say which items come back together, by their numbers: those of a bundle, in the order in which they lie there."""
     found = list[list[int]]()
     keyed = sorted((row.notes["bundle"], row.notes["offset"], row.number) for row in rows)
@@ -43,7 +43,7 @@ def plan(_: Work, rows: Sequence[TransferItem]) -> list[list[int]]:
 class RecallChunk(MembersChunk):
     """The members of one bundle under way."""
 
-    def __init__(self, work: Work, rows: Sequence[TransferItem]) -> None:
+    def __init__(self, work: TransferRun, rows: Sequence[TransferItem]) -> None:
         super().__init__(work, rows)
         with work.parts.database.read() as session:
             found = bundles.members_of(session, [row.object_id for row in rows])

@@ -13,14 +13,14 @@ from datamanager.domain.location import Place
 from datamanager.engine.path_confinement import confined
 from datamanager.errors import RemoteFailure, Staging
 from datamanager.machines import Machine
-from flows.runtime.transfer_run import Work
+from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
 from models.tables import TransferItem
 from models.transfers import queue
 
 
 def split(
-    work: Work, groups: Sequence[Sequence[int]], rows: Sequence[TransferItem]
+    work: TransferRun, groups: Sequence[Sequence[int]], rows: Sequence[TransferItem]
 ) -> tuple[list[Sequence[int]], float]:
     """Return the groups of items whose bundles can be read now, and in how many seconds the others are to be looked at
     again (0: there are no others). Asks for those that can't be read, once. Blocks.
@@ -50,7 +50,7 @@ def waiting(seconds: float) -> Staging:
     return Staging("the archive brings bundles from its tapes", timedelta(seconds=seconds))
 
 
-def _is_online(work: Work, machine: Machine, bundle: Place) -> bool:
+def _is_online(work: TransferRun, machine: Machine, bundle: Place) -> bool:
     asked: Mapping[str, bool] = work.row.notes.get("staged", {})
     with work.storage(machine.name).session() as session:
         path = confined(session, machine, bundle.path)
@@ -65,7 +65,7 @@ def _is_online(work: Work, machine: Machine, bundle: Place) -> bool:
     return False
 
 
-def _remember(work: Work, asked: Mapping[str, bool]) -> None:
+def _remember(work: TransferRun, asked: Mapping[str, bool]) -> None:
     with work.parts.database.write() as session:
         queue.remember(session, work.hold, staged=dict(asked))
     work.row.notes = {**work.row.notes, "staged": dict(asked)}

@@ -24,7 +24,8 @@ from datamanager.engine.single.staged_file import Ready
 from datamanager.errors import DataManagerError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
-from flows.runtime.transfer_run import Work
+from flows.runtime.retry import may_pass
+from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
 from models.objects.bulk_claims import chunks
 from models.objects.catalogue import Facts
@@ -43,8 +44,10 @@ class ItemsChunk:
 
     within_one_machine = False
     """Whether small files go together also when both ends are one machine."""
+    resends = True
+    """Whether doing an item again also brings other bytes: else what is damaged stays so."""
 
-    def __init__(self, work: Work, rows: Sequence[TransferItem]) -> None:
+    def __init__(self, work: TransferRun, rows: Sequence[TransferItem]) -> None:
         self._work = work
         self._overwrite = bool(getattr(work.request, "overwrite", False))
         self._moving = work.row.kind == TransferKind.MOVE_MANY.value
@@ -84,10 +87,10 @@ class ItemsChunk:
         self._commit()
         if self._moving:
             self._remove_sources([*self._named, *committed])
-        lasting = [(number, error) for number, error in self.errors.items() if not self._passes(error)]
+        lasting = [(number, error) for number, error in self.errors.items() if not may_pass(error, resend=self.resends)]
         self._write_all(batch_results.fail_items, lasting)
         self._work.item_errors |= self.errors
-        passing = [error for error in self.errors.values() if self._passes(error)]
+        passing = [error for error in self.errors.values() if may_pass(error, resend=self.resends)]
         if passing:  # that a machine is away is told first: the whole may wait for it
             raise next((error for error in passing if isinstance(error, MachineUnavailable)), passing[0])
 
@@ -288,10 +291,6 @@ class ItemsChunk:
             if isinstance(error, MachineUnavailable) and other is not None and _machines(other) == _machines(job):
                 return error
         return None
-
-    def _passes(self, error: DataManagerError) -> bool:
-        """Say whether what failed is worth trying again."""
-        return error.retryable
 
     def _all_failed(self, numbers: Iterable[int], error: DataManagerError) -> None:
         if isinstance(error, ServiceError):

@@ -28,7 +28,7 @@ from datamanager.sources.download_terms import requested
 from datamanager.transports.port import Session
 from flows.archive.members import MembersChunk
 from flows.batch.chunk import PACKED_FROM
-from flows.runtime.transfer_run import Work
+from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
 from models.external import extracted
 from models.objects.bulk_claims import chunks
@@ -39,7 +39,7 @@ AT_ONCE = 2000
 """Files of one step."""
 
 
-def enter(work: Work, request: GetExternalRequest, found: Found, proof: Proof) -> None:
+def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: Proof) -> None:
     """List the archive, which is in its partial file, and make its files the transfer's items, once. Blocks.
 
     Raises: what `members_of` raises; SourceChanged when an earlier attempt listed another archive.
@@ -66,7 +66,7 @@ def enter(work: Work, request: GetExternalRequest, found: Found, proof: Proof) -
     work.log.info("the archive holds %d files, %d bytes", len(members), sum(one.size for one in members))
 
 
-def plan(work: Work) -> list[Sequence[int]]:
+def plan(work: TransferRun) -> list[Sequence[int]]:
     """Say which files are extracted together, by their numbers, in the order in which they lie in the archive."""
     with work.parts.database.read() as session:
         rows = batch_results.items_to_do(session, work.hold, -1, 2**31)
@@ -76,7 +76,7 @@ def plan(work: Work) -> list[Sequence[int]]:
     return list(chunks([row.number for row in ordered], AT_ONCE))
 
 
-def settle(work: Work) -> None:
+def settle(work: TransferRun) -> None:
     """Complete the files to which an attempt before this one gave their names, but could not tell; of no file is it in
     doubt then. Blocks. Raises: what breaks a connection; LeaseLost.
     """
@@ -122,7 +122,7 @@ class Doubtful(FilesChunk):
 class ExtractChunk(FilesChunk):
     """Files of one archive under way."""
 
-    def __init__(self, work: Work, rows: Sequence[TransferItem], archive: Lying) -> None:
+    def __init__(self, work: TransferRun, rows: Sequence[TransferItem], archive: Lying) -> None:
         super().__init__(work, rows)
         self._archive = archive
         self._members = {row.number: Packed(**row.notes["member"]) for row in rows}

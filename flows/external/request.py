@@ -25,7 +25,8 @@ from datamanager.sources.terms.credentials import (
     with_credential,
 )
 from datamanager.sources.terms.request_secrets import joined, refuse_secrets
-from flows.runtime.transfer_run import Work, asked
+from flows.runtime.lifecycle import asked
+from flows.runtime.transfer_run import TransferRun
 from models.transfers.secrets import sealed_of
 from models.transfers.submission import Order
 
@@ -41,7 +42,7 @@ def filled_in(kind: TransferKind, url: str, options: Mapping[str, str], **fields
     return asked(kind, {"url": url, "protocol": url.partition(":")[0], "options": given, **fields})
 
 
-async def whole_request(work: Work) -> GetExternalRequest:
+async def whole_request(work: TransferRun) -> GetExternalRequest:
     """Return the transfer's request with its secrets, and with the options of the credential that it names.
 
     Raises: SecretsUnreadable; CredentialUnknown, CredentialUnusable; CredentialNotAllowed, before anything is sent;

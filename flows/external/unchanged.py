@@ -12,12 +12,12 @@ from datamanager.sealing import Sealer
 from datamanager.sources.download_terms import Fetching, requested
 from datamanager.sources.terms.source_validators import OPTION, Validators, ask, identity_or_none
 from flows.external.request import whole_request
-from flows.runtime.transfer_run import Work
+from flows.runtime.transfer_run import TransferRun
 from models.objects.origins import comparable
 from models.transfers import outcomes
 
 
-async def unchanged(work: Work) -> str | None:
+async def unchanged(work: TransferRun) -> str | None:
     """Return the object that the source still has, having ended the transfer with it; None when there is something to
     fetch, or no telling.
     """
@@ -33,7 +33,7 @@ async def unchanged(work: Work) -> str | None:
     return str(known)
 
 
-async def _asked(work: Work) -> tuple[tuple[str, str | None], Validators] | None:
+async def _asked(work: TransferRun) -> tuple[tuple[str, str | None], Validators] | None:
     """Return what the source says now; None when it can't be told. Its errors are the download's to raise."""
     whole = await whole_request(work)
     where = await asyncio.to_thread(identity_or_none, whole, Sealer.of(work.parts.settings))
@@ -48,7 +48,7 @@ async def _asked(work: Work) -> tuple[tuple[str, str | None], Validators] | None
         return None
 
 
-def _is_the_same(work: Work, known: UUID, asked: tuple[tuple[str, str | None], Validators] | None) -> bool:
+def _is_the_same(work: TransferRun, known: UUID, asked: tuple[tuple[str, str | None], Validators] | None) -> bool:
     if asked is None:
         return False
     where, now = asked

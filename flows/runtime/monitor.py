@@ -11,17 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamanager.domain.states import Phase
 from datamanager.engine.control import WISHES
 from datamanager.engine.speed import Speed
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
 from flows.runtime.progress import ProgressArtifact
+from flows.runtime.transfer_run import TransferRun
 from models.transfers import queue
-
-if TYPE_CHECKING:
-    from flows.runtime.transfer_run import Work
 
 NOTE_EVERY = 1.0  # seconds between two looks at a transfer's row, and two notes of its progress there
 SHOW_AFTER = 5.0  # seconds until a transfer is worth a progress bar in the Prefect UI
@@ -29,7 +27,7 @@ PATIENCE = 0.5  # seconds that the work gets to stop, before the next means is u
 
 
 @asynccontextmanager
-async def watched(work: Work) -> AsyncIterator[None]:
+async def watched(work: TransferRun) -> AsyncIterator[None]:
     """Watch the work while the body runs, in the task that runs it. Raises: what the work is to stop with already."""
     await asyncio.to_thread(_heed, work)
     work.control.check()
@@ -43,13 +41,13 @@ async def watched(work: Work) -> AsyncIterator[None]:
         await asyncio.wait(watching)
 
 
-def wish(work: Work) -> DataManagerError | None:
+def wish(work: TransferRun) -> DataManagerError | None:
     """Return the user's wish that this run was cancelled for, and take the cancel back; None if the mover stops."""
     run, reason = asyncio.current_task(), work.control.stopping
     return reason if isinstance(reason, WISHES) and run is not None and run.uncancel() == 0 else None
 
 
-async def _mind(work: Work, run: asyncio.Task[Any] | None) -> None:
+async def _mind(work: TransferRun, run: asyncio.Task[Any] | None) -> None:
     """Look each second whether the work is to stop, and see to it that it does."""
     while True:
         await asyncio.sleep(NOTE_EVERY)
@@ -66,15 +64,15 @@ async def _mind(work: Work, run: asyncio.Task[Any] | None) -> None:
             return
 
 
-def _heed(work: Work) -> None:
+def _heed(work: TransferRun) -> None:
     """Let the limits that are in force now hold, and hear whether the work is to stop."""
-    work.obey_limits()
-    reason = work.asked_to_stop()
+    work.apply_limits()
+    reason = work.stop_reason()
     if reason is not None:
         work.control.stop(reason)
 
 
-async def _note(work: Work) -> None:
+async def _note(work: TransferRun) -> None:
     """Note progress in the catalogue, at most once a second, and show it in the Prefect UI after a while."""
     noted: dict[str, Any] = {}
     artifact, speed, control = ProgressArtifact(), Speed(), work.control

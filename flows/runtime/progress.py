@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import httpx
@@ -16,11 +15,9 @@ from datamanager.engine.attempt import Found, Intent
 from datamanager.engine.control import Control
 from datamanager.sources import public_url
 from flows.runtime.naming import run_name
+from flows.runtime.transfer_run import TransferRun
 from models.tables import TransferItem
 from models.transfers.items import ItemCounts, count_items, select_items
-
-if TYPE_CHECKING:
-    from flows.runtime.transfer_run import Work
 
 FAILED_SHOWN = 50  # failed items of a batch
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
@@ -61,7 +58,7 @@ async def show_summary(title: str, rows: dict[str, str]) -> None:
         log.warning("the summary can't be shown: %s", exc)
 
 
-async def summarise(work: Work, found: Found, intent: Intent, verified: Verified) -> None:
+async def summarise(work: TransferRun, found: Found, intent: Intent, verified: Verified) -> None:
     """Leave the summary of a file that arrived: how much, how long, how fast, what was proved, and where it is."""
     job, seconds = work.job(), work.seconds
     await show_summary(
@@ -79,7 +76,7 @@ async def summarise(work: Work, found: Found, intent: Intent, verified: Verified
     )
 
 
-async def summarise_items(work: Work) -> None:
+async def summarise_items(work: TransferRun) -> None:
     """Leave the summary of a batch: how many items ended how, and the first of those that failed."""
 
     def read() -> tuple[ItemCounts, list[TransferItem]]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from datamanager.domain.states import TransferKind
 from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavailable, TransportTimeout
 from datamanager.machines import TransportKind
 from flows.runtime.services import Services
+from flows.runtime.transfer_run import TransferRun
 from models.machines import health, limits
 from models.transfers.items import machines_of
-
-if TYPE_CHECKING:
-    from flows.runtime.transfer_run import Work
 
 ASKED_WITHIN = 5.0
 """Seconds that a machine gets to answer when it is to be found out which of a transfer's machines is away."""
@@ -29,7 +26,7 @@ async def unreachable(parts: Services, machines: Collection[str], patience: floa
     return {asked[one] for one in late} | {asked[one] for one in done if not one.result()}
 
 
-async def note_unreachable(work: Work) -> None:
+async def note_unreachable(work: TransferRun) -> None:
     """Count a failure to connect for the machine that is away, and let the transfer wait when its circuit is open.
 
     The error does not say which of two machines it was: both are asked. A transfer that a client waits for ends, and
@@ -46,7 +43,7 @@ async def note_unreachable(work: Work) -> None:
             return health.unreachable_among(session, limits.ends(work.row))
 
     if away:
-        work.waits = bool(await asyncio.to_thread(note)) and not work.row.fail_fast
+        work.machine_away = bool(await asyncio.to_thread(note)) and not work.row.fail_fast
 
 
 def _answers(parts: Services, machine: str) -> bool:
@@ -61,7 +58,7 @@ def _answers(parts: Services, machine: str) -> bool:
     return True
 
 
-def _remote_machines(work: Work) -> set[str]:
+def _remote_machines(work: TransferRun) -> set[str]:
     machines = limits.ends(work.row)
     if TransferKind(work.row.kind).many:
         with work.parts.database.read() as session:

@@ -1,6 +1,6 @@
 """What makes a function a task of ours: blocking work in a thread, faults kept on the transfer, retries that help.
 
-A task is tried again when its error says that this may help (`retryable`), with jittered pauses of under 30 s in all.
+A task is retried as `flows.runtime.retry` decides, with jittered pauses of under 30 s in all.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from datamanager.engine.control import WISHES
-from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError, MachineUnavailable, ServiceError
+from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
 from flows.runtime.reachability import note_unreachable
+from flows.runtime.retry import AttemptState, Retry, decide, may_pass
 from flows.runtime.transfer_run import current
 from models.transfers import queue
 
@@ -31,15 +32,12 @@ T = TypeVar("T")
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Say whether the same step may work if it is tried again: Prefect's retry condition.
-
-    After a checksum mismatch the bytes must be sent again, which is more than this step (see `deliver`). A machine
-    whose circuit is open is waited for in the queue.
-    """
-    error = state.data
-    if not isinstance(error, DataManagerError) or current().waits:
+    """Say whether the same step may work if it is tried again: Prefect's retry condition."""
+    error, run = state.data, current()
+    if not isinstance(error, BaseException):
         return False
-    return error.retryable and not isinstance(error, ChecksumMismatch)
+    attempt = AttemptState(last=False, step_retries=True, fail_fast=run.row.fail_fast, machine_away=run.machine_away)
+    return isinstance(decide(error, attempt), Retry)
 
 
 async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -66,16 +64,26 @@ async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
             raise
         if isinstance(error, MachineUnavailable):
             await note_unreachable(work)
-        if work.row.fail_fast and isinstance(error, MachineUnavailable):
-            # a client waits: it hears at once that the machine is away, and nothing was changed
-            error.retryable = False
-            raise
+        if not may_pass(error, fail_fast=work.row.fail_fast):
+            raise  # a client waits: it hears at once that the machine is away, and nothing was changed
         work.log.warning("%s: %s", error.code, error.detail)
         if not isinstance(error, ServiceError):
             await work.write(queue.add_fault, error.code, error.detail)
-        if work.waits:
+        if work.machine_away:
             work.control.stop(error)  # nothing else of this run needs to be tried
         raise
+
+
+def require_items_fault(error: DataManagerError) -> None:
+    """Check that what a step raised after its last retry is a fault of its items, which end then. Raises: `error` when
+    the whole transfer ends by it; what the run is to stop with.
+    """
+    run = current()
+    if isinstance(error, ServiceError):
+        raise error
+    run.control.check()
+    if not may_pass(error, fail_fast=run.row.fail_fast):
+        raise error
 
 
 def _forget(thread: asyncio.Future[Any]) -> None:

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from datamanager.domain.states import Phase, TransferKind
-from datamanager.errors import DataManagerError, ServiceError, SourceNotRemoved, Staging
+from datamanager.errors import DataManagerError, SourceNotRemoved, Staging
 from flows.archive import bundling, members, recalling, staging
-from flows.runtime.tasks import step, threaded
-from flows.runtime.transfer_run import Work, current
+from flows.runtime.tasks import require_items_fault, step, threaded
+from flows.runtime.transfer_run import TransferRun, current
 from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.objects.bulk_claims import chunks
@@ -20,7 +20,8 @@ Numbers = Sequence[int]
 
 async def plan_bundles() -> list[Numbers]:
     """Say which items become a bundle together."""
-    return await asyncio.to_thread(_planned, current(), bundling.plan)
+    work = current()
+    return await asyncio.to_thread(lambda: list[Numbers](bundling.plan(work, _to_do(work))))
 
 
 @step("stage")
@@ -56,12 +57,8 @@ async def each(groups: Sequence[Numbers], do: Callable[[int, int, Numbers], Awai
     for number, items in enumerate(groups, 1):
         try:
             await do(number, len(groups), items)
-        except ServiceError:
-            raise
         except DataManagerError as error:
-            work.control.check()
-            if not error.retryable:
-                raise
+            require_items_fault(error)
             await asyncio.to_thread(_give_up, work, items, error)
 
 
@@ -73,7 +70,7 @@ async def finish() -> str | DataManagerError:
     return await work.write(archive_items.finish)
 
 
-async def carry(work: Work, perform: Callable[[], None], what: str, errors: dict[int, DataManagerError]) -> None:
+async def carry(work: TransferRun, perform: Callable[[], None], what: str, errors: dict[int, DataManagerError]) -> None:
     """Do a group's work in a thread, count its bytes if it ends well, and say which items failed (`errors`)."""
     work.control.enter(Phase.TRANSFER)
     done, known = work.control.bytes_done, set(errors)
@@ -88,15 +85,8 @@ async def carry(work: Work, perform: Callable[[], None], what: str, errors: dict
     work.log.info("%s is done", what)
 
 
-def _planned(work: Work, plan: Callable[[Work, Sequence[TransferItem]], list[list[int]]]) -> list[Numbers]:
-    with work.parts.database.read() as session:
-        rows = batch_results.items_to_do(session, work.hold, -1, 2**31)
-    return list(plan(work, rows))
-
-
-def _staged(work: Work) -> tuple[list[Numbers], Staging | None]:
-    with work.parts.database.read() as session:
-        rows = batch_results.items_to_do(session, work.hold, -1, 2**31)
+def _staged(work: TransferRun) -> tuple[list[Numbers], Staging | None]:
+    rows = _to_do(work)
     if not any(row.notes.get("intent") for row in rows):
         work.control.unshield()  # no file can have its name: whoever wants this to stop is heard
     work.control.check()
@@ -104,7 +94,12 @@ def _staged(work: Work) -> tuple[list[Numbers], Staging | None]:
     return groups, staging.waiting(again) if again else None
 
 
-def _give_up(work: Work, numbers: Numbers, error: DataManagerError) -> None:
+def _to_do(work: TransferRun) -> list[TransferItem]:
+    with work.parts.database.read() as session:
+        return batch_results.items_to_do(session, work.hold, -1, 2**31)
+
+
+def _give_up(work: TransferRun, numbers: Numbers, error: DataManagerError) -> None:
     """End in ERROR the items that no further try has helped; a bundle of theirs that is not sealed is given up."""
     with work.parts.database.write() as session:
         rows = archive_items.items_among(session, work.hold, numbers)
@@ -117,7 +112,7 @@ def _give_up(work: Work, numbers: Numbers, error: DataManagerError) -> None:
                     archive_items.abandon_bundle(session, work.hold, bundle)
 
 
-def _lasting(work: Work, row: TransferItem, error: DataManagerError) -> DataManagerError:
+def _lasting(work: TransferRun, row: TransferItem, error: DataManagerError) -> DataManagerError:
     own = work.item_errors.get(row.number, error)
     if not row.notes.get("committed"):
         return own

@@ -8,7 +8,7 @@ from datamanager.domain.states import Phase
 from datamanager.errors import DataManagerError, ItemsFailed, SourceNotRemoved
 from flows.batch.chunk import ItemsChunk
 from flows.runtime.tasks import step, threaded
-from flows.runtime.transfer_run import Work, current
+from flows.runtime.transfer_run import TransferRun, current
 from models.batches import results as batch_results
 from models.tables import TransferItem
 
@@ -60,7 +60,7 @@ async def finish_items() -> str | ItemsFailed:
     return await work.write(batch_results.finish_batch)
 
 
-def _lasting(work: Work, row: TransferItem, error: DataManagerError) -> DataManagerError:
+def _lasting(work: TransferRun, row: TransferItem, error: DataManagerError) -> DataManagerError:
     own = work.item_errors.get(row.number, error)
     if not row.notes.get("committed"):
         return own
@@ -68,7 +68,7 @@ def _lasting(work: Work, row: TransferItem, error: DataManagerError) -> DataMana
     return SourceNotRemoved(f"the object is at {place}, but its source {left} is still there: {own.detail}")
 
 
-def _waiting(work: Work, after: int, last: int) -> list[TransferItem]:
+def _waiting(work: TransferRun, after: int, last: int) -> list[TransferItem]:
     with work.parts.database.read() as session:
         rows = batch_results.items_to_do(session, work.hold, after, AT_ONCE)
         return [row for row in rows if row.number <= last]

@@ -14,7 +14,7 @@ from flows.archive import members
 from flows.external import extracting
 from flows.external.request import whole_request
 from flows.runtime.tasks import step, threaded
-from flows.runtime.transfer_run import Work, current
+from flows.runtime.transfer_run import TransferRun, current
 from flows.steps.archive import carry, each
 from flows.steps.single import arrive, discard, probe
 from models.external.extracted import ARCHIVE
@@ -48,7 +48,7 @@ async def fetch_and_extract() -> None:
     except BaseException as error:
         if await work.is_ended_by(error):
             await discard(work, found)
-            work.litter = True  # partial files of its files may be there still
+            work.leaves_partial = True  # partial files of its files may be there still
         raise
 
 
@@ -82,16 +82,16 @@ async def remove_archive(found: Found) -> None:
     """Remove the archive: all of its files have ended. On a machine that is away it stays for now."""
     work = current()
     await discard(work, found)
-    if work.litter:
+    if work.leaves_partial:
         await work.write(_leave_litter)
 
 
-def _all_done(work: Work) -> bool:
+def _all_done(work: TransferRun) -> bool:
     with work.parts.database.read() as session:
         return work.row.notes.get(ARCHIVE) is not None and not count_items(session, work.transfer).queued
 
 
-def _in_doubt(work: Work) -> bool:
+def _in_doubt(work: TransferRun) -> bool:
     with work.parts.database.read() as session:
         return in_doubt(session, work.transfer)
 

@@ -1,5 +1,5 @@
-"""The tasks that the flows of one file are made of. Each works on the run's transfer (`flows.runtime.transfer_run.current`);
-blocking work is done in threads.
+"""The tasks that the flows of one file are made of. Each works on the run's transfer
+(`flows.runtime.transfer_run.current`); blocking work is done in threads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from datamanager.sources.terms.source_validators import Noting, Validators, as_n
 from flows.external.request import whole_request
 from flows.runtime.progress import human
 from flows.runtime.tasks import step, threaded
-from flows.runtime.transfer_run import Work, current
+from flows.runtime.transfer_run import TransferRun, current
 from models.objects.catalogue import Facts
 from models.transfers import outcomes, queue
 
@@ -58,7 +58,7 @@ async def transfer(found: Found) -> Moved:
     """Move the bytes into the partial file."""
     work = current()
     job, control = work.job(), work.control
-    work.litter = True
+    work.leaves_partial = True
     if found.route is Route.DOWNLOAD:
         request, said = await whole_request(work), list[Validators]()
         moved = await threaded(_download, work, job, found, request, said)
@@ -189,7 +189,7 @@ async def arrive(found: Found) -> Proof:
         return await verify(found, await _transferring(work)(found))
 
 
-def _transferring(work: Work) -> Task[[Found], Coroutine[Any, Any, Moved]]:
+def _transferring(work: TransferRun) -> Task[[Found], Coroutine[Any, Any, Moved]]:
     """Return the step that moves the bytes, tried again as often as the request of a download asks for."""
     request = work.request
     if not isinstance(request, GetExternalRequest):
@@ -198,21 +198,21 @@ def _transferring(work: Work) -> Task[[Found], Coroutine[Any, Any, Moved]]:
     return transfer if retries is None else transfer.with_options(retries=retries)
 
 
-async def discard(work: Work, found: Found) -> None:
+async def discard(work: TransferRun, found: Found) -> None:
     """Remove what a failed transfer left beside the destination; on a machine that is away it stays for now: see
     `flows.cleanup.partial_files`."""
     try:
         await asyncio.to_thread(stream.discard, work.job(), found)
-        work.litter = False
+        work.leaves_partial = False
     except DataManagerError as error:
         work.log.warning("transfer %s: partial file %s stays for now: %s", work.transfer, found.part, error.detail)
 
 
-async def _record(work: Work, intent: Intent) -> None:
+async def _record(work: TransferRun, intent: Intent) -> None:
     await work.write(queue.remember, intent={"size": intent.size, "sha256": intent.sha256, "mtime": intent.mtime})
 
 
-def _download(work: Work, job: Job, found: Found, request: GetExternalRequest, said: list[Validators]) -> Moved:
+def _download(work: TransferRun, job: Job, found: Found, request: GetExternalRequest, said: list[Validators]) -> Moved:
     """`said` gets what the URL itself said of its bytes; nothing when they came from a mirror."""
     run = on_machine(job.target, work.control.watch)
     fetching = requested(request, work.parts.guard, work.parts.settings, run)

@@ -61,12 +61,6 @@ def open_bundle(session: Session, hold: Hold, machine: Machine, pack: domain.Pac
     return bundle
 
 
-def open_bundles(session: Session, transfer: UUID) -> list[Bundle]:
-    """Return the bundles of a transfer that are not sealed."""
-    query = select(Bundle).where(Bundle.transfer_id == transfer, Bundle.status == BundleStatus.OPEN.value)
-    return list(session.scalars(query.order_by(Bundle.created, Bundle.id)))
-
-
 def note_restart(session: Session, hold: Hold, bundle: UUID, restart: Mapping[str, Any]) -> None:
     """Record the restart marker before the first byte. Raises: LeaseLost."""
     row = _open(session, hold, bundle)

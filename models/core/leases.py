@@ -64,8 +64,3 @@ def movers_online(session: Session) -> list[MoverOnline]:
         MoverOnline(lease.holder, lease.until, lease.details.get("prefect") is not False)
         for lease in session.scalars(query)
     ]
-
-
-def prune_leases(session: Session, older: timedelta) -> None:
-    """Forget leases that ran out long ago (movers that are no more)."""
-    session.execute(delete(Lease).where(Lease.until < now(session) - older))

@@ -110,12 +110,6 @@ def settle(session: Session) -> int:
     return len(found)
 
 
-def marks_of_run(session: Session, run: UUID, after: int = 0, limit: int = 1000) -> list[RetentionMark]:
-    """Return what a run acted on, in the order of the marks, page by page."""
-    query = select(RetentionMark).where(RetentionMark.acted_run_id == run, RetentionMark.id > after)
-    return list(session.scalars(query.order_by(RetentionMark.id).limit(limit)))
-
-
 def under_way(session: Session, run: UUID) -> int:
     """Return how many of the objects that a run acted on have transfers that are not settled."""
     query = select(RetentionMark.id).where(

@@ -24,8 +24,8 @@ from datamanager.errors import (
 from datamanager.settings import load_settings
 from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
+from flows.runtime.lifecycle import _hold_soon, _record_failure
 from flows.runtime.services import Services
-from flows.runtime.transfer_run import _end_in_error, _hold_soon
 from models.batches import results as batch_results
 from models.database import Database
 from models.migrate import upgrade
@@ -94,7 +94,7 @@ def test_an_error_ends_a_transfer_only_when_that_is_sure(
     parts: Services, error: DataManagerError, intent: bool, attempts: int, status: str
 ) -> None:
     hold = begun(parts, intent=intent, attempts=attempts)
-    _end_in_error(parts, hold, error)
+    _record_failure(parts, hold, error)
     row = row_of(parts, hold)
     assert (row.status, row.owner) == (status, None)
     assert row.faults[-1]["code"] == error.code
@@ -122,7 +122,7 @@ def test_a_batch_that_is_to_stop_looks_at_its_intents_first(
         batch_results.complete_copies(session, hold, [(0, FACTS)])
         batch_results.record_intents(session, hold, {1: INTENT} if intent else {})
     parts.running[hold] = Control()
-    _end_in_error(parts, hold, error)
+    _record_failure(parts, hold, error)
     row = row_of(parts, hold)
     assert (row.status, row.owner) == (status, None)
     with database.write() as session:
@@ -163,6 +163,6 @@ def test_who_lost_the_lease_ends_nothing(parts: Services) -> None:
         queue.requeue(session, hold)
     with parts.database.write() as session:
         assert queue.take(session, "another", LEASE, 1, only=hold.transfer)
-    _end_in_error(parts, hold, DestinationExists("taken"))
+    _record_failure(parts, hold, DestinationExists("taken"))
     row = row_of(parts, hold)
     assert (row.owner, row.ended, row.faults) == ("another", None, [])

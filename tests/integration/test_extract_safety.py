@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from flows.running import work as working
 
 from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.domain.states import Phase, TransferKind
@@ -28,9 +29,8 @@ from datamanager.transports.factory import Storages
 from flows.archive import members
 from flows.cleanup.partial_files import clear_up
 from flows.external import extracting
-from flows.runtime import transfer_run as working
 from flows.runtime.services import Services
-from flows.runtime.transfer_run import Work
+from flows.runtime.transfer_run import TransferRun
 from flows.steps import extract as extract_steps
 from models.archive import items as archive_items
 from models.database import Database
@@ -93,7 +93,7 @@ def submit(parts: Services, **fields: Any) -> UUID:
         return submission.submit(session, parts.machines, order).id
 
 
-def fetched(work: Work, data: bytes) -> tuple[Found, Proof]:
+def fetched(work: TransferRun, data: bytes) -> tuple[Found, Proof]:
     """Let the archive be what an attempt has downloaded."""
     found = probing.probe(work.job())
     Path(found.part).write_bytes(data)
@@ -101,7 +101,7 @@ def fetched(work: Work, data: bytes) -> tuple[Found, Proof]:
     return found, verifying.verify(work.job(), found, moved, work.control)
 
 
-def enter(work: Work, data: bytes) -> Lying:
+def enter(work: TransferRun, data: bytes) -> Lying:
     """Fetch and list the archive."""
     found, proof = fetched(work, data)
     assert isinstance(work.request, GetExternalRequest)
@@ -109,7 +109,7 @@ def enter(work: Work, data: bytes) -> Lying:
     return Lying(found.part, proof.size)
 
 
-def extract(work: Work, data: bytes) -> None:
+def extract(work: TransferRun, data: bytes) -> None:
     """Do all but the end of a transfer, as its flow does."""
     archive = enter(work, data)
     for numbers in extracting.plan(work):
@@ -124,7 +124,7 @@ def dies(parts: Services, transfer: UUID, data: bytes, control: Control) -> None
     lost(work)
 
 
-def lost(work: Work) -> None:
+def lost(work: TransferRun) -> None:
     """Let a mover be gone."""
     with work.parts.database.write() as session:
         queue.requeue(session, work.hold)

@@ -21,7 +21,7 @@ from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError
 from flows.archive import bundling, members, recalling
 from flows.runtime.services import Services
-from flows.runtime.transfer_run import Work
+from flows.runtime.transfer_run import TransferRun
 from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.objects.catalogue import Facts, get_object, register_object
@@ -62,17 +62,17 @@ def submit(parts: Services, kind: str, *objects: UUID, **fields: Any) -> UUID:
         return submission.submit(session, parts.machines, order).id
 
 
-def attempt(parts: Services, transfer: UUID, control: Control | None = None) -> Work:
+def attempt(parts: Services, transfer: UUID, control: Control | None = None) -> TransferRun:
     """Take a transfer as a mover does; return the attempt's work."""
     with parts.database.write() as session:
         (hold,) = queue.take(session, "mover", LEASE, 1, only=transfer)
     with parts.database.write() as session:
         row = queue.begin(session, hold, uuid4())
     with disable_run_logger():
-        return Work(parts, hold, row, control or Control())
+        return TransferRun(parts, hold, row, control or Control())
 
 
-def perform(work: Work) -> str | DataManagerError:
+def perform(work: TransferRun) -> str | DataManagerError:
     """Do all of a transfer, as its flow does."""
     with work.parts.database.read() as session:
         rows = batch_results.items_to_do(session, work.hold, -1, 10_000)

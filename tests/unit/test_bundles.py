@@ -8,7 +8,6 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,8 @@ from datamanager.engine.bundles.format import frames as framing
 from datamanager.engine.bundles.format import manifest as manifests
 from datamanager.engine.bundles.format.frames_reader import FramesReader
 from datamanager.engine.bundles.format.layout import LARGE, Entry, Layout, header
-from datamanager.engine.bundles.scan import scan_bundle
 from datamanager.engine.bundles.writing.content_reader import BATCH, BundleReader
 from datamanager.engine.bundles.writing.digests import BundleDigest
-from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch, DataManagerError, RemoteFailure, SourceChanged, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
@@ -478,68 +475,3 @@ def test_names() -> None:
     names = {pack: bundle_place(machine, "long/term", uuid(9), pack) for pack in Pack}
     assert [place.name for place in names.values()] == [f"{uuid(9)}{end}" for end in (".tar", ".tar.zst", ".data")]
     assert {manifest_place(uuid(9), one).path for one in names.values()} == {f"long/term/{uuid(9)}.manifest.json"}
-
-
-# --- bundles that nobody vouches for ---
-
-
-def tar_of(*infos: tarfile.TarInfo, data: bytes = b"") -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for info in infos:
-            tar.addfile(info, io.BytesIO(data[: info.size]))
-    return file.getvalue()
-
-
-def info_of(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, size, "/etc/passwd" if kind in (b"1", b"2") else ""
-    return info
-
-
-GOOD = f"{uuid(1)}/name"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        tar_of(info_of("/etc/passwd")),
-        tar_of(info_of("../x")),
-        tar_of(info_of(f"{uuid(1)}/../x")),
-        tar_of(info_of(f"{uuid(1)}/a/b")),
-        tar_of(info_of(f"{uuid(1)}/..")),
-        tar_of(info_of(f"{uuid(1)}")),
-        tar_of(info_of("plain/name")),
-        tar_of(info_of(f"{uuid(0xA1)}/name".upper())),
-        *(tar_of(info_of(GOOD, kind)) for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"7")),
-        tar_of(info_of(GOOD), info_of(f"{uuid(1)}/other")),
-        info_of(GOOD, size=2**60).tobuf(tarfile.PAX_FORMAT) + bytes(1024),
-        info_of(GOOD, size=2000).tobuf(tarfile.PAX_FORMAT) + bytes(1024),
-        info_of("x" * 70_000).tobuf(tarfile.PAX_FORMAT) + bytes(1024),
-        info_of(GOOD).tobuf(tarfile.PAX_FORMAT),
-        info_of(GOOD).tobuf(tarfile.PAX_FORMAT) + bytes(512),
-        b"x" * 4096,
-        b"",
-    ],
-)
-def test_what_is_no_bundle_of_ours_is_refused(site: Ends, data: bytes) -> None:
-    (site.folder("a") / "b.tar").write_bytes(data)
-    with pytest.raises(RemoteFailure):
-        list(scan_bundle(site.end("a", "b.tar"), Pack.TAR, Control()))
-
-
-@pytest.mark.parametrize("pack", [Pack.TAR, Pack.TAR_ZST])
-def test_members_are_found_from_the_bundle_alone(site: Ends, pack: Pack) -> None:
-    data = [os.urandom(size) for size in SIZES]
-    layout = Layout([entry(n, NAMES[n % len(NAMES)], size) for n, size in enumerate(SIZES)], pack)
-    stream = built(layout, data)
-    stored = compress(layout, stream)[0] if pack is Pack.TAR_ZST else stream
-    path = site.folder("a") / "bundle"
-    path.write_bytes(stored)
-    digest = BundleDigest(layout)
-    digest.update(stream)
-    expected = [replace(one, source=Place("", one.source.name)) for one in layout.members(digest.sums)]
-    assert list(scan_bundle(site.end("a", "bundle"), pack, Control())) == expected
-    path.write_bytes(stored[: len(stored) // 2])
-    with pytest.raises((RemoteFailure, ChecksumMismatch)):
-        list(scan_bundle(site.end("a", "bundle"), pack, Control()))

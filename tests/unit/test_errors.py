@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +21,7 @@ from datamanager.errors import (
 )
 
 FAMILIES = {"RequestError", "CatalogueError", "TransportError", "TransferError", "ServiceError", "DataManagerError"}
-OURS = [cls for cls in every_error() if cls.__module__ == errors.__name__]
+OURS = [cls for cls in every_error() if cls.__module__.startswith(f"{errors.__name__}.")]
 LEAVES = [cls for cls in OURS if cls.__name__ not in FAMILIES]
 
 
@@ -43,6 +45,26 @@ def test_the_map_says_what_is_retryable() -> None:
             assert getattr(errors, match[1]).retryable, match[1]
     marked = set(re.findall(r"[├└]── (\w+) .*\(retryable\)", errors.__doc__ or ""))
     assert {cls.__name__ for cls in LEAVES if cls.retryable} == marked
+
+
+def test_retryable_is_said_when_an_error_is_made_and_not_changed() -> None:
+    root = Path(errors.__file__).parents[2]
+    places = [
+        f"{path}:{target.lineno}"
+        for package in ("api", "datamanager", "deployments", "flows", "models")
+        for path in (root / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and target.attr == "retryable"
+    ]
+    assert [place.rpartition("/")[2].partition(":")[0] for place in places] == ["root.py"], places
+
+
+@pytest.mark.parametrize("cls", LEAVES, ids=lambda cls: cls.__name__)
+def test_each_error_can_be_made_retryable_or_not(cls: type[DataManagerError]) -> None:
+    for retryable in (True, False):
+        assert by_code(cls.code, "what happened", retryable=retryable).retryable is retryable
 
 
 def test_codes_are_unique_but_one() -> None:

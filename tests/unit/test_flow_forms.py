@@ -12,7 +12,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
 from datamanager.errors import InvalidRequest
 from deployments.orchestrator.flow_registry import FLOW_OF_KIND
-from flows.runtime.transfer_run import asked
+from flows.runtime.lifecycle import asked
 
 FILLED_IN: dict[TransferKind, dict[str, Any]] = {
     TransferKind.COPY: {"machine": "archer2", "dest": "a/b.nc"},

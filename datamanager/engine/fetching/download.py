@@ -337,9 +337,9 @@ class _Fetch:
             algorithm, expected = wanted.checksum
             found = state.digests[algorithm].hexdigest()
             if found != expected:
-                mismatch = ChecksumMismatch(f"{algorithm} {expected} was expected, {found} arrived")
-                mismatch.retryable = self._restarted
-                raise mismatch
+                raise ChecksumMismatch(
+                    f"{algorithm} {expected} was expected, {found} arrived", retryable=self._restarted
+                )
 
 
 class _Opened:

@@ -267,9 +267,9 @@ class _Fetch:
                 sha256 = stored_sha256(self._session, self._found.part, self._control.watch)
             arrived = sha256 if checksum is None or checksum[0] == "sha256" else self._read_back(checksum[0])
         if checksum is not None and arrived != checksum[1]:
-            mismatch = ChecksumMismatch(f"{checksum[0]} {checksum[1]} was expected, {arrived} arrived")
-            mismatch.retryable = self._restarted
-            raise mismatch
+            raise ChecksumMismatch(
+                f"{checksum[0]} {checksum[1]} was expected, {arrived} arrived", retryable=self._restarted
+            )
         return Moved(stored.position, sha256, sha256)
 
     def _read_back(self, algorithm: str) -> str:

@@ -192,9 +192,8 @@ class EgressGuard:
         try:
             answers = [ipaddress.ip_address(text) for text in self._resolve(name, port)]
         except (OSError, ValueError) as exc:  # UnicodeError is a ValueError
-            error = UrlNotAllowed(f"host {name!r} does not resolve")
-            error.retryable = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN
-            raise error from exc
+            away = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN
+            raise UrlNotAllowed(f"host {name!r} does not resolve", retryable=away) from exc
         if not answers:
             raise UrlNotAllowed(f"host {name!r} does not resolve")
         plain = (getattr(answer, "ipv4_mapped", None) or answer for answer in answers)

@@ -210,7 +210,8 @@ class SftpMany:
             if (yield from self._space_is_gone(path)):
                 error = NoSpace(f"{shown(path)}: the file system is full")
             else:
-                error.retryable = True  # it may have been full until somebody made room: the next try finds out
+                # it may have been full until somebody made room: the next try finds out
+                error = type(error)(error.detail, retryable=True)
         yield [post(CMD_REMOVE, string(path))]
         raise error
 

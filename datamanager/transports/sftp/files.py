@@ -226,6 +226,7 @@ class SftpWriter:
             if free is not None and free < _SPACE_IS_GONE:
                 error = NoSpace(f"{shown(self._path)}: the file system is full ({free} bytes left)")
             else:
-                error.retryable = True  # it may have been full until somebody made room: the next try finds out
+                # it may have been full until somebody made room: the next try finds out
+                error = type(error)(error.detail, retryable=True)
         self._failure = self._failure or error
         raise self._failure

@@ -20,8 +20,6 @@ from datamanager.domain.bundles import (
     member_name,
 )
 from datamanager.domain.location import PATH_MAX, Place
-from datamanager.engine.attempt import End
-from datamanager.engine.path_confinement import confined
 from datamanager.errors import RemoteFailure
 from datamanager.machines import describe
 from datamanager.transports.paths import shown
@@ -168,12 +166,6 @@ def read(session: Session, path: str) -> Manifest:
         if there.kind is not FileKind.FILE or there.size > LENGTH_MAX:
             raise RemoteFailure(f"{shown(path)} is no manifest")
         return load(b"".join(bytes(block) for block in reader.blocks(0, LENGTH_MAX)))
-
-
-def read_manifest(end: End) -> Manifest:
-    """Read the manifest at a place. Raises: PathMissing, PathNotAllowed; RemoteFailure for what is none."""
-    with end.storage.session() as session:
-        return read(session, confined(session, end.machine, end.place.path))
 
 
 def _member(member: Member) -> dict[str, Any]:

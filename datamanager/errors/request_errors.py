@@ -1,0 +1,94 @@
+"""Errors of requests that can't be accepted as they are; nothing was changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datamanager.errors.root import DataManagerError
+
+
+class RequestError(DataManagerError):
+    """The request can't be accepted as it is; nothing was changed."""
+
+    code = "invalid_request"
+
+
+class MalformedBody(RequestError):
+    """The body can't be parsed at all."""
+
+    code = "malformed_body"
+
+
+class InvalidRequest(RequestError):
+    """A field is missing or wrong; `fields` maps each field's name to what would be right."""
+
+    code = "invalid_request"
+
+    def __init__(self, detail: str, fields: dict[str, str] | None = None, *, retryable: bool | None = None) -> None:
+        super().__init__(detail, retryable=retryable)
+        self.fields = fields or {}
+
+
+class UnknownMachine(RequestError):
+    """The machine is not in machines.toml."""
+
+    code = "unknown_machine"
+
+    def __init__(self, machine: str, known: Iterator[str] | list[str] | tuple[str, ...] = ()) -> None:
+        names = ", ".join(sorted(known)) or "none"
+        super().__init__(f"machine {machine!r} is not configured; configured: {names}")
+        self.machine = machine
+
+
+class PathNotAllowed(RequestError):
+    """The path leaves the machine's base directory, or can't be a path."""
+
+    code = "path_not_allowed"
+
+
+class UrlNotAllowed(RequestError):
+    """The URL is refused: its scheme, its host's address, or its host does not resolve."""
+
+    code = "url_not_allowed"
+
+
+class RegisteredSizeMismatch(RequestError):
+    """The size given at registration is not the file's."""
+
+    code = "size_mismatch"
+
+
+class CredentialUnknown(RequestError):
+    """No stored credential has this name."""
+
+    code = "credential_unknown"
+
+
+class CredentialUnusable(RequestError):
+    """The stored credential can't be read, or does not say to which hosts it may be sent."""
+
+    code = "credential_unusable"
+
+
+class CredentialNotAllowed(RequestError):
+    """The stored credential may not be sent to this host."""
+
+    code = "credential_not_allowed"
+
+
+class IdempotencyMismatch(RequestError):
+    """The Idempotency-Key was used for another request."""
+
+    code = "idempotency_mismatch"
+
+
+class OriginNotAllowed(RequestError):
+    """The request's Host or Origin is not ours: a page of another site is asking."""
+
+    code = "origin_not_allowed"
+
+
+class NotSupported(RequestError):
+    """The protocol, option or operation is not supported."""
+
+    code = "not_supported"

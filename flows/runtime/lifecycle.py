@@ -1,0 +1,184 @@
+"""A transfer run from its lease to its end: the lease acquired, the run watched, its outcome recorded whatever happens.
+
+A run begun in the Prefect UI or by a schedule brings a request instead of a transfer, and makes its transfer first,
+keyed by its flow run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from prefect.exceptions import Abort
+from prefect.runtime import flow_run as running
+from sqlalchemy.orm import Session
+
+from datamanager.domain.requests import validated
+from datamanager.domain.states import TransferKind
+from datamanager.engine.control import Control
+from datamanager.errors import (
+    Cancelled,
+    CatalogueUnavailable,
+    DataManagerError,
+    InternalError,
+    LeaseLost,
+    TaskNotFound,
+)
+from datamanager.sealing import Sealer
+from flows.runtime.monitor import NOTE_EVERY, watched, wish
+from flows.runtime.naming import describe_run
+from flows.runtime.retry import Requeue, decide
+from flows.runtime.services import Services, services
+from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
+from models.machines import limits
+from models.tables import Transfer
+from models.transfers import outcomes, queue
+from models.transfers.cancel_pause import leave_litter
+from models.transfers.submission import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, sealed_order, submit
+
+log = logging.getLogger(__name__)
+
+
+def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> Order:
+    """Make an order of the fields that a person gave. Raises: InvalidRequest, which names each field that is wrong."""
+    return Order(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
+
+
+@asynccontextmanager
+async def working_on(
+    kind: TransferKind, transfer: UUID | None, order: Order | None = None
+) -> AsyncIterator[TransferRun]:
+    """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises.
+
+    Raises: what the body raised; TaskNotFound when there is no such transfer waiting.
+    """
+    parts = services()
+    flow_run = UUID(str(running.get_id()))
+    hold = await _hold_soon(parts, kind, transfer, order, flow_run)
+    run: TransferRun | None = None
+    try:
+        row = await asyncio.to_thread(_begin, parts, hold, flow_run)
+        run = TransferRun(parts, hold, row, parts.running[hold])
+        make_current(run)
+        if row.no_return:
+            run.control.shield()  # the probe finds out what an attempt before this one did
+        if order is not None:
+            await describe_run(flow_run, row)
+        async with watched(run):
+            yield run
+    except asyncio.CancelledError:
+        reason = None if run is None else wish(run)
+        if reason is None:
+            raise  # the mover stops: it gives the hold back when Prefect has been told, not before
+        await asyncio.to_thread(_record_failure, parts, hold, reason, run)
+        raise reason from None
+    except LeaseLost as lost:
+        parts.running.pop(hold, None)
+        await asyncio.to_thread(_leave_litter, parts, hold)
+        # another mover has the transfer, and its flow run too: this one must not say how that ended
+        raise Abort(lost.detail) from lost
+    except DataManagerError as error:
+        await asyncio.to_thread(_record_failure, parts, hold, error, run)
+        raise
+    except Exception as error:
+        log.exception("transfer %s: a fault of ours", hold.transfer)
+        fault = InternalError(f"unexpected {type(error).__name__}")
+        await asyncio.to_thread(_record_failure, parts, hold, fault, run)
+        raise
+    else:
+        parts.running.pop(hold, None)
+    finally:
+        parts.ring(f"ended:{hold.transfer}")
+
+
+class _MachineFull(Exception):
+    """A machine has its limit of transfers; nothing was changed."""
+
+
+async def _hold_soon(
+    parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
+) -> queue.Hold:
+    """Return the hold under which this run works, as soon as its machines have room for it and the catalogue is there:
+    a run must not fail for either."""
+    while True:
+        try:
+            return await asyncio.to_thread(_hold, parts, kind, transfer, order, flow_run)
+        except (_MachineFull, CatalogueUnavailable):
+            await asyncio.sleep(NOTE_EVERY)
+
+
+def _hold(
+    parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
+) -> queue.Hold:
+    """Return the hold under which this run works: the mover's, or one that is taken now when the run was begun in
+    Prefect, on the transfer that it names or has made.
+    """
+    hold = parts.by_run.get(flow_run)
+    with parts.database.write() as session:
+        if hold is None:
+            wanted = transfer or _transfer_of(session, parts, order, flow_run)
+            caps = limits.caps(session, parts.machines)
+            taken = queue.take(session, parts.owner, parts.settings.lease, 1, only=wanted, caps=caps)
+            if not taken and caps and queue.waits(session, wanted):
+                raise _MachineFull
+            if not taken:
+                raise TaskNotFound(f"no {kind} transfer {wanted} is waiting; it has ended, or another mover has it")
+            hold = taken[0]
+        found = get_transfer(session, hold.transfer).kind
+        if found != kind.value:
+            raise TaskNotFound(f"transfer {hold.transfer} is a {found}, this flow performs a {kind}")
+    parts.running.setdefault(hold, Control())
+    parts.by_run[flow_run] = hold
+    return hold
+
+
+def _transfer_of(session: Session, parts: Services, order: Order | None, flow_run: UUID) -> UUID:
+    """Return the transfer that this run has made, now or before a crash."""
+    known = find_by_flow_run(session, flow_run)
+    if known is not None:
+        return known.id
+    if order is None:
+        raise TaskNotFound("give the identifier of a transfer, or a request to make one")
+    order = sealed_order(order, Sealer.of(parts.settings))
+    return submit(session, parts.machines, replace(order, flow_run_id=flow_run)).id
+
+
+def _begin(parts: Services, hold: queue.Hold, flow_run: UUID) -> Transfer:
+    with parts.database.write() as session:
+        return queue.begin(session, hold, flow_run)
+
+
+def _leave_litter(parts: Services, hold: queue.Hold) -> None:
+    """Have this attempt's partial file removed after the transfer's end. Nothing here writes any more."""
+    try:
+        with parts.database.write() as session:
+            leave_litter(session, hold.transfer)
+    except CatalogueUnavailable:
+        log.warning("transfer %s: a partial file of epoch %d may stay", hold.transfer, hold.epoch)
+
+
+def _record_failure(parts: Services, hold: queue.Hold, error: DataManagerError, run: TransferRun | None = None) -> None:
+    """Requeue the transfer, or end it in ERROR, as `decide` says."""
+    parts.running.pop(hold, None)
+    try:
+        with parts.database.write() as session:
+            row = queue.held(session, hold)
+            decision = decide(error, attempt_state(session, parts, row, run))
+            if not isinstance(decision, Requeue):
+                outcomes.fail(session, hold, error, litter=None if run is None else run.leaves_partial)
+                return
+            if decision.spent:
+                if isinstance(error, Cancelled):
+                    row.stop_requested = queue.CANCEL  # also when it was asked for in Prefect
+                queue.append_fault(session, row, error.code, error.detail)
+            queue.requeue(session, hold, after=decision.after, spent=decision.spent, phase=decision.phase)
+    except LeaseLost:
+        return  # ended, or taken over, while we failed
+    except CatalogueUnavailable:
+        # what can't be recorded stays as it is: the lease runs out and a mover takes the transfer again
+        log.warning("transfer %s: its end can't be recorded, it will be taken again", hold.transfer)
