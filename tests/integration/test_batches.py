@@ -58,6 +58,8 @@ from tests.support.bookkeeping import (
     told,
 )
 
+pytestmark = pytest.mark.dialect
+
 FACTS = Facts(7, SHA256, Verified.SHA256)
 INTENT = {"size": 7, "sha256": None, "mtime": 1}
 

@@ -24,6 +24,8 @@ from models.objects.claims import free_place_of_object, give_place_to_object, gi
 from models.transfers import outcomes
 from tests.support.bookkeeping import begin, claims, get_object, order, place, register, snapshot, submit
 
+pytestmark = pytest.mark.dialect
+
 KINDS = {"copy": "reader", "move": "writer", "delete": "writer"}
 
 

@@ -17,6 +17,8 @@ from models.transfers import outcomes, queue
 from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE, SHA256, begin, get_transfer, order, register, snapshot, submit, take
 
+pytestmark = pytest.mark.dialect
+
 FACTS = Facts(7, SHA256, Verified.SHA256)
 
 WRITES: dict[str, Callable[[Session, Hold], object]] = {

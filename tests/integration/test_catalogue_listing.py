@@ -25,6 +25,8 @@ from models.objects.catalogue import SORTABLE, Selection, glob_to_like, select_o
 from models.tables import DataObject
 from tests.support.bookkeeping import register
 
+pytestmark = pytest.mark.dialect
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 

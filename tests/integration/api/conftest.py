@@ -1,7 +1,8 @@
-"""A running API for each test, once over SQLite and once over PostgreSQL."""
+"""A running API, for each test or for all that leave nothing behind."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,20 @@ import pytest
 
 from tests.support.live_api import LiveApi
 
+LOOPBACK = ("127.0.0.1",)
+
 
 @pytest.fixture
 def api(tmp_path: Path, migrated_url: str) -> Iterator[LiveApi]:
     """An API that is served; nothing is in its catalogue and no mover is online."""
-    with LiveApi(tmp_path / "site", migrated_url, download_allow=("127.0.0.1",)) as live:
+    with LiveApi(tmp_path / "site", migrated_url, download_allow=LOOPBACK) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def shared_api(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[LiveApi]:
+    """An API for tests of what is refused: they name their objects uniquely, and no mover is ever online."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copyfile(sqlite_template, folder / "catalogue.db")
+    with LiveApi(folder / "site", f"sqlite+pysqlite:///{folder / 'catalogue.db'}", download_allow=LOOPBACK) as live:
         yield live

@@ -82,14 +82,14 @@ def test_a_request_that_waits_brings_it_too(api: LiveApi) -> None:
 
 
 @pytest.mark.parametrize("given", ["fast", 0, -1, "0", True, 1.5, [1], 2**63, f"{'9' * 5000}GB/s", "0.4"])
-def test_what_is_no_limit_is_refused_and_its_field_named(api: LiveApi, given: object) -> None:
+def test_what_is_no_limit_is_refused_and_its_field_named(shared_api: LiveApi, given: object) -> None:
     refused = (422, "invalid_request", {"bandwidth"})
     place = {"machine": "there", "dest": "b", "bandwidth": given}
-    assert problem(api.ask("POST", f"/DM/async/copy/{api.register('a')}", json=place)) == refused
-    task = start(api)
-    assert problem(api.ask("PATCH", f"/DM/async/status/{task}", json={"bandwidth": given})) == refused
-    assert problem(api.ask("PATCH", "/DM/machines/there", json={"bandwidth": given})) == refused
-    assert (api.status(task)["bandwidth"], machine(api, "there")["bandwidth"]) == (None, None)
+    assert problem(shared_api.ask("POST", f"/DM/async/copy/{shared_api.register(str(uuid4()))}", json=place)) == refused
+    task = start(shared_api)
+    assert problem(shared_api.ask("PATCH", f"/DM/async/status/{task}", json={"bandwidth": given})) == refused
+    assert problem(shared_api.ask("PATCH", "/DM/machines/there", json={"bandwidth": given})) == refused
+    assert (shared_api.status(task)["bandwidth"], machine(shared_api, "there")["bandwidth"]) == (None, None)
 
 
 def test_a_tasks_limit_is_changed_while_it_runs(api: LiveApi) -> None:
@@ -119,6 +119,7 @@ def test_a_batch_has_a_limit_like_any_task(api: LiveApi) -> None:
     assert (answer.json()["bandwidth"], answer.json()["items"]["total"]) == (77, 2)
 
 
+@pytest.mark.dialect
 def test_a_machines_limits_are_changed_and_set_back(api: LiveApi) -> None:
     assert (machine(api, "here")["bandwidth"], machine(api, "here")["max_transfers"]) == (None, None)
     answer = api.ask("PATCH", "/DM/machines/here", json={"bandwidth": "200MB/s"})
