@@ -3,17 +3,20 @@
 DM_TEST_POSTGRES, DM_TEST_AMQP and DM_TEST_PREFECT_API_URL name servers to use instead. What is not installed skips the
 test on a developer's machine and fails it in CI.
 
-Two marks are made here: a test with a database runs on SQLite, and on PostgreSQL too when it is marked `dialect`; and
-what needs a server of any kind is marked `server`, so that `-m "not server"` starts none.
+Two marks count here. A test with a database runs on SQLite, and on PostgreSQL too when it is marked `dialect` (in a
+module that is, `dialect("sqlite")` takes one out). What needs a server of any kind is marked `server`, so that
+`-m "not server"` starts none.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.support.postgres import Databases, Postgres, given_postgres
 from tests.support.prefect import PrefectServer, given_prefect
@@ -24,11 +27,15 @@ from tests.support.web import OddServer, Web
 for _name in [name for name in os.environ if name.startswith("DM_") and not name.startswith("DM_TEST_")]:
     del os.environ[_name]  # the developer's own settings are not the tests'
 os.environ["DO_NOT_TRACK"] = "1"  # Prefect's client asks it when it is imported
+structlog.configure(  # rich's traces take seconds each, and what a command prints is not to be mixed with logs
+    processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer(["event"])],
+    logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
+)
 
 
 SERVER_FIXTURES = frozenset({
     *("postgres", "postgres_template", "rabbitmq", "amqp_url", "prefect_server", "prefect_api_url"),
-    *("sshd_pair", "web", "nginx", "server", "alone"),
+    *("sshd_pair", "web", "nginx", "alone"),
 })  # fmt: skip
 """Fixtures that start a process to speak with."""
 SERVER_PARAMS = frozenset({"postgresql", "openssh", "paramiko", "sftp"})
@@ -40,8 +47,9 @@ GROUPS = {"rabbitmq": ("rabbitmq", "amqp_url"), "prefect": ("prefect_server", "p
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the databases of a test that has one."""
     if "dialect" in metafunc.fixturenames:
-        both = metafunc.definition.get_closest_marker("dialect") is not None
-        metafunc.parametrize("dialect", ["sqlite", "postgresql"] if both else ["sqlite"], indirect=True)
+        mark = metafunc.definition.get_closest_marker("dialect")
+        kinds = ("sqlite",) if mark is None else mark.args or ("sqlite", "postgresql")
+        metafunc.parametrize("dialect", kinds, indirect=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

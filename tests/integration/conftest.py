@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from datamanager.machines import Machine, TransportKind
 from models import migrate
 from models.database import Database
 from tests.support.auditing import Plant
+from tests.support.catalogue import empty_catalogue
 from tests.support.postgres import Databases
 from tests.support.sshd import PrivateSshd
 
@@ -44,15 +44,8 @@ def postgres_template(postgres: Databases) -> Iterator[str]:
 @pytest.fixture
 def migrated_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> Iterator[str]:
     """The SQLAlchemy URL of an empty catalogue, migrated."""
-    if dialect == "sqlite":
-        file = tmp_path / "catalogue.db"
-        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
-        yield f"sqlite+pysqlite:///{file}"
-        return
-    databases: Databases = request.getfixturevalue("postgres")
-    url = databases.url(template=request.getfixturevalue("postgres_template"))
-    yield url
-    databases.drop(url)
+    with empty_catalogue(request, dialect, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.catalogue import empty_catalogue
 from tests.support.live_api import LiveApi
 
 LOOPBACK = ("127.0.0.1",)
@@ -21,9 +21,11 @@ def api(tmp_path: Path, migrated_url: str) -> Iterator[LiveApi]:
 
 
 @pytest.fixture(scope="session")
-def shared_api(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[LiveApi]:
+def shared_api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
     """An API for tests of what is refused: they name their objects uniquely, and no mover is ever online."""
     folder = tmp_path_factory.mktemp("shared")
-    shutil.copyfile(sqlite_template, folder / "catalogue.db")
-    with LiveApi(folder / "site", f"sqlite+pysqlite:///{folder / 'catalogue.db'}", download_allow=LOOPBACK) as live:
+    with (
+        empty_catalogue(request, "sqlite", folder) as url,
+        LiveApi(folder / "site", url, download_allow=LOOPBACK) as live,
+    ):
         yield live

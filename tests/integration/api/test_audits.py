@@ -9,15 +9,14 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import update
-from typer.testing import CliRunner
 
 from datamanager.audit_client import Audit, AuditClient
-from datamanager.cli.main import app
 from datamanager.domain.audit.rules import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
 from models.audit import findings
 from models.audit import runs as audit_runs
 from models.tables import AuditFinding
+from tests.support import command
 from tests.support.live_api import LiveApi
 
 
@@ -162,12 +161,11 @@ def test_the_client_raises_what_the_service_refuses(api: LiveApi) -> None:
 
 
 def test_the_command_line(api: LiveApi) -> None:
-    env = {"DM_PORT": str(api.settings.port), "DM_HOME": str(api.settings.home), "COLUMNS": "200"}
     audit = with_findings(api, 4)
 
-    def dm(*arguments: str, code: int = 0) -> str:
-        done = CliRunner().invoke(app, ["audit", *arguments], env=env)
-        assert done.exit_code == code, done.output
+    def dm(*arguments: str) -> str:
+        done = command.dm(api, "audit", *arguments)
+        assert done.returncode == 0, done
         return done.stdout
 
     assert "QUEUED" in dm("run", "there", "--scrub", "0.5")
@@ -177,6 +175,5 @@ def test_the_command_line(api: LiveApi) -> None:
     shown = dm("show", audit)
     assert shown.count("DARK") == 2
     assert "'a/3'" in shown
-    said = dm("show", audit, "--kind", "LOST", "--json").splitlines()
-    lines = [json.loads(line) for line in said if line.startswith("{")]  # the API of this process logs there too
+    lines = [json.loads(line) for line in dm("show", audit, "--kind", "LOST", "--json").splitlines()]
     assert [line["place"] for line in lines] == ["a/0", "a/3"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,10 +11,9 @@ from datamanager import errors
 from datamanager.client import Client
 from models.tables import Transfer
 from models.transfers.submission import get_transfer
+from tests.support.command import dm
 from tests.support.live_api import LiveApi, Mover
-from tests.support.process import clean_environment
 
-ROOT = Path(__file__).parents[3]
 MB = 10**6
 
 
@@ -196,14 +192,8 @@ def test_the_client_changes_limits(api: LiveApi) -> None:
 
 
 def test_the_command_line_changes_limits(api: LiveApi) -> None:
-    environment = clean_environment(DM_HOME=str(api.settings.home), DM_PORT=str(api.settings.port))
-
-    def dm(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "datamanager.cli.main", "machine", "limit", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-
     def limit(*arguments: str) -> str:
-        return dm(*arguments).stdout
+        return dm(api, "machine", "limit", *arguments).stdout
 
     assert limit("here", "--bandwidth", "5MB/s", "--transfers", "3") == (
         "here: 5,000,000 bytes per second, 3 transfers at once\n"
@@ -217,6 +207,6 @@ def test_the_command_line_changes_limits(api: LiveApi) -> None:
         ["here", "--reset", "--transfers", "1"],
         ["here", "--transfers", "x"],
     ):
-        refused = dm(*wrong)
+        refused = dm(api, "machine", "limit", *wrong)
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1), refused
     assert machine(api, "here")["max_transfers"] is None

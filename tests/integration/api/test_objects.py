@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +19,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.errors import MachineUnavailable
 from models.objects.catalogue import Facts, add_object
+from tests.support.catalogue import empty_catalogue
 from tests.support.live_api import LiveApi
 
 KEYS = [
@@ -174,9 +176,19 @@ def test_an_object_that_is_not_there(shared_api: LiveApi, text: str) -> None:
         assert (document["status"], document["code"]) in {(404, "object_not_found"), (404, "not_found")}
 
 
-@pytest.fixture
-def many(api: LiveApi) -> LiveApi:
-    """An API with 2,000 objects in its catalogue."""
+in_one_worker = pytest.mark.xdist_group("many objects")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
+    """An API with 2,000 objects in its catalogue, which nobody changes."""
+    folder = tmp_path_factory.mktemp("many")
+    with empty_catalogue(request, request.param, folder) as url, LiveApi(folder / "site", url) as api:
+        register_many(api)
+        yield api
+
+
+def register_many(api: LiveApi) -> None:
     with api.database.write() as session:
         for number in range(2000):
             request = RegisterRequest(
@@ -200,7 +212,6 @@ def many(api: LiveApi) -> LiveApi:
                 metadata=request.metadata,
                 event="registered",
             )
-    return api
 
 
 def pages(api: LiveApi, query: str) -> list[list[dict[str, Any]]]:
@@ -217,7 +228,7 @@ def pages(api: LiveApi, query: str) -> list[list[dict[str, Any]]]:
     return found
 
 
-@pytest.mark.dialect
+@in_one_worker
 def test_the_whole_catalogue_is_streamed(many: LiveApi) -> None:
     with many.ask("GET", "/DM/info", stream=True) as answer:
         assert answer.headers["content-type"] == "application/json"
@@ -227,14 +238,14 @@ def test_the_whole_catalogue_is_streamed(many: LiveApi) -> None:
     assert all(list(row) == KEYS for row in pieces[0])
 
 
-@pytest.mark.dialect
+@in_one_worker
 def test_clients_that_leave_a_listing_hold_nothing(many: LiveApi) -> None:
     for _ in range(20):  # more than may read at once
         many.ask("GET", "/DM/info", stream=True).close()
     assert len(many.ask("GET", "/DM/info").json()) == 2000
 
 
-@pytest.mark.dialect
+@in_one_worker
 def test_pages(many: LiveApi) -> None:
     found = pages(many, "limit=600")
     assert [len(page) for page in found] == [600, 600, 600, 200]
@@ -247,7 +258,7 @@ def test_pages(many: LiveApi) -> None:
     assert sum(map(len, last)) == 1600
 
 
-@pytest.mark.dialect
+@in_one_worker
 def test_filters(many: LiveApi) -> None:
     wanted = {
         "group=space+weather": 400,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,10 +11,8 @@ import pytest
 from datamanager.client import Client
 from datamanager.errors import DownloadFailed, InvalidRequest, ScheduleNotFound
 from models.transfers.submission import get_transfer
+from tests.support import command
 from tests.support.live_api import LiveApi
-from tests.support.process import clean_environment
-
-ROOT = Path(__file__).parents[3]
 
 FIELDS: dict[str, Any] = {
     "url": "http://127.0.0.1/{date:%Y%m%d}/x",
@@ -179,11 +174,8 @@ def test_the_client_knows_them(api: LiveApi) -> None:
 
 
 def test_the_command_line_knows_them(api: LiveApi) -> None:
-    environment = clean_environment(DM_HOME=str(api.settings.home), DM_PORT=str(api.settings.port), COLUMNS="250")
-
     def dm(*arguments: str) -> str:
-        command = [sys.executable, "-m", "datamanager.cli.main", "schedule", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        done = command.dm(api, "schedule", *arguments)
         return done.stdout if done.returncode == 0 else done.stderr
 
     fields = [
