@@ -75,10 +75,10 @@ def control_dir() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSshd]:
-    with PrivateSshd(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
+@pytest.fixture(scope="session")
+def server(sshd_pair: tuple[PrivateSshd, PrivateSshd]) -> PrivateSshd:
+    """The server of all tests that do it no harm."""
+    return sshd_pair[0]
 
 
 @pytest.fixture(params=["openssh", "paramiko"])

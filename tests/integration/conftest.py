@@ -1,8 +1,7 @@
-"""A catalogue with its newest schema, once on SQLite and once on PostgreSQL."""
+"""A catalogue with its newest schema, and a running API over one."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from datamanager.machines import Machine, TransportKind
 from models import migrate
 from models.database import Database
 from tests.support.auditing import Plant
+from tests.support.catalogue import empty_catalogue
 from tests.support.postgres import Databases
 from tests.support.sshd import PrivateSshd
 
@@ -41,18 +41,11 @@ def postgres_template(postgres: Databases) -> Iterator[str]:
     postgres.drop(url)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The SQLAlchemy URL of an empty catalogue, migrated, once on SQLite and once on PostgreSQL."""
-    if request.param == "sqlite":
-        file = tmp_path / "catalogue.db"
-        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
-        yield f"sqlite+pysqlite:///{file}"
-        return
-    databases: Databases = request.getfixturevalue("postgres")
-    url = databases.url(template=request.getfixturevalue("postgres_template"))
-    yield url
-    databases.drop(url)
+@pytest.fixture
+def migrated_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty catalogue, migrated."""
+    with empty_catalogue(request, dialect, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
@@ -64,15 +57,15 @@ def database(migrated_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture(params=["local", "sftp"])
-def plant(
-    request: pytest.FixtureRequest, tmp_path: Path, database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd]
-) -> Iterator[Plant]:
+def plant(request: pytest.FixtureRequest, tmp_path: Path, database: Database) -> Iterator[Plant]:
+    """A catalogue and one machine: a directory of this host, or of an SSH server."""
     folder = tmp_path / "data"
     folder.mkdir()
     if request.param == "local":
         machine = Machine(name="here", transport=TransportKind.LOCAL, base_dir=str(folder))
     else:
-        machine = sshd_pair[0].machine("here", folder, max_connections=1)
+        servers: tuple[PrivateSshd, PrivateSshd] = request.getfixturevalue("sshd_pair")
+        machine = servers[0].machine("here", folder, max_connections=1)
     made = Plant(database, machine, folder, tmp_path / "home")
     yield made
     made.services.storages.close()

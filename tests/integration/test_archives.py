@@ -60,6 +60,8 @@ from tests.support.bookkeeping import (
 )
 from tests.support.bookkeeping import submit as submit_plain
 
+pytestmark = pytest.mark.dialect
+
 MACHINES: Machines = parse_machines(
     """
     [machines.alpha]

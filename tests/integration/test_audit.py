@@ -59,6 +59,7 @@ def test_what_agrees_is_no_finding(plant: Plant) -> None:
     assert told(plant.database, audited.row.id) == ["dm.audit.completed"]
 
 
+@pytest.mark.dialect
 def test_lost_changed_dark_and_found(plant: Plant) -> None:
     kept, lost, changed = (plant.register(f"run/{name}") for name in ("kept", "lost", "changed"))
     gone = plant.register("elsewhere/deep/gone")
@@ -164,6 +165,7 @@ def test_a_row_that_changes_between_the_looks_is_left_alone(local: Plant) -> Non
     assert local.get(moved).status == "ACTIVE"
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_what_a_transfer_has_claimed_is_left_out(local: Plant, when: str) -> None:
     busy, target, reading = local.register("a/busy"), "a/coming", local.register("a/read")
@@ -246,6 +248,7 @@ def test_what_cannot_be_seen_is_not_lost(plant: Plant, tmp_path: Path) -> None:
     assert {plant.get(one).status for one in (out, circle, closed)} == {"ACTIVE"}
 
 
+@pytest.mark.dialect
 def test_hostile_names(plant: Plant) -> None:
     names = ["-dash", "quo'te\"", "$(id)", "new\nline", " blank ", "x" * 255, "ümlaut", "back\\slash"]
     lost = [plant.register(f"odd dir/{name}") for name in names]
@@ -298,6 +301,7 @@ def test_links_to_one_directory_are_not_reported_twice(plant: Plant) -> None:
     assert [(row.kind, row.place) for row in audited.rows] == [("DARK", "other/dark"), ("DARK", "real/dark")]
 
 
+@pytest.mark.dialect
 def test_registered_prefixes_are_searched_with_all_below_them(plant: Plant) -> None:
     plant.register("outside/one")
     plant.write("outside/dark")
@@ -393,6 +397,7 @@ def flip(file: Path) -> None:
     os.utime(file, (stat.st_atime, stat.st_mtime))
 
 
+@pytest.mark.dialect
 def test_the_scrub_finds_a_flipped_bit_and_goes_on_with_the_oldest(plant: Plant) -> None:
     objects = {plant.register(f"s/{number}", bytes([number]) * 3000): number for number in range(10)}
     large = plant.register("s/large", b"L" * 2_000_000)
@@ -456,6 +461,7 @@ def seal(plant: Plant, data: bytes, members: int) -> UUID:
     return bundle
 
 
+@pytest.mark.dialect
 def test_bundles_are_looked_at_and_hashed_too(plant: Plant) -> None:
     whole, lost, short, damaged = (seal(plant, f"bundle {n}".encode() * 100, n + 1) for n in range(4))
     plant.register("a/one")
@@ -491,6 +497,7 @@ def test_an_archive_that_is_not_mounted_has_lost_no_bundle(local: Plant) -> None
     assert (audited.row.status, audited.row.error_code, audited.rows) == ("ERROR", "remote_error", [])
 
 
+@pytest.mark.dialect
 def test_many_audits_of_one_machine_keep_none_of_another_waiting(database: Database) -> None:
     with database.write() as session:
         for _ in range(102):
@@ -504,6 +511,7 @@ def test_many_audits_of_one_machine_keep_none_of_another_waiting(database: Datab
         assert [hold.audit for hold in audit_runs.take(session, 5)] == [other]
 
 
+@pytest.mark.dialect
 def test_a_lost_attempt_begins_anew_and_the_old_one_changes_nothing(local: Plant) -> None:
     database = local.database
     with database.write() as session:
@@ -527,6 +535,7 @@ def test_a_lost_attempt_begins_anew_and_the_old_one_changes_nothing(local: Plant
         assert audit_runs.get_audit(session, audit).status == "COMPLETE"
 
 
+@pytest.mark.dialect
 def test_old_reports_are_forgotten(local: Plant) -> None:
     local.register("a/lost")
     (local.folder / "a/lost").unlink()
@@ -541,6 +550,7 @@ def test_old_reports_are_forgotten(local: Plant) -> None:
     assert audited.row.counts["lost"] == 1
 
 
+@pytest.mark.dialect
 @pytest.mark.slow
 def test_pages_and_memory(local: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """3,000 objects in directories that lie in each other, 1,500 files that nobody knows: all by pages."""

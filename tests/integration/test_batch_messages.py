@@ -25,6 +25,7 @@ def call(kind: str, data: Any, name: str = "1") -> Call:
     return found
 
 
+@pytest.mark.dialect
 def test_a_batch_is_entered_once(database: Database) -> None:
     source = register(database, "a")
     wanted = {

@@ -164,10 +164,10 @@ def batch(request: pytest.FixtureRequest, ends: Ends) -> Batch:
     return Batch(ends, VerifyPolicy.SIZE if packed else VerifyPolicy.SHA256, packed=packed)
 
 
-def some_files(batch: Batch, count: int = 150) -> None:
+def some_files(batch: Batch, count: int = 150, *, largest: int = 255 * 1024 + 1) -> None:
     rng = random.Random(3)
     for number in range(count):
-        size = rng.choice([0, 1, rng.randrange(20_000), 255 * 1024 + 1])
+        size = min(rng.choice([0, 1, rng.randrange(20_000), 255 * 1024 + 1]), largest)
         batch.add(f"dir{number % 5}/file-{number}", rng.randbytes(size))
 
 
@@ -390,7 +390,7 @@ class Stopping(Control):
 
 
 def test_a_cancel_leaves_nothing(batch: Batch) -> None:
-    some_files(batch, 900)  # more than are read ahead
+    some_files(batch, 900, largest=3000)  # more than are read ahead
     seen = []
 
     def cancel() -> None:
@@ -520,7 +520,7 @@ def test_what_does_not_fit_fails_alone(ends: Ends) -> None:
 def test_a_connection_that_breaks_ends_the_chunk(
     batch: Batch, sshd_pair: tuple[PrivateSshd, PrivateSshd], which: int
 ) -> None:
-    some_files(batch, 900)  # more than are read ahead
+    some_files(batch, 900, largest=3000)  # more than are read ahead
 
     def kill() -> None:
         for pid in sshd_pair[which].descendants():

@@ -242,7 +242,7 @@ def test_directories_are_not_followed_out_of_the_base(far: Ends, tmp_path: Path)
 @pytest.mark.parametrize("place", ["data", "header"])
 def test_one_flipped_bit(far: Ends, pack: Pack, place: str) -> None:
     store = Archive(far, pack)
-    uuids = [store.add(f"dir/file{n}", os.urandom(3 * MIB if n % 5 == 0 else 30_000)) for n in range(20)]
+    uuids = [store.add(f"dir/file{n}", os.urandom(3 * MIB if n % 5 == 0 else 30_000)) for n in range(8)]
     made = store.make()
     victims = {uuids[5]}
     one = member(made, uuids[5])

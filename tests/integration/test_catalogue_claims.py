@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from uuid import UUID, uuid4
 
 import pytest
@@ -24,6 +25,8 @@ from models.objects.claims import free_place_of_object, give_place_to_object, gi
 from models.transfers import outcomes
 from tests.support.bookkeeping import begin, claims, get_object, order, place, register, snapshot, submit
 
+pytestmark = pytest.mark.dialect
+
 KINDS = {"copy": "reader", "move": "writer", "delete": "writer"}
 
 
@@ -35,19 +38,20 @@ def set_status(database: Database, object_id: UUID, status: ObjectStatus) -> Non
         free_place_of_object(session, obj.id)
 
 
-@pytest.mark.parametrize("first", KINDS)
-@pytest.mark.parametrize("second", KINDS)
-def test_readers_share_and_writers_exclude(database: Database, first: str, second: str) -> None:
-    source = register(database, "a")
-    submit(database, order(first, source, "one"))
-    before = snapshot(database)
-    if KINDS[first] == KINDS[second] == "reader":
-        submit(database, order(second, source, "two"))
-        assert sorted(mode for mode, *_ in claims(database)) == ["place", "place", "place", "read", "read"]
-    else:
-        with pytest.raises(ObjectBusy):
-            submit(database, order(second, source, "two"))
-        assert snapshot(database) == before
+def test_readers_share_and_writers_exclude(database: Database) -> None:
+    for first, second in product(KINDS, KINDS):
+        pair = f"{first}-{second}"
+        source = register(database, pair)
+        submit(database, order(first, source, f"{pair}/one"))
+        before = snapshot(database)
+        if KINDS[first] == KINDS[second] == "reader":
+            others = claims(database)
+            submit(database, order(second, source, f"{pair}/two"))
+            assert sorted(mode for mode, *_ in claims(database) - others) == ["place", "read"]
+        else:
+            with pytest.raises(ObjectBusy):
+                submit(database, order(second, source, f"{pair}/two"))
+            assert snapshot(database) == before, pair
 
 
 @pytest.mark.parametrize("kind", ["register", "copy", "move", "getexternal"])

@@ -23,6 +23,8 @@ from models.tables import Base, DataObject, Lease, MachineSeen, OutboxMessage
 from tests.support.bookkeeping import order, register, submit
 from tests.support.postgres import Databases, Postgres
 
+pytestmark = pytest.mark.dialect
+
 
 def count(database: Database, model: type[Base]) -> int:
     with database.read() as session:

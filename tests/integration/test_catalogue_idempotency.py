@@ -15,6 +15,8 @@ from models.database import Database
 from models.objects.claims import claim_place
 from tests.support.bookkeeping import claims, place, register
 
+pytestmark = pytest.mark.dialect
+
 KEEP = timedelta(hours=24)
 HOLD = timedelta(seconds=30)
 LAPSED = timedelta(seconds=-1)

@@ -24,6 +24,8 @@ from models.tables import Base, DataObject, IdempotencyKey, Lease, MachineSeen, 
 from models.transfers import outcomes
 from tests.support.bookkeeping import begin, order, register, submit
 
+pytestmark = pytest.mark.dialect
+
 DAY = timedelta(days=1)
 
 

@@ -18,6 +18,8 @@ from models import migrate
 from models.database import Database
 from models.tables import Base, Bundle, BundleMember
 
+pytestmark = pytest.mark.dialect
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 

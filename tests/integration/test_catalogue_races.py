@@ -27,6 +27,8 @@ from tests.support.bookkeeping import (
     take,
 )
 
+pytestmark = pytest.mark.dialect
+
 
 def at_once(*acts: Callable[[], object]) -> Counter[str]:
     """Run all acts at the same moment; count how they ended by their error's name, "ok" for none."""

@@ -32,6 +32,8 @@ from tests.support.bookkeeping import (
     told,
 )
 
+pytestmark = pytest.mark.dialect
+
 PROVED = Facts(7, SHA256, Verified.SHA256)
 ENDS: dict[str, Callable[[Session, Hold], object]] = {
     "copy": lambda session, hold: outcomes.complete_copy(session, hold, PROVED),

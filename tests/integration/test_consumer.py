@@ -155,6 +155,7 @@ def test_each_kind_of_request_is_entered_and_answered_there_and_on_the_exchange(
         asyncio.run(scene(database))
 
 
+@pytest.mark.dialect
 def test_a_request_that_comes_again_is_entered_once_and_answered_alike(catalogue_url: str, amqp_url: str) -> None:
     async def scene(database: Database) -> None:
         wanted = {"uuid": str(an_object(database)), "machine": "there", "dest": "out/a.nc"}
@@ -234,6 +235,7 @@ def test_refusals_are_http_s_and_leave_nothing(catalogue_url: str, amqp_url: str
         asyncio.run(scene(database))
 
 
+@pytest.mark.dialect
 def test_hostile_messages_become_dead_letters_and_the_consumer_goes_on(catalogue_url: str, amqp_url: str) -> None:
     chance = random.Random(20)
     good = request("copy", {"uuid": str(uuid4()), "machine": "there", "dest": "a"})

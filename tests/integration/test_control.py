@@ -33,6 +33,8 @@ from models.transfers.listing import TransferSelection, select_transfers
 from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE, get_transfer, order, register, submit
 
+pytestmark = pytest.mark.dialect
+
 INTENT = {"size": 5, "sha256": None, "mtime": 1}
 HOUR = timedelta(hours=1)
 

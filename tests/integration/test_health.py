@@ -19,6 +19,8 @@ from models.transfers import outcomes, queue
 from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, order, register, submit
 
+pytestmark = pytest.mark.dialect
+
 
 def fail(database: Database, machine: str = "beta", times: int = 1) -> None:
     for _ in range(times):

@@ -32,6 +32,8 @@ from models.transfers.queue import Hold
 from tests.support.bookkeeping import LEASE, begin, get_transfer, order, register, submit
 from tests.support.ends import Ends
 
+pytestmark = pytest.mark.dialect
+
 MB = 10**6
 CONFIGURED: Machines = parse_machines(
     """

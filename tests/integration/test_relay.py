@@ -64,6 +64,7 @@ def first_seen(numbers: list[int]) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+@pytest.mark.dialect
 def test_everything_arrives_once_and_in_the_order_of_each_subject(catalogue_url: str, amqp_url: str) -> None:
     subjects = [uuid4() for _ in range(10)]
 
@@ -154,6 +155,7 @@ def test_nothing_is_lost_or_marked_while_the_broker_is_away_at_the_start_and_in_
     rabbitmq.drop_vhost(url)
 
 
+@pytest.mark.dialect
 def test_relays_side_by_side_neither_double_nor_reorder(catalogue_url: str, amqp_url: str) -> None:
     subjects = [uuid4() for _ in range(6)]
 
@@ -176,6 +178,7 @@ def test_relays_side_by_side_neither_double_nor_reorder(catalogue_url: str, amqp
         asyncio.run(scene(database))
 
 
+@pytest.mark.dialect
 @pytest.mark.faults
 def test_another_relay_takes_over_from_a_killed_one_at_its_leases_end(catalogue_url: str, amqp_url: str) -> None:
     script = (

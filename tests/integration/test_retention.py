@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import shutil
@@ -28,12 +27,12 @@ from datamanager.errors import (
     ObjectHeld,
     RemoteFailure,
 )
-from datamanager.machines import Machines, parse_machines
+from datamanager.machines import Machine, Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.retention import run as retention_run
-from flows.retention.run import OPEN_AT_ONCE
+from flows.retention.run import OPEN_AT_ONCE, Retaining
 from flows.runtime.services import Services
 from models.database import Database, now
 from models.machines import health
@@ -68,50 +67,77 @@ grace = "0s"
 """
 
 
-@pytest.fixture
-def keeper(database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_path: Path) -> Iterator[Keeper]:
-    """Machines: `here`; its directory by other names: `twin`, and `near` by SSH; `far` by SSH; the archive `tape`."""
-    folders = {name: tmp_path / name for name in ("here", "far", "tape")}
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look more often than every half second at what is under way."""
+    monkeypatch.setattr(retention_run, "LOOK_EVERY", 0.02)
+
+
+def kept(database: Database, home: Path, server: PrivateSshd | None = None) -> Iterator[Keeper]:
+    """Machines: `here`; `twin`, its directory by another name; `far`; the archive `tape`.
+
+    With a server, `far` is reached by SSH, and `near` is one more name of the directory of `here`, by SSH.
+    """
+    folders = {name: home / name for name in ("here", "far", "tape")}
     for folder in folders.values():
         folder.mkdir()
     folders["twin"] = folders["near"] = folders["here"]
     text = "".join(
-        f'[machines.{name}]\ntransport = "local"\nbase_dir = "{folders[name]}"\n' for name in ("here", "twin", "tape")
+        f'[machines.{name}]\ntransport = "local"\nbase_dir = "{folders[name]}"\n'
+        for name in ("here", "twin", "far", "tape")
     )
-    local = parse_machines(f"{text}archive = true\n", "test")
-    machines = Machines({**local, **{name: sshd_pair[0].machine(name, folders[name]) for name in ("far", "near")}})
-    storages = Storages(machines, tmp_path / "run")
-    settings = load_settings(home=tmp_path / "home")
-    yield Keeper(
-        Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None), folders
-    )
+    machines: dict[str, Machine] = {**parse_machines(f"{text}archive = true\n", "test")}
+    if server is not None:
+        machines |= {name: server.machine(name, folders[name]) for name in ("far", "near")}
+    storages = Storages(Machines(machines), home / "run")
+    settings = load_settings(home=home / "home")
+    services = Services(settings, Machines(machines), database, storages, EgressGuard(()), "mover", ring=lambda _: None)
+    yield Keeper(services, folders)
     storages.close()
+
+
+@pytest.fixture
+def keeper(database: Database, tmp_path: Path) -> Iterator[Keeper]:
+    """All machines are directories of this host."""
+    yield from kept(database, tmp_path)
+
+
+@pytest.fixture
+def ssh_keeper(database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_path: Path) -> Iterator[Keeper]:
+    """`far` and `near` are reached by SSH."""
+    yield from kept(database, tmp_path, sshd_pair[0])
 
 
 # --- what goes, what stays ------------------------------------------------------------------------------------------
 
 
-def test_of_copies_on_three_places_the_one_that_nobody_wants_gone_stays(keeper: Keeper) -> None:
-    mine = keeper.object("a.bin", group="scratch")
-    distant = keeper.object("deep/a.bin", machine="far", group="scratch")
-    kept = keeper.object("paper/a.bin", machine="far", group="paper")
-    other = keeper.object("b.bin", b"other bytes", group="scratch")
-    expected = reasons(keeper.plan(COPIES))
-    row = keeper.run(COPIES)
-    assert keeper.status(mine, distant, kept, other) == ["DELETED", "DELETED", "ACTIVE", "ACTIVE"]
-    assert [keeper.there("a.bin"), keeper.there("deep/a.bin", "far"), keeper.there("paper/a.bin", "far")] == [
+@pytest.mark.dialect
+def test_of_copies_on_three_places_the_one_that_nobody_wants_gone_stays(ssh_keeper: Keeper) -> None:
+    mine = ssh_keeper.object("a.bin", group="scratch")
+    distant = ssh_keeper.object("deep/a.bin", machine="far", group="scratch")
+    kept = ssh_keeper.object("paper/a.bin", machine="far", group="paper")
+    other = ssh_keeper.object("b.bin", b"other bytes", group="scratch")
+    expected = reasons(ssh_keeper.plan(COPIES))
+    row = ssh_keeper.run(COPIES)
+    assert ssh_keeper.status(mine, distant, kept, other) == ["DELETED", "DELETED", "ACTIVE", "ACTIVE"]
+    assert [
+        ssh_keeper.there("a.bin"),
+        ssh_keeper.there("deep/a.bin", "far"),
+        ssh_keeper.there("paper/a.bin", "far"),
+    ] == [
         False,
         False,
         True,
     ]
     assert reasons(row) == expected == {str(mine): "act", str(distant): "act", str(other): "last_verified_copy"}
     assert (row.bytes_freed, row.pending, row.status) == (20, 0, "COMPLETE")
-    assert {one.reason for one in keeper.transfers()} == {"retention: copies"}
-    assert told(keeper.parts.database, row.id) == ["dm.retention.completed"]
-    with keeper.parts.database.read() as session:
+    assert {one.reason for one in ssh_keeper.transfers()} == {"retention: copies"}
+    assert told(ssh_keeper.parts.database, row.id) == ["dm.retention.completed"]
+    with ssh_keeper.parts.database.read() as session:
         assert session.query(Claim).filter(Claim.transfer_id.is_not(None)).all() == []
 
 
+@pytest.mark.dialect
 def test_of_copies_that_are_all_to_go_the_oldest_stays(keeper: Keeper) -> None:
     oldest, *others = (keeper.object(f"{name}.bin", group="scratch") for name in "abc")
     keeper.run(COPIES)
@@ -122,11 +148,11 @@ def test_of_copies_that_are_all_to_go_the_oldest_stays(keeper: Keeper) -> None:
 @pytest.mark.parametrize("machine", ["here", "far"])
 @pytest.mark.parametrize("damage", ["missing", "cut short", "one bit", "a directory"])
 def test_a_copy_is_spared_when_the_other_one_is_not_what_it_should_be(
-    keeper: Keeper, machine: str, damage: str
+    ssh_keeper: Keeper, machine: str, damage: str
 ) -> None:
-    mine = keeper.object("a.bin", group="scratch")
-    keeper.object("paper.bin", machine=machine)
-    file = keeper.folders[machine] / "paper.bin"
+    mine = ssh_keeper.object("a.bin", group="scratch")
+    ssh_keeper.object("paper.bin", machine=machine)
+    file = ssh_keeper.folders[machine] / "paper.bin"
     match damage:
         case "missing":
             file.unlink()
@@ -137,12 +163,12 @@ def test_a_copy_is_spared_when_the_other_one_is_not_what_it_should_be(
         case _:
             file.unlink()
             file.mkdir()
-    row = keeper.run(COPIES)
+    row = ssh_keeper.run(COPIES)
     assert reasons(row)[str(mine)] == "survivor_not_proved"
     assert row.lines[0]["detail"]
-    assert keeper.there("a.bin")
-    assert keeper.status(mine) == ["ACTIVE"]
-    assert keeper.transfers() == []
+    assert ssh_keeper.there("a.bin")
+    assert ssh_keeper.status(mine) == ["ACTIVE"]
+    assert ssh_keeper.transfers() == []
 
 
 def test_a_size_is_enough_where_the_rule_says_so(keeper: Keeper) -> None:
@@ -153,13 +179,13 @@ def test_a_size_is_enough_where_the_rule_says_so(keeper: Keeper) -> None:
     assert keeper.status(mine) == ["DELETED"]
 
 
-def test_a_machine_that_does_not_answer_proves_nothing(keeper: Keeper) -> None:
-    mine = keeper.object("a.bin", group="scratch")
-    keeper.object("paper.bin", machine="far")
-    (keeper.folders["far"]).rename(keeper.folders["far"].with_name("away"))
-    row = keeper.run(COPIES)
+def test_a_machine_that_does_not_answer_proves_nothing(ssh_keeper: Keeper) -> None:
+    mine = ssh_keeper.object("a.bin", group="scratch")
+    ssh_keeper.object("paper.bin", machine="far")
+    (ssh_keeper.folders["far"]).rename(ssh_keeper.folders["far"].with_name("away"))
+    row = ssh_keeper.run(COPIES)
     assert reasons(row)[str(mine)] == "survivor_not_proved"
-    assert keeper.there("a.bin")
+    assert ssh_keeper.there("a.bin")
 
 
 def test_one_file_under_the_names_of_two_machines_is_not_two_copies(keeper: Keeper) -> None:
@@ -171,25 +197,25 @@ def test_one_file_under_the_names_of_two_machines_is_not_two_copies(keeper: Keep
     assert os.listdir(keeper.folders["here"] / "d") == ["a.bin"]
 
 
-def test_one_file_is_known_whatever_its_time_is_said_to_be(keeper: Keeper) -> None:
-    mine = keeper.object("d/a.bin", group="scratch")
-    keeper.object("d/a.bin", machine="near")
-    file = keeper.folders["here"] / "d/a.bin"
+def test_one_file_is_known_whatever_its_time_is_said_to_be(ssh_keeper: Keeper) -> None:
+    mine = ssh_keeper.object("d/a.bin", group="scratch")
+    ssh_keeper.object("d/a.bin", machine="near")
+    file = ssh_keeper.folders["here"] / "d/a.bin"
     os.utime(file, (-5, -5))  # SFTP has no time before 1970, and says another one
-    assert reasons(keeper.run(COPIES))[str(mine)] == "survivor_not_proved"
+    assert reasons(ssh_keeper.run(COPIES))[str(mine)] == "survivor_not_proved"
     assert file.exists()
 
 
 @pytest.mark.parametrize("data", [b"some other, longer bytes", b"some bytet"])
 @pytest.mark.parametrize("machine", ["here", "far"])
-def test_a_file_that_was_written_to_since_is_no_copy_and_stays(keeper: Keeper, machine: str, data: bytes) -> None:
-    mine = keeper.object("a.bin", machine=machine, group="scratch")
-    keeper.object("paper.bin")
-    (keeper.folders[machine] / "a.bin").write_bytes(data)
-    row = keeper.run(COPIES)
+def test_a_file_that_was_written_to_since_is_no_copy_and_stays(ssh_keeper: Keeper, machine: str, data: bytes) -> None:
+    mine = ssh_keeper.object("a.bin", machine=machine, group="scratch")
+    ssh_keeper.object("paper.bin")
+    (ssh_keeper.folders[machine] / "a.bin").write_bytes(data)
+    row = ssh_keeper.run(COPIES)
     assert reasons(row) == {str(mine): "changed_meanwhile"}
-    assert (keeper.folders[machine] / "a.bin").read_bytes() == data
-    assert keeper.transfers() == []
+    assert (ssh_keeper.folders[machine] / "a.bin").read_bytes() == data
+    assert ssh_keeper.transfers() == []
 
 
 def test_a_copy_whose_file_is_gone_already_is_deleted(keeper: Keeper) -> None:
@@ -218,15 +244,16 @@ def test_a_size_that_nobody_knows_proves_nothing(keeper: Keeper) -> None:
     assert reasons(keeper.run(COPIES)) == {str(mine): "act"}
 
 
-def test_two_files_that_look_alike_on_two_machines_are_two(keeper: Keeper) -> None:
-    mine = keeper.object("d/a.bin", group="scratch")
-    keeper.object("d/a.bin", machine="far")
-    shutil.copystat(keeper.folders["here"] / "d/a.bin", keeper.folders["far"] / "d/a.bin")
-    keeper.run(COPIES)
-    assert keeper.status(mine) == ["DELETED"]
-    assert os.listdir(keeper.folders["far"] / "d") == ["a.bin"]
+def test_two_files_that_look_alike_on_two_machines_are_two(ssh_keeper: Keeper) -> None:
+    mine = ssh_keeper.object("d/a.bin", group="scratch")
+    ssh_keeper.object("d/a.bin", machine="far")
+    shutil.copystat(ssh_keeper.folders["here"] / "d/a.bin", ssh_keeper.folders["far"] / "d/a.bin")
+    ssh_keeper.run(COPIES)
+    assert ssh_keeper.status(mine) == ["DELETED"]
+    assert os.listdir(ssh_keeper.folders["far"] / "d") == ["a.bin"]
 
 
+@pytest.mark.dialect
 def test_objects_are_archived_in_one_bundle(keeper: Keeper) -> None:
     ones = [keeper.object(f"{name}.bin", name.encode(), group="scratch") for name in "abc"]
     row = keeper.run(ARCHIVE)
@@ -238,6 +265,7 @@ def test_objects_are_archived_in_one_bundle(keeper: Keeper) -> None:
     assert row.bytes_freed == 3
 
 
+@pytest.mark.dialect
 def test_a_copy_in_a_bundle_is_proved_by_the_bundle(keeper: Keeper) -> None:
     mine, archived = keeper.object("a.bin", group="scratch"), keeper.object("b.bin", group="paper")
     database = keeper.parts.database
@@ -266,6 +294,7 @@ def perform_all_archives(keeper: Keeper) -> None:
         archiving.perform(keeper.parts.database, row.id, keeper.parts.machines["tape"])
 
 
+@pytest.mark.dialect
 def test_what_has_expired_goes_where_a_rule_says_so(keeper: Keeper) -> None:
     old = keeper.object("a.bin", b"1")
     unlimited, later = keeper.object("b.bin", b"2"), keeper.object("c.bin", b"3", lifetime="30d")
@@ -279,6 +308,7 @@ def test_what_has_expired_goes_where_a_rule_says_so(keeper: Keeper) -> None:
 # --- holds, grace, restore ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dialect
 def test_a_held_object_stays_whatever_comes(keeper: Keeper) -> None:
     one = keeper.object("a.bin", group="scratch", lifetime="0s")
     database = keeper.parts.database
@@ -313,6 +343,7 @@ def test_a_delete_that_is_under_way_takes_no_new_lifetime(keeper: Keeper) -> Non
         holds.set_expiry(session, one, None)
 
 
+@pytest.mark.dialect
 def test_a_mark_waits_for_its_grace(keeper: Keeper) -> None:
     mine = keeper.object("a.bin", group="scratch")
     keeper.object("paper.bin")
@@ -353,6 +384,7 @@ def test_a_mark_that_does_not_hold_any_more_is_void(keeper: Keeper, change: str)
     assert len([mark for mark in keeper.marks() if mark.closed is None]) == (change in ("rule gone", "other action"))
 
 
+@pytest.mark.dialect
 def test_a_marked_object_is_taken_back_for_a_while(keeper: Keeper) -> None:
     mine = keeper.object("a.bin", group="scratch")
     keeper.object("paper.bin")
@@ -369,6 +401,7 @@ def test_a_marked_object_is_taken_back_for_a_while(keeper: Keeper) -> None:
     assert reasons(keeper.run(WITH_GRACE)) == {str(mine): "mark"}
 
 
+@pytest.mark.dialect
 def test_an_archived_object_is_restored_by_activating_it(keeper: Keeper) -> None:
     mine = keeper.object("a.bin", group="scratch")
     keeper.run(ARCHIVE)
@@ -406,6 +439,7 @@ def test_a_run_whose_time_is_over_begins_nothing_more(keeper: Keeper) -> None:
     assert list(reasons(work.report).values()) == ["act"] * OPEN_AT_ONCE + ["over_cap"] * 3
 
 
+@pytest.mark.dialect
 def test_marks_of_a_rule_that_went_are_taken_back_page_by_page(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "PAGE", 3)
     monkeypatch.setattr(retention_run, "WRITTEN_AT_ONCE", 2)
@@ -436,13 +470,29 @@ def test_a_rule_that_can_not_be_carried_out_stops_the_run(keeper: Keeper) -> Non
 # --- crashes and races ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_dies_after_it_submitted_leaves_nothing_double(keeper: Keeper) -> None:
+class Killed(BaseException):
+    """The mover of a run is gone."""
+
+
+def die_waiting(work: Retaining, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run die when it begins to wait for what it has submitted; no mover is there."""
+
+    async def dies(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(retention_run, "pause", dies)
+        asyncio.run(work.work())
+
+
+@pytest.mark.dialect
+def test_a_run_that_dies_after_it_submitted_leaves_nothing_double(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, other = keeper.object("a.bin", group="scratch"), keeper.object("b.bin", group="scratch")
     keeper.object("paper.bin")
     run, work = keeper.begin(COPIES)
-    dying = asyncio.wait_for(work.work(), 2)  # no mover is there: it waits until it is ended
-    with contextlib.suppress(TimeoutError):
-        asyncio.run(dying)
+    die_waiting(work, monkeypatch)
     assert len(keeper.transfers()) == 2
     _, second = keeper.begin(COPIES)
     asyncio.run(second.work())
@@ -498,6 +548,7 @@ def test_a_transfer_that_fails_is_tried_again_by_a_later_run(keeper: Keeper) -> 
     assert keeper.status(mine) == ["DELETED"]
 
 
+@pytest.mark.dialect
 def test_two_runs_with_contrary_rules_never_take_both_copies(keeper: Keeper) -> None:
     pairs = [
         (keeper.object(f"{n}.a", str(n).encode(), group="scratch"), keeper.object(f"{n}.b", str(n).encode(), group="b"))
@@ -515,11 +566,12 @@ def test_two_runs_with_contrary_rules_never_take_both_copies(keeper: Keeper) -> 
         assert sorted(keeper.status(*pair)) == ["ACTIVE", "DELETED"]
 
 
-def test_the_copy_that_remains_is_kept_from_others_until_the_delete_has_ended(keeper: Keeper) -> None:
+def test_the_copy_that_remains_is_kept_from_others_until_the_delete_has_ended(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, other = keeper.object("a.bin", group="scratch"), keeper.object("paper.bin")
     _, work = keeper.begin(COPIES)
-    with contextlib.suppress(TimeoutError):
-        asyncio.run(asyncio.wait_for(work.work(), 2))
+    die_waiting(work, monkeypatch)
     machines = keeper.parts.machines
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy):
         submit(session, machines, Order(TransferKind.DELETE, DeleteRequest(), other))
@@ -529,6 +581,7 @@ def test_the_copy_that_remains_is_kept_from_others_until_the_delete_has_ended(ke
         submit(session, machines, Order(TransferKind.DELETE, DeleteRequest(), other))
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize("meanwhile", ["held", "survivor deleted", "read", "restored", "survivor moved"])
 def test_what_changes_between_the_decision_and_the_act_is_seen(keeper: Keeper, meanwhile: str) -> None:
     mine, other = keeper.object("a.bin", group="scratch"), keeper.object("paper.bin")
@@ -560,6 +613,7 @@ def test_what_changes_between_the_decision_and_the_act_is_seen(keeper: Keeper, m
     assert [one for one in keeper.transfers() if one.object_id == mine and one.kind == "delete"] == []
 
 
+@pytest.mark.dialect
 def test_runs_are_listed_and_forgotten(keeper: Keeper) -> None:
     ids = []
     for _ in range(3):

@@ -35,6 +35,8 @@ from models.transfers.submission import Order, submit
 from tests.support import archiving
 from tests.support.bookkeeping import LEASE
 
+pytestmark = pytest.mark.dialect
+
 MACHINES = parse_machines(
     '[machines.alpha]\ntransport = "local"\nbase_dir = "/a"\n'
     '[machines.tape]\ntransport = "local"\nbase_dir = "/t"\narchive = true\n',

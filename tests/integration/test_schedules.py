@@ -74,6 +74,7 @@ def transfers(database: Database) -> list[Transfer]:
         return list(session.scalars(select(Transfer).order_by(Transfer.created)))
 
 
+@pytest.mark.dialect
 def test_a_moment_is_fetched_once_however_often_its_run_is_repeated(database: Database, sealer: Sealer) -> None:
     schedule = add(database, group="weather", priority="high")
     first = begin_moment(database, sealer, schedule, 0)
@@ -89,6 +90,7 @@ def test_a_moment_is_fetched_once_however_often_its_run_is_repeated(database: Da
     assert len(transfers(database)) == 1
 
 
+@pytest.mark.dialect
 def test_runs_of_one_moment_at_once_make_one_transfer(migrated_url: str, sealer: Sealer) -> None:
     databases = [Database(migrated_url) for _ in range(8)]
     schedule = add(databases[0])
@@ -124,6 +126,7 @@ def test_what_is_refused_fails_the_moment_and_nothing_else(database: Database, s
         begin_moment(database, sealer, uuid4(), 0)
 
 
+@pytest.mark.dialect
 def test_the_last_version_is_compared_with(database: Database, sealer: Sealer) -> None:
     schedule, other = add(database), add(database, skip_unchanged=False, filename="w-{date:%Y%m%d%H}")
     first = fetched(database, sealer, schedule, 0)
@@ -171,6 +174,7 @@ def test_a_version_that_was_deleted_meanwhile_is_fetched_anew(database: Database
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dialect
 def test_old_versions_are_deleted_by_ordinary_transfers(database: Database, sealer: Sealer) -> None:
     schedule = add(database, keep=2)
     versions = [fetched(database, sealer, schedule, number) for number in range(4)]
@@ -206,6 +210,7 @@ def test_versions_whose_files_are_lost_do_not_count(database: Database, sealer: 
     assert drop(database, schedule) == [versions[0]]
 
 
+@pytest.mark.dialect
 def test_held_and_busy_versions_stay(database: Database, sealer: Sealer) -> None:
     schedule = add(database, keep=1)
     versions = [fetched(database, sealer, schedule, number) for number in range(4)]
@@ -274,6 +279,7 @@ def test_a_removed_schedule_leaves_its_versions(database: Database, sealer: Seal
         schedules.remove_schedule(session, schedule)
 
 
+@pytest.mark.dialect
 def test_a_wish_is_noted_until_prefect_has_it(database: Database) -> None:
     schedule = add(database)
     with database.write() as session:
@@ -292,6 +298,7 @@ def test_a_wish_is_noted_until_prefect_has_it(database: Database) -> None:
     assert (rhythm.wanted_at, rhythm.active, rhythm.interval, rhythm.cron) == (None, False, "6h", None)
 
 
+@pytest.mark.dialect
 def test_old_moments_are_forgotten_but_no_version(database: Database, sealer: Sealer) -> None:
     schedule = add(database)
     first = fetched(database, sealer, schedule, 0)

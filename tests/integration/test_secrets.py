@@ -56,6 +56,7 @@ def blobs(database: Database) -> int:
         return len(session.scalars(select(SealedSecrets)).all())
 
 
+@pytest.mark.dialect
 def test_no_row_has_the_secret_and_the_mover_gets_it_back(database: Database, sealer: Sealer) -> None:
     task = asked(database, sealer)
     assert SECRET not in everything(database)
@@ -85,6 +86,7 @@ def test_what_is_refused_leaves_no_secret(database: Database, sealer: Sealer) ->
     assert blobs(database) == 1
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize("end", ["complete", "error", "cancelled in the queue", "reaped"])
 def test_the_secrets_go_with_the_end(database: Database, sealer: Sealer, end: str) -> None:
     task, other = asked(database, sealer), asked(database, sealer, "other")
@@ -108,6 +110,7 @@ def test_the_secrets_go_with_the_end(database: Database, sealer: Sealer, end: st
     assert SECRET not in everything(database)
 
 
+@pytest.mark.dialect
 def test_housekeeping_removes_what_should_not_be_there(database: Database, sealer: Sealer) -> None:
     from datamanager.settings import Settings
 

@@ -24,6 +24,7 @@ from tests.support.sshd import PrivateSshd
 from tests.support.web import OddServer, Web, chunked, in_turn, redirect, short_body, stall, status
 
 
+@pytest.mark.dialect
 def test_a_catalogue_database_is_fresh_and_takes_a_table(catalogue_url: str) -> None:
     engine = sqlalchemy.create_engine(catalogue_url)
     assert sqlalchemy.inspect(engine).get_table_names() == []

@@ -45,6 +45,7 @@ def transfer(database: Database, *, ended: bool = False, items: int = 0, **value
     return new
 
 
+@pytest.mark.dialect
 def test_whose_partial_files_are_still_needed(database: Database) -> None:
     living, ended = transfer(database), transfer(database, ended=True)
     batch, done = transfer(database, items=3), transfer(database, items=3, ended=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
+import pytest
 from sqlalchemy import update
 
 from models.database import Database, now
@@ -14,6 +15,8 @@ from models.machines.wait_reasons import reasons
 from models.tables import Transfer
 from models.transfers import cancel_pause, queue
 from tests.support.bookkeeping import MACHINES, begin, get_transfer, order, register, submit
+
+pytestmark = pytest.mark.dialect
 
 
 def waits_for(database: Database, transfer: UUID) -> str | None:

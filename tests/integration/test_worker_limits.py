@@ -13,6 +13,8 @@ from models.transfers import queue
 from models.transfers.prefect_queries import by_flow_run, held_by_priority, unheld_with_a_run
 from tests.support.bookkeeping import LEASE, begin, get_transfer, order, submit
 
+pytestmark = pytest.mark.dialect
+
 
 @pytest.mark.parametrize(
     ("caps", "held", "free", "room"),

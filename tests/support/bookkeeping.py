@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, DeleteRequest, GetExternalRequest, MoveRequest, RegisterRequest
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.errors import DestinationExists
+from datamanager.errors import DestinationExists, LeaseLost
 from datamanager.machines import Machines, parse_machines
 from models.database import Database
 from models.objects import catalogue
@@ -129,6 +131,18 @@ def snapshot(database: Database) -> list[list[tuple[Any, ...]]]:
     with database.read() as session:
         tables = [model.__table__ for model in (DataObject, Transfer, Claim, OutboxMessage)]
         return [[tuple(row) for row in session.execute(select(table).order_by(table.c.id))] for table in tables]
+
+
+def assert_lease_lost(database: Database, name: str, write: Callable[[Session], object]) -> None:
+    """Assert that a write raises LeaseLost and changes nothing; `name` stands in the failure."""
+    before = snapshot(database)
+    try:
+        with database.write() as session:
+            write(session)
+    except LeaseLost:
+        assert snapshot(database) == before, name
+    else:
+        raise AssertionError(f"{name} was not refused")
 
 
 def race_to_register(url: str, path: str, times: int) -> int:

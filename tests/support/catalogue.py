@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID, uuid4
+
+import pytest
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import NewObject
@@ -13,6 +17,7 @@ from models.core.outbox import EVENTS_EXCHANGE, cloud_event
 from models.database import Database, now
 from models.objects.catalogue import Facts, register_object
 from models.tables import Base, OutboxMessage
+from tests.support.postgres import Databases
 
 MACHINES = """
 [machines.here]
@@ -22,6 +27,20 @@ base_dir = "/data"
 transport = "local"
 base_dir = "/more"
 """
+
+
+@contextmanager
+def empty_catalogue(request: pytest.FixtureRequest, dialect: str, folder: Path) -> Iterator[str]:
+    """Copy the template of the kind of database that `dialect` names; yield the SQLAlchemy URL."""
+    if dialect == "sqlite":
+        file = folder / "catalogue.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
+        yield f"sqlite+pysqlite:///{file}"
+        return
+    databases: Databases = request.getfixturevalue("postgres")
+    url = databases.url(template=request.getfixturevalue("postgres_template"))
+    yield url
+    databases.drop(url)
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from datamanager.settings import Settings
 from datamanager.transports.factory import Storages
 from models.core import leases
 from models.database import Database
-from models.migrate import upgrade
 from models.objects.catalogue import Facts
 from models.tables import Transfer
 from models.transfers import outcomes, queue
@@ -41,7 +40,7 @@ Judge = Callable[[Transfer], DataManagerError | None]
 
 class LiveApi:
     """An API served from a thread, with the local machines `here` and `there`, and `gone`, which can't be reached;
-    `archives` are further local ones, that keep bundles.
+    `archives` are further local ones, that keep bundles. The catalogue at `catalogue_url` has its schema.
     """
 
     def __init__(self, folder: Path, catalogue_url: str, *, archives: Sequence[str] = (), **settings: Any) -> None:
@@ -66,7 +65,6 @@ class LiveApi:
         )
         self.settings = Settings(home=folder / "home", port=free_port(), **settings)
         self.database = Database(catalogue_url)
-        upgrade(self.database)
         self.machines = Machines(machines)
         self.storages = Storages(self.machines, self.settings.home / "run")
         self.posted = 0

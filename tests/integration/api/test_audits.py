@@ -9,21 +9,20 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import update
-from typer.testing import CliRunner
 
 from datamanager.audit_client import Audit, AuditClient
-from datamanager.cli.main import app
 from datamanager.domain.audit.rules import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
 from models.audit import findings
 from models.audit import runs as audit_runs
 from models.tables import AuditFinding
+from tests.support import command
 from tests.support.live_api import LiveApi
 
 
 @pytest.fixture
-def api(tmp_path: Path, catalogue_url: str) -> Iterator[LiveApi]:
-    with LiveApi(tmp_path, catalogue_url) as live:
+def api(tmp_path: Path, migrated_url: str) -> Iterator[LiveApi]:
+    with LiveApi(tmp_path, migrated_url) as live:
         yield live
 
 
@@ -82,13 +81,15 @@ def test_a_key_asks_once(api: LiveApi) -> None:
         ({"machine": "here", "most_lost": "x"}, "invalid_request", "most_lost"),
     ],
 )
-def test_what_is_wrong_is_named(api: LiveApi, fields: dict[str, object], code: str, named: str) -> None:
-    answer = api.ask("POST", "/DM/audits", json=fields)
+def test_what_is_wrong_is_named(shared_api: LiveApi, fields: dict[str, object], code: str, named: str) -> None:
+    before = shared_api.ask("GET", "/DM/audits").json()
+    answer = shared_api.ask("POST", "/DM/audits", json=fields)
     assert (answer.status_code, answer.json()["code"]) == (422, code)
     assert named in answer.json()["detail"]
-    assert api.ask("GET", "/DM/audits").json() == []
+    assert shared_api.ask("GET", "/DM/audits").json() == before
 
 
+@pytest.mark.dialect
 def test_lists_go_by_pages(api: LiveApi) -> None:
     asked = [
         api.ask("POST", "/DM/audits", json={"machine": machine}).json()["audit"]
@@ -99,6 +100,7 @@ def test_lists_go_by_pages(api: LiveApi) -> None:
         assert [str(one.audit) for one in dm.audits("there", limit=1)] == [asked[3], asked[1]]
 
 
+@pytest.mark.dialect
 def test_findings_go_by_pages(api: LiveApi) -> None:
     audit = with_findings(api, 10)
     with AuditClient(api.url) as dm:
@@ -119,9 +121,9 @@ def test_candidates_are_nobodys_business(api: LiveApi) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/findings"])
-def test_what_is_not_there(api: LiveApi, path: str) -> None:
+def test_what_is_not_there(shared_api: LiveApi, path: str) -> None:
     for audit in (str(uuid4()), "no-identifier"):
-        answer = api.ask("GET", f"/DM/audits/{audit}{path}")
+        answer = shared_api.ask("GET", f"/DM/audits/{audit}{path}")
         assert (answer.status_code, answer.json()["code"]) == (404, "audit_not_found")
         assert answer.headers["content-type"] == "application/problem+json"
 
@@ -137,10 +139,10 @@ def test_what_is_not_there(api: LiveApi, path: str) -> None:
         ("limit=1&limit=2", "limit"),
     ],
 )
-def test_queries_are_strict(api: LiveApi, query: str, named: str) -> None:
-    audit = with_findings(api, 1)
+def test_queries_are_strict(shared_api: LiveApi, query: str, named: str) -> None:
+    audit = with_findings(shared_api, 1)
     for where in ("/DM/audits", f"/DM/audits/{audit}/findings"):
-        answer = api.ask("GET", f"{where}?{query}")
+        answer = shared_api.ask("GET", f"{where}?{query}")
         assert answer.status_code == 422
         assert named in {one["field"] for one in answer.json()["errors"]}
 
@@ -159,12 +161,11 @@ def test_the_client_raises_what_the_service_refuses(api: LiveApi) -> None:
 
 
 def test_the_command_line(api: LiveApi) -> None:
-    env = {"DM_PORT": str(api.settings.port), "DM_HOME": str(api.settings.home), "COLUMNS": "200"}
     audit = with_findings(api, 4)
 
-    def dm(*arguments: str, code: int = 0) -> str:
-        done = CliRunner().invoke(app, ["audit", *arguments], env=env)
-        assert done.exit_code == code, done.output
+    def dm(*arguments: str) -> str:
+        done = command.dm(api, "audit", *arguments)
+        assert done.returncode == 0, done
         return done.stdout
 
     assert "QUEUED" in dm("run", "there", "--scrub", "0.5")
@@ -174,6 +175,5 @@ def test_the_command_line(api: LiveApi) -> None:
     shown = dm("show", audit)
     assert shown.count("DARK") == 2
     assert "'a/3'" in shown
-    said = dm("show", audit, "--kind", "LOST", "--json").splitlines()
-    lines = [json.loads(line) for line in said if line.startswith("{")]  # the API of this process logs there too
+    lines = [json.loads(line) for line in dm("show", audit, "--kind", "LOST", "--json").splitlines()]
     assert [line["place"] for line in lines] == ["a/0", "a/3"]

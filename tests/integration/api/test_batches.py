@@ -94,6 +94,7 @@ def test_a_batch_is_a_task_with_items(api: LiveApi) -> None:
     assert [(each["skipped"], each["result"]) for each in skipped] == [(True, done["result"])]
 
 
+@pytest.mark.dialect
 def test_items_come_in_pages(api: LiveApi) -> None:
     task = start(api, "move", *((str(uuid4()), str(number)) for number in range(5))).text
     seen, pages = [], 0

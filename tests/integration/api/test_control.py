@@ -94,23 +94,23 @@ def test_every_request_may_say_when_and_how_urgently(api: LiveApi) -> None:
     ],
 )
 def test_what_is_no_time_and_no_priority_is_refused_and_its_field_named(
-    api: LiveApi, field: str, given: object
+    shared_api: LiveApi, field: str, given: object
 ) -> None:
     place = {"machine": "there", "dest": "b", field: given}
-    answer = api.ask("POST", f"/DM/async/copy/{api.register('a')}", json=place)
+    answer = shared_api.ask("POST", f"/DM/async/copy/{shared_api.register(str(uuid4()))}", json=place)
     assert problem(answer) == (422, "invalid_request", {field})
 
 
-def test_a_start_after_the_deadline_is_refused(api: LiveApi) -> None:
+def test_a_start_after_the_deadline_is_refused(shared_api: LiveApi) -> None:
     place = {"machine": "there", "dest": "b", "deadline": "PT1H", "not_before": SOON}
-    answer = api.ask("POST", f"/DM/async/copy/{api.register('a')}", json=place)
+    answer = shared_api.ask("POST", f"/DM/async/copy/{shared_api.register(str(uuid4()))}", json=place)
     assert problem(answer) == (422, "invalid_request", {"not_before"})
 
 
-def test_the_same_key_with_the_same_duration_is_the_same_request(api: LiveApi) -> None:
-    source, key = api.register("a"), {"Idempotency-Key": str(uuid4())}
+def test_the_same_key_with_the_same_duration_is_the_same_request(shared_api: LiveApi) -> None:
+    source, key = shared_api.register(str(uuid4())), {"Idempotency-Key": str(uuid4())}
     place = {"machine": "there", "dest": "b", "deadline": "PT1H"}
-    answers = {api.ask("POST", f"/DM/async/copy/{source}", json=place, headers=key).text for _ in range(3)}
+    answers = {shared_api.ask("POST", f"/DM/async/copy/{source}", json=place, headers=key).text for _ in range(3)}
     assert len(answers) == 1
 
 
@@ -200,6 +200,7 @@ def test_the_rate_says_when_it_will_be_done(api: LiveApi) -> None:
 # --- the list --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dialect
 def test_the_list_has_filters_and_pages(api: LiveApi) -> None:
     tasks = [start(api, priority=one) for one in ("low", "normal", "normal", "high", "normal")]
     api.ask("DELETE", f"/DM/async/status/{tasks[1]}")
@@ -244,8 +245,10 @@ def test_the_list_has_filters_and_pages(api: LiveApi) -> None:
         ("group=%00", {"group"}),
     ],
 )
-def test_a_query_that_is_wrong_is_refused_and_every_name_in_it_told(api: LiveApi, query: str, named: set[str]) -> None:
-    assert problem(api.ask("GET", f"/DM/async/status?{query}")) == (422, "invalid_request", named)
+def test_a_query_that_is_wrong_is_refused_and_every_name_in_it_told(
+    shared_api: LiveApi, query: str, named: set[str]
+) -> None:
+    assert problem(shared_api.ask("GET", f"/DM/async/status?{query}")) == (422, "invalid_request", named)
 
 
 def test_the_client_does_all_that(api: LiveApi) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,10 +10,8 @@ import pytest
 from datamanager import errors
 from datamanager.client import Client
 from models.machines import health
+from tests.support.command import dm
 from tests.support.live_api import LiveApi, Mover
-from tests.support.process import clean_environment
-
-ROOT = Path(__file__).parents[3]
 
 
 def machine(api: LiveApi, name: str) -> dict[str, Any]:
@@ -110,17 +105,11 @@ def test_the_client_drains(api: LiveApi) -> None:
 
 
 def test_the_command_line_drains(api: LiveApi) -> None:
-    environment = clean_environment(DM_HOME=str(api.settings.home), DM_PORT=str(api.settings.port))
-
-    def dm(*arguments: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "datamanager.cli.main", "machine", *arguments]
-        return subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-    said = dm("drain", "there")
+    said = dm(api, "machine", "drain", "there")
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.startswith("there: drained since ")
     assert machine(api, "there")["drained"] is not None
-    assert dm("undrain", "there").stdout == "there: not drained\n"
+    assert dm(api, "machine", "undrain", "there").stdout == "there: not drained\n"
     open_circuit(api, "gone")
-    assert "can't be reached" in dm("undrain", "gone").stdout
-    assert dm("drain", "nowhere").returncode != 0
+    assert "can't be reached" in dm(api, "machine", "undrain", "gone").stdout
+    assert dm(api, "machine", "drain", "nowhere").returncode != 0

@@ -20,10 +20,8 @@ from tests.support.live_api import LiveApi
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[LiveApi]:
-    """What is tested here does not depend on the database."""
-    url = f"sqlite+pysqlite:///{tmp_path / 'catalogue.db'}"
-    with LiveApi(tmp_path / "site", url, download_allow=("127.0.0.1",), allowed_hosts=("dm.example",)) as live:
+def api(tmp_path: Path, migrated_url: str) -> Iterator[LiveApi]:
+    with LiveApi(tmp_path / "site", migrated_url, download_allow=("127.0.0.1",), allowed_hosts=("dm.example",)) as live:
         yield live
 
 
@@ -201,14 +199,13 @@ class Prefect(BaseHTTPRequestHandler):
         """Be quiet."""
 
 
-def test_health(tmp_path: Path) -> None:
+def test_health(tmp_path: Path, migrated_url: str) -> None:
     server = HTTPServer(("127.0.0.1", 0), Prefect)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}/api"
     try:
-        url = f"sqlite+pysqlite:///{tmp_path / 'catalogue.db'}"
-        with LiveApi(tmp_path / "site", url, prefect_api_url=address) as api:
+        with LiveApi(tmp_path / "site", migrated_url, prefect_api_url=address) as api:
             assert api.ask("GET", "/DM/health/live").json() == {"status": "live"}
             lonely = api.ask("GET", "/DM/health/ready")
             assert (lonely.status_code, lonely.json()["code"]) == (503, "orchestrator_unavailable")

@@ -90,6 +90,7 @@ def test_another_request_under_the_key_is_refused(api: LiveApi) -> None:
         assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_mismatch")
 
 
+@pytest.mark.dialect
 def test_twenty_at_once_make_one_object(api: LiveApi) -> None:
     api.write("f")
     with ThreadPoolExecutor(20) as pool:
@@ -101,6 +102,7 @@ def test_twenty_at_once_make_one_object(api: LiveApi) -> None:
     assert objects(api) == 1
 
 
+@pytest.mark.dialect
 def test_a_request_in_flight_is_joined(api: LiveApi) -> None:
     source = api.register("f")
     api.mover_online()
@@ -168,6 +170,7 @@ def test_what_a_dead_process_made_is_found_not_made_again(api: LiveApi) -> None:
     assert (answer.status_code, UUID(answer.text)) == (201, made)
 
 
+@pytest.mark.dialect
 def test_what_was_made_is_found_though_its_commit_was_not_answered(
     api: LiveApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +199,7 @@ def test_what_was_made_is_found_though_its_commit_was_not_answered(
         assert session.scalar(select(func.count()).select_from(Transfer)) == 2
 
 
+@pytest.mark.dialect
 @pytest.mark.parametrize("end", ["store", "drop", "release", "lapse"])
 def test_joining_another_process_keeps_no_writer_from_work(
     api: LiveApi, monkeypatch: pytest.MonkeyPatch, end: str

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,10 +11,9 @@ from datamanager import errors
 from datamanager.client import Client
 from models.tables import Transfer
 from models.transfers.submission import get_transfer
+from tests.support.command import dm
 from tests.support.live_api import LiveApi, Mover
-from tests.support.process import clean_environment
 
-ROOT = Path(__file__).parents[3]
 MB = 10**6
 
 
@@ -82,14 +78,14 @@ def test_a_request_that_waits_brings_it_too(api: LiveApi) -> None:
 
 
 @pytest.mark.parametrize("given", ["fast", 0, -1, "0", True, 1.5, [1], 2**63, f"{'9' * 5000}GB/s", "0.4"])
-def test_what_is_no_limit_is_refused_and_its_field_named(api: LiveApi, given: object) -> None:
+def test_what_is_no_limit_is_refused_and_its_field_named(shared_api: LiveApi, given: object) -> None:
     refused = (422, "invalid_request", {"bandwidth"})
     place = {"machine": "there", "dest": "b", "bandwidth": given}
-    assert problem(api.ask("POST", f"/DM/async/copy/{api.register('a')}", json=place)) == refused
-    task = start(api)
-    assert problem(api.ask("PATCH", f"/DM/async/status/{task}", json={"bandwidth": given})) == refused
-    assert problem(api.ask("PATCH", "/DM/machines/there", json={"bandwidth": given})) == refused
-    assert (api.status(task)["bandwidth"], machine(api, "there")["bandwidth"]) == (None, None)
+    assert problem(shared_api.ask("POST", f"/DM/async/copy/{shared_api.register(str(uuid4()))}", json=place)) == refused
+    task = start(shared_api)
+    assert problem(shared_api.ask("PATCH", f"/DM/async/status/{task}", json={"bandwidth": given})) == refused
+    assert problem(shared_api.ask("PATCH", "/DM/machines/there", json={"bandwidth": given})) == refused
+    assert (shared_api.status(task)["bandwidth"], machine(shared_api, "there")["bandwidth"]) == (None, None)
 
 
 def test_a_tasks_limit_is_changed_while_it_runs(api: LiveApi) -> None:
@@ -119,6 +115,7 @@ def test_a_batch_has_a_limit_like_any_task(api: LiveApi) -> None:
     assert (answer.json()["bandwidth"], answer.json()["items"]["total"]) == (77, 2)
 
 
+@pytest.mark.dialect
 def test_a_machines_limits_are_changed_and_set_back(api: LiveApi) -> None:
     assert (machine(api, "here")["bandwidth"], machine(api, "here")["max_transfers"]) == (None, None)
     answer = api.ask("PATCH", "/DM/machines/here", json={"bandwidth": "200MB/s"})
@@ -195,14 +192,8 @@ def test_the_client_changes_limits(api: LiveApi) -> None:
 
 
 def test_the_command_line_changes_limits(api: LiveApi) -> None:
-    environment = clean_environment(DM_HOME=str(api.settings.home), DM_PORT=str(api.settings.port))
-
-    def dm(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "datamanager.cli.main", "machine", "limit", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-
     def limit(*arguments: str) -> str:
-        return dm(*arguments).stdout
+        return dm(api, "machine", "limit", *arguments).stdout
 
     assert limit("here", "--bandwidth", "5MB/s", "--transfers", "3") == (
         "here: 5,000,000 bytes per second, 3 transfers at once\n"
@@ -216,6 +207,6 @@ def test_the_command_line_changes_limits(api: LiveApi) -> None:
         ["here", "--reset", "--transfers", "1"],
         ["here", "--transfers", "x"],
     ):
-        refused = dm(*wrong)
+        refused = dm(api, "machine", "limit", *wrong)
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1), refused
     assert machine(api, "here")["max_transfers"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +19,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.errors import MachineUnavailable
 from models.objects.catalogue import Facts, add_object
+from tests.support.catalogue import empty_catalogue
 from tests.support.live_api import LiveApi
 
 KEYS = [
@@ -107,6 +109,7 @@ def test_what_register_verifies(api: LiveApi) -> None:
     assert (shown["size"], shown["verified"]) == (7, "none")
 
 
+@pytest.mark.dialect
 def test_sizes_beyond_two_gigabytes(api: LiveApi) -> None:
     answer = register(api, filename="big", size=str(2**63 - 1), verify="none")
     assert api.ask("GET", f"/DM/info/{answer.text}").json()["size"] == 2**63 - 1
@@ -152,6 +155,7 @@ def test_a_place_is_held_by_one_object(api: LiveApi) -> None:
     refused(register(api, filename="b", path=str(api.folders["here"] / "a")), 409, "destination_exists")
 
 
+@pytest.mark.dialect
 def test_two_hundred_registers_at_once_give_one_object(api: LiveApi) -> None:
     api.write("race")
     with ThreadPoolExecutor(50) as pool:
@@ -163,17 +167,28 @@ def test_two_hundred_registers_at_once_give_one_object(api: LiveApi) -> None:
 @pytest.mark.parametrize(
     "text", ["", "no-uuid", "6ff89a46-7445-475d-8fd9-29db3edaca26", "1" * 32, "%00", "%ff", "a%2Fb", "x" * 20_000]
 )
-def test_an_object_that_is_not_there(api: LiveApi, text: str) -> None:
+def test_an_object_that_is_not_there(shared_api: LiveApi, text: str) -> None:
     if text == "":
-        assert api.ask("GET", "/DM/info/").json() == []
+        listed = [shared_api.ask("GET", path).json() for path in ("/DM/info/", "/DM/info")]
+        assert listed[0] == listed[1]
     else:
-        document = api.ask("GET", f"/DM/info/{text}").json()
+        document = shared_api.ask("GET", f"/DM/info/{text}").json()
         assert (document["status"], document["code"]) in {(404, "object_not_found"), (404, "not_found")}
 
 
-@pytest.fixture
-def many(api: LiveApi) -> LiveApi:
-    """An API with 2,000 objects in its catalogue."""
+in_one_worker = pytest.mark.xdist_group("many objects")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
+    """An API with 2,000 objects in its catalogue, which nobody changes."""
+    folder = tmp_path_factory.mktemp("many")
+    with empty_catalogue(request, request.param, folder) as url, LiveApi(folder / "site", url) as api:
+        register_many(api)
+        yield api
+
+
+def register_many(api: LiveApi) -> None:
     with api.database.write() as session:
         for number in range(2000):
             request = RegisterRequest(
@@ -197,7 +212,6 @@ def many(api: LiveApi) -> LiveApi:
                 metadata=request.metadata,
                 event="registered",
             )
-    return api
 
 
 def pages(api: LiveApi, query: str) -> list[list[dict[str, Any]]]:
@@ -214,6 +228,7 @@ def pages(api: LiveApi, query: str) -> list[list[dict[str, Any]]]:
     return found
 
 
+@in_one_worker
 def test_the_whole_catalogue_is_streamed(many: LiveApi) -> None:
     with many.ask("GET", "/DM/info", stream=True) as answer:
         assert answer.headers["content-type"] == "application/json"
@@ -223,12 +238,14 @@ def test_the_whole_catalogue_is_streamed(many: LiveApi) -> None:
     assert all(list(row) == KEYS for row in pieces[0])
 
 
+@in_one_worker
 def test_clients_that_leave_a_listing_hold_nothing(many: LiveApi) -> None:
     for _ in range(20):  # more than may read at once
         many.ask("GET", "/DM/info", stream=True).close()
     assert len(many.ask("GET", "/DM/info").json()) == 2000
 
 
+@in_one_worker
 def test_pages(many: LiveApi) -> None:
     found = pages(many, "limit=600")
     assert [len(page) for page in found] == [600, 600, 600, 200]
@@ -241,6 +258,7 @@ def test_pages(many: LiveApi) -> None:
     assert sum(map(len, last)) == 1600
 
 
+@in_one_worker
 def test_filters(many: LiveApi) -> None:
     wanted = {
         "group=space+weather": 400,

@@ -74,8 +74,8 @@ def test_a_plan_says_what_would_happen_and_why(api: LiveApi) -> None:
     ("query", "field"),
     [("rule=none", "rule"), ("max_objects=-1", "max_objects"), ("rules=x", "rules"), ("rule=a&rule=b", "rule")],
 )
-def test_a_wrong_query_is_named(api: LiveApi, query: str, field: str) -> None:
-    answer = api.ask("GET", f"/DM/retention/plan?{query}")
+def test_a_wrong_query_is_named(shared_api: LiveApi, query: str, field: str) -> None:
+    answer = shared_api.ask("GET", f"/DM/retention/plan?{query}")
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == field
 
@@ -108,6 +108,7 @@ def test_a_run_is_entered_once_for_its_key(api: LiveApi) -> None:
         assert retention_runs.asked_for(session) == [UUID(run)]
 
 
+@pytest.mark.dialect
 def test_runs_come_in_pages(api: LiveApi) -> None:
     rules(api)
     with RetentionClient(api.url) as dm:
@@ -140,6 +141,7 @@ def test_a_held_object_is_not_deleted(api: LiveApi) -> None:
     assert api.ask("PUT", f"/DM/objects/{uuid}/hold", data={}).json()["errors"][0]["field"] == "reason"
 
 
+@pytest.mark.dialect
 def test_lifetimes(api: LiveApi) -> None:
     uuid = api.register("a.bin", lifetime="30d")
     expires = datetime.fromisoformat(api.ask("GET", f"/DM/info/{uuid}").json()["expires_at"])

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 from datamanager.client import Client
 from datamanager.errors import DownloadFailed, InvalidRequest, ScheduleNotFound
 from models.transfers.submission import get_transfer
+from tests.support import command
 from tests.support.live_api import LiveApi
-from tests.support.process import clean_environment
-
-ROOT = Path(__file__).parents[3]
 
 FIELDS: dict[str, Any] = {
     "url": "http://127.0.0.1/{date:%Y%m%d}/x",
@@ -103,19 +98,19 @@ def test_a_named_moment_that_is_refused_says_why(api: LiveApi) -> None:
 @pytest.mark.parametrize(
     "moment", ["2026-01-31T06:00:00", "2026-01-31", "yesterday", 1769839200, "PT1H", "9999-01-01T00:00:00Z"]
 )
-def test_a_wrong_moment_is_named(api: LiveApi, moment: object) -> None:
-    where = f"/DM/schedules/{add(api)['id']}"
-    answer = api.ask("POST", f"{where}/run", json={"moment": moment})
+def test_a_wrong_moment_is_named(shared_api: LiveApi, moment: object) -> None:
+    where = f"/DM/schedules/{add(shared_api)['id']}"
+    answer = shared_api.ask("POST", f"{where}/run", json={"moment": moment})
     assert (answer.status_code, [one["field"] for one in answer.json()["errors"]]) == (422, ["moment"])
-    assert api.ask("GET", where).json()["runs"] == []
+    assert shared_api.ask("GET", where).json()["runs"] == []
 
 
 @pytest.mark.parametrize("path", ["", "/pause", "/resume", "/run"])
 @pytest.mark.parametrize("schedule", ["6ff89a46-7445-475d-8fd9-29db3edaca26", "nonsense"])
-def test_an_unknown_schedule_is_not_found(api: LiveApi, schedule: str, path: str) -> None:
-    answer = api.ask("POST" if path else "DELETE", f"/DM/schedules/{schedule}{path}")
+def test_an_unknown_schedule_is_not_found(shared_api: LiveApi, schedule: str, path: str) -> None:
+    answer = shared_api.ask("POST" if path else "DELETE", f"/DM/schedules/{schedule}{path}")
     assert (answer.status_code, answer.json()["code"]) == (404, "schedule_not_found")
-    assert api.ask("GET", f"/DM/schedules/{schedule}").status_code == 404
+    assert shared_api.ask("GET", f"/DM/schedules/{schedule}").status_code == 404
 
 
 def test_a_form_makes_one_and_a_key_makes_it_once(api: LiveApi) -> None:
@@ -146,15 +141,16 @@ def test_a_form_makes_one_and_a_key_makes_it_once(api: LiveApi) -> None:
     ],
 )
 def test_what_could_never_be_fetched_is_refused(
-    api: LiveApi, change: dict[str, Any], status: int, code: str, field: str | None
+    shared_api: LiveApi, change: dict[str, Any], status: int, code: str, field: str | None
 ) -> None:
-    answer = api.ask("POST", "/DM/schedules", json=FIELDS | change)
+    before = shared_api.ask("GET", "/DM/schedules").json()
+    answer = shared_api.ask("POST", "/DM/schedules", json=FIELDS | change)
     document = answer.json()
     assert (answer.status_code, document["code"]) == (status, code), answer.text
     assert "hunter2" not in answer.text
     if field is not None:
         assert field in {wrong["field"] for wrong in document["errors"]}
-    assert api.ask("GET", "/DM/schedules").json() == []
+    assert shared_api.ask("GET", "/DM/schedules").json() == before
 
 
 def test_a_credential_is_named(api: LiveApi) -> None:
@@ -178,11 +174,8 @@ def test_the_client_knows_them(api: LiveApi) -> None:
 
 
 def test_the_command_line_knows_them(api: LiveApi) -> None:
-    environment = clean_environment(DM_HOME=str(api.settings.home), DM_PORT=str(api.settings.port), COLUMNS="250")
-
     def dm(*arguments: str) -> str:
-        command = [sys.executable, "-m", "datamanager.cli.main", "schedule", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        done = command.dm(api, "schedule", *arguments)
         return done.stdout if done.returncode == 0 else done.stderr
 
     fields = [

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 import requests
@@ -72,6 +72,7 @@ def test_the_same_as_json(api: LiveApi) -> None:
         assert deleted.json() == {"uuid": source, "message": "there:m deleted"}
 
 
+@pytest.mark.dialect
 def test_tasks(api: LiveApi) -> None:
     source = api.register("f")
     answer = api.ask("POST", f"/DM/async/copy/{source}", data=to("there", "c"))
@@ -229,6 +230,7 @@ def test_objects_that_cannot_be_used(api: LiveApi) -> None:
     assert api.ask("GET", f"/DM/info/{source}").json()["status"] == "DELETED"
 
 
+@pytest.mark.dialect
 def test_who_is_refused_while_another_works(api: LiveApi) -> None:
     api.mover_online()
     source, other = api.register("f"), api.register("g")
@@ -284,6 +286,7 @@ def test_unknown_objects_and_tasks(api: LiveApi, uuid: str) -> None:
     refused(api.ask("GET", f"/DM/async/status/{uuid}"), 404, "task_not_found")
 
 
+@pytest.mark.dialect
 def test_many_wait_at_once_and_a_client_that_leaves_stops_nothing(api: LiveApi) -> None:
     source = api.register("f")
     api.mover_online()

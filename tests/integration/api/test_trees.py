@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import requests
 
 from tests.support.live_api import LiveApi
@@ -22,6 +23,7 @@ def infos(api: LiveApi) -> dict[str, dict[str, Any]]:
     return {f"{info['path']}/{info['filename']}": info for info in api.ask("GET", "/DM/info").json()}
 
 
+@pytest.mark.dialect
 def test_every_file_becomes_an_object(api: LiveApi) -> None:
     known = api.register("weather/june/known.nc", b"12345")
     api.write("weather/a.nc", b"1234")
@@ -106,6 +108,7 @@ def test_a_key_repeats_the_answer(api: LiveApi) -> None:
     assert again.headers["idempotency-replayed"] == "true"
 
 
+@pytest.mark.dialect
 def test_of_trees_that_race_each_file_is_registered_once(api: LiveApi) -> None:
     for number in range(50):
         api.write(f"tree/{number}")
