@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from rich.table import Table
 from benchmarks.race import Figure, Outcome, Timing
 
 _FIGURES = ("figure", "ours", "against", "wanted", "reached", "rounds", "")
+LINE_MAX = 120
 _TIMINGS = ("group", "contender", "rate", "seconds", "ratio")
 
 
@@ -72,8 +74,9 @@ def write_markdown(run: Run, path: Path, marks: tuple[str, str]) -> None:
     facts = "; ".join(f"{name} {value}" for name, value in machine_facts().items())
     text = "\n".join(
         [
-            f"Made on {run.began:%Y-%m-%d} by `{run.command}`, {run.rounds} rounds.",
-            f"The machine: {facts}.",
+            *_paragraph(f"Measured on {run.began:%Y-%m-%d} by `{run.command}`, {run.rounds} rounds."),
+            "",
+            *_paragraph(f"Environment: {facts}."),
             "",
             *_markdown(_FIGURES, _figure_rows(run.outcomes)),
             "",
@@ -83,6 +86,10 @@ def write_markdown(run: Run, path: Path, marks: tuple[str, str]) -> None:
         ]
     )
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, LINE_MAX, break_long_words=False, break_on_hyphens=False)
 
 
 def machine_facts() -> dict[str, str]:

@@ -22,68 +22,83 @@ from datamanager.machines import ArchiveRules, describe
 
 PREFIX = "DM_"
 CREDENTIAL = "DM_CREDENTIAL_"
-"""What a variable with a stored credential begins with."""
+"""Prefix of the variables that hold stored credentials."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(BaseSettings):
-    """Every setting; an unknown `DM_*` variable or a bad value stops the start (see `load_settings`)."""
+    """Every setting; an unknown `DM_*` variable or a bad value stops the start (see `load_settings`).
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=False)
+    The text below a field is its description: `dm … --help` and docs/reference/settings.md show it.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=False, use_attribute_docstrings=True
+    )
 
     home: Path = Field(default_factory=lambda: Path("~/.dm"))
-    """Folder of the catalogue, Prefect's state, sockets and machines.toml; on a local file system."""
+    """Folder of the catalogue, Prefect's data, logs, sockets and machines.toml; it must be on a local file system."""
     host: str = "127.0.0.1"
-    """Address that the API listens on; another than loopback needs `insecure_bind`."""
+    """Address that the API listens on; an address other than loopback requires `insecure_bind`."""
     port: Port = 5000
+    """Port of the API."""
     insecure_bind: bool = False
-    """Allow `host` to be reachable from other hosts although there is no authentication yet."""
+    """`1` allows `host` to be an address that other hosts can reach, although there is no authentication yet."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Further host names under which clients may address the API (comma-separated)."""
+    """Additional host names that clients may use to address the API (comma-separated)."""
     prefect_port: Port = 4200
+    """Port of the embedded Prefect server and its UI, on 127.0.0.1."""
     prefect_api_url: str | None = None
-    """An existing Prefect server (`http://…/api`) instead of the embedded one."""
+    """URL of an existing Prefect server (`http://host:4200/api`), used instead of the embedded one."""
     database_url: SecretStr | None = None
-    """SQLAlchemy URL of the catalogue; default SQLite in `home`. Also `postgresql://user:password@host/name`."""
+    """Catalogue database: `sqlite:////path/file.db` or `postgresql://user:password@host/name`; default: SQLite in
+    `home`."""
     amqp_url: SecretStr | None = None
-    """RabbitMQ (`amqp://user:password@host/vhost`); absent: no broker, movers are woken directly."""
+    """RabbitMQ: `amqp://user:password@host/vhost`; if not set, no broker is used."""
     machines: Path | None = None
-    """Path of machines.toml; default `home`/machines.toml, made at the first start."""
+    """Path of machines.toml; default: `machines.toml` in `home`, created at the first start."""
     download_allow: Annotated[tuple[str, ...], NoDecode] = ()
-    """Hosts, CIDRs or host:port that getexternal may fetch from although they are not public (comma-separated)."""
+    """Hosts, networks (CIDR) or host:port that getexternal may connect to although they are not public
+    (comma-separated)."""
     download_deny: Annotated[tuple[str, ...], NoDecode] = ()
-    """Hosts, CIDRs, host:port or :port that getexternal never fetches from, whatever is allowed (comma-separated)."""
+    """Hosts (with all their subdomains), networks (CIDR), host:port or :port that getexternal never connects to; takes
+    precedence over `download_allow` (comma-separated)."""
     download_insecure: bool = False
-    """Permit requests to say `verify_tls: false`."""
+    """`1` allows requests to disable the verification of TLS certificates (`verify_tls: false`)."""
     max_download: Annotated[int, Field(gt=0)] = 2**44
-    """Largest download in bytes."""
+    """Maximum size of a download in bytes."""
     secrets_key: Path | None = None
-    """The key that secrets of requests are sealed with; default `home`/secrets.key, made when it is first needed."""
+    """Key file that encrypts the secrets of requests; default: `secrets.key` in `home`, created when first needed.
+    Hosts that share a catalogue need the same key."""
     archive_to: str | None = None
-    """The archive machine of requests that name none."""
+    """Archive machine of requests that name none; if not set: the archive machine, if there is exactly one."""
     archive_groups: Annotated[tuple[str, ...], NoDecode] = ()
-    """The archive machines of groups that have their own, as `group=machine` (comma-separated)."""
+    """Archive machines of particular groups, as `group=machine` (comma-separated)."""
     bundle_size: Annotated[int, Field(gt=0)] = 2**33
-    """Bytes up to which objects that are archived together share a bundle; a larger one has its own."""
+    """Maximum size in bytes of a bundle of several objects; a larger object gets a bundle of its own."""
     retention: Path | None = None
-    """The rules of retention; default `home`/retention.toml. No file: no rules."""
+    """Path of retention.toml, the rules that archive or delete old objects; default: `retention.toml` in `home`.
+    Without the file there are no rules."""
     reclaim: bool = True
-    """Remove a bundle when no object needs it any more."""
+    """`0` keeps bundles that no object needs any more; otherwise a mover deletes them."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
-    """Transfers that one mover runs at once."""
+    """Maximum number of transfers that one mover runs at the same time."""
     lease: timedelta = timedelta(seconds=15)
-    """How long a mover may stay silent until its transfers are given to another one."""
+    """Seconds without a heartbeat after which the transfers of a mover are given to another mover."""
     heartbeat: timedelta = timedelta(seconds=3)
-    """How often a mover says that it lives."""
+    """Seconds between two heartbeats of a mover; at most half of `lease`."""
     stop_grace: timedelta = timedelta(seconds=10)
-    """How long a mover that is told to stop lets its transfers run before it hands them back to the queue."""
+    """Seconds that a stopping mover lets its transfers run before it returns them to the queue."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
-    """How often a transfer may be taken by a mover before it ends in ERROR."""
+    """Maximum number of attempts of a transfer before it ends in ERROR."""
     idempotency_keep: timedelta = timedelta(hours=24)
+    """Seconds for which answers to an Idempotency-Key are kept."""
     keep_transfers: timedelta = timedelta(days=90)
+    """Seconds for which ended transfers are kept."""
     keep_outbox: timedelta = timedelta(days=7)
+    """Seconds for which sent messages are kept."""
     confirm_base_dir: bool = False
-    """Accept that a machine's `base_dir` changed although the catalogue has objects there."""
+    """`1` accepts that a machine's base_dir has changed although the catalogue has objects there."""
 
     @field_validator("home", "machines", "secrets_key", "retention")
     @classmethod
@@ -152,7 +167,7 @@ class Settings(BaseSettings):
         if not self.insecure_bind and not is_loopback(self.host):
             raise ValueError(
                 f"host: {self.host} can be reached from other hosts and there is no authentication yet; "
-                f"use 127.0.0.1, or set {PREFIX}INSECURE_BIND=1 if something in front of it decides who may come in"
+                f"use 127.0.0.1, or set {PREFIX}INSECURE_BIND=1 if a proxy or firewall in front controls access"
             )
         if self.heartbeat <= timedelta(0) or self.lease < 2 * self.heartbeat:
             raise ValueError("lease: must be at least twice the heartbeat")
@@ -162,28 +177,28 @@ class Settings(BaseSettings):
 
     @property
     def machines_file(self) -> Path:
-        """Where machines.toml is."""
+        """Path of machines.toml."""
         return self.machines or self.home / "machines.toml"
 
     @property
     def secrets_key_file(self) -> Path:
-        """Where the key is that secrets are sealed with."""
+        """Path of the key that encrypts secrets."""
         return self.secrets_key or self.home / "secrets.key"
 
     @property
     def retention_file(self) -> Path:
-        """Where the rules of retention are, if there are any."""
+        """Path of the retention rules; the file may be missing."""
         return self.retention or self.home / "retention.toml"
 
     @property
     def archive_rules(self) -> ArchiveRules:
-        """Which archive machine is meant where a request names none."""
+        """The archive machines of requests that name none."""
         of_group = {group: machine for group, _, machine in (entry.rpartition("=") for entry in self.archive_groups)}
         return ArchiveRules(self.archive_to, of_group)
 
     @property
     def catalogue_url(self) -> str:
-        """The catalogue's SQLAlchemy URL with the driver this project uses. Holds a password: never log it."""
+        """SQLAlchemy URL of the catalogue with the driver of this project. It contains a password: never log it."""
         if self.database_url is None:
             return f"sqlite+pysqlite:///{self.home / 'catalogue.db'}"
         url = make_url(self.database_url.get_secret_value())
@@ -192,17 +207,17 @@ class Settings(BaseSettings):
 
     @property
     def prefect_url(self) -> str:
-        """The Prefect API's URL, embedded or not."""
+        """URL of the Prefect API, embedded or external."""
         return self.prefect_api_url or f"http://127.0.0.1:{self.prefect_port}/api"
 
     @property
     def prefect_ui(self) -> str:
-        """The Prefect UI's URL."""
+        """URL of the Prefect UI."""
         return self.prefect_url.removesuffix("/api")
 
     @property
     def api_url(self) -> str:
-        """Where a client on this host reaches the API."""
+        """URL of the API for clients on this host."""
         host = self.host
         try:
             address = ipaddress.ip_address(host)
@@ -214,7 +229,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether `host` is this host's own loopback, by name or address."""
+    """Return whether `host` is a loopback name or address."""
     if host == "localhost":
         return True
     try:
@@ -224,9 +239,9 @@ def is_loopback(host: str) -> bool:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment; `overrides` (flags of the command line) win, None means not given.
+    """Read the environment; `overrides` (command-line flags) take precedence, None means not given.
 
-    Raises: SettingsError with one line that names the variable and what would be right.
+    Raises: SettingsError with one line that names the variable and the values allowed.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in os.environ:
@@ -243,6 +258,6 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def load_credentials() -> dict[str, SecretStr]:
-    """Return the stored credentials of the environment, as JSON texts, each by the end of its variable's name."""
+    """Return the stored credentials of the environment as JSON texts, by variable name without the prefix."""
     found = {name: value for name, value in os.environ.items() if name.startswith(CREDENTIAL)}
     return {name.removeprefix(CREDENTIAL): SecretStr(value) for name, value in found.items()}

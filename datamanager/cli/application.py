@@ -1,6 +1,6 @@
-"""Commands that run the application: they become `python -m deployments.…`, so the library never imports it.
+"""Commands that run the application: they exec `python -m deployments.…`, so the library never imports it.
 
-Flags travel as environment variables: a password in one is not to be seen in `ps` once the application runs.
+Flags are passed as environment variables, so that `ps` shows no password once the application runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from datamanager.errors import SettingsError
 
 
 def become(entry: str, environment: Mapping[str, str], arguments: Sequence[str] = ()) -> NoReturn:
-    """Replace this process by an entry point of the application. Raises: SettingsError where it is not installed."""
+    """Replace this process by an entry point of the application. Raises: SettingsError if it is not installed."""
     module = f"deployments.{entry}"
     if find_spec("deployments") is None:
         raise SettingsError(
-            "the application is not installed here, only its client; run this from a checkout (make run)"
+            "only the client is installed here, not the application; run this command from a checkout (make run)"
         )
     sys.stdout.flush()
     argv = [sys.executable, "-m", module, *arguments]
-    # PYTHONSAFEPATH: modules are never taken from the folder that the user happens to be in
+    # PYTHONSAFEPATH: never import modules from the current folder
     os.execve(sys.executable, argv, {**os.environ, **environment, "PYTHONSAFEPATH": "1"})  # noqa: S606 - ourselves, no shell

@@ -1,4 +1,4 @@
-"""`dm audit …`: compare a machine with the catalogue, and read what audits have found."""
+"""`dm audit …`: compare a machine with the catalogue, and read the reports of audits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datamanager.domain.audit.rules import AuditStatus
 from datamanager.settings import load_settings
 from datamanager.transports.paths import shown
 
-app = typer.Typer(help="Audits: what lies on a machine, and what the catalogue says.", no_args_is_help=True)
+app = typer.Typer(help="Compare the files on a machine with the catalogue.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's identifier.")]
 SHOWN = ("size", "sha256", "members", "mtime")
 
@@ -23,15 +23,13 @@ SHOWN = ("size", "sha256", "members", "mtime")
 @app.command()
 def run(
     machine: Annotated[str, typer.Argument(metavar="MACHINE", help="The machine's name in machines.toml.")],
-    scrub: Annotated[float | None, typer.Option(min=0, max=1, help="The share of the objects to hash again.")] = None,
-    scrub_bytes: Annotated[int | None, typer.Option(min=0, help="Bytes after which hashing ends.")] = None,
-    second_look: Annotated[float | None, typer.Option(min=0, help="Seconds between the two looks.")] = None,
-    accept_losses: Annotated[
-        bool, typer.Option("--accept-losses", help="Believe it however many objects are lost.")
-    ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; exit code 1 when it is an error.")] = False,
+    scrub: Annotated[float | None, typer.Option(min=0, max=1, help="Fraction of the objects to hash again.")] = None,
+    scrub_bytes: Annotated[int | None, typer.Option(min=0, help="Maximum number of bytes to hash.")] = None,
+    second_look: Annotated[float | None, typer.Option(min=0, help="Seconds between the two passes.")] = None,
+    accept_losses: Annotated[bool, typer.Option("--accept-losses", help="Accept any number of lost objects.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result; exit code 1 if it is ERROR.")] = False,
 ) -> None:
-    """Audit a machine. A mover does it; nothing is deleted."""
+    """Start an audit of a machine, which a mover runs. Audits delete nothing."""
     terms = {"scrub_share": scrub, "scrub_bytes": scrub_bytes, "second_look": second_look}
     given = {name: value for name, value in terms.items() if value is not None}
     with _client() as dm:
@@ -45,10 +43,10 @@ def run(
 
 @app.command("list")
 def list_audits(
-    machine: Annotated[str | None, typer.Option(help="Of this machine.")] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many at most.")] = 20,
+    machine: Annotated[str | None, typer.Option(help="Only audits of this machine.")] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Maximum number of audits.")] = 20,
 ) -> None:
-    """List audits, the newest first."""
+    """List audits, newest first."""
     with _client() as dm:
         _show(islice(dm.audits(machine, limit=min(count, 1000)), count))
 
@@ -56,10 +54,10 @@ def list_audits(
 @app.command()
 def show(
     audit: Id,
-    kind: Annotated[str | None, typer.Option(help="LOST, CHANGED, DARK or FOUND.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    kind: Annotated[str | None, typer.Option(help="Only findings of this kind: LOST, CHANGED, DARK or FOUND.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Show what an audit found."""
+    """Show an audit and its findings."""
     with _client() as dm:
         found, findings = dm.audit(audit), dm.audit_findings(audit, kind)
         if as_json:

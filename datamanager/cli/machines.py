@@ -1,4 +1,4 @@
-"""`dm machine …`: what is configured, whose host key to trust, whether a machine answers, and what it may do."""
+"""`dm machine …`: list and check machines, pin host keys, set limits, drain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from datamanager.transports.ssh.keyscan import HostKey, fetch_host_keys, pin
 
 DEFAULT_FILE = Path("~/.ssh/known_hosts")
 
-app = typer.Typer(help="The machines of machines.toml.", no_args_is_help=True)
+app = typer.Typer(help="Manage the machines of machines.toml.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The machine's name in machines.toml.")]
 
 
@@ -40,7 +40,7 @@ def list_machines() -> None:
 
 @app.command()
 def check(name: Name) -> None:
-    """Log in to a machine and say how far away it is and how much space is free."""
+    """Log in to a machine; show round-trip time and free space."""
     settings = load_settings()
     machine = _machines()[name]
     storage = open_storage(machine, control_dir=settings.home / "run")
@@ -53,7 +53,7 @@ def check(name: Name) -> None:
             free = session.free_space(machine.base_dir)
     finally:
         storage.close()
-    print(f"{name}: reachable, base_dir {machine.base_dir} is there")
+    print(f"{name}: reachable, base_dir {machine.base_dir} exists")
     print(f"  login       {(connected - begun) * 1000:.0f} ms")
     print(f"  round trip  {(answered - connected) * 1000:.1f} ms")
     print(f"  free space  {'unknown' if free is None else f'{free / 1e9:,.1f} GB'}")
@@ -62,16 +62,16 @@ def check(name: Name) -> None:
 @app.command()
 def trust(
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask: the fingerprints were compared already.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Show the host keys that a machine presents, and pin them into its known_hosts file.
+    """Show the host keys of a machine and pin them in its known_hosts file.
 
-    Nothing proves that they are the machine's: compare them with what its operators publish, or with what
-    `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the machine itself.
+    Compare the fingerprints with those that the machine's operators publish, or with the output of
+    `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the machine itself.
     """
     machine = _machines()[name]
     if machine.transport is not TransportKind.SFTP:
-        raise SettingsError(f'machine {name} has transport = "{machine.transport}": there is no host key to trust')
+        raise SettingsError(f'machine {name} has transport = "{machine.transport}" and therefore no host key')
     file = (machine.known_hosts or DEFAULT_FILE).expanduser()
     keys = fetch_host_keys(machine)
     host = known_hosts_name(machine)
@@ -82,33 +82,33 @@ def trust(
     if other:
         raise HostKeyMismatch(_warning(name, host, file, other))
     if known:
-        print(f"Already pinned: {', '.join(key.type for key in known)}. Nothing to do.")
+        print(f"Already pinned: {', '.join(key.type for key in known)}. Nothing was changed.")
         return
-    if not yes and not typer.confirm(f"Are these the keys of {name}? Pin them into {file}?"):
+    if not yes and not typer.confirm(f"Are these the host keys of {name}? Pin them in {file}?"):
         print("Nothing was pinned.")
         raise typer.Exit(1)
     for key in keys:
         pin(machine, key, file)
     for key in keys:
-        KnownHosts.of(machine).check(_public(key))  # a line above may still revoke it
-    print(f"Pinned into {file}.")
+        KnownHosts.of(machine).check(_public(key))  # another line of the file may revoke it
+    print(f"Pinned in {file}.")
 
 
 @app.command()
 def limit(
     name: Name,
-    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Such as 200MB/s, or none.")] = None,
-    transfers: Annotated[str | None, typer.Option(metavar="COUNT", help="Transfers at once, or none.")] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Back to what machines.toml says.")] = False,
+    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Bandwidth such as 200MB/s, or none.")] = None,
+    transfers: Annotated[str | None, typer.Option(metavar="COUNT", help="Transfers at the same time, or none.")] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Restore the limits of machines.toml.")] = False,
 ) -> None:
-    """Change a machine's limits while the service runs, for all its transfers, those under way included.
+    """Change the limits of a machine while the service runs; they apply to running transfers too.
 
-    They hold, whatever machines.toml says, until --reset.
+    They take precedence over machines.toml until --reset.
     """
     given = {"bandwidth": bandwidth, "max_transfers": transfers}
     changes = {key: None if value == "none" else value for key, value in given.items() if value is not None}
     if reset and changes:
-        raise SettingsError("--reset: does not go with a limit")
+        raise SettingsError("--reset: cannot be combined with a limit")
     with Client(load_settings().api_url) as dm:
         found = dm.reset_machine(name) if reset else dm.limit_machine(name, **changes)
     rate = "any number of" if found.bandwidth is None else f"{found.bandwidth:,}"
@@ -118,26 +118,26 @@ def limit(
 
 @app.command()
 def drain(name: Name) -> None:
-    """Hold a machine's transfers back while the service runs: they wait in the queue, those that run go on.
+    """Start no more transfers of a machine; they wait in the queue. Running transfers continue.
 
-    It holds until `dm machine undrain`.
+    Draining lasts until `dm machine undrain`, also over restarts.
     """
     with Client(load_settings().api_url) as dm:
         found = dm.drain_machine(name)
-    print(f"{name}: drained since {found.drained:%Y-%m-%d %H:%M:%S %Z}; its transfers wait")
+    print(f"{name}: drained since {found.drained:%Y-%m-%d %H:%M:%S %Z}; its transfers wait in the queue")
 
 
 @app.command()
 def undrain(name: Name) -> None:
-    """Let a machine's transfers run again."""
+    """Start the transfers of a drained machine again."""
     with Client(load_settings().api_url) as dm:
         found = dm.undrain_machine(name)
-    waits = "" if found.circuit is None else ", but it can't be reached: its transfers wait until it answers"
+    waits = "" if found.circuit is None else ", but it can't be reached: its transfers wait in the queue"
     print(f"{name}: not drained{waits}")
 
 
 def _compare(pinned: KnownHosts, keys: list[HostKey]) -> tuple[list[HostKey], list[HostKey]]:
-    """Return which presented keys are pinned, and which contradict what is pinned."""
+    """Return the presented keys that are pinned, and those that contradict pinned keys."""
     known, unknown = [], []
     for key in keys:
         try:
@@ -155,9 +155,9 @@ def _warning(name: str, host: str, file: Path, other: list[HostKey]) -> str:
     types = ", ".join(key.type for key in other)
     quoted = f"{shlex.quote(host)} -f {shlex.quote(str(file))}"
     return (
-        f"REFUSED: {name} presents another key ({types}) than the one that is pinned. Either its operators changed it, "
-        f"or somebody is between you and it. Ask them. See what is pinned: ssh-keygen -F {quoted}; "
-        f"remove it once you are sure: ssh-keygen -R {quoted}"
+        f"REFUSED: {name} presents another host key ({types}) than the pinned one. Either its operators changed it, "
+        f"or the connection is intercepted. Ask the operators. To show the pinned key: ssh-keygen -F {quoted}; "
+        f"to remove it: ssh-keygen -R {quoted}"
     )
 
 

@@ -16,12 +16,14 @@ from datamanager.errors import DataManagerError, RequestError, SettingsError
 
 app = typer.Typer(
     name="dm",
-    help="The Data Manager: a catalogue of data objects on SSH machines, and what moves them.",
+    help="The Data Manager: catalogue and transfers of data objects on SSH machines.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-database = typer.Typer(help="The catalogue's schema. Settings come from the environment.", no_args_is_help=True)
+database = typer.Typer(
+    help="Manage the schema of the catalogue. Settings come from the environment.", no_args_is_help=True
+)
 app.add_typer(database, name="db")
 app.add_typer(machines.app, name="machine")
 app.add_typer(tasks.app, name="task")
@@ -33,7 +35,7 @@ app.add_typer(schedules.app, name="schedule")
 @app.command()
 @with_settings
 def up(environment: dict[str, str]) -> None:
-    """Run everything in the foreground: Prefect server, API and one mover. Ctrl-C stops it."""
+    """Run Prefect server, API and one mover in the foreground. Ctrl-C stops them."""
     become("local.up", environment)
 
 
@@ -43,42 +45,42 @@ def mover(
     environment: dict[str, str],
     *,
     work_queue: Annotated[
-        list[str] | None, typer.Option(help="Take only transfers of this priority: high, normal or low. Repeatable.")
+        list[str] | None, typer.Option(help="Run only transfers of this priority: high, normal or low. Repeatable.")
     ] = None,
 ) -> None:
-    """Run one mover; several may run, on several hosts with PostgreSQL."""
+    """Run one mover. Several can run; on several hosts they need PostgreSQL."""
     become("mover", environment, [f"--work-queue={name}" for name in work_queue or ()])
 
 
 @app.command()
 @with_settings
 def api(environment: dict[str, str]) -> None:
-    """Run the REST API alone."""
+    """Run the REST API."""
     become("api", environment)
 
 
 @app.command()
 @with_settings
 def deploy(environment: dict[str, str]) -> None:
-    """Bring the deployments of prefect.yaml to the Prefect server."""
+    """Create or update the deployments of prefect.yaml on the Prefect server."""
     become("orchestrator.deploy", environment)
 
 
 @database.command()
-def upgrade(revision: Annotated[str, typer.Argument(help="Where to.")] = "head") -> None:
-    """Bring the schema to what this version needs."""
+def upgrade(revision: Annotated[str, typer.Argument(help="Target revision.")] = "head") -> None:
+    """Upgrade the schema to the revision of this version."""
     become("db", {}, ["upgrade", revision])
 
 
 @database.command()
 def current() -> None:
-    """Print the schema's revision."""
+    """Print the revision of the schema."""
     become("db", {}, ["current"])
 
 
 @database.command()
-def downgrade(revision: Annotated[str, typer.Argument(help="Where to; `base` loses all data.")]) -> None:
-    """Take the schema back."""
+def downgrade(revision: Annotated[str, typer.Argument(help="Target revision; `base` deletes all data.")]) -> None:
+    """Downgrade the schema."""
     become("db", {}, ["downgrade", revision])
 
 
@@ -89,8 +91,8 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line. Our errors are one line on standard error; exit code 2 is for settings, 1 for the rest."""
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # it prints traces of what is raised anyway
+    """Run the command line. Errors are one line on standard error; exit code 2 for settings and requests, else 1."""
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else it prints traces of errors raised anyway
     logging.getLogger("paramiko").propagate = False
     try:
         app()

@@ -1,4 +1,4 @@
-"""`dm retention …`: what the rules mean, what they would do, runs, and what is said of single objects."""
+"""`dm retention …`: check rules, plan and start runs, hold and restore objects."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from datamanager.retention_client import RetentionClient, RetentionRun
 from datamanager.settings import load_settings
 
 SHOWN = 50
-"""Objects that a plan or a run prints."""
+"""Maximum number of objects that a plan or a run prints."""
 
-app = typer.Typer(help="Rules by which old objects are archived or deleted (retention.toml).", no_args_is_help=True)
+app = typer.Typer(help="Manage the rules that archive or delete old objects (retention.toml).", no_args_is_help=True)
 Object = Annotated[str, typer.Argument(metavar="UUID", help="The object's identifier.")]
 RuleName = Annotated[str, typer.Option("--rule", metavar="NAME", help="Only this rule.")]
-MaxObjects = Annotated[int | None, typer.Option(help="At most so many objects; the file may allow fewer.")]
-MaxBytes = Annotated[str | None, typer.Option(metavar="SIZE", help="At most so many bytes, such as 10GiB.")]
+MaxObjects = Annotated[int | None, typer.Option(help="Maximum number of objects; retention.toml may allow fewer.")]
+MaxBytes = Annotated[str | None, typer.Option(metavar="SIZE", help="Maximum number of bytes, such as 10GiB.")]
 
 
 @app.command()
 def check() -> None:
-    """Read retention.toml; say what is wrong, or what each rule does."""
+    """Validate retention.toml and describe each rule."""
     settings = load_settings()
     file = settings.retention_file
     rules = load_rules(file)
     if not file.exists():
-        print(f"{file} is not there: there are no rules, and nothing is done")
+        print(f"{file} does not exist: there are no rules, and nothing is archived or deleted")
         return
     machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
     check_archives(rules, machines)
     for number, rule in enumerate(rules.rule, 1):
         print(f"{number}. {rule.sentence()}")
     limits = rules.limits
-    print(f"A run acts on at most {limits.max_objects:,} objects and {size_text(limits.max_bytes)}.")
+    print(f"Limits of a run: {limits.max_objects:,} objects, {size_text(limits.max_bytes)}.")
     for warning in objections(rules, machines):
         print(f"warning: {warning}")
 
 
 @app.command()
 def plan(rule: RuleName = "", max_objects: MaxObjects = None, max_bytes: MaxBytes = None) -> None:
-    """Show what a run would do now, and why; nothing is changed."""
+    """Show the actions of a run, with reasons, without changing anything."""
     caps = {"max_objects": max_objects, "max_bytes": max_bytes}
     with _client() as dm:
         found = dm.plan(rule, **{name: value for name, value in caps.items() if value is not None})
@@ -57,12 +57,12 @@ def plan(rule: RuleName = "", max_objects: MaxObjects = None, max_bytes: MaxByte
 @app.command()
 def run(
     rule: RuleName = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; leave a report.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and print its report.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; only write a report.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print the report.")] = False,
     max_objects: MaxObjects = None,
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Run retention now, besides its schedule."""
+    """Start a run now, in addition to the schedule."""
     with _client() as dm:
         begun = dm.start_retention(rule=rule, dry_run=dry_run, max_objects=max_objects, max_bytes=max_bytes)
         if not wait:
@@ -73,7 +73,7 @@ def run(
 
 @app.command()
 def runs() -> None:
-    """List the runs that are kept, the newest first."""
+    """List the stored runs, newest first."""
     table = Listing("run", "status", "begun", "acted on", "freed", "spared", "error")
     with _client() as dm:
         for one in dm.retention_runs():
@@ -86,7 +86,7 @@ def runs() -> None:
 
 @app.command()
 def show(run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's identifier.")]) -> None:
-    """Show what a run did, and what it spared and why."""
+    """Show the report of a run."""
     with _client() as dm:
         _print_run(dm.retention_run(_uuid(run_id)))
 
@@ -94,10 +94,10 @@ def show(run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id
 @app.command()
 def hold(
     uuid: Object,
-    reason: Annotated[str, typer.Option(help="Why; whoever wants to delete it will read this.")],
-    by: Annotated[str, typer.Option(help="Who.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, shown to anyone who tries to delete the object.")],
+    by: Annotated[str, typer.Option(help="Person or system that places the hold.")] = "",
 ) -> None:
-    """Keep an object from being deleted, by retention and by clients alike."""
+    """Protect an object from deletion by retention rules and by clients."""
     with _client() as dm:
         found = dm.hold(_uuid(uuid), reason, by)
     print(f"{found.machine}:{found.path}/{found.filename} is held: {reason}")
@@ -105,18 +105,18 @@ def hold(
 
 @app.command()
 def release(uuid: Object) -> None:
-    """End an object's hold."""
+    """Remove the hold of an object."""
     with _client() as dm:
         found = dm.release(_uuid(uuid))
-    print(f"{found.machine}:{found.path}/{found.filename} is not held")
+    print(f"{found.machine}:{found.path}/{found.filename} is no longer held")
 
 
 @app.command()
 def lifetime(
     uuid: Object,
-    duration: Annotated[str, typer.Argument(metavar="DURATION", help="From now on, such as 30d; never: for ever.")],
+    duration: Annotated[str, typer.Argument(metavar="DURATION", help="Duration from now, such as 30d, or never.")],
 ) -> None:
-    """Say how long an object is wanted; rules with `expired = true` ask for that."""
+    """Set the lifetime of an object, which rules with `expired = true` evaluate."""
     with _client() as dm:
         found = dm.set_lifetime(_uuid(uuid), None if duration == "never" else duration)
     until = "does not expire" if found.expires_at is None else f"expires {found.expires_at:%Y-%m-%d %H:%M:%S %Z}"
@@ -127,13 +127,14 @@ def lifetime(
 def restore(
     uuid: Object,
     spare_for: Annotated[
-        str | None, typer.Option("--for", metavar="DURATION", help="How long the rule leaves it alone; default 30d.")
+        str | None,
+        typer.Option("--for", metavar="DURATION", help="Time for which the rule skips the object; default: 30d."),
     ] = None,
 ) -> None:
-    """Take an object back from the rule that marked it; one that it archived is activated. Deleted ones are gone."""
+    """Remove the mark of an object, or activate an object that a rule archived. Deleted objects cannot be restored."""
     with _client() as dm:
         task = dm.restore(_uuid(uuid), spare_for)
-    print(f"{uuid} is taken back" if task is None else f"{uuid} comes back with task {task}")
+    print(f"{uuid} restored" if task is None else f"{uuid} is being activated by task {task}")
 
 
 def _client() -> RetentionClient:
@@ -144,7 +145,7 @@ def _uuid(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise InvalidRequest(f"{text!r} is no identifier") from None
+        raise InvalidRequest(f"{text!r} is not a valid identifier") from None
 
 
 def _objects(counts: list[dict[str, Any]], verdict: str) -> int:
@@ -155,14 +156,14 @@ def _print_run(found: RetentionRun) -> None:
     print(f"run {found.run}: {found.status}{' (dry run)' if found.dry_run else ''}")
     if found.error is not None:
         print(f"  {found.error}")
-    print(f"  {found.bytes_freed:,} bytes freed, {found.pending:,} objects still under way")
+    print(f"  {found.bytes_freed:,} bytes freed, {found.pending:,} objects pending")
     _print_counts(found.counts)
     _print_lines(found.lines, truncated=found.truncated)
 
 
 def _print_counts(counts: list[dict[str, Any]]) -> None:
     if not counts:
-        print("no rule selects anything")
+        print("no rule selects any object")
         return
     table = Listing("rule", "action", "what", "why", "objects", "bytes")
     for one in counts:

@@ -1,4 +1,4 @@
-"""`dm schedule …`: what is fetched again and again."""
+"""`dm schedule …`: recurring downloads."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from datamanager.cli.tables import Listing
 from datamanager.client import Client
 from datamanager.settings import load_settings
 
-app = typer.Typer(help="Schedules: URLs that are fetched again and again.", no_args_is_help=True)
+app = typer.Typer(help="Manage recurring downloads.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="SCHEDULE", help="The schedule's identifier.")]
 
 
 @app.command()
 def add(
-    url: Annotated[str, typer.Argument(metavar="URL", help="What to fetch; may hold times: {date:%Y%m%d}.")],
-    machine: Annotated[str, typer.Argument(metavar="MACHINE", help="Where it is to go.")],
-    filename: Annotated[str, typer.Argument(metavar="NAME", help="The versions' name: forecast-{date:%Y%m%d%H}.nc.")],
-    path: Annotated[str, typer.Option(help="The directory there; may hold times too.")] = "",
-    interval: Annotated[str | None, typer.Option(help="How often: 15m, 6h, 1d.")] = None,
-    cron: Annotated[str | None, typer.Option(help='Instead of the interval: "0 */6 * * *", UTC.')] = None,
-    keep: Annotated[int | None, typer.Option(min=1, help="How many versions stay; default all.")] = None,
-    group: Annotated[str, typer.Option(help="What the versions belong to.")] = "",
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL; may contain the scheduled time: {date:%Y%m%d}.")],
+    machine: Annotated[str, typer.Argument(metavar="MACHINE", help="Destination machine.")],
+    filename: Annotated[str, typer.Argument(metavar="NAME", help="File name, such as forecast-{date:%Y%m%d%H}.nc.")],
+    path: Annotated[str, typer.Option(help="Destination directory; may contain the scheduled time too.")] = "",
+    interval: Annotated[str | None, typer.Option(help="Interval between downloads: 15m, 6h, 1d.")] = None,
+    cron: Annotated[
+        str | None, typer.Option(help='Cron expression (UTC), instead of --interval: "0 */6 * * *".')
+    ] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Number of versions to keep; default: all.")] = None,
+    group: Annotated[str, typer.Option(help="Group of the objects.")] = "",
     credential: Annotated[str | None, typer.Option(help="Name of a stored credential.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of getexternal. Repeatable.")
     ] = None,
-    again: Annotated[bool, typer.Option("--even-unchanged", help="Fetch also what has not changed.")] = False,
+    again: Annotated[bool, typer.Option("--even-unchanged", help="Download even if the source is unchanged.")] = False,
 ) -> None:
-    """Fetch a URL again and again."""
+    """Create a schedule that downloads a URL at regular times."""
     options = dict(_option(text) for text in option or [])
     if credential is not None:
         options["credential"] = credential
@@ -43,14 +45,14 @@ def add(
 
 @app.command("list")
 def list_schedules() -> None:
-    """List all schedules, oldest first."""
+    """List schedules, oldest first."""
     with _client() as dm:
         _show(dm.schedules())
 
 
 @app.command()
 def show(schedule: Id) -> None:
-    """Show a schedule and what came of its last moments."""
+    """Show a schedule and the results of its latest runs."""
     with _client() as dm:
         found = dm.schedule(schedule)
     _show([found])
@@ -59,14 +61,14 @@ def show(schedule: Id) -> None:
 
 @app.command()
 def pause(schedule: Id) -> None:
-    """Let a schedule rest."""
+    """Pause a schedule."""
     with _client() as dm:
         _show([dm.change_schedule(schedule, "pause")])
 
 
 @app.command()
 def resume(schedule: Id) -> None:
-    """Let a schedule go on."""
+    """Resume a schedule."""
     with _client() as dm:
         _show([dm.change_schedule(schedule, "resume")])
 
@@ -75,10 +77,10 @@ def resume(schedule: Id) -> None:
 def run(
     schedule: Id,
     moment: Annotated[
-        str | None, typer.Option(help="The scheduled time that is meant, such as 2026-01-31T06:00:00Z; default now.")
+        str | None, typer.Option(help="Scheduled time to run for, such as 2026-01-31T06:00:00Z; default: now.")
     ] = None,
 ) -> None:
-    """Fetch once besides the ordinary times: now, or a moment that is over."""
+    """Run a schedule once: for the current time, or for a scheduled time in the past."""
     with _client() as dm:
         found = dm.run_schedule(schedule, moment)
     _show([found])
@@ -88,7 +90,7 @@ def run(
 
 @app.command()
 def remove(schedule: Id) -> None:
-    """Remove a schedule; its versions stay."""
+    """Delete a schedule; the objects that it created are kept."""
     with _client() as dm:
         dm.remove_schedule(schedule)
     print(f"{schedule} removed")

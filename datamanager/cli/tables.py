@@ -1,4 +1,4 @@
-"""Tables on standard output. Cells are whole, however narrow the terminal: identifiers are there to be copied."""
+"""Tables on standard output. Cells are never truncated, so that identifiers can be copied."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from rich.text import Text
 from datamanager.transports.paths import shown
 
 _WIDEST = 100_000
-"""Characters of a line: what a terminal can't hold it wraps itself, and a pipe gets a line a row."""
+"""Characters per line: a terminal wraps longer lines itself, and a pipe gets one line per row."""
 
 
 class Listing:
-    """A table that is filled, then printed."""
+    """A table with a header row."""
 
     def __init__(self, *headers: str) -> None:
         self._table = Table(*(Column(header, no_wrap=True) for header in headers), box=None, pad_edge=False)
 
     def add(self, *cells: object) -> None:
-        """Add a row; None is an empty cell. What a name holds is no markup, nor a control sequence for the terminal."""
+        """Add a row; None is an empty cell. Markup and control characters in a cell are printed as text."""
         texts = ["" if cell is None else str(cell) for cell in cells]
         self._table.add_row(*(Text(text if text.isprintable() else shown(text)) for text in texts))
 
     def print(self) -> None:
-        """Print it."""
+        """Print the table."""
         Console(width=_WIDEST).print(self._table)

@@ -1,4 +1,4 @@
-"""`dm task …`: what is under way, and how to stop it, hold it back and let it go on."""
+"""`dm task …`: list, show, cancel, pause and resume tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datamanager.cli.tables import Listing
 from datamanager.client import Client, Task
 from datamanager.settings import load_settings
 
-app = typer.Typer(help="Tasks: transfers that were asked for.", no_args_is_help=True)
+app = typer.Typer(help="Manage tasks (transfers).", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="TASK", help="The task's identifier.")]
 FILTERS = ("status", "kind", "phase", "priority", "machine", "group", "object", "since", "until")
 
@@ -20,11 +20,12 @@ FILTERS = ("status", "kind", "phase", "priority", "machine", "group", "object", 
 @app.command("list")
 def list_tasks(
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME=VALUE", help=f"A filter: {', '.join(FILTERS)}.")
+        list[str] | None,
+        typer.Option("--only", metavar="NAME=VALUE", help=f"Filter: {', '.join(FILTERS)}. Repeatable."),
     ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many at most.")] = 20,
+    count: Annotated[int, typer.Option("--count", min=1, help="Maximum number of tasks.")] = 20,
 ) -> None:
-    """List tasks, the newest first."""
+    """List tasks, newest first."""
     filters = dict(_filter(text) for text in only or [])
     with _client() as dm:
         _show(islice(dm.tasks(limit=min(count, 1000), **filters), count))
@@ -32,28 +33,28 @@ def list_tasks(
 
 @app.command()
 def status(task: Id) -> None:
-    """Show how a task fares."""
+    """Show the status of a task."""
     with _client() as dm:
         _show([dm.status(task)])
 
 
 @app.command()
 def cancel(task: Id) -> None:
-    """End a task; its source stays, and what it has moved goes."""
+    """Cancel a task; its source is kept, transferred data is removed."""
     with _client() as dm:
         _show([dm.cancel(task)])
 
 
 @app.command()
 def pause(task: Id) -> None:
-    """Hold a task back; what it has moved is kept."""
+    """Pause a task; transferred data is kept."""
     with _client() as dm:
         _show([dm.pause(task)])
 
 
 @app.command()
 def resume(task: Id) -> None:
-    """Let a paused task go on where it was."""
+    """Resume a paused task."""
     with _client() as dm:
         _show([dm.resume(task)])
 

@@ -1,4 +1,4 @@
-"""The README's first session, on SQLite alone and on PostgreSQL with RabbitMQ: every answer as the contract says."""
+"""The operations of the README's first session, on both databases: every answer as the contract says."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tests.support.site import Site, write_machines
 from tests.support.sshd import PrivateSshd
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SESSION = README.split("## A first session")[1].split("## The way of a request")[0]
+SESSION = README.split("## First session")[1].split("## Documentation")[0]
 
 
 def blocks(language: str) -> str:
@@ -28,7 +28,7 @@ def blocks(language: str) -> str:
 
 
 class Reader:
-    """Somebody who reads the README: a home folder, a shell, a service with the machines localhost and archer2."""
+    """A reader of the README: a home folder, a shell, a service with the machines localhost and archer2."""
 
     def __init__(self, home: Path, prefect_api_url: str, server: PrivateSshd) -> None:
         self.home = home
@@ -43,7 +43,7 @@ class Reader:
         self.site = Site(DataManagerService(home / ".dm", env), folders)
 
     def as_printed(self, code: str) -> str:
-        """Put the test's ports where the README has the usual ones."""
+        """Replace the default ports of the README by those of the test."""
         code = code.replace("http://127.0.0.1:5000", self.site.service.url)
         return re.sub(r"\b8000\b", str(self.web_port), code)
 
@@ -57,12 +57,12 @@ def reader(
         yield reader
 
 
-def test_the_shell_session_works_as_printed(reader: Reader) -> None:
+def test_readme_shell_session_works_as_printed(reader: Reader) -> None:
     find_program("curl")
     script = "set -eu\n" + reader.as_printed(blocks("sh")) + '\nprintf "\\n%s %s %s\\n" "$ID" "$COPY" "$FETCHED"\n'
     done = subprocess.run(
         [find_program("bash"), "-c", script],
-        env=clean_environment(HOME=str(reader.home)),
+        env=clean_environment(HOME=str(reader.home), DM_PORT=str(reader.site.service.port)),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -81,7 +81,7 @@ def test_the_shell_session_works_as_printed(reader: Reader) -> None:
     assert site.read("archer2", "weather/june-again.nc") == data
 
 
-def test_the_python_session_works_after_it(reader: Reader) -> None:
+def test_readme_python_session_works_after_it(reader: Reader) -> None:
     script = reader.as_printed(blocks("python"))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("sha256:"), done

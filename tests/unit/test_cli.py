@@ -56,6 +56,7 @@ def machines(tmp_path: Path) -> dict[str, str]:
 
 def test_every_setting_is_described_and_a_flag() -> None:
     assert list(SETTINGS) == list(Settings.model_fields)
+    assert all(SETTINGS.values())
     shown = CliRunner().invoke(cli.app, ["up", "--help"], env={"COLUMNS": "200"}).output
     for name in Settings.model_fields:
         assert flag(name) in shown

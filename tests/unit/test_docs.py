@@ -1,9 +1,10 @@
-"""What the documents say exists: settings, machine keys, commands, links."""
+"""The documents are true to the code: settings, machine keys, commands, links, citations; and they fit a screen."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,32 @@ from datamanager.machines import Machine, parse_machines
 from datamanager.settings import CREDENTIAL, Settings
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PACKAGES = ("datamanager", "models", "api", "flows", "deployments", "tests", "benchmarks")
+LINE_MAX = 120
+
+CITATION = re.compile(r"(?<![\w./:\"'-])(?:docs/[\w./-]*\w|[\w./-]*\w\.md\b)")
+"""A path below docs/, or the name of a Markdown file; neither a part of a URL nor a string of the code."""
+FENCE = re.compile(r"^\s*```.*?^\s*```", re.DOTALL | re.MULTILINE)
 
 
-def table(name: str) -> list[list[str]]:
-    """Return the rows of a marked table of the README, without its head."""
-    between = README.split(f"<!-- {name}:")[1].split(f"<!-- end of {name} -->")[0]
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def name_of(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
+
+
+def table(page: str, name: str) -> list[list[str]]:
+    """Return the rows of a marked table of a reference page, without its head."""
+    between = read(ROOT / "docs/reference" / page).split(f"<!-- {name}:")[1].split(f"<!-- end of {name} -->")[0]
     rows = [line for line in between.splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
 
 def shown(value: Any) -> str:
-    """Return how a default stands in the tables."""
+    """Return a default as the tables show it."""
     if value is None or value == ():
         return "–"
     if isinstance(value, timedelta):
@@ -40,31 +54,32 @@ def shown(value: Any) -> str:
 
 
 def settings_rows() -> list[list[str]]:
-    """Return what the README's table of settings must be."""
+    """Return the rows that the table of settings must have."""
     return [
         [f"`DM_{name.upper()}`", shown(field.get_default(call_default_factory=True)), SETTINGS[name]]
         for name, field in Settings.model_fields.items()
     ]
 
 
-def test_the_table_of_settings_is_what_the_code_knows() -> None:
-    assert table("settings") == settings_rows()
+def test_settings_page_matches_the_code() -> None:
+    assert table("settings.md", "settings") == settings_rows()
 
 
-def test_the_table_of_machine_keys_is_what_the_code_knows() -> None:
+def test_machines_page_matches_the_code() -> None:
     expected = [
         [f"`{name}`", "required" if field.is_required() else shown(field.default)]
         for name, field in Machine.model_fields.items()
         if name != "name"
     ]
-    assert [row[:2] for row in table("machines")] == expected
-    assert all(row[2] for row in table("machines"))
+    rows = table("machines.md", "machines")
+    assert [row[:2] for row in rows] == expected
+    assert all(row[2] for row in rows)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_variable_that_is_named_exists(document: Path) -> None:
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_document_names_existing_variables(document: Path) -> None:
     known = {f"DM_{name.upper()}" for name in Settings.model_fields} | {f"{CREDENTIAL}WEATHER"}
-    named = set(re.findall(r"\bDM_[A-Z][A-Z_]*\b", document.read_text(encoding="utf-8")))
+    named = set(re.findall(r"\bDM_[A-Z][A-Z_]*\b", read(document)))
     prefixes = {name for name in named if name.endswith("_")}  # `DM_KEEP_…`
     assert {name for name in named - known - prefixes if not name.startswith("DM_TEST_")} == set()
     assert all(any(name.startswith(prefix) for name in known) for prefix in prefixes)
@@ -79,21 +94,53 @@ def commands() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_command_that_is_named_exists(document: Path) -> None:
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_document_names_existing_commands(document: Path) -> None:
     known = commands()
     groups = {name.split()[0] for name in known if " " in name}
-    for first, second in re.findall(r"(?:`|\$ |bin/)dm ([a-z]+)(?: ([a-z]+))?", document.read_text(encoding="utf-8")):
+    for first, second in re.findall(r"(?:`|\$ |bin/)dm ([a-z]+)(?: ([a-z]+))?", read(document)):
         assert (f"{first} {second}".strip() if first in groups else first) in known
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_file_that_is_linked_exists(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
-        assert (document.parent / target).exists(), target
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", read(document)), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_example_machine_can_be_configured() -> None:
-    example = README.split("```toml\n")[1].split("```")[0]
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_document_links_to_existing_files_and_headings(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", read(document)):
+        file = document.parent / target if target else document
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_document_lines_fit_a_screen(document: Path) -> None:
+    prose = [line for line in FENCE.sub("", read(document)).splitlines() if not line.startswith("|")]  # a row is a line
+    assert [line for line in prose if len(line) > LINE_MAX] == []
+
+
+def citing_files() -> Iterator[Path]:
+    """Yield every file that may cite a document: documents, code, and what builds, tests and runs it."""
+    yield from DOCUMENTS
+    yield from (ROOT / "Makefile", ROOT / ".ci/run", ROOT / "pyproject.toml", ROOT / "prefect.yaml")
+    for package in PACKAGES:
+        yield from (path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+
+
+def test_cited_documents_exist() -> None:
+    missing = {
+        f"{path.relative_to(ROOT)}: {cited}"
+        for path in citing_files()
+        for cited in CITATION.findall(path.read_text(encoding="utf-8", errors="ignore"))
+        if not any(list(folder.glob(f"{cited}*")) for folder in (ROOT, path.parent))
+    }
+    assert missing == set()
+
+
+def test_readme_example_machine_can_be_configured() -> None:
+    example = read(ROOT / "README.md").split("```toml\n")[1].split("```")[0]
     assert tomllib.loads(example)
     assert list(parse_machines(example, "README.md")) == ["archer2"]
