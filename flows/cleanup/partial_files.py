@@ -19,10 +19,10 @@ from datamanager.engine.path_confinement import confined
 from datamanager.errors import DataManagerError, PathMissing
 from flows.runtime.services import Services
 from models.batches import results as batch_results
-from models.batches.items import select_items
 from models.database import now
 from models.tables import Transfer, TransferItem
 from models.transfers import cancel_pause, outcomes
+from models.transfers.items import select_items
 
 AT_ONCE = 20
 """Transfers that are cleared up in one go."""
@@ -101,7 +101,7 @@ def _gone(parts: Services, machine: str, names: Sequence[tuple[Place, str]]) -> 
                     directories[directory] = posixpath.dirname(confined(session, configured, place.path, follow=False))
                 paths.append(posixpath.join(directories[directory], name))
             gone = True
-            for _, error in session.many.remove(paths):
+            for _, error in session.bulk.remove(paths):
                 if error is not None and not isinstance(error, PathMissing):
                     log.info("%s: a partial file stays for now: %s", machine, error.detail)
                     gone = False
