@@ -133,8 +133,7 @@ class Machine(BaseModel):
     @field_validator("archive_dir")
     @classmethod
     def _archive_dir_is_below(cls, value: str) -> str:
-        parts = value.split("/")
-        if not value or value.startswith("/") or "\0" in value or {"", ".", ".."} & set(parts):
+        if not _is_below(value):
             raise ValueError("must be a path below base_dir, without '.' and '..'")
         return value
 
@@ -142,8 +141,7 @@ class Machine(BaseModel):
     @classmethod
     def _prefixes_are_below(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for prefix in value:
-            parts = prefix.rstrip("/").split("/")
-            if prefix != "." and (prefix.startswith("/") or "\0" in prefix or {"", ".", ".."} & set(parts)):
+            if prefix != "." and not _is_below(prefix.rstrip("/")):
                 raise ValueError(f'{prefix!r} must be a path below base_dir without "." and "..", or "." for all of it')
         return tuple("" if prefix == "." else prefix.rstrip("/") for prefix in value)
 
@@ -179,6 +177,10 @@ class Machine(BaseModel):
                 if getattr(self, key) is not None:
                     raise ValueError(f'{key}: does not go with transport = "local"')
         return self
+
+
+def _is_below(path: str) -> bool:
+    return "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import structlog
@@ -11,6 +10,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.states import Verified
 from datamanager.engine.path_confinement import confined, relative
+from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import (
     ConnectionLost,
     MachineUnavailable,
@@ -62,15 +62,7 @@ def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -
     facts = Facts(found.size, verified=Verified.SIZE)
     if request.verify == "stat":
         return facts
-    digest = session.digest(path) or _read_back(session, path)
+    digest = stored_sha256(session, path)
     if session.stat(path) != found:
         raise SourceChanged(f"{place} changed while it was hashed")
     return replace(facts, checksum=f"sha256:{digest}", verified=Verified.SHA256)
-
-
-def _read_back(session: Session, path: str) -> str:
-    digest = hashlib.sha256()
-    with session.open_read(path) as reader:
-        for block in reader.blocks():
-            digest.update(block)
-    return digest.hexdigest()

@@ -33,15 +33,15 @@ class StoppableStorage:
             yield session
 
     @contextmanager
-    def pair(self, check: Check = no_check) -> Iterator[tuple[Session, Session]]:
+    def session_pair(self, check: Check = no_check) -> Iterator[tuple[Session, Session]]:
         """Lend two sessions together; see the port."""
-        with self._storage.pair(self._both(check)) as sessions, self._control.using(sessions):
+        with self._storage.session_pair(self._both(check)) as sessions, self._control.using(sessions):
             yield sessions
 
     @contextmanager
-    def spare(self, count: int) -> Iterator[list[Session]]:
+    def extra_sessions(self, count: int) -> Iterator[list[Session]]:
         """Lend up to `count` further sessions without waiting; see the port."""
-        with self._storage.spare(count) as sessions, self._control.using(sessions):
+        with self._storage.extra_sessions(count) as sessions, self._control.using(sessions):
             yield sessions
 
     def close(self) -> None:

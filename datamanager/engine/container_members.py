@@ -31,7 +31,7 @@ class Pieces:
     """See `engine.chunk.Source`. The pieces are known by paths, as if the larger file were a directory."""
 
     def __init__(self, many: ManyPieces) -> None:
-        self.many = many
+        self.bulk = many
 
     def real_path(self, path: str) -> str:
         """Return the path: there are no links."""

@@ -43,7 +43,7 @@ def why_not_proved(
             return None if size is not None else f'{end.place} is of unknown size; prove = "checksum" would read it'
         if end.machine.stage_poll:
             words = [word.replace("{path}", path) for word in end.machine.stage_poll]
-            if session.run(words, control.watch) != 0:
+            if session.programs.run(words, control.watch) != 0:
                 return f'{end.place} is on tape; prove = "size" would do without reading it'
         try:
             if stored_sha256(session, path, control.watch) != sha256:

@@ -19,7 +19,7 @@ def lent(job: Job) -> Iterator[tuple[Session, Session]]:
     opposite directions can't wait for each other for ever. Two of one machine are lent together for the same reason."""
     origin, target = job.origin.storage, job.target.storage
     if origin is target:
-        with origin.pair() as both:
+        with origin.session_pair() as both:
             yield both
     elif origin.machine < target.machine:
         with origin.session() as source, target.session() as sink:

@@ -62,7 +62,7 @@ class Looks(Protocol):
         ...
 
     @property
-    def many(self) -> LooksMany:
+    def bulk(self) -> LooksMany:
         """Look at many names at once."""
         ...
 
@@ -131,10 +131,10 @@ def make(session: Session, directories: Sequence[Directory]) -> dict[str, Transp
             levels[path.count("/")].add(path)
     for _, paths in sorted(levels.items()):
         level = sorted(path for path in paths if posixpath.dirname(path) not in faults)
-        faults |= {level[index]: fault for index, fault in session.many.make_dir(level) if fault is not None}
+        faults |= {level[index]: fault for index, fault in session.bulk.make_dir(level) if fault is not None}
         faults |= {path: faults[posixpath.dirname(path)] for path in paths.difference(level)}
     made = [one.path for one in directories if one.missing and one.path not in faults]
-    for index, now in session.many.real_path(made):
+    for index, now in session.bulk.real_path(made):
         if now != made[index]:
             faults[made[index]] = RemoteFailure(f"{shown(made[index])}: changed while it was looked at")
     return faults
@@ -195,9 +195,9 @@ def _real_paths(
 ) -> dict[str, str | DataManagerError]:
     """Resolve what exists; PathMissing for what does not, and can be made."""
     paths = [posixpath.join(base, place) for place in places]
-    looked: dict[str, str | DataManagerError] = {places[index]: found for index, found in session.many.real_path(paths)}
+    looked: dict[str, str | DataManagerError] = {places[index]: found for index, found in session.bulk.real_path(paths)}
     missing = [place for place in places if isinstance(looked[place], PathMissing)]
-    for index, found in session.many.lstat([posixpath.join(base, place) for place in missing]):
+    for index, found in session.bulk.lstat([posixpath.join(base, place) for place in missing]):
         place = missing[index]
         # a dangling link is no missing directory: making it would write wherever it points
         if isinstance(found, FileStat) and found.kind is FileKind.SYMLINK:

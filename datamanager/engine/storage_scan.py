@@ -68,7 +68,7 @@ def look_at(session: Session, machine: Machine, rows: Sequence[Expected]) -> lis
             paths[index] = posixpath.join(found.path, posixpath.basename(row.place))
     indices = list(paths)
     links = list[int]()
-    with closing(session.many.lstat(list(paths.values()))) as results:
+    with closing(session.bulk.lstat(list(paths.values()))) as results:
         for number, stat in results:
             index = indices[number]
             if isinstance(stat, FileStat) and stat.kind is FileKind.SYMLINK:
@@ -89,7 +89,7 @@ def digests(
     are read back. `progress` is called now and then, and may raise. Raises: what breaks the connection.
     """
     few = [index for index, look in enumerate(looks) if (look.size or 0) <= small]
-    with closing(session.many.digest([looks[index].path for index in few], small)) as results:
+    with closing(session.bulk.digest([looks[index].path for index in few], small)) as results:
         for number, found in results:
             progress(0)
             yield few[number], _hashed(looks[few[number]], found)
@@ -109,7 +109,7 @@ def look_at_paths(session: Session, machine: Machine, paths: Sequence[str]) -> l
     """
     base = real_base(session, machine)
     looks = list[Look]([_NOTHING] * len(paths))
-    with closing(session.many.lstat([posixpath.join(base, path) for path in paths])) as results:
+    with closing(session.bulk.lstat([posixpath.join(base, path) for path in paths])) as results:
         for index, stat in results:
             if isinstance(stat, FileStat) and stat.kind is FileKind.FILE:
                 looks[index] = Look(Sight.FILE, stat.size, stat.mtime, posixpath.join(base, paths[index]))

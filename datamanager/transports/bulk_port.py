@@ -18,22 +18,18 @@ from datamanager.transports.values import FileStat, NewFile, SmallFile
 
 R = TypeVar("R")
 
-Sync = Callable[[Sequence[str]], bool]
-"""Put what was written on the file systems of these directories on stable storage; False when the machine can't. To be
-called once."""
+Sync = Callable[[Sequence[str]], None]
+"""Puts what was written on the file systems of these directories on stable storage. To be called once. Raises:
+NotSupported when the machine can't."""
 
 Results = Generator[tuple[int, R], None, None]
 """Each result with the index of what was asked; `close` leaves early."""
 
-IN_FLIGHT = 64
-"""Open files at once on a machine that does not say how many it allows."""
 MOST_IN_FLIGHT = 256
 """Open files at once on any machine."""
-MEMORY = 32 * 1024 * 1024
-"""Bytes of files that are read at once."""
 
 
-class Many(Protocol):
+class Bulk(Protocol):
     """One session's work on many small files."""
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
@@ -65,12 +61,12 @@ class Many(Protocol):
         """
         ...
 
-    def unpack(self, files: Iterable[NewFile], directory: str) -> bool:
+    def unpack(self, files: Iterable[NewFile], directory: str) -> None:
         """Do what `write` does by one tar stream to a program on the machine; all paths lie below `directory`.
 
-        `files` is read as the stream is sent. False when the machine can't (no shell, no GNU tar; `files` was not
-        touched then), or when the program did not end well: the caller then removes what there may be of these names,
-        and writes.
+        `files` is read as the stream is sent. Raises: NotSupported when the machine can't (no shell, no GNU tar;
+        `files` was not touched then), or when the program did not end well: the caller then removes what there may be
+        of these names, and writes.
         """
         ...
 

@@ -7,9 +7,11 @@ itself. So a channel notes since when it is blocked, and a watchdog (see `pool`)
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from datamanager.errors import ConnectionLost, MachineUnavailable, TransportError, TransportTimeout
 from datamanager.transports.values import Bytes
@@ -21,41 +23,62 @@ SLOW = 10.0
 the server, an unpacking tar."""
 
 
-class RemoteProgram(Protocol):
+class RemoteProgram(abc.ABC):
     """A program that runs on the machine, used by one thread.
 
     Leaving the context closes its channel and its standard input; that alone does not end one that reads neither.
     """
 
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        """How many seconds `write` waits for a byte to be taken."""
+
+    @abc.abstractmethod
     def read(self, timeout: float) -> bytes | None:
         """Return the next piece of its standard output, `b""` at the end, None when none came for `timeout` seconds."""
-        ...
 
     def write(self, data: Bytes) -> None:
         """Write all of `data` to its standard input, blocking; `data` may be reused when this returns.
 
-        Output that nobody reads meanwhile can block the program. Raises: TransportTimeout when it takes no byte for the
-        channel's patience; ConnectionLost; RemoteFailure when its input is closed at either end.
+        Output that nobody reads meanwhile can block the program. Raises: TransportTimeout when it takes no byte for
+        `patience` seconds; ConnectionLost; RemoteFailure when its input is closed at either end.
         """
-        ...
+        rest = memoryview(data).cast("B")
+        while rest:
+            sent = self._send(rest, self.patience)
+            if not sent:
+                raise TransportTimeout(f"the program took no byte of its input for {self.patience:g} seconds")
+            rest = rest[sent:]
 
     def write_some(self, data: Bytes) -> int:
-        """Write what is taken without waiting and return how many bytes that are, maybe 0. Raises: as `write`."""
-        ...
+        """Write what is taken without waiting and return how many bytes that are, maybe 0. Raises: as `write`.
 
+        The session's thread may be at work beside this one.
+        """
+        return self._send(memoryview(data).cast("B"), 0.0)
+
+    @abc.abstractmethod
     def close_input(self) -> None:
         """End its standard input. Idempotent. Raises: ConnectionLost, RemoteFailure."""
-        ...
 
+    @abc.abstractmethod
     def exit_status(self) -> int | None:
         """Return its exit status once its output has ended, or None if it was killed or the connection went first."""
-        ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._close()
+
+    @abc.abstractmethod
+    def _send(self, data: memoryview, timeout: float) -> int:
+        """Send what is taken within `timeout` seconds and return how many bytes that are, maybe 0. Raises: as `write`,
+        but for TransportTimeout."""
+
+    @abc.abstractmethod
+    def _close(self) -> None:
+        """Free all that it holds."""
 
 
 class Channel(abc.ABC):
@@ -105,6 +128,15 @@ class Channel(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """End the stream and free all that it holds. Idempotent."""
+
+    @contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Let the watchdog see that a byte is waited for inside."""
+        self.blocked_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.blocked_since = None
 
     def start_error(self, cause: TransportError) -> TransportError:
         """Say why the stream ended before the server's first word."""

@@ -1,8 +1,10 @@
 """The port: what the engine asks of a machine's storage, and nothing more.
 
-A `Storage` belongs to one machine and lends `Session`s; a session is used by one thread at a time. Paths are absolute
-strings on the machine; bytes that are not UTF-8 travel as surrogate escapes (PEP 383). Names are never interpreted: a
-name may begin with a dash, or hold quotes, newlines and `$(id)`.
+A `Storage` belongs to one machine and is a bounded pool of `Session`s; a session is used by one thread at a time. A
+session has verbs for files, `bulk` for many small files at once (see `bulk_port`), and `programs` for what the machine
+does by itself. Paths are absolute strings on the machine; bytes that are not UTF-8 travel as surrogate escapes (PEP
+383). Names are never interpreted: a name may begin with a dash, or hold quotes, newlines and `$(id)`. Sizes and offsets
+are bytes, times are seconds.
 
 Every method may raise `MachineUnavailable`, `ConnectionLost`, `TransportTimeout` (retryable), `AuthenticationFailed`,
 `HostKeyMismatch`, `PermissionDenied`, `NoSpace` or `RemoteFailure`; docstrings name only what is particular to a
@@ -15,12 +17,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from datamanager.transports.bulk_port import Many
+from datamanager.transports.bulk_port import Bulk
 from datamanager.transports.values import (
     Bytes,
     Check,
     CurlExit,
-    Features,
     FileStat,
     NextRange,
     Progress,
@@ -31,7 +32,7 @@ from datamanager.transports.values import (
 
 
 class Reader(Protocol):
-    """An open file, read in order with several reads in flight."""
+    """An open file, read in order with several reads in flight. Used by the session's thread."""
 
     def stat(self) -> FileStat:
         """Return the stat of the open file (not of whatever has its name now)."""
@@ -54,7 +55,10 @@ class Reader(Protocol):
 
 
 class Writer(Protocol):
-    """A file that is written, with several writes in flight."""
+    """A file that is written, with several writes in flight. Used by the session's thread.
+
+    The first failure is kept and raised again: a file of which a write failed is never called good.
+    """
 
     @property
     def unsettled(self) -> int | None:
@@ -80,65 +84,22 @@ class Writer(Protocol):
         ...
 
 
-class Follower(Protocol):
-    """The sha256 of a file that is still being written, computed by the machine from its storage beside the writing.
-
-    Used by one thread. Leaving its context ends what works on the machine, whatever the reason.
-    """
-
-    def advance(self, end: int) -> None:
-        """Say that all bytes before `end` are stored. Never waits for the hash; a machine that fails is told of by
-        `result`."""
-        ...
-
-    def result(self, progress: Progress) -> str | None:
-        """Return the lower-case hex sha256 of all bytes up to the last `end`, once it is there; None when the machine
-        failed at it. `progress` is called with 0 while it waits. Raises: what `progress` raises."""
-        ...
-
-
-class Curl(Protocol):
-    """A curl at work on the machine: one answer, whose body goes where it is told to. Used by one thread.
-
-    Leaving its context ends it, whatever the reason. While one waits, the `progress` it was begun with is called with
-    0; if that raises, so does the method.
-    """
-
-    def head(self, patience: float) -> bytes:
-        """Return the lines of the answer's next head, its empty last line included; fewer when the answer ends
-        before, or when they have no end within 1 MiB. Raises: TransportTimeout after `patience` seconds."""
-        ...
-
-    def same(self, count: int) -> bool:
-        """Say whether the body's next `count` bytes are the last ones of the file; if not, the answer is ended."""
-        ...
-
-    def store(self, most: int) -> None:
-        """Have what follows written behind the file's end, at most `most` bytes; return when the answer has ended, or
-        was ended for being longer. Raises: RemoteFailure when the file can't be written."""
-        ...
-
-    def send(self, most: int) -> Iterator[bytes]:
-        """Yield what follows, at most `most` bytes, until the answer has ended."""
-        ...
-
-    @property
-    def end(self) -> CurlExit | None:
-        """How it ended; None while it runs, or was ended by leaving its context."""
-        ...
-
-
 class Session(Protocol):
     """One thread's channel to a machine's storage."""
 
     @property
-    def features(self) -> Features:
-        """Say what this session can do."""
+    def round_trip(self) -> float:
+        """Seconds of the shortest round trip to the machine that this session has seen; 0 on this host."""
         ...
 
     @property
-    def round_trip(self) -> float:
-        """Seconds of the shortest round trip to the machine that this session has seen; 0 on this host."""
+    def bulk(self) -> Bulk:
+        """Work on many small files at once, over this session."""
+        ...
+
+    @property
+    def programs(self) -> Programs:
+        """What the machine does by itself, beside this session's own work."""
         ...
 
     def stat(self, path: str) -> FileStat:
@@ -154,7 +115,8 @@ class Session(Protocol):
         ...
 
     def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
-        """Yield (name, lstat) of each entry of a directory, without `.` and `..`. Raises: PathMissing."""
+        """Yield (name, lstat) of each entry of a directory, without `.` and `..`; an entry that goes away meanwhile may
+        be left out. Raises: PathMissing."""
         ...
 
     def make_dirs(self, path: str) -> None:
@@ -201,49 +163,70 @@ class Session(Protocol):
         """Set the permission bits (never setuid, setgid or sticky) and the modification time."""
         ...
 
-    def copy_within(
+    def abort(self) -> None:
+        """Break the session's connection: a thread that waits for the machine gets ConnectionLost at once.
+
+        From any thread; idempotent. Nothing on this host.
+        """
+        ...
+
+
+class Programs(Protocol):
+    """What a machine does by itself where it can, by its server or by a program there.
+
+    Every method raises NotSupported when the machine can't (no shell, no such program) or its program failed: the
+    caller then does the work over the session, or says that it can't be done. A program is ended before any other error
+    goes on, among them what `progress` raises. Used by the session's thread.
+    """
+
+    @property
+    def can_copy(self) -> bool:
+        """Say whether `copy` is worth planning; the first call may run a program on the machine to find out."""
+        ...
+
+    def copy(
         self,
         source: str,
         destination: str,
         progress: Progress = no_progress,
         beside: Sequence[Session] = (),
-    ) -> bool:
+    ) -> None:
         """Copy a file on the machine itself to a new name, created exclusively, and flush it.
 
-        Return False when the machine can't; nothing is done then. `progress` is told as ranges of at most 1 GiB are
-        done. `beside`: further sessions on the machine, lent to the caller, which may share the work.
-        Raises: PathMissing (source), PathExists (destination).
+        `progress` is called as ranges of at most 1 GiB are done. `beside`: further sessions on the machine, acquired by
+        the caller, which may share the work. Raises: NotSupported, and nothing is left at `destination`; PathMissing
+        (source), PathExists (destination).
         """
         ...
 
-    def digest(self, path: str, progress: Progress = no_progress) -> str | None:
-        """Return the lower-case hex sha256 that the machine itself computes from its storage, or None when it can't
-        (no shell, no program): the caller then reads the file back. `progress` is called with 0 while it waits,
-        so that it can stop the remote program by raising. Raises: PathMissing."""
-        ...
+    def digest(self, path: str, progress: Progress = no_progress) -> str:
+        """Return the lower-case hex sha256 that the machine itself computes from its storage.
 
-    def follow(self, path: str) -> AbstractContextManager[Follower | None]:
-        """Begin to hash a file that this session's user writes in order from its start; None when the machine can't.
-
-        Takes no turn of the session: it may read and write meanwhile.
+        `progress` is called with 0 while it works. Raises: PathMissing.
         """
         ...
 
-    def push(self, path: str, to: PushTarget, progress: Progress) -> bool:
+    def follow(self, path: str) -> AbstractContextManager[Follower]:
+        """Begin to hash a file that this session's user writes in order from its start.
+
+        Takes no turn of the session: it may read and write meanwhile. Raises, when entered: NotSupported.
+        """
+        ...
+
+    def push(self, path: str, to: PushTarget, progress: Progress) -> None:
         """Let the machine itself send a file to another machine (a third-party transfer), by the ssh there.
 
-        True once that ssh says that all was written; it is not yet on stable storage. False when it ended otherwise or
-        can't be run; the reason is logged, and what arrived is a prefix. `progress` is called with 0 while it works; if
-        it raises, the program is ended before the error goes on, and with it the one at the destination.
+        When this returns, all was written at the destination, but is not yet on stable storage there. After
+        NotSupported what arrived is a prefix. `progress` is called with 0 while it works; if it raises, the program is
+        ended before the error goes on, and with it the one at the destination.
         """
         ...
 
     def run(self, words: Sequence[str], progress: Progress = no_progress) -> int:
-        """Run a program on the machine and return its exit status; what it prints is thrown away.
+        """Run a program of the site's own on the machine and return its exit status; its output is dropped.
 
         `words` are the program and its arguments, never interpreted by a shell. `progress` is called with 0 while it
-        works; if it raises, the program is ended before the error goes on. Raises: RemoteFailure when it can't be run,
-        or was killed.
+        works. Raises: RemoteFailure when that program can't be run, or was killed.
         """
         ...
 
@@ -255,32 +238,68 @@ class Session(Protocol):
         path: str = "",
         start: int = 0,
         progress: Progress = no_progress,
-    ) -> AbstractContextManager[Curl]:
+    ) -> AbstractContextManager[RunningCurl]:
         """Begin to fetch a URL by the machine's own curl. Takes no turn of the session.
 
         `config` is curl's configuration, with its secrets; it is given to nothing but that curl. `authorities` are
         certificates (PEM) to trust instead of those that the machine trusts. `path` is where the body goes if it is to
         be stored: a file that does not exist yet, or, with `start`, one of that many bytes.
-
-        Raises: NotSupported when the machine has no shell, or no curl that will do.
         """
+        ...
+
+
+class Follower(Protocol):
+    """The sha256 of a file that is still being written, computed by the machine from its storage beside the writing.
+
+    Used by one thread. Leaving its context ends what works on the machine, whatever the reason.
+    """
+
+    def advance(self, end: int) -> None:
+        """Say that all bytes before `end` are stored. Never waits for the hash; `result` raises what went wrong."""
+        ...
+
+    def result(self, progress: Progress) -> str:
+        """Return the lower-case hex sha256 of all bytes up to the last `end`, once it is there.
+
+        `progress` is called with 0 while it waits. Raises: NotSupported when the machine failed at it; what `progress`
+        raises.
+        """
+        ...
+
+
+class RunningCurl(Protocol):
+    """A curl at work on the machine: one answer, whose body goes where it is told to. Used by one thread.
+
+    Leaving its context ends it, whatever the reason. While one waits, the `progress` it was begun with is called with
+    0; if that raises, so does the method.
+    """
+
+    def head(self, patience: float) -> bytes:
+        """Return the lines of the answer's next head, its empty last line included; fewer when the answer ends
+        before, or when they have no end within 1 MiB. Raises: TransportTimeout after `patience` seconds."""
+        ...
+
+    def same(self, count: int) -> bool:
+        """Say whether the body's next `count` bytes are the last ones of the file; if not, the answer is ended."""
+        ...
+
+    def store(self, most: int) -> None:
+        """Have what follows written behind the file's end, at most `most` bytes; return when the answer has ended, or
+        was ended for being longer. Raises: RemoteFailure when the file can't be written."""
+        ...
+
+    def send(self, most: int) -> Iterator[bytes]:
+        """Yield what follows, at most `most` bytes, until the answer has ended."""
         ...
 
     @property
-    def many(self) -> Many:
-        """Work on many small files at once, over this session."""
-        ...
-
-    def abort(self) -> None:
-        """Break the session's connection: a thread that waits for the machine gets ConnectionLost at once.
-
-        From any thread; idempotent. Nothing on this host.
-        """
+    def end(self) -> CurlExit | None:
+        """How it ended; None while it runs, or was ended by leaving its context."""
         ...
 
 
 class Storage(Protocol):
-    """One machine's storage: lends sessions from a bounded pool; safe to share between threads."""
+    """One machine's storage: a bounded pool of sessions. Safe to share between threads."""
 
     @property
     def machine(self) -> str:
@@ -288,26 +307,27 @@ class Storage(Protocol):
         ...
 
     def session(self, check: Check = no_check) -> AbstractContextManager[Session]:
-        """Lend a session; blocks while all are in use. A session whose connection broke is not lent again.
+        """Acquire a session, released with the context; blocks while all are in use, served in the order of asking. A
+        session whose connection broke is not used again.
 
-        Raises: what `check` raises while it waits for a place.
+        Raises: what `check` raises while it waits.
         """
         ...
 
-    def pair(self, check: Check = no_check) -> AbstractContextManager[tuple[Session, Session]]:
-        """Lend two sessions together (one reads, one writes); waits until both are free, holding neither meanwhile.
+    def session_pair(self, check: Check = no_check) -> AbstractContextManager[tuple[Session, Session]]:
+        """Acquire two sessions together (one reads, one writes); waits until both are free, holding neither meanwhile.
 
-        Where only one may be on loan, both are the same one. Raises: what `check` raises while it waits.
+        Where the machine allows one only, both are the same one. Raises: what `check` raises while it waits.
         """
         ...
 
-    def spare(self, count: int) -> AbstractContextManager[list[Session]]:
-        """Lend up to `count` further sessions, as many as can be had without waiting for others; maybe none.
+    def extra_sessions(self, count: int) -> AbstractContextManager[list[Session]]:
+        """Acquire up to `count` further sessions, as many as can be had without waiting for others; maybe none.
 
-        For one who has a session already: it never blocks on a place, so nobody can wait for another in a circle.
+        For a caller who has a session already: it never waits for others, so nobody can wait in a circle.
         """
         ...
 
     def close(self) -> None:
-        """Close every idle connection; sessions on loan are closed when they come back. Idempotent."""
+        """Close every idle connection; sessions in use are closed when they are released. Idempotent."""
         ...

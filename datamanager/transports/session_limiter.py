@@ -1,34 +1,41 @@
-"""How many sessions of a machine are on loan at once: bounded, and served in the order of asking."""
+"""How many sessions of a machine are in use at once: bounded, and served in the order of asking."""
 
 from __future__ import annotations
 
+import abc
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from datamanager.errors import MachineUnavailable
+from datamanager.errors import MachineUnavailable, TransportError
+from datamanager.machines import Machine
+from datamanager.transports.port import Session
 from datamanager.transports.values import Check, no_check
 
+_log = logging.getLogger(__name__)
+
 _LOOK = 0.2
-"""Seconds between two looks at whether to go on waiting."""
+"""Seconds between two looks at whether to continue waiting."""
 
 _FEW = 4
-"""Places of which none is kept free."""
+"""Sessions of which none is kept free."""
 
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """Somebody who waits; `refused`: why in vain."""
+    """One caller that waits; `refused`: why in vain."""
 
     refused: str | None = None
 
 
-class Loans:
-    """Counts places; safe to share between threads.
+class SessionLimiter:
+    """A semaphore with a queue; safe to share between threads.
 
-    Those who want two wait for both without holding one, so that two of them can't wait for each other; as nobody
+    Callers that want two wait for both without holding one, so that two of them can't wait for each other; as nobody
     overtakes them, they can't be left waiting either.
     """
 
@@ -37,75 +44,141 @@ class Loans:
         self._machine = machine
         self._changed = threading.Condition()
         self._waiting: deque[_Ticket] = deque()
-        self._taken = 0
+        self._in_use = 0
         self._closed = False
 
     @property
-    def taken(self) -> int:
-        """How many places are taken."""
+    def in_use(self) -> int:
+        """How many are acquired."""
         with self._changed:
-            return self._taken
+            return self._in_use
 
     @property
     def closed(self) -> bool:
-        """Whether no more places are given."""
+        """Whether no more can be acquired."""
         with self._changed:
             return self._closed
 
     @contextmanager
-    def places(self, count: int, check: Check = no_check) -> Iterator[None]:
-        """Take so many places, at most `most`; blocks until they are free.
+    def acquired(self, count: int, check: Check = no_check) -> Iterator[None]:
+        """Acquire so many, at most `most`, for the context; blocks until they are free.
 
-        Raises: MachineUnavailable once the loans are closed, also to those who wait, and to those who wait when
+        Raises: MachineUnavailable once the limiter is closed, also to callers that wait, and to callers that wait when
         `refuse_waiting` is called; what `check` raises meanwhile.
         """
         ticket = _Ticket()
         with self._changed:
             self._waiting.append(ticket)
             try:
-                while not (self._closed or (self._waiting[0] is ticket and self._taken + count <= self.most)):
+                while not (self._closed or (self._waiting[0] is ticket and self._in_use + count <= self.most)):
                     check()
                     self._changed.wait(_LOOK)
                     if ticket.refused is not None:
                         raise MachineUnavailable(ticket.refused)
                 if self._closed:
                     raise MachineUnavailable(f"{self._machine}: the storage is closed")
-                self._taken += count
+                self._in_use += count
             finally:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
         try:
             yield
         finally:
-            self.give_back(count)
+            self.release(count)
 
-    def take_free(self, count: int) -> int:
-        """Take up to so many places that nobody waits for, without waiting, and return how many: to be given back.
+    def try_acquire(self, count: int) -> int:
+        """Acquire up to so many that nobody waits for, without waiting, and return how many: to be released.
 
-        One stays free for the next who comes, where there are more than a few: a large transfer over a long path would
+        One stays free for the next caller, where there are more than a few: a large transfer over a long path would
         have them all for hours.
         """
         with self._changed:
-            free = self.most - (self.most > _FEW) - self._taken
-            taken = 0 if self._closed or self._waiting else max(0, min(count, free))
-            self._taken += taken
-            return taken
+            free = self.most - (self.most > _FEW) - self._in_use
+            acquired = 0 if self._closed or self._waiting else max(0, min(count, free))
+            self._in_use += acquired
+            return acquired
 
-    def give_back(self, count: int) -> None:
-        """Give back places that were taken by `take_free`."""
+    def release(self, count: int) -> None:
+        """Release what `try_acquire` acquired."""
         with self._changed:
-            self._taken -= count
+            self._in_use -= count
             self._changed.notify_all()
 
     def refuse_waiting(self, why: str) -> None:
-        """Let those who wait now wait no longer; who comes later asks anew."""
+        """End the wait of all callers that wait now; later ones ask anew."""
         with self._changed:
             for ticket in self._waiting:
                 ticket.refused = why
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Give no more places; those taken are given back as usual. Idempotent."""
+        """Let no more be acquired; those in use are released as usual. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+class BoundedStorage(abc.ABC):
+    """The port's Storage, of at most the machine's `max_connections` sessions in use. Safe to share between threads."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._limiter = SessionLimiter(machine.name, machine.max_connections)
+
+    @property
+    def machine(self) -> str:
+        """The machine's name."""
+        return self._machine.name
+
+    @property
+    def in_use(self) -> int:
+        """How many sessions are in use, or being made for a caller."""
+        return self._limiter.in_use
+
+    @contextmanager
+    def session(self, check: Check = no_check) -> Iterator[Session]:
+        """Acquire a session; see the port. Raises: MachineUnavailable, also after `close`."""
+        with self._limiter.acquired(1, check), self._pooled() as session:
+            yield session
+
+    @contextmanager
+    def session_pair(self, check: Check = no_check) -> Iterator[tuple[Session, Session]]:
+        """Acquire two sessions together; see the port."""
+        if self._limiter.most == 1:
+            with self.session(check) as session:
+                yield session, session
+            return
+        with self._limiter.acquired(2, check), self._pooled() as first, self._pooled() as second:
+            yield first, second
+
+    @contextmanager
+    def extra_sessions(self, count: int) -> Iterator[list[Session]]:
+        """Acquire up to `count` further sessions, made at the same time; one that can't be made is left out."""
+        with ExitStack() as stack:
+            acquired = self._limiter.try_acquire(count)
+            with ThreadPoolExecutor(max(1, acquired)) as makers:
+                asked = [makers.submit(stack.enter_context, self._extra()) for _ in range(acquired)]
+            sessions: list[Session] = []
+            for one in asked:
+                try:
+                    sessions.append(one.result())
+                except TransportError as exc:
+                    _log.info("%s: a further session could not be made: %s", self.machine, exc.detail)
+            yield sessions
+
+    def close(self) -> None:
+        """Let no more sessions be acquired. Idempotent."""
+        self._limiter.close()
+
+    @contextmanager
+    def _extra(self) -> Iterator[Session]:
+        """Use a session that was acquired before, and release it, also when it can't be made."""
+        try:
+            with self._pooled() as session:
+                yield session
+        finally:
+            self._limiter.release(1)
+
+    @abc.abstractmethod
+    def _pooled(self) -> AbstractContextManager[Session]:
+        """Take an idle session or make one, and put it back with the context. Its place in the limit is acquired."""

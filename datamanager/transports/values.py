@@ -60,18 +60,6 @@ class FileStat:
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
-    """What a session can do beyond the port's minimum; the plan is made from this."""
-
-    server_side_copy: bool = False
-    remote_digest: bool = False
-    fsync: bool = False
-    free_space: bool = False
-    atomic_no_replace: bool = False
-    """`rename(overwrite=False)` can't replace a name that appears in the last moment."""
-
-
-@dataclass(frozen=True, slots=True)
 class SmallFile:
     """A whole small file that was read: its stat and its bytes."""
 

@@ -56,7 +56,7 @@ def _is_gone(parts: Services, row: Bundle, epoch: int) -> bool:
         with parts.storages.get(row.machine).session() as session:
             final = confined(session, parts.machines[row.machine], row.place, follow=False)
             paths = [posixpath.join(posixpath.dirname(final), name) for name in names]
-            for index, error in session.many.remove(paths):
+            for index, error in session.bulk.remove(paths):
                 if error is not None and not isinstance(error, PathMissing):
                     log.info("%s: %s stays for now: %s", row.machine, names[index], error.detail)
                     gone = False

@@ -54,10 +54,10 @@ def _is_online(work: TransferRun, machine: Machine, bundle: Place) -> bool:
     asked: Mapping[str, bool] = work.row.notes.get("staged", {})
     with work.storage(machine.name).session() as session:
         path = confined(session, machine, bundle.path)
-        if session.run(_words(machine.stage_poll, path), work.control.watch) == 0:
+        if session.programs.run(_words(machine.stage_poll, path), work.control.watch) == 0:
             return True
         if machine.stage_command and str(bundle) not in asked:
-            status = session.run(_words(machine.stage_command, path), work.control.watch)
+            status = session.programs.run(_words(machine.stage_command, path), work.control.watch)
             if status != 0:
                 raise RemoteFailure(f"{machine.name}: {machine.stage_command[0]} ended with {status} for {bundle}")
             work.log.info("%s: asked for %s", machine.name, bundle.path)

@@ -101,7 +101,7 @@ def _gone(parts: Services, machine: str, names: Sequence[tuple[Place, str]]) -> 
                     directories[directory] = posixpath.dirname(confined(session, configured, place.path, follow=False))
                 paths.append(posixpath.join(directories[directory], name))
             gone = True
-            for _, error in session.many.remove(paths):
+            for _, error in session.bulk.remove(paths):
                 if error is not None and not isinstance(error, PathMissing):
                     log.info("%s: a partial file stays for now: %s", machine, error.detail)
                     gone = False

@@ -62,7 +62,9 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"datamanager"}
-    assert "datamanager/settings.py" in names
+    scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "datamanager").rglob("*.sh")}
+    assert scripts
+    assert {"datamanager/settings.py", *scripts} <= set(names)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import tempfile
@@ -24,7 +25,7 @@ MachineMaker = Callable[..., Machine]
 
 @contextmanager
 def opened(machine: Machine, control_dir: Path) -> Iterator[SftpStorage]:
-    """Open the machine's storage, and look that every loan came back."""
+    """Open the machine's storage, and check that every session was released."""
     storage = open_storage(machine, control_dir=control_dir)
     assert isinstance(storage, SftpStorage)
     try:
@@ -57,8 +58,16 @@ def commands(word: str) -> list[str]:
     return found
 
 
+def ask_for_programs(session: Session, folder: Path) -> None:
+    """Have the machine say which programs it has, which it is asked once."""
+    file = folder / "asked"
+    file.write_bytes(b"")
+    assert session.programs.digest(str(file)) == hashlib.sha256(b"").hexdigest()
+    file.unlink()
+
+
 def usable(storage: SftpStorage) -> int:
-    """Count the idle sessions that would be lent again."""
+    """Count the idle sessions that would be used again."""
     return sum(session.usable for _, session in list(storage._idle))
 
 
@@ -109,8 +118,8 @@ def storage(machine: Machine, control_dir: Path) -> Iterator[Storage]:
 
 @pytest.fixture
 def session(storage: Storage) -> Iterator[Session]:
-    with storage.session() as lent:
-        yield lent
+    with storage.session() as acquired:
+        yield acquired
 
 
 @pytest.fixture

@@ -58,8 +58,8 @@ def test_a_name_is_only_a_name(session: Session, tmp_path: Path, raw: bytes) -> 
     assert get(session, path) == data
     assert [name for name, _ in session.list_dir(str(tmp_path))] == [os.fsdecode(raw)]
     assert session.real_path(path) == os.path.realpath(path)
-    assert session.digest(path) == hashlib.sha256(data).hexdigest()
-    assert session.copy_within(path, other)
+    assert session.programs.digest(path) == hashlib.sha256(data).hexdigest()
+    session.programs.copy(path, other)
     session.rename(other, path, overwrite=True)
     session.rename(path, other, overwrite=False)
     session.rename(other, path, overwrite=False)
@@ -300,9 +300,9 @@ def test_nothing_is_there(session: Session, tmp_path: Path) -> None:
     with pytest.raises(PathMissing):
         session.remove(path)
     with pytest.raises(PathMissing):
-        session.digest(path)
+        session.programs.digest(path)
     with pytest.raises(PathMissing):
-        session.copy_within(path, str(tmp_path / "copy"))
+        session.programs.copy(path, str(tmp_path / "copy"))
     with pytest.raises(PathMissing):
         session.set_attributes(path, mode=0o600, mtime=0)
     with pytest.raises(PathMissing):
@@ -313,22 +313,21 @@ def test_nothing_is_there(session: Session, tmp_path: Path) -> None:
 def test_the_machine_computes_the_digest(session: Session, tmp_path: Path) -> None:
     data = os.urandom(3_000_000)
     (tmp_path / "file").write_bytes(data)
-    assert session.features.remote_digest
-    assert session.digest(str(tmp_path / "file")) == hashlib.sha256(data).hexdigest()
+    assert session.programs.digest(str(tmp_path / "file")) == hashlib.sha256(data).hexdigest()
     with pytest.raises(RemoteFailure):
-        session.digest(str(tmp_path))
+        session.programs.digest(str(tmp_path))
 
 
 @pytest.mark.parametrize("size", [0, 1, 5_000_001])
 def test_copy_within(session: Session, tmp_path: Path, size: int) -> None:
     file, copy, told = tmp_path / "file", tmp_path / "copy", [0]
     file.write_bytes(os.urandom(size))
-    assert session.features.server_side_copy
-    assert session.copy_within(str(file), str(copy), told.append)
+    assert session.programs.can_copy
+    session.programs.copy(str(file), str(copy), told.append)
     assert copy.read_bytes() == file.read_bytes()
     assert sum(told) == size
     with pytest.raises(PathExists):
-        session.copy_within(str(file), str(copy))
+        session.programs.copy(str(file), str(copy))
 
 
 def test_sessions_share_a_copy(storage: Storage, tmp_path: Path) -> None:
@@ -337,9 +336,9 @@ def test_sessions_share_a_copy(storage: Storage, tmp_path: Path) -> None:
         for offset in (0, 2**27 - 5, 2**28 - 5, 2**28 + 777):
             out.seek(offset)
             out.write(os.urandom(10))
-    with storage.session() as session, storage.spare(1) as beside:
+    with storage.session() as session, storage.extra_sessions(1) as beside:
         assert len(beside) == 1
-        assert session.copy_within(str(file), str(copy), told.append, beside)
+        session.programs.copy(str(file), str(copy), told.append, beside)
     assert sum(told) == file.stat().st_size
     assert filecmp.cmp(file, copy, shallow=False)
 
@@ -353,7 +352,7 @@ def test_copy_within_stops_when_told(session: Session, tmp_path: Path) -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        session.copy_within(str(file), str(tmp_path / "copy"), stop)
+        session.programs.copy(str(file), str(tmp_path / "copy"), stop)
     assert (tmp_path / "copy").stat().st_size < file.stat().st_size
     assert session.stat(str(file)).size == file.stat().st_size
 

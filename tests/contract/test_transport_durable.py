@@ -41,7 +41,7 @@ def test_a_copy_on_an_ssh_machine(tmp_path: Path, control_dir: Path, refused: st
     (base / "file").write_bytes(os.urandom(100_000))
     with Telling(home, refused) as server, opened(server.machine("remote", base), control_dir) as storage:
         with storage.session() as session:
-            assert session.copy_within(str(base / "file"), str(base / "copy"))
+            session.programs.copy(str(base / "file"), str(base / "copy"))
         assert until(lambda: server.told(f'fsync "{base / "copy"}"'))
         assert (base / "copy").read_bytes() == (base / "file").read_bytes()
         assert server.told('copy-data from "') is not bool(refused)
@@ -59,5 +59,5 @@ def test_a_copy_on_this_host(tmp_path: Path, control_dir: Path, monkeypatch: pyt
     (tmp_path / "file").write_bytes(os.urandom(100_000))
     here = Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(tmp_path)})
     with open_storage(here, control_dir=control_dir).session() as session:
-        assert session.copy_within(str(tmp_path / "file"), str(tmp_path / "copy"))
+        session.programs.copy(str(tmp_path / "file"), str(tmp_path / "copy"))
     assert str(tmp_path / "copy") in synced

@@ -16,6 +16,7 @@ from datamanager.errors import (
     AuthenticationFailed,
     ConnectionLost,
     MachineUnavailable,
+    NotSupported,
     TransportTimeout,
 )
 from datamanager.machines import Machine
@@ -62,7 +63,7 @@ def test_a_server_killed_in_mid_write(alone: PrivateSshd, alone_machine: Machine
 
 
 @pytest.mark.faults
-def test_a_session_that_broke_while_idle_is_not_lent(
+def test_a_session_that_broke_while_idle_is_not_used(
     alone: PrivateSshd, alone_machine: Machine, control_dir: Path
 ) -> None:
     with opened(alone_machine, control_dir) as storage:
@@ -167,8 +168,8 @@ def test_no_shell(tmp_path: Path, control_dir: Path, connection: str, extra: str
                     pass
                 return
             with storage.session() as session:
-                assert not session.features.remote_digest
-                assert session.digest(str(file)) is None
+                with pytest.raises(NotSupported):
+                    session.programs.digest(str(file))
                 assert session.stat(str(file)).size == 4
 
 
@@ -184,7 +185,7 @@ def test_a_digest_ends_when_told(alone: PrivateSshd, alone_machine: Machine, con
 
     with opened(alone_machine, control_dir) as storage, storage.session() as session:
         with pytest.raises(KeyError):
-            session.digest(str(file), stop)
+            session.programs.digest(str(file), stop)
         assert until(lambda: not commands("dgst -sha256"))
         session.stat(str(file))
 
@@ -202,7 +203,7 @@ def test_sessions_are_bounded_and_waiters_wake(machine: Machine, control_dir: Pa
                     most[0] = max(most[0], storage.in_use)
                 session.stat("/")
                 time.sleep(0.005)
-            with storage.pair() as (one, two):
+            with storage.session_pair() as (one, two):
                 one.stat("/")
                 two.stat("/")
         with lock:
@@ -231,7 +232,7 @@ def test_a_waiter_waits_and_is_woken_by_close(machine: Machine, control_dir: Pat
         try:
             with storage.session():
                 entered.set()
-            with storage.pair() as (one, two):
+            with storage.session_pair() as (one, two):
                 assert one.stat("/") == two.stat("/")
         except MachineUnavailable:
             refused.set()
@@ -248,7 +249,7 @@ def test_a_waiter_waits_and_is_woken_by_close(machine: Machine, control_dir: Pat
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
         assert isinstance(storage, SftpStorage | LocalStorage)
-        assert until(lambda: bool(storage._loans._waiting))
+        assert until(lambda: bool(storage._limiter._waiting))
         storage.close()
         thread.join(GUARD)
     assert refused.is_set()
@@ -257,7 +258,7 @@ def test_a_waiter_waits_and_is_woken_by_close(machine: Machine, control_dir: Pat
 def test_idle_sessions_are_closed(alone: PrivateSshd, alone_machine: Machine, control_dir: Path) -> None:
     with opened(alone_machine, control_dir) as storage:
         storage._idle_seconds = 0.5
-        with storage.pair() as (one, two):
+        with storage.session_pair() as (one, two):
             one.stat("/")
             two.stat("/")
         assert storage.idle == 2
@@ -269,7 +270,7 @@ def test_nothing_is_left_after_close(alone: PrivateSshd, alone_machine: Machine,
     threads = threading.active_count()
     with opened(alone_machine, control_dir) as storage:
         for _ in range(20):
-            with storage.pair() as (one, _two):
+            with storage.session_pair() as (one, _two):
                 one.stat("/")
         assert storage.idle == 2
     assert until(lambda: not alone.children())

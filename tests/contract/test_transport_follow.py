@@ -1,4 +1,4 @@
-"""The hash of a file beside its being written, on every transport: right or None, and nothing is left behind."""
+"""The hash of a file beside its being written, on every transport: right or none, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.errors import ConnectionLost
+from datamanager.errors import ConnectionLost, NotSupported
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
 from datamanager.transports.values import no_progress
-from tests.contract.conftest import commands, kill_sessions, opened, until
+from tests.contract.conftest import ask_for_programs, commands, kill_sessions, opened, until
 from tests.contract.test_transport import BLOCK, NAMES
 from tests.support.sshd import PrivateSshd
 
@@ -26,10 +26,9 @@ def at_work(file: Path) -> bool:
     return any(line.startswith("sh -c ") for line in commands(str(file)))
 
 
-def write_followed(session: Session, path: str, data: bytes, *, told: int = 0) -> str | None:
+def write_followed(session: Session, path: str, data: bytes, *, told: int = 0) -> str:
     """Write the data while it is followed, and return the hash; `told` is how much more is told of than there is."""
-    with session.create(path) as writer, session.follow(path) as follower:
-        assert follower is not None
+    with session.create(path) as writer, session.programs.follow(path) as follower:
         for offset in range(0, len(data), 1_000_003):
             writer.write(offset, data[offset : offset + 1_000_003])
             unsettled = writer.unsettled
@@ -57,23 +56,24 @@ def test_a_followed_name_is_only_a_name(session: Session, tmp_path: Path, raw: b
 def test_the_hash_is_of_the_storage_and_of_what_was_told_only(session: Session, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"a" * 100 + b"b" * 100)
-    with session.follow(str(file)) as follower:
-        assert follower is not None
+    with session.programs.follow(str(file)) as follower:
         follower.advance(100)
         assert follower.result(no_progress) == hashlib.sha256(b"a" * 100).hexdigest()
 
 
 @pytest.mark.parametrize("size", [0, 1000, STEP])
 def test_a_file_shorter_than_told_has_no_hash(session: Session, tmp_path: Path, size: int) -> None:
-    assert write_followed(session, str(tmp_path / "file"), bytes(size), told=1) is None
-    assert write_followed(session, str(tmp_path / "another"), bytes(size), told=2 * STEP) is None
+    with pytest.raises(NotSupported):
+        write_followed(session, str(tmp_path / "file"), bytes(size), told=1)
+    with pytest.raises(NotSupported):
+        write_followed(session, str(tmp_path / "another"), bytes(size), told=2 * STEP)
 
 
 def test_a_file_that_is_not_there_has_no_hash(session: Session, tmp_path: Path) -> None:
-    with session.follow(str(tmp_path / "nothing")) as follower:
-        assert follower is not None
+    with session.programs.follow(str(tmp_path / "nothing")) as follower:
         follower.advance(0)
-        assert follower.result(no_progress) is None
+        with pytest.raises(NotSupported):
+            follower.result(no_progress)
     assert session.stat(str(tmp_path)).mtime
 
 
@@ -87,8 +87,7 @@ def test_what_progress_raises_ends_the_waiting(session: Session, tmp_path: Path)
         raise KeyError
 
     threads = threading.active_count()
-    with pytest.raises(KeyError), session.follow(str(file)) as follower:
-        assert follower is not None
+    with pytest.raises(KeyError), session.programs.follow(str(file)) as follower:
         follower.advance(2**40)
         follower.result(stop)
     assert until(lambda: not commands(str(file)))
@@ -104,16 +103,15 @@ def test_a_follower_left_early_leaves_nothing(
     with file.open("wb") as out:
         out.truncate(2**40)
     with opened(alone_machine, control_dir) as storage, storage.session() as session:
-        assert session.features.remote_digest
+        ask_for_programs(session, Path(alone_machine.base_dir))
         before = set(alone.descendants())
-        with pytest.raises(KeyError), session.follow(str(file)) as follower:
-            assert follower is not None
+        with pytest.raises(KeyError), session.programs.follow(str(file)) as follower:
             assert until(lambda: at_work(file))
             follower.advance(told)
             raise KeyError
         assert until(lambda: not commands(str(file)))
         assert until(lambda: set(alone.descendants()) <= before)
-        with session.follow(str(file)):
+        with session.programs.follow(str(file)):
             pass
         assert until(lambda: not commands(str(file)))
         assert session.stat(str(file)).size == 2**40
@@ -128,8 +126,11 @@ def test_a_follower_whose_server_is_killed(
     file = Path(alone_machine.base_dir) / "file"
     file.write_bytes(bytes(2 * STEP))
     with opened(alone_machine, control_dir) as storage:
-        with pytest.raises(ConnectionLost), storage.session() as session, session.follow(str(file)) as follower:
-            assert follower is not None
+        with (
+            pytest.raises(ConnectionLost),
+            storage.session() as session,
+            session.programs.follow(str(file)) as follower,
+        ):
             assert until(lambda: at_work(file))
             if killed == "everything":
                 kill_sessions(alone)
@@ -137,7 +138,8 @@ def test_a_follower_whose_server_is_killed(
                 for pid in alone.children():
                     os.kill(pid, signal.SIGKILL)
             follower.advance(2 * STEP)
-            assert follower.result(no_progress) is None
+            with pytest.raises(NotSupported):
+                follower.result(no_progress)
             session.stat(str(file))
         assert until(lambda: not commands(str(file)))
         assert until(lambda: not alone.descendants())
@@ -151,10 +153,9 @@ def test_advance_does_not_wait_for_a_program_that_stands_still(
     file.write_bytes(b"short")
     machine = alone.machine("remote", tmp_path, connection="openssh")
     with opened(machine, control_dir) as storage, storage.session() as session:
-        assert session.features.remote_digest
+        ask_for_programs(session, tmp_path)
         before = set(alone.descendants())
-        with session.follow(str(file)) as follower:
-            assert follower is not None
+        with session.programs.follow(str(file)) as follower:
             assert until(lambda: at_work(file))
             programs = set(alone.descendants()) - before
             for pid in programs:
@@ -163,7 +164,8 @@ def test_advance_does_not_wait_for_a_program_that_stands_still(
                 follower.advance(end)
             for pid in programs:
                 os.kill(pid, signal.SIGCONT)
-            assert follower.result(no_progress) is None
+            with pytest.raises(NotSupported):
+                follower.result(no_progress)
         assert until(lambda: set(alone.descendants()) <= before)
 
 
@@ -171,5 +173,5 @@ def test_no_shell_no_follower(tmp_path: Path, control_dir: Path) -> None:
     (tmp_path / "file").write_text("data")
     with PrivateSshd(tmp_path / "sshd", extra=["ForceCommand internal-sftp"]) as server:
         with opened(server.machine("remote", tmp_path), control_dir) as storage, storage.session() as session:
-            with session.follow(str(tmp_path / "file")) as follower:
-                assert follower is None
+            with pytest.raises(NotSupported), session.programs.follow(str(tmp_path / "file")):
+                pass

@@ -37,62 +37,62 @@ def bounded(machine: Machine, control_dir: Path, most: int) -> Iterator[LocalSto
         storage.close()
 
 
-def test_spare_sessions_are_those_that_are_left(machine: Machine, control_dir: Path, tmp_path: Path) -> None:
+def test_extra_sessions_are_those_that_are_left(machine: Machine, control_dir: Path, tmp_path: Path) -> None:
     with bounded(machine, control_dir, 4) as storage:
-        with storage.session(), storage.spare(2) as two:
+        with storage.session(), storage.extra_sessions(2) as two:
             assert len(two) == 2
             assert storage.in_use == 3
-            with storage.spare(5) as one:
+            with storage.extra_sessions(5) as one:
                 assert len(one) == 1
                 for number, session in enumerate([*two, *one]):
                     with session.create(str(tmp_path / str(number))) as writer:
                         writer.write(0, b"x")
-                with storage.spare(1) as none:
+                with storage.extra_sessions(1) as none:
                     assert none == []
             assert storage.in_use == 3
-            with storage.spare(0) as none:
+            with storage.extra_sessions(0) as none:
                 assert none == []
         assert storage.in_use == 0
         assert sorted(os.listdir(tmp_path)) == ["0", "1", "2"]
-        with storage.spare(4) as four:
+        with storage.extra_sessions(4) as four:
             assert len(four) == 4
 
 
 def test_of_many_sessions_one_is_kept_for_who_comes_next(machine: Machine, control_dir: Path, tmp_path: Path) -> None:
-    with bounded(machine, control_dir, 6) as storage, storage.session(), storage.spare(9) as four:
+    with bounded(machine, control_dir, 6) as storage, storage.session(), storage.extra_sessions(9) as four:
         assert len(four) == 4
-        with storage.spare(1) as none:
+        with storage.extra_sessions(1) as none:
             assert none == []
         with storage.session() as last:
             assert last.stat(str(tmp_path)).kind is FileKind.DIRECTORY
 
 
-def test_spare_takes_nothing_from_those_who_wait(machine: Machine, control_dir: Path) -> None:
-    """One waits for two places while one is free: that one is not to be had."""
+def test_extra_sessions_take_nothing_from_those_who_wait(machine: Machine, control_dir: Path) -> None:
+    """One waits for two sessions while one is free: that one is not to be had."""
     got = threading.Event()
 
     def wait(storage: Storage) -> None:
-        with storage.pair():
+        with storage.session_pair():
             got.set()
 
     with bounded(machine, control_dir, 2) as storage:
         with storage.session():
             thread = threading.Thread(target=wait, args=(storage,), daemon=True)
             thread.start()
-            assert until(lambda: bool(storage._loans._waiting))
-            with storage.spare(1) as none:
+            assert until(lambda: bool(storage._limiter._waiting))
+            with storage.extra_sessions(1) as none:
                 assert none == []
             assert not got.is_set()
         assert got.wait(60)
         thread.join()
 
 
-def test_many_who_want_spare_ones_never_wait_for_each_other(machine: Machine, control_dir: Path) -> None:
+def test_extra_sessions_never_wait_for_each_other(machine: Machine, control_dir: Path) -> None:
     most, done, lock = [0], [0], threading.Lock()
 
     def work(storage: LocalStorage | SftpStorage) -> None:
         for _ in range(5):
-            with storage.session() as session, storage.spare(3) as further:
+            with storage.session() as session, storage.extra_sessions(3) as further:
                 with lock:
                     most[0] = max(most[0], storage.in_use)
                 for one in [session, *further]:
@@ -110,34 +110,34 @@ def test_many_who_want_spare_ones_never_wait_for_each_other(machine: Machine, co
         assert most[0] <= 3
 
 
-def test_an_exception_gives_spare_places_back(machine: Machine, control_dir: Path) -> None:
+def test_an_exception_releases_extra_sessions(machine: Machine, control_dir: Path) -> None:
     with bounded(machine, control_dir, 3) as storage:
-        with pytest.raises(KeyError), storage.session(), storage.spare(2):
+        with pytest.raises(KeyError), storage.session(), storage.extra_sessions(2):
             raise KeyError
         assert storage.in_use == 0
 
 
-def test_a_closed_storage_has_none_to_spare(machine: Machine, control_dir: Path) -> None:
+def test_a_closed_storage_has_no_extra_sessions(machine: Machine, control_dir: Path) -> None:
     with bounded(machine, control_dir, 3) as storage:
         storage.close()
-        with storage.spare(2) as none:
+        with storage.extra_sessions(2) as none:
             assert none == []
 
 
 @pytest.mark.faults
-def test_spare_sessions_that_can_not_be_made_are_left_out(
+def test_extra_sessions_that_can_not_be_made_are_left_out(
     alone: PrivateSshd, alone_machine: Machine, control_dir: Path
 ) -> None:
     with opened(alone_machine, control_dir) as storage:
         with storage.session():
             alone.stop()
-            with storage.spare(2) as none:
+            with storage.extra_sessions(2) as none:
                 assert none == []
                 assert storage.in_use == 1
         with pytest.raises(MachineUnavailable), storage.session():
             pass
         alone.start()
-        with storage.spare(2) as two:
+        with storage.extra_sessions(2) as two:
             assert len(two) == 2
 
 
@@ -159,13 +159,13 @@ def test_over_a_long_path_every_session_has_its_connection(
         settings = {"connection": connection, "port": proxy.port, "known_hosts": known, "max_connections": 4}
         machine = alone.machine("remote", tmp_path, **settings)
         with opened(machine, control_dir) as storage:
-            with storage.session() as session, storage.spare(2) as further:
+            with storage.session() as session, storage.extra_sessions(2) as further:
                 assert session.round_trip >= ROUND_TRIP
                 assert len(alone.children()) == 1 + len(further) == 3
                 for one in [session, *further]:
                     with one.open_read(str(tmp_path / "file")) as reader:
                         assert b"".join(bytes(block) for block in reader.blocks()) == data
-            with storage.pair(), storage.spare(4) as rest:
+            with storage.session_pair(), storage.extra_sessions(4) as rest:
                 assert len(rest) == 2
                 assert len(alone.children()) == 4
         assert until(lambda: not alone.children())
@@ -173,7 +173,7 @@ def test_over_a_long_path_every_session_has_its_connection(
 
 def test_over_a_short_path_sessions_share_a_connection(alone: PrivateSshd, tmp_path: Path, control_dir: Path) -> None:
     with opened(alone.machine("remote", tmp_path, connection="openssh"), control_dir) as storage:
-        with storage.session() as session, storage.spare(3) as further:
+        with storage.session() as session, storage.extra_sessions(3) as further:
             assert len(further) == 3
             if session.round_trip < 0.004:  # a machine under load may look far away
                 assert len(alone.children()) == 1

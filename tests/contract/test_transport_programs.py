@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.errors import ConnectionLost, PathExists, PathMissing, RemoteFailure, TransportTimeout
+from datamanager.errors import ConnectionLost, NotSupported, PathExists, PathMissing, RemoteFailure, TransportTimeout
 from datamanager.machines import Machine
 from datamanager.transports.channel import RemoteProgram
 from datamanager.transports.sftp.session import SftpSession
 from datamanager.transports.values import no_progress
-from tests.contract.conftest import MachineMaker, commands, impatient, kill_sessions, opened, until
+from tests.contract.conftest import MachineMaker, ask_for_programs, commands, impatient, kill_sessions, opened, until
 from tests.contract.test_transport import NAMES
 from tests.support.sshd import PrivateSshd
 
@@ -172,7 +172,7 @@ def no_copy_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoCopyDat
 def by_cp(
     request: pytest.FixtureRequest, no_copy_data: NoCopyData, tmp_path: Path, control_dir: Path
 ) -> Iterator[Callable[[], SftpSession]]:
-    """Lends a session on a machine that copies by `cp`."""
+    """A session on a machine that copies by `cp`."""
     machine = no_copy_data.machine("remote", tmp_path, connection=request.param)
     with opened(machine, control_dir) as storage:
         with storage.session() as session:
@@ -185,17 +185,17 @@ def test_cp_copies_every_byte(by_cp: Callable[[], SftpSession], tmp_path: Path, 
     session, told = by_cp(), [0]
     file, copy = tmp_path / "file", tmp_path / "copy"
     file.write_bytes(os.urandom(size))
-    assert session.features.server_side_copy
-    assert session.copy_within(str(file), str(copy), told.append)
+    assert session.programs.can_copy
+    session.programs.copy(str(file), str(copy), told.append)
     assert copy.read_bytes() == file.read_bytes()
     assert sum(told) == size
     assert copy.stat().st_mode & 0o777 == 0o600
     with pytest.raises(PathExists):
-        session.copy_within(str(file), str(copy))
+        session.programs.copy(str(file), str(copy))
     with pytest.raises(PathMissing):
-        session.copy_within(str(tmp_path / "nothing"), str(tmp_path / "another"))
+        session.programs.copy(str(tmp_path / "nothing"), str(tmp_path / "another"))
     with pytest.raises(RemoteFailure):
-        session.copy_within(str(tmp_path), str(tmp_path / "another"))
+        session.programs.copy(str(tmp_path), str(tmp_path / "another"))
     assert sorted(os.listdir(tmp_path)) == ["copy", "file"]
 
 
@@ -205,7 +205,7 @@ def test_cp_takes_names_as_names(by_cp: Callable[[], SftpSession], tmp_path: Pat
         source = os.path.join(str(tmp_path), os.fsdecode(raw))
         destination = os.path.join(str(tmp_path), os.fsdecode(raw[:-1] + b"#"))
         Path(source).write_bytes(raw)
-        assert session.copy_within(source, destination)
+        session.programs.copy(source, destination)
         assert Path(destination).read_bytes() == raw
         os.remove(source)
         os.remove(destination)
@@ -217,7 +217,7 @@ def test_cp_does_not_follow_a_link_at_its_destination(by_cp: Callable[[], SftpSe
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "link").symlink_to("mine")
     with pytest.raises(PathExists):
-        by_cp().copy_within(str(tmp_path / "file"), str(tmp_path / "link"))
+        by_cp().programs.copy(str(tmp_path / "file"), str(tmp_path / "link"))
     assert (tmp_path / "mine").read_text() == "mine"
 
 
@@ -232,10 +232,10 @@ def test_cp_is_ended_when_told(by_cp: Callable[[], SftpSession], no_copy_data: N
         if sum(told) == 5:
             raise KeyError
 
-    assert session.features.server_side_copy
+    assert session.programs.can_copy
     before = set(no_copy_data.descendants())
     with pytest.raises(KeyError):
-        session.copy_within(str(tmp_path / "file"), str(tmp_path / "copy"), stop)
+        session.programs.copy(str(tmp_path / "file"), str(tmp_path / "copy"), stop)
     assert until(lambda: set(no_copy_data.descendants()) <= before)
     assert session.stat(str(tmp_path / "copy")).size == 5  # its owner removes it
 
@@ -246,7 +246,8 @@ def test_a_cp_that_fails_leaves_nothing(
 ) -> None:
     no_copy_data.cp_does(script)
     (tmp_path / "file").write_text("data")
-    assert not by_cp().copy_within(str(tmp_path / "file"), str(tmp_path / "copy"))
+    with pytest.raises(NotSupported):
+        by_cp().programs.copy(str(tmp_path / "file"), str(tmp_path / "copy"))
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -257,8 +258,9 @@ def test_a_cp_that_does_not_know_reflinks_is_not_asked(
     program.write_text("#!/bin/sh\necho unrecognized option >&2; exit 1\n")
     program.chmod(0o755)
     (tmp_path / "file").write_text("data")
-    assert not by_cp().features.server_side_copy
-    assert not by_cp().copy_within(str(tmp_path / "file"), str(tmp_path / "copy"))
+    assert not by_cp().programs.can_copy
+    with pytest.raises(NotSupported):
+        by_cp().programs.copy(str(tmp_path / "file"), str(tmp_path / "copy"))
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -270,9 +272,9 @@ def test_a_head_that_reads_on_is_not_used(
     program.write_text('#!/bin/sh\n{ cat | /usr/bin/head "$@"; }\n')
     program.chmod(0o755)
     (tmp_path / "file").write_text("data")
-    with by_cp().follow(str(tmp_path / "file")) as follower:
-        assert follower is None
-    assert by_cp().digest(str(tmp_path / "file"), no_progress) == hashlib.sha256(b"data").hexdigest()
+    with pytest.raises(NotSupported), by_cp().programs.follow(str(tmp_path / "file")):
+        pass
+    assert by_cp().programs.digest(str(tmp_path / "file"), no_progress) == hashlib.sha256(b"data").hexdigest()
 
 
 @pytest.mark.faults
@@ -288,10 +290,10 @@ def test_a_digest_cancelled_before_its_program_has_spoken(
         raise KeyError
 
     with sessions(alone_machine, control_dir) as session:
-        assert session.features.remote_digest
+        ask_for_programs(session, Path(alone_machine.base_dir))
         before = set(alone.descendants())
         for _ in range(3):
             with pytest.raises(KeyError):
-                session.digest(str(file), stop)
+                session.programs.digest(str(file), stop)
         assert until(lambda: set(alone.descendants()) <= before)
     assert until(lambda: not commands(str(control_dir)))

@@ -15,21 +15,21 @@ from tests.contract.test_transport import NAMES
 
 @pytest.mark.parametrize("status", [0, 1, 42])
 def test_its_exit_status_is_told(session: Session, status: int) -> None:
-    assert session.run(["sh", "-c", f"echo much; echo more >&2; exit {status}"]) == status
+    assert session.programs.run(["sh", "-c", f"echo much; echo more >&2; exit {status}"]) == status
 
 
 @pytest.mark.parametrize("raw", NAMES)
 def test_its_words_are_only_words(session: Session, tmp_path: Path, raw: bytes) -> None:
     path = f"{tmp_path}/{os.fsdecode(raw)}"
-    assert session.run(["touch", path]) == 0
+    assert session.programs.run(["touch", path]) == 0
     assert os.listdir(os.fsencode(tmp_path)) == [raw]
-    assert session.run(["test", "-e", path]) == 0
-    assert session.run(["test", "-e", f"{path}?"]) == 1
+    assert session.programs.run(["test", "-e", path]) == 0
+    assert session.programs.run(["test", "-e", f"{path}?"]) == 1
 
 
 def test_one_that_is_not_there_is_a_failure(session: Session) -> None:
     with pytest.raises(RemoteFailure, match="no-such-program"):
-        session.run(["no-such-program", "x"])
+        session.programs.run(["no-such-program", "x"])
 
 
 def test_one_that_is_given_up_is_ended(session: Session) -> None:
@@ -40,6 +40,6 @@ def test_one_that_is_given_up_is_ended(session: Session) -> None:
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        session.run(["sleep", word], give_up)
+        session.programs.run(["sleep", word], give_up)
     assert until(lambda: not commands(f"sleep {word}"))
-    assert session.run(["true"]) == 0
+    assert session.programs.run(["true"]) == 0

@@ -66,15 +66,17 @@ def test_a_thread_that_waits_for_a_frozen_machine_wakes_up(
 
 
 @pytest.mark.parametrize("two", [False, True])
-def test_waiting_for_a_session_ends_and_later_ones_are_not_lent(machine: Machine, control_dir: Path, two: bool) -> None:
+def test_waiting_for_a_session_ends_and_later_ones_are_not_acquired(
+    machine: Machine, control_dir: Path, two: bool
+) -> None:
     control = Control()
     with opened(machine, control_dir) as storage, ThreadPoolExecutor(1) as pool:
         mine = StoppableStorage(storage, control)
         assert mine.machine == storage.machine
 
         def wait() -> None:
-            with mine.pair() if two else mine.session():
-                raise AssertionError("nothing was to be lent")
+            with mine.session_pair() if two else mine.session():
+                raise AssertionError("nothing was to be acquired")
 
         with storage.session(), storage.session():
             waiting = pool.submit(wait)
@@ -83,9 +85,9 @@ def test_waiting_for_a_session_ends_and_later_ones_are_not_lent(machine: Machine
             control.stop(Cancelled("c"))
             with pytest.raises(Cancelled):
                 waiting.result(60)
-        for lend in (mine.session, mine.pair, lambda: mine.spare(1)):
-            with pytest.raises(Cancelled), lend():
-                raise AssertionError("nothing was to be lent")
+        for acquire in (mine.session, mine.session_pair, lambda: mine.extra_sessions(1)):
+            with pytest.raises(Cancelled), acquire():
+                raise AssertionError("nothing was to be acquired")
         assert storage.in_use == 0
         with bare(mine).session() as session:  # for clearing up
             session.stat(machine.base_dir)

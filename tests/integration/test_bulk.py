@@ -19,7 +19,7 @@ import pytest
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.attempt import Intent
 from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk import run as bulk
 from datamanager.engine.bulk.bulk_chunk import Failed, Later, Outcome, SmallItem, Staged
 from datamanager.engine.control import Control
 from datamanager.errors import (
@@ -35,7 +35,7 @@ from datamanager.errors import (
     SourceNotRemoved,
 )
 from datamanager.machines import Machine, VerifyPolicy
-from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Many, Results
+from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Bulk, Results
 from datamanager.transports.port import Session
 from datamanager.transports.values import NewFile
 from tests.contract.test_transport import NAMES
@@ -96,7 +96,7 @@ class Batch:
     ) -> dict[int, Outcome]:
         given: dict[str, Any] = {"epoch": 1, "verify": self.verify, "packed": self.packed, **rules}
         with self.sessions() as (source, target):
-            outcomes = bulk_run.stage(
+            outcomes = bulk.stage(
                 source,
                 wrap(target),
                 self.items,
@@ -222,7 +222,7 @@ def test_each_item_fails_alone(batch: Batch) -> None:
     expected[batch.add("source5", b"new", "outside/leak")] = PathNotAllowed
     (folder_a / "outside").symlink_to("/etc")
     expected[batch.ask("outside/passwd", "out/leak")] = PathNotAllowed
-    later = [batch.add("large", bytes(bulk_run.SMALL + 1))]
+    later = [batch.add("large", bytes(bulk.SMALL + 1))]
     (folder_a / "link").symlink_to("source1")
     later.append(batch.ask("link", "out/link"))
     later.append(batch.ask("dir0", "out/dir0"))
@@ -298,9 +298,9 @@ class Faulty:
         return getattr(self._session, name)
 
     @property
-    def many(self) -> Many:
+    def bulk(self) -> Bulk:
         """The storage's own, but for writing."""
-        return cast("Many", _FaultyMany(self._session.many, self))
+        return cast("Bulk", _FaultyBulk(self._session.bulk, self))
 
     def written(self, path: str) -> None:
         if f".{self._name}." in path and self._times:
@@ -308,13 +308,13 @@ class Faulty:
             self._damage(Path(path))
 
 
-class _FaultyMany:
-    def __init__(self, many: Many, faulty: Faulty) -> None:
-        self._many = many
+class _FaultyBulk:
+    def __init__(self, bulk: Bulk, faulty: Faulty) -> None:
+        self._bulk = bulk
         self._faulty = faulty
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._many, name)
+        return getattr(self._bulk, name)
 
     def write(self, files: Iterable[NewFile]) -> Results[Any]:
         """Write, then damage."""
@@ -325,11 +325,11 @@ class _FaultyMany:
                 paths.append(file.path)
                 yield file
 
-        for index, result in self._many.write(noted()):
+        for index, result in self._bulk.write(noted()):
             self._faulty.written(paths[index])
             yield index, result
 
-    def unpack(self, files: Iterable[NewFile], directory: str) -> bool:
+    def unpack(self, files: Iterable[NewFile], directory: str) -> None:
         """Unpack, then damage."""
         paths: list[str] = []
 
@@ -338,10 +338,9 @@ class _FaultyMany:
                 paths.append(file.path)
                 yield file
 
-        done = self._many.unpack(noted(), directory)
-        for path in paths if done else []:
+        self._bulk.unpack(noted(), directory)
+        for path in paths:
             self._faulty.written(path)
-        return done
 
 
 def flip(path: Path) -> None:

@@ -79,7 +79,7 @@ class Workbench:
         ]
         results: dict[str, bytes | DataManagerError] = {}
         storage = self.ends.end("m", "x").storage
-        with storage.pair() as (source, sink):
+        with storage.session_pair() as (source, sink):
             found = small_members.stage(
                 source,
                 sink,

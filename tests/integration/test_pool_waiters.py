@@ -12,7 +12,7 @@ import pytest
 from datamanager.errors import DataManagerError, MachineUnavailable
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
-from datamanager.transports.session_limiter import Loans
+from datamanager.transports.session_limiter import SessionLimiter
 from datamanager.transports.sftp.pool import SftpStorage
 from tests.contract.conftest import control_dir, until
 
@@ -71,7 +71,7 @@ def test_nobody_tries_in_turn_what_has_just_failed(
     assert until(lambda: storage.in_use == 1)
     for thread in threads[1:]:
         thread.start()
-    assert until(lambda: len(storage._loans._waiting) == WAITERS or bool(errors))
+    assert until(lambda: len(storage._limiter._waiting) == WAITERS or bool(errors))
     for thread in threads:
         thread.join()
     storage.close()
@@ -81,20 +81,20 @@ def test_nobody_tries_in_turn_what_has_just_failed(
 
 
 def test_who_comes_later_asks_anew() -> None:
-    loans, refused = Loans("remote", 1), threading.Event()
+    limiter, refused = SessionLimiter("remote", 1), threading.Event()
 
     def wait() -> None:
-        with pytest.raises(MachineUnavailable, match="it is away"), loans.places(1):
+        with pytest.raises(MachineUnavailable, match="it is away"), limiter.acquired(1):
             pass
         refused.set()
 
-    with loans.places(1):
+    with limiter.acquired(1):
         waiter = threading.Thread(target=wait)
         waiter.start()
-        assert until(lambda: len(loans._waiting) == 1)
-        loans.refuse_waiting("it is away")
+        assert until(lambda: len(limiter._waiting) == 1)
+        limiter.refuse_waiting("it is away")
         assert refused.wait(60)
     waiter.join()
-    with loans.places(1):
-        assert loans.taken == 1
-    assert loans.taken == 0
+    with limiter.acquired(1):
+        assert limiter.in_use == 1
+    assert limiter.in_use == 0

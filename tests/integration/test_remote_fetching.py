@@ -640,7 +640,7 @@ def test_login_shells_that_talk(tmp_path: Path, server: OddServer) -> None:
     with PrivateSshd(tmp_path / "sshd", extra=[shell]) as sshd:
         made = Machine(sshd, tmp_path, connection="paramiko")
         with made.ends.storages.get("m").session() as session:
-            assert session.run(["true"]) == 0
+            assert session.programs.run(["true"]) == 0
         assert made.got(server.url("/")) == BODY
         made.ends.storages.close()
 

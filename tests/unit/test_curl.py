@@ -109,4 +109,4 @@ def test_what_its_status_means(status: int, error: type[DataManagerError], retry
 
 def test_the_movers_host_runs_none() -> None:
     with pytest.raises(NotSupported):
-        LocalSession().curl(b"")
+        LocalSession().programs.curl(b"")

@@ -101,7 +101,7 @@ class Source(Looks, Protocol):
     """Where small files are read; a Session is one, a bundle's members are another. (`engine.bundles.members`)"""
 
     @property
-    def many(self) -> ReadsMany:
+    def bulk(self) -> ReadsMany:
         """Work on many small files at once."""
         ...
 
@@ -201,7 +201,7 @@ class Chunk:
 
     def remove_parts(self, tasks: Sequence[Task]) -> None:
         """Remove what there is of these partial files. Raises: what breaks the connection."""
-        for _ in self.ends.target.many.remove([task.part for task in tasks]):
+        for _ in self.ends.target.bulk.remove([task.part for task in tasks]):
             pass  # it was not there, or can't be removed: the sweep of partial files tells
         for task in tasks:
             self.made.pop(task.number, None)

@@ -80,7 +80,7 @@ def look(chunk: Chunk) -> None:
     """Note what can't go or need not go, and what the sources are; remove partial files of earlier attempts."""
     _look_at_destinations(chunk)
     tasks = chunk.left()
-    for index, found in chunk.ends.source.many.lstat([task.source_path for task in tasks]):
+    for index, found in chunk.ends.source.bulk.lstat([task.source_path for task in tasks]):
         task = tasks[index]
         if isinstance(found, PathMissing):
             chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
@@ -120,7 +120,7 @@ def _not_made(place: Place, fault: TransportError) -> DataManagerError:
 
 def _look_at_destinations(chunk: Chunk) -> None:
     tasks, candidates = chunk.left(), list[Task]()
-    for index, found in chunk.ends.target.many.lstat([task.final for task in tasks]):
+    for index, found in chunk.ends.target.bulk.lstat([task.final for task in tasks]):
         task = tasks[index]
         if isinstance(found, PathMissing):
             continue
@@ -149,7 +149,7 @@ def _may_be_ours(chunk: Chunk, task: Task, there: FileStat) -> bool:
 def _accept_ours(chunk: Chunk, candidates: Sequence[Task]) -> None:
     hashes: dict[int, str | TransportError] = {}
     hashed = [task for task in candidates if chunk.rules.ours[task.number].sha256 is not None]
-    for index, digest in chunk.ends.target.many.digest([task.final for task in hashed], chunk.rules.most):
+    for index, digest in chunk.ends.target.bulk.digest([task.final for task in hashed], chunk.rules.most):
         hashes[hashed[index].number] = digest
     for task in candidates:
         intent = chunk.rules.ours[task.number]
@@ -176,5 +176,5 @@ def _remove_earlier_parts(chunk: Chunk) -> None:
         for task in chunk.tasks
         for epoch in range(max(1, rules.epoch - EARLIER_EPOCHS), rules.epoch)
     ]
-    for _ in chunk.ends.target.many.remove(parts):
+    for _ in chunk.ends.target.bulk.remove(parts):
         pass  # mostly there is none

@@ -30,7 +30,7 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
     results: list[DataManagerError | None] = [None] * len(staged)
     places = [place for place, one in enumerate(staged) if not one.published]
     doubtful = dict[int, TransportError]()
-    for index, error in target.many.rename(
+    for index, error in target.bulk.rename(
         [(staged[place].part, staged[place].final) for place in places], overwrite=overwrite
     ):
         if isinstance(error, PathExists | PathMissing):
@@ -52,7 +52,7 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
 
 def discard(target: Session, staged: Sequence[Staged]) -> None:
     """Remove the partial files of what is not to be published. Raises: what breaks the connection."""
-    for _ in target.many.remove([one.part for one in staged if not one.published]):
+    for _ in target.bulk.remove([one.part for one in staged if not one.published]):
         pass  # gone already, or left to the sweep of partial files
 
 
@@ -64,7 +64,7 @@ def remove_sources(source: Session, staged: Sequence[Staged]) -> list[DataManage
     """
     results: list[DataManagerError | None] = [None] * len(staged)
     same = list[int]()
-    for place, found in source.many.lstat([one.source_path for one in staged]):
+    for place, found in source.bulk.lstat([one.source_path for one in staged]):
         one = staged[place]
         if isinstance(found, PathMissing):
             continue
@@ -74,7 +74,7 @@ def remove_sources(source: Session, staged: Sequence[Staged]) -> list[DataManage
             results[place] = _not_removed(one, "it changed after it was read")
         else:
             same.append(place)
-    for index, error in source.many.remove([staged[place].source_path for place in same]):
+    for index, error in source.bulk.remove([staged[place].source_path for place in same]):
         if error is not None and not isinstance(error, PathMissing):
             results[same[index]] = _not_removed(staged[same[index]], error.detail)
     return results
@@ -83,7 +83,7 @@ def remove_sources(source: Session, staged: Sequence[Staged]) -> list[DataManage
 def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
     """Return the numbers of those whose final name holds their bytes; without a checksum, their size and mtime."""
     alike = list[Staged]()
-    for place, found in target.many.lstat([one.final for one in staged]):
+    for place, found in target.bulk.lstat([one.final for one in staged]):
         one = staged[place]
         if isinstance(found, TransportError) or (found.kind, found.size) != (FileKind.FILE, one.size):
             continue
@@ -91,7 +91,7 @@ def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
             alike.append(one)
     held = {one.number for one in alike if one.sha256 is None}
     hashed = [one for one in alike if one.sha256 is not None]
-    for place, digest in target.many.digest(
+    for place, digest in target.bulk.digest(
         [one.final for one in hashed], max((one.size for one in hashed), default=0)
     ):
         if digest == hashed[place].sha256:

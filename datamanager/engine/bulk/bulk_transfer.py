@@ -6,6 +6,7 @@ Reading feeds writing: what is in memory is what both ends have in flight.
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ from datamanager.errors import (
     ChecksumMismatch,
     DataManagerError,
     DestinationExists,
+    NotSupported,
     PathExists,
     PathMissing,
     SizeMismatch,
@@ -25,6 +27,8 @@ from datamanager.errors import (
     TransportError,
 )
 from datamanager.transports.values import FileKind, NewFile
+
+_log = logging.getLogger(__name__)
 
 _WORTH_REPEATING = (PathExists, SizeMismatch, ChecksumMismatch)
 """What a second writing mends: a partial file left by an earlier try of this attempt, a fault of the storage."""
@@ -52,7 +56,7 @@ def refuse_one_place(chunk: Chunk) -> None:
         return
     tasks = [task for task in chunk.left() if task.item.source.name == task.item.destination.name]
     names = [posixpath.join(posixpath.dirname(task.source_path), posixpath.basename(task.part)) for task in tasks]
-    for index, found in chunk.ends.source.many.lstat(names):
+    for index, found in chunk.ends.source.bulk.lstat(names):
         if not isinstance(found, PathMissing):
             item = tasks[index].item
             chunk.fail(
@@ -63,7 +67,7 @@ def refuse_one_place(chunk: Chunk) -> None:
 def require_unchanged(chunk: Chunk) -> None:
     """Check that the sources still have the size and mtime that they had at first."""
     tasks = chunk.left()
-    for index, now in chunk.ends.source.many.lstat([task.source_path for task in tasks]):
+    for index, now in chunk.ends.source.bulk.lstat([task.source_path for task in tasks]):
         task, place = tasks[index], tasks[index].item.source
         if isinstance(now, PathMissing):
             chunk.fail(task.number, SourceChanged(f"{place} disappeared under the transfer"))
@@ -85,7 +89,7 @@ def _bring(chunk: Chunk, tasks: Sequence[Task], *, packed: bool) -> dict[Task, D
 def _write(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
     wrong: dict[Task, DataManagerError] = {}
     sent = list[Task]()
-    with closing(_files(chunk, tasks, sent)) as files, closing(chunk.ends.target.many.write(files)) as results:
+    with closing(_files(chunk, tasks, sent)) as files, closing(chunk.ends.target.bulk.write(files)) as results:
         for index, error in results:
             if error is None:
                 chunk.count(sent[index])
@@ -98,13 +102,16 @@ def _unpack(chunk: Chunk, tasks: Sequence[Task]) -> bool:
     """Bring all by one stream, whose end alone tells how it went; False when that was not well, and nothing is left."""
     sent = list[Task]()
     base = real_base(chunk.ends.target, chunk.ends.destination)
-    with closing(_files(chunk, tasks, sent)) as files:
-        done = chunk.ends.target.many.unpack(files, base)
-    if not done:
+    try:
+        with closing(_files(chunk, tasks, sent)) as files:
+            chunk.ends.target.bulk.unpack(files, base)
+    except NotSupported as exc:
+        _log.info("%d files are written one by one: %s", len(tasks), exc.detail)
         chunk.remove_parts(sent)
-    for task in sent if done else []:
+        return False
+    for task in sent:
         chunk.count(task)
-    return done
+    return True
 
 
 def _files(chunk: Chunk, tasks: Sequence[Task], sent: list[Task]) -> Generator[NewFile, None, None]:
@@ -112,7 +119,7 @@ def _files(chunk: Chunk, tasks: Sequence[Task], sent: list[Task]) -> Generator[N
     waiting = [task for task in tasks if task.number not in chunk.outcomes]
     paths = [task.source_path for task in waiting]
     largest = max((task.stat.size for task in waiting), default=0)
-    with closing(chunk.ends.source.many.read(paths, chunk.rules.most, largest)) as results:
+    with closing(chunk.ends.source.bulk.read(paths, chunk.rules.most, largest)) as results:
         for index, found in results:
             chunk.control.check()
             task = waiting[index]
@@ -132,7 +139,7 @@ def _files(chunk: Chunk, tasks: Sequence[Task], sent: list[Task]) -> Generator[N
 def _compare_hashes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
     wrong: dict[Task, DataManagerError] = {}
     parts = [task.part for task in tasks]
-    for index, far in chunk.ends.target.many.digest(parts, chunk.rules.most):
+    for index, far in chunk.ends.target.bulk.digest(parts, chunk.rules.most):
         task = tasks[index]
         if isinstance(far, TransportError):
             wrong[task] = far
@@ -144,7 +151,7 @@ def _compare_hashes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManag
 
 def _compare_sizes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
     wrong: dict[Task, DataManagerError] = {}
-    for index, found in chunk.ends.target.many.lstat([task.part for task in tasks]):
+    for index, found in chunk.ends.target.bulk.lstat([task.part for task in tasks]):
         task = tasks[index]
         if isinstance(found, TransportError):
             wrong[task] = found

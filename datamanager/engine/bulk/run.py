@@ -18,7 +18,7 @@ from datamanager.engine.bulk.bulk_chunk import Chunk, Ends, Outcome, Rules, Smal
 from datamanager.engine.bulk.bulk_probe import look, require_space, resolve
 from datamanager.engine.bulk.bulk_transfer import carry, refuse_one_place, require_unchanged
 from datamanager.engine.control import Control
-from datamanager.errors import TransportError
+from datamanager.errors import NotSupported, TransportError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.port import Session
 
@@ -58,13 +58,14 @@ def stage(
         resolve(chunk, items)
         look(chunk)
         require_space(chunk)
-        with target.many.syncing() as sync:
+        with target.bulk.syncing() as sync:
             carry(chunk)
             refuse_one_place(chunk)
             require_unchanged(chunk)
             directories = sorted({posixpath.dirname(task.part) for task in chunk.left()})
             if directories:
-                sync(directories)
+                with suppress(NotSupported):  # some machines have no way to do it
+                    sync(directories)
         control.check()
     except BaseException:
         with suppress(TransportError):  # what leads here matters more, and a later attempt removes these names, too

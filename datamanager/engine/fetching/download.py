@@ -23,6 +23,7 @@ from datamanager.engine.attempt import Found, Job, Moved, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.single.restart import parts_of
 from datamanager.engine.single.transfer import FOLLOWED_FROM, Remember, forget, remove_part
+from datamanager.engine.stored_hash import followed, following
 from datamanager.errors import (
     ChecksumMismatch,
     ConnectionLost,
@@ -242,7 +243,7 @@ class _Fetch:
                         with self._opened(state) as download:
                             large = (download.size or 0) >= FOLLOWED_FROM
                             if hashed and large and not begin and not opened_at:
-                                follower = stack.enter_context(session.follow(part))
+                                follower = stack.enter_context(following(session, part))
                             self._move(download, state, writer, follower)
                         break
                     except Broke as broke:
@@ -261,7 +262,7 @@ class _Fetch:
             stored = None
             if follower is not None:
                 follower.advance(state.position)
-                stored = follower.result(self._control.watch)
+                stored = followed(follower, self._control.watch)
         return Moved(state.position, state.digests["sha256"].hexdigest(), stored)
 
     def _opened(self, state: _Kept) -> _Opened:

@@ -24,7 +24,7 @@ def on_machine(end: End, progress: Progress = no_progress) -> Run | None:
     @contextmanager
     def run(config: bytes, authorities: bytes) -> Iterator[Curl]:
         with named(end), end.storage.session() as session:
-            with session.curl(config, authorities, progress=progress) as curl:
+            with session.programs.curl(config, authorities, progress=progress) as curl:
                 yield curl
 
     return run
@@ -40,7 +40,7 @@ def into_file(session: Session, path: str, start: int, progress: Progress) -> Ru
     def run(config: bytes, authorities: bytes) -> Iterator[Curl]:
         with ExitStack() as stack:
             with ours():
-                begun = session.curl(config, authorities, path=path, start=start, progress=progress)
+                begun = session.programs.curl(config, authorities, path=path, start=start, progress=progress)
                 curl = stack.enter_context(begun)
             yield _Watched(curl)
 
@@ -76,7 +76,7 @@ def named(end: End) -> Iterator[None]:
 class _Watched:
     """A curl whose troubles with the machine are marked as such; see the port's Curl."""
 
-    def __init__(self, curl: port.Curl) -> None:
+    def __init__(self, curl: port.RunningCurl) -> None:
         self._curl = curl
 
     def head(self, patience: float) -> bytes:

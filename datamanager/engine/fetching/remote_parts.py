@@ -63,7 +63,7 @@ def take_over(job: Job, found: Found, session: Session, control: Control, places
 def _copied(session: Session, source: str, destination: str, size: int, control: Control) -> bool:
     """Have the machine copy the first `size` bytes of a file to a new name; say whether it could."""
     try:
-        status = session.run(["sh", "-c", _COPY, "sh", str(size), source, destination], control.watch)
+        status = session.programs.run(["sh", "-c", _COPY, "sh", str(size), source, destination], control.watch)
     except RemoteFailure as error:
         log.info("what is stored can't be gone on with: %s", error.detail)
         return False

@@ -15,7 +15,7 @@ from datamanager.engine.attempt import Found, Job, Moved
 from datamanager.engine.control import Control
 from datamanager.engine.endpoints import lent, refuse_one_place
 from datamanager.engine.single.verify import require_unchanged
-from datamanager.errors import ConnectionLost, PathMissing, TransportTimeout
+from datamanager.errors import ConnectionLost, NotSupported, PathMissing, TransportTimeout
 from datamanager.machines import Machine, TransportKind
 from datamanager.transports.port import Session
 from datamanager.transports.remote.third_party_push import push_target
@@ -50,22 +50,18 @@ def push(job: Job, found: Found, control: Control, offset: int = 0) -> Moved | N
     control.enter(Phase.TRANSFER, wanted)
     control.bytes_done = offset
     machine = job.target.machine
-    to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
-    if to is None:
-        _log.info("%s: its host key is not in our known_hosts, so nothing is pushed there", machine.name)
-        return None
     with lent(job) as (source, target):
         growth = _Growth(target, found.part, control, machine)
         try:
-            if not source.push(found.source_path, to, growth.look):
-                return None
+            to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
+            source.programs.push(found.source_path, to, growth.look)
             stored = growth.count()
             refuse_one_place(job, found, source)
             if stored == wanted:
                 with target.reopen(found.part) as writer:
                     writer.flush()
                 return Moved(stored)
-        except (ConnectionLost, TransportTimeout) as exc:
+        except (ConnectionLost, NotSupported, TransportTimeout) as exc:
             _log.info("%s was not pushed to %s: %s", job.origin.place, machine.name, exc.detail)
             return None
     require_unchanged(job, found)

@@ -102,12 +102,12 @@ def _route(job: Job, read: Read, session: Session) -> Route:
         job.kind,
         source_machine=job.source.machine.name if job.source else None,
         destination_machine=job.target.machine.name,
-        can_copy_within=session.features.server_side_copy,
+        can_copy_within=session.programs.can_copy,
         can_go_direct=direct.possible(job, limited=job.limited),
     )
     if route is Route.RENAME and read.is_link:
         # renaming a link would move the link and leave the bytes; the bytes are what was asked for
-        return Route.WITHIN if session.features.server_side_copy else Route.RELAY
+        return Route.WITHIN if session.programs.can_copy else Route.RELAY
     return route
 
 
@@ -142,7 +142,7 @@ def _look_at_names(
             raise fault
         return {}
     paths = [parent.path, *names]
-    looks = {paths[index]: found for index, found in session.many.lstat(paths)}
+    looks = {paths[index]: found for index, found in session.bulk.lstat(paths)}
     above = looks.pop(parent.path)
     if isinstance(above, FileStat) and above.kind is not FileKind.DIRECTORY:
         raise _in_the_way(target)

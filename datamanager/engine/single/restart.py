@@ -67,7 +67,7 @@ def resume(job: Job, found: Found, source: Session, target: Session, control: Co
 def parts_of(job: Job, directory: str, session: Session) -> list[tuple[int, str]]:
     """Return (size, path) of each partial file that this transfer has in its destination's directory."""
     paths = part_paths(job, directory)
-    return parts_among({paths[index]: there for index, there in session.many.lstat(paths)})
+    return parts_among({paths[index]: there for index, there in session.bulk.lstat(paths)})
 
 
 def part_paths(job: Job, directory: str) -> list[str]:

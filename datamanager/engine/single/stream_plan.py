@@ -43,7 +43,7 @@ def connections(job: Job, source: Session, target: Session, size: int) -> Iterat
 
         def ways(session: Session, storage: Storage) -> list[Session]:
             further = streams_for(session.round_trip, size) - 1
-            return [session, *(stack.enter_context(storage.spare(further)) if further else [])]
+            return [session, *(stack.enter_context(storage.extra_sessions(further)) if further else [])]
 
         yield Ways(ways(source, job.origin.storage), ways(target, job.target.storage))
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,13 +20,17 @@ from datamanager.engine.endpoints import lent, refuse_one_place
 from datamanager.engine.single.direct import push
 from datamanager.engine.single.restart import marker_of, resume
 from datamanager.engine.single.stream_plan import Stretch, connections
+from datamanager.engine.stored_hash import followed, following
 from datamanager.errors import (
+    NotSupported,
     PathMissing,
     SourceChanged,
     SourceMissing,
 )
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
+
+_log = logging.getLogger(__name__)
 
 FOLLOWED_FROM = 16 * 1024 * 1024
 """Bytes from which on the destination hashes beside the transfer; for less, starting a program there takes longer."""
@@ -85,13 +90,13 @@ def relay(job: Job, found: Found, control: Control, remember: Remember = forget)
         refuse_one_place(job, found, source)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
-        follower = stack.enter_context(target.follow(found.part)) if hashed and wanted >= FOLLOWED_FROM else None
+        follower = stack.enter_context(following(target, found.part)) if hashed and wanted >= FOLLOWED_FROM else None
         digest = found.digest() if hashed or (found.content is not None and not start) else None
         stretch = Stretch(readers, writers, start, wanted, follower, digest)
         size = stretch.move(control)
         if size != wanted:
             raise SourceChanged(f"{job.origin.place} ended after {size} of {wanted} bytes")
-        stored = follower.result(control.watch) if follower is not None else None
+        stored = followed(follower, control.watch)
     return Moved(size, stretch.sha256, stored)
 
 
@@ -102,13 +107,15 @@ def copy_within(job: Job, found: Found, control: Control) -> Moved:
     storage = job.target.storage
     with ExitStack() as stack:
         session = stack.enter_context(storage.session())
-        beside = stack.enter_context(storage.spare(1)) if size >= SHARED_FROM else []
+        beside = stack.enter_context(storage.extra_sessions(1)) if size >= SHARED_FROM else []
         remove_part(session, found)
         try:
-            if session.copy_within(found.source_path, found.part, control.skip, beside):
-                return Moved(session.stat(found.part).size)
+            session.programs.copy(found.source_path, found.part, control.skip, beside)
+            return Moved(session.stat(found.part).size)
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
+        except NotSupported as exc:
+            _log.info("%s is copied through the mover: %s", job.origin.place, exc.detail)
     return relay(job, found, control)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Verified
 from datamanager.engine.attempt import End, Found, Job, Moved, Proof
 from datamanager.engine.control import Control
-from datamanager.errors import ChecksumMismatch, PathMissing, SizeMismatch, SourceChanged
+from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, SizeMismatch, SourceChanged
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
 from datamanager.transports.values import Progress, no_progress
@@ -63,9 +64,8 @@ def stored_sha256(session: Session, path: str, progress: Progress = no_progress)
     back. Small files are read back anyway: that is quicker than starting a program.
     """
     if session.stat(path).size > READ_BACK:
-        digest = session.digest(path, progress)
-        if digest is not None:
-            return digest
+        with suppress(NotSupported):
+            return session.programs.digest(path, progress)
     sha256 = hashlib.sha256()
     with session.open_read(path) as reader:
         for block in reader.blocks():

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import TypeVar
 
-from datamanager.errors import PathExists, RemoteFailure, TransportError
+from datamanager.errors import NotSupported, PathExists, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results, Sync
-from datamanager.transports.local.files import file_stat, os_errors
-from datamanager.transports.local.names import rename_to_free_name
+from datamanager.transports.local.files import file_stat, lstat, os_errors, real_path
+from datamanager.transports.local.names import remove, rename
 from datamanager.transports.paths import shown
 from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile
 
@@ -29,16 +29,16 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORIES_AT_ONCE = 100
 
 
-class LocalMany:
+class LocalBulk:
     """Work on many small files of this host."""
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
-        return _each(_lstat, paths)
+        return _each(lstat, paths)
 
     def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
         """Yield each path with every link resolved."""
-        return _each(_real_path, paths)
+        return _each(real_path, paths)
 
     def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Make each directory."""
@@ -57,9 +57,9 @@ class LocalMany:
         """Create each file, write it, set its mode and mtime, close it."""
         return _each(_write, files)
 
-    def unpack(self, files: Iterable[NewFile], directory: str) -> bool:  # noqa: ARG002
-        """Say no: a program would do nothing here that `write` does not."""
-        return False
+    def unpack(self, files: Iterable[NewFile], directory: str) -> None:  # noqa: ARG002
+        """Refuse: a program would do nothing here that `write` does not."""
+        raise NotSupported("this host writes files as quickly as it unpacks them")
 
     def digest(self, paths: Sequence[str], most: int) -> Results[str | TransportError]:
         """Yield each file's sha256, computed here."""
@@ -67,11 +67,11 @@ class LocalMany:
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
-        return _each(lambda pair: _rename(*pair, overwrite), names)
+        return _each(lambda both: rename(*both, overwrite=overwrite), names)
 
     def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Remove each file."""
-        return _each(_remove, paths)
+        return _each(remove, paths)
 
     @contextmanager
     def syncing(self) -> Iterator[Sync]:
@@ -79,19 +79,12 @@ class LocalMany:
         yield _sync
 
 
-def _sync(directories: Sequence[str]) -> bool:
-    program = shutil.which("sync")
-    return program is not None and all(
-        subprocess.run(
-            [program, "-f", "--", *directories[start : start + _DIRECTORIES_AT_ONCE]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        ).returncode
-        == 0
-        for start in range(0, len(directories), _DIRECTORIES_AT_ONCE)
-    )
+def _sync(directories: Sequence[str]) -> None:
+    program, nothing = shutil.which("sync"), subprocess.DEVNULL
+    for start in range(0, len(directories), _DIRECTORIES_AT_ONCE):
+        words = [program or "", "-f", "--", *directories[start : start + _DIRECTORIES_AT_ONCE]]
+        if not program or subprocess.run(words, stdin=nothing, stdout=nothing, stderr=nothing, check=False).returncode:
+            raise NotSupported("this host has no sync that puts a file system on stable storage")
 
 
 def _each(work: Callable[[A], R], things: Iterable[A]) -> Results[R | TransportError]:
@@ -105,16 +98,6 @@ def _each(work: Callable[[A], R], things: Iterable[A]) -> Results[R | TransportE
                 exc.__cause__.with_traceback(None)  # whose frames would keep the file's bytes
             result = exc.with_traceback(None)
         yield index, result
-
-
-def _lstat(path: str) -> FileStat:
-    with os_errors(path):
-        return file_stat(os.lstat(path))
-
-
-def _real_path(path: str) -> str:
-    with os_errors(path):
-        return os.path.realpath(path, strict=True)
 
 
 def _make_dir(path: str) -> None:
@@ -159,16 +142,3 @@ def _write(file: NewFile) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(file.path)
             raise
-
-
-def _rename(source: str, destination: str, overwrite: bool) -> None:
-    with os_errors(destination if os.path.lexists(source) else source):
-        if overwrite:
-            os.rename(source, destination)
-        else:
-            rename_to_free_name(source, destination)
-
-
-def _remove(path: str) -> None:
-    with os_errors(path):
-        os.unlink(path)

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
 from datamanager.transports.paths import shown
@@ -150,9 +150,65 @@ class LocalWriter:
             raise
 
 
+@contextmanager
+def opened(path: str) -> Iterator[LocalReader]:
+    """Open a regular file for reading; what is none (a FIFO would block) raises RemoteFailure."""
+    with os_errors(path):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        reader = LocalReader(handle, path)
+        _require_file(reader.stat(), path)
+        yield reader
+    finally:
+        os.close(handle)
+
+
+def created(path: str, mode: int = 0o600) -> AbstractContextManager[LocalWriter]:
+    """Create a new file, exclusively, for writing."""
+    return _written(path, os.O_CREAT | os.O_EXCL, mode & 0o777)
+
+
+def reopened(path: str) -> AbstractContextManager[LocalWriter]:
+    """Open an existing regular file for writing; a link is refused."""
+    return _written(path, os.O_NONBLOCK)
+
+
+@contextmanager
+def _written(path: str, flags: int, mode: int = 0o600) -> Iterator[LocalWriter]:
+    """Open a regular file for writing, and close it in the end; only after success does a failure of that raise."""
+    with os_errors(path):
+        handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, mode)
+    writer = LocalWriter(handle, path)
+    try:
+        with os_errors(path):
+            _require_file(file_stat(os.fstat(handle)), path)
+        yield writer
+    except BaseException:
+        writer.abandon()
+        raise
+    writer.close()
+
+
+def _require_file(found: FileStat, path: str) -> None:
+    if found.kind is not FileKind.FILE:
+        raise RemoteFailure(f"{shown(path)}: is no regular file")
+
+
 def file_stat(found: os.stat_result) -> FileStat:
     """Return what a stat says, in the port's words."""
     return FileStat(FileKind.of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
+
+
+def lstat(path: str) -> FileStat:
+    """Return what is at `path` itself, not following a last link."""
+    with os_errors(path):
+        return file_stat(os.lstat(path))
+
+
+def real_path(path: str) -> str:
+    """Return `path` with every link resolved."""
+    with os_errors(path):
+        return os.path.realpath(path, strict=True)
 
 
 def sync_directory(path: str) -> None:

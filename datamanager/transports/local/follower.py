@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import threading
 from types import TracebackType
 from typing import Self
 
+from datamanager.errors import NotSupported
 from datamanager.transports.paths import shown
 from datamanager.transports.values import Progress
-
-_log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 _POLL = 0.2
@@ -29,7 +27,7 @@ class LocalFollower:
         self._end = 0
         self._last = False
         self._left = False
-        self._failed = False
+        self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="dm-follower", daemon=True)
 
     def advance(self, end: int) -> None:
@@ -38,15 +36,17 @@ class LocalFollower:
             self._end = end
             self._changed.notify_all()
 
-    def result(self, progress: Progress) -> str | None:
-        """Return the hash once all is read; None when the file could not be read, or was shorter than told."""
+    def result(self, progress: Progress) -> str:
+        """Return the hash once all is read. Raises: NotSupported when it could not be, or was shorter than told."""
         with self._changed:
             self._last = True
             self._changed.notify_all()
         while self._thread.is_alive():
             progress(0)
             self._thread.join(_POLL)
-        return None if self._failed else self._digest.hexdigest()
+        if self._failure is not None:
+            raise NotSupported(f"{shown(self._path)} can't be followed: {self._failure}")
+        return self._digest.hexdigest()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -66,8 +66,7 @@ class LocalFollower:
             finally:
                 os.close(handle)
         except OSError as exc:
-            self._failed = True
-            _log.warning("%s can't be followed: %s", shown(self._path), exc)
+            self._failure = exc
 
     def _follow(self, handle: int) -> None:
         buffer, done = memoryview(bytearray(_BLOCK)), 0

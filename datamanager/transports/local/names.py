@@ -12,7 +12,22 @@ from datamanager.transports.local.files import os_errors
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-def rename_to_free_name(source: str, destination: str) -> None:
+def rename(source: str, destination: str, *, overwrite: bool) -> None:
+    """Give a file its new name; not flushed to stable storage. See the port's `rename`."""
+    with os_errors(destination if os.path.lexists(source) else source):
+        if overwrite:
+            os.rename(source, destination)
+        else:
+            _rename_to_free_name(source, destination)
+
+
+def remove(path: str) -> None:
+    """Remove a file."""
+    with os_errors(path):
+        os.unlink(path)
+
+
+def _rename_to_free_name(source: str, destination: str) -> None:
     """Rename by link and unlink, which never replaces; both names exist for a moment, or one only if that fails.
 
     Where links don't exist the name is looked at first, and one that appears in between is replaced.
@@ -29,8 +44,7 @@ def rename_to_free_name(source: str, destination: str) -> None:
         os.rename(source, destination)
         return
     try:
-        with os_errors(source):
-            os.unlink(source)
+        remove(source)
     except PathMissing:
         return  # the new name is the only one now, as was wanted: NFS answers so when it repeats an unlink
     except TransportError:

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from datamanager.errors import ConnectionLost, RemoteFailure, TransportTimeout
+from datamanager.errors import NotSupported, RemoteFailure
 from datamanager.transports.bulk_port import Sync
 from datamanager.transports.channel import SLOW, Channel, RemoteProgram
 from datamanager.transports.paths import from_wire, to_wire
+from datamanager.transports.remote.running import read_to_end
+from datamanager.transports.remote.shell import shell_words
 
 _NAMES_AT_ONCE = 8000
 _BYTES_AT_ONCE = 256 * 1024
@@ -26,7 +28,11 @@ def digests(channel: Channel, paths: Sequence[str]) -> Iterator[tuple[int, str]]
     """
     start = 0
     for batch in _batches(paths):
-        _, out = _feed(channel, ["sha256sum", "-z", "--"], batch)
+        out = b""
+        with ExitStack() as stack:
+            remote = _start(channel, ["sha256sum", "-z", "--"], stack)
+            if remote is not None:
+                _, out = _feed(channel, remote, batch)
         at = 0
         for line in out.split(b"\0"):
             found = _LINE.fullmatch(line)
@@ -45,15 +51,21 @@ def digests(channel: Channel, paths: Sequence[str]) -> Iterator[tuple[int, str]]
 def syncing(channel: Channel) -> Iterator[Sync]:
     """Start what puts file systems on stable storage (coreutils' `sync -f`), and yield what tells it the directories.
 
-    Raises, when told: ConnectionLost, TransportTimeout.
+    Raises, when told: NotSupported, ConnectionLost, TransportTimeout.
     """
     with ExitStack() as stack:
-        try:
-            remote = stack.enter_context(_started(channel, ["sync", "-f", "--"]))
-        except RemoteFailure:
-            yield lambda _: False  # no exec there
-            return
-        yield lambda directories: _fed(channel, remote, "sync", directories)[0] == 0
+        remote = _start(channel, ["sync", "-f", "--"], stack)
+
+        def sync(directories: Sequence[str]) -> None:
+            if remote is None or _feed(channel, remote, directories)[0] != 0:
+                no_sync(directories)
+
+        yield sync
+
+
+def no_sync(_: Sequence[str]) -> None:
+    """Be the Sync of a machine that has none. Raises: NotSupported."""
+    raise NotSupported("the machine has no sync that puts a file system on stable storage")
 
 
 def _batches(names: Sequence[str]) -> Iterator[list[str]]:
@@ -68,32 +80,19 @@ def _batches(names: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _feed(channel: Channel, argv: Sequence[str], names: Sequence[str]) -> tuple[int | None, bytes]:
-    """Run a program on the names; return its exit status (None: it did not get that far) and its output."""
+def _start(channel: Channel, argv: Sequence[str], stack: ExitStack) -> RemoteProgram | None:
+    """Start what runs a program on the names that it will be given; None where nothing can be run."""
     try:
-        with _started(channel, argv) as remote:
-            return _fed(channel, remote, argv[0], names)
+        return stack.enter_context(channel.run(shell_words("names", argv), stdin=True))
     except RemoteFailure:
-        return None, b""  # no exec there
+        return None
 
 
-def _started(channel: Channel, argv: Sequence[str]) -> RemoteProgram:
-    """Start what runs a program on the names that it will be given. Raises: RemoteFailure."""
-    return channel.run(["sh", "-c", 'exec xargs -0 "$@" 2>/dev/null', "sh", *argv], stdin=True)
-
-
-def _fed(channel: Channel, remote: RemoteProgram, name: str, names: Sequence[str]) -> tuple[int | None, bytes]:
-    out, patience = bytearray(), channel.patience * SLOW
+def _feed(channel: Channel, remote: RemoteProgram, names: Sequence[str]) -> tuple[int | None, bytes]:
+    """Give a program its names; return its exit status (None: it did not get that far) and its output."""
     try:
         remote.write(b"".join(to_wire(one) + b"\0" for one in names))
         remote.close_input()
-        while (piece := remote.read(patience)) != b"":
-            if piece is None:
-                raise TransportTimeout(f"the machine's {name} said nothing for {patience:g} seconds")
-            out += piece
-        status = remote.exit_status()
     except RemoteFailure:
         return None, b""  # no xargs
-    if status is None and not channel.alive():
-        raise ConnectionLost(f"the connection broke under the machine's {name}")
-    return status, bytes(out)
+    return read_to_end(channel, remote, channel.patience * SLOW, "the machine worked on many names")

@@ -1,7 +1,7 @@
 """A machine fetches a URL itself: the program that does it, with the curl there.
 
 curl's configuration, secrets and all, goes through the program's standard input and from there, by a builtin of the
-shell, into curl's: it is on no command line, in no environment and in no file. That input is the leash as well: its
+shell, into curl's: it is on no command line, in no environment and in no file. That input also bounds its life: its
 end (a cancel, a mover that dies, a connection that breaks) ends curl. Between the two, what stands in it says what
 becomes of the answer: nothing of a body is stored before its head was found good here.
 (docs/adr/0010-fetching-on-the-machine.md)
@@ -9,64 +9,23 @@ becomes of the answer: nothing of a body is stored before its head was found goo
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure, TransportError, TransportTimeout
+from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure, TransportTimeout
 from datamanager.transports.channel import Channel
+from datamanager.transports.remote.running import POLL, end_by_input
+from datamanager.transports.remote.shell import shell_words
 from datamanager.transports.values import CurlExit, Progress
 
-_log = logging.getLogger(__name__)
-
-# $1 the file, $2 its size that is gone on from (0: it is created, exclusively), $3 and $4 how many bytes of our input
-# are curl's configuration and authorities to trust. Then, a line each, what is to be done:
-#   head      pass on the lines of the answer's next head
-#   same N    say whether the next N bytes are the file's last ones
-#   store N   write what follows into the file, N bytes at most; the end
-#   send N    pass it on; the end
-# 3 is our input, 4 our output, 5 what curl brings, 6 notes of its end, 7 where curl writes. A process of its own passes
-# on the lines, and ends curl at the end of our input; like curl it says its process id first. On one line, and with a
-# blank after `!`, so that a csh as login shell passes it on.
-_SCRIPT = (
-    """exec 3<&0 4>&1 2>/dev/null; umask 077; f=$1; k=$2; n=$3; m=$4; t=; trap 'rm -f "$t"' EXIT; """
-    # a printf that is no builtin would have what it prints on its command line; a head that takes more than it gives
-    # out (busybox's) would swallow some of the body
-    "case $(command -v printf) in */*) exit 91 ;; esac; "
-    '[ "$(printf abcdef | { exec 5<&0; head -c 2; printf -; cat /dev/fd/5; })" = ab-cdef ] || exit 91; '
-    "command -v cmp >/dev/null || exit 91; "
-    "h=; case $(curl -q --version) in *HTTP2*) h=--http1.1 ;; esac; "
-    r"r=$(printf '\r'); printf '\ndm-ready\n'; "
-    'c=$(head -c "$n" <&3); '
-    '[ "$m" = 0 ] || { t=$(mktemp) && head -c "$m" <&3 >"$t" || exit 92; }; '
-    "s=$( { { "
-    """printf %s "$c" | sh -c 'echo $$ >&7; exec "$@" >&6 3<&- 4>&-' """
-    'sh curl -q $h ${t:+--cacert "$t"} --config - 7>&1; echo $? >&6; } | { '
-    "read -r p; exec 5<&0; "
-    r"""sh -c 'echo $$; while read -r w; do printf "%s\n" "$w"; done; kill "$1"' sh "$p" <&3 | { """
-    "read -r w; while read -r g a; do case $g in "
-    r"""head) x=; while IFS= read -r l <&5; do printf '%s\n' "$l" >&4; case $l in ''|"$r") x=1; break ;; esac; done; """
-    '[ "$x" ] || break ;; '
-    'same) if tail -c "$a" <"$f" | { exec 7<&0; head -c "$a" <&5 | cmp -s - /dev/fd/7; }; '
-    "then echo dm-same >&4; else echo dm-other >&4; break; fi ;; "
-    'store) if [ "$k" = 0 ]; then (set -C; head -c "$a" <&5 >"$f"); '
-    'else [ -f "$f" ] && [ ! -h "$f" ] && [ "$(wc -c <"$f")" -eq "$k" ] && head -c "$a" <&5 >>"$f"; fi || '
-    "echo full >&6; break ;; "
-    'send) head -c "$a" <&5 >&4; break ;; '
-    "*) break ;; esac; done; "
-    'kill "$w"; }; }; } 6>&1 ); '
-    """rm -f "$t"; case $s in *full*) exit 92 ;; esac; printf '\\000dm-end %s\\n' "$s" """
-)
 _READY = b"\ndm-ready\n"
 # what curl was told to note (bytes of the body, seconds until it was connected; nothing when it was killed), its status
 _END = re.compile(rb"\0dm-end (?:(\d+)\S* (\S+) )?(\d+)\n$")
 _END_MAX = 100
 _UNFIT, _FULL, _OPTION_UNKNOWN = 91, 92, 2
-_POLL = 0.2
-"""Seconds between two calls of `progress` while the program works."""
 _ENDING = 10.0
 """Seconds that the program may take to end when it is told to."""
 _MOST_NOISE = 64 * 1024
@@ -88,7 +47,7 @@ class RemoteCurl:
         self._end: CurlExit | None = None
         words = [path, str(start), str(len(config)), str(len(authorities))]
         try:
-            self._remote = channel.run(["sh", "-c", _SCRIPT, "sh", *words], stdin=True)
+            self._remote = channel.run(shell_words("fetch", words), stdin=True)
         except RemoteFailure as exc:
             raise NotSupported(f"it runs no programs for us: {exc.detail}") from exc
 
@@ -154,7 +113,7 @@ class RemoteCurl:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         with self._remote:
             if not self._over:
-                self._stop()
+                self._over = end_by_input(self._remote, _ENDING, "the program that fetched")
 
     def _begin(self) -> None:
         """Wait for the program's first word, whatever a login shell says before, and give it curl's configuration."""
@@ -179,7 +138,7 @@ class RemoteCurl:
         """Take in what it says within a moment; say whether it goes on."""
         if self._over:
             return False
-        piece = self._remote.read(_POLL)
+        piece = self._remote.read(POLL)
         if piece is None:
             self._progress(0)
         else:
@@ -215,20 +174,6 @@ class RemoteCurl:
             raise NotSupported("its shell, head or cmp are none with which it could fetch")
         if status == _FULL:
             raise RemoteFailure("the machine could not write what it fetched")
-
-    def _stop(self) -> None:
-        """Close the program's input and see it end. The error that leads here matters more than this one's."""
-        deadline = time.monotonic() + _ENDING
-        try:
-            self._remote.close_input()
-            while (left := deadline - time.monotonic()) > 0:
-                if self._remote.read(left) == b"":
-                    self._over = True
-                    return
-        except TransportError as exc:
-            _log.info("the program that fetched went away: %s", exc.detail)
-            return
-        _log.warning("the program that fetched did not end within %g seconds", _ENDING)
 
 
 def _blank_line(text: bytes, start: int) -> int | None:

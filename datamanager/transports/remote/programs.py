@@ -1,149 +1,102 @@
-"""Programs on the machine: which of them it has, and how one that runs is ended.
-
-A program says its process id first: closing an SSH channel does not end one that is busy, so it is ended by a second
-one. Scripts are one line, without an exclamation mark: a csh as login shell passes them on.
-"""
+"""What a machine does for us by programs of its own, run over the connection of a session: the port's Programs."""
 
 from __future__ import annotations
 
-import logging
-import re
-import threading
-import time
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
+from datamanager.errors import NotSupported, RemoteFailure
 from datamanager.transports.channel import Channel
-from datamanager.transports.values import Progress
+from datamanager.transports.paths import shown
+from datamanager.transports.port import Session
+from datamanager.transports.remote.copy import copy_by_program
+from datamanager.transports.remote.curl import RemoteCurl
+from datamanager.transports.remote.digest import digest
+from datamanager.transports.remote.follower import RemoteFollower
+from datamanager.transports.remote.running import InstalledPrograms, Running
+from datamanager.transports.remote.third_party_push import push
+from datamanager.transports.values import FileKind, Progress, PushTarget, no_progress
 
-_log = logging.getLogger(__name__)
-
-SAY_PID = 'echo "dm-pid $$"; '
-"""How a script begins whose process `exec` makes the program that is to be ended."""
-
-_SHA256 = {"openssl": ["openssl", "dgst", "-sha256"], "sha256sum": ["sha256sum"]}  # the faster one first
-# over a regular file `head -c` may take no more than it gives out (busybox's does): the next one goes on from there
-_PROBE = (
-    "for p in openssl sha256sum curl; do command -v $p >/dev/null 2>&1 && echo dm-has $p; done; "
-    "cp --reflink=auto --version >/dev/null 2>&1 && echo dm-has cp; "
-    'f=/etc/passwd; [ -s $f ] && [ "$(exec 3<$f; head -c 9 <&3; head -c 9 <&3)" = "$(head -c 18 <$f)" ] && '
-    "echo dm-has head; exit 0"
-)
-_HAS = re.compile(rb"^dm-has (\w+)$", re.MULTILINE)
-_PID = re.compile(rb"^dm-pid (\d+)$", re.MULTILINE)
-_POLL = 0.2
-"""Seconds between two calls of `progress` while a program works."""
-_GRACE = 2.0
-"""Seconds for a program that is to be ended to say its process id."""
-_MOST_OUTPUT = 64 * 1024
+_NOT_RUN = (126, 127)
+"""What a shell ends with when there is no such program, or none that may be run (POSIX)."""
 
 
-class Programs:
-    """What one machine can run for us; asked once, shared by its sessions."""
+class RemotePrograms:
+    """See the port's Programs."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._found: frozenset[str] | None = None
-
-    def sha256(self, channel: Channel) -> list[str] | None:
-        """Return the words of a program that hashes its standard input; None without one, or without a shell."""
-        found = self._find(channel)
-        return next((words for name, words in _SHA256.items() if name in found), None)
-
-    def can_copy(self, channel: Channel) -> bool:
-        """Say whether there is a shell, and a `cp` that knows --reflink."""
-        return "cp" in self._find(channel)
-
-    def can_pass_on(self, channel: Channel) -> bool:
-        """Say whether there is a shell, and a `head` that passes on a file piece by piece."""
-        return "head" in self._find(channel)
-
-    def can_fetch(self, channel: Channel) -> bool:
-        """Say whether there is a shell, and a `curl`."""
-        return "curl" in self._find(channel)
-
-    def _find(self, channel: Channel) -> frozenset[str]:
-        with self._lock:
-            if self._found is None:
-                self._found = _probe(channel)
-            return self._found
-
-
-class Running:
-    """A program at work on the machine, started from a script that says its process id.
-
-    Leaving the context ends it, if it has not ended by itself. Used by one thread, while another one may use the
-    channel's session. Raises: RemoteFailure when the machine refuses to run it.
-    """
-
-    def __init__(self, channel: Channel, script: str, words: Sequence[str], *, stdin: bool = False) -> None:
+    def __init__(self, session: Session, channel: Channel, installed: InstalledPrograms) -> None:
+        self._session = session
         self._channel = channel
-        self.remote = channel.run(["sh", "-c", script, "sh", *words], stdin=stdin)
-        self.out = b""
-        """What it, and maybe a login shell before it, said so far."""
-        self._ended = False
+        self._installed = installed
 
-    def listen(self, timeout: float) -> bool:
-        """Take in what it says within `timeout` seconds; say whether it goes on."""
-        piece = self.remote.read(timeout)
-        self.out = (self.out + (piece or b""))[:_MOST_OUTPUT]
-        self._ended = piece == b""
-        return not self._ended
+    @property
+    def can_copy(self) -> bool:
+        """Say whether there is a `cp` that will do; the first call may run a program on the machine to find out."""
+        return self._installed.have(self._channel, "cp")
 
-    def wait(self, progress: Progress) -> int | None:
-        """Return its exit status once it has ended, None if it was killed or the connection went first.
+    def copy(
+        self,
+        source: str,
+        destination: str,
+        progress: Progress = no_progress,
+        beside: Sequence[Session] = (),  # noqa: ARG002 - cp needs no help
+    ) -> None:
+        """Copy a file by the machine's `cp`."""
+        if not self._installed.have(self._channel, "cp"):
+            raise NotSupported("the machine has no shell for us, or no cp that knows --reflink")
+        copy_by_program(self._channel, self._session, source, destination, progress)
 
-        `progress` is called with 0 meanwhile. Raises: what that raises.
-        """
-        while self.listen(_POLL):
-            progress(0)
-        return self.remote.exit_status()
+    def digest(self, path: str, progress: Progress = no_progress) -> str:
+        """Return the sha256 that a program on the machine computes."""
+        if self._session.stat(path).kind is not FileKind.FILE:
+            raise RemoteFailure(f"{shown(path)}: is no regular file")
+        return digest(self._channel, self._hasher(), path, progress)
 
-    def said(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
-        """Return the first match in what it said after its process id: nothing that a login shell said counts."""
-        pid = _PID.search(self.out)
-        return pattern.search(self.out, pid.end()) if pid else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        with self.remote:
-            if not self._ended:
-                self._end()
-
-    def _end(self) -> None:
-        """End the program. The error that leads here matters more than this one's."""
-        if not self._channel.alive():
-            return  # nobody can be asked any more
-        deadline = time.monotonic() + _GRACE
+    @contextmanager
+    def follow(self, path: str) -> Iterator[RemoteFollower]:
+        """Begin to hash a file that is being written, by a program on the machine."""
+        program = self._hasher()
+        if not self._installed.have(self._channel, "head"):
+            raise NotSupported("the machine's head reads further than it passes on")
         try:
-            self.remote.close_input()
-            while (pid := _PID.search(self.out)) is None and (left := deadline - time.monotonic()) > 0:
-                if not self.listen(left):
-                    return
-            if pid is None:
-                _log.warning("a remote program did not say its process id, and could not be ended")
-                return
-            with self._channel.run(["kill", pid[1].decode("ascii")]) as killer:
-                killer.read(self._channel.patience)
-        except TransportError as exc:
-            _log.warning("a remote program could not be ended: %s", exc.detail)
+            follower = RemoteFollower(self._channel, program, path)
+        except RemoteFailure as exc:
+            raise NotSupported(f"{shown(path)} can't be followed: {exc.detail}") from exc
+        with follower:
+            yield follower
 
+    def push(self, path: str, to: PushTarget, progress: Progress) -> None:
+        """Let the machine send a file to another one."""
+        push(self._channel, path, to, progress)
 
-def _probe(channel: Channel) -> frozenset[str]:
-    """Ask the machine for its programs. Raises: TransportTimeout, ConnectionLost; neither is an answer."""
-    out = b""
-    try:
-        with channel.run(["sh", "-c", _PROBE]) as remote:
-            while (piece := remote.read(channel.patience)) != b"":
-                if piece is None:
-                    raise TransportTimeout(f"the machine ran no program within {channel.patience:g} seconds")
-                out = (out + piece)[:_MOST_OUTPUT]
-            if remote.exit_status() is None and not channel.alive():
-                raise ConnectionLost("the connection broke while the machine was asked for its programs")
-    except RemoteFailure:
-        return frozenset()  # no exec on this machine
-    return frozenset(name.decode("ascii") for name in _HAS.findall(out))
+    def run(self, words: Sequence[str], progress: Progress = no_progress) -> int:
+        """Run a program on the machine."""
+        with Running(self._channel, "run", words) as running:
+            status = running.wait(progress, f"{words[0]} ran")
+        if status is None:
+            raise RemoteFailure(f"{words[0]} was killed")
+        if status in _NOT_RUN:
+            raise RemoteFailure(f"{words[0]} can't be run")
+        return status
+
+    @contextmanager
+    def curl(
+        self,
+        config: bytes,
+        authorities: bytes = b"",
+        *,
+        path: str = "",
+        start: int = 0,
+        progress: Progress = no_progress,
+    ) -> Iterator[RemoteCurl]:
+        """Begin to fetch a URL by the machine's own curl."""
+        if not self._installed.have(self._channel, "curl"):
+            raise NotSupported("it has no shell for us, or no curl")
+        with RemoteCurl(self._channel, config, authorities, path, start, progress) as curl:
+            yield curl
+
+    def _hasher(self) -> list[str]:
+        program = self._installed.sha256(self._channel)
+        if program is None:
+            raise NotSupported("the machine has no shell for us, or no program that computes sha256")
+        return program

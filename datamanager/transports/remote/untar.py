@@ -6,57 +6,47 @@ its exit status. The stream is GNU tar's own format, which carries names of any 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
 import tarfile
 from collections.abc import Iterable, Iterator
 
-from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
-from datamanager.transports.channel import SLOW, Channel, RemoteProgram
+from datamanager.errors import NotSupported, RemoteFailure, TransportTimeout
+from datamanager.transports.channel import SLOW, Channel
 from datamanager.transports.paths import shown
+from datamanager.transports.remote.running import Running, end_by_input, read_to_end
 from datamanager.transports.values import Bytes, NewFile
 
 _log = logging.getLogger(__name__)
 
-# One line without an exclamation mark, so that a csh as login shell passes it on. The user's own TAR_OPTIONS could
-# rename or skip; what tar complains about is in its exit status.
-_SCRIPT = (
-    'case "$(tar --version 2>/dev/null)" in *"GNU tar"*) ;; *) exit 1;; esac; unset TAR_OPTIONS; echo "dm-pid $$"; '
-    "exec tar --extract --file=- --keep-old-files --preserve-permissions --no-same-owner "
-    '--directory="$1" 2>/dev/null'
-)
-_PID = re.compile(rb"^dm-pid (\d+)\n", re.MULTILINE)
-_MOST_WORDS = 64 * 1024
 _PIECE = 256 * 1024
 """Bytes of the stream sent at once."""
 
 
-def unpack(channel: Channel, files: Iterable[NewFile], directory: str) -> bool:
-    """Create the files below `directory` by one program; True when it made them all, exactly.
+def unpack(channel: Channel, files: Iterable[NewFile], directory: str) -> None:
+    """Create the files below `directory` by one program, all of them, exactly.
 
-    False when the machine has no such program (`files` was not touched then), or it failed: some may have been made.
-    However this is left, the program has ended, if the machine can be reached. Raises: what `files` raises;
+    However this is left, the program has ended, if the machine can be reached. Raises: NotSupported when the machine
+    has no such program (`files` was not touched then), or it failed: some may have been made; what `files` raises;
     ConnectionLost, TransportTimeout.
     """
     try:
-        with channel.run(["sh", "-c", _SCRIPT, "sh", directory], stdin=True) as remote:
-            pid = _first_words(remote, channel.patience)
-            if pid is None:
-                return False
+        with Running(channel, "unpack", [directory], stdin=True) as running:
+            _wait_for_start(running, channel.patience)
             try:
                 for piece in _pieces(tar_stream(files, directory)):
-                    remote.write(piece)
-                remote.close_input()
+                    running.remote.write(piece)
+                running.remote.close_input()
             except RemoteFailure as exc:
                 _log.info("tar ended early in %s: %s", shown(directory), exc.detail)
             except BaseException:
-                _end(channel, remote, pid)
+                running.ended = end_by_input(running.remote, channel.patience, "the tar that unpacked files")
                 raise
-            return _ended_well(channel, remote)
+            status, _ = read_to_end(channel, running.remote, channel.patience * SLOW, "files were unpacked")
+            running.ended = True
     except RemoteFailure as exc:
-        _log.info("no program can be run in %s: %s", shown(directory), exc.detail)
-        return False
+        raise NotSupported(f"no program can be run in {shown(directory)}: {exc.detail}") from exc
+    if status != 0:
+        raise NotSupported(f"tar failed in {shown(directory)} with status {status}")
 
 
 def tar_stream(files: Iterable[NewFile], directory: str) -> Iterator[Bytes]:
@@ -85,37 +75,12 @@ def _pieces(stream: Iterable[Bytes]) -> Iterator[Bytes]:
     yield joined
 
 
-def _first_words(remote: RemoteProgram, patience: float) -> bytes | None:
-    """Return the pid that the program says first; None when it ends, or says anything else at length, instead."""
-    words = b""
-    while (found := _PID.search(words)) is None:
-        piece = remote.read(patience)
-        if piece is None:
+def _wait_for_start(running: Running, patience: float) -> None:
+    """Return once the program has said its process id. Raises: NotSupported when it ends, or says anything else at
+    length, instead; TransportTimeout."""
+    while not running.started:
+        before = running.out
+        if not running.listen(patience) or running.noisy:
+            raise NotSupported("the machine has no shell for us, or no GNU tar")
+        if running.out == before:
             raise TransportTimeout(f"the machine started no program within {patience:g} seconds")
-        words += piece
-        if not piece or len(words) > _MOST_WORDS:
-            return None
-    return found[1]
-
-
-def _ended_well(channel: Channel, remote: RemoteProgram) -> bool:
-    patience = channel.patience * SLOW
-    while (piece := remote.read(patience)) != b"":
-        if piece is None:
-            raise TransportTimeout(f"tar did not end within {patience:g} seconds")
-    status = remote.exit_status()
-    if status is None and not channel.alive():
-        raise ConnectionLost("the connection broke while files were unpacked")
-    return status == 0
-
-
-def _end(channel: Channel, remote: RemoteProgram, pid: bytes) -> None:
-    """See that the program has ended, which it does at the end of its input. What leads here matters more than a
-    failure of this."""
-    with contextlib.suppress(TransportError):
-        remote.close_input()
-        while (piece := remote.read(channel.patience)) != b"":
-            if piece is None:
-                with channel.run(["kill", pid.decode("ascii")]) as killer:
-                    killer.read(channel.patience)
-                return

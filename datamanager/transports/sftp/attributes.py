@@ -35,3 +35,9 @@ def unpack_stat(message: Message) -> FileStat:
         for _ in range(message.get_int()):
             message.get_string(), message.get_string()
     return FileStat(FileKind.of(mode), size, mtime, stat.S_IMODE(mode))
+
+
+def unpack_space(message: Message) -> int:
+    """Decode a reply of OpenSSH's statvfs: the bytes that this login may still write."""
+    _, fragment, _, _, available = (message.get_int64() for _ in range(5))
+    return available * fragment

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 
 from paramiko.sftp import (
@@ -38,32 +38,34 @@ from paramiko.sftp import (
     SFTP_OK,
 )
 
-from datamanager.errors import NoSpace, PathExists, PathMissing, RemoteFailure, TransportError
-from datamanager.transports.bulk_port import IN_FLIGHT, MEMORY, MOST_IN_FLIGHT, Results, Sync
+from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFailure, TransportError
+from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Results, Sync
 from datamanager.transports.paths import from_wire, shown
-from datamanager.transports.remote.batch import digests, syncing
-from datamanager.transports.remote.digest import RemoteDigest
+from datamanager.transports.remote.batch import digests, no_sync, syncing
+from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.remote.untar import unpack
-from datamanager.transports.sftp.attributes import NO_ATTRIBUTES, pack_attributes, unpack_stat
-from datamanager.transports.sftp.errors import SFTP_FAILURE, check, code_of, expect, status_error
+from datamanager.transports.sftp.attributes import NO_ATTRIBUTES, pack_attributes, unpack_space, unpack_stat
+from datamanager.transports.sftp.errors import SFTP_FAILURE, SPACE_IS_GONE, check, expect, status_error, write_error
 from datamanager.transports.sftp.pipeline import Work, close_handle, pipelined
 from datamanager.transports.sftp.wire import Wire, string, u32, u64
 from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile
 
+_IN_FLIGHT = 64
+"""Open files at once on a machine that does not say how many it allows."""
+_MEMORY = 32 * 1024 * 1024
+"""Bytes of files that are read at once."""
 _NAMES_IN_FLIGHT = 512
 """Requests at once that open nothing and carry no file's bytes."""
-_NEW = u32(SFTP_FLAG_WRITE | SFTP_FLAG_CREATE | SFTP_FLAG_EXCL)
-_RENAME, _STATVFS = "posix-rename@openssh.com", "statvfs@openssh.com"
-_SPACE_IS_GONE = 1 << 20
-"""Free bytes below which a bare FAILURE of a write is taken for a full file system."""
+NEW = u32(SFTP_FLAG_WRITE | SFTP_FLAG_CREATE | SFTP_FLAG_EXCL)
+_RENAME, STATVFS = "posix-rename@openssh.com", "statvfs@openssh.com"
 
 
-class SftpMany:
+class SftpBulk:
     """One SFTP conversation's work on many small files."""
 
-    def __init__(self, wire: Wire, digester: RemoteDigest) -> None:
+    def __init__(self, wire: Wire, installed: InstalledPrograms) -> None:
         self._wire = wire
-        self._digester = digester
+        self._installed = installed
         self._full = False
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
@@ -80,7 +82,7 @@ class SftpMany:
 
     def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | TransportError]:
         """Yield whole regular files. Looked at before they are opened: a link is not followed, a FIFO would block."""
-        at_once = max(1, min(self._open_at_once, MEMORY // max(1, most if likely is None else likely)))
+        at_once = max(1, min(self._open_at_once, _MEMORY // max(1, most if likely is None else likely)))
         return pipelined(self._wire, (self._read(path, most) for path in paths), at_once)
 
     def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
@@ -116,26 +118,25 @@ class SftpMany:
         for place, file in self.read([paths[index] for index in rest], most):
             yield rest[place], file if isinstance(file, TransportError) else sha256(file.data).hexdigest()
 
-    def unpack(self, files: Iterable[NewFile], directory: str) -> bool:
+    def unpack(self, files: Iterable[NewFile], directory: str) -> None:
         """Create the files by a tar stream."""
-        return self._has_shell() and unpack(self._wire.channel, files, directory)
+        if not self._has_shell():
+            raise NotSupported("the machine has no shell for us")
+        unpack(self._wire.channel, files, directory)
 
     @contextmanager
     def syncing(self) -> Iterator[Sync]:
         """Make ready to put directories' file systems on stable storage, by a program."""
-        if not self._has_shell():
-            yield lambda _: False
-            return
-        with syncing(self._wire.channel) as sync:
-            yield sync
+        with ExitStack() as stack:
+            yield stack.enter_context(syncing(self._wire.channel)) if self._has_shell() else no_sync
 
     @property
     def _open_at_once(self) -> int:
         allowed = self._wire.open_handles
-        return min(MOST_IN_FLIGHT, allowed // 2) if allowed else IN_FLIGHT
+        return min(MOST_IN_FLIGHT, allowed // 2) if allowed else _IN_FLIGHT
 
     def _has_shell(self) -> bool:
-        return self._digester.available(self._wire.channel)
+        return self._installed.sha256(self._wire.channel) is not None
 
     def _lstat(self, path: str) -> Work[FileStat]:
         [reply] = yield [self._wire.post(CMD_LSTAT, string(path))]
@@ -151,7 +152,7 @@ class SftpMany:
 
     def _make_dir(self, path: str) -> Work[None]:
         [reply] = yield [self._wire.post(CMD_MKDIR, string(path) + NO_ATTRIBUTES)]
-        if code_of(reply) == SFTP_OK:
+        if reply.code == SFTP_OK:
             return
         error = status_error(reply, path)
         if isinstance(error, PathMissing):
@@ -176,7 +177,7 @@ class SftpMany:
             stat = unpack_stat(expect(status, CMD_ATTRS, path).fields())
             _require_small(stat, path, most)
             data = bytearray()
-            while code_of(first) != SFTP_EOF and (block := expect(first, CMD_DATA, path).body[4:]):
+            while first.code != SFTP_EOF and (block := expect(first, CMD_DATA, path).body[4:]):
                 data += block
                 if len(data) > most:
                     raise _too_large(path, most)
@@ -189,8 +190,8 @@ class SftpMany:
 
     def _write(self, file: NewFile) -> Work[None]:
         path = file.path
-        [reply] = yield [self._wire.post(CMD_OPEN, string(path), _NEW + pack_attributes(mode=0o600))]
-        if code_of(reply) == SFTP_FAILURE and (yield from self._exists(path)):
+        [reply] = yield [self._wire.post(CMD_OPEN, string(path), NEW + pack_attributes(mode=0o600))]
+        if reply.code == SFTP_FAILURE and (yield from self._exists(path)):
             raise PathExists(f"{shown(path)}: is taken")
         handle = string(expect(reply, CMD_HANDLE, path).fields().get_string())
         data, block, post = memoryview(file.data), self._wire.write_block, self._wire.post
@@ -202,21 +203,15 @@ class SftpMany:
         asked.append(post(CMD_CLOSE, handle))
         del file, data  # what was sent need not be kept until the answers are there
         replies = yield asked
-        bad = next((reply for reply in replies if code_of(reply) != SFTP_OK), None)
+        bad = next((reply for reply in replies if reply.code != SFTP_OK), None)
         if bad is None:
             return
-        error = status_error(bad, path)
-        if code_of(bad) == SFTP_FAILURE:
-            if (yield from self._space_is_gone(path)):
-                error = NoSpace(f"{shown(path)}: the file system is full")
-            else:
-                # it may have been full until somebody made room: the next try finds out
-                error = type(error)(error.detail, retryable=True)
+        error = write_error(bad, path, full=bad.code == SFTP_FAILURE and (yield from self._space_is_gone(path)))
         yield [post(CMD_REMOVE, string(path))]
         raise error
 
     def _rename(self, source: str, destination: str, overwrite: bool) -> Work[None]:
-        """Do what the session's `rename` does."""
+        """To overwrite, the server needs OpenSSH's posix-rename; the plain RENAME refuses an existing name."""
         names, has_posix = string(source) + string(destination), _RENAME in self._wire.extensions
         replacing = string(_RENAME) + names
         if overwrite and has_posix:
@@ -224,13 +219,13 @@ class SftpMany:
             check(reply, source)
             return
         [reply] = yield [self._wire.post(CMD_RENAME, names)]
-        if code_of(reply) == SFTP_OK:
+        if reply.code == SFTP_OK:
             return
-        if code_of(reply) == SFTP_FAILURE and (yield from self._exists(destination)):
+        if reply.code == SFTP_FAILURE and (yield from self._exists(destination)):
             if overwrite:
                 raise RemoteFailure(f"{shown(destination)}: the server can't replace a file atomically")
             raise PathExists(f"{shown(destination)}: is taken")
-        if code_of(reply) != SFTP_FAILURE or not has_posix:
+        if reply.code != SFTP_FAILURE or not has_posix:
             raise status_error(reply, source)
         # no hard links there, so the server's RENAME can't work; the other has a gap since the look above
         [reply] = yield [self._wire.post(CMD_EXTENDED, replacing)]
@@ -250,13 +245,11 @@ class SftpMany:
         Once it was full it stays so for the files under way: those that failed are removed, which makes room again
         before others are judged.
         """
-        if not self._full and _STATVFS in self._wire.extensions:
+        if not self._full and STATVFS in self._wire.extensions:
             directory = string(posixpath.dirname(path) or "/")
-            [reply] = yield [self._wire.post(CMD_EXTENDED, string(_STATVFS) + directory)]
+            [reply] = yield [self._wire.post(CMD_EXTENDED, string(STATVFS) + directory)]
             if reply.kind == CMD_EXTENDED_REPLY:
-                fields = reply.fields()
-                _, fragment, _, _, available = (fields.get_int64() for _ in range(5))
-                self._full = available * fragment < _SPACE_IS_GONE
+                self._full = unpack_space(reply.fields()) < SPACE_IS_GONE
         return self._full
 
     def _ask(self, handle: bytes, offset: int, size: int) -> int:

@@ -29,8 +29,10 @@ from datamanager.errors import (
 from datamanager.transports.paths import shown, to_wire
 from datamanager.transports.sftp.wire import Reply
 
-__all__ = ["SFTP_FAILURE", "SFTP_OP_UNSUPPORTED", "check", "code_of", "expect", "status_error"]
+__all__ = ["SFTP_FAILURE", "SFTP_OP_UNSUPPORTED", "check", "expect", "status_error"]
 
+SPACE_IS_GONE = 1 << 20
+"""Free bytes below which a bare FAILURE of a write is taken for a full file system."""
 _SAFE_TEXT = 200
 _ERRORS: dict[int, type[TransportError]] = {
     SFTP_NO_SUCH_FILE: PathMissing,
@@ -43,11 +45,6 @@ _ERRORS: dict[int, type[TransportError]] = {
     14: NoSpace,  # NO_SPACE_ON_FILESYSTEM
     15: NoSpace,  # QUOTA_EXCEEDED
 }
-
-
-def code_of(reply: Reply) -> int | None:
-    """Return the status code of a reply, None when it is no status."""
-    return reply.code
 
 
 def status_error(reply: Reply, path: str) -> TransportError:
@@ -64,7 +61,7 @@ def status_error(reply: Reply, path: str) -> TransportError:
 
 def check(reply: Reply, path: str) -> None:
     """Return when the reply is a status OK, else raise its error."""
-    if code_of(reply) != SFTP_OK:
+    if reply.code != SFTP_OK:
         raise status_error(reply, path)
 
 
@@ -73,3 +70,13 @@ def expect(reply: Reply, kind: int, path: str) -> Reply:
     if reply.kind != kind:
         raise status_error(reply, path)
     return reply
+
+
+def write_error(reply: Reply, path: str, full: bool) -> TransportError:
+    """Return the error for a write that was refused; `full` says whether the file system is."""
+    if reply.code != SFTP_FAILURE:
+        return status_error(reply, path)
+    if full:
+        return NoSpace(f"{shown(path)}: the file system is full")
+    error = status_error(reply, path)
+    return type(error)(error.detail, retryable=True)  # it may have been full until somebody made room

@@ -19,19 +19,23 @@ from paramiko.sftp import (
     SFTP_OK,
 )
 
-from datamanager.errors import NoSpace, TransportError
+from datamanager.errors import TransportError
 from datamanager.transports.channel import SLOW
-from datamanager.transports.paths import shown
 from datamanager.transports.sftp.attributes import unpack_stat
-from datamanager.transports.sftp.errors import SFTP_FAILURE, SFTP_OP_UNSUPPORTED, check, code_of, expect, status_error
+from datamanager.transports.sftp.errors import (
+    SFTP_FAILURE,
+    SFTP_OP_UNSUPPORTED,
+    SPACE_IS_GONE,
+    check,
+    expect,
+    write_error,
+)
 from datamanager.transports.sftp.wire import Reply, Wire, string, u32, u64
 from datamanager.transports.values import Bytes, FileStat, NextRange
 
 WRITES_IN_FLIGHT = 16
 """Twice what OpenSSH's window lets through. More would make no connection faster, and with several of them what is not
 answered yet would fill the restart marker's window: all would wait until the slowest has caught up."""
-_SPACE_IS_GONE = 1 << 20
-"""Free bytes below which a bare FAILURE of a write is taken for a full file system."""
 
 
 @contextlib.contextmanager
@@ -100,7 +104,7 @@ class SftpReader:
                     return
                 number, at, size = flying.popleft()
                 reply = self._wire.take(number)
-                if code_of(reply) == SFTP_EOF:
+                if reply.code == SFTP_EOF:
                     return
                 block = expect(reply, CMD_DATA, self._path).body[4:]
                 if not block:
@@ -169,7 +173,7 @@ class SftpWriter:
             return
         with patient(self._wire):
             reply = self._wire.extended("fsync@openssh.com", self._handle)
-        if code_of(reply) != SFTP_OP_UNSUPPORTED:
+        if reply.code != SFTP_OP_UNSUPPORTED:
             self._check(reply)
 
     def begin_copy(self, reader: SftpReader, offset: int, count: int) -> int:
@@ -182,7 +186,7 @@ class SftpWriter:
         """Return once the range is copied; False when the server has no such extension."""
         with patient(self._wire):
             reply = self._wire.take(number)
-        if code_of(reply) == SFTP_OP_UNSUPPORTED:
+        if reply.code == SFTP_OP_UNSUPPORTED:
             return False
         self._check(reply)
         return True
@@ -212,21 +216,13 @@ class SftpWriter:
         number, offset = self._flying[0]
         reply = self._wire.take(number)
         self._flying.popleft()
-        if code_of(reply) != SFTP_OK:
+        if reply.code != SFTP_OK:
             self._failed_at = offset if self._failed_at is None else min(self._failed_at, offset)
         self._check(reply)
 
     def _check(self, reply: Reply) -> None:
-        code = code_of(reply)
-        if code == SFTP_OK:
-            return
-        error = status_error(reply, self._path)
-        if code == SFTP_FAILURE:
-            free = self._free_space()
-            if free is not None and free < _SPACE_IS_GONE:
-                error = NoSpace(f"{shown(self._path)}: the file system is full ({free} bytes left)")
-            else:
-                # it may have been full until somebody made room: the next try finds out
-                error = type(error)(error.detail, retryable=True)
-        self._failure = self._failure or error
-        raise self._failure
+        if reply.code != SFTP_OK:
+            free = self._free_space() if reply.code == SFTP_FAILURE else None
+            full = free is not None and free < SPACE_IS_GONE
+            self._failure = self._failure or write_error(reply, self._path, full)
+            raise self._failure

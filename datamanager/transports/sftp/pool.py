@@ -11,19 +11,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Protocol
 
 from datamanager.errors import MachineUnavailable, TransportError, TransportTimeout
 from datamanager.machines import Machine
 from datamanager.transports.channel import Channel
 from datamanager.transports.port import Session
-from datamanager.transports.remote.programs import Programs
-from datamanager.transports.session_limiter import Loans
+from datamanager.transports.remote.running import InstalledPrograms
+from datamanager.transports.session_limiter import BoundedStorage
 from datamanager.transports.sftp.session import SftpSession
 from datamanager.transports.sftp.wire import Wire
-from datamanager.transports.values import Check, no_check
 
 _log = logging.getLogger(__name__)
 
@@ -42,76 +40,33 @@ class Connector(Protocol):
         ...
 
 
-class SftpStorage:
-    """The port's Storage over SFTP. Safe to share between threads; at most `max_connections` sessions are lent."""
+class SftpStorage(BoundedStorage):
+    """The port's Storage over SFTP.
+
+    Nothing is tried twice here: the caller knows whether it can wait. Nor does anybody wait to try in turn what has
+    just failed: when the machine can't be reached, and no session to it lives, all callers that wait get the error.
+    """
 
     def __init__(self, machine: Machine, connector: Connector, *, idle_seconds: float = IDLE_SECONDS) -> None:
-        self._machine = machine
+        super().__init__(machine)
         self._connector = connector
         self._idle_seconds = idle_seconds
-        self._programs = Programs()
-        self._loans = Loans(machine.name, machine.max_connections)
+        self._installed = InstalledPrograms()
         self._changed = threading.Condition()
         self._idle: deque[tuple[float, SftpSession]] = deque()  # (since when, session), longest idle first
         self._channels: set[Channel] = set()
-        self._sessions = 0  # that were made and not ended yet, idle or on loan
+        self._sessions = 0  # that were made and not ended yet, idle or in use
         self._watcher: threading.Thread | None = None
 
     @property
-    def machine(self) -> str:
-        """The machine's name."""
-        return self._machine.name
-
-    @property
-    def in_use(self) -> int:
-        """How many sessions are on loan, or being made for a borrower."""
-        return self._loans.taken
-
-    @property
     def idle(self) -> int:
-        """How many sessions wait for the next borrower."""
+        """How many sessions wait for their next use."""
         with self._changed:
             return len(self._idle)
 
-    @contextmanager
-    def session(self, check: Check = no_check) -> Iterator[Session]:
-        """Lend a session; blocks while all are in use.
-
-        Raises: MachineUnavailable (also after `close`), HostKeyMismatch, AuthenticationFailed. Nothing is tried twice
-        here: the caller knows whether it can wait. Nor does anybody wait to try in turn what has just failed: when the
-        machine can't be reached, and no session to it lives, all who wait hear so at once.
-        """
-        with self._loans.places(1, check), self._lent() as session:
-            yield session
-
-    @contextmanager
-    def pair(self, check: Check = no_check) -> Iterator[tuple[Session, Session]]:
-        """Lend two sessions together; see the port."""
-        if self._loans.most == 1:
-            with self.session(check) as session:
-                yield session, session
-            return
-        with self._loans.places(2, check), self._lent() as first, self._lent() as second:
-            yield first, second
-
-    @contextmanager
-    def spare(self, count: int) -> Iterator[list[Session]]:
-        """Lend up to `count` further sessions, made at the same time; what can't be had is left out. See the port."""
-        with ExitStack() as lent:
-            places = self._loans.take_free(count)
-            with ThreadPoolExecutor(max(1, places)) as makers:
-                asked = [makers.submit(lent.enter_context, self._spare_one()) for _ in range(places)]
-            sessions: list[Session] = []
-            for one in asked:
-                try:
-                    sessions.append(one.result())
-                except TransportError as exc:
-                    _log.info("%s: a further session could not be made: %s", self.machine, exc.detail)
-            yield sessions
-
     def close(self) -> None:
-        """Close every idle session; those on loan are closed when they come back. Idempotent."""
-        self._loans.close()
+        """Close every idle session; those in use are closed when they are released. Idempotent."""
+        super().close()
         with self._changed:
             sessions = [session for _, session in self._idle]
             self._idle.clear()
@@ -120,26 +75,17 @@ class SftpStorage:
             self._end(session)
 
     @contextmanager
-    def _lent(self) -> Iterator[SftpSession]:
+    def _pooled(self) -> Iterator[Session]:
         session = self._idle_session() or self._new_session()
         try:
             yield session
         finally:
             with self._changed:
-                keep = session.usable and not self._loans.closed
+                keep = session.usable and not self._limiter.closed
                 if keep:
                     self._idle.append((time.monotonic(), session))
             if not keep:
                 self._end(session)
-
-    @contextmanager
-    def _spare_one(self) -> Iterator[SftpSession]:
-        """Lend a session for a place that was taken before, and give the place back, also when there is none."""
-        try:
-            with self._lent() as session:
-                yield session
-        finally:
-            self._loans.give_back(1)
 
     def _idle_session(self) -> SftpSession | None:
         """Return the session used last that still works; those that broke while idle are closed."""
@@ -158,8 +104,8 @@ class SftpStorage:
         except MachineUnavailable as exc:
             with self._changed:
                 alone = self._sessions == 0
-            if alone:  # else those who wait get a session that comes back
-                self._loans.refuse_waiting(exc.detail)
+            if alone:  # else those who wait get a session that is released
+                self._limiter.refuse_waiting(exc.detail)
             raise
         with self._changed:
             self._sessions += 1
@@ -168,9 +114,8 @@ class SftpStorage:
     def _connect(self) -> SftpSession:
         channel = self._connector.open_channel()
         self._watch(channel)
-        channel.patience = (
-            self._machine.connect_timeout + 1
-        )  # ssh's own ConnectTimeout has a better message: let it win
+        # ssh's own ConnectTimeout has a better message: let it win
+        channel.patience = self._machine.connect_timeout + 1
         try:
             wire = Wire(channel)
         except BaseException as exc:
@@ -182,7 +127,7 @@ class SftpStorage:
             raise
         channel.patience = self._machine.stall_timeout
         self._connector.round_trip = wire.round_trip
-        return SftpSession(wire, self._programs)
+        return SftpSession(wire, self._installed)
 
     def _end(self, session: SftpSession) -> None:
         self._forget(session.channel)
@@ -210,7 +155,7 @@ class SftpStorage:
         pause = min(1.0, self._machine.stall_timeout / 4)
         while True:
             with self._changed:
-                if self._loans.closed and not self._channels:
+                if self._limiter.closed and not self._channels:
                     return
                 self._changed.wait(pause if self._channels else None)
                 channels = list(self._channels)

@@ -17,8 +17,7 @@ import select
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from datamanager.errors import TransportError
@@ -128,28 +127,27 @@ class OpenSshChannel(Channel):
 
     def send_some(self, parts: Sequence[Bytes]) -> int:
         """Send what fits; 0 when there is only something to receive."""
-        try:
+        with self.blocked():
             while True:
                 with contextlib.suppress(BlockingIOError):
                     return self._socket.sendmsg(parts, [], socket.MSG_DONTWAIT)
-                self.blocked_since = time.monotonic()
                 events = self._ready.poll()[0][1]
                 if not events & select.POLLOUT and events & select.POLLIN:
                     return 0
-        except OSError as exc:
-            raise self.lost(f"ssh went away{self._said()}") from exc
-        finally:
-            self.blocked_since = None
 
     def receive_into(self, buffer: memoryview) -> int:
         """Receive at least one byte; 0 at the end."""
-        self.blocked_since = time.monotonic()
-        try:
+        with self.blocked():
             return self._socket.recv_into(buffer)
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Let the watchdog see that a byte is waited for, and say in our words that ssh went away."""
+        try:
+            with super().blocked():
+                yield
         except OSError as exc:
             raise self.lost(f"ssh went away{self._said()}") from exc
-        finally:
-            self.blocked_since = None
 
     def alive(self) -> bool:
         """Say whether ssh runs and its stream has not ended."""

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from datamanager.errors import AuthenticationFailed, HostKeyMismatch, MachineUnavailable, TransportError
@@ -75,23 +76,29 @@ def start_ssh(
         raise MachineUnavailable(f"{machine.name}: ssh can't be started: {exc}") from exc
 
 
-def _options(machine: Machine, master: Path | None) -> list[str]:
-    alive = max(1, math.ceil(machine.stall_timeout / 3))
-    settings = {
+def option_words(settings: Mapping[str, str], connect_timeout: float, stall_timeout: float) -> list[str]:
+    """Return `-T` and the `-o` words of these settings and of those that hold for every ssh, ours or a machine's: no
+    question, no unchecked host key, no forwarding. Timeouts are in seconds.
+    """
+    always = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
         "NoHostAuthenticationForLocalhost": "no",
         "UpdateHostKeys": "no",
-        "ConnectTimeout": str(math.ceil(machine.connect_timeout)),
-        "ServerAliveInterval": str(alive),
+        "ConnectTimeout": str(math.ceil(connect_timeout)),
+        "ServerAliveInterval": str(max(1, math.ceil(stall_timeout / 3))),
         "ServerAliveCountMax": "3",
-        "Ciphers": "^aes128-gcm@openssh.com",
         "ClearAllForwardings": "yes",
         "ForwardAgent": "no",
         "ForwardX11": "no",
         "PermitLocalCommand": "no",
         "LogLevel": "ERROR",
     }
+    return ["-T", *(word for key, value in {**always, **settings}.items() for word in ("-o", f"{key}={value}"))]
+
+
+def _options(machine: Machine, master: Path | None) -> list[str]:
+    settings = {"Ciphers": "^aes128-gcm@openssh.com"}
     if machine.known_hosts is not None:
         settings |= {"UserKnownHostsFile": _quoted(machine.known_hosts), "GlobalKnownHostsFile": "none"}
     if master is None:
@@ -100,9 +107,7 @@ def _options(machine: Machine, master: Path | None) -> list[str]:
         settings |= {"ControlMaster": "auto", "ControlPersist": "2", "ControlPath": _quoted(master)}
     if machine.identity_file is not None:
         settings["IdentitiesOnly"] = "yes"
-    argv = ["-T", "-e", "none"]
-    for key, value in settings.items():
-        argv += ["-o", f"{key}={value}"]
+    argv = ["-e", "none", *option_words(settings, machine.connect_timeout, machine.stall_timeout)]
     if machine.identity_file is not None:
         argv += ["-i", os.fspath(machine.identity_file).replace("%", "%%")]
     if machine.username is not None:

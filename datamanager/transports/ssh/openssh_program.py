@@ -9,19 +9,17 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
+from datamanager.errors import ConnectionLost, RemoteFailure, TransportError
 from datamanager.machines import Machine
+from datamanager.transports.channel import RemoteProgram
 from datamanager.transports.ssh.openssh_client import CONNECTION_FAILED, start_ssh
-from datamanager.transports.values import Bytes
 
 _GRACE = 2.0
 """Seconds for ssh to say why it took no more input."""
 
 
-class OpenSshProgram:
+class OpenSshProgram(RemoteProgram):
     """See RemoteProgram. `master` is the control socket of the connection to share.
 
     A forwarded agent needs a connection of its own: the one that is shared was made without, and the process that holds
@@ -31,7 +29,7 @@ class OpenSshProgram:
     def __init__(
         self, machine: Machine, master: Path | None, argv: Sequence[str], *, stdin: bool, forward_agent: bool
     ) -> None:
-        self._patience = machine.stall_timeout
+        super().__init__(machine.stall_timeout)
         self._input: int | None = None
         theirs = subprocess.DEVNULL
         self._output, output = os.pipe2(os.O_CLOEXEC)
@@ -40,14 +38,9 @@ class OpenSshProgram:
                 theirs, self._input = os.pipe2(os.O_CLOEXEC)
                 os.set_blocking(self._input, False)
             options, connection = (["-A"], None) if forward_agent else ([], master)
+            words = [shlex.join(argv)]
             self._process = start_ssh(
-                machine,
-                connection,
-                options,
-                [shlex.join(argv)],
-                stdin=theirs,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
+                machine, connection, options, words, stdin=theirs, stdout=output, stderr=subprocess.DEVNULL
             )
         except BaseException:
             os.close(self._output)
@@ -68,26 +61,6 @@ class OpenSshProgram:
             return None
         return os.read(self._output, 65536)
 
-    def write(self, data: Bytes) -> None:
-        """Write all of `data` to its standard input."""
-        rest = memoryview(data).cast("B")
-        while rest:
-            sent = self.write_some(rest)
-            if not sent and not self._writable.poll(self._patience * 1000):
-                raise TransportTimeout(f"the program took no byte of its input for {self._patience:g} seconds")
-            rest = rest[sent:]
-
-    def write_some(self, data: Bytes) -> int:
-        """Write what is taken at once, maybe nothing."""
-        if self._input is None:
-            raise RemoteFailure("the program's input is closed")
-        try:
-            return os.write(self._input, data)
-        except BlockingIOError:
-            return 0
-        except OSError as exc:
-            raise self._ended() from exc
-
     def close_input(self) -> None:
         """Let the program see the end of its input."""
         if self._input is not None:
@@ -99,10 +72,20 @@ class OpenSshProgram:
         status = self._process.wait()
         return None if status == CONNECTION_FAILED or status < 0 else status
 
-    def __enter__(self) -> Self:
-        return self
+    def _send(self, data: memoryview, timeout: float) -> int:
+        """Write what ssh takes; a pipe is writable long before its buffer is empty, so a wait is a rare thing."""
+        if self._input is None:
+            raise RemoteFailure("the program's input is closed")
+        try:
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    return os.write(self._input, data)
+                if not timeout or not self._writable.poll(timeout * 1000):
+                    return 0
+        except OSError as exc:
+            raise self._ended() from exc
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def _close(self) -> None:
         self.close_input()
         self._process.kill()
         self._process.wait()

@@ -9,7 +9,6 @@ import contextlib
 import getpass
 import socket
 import struct
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -76,8 +75,7 @@ class ParamikoChannel(Channel):
 
     def send_some(self, parts: Sequence[Bytes]) -> int:
         """Send what the server's window takes; 0 when there is only something to receive."""
-        self.blocked_since = time.monotonic()
-        try:
+        with self.blocked():
             while True:
                 try:
                     sent = self._channel.send(parts[0])  # type: ignore[arg-type]  # a memoryview is as good
@@ -88,24 +86,15 @@ class ParamikoChannel(Channel):
                 if not sent:
                     raise self.lost("the server closed the connection")
                 return sent
-        except (OSError, EOFError, paramiko.SSHException) as exc:
-            raise self.lost(f"the connection broke: {exc}") from exc
-        finally:
-            self.blocked_since = None
 
     def receive_into(self, buffer: memoryview) -> int:
         """Receive at least one byte; 0 at the end."""
-        self.blocked_since = time.monotonic()
-        try:
+        with self.blocked():
             while True:
                 with contextlib.suppress(TimeoutError):
                     data = self._channel.recv(len(buffer))
                     buffer[: len(data)] = data
                     return len(data)
-        except (OSError, EOFError, paramiko.SSHException) as exc:
-            raise self.lost(f"the connection broke: {exc}") from exc
-        finally:
-            self.blocked_since = None
 
     def alive(self) -> bool:
         """Say whether the connection and the channel are open."""
@@ -122,6 +111,15 @@ class ParamikoChannel(Channel):
             own_agent=forward_agent,
             connect_timeout=self._connect_timeout,
         )
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Let the watchdog see that a byte is waited for, and say what paramiko raises in our words."""
+        try:
+            with super().blocked():
+                yield
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            raise self.lost(f"the connection broke: {exc}") from exc
 
     def abort(self) -> None:
         """Break the connection."""
@@ -155,7 +153,7 @@ def _closed_on_failure(machine: Machine, transport: paramiko.Transport) -> Itera
         yield
     except (paramiko.SSHException, EOFError, OSError) as exc:
         transport.close()
-        raise MachineUnavailable(f"{machine.name}: the connection could not be made: {exc}") from exc
+        raise MachineUnavailable(f"{machine.name}: no SSH connection could be made: {exc}") from exc
     except BaseException:
         transport.close()
         raise
@@ -230,19 +228,13 @@ def connect_transport(
     except BaseException:
         sock.close()
         raise
-    try:
+    with _closed_on_failure(machine, transport):
         transport.daemon = True
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = machine.connect_timeout
         options = transport.get_security_options()
         options.ciphers = _first(_FAST_CIPHERS, options.ciphers)
         options.key_types = key_algorithms if only else _first(key_algorithms, options.key_types)
         transport.start_client(timeout=machine.connect_timeout)
-    except (paramiko.SSHException, EOFError, OSError) as exc:
-        transport.close()
-        raise MachineUnavailable(f"{machine.name}: no SSH connection could be made: {exc}") from exc
-    except BaseException:
-        transport.close()
-        raise
     return transport
 
 

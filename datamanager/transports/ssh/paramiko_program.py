@@ -6,19 +6,16 @@ import contextlib
 import shlex
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import paramiko
 from paramiko.agent import AgentRequestHandler
 
-from datamanager.errors import RemoteFailure, TransportError, TransportTimeout
-from datamanager.transports.channel import Channel
+from datamanager.errors import RemoteFailure, TransportError
+from datamanager.transports.channel import Channel, RemoteProgram
 from datamanager.transports.paths import to_wire
-from datamanager.transports.values import Bytes
 
 
-class ParamikoProgram:
+class ParamikoProgram(RemoteProgram):
     """See RemoteProgram. `parent` is the session's channel, which knows how long to wait and why a connection broke.
 
     A forwarded agent needs a connection of the program's own (`own_agent`): the server may ask for the agent as long as
@@ -35,6 +32,7 @@ class ParamikoProgram:
         own_agent: bool,
         connect_timeout: float,
     ) -> None:
+        super().__init__(parent.patience)
         self._parent = parent
         self._transport = transport
         self._agent: AgentRequestHandler | None = None
@@ -63,28 +61,6 @@ class ParamikoProgram:
         except TimeoutError:
             return None
 
-    def write(self, data: Bytes) -> None:
-        """Write all of `data` to its standard input."""
-        rest = memoryview(data).cast("B")
-        self._parent.blocked_since = (
-            time.monotonic()
-        )  # below the window there is a socket, which only the watchdog ends
-        try:
-            while rest:
-                sent = self._send(rest, self._parent.patience)
-                if not sent:
-                    raise TransportTimeout(
-                        f"the program took no byte of its input for {self._parent.patience:g} seconds"
-                    )
-                rest = rest[sent:]
-                self._parent.blocked_since = time.monotonic()
-        finally:
-            self._parent.blocked_since = None
-
-    def write_some(self, data: Bytes) -> int:
-        """Write what is taken at once, maybe nothing. The session's thread may be at work beside this one."""
-        return self._send(memoryview(data).cast("B"), 0.0)
-
     def close_input(self) -> None:
         """Let the program see the end of its input."""
         if self._input_open:
@@ -99,28 +75,30 @@ class ParamikoProgram:
         status = self._channel.recv_exit_status()
         return None if status < 0 else status
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):  # the peer is gone
-            self._channel.close()
-        self._end_connection()
-
     def _send(self, data: memoryview, timeout: float) -> int:
-        """Send what the program's window takes within `timeout` seconds; 0 when it takes nothing."""
+        """Send what the program's window takes."""
         if not self._input_open:
             raise RemoteFailure("the program's input is closed")
         self._channel.settimeout(timeout)
+        if timeout:  # below the window there is a socket, which only the watchdog ends
+            self._parent.blocked_since = time.monotonic()
         try:
             sent = self._channel.send(data)  # type: ignore[arg-type]  # a memoryview is as good
         except TimeoutError:
             return 0
         except (paramiko.SSHException, OSError, EOFError) as exc:
             raise self._ended(exc) from exc
+        finally:
+            if timeout:
+                self._parent.blocked_since = None
         if not sent:
             raise self._ended()
         return sent
+
+    def _close(self) -> None:
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):  # the peer is gone
+            self._channel.close()
+        self._end_connection()
 
     def _ended(self, cause: Exception | None = None) -> TransportError:
         """Say whether the connection went or only the program, which then has said so by its output's end or status.

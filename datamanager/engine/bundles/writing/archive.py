@@ -261,7 +261,7 @@ def _publish_manifest(ready: Ready) -> None:
     part, *earlier = [posixpath.join(ready.found.directory, name) for name in names]
     final = posixpath.join(ready.found.directory, job.manifest.name)
     with job.destination.storage.session() as session:
-        for _ in session.many.remove([part, *earlier]):
+        for _ in session.bulk.remove([part, *earlier]):
             pass  # mostly there is none
         with session.create(part) as writer:
             writer.write(0, data)

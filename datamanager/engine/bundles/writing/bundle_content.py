@@ -51,7 +51,7 @@ class Making:
     def require_unchanged(self, session: Session) -> None:
         """Look at every file once more. Raises: SourceChanged."""
         entries = self.layout.entries
-        for index, now in session.many.lstat([entry.path for entry in entries]):
+        for index, now in session.bulk.lstat([entry.path for entry in entries]):
             if isinstance(now, TransportError) and not isinstance(now, PathMissing):
                 self.blamed[index] = now
             elif isinstance(now, PathMissing) or not same(entries[index], now):

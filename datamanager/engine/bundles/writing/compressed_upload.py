@@ -14,6 +14,7 @@ from datamanager.engine.bundles.writing.bundle_content import Making
 from datamanager.engine.control import Control
 from datamanager.engine.endpoints import lent
 from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
+from datamanager.engine.stored_hash import followed, following
 from datamanager.machines import VerifyPolicy
 
 
@@ -28,8 +29,8 @@ def send_compressed(job: Job, found: Found, making: Making, control: Control) ->
         remove_part(target, found)
         reader = stack.enter_context(making.open(source))
         writer = stack.enter_context(target.create(found.part))
-        followed = job.verify is VerifyPolicy.SHA256 and layout.size >= FOLLOWED_FROM
-        follower = stack.enter_context(target.follow(found.part)) if followed else None
+        hashed = job.verify is VerifyPolicy.SHA256 and layout.size >= FOLLOWED_FROM
+        follower = stack.enter_context(following(target, found.part)) if hashed else None
         digest, stored = making.digest(), hashlib.sha256()
         frames, position = list[Frame](), 0
 
@@ -55,5 +56,5 @@ def send_compressed(job: Job, found: Found, making: Making, control: Control) ->
         writer.flush()
         if follower is not None:
             follower.advance(position)
-        far = follower.result(control.watch) if follower is not None else None
+        far = followed(follower, control.watch)
     return Moved(position, stored.hexdigest(), far), tuple(frames)

@@ -192,7 +192,7 @@ class BundleReader:
         doubtful = list[int]()
         entries = [self._layout.entries[index] for index in indices]
         likely = max((entry.size for entry in entries), default=0)
-        with closing(self._session.many.read([entry.path for entry in entries], LARGE, likely)) as results:
+        with closing(self._session.bulk.read([entry.path for entry in entries], LARGE, likely)) as results:
             for place, found in results:
                 index, entry = indices[place], self._layout.entries[indices[place]]
                 if isinstance(found, RemoteFailure):

@@ -32,7 +32,7 @@ def look(
                 failed[wanted[index].uuid] = found
         stats = dict[int, FileStat | DataManagerError]()
         indices = list(paths)
-        for number, stat in session.many.lstat(list(paths.values())):
+        for number, stat in session.bulk.lstat(list(paths.values())):
             stats[indices[number]] = stat
         for index in [index for index, stat in stats.items() if _is_link(stat)]:
             paths[index], stats[index] = _followed(session, machine, wanted[index].source, paths[index])

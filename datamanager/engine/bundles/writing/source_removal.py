@@ -32,7 +32,7 @@ def remove_members(machine: Machine, storage: Storage, bundle: End, manifest: Ma
                 there.append(Staged(index, path, "", "", to, one.size, one.mtime, one.mode, one.sha256))
             elif not isinstance(path, PathMissing):
                 left[one.uuid] = SourceNotRemoved(f"{one.source} was left where it is: {path.detail}")
-        for place, stat in session.many.lstat([one.source_path for one in there]):
+        for place, stat in session.bulk.lstat([one.source_path for one in there]):
             if isinstance(stat, FileStat) and stat.kind is FileKind.SYMLINK:
                 links.append(members[there[place].number])
             else:

@@ -1,0 +1,176 @@
+"""A program at work on the machine: how one is started, heard, waited for and ended, and which ones a machine has.
+
+A program says its process id first: closing an SSH channel does not end one that is busy, so it is ended by a second
+one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
+from datamanager.transports.channel import Channel, RemoteProgram
+from datamanager.transports.remote.shell import shell_words
+from datamanager.transports.values import Progress
+
+_log = logging.getLogger(__name__)
+
+POLL = 0.2
+"""Seconds between two calls of `progress` while a program works."""
+_SHA256 = {"openssl": ["openssl", "dgst", "-sha256"], "sha256sum": ["sha256sum"]}  # the faster one first
+_HAS = re.compile(rb"^dm-has (\w+)$", re.MULTILINE)
+_PID = re.compile(rb"^dm-pid (\d+)$", re.MULTILINE)
+_GRACE = 2.0
+"""Seconds for a program that is to be ended to say its process id."""
+_MOST_OUTPUT = 64 * 1024
+
+
+class Running:
+    """A program started from `scripts/<name>.sh`, which says its process id.
+
+    Leaving the context ends it, if it has not ended by itself. Used by one thread, while another one may use the
+    channel's session. Raises: RemoteFailure when the machine refuses to run it.
+    """
+
+    def __init__(self, channel: Channel, name: str, words: Sequence[str], *, stdin: bool = False) -> None:
+        self._channel = channel
+        self.remote = channel.run(shell_words(name, words), stdin=stdin)
+        self.out = b""
+        """What it, and maybe a login shell before it, said so far: at most 64 KiB."""
+        self.ended = False
+        """Whether its output has ended, and so there is nothing to be ended any more."""
+
+    @property
+    def started(self) -> bool:
+        """Whether the program has said its process id."""
+        return _PID.search(self.out) is not None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether so much was said that no more is kept."""
+        return len(self.out) >= _MOST_OUTPUT
+
+    def listen(self, timeout: float) -> bool:
+        """Take in what it says within `timeout` seconds; return whether it still runs."""
+        piece = self.remote.read(timeout)
+        self.out = (self.out + (piece or b""))[:_MOST_OUTPUT]
+        self.ended = piece == b""
+        return not self.ended
+
+    def wait(self, progress: Progress, what: str) -> int | None:
+        """Return its exit status once it has ended, None if it was killed.
+
+        `progress` is called with 0 meanwhile. Raises: what that raises; ConnectionLost, which names `what` broke off.
+        """
+        while self.listen(POLL):
+            progress(0)
+        return exit_status(self._channel, self.remote, what)
+
+    def said(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        """Return the first match in what it said after its process id: nothing that a login shell said counts."""
+        pid = _PID.search(self.out)
+        return pattern.search(self.out, pid.end()) if pid else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        with self.remote:
+            if not self.ended:
+                self._end()
+
+    def _end(self) -> None:
+        """End the program. The error that leads here matters more than this one's."""
+        if not self._channel.alive():
+            return  # nobody can be asked any more
+        deadline = time.monotonic() + _GRACE
+        try:
+            self.remote.close_input()
+            while (pid := _PID.search(self.out)) is None and (left := deadline - time.monotonic()) > 0:
+                if not self.listen(left):
+                    return
+            if pid is None:
+                _log.warning("a remote program did not say its process id, and could not be ended")
+                return
+            with self._channel.run(["kill", pid[1].decode("ascii")]) as killer:
+                killer.read(self._channel.patience)
+        except TransportError as exc:
+            _log.warning("a remote program could not be ended: %s", exc.detail)
+
+
+class InstalledPrograms:
+    """What one machine can run for us; asked once, shared by its sessions."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: frozenset[str] | None = None
+
+    def have(self, channel: Channel, name: str) -> bool:
+        """Say whether there is a shell, and an `openssl`, `sha256sum`, `curl`, a `cp` that knows --reflink, or a `head`
+        that passes on a file piece by piece. Raises: TransportTimeout, ConnectionLost; neither is an answer.
+        """
+        with self._lock:
+            if self._found is None:
+                self._found = _probe(channel)
+            return name in self._found
+
+    def sha256(self, channel: Channel) -> list[str] | None:
+        """Return the words of a program that hashes its standard input; None without one, or without a shell."""
+        return next((words for name, words in _SHA256.items() if self.have(channel, name)), None)
+
+
+def exit_status(channel: Channel, remote: RemoteProgram, what: str) -> int | None:
+    """Return the exit status of a program whose output has ended, None if it was killed.
+
+    Raises: ConnectionLost when it was the connection that ended; `what` says what that broke off.
+    """
+    status = remote.exit_status()
+    if status is None and not channel.alive():
+        raise ConnectionLost(f"the connection broke while {what}")
+    return status
+
+
+def read_to_end(channel: Channel, remote: RemoteProgram, patience: float, what: str) -> tuple[int | None, bytes]:
+    """Return a program's exit status (None: it was killed) and all its output, each piece within `patience` seconds.
+
+    Raises: TransportTimeout; ConnectionLost; `what` says in either what the machine was at.
+    """
+    out = bytearray()
+    while (piece := remote.read(patience)) != b"":
+        if piece is None:
+            raise TransportTimeout(f"no word for {patience:g} seconds while {what}")
+        out += piece
+    return exit_status(channel, remote, what), bytes(out)
+
+
+def end_by_input(remote: RemoteProgram, seconds: float, what: str) -> bool:
+    """Close the input of a program that ends with it, and say whether it ended, or went away, within so many seconds.
+
+    Its output is lost. Never raises: the error that leads here matters more than this one's.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        remote.close_input()
+        while (left := deadline - time.monotonic()) > 0:
+            if remote.read(left) == b"":
+                return True
+    except TransportError as exc:
+        _log.info("%s went away: %s", what, exc.detail)
+        return True
+    _log.warning("%s did not end within %g seconds", what, seconds)
+    return False
+
+
+def _probe(channel: Channel) -> frozenset[str]:
+    try:
+        with channel.run(shell_words("probe", [])) as remote:
+            _, out = read_to_end(channel, remote, channel.patience, "the machine was asked for its programs")
+    except RemoteFailure:
+        return frozenset()  # no exec on this machine
+    return frozenset(name.decode("ascii") for name in _HAS.findall(out))
