@@ -73,7 +73,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class DataManagerError(Exception):
@@ -107,6 +107,11 @@ class InvalidRequest(RequestError):
     def __init__(self, detail: str, fields: dict[str, str] | None = None) -> None:
         super().__init__(detail)
         self.fields = fields or {}
+
+    @classmethod
+    def of(cls, fields: dict[str, str]) -> Self:
+        """Return the error whose detail names these fields, each with what would be right."""
+        return cls("; ".join(f"{name}: {wanted}" for name, wanted in fields.items()), fields)
 
 
 class UnknownMachine(RequestError):

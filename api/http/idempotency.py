@@ -62,6 +62,7 @@ class Slot:
 
 
 Work = Callable[[Slot], Awaitable[Response]]
+Change = Callable[[Session, Slot], Response]
 
 
 async def once(context: Context, request: Request, fields: OurRequest, work: Work) -> Response:
@@ -80,6 +81,24 @@ async def once(context: Context, request: Request, fields: OurRequest, work: Wor
         return Response(answer.body, status_code=answer.status, headers=headers)
     async with _held(context, slot):
         return await _answered(context, request, slot, work)
+
+
+async def mutate(
+    context: Context, request: Request, change: Change, fields: OurRequest | None = None, *, notify: str | None = None
+) -> Response:
+    """Change rows in one transaction, at most once for the request's key, and answer with what `change` returns.
+
+    The relay of events is notified then, and with a topic (`notify`) the movers of this host.
+    """
+
+    async def work(slot: Slot) -> Response:
+        response = await context.writing(lambda session: change(session, slot))
+        context.notify_relay()
+        if notify is not None:
+            await context.notify_movers(notify)
+        return response
+
+    return await once(context, request, OurRequest() if fields is None else fields, work)
 
 
 def key_of(request: Request) -> str | None:

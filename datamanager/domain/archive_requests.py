@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from datamanager.domain.requests import ITEMS_MAX, Bandwidth, Directory, Name, Request, Scheduled
+from datamanager.domain.requests import ITEMS_MAX, Bandwidth, Directory, Name, Request, TransferTerms
 
 _ITEMS = Field(min_length=1, max_length=ITEMS_MAX)
 
@@ -31,7 +31,7 @@ def _with_uuid(item: object) -> object:
 OptionalName = Annotated[Name | None, BeforeValidator(_empty_is_none)]
 
 
-class ArchiveTerms(Scheduled):
+class ArchiveTerms(TransferTerms):
     """How objects become bundles."""
 
     archive_to: OptionalName = None
@@ -81,7 +81,7 @@ class ArchiveManyRequest(ArchiveTerms):
         return AcceptedArchive(count=count, **{name: getattr(self, name) for name in ArchiveTerms.model_fields})
 
 
-class ActivateTerms(Scheduled):
+class ActivateTerms(TransferTerms):
     """How objects come back out of their bundles."""
 
     machine: OptionalName = None

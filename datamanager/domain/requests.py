@@ -136,8 +136,8 @@ class RegisterRequest(NewObject):
         return now + self.lifetime if self.lifetime is not None else self.expires_at
 
 
-class Scheduled(Request):
-    """When the transfer may begin, when it must have ended, and which goes first."""
+class TransferTerms(Request):
+    """What holds for every transfer: when it may begin and must have ended, and which goes first."""
 
     priority: Rank = Priority.NORMAL
     """All transfers of a higher priority are taken before any of a lower one."""
@@ -147,7 +147,7 @@ class Scheduled(Request):
     """It stays QUEUED until then."""
 
 
-class CopyRequest(Scheduled):
+class CopyRequest(TransferTerms):
     """Copy an object to `dest` (directory and name in one) on `machine`, as a new object."""
 
     machine: Name
@@ -163,7 +163,7 @@ class MoveRequest(CopyRequest):
     """Move an object to `dest` on `machine`; it keeps its identifier."""
 
 
-class GetExternalRequest(NewObject, Scheduled):
+class GetExternalRequest(NewObject, TransferTerms):
     """Fetch a URL to a new object."""
 
     url: Name
@@ -199,11 +199,11 @@ def _unpacks(options: object) -> bool:
     return isinstance(parsed, dict) and bool(parsed.get("decompress"))
 
 
-class DeleteRequest(Scheduled):
+class DeleteRequest(TransferTerms):
     """Delete an object's file; its row stays."""
 
 
-class BatchTerms(Scheduled):
+class BatchTerms(TransferTerms):
     """What holds for every item of a batch."""
 
     overwrite: bool = False
@@ -295,12 +295,6 @@ class TreeRequest(Request):
     """Whether the sizes that the machine lists count as proved."""
     max_files: Annotated[int, Field(ge=1, le=ITEMS_MAX), BeforeValidator(lambda v: v or ITEMS_MAX)] = ITEMS_MAX
     """With more files than this nothing is registered."""
-
-
-TransferRequest = Scheduled
-"""What a transfer may be asked for. A batch comes in as a BatchRequest; what is kept of it is an AcceptedBatch. Those
-of archives are in `datamanager.domain.archive_requests`.
-"""
 
 
 def validated(fields: Mapping[str, Any], model: type[M]) -> M:

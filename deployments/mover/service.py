@@ -11,7 +11,7 @@ import anyio
 import structlog
 from pydantic import SecretStr
 
-from datamanager.domain.requests import GetExternalRequest, TransferRequest
+from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import CatalogueUnavailable
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.wake import WakeSocket, ring
@@ -30,8 +30,8 @@ from deployments.orchestrator.schedule_sync import ScheduleSync
 from flows.archive.reclaiming import reclaim
 from flows.cleanup.partial_files import clear_up
 from flows.runtime.services import Services
-from models.core.housekeeping import tidy
 from models.core.listen import Listener
+from models.housekeeping import tidy
 
 TIDY_EVERY = 600.0  # seconds
 CLEAR_UP_EVERY = 10.0  # seconds
@@ -125,10 +125,9 @@ class Mover:
         self._brokers.append(broker)
         return broker
 
-    def _check_source(self, request: TransferRequest) -> None:
+    def _check_source(self, request: GetExternalRequest) -> None:
         """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
-        if isinstance(request, GetExternalRequest):
-            requested(request, self._guard, self._settings).check()
+        requested(request, self._guard, self._settings).check()
 
     def _heard(self, _message: str) -> None:
         self.runs.poke()

@@ -23,7 +23,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as running
 from sqlalchemy.orm import Session
 
-from datamanager.domain.requests import TransferRequest, validated
+from datamanager.domain.requests import TransferTerms, validated
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import End, Intent, Job, Restart
 from datamanager.engine.cancellable_storage import StoppableStorage
@@ -46,18 +46,18 @@ from datamanager.transports.port import Storage
 from flows.runtime.monitor import NOTE_EVERY, watched, wish
 from flows.runtime.naming import describe_run
 from flows.runtime.services import Services, services
-from models.batches.items import in_doubt, machines_of
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import leave_litter, stop_reason
+from models.transfers.items import in_doubt, machines_of
 from models.transfers.submission import (
     REQUEST_OF_KIND,
-    Order,
+    TransferRequest,
     find_by_flow_run,
     get_transfer,
+    prepare,
     request_of,
-    sealed_order,
     submit,
 )
 
@@ -75,7 +75,7 @@ class Work:
         self.hold = hold
         self.row = row
         self.control = control
-        self.request: TransferRequest = request_of(row)
+        self.request: TransferTerms = request_of(row)
         self.started = time.monotonic()
         restart = row.notes.get("restart")
         self.restart = Restart(**restart) if restart else None
@@ -202,13 +202,15 @@ def current() -> Work:
     return _work.get()
 
 
-def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> Order:
+def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> TransferRequest:
     """Make an order of what a person filled in. Raises: InvalidRequest, which names each field that is wrong."""
-    return Order(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
+    return TransferRequest(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
 
 
 @asynccontextmanager
-async def working_on(kind: TransferKind, transfer: UUID | None, order: Order | None = None) -> AsyncIterator[Work]:
+async def working_on(
+    kind: TransferKind, transfer: UUID | None, order: TransferRequest | None = None
+) -> AsyncIterator[Work]:
     """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises.
 
     Raises: what the body raised; TaskNotFound when there is no such transfer waiting.
@@ -257,7 +259,7 @@ class _MachineFull(Exception):
 
 
 async def _hold_soon(
-    parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
+    parts: Services, kind: TransferKind, transfer: UUID | None, order: TransferRequest | None, flow_run: UUID
 ) -> queue.Hold:
     """Return the hold under which this run works, as soon as its machines have room for it and the catalogue is there:
     a run must not fail for either."""
@@ -269,7 +271,7 @@ async def _hold_soon(
 
 
 def _hold(
-    parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
+    parts: Services, kind: TransferKind, transfer: UUID | None, order: TransferRequest | None, flow_run: UUID
 ) -> queue.Hold:
     """Return the hold under which this run works: the mover's, or one that is taken now when the run was begun in
     Prefect, on the transfer that it names or has made.
@@ -293,15 +295,15 @@ def _hold(
     return hold
 
 
-def _transfer_of(session: Session, parts: Services, order: Order | None, flow_run: UUID) -> UUID:
+def _transfer_of(session: Session, parts: Services, order: TransferRequest | None, flow_run: UUID) -> UUID:
     """Return the transfer that this run has made, now or before a crash."""
     known = find_by_flow_run(session, flow_run)
     if known is not None:
         return known.id
     if order is None:
         raise TaskNotFound("give the identifier of a transfer, or a request to make one")
-    order = sealed_order(order, Sealer.of(parts.settings))
-    return submit(session, parts.machines, replace(order, flow_run_id=flow_run)).id
+    request = prepare(replace(order, flow_run_id=flow_run), sealer=Sealer.of(parts.settings))
+    return submit(session, parts.machines, request).id
 
 
 def _begin(parts: Services, hold: queue.Hold, flow_run: UUID) -> Transfer:

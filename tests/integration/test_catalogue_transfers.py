@@ -298,7 +298,9 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
     run = uuid4()
     wanted = order("getexternal", dest="a")
     with database.write() as session:
-        made = submission.submit(session, MACHINES, submission.Order(wanted.kind, wanted.request, flow_run_id=run)).id
+        made = submission.submit(
+            session, MACHINES, submission.SealedRequest(wanted.kind, wanted.fields, flow_run_id=run)
+        ).id
     with database.read() as session:
         found = submission.find_by_flow_run(session, run)
         assert found is not None

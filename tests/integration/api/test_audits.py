@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 
-from datamanager.audit_client import Audit, AuditClient
 from datamanager.cli.main import app
+from datamanager.client import Audit, AuditClient
 from datamanager.domain.audit.rules import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
 from models.audit import findings
