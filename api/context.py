@@ -36,7 +36,7 @@ REMOTE = 16
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of each kind of blocking work goes on at once; together less than the database's connections."""
+    """How much of each kind of blocking work runs at once; together less than the database's connections."""
 
     readers: CapacityLimiter
     writers: CapacityLimiter
@@ -102,7 +102,7 @@ def make_context(
     notify_relay: Callable[[], None] = lambda: None,
 ) -> Context:
     """Put the dependencies together; nothing is connected yet. `notify_relay`: see Context."""
-    # SQLite has one writer at a time: waiting here is first come, first served, its busy handler is a lottery
+    # SQLite has one writer at a time: waiting here is first come, first served, in its busy handler it is random
     writers = WRITERS if database.is_postgresql else 1
     limits = Limits(
         CapacityLimiter(READERS), CapacityLimiter(writers), CapacityLimiter(STREAMS), CapacityLimiter(REMOTE)

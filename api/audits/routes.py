@@ -1,4 +1,4 @@
-"""Audits: ask for one, list them, read what they found. A mover performs them; nothing here talks to a machine."""
+"""Audits: submit one, list them, read what they found. A mover performs them; nothing here talks to a machine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def start_audit(request: Request, context: In) -> Response:
     fields = await read_request(request, AuditRequest)
 
     def enter(session: Session, slot: Slot) -> Response:
-        if slot.subject is not None:  # entered by a request that died
+        if slot.subject is not None:  # entered by a request that did not end
             row = audit_runs.get_audit(session, slot.subject)
         else:
             row = audit_runs.submit(session, context.machines[fields.machine].name, fields)
@@ -100,7 +100,7 @@ async def list_audits(request: Request, context: In) -> Response:
     responses=openapi.json_answer(AuditView, "The audit.", errors.AuditNotFound),
 )
 async def show_audit(audit: str, context: In) -> Response:
-    """Show how an audit fares, and what it found in numbers."""
+    """Show the status of an audit, and how many differences it found."""
     audit_id = audit_id_of(audit)
     return json_response(await context.reading(lambda session: audit_view(audit_runs.get_audit(session, audit_id))))
 

@@ -34,7 +34,7 @@ from models.core import idempotency
 from models.core.idempotency import Answer
 
 HOLD = timedelta(seconds=30)
-"""How long a key stays with a process that fell silent."""
+"""How long a key stays with a process that does not prolong it."""
 PROLONG_EVERY = 10.0  # seconds
 JOIN_POLL = 0.25  # seconds between two looks at a key that another process holds
 KEY_MAX = 255
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 @dataclass(slots=True)
 class Slot:
     """The key that a request works under (None: without one), and what was made under it: by this request, or by a
-    predecessor that died."""
+    predecessor that did not end."""
 
     key: str | None = None
     holder: str = ""
@@ -158,7 +158,7 @@ async def _until_left(context: Context, key: str) -> None:
 
 @asynccontextmanager
 async def _held(context: Context, slot: Slot) -> AsyncIterator[None]:
-    """Prolong the hold while the work goes on; afterwards wake those who joined in this process."""
+    """Prolong the hold while the work runs; afterwards notify those who joined in this process."""
     finished = context.keys[slot.key or ""] = asyncio.Event()
     prolonging = asyncio.create_task(_prolong(context, slot))
     try:

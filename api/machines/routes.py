@@ -57,7 +57,7 @@ async def list_machines(request: Request, context: In) -> Response:
 )
 async def limit_machine(name: str, request: Request, context: In) -> Response:
     """Change the limits of all transfers of a machine, those under way included. Null lifts a limit; what is not given
-    stays as it is. They hold, whatever machines.toml says, until they are deleted.
+    stays as it is. They hold, whatever machines.toml says, until they are reset.
     """
     machine = context.machines[name]
     fields = await read_request(request, MachineLimitsRequest)
@@ -70,29 +70,25 @@ async def limit_machine(name: str, request: Request, context: In) -> Response:
 
 @router.delete(
     "/{name}/limits",
-    summary="Set a machine's limits back",
+    summary="Reset a machine's limits",
     responses=openapi.json_answer(LimitsView, _LIMITS, errors.UnknownMachine, errors.IdempotencyMismatch),
     openapi_extra=openapi.body(),
 )
 async def reset_machine(name: str, request: Request, context: In) -> Response:
-    """Set a machine's limits back to what machines.toml says; fine when they are that already."""
+    """Reset a machine's limits to those of machines.toml; fine when they are that already."""
     machine = context.machines[name]
     return await _change_limits(context, request, name, lambda session: limits.reset(session, machine))
 
 
-@router.post(
-    "/{name}/drain", summary="Hold a machine's transfers back", responses=_HEALTH, openapi_extra=openapi.body()
-)
+@router.post("/{name}/drain", summary="Drain a machine", responses=_HEALTH, openapi_extra=openapi.body())
 async def drain_machine(name: str, request: Request, context: In) -> Response:
-    """Take no more transfers of a machine: they wait QUEUED, those that run go on to their end. It holds, over restarts
-    too, until it is undrained. Fine when it is drained already.
+    """Take no more transfers of a machine: they wait QUEUED, those that run are not stopped. It lasts, over restarts
+    too, until the machine is undrained. Fine when it is drained already.
     """
     return await _change_health(context, request, name, health.drain)
 
 
-@router.post(
-    "/{name}/undrain", summary="Let a machine's transfers run again", responses=_HEALTH, openapi_extra=openapi.body()
-)
+@router.post("/{name}/undrain", summary="End a machine's draining", responses=_HEALTH, openapi_extra=openapi.body())
 async def undrain_machine(name: str, request: Request, context: In) -> Response:
     """Take a machine's transfers again; fine when it is not drained."""
     return await _change_health(context, request, name, health.undrain)

@@ -32,7 +32,7 @@ class CircuitView(TypedDict):
 
 
 class HealthView(TypedDict):
-    """Whether a machine's transfers wait: `drained` since when an operator holds them back, `circuit` while the machine
+    """Whether a machine's transfers wait: `drained` since when an operator drains it, `circuit` while the machine
     can't be reached; each null where it does not.
     """
 

@@ -55,7 +55,7 @@ async def register_tree(request: Request, context: In) -> Response:
     """
     fields = await read_request(request, TreeRequest)
 
-    # nothing is attached to the key: a repetition finds by itself what an attempt that died has registered
+    # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
     async def work(_: Slot) -> Response:
         return json_response(await _register(context, fields), 201)
 

@@ -1,4 +1,4 @@
-"""Retention: what the rules would do, runs of them, and what people say of single objects: hold, lifetime, restore."""
+"""Retention: plans and runs of the rules; hold, lifetime and restore of single objects."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ async def release_object(uuid: str, request: Request, context: In) -> Response:
 
 @router.put(
     "/objects/{uuid}/lifetime",
-    summary="Say until when an object is wanted",
+    summary="Set an object's lifetime",
     responses=_HELD,
     openapi_extra=openapi.body(LifetimeRequest),
 )
 async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
-    """Set `expires_at`, or a `lifetime` from now on; null takes the end away.
+    """Set `expires_at`, or a `lifetime` from now on; null removes the end.
 
     Nothing happens at that time by itself: a rule with `expired = true` may ask for it. Refused (409 `object_busy`)
     while a delete of the object is under way.
@@ -133,8 +133,7 @@ async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
 async def show_plan(request: Request, context: In) -> Response:
     """Show what a run would do now, with which objects, and why; nothing is changed.
 
-    It is found by the same lines of code as a run. Only the files are not read in storage, as a run does before it
-    deletes a copy: that of the copy that remains, and the one that goes.
+    It is decided by the same code as in a run. Only storage is not read: a run reads both copies before it deletes one.
     """
     query = read_query(request.query_params.multi_items(), PlanQuery)
     terms = Terms(True, query.rule, query.max_objects, query.max_bytes)
@@ -156,7 +155,7 @@ async def show_plan(request: Request, context: In) -> Response:
     openapi_extra=openapi.body(RetentionRunRequest),
 )
 async def start_run(request: Request, context: In) -> Response:
-    """Ask for a run; a mover makes its flow run. `Location` says where its report will be."""
+    """Submit a run; a mover makes its flow run. `Location` says where its report will be."""
     fields = await read_request(request, RetentionRunRequest)
     terms = Terms(fields.dry_run, fields.rule, fields.max_objects, fields.max_bytes)
 
@@ -166,7 +165,7 @@ async def start_run(request: Request, context: In) -> Response:
         def enter(session: Session) -> Response:
             run = slot.subject
             if run is None:
-                make_decider(session, rules, context.machines, terms)  # what is wrong with it is said now
+                make_decider(session, rules, context.machines, terms)  # raises what is wrong with the terms
                 run = runs.ask_for_run(session, terms)
                 slot.attach(session, run)
             where = f"/DM/retention/runs/{run}"
@@ -181,7 +180,7 @@ async def start_run(request: Request, context: In) -> Response:
 
 @router.post(
     "/retention/restore/{uuid}",
-    summary="Take an object back from a rule",
+    summary="Restore an object",
     responses=openapi.json_answer(
         RestoredView,
         "The object, and the task that activates it.",

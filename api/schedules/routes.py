@@ -1,6 +1,6 @@
-"""Schedules: what is fetched again and again. A mover brings them to Prefect; nothing here talks to it.
+"""Schedules of recurring downloads. A mover brings them to Prefect; nothing here talks to it.
 
-A moment that is asked for by name needs no Prefect either: its transfer is made at once, like that of any request.
+A moment that is named needs no Prefect either: its transfer is submitted at once, like that of any request.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ONE = (errors.ScheduleNotFound, errors.IdempotencyMismatch, errors.InvalidReque
 
 @router.post(
     "",
-    summary="Fetch a URL again and again",
+    summary="Schedule a recurring download",
     status_code=201,
     responses=openapi.json_answer(
         ScheduleView,
@@ -61,7 +61,7 @@ async def add(request: Request, context: In) -> Response:
     await context.remotely(lambda: _check(context, fields))
 
     def change(session: Session, slot: Slot) -> Response:
-        if slot.subject is not None:  # made by a request that died
+        if slot.subject is not None:  # made by a request that did not end
             row = schedules.get_schedule(session, slot.subject)
         else:
             row = schedules.add_schedule(session, fields)
@@ -77,14 +77,14 @@ async def add(request: Request, context: In) -> Response:
     responses=openapi.json_answer(ScheduleView, "All schedules, oldest first; without their runs.", many=True),
 )
 async def list_all(context: In) -> Response:
-    """List what is fetched again and again."""
+    """List the recurring downloads."""
     views = await context.reading(lambda session: [schedule_view(row) for row in schedules.all_schedules(session)])
     return json_response(views)
 
 
 @router.get(
     "/{schedule}",
-    summary="Look at a schedule",
+    summary="Show a schedule",
     responses=openapi.json_answer(ScheduleView, "The schedule and its last runs.", errors.ScheduleNotFound),
 )
 async def show(schedule: str, context: In) -> Response:
@@ -100,11 +100,11 @@ async def show(schedule: str, context: In) -> Response:
 @router.delete(
     "/{schedule}",
     summary="Remove a schedule",
-    responses=openapi.json_answer(RemovedView, "It is no more.", *_ONE),
+    responses=openapi.json_answer(RemovedView, "The schedule was removed.", *_ONE),
     openapi_extra=openapi.body(),
 )
 async def remove(schedule: str, request: Request, context: In) -> Response:
-    """Remove a schedule. Its versions stay, and a transfer under way goes on."""
+    """Remove a schedule. Its versions stay, and a transfer under way is not stopped."""
     wanted = schedule_id_of(schedule)
 
     def change(session: Session, _: Slot) -> Response:
@@ -121,7 +121,7 @@ async def remove(schedule: str, request: Request, context: In) -> Response:
     openapi_extra=openapi.body(),
 )
 async def pause(schedule: str, request: Request, context: In) -> Response:
-    """Let a schedule rest; fine when it does. A transfer under way goes on."""
+    """Pause a schedule; fine when it is paused. A transfer under way is not stopped."""
     return await _pause(schedule, request, context, paused=True)
 
 
@@ -132,7 +132,7 @@ async def pause(schedule: str, request: Request, context: In) -> Response:
     openapi_extra=openapi.body(),
 )
 async def resume(schedule: str, request: Request, context: In) -> Response:
-    """Let a schedule go on; fine when it does. What was missed meanwhile is not made up for."""
+    """Resume a schedule; fine when it is not paused. Times missed meanwhile are not fetched."""
     return await _pause(schedule, request, context, paused=False)
 
 

@@ -26,7 +26,7 @@ class ScheduleRunView(TypedDict):
 
 
 class ScheduleView(TypedDict):
-    """What is fetched again and again. `wanted_at`: the moment of a run that was asked for and is not begun yet."""
+    """A recurring download. `wanted_at`: the moment of a requested run that has not begun yet."""
 
     id: str
     url: str
@@ -52,7 +52,7 @@ class ScheduleView(TypedDict):
 
 
 class RemovedView(TypedDict):
-    """A schedule that is no more."""
+    """A schedule that was removed."""
 
     removed: str
 
@@ -60,8 +60,8 @@ class RemovedView(TypedDict):
 def schedule_view(row: Schedule, runs: Iterable[ScheduleRun] | None = None) -> ScheduleView:
     """Show a schedule; with its runs where they are given."""
     own = ("id", "paused", "wanted_at", "created", "runs")
-    asked = {name: row.request.get(name) for name in ScheduleView.__annotations__ if name not in own}
+    fields = {name: row.request.get(name) for name in ScheduleView.__annotations__ if name not in own}
     shown: Any = OMIT
     if runs is not None:
         shown = [view_of(ScheduleRunView, run, task=run.transfer_id, object=run.object_id) for run in runs]
-    return view_of(ScheduleView, row, **asked, runs=shown)
+    return view_of(ScheduleView, row, **fields, runs=shown)

@@ -124,8 +124,8 @@ async def list_tasks(request: Request, context: In) -> Response:
     openapi_extra=openapi.query(ItemQuery),
 )
 async def list_items(task: str, request: Request, context: In) -> Response:
-    """List how a batch's items fare, in the order of the request, with a `Link` header with `rel="next"` while there is
-    more. A task that is no batch has none.
+    """List the status of a batch's items, in the order of the request, with a `Link` header with `rel="next"` while
+    there is more. A task that is no batch has none.
     """
     task_id, query = task_id_of(task), read_query(request.query_params.multi_items(), ItemQuery)
 

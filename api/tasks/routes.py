@@ -40,7 +40,7 @@ _ANSWERS = {
     responses=openapi.json_answer(TaskView, "The task.", errors.TaskNotFound),
 )
 async def status(task: str, context: In) -> Response:
-    """Show how a task fares: `status` is QUEUED, RUNNING, COMPLETE or ERROR, `result` what came of it."""
+    """Show the status of a task: QUEUED, RUNNING, COMPLETE or ERROR, and its `result`."""
     task_id = task_id_of(task)
     view = await context.reading(lambda session: show_task(session, context, get_transfer(session, task_id)))
     return json_response(view)
@@ -51,7 +51,7 @@ async def cancel(task: str, request: Request, context: In) -> Response:
     """End a task in ERROR with the code `cancelled`: its partial file goes, its source stays.
 
     200 when it has ended by that; 202 when a mover works on it, which stops it within seconds. A task whose file has
-    its name already goes on to its end, and may end COMPLETE.
+    its name already runs to its end, and may end COMPLETE.
     """
     response = await _change(context, request, task, cancel_pause.cancel, lambda row: row.ended is not None)
     if response.status_code == 200:
@@ -61,7 +61,7 @@ async def cancel(task: str, request: Request, context: In) -> Response:
 
 @router.post("/{task}/pause", summary="Pause a task", responses=_ANSWERS, openapi_extra=openapi.body())
 async def pause(task: str, request: Request, context: In) -> Response:
-    """Keep a task from going on until it is resumed. What it has moved by then is kept; it is QUEUED meanwhile.
+    """Pause a task until it is resumed. What it has moved by then is kept; it is QUEUED meanwhile.
 
     200 when it is paused; 202 when a mover works on it, which stops it within seconds.
     """
@@ -75,7 +75,7 @@ async def pause(task: str, request: Request, context: In) -> Response:
     openapi_extra=openapi.body(),
 )
 async def resume(task: str, request: Request, context: In) -> Response:
-    """Let a paused task go on where it was."""
+    """Resume a paused task where it stopped."""
     return await _change(context, request, task, cancel_pause.resume, lambda _: True)
 
 

@@ -147,7 +147,7 @@ def item_view(row: TransferItem) -> ItemView:
 
 
 def _eta(row: Transfer) -> datetime | None:
-    """Return when all bytes will have moved, should they go on as they do now: to the second."""
+    """Return when all bytes will have moved, at the present rate: to the second."""
     if not row.bytes_per_second or row.bytes_total is None:
         return None
     seconds = max(0, row.bytes_total - row.bytes_done) / row.bytes_per_second

@@ -119,7 +119,7 @@ free. With `keep_source` the file stays where it is, as one that no object holds
     Endpoint(
         "POST /activate/{uuid}",
         Kind.ACTIVATE,
-        "Bring an archived object back",
+        "Activate an archived object",
         """Bring an archived object's file back to where it was, or to `dest` on `machine`.
 
 Its checksum is verified before it gets its name. Fine for an object that is ACTIVE there already.""",
@@ -141,7 +141,7 @@ ARCHIVE_TASKS = (
     Endpoint(
         "POST /async/activate/{uuid}",
         Kind.ACTIVATE,
-        "Bring an archived object back as a task",
+        "Activate an archived object as a task",
         "Accept the return of an archived object; the task's `result` will be a message.",
         (errors.UnknownMachine, *NOT_ARCHIVED, errors.PathNotAllowed, errors.DestinationExists),
         hidden=("PUT /async/activate/{uuid}",),
@@ -160,7 +160,7 @@ already is skipped, so a batch may be repeated.""",
     Endpoint(
         "POST /async/activate",
         Kind.ACTIVATE_MANY,
-        "Bring many archived objects back as one task",
+        "Activate many archived objects as one task",
         """Accept the return of many objects: up to 10,000 `items` (or just identifiers), or all that were below a
 `directory`. Each goes to where it was, unless it has a `machine` or `dest` of its own.
 

@@ -220,7 +220,7 @@ class Client(Connection):
         return self._ask(MachineHealth, "POST", at("machines", name, "undrain"))
 
     def add_schedule(self, url: str, machine: str, filename: str, path: str = "", **fields: Any) -> dict[str, Any]:
-        """Fetch a URL again and again; `url`, `path` and `filename` are templates of the time. Return the schedule.
+        """Schedule a recurring download; `url`, `path` and `filename` are templates of the time. Return the schedule.
 
         `fields`: interval ("6h") or cron, keep, skip_unchanged, options, group, …
         """

@@ -185,11 +185,9 @@ def _schedule(transfer: Transfer, fields: TransferTerms) -> None:
     if transfer.deadline is None:
         return
     if transfer.deadline <= transfer.created:
-        wanted = "must be in the future"
-        raise InvalidRequest(f"deadline: {wanted}", {"deadline": wanted})
+        raise InvalidRequest.of({"deadline": "must be in the future"})
     if transfer.not_before is not None and transfer.not_before >= transfer.deadline:
-        wanted = "must be before deadline"
-        raise InvalidRequest(f"not_before: {wanted}", {"not_before": wanted})
+        raise InvalidRequest.of({"not_before": "must be before deadline"})
 
 
 def _moment(given: datetime | timedelta | None, asked: datetime) -> datetime | None:

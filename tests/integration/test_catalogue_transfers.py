@@ -51,7 +51,7 @@ def test_a_request_is_one_row_its_claims_and_its_messages(database: Database) ->
     assert (row.group, row.bytes_done, row.bytes_total) == ("fire", 0, 5)
     assert (row.attempts, row.epoch, row.owner, row.ended, row.faults, row.notes) == (0, 0, None, None, [], {})
     assert row.created.tzinfo is not None
-    assert submission.request_of(row) == order("copy", source, "out/b.nc").request
+    assert submission.request_of(row) == order("copy", source, "out/b.nc").fields
     assert claims(database) == {
         ("place", "alpha:in/a.nc", source, None),
         ("read", None, source, transfer),
