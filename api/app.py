@@ -25,25 +25,21 @@ from api.http.host_origin import HostOriginMiddleware
 from api.http.problems import describe_code, http_problem_response, problem_response
 from api.http.request_log import RequestLogMiddleware
 from api.http.responses import json_response
-from api.machines import draining
 from api.machines import routes as machines
+from api.machines.probe import Prober
+from api.objects import register, trees
 from api.objects import routes as objects
-from api.objects import trees
 from api.retention import routes as retention
 from api.schedules import routes as schedules
-from api.tasks import control, limits, listing
+from api.tasks import listing as task_listing
 from api.tasks import routes as tasks
-from api.transfers import archive_routes as archives
-from api.transfers import batch_routes as batches
 from api.transfers import routes as transfers
-from api.transfers.waking import listening
+from api.transfers.wait import Waiter, listening
 from datamanager.errors import DataManagerError, InternalError
 
 ROUTED = (
-    *(objects, trees, transfers, archives, tasks, listing, control, batches),
-    retention,
-    schedules,
-    *(audits, machines, limits, draining, health),
+    *(objects, register, trees, transfers, tasks, task_listing),
+    *(retention, schedules, audits, machines, health),
 )
 
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -61,11 +57,13 @@ answered as bare text. Every error is `application/problem+json` (RFC 9457) with
 def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
     """Make the application. Nothing is opened before it is served; `alongside` are tasks that run as long as it is."""
 
+    waiter = Waiter(context.database)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        running = [asyncio.create_task(_kept_running(task)) for task in (context.waiter.run, *alongside)]
+        running = [asyncio.create_task(_kept_running(task)) for task in (waiter.run, *alongside)]
         try:
-            with listening(context):
+            with listening(context, waiter):
                 yield
         finally:
             for task in running:
@@ -84,6 +82,8 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
         exception_handlers={DataManagerError: _our_error, HTTPException: _http_error},
     )
     app.state.context = context
+    app.state.waiter = waiter
+    app.state.prober = Prober(context.machines, context.storages)
     for module in ROUTED:
         app.include_router(module.router)
     _add_pages(app)
@@ -92,7 +92,7 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
 
 
 async def _kept_running(task: Task) -> None:
-    """Run a task until it is cancelled. One that breaks is a fault of ours: told in the log, and begun again."""
+    """Run a task until it is cancelled. One that breaks is a fault of ours: it is logged, and the task begins again."""
     while True:
         try:
             await task()

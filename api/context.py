@@ -19,9 +19,8 @@ from fastapi import Depends
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
-from api.machines.probe import Prober
-from api.transfers.wait import Waiter
 from datamanager.machines import Machines
+from datamanager.messaging.wake import ring
 from datamanager.settings import Settings
 from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
@@ -37,7 +36,7 @@ REMOTE = 16
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of each kind of blocking work goes on at once; together less than the database's connections."""
+    """How much of each kind of blocking work runs at once; together less than the database's connections."""
 
     readers: CapacityLimiter
     writers: CapacityLimiter
@@ -57,17 +56,15 @@ class Context:
     storages: Storages
     guard: EgressGuard
     """Which addresses may be downloaded from."""
-    waiter: Waiter
-    prober: Prober
     limits: Limits
-    posted: Callable[[], None]
+    notify_relay: Callable[[], None]
     """Called, from the event loop, after something was put into the outbox."""
     keys: dict[str, asyncio.Event] = field(default_factory=dict)
     """Idempotency keys that a request of this process works under; set when it has finished."""
 
     @property
     def run_directory(self) -> Path:
-        """Where the processes of this host wake each other."""
+        """Where the processes of this host notify each other."""
         return self.settings.home / "run"
 
     async def reading(self, work: Callable[[Session], T]) -> T:
@@ -88,6 +85,10 @@ class Context:
 
         return await run_sync(inside, limiter=self.limits.writers)
 
+    async def notify_movers(self, topic: str) -> None:
+        """Have the movers of this host look at the queue, or at what `topic` names."""
+        await run_sync(ring, self.run_directory, "mover", topic)
+
     async def remotely(self, work: Callable[[], T]) -> T:
         """Run `work`, which talks to machines or resolves names, in a thread."""
         return await run_sync(work, limiter=self.limits.remote)
@@ -98,10 +99,10 @@ def make_context(
     machines: Machines,
     database: Database,
     storages: Storages,
-    posted: Callable[[], None] = lambda: None,
+    notify_relay: Callable[[], None] = lambda: None,
 ) -> Context:
-    """Put the dependencies together; nothing is connected yet. `posted` is told when the outbox has something new."""
-    # SQLite has one writer at a time: waiting here is first come, first served, its busy handler is a lottery
+    """Put the dependencies together; nothing is connected yet. `notify_relay`: see Context."""
+    # SQLite has one writer at a time: waiting here is first come, first served, in its busy handler it is random
     writers = WRITERS if database.is_postgresql else 1
     limits = Limits(
         CapacityLimiter(READERS), CapacityLimiter(writers), CapacityLimiter(STREAMS), CapacityLimiter(REMOTE)
@@ -113,10 +114,8 @@ def make_context(
         database=database,
         storages=storages,
         guard=EgressGuard(settings.download_allow, settings.download_deny),
-        waiter=Waiter(database),
-        prober=Prober(machines, storages),
         limits=limits,
-        posted=posted,
+        notify_relay=notify_relay,
     )
 
 

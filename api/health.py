@@ -19,10 +19,10 @@ from models.core.leases import movers_online
 
 PREFECT_TIMEOUT = 2.0  # seconds
 
-router = APIRouter(prefix="/DM/health", tags=["health"])
+router = APIRouter(prefix="/DM/health", tags=["health"], default_response_class=Response)
 
 
-@router.get("/live", summary="Is the process alive?", response_class=Response, responses=openapi.health("live"))
+@router.get("/live", summary="Is the process alive?", responses=openapi.health("live"))
 async def live() -> Response:
     """Answer as long as the process serves at all."""
     return json_response({"status": "live"})
@@ -31,7 +31,6 @@ async def live() -> Response:
 @router.get(
     "/ready",
     summary="Can the service work?",
-    response_class=Response,
     responses=openapi.health("ready", OrchestratorUnavailable),
 )
 async def ready(request: Request, context: In) -> Response:

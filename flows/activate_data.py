@@ -13,7 +13,7 @@ from datamanager.errors import DataManagerError
 from flows.runtime.lifecycle import asked, working_on
 from flows.runtime.progress import summarise_items
 from flows.steps.archive import each, finish, recall, stage_bundles
-from models.transfers.submission import Order
+from models.transfers.submission import TransferRequest
 
 
 @flow(name="activate", persist_result=False)
@@ -72,7 +72,7 @@ async def activate_many(
     return await _perform(TransferKind.ACTIVATE_MANY, transfer, order)
 
 
-async def _perform(kind: TransferKind, transfer: UUID | None, order: Order | None) -> str:
+async def _perform(kind: TransferKind, transfer: UUID | None, order: TransferRequest | None) -> str:
     async with working_on(kind, transfer, order) as work:
         groups, staging = await stage_bundles()
         await each(groups, recall)

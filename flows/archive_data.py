@@ -16,7 +16,7 @@ from datamanager.errors import DataManagerError
 from flows.runtime.lifecycle import asked, working_on
 from flows.runtime.progress import summarise_items
 from flows.steps.archive import each, finish, make_bundle, plan_bundles
-from models.transfers.submission import Order
+from models.transfers.submission import TransferRequest
 
 
 @flow(name="archive", persist_result=False)
@@ -86,7 +86,7 @@ async def archive_many(
     return await _perform(TransferKind.ARCHIVE_MANY, transfer, order)
 
 
-async def _perform(kind: TransferKind, transfer: UUID | None, order: Order | None) -> str:
+async def _perform(kind: TransferKind, transfer: UUID | None, order: TransferRequest | None) -> str:
     async with working_on(kind, transfer, order) as work:
         await each(await plan_bundles(), make_bundle)
         outcome = await finish()

@@ -7,8 +7,8 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from api.views import ErrorView
-from datamanager.errors import by_code
+from api.http.problems import ErrorView, error_view
+from api.http.responses import view_of
 from models.tables import Audit, AuditFinding
 
 
@@ -48,35 +48,9 @@ class FindingView(TypedDict):
 
 def audit_view(row: Audit) -> AuditView:
     """Show an audit."""
-    error: ErrorView | None = None
-    if row.error_code is not None:
-        known = by_code(row.error_code, row.error_detail or "")
-        error = {"code": row.error_code, "detail": row.error_detail or "", "retryable": known.retryable}
-    return {
-        "audit": str(row.id),
-        "machine": row.machine,
-        "status": row.status,
-        "options": row.options,
-        "counts": row.counts,
-        "scrubbed_objects": row.scrubbed_objects,
-        "scrubbed_bytes": row.scrubbed_bytes,
-        "suspicious": row.suspicious,
-        "error": error,
-        "created": row.created,
-        "begun": row.begun,
-        "ended": row.ended,
-        "flow_run_id": str(row.flow_run_id) if row.flow_run_id else None,
-    }
+    return view_of(AuditView, row, audit=row.id, error=error_view(row.error_code, row.error_detail))
 
 
 def finding_view(row: AuditFinding) -> FindingView:
     """Show a finding."""
-    return {
-        "number": row.number,
-        "kind": row.kind,
-        "place": row.place,
-        "object": str(row.object_id) if row.object_id else None,
-        "expected": row.expected,
-        "found": row.found,
-        "applied": row.applied,
-    }
+    return view_of(FindingView, row, object=row.object_id)

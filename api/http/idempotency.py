@@ -34,7 +34,7 @@ from models.core import idempotency
 from models.core.idempotency import Answer
 
 HOLD = timedelta(seconds=30)
-"""How long a key stays with a process that fell silent."""
+"""How long a key stays with a process that does not prolong it."""
 PROLONG_EVERY = 10.0  # seconds
 JOIN_POLL = 0.25  # seconds between two looks at a key that another process holds
 KEY_MAX = 255
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 @dataclass(slots=True)
 class Slot:
     """The key that a request works under (None: without one), and what was made under it: by this request, or by a
-    predecessor that died."""
+    predecessor that did not end."""
 
     key: str | None = None
     holder: str = ""
@@ -62,6 +62,7 @@ class Slot:
 
 
 Work = Callable[[Slot], Awaitable[Response]]
+Change = Callable[[Session, Slot], Response]
 
 
 async def once(context: Context, request: Request, fields: OurRequest, work: Work) -> Response:
@@ -80,6 +81,24 @@ async def once(context: Context, request: Request, fields: OurRequest, work: Wor
         return Response(answer.body, status_code=answer.status, headers=headers)
     async with _held(context, slot):
         return await _answered(context, request, slot, work)
+
+
+async def mutate(
+    context: Context, request: Request, change: Change, fields: OurRequest | None = None, *, notify: str | None = None
+) -> Response:
+    """Change rows in one transaction, at most once for the request's key, and answer with what `change` returns.
+
+    The relay of events is notified then, and with a topic (`notify`) the movers of this host.
+    """
+
+    async def work(slot: Slot) -> Response:
+        response = await context.writing(lambda session: change(session, slot))
+        context.notify_relay()
+        if notify is not None:
+            await context.notify_movers(notify)
+        return response
+
+    return await once(context, request, OurRequest() if fields is None else fields, work)
 
 
 def key_of(request: Request) -> str | None:
@@ -139,7 +158,7 @@ async def _until_left(context: Context, key: str) -> None:
 
 @asynccontextmanager
 async def _held(context: Context, slot: Slot) -> AsyncIterator[None]:
-    """Prolong the hold while the work goes on; afterwards wake those who joined in this process."""
+    """Prolong the hold while the work runs; afterwards notify those who joined in this process."""
     finished = context.keys[slot.key or ""] = asyncio.Event()
     prolonging = asyncio.create_task(_prolong(context, slot))
     try:

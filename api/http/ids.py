@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from uuid import UUID
 
-from datamanager.errors import ObjectNotFound, RetentionRunNotFound, TaskNotFound
+from datamanager.errors import (
+    AuditNotFound,
+    DataManagerError,
+    ObjectNotFound,
+    RetentionRunNotFound,
+    ScheduleNotFound,
+    TaskNotFound,
+)
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-def object_id_of(text: str) -> UUID:
-    """Read an object's identifier. Raises: ObjectNotFound."""
-    if not _UUID.fullmatch(text):
-        raise ObjectNotFound(f"no object has the identifier {text[:64]!r}")
-    return UUID(text)
+def _reader(thing: str, not_found: type[DataManagerError]) -> Callable[[str], UUID]:
+    def read(text: str) -> UUID:
+        if not _UUID.fullmatch(text):
+            raise not_found(f"no {thing} has the identifier {text[:64]!r}")
+        return UUID(text)
+
+    return read
 
 
-def task_id_of(text: str) -> UUID:
-    """Read a task's identifier. Raises: TaskNotFound."""
-    if not _UUID.fullmatch(text):
-        raise TaskNotFound(f"no task has the identifier {text[:64]!r}")
-    return UUID(text)
-
-
-def retention_run_of(text: str) -> UUID:
-    """Read the identifier of a run of retention. Raises: RetentionRunNotFound."""
-    if not _UUID.fullmatch(text):
-        raise RetentionRunNotFound(f"no run of retention has the identifier {text[:64]!r}")
-    return UUID(text)
+object_id_of = _reader("object", ObjectNotFound)
+task_id_of = _reader("task", TaskNotFound)
+audit_id_of = _reader("audit", AuditNotFound)
+schedule_id_of = _reader("schedule", ScheduleNotFound)
+retention_run_id_of = _reader("run of retention", RetentionRunNotFound)

@@ -8,34 +8,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from api.audits.views import AuditView, FindingView
 from api.http.bodies import FORM, JSON, MULTIPART
+from api.http.examples import EXAMPLES, MAY_BE_EMPTY, TASK_EXAMPLE, UUID_EXAMPLE
 from api.http.problems import MEDIA_TYPE, by_status, problem_of
-from api.retention.views import RestoredView, RetentionPlanView, RetentionRunDetailView, RetentionRunView
-from api.schedules.views import RemovedView, ScheduleView
-from api.views import HealthView, ItemView, LimitsView, MachineView, ObjectView, TaskView, TreeView
 from datamanager import errors
-from datamanager.domain.archive_requests import (
-    ActivateManyRequest,
-    ActivateRequest,
-    ArchiveManyRequest,
-    ArchiveRequest,
-)
-from datamanager.domain.audit.rules import AuditRequest
-from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
-from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
-from datamanager.domain.requests import (
-    CopyManyRequest,
-    CopyRequest,
-    DeleteRequest,
-    GetExternalRequest,
-    MoveManyRequest,
-    MoveRequest,
-    RegisterRequest,
-    TreeRequest,
-)
 from datamanager.domain.requests import Request as OurRequest
-from datamanager.domain.retention.requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
 from datamanager.errors import DataManagerError
 
 Errors = tuple[type[DataManagerError], ...]
@@ -63,8 +40,9 @@ WAITING: Errors = (
 )
 BYTES: Errors = (errors.SourceChanged, errors.SizeMismatch, errors.ChecksumMismatch, errors.NoSpace, errors.TooLarge)
 
-UUID_EXAMPLE = "0e4f2b5c-5d3a-4c1b-9f0e-6d2a7c8b9e10"
-TASK_EXAMPLE = "7c9b1e7e-2f64-4a53-8a35-1f0b6a4d2c33"
+RESPOND_ASYNC = "`respond-async`: answer 202 with the task at once."
+WAIT = f"{RESPOND_ASYNC} `wait=n`: answer 202 with the task after n seconds."
+"""What an endpoint knows of `Prefer`."""
 
 
 class FieldProblem(BaseModel):
@@ -89,97 +67,8 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = Field(default_factory=list)
 
 
-_SHAPES: tuple[Any, ...] = (
-    Problem,
-    HealthView,
-    ObjectView,
-    TaskView,
-    MachineView,
-    LimitsView,
-    ItemView,
-    TreeView,
-    RegisterRequest,
-    TreeRequest,
-    CopyRequest,
-    MoveRequest,
-    DeleteRequest,
-    CopyManyRequest,
-    MoveManyRequest,
-    ArchiveRequest,
-    ActivateRequest,
-    ArchiveManyRequest,
-    ActivateManyRequest,
-    GetExternalRequest,
-    MachineLimitsRequest,
-    TransferLimitsRequest,
-    HoldRequest,
-    LifetimeRequest,
-    RestoreRequest,
-    RetentionRunRequest,
-    RetentionPlanView,
-    RetentionRunView,
-    RetentionRunDetailView,
-    RestoredView,
-    AuditView,
-    FindingView,
-    AuditRequest,
-    ScheduleView,
-    RemovedView,
-    ScheduleRequest,
-    ScheduleRunRequest,
-)
-
-_EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
-    RegisterRequest: {"machine": "archer2", "path": "weather", "filename": "june.nc", "size": 1048576, "group": "fire"},
-    CopyRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
-    MoveRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
-    DeleteRequest: {"priority": "low"},
-    MachineLimitsRequest: {"bandwidth": "200MB/s", "max_transfers": 4},
-    TransferLimitsRequest: {"bandwidth": "50MB/s"},
-    AuditRequest: {"machine": "archer2", "scrub_share": 0.05},
-    CopyManyRequest: {
-        "machine": "cirrus",
-        "items": [{"uuid": UUID_EXAMPLE, "dest": "weather/june.nc"}, {"uuid": TASK_EXAMPLE, "dest": "weather/july.nc"}],
-    },
-    MoveManyRequest: {
-        "directory": {"machine": "archer2", "path": "weather"},
-        "machine": "cirrus",
-        "dest": "weather",
-    },
-    ArchiveRequest: {"archive_to": "tape", "verify": "checksums"},
-    ActivateRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
-    ArchiveManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE}], "compress": "zstd"},
-    ActivateManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE, "machine": "cirrus"}]},
-    ScheduleRequest: {
-        "url": "https://data.example/{date:%Y%m%d}/forecast-{date:%H}.nc",
-        "machine": "archer2",
-        "path": "weather/{date:%Y}",
-        "filename": "forecast-{date:%Y%m%d%H}.nc",
-        "interval": "6h",
-        "keep": 12,
-        "options": {"credential": "weather"},
-    },
-    ScheduleRunRequest: {"moment": "2026-01-31T06:00:00Z"},
-    HoldRequest: {"reason": "figures of a paper", "by": "maria"},
-    LifetimeRequest: {"lifetime": "90d"},
-    RestoreRequest: {"spare_for": "30d"},
-    RetentionRunRequest: {"dry_run": True, "rule": "old forecasts to tape"},
-    TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
-    GetExternalRequest: {
-        "machine": "archer2",
-        "path": "weather",
-        "filename": "june.nc",
-        "url": "https://data.example/june.nc",
-        "protocol": "http",
-        "group": "fire",
-    },
-}
-
-
-_MAY_BE_EMPTY = frozenset(
-    {DeleteRequest, ArchiveRequest, ActivateRequest, RestoreRequest, RetentionRunRequest, ScheduleRunRequest}
-)
-"""Requests whose body may be left out."""
+_shapes: dict[str, type] = {"Problem": Problem}
+"""The types that the document describes: what the routes name when they are declared."""
 
 
 def problems(*classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
@@ -187,7 +76,7 @@ def problems(*classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]
     found: dict[int | str, dict[str, Any]] = {}
     for status, owners in by_status((*classes, *ALWAYS)).items():
         examples = {cls.code: {"value": problem_of(_example(cls), "8f14e45f")} for cls in owners}
-        content = {MEDIA_TYPE: {"schema": _ref("Problem"), "examples": examples}}
+        content = {MEDIA_TYPE: {"schema": _ref(Problem), "examples": examples}}
         found[status] = {"description": ", ".join(f"`{code}`" for code in examples), "content": content}
     return found
 
@@ -216,7 +105,7 @@ def task(*, status: int) -> dict[int | str, dict[str, Any]]:
 
 
 def json_answer(
-    shape: str, description: str, *classes: type[DataManagerError], many: bool = False, status: int = 200
+    shape: type, description: str, *classes: type[DataManagerError], many: bool = False, status: int = 200
 ) -> dict[int | str, Any]:
     """Document an answer that is always JSON."""
     schema = {"type": "array", "items": _ref(shape)} if many else _ref(shape)
@@ -229,26 +118,25 @@ def health(what: str, *classes: type[DataManagerError]) -> dict[int | str, dict[
     return {200: {"description": f"It is {what}.", "content": content}, **problems(*classes)}
 
 
-def body(
-    model: type[OurRequest] | None, *, waits: bool = False, forms: bool = True, prefers: bool = True
-) -> dict[str, Any]:
+def body(model: type[OurRequest] | None = None, *, forms: bool = True, prefer: str = "") -> dict[str, Any]:
     """Document a writing endpoint's body, its fields being `model`'s, and its headers; `forms` says whether it may be a
-    form too, `prefers` whether it knows `Prefer`.
+    form too, `prefer` what it knows of `Prefer`.
     """
-    extra: dict[str, Any] = {
-        "parameters": [_header("Idempotency-Key", "Repeat a request under its key: it is done once.")]
-    }
-    prefer = "`respond-async`: answer 202 with the task at once."
-    if waits:
-        prefer += " `wait=n`: answer 202 with the task after n seconds."
-    if prefers and model not in (RegisterRequest, TreeRequest):
-        extra["parameters"].append(_header("Prefer", prefer))
+    headers = {"Idempotency-Key": "Repeat a request under its key: it is done once."}
+    if prefer:
+        headers["Prefer"] = prefer
+    extra: dict[str, Any] = {"parameters": [_parameter(name, "header", text) for name, text in headers.items()]}
     if model is not None:
-        content = {"schema": _ref(model.__name__), "example": _EXAMPLES[model]}
+        content = {"schema": _ref(model), "example": EXAMPLES[model]}
         kinds = (FORM, MULTIPART, JSON) if forms else (JSON,)
-        needed = model not in _MAY_BE_EMPTY
-        extra["requestBody"] = {"required": needed, "content": dict.fromkeys(kinds, content)}
+        extra["requestBody"] = {"required": model not in MAY_BE_EMPTY, "content": dict.fromkeys(kinds, content)}
     return extra
+
+
+def query(model: type[BaseModel]) -> dict[str, Any]:
+    """Document the parameters of a listing's query."""
+    described = {field.alias or name: field.description or "" for name, field in model.model_fields.items()}
+    return {"parameters": [_parameter(name, "query", text) for name, text in described.items()]}
 
 
 def install(app: FastAPI) -> None:
@@ -265,7 +153,7 @@ def install(app: FastAPI) -> None:
 def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     mode: Literal["validation"] = "validation"
-    shapes = [(shape.__name__, mode, TypeAdapter(shape)) for shape in _SHAPES]
+    shapes: list[Any] = [(shape.__name__, mode, TypeAdapter(shape)) for shape in _shapes.values()]
     _, definitions = TypeAdapter.json_schemas(shapes, ref_template="#/components/schemas/{model}")
     document.setdefault("components", {})["schemas"] = definitions["$defs"]
     for operations in document["paths"].values():
@@ -276,8 +164,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
+def _ref(shape: type) -> dict[str, str]:
+    """Refer to the schema of a type, which the document describes from now on."""
+    _shapes[shape.__name__] = shape
+    return {"$ref": f"#/components/schemas/{shape.__name__}"}
 
 
 def _either(text: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -288,8 +178,8 @@ def _either(text: str, value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _header(name: str, description: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+def _parameter(name: str, where: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": where, "required": False, "description": description, "schema": {"type": "string"}}
 
 
 def _example(cls: type[DataManagerError]) -> DataManagerError:

@@ -11,9 +11,10 @@ from typing import Any
 
 import orjson
 from starlette.responses import Response
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from datamanager import errors
-from datamanager.errors import DataManagerError, InvalidRequest, every_error
+from datamanager.errors import DataManagerError, InvalidRequest, by_code, every_error
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 5  # seconds, for 503
@@ -66,25 +67,13 @@ def title_of(cls: type[DataManagerError]) -> str:
     return _SENTENCE_END.split(sentence, maxsplit=1)[0]
 
 
-def type_of(code: str) -> str:
-    """Return the problem type's URI reference; it leads to a description."""
-    return f"/problems/{code}"
-
-
 def problem_of(error: DataManagerError, request_id: str) -> dict[str, Any]:
     """Describe an error as a problem document. What is a fault of ours is not described to the client."""
     status = status_of(error)
     ours = status == 500
     cls = errors.InternalError if ours else type(error)
-    document = {
-        "type": type_of(cls.code),
-        "title": title_of(cls),
-        "status": status,
-        "detail": f"the service failed; its log has more under request {request_id}" if ours else error.detail,
-        "code": cls.code,
-        "retryable": False if ours else error.retryable,
-        "request_id": request_id,
-    }
+    detail = f"the service failed; its log has more under request {request_id}" if ours else error.detail
+    document = _document(cls.code, title_of(cls), status, detail, error.retryable and not ours, request_id)
     if isinstance(error, InvalidRequest) and error.fields:
         document["errors"] = [{"field": name, "detail": what} for name, what in error.fields.items()]
     return document
@@ -92,23 +81,41 @@ def problem_of(error: DataManagerError, request_id: str) -> dict[str, Any]:
 
 def problem_response(error: DataManagerError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
     """Answer with an error."""
-    document = problem_of(error, request_id)
-    return document_response(document, headers)
+    return document_response(problem_of(error, request_id), headers)
 
 
 def http_problem_response(status: int, detail: str, request_id: str, headers: Mapping[str, str] | None) -> Response:
     """Answer with what HTTP refuses by itself: an unknown address, a method that the address does not know."""
     code, title = HTTP_PROBLEMS.get(status, ("http_error", detail))
-    document = {
-        "type": type_of(code),
+    return document_response(_document(code, title, status, detail, False, request_id), headers)
+
+
+def _document(code: str, title: str, status: int, detail: str, retryable: bool, request_id: str) -> dict[str, Any]:
+    return {
+        "type": f"/problems/{code}",  # a URI reference that leads to a description
         "title": title,
         "status": status,
         "detail": detail,
         "code": code,
-        "retryable": False,
+        "retryable": retryable,
         "request_id": request_id,
     }
-    return document_response(document, headers)
+
+
+class ErrorView(TypedDict):
+    """Why a task ended in ERROR."""
+
+    code: str
+    detail: str
+    retryable: bool
+
+
+def error_view(code: str | None, detail: str | None) -> ErrorView | None:
+    """Show the error that a row has kept, if it has one."""
+    if code is None:
+        return None
+    detail = detail or ""
+    return {"code": code, "detail": detail, "retryable": by_code(code, detail).retryable}
 
 
 def document_response(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:

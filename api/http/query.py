@@ -1,31 +1,103 @@
-"""Query parameters of listings."""
+"""Queries of listings: pydantic models, strict about every name and value; and the page that answers one.
+
+A field's description documents its parameter; its alias is the parameter's name where that is no identifier.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlencode
 
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.responses import Response
+
+from api.http.responses import json_response
+from datamanager.domain.timing import read_time
 from datamanager.errors import InvalidRequest
 
+Q = TypeVar("Q", bound="Query")
+Parameters = Iterable[tuple[str, str]]
 
-def read_filters(
-    items: Iterable[tuple[str, str]], known: Collection[str], readers: Mapping[str, Callable[[str], Any]]
-) -> dict[str, Any]:
-    """Read query parameters. Raises: InvalidRequest, which names each one that is unknown or wrong."""
-    given: dict[str, Any] = {}
-    wrong: dict[str, str] = {}
-    for name, value in items:
+RFC_3339 = "RFC 3339 with a zone"
+
+
+class Query(BaseModel):
+    """The parameters of one listing."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+Time = Annotated[datetime, BeforeValidator(read_time)]
+Cursor = Annotated[str | None, Field(description="Where the page before ended; taken from its `Link` header.")]
+
+
+def one_of(kind: type[StrEnum], wanted: str = "") -> BeforeValidator:
+    """Read a member of an enum, in whatever case; `wanted` is the error's text."""
+    members = {member.value.lower(): member for member in kind}
+
+    def read(value: str) -> StrEnum:
+        if value.lower() not in members:
+            raise ValueError(wanted or f"must be one of {', '.join(kind)}")
+        return members[value.lower()]
+
+    return BeforeValidator(read)
+
+
+def number(low: int, high: int, wanted: str = "") -> BeforeValidator:
+    """Read a decimal number of at most nine digits; `wanted` is the error's text."""
+
+    def read(value: str) -> int:
+        if not (value.isascii() and value.isdecimal() and len(value) <= 9 and low <= int(value) <= high):
+            raise ValueError(wanted or f"must be a number from {low} to {high}")
+        return int(value)
+
+    return BeforeValidator(read)
+
+
+Position = Annotated[int, number(0, 10**9, "not one that this listing returned")]
+"""The number of the row that a page begins after."""
+
+
+def read_query(given: Parameters, model: type[Q], wrong: dict[str, str] | None = None, **context: Any) -> Q:
+    """Read the parameters of a listing; `wrong` are those found wrong so far, `context` is for the model's validators.
+
+    Raises: InvalidRequest, which names each parameter that is unknown, wrong or given twice.
+    """
+    wrong = dict(wrong or {})
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    values: dict[str, str] = {}
+    for name, value in given:
         if name not in known:
             wrong[name] = f"unknown; known: {', '.join(known)}"
-        elif name in given or name in wrong:
+        elif name in values or name in wrong:
             wrong[name] = "may be given once"
         elif "\0" in value:
             wrong[name] = "must not hold a NUL character"
         else:
-            try:
-                given[name] = readers[name](value) if name in readers else value
-            except ValueError as exc:
-                wrong[name] = str(exc)
+            values[name] = value
+    try:
+        query = model.model_validate(values, context=context)
+    except ValidationError as exc:
+        for fault in exc.errors(include_url=False, include_input=False, include_context=False):
+            wrong.setdefault(str(fault["loc"][0]), fault["msg"].removeprefix("Value error, "))
     if wrong:
-        raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong)
-    return given
+        raise InvalidRequest.of(wrong)
+    return query
+
+
+def numbered_page(path: str, given: Parameters, views: Sequence[Any], limit: int) -> Response:
+    """Answer with the first `limit` of views that have a `number`; one more says that there is a next page."""
+    shown = views[:limit]
+    return page_response(path, given, shown, shown[-1]["number"] if len(views) > limit else None)
+
+
+def page_response(path: str, given: Parameters, views: Sequence[Any], cursor: object | None) -> Response:
+    """Answer with one page; a `Link` header repeats the query with the cursor of the next page, if there is one."""
+    headers = {}
+    if cursor is not None:
+        query = urlencode([*((name, value) for name, value in given if name != "cursor"), ("cursor", cursor)])
+        headers["Link"] = f'<{path}?{query}>; rel="next"'
+    return json_response(views, headers=headers)

@@ -26,7 +26,7 @@ class RequestLogMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request and tell of it."""
+        """Serve the request and log it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -45,7 +45,7 @@ class RequestLogMiddleware:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, sending)
-            except Exception:  # the last net: a fault of ours is told in the log, and never to the client
+            except Exception:  # the last resort: a fault of ours is logged, and never described to the client
                 log.exception("request_failed", method=scope["method"], path=scope["path"])
                 if status:
                     raise  # the answer has begun: the server cuts the connection, so nobody takes it for whole

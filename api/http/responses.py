@@ -1,16 +1,23 @@
-"""Answers: bare text for old clients, JSON for those who prefer it; and what `Prefer` asks (RFC 7240)."""
+"""Responses: bare text for old clients, JSON for those who prefer it, views of rows; and what `Prefer` asks
+(RFC 7240).
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+
+V = TypeVar("V")
+
+OMIT: Any = object()
+"""The value of a key that a view does not have this time."""
 
 _QUALITY = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
 _WAIT_MAX = 86_400  # seconds
@@ -96,6 +103,16 @@ def task_answer(request: Request, task: UUID, status: int, applied: str = "") ->
     if applied:
         headers["Preference-Applied"] = applied
     return _answer(request, str(task), {"task": str(task), "status_url": where}, status, headers)
+
+
+def view_of(shape: type[V], row: object, **values: Any) -> V:
+    """Return what clients see of a row: each key of the typed dictionary `shape`, from `values` (none for OMIT) or else
+    from the row's column of that name. Identifiers and times become texts when they are sent.
+    """
+    keys = [key for key in shape.__annotations__ if values.get(key) is not OMIT]
+    view: Any = {key: values[key] if key in values else getattr(row, key) for key in keys}
+    shown: V = view
+    return shown
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

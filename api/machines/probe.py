@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from starlette.requests import Request
 
 from datamanager.errors import DataManagerError, TransportTimeout
 from datamanager.machines import Machine, Machines
@@ -63,3 +64,9 @@ class Prober:
                 return Finding(latency, session.free_space(machine.base_dir))
         except DataManagerError as exc:
             return Finding(error=exc)
+
+
+def prober_of(request: Request) -> Prober:
+    """Return the prober of the app that serves the request."""
+    prober: Prober = request.app.state.prober
+    return prober

@@ -1,27 +1,37 @@
-"""The configured machines, with a live probe of each."""
+"""Machines: list them with a live probe of each, drain them, change their limits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter
+from sqlalchemy.orm import Session
+from starlette.requests import Request
 from starlette.responses import Response
 
-from api.context import In
+from api.context import Context, In
 from api.http import openapi
+from api.http.bodies import read_request
+from api.http.idempotency import Slot, mutate
 from api.http.responses import json_response
-from api.views import machine_view
+from api.machines.probe import prober_of
+from api.machines.views import HealthView, LimitsView, MachineView, health_view, limits_view, machine_view
+from datamanager import errors
+from datamanager.domain.limits import Limits, MachineLimitsRequest
 from models.machines import health, limits
+from models.machines.health import Health
 
-router = APIRouter(prefix="/DM", tags=["machines"])
+router = APIRouter(prefix="/DM/machines", tags=["machines"], default_response_class=Response)
+
+_HEALTH = openapi.json_answer(HealthView, "The machine's health.", errors.UnknownMachine, errors.IdempotencyMismatch)
+_LIMITS = "The limits in force."
 
 
 @router.get(
-    "/machines",
-    summary="List machines",
-    response_class=Response,
-    responses=openapi.json_answer("MachineView", "All machines, by name.", many=True),
+    "", summary="List machines", responses=openapi.json_answer(MachineView, "All machines, by name.", many=True)
 )
-@router.get("/machines/", include_in_schema=False)
-async def list_machines(context: In) -> Response:
+@router.get("/", include_in_schema=False)
+async def list_machines(request: Request, context: In) -> Response:
     """List the machines, the limits in force, whether transfers wait for them, and what a probe found just now:
     reachable, round trip, free space.
 
@@ -30,10 +40,81 @@ async def list_machines(context: In) -> Response:
     in_force, healths = await context.reading(
         lambda session: (limits.current(session, context.machines), health.current(session))
     )
-    findings = await context.prober.probe_all()
+    findings = await prober_of(request).probe_all()
     return json_response(
         [
             machine_view(context.machines[name], findings[name], in_force[name], healths.get(name, health.WELL))
             for name in sorted(findings)
         ]
     )
+
+
+@router.patch(
+    "/{name}",
+    summary="Change a machine's limits",
+    responses=openapi.json_answer(LimitsView, _LIMITS, *openapi.BODY, errors.UnknownMachine),
+    openapi_extra=openapi.body(MachineLimitsRequest),
+)
+async def limit_machine(name: str, request: Request, context: In) -> Response:
+    """Change the limits of all transfers of a machine, those under way included. Null lifts a limit; what is not given
+    stays as it is. They hold, whatever machines.toml says, until they are reset.
+    """
+    machine = context.machines[name]
+    fields = await read_request(request, MachineLimitsRequest)
+
+    def change(session: Session) -> Limits:
+        return limits.change(session, machine, bandwidth=fields.bandwidth, max_transfers=fields.max_transfers)
+
+    return await _change_limits(context, request, name, change, fields)
+
+
+@router.delete(
+    "/{name}/limits",
+    summary="Reset a machine's limits",
+    responses=openapi.json_answer(LimitsView, _LIMITS, errors.UnknownMachine, errors.IdempotencyMismatch),
+    openapi_extra=openapi.body(),
+)
+async def reset_machine(name: str, request: Request, context: In) -> Response:
+    """Reset a machine's limits to those of machines.toml; fine when they are that already."""
+    machine = context.machines[name]
+    return await _change_limits(context, request, name, lambda session: limits.reset(session, machine))
+
+
+@router.post("/{name}/drain", summary="Drain a machine", responses=_HEALTH, openapi_extra=openapi.body())
+async def drain_machine(name: str, request: Request, context: In) -> Response:
+    """Take no more transfers of a machine: they wait QUEUED, those that run are not stopped. It lasts, over restarts
+    too, until the machine is undrained. Fine when it is drained already.
+    """
+    return await _change_health(context, request, name, health.drain)
+
+
+@router.post("/{name}/undrain", summary="End a machine's draining", responses=_HEALTH, openapi_extra=openapi.body())
+async def undrain_machine(name: str, request: Request, context: In) -> Response:
+    """Take a machine's transfers again; fine when it is not drained."""
+    return await _change_health(context, request, name, health.undrain)
+
+
+async def _change_limits(
+    context: Context,
+    request: Request,
+    name: str,
+    change: Callable[[Session], Limits],
+    fields: MachineLimitsRequest | None = None,
+) -> Response:
+    """Change limits and have the movers of this host look at the queue: more may be allowed now."""
+
+    def inside(session: Session, _: Slot) -> Response:
+        return json_response(limits_view(name, change(session)))
+
+    return await mutate(context, request, inside, fields, notify=limits.CHANGED)
+
+
+async def _change_health(
+    context: Context, request: Request, name: str, change: Callable[[Session, str], Health]
+) -> Response:
+    machine = context.machines[name]
+
+    def inside(session: Session, _: Slot) -> Response:
+        return json_response(health_view(name, change(session, machine.name)))
+
+    return await mutate(context, request, inside, notify="queued")

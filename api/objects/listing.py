@@ -3,89 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated
 
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from api.http.query import Cursor, Query, Time, number, one_of, read_query
 from datamanager.domain.location import normalised_prefix
 from datamanager.domain.states import ObjectStatus
-from datamanager.domain.timing import read_time
-from datamanager.errors import InvalidRequest, PathNotAllowed
+from datamanager.errors import PathNotAllowed
 from datamanager.machines import Machines
 from models.objects.catalogue import SORTABLE, Selection
 
-LIMIT_DEFAULT = 1000
 LIMIT_MAX = 10_000
 METADATA = "metadata."
 
-PARAMETERS: dict[str, str] = {
-    "machine": "Objects on this machine.",
-    "group": "Objects of this group.",
-    "status": f"One of {', '.join(ObjectStatus)}.",
-    "originator": "Objects that came from here.",
-    "filename": "A glob over the file's name: `*` any text, `?` any one character.",
-    "path": "Objects in this directory or below, relative to its machine's base_dir or (with `machine`) absolute.",
-    "since": "Registered at this time or later; RFC 3339 with a zone, such as 2026-01-31T12:00:00Z.",
-    "until": "Registered before this time; RFC 3339 with a zone.",
-    "metadata.KEY": "Objects whose metadata has this text under KEY; may be given several times.",
-    "sort": f"One of {', '.join(SORTABLE)}; descending with `-` in front. Default date_registered.",
-    "limit": f"Objects in a page, 1 to {LIMIT_MAX}; default {LIMIT_DEFAULT}.",
-    "cursor": "Where the page before ended; taken from its `Link` header.",
-}
-
 _METADATA_KEY = re.compile(r'[^"\\\x00-\x1f]{1,255}')
-
-
-def selection_of(items: Iterable[tuple[str, str]], machines: Machines) -> Selection:
-    """Read query parameters. Raises: InvalidRequest, which names each one that is unknown or wrong."""
-    given: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
-    wrong: dict[str, str] = {}
-    for name, value in items:
-        if "\0" in value:
-            wrong[name] = "must not hold a NUL character"
-        elif name.startswith(METADATA):
-            key = name.removeprefix(METADATA)
-            if _METADATA_KEY.fullmatch(key):
-                metadata[key] = value
-            else:
-                wrong[name] = "a key has 1 to 255 characters without quotes, backslashes and control characters"
-        elif name not in PARAMETERS:
-            wrong[name] = f"unknown; known: {', '.join(PARAMETERS)}"
-        elif name in given:
-            wrong[name] = "may be given once"
-        else:
-            given[name] = value
-    for name, read in READERS.items():
-        if name in given:
-            try:
-                given[name] = read(given[name])
-            except ValueError as exc:
-                wrong[name] = str(exc)
-    prefix = None
-    if "path" in given:
-        name = given.get("machine", "")
-        # an unknown machine is no error: its objects are still listed
-        machine = machines[name] if name in machines else None  # noqa: SIM401 - get raises UnknownMachine
-        try:
-            prefix = normalised_prefix(machine, given.pop("path"))
-        except PathNotAllowed as exc:
-            wrong["path"] = exc.detail
-    if wrong:
-        raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong)
-    return Selection(path_prefix=prefix, metadata=metadata, **given)
-
-
-def _status(value: str) -> ObjectStatus:
-    try:
-        return ObjectStatus(value.upper())
-    except ValueError:
-        raise ValueError(f"must be one of {', '.join(ObjectStatus)}") from None
-
-
-def _limit(value: str) -> int:
-    if not (value.isascii() and value.isdecimal() and len(value) <= 9 and 1 <= int(value) <= LIMIT_MAX):
-        raise ValueError(f"must be a number from 1 to {LIMIT_MAX}")
-    return int(value)
 
 
 def _sort(value: str) -> str:
@@ -94,11 +27,68 @@ def _sort(value: str) -> str:
     return value
 
 
-READERS: dict[str, Callable[[str], object]] = {
-    "status": _status,
-    "since": read_time,
-    "until": read_time,
-    "limit": _limit,
-    "sort": _sort,
-}
-"""How a parameter's text becomes its value; raises ValueError. The others are texts."""
+class ObjectQuery(Query):
+    """Which objects, in which order."""
+
+    machine: str | None = Field(None, description="Objects on this machine.")
+    group: str | None = Field(None, description="Objects of this group.")
+    status: Annotated[ObjectStatus | None, one_of(ObjectStatus)] = Field(
+        None, description=f"One of {', '.join(ObjectStatus)}."
+    )
+    originator: str | None = Field(None, description="Objects that came from here.")
+    filename: str | None = Field(None, description="A glob over the file's name: `*` any text, `?` any one character.")
+    path: str | None = Field(
+        None,
+        description="Objects in this directory or below, relative to its machine's base_dir "
+        "or (with `machine`) absolute.",
+    )
+    since: Time | None = Field(
+        None, description="Registered at this time or later; RFC 3339 with a zone, such as 2026-01-31T12:00:00Z."
+    )
+    until: Time | None = Field(None, description="Registered before this time; RFC 3339 with a zone.")
+    metadata: dict[str, str] = Field(
+        default_factory=dict,
+        alias="metadata.KEY",
+        description="Objects whose metadata has this text under KEY; may be given several times.",
+    )
+    sort: Annotated[str, BeforeValidator(_sort)] = Field(
+        "date_registered",
+        description=f"One of {', '.join(SORTABLE)}; descending with `-` in front. Default date_registered.",
+    )
+    limit: Annotated[int, number(1, LIMIT_MAX)] = Field(
+        1000, description=f"Objects in a page, 1 to {LIMIT_MAX}; default 1000."
+    )
+    cursor: Cursor = None
+
+    @field_validator("path")
+    @classmethod
+    def _normalised(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        machines: Machines = (info.context or {})["machines"]
+        name = info.data.get("machine") or ""
+        # an unknown machine is no error: its objects are still listed
+        machine = machines[name] if name in machines else None  # noqa: SIM401 - get raises UnknownMachine
+        try:
+            return normalised_prefix(machine, value)
+        except PathNotAllowed as exc:
+            raise ValueError(exc.detail) from None
+
+
+def selection_of(given: Iterable[tuple[str, str]], machines: Machines) -> Selection:
+    """Read query parameters. Raises: InvalidRequest, which names each one that is unknown or wrong."""
+    metadata: dict[str, str] = {}
+    others: list[tuple[str, str]] = []
+    wrong: dict[str, str] = {}
+    for name, value in given:
+        key = name.removeprefix(METADATA)
+        if key == name:
+            others.append((name, value))
+        elif "\0" in value:
+            wrong[name] = "must not hold a NUL character"
+        elif _METADATA_KEY.fullmatch(key):
+            metadata[key] = value
+        else:
+            wrong[name] = "a key has 1 to 255 characters without quotes, backslashes and control characters"
+    query = read_query(others, ObjectQuery, wrong, machines=machines)
+    return Selection(path_prefix=query.path, metadata=metadata, **query.model_dump(exclude={"path", "metadata"}))

@@ -1,11 +1,22 @@
-"""What register proves of a file before it enters the catalogue."""
+"""Register: enter a file that lies on a machine into the catalogue, and what is proved of it before."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from uuid import UUID
 
 import structlog
+from fastapi import APIRouter
+from sqlalchemy.orm import Session as CatalogueSession
+from starlette.requests import Request
+from starlette.responses import Response
 
+from api.context import Context, In
+from api.http import openapi
+from api.http.bodies import read_request
+from api.http.idempotency import Slot, once
+from api.http.responses import object_answer
+from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.states import Verified
@@ -23,9 +34,55 @@ from datamanager.errors import (
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
-from models.objects.catalogue import Facts
+from models.objects.catalogue import Facts, register_object
 
+router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 log = structlog.get_logger(__name__)
+
+
+@router.put(
+    "/register",
+    summary="Register a file",
+    status_code=201,
+    responses=openapi.object_created(
+        *openapi.BODY,
+        *openapi.PLACE,
+        *openapi.MACHINE,
+        errors.RegisteredSizeMismatch,
+        errors.SourceMissing,
+        errors.SourceChanged,
+    ),
+    openapi_extra=openapi.body(RegisterRequest),
+)
+async def register(request: Request, context: In) -> Response:
+    """Enter a file that lies on a machine into the catalogue.
+
+    By default (`verify=stat`) the file must exist there and have the `size` given (0, empty or absent: unknown).
+    `verify=hash` also records its sha256, `verify=none` believes the request. A machine that can't be reached is no
+    obstacle: the object then has `verified: none`.
+    """
+    fields = await read_request(request, RegisterRequest)
+
+    async def work(slot: Slot) -> Response:
+        return object_answer(request, slot.subject or await _register(context, fields, slot))
+
+    return await once(context, request, fields, work)
+
+
+async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UUID:
+    machine = context.machines[fields.machine]
+    place = Place.of(machine, fields.path, fields.filename)
+    storage = context.storages.get(machine.name)
+    facts, canonical = await context.remotely(lambda: verify(fields, machine, storage, place))
+
+    def enter(session: CatalogueSession) -> UUID:
+        new = register_object(session, fields, place, facts, canonical=canonical)
+        slot.attach(session, new)
+        return new
+
+    new = await context.writing(enter)
+    context.notify_relay()
+    return new
 
 
 def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: Place) -> tuple[Facts, Place]:

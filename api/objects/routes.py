@@ -1,54 +1,39 @@
-"""Objects: look up, list, register."""
+"""Objects: look up, list."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import islice
-from urllib.parse import urlencode
-from uuid import UUID
 
 import orjson
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
-from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.context import Context, In
 from api.http import openapi
-from api.http.bodies import read_request
-from api.http.idempotency import Slot, once
 from api.http.ids import object_id_of
-from api.http.responses import json_response, object_answer
-from api.objects.listing import PARAMETERS, selection_of
-from api.objects.register import verify
-from api.views import object_view
+from api.http.query import page_response
+from api.http.responses import json_response
+from api.objects.listing import ObjectQuery, selection_of
+from api.objects.views import ObjectView, object_view
 from datamanager import errors
-from datamanager.domain.location import Place
-from datamanager.domain.requests import RegisterRequest
 from models.database import Database
-from models.objects.catalogue import get_object, register_object, select_objects, stream_all
+from models.objects.catalogue import get_object, select_objects, stream_all
 
 CHUNK = 200  # objects sent at once
 
-router = APIRouter(prefix="/DM", tags=["objects"])
-
-_FILTERS = {
-    "parameters": [
-        {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
-        for name, text in PARAMETERS.items()
-    ]
-}
+router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 
 
 @router.get(
     "/info",
     summary="List objects",
-    response_class=Response,
-    responses=openapi.json_answer("ObjectView", "All objects, or one page.", errors.InvalidRequest, many=True),
-    openapi_extra=_FILTERS,
+    responses=openapi.json_answer(ObjectView, "All objects, or one page.", errors.InvalidRequest, many=True),
+    openapi_extra=openapi.query(ObjectQuery),
 )
 @router.get("/info/", include_in_schema=False)
 async def list_objects(request: Request, context: In) -> Response:
@@ -61,70 +46,19 @@ async def list_objects(request: Request, context: In) -> Response:
         return _Everything(context)
     selection = selection_of(items, context.machines)
     rows, cursor = await context.reading(lambda session: select_objects(session, selection))
-    headers = {}
-    if cursor is not None:
-        query = urlencode([(name, value) for name, value in items if name != "cursor"] + [("cursor", cursor)])
-        headers["Link"] = f'</DM/info?{query}>; rel="next"'
-    return json_response([object_view(row) for row in rows], headers=headers)
+    return page_response("/DM/info", items, [object_view(row) for row in rows], cursor)
 
 
 @router.get(
     "/info/{uuid}",
     summary="Show an object",
-    response_class=Response,
-    responses=openapi.json_answer("ObjectView", "The object.", errors.ObjectNotFound),
+    responses=openapi.json_answer(ObjectView, "The object.", errors.ObjectNotFound),
 )
 async def show_object(uuid: str, context: In) -> Response:
     """Show what the catalogue knows of an object."""
     object_id = object_id_of(uuid)
     row = await context.reading(lambda session: get_object(session, object_id))
     return json_response(object_view(row))
-
-
-@router.put(
-    "/register",
-    summary="Register a file",
-    status_code=201,
-    response_class=Response,
-    responses=openapi.object_created(
-        *openapi.BODY,
-        *openapi.PLACE,
-        *openapi.MACHINE,
-        errors.RegisteredSizeMismatch,
-        errors.SourceMissing,
-        errors.SourceChanged,
-    ),
-    openapi_extra=openapi.body(RegisterRequest),
-)
-async def register(request: Request, context: In) -> Response:
-    """Enter a file that lies on a machine into the catalogue.
-
-    By default (`verify=stat`) the file must exist there and have the `size` given (0, empty or absent: unknown).
-    `verify=hash` also records its sha256, `verify=none` believes the request. A machine that can't be reached is no
-    obstacle: the object then has `verified: none`.
-    """
-    fields = await read_request(request, RegisterRequest)
-
-    async def work(slot: Slot) -> Response:
-        return object_answer(request, slot.subject or await _register(context, fields, slot))
-
-    return await once(context, request, fields, work)
-
-
-async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UUID:
-    machine = context.machines[fields.machine]
-    place = Place.of(machine, fields.path, fields.filename)
-    storage = context.storages.get(machine.name)
-    facts, canonical = await context.remotely(lambda: verify(fields, machine, storage, place))
-
-    def enter(session: Session) -> UUID:
-        new = register_object(session, fields, place, facts, canonical=canonical)
-        slot.attach(session, new)
-        return new
-
-    new = await context.writing(enter)
-    context.posted()
-    return new
 
 
 class _Everything(Response):

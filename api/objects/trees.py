@@ -14,7 +14,7 @@ from api.http import openapi
 from api.http.bodies import read_request
 from api.http.idempotency import Slot, once
 from api.http.responses import json_response
-from api.views import TreeView
+from api.objects.views import TreeView
 from datamanager import errors
 from datamanager.domain.location import Place, normalised_prefix
 from datamanager.domain.requests import TreeRequest
@@ -25,16 +25,15 @@ from datamanager.transports.port import Storage
 from models.objects.bulk import FoundFile, NewRow, register_files
 from models.objects.catalogue import Facts
 
-router = APIRouter(prefix="/DM", tags=["objects"])
+router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 
 
 @router.post(
     "/register/tree",
     summary="Register a directory's files",
     status_code=201,
-    response_class=Response,
     responses=openapi.json_answer(
-        "TreeView",
+        TreeView,
         "What became of the files.",
         *openapi.BODY,
         *openapi.MACHINE,
@@ -56,7 +55,7 @@ async def register_tree(request: Request, context: In) -> Response:
     """
     fields = await read_request(request, TreeRequest)
 
-    # nothing is attached to the key: a repetition finds by itself what an attempt that died has registered
+    # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
     async def work(_: Slot) -> Response:
         return json_response(await _register(context, fields), 201)
 
@@ -81,7 +80,7 @@ async def _register(context: Context, fields: TreeRequest) -> TreeView:
         )
 
     rows = await context.writing(enter) if files else []
-    context.posted()
+    context.notify_relay()
     return {
         "registered": len(rows),
         "already": len(files) - len(rows),

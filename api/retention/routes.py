@@ -1,12 +1,13 @@
-"""Retention: what the rules would do, runs of them, and what people say of single objects: hold, lifetime, restore."""
+"""Retention: plans and runs of the rules; hold, lifetime and restore of single objects."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import urlencode
+from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
+from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,63 +15,69 @@ from starlette.responses import Response
 from api.context import Context, In
 from api.http import openapi
 from api.http.bodies import read_request
-from api.http.idempotency import Slot, once
-from api.http.ids import object_id_of, retention_run_of
-from api.http.query import read_filters
+from api.http.idempotency import Slot, mutate, once
+from api.http.ids import object_id_of, retention_run_id_of
+from api.http.query import Cursor, Query, number, page_response, read_query
 from api.http.responses import json_response
-from api.retention.views import plan_view, run_detail_view, run_view
-from api.views import object_view
+from api.objects.views import ObjectView, object_view
+from api.retention.views import (
+    RestoredView,
+    RetentionPlanView,
+    RetentionRunDetailView,
+    RetentionRunView,
+    plan_view,
+    run_detail_view,
+    run_view,
+)
 from datamanager import errors
-from datamanager.domain.requests import DeleteRequest, validated
 from datamanager.domain.requests import Request as OurRequest
-from datamanager.domain.retention.requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
+from datamanager.domain.retention.requests import (
+    HoldRequest,
+    LifetimeRequest,
+    Number,
+    RestoreRequest,
+    RetentionRunRequest,
+    ShortText,
+    Size,
+)
 from datamanager.domain.retention.rules import load_rules
-from datamanager.errors import InvalidRequest
-from datamanager.messaging.wake import ring
 from models.database import now
 from models.retention import holds, runs
 from models.retention.report import make_decider, plan
 from models.retention.runs import Terms
 from models.tables import DataObject
 
-LIMIT_DEFAULT, LIMIT_MAX = 50, 1000
+LIMIT_MAX = 1000
 
-router = APIRouter(prefix="/DM", tags=["retention"])
+router = APIRouter(prefix="/DM", tags=["retention"], default_response_class=Response)
 
 _HELD = openapi.json_answer(
-    "ObjectView", "The object.", *openapi.BODY, errors.ObjectNotFound, errors.ObjectDeleted, errors.ObjectBusy
+    ObjectView, "The object.", *openapi.BODY, errors.ObjectNotFound, errors.ObjectDeleted, errors.ObjectBusy
 )
-_PLAN_QUERY = {
-    "rule": "Only this rule.",
-    "max_objects": "As if a run might act on so many objects only.",
-    "max_bytes": "As if a run might act on so many bytes only.",
-}
-_PAGE_QUERY = {
-    "limit": f"Runs in a page, 1 to {LIMIT_MAX}; default {LIMIT_DEFAULT}.",
-    "cursor": "Where the page before ended; taken from its `Link` header.",
-}
 
 
-def _query(known: dict[str, str]) -> dict[str, object]:
-    return {
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
-            for name, text in known.items()
-        ]
-    }
+class PlanQuery(Query):
+    """What a plan is limited to."""
+
+    rule: ShortText = Field("", description="Only this rule.")
+    max_objects: Number = Field(None, description="As if a run might act on so many objects only.")
+    max_bytes: Size = Field(None, description="As if a run might act on so many bytes only.")
 
 
-def _given(request: Request, known: dict[str, str]) -> dict[str, str]:
-    """Return the query's parameters. Raises: InvalidRequest for those that are unknown or given twice."""
-    return read_filters(request.query_params.multi_items(), known, {})
+class RunQuery(Query):
+    """Which runs."""
+
+    limit: Annotated[int, number(1, LIMIT_MAX)] = Field(
+        50, description=f"Runs in a page, 1 to {LIMIT_MAX}; default 50."
+    )
+    cursor: Cursor = None
 
 
 @router.put(
     "/objects/{uuid}/hold",
     summary="Hold an object",
-    response_class=Response,
     responses=_HELD,
-    openapi_extra=openapi.body(HoldRequest, prefers=False),
+    openapi_extra=openapi.body(HoldRequest),
 )
 async def hold_object(uuid: str, request: Request, context: In) -> Response:
     """Keep an object from being deleted, by retention and by clients alike, until the hold is released.
@@ -86,27 +93,25 @@ async def hold_object(uuid: str, request: Request, context: In) -> Response:
 @router.delete(
     "/objects/{uuid}/hold",
     summary="Release an object",
-    response_class=Response,
     responses=openapi.json_answer(
-        "ObjectView", "The object.", errors.ObjectNotFound, errors.InvalidRequest, errors.IdempotencyMismatch
+        ObjectView, "The object.", errors.ObjectNotFound, errors.InvalidRequest, errors.IdempotencyMismatch
     ),
-    openapi_extra=openapi.body(None, prefers=False),
+    openapi_extra=openapi.body(),
 )
 async def release_object(uuid: str, request: Request, context: In) -> Response:
     """End an object's hold; fine when it has none. A rule that selects it marks it anew, with its whole grace."""
     object_id = object_id_of(uuid)
-    return await _change(context, request, DeleteRequest(), lambda session: holds.release(session, object_id))
+    return await _change(context, request, None, lambda session: holds.release(session, object_id))
 
 
 @router.put(
     "/objects/{uuid}/lifetime",
-    summary="Say until when an object is wanted",
-    response_class=Response,
+    summary="Set an object's lifetime",
     responses=_HELD,
-    openapi_extra=openapi.body(LifetimeRequest, prefers=False),
+    openapi_extra=openapi.body(LifetimeRequest),
 )
 async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
-    """Set `expires_at`, or a `lifetime` from now on; null takes the end away.
+    """Set `expires_at`, or a `lifetime` from now on; null removes the end.
 
     Nothing happens at that time by itself: a rule with `expired = true` may ask for it. Refused (409 `object_busy`)
     while a delete of the object is under way.
@@ -120,20 +125,18 @@ async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
 @router.get(
     "/retention/plan",
     summary="Show what retention would do",
-    response_class=Response,
     responses=openapi.json_answer(
-        "RetentionPlanView", "What a run would do now.", errors.InvalidRequest, errors.InvalidRules
+        RetentionPlanView, "What a run would do now.", errors.InvalidRequest, errors.InvalidRules
     ),
-    openapi_extra=_query(_PLAN_QUERY),
+    openapi_extra=openapi.query(PlanQuery),
 )
 async def show_plan(request: Request, context: In) -> Response:
     """Show what a run would do now, with which objects, and why; nothing is changed.
 
-    It is found by the same lines of code as a run. Only the files are not read in storage, as a run does before it
-    deletes a copy: that of the copy that remains, and the one that goes.
+    It is decided by the same code as in a run. Only storage is not read: a run reads both copies before it deletes one.
     """
-    asked = validated(_given(request, _PLAN_QUERY), RetentionRunRequest)
-    terms = Terms(True, asked.rule, asked.max_objects, asked.max_bytes)
+    query = read_query(request.query_params.multi_items(), PlanQuery)
+    terms = Terms(True, query.rule, query.max_objects, query.max_bytes)
 
     def work() -> Response:
         rules = load_rules(context.settings.retention_file)
@@ -146,14 +149,13 @@ async def show_plan(request: Request, context: In) -> Response:
     "/retention/run",
     summary="Run retention now",
     status_code=202,
-    response_class=Response,
     responses=openapi.json_answer(
-        "RetentionRunView", "The run that was entered.", *openapi.BODY, errors.InvalidRules, status=202
+        RetentionRunView, "The run that was entered.", *openapi.BODY, errors.InvalidRules, status=202
     ),
-    openapi_extra=openapi.body(RetentionRunRequest, prefers=False),
+    openapi_extra=openapi.body(RetentionRunRequest),
 )
 async def start_run(request: Request, context: In) -> Response:
-    """Ask for a run; a mover makes its flow run. `Location` says where its report will be."""
+    """Submit a run; a mover makes its flow run. `Location` says where its report will be."""
     fields = await read_request(request, RetentionRunRequest)
     terms = Terms(fields.dry_run, fields.rule, fields.max_objects, fields.max_bytes)
 
@@ -163,25 +165,24 @@ async def start_run(request: Request, context: In) -> Response:
         def enter(session: Session) -> Response:
             run = slot.subject
             if run is None:
-                make_decider(session, rules, context.machines, terms)  # what is wrong with it is said now
+                make_decider(session, rules, context.machines, terms)  # raises what is wrong with the terms
                 run = runs.ask_for_run(session, terms)
                 slot.attach(session, run)
             where = f"/DM/retention/runs/{run}"
             return json_response(run_view(runs.get_run(session, run)), 202, {"Location": where})
 
-        answer = await context.writing(enter)
-        await run_sync(ring, context.run_directory, "mover", "queued")
-        return answer
+        response = await context.writing(enter)
+        await context.notify_movers("queued")
+        return response
 
     return await once(context, request, fields, work)
 
 
 @router.post(
     "/retention/restore/{uuid}",
-    summary="Take an object back from a rule",
-    response_class=Response,
+    summary="Restore an object",
     responses=openapi.json_answer(
-        "RestoredView",
+        RestoredView,
         "The object, and the task that activates it.",
         *openapi.BODY,
         *openapi.PLACE,
@@ -190,7 +191,7 @@ async def start_run(request: Request, context: In) -> Response:
         errors.ObjectBusy,
         errors.NotMarked,
     ),
-    openapi_extra=openapi.body(RestoreRequest, prefers=False),
+    openapi_extra=openapi.body(RestoreRequest),
 )
 async def restore_object(uuid: str, request: Request, context: In) -> Response:
     """Take a marked object back: its rule leaves it alone for `spare_for` (30 days). One that a rule archived is
@@ -198,65 +199,45 @@ async def restore_object(uuid: str, request: Request, context: In) -> Response:
     """
     object_id, fields = object_id_of(uuid), await read_request(request, RestoreRequest)
 
-    async def work(_: Slot) -> Response:
-        def change(session: Session) -> Response:
-            obj, task = holds.restore(session, context.machines, object_id, fields.spare_for)
-            session.flush()
-            return json_response({"object": object_view(obj), "task": None if task is None else str(task)})
+    def change(session: Session, _: Slot) -> Response:
+        obj, task = holds.restore(session, context.machines, object_id, fields.spare_for)
+        session.flush()
+        return json_response({"object": object_view(obj), "task": task})
 
-        answer = await context.writing(change)
-        context.posted()
-        await run_sync(ring, context.run_directory, "mover", "queued")
-        return answer
-
-    return await once(context, request, fields, work)
+    return await mutate(context, request, change, fields, notify="queued")
 
 
 @router.get(
     "/retention/runs",
     summary="List runs of retention",
-    response_class=Response,
-    responses=openapi.json_answer("RetentionRunView", "Runs, the newest first.", errors.InvalidRequest, many=True),
-    openapi_extra=_query(_PAGE_QUERY),
+    responses=openapi.json_answer(RetentionRunView, "Runs, the newest first.", errors.InvalidRequest, many=True),
+    openapi_extra=openapi.query(RunQuery),
 )
 async def list_runs(request: Request, context: In) -> Response:
     """List the runs that are kept, the newest first; a `Link` header with `rel="next"` while there is more."""
-    given = _given(request, _PAGE_QUERY)
-    text = given.get("limit", str(LIMIT_DEFAULT))
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= LIMIT_MAX):
-        wanted = f"1 to {LIMIT_MAX}"
-        raise InvalidRequest(f"limit: must be {wanted}", {"limit": wanted})
-    rows, cursor = await context.reading(lambda session: runs.list_runs(session, int(text), given.get("cursor")))
-    headers = {}
-    if cursor is not None:
-        headers["Link"] = f'</DM/retention/runs?{urlencode({"limit": text, "cursor": cursor})}>; rel="next"'
-    return json_response([run_view(row) for row in rows], headers=headers)
+    query = read_query(request.query_params.multi_items(), RunQuery)
+    rows, cursor = await context.reading(lambda session: runs.list_runs(session, query.limit, query.cursor))
+    return page_response("/DM/retention/runs", [("limit", str(query.limit))], [run_view(row) for row in rows], cursor)
 
 
 @router.get(
     "/retention/runs/{run}",
     summary="Show a run of retention",
-    response_class=Response,
-    responses=openapi.json_answer("RetentionRunDetailView", "The run.", errors.RetentionRunNotFound),
+    responses=openapi.json_answer(RetentionRunDetailView, "The run.", errors.RetentionRunNotFound),
 )
 async def show_run(run: str, context: In) -> Response:
     """Show what a run did, and what it spared and why, with the first objects one by one."""
-    run_id = retention_run_of(run)
+    run_id = retention_run_id_of(run)
     row = await context.reading(lambda session: runs.get_run(session, run_id))
     return json_response(run_detail_view(row))
 
 
 async def _change(
-    context: Context, request: Request, fields: OurRequest, change: Callable[[Session], DataObject]
+    context: Context, request: Request, fields: OurRequest | None, change: Callable[[Session], DataObject]
 ) -> Response:
-    async def work(_: Slot) -> Response:
-        def inside(session: Session) -> Response:
-            obj = change(session)
-            session.flush()
-            return json_response(object_view(obj))
+    def inside(session: Session, _: Slot) -> Response:
+        obj = change(session)
+        session.flush()
+        return json_response(object_view(obj))
 
-        answer = await context.writing(inside)
-        context.posted()
-        return answer
-
-    return await once(context, request, fields, work)
+    return await mutate(context, request, inside, fields)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, cast
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from api.views import ObjectView
+from api.http.responses import view_of
+from api.objects.views import ObjectView
 from datamanager.domain.retention.decisions import Decider
 from models.retention.report import Report
 from models.tables import RetentionRun
@@ -93,35 +93,14 @@ class RestoredView(TypedDict):
 
 def plan_view(decider: Decider, report: Report) -> RetentionPlanView:
     """Show a plan."""
-    return {
-        "time": decider.now,
-        "rules": [rule.sentence() for rule in decider.rules.rule],
-        "counts": cast(Any, report.counts),
-        "lines": cast(Any, report.lines),
-        "truncated": report.truncated,
-    }
+    return view_of(RetentionPlanView, report, time=decider.now, rules=[rule.sentence() for rule in decider.rules.rule])
 
 
 def run_view(row: RetentionRun) -> RetentionRunView:
     """Show a run in a list."""
-    return {
-        "run": str(row.id),
-        "status": row.status,
-        "dry_run": row.dry_run,
-        "rule": row.rule,
-        "max_objects": row.max_objects,
-        "max_bytes": row.max_bytes,
-        "created": row.created,
-        "started": row.started,
-        "ended": row.ended,
-        "bytes_freed": row.bytes_freed,
-        "pending": row.pending,
-        "counts": cast(Any, row.counts),
-        "error": row.error,
-        "flow_run_id": None if row.flow_run_id is None else str(row.flow_run_id),
-    }
+    return view_of(RetentionRunView, row, run=row.id)
 
 
 def run_detail_view(row: RetentionRun) -> RetentionRunDetailView:
     """Show a run."""
-    return {**run_view(row), "lines": cast(Any, row.lines), "truncated": row.truncated}
+    return view_of(RetentionRunDetailView, row, run=row.id)

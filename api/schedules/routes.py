@@ -1,18 +1,13 @@
-"""Schedules: what is fetched again and again. A mover brings them to Prefect; nothing here talks to it.
+"""Schedules of recurring downloads. A mover brings them to Prefect; nothing here talks to it.
 
-A moment that is asked for by name needs no Prefect either: its transfer is made at once, like that of any request.
+A moment that is named needs no Prefect either: its transfer is submitted at once, like that of any request.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
-from uuid import UUID
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
@@ -22,34 +17,32 @@ from starlette.responses import Response
 from api.context import Context, In
 from api.http import openapi
 from api.http.bodies import read_request
-from api.http.idempotency import Slot, once
+from api.http.idempotency import Slot, mutate
+from api.http.ids import schedule_id_of
 from api.http.responses import json_response
-from api.schedules.views import ScheduleView, schedule_view
+from api.schedules.views import RemovedView, ScheduleView, schedule_view
 from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
-from datamanager.domain.requests import Request as Nothing
-from datamanager.errors import InvalidRequest, ScheduleNotFound
-from datamanager.messaging.wake import ring
+from datamanager.errors import InvalidRequest
 from datamanager.sealing import Sealer
 from datamanager.sources.download_terms import requested
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
 from models.external import schedules
-from models.tables import Schedule
 
-router = APIRouter(prefix="/DM/schedules", tags=["schedules"])
+router = APIRouter(prefix="/DM/schedules", tags=["schedules"], default_response_class=Response)
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+TOPIC = "schedules"
+"""What the movers are notified of: they bring schedules to Prefect."""
 _ONE = (errors.ScheduleNotFound, errors.IdempotencyMismatch, errors.InvalidRequest)
 
 
 @router.post(
     "",
-    summary="Fetch a URL again and again",
+    summary="Schedule a recurring download",
     status_code=201,
-    response_class=Response,
     responses=openapi.json_answer(
-        "ScheduleView",
+        ScheduleView,
         "The schedule.",
         *openapi.BODY,
         errors.UnknownMachine,
@@ -57,7 +50,7 @@ _ONE = (errors.ScheduleNotFound, errors.IdempotencyMismatch, errors.InvalidReque
         *openapi.URL,
         status=201,
     ),
-    openapi_extra=openapi.body(ScheduleRequest, prefers=False),
+    openapi_extra=openapi.body(ScheduleRequest),
 )
 async def add(request: Request, context: In) -> Response:
     """Fetch `url` every `interval` or by `cron` (UTC). `url`, `path` and `filename` are templates of the scheduled
@@ -67,39 +60,32 @@ async def add(request: Request, context: In) -> Response:
     fields = await read_request(request, ScheduleRequest)
     await context.remotely(lambda: _check(context, fields))
 
-    async def work(slot: Slot) -> Response:
-        def inside(session: Session) -> ScheduleView:
-            if slot.subject is not None:  # made by a request that died
-                row = schedules.get_schedule(session, slot.subject)
-            else:
-                row = schedules.add_schedule(session, fields)
-                slot.attach(session, row.id)
-            return schedule_view(row, [])
+    def change(session: Session, slot: Slot) -> Response:
+        if slot.subject is not None:  # made by a request that did not end
+            row = schedules.get_schedule(session, slot.subject)
+        else:
+            row = schedules.add_schedule(session, fields)
+            slot.attach(session, row.id)
+        return json_response(schedule_view(row, []), 201, {"Location": f"/DM/schedules/{row.id}"})
 
-        view = await context.writing(inside)
-        await _tell_movers(context)
-        return json_response(view, 201, {"Location": f"/DM/schedules/{view['id']}"})
-
-    return await once(context, request, fields, work)
+    return await mutate(context, request, change, fields, notify=TOPIC)
 
 
 @router.get(
     "",
     summary="List schedules",
-    response_class=Response,
-    responses=openapi.json_answer("ScheduleView", "All schedules, oldest first; without their runs.", many=True),
+    responses=openapi.json_answer(ScheduleView, "All schedules, oldest first; without their runs.", many=True),
 )
 async def list_all(context: In) -> Response:
-    """List what is fetched again and again."""
+    """List the recurring downloads."""
     views = await context.reading(lambda session: [schedule_view(row) for row in schedules.all_schedules(session)])
     return json_response(views)
 
 
 @router.get(
     "/{schedule}",
-    summary="Look at a schedule",
-    response_class=Response,
-    responses=openapi.json_answer("ScheduleView", "The schedule and its last runs.", errors.ScheduleNotFound),
+    summary="Show a schedule",
+    responses=openapi.json_answer(ScheduleView, "The schedule and its last runs.", errors.ScheduleNotFound),
 )
 async def show(schedule: str, context: In) -> Response:
     """Show a schedule and what came of its last moments, the newest first."""
@@ -114,58 +100,54 @@ async def show(schedule: str, context: In) -> Response:
 @router.delete(
     "/{schedule}",
     summary="Remove a schedule",
-    response_class=Response,
-    responses=openapi.json_answer("RemovedView", "It is no more.", *_ONE),
-    openapi_extra=openapi.body(None, prefers=False),
+    responses=openapi.json_answer(RemovedView, "The schedule was removed.", *_ONE),
+    openapi_extra=openapi.body(),
 )
 async def remove(schedule: str, request: Request, context: In) -> Response:
-    """Remove a schedule. Its versions stay, and a transfer under way goes on."""
+    """Remove a schedule. Its versions stay, and a transfer under way is not stopped."""
     wanted = schedule_id_of(schedule)
 
-    async def work(_: Slot) -> Response:
-        await context.writing(lambda session: schedules.remove_schedule(session, wanted))
-        return json_response({"removed": str(wanted)})
+    def change(session: Session, _: Slot) -> Response:
+        schedules.remove_schedule(session, wanted)
+        return json_response({"removed": wanted})
 
-    return await once(context, request, Nothing(), work)
+    return await mutate(context, request, change)
 
 
 @router.post(
     "/{schedule}/pause",
     summary="Pause a schedule",
-    response_class=Response,
-    responses=openapi.json_answer("ScheduleView", "The schedule.", *_ONE),
-    openapi_extra=openapi.body(None, prefers=False),
+    responses=openapi.json_answer(ScheduleView, "The schedule.", *_ONE),
+    openapi_extra=openapi.body(),
 )
 async def pause(schedule: str, request: Request, context: In) -> Response:
-    """Let a schedule rest; fine when it does. A transfer under way goes on."""
-    return await _changed(schedule, request, context, partial(schedules.pause_schedule, paused=True))
+    """Pause a schedule; fine when it is paused. A transfer under way is not stopped."""
+    return await _pause(schedule, request, context, paused=True)
 
 
 @router.post(
     "/{schedule}/resume",
     summary="Resume a schedule",
-    response_class=Response,
-    responses=openapi.json_answer("ScheduleView", "The schedule.", *_ONE),
-    openapi_extra=openapi.body(None, prefers=False),
+    responses=openapi.json_answer(ScheduleView, "The schedule.", *_ONE),
+    openapi_extra=openapi.body(),
 )
 async def resume(schedule: str, request: Request, context: In) -> Response:
-    """Let a schedule go on; fine when it does. What was missed meanwhile is not made up for."""
-    return await _changed(schedule, request, context, partial(schedules.pause_schedule, paused=False))
+    """Resume a schedule; fine when it is not paused. Times missed meanwhile are not fetched."""
+    return await _pause(schedule, request, context, paused=False)
 
 
 @router.post(
     "/{schedule}/run",
     summary="Run a schedule now",
     status_code=202,
-    response_class=Response,
     responses=openapi.json_answer(
-        "ScheduleView",
+        ScheduleView,
         "The schedule; `wanted_at` is the moment, or its `runs` are the one that was named.",
         errors.ScheduleNotFound,
         *openapi.BODY,
         status=202,
     ),
-    openapi_extra=openapi.body(ScheduleRunRequest, prefers=False),
+    openapi_extra=openapi.body(ScheduleRunRequest),
 )
 async def run(schedule: str, request: Request, context: In) -> Response:
     """Fetch besides the ordinary times, also while it is paused: once now, or a `moment` that is over. What was fetched
@@ -174,45 +156,26 @@ async def run(schedule: str, request: Request, context: In) -> Response:
     wanted = schedule_id_of(schedule)
     fields = await read_request(request, ScheduleRunRequest)
 
-    def inside(session: Session) -> ScheduleView:
+    def change(session: Session, _: Slot) -> Response:
         if fields.moment is None:
-            return schedule_view(schedules.want_run(session, wanted), schedules.last_runs(session, wanted))
-        sealer = Sealer.of(context.settings)
-        begun = schedules.run_moment(session, context.machines, sealer, wanted, fields.moment)
-        return schedule_view(schedules.get_schedule(session, wanted), [begun])
+            row, shown = schedules.want_run(session, wanted), schedules.last_runs(session, wanted)
+        else:
+            sealer = Sealer.of(context.settings)
+            shown = [schedules.run_moment(session, context.machines, sealer, wanted, fields.moment)]
+            row = schedules.get_schedule(session, wanted)
+        return json_response(schedule_view(row, shown), 202)
 
-    async def work(_: Slot) -> Response:
-        view = await context.writing(inside)
-        context.posted()
-        await _tell_movers(context)
-        return json_response(view, 202)
-
-    return await once(context, request, fields, work)
+    return await mutate(context, request, change, fields, notify=TOPIC)
 
 
-Change = Callable[[Session, UUID], Schedule]
-
-
-async def _changed(schedule: str, request: Request, context: Context, change: Change) -> Response:
+async def _pause(schedule: str, request: Request, context: Context, *, paused: bool) -> Response:
     wanted = schedule_id_of(schedule)
 
-    async def work(_: Slot) -> Response:
-        def inside(session: Session) -> ScheduleView:
-            row = change(session, wanted)
-            return schedule_view(row, schedules.last_runs(session, wanted))
+    def change(session: Session, _: Slot) -> Response:
+        row = schedules.pause_schedule(session, wanted, paused=paused)
+        return json_response(schedule_view(row, schedules.last_runs(session, wanted)))
 
-        view = await context.writing(inside)
-        await _tell_movers(context)
-        return json_response(view)
-
-    return await once(context, request, Nothing(), work)
-
-
-def schedule_id_of(text: str) -> UUID:
-    """Read a schedule's identifier. Raises: ScheduleNotFound."""
-    if not _UUID.fullmatch(text):
-        raise ScheduleNotFound(f"no schedule has the identifier {text[:64]!r}")
-    return UUID(text)
+    return await mutate(context, request, change, notify=TOPIC)
 
 
 def _check(context: Context, fields: ScheduleRequest) -> None:
@@ -225,15 +188,11 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
     if parameters := secret_parameters(fields.url):
         wrong["url"] = f"{why} instead of {', '.join(parameters)}"
     if wrong:
-        raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong)
+        raise InvalidRequest.of(wrong)
     try:
         example = fields.at(datetime.now(UTC))
     except ValidationError:
         wanted = "must make a URL, a path and a file's name when the time is filled in"
-        raise InvalidRequest(f"filename: {wanted}", {"filename": wanted}) from None
+        raise InvalidRequest.of({"filename": wanted}) from None
     Place.of(context.machines[example.machine], example.path, example.filename)
     requested(example, context.guard, context.settings).check()
-
-
-async def _tell_movers(context: Context) -> None:
-    await run_sync(ring, context.run_directory, "mover", "schedules")

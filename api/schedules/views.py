@@ -8,6 +8,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from api.http.responses import OMIT, view_of
 from models.tables import Schedule, ScheduleRun
 
 
@@ -25,7 +26,7 @@ class ScheduleRunView(TypedDict):
 
 
 class ScheduleView(TypedDict):
-    """What is fetched again and again. `wanted_at`: the moment of a run that was asked for and is not begun yet."""
+    """A recurring download. `wanted_at`: the moment of a requested run that has not begun yet."""
 
     id: str
     url: str
@@ -51,31 +52,16 @@ class ScheduleView(TypedDict):
 
 
 class RemovedView(TypedDict):
-    """A schedule that is no more."""
+    """A schedule that was removed."""
 
     removed: str
 
 
-_AS_ASKED = (
-    *("url", "protocol", "machine", "path", "filename", "interval", "cron", "options", "keep", "skip_unchanged"),
-    *("group", "description", "originator", "metadata", "verify", "priority"),
-)
-
-
 def schedule_view(row: Schedule, runs: Iterable[ScheduleRun] | None = None) -> ScheduleView:
     """Show a schedule; with its runs where they are given."""
-    view: dict[str, Any] = {name: row.request.get(name) for name in _AS_ASKED}
-    view |= {"id": str(row.id), "paused": row.paused, "wanted_at": row.wanted_at, "created": row.created}
+    own = ("id", "paused", "wanted_at", "created", "runs")
+    fields = {name: row.request.get(name) for name in ScheduleView.__annotations__ if name not in own}
+    shown: Any = OMIT
     if runs is not None:
-        view["runs"] = [_run_view(run) for run in runs]
-    return view  # type: ignore[return-value]  # a row's JSON has no types
-
-
-def _run_view(run: ScheduleRun) -> ScheduleRunView:
-    return {
-        "moment": run.moment,
-        "outcome": run.outcome,
-        "task": None if run.transfer_id is None else str(run.transfer_id),
-        "object": None if run.object_id is None else str(run.object_id),
-        "code": run.code,
-    }
+        shown = [view_of(ScheduleRunView, run, task=run.transfer_id, object=run.object_id) for run in runs]
+    return view_of(ScheduleView, row, **fields, runs=shown)

@@ -1,95 +1,34 @@
-"""The list of tasks: `GET /DM/async/status`, its filters and pages, strict about every name and value."""
+"""The lists of tasks, and of a batch's items: filters and pages, strict about every name and value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from enum import StrEnum
-from urllib.parse import urlencode
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
+from pydantic import BeforeValidator, Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.context import In
 from api.http import openapi
-from api.http.query import read_filters
-from api.http.responses import json_response
-from api.tasks.showing import show_tasks
-from api.views import TaskView
+from api.http.ids import task_id_of
+from api.http.query import Cursor, Position, Query, Time, number, numbered_page, one_of, page_response, read_query
+from api.tasks.views import ItemView, TaskView, item_view, show_tasks
 from datamanager import errors
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from datamanager.domain.timing import Priority, read_time
+from datamanager.domain.timing import Priority
+from models.transfers.items import select_items
 from models.transfers.listing import TransferSelection, select_transfers
+from models.transfers.submission import get_transfer
 
-LIMIT_DEFAULT = 100
-LIMIT_MAX = 1000
+TASKS_MAX = 1000
+ITEMS_MAX = 10_000
 SORTABLE = ("-created", "created")
+ITEM_STATUS = (TransferStatus.QUEUED, TransferStatus.COMPLETE, TransferStatus.ERROR)
 
-PARAMETERS: dict[str, str] = {
-    "status": f"One of {', '.join(TransferStatus)}.",
-    "kind": f"One of {', '.join(TransferKind)}.",
-    "phase": f"One of {', '.join(Phase)}.",
-    "priority": f"One of {', '.join(Priority)}.",
-    "machine": "Tasks from or to this machine (not batches, which may touch many).",
-    "group": "Tasks of objects of this group.",
-    "object": "Tasks that work on this object, or make it.",
-    "since": "Asked for at this time or later; RFC 3339 with a zone, such as 2026-01-31T12:00:00Z.",
-    "until": "Asked for before this time; RFC 3339 with a zone.",
-    "sort": f"One of {', '.join(SORTABLE)}. Default -created: the newest first.",
-    "limit": f"Tasks in a page, 1 to {LIMIT_MAX}; default {LIMIT_DEFAULT}.",
-    "cursor": "Where the page before ended; taken from its `Link` header.",
-}
-
-router = APIRouter(prefix="/DM/async", tags=["tasks"])
-
-
-@router.get(
-    "/status",
-    summary="List tasks",
-    response_class=Response,
-    responses=openapi.json_answer("TaskView", "One page of tasks.", errors.InvalidRequest, many=True),
-    openapi_extra={
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
-            for name, text in PARAMETERS.items()
-        ]
-    },
-)
-@router.get("/status/", include_in_schema=False)
-async def list_tasks(request: Request, context: In) -> Response:
-    """List tasks, the newest first, with a `Link` header with `rel="next"` while there is more."""
-    given = request.query_params.multi_items()
-    wanted = selection_of(given)
-
-    def look(session: Session) -> tuple[list[TaskView], str | None]:
-        rows, cursor = select_transfers(session, wanted)
-        return show_tasks(session, context, rows), cursor
-
-    views, cursor = await context.reading(look)
-    headers = {}
-    if cursor is not None:
-        query = urlencode([*((name, value) for name, value in given if name != "cursor"), ("cursor", cursor)])
-        headers["Link"] = f'</DM/async/status?{query}>; rel="next"'
-    return json_response(views, headers=headers)
-
-
-def selection_of(items: Iterable[tuple[str, str]]) -> TransferSelection:
-    """Read query parameters. Raises: InvalidRequest, which names each one that is unknown or wrong."""
-    given = read_filters(items, PARAMETERS, READERS)
-    oldest_first = given.pop("sort", SORTABLE[0]) == "created"
-    return TransferSelection(oldest_first=oldest_first, **{"limit": LIMIT_DEFAULT, **given})
-
-
-def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
-    def read(value: str) -> StrEnum:
-        for one in kind:
-            if one.value.lower() == value.lower():
-                return one
-        raise ValueError(f"must be one of {', '.join(kind)}")
-
-    return read
+router = APIRouter(prefix="/DM/async", default_response_class=Response)
 
 
 def _object(value: str) -> UUID:
@@ -105,21 +44,96 @@ def _sort(value: str) -> str:
     return value
 
 
-def _limit(value: str) -> int:
-    if not (value.isascii() and value.isdecimal() and len(value) <= 9 and 1 <= int(value) <= LIMIT_MAX):
-        raise ValueError(f"must be a number from 1 to {LIMIT_MAX}")
-    return int(value)
+def _item_status(value: str) -> TransferStatus:
+    if value.upper() not in ITEM_STATUS:
+        raise ValueError("must be QUEUED, COMPLETE or ERROR")
+    return TransferStatus(value.upper())
 
 
-READERS: dict[str, Callable[[str], object]] = {
-    "status": _one_of(TransferStatus),
-    "kind": _one_of(TransferKind),
-    "phase": _one_of(Phase),
-    "priority": _one_of(Priority),
-    "object": _object,
-    "since": read_time,
-    "until": read_time,
-    "sort": _sort,
-    "limit": _limit,
-}
-"""How a parameter's text becomes its value; raises ValueError. The others are texts."""
+class TaskQuery(Query):
+    """Which tasks, in which order."""
+
+    status: Annotated[TransferStatus | None, one_of(TransferStatus)] = Field(
+        None, description=f"One of {', '.join(TransferStatus)}."
+    )
+    kind: Annotated[TransferKind | None, one_of(TransferKind)] = Field(
+        None, description=f"One of {', '.join(TransferKind)}."
+    )
+    phase: Annotated[Phase | None, one_of(Phase)] = Field(None, description=f"One of {', '.join(Phase)}.")
+    priority: Annotated[Priority | None, one_of(Priority)] = Field(None, description=f"One of {', '.join(Priority)}.")
+    machine: str | None = Field(None, description="Tasks from or to this machine (not batches, which may touch many).")
+    group: str | None = Field(None, description="Tasks of objects of this group.")
+    object: Annotated[UUID | None, BeforeValidator(_object)] = Field(
+        None, description="Tasks that work on this object, or make it."
+    )
+    since: Time | None = Field(
+        None, description="Asked for at this time or later; RFC 3339 with a zone, such as 2026-01-31T12:00:00Z."
+    )
+    until: Time | None = Field(None, description="Asked for before this time; RFC 3339 with a zone.")
+    sort: Annotated[Literal["-created", "created"], BeforeValidator(_sort)] = Field(
+        "-created", description=f"One of {', '.join(SORTABLE)}. Default -created: the newest first."
+    )
+    limit: Annotated[int, number(1, TASKS_MAX)] = Field(
+        100, description=f"Tasks in a page, 1 to {TASKS_MAX}; default 100."
+    )
+    cursor: Cursor = None
+
+
+class ItemQuery(Query):
+    """Which items of a batch."""
+
+    status: Annotated[TransferStatus | None, BeforeValidator(_item_status)] = Field(
+        None,
+        description=f"Items that are {TransferStatus.QUEUED}, {TransferStatus.COMPLETE} or {TransferStatus.ERROR}.",
+    )
+    limit: Annotated[int, number(1, ITEMS_MAX)] = Field(
+        1000, description=f"Items in a page, 1 to {ITEMS_MAX}; default 1000."
+    )
+    cursor: Position = Field(-1, description="Where the page before ended; taken from its `Link` header.")
+
+
+@router.get(
+    "/status",
+    tags=["tasks"],
+    summary="List tasks",
+    responses=openapi.json_answer(TaskView, "One page of tasks.", errors.InvalidRequest, many=True),
+    openapi_extra=openapi.query(TaskQuery),
+)
+@router.get("/status/", include_in_schema=False)
+async def list_tasks(request: Request, context: In) -> Response:
+    """List tasks, the newest first, with a `Link` header with `rel="next"` while there is more."""
+    given = request.query_params.multi_items()
+    query = read_query(given, TaskQuery)
+    wanted = TransferSelection(oldest_first=query.sort == "created", **query.model_dump(exclude={"sort"}))
+
+    def look(session: Session) -> tuple[list[TaskView], str | None]:
+        rows, cursor = select_transfers(session, wanted)
+        return show_tasks(session, context, rows), cursor
+
+    views, cursor = await context.reading(look)
+    return page_response("/DM/async/status", given, views, cursor)
+
+
+@router.get(
+    "/status/{task}/items",
+    tags=["batches"],
+    summary="List a batch's items",
+    responses=openapi.json_answer(
+        ItemView, "One page of items, by number.", errors.TaskNotFound, errors.InvalidRequest, many=True
+    ),
+    openapi_extra=openapi.query(ItemQuery),
+)
+async def list_items(task: str, request: Request, context: In) -> Response:
+    """List the status of a batch's items, in the order of the request, with a `Link` header with `rel="next"` while
+    there is more. A task that is no batch has none.
+    """
+    task_id, query = task_id_of(task), read_query(request.query_params.multi_items(), ItemQuery)
+
+    def look(session: Session) -> list[ItemView]:
+        get_transfer(session, task_id)
+        rows = select_items(session, task_id, status=query.status, after=query.cursor, limit=query.limit + 1)
+        return [item_view(row) for row in rows]
+
+    given = [("status", query.status), ("limit", query.limit)]
+    repeated = [(name, str(value)) for name, value in given if value is not None]
+    return numbered_page(f"/DM/async/status/{task_id}/items", repeated, await context.reading(look), query.limit)

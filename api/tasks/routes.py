@@ -1,91 +1,112 @@
-"""The endpoints that answer at once: the same orders as tasks, and how a task fares."""
+"""Tasks one by one: their status; cancel, pause and resume them; limit their bandwidth."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from uuid import UUID
 
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.context import In
+from api.context import Context, In
 from api.http import openapi
 from api.http.bodies import read_request
-from api.http.ids import object_id_of, task_id_of
+from api.http.idempotency import Slot, mutate
+from api.http.ids import task_id_of
 from api.http.responses import json_response
-from api.tasks.showing import show_task
-from api.transfers.submit import enqueue
-from api.views import TaskView
+from api.tasks.views import TaskView, show_task
+from api.transfers.wait import ENDED, waiter_of
 from datamanager import errors
-from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
-from datamanager.domain.states import TransferKind
-from models.transfers.submission import Order, get_transfer
+from datamanager.domain.limits import TransferLimitsRequest
+from models.machines import limits
+from models.tables import Transfer
+from models.transfers import cancel_pause
+from models.transfers.submission import get_transfer
 
-router = APIRouter(prefix="/DM/async", tags=["tasks"])
+router = APIRouter(prefix="/DM/async", tags=["tasks"], default_response_class=Response)
 
-
-def _accepted(*classes: type[errors.DataManagerError]) -> dict[str, Any]:
-    responses = {
-        **openapi.task(status=200),
-        **openapi.task(status=202),
-        **openapi.problems(*openapi.BODY, *classes),
-    }
-    return {"response_class": Response, "responses": responses}
-
-
-@router.post(
-    "/copy/{uuid}",
-    summary="Copy an object as a task",
-    openapi_extra=openapi.body(CopyRequest),
-    **_accepted(*openapi.OBJECT, *openapi.PLACE),
-)
-async def copy(uuid: str, request: Request, context: In) -> Response:
-    """Accept a copy; the task's `result` will be the new object's identifier."""
-    object_id = object_id_of(uuid)
-    fields = await read_request(request, CopyRequest)
-    return await enqueue(context, request, Order(TransferKind.COPY, fields, object_id))
-
-
-@router.post(
-    "/move/{uuid}",
-    summary="Move an object as a task",
-    openapi_extra=openapi.body(MoveRequest),
-    **_accepted(*openapi.OBJECT, *openapi.PLACE),
-)
-async def move(uuid: str, request: Request, context: In) -> Response:
-    """Accept a move; the task's `result` will be a message."""
-    object_id = object_id_of(uuid)
-    fields = await read_request(request, MoveRequest)
-    return await enqueue(context, request, Order(TransferKind.MOVE, fields, object_id))
-
-
-@router.post(
-    "/getexternal",
-    summary="Fetch a URL as a task",
-    openapi_extra=openapi.body(GetExternalRequest),
-    **_accepted(*openapi.PLACE, *openapi.URL),
-)
-@router.post("/getexternal/", include_in_schema=False)
-@router.put("/getexternal", include_in_schema=False)
-@router.put("/getexternal/", include_in_schema=False)
-async def getexternal(request: Request, context: In) -> Response:
-    """Accept a download; the task's `result` will be the new object's identifier."""
-    fields = await read_request(request, GetExternalRequest)
-    return await enqueue(context, request, Order(TransferKind.GETEXTERNAL, fields))
+_TASK = (errors.TaskNotFound, errors.TaskEnded, errors.IdempotencyMismatch)
+_ANSWERS = {
+    **openapi.json_answer(TaskView, "The task: it is done.", *_TASK),
+    202: {**openapi.json_answer(TaskView, "The task: its mover does it within seconds.")[200]},
+}
 
 
 @router.get(
     "/status/{task}",
     summary="Show a task",
-    response_class=Response,
-    responses=openapi.json_answer("TaskView", "The task.", errors.TaskNotFound),
+    responses=openapi.json_answer(TaskView, "The task.", errors.TaskNotFound),
 )
 async def status(task: str, context: In) -> Response:
-    """Show how a task fares: `status` is QUEUED, RUNNING, COMPLETE or ERROR, `result` what came of it."""
+    """Show the status of a task: QUEUED, RUNNING, COMPLETE or ERROR, and its `result`."""
+    task_id = task_id_of(task)
+    view = await context.reading(lambda session: show_task(session, context, get_transfer(session, task_id)))
+    return json_response(view)
+
+
+@router.delete("/status/{task}", summary="Cancel a task", responses=_ANSWERS, openapi_extra=openapi.body())
+async def cancel(task: str, request: Request, context: In) -> Response:
+    """End a task in ERROR with the code `cancelled`: its partial file goes, its source stays.
+
+    200 when it has ended by that; 202 when a mover works on it, which stops it within seconds. A task whose file has
+    its name already runs to its end, and may end COMPLETE.
+    """
+    response = await _change(context, request, task, cancel_pause.cancel, lambda row: row.ended is not None)
+    if response.status_code == 200:
+        waiter_of(request).notify(f"{ENDED}{task_id_of(task)}")
+    return response
+
+
+@router.post("/{task}/pause", summary="Pause a task", responses=_ANSWERS, openapi_extra=openapi.body())
+async def pause(task: str, request: Request, context: In) -> Response:
+    """Pause a task until it is resumed. What it has moved by then is kept; it is QUEUED meanwhile.
+
+    200 when it is paused; 202 when a mover works on it, which stops it within seconds.
+    """
+    return await _change(context, request, task, cancel_pause.pause, lambda row: row.paused)
+
+
+@router.post(
+    "/{task}/resume",
+    summary="Resume a task",
+    responses=openapi.json_answer(TaskView, "The task.", *_TASK),
+    openapi_extra=openapi.body(),
+)
+async def resume(task: str, request: Request, context: In) -> Response:
+    """Resume a paused task where it stopped."""
+    return await _change(context, request, task, cancel_pause.resume, lambda _: True)
+
+
+@router.patch(
+    "/status/{task}",
+    summary="Change a task's bandwidth",
+    responses=openapi.json_answer(TaskView, "The task.", *openapi.BODY, errors.TaskNotFound, errors.TaskEnded),
+    openapi_extra=openapi.body(TransferLimitsRequest),
+)
+async def limit_task(task: str, request: Request, context: In) -> Response:
+    """Limit how fast a task moves bytes, or lift its limit with null. A running one follows within seconds."""
+    task_id, fields = task_id_of(task), await read_request(request, TransferLimitsRequest)
+
+    def change(session: Session, _: Slot) -> Response:
+        return json_response(show_task(session, context, limits.change_transfer(session, task_id, fields.bandwidth)))
+
+    return await mutate(context, request, change, fields)
+
+
+async def _change(
+    context: Context,
+    request: Request,
+    task: str,
+    change: Callable[[Session, UUID], Transfer],
+    done: Callable[[Transfer], bool],
+) -> Response:
+    """Change a task and notify the movers of this host; 202 while `done` is not true of it."""
     task_id = task_id_of(task)
 
-    def look(session: Session) -> TaskView:
-        return show_task(session, context, get_transfer(session, task_id))
+    def inside(session: Session, _: Slot) -> Response:
+        row = change(session, task_id)
+        return json_response(show_task(session, context, row), 200 if done(row) else 202)
 
-    return json_response(await context.reading(look))
+    return await mutate(context, request, inside, notify="queued")

@@ -1,129 +1,268 @@
-"""The endpoints that wait: copy, move, delete, getexternal."""
+"""The endpoints that take a request for a transfer: of one object or of many, waiting for its end or as a task.
+
+They have one shape: an object's identifier in the address (not of downloads and batches), a body, then the transfer is
+submitted and waited for, or its task is answered. So they are a table.
+
+The README says POST and the original server listened on PUT for archive, activate and getexternal as a task: both do.
+Old clients send nothing, or a form.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.context import In
+from api.context import Context, In
 from api.http import openapi
-from api.http.bodies import read_request
+from api.http.bodies import read_large_request, read_request
 from api.http.ids import object_id_of
-from api.transfers.submit import wait_for
+from api.http.openapi import BODY, BYTES, OBJECT, PLACE, URL, WAITING, Errors
+from api.transfers.submit import enqueue, wait_for
 from datamanager import errors
-from datamanager.domain.requests import CopyRequest, DeleteRequest, GetExternalRequest, MoveRequest
-from datamanager.domain.states import TransferKind
-from models.transfers.submission import Order
+from datamanager.domain.states import TransferKind as Kind
+from models.transfers.submission import REQUEST_OF_KIND, TransferRequest
 
-router = APIRouter(prefix="/DM", tags=["transfers"])
+router = APIRouter(prefix="/DM", default_response_class=Response)
 
-
-@router.post(
-    "/copy/{uuid}",
-    summary="Copy an object",
-    status_code=201,
-    response_class=Response,
-    responses={
-        **openapi.object_created(
-            *openapi.OBJECT,
-            *openapi.BODY,
-            *openapi.PLACE,
-            *openapi.WAITING,
-            *openapi.BYTES,
-            errors.SourceMissing,
-        ),
-        **openapi.task(status=202),
-    },
-    openapi_extra=openapi.body(CopyRequest, waits=True),
+WAITED_FOR: Errors = (*WAITING, *BYTES, errors.SourceMissing)
+NOT_ARCHIVED: Errors = (
+    errors.ObjectNotFound,
+    errors.ObjectDeleted,
+    errors.ObjectActive,
+    errors.ObjectUnknown,
+    errors.ObjectBusy,
 )
-async def copy(uuid: str, request: Request, context: In) -> Response:
-    """Copy an object's file to `dest` (directory and name in one) on `machine`.
+ARCHIVED_WAITED_FOR: Errors = (*BODY, errors.UnknownMachine, *WAITED_FOR, errors.DestinationExists)
+OF_A_BATCH: Errors = (errors.UnknownMachine, errors.ObjectNotFound, errors.PathNotAllowed)
 
-    The copy is a new object with the same originator and group.
-    Nothing is overwritten unless `overwrite` is true, and never a registered object.
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One endpoint: its method and path, what it does, and its texts in the OpenAPI document.
+
+    `message`: what it answers at the end; None where it is a new object's identifier.
+    `hidden`: further methods and paths that the document does not show.
     """
-    object_id = object_id_of(uuid)
-    fields = await read_request(request, CopyRequest)
-    return await wait_for(context, request, Order(TransferKind.COPY, fields, object_id))
+
+    address: str
+    kind: Kind
+    summary: str
+    text: str
+    errors: Errors
+    message: str | None = None
+    hidden: tuple[str, ...] = ()
+    name: str = ""
+    """In the operation's identifier; default the kind."""
 
 
-@router.post(
-    "/move/{uuid}",
-    summary="Move an object",
-    response_class=Response,
-    responses={
-        **openapi.message(
-            "Move successful",
-            *openapi.OBJECT,
-            *openapi.BODY,
-            *openapi.PLACE,
-            *openapi.WAITING,
-            *openapi.BYTES,
-            errors.SourceMissing,
-            errors.SourceNotRemoved,
+TRANSFERS = (
+    Endpoint(
+        "POST /copy/{uuid}",
+        Kind.COPY,
+        "Copy an object",
+        """Copy an object's file to `dest` (directory and name in one) on `machine`.
+
+The copy is a new object with the same originator and group.
+Nothing is overwritten unless `overwrite` is true, and never a registered object.""",
+        (*OBJECT, *BODY, *PLACE, *WAITED_FOR),
+    ),
+    Endpoint(
+        "POST /move/{uuid}",
+        Kind.MOVE,
+        "Move an object",
+        "Move an object's file to `dest` (directory and name in one) on `machine`; the object keeps its identifier.",
+        (*OBJECT, *BODY, *PLACE, *WAITED_FOR, errors.SourceNotRemoved),
+        "Move successful",
+    ),
+    Endpoint(
+        "DELETE /delete/{uuid}",
+        Kind.DELETE,
+        "Delete an object's file",
+        """Delete an object's file. The object stays listed as DELETED; a file that is already gone is no error.
+
+Of an archived object its part of a bundle is freed; no machine needs to be there for that.""",
+        (
+            *(errors.ObjectNotFound, errors.ObjectDeleted, errors.ObjectBusy, errors.ObjectHeld),
+            *(errors.DestinationExists, errors.UnknownMachine, errors.IdempotencyMismatch),
+            *WAITING,
         ),
-        **openapi.task(status=202),
-    },
-    openapi_extra=openapi.body(MoveRequest, waits=True),
+        "archer2:weather/june.nc deleted",
+    ),
+    Endpoint(
+        "PUT /getexternal",
+        Kind.GETEXTERNAL,
+        "Fetch a URL to a new object",
+        "Download `url` to a machine. A `size` that is given (not 0) must be what arrives, or nothing is published.",
+        (*BODY, *PLACE, *URL, *WAITING, *BYTES, errors.DownloadFailed),
+        hidden=("PUT /getexternal/",),
+    ),
 )
-async def move(uuid: str, request: Request, context: In) -> Response:
-    """Move an object's file to `dest` (directory and name in one) on `machine`; the object keeps its identifier."""
-    object_id = object_id_of(uuid)
-    fields = await read_request(request, MoveRequest)
-    return await wait_for(context, request, Order(TransferKind.MOVE, fields, object_id))
+ARCHIVES = (
+    Endpoint(
+        "POST /archive/{uuid}",
+        Kind.ARCHIVE,
+        "Archive an object",
+        """Put an object's file into a bundle on an archive machine; `archived_in` of the object says which.
 
+The bundle is verified before the file is removed. The object's machine and path stay as they were, its place is
+free. With `keep_source` the file stays where it is, as one that no object holds.""",
+        (*ARCHIVED_WAITED_FOR, *OBJECT, errors.SourceNotRemoved),
+        "Archive successful",
+        ("PUT /archive/{uuid}",),
+    ),
+    Endpoint(
+        "POST /activate/{uuid}",
+        Kind.ACTIVATE,
+        "Activate an archived object",
+        """Bring an archived object's file back to where it was, or to `dest` on `machine`.
 
-@router.delete(
-    "/delete/{uuid}",
-    summary="Delete an object's file",
-    response_class=Response,
-    responses={
-        **openapi.message(
-            "archer2:weather/june.nc deleted",
-            errors.ObjectNotFound,
-            errors.ObjectDeleted,
-            errors.ObjectBusy,
-            errors.ObjectHeld,
-            errors.DestinationExists,
-            errors.UnknownMachine,
-            errors.IdempotencyMismatch,
-            *openapi.WAITING,
-        ),
-        **openapi.task(status=202),
-    },
-    openapi_extra=openapi.body(DeleteRequest, waits=True),
+Its checksum is verified before it gets its name. Fine for an object that is ACTIVE there already.""",
+        (*ARCHIVED_WAITED_FOR, *NOT_ARCHIVED, errors.PathNotAllowed),
+        "Activate successful",
+        ("PUT /activate/{uuid}",),
+    ),
 )
-async def delete(uuid: str, request: Request, context: In) -> Response:
-    """Delete an object's file. The object stays listed as DELETED; a file that is already gone is no error.
+ARCHIVE_TASKS = (
+    Endpoint(
+        "POST /async/archive/{uuid}",
+        Kind.ARCHIVE,
+        "Archive an object as a task",
+        "Accept the archiving of an object; the task's `result` will be a message.",
+        (errors.UnknownMachine, *OBJECT),
+        hidden=("PUT /async/archive/{uuid}",),
+        name="archive_as_task",
+    ),
+    Endpoint(
+        "POST /async/activate/{uuid}",
+        Kind.ACTIVATE,
+        "Activate an archived object as a task",
+        "Accept the return of an archived object; the task's `result` will be a message.",
+        (errors.UnknownMachine, *NOT_ARCHIVED, errors.PathNotAllowed, errors.DestinationExists),
+        hidden=("PUT /async/activate/{uuid}",),
+        name="activate_as_task",
+    ),
+    Endpoint(
+        "POST /async/archive",
+        Kind.ARCHIVE_MANY,
+        "Archive many objects as one task",
+        """Accept the archiving of many objects: up to 10,000 `items` (or just identifiers), or all below a `directory`.
 
-    Of an archived object its part of a bundle is freed; no machine needs to be there for that.
-    """
-    object_id = object_id_of(uuid)
-    fields = await read_request(request, DeleteRequest)
-    return await wait_for(context, request, Order(TransferKind.DELETE, fields, object_id))
+They become bundles, one machine's objects each. A failing item fails alone: see the task's items. What is archived
+already is skipped, so a batch may be repeated.""",
+        OF_A_BATCH,
+    ),
+    Endpoint(
+        "POST /async/activate",
+        Kind.ACTIVATE_MANY,
+        "Activate many archived objects as one task",
+        """Accept the return of many objects: up to 10,000 `items` (or just identifiers), or all that were below a
+`directory`. Each goes to where it was, unless it has a `machine` or `dest` of its own.
 
-
-@router.put(
-    "/getexternal",
-    summary="Fetch a URL to a new object",
-    status_code=201,
-    response_class=Response,
-    responses={
-        **openapi.object_created(
-            *openapi.BODY,
-            *openapi.PLACE,
-            *openapi.URL,
-            *openapi.WAITING,
-            *openapi.BYTES,
-            errors.DownloadFailed,
-        ),
-        **openapi.task(status=202),
-    },
-    openapi_extra=openapi.body(GetExternalRequest, waits=True),
+Those of one bundle are read together, in the order in which they lie there. A failing item fails alone: see the
+task's items. What is ACTIVE already is skipped, so a batch may be repeated.""",
+        OF_A_BATCH,
+    ),
 )
-@router.put("/getexternal/", include_in_schema=False)
-async def getexternal(request: Request, context: In) -> Response:
-    """Download `url` to a machine. A `size` that is given (not 0) must be what arrives, or nothing is published."""
-    fields = await read_request(request, GetExternalRequest)
-    return await wait_for(context, request, Order(TransferKind.GETEXTERNAL, fields))
+TASKS = (
+    Endpoint(
+        "POST /async/copy/{uuid}",
+        Kind.COPY,
+        "Copy an object as a task",
+        "Accept a copy; the task's `result` will be the new object's identifier.",
+        (*OBJECT, *PLACE),
+    ),
+    Endpoint(
+        "POST /async/move/{uuid}",
+        Kind.MOVE,
+        "Move an object as a task",
+        "Accept a move; the task's `result` will be a message.",
+        (*OBJECT, *PLACE),
+    ),
+    Endpoint(
+        "POST /async/getexternal",
+        Kind.GETEXTERNAL,
+        "Fetch a URL as a task",
+        "Accept a download; the task's `result` will be the new object's identifier.",
+        (*PLACE, *URL),
+        hidden=("POST /async/getexternal/", "PUT /async/getexternal", "PUT /async/getexternal/"),
+    ),
+)
+BATCHES = tuple(
+    Endpoint(
+        f"POST /async/{verb}",
+        kind,
+        f"{verb.capitalize()} many objects as one task",
+        f"""Accept {plural} of many objects: up to 10,000 `items`, or all that lies below a `directory`.
+
+A failing item fails alone, also one that can't be accepted: see the task's items. What is already at its
+destination is skipped, so a batch may be repeated.""",
+        OF_A_BATCH,
+    )
+    for verb, plural, kind in (("copy", "copies", Kind.COPY_MANY), ("move", "moves", Kind.MOVE_MANY))
+)
+
+Submit = Callable[[Context, Request, TransferRequest], Awaitable[Response]]
+
+
+def _handler(kind: Kind, submit: Submit, *, of_object: bool) -> Callable[..., Awaitable[Response]]:
+    """Return the function that serves an endpoint; FastAPI reads its parameters."""
+    model, read = REQUEST_OF_KIND[kind], read_large_request if kind.many else read_request
+
+    async def serve(request: Request, context: Context, object_id: UUID | None = None) -> Response:
+        fields = await read(request, model)
+        return await submit(context, request, TransferRequest(kind, fields, object_id))
+
+    async def of_one(uuid: str, request: Request, context: In) -> Response:
+        return await serve(request, context, object_id_of(uuid))
+
+    async def of_none(request: Request, context: In) -> Response:
+        return await serve(request, context)
+
+    return of_one if of_object else of_none
+
+
+def _add(tag: str, endpoint: Endpoint, submit: Submit) -> None:
+    """Add an endpoint to the router: one that waits (`submit` is `wait_for`), or one that answers a task."""
+    method, _, path = endpoint.address.partition(" ")
+    waits, kind = submit is wait_for, endpoint.kind
+    answers: dict[int | str, Any] = openapi.task(status=202)
+    if not waits:
+        answers |= openapi.task(status=200) | openapi.problems(*BODY, *endpoint.errors)
+    elif endpoint.message is None:
+        answers |= openapi.object_created(*endpoint.errors)
+    else:
+        answers |= openapi.message(endpoint.message, *endpoint.errors)
+    prefer = openapi.WAIT if waits else openapi.RESPOND_ASYNC
+    handler, name = _handler(kind, submit, of_object="{uuid}" in path), endpoint.name or kind.value
+    router.add_api_route(
+        path,
+        handler,
+        methods=[method],
+        name=name,
+        tags=[tag],
+        summary=endpoint.summary,
+        description=endpoint.text,
+        status_code=201 if 201 in answers else None,
+        responses=answers,
+        openapi_extra=openapi.body(REQUEST_OF_KIND[kind], forms=not kind.many, prefer=prefer),
+    )
+    for address in endpoint.hidden:
+        method, _, path = address.partition(" ")
+        router.add_api_route(path, handler, methods=[method], name=name, include_in_schema=False)
+
+
+for _tag, _submit, _endpoints in (
+    ("transfers", wait_for, TRANSFERS),
+    ("archives", wait_for, ARCHIVES),
+    ("archives", enqueue, ARCHIVE_TASKS),
+    ("tasks", enqueue, TASKS),
+    ("batches", enqueue, BATCHES),
+):
+    for _endpoint in _endpoints:
+        _add(_tag, _endpoint, _submit)

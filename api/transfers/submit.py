@@ -1,11 +1,10 @@
-"""Orders: hand a transfer to the movers, and wait for its end where the client does."""
+"""Submit a transfer to the movers, and wait for its end where the client does."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from uuid import UUID
 
-from anyio.to_thread import run_sync
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,10 +12,10 @@ from starlette.responses import Response
 from api.context import Context
 from api.http.idempotency import Slot, once
 from api.http.responses import message_answer, object_answer, preferences, task_answer
+from api.transfers.wait import waiter_of
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InternalError, OrchestratorUnavailable, by_code
-from datamanager.messaging.wake import ring
 from datamanager.sealing import Sealer
 from datamanager.sources.download_terms import requested
 from models.core.leases import movers_online
@@ -24,59 +23,63 @@ from models.machines.health import require_open
 from models.machines.limits import ends
 from models.tables import Transfer
 from models.transfers.outcomes import UNCHANGED
-from models.transfers.submission import Order, sealed_order, submit
+from models.transfers.submission import SealedRequest, TransferRequest, prepare, submit
 
 
-async def wait_for(context: Context, request: Request, order: Order) -> Response:
-    """Do an order and answer with how it ended; 202 with the task when the client prefers not to wait (so long)."""
+async def wait_for(context: Context, request: Request, wanted: TransferRequest) -> Response:
+    """Submit a transfer and answer with how it ended; 202 with the task to a client that does not wait (so long)."""
     wishes = preferences(request)
-    order = replace(order, fail_fast=wishes.patience != 0)
+    wanted = replace(wanted, fail_fast=wishes.patience != 0)
 
     async def work(slot: Slot) -> Response:
-        task = slot.subject or await _submit(context, order, slot)
-        row = None if wishes.patience == 0 else await context.waiter.ended(task, wishes.patience)
+        task = slot.subject or await _submit(context, wanted, slot)
+        row = None if wishes.patience == 0 else await waiter_of(request).ended(task, wishes.patience)
         if row is None:
             return task_answer(request, task, 202, wishes.applied)
         slot.ended = True
         return _outcome(request, row)
 
-    return await once(context, request, order.request, work)
+    return await once(context, request, wanted.fields, work)
 
 
-async def enqueue(context: Context, request: Request, order: Order) -> Response:
-    """Accept an order and answer with its task."""
+async def enqueue(context: Context, request: Request, wanted: TransferRequest) -> Response:
+    """Submit a transfer and answer with its task."""
     at_once = preferences(request).respond_async
 
     async def work(slot: Slot) -> Response:
-        task = slot.subject or await _submit(context, order, slot)
+        task = slot.subject or await _submit(context, wanted, slot)
         return task_answer(request, task, 202 if at_once else 200, "respond-async" if at_once else "")
 
-    return await once(context, request, order.request, work)
+    return await once(context, request, wanted.fields, work)
 
 
-async def _submit(context: Context, order: Order, slot: Slot) -> UUID:
-    wanted = order.request
-    if isinstance(wanted, GetExternalRequest):
-        await context.remotely(lambda: _check_source(context, wanted))
-        order = await run_sync(sealed_order, order, Sealer.of(context.settings))
+async def _submit(context: Context, wanted: TransferRequest, slot: Slot) -> UUID:
+    sealed = await _prepared(context, wanted)
 
-    def inside(session: Session) -> UUID:
-        if order.fail_fast and not any(mover.prefect for mover in movers_online(session)):
+    def enter(session: Session) -> UUID:
+        if sealed.fail_fast and not any(mover.prefect for mover in movers_online(session)):
             raise OrchestratorUnavailable("no mover that can reach Prefect is online; nothing was changed")
-        transfer = submit(session, context.machines, order)
-        if order.fail_fast:
+        transfer = submit(session, context.machines, sealed)
+        if sealed.fail_fast:
             require_open(session, ends(transfer))
         slot.attach(session, transfer.id)
         return transfer.id
 
-    task = await context.writing(inside)
-    context.posted()
-    await run_sync(ring, context.run_directory, "mover", "queued")
+    task = await context.writing(enter)
+    context.notify_relay()
+    await context.notify_movers("queued")
     return task
 
 
-def _check_source(context: Context, wanted: GetExternalRequest) -> None:
-    requested(wanted, context.guard, context.settings).check()
+async def _prepared(context: Context, wanted: TransferRequest) -> SealedRequest:
+    """Check a download's source and seal its secrets. What has no source must not wait for those that resolve names."""
+    if not isinstance(wanted.fields, GetExternalRequest):
+        return prepare(wanted)
+
+    def check(fields: GetExternalRequest) -> None:
+        requested(fields, context.guard, context.settings).check()
+
+    return await context.remotely(lambda: prepare(wanted, check, Sealer.of(context.settings)))
 
 
 def _outcome(request: Request, row: Transfer) -> Response:

@@ -1,27 +1,33 @@
 """Waiting for transfers to end, without a thread and without a query per waiting client.
 
-Movers tell `ended:{transfer}`; a message that is lost costs half a second (POLL), because while anybody waits one query
-looks for the ends of all awaited transfers.
+Movers send `ended:{transfer}`: as datagrams on this host, with PostgreSQL by LISTEN/NOTIFY from others. A message that
+is lost costs half a second (POLL), because while anybody waits one query looks for the ends of all awaited transfers.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from uuid import UUID
 
 import structlog
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from starlette.requests import Request
 
+from api.context import Context
 from datamanager.errors import CatalogueUnavailable
+from datamanager.messaging.wake import WakeSocket
+from models.core.listen import Listener
 from models.database import Database
 from models.tables import Transfer
 from models.transfers.submission import ended_among
 
 POLL = 0.5  # seconds between two looks at the catalogue while somebody waits
-MESSAGE = "ended:"
-REMEMBERED = 1024  # ends told before anybody asked: a fast transfer's message overtakes its request
+ENDED = "ended:"
+REMEMBERED = 1024  # ends that nobody waits for yet: a fast transfer's message overtakes its request
 CHUNK = 1000  # identifiers in one query
 
 log = structlog.get_logger(__name__)
@@ -37,9 +43,9 @@ class Waiter:
         self._database = database
         self._poll = poll
         self._awaited: dict[UUID, set[asyncio.Future[Transfer]]] = {}
-        self._told: OrderedDict[UUID, None] = OrderedDict()
-        self._rung = asyncio.Event()
-        self._somebody = asyncio.Event()
+        self._already_ended: OrderedDict[UUID, None] = OrderedDict()
+        self._notified = asyncio.Event()
+        self._anybody_waits = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._limiter = CapacityLimiter(1)
 
@@ -51,9 +57,9 @@ class Waiter:
         future: asyncio.Future[Transfer] = asyncio.get_running_loop().create_future()
         waiting = self._awaited.setdefault(transfer, set())
         waiting.add(future)
-        self._somebody.set()
-        if transfer in self._told:
-            self._rung.set()
+        self._anybody_waits.set()
+        if transfer in self._already_ended:
+            self._notified.set()
         try:
             return await asyncio.wait_for(future, patience)
         except TimeoutError:
@@ -63,12 +69,12 @@ class Waiter:
             if not waiting and self._awaited.get(transfer) is waiting:
                 del self._awaited[transfer]
 
-    def heard(self, message: str) -> None:
-        """Take a wake message; may be called from any thread."""
-        if not message.startswith(MESSAGE) or self._loop is None:
+    def notify(self, message: str) -> None:
+        """Take a message; may be called from any thread."""
+        if not message.startswith(ENDED) or self._loop is None:
             return
         try:
-            transfer = UUID(message.removeprefix(MESSAGE))
+            transfer = UUID(message.removeprefix(ENDED))
         except ValueError:
             return  # anybody on this host can write into the socket
         try:
@@ -80,26 +86,26 @@ class Waiter:
         """Look for ends until cancelled."""
         self._loop = asyncio.get_running_loop()
         while True:
-            await self._somebody.wait()
+            await self._anybody_waits.wait()
             try:
-                await asyncio.wait_for(self._rung.wait(), self._poll)
+                await asyncio.wait_for(self._notified.wait(), self._poll)
             except TimeoutError:
                 pass
-            self._rung.clear()
+            self._notified.clear()
             try:
                 await self._look()
             except CatalogueUnavailable as exc:
                 log.warning("waiting_without_catalogue", error=exc.detail)
                 await asyncio.sleep(self._poll)
             if not self._awaited:
-                self._somebody.clear()
+                self._anybody_waits.clear()
 
     def _note(self, transfer: UUID) -> None:
-        self._told[transfer] = None
-        while len(self._told) > REMEMBERED:
-            self._told.popitem(last=False)
+        self._already_ended[transfer] = None
+        while len(self._already_ended) > REMEMBERED:
+            self._already_ended.popitem(last=False)
         if transfer in self._awaited:
-            self._rung.set()
+            self._notified.set()
 
     async def _look(self) -> None:
         ids = list(self._awaited)
@@ -113,3 +119,17 @@ class Waiter:
     def _ended_among(self, ids: list[UUID]) -> list[Transfer]:
         with self._database.read() as session:
             return ended_among(session, ids)
+
+
+def waiter_of(request: Request) -> Waiter:
+    """Return the waiter of the app that serves the request."""
+    waiter: Waiter = request.app.state.waiter
+    return waiter
+
+
+@contextmanager
+def listening(context: Context, waiter: Waiter) -> Iterator[None]:
+    """Pass the messages of movers to the waiter. Raises: OSError when the socket can't be made."""
+    with WakeSocket(context.run_directory, "api") as own, closing(Listener(context.database, waiter.notify)):
+        own.listen(waiter.notify)
+        yield

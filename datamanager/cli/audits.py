@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from datamanager.audit_client import Audit, AuditClient, AuditFinding
 from datamanager.cli.tables import Listing
+from datamanager.client import Audit, AuditClient, AuditFinding
 from datamanager.domain.audit.rules import AuditStatus
 from datamanager.settings import load_settings
 from datamanager.transports.paths import shown

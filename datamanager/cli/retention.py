@@ -8,11 +8,11 @@ from uuid import UUID
 import typer
 
 from datamanager.cli.tables import Listing
+from datamanager.client import RetentionClient, RetentionRun
 from datamanager.domain.retention.rules import check_archives, load_rules, objections
 from datamanager.domain.units import size_text
 from datamanager.errors import InvalidRequest
 from datamanager.machines import load_machines
-from datamanager.retention_client import RetentionClient, RetentionRun
 from datamanager.settings import load_settings
 
 SHOWN = 50

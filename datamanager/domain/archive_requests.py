@@ -5,45 +5,42 @@ Old clients send nothing, or form fields: an empty field means its default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from datamanager.domain.requests import ITEMS_MAX, Bandwidth, Directory, Name, Request, Scheduled
+from datamanager.domain.forms import empty_is
+from datamanager.domain.requests import (
+    ITEMS_MAX,
+    Bandwidth,
+    Directory,
+    OptionalName,
+    Request,
+    TransferTerms,
+    with_default_machine,
+)
 
 _ITEMS = Field(min_length=1, max_length=ITEMS_MAX)
-
-
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value
-
-
-def _or(default: object) -> BeforeValidator:
-    return BeforeValidator(lambda value: default if value is None or value == "" else value)
 
 
 def _with_uuid(item: object) -> object:
     return {"uuid": item} if isinstance(item, str | UUID) else item
 
 
-OptionalName = Annotated[Name | None, BeforeValidator(_empty_is_none)]
-
-
-class ArchiveTerms(Scheduled):
+class ArchiveTerms(TransferTerms):
     """How objects become bundles."""
 
     archive_to: OptionalName = None
     """The archive machine; default the group's, else the one of the settings, else the only one there is."""
-    verify: Annotated[Literal["sizes", "checksums", "paranoid"], _or("checksums")] = "checksums"
+    verify: Annotated[Literal["sizes", "checksums", "paranoid"], empty_is("checksums")] = "checksums"
     """What is proved before an object counts as archived: sizes only; the stored bundle's sha256; that of every member
     too."""
-    keep_source: Annotated[bool, _or(False)] = False
+    keep_source: Annotated[bool, empty_is(False)] = False
     """Leave the files where they are."""
-    pack: Annotated[Literal["tar", "none"], _or("tar")] = "tar"
+    pack: Annotated[Literal["tar", "none"], empty_is("tar")] = "tar"
     """`none`: every object is a file of its own in the archive."""
-    compress: Annotated[Literal["none", "zstd"], _or("none")] = "none"
+    compress: Annotated[Literal["none", "zstd"], empty_is("none")] = "none"
     bandwidth: Bandwidth = None
 
 
@@ -81,12 +78,12 @@ class ArchiveManyRequest(ArchiveTerms):
         return AcceptedArchive(count=count, **{name: getattr(self, name) for name in ArchiveTerms.model_fields})
 
 
-class ActivateTerms(Scheduled):
+class ActivateTerms(TransferTerms):
     """How objects come back out of their bundles."""
 
     machine: OptionalName = None
     """The machine that they are to go to; default each one's own."""
-    overwrite: Annotated[bool, _or(False)] = False
+    overwrite: Annotated[bool, empty_is(False)] = False
     """Replace an unregistered file at the destination; a registered object is never replaced."""
     bandwidth: Bandwidth = None
 
@@ -123,11 +120,7 @@ class ActivateManyRequest(ActivateTerms):
     @model_validator(mode="before")
     @classmethod
     def _items_have_the_default_machine(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or not given.get("machine") or not isinstance(given.get("items"), list):
-            return given
-        items = [_with_uuid(item) for item in given["items"]]
-        machine = given["machine"]
-        return {**given, "items": [_with_machine(item, machine) for item in items]}
+        return with_default_machine(given, _with_uuid)
 
     @field_validator("directory")
     @classmethod
@@ -137,10 +130,6 @@ class ActivateManyRequest(ActivateTerms):
     def accepted(self, count: int) -> AcceptedActivate:
         """Return what is kept of the request when it has `count` items."""
         return AcceptedActivate(count=count, **{name: getattr(self, name) for name in ActivateTerms.model_fields})
-
-
-def _with_machine(item: object, default: object) -> object:
-    return {**item, "machine": item.get("machine") or default} if isinstance(item, dict) else item
 
 
 def _one_of_both(directory: Directory | None, others: ValidationInfo) -> Directory | None:

@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from datamanager.domain.forms import empty_is
 from datamanager.domain.json_values import objection
 from datamanager.domain.names import name_of_url, unpacked_name
 from datamanager.domain.timing import Moment, Priority, Rank
@@ -38,10 +39,6 @@ ITEMS_MAX = 10_000
 """Items of one batch, files of one tree."""
 NAMED_MAX = 100
 """Wrong fields that are named: of 10,000 items every one may be wrong."""
-
-
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value
 
 
 def _json_object(value: object) -> object:
@@ -65,8 +62,15 @@ def _storable(value: object) -> object:
     return value
 
 
-def _with_machine(item: object, default: object) -> object:
-    return {**item, "machine": item.get("machine") or default} if isinstance(item, dict) else item
+def with_default_machine(given: Any, read_item: Callable[[object], object] = lambda item: item) -> Any:
+    """Give each item that names no machine that of its batch; for validators that see what was sent, right or wrong."""
+    if not isinstance(given, Mapping) or not given.get("machine") or not isinstance(given.get("items"), list):
+        return given
+
+    def named(item: object) -> object:
+        return {**item, "machine": item.get("machine") or given["machine"]} if isinstance(item, dict) else item
+
+    return {**given, "items": [named(read_item(item)) for item in given["items"]]}
 
 
 def _unknown_is_none(value: object) -> object:
@@ -78,8 +82,9 @@ Name = Annotated[str, Field(min_length=1)]
 Size = Annotated[Annotated[int, Field(ge=0, le=SIZE_MAX)] | None, BeforeValidator(_unknown_is_none)]
 """Bytes; absent, empty or 0 means unknown (what the seed's clients send)."""
 JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
-Verify = Annotated[VerifyPolicy | None, BeforeValidator(_empty_is_none)]
-Bandwidth = Annotated[Rate | None, BeforeValidator(_empty_is_none)]
+OptionalName = Annotated[Name | None, empty_is(None)]
+Verify = Annotated[VerifyPolicy | None, empty_is(None)]
+Bandwidth = Annotated[Rate | None, empty_is(None)]
 """Bytes per second, also as text with a unit; null or empty: no limit of its own."""
 
 
@@ -136,8 +141,8 @@ class RegisterRequest(NewObject):
         return now + self.lifetime if self.lifetime is not None else self.expires_at
 
 
-class Scheduled(Request):
-    """When the transfer may begin, when it must have ended, and which goes first."""
+class TransferTerms(Request):
+    """What holds for every transfer: when it may begin and must have ended, and which goes first."""
 
     priority: Rank = Priority.NORMAL
     """All transfers of a higher priority are taken before any of a lower one."""
@@ -147,7 +152,7 @@ class Scheduled(Request):
     """It stays QUEUED until then."""
 
 
-class CopyRequest(Scheduled):
+class CopyRequest(TransferTerms):
     """Copy an object to `dest` (directory and name in one) on `machine`, as a new object."""
 
     machine: Name
@@ -163,7 +168,7 @@ class MoveRequest(CopyRequest):
     """Move an object to `dest` on `machine`; it keeps its identifier."""
 
 
-class GetExternalRequest(NewObject, Scheduled):
+class GetExternalRequest(NewObject, TransferTerms):
     """Fetch a URL to a new object."""
 
     url: Name
@@ -199,18 +204,18 @@ def _unpacks(options: object) -> bool:
     return isinstance(parsed, dict) and bool(parsed.get("decompress"))
 
 
-class DeleteRequest(Scheduled):
+class DeleteRequest(TransferTerms):
     """Delete an object's file; its row stays."""
 
 
-class BatchTerms(Scheduled):
+class BatchTerms(TransferTerms):
     """What holds for every item of a batch."""
 
     overwrite: bool = False
     verify: Verify = None
     bandwidth: Bandwidth = None
     """Bytes per second of all its items together; default only the machines' limits."""
-    machine: Annotated[Name | None, BeforeValidator(_empty_is_none)] = None
+    machine: OptionalName = None
     """The machine of items that name none, and of all that lies below a directory."""
 
 
@@ -248,9 +253,7 @@ class BatchRequest(BatchTerms):
     @model_validator(mode="before")
     @classmethod
     def _items_have_the_default_machine(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or not given.get("machine") or not isinstance(given.get("items"), list):
-            return given
-        return {**given, "items": [_with_machine(item, given["machine"]) for item in given["items"]]}
+        return with_default_machine(given)
 
     @field_validator("directory")
     @classmethod
@@ -297,12 +300,6 @@ class TreeRequest(Request):
     """With more files than this nothing is registered."""
 
 
-TransferRequest = Scheduled
-"""What a transfer may be asked for. A batch comes in as a BatchRequest; what is kept of it is an AcceptedBatch. Those
-of archives are in `datamanager.domain.archive_requests`.
-"""
-
-
 def validated(fields: Mapping[str, Any], model: type[M]) -> M:
     """Make a typed request of fields as HTTP, AMQP or the Prefect UI brings them.
 
@@ -318,4 +315,4 @@ def validated(fields: Mapping[str, Any], model: type[M]) -> M:
             name = ".".join(str(part) for part in fault["loc"]) or "body"
             wrong.setdefault(name, fault["msg"].removeprefix("Value error, "))
         # not `from exc`: pydantic's text quotes what was sent, which may hold a secret
-        raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong) from None
+        raise InvalidRequest.of(wrong) from None

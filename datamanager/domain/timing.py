@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from datamanager.domain.forms import empty_is
+
 WANTED = "must be RFC 3339 with a zone, such as 2026-01-31T12:00:00Z"
 FURTHEST = timedelta(days=3650)
 """How far ahead a duration may point."""
@@ -65,10 +67,6 @@ def _bounded(value: timedelta) -> timedelta:
     return value
 
 
-def _normal_if_empty(value: object) -> object:
-    return Priority.NORMAL if value is None or value == "" else value
-
-
 Moment = Annotated[datetime | timedelta | None, BeforeValidator(_moment)]
 """A time with a zone (RFC 3339), or a duration from the request's arrival on (ISO 8601, such as PT1H)."""
-Rank = Annotated[Priority, BeforeValidator(_normal_if_empty)]
+Rank = Annotated[Priority, empty_is(Priority.NORMAL)]

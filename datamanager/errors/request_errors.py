@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Self
 
 from datamanager.errors.root import DataManagerError
 
@@ -27,6 +28,11 @@ class InvalidRequest(RequestError):
     def __init__(self, detail: str, fields: dict[str, str] | None = None, *, retryable: bool | None = None) -> None:
         super().__init__(detail, retryable=retryable)
         self.fields = fields or {}
+
+    @classmethod
+    def of(cls, fields: dict[str, str]) -> Self:
+        """Return the error whose detail names these fields, each with what would be right."""
+        return cls("; ".join(f"{name}: {wanted}" for name, wanted in fields.items()), fields)
 
 
 class UnknownMachine(RequestError):

@@ -19,8 +19,9 @@ from datamanager.messaging.broker import Broker
 from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, Done, Later, Verdict
 from datamanager.messaging.topology import DEFAULT_EXCHANGE, OWN_PREFIX, REQUESTS_QUEUE
 from datamanager.sealing import Sealer
-from deployments.amqp.submission import Call, Check, enter, read_message
+from deployments.amqp.submission import Call, enter, read_message
 from models.database import Database
+from models.transfers.submission import SourceCheck
 
 PREFETCH = 16
 """Messages in hand at once."""
@@ -52,7 +53,7 @@ class RequestConsumer:
         broker: Broker,
         on_transfer: OnTransfer,
         *,
-        check: Check | None = None,
+        check: SourceCheck | None = None,
         sealer: Sealer | None = None,
         on_entered: Callable[[], None] | None = None,
         later: float = LATER,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,7 +18,7 @@ from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 import orjson
 from sqlalchemy.orm import Session
 
-from datamanager.domain.requests import GetExternalRequest, TransferRequest, validated
+from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.domain.states import TransferKind
 from datamanager.errors import CatalogueError, InvalidRequest, RequestError, SecretsUnreadable
 from datamanager.machines import Machines
@@ -31,7 +30,7 @@ from models.core import idempotency
 from models.core.outbox import EVENTS_EXCHANGE, cloud_event
 from models.database import Database, now
 from models.tables import OutboxMessage
-from models.transfers.submission import REQUEST_OF_KIND, Order, sealed_order, submit
+from models.transfers.submission import REQUEST_OF_KIND, SealedRequest, SourceCheck, TransferRequest, prepare, submit
 
 BODY_MAX = 2**22
 """Bytes of a message: a batch of 10,000 items, unless their paths are long."""
@@ -45,8 +44,6 @@ KEEP = timedelta(hours=24)
 
 Event = dict[str, Any]
 Refusal = RequestError | CatalogueError | SecretsUnreadable
-Check = Callable[[TransferRequest], None]
-"""What HTTP checks of a request besides its fields (a URL's address, say); raises RequestError. May block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,7 @@ def read_message(body: bytes) -> UUID | Call | DeadLetter:
 
 
 def enter(
-    database: Database, machines: Machines, call: Call, check: Check | None = None, sealer: Sealer | None = None
+    database: Database, machines: Machines, call: Call, check: SourceCheck | None = None, sealer: Sealer | None = None
 ) -> Event:
     """Validate a request and enter it; return the answer, a CloudEvent that is also in the outbox for `dm.events`.
 
@@ -108,11 +105,11 @@ def enter(
 
     Raises: CatalogueUnavailable; nothing was entered then.
     """
-    order: Order | Refusal
+    request: SealedRequest | Refusal
     try:
-        order = _order(call, check, sealer)
+        request = _prepared(call, check, sealer)
     except (RequestError, SecretsUnreadable) as exc:
-        order = exc
+        request = exc
     holder = uuid4().hex
     with database.write() as session:
         try:
@@ -122,7 +119,7 @@ def enter(
         if begun.answer is not None:
             answer: Event = json.loads(begun.answer.body)
             return answer
-        outcome = _submitted(session, machines, order)
+        outcome = _submitted(session, machines, request)
         if isinstance(outcome, UUID):
             idempotency.attach(session, call.key, holder, outcome)
         event = _post(session, call, outcome)
@@ -131,7 +128,7 @@ def enter(
         return event
 
 
-def _order(call: Call, check: Check | None, sealer: Sealer | None) -> Order:
+def _prepared(call: Call, check: SourceCheck | None, sealer: Sealer | None) -> SealedRequest:
     if not isinstance(call.data, dict):
         raise InvalidRequest("data: must be an object with the request's fields", {"data": "an object"})
     object_id = None
@@ -139,21 +136,18 @@ def _order(call: Call, check: Check | None, sealer: Sealer | None) -> Order:
         object_id = _uuid(call.data.get("uuid"))
         if object_id is None:
             raise InvalidRequest("uuid: must be an object's identifier", {"uuid": "the identifier of an object"})
-    request = validated(call.data, REQUEST_OF_KIND[call.kind])
-    if isinstance(request, GetExternalRequest):
-        refuse_secrets(request.options, "in messages, which brokers store", request.url)
-    if check is not None:
-        check(request)
-    order = Order(call.kind, request, object_id)
-    return order if sealer is None else sealed_order(order, sealer)
+    fields = validated(call.data, REQUEST_OF_KIND[call.kind])
+    if isinstance(fields, GetExternalRequest):
+        refuse_secrets(fields.options, "in messages, which brokers store", fields.url)
+    return prepare(TransferRequest(call.kind, fields, object_id), check, sealer)
 
 
-def _submitted(session: Session, machines: Machines, order: Order | Refusal) -> UUID | Refusal:
-    if not isinstance(order, Order):
-        return order
+def _submitted(session: Session, machines: Machines, request: SealedRequest | Refusal) -> UUID | Refusal:
+    if not isinstance(request, SealedRequest):
+        return request
     try:
         with session.begin_nested():  # a refusal takes back its claims, not the answer
-            return submit(session, machines, order).id
+            return submit(session, machines, request).id
     except (RequestError, CatalogueError) as exc:
         return exc
 

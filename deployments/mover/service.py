@@ -11,7 +11,7 @@ import anyio
 import structlog
 from pydantic import SecretStr
 
-from datamanager.domain.requests import GetExternalRequest, TransferRequest
+from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import CatalogueUnavailable
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.wake import WakeSocket, ring
@@ -125,10 +125,9 @@ class Mover:
         self._brokers.append(broker)
         return broker
 
-    def _check_source(self, request: TransferRequest) -> None:
+    def _check_source(self, request: GetExternalRequest) -> None:
         """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
-        if isinstance(request, GetExternalRequest):
-            requested(request, self._guard, self._settings).check()
+        requested(request, self._guard, self._settings).check()
 
     def _heard(self, _message: str) -> None:
         self.runs.poke()

@@ -28,12 +28,12 @@ from datamanager.sources.terms.request_secrets import joined, refuse_secrets
 from flows.runtime.lifecycle import asked
 from flows.runtime.transfer_run import TransferRun
 from models.transfers.secrets import sealed_of
-from models.transfers.submission import Order
+from models.transfers.submission import TransferRequest
 
 BLOCK_TYPE = "secret"
 
 
-def filled_in(kind: TransferKind, url: str, options: Mapping[str, str], **fields: object) -> Order:
+def filled_in(kind: TransferKind, url: str, options: Mapping[str, str], **fields: object) -> TransferRequest:
     """Make an order of a form in Prefect, which all can read. Raises: InvalidRequest, which names each wrong field;
     NotSupported for a URL with secrets in it.
     """

@@ -39,19 +39,26 @@ from models.machines import limits
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import leave_litter
-from models.transfers.submission import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, sealed_order, submit
+from models.transfers.submission import (
+    REQUEST_OF_KIND,
+    TransferRequest,
+    find_by_flow_run,
+    get_transfer,
+    prepare,
+    submit,
+)
 
 log = logging.getLogger(__name__)
 
 
-def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> Order:
+def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> TransferRequest:
     """Make an order of the fields that a person gave. Raises: InvalidRequest, which names each field that is wrong."""
-    return Order(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
+    return TransferRequest(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
 
 
 @asynccontextmanager
 async def working_on(
-    kind: TransferKind, transfer: UUID | None, order: Order | None = None
+    kind: TransferKind, transfer: UUID | None, order: TransferRequest | None = None
 ) -> AsyncIterator[TransferRun]:
     """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises.
 
@@ -101,7 +108,7 @@ class _MachineFull(Exception):
 
 
 async def _hold_soon(
-    parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
+    parts: Services, kind: TransferKind, transfer: UUID | None, order: TransferRequest | None, flow_run: UUID
 ) -> queue.Hold:
     """Return the hold under which this run works, as soon as its machines have room for it and the catalogue is there:
     a run must not fail for either."""
@@ -113,7 +120,7 @@ async def _hold_soon(
 
 
 def _hold(
-    parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
+    parts: Services, kind: TransferKind, transfer: UUID | None, order: TransferRequest | None, flow_run: UUID
 ) -> queue.Hold:
     """Return the hold under which this run works: the mover's, or one that is taken now when the run was begun in
     Prefect, on the transfer that it names or has made.
@@ -137,15 +144,15 @@ def _hold(
     return hold
 
 
-def _transfer_of(session: Session, parts: Services, order: Order | None, flow_run: UUID) -> UUID:
+def _transfer_of(session: Session, parts: Services, order: TransferRequest | None, flow_run: UUID) -> UUID:
     """Return the transfer that this run has made, now or before a crash."""
     known = find_by_flow_run(session, flow_run)
     if known is not None:
         return known.id
     if order is None:
         raise TaskNotFound("give the identifier of a transfer, or a request to make one")
-    order = sealed_order(order, Sealer.of(parts.settings))
-    return submit(session, parts.machines, replace(order, flow_run_id=flow_run)).id
+    request = prepare(replace(order, flow_run_id=flow_run), sealer=Sealer.of(parts.settings))
+    return submit(session, parts.machines, request).id
 
 
 def _begin(parts: Services, hold: queue.Hold, flow_run: UUID) -> Transfer:

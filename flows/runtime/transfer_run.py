@@ -17,7 +17,7 @@ from uuid import UUID
 from prefect.logging import get_run_logger
 from sqlalchemy.orm import Session
 
-from datamanager.domain.requests import TransferRequest
+from datamanager.domain.requests import TransferTerms
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import End, Intent, Job, Restart
 from datamanager.engine.cancellable_storage import StoppableStorage
@@ -45,7 +45,7 @@ class TransferRun:
         self.hold = hold
         self.row = row
         self.control = control
-        self.request: TransferRequest = request_of(row)
+        self.request: TransferTerms = request_of(row)
         self.started = time.monotonic()
         restart = row.notes.get("restart")
         self.restart = Restart(**restart) if restart else None

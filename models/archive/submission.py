@@ -33,8 +33,8 @@ from datamanager.errors import (
     UnknownMachine,
 )
 from datamanager.machines import Machines
-from models.batches.item_admission import Item, find_sources, objects_below, open_items, store
-from models.objects.bulk_claims import chunks, claim_objects, claim_places, claims_on, free_claims_on
+from models.batches.item_admission import Item, busy, claim_destinations, find_sources, objects_below, open_items, store
+from models.objects.bulk_claims import chunks, claim_objects, claims_on, free_claims_on
 from models.objects.catalogue import given_path, require_usable
 from models.tables import Bundle, BundleMember, Transfer
 
@@ -81,11 +81,7 @@ def enter_activate(
     find_sources(session, items, lambda item: _judge_recall(machines, item))
     _find_bundles(session, machines, items)
     _claim(session, transfer, items, "write", "activated")
-    wanted = [(item.place, item.object_id) for item in open_items(items) if item.place is not None]
-    won = claim_places(session, wanted, transfer=transfer.id)
-    for item in open_items(items):
-        if item.object_id not in won:
-            item.error = DestinationExists(f"{item.place} is held by a registered object or by a transfer under way")
+    claim_destinations(session, transfer.id, items)
     losers = [item.object_id for item in items if isinstance(item.error, DestinationExists)]
     free_claims_on(session, losers, transfer.id)
     _store(session, transfer, items, object_id)
@@ -162,11 +158,10 @@ def _claim(session: Session, transfer: Transfer, items: list[Item], mode: str, d
     for number, item in enumerate(items):
         if item.status is not TransferStatus.QUEUED:
             continue
-        if claimed.get(item.object_id) == "write":
-            item.error = ObjectBusy(f"object {item.object_id} is being moved, archived, activated or deleted")
-        elif mode == "write" and item.object_id in claimed:
-            item.error = ObjectBusy(f"object {item.object_id} is being read by another transfer")
-        elif item.object_id in first:
+        item.error = busy(item, claimed.get(item.object_id), writing=mode == "write")
+        if item.error is not None:
+            continue
+        if item.object_id in first:
             item.error = ObjectBusy(f"object {item.object_id} is {done} by item {first[item.object_id]} of this batch")
         else:
             first[item.object_id] = number

@@ -17,10 +17,18 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place, normalised_prefix
 from datamanager.domain.requests import ITEMS_MAX, Directory
 from datamanager.domain.states import ObjectStatus, TransferStatus
-from datamanager.errors import CatalogueError, DataManagerError, InvalidRequest, ObjectNotFound, RequestError
+from datamanager.errors import (
+    CatalogueError,
+    DataManagerError,
+    DestinationExists,
+    InvalidRequest,
+    ObjectBusy,
+    ObjectNotFound,
+    RequestError,
+)
 from datamanager.machines import Machine, Machines
 from models.database import storable
-from models.objects.bulk_claims import lock_objects
+from models.objects.bulk_claims import claim_places, lock_objects
 from models.tables import DataObject, Transfer, TransferItem
 
 _SOURCE = (
@@ -85,7 +93,7 @@ def objects_below(
         raise ObjectNotFound(f"no {status} object lies below {directory.machine}:{prefix or '.'}")
     if len(found) > ITEMS_MAX:
         what = f"more than {ITEMS_MAX} objects lie below it; give its parts one by one"
-        raise InvalidRequest(f"directory.path: {what}", {"directory.path": what})
+        raise InvalidRequest.of({"directory.path": what})
     cut = len(prefix) + 1 if prefix else 0
     return [(object_id, place[cut:]) for object_id, place in found]
 
@@ -106,6 +114,25 @@ def find_sources(session: Session, items: list[Item], judge: Callable[[Item], No
             judge(item)
         except (RequestError, CatalogueError) as exc:
             item.error = exc
+
+
+def busy(item: Item, claimed: str | None, *, writing: bool) -> ObjectBusy | None:
+    """Return why an item can't have its object, which others have claimed: readers share, a writer excludes."""
+    if claimed == "write":
+        return ObjectBusy(f"object {item.object_id} is being moved, archived, activated or deleted")
+    if writing and claimed is not None:
+        return ObjectBusy(f"object {item.object_id} is being read by another transfer")
+    return None
+
+
+def claim_destinations(session: Session, transfer: UUID, items: list[Item]) -> None:
+    """Claim the items' places, each for what will lie there; who comes second ends in ERROR."""
+    contenders = [(item, item.place, item.result) for item in open_items(items)]
+    wanted = [(place, result) for _, place, result in contenders if place is not None and result is not None]
+    won = claim_places(session, wanted, transfer=transfer)
+    for item, place, result in contenders:
+        if result not in won:
+            item.error = DestinationExists(f"{place} is held by a registered object or by a transfer under way")
 
 
 def store(session: Session, transfer: Transfer, items: list[Item]) -> None:

@@ -18,8 +18,17 @@ from datamanager.domain.requests import BatchRequest
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import DestinationExists, ObjectBusy, RequestError
 from datamanager.machines import Machines
-from models.batches.item_admission import Item, find_sources, objects_below, open_items, prefix_of, store
-from models.objects.bulk_claims import chunks, claim_objects, claim_places, claims_on, holders
+from models.batches.item_admission import (
+    Item,
+    busy,
+    claim_destinations,
+    find_sources,
+    objects_below,
+    open_items,
+    prefix_of,
+    store,
+)
+from models.objects.bulk_claims import chunks, claim_objects, claims_on, holders
 from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer
 
@@ -94,12 +103,10 @@ def _claim(session: Session, transfer: UUID, items: list[Item], *, moving: bool)
     for number, item in enumerate(items):
         if item.status is not TransferStatus.QUEUED or item.place is None:
             continue
-        mode = claimed.get(item.object_id)
-        if mode == "write":
-            item.error = ObjectBusy(f"object {item.object_id} is being moved or deleted")
-        elif moving and mode is not None:
-            item.error = ObjectBusy(f"object {item.object_id} is being read by another transfer")
-        elif moving and item.object_id in objects:
+        item.error = busy(item, claimed.get(item.object_id), writing=moving)
+        if item.error is not None:
+            continue
+        if moving and item.object_id in objects:
             item.error = ObjectBusy(f"object {item.object_id} is moved by item {objects[item.object_id]} of this batch")
         elif item.place in places:
             item.error = DestinationExists(
@@ -108,11 +115,8 @@ def _claim(session: Session, transfer: UUID, items: list[Item], *, moving: bool)
         else:
             objects[item.object_id] = places[item.place] = number
             item.result = item.object_id if moving else uuid4()
-    contenders = [(item, item.place, item.result) for item in open_items(items)]
-    wanted = [(place, result) for _, place, result in contenders if place is not None and result is not None]
-    won = claim_places(session, wanted, transfer=transfer)
-    for item, place, result in contenders:
-        if result not in won:
-            item.error = DestinationExists(f"{place} is held by a registered object or by a transfer under way")
+    claim_destinations(session, transfer, items)
+    for item in items:
+        if isinstance(item.error, DestinationExists):
             item.result = None
     claim_objects(session, {item.object_id for item in open_items(items)}, "write" if moving else "read", transfer)

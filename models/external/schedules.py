@@ -22,7 +22,7 @@ from datamanager.sealing import Sealer
 from models.database import insert_if_free, now
 from models.tables import DataObject, Schedule, ScheduleRun, Transfer
 from models.transfers.outcomes import UNCHANGED
-from models.transfers.submission import Order, sealed_order, submit
+from models.transfers.submission import TransferRequest, prepare, submit
 
 PENDING, FETCHED, SAME, FAILED, DROPPED = "pending", "fetched", "unchanged", "failed", "dropped"
 """What `outcome` of a run says."""
@@ -143,9 +143,9 @@ def begin_moment(session: Session, machines: Machines, sealer: Sealer, schedule:
     known = _last_version(session, schedule, moment) if wanted.skip_unchanged else None
     try:
         with session.begin_nested():  # a refusal takes back its claims, not the moment
-            request = wanted.at(moment, None if known is None else str(known))
-            order = Order(TransferKind.GETEXTERNAL, request, reason=f"schedule {schedule}")
-            run.transfer_id = submit(session, machines, sealed_order(order, sealer)).id
+            fields = wanted.at(moment, None if known is None else str(known))
+            request = TransferRequest(TransferKind.GETEXTERNAL, fields, reason=f"schedule {schedule}")
+            run.transfer_id = submit(session, machines, prepare(request, sealer=sealer)).id
     except ValueError:  # the templates make no request of this moment
         run.outcome, run.code = FAILED, RequestError.code
     except (RequestError, CatalogueError, SecretsUnreadable) as refused:
@@ -241,10 +241,12 @@ def drop_old_versions(session: Session, machines: Machines, schedule: UUID) -> l
     for run, obj in versions[keep:]:
         if obj.id == proved or obj.id in stuck or obj.held_since is not None:
             continue
-        order = Order(TransferKind.DELETE, DeleteRequest(), obj.id, reason=f"schedule {schedule} keeps {keep}")
+        request = TransferRequest(
+            TransferKind.DELETE, DeleteRequest(), obj.id, reason=f"schedule {schedule} keeps {keep}"
+        )
         try:
             with session.begin_nested():
-                run.delete_id = submit(session, machines, order).id
+                run.delete_id = submit(session, machines, prepare(request)).id
         except (RequestError, CatalogueError):
             run.delete_id = None  # read or held just now, or its machine is not configured any more: next time
             continue

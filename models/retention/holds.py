@@ -18,7 +18,7 @@ from models.database import now
 from models.objects.catalogue import lock_object
 from models.retention.marks import open_mark, void
 from models.tables import Claim, DataObject, RetentionMark, Transfer
-from models.transfers.submission import Order, submit
+from models.transfers.submission import TransferRequest, prepare, submit
 
 
 def hold(session: Session, object_id: UUID, reason: str, by: str) -> DataObject:
@@ -87,8 +87,8 @@ def restore(
     done = _archived_by(session, object_id)
     if done is None:
         raise NotMarked(f"object {object_id} was not archived by a rule of retention; activate it")
-    order = Order(TransferKind.ACTIVATE, ActivateRequest(), object_id, reason="retention: restored")
-    transfer = submit(session, machines, order)
+    request = TransferRequest(TransferKind.ACTIVATE, ActivateRequest(), object_id, reason="retention: restored")
+    transfer = submit(session, machines, prepare(request))
     done.spared_until = time + spare_for
     if done.closed is None:
         done.closed, done.outcome = time, "done"

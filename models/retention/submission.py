@@ -33,7 +33,7 @@ from models.retention.facts import subjects
 from models.retention.marks import new_mark, open_mark
 from models.retention.runs import require_running
 from models.tables import Bundle, BundleMember, RetentionMark, TransferItem
-from models.transfers.submission import Order, submit
+from models.transfers.submission import TransferRequest, prepare, submit
 
 _marks = cast(Table, RetentionMark.__table__)
 
@@ -97,8 +97,9 @@ def submit_delete(
     mark = _own_mark(session, run, decision, time)
     if mark is None:
         return _spared(decision, Reason.CHANGED, "its mark was taken back")
-    order = Order(TransferKind.DELETE, DeleteRequest(priority=Priority.LOW), decision.subject.id, reason=_why(rule))
-    transfer = submit(session, machines, order)
+    fields = DeleteRequest(priority=Priority.LOW)
+    request = TransferRequest(TransferKind.DELETE, fields, decision.subject.id, reason=_why(rule))
+    transfer = submit(session, machines, prepare(request))
     if proved is not None and not rule.even_last_copy:
         claim_reading(session, proved.object_id, transfer.id)
         mark.survivor_id = proved.object_id
@@ -131,10 +132,11 @@ def submit_archive(
         else:
             going[subject.id] = decision, mark
     if going:
-        request = ArchiveManyRequest(
+        fields = ArchiveManyRequest(
             items=[ArchiveItem(uuid=uuid) for uuid in going], archive_to=rule.archive_to, priority=Priority.LOW
         )
-        transfer = submit(session, machines, Order(TransferKind.ARCHIVE_MANY, request, reason=_why(rule)))
+        request = TransferRequest(TransferKind.ARCHIVE_MANY, fields, reason=_why(rule))
+        transfer = submit(session, machines, prepare(request))
         items = select(TransferItem.object_id, TransferItem.status, TransferItem.error_code, TransferItem.error_detail)
         for uuid, status, code, detail in session.execute(items.where(TransferItem.transfer_id == transfer.id)):
             decision, mark = going[uuid]

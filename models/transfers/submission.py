@@ -1,11 +1,14 @@
-"""Transfers: accept a request, look it up. Movers' work on it is in `models.transfers.queue`, its ends are in `models.transfers.outcomes`.
+"""Transfers: submit a request, look it up. Movers' work on it is in `models.transfers.queue`, its ends are in `models.transfers.outcomes`.
 
-Accepting is one transaction: claims, transfer row, outbox rows.
+Every request comes in by the same three steps, whoever makes it (HTTP, AMQP, Prefect, a schedule, retention): `prepare`
+checks its source and seals its secrets, `submit` writes claims, transfer row and outbox rows in one transaction, and
+that notifies the movers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -32,8 +35,7 @@ from datamanager.domain.requests import (
     GetExternalRequest,
     MoveManyRequest,
     MoveRequest,
-    Scheduled,
-    TransferRequest,
+    TransferTerms,
 )
 from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.errors import InternalError, InvalidRequest, ObjectHeld, TaskNotFound
@@ -50,7 +52,7 @@ from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
 from models.transfers.secrets import keep
 
-REQUEST_OF_KIND: dict[TransferKind, type[TransferRequest]] = {
+REQUEST_OF_KIND: dict[TransferKind, type[TransferTerms]] = {
     TransferKind.COPY: CopyRequest,
     TransferKind.MOVE: MoveRequest,
     TransferKind.GETEXTERNAL: GetExternalRequest,
@@ -63,46 +65,70 @@ REQUEST_OF_KIND: dict[TransferKind, type[TransferRequest]] = {
     TransferKind.ACTIVATE_MANY: ActivateManyRequest,
     TransferKind.GETEXTERNAL_MANY: GetExternalRequest,
 }
-"""What comes in."""
-KEPT_OF_KIND: dict[TransferKind, type[TransferRequest]] = REQUEST_OF_KIND | {
+"""The fields that a request has."""
+KEPT_OF_KIND: dict[TransferKind, type[TransferTerms]] = REQUEST_OF_KIND | {
     TransferKind.COPY_MANY: AcceptedBatch,
     TransferKind.MOVE_MANY: AcceptedBatch,
     TransferKind.ARCHIVE_MANY: AcceptedArchive,
     TransferKind.ACTIVATE_MANY: AcceptedActivate,
 }
-"""What is kept of it."""
+"""The fields that are stored of it."""
+
+
+SourceCheck = Callable[[GetExternalRequest], None]
+"""Refuses at once what would be refused before a byte is fetched, such as the address of a URL. May block."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """A request that was validated: what, on which object, by whom it is waited for.
+class TransferRequest:
+    """What is to be done, with which validated fields, on which object. May hold plain secrets: it is never stored.
 
-    `flow_run_id`: the Prefect run that asks (begun in its UI or by a schedule), which is then the transfer's key there.
-    `reason`: why, when no client asks.
-    `sealed`: the request's secrets, which it does not hold itself any more (see `sealed_order`).
+    `fail_fast`: a client waits for the end, so it must not wait for a machine.
+    `flow_run_id`: the Prefect run that performs it (begun in its UI), which is then the transfer's key there.
+    `reason`: why it is done, when no client asks for it.
     """
 
     kind: TransferKind
-    request: TransferRequest
+    fields: TransferTerms
     object_id: UUID | None = None
     fail_fast: bool = False
     flow_run_id: UUID | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SealedRequest(TransferRequest):
+    """A request that can be stored: `sealed` holds its secrets, encrypted, and `fields` holds none.
+
+    Raises: InternalError when it is made with plain secrets.
+    """
+
     sealed: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.fields, GetExternalRequest) and parted(self.fields)[0] != self.fields:
+            raise InternalError("the request's secrets were not sealed")
 
-def sealed_order(order: Order, sealer: Sealer) -> Order:
-    """Return the order with the secrets of its request sealed; one that has none, or sealed ones, as it is. Touches the
-    key's file. Raises: SecretsUnreadable.
+
+def prepare(request: TransferRequest, check: SourceCheck | None = None, sealer: Sealer | None = None) -> SealedRequest:
+    """Check the source of a download and seal its secrets; what has no source is taken as it is. With a check it
+    blocks, and with secrets it reads the key's file.
+
+    Raises: what `check` raises (UrlNotAllowed, NotSupported, InvalidRequest), SecretsUnreadable.
     """
-    if not isinstance(order.request, GetExternalRequest) or order.sealed is not None:
-        return order
-    request, blob = sealed(order.request, sealer)
-    return replace(order, request=request, sealed=blob)
+    fields, blob = request.fields, None
+    if isinstance(fields, GetExternalRequest):
+        if check is not None:
+            check(fields)
+        if sealer is not None:
+            fields, blob = sealed(fields, sealer)
+    return SealedRequest(
+        request.kind, fields, request.object_id, request.fail_fast, request.flow_run_id, request.reason, blob
+    )
 
 
-def submit(session: Session, machines: Machines, order: Order) -> Transfer:
-    """Accept an order: check it against the catalogue, claim what it needs, store it QUEUED and post it to the movers.
+def submit(session: Session, machines: Machines, request: SealedRequest) -> Transfer:
+    """Check a request against the catalogue, claim what it needs, store it QUEUED and post it to the movers.
 
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectActive, ObjectUnknown, ObjectBusy, DestinationExists,
     ObjectHeld (a delete), UnknownMachine, PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the
@@ -110,13 +136,13 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
     """
     transfer = Transfer(
         id=uuid4(),
-        kind=_kind(order).value,
+        kind=_kind(request).value,
         request={},
-        fail_fast=order.fail_fast,
-        bandwidth=getattr(order.request, "bandwidth", None),
-        priority=order.request.priority.value,
-        flow_run_id=order.flow_run_id,
-        reason=order.reason,
+        fail_fast=request.fail_fast,
+        bandwidth=getattr(request.fields, "bandwidth", None),
+        priority=request.fields.priority.value,
+        flow_run_id=request.flow_run_id,
+        reason=request.reason,
         created=now(session),
         attempts=0,
         epoch=0,
@@ -125,56 +151,52 @@ def submit(session: Session, machines: Machines, order: Order) -> Transfer:
         faults=[],
         notes={},
     )
-    _schedule(transfer, order.request)
-    match order.request:
-        case BatchRequest() as batch:
-            enter_items(session, machines, transfer, batch, moving=order.kind is TransferKind.MOVE_MANY)
-        case ArchiveTerms() as terms:
-            enter_archive(session, machines, transfer, terms, order.object_id)
-        case ActivateTerms() as terms:
-            enter_activate(session, machines, transfer, terms, order.object_id)
+    _schedule(transfer, request.fields)
+    match request.fields:
+        case BatchRequest() as fields:
+            enter_items(session, machines, transfer, fields, moving=request.kind is TransferKind.MOVE_MANY)
+        case ArchiveTerms() as fields:
+            enter_archive(session, machines, transfer, fields, request.object_id)
+        case ActivateTerms() as fields:
+            enter_activate(session, machines, transfer, fields, request.object_id)
         case _:
-            _enter_one(session, machines, transfer, order)
+            _enter_one(session, machines, transfer, request)
     session.add(transfer)
     session.flush()
-    if order.sealed is not None:
-        keep(session, transfer.id, order.sealed)
+    if request.sealed is not None:
+        keep(session, transfer.id, request.sealed)
     post_request(session, transfer)
     post_transfer_event(session, transfer, "queued", {})
     wake(session, "queued")
     return transfer
 
 
-def _kind(order: Order) -> TransferKind:
+def _kind(request: TransferRequest) -> TransferKind:
     """Return what is to be done: a download whose files are wanted is asked for in the same words as any other."""
-    if not isinstance(order.request, GetExternalRequest):
-        return order.kind
-    return TransferKind.GETEXTERNAL_MANY if order.request.extract else TransferKind.GETEXTERNAL
+    if not isinstance(request.fields, GetExternalRequest):
+        return request.kind
+    return TransferKind.GETEXTERNAL_MANY if request.fields.extract else TransferKind.GETEXTERNAL
 
 
-def _schedule(transfer: Transfer, request: Scheduled) -> None:
+def _schedule(transfer: Transfer, fields: TransferTerms) -> None:
     """Note when the transfer may begin and must have ended. Raises: InvalidRequest when there is no time for it."""
-    transfer.not_before = _moment(request.not_before, transfer.created)
-    transfer.deadline = _moment(request.deadline, transfer.created)
+    transfer.not_before = _moment(fields.not_before, transfer.created)
+    transfer.deadline = _moment(fields.deadline, transfer.created)
     if transfer.deadline is None:
         return
     if transfer.deadline <= transfer.created:
-        wanted = "must be in the future"
-        raise InvalidRequest(f"deadline: {wanted}", {"deadline": wanted})
+        raise InvalidRequest.of({"deadline": "must be in the future"})
     if transfer.not_before is not None and transfer.not_before >= transfer.deadline:
-        wanted = "must be before deadline"
-        raise InvalidRequest(f"not_before: {wanted}", {"not_before": wanted})
+        raise InvalidRequest.of({"not_before": "must be before deadline"})
 
 
 def _moment(given: datetime | timedelta | None, asked: datetime) -> datetime | None:
     return asked + given if isinstance(given, timedelta) else given
 
 
-def _enter_one(session: Session, machines: Machines, transfer: Transfer, order: Order) -> None:
-    if isinstance(order.request, GetExternalRequest) and order.request != parted(order.request)[0]:
-        raise InternalError("the request's secrets were not sealed")
-    transfer.request = order.request.model_dump(mode="json")
-    obj = _usable_source(session, machines, order)
+def _enter_one(session: Session, machines: Machines, transfer: Transfer, request: SealedRequest) -> None:
+    transfer.request = request.fields.model_dump(mode="json")
+    obj = _usable_source(session, machines, request)
     if obj is not None:
         transfer.object_id = obj.id
         transfer.source_place = obj.place
@@ -182,10 +204,10 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, order: 
             transfer.source_machine = obj.machine
         transfer.group = obj.group
         transfer.bytes_total = obj.size
-    destination = destination_of(machines, order.request)
+    destination = destination_of(machines, request.fields)
     if destination is not None:
         transfer.destination_machine, transfer.destination_place = destination.machine, destination.path
-    match order.request:
+    match request.fields:
         case MoveRequest() | DeleteRequest():
             claim_writing(session, _id(obj), transfer.id)
         case CopyRequest():
@@ -194,11 +216,11 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, order: 
         case GetExternalRequest(size=size, group=group, options=options):
             if options.get(IF_NEWER_THAN):
                 get_object(session, UUID(str(options[IF_NEWER_THAN])))
-            transfer.result_object_id = None if order.request.extract else uuid4()
+            transfer.result_object_id = None if request.fields.extract else uuid4()
             transfer.group = group
             transfer.bytes_total = size
         case _:
-            raise InternalError(f"{order.kind} without its items")
+            raise InternalError(f"{request.kind} without its items")
     if destination is not None:
         claim_place(session, destination, transfer=transfer.id)
     elif obj is not None and obj.status == ObjectStatus.UNKNOWN:
@@ -219,12 +241,12 @@ def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
     return list(session.scalars(select(Transfer).where(Transfer.id.in_(ids), Transfer.ended.is_not(None))))
 
 
-def request_of(transfer: Transfer) -> TransferRequest:
+def request_of(transfer: Transfer) -> TransferTerms:
     """Return the transfer's request, typed again; of a batch what is kept of it."""
     return KEPT_OF_KIND[TransferKind(transfer.kind)].model_validate(transfer.request)
 
 
-def destination_of(machines: Machines, request: TransferRequest) -> Place | None:
+def destination_of(machines: Machines, request: TransferTerms) -> Place | None:
     """Return where the request wants its file, None for a delete. Raises: UnknownMachine, PathNotAllowed."""
     match request:
         case CopyRequest(machine=machine, dest=dest):
@@ -237,12 +259,12 @@ def destination_of(machines: Machines, request: TransferRequest) -> Place | None
             return None
 
 
-def _usable_source(session: Session, machines: Machines, order: Order) -> DataObject | None:
-    if order.object_id is None:
+def _usable_source(session: Session, machines: Machines, request: SealedRequest) -> DataObject | None:
+    if request.object_id is None:
         return None
-    obj = lock_object(session, order.object_id)
-    require_usable(obj, removing=order.kind is TransferKind.DELETE)
-    if order.kind is TransferKind.DELETE and obj.held_since is not None:
+    obj = lock_object(session, request.object_id)
+    require_usable(obj, removing=request.kind is TransferKind.DELETE)
+    if request.kind is TransferKind.DELETE and obj.held_since is not None:
         raise ObjectHeld(f"object {obj.id} is held since {obj.held_since:%Y-%m-%d}: {obj.hold_reason or 'no reason'}")
     if obj.status != ObjectStatus.ARCHIVED:
         machines[obj.machine]  # raises UnknownMachine: its objects stay listed, but can't be worked on

@@ -62,7 +62,9 @@ def test_a_folder_holds_few_modules() -> None:
 
 
 def test_a_module_is_short() -> None:
-    long = {str(path): lines for path in modules() if (lines := len((ROOT / path).read_text().splitlines())) > MOST_LINES}
+    long = {
+        str(path): lines for path in modules() if (lines := len((ROOT / path).read_text().splitlines())) > MOST_LINES
+    }
     assert long == {}
 
 

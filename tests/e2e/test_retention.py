@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from datamanager.retention_client import RetentionClient
+from datamanager.client import RetentionClient
 from tests.e2e.conftest import make_site
 from tests.support.amqp import client, take
 from tests.support.postgres import Databases

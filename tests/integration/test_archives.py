@@ -44,7 +44,7 @@ from models.tables import DataObject, TransferItem
 from models.transfers import outcomes, queue, submission
 from models.transfers.items import select_items
 from models.transfers.queue import Hold
-from models.transfers.submission import Order
+from models.transfers.submission import SealedRequest
 from tests.support.archiving import SHA, manifest
 from tests.support.bookkeeping import (
     begin,
@@ -80,21 +80,21 @@ MACHINES: Machines = parse_machines(
 )
 
 
-def archive(*objects: UUID, **fields: Any) -> Order:
+def archive(*objects: UUID, **fields: Any) -> SealedRequest:
     """Return the order to archive one object, or several."""
     if len(objects) == 1:
-        return Order(TransferKind.ARCHIVE, validated(fields, ArchiveRequest), objects[0])
-    return Order(TransferKind.ARCHIVE_MANY, validated({"items": [*objects], **fields}, ArchiveManyRequest))
+        return SealedRequest(TransferKind.ARCHIVE, validated(fields, ArchiveRequest), objects[0])
+    return SealedRequest(TransferKind.ARCHIVE_MANY, validated({"items": [*objects], **fields}, ArchiveManyRequest))
 
 
-def activate(*objects: UUID | dict[str, Any], **fields: Any) -> Order:
+def activate(*objects: UUID | dict[str, Any], **fields: Any) -> SealedRequest:
     """Return the order to bring one object back, or several."""
     if len(objects) == 1 and isinstance(objects[0], UUID):
-        return Order(TransferKind.ACTIVATE, validated(fields, ActivateRequest), objects[0])
-    return Order(TransferKind.ACTIVATE_MANY, validated({"items": [*objects], **fields}, ActivateManyRequest))
+        return SealedRequest(TransferKind.ACTIVATE, validated(fields, ActivateRequest), objects[0])
+    return SealedRequest(TransferKind.ACTIVATE_MANY, validated({"items": [*objects], **fields}, ActivateManyRequest))
 
 
-def submit(database: Database, wanted: Order, machines: Machines = MACHINES) -> UUID:
+def submit(database: Database, wanted: SealedRequest, machines: Machines = MACHINES) -> UUID:
     with database.write() as session:
         return submission.submit(session, machines, wanted).id
 
@@ -137,7 +137,7 @@ def archived(database: Database, *objects: UUID, keep: bool = False) -> BundleRo
     return bundle_row(database, bundle.id)
 
 
-def recalled(database: Database, wanted: Order, size: int = 7) -> UUID:
+def recalled(database: Database, wanted: SealedRequest, size: int = 7) -> UUID:
     transfer = submit(database, wanted)
     hold = begin(database, transfer)
     numbers = [item.number for item in items_of(database, transfer) if item.status == "QUEUED"]
@@ -417,11 +417,11 @@ def test_a_directory_is_archived_and_comes_back(database: Database) -> None:
     uuids = [register(database, f"run/{name}") for name in "ab"]
     register(database, "other")
     below = {"directory": {"machine": "alpha", "path": "run"}}
-    transfer = submit(database, Order(TransferKind.ARCHIVE_MANY, validated(below, ArchiveManyRequest)))
+    transfer = submit(database, SealedRequest(TransferKind.ARCHIVE_MANY, validated(below, ArchiveManyRequest)))
     assert [item.object_id for item in items_of(database, transfer)] == uuids
     do(database, outcomes.fail, begin(database, transfer), InternalError("enough"))
     archived(database, *uuids)
-    back = submit(database, Order(TransferKind.ACTIVATE_MANY, validated(below, ActivateManyRequest)))
+    back = submit(database, SealedRequest(TransferKind.ACTIVATE_MANY, validated(below, ActivateManyRequest)))
     assert [(item.object_id, item.destination_place) for item in items_of(database, back)] == [
         (uuids[0], "run/a"),
         (uuids[1], "run/b"),

@@ -41,7 +41,7 @@ from models.tables import Claim, DataObject, Transfer, TransferItem
 from models.transfers import outcomes, queue, submission
 from models.transfers.items import count_items, select_items
 from models.transfers.queue import Hold
-from models.transfers.submission import Order
+from models.transfers.submission import SealedRequest
 from tests.support.bookkeeping import (
     SHA256,
     assert_lease_lost,
@@ -64,21 +64,21 @@ FACTS = Facts(7, SHA256, Verified.SHA256)
 INTENT = {"size": 7, "sha256": None, "mtime": 1}
 
 
-def batch(kind: str, *items: tuple[UUID, str], **fields: Any) -> Order:
+def batch(kind: str, *items: tuple[UUID, str], **fields: Any) -> SealedRequest:
     """Return a batch's order; its items go to beta unless `machine` says otherwise."""
     request = {"machine": "beta", "items": [{"uuid": str(uuid), "dest": dest} for uuid, dest in items], **fields}
     if kind == "copy":
-        return Order(TransferKind.COPY_MANY, validated(request, CopyManyRequest))
-    return Order(TransferKind.MOVE_MANY, validated(request, MoveManyRequest))
+        return SealedRequest(TransferKind.COPY_MANY, validated(request, CopyManyRequest))
+    return SealedRequest(TransferKind.MOVE_MANY, validated(request, MoveManyRequest))
 
 
-def below(kind: str, path: str, dest: str, machine: str = "beta") -> Order:
+def below(kind: str, path: str, dest: str, machine: str = "beta") -> SealedRequest:
     """Return the order of all that lies below a directory of alpha."""
     request = {"directory": {"machine": "alpha", "path": path}, "machine": machine, "dest": dest}
     model, of = (
         (CopyManyRequest, TransferKind.COPY_MANY) if kind == "copy" else (MoveManyRequest, TransferKind.MOVE_MANY)
     )
-    return Order(of, validated(request, model))
+    return SealedRequest(of, validated(request, model))
 
 
 def items_of(database: Database, transfer: UUID) -> list[TransferItem]:
@@ -183,9 +183,9 @@ def test_an_item_that_cannot_be_done_fails_alone(database: Database) -> None:
         ((good, "out//a"), "destination_exists"),
         ((good, "out/last"), "QUEUED"),
     ]
-    request = batch("copy", *(item for item, _ in wanted)).request.model_dump(mode="json")
+    request = batch("copy", *(item for item, _ in wanted)).fields.model_dump(mode="json")
     request["items"].append({"uuid": str(good), "machine": "nowhere\n", "dest": "x"})
-    transfer = submit(database, Order(TransferKind.COPY_MANY, validated(request, CopyManyRequest)))
+    transfer = submit(database, SealedRequest(TransferKind.COPY_MANY, validated(request, CopyManyRequest)))
     assert ends(database, transfer) == [code for _, code in wanted] + ["unknown_machine"]
     refused = [item for item in items_of(database, transfer) if item.status == "ERROR"]
     assert all(item.error_detail and item.result_object_id is None for item in refused)
@@ -505,10 +505,10 @@ def test_every_write_of_a_lost_hold_is_refused(database: Database) -> None:
         assert (again.epoch, len(items)) == (2, 1)
 
 
-def at_once(database: Database, orders: Sequence[Order]) -> list[UUID]:
+def at_once(database: Database, orders: Sequence[SealedRequest]) -> list[UUID]:
     start = Barrier(len(orders))
 
-    def run(wanted: Order) -> UUID:
+    def run(wanted: SealedRequest) -> UUID:
         start.wait()
         return submit(database, wanted)
 

@@ -53,7 +53,7 @@ def test_a_request_is_one_row_its_claims_and_its_messages(database: Database) ->
     assert (row.group, row.bytes_done, row.bytes_total) == ("fire", 0, 5)
     assert (row.attempts, row.epoch, row.owner, row.ended, row.faults, row.notes) == (0, 0, None, None, [], {})
     assert row.created.tzinfo is not None
-    assert submission.request_of(row) == order("copy", source, "out/b.nc").request
+    assert submission.request_of(row) == order("copy", source, "out/b.nc").fields
     assert claims(database) == {
         ("place", "alpha:in/a.nc", source, None),
         ("read", None, source, transfer),
@@ -300,7 +300,9 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
     run = uuid4()
     wanted = order("getexternal", dest="a")
     with database.write() as session:
-        made = submission.submit(session, MACHINES, submission.Order(wanted.kind, wanted.request, flow_run_id=run)).id
+        made = submission.submit(
+            session, MACHINES, submission.SealedRequest(wanted.kind, wanted.fields, flow_run_id=run)
+        ).id
     with database.read() as session:
         found = submission.find_by_flow_run(session, run)
         assert found is not None

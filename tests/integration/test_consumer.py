@@ -15,7 +15,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from sqlalchemy import select
 
-from datamanager.domain.requests import TransferRequest
+from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import OrchestratorUnavailable, UrlNotAllowed
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.topology import DEAD_QUEUE, REQUESTS_QUEUE
@@ -186,7 +186,7 @@ def test_a_request_that_comes_again_is_entered_once_and_answered_alike(catalogue
 
 
 def test_refusals_are_http_s_and_leave_nothing(catalogue_url: str, amqp_url: str) -> None:
-    def no_private_address(wanted: TransferRequest) -> None:
+    def no_private_address(wanted: GetExternalRequest) -> None:
         if "127.0.0.1" in getattr(wanted, "url", ""):
             raise UrlNotAllowed("127.0.0.1 is not public")
 

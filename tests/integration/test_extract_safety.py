@@ -37,7 +37,7 @@ from models.database import Database
 from models.objects.catalogue import get_object
 from models.transfers import outcomes, queue, submission
 from models.transfers.items import count_items, in_doubt, select_items
-from models.transfers.submission import Order
+from models.transfers.submission import SealedRequest
 from tests.support.bookkeeping import claims
 from tests.support.bundling import attempt
 from tests.support.packing import tar_of
@@ -88,7 +88,7 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
 def submit(parts: Services, **fields: Any) -> UUID:
     """Ask for the files of an archive; return the transfer."""
     asked = {"url": "https://example.org/a.tar", "machine": "here", "path": "in", "options": {"extract": "tar"}}
-    order = Order(TransferKind.GETEXTERNAL, validated({**asked, **fields}, GetExternalRequest))
+    order = SealedRequest(TransferKind.GETEXTERNAL, validated({**asked, **fields}, GetExternalRequest))
     with parts.database.write() as session:
         return submission.submit(session, parts.machines, order).id
 

@@ -26,7 +26,7 @@ from models.database import Database, now
 from models.objects.catalogue import Facts, register_object
 from models.tables import Transfer, TransferItem
 from models.transfers import cancel_pause, outcomes, queue, submission
-from models.transfers.submission import Order
+from models.transfers.submission import SealedRequest
 from tests.support.bookkeeping import LEASE
 
 LONG = "x" * 240
@@ -54,7 +54,7 @@ def an_object(parts: Services, name: str) -> UUID:
         return register_object(session, RegisterRequest(filename=name, machine="here"), Place("here", name), Facts(5))
 
 
-def submit(parts: Services, order: Order) -> UUID:
+def submit(parts: Services, order: SealedRequest) -> UUID:
     with parts.database.write() as session:
         return submission.submit(session, parts.machines, order).id
 
@@ -78,7 +78,7 @@ def littered(parts: Services) -> list[UUID]:
 
 def test_what_a_transfer_left_is_removed(parts: Services, tmp_path: Path) -> None:
     request = CopyRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, Order(TransferKind.COPY, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a")))
     fail(parts, transfer, 3)
     folder = tmp_path / "there" / "d"
     folder.mkdir()
@@ -95,7 +95,7 @@ def test_what_a_transfer_left_is_removed(parts: Services, tmp_path: Path) -> Non
 
 def test_what_cannot_be_removed_now_is_tried_again_but_not_for_ever(parts: Services, tmp_path: Path) -> None:
     request = CopyRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, Order(TransferKind.COPY, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a")))
     fail(parts, transfer, 1)
     shutil.rmtree(tmp_path / "there")
     for _ in range(2):
@@ -118,7 +118,7 @@ def test_what_a_batchs_items_left_is_removed(parts: Services, tmp_path: Path) ->
     ]
     unknown = {"uuid": uuid4(), "dest": "d/unknown", "machine": "nowhere"}
     request = CopyManyRequest.model_validate({"items": [*items, unknown]})
-    transfer = submit(parts, Order(TransferKind.COPY_MANY, request))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY_MANY, request))
     fail(parts, transfer, 2)
     folder = tmp_path / "there" / "d"
     folder.mkdir()
@@ -156,7 +156,7 @@ def test_what_a_mover_made_after_it_had_lost_its_transfer_is_removed(
     parts: Services, tmp_path: Path, late: bool, well: bool
 ) -> None:
     request = CopyRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, Order(TransferKind.COPY, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a")))
     hold = taken_twice(parts, transfer)
     folder = tmp_path / "there" / "d"
     folder.mkdir()
@@ -182,7 +182,7 @@ def test_what_a_mover_made_after_it_had_lost_its_transfer_is_removed(
 
 def test_of_a_batch_that_was_lost_every_item_is_looked_at(parts: Services, tmp_path: Path) -> None:
     item = {"uuid": an_object(parts, "o"), "dest": "d/a", "machine": "there"}
-    transfer = submit(parts, Order(TransferKind.COPY_MANY, CopyManyRequest.model_validate({"items": [item]})))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY_MANY, CopyManyRequest.model_validate({"items": [item]})))
     fail(parts, transfer, 2)
     with parts.database.write() as session:  # as if the second mover had done it
         session.execute(update(TransferItem).values(status="COMPLETE"))
@@ -195,7 +195,7 @@ def test_of_a_batch_that_was_lost_every_item_is_looked_at(parts: Services, tmp_p
 
 
 def test_who_lost_a_delete_left_nothing(parts: Services) -> None:
-    transfer = submit(parts, Order(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a")))
     hold = taken_twice(parts, transfer)
     lost(parts, transfer)
     with parts.database.write() as session:
@@ -214,7 +214,7 @@ def give_up(parts: Services, transfer: UUID, *, begun: bool = True) -> None:
 
 
 def test_a_delete_that_is_given_up_left_nothing(parts: Services) -> None:
-    give_up(parts, submit(parts, Order(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a"))))
+    give_up(parts, submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a"))))
     assert clear_up(parts) == 0
     assert littered(parts) == []
 
@@ -222,7 +222,7 @@ def test_a_delete_that_is_given_up_left_nothing(parts: Services) -> None:
 @pytest.mark.parametrize("begun", [True, False])
 def test_an_end_that_does_not_know_counts_what_was_begun(parts: Services, begun: bool) -> None:
     request = CopyRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, Order(TransferKind.COPY, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a")))
     give_up(parts, transfer, begun=begun)
     assert littered(parts) == ([transfer] if begun else [])
     assert clear_up(parts) == int(begun)

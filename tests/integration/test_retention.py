@@ -41,7 +41,7 @@ from models.retention import runs as retention_runs
 from models.retention import submission as retention_submission
 from models.retention.runs import Terms
 from models.tables import Bundle, BundleMember, Claim, RetentionMark, RetentionRun
-from models.transfers.submission import Order, submit
+from models.transfers.submission import SealedRequest, submit
 from tests.support import archiving
 from tests.support.bookkeeping import told
 from tests.support.retention import COPIES, LONG_AGO, Keeper, moving, perform_all, reasons
@@ -270,7 +270,7 @@ def test_a_copy_in_a_bundle_is_proved_by_the_bundle(keeper: Keeper) -> None:
     mine, archived = keeper.object("a.bin", group="scratch"), keeper.object("b.bin", group="paper")
     database = keeper.parts.database
     with database.write() as session:
-        submit(session, keeper.parts.machines, Order(TransferKind.ARCHIVE, ArchiveRequest(), archived))
+        submit(session, keeper.parts.machines, SealedRequest(TransferKind.ARCHIVE, ArchiveRequest(), archived))
     perform_all_archives(keeper)
     with database.write() as session:  # the bookkeeping of this test makes no bundle: here is one
         bundle = session.query(Bundle).one()
@@ -317,7 +317,7 @@ def test_a_held_object_stays_whatever_comes(keeper: Keeper) -> None:
     row = keeper.run(LAST)
     assert reasons(row) == {str(one): "held"}
     with database.write() as session, pytest.raises(ObjectHeld, match="a paper"):
-        submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
+        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one))
     with database.write() as session:
         holds.release(session, one)
     keeper.run(LAST)
@@ -330,7 +330,7 @@ def test_a_held_object_stays_whatever_comes(keeper: Keeper) -> None:
 def test_an_object_whose_delete_is_under_way_can_not_be_held(keeper: Keeper) -> None:
     one = keeper.object("a.bin")
     with keeper.parts.database.write() as session:
-        submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
+        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one))
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy, match="being deleted"):
         holds.hold(session, one, "late", "")
 
@@ -338,7 +338,7 @@ def test_an_object_whose_delete_is_under_way_can_not_be_held(keeper: Keeper) -> 
 def test_a_delete_that_is_under_way_takes_no_new_lifetime(keeper: Keeper) -> None:
     one = keeper.object("a.bin", lifetime="0s")
     with keeper.parts.database.write() as session:
-        submit(session, keeper.parts.machines, Order(TransferKind.DELETE, DeleteRequest(), one))
+        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one))
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy, match="being deleted"):
         holds.set_expiry(session, one, None)
 
@@ -574,11 +574,11 @@ def test_the_copy_that_remains_is_kept_from_others_until_the_delete_has_ended(
     die_waiting(work, monkeypatch)
     machines = keeper.parts.machines
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy):
-        submit(session, machines, Order(TransferKind.DELETE, DeleteRequest(), other))
+        submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other))
     perform_all(keeper.parts)
     assert keeper.status(mine) == ["DELETED"]
     with keeper.parts.database.write() as session:
-        submit(session, machines, Order(TransferKind.DELETE, DeleteRequest(), other))
+        submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other))
 
 
 @pytest.mark.dialect
@@ -599,9 +599,9 @@ def test_what_changes_between_the_decision_and_the_act_is_seen(keeper: Keeper, m
             case "restored":
                 holds.restore(session, machines, mine, MONTH)
             case "read":
-                submit(session, machines, Order(TransferKind.COPY, CopyRequest(machine="far", dest="x"), mine))
+                submit(session, machines, SealedRequest(TransferKind.COPY, CopyRequest(machine="far", dest="x"), mine))
             case "survivor deleted":
-                submit(session, machines, Order(TransferKind.DELETE, DeleteRequest(), other))
+                submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other))
             case _:
                 pass
     if meanwhile == "survivor moved":

@@ -31,7 +31,7 @@ from models.retention.runs import Terms
 from models.retention.survey import Survey
 from models.tables import Base, Claim, DataObject, RetentionMark, Transfer
 from models.transfers import outcomes, queue
-from models.transfers.submission import Order, submit
+from models.transfers.submission import SealedRequest, submit
 from tests.support import archiving
 from tests.support.bookkeeping import LEASE
 
@@ -146,10 +146,10 @@ class World:
             case "release":
                 holds.release(session, one)
             case "delete":
-                submit(session, MACHINES, Order(TransferKind.DELETE, DeleteRequest(), one))
+                submit(session, MACHINES, SealedRequest(TransferKind.DELETE, DeleteRequest(), one))
             case "copy":
                 request = CopyRequest(machine="alpha", dest=f"{uuid4()}")
-                submit(session, MACHINES, Order(TransferKind.COPY, request, one))
+                submit(session, MACHINES, SealedRequest(TransferKind.COPY, request, one))
             case "restore":
                 holds.restore(session, MACHINES, one, DAY)
             case "lose":

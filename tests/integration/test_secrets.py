@@ -22,7 +22,7 @@ from models.objects.catalogue import Facts
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer
 from models.transfers import cancel_pause, outcomes, queue, submission
 from models.transfers import secrets as transfer_secrets
-from models.transfers.submission import Order, request_of, sealed_order
+from models.transfers.submission import SealedRequest, TransferRequest, prepare, request_of
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, submit
 
 SECRET = "hunter2-5ecret"
@@ -42,7 +42,7 @@ def wanted(name: str = "x", **fields: Any) -> GetExternalRequest:
 
 
 def asked(database: Database, sealer: Sealer, name: str = "x") -> UUID:
-    return submit(database, sealed_order(Order(TransferKind.GETEXTERNAL, wanted(name)), sealer))
+    return submit(database, prepare(TransferRequest(TransferKind.GETEXTERNAL, wanted(name)), sealer=sealer))
 
 
 def everything(database: Database) -> str:
@@ -74,7 +74,7 @@ def test_no_row_has_the_secret_and_the_mover_gets_it_back(database: Database, se
 
 def test_unsealed_secrets_are_never_stored(database: Database) -> None:
     with pytest.raises(InternalError, match="secrets were not sealed"):
-        submit(database, Order(TransferKind.GETEXTERNAL, wanted()))
+        submit(database, SealedRequest(TransferKind.GETEXTERNAL, wanted()))
     assert blobs(database) == 0
     assert SECRET not in everything(database)
 
@@ -129,8 +129,8 @@ def test_housekeeping_removes_what_should_not_be_there(database: Database, seale
 
 def submit_done(session: Any, sealer: Sealer) -> UUID:
     """Make a transfer that has ended."""
-    order = sealed_order(Order(TransferKind.GETEXTERNAL, wanted("done")), sealer)
-    row = submission.submit(session, MACHINES, order)
+    request = TransferRequest(TransferKind.GETEXTERNAL, wanted("done"))
+    row = submission.submit(session, MACHINES, prepare(request, sealer=sealer))
     (hold,) = queue.take(session, "mover", LEASE, 1, only=row.id)
     queue.begin(session, hold, uuid4())
     outcomes.fail(session, hold, DownloadFailed("404"))

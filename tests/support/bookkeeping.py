@@ -21,7 +21,7 @@ from models.objects.catalogue import Facts
 from models.tables import Claim, DataObject, OutboxMessage, Transfer
 from models.transfers import queue, submission
 from models.transfers.queue import Hold
-from models.transfers.submission import Order
+from models.transfers.submission import SealedRequest
 
 LEASE = timedelta(seconds=30)
 SHA256 = "sha256:" + "ab" * 32
@@ -54,26 +54,28 @@ def register(database: Database, path: str, machine: str = "alpha", *, size: int
         return catalogue.register_object(session, request, place(path, machine), facts)
 
 
-def order(kind: str, object_id: UUID | None = None, dest: str = "", machine: str = "beta", **fields: Any) -> Order:
+def order(
+    kind: str, object_id: UUID | None = None, dest: str = "", machine: str = "beta", **fields: Any
+) -> SealedRequest:
     """Return an order of `kind`."""
     match TransferKind(kind):
         case TransferKind.COPY:
-            return Order(TransferKind.COPY, CopyRequest(machine=machine, dest=dest, **fields), object_id)
+            return SealedRequest(TransferKind.COPY, CopyRequest(machine=machine, dest=dest, **fields), object_id)
         case TransferKind.MOVE:
-            return Order(TransferKind.MOVE, MoveRequest(machine=machine, dest=dest, **fields), object_id)
+            return SealedRequest(TransferKind.MOVE, MoveRequest(machine=machine, dest=dest, **fields), object_id)
         case TransferKind.DELETE:
-            return Order(TransferKind.DELETE, DeleteRequest(), object_id)
+            return SealedRequest(TransferKind.DELETE, DeleteRequest(), object_id)
         case TransferKind.GETEXTERNAL:
             path, _, name = dest.rpartition("/")
             request = GetExternalRequest(
                 machine=machine, filename=name, path=path, url="https://example.org/x", **fields
             )
-            return Order(TransferKind.GETEXTERNAL, request)
+            return SealedRequest(TransferKind.GETEXTERNAL, request)
         case batch:
             raise ValueError(f"{batch} has items: see the tests of batches")
 
 
-def submit(database: Database, wanted: Order) -> UUID:
+def submit(database: Database, wanted: SealedRequest) -> UUID:
     """Submit an order in a transaction of its own."""
     with database.write() as session:
         return submission.submit(session, MACHINES, wanted).id

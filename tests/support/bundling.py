@@ -15,7 +15,7 @@ from datamanager.domain.archive_requests import (
     ArchiveRequest,
 )
 from datamanager.domain.location import Place
-from datamanager.domain.requests import RegisterRequest, Scheduled, validated
+from datamanager.domain.requests import RegisterRequest, TransferTerms, validated
 from datamanager.domain.states import TransferKind
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError
@@ -27,7 +27,7 @@ from models.batches import results as batch_results
 from models.objects.catalogue import Facts, get_object, register_object
 from models.tables import DataObject
 from models.transfers import queue, submission
-from models.transfers.submission import Order
+from models.transfers.submission import SealedRequest
 from tests.support.bookkeeping import LEASE
 
 
@@ -52,10 +52,10 @@ def submit(parts: Services, kind: str, *objects: UUID, **fields: Any) -> UUID:
     archiving, many = kind == "archive", len(objects) > 1
     if many:
         fields["items"] = list(objects)
-        model: type[Scheduled] = ArchiveManyRequest if archiving else ActivateManyRequest
+        model: type[TransferTerms] = ArchiveManyRequest if archiving else ActivateManyRequest
     else:
         model = ArchiveRequest if archiving else ActivateRequest
-    order = Order(
+    order = SealedRequest(
         TransferKind(f"{kind}_many" if many else kind), validated(fields, model), None if many else objects[0]
     )
     with parts.database.write() as session:

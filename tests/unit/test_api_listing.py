@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.objects.listing import PARAMETERS, selection_of
+from api.objects.listing import ObjectQuery, selection_of
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
 from datamanager.machines import Machine, Machines, TransportKind
@@ -74,6 +74,7 @@ def test_a_filter_may_be_given_once() -> None:
 
 
 def test_every_parameter_is_documented() -> None:
-    known = {name for name in Selection.__dataclass_fields__ if name not in ("path_prefix", "metadata")}
-    assert known | {"path", "metadata.KEY"} == set(PARAMETERS)
-    assert all(key in PARAMETERS["sort"] for key in SORTABLE)
+    known = {name for name in Selection.__dataclass_fields__ if name != "path_prefix"}
+    assert known | {"path"} == set(ObjectQuery.model_fields)
+    assert all(field.description for field in ObjectQuery.model_fields.values())
+    assert all(key in str(ObjectQuery.model_fields["sort"].description) for key in SORTABLE)

@@ -21,7 +21,7 @@ from models.database import Database
 from models.migrate import upgrade
 from models.objects.catalogue import Facts, register_object
 from models.transfers import outcomes, queue
-from models.transfers.submission import Order, submit
+from models.transfers.submission import SealedRequest, submit
 
 HOUR = 3600.0
 """A poll that no test lives to see: what happens with it, a message has brought about."""
@@ -44,7 +44,7 @@ def queued(database: Database) -> UUID:
     with database.write() as session:
         new = register_object(session, RegisterRequest(machine="here", filename=name), Place("here", name), Facts(1))
     with database.write() as session:
-        return submit(session, MACHINES, Order(TransferKind.DELETE, DeleteRequest(), new)).id
+        return submit(session, MACHINES, SealedRequest(TransferKind.DELETE, DeleteRequest(), new)).id
 
 
 def end(database: Database, transfer: UUID) -> None:
@@ -92,7 +92,7 @@ def test_a_message_ends_the_waiting(database: Database) -> None:
             await asyncio.sleep(0.2)
             assert looks() == 0  # with such a poll only a message makes it look
             end(database, transfer)
-            waiter.heard(f"ended:{transfer}")
+            waiter.notify(f"ended:{transfer}")
             row = await waits
         assert row is not None
         assert row.status == "COMPLETE"
@@ -110,7 +110,7 @@ def test_a_lost_message_costs_one_poll(database: Database) -> None:
             await asyncio.sleep(0)
             end(database, transfer)
             for message in ("ended:nonsense", "queued", "ended:", "resumed"):
-                waiter.heard(message)
+                waiter.notify(message)
             await asyncio.sleep(0.2)
             assert (waits.done(), looks()) == (False, 0)  # these are no messages of its end
             waits.cancel()
@@ -142,7 +142,7 @@ def test_a_message_may_overtake_its_request(database: Database) -> None:
 
     async def scene() -> None:
         async with working(database, HOUR) as (waiter, looks):
-            waiter.heard(f"ended:{transfer}")
+            waiter.notify(f"ended:{transfer}")
             await asyncio.sleep(0.05)
             assert looks() == 0
             assert await waiter.ended(transfer) is not None

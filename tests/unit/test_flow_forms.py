@@ -42,8 +42,8 @@ def test_a_form_asks_how_urgent_it_is_and_checks_the_answer(kind: TransferKind) 
     assert "transfer" in list(form)[-1]
     uuid = None if kind.many or kind is TransferKind.GETEXTERNAL else uuid4()
     order = asked(kind, {**FILLED_IN[kind], "priority": Priority.HIGH, "deadline": "PT1H"}, uuid)
-    assert (order.request.priority, order.request.deadline is None) == (Priority.HIGH, False)
-    assert asked(kind, {**FILLED_IN[kind], "priority": Priority.LOW, "deadline": ""}, uuid).request.deadline is None
+    assert (order.fields.priority, order.fields.deadline is None) == (Priority.HIGH, False)
+    assert asked(kind, {**FILLED_IN[kind], "priority": Priority.LOW, "deadline": ""}, uuid).fields.deadline is None
     with pytest.raises(InvalidRequest) as wrong:
         asked(kind, {**FILLED_IN[kind], "deadline": "tomorrow"}, uuid)
     assert list(wrong.value.fields) == ["deadline"]

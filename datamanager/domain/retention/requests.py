@@ -7,23 +7,16 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from datamanager.domain.forms import empty_is
 from datamanager.domain.requests import Request
 from datamanager.domain.units import Bytes, Expiry, Lifetime, read_duration
 
 TEXT_MAX = 2000
 
 
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value
-
-
-def _false_if_empty(value: object) -> object:
-    return False if value is None or value == "" else value
-
-
 ShortText = Annotated[str, Field(max_length=TEXT_MAX)]
-Number = Annotated[Annotated[int, Field(ge=0, le=2**63 - 1)] | None, BeforeValidator(_empty_is_none)]
-Size = Annotated[Bytes | None, BeforeValidator(_empty_is_none, json_schema_input_type=int | str | None)]
+Number = Annotated[Annotated[int, Field(ge=0, le=2**63 - 1)] | None, empty_is(None)]
+Size = Annotated[Bytes | None, empty_is(None, json_schema_input_type=int | str | None)]
 
 
 class HoldRequest(Request):
@@ -63,7 +56,7 @@ class RestoreRequest(Request):
 class RetentionRunRequest(Request):
     """Ask for a run of retention. Caps can only lower those of retention.toml."""
 
-    dry_run: Annotated[bool, BeforeValidator(_false_if_empty)] = False
+    dry_run: Annotated[bool, empty_is(False)] = False
     rule: ShortText = ""
     """Carry out this rule only."""
     max_objects: Number = None

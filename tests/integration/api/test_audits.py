@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import update
 
-from datamanager.audit_client import Audit, AuditClient
+from datamanager.client import Audit, AuditClient
 from datamanager.domain.audit.rules import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
 from models.audit import findings

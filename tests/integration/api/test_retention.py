@@ -9,10 +9,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import update
 
-from datamanager.client import Client
+from datamanager.client import Client, RetentionClient
 from datamanager.domain.retention.rules import load_rules
 from datamanager.errors import NotMarked, ObjectHeld, RetentionRunNotFound
-from datamanager.retention_client import RetentionClient
 from models.database import now
 from models.retention import marks
 from models.retention import runs as retention_runs

@@ -1,4 +1,4 @@
-"""A client of the REST API for retention: holds, lifetimes, plans and runs.
+"""The client's calls for retention: holds, lifetimes, plans and runs.
 
 with RetentionClient("http://127.0.0.1:5000") as dm:
     dm.hold(weather, "figures of a paper")
@@ -14,17 +14,15 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from datamanager.client import POLL_MAX, Client, ObjectInfo
+from datamanager.client.answers import Answer, ObjectInfo
+from datamanager.client.connection import at
+from datamanager.client.rest_client import POLL_MAX, Client
 from datamanager.errors import TransferError, TransportTimeout
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class RetentionPlan(_Answer):
+class RetentionPlan(Answer):
     """What a run would do. `counts` are all objects, by rule, action, verdict and reason; `lines` the first ones."""
 
     time: datetime
@@ -34,7 +32,7 @@ class RetentionPlan(_Answer):
     truncated: bool
 
 
-class RetentionRun(_Answer):
+class RetentionRun(Answer):
     """A run. `lines` are there when it was asked for alone."""
 
     run: UUID
@@ -49,7 +47,7 @@ class RetentionRun(_Answer):
     counts: list[dict[str, Any]]
     error: str | None
     flow_run_id: UUID | None
-    lines: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = Field(default_factory=list)
     truncated: bool = False
 
 
@@ -58,12 +56,11 @@ class RetentionClient(Client):
 
     def hold(self, object_id: UUID | str, reason: str, by: str = "") -> ObjectInfo:
         """Keep an object from being deleted until `release`. Raises: ObjectBusy when its delete is under way."""
-        answer = self._write("PUT", f"DM/objects/{object_id}/hold", {"reason": reason, "by": by})
-        return ObjectInfo.model_validate(answer)
+        return self._ask(ObjectInfo, "PUT", at("objects", object_id, "hold"), {"reason": reason, "by": by})
 
     def release(self, object_id: UUID | str) -> ObjectInfo:
         """End an object's hold; fine when it has none."""
-        return ObjectInfo.model_validate(self._write("DELETE", f"DM/objects/{object_id}/hold", {}))
+        return self._ask(ObjectInfo, "DELETE", at("objects", object_id, "hold"))
 
     def set_lifetime(self, object_id: UUID | str, lifetime: str | timedelta | datetime | None) -> ObjectInfo:
         """Say until when an object is wanted: from now on ("30d", a timedelta), a time with a zone, None for ever."""
@@ -71,34 +68,33 @@ class RetentionClient(Client):
             given = {"expires_at": "" if lifetime is None else lifetime}
         else:
             given = {"lifetime": lifetime}  # type: ignore[dict-item]
-        return ObjectInfo.model_validate(self._write("PUT", f"DM/objects/{object_id}/lifetime", given))
+        return self._ask(ObjectInfo, "PUT", at("objects", object_id, "lifetime"), given)
 
     def restore(self, object_id: UUID | str, spare_for: str | timedelta | None = None) -> UUID | None:
         """Take an object back from the rule that marked or archived it; return the task that activates it, if any.
 
         Raises: NotMarked, ObjectDeleted.
         """
-        task = self._write("POST", f"DM/retention/restore/{object_id}", {"spare_for": spare_for})["task"]
+        task = self._write("POST", at("retention", "restore", object_id), {"spare_for": spare_for})["task"]
         return None if task is None else UUID(task)
 
     def plan(self, rule: str = "", **caps: int | str) -> RetentionPlan:
         """Return what a run would do now; `caps`: max_objects, max_bytes."""
         query = {name: value for name, value in {"rule": rule, **caps}.items() if value != ""}
-        return RetentionPlan.model_validate(self._read("DM/retention/plan", query).json())
+        return self._get(RetentionPlan, at("retention", "plan"), query)
 
     def start_retention(self, *, rule: str = "", dry_run: bool = False, **caps: int | str | None) -> RetentionRun:
         """Ask for a run; `caps`: max_objects, max_bytes."""
         fields = {"rule": rule, "dry_run": dry_run, **caps}
-        return RetentionRun.model_validate(self._write("POST", "DM/retention/run", fields))
+        return self._ask(RetentionRun, "POST", at("retention", "run"), fields)
 
     def retention_run(self, run: UUID | str) -> RetentionRun:
         """Return a run with its lines."""
-        return RetentionRun.model_validate(self._read(f"DM/retention/runs/{run}").json())
+        return self._get(RetentionRun, at("retention", "runs", run))
 
     def retention_runs(self) -> Iterator[RetentionRun]:
         """Yield the runs that are kept, the newest first."""
-        for item in self._pages("DM/retention/runs", {"limit": 100}):
-            yield RetentionRun.model_validate(item)
+        return self._list(RetentionRun, at("retention", "runs"), {"limit": 100})
 
     def wait_for_retention(self, run: UUID | str, *, timeout: float | None = None) -> RetentionRun:
         """Return a run when it is COMPLETE. Raises: TransferError with what it ended with; TransportTimeout when

@@ -1,4 +1,4 @@
-"""A client of the REST API for audits."""
+"""The client's calls for audits."""
 
 from __future__ import annotations
 
@@ -8,28 +8,16 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
-
-from datamanager.client import Client
+from datamanager.client.answers import Answer, TaskError
+from datamanager.client.connection import at
+from datamanager.client.rest_client import Client
 from datamanager.domain.audit.rules import AuditStatus, FindingKind
 
 LOOK_EVERY = 1.0  # seconds between two looks at an audit that is waited for
 
 
-class AuditError(BaseModel):
-    """Why an audit ended in ERROR."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    code: str
-    detail: str
-    retryable: bool
-
-
-class Audit(BaseModel):
+class Audit(Answer):
     """An audit of a machine. `counts` says what was looked at and found; empty until it is done."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     audit: UUID
     machine: str
@@ -38,16 +26,14 @@ class Audit(BaseModel):
     scrubbed_objects: int
     scrubbed_bytes: int
     suspicious: bool
-    error: AuditError | None
+    error: TaskError | None
     created: datetime
     begun: datetime | None
     ended: datetime | None
 
 
-class AuditFinding(BaseModel):
+class AuditFinding(Answer):
     """A difference that two looks have found; see docs/audit.md."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     number: int
     kind: FindingKind
@@ -63,11 +49,11 @@ class AuditClient(Client):
 
     def start_audit(self, machine: str, **terms: Any) -> Audit:
         """Ask for an audit; terms are `scrub_share`, `scrub_bytes`, `second_look`, `most_lost`, `accept_losses`."""
-        return Audit.model_validate(self._write("POST", "DM/audits", {"machine": machine, **terms}))
+        return self._ask(Audit, "POST", at("audits"), {"machine": machine, **terms})
 
     def audit(self, audit: UUID | str) -> Audit:
-        """Return how an audit fares. Raises: AuditNotFound."""
-        return Audit.model_validate(self._read(f"DM/audits/{audit}").json())
+        """Return the status of an audit. Raises: AuditNotFound."""
+        return self._get(Audit, at("audits", audit))
 
     def wait_for_audit(self, audit: UUID | str) -> Audit:
         """Return an audit when it has ended, well or not."""
@@ -78,9 +64,9 @@ class AuditClient(Client):
     def audits(self, machine: str | None = None, **query: str | int) -> Iterator[Audit]:
         """Yield audits, the newest first."""
         wanted = query if machine is None else {"machine": machine, **query}
-        return map(Audit.model_validate, self._pages("DM/audits", wanted))
+        return self._list(Audit, at("audits"), wanted)
 
     def audit_findings(self, audit: UUID | str, kind: str | None = None) -> Iterator[AuditFinding]:
         """Yield what an audit found. Raises: AuditNotFound, InvalidRequest."""
         query = {} if kind is None else {"kind": kind}
-        return map(AuditFinding.model_validate, self._pages(f"DM/audits/{audit}/findings", query))
+        return self._list(AuditFinding, at("audits", audit, "findings"), query)

@@ -1,0 +1,108 @@
+"""What clients see of machines: a probe's finding, the limits in force, their health."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from api.http.problems import title_of
+from api.http.responses import view_of
+from api.machines.probe import Finding
+from datamanager.domain.limits import Limits
+from datamanager.machines import Machine
+from models.machines.health import Health
+
+
+class MachineErrorView(TypedDict):
+    """Why a machine can't be used."""
+
+    code: str
+    detail: str
+
+
+class CircuitView(TypedDict):
+    """An open circuit: a machine could not be reached `failures` times in a row, and its transfers wait. `until`: when
+    a mover looks next whether it answers again.
+    """
+
+    opened: datetime
+    failures: int
+    until: datetime
+
+
+class HealthView(TypedDict):
+    """Whether a machine's transfers wait: `drained` since when an operator drains it, `circuit` while the machine
+    can't be reached; each null where it does not.
+    """
+
+    name: str
+    drained: datetime | None
+    circuit: CircuitView | None
+
+
+class MachineView(TypedDict):
+    """A configured machine and what a live probe of it found. `latency_ms` is one round trip.
+
+    `bandwidth` (bytes per second) and `max_transfers` are the limits in force, null where there is none. Its transfers
+    wait while it is `drained` (since when) or its `circuit` is open.
+    """
+
+    name: str
+    transport: str
+    host: str | None
+    port: int | None
+    base_dir: str
+    connection: str
+    max_connections: int
+    verify: str
+    archive: bool
+    direct: bool
+    bandwidth: int | None
+    max_transfers: int | None
+    drained: datetime | None
+    circuit: CircuitView | None
+    reachable: bool
+    latency_ms: float | None
+    free_bytes: int | None
+    error: MachineErrorView | None
+
+
+class LimitsView(TypedDict):
+    """A machine's limits in force: bytes per second and transfers at once, null where there is none.
+
+    `changed`: when they were changed while running, null when they are what machines.toml says.
+    """
+
+    name: str
+    bandwidth: int | None
+    max_transfers: int | None
+    changed: datetime | None
+
+
+def machine_view(machine: Machine, finding: Finding, limits: Limits, health: Health) -> MachineView:
+    """Show a machine, without login, keys and files of ours."""
+    error = finding.error
+    return view_of(
+        MachineView,
+        machine,
+        bandwidth=limits.bandwidth,
+        max_transfers=limits.max_transfers,
+        drained=health.drained,
+        circuit=health.circuit,
+        reachable=error is None,
+        latency_ms=None if finding.latency is None else round(finding.latency * 1000, 2),
+        free_bytes=finding.free,
+        # the sentence, not the detail: that may quote what ssh says of files and logins of ours
+        error=None if error is None else {"code": error.code, "detail": title_of(type(error))},
+    )
+
+
+def limits_view(name: str, limits: Limits) -> LimitsView:
+    """Show a machine's limits."""
+    return view_of(LimitsView, limits, name=name)
+
+
+def health_view(name: str, health: Health) -> HealthView:
+    """Show a machine's health."""
+    return view_of(HealthView, health, name=name)

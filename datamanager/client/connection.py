@@ -1,0 +1,134 @@
+"""Requests to the REST API: repeated when the connection breaks, and errors as they were in the service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote, urljoin, urlsplit
+from uuid import uuid4
+
+import requests
+from pydantic import BaseModel
+
+from datamanager.errors import (
+    DataManagerError,
+    InternalError,
+    InvalidRequest,
+    RegisteredSizeMismatch,
+    ServiceError,
+    by_code,
+)
+from datamanager.settings import is_loopback
+
+DEFAULT_URL = "http://127.0.0.1:5000"
+HOLD = 30  # seconds that one request waits for a transfer; then the task is asked for
+ATTEMPTS = 3
+PAUSE = 0.5  # seconds before a request whose connection broke is repeated
+
+M = TypeVar("M", bound=BaseModel)
+Filters = Mapping[str, str | int]
+
+
+def at(*parts: object) -> str:
+    """Return the path of an endpoint; what the caller gives is quoted."""
+    return "/".join(("DM", *(quote(str(part), safe="") for part in parts)))
+
+
+class Connection:
+    """The connection to one service; not to be shared between threads. `timeout` in seconds is for one answer.
+
+    Every request may raise ServiceError (it does not answer) and what the service itself raises.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0) -> None:
+        self._base = f"{url.rstrip('/')}/"
+        self._timeout = timeout
+        self._session = requests.Session()
+        self._session.headers["Accept"] = "application/json"
+        # no proxy stands between a host and itself
+        self._session.trust_env = not is_loopback(urlsplit(url).hostname or "")
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _get(self, shape: type[M], path: str, query: Filters | None = None) -> M:
+        return shape.model_validate(self._read(path, query))
+
+    def _ask(self, shape: type[M], method: str, path: str, fields: Mapping[str, Any] | None = None) -> M:
+        return shape.model_validate(self._write(method, path, fields))
+
+    def _list(self, shape: type[M], path: str, query: Filters) -> Iterator[M]:
+        """Yield what a listing has, page by page."""
+        answer = self._send("GET", path, params=query)
+        while True:
+            yield from map(shape.model_validate, answer.json())
+            following = answer.links.get("next")
+            if following is None:
+                return
+            answer = self._send("GET", urljoin(answer.url, following["url"]))
+
+    def _read(self, path: str, query: Filters | None = None) -> Any:
+        return self._send("GET", path, params=query).json()
+
+    def _write(
+        self, method: str, path: str, fields: Mapping[str, Any] | None = None, prefer: str | None = None
+    ) -> dict[str, Any]:
+        """Send fields under a key of their own. None is a value in a PATCH, elsewhere the field's default."""
+        given = {
+            name: _plain(value) for name, value in (fields or {}).items() if value is not None or method == "PATCH"
+        }
+        headers = {"Idempotency-Key": str(uuid4()), **({"Prefer": prefer} if prefer else {})}
+        answer: dict[str, Any] = self._send(method, path, json=given, headers=headers).json()
+        return answer
+
+    def _send(self, method: str, path: str, **options: Any) -> requests.Response:
+        url = urljoin(self._base, path)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                answer = self._session.request(method, url, timeout=(5, self._timeout + HOLD), **options)
+            except requests.RequestException as exc:
+                if attempt == ATTEMPTS or not isinstance(exc, requests.ConnectionError | requests.Timeout):
+                    raise ServiceError(f"the Data Manager at {self._base} does not answer") from exc
+                time.sleep(PAUSE)
+                continue
+            if not answer.ok:
+                raise problem_error(answer)
+            return answer
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _plain(value: Any) -> Any:
+    """Write times as JSON has them."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return f"PT{value.total_seconds():f}S" if isinstance(value, timedelta) else value
+
+
+def problem_error(answer: requests.Response) -> DataManagerError:
+    """Rebuild the error that a problem document (RFC 9457) describes, retryable or not as it says.
+
+    An answer that is none (a proxy's page, say) is an InternalError that names the status.
+    """
+    try:
+        document = answer.json()
+        code, detail = str(document["code"]), str(document["detail"])
+    except (ValueError, KeyError, TypeError):
+        return InternalError(f"{answer.url} answered {answer.status_code} {answer.reason}")
+    told = document.get("retryable")
+    retryable = None if told is None else bool(told)
+    if code == InvalidRequest.code:
+        fields = {item["field"]: item["detail"] for item in document.get("errors", ())}
+        return InvalidRequest(detail, fields, retryable=retryable)
+    if code == RegisteredSizeMismatch.code and answer.status_code == 422:  # the code's other owner is a transfer's
+        return RegisteredSizeMismatch(detail, retryable=retryable)
+    return by_code(code, detail, retryable=retryable)
