@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from datamanager.machines import Machines
-from datamanager.messaging.wake import ring
+from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
 from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
@@ -87,7 +87,7 @@ class Context:
 
     async def notify_movers(self, topic: str) -> None:
         """Have the movers of this host look at the queue, or at what `topic` names."""
-        await run_sync(ring, self.run_directory, "mover", topic)
+        await run_sync(notify, self.run_directory, "mover", topic)
 
     async def remotely(self, work: Callable[[], T]) -> T:
         """Run `work`, which talks to machines or resolves names, in a thread."""

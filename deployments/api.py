@@ -58,7 +58,7 @@ def make_app(runtime: Runtime) -> FastAPI:
         return create_app(make_context(settings, machines, database, runtime.storages))
     broker = Broker(settings.amqp_url.get_secret_value(), name="data-manager api")
     relay = Relay(database, broker, holder=f"api-{socket.gethostname()}-{os.getpid()}")
-    context = make_context(settings, machines, database, runtime.storages, notify_relay=relay.poke)
+    context = make_context(settings, machines, database, runtime.storages, notify_relay=relay.notify)
 
     async def relaying() -> None:
         try:

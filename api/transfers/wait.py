@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from api.context import Context
 from datamanager.errors import CatalogueUnavailable
-from datamanager.messaging.wake import WakeSocket
+from datamanager.messaging.notifications import NotificationSocket
 from models.core.listen import Listener
 from models.database import Database
 from models.tables import Transfer
@@ -130,6 +130,6 @@ def waiter_of(request: Request) -> Waiter:
 @contextmanager
 def listening(context: Context, waiter: Waiter) -> Iterator[None]:
     """Pass the messages of movers to the waiter. Raises: OSError when the socket can't be made."""
-    with WakeSocket(context.run_directory, "api") as own, closing(Listener(context.database, waiter.notify)):
+    with NotificationSocket(context.run_directory, "api") as own, closing(Listener(context.database, waiter.notify)):
         own.listen(waiter.notify)
         yield

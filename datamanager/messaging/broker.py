@@ -25,7 +25,7 @@ PUBLISH_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 2.0
 """Seconds for an orderly farewell."""
 HEARTBEAT = 10
-"""Seconds between heartbeats; a broker that fell silent is noticed after about three of them."""
+"""Seconds between heartbeats; a broker that stopped answering is noticed after about three of them."""
 CLOUD_EVENT = "application/cloudevents+json"
 
 

@@ -7,10 +7,8 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 from uuid import uuid4
-
-from aiormq.abc import AbstractChannel, DeliveredMessage
-from pamqp.commands import Basic
 
 from datamanager.errors import BrokerUnavailable
 from datamanager.messaging.broker import CLOSE_TIMEOUT, CONNECT_TIMEOUT, Broker
@@ -61,6 +59,27 @@ class Later:
 
 Verdict = Done | DeadLetter | Later
 Handler = Callable[[Delivery], Awaitable[Verdict]]
+
+
+class _RawMessage(Protocol):
+    """A message of which aio-pika has interpreted nothing yet; one without a tag says that the queue is empty."""
+
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def header(self) -> Any: ...
+    @property
+    def delivery_tag(self) -> int | None: ...
+    @property
+    def redelivered(self) -> bool | None: ...
+
+
+class _RawChannel(Protocol):
+    """The channel below aio-pika's own."""
+
+    def basic_get(self, queue: str, *, timeout: float) -> Awaitable[_RawMessage]: ...
+    def basic_ack(self, delivery_tag: int) -> Awaitable[Any]: ...
+    def basic_nack(self, delivery_tag: int, *, requeue: bool) -> Awaitable[Any]: ...
 
 
 class Consumption:
@@ -120,7 +139,7 @@ class Consumption:
                     await channel.close()
         raise BrokerUnavailable(f"RabbitMQ at {address}: the connection was lost")
 
-    async def _taste(self, raw: AbstractChannel) -> None:
+    async def _taste(self, raw: _RawChannel) -> None:
         """Take the first messages one by one.
 
         A message whose properties can't be decoded breaks the connection, and all that was delivered with it counts as
@@ -128,18 +147,18 @@ class Consumption:
         """
         for _ in range(self._prefetch):
             message = await raw.basic_get(self._queue, timeout=CONNECT_TIMEOUT)
-            if isinstance(message.delivery, Basic.GetEmpty):
+            if message.delivery_tag is None:
                 return
             await self._begin(raw, message)
             await asyncio.gather(*self._running)
 
-    async def _begin(self, raw: AbstractChannel, message: DeliveredMessage) -> None:
+    async def _begin(self, raw: _RawChannel, message: _RawMessage) -> None:
         # a task of our own: the channel cancels its own ones when it closes, in the middle of whatever they do
         task = asyncio.create_task(self._settle(raw, message))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _settle(self, raw: AbstractChannel, message: DeliveredMessage) -> None:
+    async def _settle(self, raw: _RawChannel, message: _RawMessage) -> None:
         tag = message.delivery_tag
         if tag is None:
             return
@@ -150,7 +169,7 @@ class Consumption:
             correlation_id=properties.correlation_id,
             reply_to=properties.reply_to,
             content_type=properties.content_type,
-            redelivered=bool(getattr(message.delivery, "redelivered", False)),
+            redelivered=bool(message.redelivered),
         )
         try:
             await self._carry_out(await self._handler(delivery), delivery)

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aio_pika.exceptions import AMQPError
-from pamqp.exceptions import PAMQPException
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from datamanager.errors import BrokerUnavailable
 
@@ -32,7 +31,7 @@ def translated(address: str) -> Iterator[None]:
         if cancelled():
             raise
         raise BrokerUnavailable(f"RabbitMQ at {address}: the connection was lost") from exc
-    except (AMQPError, PAMQPException, OSError, TimeoutError, RuntimeError, ValueError, ArithmeticError) as exc:
+    except (*CONNECTION_EXCEPTIONS, ValueError, ArithmeticError) as exc:
         # the last two: a frame that can't be decoded ends every call that waits on the connection
         if cancelled():
             raise asyncio.CancelledError from exc

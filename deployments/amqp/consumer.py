@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import assert_never
 from uuid import UUID
@@ -20,6 +21,7 @@ from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, D
 from datamanager.messaging.topology import DEFAULT_EXCHANGE, OWN_PREFIX, REQUESTS_QUEUE
 from datamanager.sealing import Sealer
 from deployments.amqp.submission import Call, enter, read_message
+from deployments.periodic import every
 from models.database import Database
 from models.transfers.submission import SourceCheck
 
@@ -27,8 +29,8 @@ PREFETCH = 16
 """Messages in hand at once."""
 LATER = 2.0
 """Seconds until a message is tried again whose catalogue or orchestrator is away."""
-PAUSE_MIN, PAUSE_MAX = 0.1, 2.0
-"""Seconds between two attempts while the broker is away."""
+RETRY_AFTER = 0.1
+"""Seconds until the second attempt while the broker is away."""
 SETTLED = 5.0
 """Seconds after which a connection counts as having worked."""
 
@@ -43,7 +45,7 @@ class RequestConsumer:
     `on_transfer` takes a transfer; it returns when the flow run exists, or the transfer can't be taken (now, or ever).
     A ServiceError of it brings the message back later. `check` is what HTTP checks of a request besides its fields.
     `sealer` seals what is secret in their URLs. `on_entered` is called after something was put into the outbox (the
-    relay's `poke`).
+    relay's `notify`).
     """
 
     def __init__(
@@ -69,21 +71,17 @@ class RequestConsumer:
 
     async def run(self) -> None:
         """Consume until cancelled; the broker may be away at the start and at any time."""
-        consumption = Consumption(self._broker, REQUESTS_QUEUE, self._handle, prefetch=PREFETCH)
-        loop = asyncio.get_running_loop()
-        pause, told = PAUSE_MIN, False
-        while True:
-            begun = loop.time()
-            try:
-                await consumption.run()
-            except BrokerUnavailable as exc:
-                if loop.time() - begun > SETTLED:
-                    pause, told = PAUSE_MIN, False
-                if not told:
-                    _log.warning("no messages are consumed: %s", exc.detail)
-                told = True
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, PAUSE_MAX)
+        self._consumption = Consumption(self._broker, REQUESTS_QUEUE, self._handle, prefetch=PREFETCH)
+        await every(RETRY_AFTER, "consume requests", self._consume, retry_after=RETRY_AFTER)
+
+    async def _consume(self) -> None:
+        begun = time.monotonic()
+        try:
+            await self._consumption.run()
+        except BrokerUnavailable as exc:
+            if time.monotonic() - begun < SETTLED:
+                raise
+            _log.warning("no messages are consumed: %s", exc.detail)
 
     async def _handle(self, delivery: Delivery) -> Verdict:
         message = read_message(delivery.body)

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from datamanager.errors import BrokerUnavailable, CatalogueUnavailable
+from sqlalchemy.orm import Session
+
+from datamanager.errors import CatalogueUnavailable
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.topology import REQUESTS_QUEUE
+from deployments.periodic import every
+from deployments.transactions import read, write
 from models.core.leases import drop_lease, hold_lease
 from models.core.outbox import mark_sent, unsent
 from models.database import Database
@@ -30,13 +33,11 @@ LEASE = timedelta(seconds=5)
 BATCH = 200
 """Messages that are read at once."""
 POLL = 1.0
-"""Seconds between two looks at the outbox when nobody pokes."""
+"""Seconds between two looks at the outbox without a notification."""
 RIVAL_PAUSE = 0.1
 """Seconds until the next look while another process holds the lease."""
-PAUSE_MIN, PAUSE_MAX = 0.1, 2.0
-"""Seconds between two attempts while the broker or the catalogue is away."""
-
-_log = logging.getLogger(__name__)
+RETRY_AFTER = 0.1
+"""Seconds until the second attempt while the broker or the catalogue is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ class _Waiting:
 
 
 class Relay:
-    """Sends the outbox. `holder` names this process in the lease and must be unique. One event loop, except `poke`.
+    """Sends the outbox. `holder` names this process in the lease and must be unique. One event loop, except `notify`.
 
-    `poll` is how many seconds pass between two looks at the outbox when nobody pokes.
+    `poll` is how many seconds pass between two looks at the outbox without a notification.
     """
 
     def __init__(
@@ -65,57 +66,40 @@ class Relay:
         self._holder = holder
         self._lease = lease
         self._poll = poll
-        self._poked = asyncio.Event()
+        self._notified = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def poke(self) -> None:
+    def notify(self) -> None:
         """Say that something was put into the outbox. Thread-safe, never waits."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed since
-                loop.call_soon_threadsafe(self._poked.set)
+                loop.call_soon_threadsafe(self._notified.set)
 
     async def run(self) -> None:
         """Send what there is, and what comes, until cancelled. Broker and catalogue may come and go."""
         self._loop = asyncio.get_running_loop()
-        pause, well = PAUSE_MIN, True
-        while True:
-            self._poked.clear()
-            try:
-                wait = await self._turn()
-            except (BrokerUnavailable, CatalogueUnavailable) as exc:
-                if well:
-                    _log.warning("messages wait in the outbox: %s", exc.detail)
-                well = False
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, PAUSE_MAX)
-                continue
-            if not well:
-                _log.info("messages are sent again")
-            pause, well = PAUSE_MIN, True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._poked.wait()
+        await every(self._poll, "relay the outbox", self._turn, notified=self._notified, retry_after=RETRY_AFTER)
 
     async def aclose(self) -> None:
         """Give up the lease, after `run` was cancelled, so that another process needn't wait for its end."""
         with contextlib.suppress(CatalogueUnavailable):
-            await asyncio.to_thread(self._settle, [])
+            await write(self._database, self._settle, [])
 
     async def _turn(self) -> float:
-        """Send one batch; return how long to wait for a poke. Raises: BrokerUnavailable, CatalogueUnavailable."""
-        if not await asyncio.to_thread(self._something_waits):
+        """Send one batch; return how long to wait for the next. Raises: BrokerUnavailable, CatalogueUnavailable."""
+        if not await read(self._database, unsent, 1):
             return self._poll
         await self._broker.connect()  # before the lease: who can't send must not keep others from it
         begun = time.monotonic()
-        batch = await asyncio.to_thread(self._take)
+        batch = await write(self._database, self._take)
         if batch is None:
             return RIVAL_PAUSE
         confirmed: list[int] = []
         try:
             await self._send(batch, begun, confirmed)
         finally:
-            await asyncio.to_thread(self._settle, confirmed)
+            await write(self._database, self._settle, confirmed)
         return 0 if batch else self._poll
 
     async def _send(self, batch: list[_Waiting], begun: float, confirmed: list[int]) -> None:
@@ -144,22 +128,16 @@ class Relay:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _something_waits(self) -> bool:
-        with self._database.read() as session:
-            return bool(unsent(session, 1))
+    def _take(self, session: Session) -> list[_Waiting] | None:
+        if not hold_lease(session, LEASE_NAME, self._holder, self._lease):
+            return None
+        return [_waiting(row) for row in unsent(session, BATCH)]
 
-    def _take(self) -> list[_Waiting] | None:
-        with self._database.write() as session:
-            if not hold_lease(session, LEASE_NAME, self._holder, self._lease):
-                return None
-            return [_waiting(row) for row in unsent(session, BATCH)]
-
-    def _settle(self, confirmed: list[int]) -> None:
+    def _settle(self, session: Session, confirmed: list[int]) -> None:
         # the lease goes in the same transaction: an idle relay holds nothing, so whoever writes next can send at once
-        with self._database.write() as session:
-            if confirmed:
-                mark_sent(session, confirmed)
-            drop_lease(session, LEASE_NAME, self._holder)
+        if confirmed:
+            mark_sent(session, confirmed)
+        drop_lease(session, LEASE_NAME, self._holder)
 
 
 def _waiting(row: OutboxMessage) -> _Waiting:

@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def check(client: Client, base_dir: Path) -> str:
-    """Register, copy, compare and delete a sample; return what to tell. Nothing is left behind, whatever happens.
+    """Register, copy, compare and delete a sample; return the line to print. Nothing is left behind, whatever happens.
 
     Raises: OSError, and what the client raises.
     """
@@ -66,7 +66,7 @@ def check(client: Client, base_dir: Path) -> str:
         return f"self-check {verdict}: 1 MiB registered and copied in {seconds:.2f} s, see\n  {task.flow_run_url}"
     finally:
         for left in objects:
-            with suppress(DataManagerError):  # the first error is the one to tell
+            with suppress(DataManagerError):  # the first error is the one to report
                 client.delete(left)
         for file in (sample, copy):
             (folder / file).unlink(missing_ok=True)

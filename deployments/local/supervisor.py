@@ -52,7 +52,7 @@ class _Running:
 
 
 class Supervisor:
-    """Runs children until it is told to stop. To be used from the main thread, which takes the signals.
+    """Runs children until a signal stops it. To be used from the main thread, which takes the signals.
 
     `say` prints one line for a person.
     """
@@ -62,13 +62,13 @@ class Supervisor:
         self._entries: list[_Running] = []
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
         self._signals = 0
-        self._ear, self._mouth = socket.socketpair()
-        for end in (self._ear, self._mouth):
+        self._receiver, self._sender = socket.socketpair()
+        for end in (self._receiver, self._sender):
             end.setblocking(False)
-        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in STOPPING:
             signal.signal(number, self._asked_to_stop)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes the loop
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # interrupts the loop's sleep
 
     def start(self, child: Child) -> None:
         """Start a child. They are stopped in the reverse order."""
@@ -107,9 +107,9 @@ class Supervisor:
 
     def _sleep(self, seconds: float) -> None:
         """Wait; a signal ends it, also one that came just before."""
-        if select.select([self._ear], [], [], seconds)[0]:
+        if select.select([self._receiver], [], [], seconds)[0]:
             with contextlib.suppress(BlockingIOError):
-                self._ear.recv(4096)
+                self._receiver.recv(4096)
 
     def _look_after(self, entry: _Running) -> None:
         child, now = entry.child, time.monotonic()

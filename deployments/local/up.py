@@ -11,6 +11,8 @@ import http.client
 import os
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from setproctitle import setproctitle
@@ -43,12 +45,15 @@ def main() -> int:
     supervisor = Supervisor(say)
     try:
         if settings.prefect_api_url is None:
-            supervisor.start(_prefect(settings))
+            supervisor.start(
+                _child("prefect", settings, server_environment(settings), "deployments.orchestrator.server")
+            )
         _prepare_catalogue(settings)
-        supervisor.start(_service("api", "api", settings))
-        supervisor.start(
-            _service("mover", "local.up_mover", settings, settings.stop_grace.total_seconds() + MOVER_GRACE)
-        )
+        environment = prefect_environment(settings)
+        supervisor.start(_child("api", settings, environment, "deployments.api"))
+        grace = settings.stop_grace.total_seconds() + MOVER_GRACE
+        # one process prepares Prefect and is the mover: importing Prefect and the flows costs seconds
+        supervisor.start(_child("mover", settings, environment, "deployments.mover", "--deploy", grace=grace))
         supervisor.run(Ready(settings, machines, supervisor, begun).look)
         say("stopping …")
     except DataManagerError as exc:
@@ -85,7 +90,10 @@ class Ready:
         self._done = True
         self._announce(seconds)
         if self._settings.machines is None and OWN_MACHINE in self._machines:
-            self._supervisor.start(_selfcheck(self._settings))
+            environment = prefect_environment(self._settings)
+            self._supervisor.start(
+                _child("self-check", self._settings, environment, "deployments.local.selfcheck", once=True)
+            )
         return LOOK_AFTERWARDS
 
     def _announce(self, seconds: float) -> None:
@@ -140,23 +148,10 @@ def _logs(settings: Settings) -> str:
     return str(settings.home / "logs")
 
 
-def _prefect(settings: Settings) -> Child:
-    argv = [sys.executable, "-m", "deployments.orchestrator.server"]
-    return Child("prefect", argv, {**os.environ, **server_environment(settings)}, settings.home / "logs/prefect.log")
-
-
-def _service(name: str, entry: str, settings: Settings, grace: float = 10.0) -> Child:
-    argv = [sys.executable, "-m", f"deployments.{entry}"]
-    return Child(name, argv, _environment(settings), settings.home / f"logs/{name}.log", grace)
-
-
-def _selfcheck(settings: Settings) -> Child:
-    argv = [sys.executable, "-m", "deployments.local.selfcheck"]
-    return Child("self-check", argv, _environment(settings), once=True)
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    return {**os.environ, **prefect_environment(settings)}
+def _child(name: str, settings: Settings, environment: Mapping[str, str], *command: str, **options: Any) -> Child:
+    log = None if options.get("once") else settings.home / f"logs/{name}.log"
+    argv = [sys.executable, "-m", *command]
+    return Child(name, argv, {**os.environ, **environment}, log, **options)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 import threading
+import time
 
+import requests
 import structlog
 from setproctitle import setproctitle
 
 from datamanager.errors import DataManagerError
 from datamanager.logs import configure_logging
-from datamanager.settings import load_settings
+from datamanager.settings import Settings, load_settings
+from deployments.orchestrator.deploy import apply
 from deployments.orchestrator.environment import prefect_environment, run_with
 
 EXIT_GRACE = 5.0  # seconds
+POLL = 0.1  # seconds between two looks whether Prefect answers
 
 log = structlog.get_logger(__name__)
 
@@ -35,18 +40,34 @@ def main() -> int:
         return 2
     parser = argparse.ArgumentParser(prog="dm mover")
     parser.add_argument("--work-queue", action="append", help="take only what is in this queue; repeatable")
-    queues: list[str] | None = parser.parse_args().work_queue
+    parser.add_argument("--deploy", action="store_true", help="wait for Prefect and apply prefect.yaml first")
+    given = parser.parse_args()
     configure_logging()
-    from deployments.mover.worker import MoverWorker
+    from deployments.mover.worker import MoverWorker  # takes seconds; with --deploy while the Prefect server starts
 
+    worker = MoverWorker(work_queues=given.work_queue)
     try:
-        asyncio.run(MoverWorker(work_queues=queues).start(printer=lambda line: log.info("mover", says=line)))
+        if given.deploy:
+            _wait_for_prefect(settings)
+            asyncio.run(apply())
+        asyncio.run(worker.start(printer=lambda line: log.info("mover", says=line)))
     except DataManagerError as exc:
         sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 1
     finally:
         _leave_soon()
     return 0
+
+
+def _wait_for_prefect(settings: Settings) -> None:
+    """Return when the Prefect server answers."""
+    with requests.Session() as session:
+        session.trust_env = False
+        while True:
+            with contextlib.suppress(requests.RequestException):
+                if session.get(f"{settings.prefect_url}/health", timeout=5).ok:
+                    return
+            time.sleep(POLL)
 
 
 def _leave_soon() -> None:

@@ -1,4 +1,4 @@
-"""A mover's runs: takes transfers from the catalogue, as many as it has slots for, and gives leases their heartbeat.
+"""Takes transfers from the catalogue, as many as this mover has slots for, and renews their leases.
 
 The catalogue is the truth; Prefect runs and shows (`deployments.mover.flow_runner`). While Prefect is away nothing is
 taken.
@@ -9,46 +9,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from uuid import UUID
 
 import structlog
 from prefect.client.schemas.objects import FlowRun
+from sqlalchemy.orm import Session
 
 from datamanager.engine.control import Control
-from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError, LeaseLost
-from deployments.mover.flow_runner import Performer
-from deployments.mover.maintenance_runs import Upkeep
+from datamanager.errors import CatalogueUnavailable, InternalError, LeaseLost
+from deployments.mover.flow_runner import FlowRunner
+from deployments.mover.maintenance_runs import MaintenanceRuns
 from deployments.orchestrator.flow_registry import MAINTENANCE, AnyFlow
-from deployments.orchestrator.monitor import PrefectWatch
+from deployments.orchestrator.gateway import PrefectGateway
+from deployments.orchestrator.monitor import PrefectMonitor
+from deployments.periodic import every
+from deployments.transactions import write
 from flows.runtime.services import Services
 from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
 from models.machines import limits
 from models.tables import Transfer
-from models.transfers import cancel_pause as control
-from models.transfers import outcomes, queue
+from models.transfers import cancel_pause, outcomes, queue
 from models.transfers.prefect_queries import held_by_priority
 from models.transfers.submission import get_transfer
 
-POLL = 1.0  # seconds; wake-ups make the start immediate, the poll only catches what they missed
+POLL = 1.0  # seconds; notifications make the start immediate, the poll only catches what they missed
 HAND_BACK_WITHIN = 20.0  # seconds that runs get at a stop to hand their work back
 
 log = structlog.get_logger(__name__)
 
 
-class Runs:
-    """The transfers that this mover performs, at most `settings.concurrency` at once. Lives in one event loop."""
+class Dispatcher:
+    """The transfers that this mover runs, at most `settings.concurrency` at once. Lives in one event loop."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._settings = services.settings
         self._tasks: dict[queue.Hold | UUID, asyncio.Task[Any]] = {}
-        self._beat_soon = asyncio.Event()
-        self.prefect = PrefectWatch(services, self._prefect_changed)
-        self.upkeep = Upkeep(services, self.prefect)
-        self._performer = Performer(services, self.prefect, lambda: self._stopping)
-        self._woken = asyncio.Event()
+        self.gateway = PrefectGateway(services)
+        self.monitor = PrefectMonitor(services, self.gateway, self._prefect_changed)
+        self.maintenance = MaintenanceRuns(services, self.gateway)
+        self._runner = FlowRunner(services, self.gateway, lambda: self._stopping)
+        self._notified = asyncio.Event()
+        self._renew_soon = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._stopping = False
 
@@ -62,41 +66,31 @@ class Runs:
         """Whether anything runs."""
         return bool(self._tasks or self._services.upkeep)
 
-    def poke(self) -> None:
+    def notify(self) -> None:
         """Look at the queue now. Safe from any thread."""
-        self._loop.call_soon_threadsafe(self._woken.set)
+        self._loop.call_soon_threadsafe(self._notified.set)
 
-    async def notified(self, _transfer: UUID) -> bool:
-        """Hear of a transfer over the broker. The queue in the catalogue decides what is taken."""
-        self._woken.set()
+    async def on_transfer(self, _transfer: UUID) -> bool:
+        """Note a transfer that the broker tells of. The queue in the catalogue decides what is taken."""
+        self._notified.set()
         return True
 
     async def take_forever(self) -> None:
-        """Take what waits, whenever woken and at least each second."""
-        while not self._stopping:
-            self._woken.clear()
-            # without Prefect nothing can run: what waits is left alone, it would only be taken and given back
-            if self.free > 0 and self.prefect.there and await self._when_possible(self._take, self.free):
-                continue  # there may be more
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), POLL)
+        """Take what waits, whenever notified and at least each second."""
+        await every(POLL, "take transfers", self._take, notified=self._notified)
 
-    async def beat_forever(self) -> None:
+    async def renew_forever(self) -> None:
         """Say that this mover lives, renew its leases, stop what was lost, return what silent movers left."""
-        while True:
-            self._beat_soon.clear()
-            await self._when_possible(self._beat)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_soon.wait(), self._settings.heartbeat.total_seconds())
+        heartbeat = self._settings.heartbeat.total_seconds()
+        await every(heartbeat, "renew leases", self._renew, notified=self._renew_soon, retry_after=POLL)
 
     def _prefect_changed(self) -> None:
-        self._beat_soon.set()  # the lease says whether this mover can work
-        self._woken.set()
+        self._renew_soon.set()  # the lease says whether this mover can work
+        self._notified.set()
 
     async def finish(self, hurry: asyncio.Event) -> None:
-        """Take nothing new; return when what runs has ended, when `stop_grace` is over, or when told to hurry."""
+        """Take nothing new; return when what runs has ended, when `stop_grace` is over, or when `hurry` is set."""
         self._stopping = True
-        self._woken.set()
         hurried = asyncio.create_task(hurry.wait())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.stop_grace.total_seconds()):
@@ -110,58 +104,62 @@ class Runs:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
-        upkeep = asyncio.create_task(self.upkeep.stop())
+        maintenance = asyncio.create_task(self.maintenance.stop())
         if tasks:
             log.info("handing_back", transfers=len(tasks))
             await asyncio.wait(tasks, timeout=HAND_BACK_WITHIN)
-        await upkeep
+        await maintenance
+        owner = self._services.owner
         with contextlib.suppress(CatalogueUnavailable):
-            await asyncio.to_thread(self._sign_off)
+            await write(self._services.database, drop_lease, MOVER_PREFIX + owner, owner)
 
     async def run_scheduled(self, flow: AnyFlow, flow_run: FlowRun) -> None:
         """Run what was begun in the Prefect UI or by a schedule. Maintenance takes no slot of the transfers."""
-        if flow in MAINTENANCE.values():
-            await self.upkeep.run_scheduled(flow, flow_run)
+        if flow in MAINTENANCE:
+            await self.maintenance.run_scheduled(flow, flow_run)
             return
         task = asyncio.current_task()
         if task is not None:
             self._tasks[flow_run.id] = task
         try:
-            await self._performer.run(flow, flow_run, flow_run.parameters)
+            await self._runner.run(flow, flow_run, flow_run.parameters)
         finally:
             self._tasks.pop(flow_run.id, None)
 
     # --- taking ------------------------------------------------------------------------------------------------------
 
-    async def _take(self, free: int) -> bool:
+    async def _take(self) -> float | None:
+        # without Prefect nothing can run: what waits is left alone, it would only be taken and given back
+        if not self.free or not self.gateway.there:
+            return None
         # a lost transfer whose earlier run has not ended here yet is left to others: both would be the same Prefect run
         mine = [*self._services.running, *self._services.by_run.values(), *self._tasks]
         busy = {key.transfer for key in mine if isinstance(key, queue.Hold)}
-        taking = asyncio.ensure_future(asyncio.to_thread(self._take_now, free, busy))
+        taking = asyncio.ensure_future(asyncio.to_thread(self._take_now, self.free, busy))
         try:
             taken = await asyncio.shield(taking)
         except asyncio.CancelledError:
             for hold, _ in await taking:  # the mover stops in this moment: nobody else knows of these
-                await self._performer.give_back(hold, spent=False)
+                await self._runner.give_back(hold, spent=False)
             raise
         for hold, row in taken:
             self._services.running[hold] = Control()
-            performing = self._performer.perform(hold, row)
-            self._tasks[hold] = task = asyncio.create_task(performing, name=f"transfer {hold.transfer}")
+            running = self._runner.run_transfer(hold, row)
+            self._tasks[hold] = task = asyncio.create_task(running, name=f"transfer {hold.transfer}")
             task.add_done_callback(functools.partial(self._forget, hold))
-        return bool(taken)
+        return 0 if taken else None  # there may be more
 
     def _take_now(self, free: int, busy: Collection[UUID]) -> list[tuple[queue.Hold, Transfer]]:
         services = self._services
         with services.database.read() as session:  # cheap: no write lock when the queue is empty
             most = limits.caps(session, services.machines)
-            late = control.due(session)
-            if not late and (self.prefect.caps.pool == 0 or not queue.waiting(session, most)):
+            late = cancel_pause.due(session)
+            if not late and (self.monitor.caps.pool == 0 or not queue.waiting(session, most)):
                 return []
-        caps = self.prefect.caps
+        caps = self.monitor.caps
         room: Mapping[str, int] = {}
         with services.database.write() as session:
-            expired = control.expire(session)
+            expired = cancel_pause.expire(session)
             if caps.limited:
                 found = caps.room(held_by_priority(session), free)
                 free, room = found.total, found.queues
@@ -180,46 +178,26 @@ class Runs:
     def _forget(self, hold: queue.Hold, _task: asyncio.Task[None]) -> None:
         self._tasks.pop(hold, None)
         self._services.running.pop(hold, None)
-        self._woken.set()  # a slot is free
+        self._notified.set()  # a slot is free
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
-    async def _beat(self) -> None:
-        lost = await asyncio.to_thread(self._beat_now)
-        for hold in lost:
-            control = self._services.running.get(hold)
-            if control is not None:
-                control.stop(LeaseLost(f"transfer {hold.transfer} was given to another mover"))
-
-    def _beat_now(self) -> list[queue.Hold]:
-        holds = list(self._services.running)
-        with self._services.database.write() as session:
-            lost = queue.renew(session, holds, self._settings.lease)
-            details = {"prefect": self.prefect.there}
-            hold_lease(
-                session, MOVER_PREFIX + self._services.owner, self._services.owner, self._settings.lease, details
-            )
-            self.upkeep.renew(session)
-            reaped = queue.reap(session)
-            expired = control.expire(session)
+    async def _renew(self) -> None:
+        lost, reaped, expired = await write(self._services.database, self._renew_leases)
         for row in expired:
             self._services.ring(f"ended:{row.id}")
         if reaped:
             log.warning("leases_reaped", transfers=[str(row.id) for row in reaped])
-            self.poke()
-        return lost
+            self._notified.set()
+        for hold in lost:
+            running = self._services.running.get(hold)
+            if running is not None:
+                running.stop(LeaseLost(f"transfer {hold.transfer} was given to another mover"))
 
-    def _sign_off(self) -> None:
-        with self._services.database.write() as session:
-            drop_lease(session, MOVER_PREFIX + self._services.owner, self._services.owner)
-
-    async def _when_possible(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        """Await `work`; a catalogue that is away is waited for, not died of."""
-        try:
-            return await work(*args)
-        except CatalogueUnavailable as exc:
-            log.warning("catalogue_unavailable", error=exc.detail)
-        except DataManagerError as exc:
-            log.exception("mover_fault", code=exc.code)
-        await asyncio.sleep(POLL)
-        return None
+    def _renew_leases(self, session: Session) -> tuple[list[queue.Hold], list[Transfer], list[Transfer]]:
+        """Return which leases were lost, which transfers were taken back, and which are too late."""
+        owner, lease = self._services.owner, self._settings.lease
+        lost = queue.renew(session, list(self._services.running), lease)
+        hold_lease(session, MOVER_PREFIX + owner, owner, lease, {"prefect": self.gateway.there})
+        self.maintenance.renew(session)
+        return lost, queue.reap(session), cancel_pause.expire(session)

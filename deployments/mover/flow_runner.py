@@ -10,22 +10,19 @@ import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
-import httpx
 import structlog
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import AsyncClientContext
-from prefect.exceptions import Abort, ObjectNotFound, PrefectException
+from prefect.exceptions import Abort
 from prefect.states import Running
 
 from datamanager.domain.states import TransferKind, TransferStatus, status_of_run
 from datamanager.errors import Cancelled, CatalogueUnavailable, InternalError, LeaseLost, OrchestratorUnavailable
 from deployments.mover.warm_engine import run_warm
-from deployments.orchestrator.flow_registry import DEPLOYMENT, FLOW_OF_KIND, AnyFlow
-from deployments.orchestrator.monitor import PrefectWatch
+from deployments.orchestrator.flow_registry import FLOW_OF_KIND, AnyFlow
+from deployments.orchestrator.gateway import PrefectGateway, translated
 from deployments.orchestrator.reconcile import end_of
+from deployments.transactions import read, write
 from flows.runtime.naming import run_name, run_tags
 from flows.runtime.services import Services, provided
 from models.tables import Transfer
@@ -38,22 +35,20 @@ BACK_IN = timedelta(seconds=1)
 log = structlog.get_logger(__name__)
 
 
-class Performer:
-    """Performs what a mover has taken. `stopping` says whether the mover stops."""
+class FlowRunner:
+    """Runs what a mover has taken. `stopping` says whether the mover stops."""
 
-    def __init__(self, services: Services, prefect: PrefectWatch, stopping: Callable[[], bool]) -> None:
+    def __init__(self, services: Services, gateway: PrefectGateway, stopping: Callable[[], bool]) -> None:
         self._services = services
-        self._prefect = prefect
+        self._gateway = gateway
         self._stopping = stopping
-        self._deployments: dict[str, UUID] = {}
 
-    async def perform(self, hold: queue.Hold, row: Transfer) -> None:
+    async def run_transfer(self, hold: queue.Hold, row: Transfer) -> None:
         """Make a transfer's run and run it to its end; give back what has not ended then. Raises: CancelledError."""
         flow = FLOW_OF_KIND[TransferKind(row.kind)]
         spent = True
         try:
-            async with AsyncClientContext.get_or_create() as context:
-                flow_run = await self._flow_run(context.client, flow, row, hold)
+            flow_run = await self._flow_run(flow, row, hold)
             self._services.by_run[flow_run.id] = hold
             state = await self.run(flow, flow_run, {"transfer": hold.transfer})
             if hold in self._services.running and state is not None:
@@ -61,10 +56,10 @@ class Performer:
         except asyncio.CancelledError:
             spent = False  # the mover stops, which is no fault of the transfer
             raise
-        except (httpx.HTTPError, PrefectException, OrchestratorUnavailable) as exc:
+        except OrchestratorUnavailable as exc:
             spent = False  # Prefect is away, neither
-            self._prefect.there = False
-            log.warning("prefect_unavailable", transfer=str(hold.transfer), error=repr(exc))
+            self._gateway.there = False
+            log.warning("prefect_unavailable", transfer=str(hold.transfer), error=exc.detail)
         finally:
             if hold in self._services.running:  # the flow did not begin, so it did not end the transfer either
                 await self.give_back(hold, spent=spent)
@@ -75,7 +70,7 @@ class Performer:
         """
         mine = self._services.by_run.get(flow_run.id)
         try:
-            with provided(self._services):
+            with provided(self._services), translated():
                 state = await run_warm(flow, flow_run, parameters)
             return await self._final(flow_run, state)
         except Abort:
@@ -84,7 +79,7 @@ class Performer:
             hold = self._services.by_run.get(flow_run.id)
             if hold is not None and hold in self._services.running:
                 # the engine has called it crashed
-                await self._prefect.show_waiting(flow_run.id, "handed back: its mover stops")
+                await self._gateway.show_waiting(flow_run.id, "handed back: its mover stops")
                 await self.give_back(hold, spent=False)
             raise
         finally:
@@ -93,15 +88,10 @@ class Performer:
 
     async def give_back(self, hold: queue.Hold, *, spent: bool) -> None:
         """Return a transfer to the queue; `spent`: the attempt counts. Never raises for a catalogue that is away."""
-
-        def give_back() -> None:
-            with self._services.database.write() as session:
-                queue.requeue(session, hold, after=timedelta(0) if self._stopping() else BACK_IN, spent=spent)
-
         self._services.running.pop(hold, None)
-        self._deployments.clear()  # they may have been made anew
+        after = timedelta(0) if self._stopping() else BACK_IN
         with contextlib.suppress(LeaseLost, CatalogueUnavailable):  # ended, or the lease runs out by itself
-            await asyncio.shield(asyncio.to_thread(give_back))
+            await asyncio.shield(write(self._services.database, queue.requeue, hold, after=after, spent=spent))
 
     async def _final(self, flow_run: FlowRun, state: State[Any]) -> State[Any]:
         """Let a run end as its transfer did: the engine calls every error FAILED, also one after which the transfer
@@ -110,17 +100,11 @@ class Performer:
         hold = self._services.by_run.get(flow_run.id)
         if hold is None or state.is_completed() or state.is_cancelled():
             return state
-
-        def read() -> Transfer:
-            with self._services.database.read() as session:
-                return get_transfer(session, hold.transfer)
-
-        row = await asyncio.to_thread(read)
+        row = await read(self._services.database, get_transfer, hold.transfer)
         if row.ended is not None and (wanted := end_of(row)).type is not state.type:
-            async with AsyncClientContext.get_or_create() as context:
-                await context.client.set_flow_run_state(flow_run.id, wanted, force=True)
+            await self._gateway.set_state(flow_run.id, wanted)
         elif row.ended is None and row.owner is None and row.epoch == hold.epoch:
-            await self._prefect.show_waiting(flow_run.id, "waits in the queue for another attempt")
+            await self._gateway.show_waiting(flow_run.id, "waits in the queue for another attempt")
         return state
 
     async def _did_not_begin(self, hold: queue.Hold, state: State[Any]) -> None:
@@ -128,26 +112,18 @@ class Performer:
         if status_of_run(state.type.value, state.name or "", bytes_moved=False) is not TransferStatus.ERROR:
             return
         reason = Cancelled("cancelled in Prefect") if state.is_cancelled() else InternalError(f"run {state.name}")
-
-        def end() -> None:
-            with self._services.database.write() as session:
-                outcomes.fail(session, hold, reason)
-
         with contextlib.suppress(LeaseLost):
-            await asyncio.to_thread(end)
+            await write(self._services.database, outcomes.fail, hold, reason)
         self._services.running.pop(hold, None)
         self._services.ring(f"ended:{hold.transfer}")
 
-    async def _flow_run(self, client: PrefectClient, flow: AnyFlow, row: Transfer, hold: queue.Hold) -> FlowRun:
+    async def _flow_run(self, flow: AnyFlow, row: Transfer, hold: queue.Hold) -> FlowRun:
         """Return the transfer's flow run, RUNNING: the one it has, or a new one."""
-        run = None
-        if row.flow_run_id is not None:
-            with contextlib.suppress(ObjectNotFound):
-                run = await client.read_flow_run(row.flow_run_id)
+        run = None if row.flow_run_id is None else await self._gateway.read_run(row.flow_run_id)
         if run is None:
-            run = await client.create_flow_run_from_deployment(
-                await self._deployment(client, flow),
-                parameters={"transfer": str(row.id)},
+            run = await self._gateway.create_run(
+                flow,
+                {"transfer": str(row.id)},
                 state=Running(),
                 work_queue_name=row.priority,
                 name=run_name(row),
@@ -155,17 +131,8 @@ class Performer:
                 idempotency_key=str(row.id) if row.flow_run_id is None else f"{row.id}:{hold.epoch}",
             )
         if run.state is None or not run.state.is_running():
-            await client.set_flow_run_state(run.id, Running(message="taken again"), force=True)
-            run = await client.read_flow_run(run.id)
+            await self._gateway.set_state(run.id, Running(message="taken again"))
+            run = await self._gateway.read_run(run.id)
+            if run is None:
+                raise OrchestratorUnavailable("the flow run was deleted in Prefect")
         return run
-
-    async def _deployment(self, client: PrefectClient, flow: AnyFlow) -> UUID:
-        name = f"{flow.name}/{DEPLOYMENT}"
-        if name not in self._deployments:
-            try:
-                found = await client.read_deployment_by_name(name)
-            except ObjectNotFound:
-                await self._prefect.provide()
-                found = await client.read_deployment_by_name(name)
-            self._deployments[name] = found.id
-        return self._deployments[name]

@@ -11,7 +11,8 @@ import contextlib
 import contextvars
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -22,36 +23,20 @@ async def in_own_loop(work: Callable[[], Coroutine[Any, Any, None]], stop: Calla
 
     Each SIGTERM and SIGINT calls `stop`, which must be safe from any thread, and so does being cancelled.
     """
-    here = asyncio.get_running_loop()
-    done: asyncio.Future[None] = here.create_future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        error: BaseException | None = None
-        try:
-            context.run(asyncio.run, work())
-        except BaseException as exc:  # noqa: BLE001 - handed to whoever awaits
-            error = exc
-        here.call_soon_threadsafe(_settle, done, error)
-
-    with _signals(here, stop):
-        threading.Thread(target=run, name="mover", daemon=True).start()
+    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+    with _signals(loop, stop), ThreadPoolExecutor(1, thread_name_prefix="mover") as thread:
+        done = loop.run_in_executor(thread, lambda: context.run(asyncio.run, work()))
         while not done.done():
             try:
                 await asyncio.shield(done)
             except asyncio.CancelledError:
-                stop()
-
-
-def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
+                if not done.done():
+                    stop()
+    done.result()
 
 
 @contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Any:
+def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
     """Handle signals while inside; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""A mover's care for machines that could not be reached: it probes them, and lets their transfers run again.
+"""Probes of machines that could not be reached: once one answers, its transfers run again.
 
 One mover probes a machine at a time (`models.machines.health`). Those who wait for an answer from such a machine get it here.
 """
@@ -11,9 +11,12 @@ from collections.abc import Callable
 import structlog
 
 from datamanager.errors import CatalogueUnavailable
+from deployments.periodic import every
+from deployments.transactions import read, write
 from flows.runtime.reachability import unreachable
 from flows.runtime.services import Services
 from models.machines import health
+from models.tables import Transfer
 
 LOOK_EVERY = 1.0  # seconds
 PATIENCE = health.PROBE_WITHIN.total_seconds() * 0.75
@@ -22,7 +25,7 @@ PATIENCE = health.PROBE_WITHIN.total_seconds() * 0.75
 log = structlog.get_logger(__name__)
 
 
-class MachineWatch:
+class MachineProbes:
     """Probes machines as long as `forever` runs; `answers` is called when one answers again."""
 
     def __init__(self, services: Services, answers: Callable[[], None]) -> None:
@@ -32,31 +35,21 @@ class MachineWatch:
 
     async def forever(self) -> None:
         """Look every second whether a probe is due."""
-        while True:
-            try:
-                await self.look()
-            except CatalogueUnavailable as exc:
-                log.warning("machines_not_watched", error=exc.detail)
-            await asyncio.sleep(LOOK_EVERY)
+        await every(LOOK_EVERY, "probe machines", self.look)
 
     async def look(self) -> None:
         """Begin the probes that are due, and end what clients wait for in vain. Raises: CatalogueUnavailable."""
-        for probe in await asyncio.to_thread(self._take_probes):
+        for probe in await self._take_probes():
             task = asyncio.create_task(self._probe(probe), name=f"probe {probe.machine}")
             self._probing.add(task)
             task.add_done_callback(self._probing.discard)
-        for transfer in await asyncio.to_thread(self._refuse_waiting):
-            self._services.ring(f"ended:{transfer}")
+        for transfer in await self._refuse_waiting():
+            self._services.ring(f"ended:{transfer.id}")
 
     async def _probe(self, probe: health.Probe) -> None:
         answered = not await unreachable(self._services, [probe.machine], PATIENCE)
-
-        def note() -> bool:
-            with self._services.database.write() as session:
-                return health.probed(session, probe, answered=answered)
-
         try:
-            noted = await asyncio.to_thread(note)
+            noted = await write(self._services.database, health.probed, probe, answered=answered)
         except CatalogueUnavailable as exc:
             log.warning("probe_not_noted", machine=probe.machine, error=exc.detail)  # it is due again in a minute
             return
@@ -64,18 +57,14 @@ class MachineWatch:
         if answered and noted:
             self._answers()
 
-    def _take_probes(self) -> list[health.Probe]:
+    async def _take_probes(self) -> list[health.Probe]:
         services = self._services
-        with services.database.read() as session:
-            if not health.probe_is_due(session, services.machines):
-                return []
-        with services.database.write() as session:
-            return health.take_probes(session, services.machines)
+        if not await read(services.database, health.probe_is_due, services.machines):
+            return []
+        return await write(services.database, health.take_probes, services.machines)
 
-    def _refuse_waiting(self) -> list[str]:
+    async def _refuse_waiting(self) -> list[Transfer]:
         services = self._services
-        with services.database.read() as session:
-            if not health.somebody_waits(session):
-                return []
-        with services.database.write() as session:
-            return [str(row.id) for row in health.refuse_waiting(session, services.owner, services.settings.lease)]
+        if not await read(services.database, health.somebody_waits):
+            return []
+        return await write(services.database, health.refuse_waiting, services.owner, services.settings.lease)

@@ -1,4 +1,4 @@
-"""A mover's parts, put together: runs, leases, wake-ups, the broker's messages, the outbox relay, housekeeping."""
+"""A mover's parts, put together: runs, leases, notifications, the broker's messages, the outbox relay, housekeeping."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import structlog
 from pydantic import SecretStr
 
 from datamanager.domain.requests import GetExternalRequest
-from datamanager.errors import CatalogueUnavailable
 from datamanager.messaging.broker import Broker
-from datamanager.messaging.wake import WakeSocket, ring
+from datamanager.messaging.notifications import NotificationSocket, notify
 from datamanager.sealing import Sealer
 from datamanager.settings import load_credentials
 from datamanager.sources import EgressGuard
@@ -22,11 +21,13 @@ from datamanager.sources.download_terms import requested
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
 from deployments.composition import Runtime
-from deployments.mover.dispatcher import Runs
-from deployments.mover.machine_probes import MachineWatch
+from deployments.mover.dispatcher import Dispatcher
+from deployments.mover.machine_probes import MachineProbes
 from deployments.mover.maintenance_runs import AT_ONCE
-from deployments.mover.retention_requests import AskedRetention
+from deployments.mover.retention_requests import RetentionRequests
 from deployments.orchestrator.schedule_sync import ScheduleSync
+from deployments.periodic import every
+from deployments.transactions import write
 from flows.archive.reclaiming import reclaim
 from flows.cleanup.partial_files import clear_up
 from flows.runtime.services import Services
@@ -40,15 +41,15 @@ THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spa
 log = structlog.get_logger(__name__)
 
 
-class Mover:
-    """An async context: inside, `work` runs the mover's loops and `runs` takes what the Prefect worker hands over."""
+class MoverService:
+    """An async context: inside, `work` runs the mover's loops, and `dispatcher` what the Prefect worker hands over."""
 
     def __init__(self, runtime: Runtime, name: str) -> None:
         self._runtime = runtime
         self._settings = runtime.settings
         self._name = name
         self._guard = EgressGuard(runtime.settings.download_allow, runtime.settings.download_deny)
-        self.runs: Runs
+        self.dispatcher: Dispatcher
 
     async def __aenter__(self) -> Self:
         runtime, settings = self._runtime, self._settings
@@ -66,11 +67,11 @@ class Mover:
             ring=self._ended,
         )
         self._services = services
-        self.runs = Runs(services)
-        self._watch = MachineWatch(services, self.runs.poke)
-        self._socket = WakeSocket(runtime.run_directory, "mover")
-        self._socket.listen(self._heard)
-        self._listener = Listener(runtime.database, self._heard) if runtime.database.is_postgresql else None
+        self.dispatcher = Dispatcher(services)
+        self._probes = MachineProbes(services, self.dispatcher.notify)
+        self._socket = NotificationSocket(runtime.run_directory, "mover")
+        self._socket.listen(self._on_notification)
+        self._listener = Listener(runtime.database, self._on_notification) if runtime.database.is_postgresql else None
         self._brokers: list[Broker] = []
         self._relay: Relay | None = None
         self._consumer: RequestConsumer | None = None
@@ -80,10 +81,10 @@ class Mover:
                 runtime.database,
                 runtime.machines,
                 self._broker(amqp, "requests"),
-                self.runs.notified,
+                self.dispatcher.on_transfer,
                 check=self._check_source,
                 sealer=Sealer.of(settings),
-                on_entered=self._relay.poke,
+                on_entered=self._relay.notify,
             )
         return self
 
@@ -96,16 +97,17 @@ class Mover:
 
     async def work(self) -> None:
         """Run every loop of the mover until cancelled."""
+        dispatcher = self.dispatcher
         async with anyio.create_task_group() as loops:
-            loops.start_soon(self.runs.prefect.forever)
-            loops.start_soon(self.runs.beat_forever)
-            loops.start_soon(self.runs.take_forever)
-            loops.start_soon(self.runs.upkeep.forever)
-            loops.start_soon(self._watch.forever)
-            loops.start_soon(AskedRetention(self._services, self.runs.prefect).forever)
-            loops.start_soon(ScheduleSync(self._services, self.runs.prefect).forever)
-            loops.start_soon(self._clear_up_forever)
-            loops.start_soon(self._tidy_forever)
+            loops.start_soon(dispatcher.monitor.forever)
+            loops.start_soon(dispatcher.renew_forever)
+            loops.start_soon(dispatcher.take_forever)
+            loops.start_soon(dispatcher.maintenance.forever)
+            loops.start_soon(self._probes.forever)
+            loops.start_soon(RetentionRequests(self._services, dispatcher.gateway).forever)
+            loops.start_soon(ScheduleSync(self._services, dispatcher.gateway).forever)
+            loops.start_soon(every, CLEAR_UP_EVERY, "clear up", self._clear_up)
+            loops.start_soon(every, TIDY_EVERY, "tidy", self._tidy)
             if self._relay is not None:
                 loops.start_soon(self._relay.run)
             if self._consumer is not None:
@@ -113,7 +115,7 @@ class Mover:
 
     async def hand_back(self) -> None:
         """Return the running transfers to the queue; another mover goes on with them."""
-        await self.runs.stop()
+        await self.dispatcher.stop()
         if self._relay is not None:
             await self._relay.aclose()
         for broker in self._brokers:
@@ -129,37 +131,24 @@ class Mover:
         """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
         requested(request, self._guard, self._settings).check()
 
-    def _heard(self, _message: str) -> None:
-        self.runs.poke()
+    def _on_notification(self, _message: str) -> None:
+        self.dispatcher.notify()
         if self._relay is not None:
-            self._relay.poke()
+            self._relay.notify()
 
     def _ended(self, message: str) -> None:
-        """Tell the API on this host that a transfer ended, and the relay that there are events."""
-        ring(self._runtime.run_directory, "api", message)
+        """Notify the API on this host that a transfer ended, and the relay that there are events."""
+        notify(self._runtime.run_directory, "api", message)
         if self._relay is not None:
-            self._relay.poke()
+            self._relay.notify()
 
-    async def _clear_up_forever(self) -> None:
+    async def _clear_up(self) -> None:
         """Remove partial files that could not be removed when their transfers ended, and bundles that nobody needs."""
-        while True:
-            try:
-                await asyncio.to_thread(clear_up, self._services)
-                await asyncio.to_thread(reclaim, self._services)
-            except CatalogueUnavailable as exc:
-                log.warning("catalogue_unavailable", error=exc.detail)
-            await asyncio.sleep(CLEAR_UP_EVERY)
+        await asyncio.to_thread(clear_up, self._services)
+        await asyncio.to_thread(reclaim, self._services)
 
-    async def _tidy_forever(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(self._tidy)
-            except CatalogueUnavailable as exc:
-                log.warning("catalogue_unavailable", error=exc.detail)
-            await asyncio.sleep(TIDY_EVERY)
-
-    def _tidy(self) -> None:
-        more = True
-        while more:  # a bounded batch each, so that nobody waits for it
-            with self._runtime.database.write() as session:
-                more = tidy(session, self._settings, broker=self._settings.amqp_url is not None).more
+    async def _tidy(self) -> float | None:
+        """Forget a bounded batch of old rows, so that nobody waits for it; at once again while there are more."""
+        settings = self._settings
+        done = await write(self._runtime.database, tidy, settings, broker=settings.amqp_url is not None)
+        return 0 if done.more else None

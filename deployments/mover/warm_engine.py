@@ -2,44 +2,24 @@
 
 Measured with 200 tiny copies in the queue, where Prefect's server is what takes the time:
 
-- Each run of the engine opens a thread, an event loop and a websocket to hear whether somebody suspends it. That halves
-  the runs per second. A mover looks at all its runs with one request (`deployments.orchestrator.monitor`).
+- Each run of the engine opens a thread, an event loop and a websocket to learn whether somebody suspends it. That
+  halves the runs per second. A mover looks at all its runs with one request (`deployments.orchestrator.monitor`).
 - Each run asks the server where results are kept. Ours are kept nowhere: the catalogue has them.
 - A run that a mover has made is RUNNING from its first moment: it does so at once. Two requests less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
-from prefect._flow_run_suspension import FlowRunSuspensionRequest, register_flow_run_suspension_request
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.filesystems import WritableFileSystem
-from prefect.flow_engine import AsyncFlowRunEngine
 
 from deployments.orchestrator.flow_registry import AnyFlow
+from deployments.orchestrator.prefect_private import Nowhere, UnobservedEngine
 
 
-class Nowhere(WritableFileSystem):
-    """Keeps nothing: not what runs return, and not a file for each error that they raise."""
-
-    async def read_path(self, path: str) -> bytes:
-        """Raises: ValueError, always."""
-        raise ValueError(f"nothing is kept, nor is {path}")
-
-    async def write_path(self, path: str, content: bytes) -> None:
-        """Keep nothing."""
-
-    def _resolve_path(self, path: str) -> None:
-        """Say that keys are below no folder: Prefect takes them for paths below the working directory else, and logs
-        that they are not.
-        """
-
-
-class WarmEngine(AsyncFlowRunEngine[..., Any]):
+class WarmEngine(UnobservedEngine):
     """Runs a flow run that is there already."""
 
     def __init__(self, flow: AnyFlow, flow_run: FlowRun, parameters: dict[str, Any]) -> None:
@@ -49,14 +29,6 @@ class WarmEngine(AsyncFlowRunEngine[..., Any]):
     async def create_flow_run(self, client: PrefectClient) -> FlowRun:  # noqa: ARG002 - Prefect's signature
         """Return the run, as it is: its deployment has said all that Prefect's engine would write to it here."""
         return self._made
-
-    @contextmanager
-    def setup_flow_run_suspension_request(self) -> Generator[FlowRunSuspensionRequest, None, None]:
-        """Let the run be suspended from within this process; nothing listens for it outside."""
-        request = self._get_flow_run_suspension_request()
-        with register_flow_run_suspension_request(self._made.id, request):
-            request.raise_if_requested()
-            yield request
 
     async def begin_run(self) -> State[Any]:
         """Call the run RUNNING, unless it was made so. What Prefect hands out to a worker tells no state."""

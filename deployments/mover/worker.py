@@ -20,24 +20,24 @@ from typing import Any
 
 import anyio
 import anyio.abc
-import httpx
 import structlog
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.context import AsyncClientContext, SyncClientContext
-from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.types._datetime import now
-from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
+from prefect.workers.base import BaseJobConfiguration
 
 from datamanager.errors import NotSupported, SettingsError
 from datamanager.settings import Settings, load_settings
 from deployments.composition import open_runtime, run_directory
 from deployments.mover.loop_thread import in_own_loop
-from deployments.mover.service import Mover
+from deployments.mover.service import MoverService
 from deployments.orchestrator.environment import RUN_HEARTBEAT, WORK_POOL
-from deployments.orchestrator.flow_registry import ENTRYPOINTS, AnyFlow
+from deployments.orchestrator.flow_registry import AnyFlow, flow_at
+from deployments.orchestrator.gateway import PrefectGateway, translated
+from deployments.orchestrator.prefect_private import MoverResult, PrefectWorker
 from deployments.orchestrator.work_pool import NO_JOB, QUEUES
+from deployments.periodic import every
 
 SYNC_EVERY = 10.0  # seconds between heartbeats to Prefect
 QUERY_EVERY = 2.0  # seconds between looks for runs begun in the UI or by a schedule
@@ -45,19 +45,12 @@ QUERY_EVERY = 2.0  # seconds between looks for runs begun in the UI or by a sche
 log = structlog.get_logger(__name__)
 
 
-class MoverResult(BaseWorkerResult):
-    """What a run leaves: its end is in its own state."""
-
-
-class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
+class MoverWorker(PrefectWorker):
     """A worker that runs only flows of this project, warm and concurrently; never pull steps, never another entry
     point.
     """
 
     type = "mover"
-    job_configuration = BaseJobConfiguration
-    _display_name = "Data Manager mover"
-    _description = "Runs the Data Manager's flows in one warm process."
 
     def __init__(
         self,
@@ -68,7 +61,7 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
     ) -> None:
         super().__init__(work_pool_name, work_queues, name, **options)
         self._given_name = name
-        self._mover: Mover | None = None
+        self._mover: MoverService | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked_to_stop = 0
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
@@ -110,21 +103,21 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
     def _settings(self) -> Settings:
         """Read the settings; they and Prefect's must mean the same server and pool. Raises: SettingsError."""
         settings, prefect = load_settings(), PREFECT_API_URL.value()
-        if self._work_pool_name != WORK_POOL:
-            raise SettingsError(f"a mover serves the work pool {WORK_POOL}, not {self._work_pool_name}")
-        if unknown := sorted(set(self._work_queues) - QUEUES.keys()):
+        if self.work_pool_name != WORK_POOL:
+            raise SettingsError(f"a mover serves the work pool {WORK_POOL}, not {self.work_pool_name}")
+        if unknown := sorted(set(self.work_queues) - QUEUES.keys()):
             raise SettingsError(f"a mover serves the work queues {', '.join(QUEUES)}, not {', '.join(unknown)}")
         if settings.prefect_api_url is None and prefect:
             settings = settings.model_copy(update={"prefect_api_url": prefect.rstrip("/")})
         if prefect is None or prefect.rstrip("/") != settings.prefect_url:
             raise SettingsError(f"DM_PREFECT_API_URL: {settings.prefect_url}, but PREFECT_API_URL is {prefect}")
-        if self._limit is not None:
-            settings = settings.model_copy(update={"concurrency": self._limit})
+        if self.limit is not None:
+            settings = settings.model_copy(update={"concurrency": self.limit})
         return settings
 
     async def _work(self, settings: Settings, run_once: bool, printer: Callable[..., None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._limit = settings.concurrency
+        self.limit = settings.concurrency
         self.name = self._given_name or worker_name(run_directory(settings))
         runtime = await asyncio.to_thread(open_runtime, settings, pool_size=settings.concurrency + 4)
         try:
@@ -133,8 +126,8 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
                 stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: RUN_HEARTBEAT}))
                 # leases are this process's, not its successor's of the same name
                 lease_name = f"{self.name}:{os.getpid()}-{secrets.token_hex(3)}"
-                mover = self._mover = await stack.enter_async_context(Mover(runtime, lease_name))
-                mover.runs.prefect.queues = self._work_queues
+                mover = self._mover = await stack.enter_async_context(MoverService(runtime, lease_name))
+                mover.dispatcher.monitor.queues = self.work_queues
                 await stack.enter_async_context(self)
                 await stack.enter_async_context(AsyncClientContext())
                 stack.enter_context(SyncClientContext())  # Prefect makes such a client for each run, if there is none
@@ -144,53 +137,55 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
                     if run_once:
                         await self._once(mover)
                     else:
-                        loops.start_soon(self._forever, self._sync_and_initialize, SYNC_EVERY)
-                        loops.start_soon(self._forever, self.get_and_submit_flow_runs, QUERY_EVERY)
+                        loops.start_soon(every, SYNC_EVERY, "send heartbeat to Prefect", self._sync)
+                        loops.start_soon(every, QUERY_EVERY, "take scheduled runs", self._take_scheduled)
                         printer(f"mover {self.name} is ready")
                         await self._stop.wait()
                     printer(f"mover {self.name} stops")
-                    await mover.runs.finish(self._hurry)
+                    await mover.dispatcher.finish(self._hurry)
                     loops.cancel_scope.cancel()
                 await mover.hand_back()
         finally:
             runtime.close()
 
-    async def _once(self, mover: Mover) -> None:
-        await self._sync_and_initialize()
-        await self.get_and_submit_flow_runs()
-        while not self._stop.is_set() and (self.limiter.borrowed_tokens or mover.runs.busy):  # noqa: ASYNC110 - untold
+    async def _once(self, mover: MoverService) -> None:
+        await self._sync()
+        await self._take_scheduled()
+        while not self._stop.is_set() and (self.limiter.borrowed_tokens or mover.dispatcher.busy):  # noqa: ASYNC110 - untold
             await anyio.sleep(QUERY_EVERY)
+
+    async def _sync(self) -> None:
+        with translated():
+            await self.sync_with_backend()
+
+    async def _take_scheduled(self) -> None:
+        with translated():
+            await self.get_and_submit_flow_runs()
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Take as many of Prefect's runs as there are slots free, which transfers of the catalogue share, and
         maintenance runs beside them.
         """
-        free = self._mover.runs.free + self._mover.runs.upkeep.free if self._mover is not None else 0
+        dispatcher = self._mover.dispatcher if self._mover is not None else None
+        free = dispatcher.free + dispatcher.maintenance.free if dispatcher is not None else 0
         if not free:
-            self._last_polled_time = now("UTC")  # for Prefect's health check: nothing is wrong
+            self.note_poll()
             return []
         self.limiter.total_tokens = self.limiter.borrowed_tokens + free
         return await super().get_and_submit_flow_runs()
 
-    async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+    async def choose(self, found: list[WorkerFlowRunResponse]) -> list[WorkerFlowRunResponse]:
         """Leave out what there is no room for: transfers while no slot is free, maintenance while enough of it runs."""
-        found = await super()._get_scheduled_flow_runs()
         if self._mover is None:
             return []
-        runs, kept = self._mover.runs, list[WorkerFlowRunResponse]()
-        slots, upkeep = runs.free, runs.upkeep.free
+        dispatcher, chosen = self._mover.dispatcher, list[WorkerFlowRunResponse]()
+        free = {True: dispatcher.maintenance.free, False: dispatcher.free}
         for one in found:
-            if one.flow_run.id in self._submitting_flow_run_ids:
-                continue
-            if await runs.upkeep.is_maintenance(self.client, one.flow_run.deployment_id):
-                upkeep -= 1
-                room = upkeep >= 0
-            else:
-                slots -= 1
-                room = slots >= 0
-            if room:
-                kept.append(one)
-        return kept
+            is_maintenance = await dispatcher.gateway.is_maintenance(one.flow_run.deployment_id)
+            if free[is_maintenance] > 0:
+                free[is_maintenance] -= 1
+                chosen.append(one)
+        return chosen
 
     async def run(
         self,
@@ -199,28 +194,22 @@ class MoverWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]):
         task_status: anyio.abc.TaskStatus[Any] | None = None,
     ) -> MoverResult:
         """Run what was begun in the Prefect UI or by a schedule. Raises: NotSupported for a flow that is not ours."""
-        flow = await self._flow_of(flow_run)
+        if self._mover is None:
+            raise NotSupported("the mover is not working")
+        dispatcher = self._mover.dispatcher
+        flow = await self._flow_of(flow_run, dispatcher.gateway)
         if task_status is not None:
             task_status.started(str(flow_run.id))
-        if self._mover is not None:
-            await self._mover.runs.run_scheduled(flow, flow_run)
+        await dispatcher.run_scheduled(flow, flow_run)
         return MoverResult(identifier=str(flow_run.id), status_code=0)
 
-    async def _flow_of(self, flow_run: FlowRun) -> AnyFlow:
-        entrypoint = None
-        if flow_run.deployment_id is not None:
-            entrypoint = (await self.client.read_deployment(flow_run.deployment_id)).entrypoint
-        if entrypoint not in ENTRYPOINTS:
+    async def _flow_of(self, flow_run: FlowRun, gateway: PrefectGateway) -> AnyFlow:
+        deployment = flow_run.deployment_id
+        entrypoint = None if deployment is None else await gateway.entrypoint(deployment)
+        flow = flow_at(entrypoint)
+        if flow is None:
             raise NotSupported(f"entry point {entrypoint!r} is no flow of this project; a mover runs no other")
-        return ENTRYPOINTS[entrypoint]
-
-    async def _forever(self, work: Callable[[], Any], every: float) -> None:
-        while True:
-            try:
-                await work()
-            except (httpx.HTTPError, PrefectException) as exc:
-                log.warning("prefect_unavailable", error=str(exc))
-            await anyio.sleep(every)
+        return flow
 
 
 def worker_name(directory: Path) -> str:

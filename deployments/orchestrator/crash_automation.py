@@ -1,6 +1,6 @@
 """The automation that marks dead runs in Prefect: those whose heartbeat stopped, because their process is gone.
 
-It is for people who look at Prefect when no mover is left; a mover that lives repairs states sooner, and what the
+It is for people who look at Prefect when no mover is left; a mover that runs repairs states sooner, and what the
 catalogue says does not depend on it (docs/architecture.md). A self-hosted Prefect has no such automation by itself.
 """
 
@@ -21,7 +21,7 @@ from deployments.orchestrator.environment import RUN_HEARTBEAT
 NAME = "data-manager: runs without a heartbeat have crashed"
 SILENCE = timedelta(seconds=3 * RUN_HEARTBEAT)
 HEARTBEAT = "prefect.flow-run.heartbeat"
-LET_GO = frozenset(
+NO_HEARTBEAT_AFTER = frozenset(
     f"prefect.flow-run.{state}"
     for state in (
         "Completed",
@@ -38,7 +38,7 @@ LET_GO = frozenset(
 """After these no heartbeat is due. Not `Running`: its event may come after the first heartbeat."""
 
 
-async def watch_for_zombies(client: PrefectClient, deployments: Sequence[UUID]) -> None:
+async def provide_automation(client: PrefectClient, deployments: Sequence[UUID]) -> None:
     """Make the automation for runs of `deployments`, or bring it up to date; one that a person disabled stays so."""
     found = await client.read_automations_by_name(NAME)
     wanted = automation(deployments, enabled=found[0].enabled if found else True)
@@ -54,7 +54,7 @@ def automation(deployments: Sequence[UUID], *, enabled: bool = True) -> Automati
     """Describe it: a heartbeat, and then for SILENCE neither another nor a state in which none is due."""
     return AutomationCore(
         name=NAME,
-        description="Made by dm deploy. The transfer itself is gone on with by a mover, whatever is shown here.",
+        description="Made by dm deploy. A mover resumes the transfer itself, whatever is shown here.",
         enabled=enabled,
         trigger=EventTrigger(
             # a heartbeat names its run's deployment, but not its work pool
@@ -67,7 +67,7 @@ def automation(deployments: Sequence[UUID], *, enabled: bool = True) -> Automati
             ),
             for_each={"prefect.resource.id"},
             after={HEARTBEAT},
-            expect={HEARTBEAT, *LET_GO},
+            expect={HEARTBEAT, *NO_HEARTBEAT_AFTER},
             posture=Posture.Proactive,
             threshold=1,
             within=SILENCE,

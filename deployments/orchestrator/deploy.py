@@ -47,7 +47,7 @@ async def apply(path: Path = PREFECT_YAML) -> list[str]:
     """
     from prefect.client.orchestration import get_client
 
-    from deployments.orchestrator.crash_automation import watch_for_zombies
+    from deployments.orchestrator.crash_automation import provide_automation
     from deployments.orchestrator.flow_registry import ENTRYPOINTS
 
     deployments = {}
@@ -60,7 +60,7 @@ async def apply(path: Path = PREFECT_YAML) -> list[str]:
                     raise SettingsError(f"{path.name}: {entrypoint} is no flow of this project")
                 flow = ENTRYPOINTS[entrypoint]
                 deployments[f"{flow.name}/{entry['name']}"] = await _deploy(client, flow, entry)
-            await watch_for_zombies(client, list(deployments.values()))
+            await provide_automation(client, list(deployments.values()))
     except httpx.HTTPError as exc:
         raise OrchestratorUnavailable(f"the Prefect server does not answer: {exc}") from exc
     return list(deployments)

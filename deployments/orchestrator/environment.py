@@ -1,8 +1,7 @@
 """The environment that Prefect's processes need, derived from our settings.
 
 Prefect reads its own settings when it is imported, so they must stand in the environment before that; the user's own
-Prefect profile
-is not touched (`PREFECT_HOME` is below `DM_HOME`).
+Prefect profile is not touched (`PREFECT_HOME` is below `DM_HOME`).
 """
 
 from __future__ import annotations
@@ -40,14 +39,17 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def server_environment(settings: Settings) -> dict[str, str]:
-    """Return the further variables of the embedded Prefect server. Its database would grow without end by default."""
+def server_environment(settings: Settings, host: str = "127.0.0.1") -> dict[str, str]:
+    """Return the variables of the Prefect server. Its database would grow without end by default."""
     return {
         **prefect_environment(settings),
-        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_HOST": host,
         "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
-        "PREFECT_UI_API_URL": settings.prefect_url,
+        # relative: the page is opened as localhost, as 127.0.0.1 and through tunnels, and may ask only where it is from
+        "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": settings.prefect_ui,
+        # by default it is copied into the installation, which is read-only in a container or under ProtectSystem=strict
+        "PREFECT_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui"),
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         # task runs and events reach its database together: by default each event of a task run is a transaction
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",

@@ -27,29 +27,6 @@ AnyFlow = Flow[..., Coroutine[Any, Any, Any]]
 DEPLOYMENT = "data-manager"
 """Every flow's deployment has this name: `copy/data-manager`."""
 
-MAINTENANCE: dict[str, AnyFlow] = {
-    "flows.audit_machine:audit": audit,
-    "flows.sweep_files:sweep": sweep,
-    "flows.apply_retention:retention": retention,
-    "flows.fetch_recurring:recurring": recurring,
-}
-"""Flows that are no transfers: they have no row of one, and take no transfer's slot of a mover."""
-
-ENTRYPOINTS: dict[str, AnyFlow] = {
-    **MAINTENANCE,
-    "flows.copy_data:copy_data": copy_data,
-    "flows.move_data:move_data": move_data,
-    "flows.get_external:get_external": get_external,
-    "flows.get_external:extract_data": extract_data,
-    "flows.delete_data:delete_data": delete_data,
-    "flows.copy_data:copy_many": copy_many,
-    "flows.move_data:move_many": move_many,
-    "flows.archive_data:archive_data": archive_data,
-    "flows.archive_data:archive_many": archive_many,
-    "flows.activate_data:activate_data": activate_data,
-    "flows.activate_data:activate_many": activate_many,
-}
-
 FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
     TransferKind.COPY: copy_data,
     TransferKind.MOVE: move_data,
@@ -63,3 +40,33 @@ FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
     TransferKind.ACTIVATE_MANY: activate_many,
     TransferKind.GETEXTERNAL_MANY: extract_data,
 }
+
+MAINTENANCE: tuple[AnyFlow, ...] = (audit, sweep, retention, recurring)
+"""Flows that are no transfers: they have no row of one, and take no transfer's slot of a mover."""
+
+FORMER_ENTRYPOINTS: dict[str, AnyFlow] = {
+    "flows.copy_data:copy_many": copy_many,
+    "flows.move_data:move_many": move_many,
+    "flows.get_external:extract_data": extract_data,
+    "flows.audit_machine:audit": audit,
+    "flows.sweep_files:sweep": sweep,
+    "flows.apply_retention:retention": retention,
+    "flows.fetch_recurring:recurring": recurring,
+}
+"""Where flows were in earlier versions. Runs that wait under a deployment of that time still run; `dm deploy` brings it
+up to date."""
+
+
+def entrypoint_of(flow: AnyFlow) -> str:
+    """Return what prefect.yaml calls a flow: `module:function`."""
+    return f"{flow.fn.__module__}:{flow.fn.__name__}"
+
+
+ENTRYPOINTS: dict[str, AnyFlow] = {entrypoint_of(flow): flow for flow in (*FLOW_OF_KIND.values(), *MAINTENANCE)}
+
+
+def flow_at(entrypoint: str | None) -> AnyFlow | None:
+    """Return the flow that an entry point names, or named in an earlier version; None when it is none of ours."""
+    if entrypoint is None:
+        return None
+    return ENTRYPOINTS.get(entrypoint) or FORMER_ENTRYPOINTS.get(entrypoint)

@@ -12,14 +12,12 @@ is made anew when its transfer is taken.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterName,
@@ -31,12 +29,14 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Scheduled
 from prefect.states import Cancelled as CancelledState
+from prefect.states import Completed, Crashed, Failed, Scheduled
 
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import Cancelled, TaskEnded
-from deployments.orchestrator.flow_registry import DEPLOYMENT, MAINTENANCE
+from deployments.orchestrator.flow_registry import DEPLOYMENT
+from deployments.orchestrator.gateway import PrefectGateway, waiting
+from deployments.transactions import read, write
 from flows.runtime.services import Services
 from models.core.leases import RUN_PREFIX, is_held
 from models.tables import Transfer
@@ -45,9 +45,6 @@ from models.transfers.prefect_queries import by_flow_run, unheld_with_a_run
 from models.transfers.submission import get_transfer
 
 PAGE = 200  # Prefect's own limit
-WAITS = timedelta(days=1)
-"""A waiting run is scheduled so far ahead that Prefect hands it out to nobody: a mover takes its transfer, and the run
-with it. If none has by then, the run asks for just that transfer, and waits again."""
 WAITING = "AwaitingRetry"
 LOST_AFTER = timedelta(minutes=1)
 OPEN = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
@@ -58,19 +55,18 @@ log = structlog.get_logger(__name__)
 class Reconciler:
     """Compares at each `reconcile`; remembers what the look before found."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, gateway: PrefectGateway) -> None:
         self._services = services
+        self._gateway = gateway
         self._suspects: set[Any] = set()
 
-    async def reconcile(self, client: PrefectClient) -> None:
-        """Look, and repair what was found the last time too. Raises: httpx.HTTPError, PrefectException,
-        CatalogueUnavailable.
-        """
+    async def reconcile(self) -> None:
+        """Look, and repair what was found the last time too. Raises: OrchestratorUnavailable, CatalogueUnavailable."""
         before, self._suspects = self._suspects, set()
         for state in (in_states(*OPEN), FlowRunFilterState(name=FlowRunFilterStateName(any_=[WAITING]))):
-            async for runs in _pages(client, state):
-                await self._compare_runs(client, runs, before)
-        await self._compare_transfers(client, before)
+            async for runs in self._pages(state):
+                await self._compare_runs(runs, before)
+        await self._compare_transfers(before)
 
     def _again(self, suspect: Any, before: set[Any]) -> bool:
         if suspect in before:
@@ -78,84 +74,84 @@ class Reconciler:
         self._suspects.add(suspect)
         return False
 
-    async def _compare_runs(self, client: PrefectClient, runs: list[FlowRun], before: set[Any]) -> None:
+    async def _pages(self, state: FlowRunFilterState) -> AsyncIterator[list[FlowRun]]:
+        """Read our deployments' runs in a state, a page at a time."""
+        offset = 0
+        while True:
+            async with self._gateway.client() as client:
+                page = await client.read_flow_runs(
+                    flow_run_filter=FlowRunFilter(state=state),
+                    deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[DEPLOYMENT])),
+                    sort=FlowRunSort.ID_DESC,
+                    limit=PAGE,
+                    offset=offset,
+                )
+            if page:
+                yield page
+            if len(page) < PAGE:
+                return
+            offset += PAGE
+
+    async def _compare_runs(self, runs: list[FlowRun], before: set[Any]) -> None:
         foreign = [run for run in runs if run.id not in self._services.by_run]
-        rows = await asyncio.to_thread(self._rows_of, [run.id for run in foreign])
+        rows = await read(self._services.database, by_flow_run, [run.id for run in foreign])
         for run in foreign:
             row = rows.get(run.id)
             if row is not None and row.ended is not None:
                 if self._again(run.id, before):
                     log.info("run_reconciled", flow_run=str(run.id), transfer=str(row.id), status=row.status)
-                    await client.set_flow_run_state(run.id, end_of(row), force=True)
+                    await self._gateway.set_state(run.id, end_of(row))
             elif row is None and _is_lost(run):
                 log.info("run_handed_out_again", flow_run=str(run.id))
-                await client.set_flow_run_state(run.id, Scheduled(message="its mover fell silent"), force=True)
-            elif row is None and await self._is_deserted(client, run) and self._again(("deserted", run.id), before):
+                await self._gateway.set_state(run.id, Scheduled(message="its mover is gone"))
+            elif row is None and await self._is_deserted(run) and self._again(("deserted", run.id), before):
                 log.info("maintenance_run_crashed", flow_run=str(run.id))
-                await client.set_flow_run_state(run.id, Crashed(message="its mover is gone"), force=True)
+                await self._gateway.set_state(run.id, Crashed(message="its mover is gone"))
 
-    async def _compare_transfers(self, client: PrefectClient, before: set[Any]) -> None:
+    async def _compare_transfers(self, before: set[Any]) -> None:
         beyond: UUID | None = None
-        while rows := await asyncio.to_thread(self._unheld, beyond):
+        while rows := await read(self._services.database, unheld_with_a_run, PAGE, beyond=beyond):
             beyond = rows[-1].id
             of_run = {row.flow_run_id: row for row in rows}
             ids = FlowRunFilterId(any_=[run for run in of_run if run is not None])
-            for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids), limit=PAGE):
+            async with self._gateway.client() as client:
+                found = await client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids), limit=PAGE)
+            for run in found:
                 row = of_run[run.id]
                 if run.state is not None and not is_waiting(run.state) and self._again((run.id, row.epoch), before):
-                    await self._bring_back(client, run.id, run.state, row)
+                    await self._bring_back(run.id, run.state, row)
 
-    async def _bring_back(self, client: PrefectClient, run: UUID, state: State[Any], row: Transfer) -> None:
+    async def _bring_back(self, run: UUID, state: State[Any], row: Transfer) -> None:
         if state.is_cancelled() or state.is_cancelling():
             log.info("cancelled_in_prefect", flow_run=str(run))
-            await asyncio.to_thread(self._cancel, row.id)
-        elif await asyncio.to_thread(self._still_unheld, row):
+            await self._cancel(row.id)
+        elif await self._still_unheld(row):
             log.info("run_waits_again", flow_run=str(run), transfer=str(row.id), was=state.name)
-            await client.set_flow_run_state(run, waiting("waits in the queue for another attempt"), force=True)
+            await self._gateway.set_state(run, waiting("waits in the queue for another attempt"))
 
-    async def _is_deserted(self, client: PrefectClient, run: FlowRun) -> bool:
+    async def _is_deserted(self, run: FlowRun) -> bool:
         """Say whether a run of a maintenance flow is under way by its state alone."""
         state = run.state
         if state is None or not (state.is_running() or state.is_cancelling()) or run.id in self._services.upkeep:
             return False
-        if run.deployment_id is None or run.parameters.get("transfer"):
+        if run.parameters.get("transfer") or not await self._gateway.is_maintenance(run.deployment_id):
             return False
-        deployment = await client.read_deployment(run.deployment_id)
-        return deployment.entrypoint in MAINTENANCE and not await asyncio.to_thread(self._has_lease, run.id)
+        return not await read(self._services.database, is_held, f"{RUN_PREFIX}{run.id}")
 
-    def _has_lease(self, run: UUID) -> bool:
-        with self._services.database.read() as session:
-            return is_held(session, f"{RUN_PREFIX}{run}")
+    async def _still_unheld(self, row: Transfer) -> bool:
+        now = await read(self._services.database, get_transfer, row.id)
+        return now.owner is None and now.ended is None and now.epoch == row.epoch
 
-    def _rows_of(self, runs: list[UUID]) -> dict[UUID, Transfer]:
-        with self._services.database.read() as session:
-            return by_flow_run(session, runs)
-
-    def _unheld(self, beyond: UUID | None) -> list[Transfer]:
-        with self._services.database.read() as session:
-            return unheld_with_a_run(session, PAGE, beyond=beyond)
-
-    def _still_unheld(self, row: Transfer) -> bool:
-        with self._services.database.read() as session:
-            now = get_transfer(session, row.id)
-            return now.owner is None and now.ended is None and now.epoch == row.epoch
-
-    def _cancel(self, transfer: UUID) -> None:
+    async def _cancel(self, transfer: UUID) -> None:
         """End a waiting transfer, also one that is paused or not due yet; or ask the mover that has it to stop."""
         services = self._services
         try:
-            with services.database.write() as session:
-                row = cancel_pause.cancel(session, transfer, "cancelled in Prefect")
+            row = await write(services.database, cancel_pause.cancel, transfer, "cancelled in Prefect")
         except TaskEnded as ended:
             log.info("not_cancelled", transfer=str(transfer), reason=ended.detail)
             return
         if row.ended is not None:
             services.ring(f"ended:{transfer}")
-
-
-def waiting(message: str) -> State[Any]:
-    """Return the state of a run whose transfer waits in the catalogue's queue: no worker picks it up."""
-    return AwaitingRetry(scheduled_time=datetime.now(UTC) + WAITS, message=message)
 
 
 def is_waiting(state: State[Any]) -> bool:
@@ -183,21 +179,3 @@ def _is_lost(run: FlowRun) -> bool:
     if state is None or not state.is_pending() or run.parameters.get("transfer"):
         return False
     return state.timestamp < datetime.now(UTC) - LOST_AFTER
-
-
-async def _pages(client: PrefectClient, state: FlowRunFilterState) -> AsyncIterator[list[FlowRun]]:
-    """Read our deployments' runs in a state, a page at a time."""
-    offset = 0
-    while True:
-        page = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state=state),
-            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[DEPLOYMENT])),
-            sort=FlowRunSort.ID_DESC,
-            limit=PAGE,
-            offset=offset,
-        )
-        if page:
-            yield page
-        if len(page) < PAGE:
-            return
-        offset += PAGE

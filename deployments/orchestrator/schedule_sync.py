@@ -14,23 +14,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import httpx
 import structlog
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
-from prefect.context import AsyncClientContext
-from prefect.exceptions import ObjectNotFound, PrefectException
 
 from datamanager.domain.recurring import read_interval
-from datamanager.errors import CatalogueUnavailable, OrchestratorUnavailable
-from deployments.orchestrator.flow_registry import DEPLOYMENT
-from deployments.orchestrator.monitor import PrefectWatch
+from deployments.orchestrator.gateway import PrefectGateway
+from deployments.periodic import every
+from deployments.transactions import leased, read, write
 from flows.external.versions import finish
 from flows.fetch_recurring import recurring
 from flows.runtime.services import Services
-from models.core.leases import drop_lease, hold_lease
 from models.external import schedules
 from models.external.schedules import Rhythm
 
@@ -44,44 +40,34 @@ log = structlog.get_logger(__name__)
 
 
 class ScheduleSync:
-    """A mover's care for schedules, as long as `forever` runs. Lives in its event loop."""
+    """Brings schedules to Prefect as long as `forever` runs. Belongs to the mover's event loop."""
 
-    def __init__(self, services: Services, prefect: PrefectWatch) -> None:
+    def __init__(self, services: Services, gateway: PrefectGateway) -> None:
         self._services = services
-        self._prefect = prefect
+        self._gateway = gateway
         self._seen: list[Rhythm] | None = None
         self._due = 0.0
 
     async def forever(self) -> None:
         """Look every two seconds."""
-        while True:
-            try:
-                await self.look()
-            except (CatalogueUnavailable, OrchestratorUnavailable) as exc:
-                log.warning("schedules_not_synced", error=exc.detail)
-            except (httpx.HTTPError, PrefectException) as exc:
-                log.warning("prefect_unavailable", error=repr(exc))
-            await asyncio.sleep(LOOK_EVERY)
+        await every(LOOK_EVERY, "sync schedules", self.look)
 
     async def look(self) -> None:
-        """Note what ended, and bring to Prefect what changed. Raises: CatalogueUnavailable, OrchestratorUnavailable,
-        httpx.HTTPError, PrefectException.
-        """
+        """Note what ended, and bring to Prefect what changed. Raises: CatalogueUnavailable, OrchestratorUnavailable."""
+        database = self._services.database
         await asyncio.to_thread(finish, self._services)
-        found = await asyncio.to_thread(self._rhythms)
-        if not self._prefect.there:
+        found = await read(database, schedules.rhythms)
+        if not self._gateway.there:
             self._seen = None  # another one may be there next
             return
         if found == self._seen and time.monotonic() < self._due:
             return
-        if not await asyncio.to_thread(self._take_turn):
-            return  # another mover does it; if it dies in the middle it is our turn then
-        try:
-            async with AsyncClientContext.get_or_create() as context:
-                await self._bring(context.client, found)
-        finally:
-            await asyncio.to_thread(self._end_turn)
-        self._seen = await asyncio.to_thread(self._rhythms)
+        async with leased(database, LEASE, self._services.owner, WITHIN) as ours:
+            if not ours:
+                return  # another mover does it; if it dies in the middle it is our turn then
+            async with self._gateway.client() as client:
+                await self._bring(client, found)
+        self._seen = await read(database, schedules.rhythms)
         if any(rhythm.wanted_at for rhythm in self._seen) or _standing(self._seen) != _standing(found):
             self._seen = None
         self._due = time.monotonic() + CHECK_EVERY
@@ -93,7 +79,7 @@ class ScheduleSync:
             known = there.pop(str(rhythm.id), None)
             await self._bring_one(client, deployment, rhythm, known)
             if rhythm.wanted_at is not None:
-                await self._begin(client, deployment, rhythm.id, rhythm.wanted_at)
+                await self._begin(rhythm.id, rhythm.wanted_at)
         for slug, gone in there.items():
             if _is_ours(slug):
                 log.info("schedule_removed", schedule=slug)
@@ -113,45 +99,23 @@ class ScheduleSync:
                 deployment, known.id, active=rhythm.active, schedule=when, parameters=parameters
             )
 
-    async def _begin(self, client: PrefectClient, deployment: UUID, schedule: UUID, moment: datetime) -> None:
+    async def _begin(self, schedule: UUID, moment: datetime) -> None:
         """Make the run that somebody asked for: one, however many movers see the wish."""
         text = f"{moment:%Y-%m-%dT%H:%M:%SZ}"
-        await client.create_flow_run_from_deployment(
-            deployment,
-            parameters={"schedule": str(schedule), "moment": text},
+        await self._gateway.create_run(
+            recurring,
+            {"schedule": str(schedule), "moment": text},
             name=f"recurring {str(schedule)[:8]} {text}",
             idempotency_key=f"schedule:{schedule}:{text}",
         )
-
-        def note() -> None:
-            with self._services.database.write() as session:
-                schedules.run_is_made(session, schedule, moment)
-
-        await asyncio.to_thread(note)
+        await write(self._services.database, schedules.run_is_made, schedule, moment)
 
     async def _deployment(self, client: PrefectClient) -> UUID:
-        name = f"{recurring.name}/{DEPLOYMENT}"
-        try:
-            found = await client.read_deployment_by_name(name)
-        except ObjectNotFound:
-            await self._prefect.provide()
-            found = await client.read_deployment_by_name(name)
+        found = await self._gateway.deployment(recurring)
         if found.paused:
-            log.warning("deployment_resumed", deployment=name, says="schedules are paused by dm schedule pause")
+            log.warning("deployment_resumed", flow=recurring.name, says="schedules are paused by dm schedule pause")
             await client.resume_deployment(found.id)
         return found.id
-
-    def _rhythms(self) -> list[Rhythm]:
-        with self._services.database.read() as session:
-            return schedules.rhythms(session)
-
-    def _take_turn(self) -> bool:
-        with self._services.database.write() as session:
-            return hold_lease(session, LEASE, self._services.owner, WITHIN)
-
-    def _end_turn(self) -> None:
-        with self._services.database.write() as session:
-            drop_lease(session, LEASE, self._services.owner)
 
 
 def _when(rhythm: Rhythm) -> Any:

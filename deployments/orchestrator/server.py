@@ -1,17 +1,22 @@
-"""The embedded Prefect server: Prefect's own application, and in front of it what a user's own host needs.
+"""The Prefect server, the same wherever one is started: by `dm up`, systemd or compose.
+
+`python -m deployments.orchestrator.server --host … --port …`. It is Prefect's own application, with what it lacks:
 
 - Prefect checks neither Host nor Origin, so any web page that a user reads could start our flows. Here such requests
-  are refused, as on our own API.
-- On SQLite a transaction that reads before it writes fails at once when another one commits in between, whatever the
-  busy timeout. Prefect answers 503 then, and its client waits 2 s and more. So Prefect's writing transactions begin
-  IMMEDIATE here, as our own do, and wait for each other (docs/adr/0005).
-- Its schedules get no runs on SQLAlchemy 2.1 (`deployments.prefect_schedules`).
+  are refused, as on our own API, and no other origin is allowed by CORS.
+- Prefect copies its UI into its own installation; where that can't be written there is no UI. Here it goes to DM_HOME.
+  The page asks for `/api` of the address by which it was opened, so that it works under every name and through tunnels.
+- On SQLite, writing transactions wait for each other instead of failing (docs/adr/0005). PostgreSQL is used where
+  PREFECT_SERVER_DATABASE_CONNECTION_URL names it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.datastructures import Headers
@@ -25,8 +30,8 @@ from deployments.orchestrator.environment import run_with, server_environment
 KEEP_ALIVE = 60  # seconds
 
 
-class InFront:
-    """ASGI middleware: refuses requests of foreign pages."""
+class HostOriginMiddleware:
+    """ASGI middleware of the Prefect server: refuses requests of foreign pages, also where they open a WebSocket."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
@@ -54,10 +59,13 @@ async def _refuse(send: Send, error: DataManagerError) -> None:
 
 
 def main() -> int:
-    """Serve Prefect's API and UI on loopback until SIGTERM; return the exit code."""
+    """Serve Prefect's API and UI until SIGTERM; return the exit code."""
     try:
         settings = load_settings()
-        run_with(server_environment(settings), "deployments.orchestrator.server", sys.argv[1:])
+        given = _arguments(settings)
+        settings = settings.model_copy(update={"prefect_port": given.port})
+        environment = server_environment(settings, given.host)
+        run_with(environment, "deployments.orchestrator.server", sys.argv[1:])
     except DataManagerError as exc:
         sys.stderr.write(f"prefect server: {exc.detail}\n")
         return 2
@@ -66,21 +74,34 @@ def main() -> int:
     from prefect.settings import get_current_settings
 
     from deployments.orchestrator.server_sqlite import WritesImmediately
-    from deployments.prefect_schedules import let_schedules_run
 
     url = get_current_settings().server.database.connection_url
     if url is None:
         raise RuntimeError("Prefect names no database for its server")
-    let_schedules_run()
-    with temporary_database_config(WritesImmediately(connection_url=url.get_secret_value())):
+    with ExitStack() as stack:
+        if url.get_secret_value().startswith("sqlite"):
+            stack.enter_context(temporary_database_config(WritesImmediately(connection_url=url.get_secret_value())))
         uvicorn.run(
-            InFront(create_app(final=True), settings),
-            host="127.0.0.1",
-            port=settings.prefect_port,
+            HostOriginMiddleware(create_app(final=True), _with_own_address(settings)),
+            host=given.host,
+            port=given.port,
             timeout_keep_alive=KEEP_ALIVE,
             log_level="warning",
         )
     return 0
+
+
+def _arguments(settings: Settings) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="deployments.orchestrator.server", description="Serve Prefect's API and UI.")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=settings.prefect_port, help="default: DM_PREFECT_PORT")
+    return parser.parse_args()
+
+
+def _with_own_address(settings: Settings) -> Settings:
+    """Return the settings for the check of Host: movers and API come by the address in DM_PREFECT_API_URL."""
+    address = urlsplit(settings.prefect_url).hostname
+    return settings.model_copy(update={"allowed_hosts": (*settings.allowed_hosts, address or "")})
 
 
 if __name__ == "__main__":

@@ -236,3 +236,17 @@ def test_movers_show_as_online_workers(site: Site, prefect: PrefectApi) -> None:
 def test_the_movers_name_themselves(site: Site) -> None:
     service: DataManagerService = site.service
     assert service.mover_pids()
+
+
+def test_run_under_a_former_entry_point_runs(site: Site, prefect: PrefectApi) -> None:
+    """An upgrade moves flows; what waits in Prefect then names them by their places of before."""
+    deployment = prefect.get("deployments/name/audit/data-manager")
+    where = f"{prefect.url}/deployments/{deployment['id']}"
+    former = {"entrypoint": "flows.audit_machine:audit"}
+    assert requests.patch(where, json=former, timeout=PATIENCE).ok
+    parameters = {"machine": "localhost", "second_look": 0}
+    created = prefect.post(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+    assert prefect.wait(created["id"])["state_type"] == "COMPLETED"
+    site.service.run("orchestrator.deploy")
+    again = prefect.get("deployments/name/audit/data-manager")
+    assert (again["id"], again["entrypoint"]) == (deployment["id"], deployment["entrypoint"])

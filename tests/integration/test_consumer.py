@@ -99,7 +99,7 @@ def test_a_notification_is_given_to_the_mover_and_goes(catalogue_url: str, amqp_
             channel, _ = await stack.enter_async_context(ready(amqp_url))
             relay = Relay(database, Broker(amqp_url), "one")
             relaying = asyncio.create_task(relay.run())
-            await stack.enter_async_context(consuming(database, amqp_url, on_transfer, on_entered=relay.poke))
+            await stack.enter_async_context(consuming(database, amqp_url, on_transfer, on_entered=relay.notify))
             wanted = {"uuid": str(an_object(database)), "machine": "there", "dest": "out/a.nc"}
             answer = await ask(channel, request("copy", wanted))
             async with asyncio.timeout(60):

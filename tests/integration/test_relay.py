@@ -93,7 +93,7 @@ def test_a_poked_relay_sends_at_once(catalogue_url: str, amqp_url: str) -> None:
                 for number in range(5):
                     await asyncio.sleep(0.2)
                     await asyncio.to_thread(say, database, uuid4(), number)
-                    await asyncio.to_thread(relay.poke)
+                    await asyncio.to_thread(relay.notify)
                     await take(channel, queue, 1)
 
     with catalogue(catalogue_url) as database:
@@ -132,7 +132,7 @@ def test_nothing_is_lost_or_marked_while_the_broker_is_away_at_the_start_and_in_
             async with away(rabbitmq):
                 relay = await stack.enter_async_context(relaying(database, url))
                 await write(database, range(20))
-                relay.poke()
+                relay.notify()
                 await asyncio.sleep(1)
                 assert unsent(database) == 100
             await until_sent(database)
@@ -170,7 +170,7 @@ def test_relays_side_by_side_neither_double_nor_reorder(catalogue_url: str, amqp
                 for number in range(40):
                     for subject, relay in zip(subjects, (one, two, three) * 2, strict=True):
                         await asyncio.to_thread(say, database, subject, number)
-                        relay.poke()
+                        relay.notify()
                 await until_sent(database)
             assert by_subject(await rest(channel, queue)) == {subject: list(range(40)) for subject in subjects}
 
@@ -220,7 +220,7 @@ def test_a_relay_waits_for_its_catalogue() -> None:
         task = asyncio.create_task(relay.run())
         await asyncio.sleep(1)
         assert not task.done()
-        relay.poke()
+        relay.notify()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await relay.aclose()

@@ -20,7 +20,7 @@ from api.context import make_context
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, Machines, TransportKind
-from datamanager.messaging.wake import ring
+from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
 from datamanager.transports.factory import Storages
 from models.core import leases
@@ -132,7 +132,7 @@ class LiveApi:
             queue.begin(session, hold, uuid4())
         with self.database.write() as session:
             self._end(session, hold, error)
-        ring(self.settings.home / "run", "api", f"ended:{transfer}")
+        notify(self.settings.home / "run", "api", f"ended:{transfer}")
 
     def _end(self, session: Any, hold: Hold, error: DataManagerError | None) -> None:
         row = get_transfer(session, hold.transfer)

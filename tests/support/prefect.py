@@ -1,4 +1,4 @@
-"""A private Prefect server on loopback: the one that `dm up` embeds, or, with a database, that of compose.yaml."""
+"""A private Prefect server on loopback, started as `dm up`, compose.yaml and the systemd unit start it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Self
 from tests.support.ports import free_port
 from tests.support.process import Process, clean_environment
 
+SERVER = "deployments.orchestrator.server"
+"""The module that serves Prefect wherever our files start it."""
 START_TIMEOUT = 120.0
 """Seconds until a server that is not healthy fails the test."""
 
@@ -28,13 +30,10 @@ class PrefectServer:
         self.directory = directory
         self.port = port or free_port()
         self.env = clean_environment(**prefect_environment(directory))
-        command = [sys.executable, "-m", "deployments.orchestrator.server"]
-        if database_url is None:
-            self.env |= {"DM_HOME": str(directory), "DM_PREFECT_PORT": str(self.port)}
-        else:
+        self.env["DM_HOME"] = str(directory)
+        if database_url is not None:
             self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database_url
-            command = [sys.executable, "-m", "deployments.prefect_schedules", "server", "start", "--host", "127.0.0.1"]
-            command += ["--port", str(self.port)]
+        command = [sys.executable, "-m", SERVER, "--host", "127.0.0.1", "--port", str(self.port)]
         self.process = Process(command, log=directory / "prefect.log", env=self.env, cwd=directory)
 
     @property

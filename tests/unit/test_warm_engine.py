@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prefect.results import ResultStore
 
-from deployments.mover.warm_engine import Nowhere
+from deployments.orchestrator.prefect_private import Nowhere
 
 
 def test_what_a_run_raises_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

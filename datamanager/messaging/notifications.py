@@ -1,7 +1,7 @@
-"""Wake-ups between the processes of one host: datagrams to Unix sockets in a private directory.
+"""Notifications between the processes of one host: datagrams to Unix sockets in a private directory.
 
-A wake-up is only a hint. The catalogue has the truth and everybody polls it too, so a datagram that finds nobody or a
-full queue is dropped, and nothing here ever waits.
+A notification is only a hint. The catalogue has the truth and everybody polls it too, so a datagram that finds nobody
+or a full queue is dropped, and nothing here ever waits.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _AT_ONCE = 64  # datagrams read before other callbacks of the loop get their tur
 _log = logging.getLogger(__name__)
 
 
-class WakeSocket:
-    """One process's ear: a socket `{role}-{pid}-{random}.sock` in `directory`, which is made private (0700).
+class NotificationSocket:
+    """Where one process is notified: `{role}-{pid}-{random}.sock` in `directory`, which is made private (0700).
 
-    It hears from the moment it is made; `listen` says who is told. To be used from one thread.
+    It receives from the moment it is made; `listen` names the callback. To be used from one thread.
 
     Raises: OSError when the directory can't be made or isn't ours.
     """
@@ -40,7 +40,7 @@ class WakeSocket:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self.name = f"{role}-{os.getpid()}-{secrets.token_hex(4)}.sock"
         try:
-            os.fchmod(self._directory, 0o700)  # who may write here may wake us, nobody else
+            os.fchmod(self._directory, 0o700)  # who may write here may notify us, nobody else
             self._socket.bind(_address(self._directory, self.name))
         except OSError:
             self._socket.close()
@@ -78,8 +78,8 @@ class WakeSocket:
             callback(data.decode("utf-8", "replace"))
 
 
-def ring(directory: Path, role: Role, message: str) -> int:
-    """Tell every process that listens in `directory` under `role`; return how many got it. Thread-safe, never waits.
+def notify(directory: Path, role: Role, message: str) -> int:
+    """Notify every process that listens in `directory` under `role`; return how many got it. Thread-safe, never waits.
 
     Sockets of processes that are no more are removed on the way.
 
@@ -87,7 +87,7 @@ def ring(directory: Path, role: Role, message: str) -> int:
     """
     data = message.encode("utf-8")
     if len(data) > MESSAGE_MAX:
-        raise ValueError(f"a wake-up may have {MESSAGE_MAX} bytes, not {len(data)}")
+        raise ValueError(f"a notification may have {MESSAGE_MAX} bytes, not {len(data)}")
     with contextlib.ExitStack() as stack:
         try:
             opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -108,7 +108,7 @@ def _send(sender: socket.socket, directory: int, name: str, data: bytes) -> bool
     try:
         sender.sendto(data, _address(directory, name))
     except BlockingIOError:
-        return False  # its queue is full: it has enough to wake up for
+        return False  # its queue is full: it has been notified often enough
     except ConnectionRefusedError:
         # the process is dead; the random part keeps a new one from having the same name
         with contextlib.suppress(OSError):
@@ -117,7 +117,7 @@ def _send(sender: socket.socket, directory: int, name: str, data: bytes) -> bool
     except FileNotFoundError:
         return False  # closed between the listing and now
     except OSError as exc:
-        _log.warning("%s could not be woken: %s", name, exc)
+        _log.warning("%s could not be notified: %s", name, exc)
         return False
     return True
 
