@@ -10,7 +10,7 @@ from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
-from flows.runtime.lifecycle import asked, working_on
+from flows.runtime.lifecycle import order_unless, working_on
 from flows.runtime.progress import summarise
 from flows.runtime.transfer_run import TransferRun
 from flows.steps.single import commit, copied_instead, deliver, probe, remove_source, rename
@@ -37,18 +37,10 @@ async def move_data(
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None
-    if transfer is None:
-        fields = {
-            "machine": machine,
-            "dest": dest,
-            "overwrite": overwrite,
-            "priority": priority,
-            "deadline": deadline,
-        }
-        order = asked(TransferKind.MOVE, fields, uuid)
-    async with working_on(TransferKind.MOVE, transfer, order) as work:
-        if not work.row.notes.get("committed"):
+    fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
+    order = order_unless(transfer, TransferKind.MOVE, fields, uuid)
+    async with working_on(TransferKind.MOVE, transfer, order) as run:
+        if not run.row.notes.get("committed"):
             found = await probe()
             intent, verified = None, Verified.NONE
             if found.route is Route.RENAME:
@@ -57,19 +49,19 @@ async def move_data(
             if intent is None:
                 intent, verified = await deliver(found)
             await commit(intent, verified)
-            await summarise(work, found, intent, verified)
-        return await _finish(work)
+            await summarise(run, found, intent, verified)
+        return await _finish(run)
 
 
-async def _finish(work: TransferRun) -> str:
+async def _finish(run: TransferRun) -> str:
     try:
         return await remove_source()
     except (LeaseLost, SourceNotRemoved):
         raise
     except DataManagerError as error:
-        if not await work.is_ended_by(error):
+        if not await run.is_ended_by(error):
             raise  # it is tried again, here or on another mover
-        job = work.job()
+        job = run.job()
         raise SourceNotRemoved(
             f"the object is at {job.target.place}, but its source {job.origin.place} is still there: {error.detail}"
         ) from error

@@ -1,7 +1,7 @@
 """Items that go into archives and come back, as the mover that carries them tells the catalogue (see `models.batches.results`).
 
 To archive:   `begin_bundle` → bytes → `record_intent` → bundle has its name → `commit_archive` → sources removed →
-              `finish_archived`. An item's `bundle` in its notes is the one that it is to be in.
+              `batches.end_committed`. An item's `bundle` in its notes is the one that it is to be in.
 To activate:  `batches.record_intents` → file has its name → `commit_recalls`.
 """
 
@@ -19,21 +19,30 @@ from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, ObjectArchived, by_code
 from datamanager.machines import Machine
 from models.archive.bundles import abandon, open_bundle, release, seal
-from models.batches.results import DONE, destination, fail_items, finish_batch, free_items, open_items, update_items
+from models.batches.results import (
+    DONE,
+    complete_items,
+    destination,
+    fail_items,
+    finish_batch,
+    free_items,
+    open_items,
+    update_items,
+)
+from models.core.outbox import post_object_events
 from models.database import now
-from models.objects.bulk import post_object_events
 from models.objects.bulk_claims import chunks, give_places_to_objects, lock_objects
 from models.objects.catalogue import Facts, get_object, relocate
 from models.tables import Bundle, DataObject, TransferItem
 from models.transfers import outcomes
 from models.transfers.items import count_items, select_items
-from models.transfers.queue import Hold, held
+from models.transfers.queue import TransferLease, held
 
 DONE_WELL = {TransferKind.ARCHIVE: "Archive successful", TransferKind.ACTIVATE: "Activate successful"}
 """What a client hears of a single object."""
 
 
-def items_among(session: Session, hold: Hold, numbers: Sequence[int]) -> list[TransferItem]:
+def items_among(session: Session, hold: TransferLease, numbers: Sequence[int]) -> list[TransferItem]:
     """Return those of the items that are QUEUED, in the order of `numbers`. Raises: LeaseLost."""
     held(session, hold)
     found: dict[int, TransferItem] = {}
@@ -46,7 +55,7 @@ def items_among(session: Session, hold: Hold, numbers: Sequence[int]) -> list[Tr
 
 def begin_bundle(
     session: Session,
-    hold: Hold,
+    hold: TransferLease,
     numbers: Sequence[int],
     machine: Machine,
     pack: domain.Pack,
@@ -63,12 +72,12 @@ def begin_bundle(
     return bundle
 
 
-def abandon_bundle(session: Session, hold: Hold, bundle: UUID) -> None:
+def abandon_bundle(session: Session, hold: TransferLease, bundle: UUID) -> None:
     """Give up a bundle that is not sealed; its items may become another one. Raises: LeaseLost."""
     abandon(session, held(session, hold, lock=True).id, bundle)
 
 
-def commit_archive(session: Session, hold: Hold, manifest: domain.Manifest, *, keep_source: bool) -> None:
+def commit_archive(session: Session, hold: TransferLease, manifest: domain.Manifest, *, keep_source: bool) -> None:
     """Seal a bundle: its objects are ARCHIVED. The items stay QUEUED, with `committed` in their notes, until their
     sources are removed; with `keep_source` they are done. One transaction, idempotent. Raises: LeaseLost.
     """
@@ -97,17 +106,7 @@ def commit_archive(session: Session, hold: Hold, manifest: domain.Manifest, *, k
     fail_items(session, hold, late)
 
 
-def finish_archived(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
-    """End items that were committed and whose sources are gone. Raises: LeaseLost."""
-    row, items = open_items(session, hold, numbers)
-    for item in items:
-        if not item.notes.get("committed"):
-            raise InternalError(f"item {item.number} of {row.id} is in no sealed bundle")
-    update_items(session, row, [{"number": item.number, **DONE} for item in items])
-    free_items(session, row, items)
-
-
-def note_restart(session: Session, hold: Hold, number: int, restart: Mapping[str, Any]) -> None:
+def note_restart(session: Session, hold: TransferLease, number: int, restart: Mapping[str, Any]) -> None:
     """Record an item's restart marker before its first byte. Raises: LeaseLost."""
     row, items = open_items(session, hold, [number])
     update_items(
@@ -115,7 +114,7 @@ def note_restart(session: Session, hold: Hold, number: int, restart: Mapping[str
     )
 
 
-def commit_recalls(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
+def commit_recalls(session: Session, hold: TransferLease, results: Sequence[tuple[int, Facts]]) -> None:
     """End items whose files are back: the objects are ACTIVE at their destinations, and need their parts of bundles no
     longer. Raises: LeaseLost.
     """
@@ -132,12 +131,11 @@ def commit_recalls(session: Session, hold: Hold, results: Sequence[tuple[int, Fa
         obj.status, obj.archived_in = ObjectStatus.ACTIVE.value, None
         data = {"machine": place.machine, "place": place.path, "bundle": bundle, "size": obj.size, "group": obj.group}
         told.append((obj.id, data))
-    update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
-    free_items(session, row, items)
+    complete_items(session, row, items, facts)
     post_object_events(session, "activated", told, time)
 
 
-def finish(session: Session, hold: Hold) -> str | DataManagerError:
+def finish(session: Session, hold: TransferLease) -> str | DataManagerError:
     """End a transfer to or from an archive that has nothing left to do: COMPLETE, and return its result; or ERROR, and
     return that error (returned, not raised: it must not take the transaction back).
 
@@ -159,7 +157,7 @@ def finish(session: Session, hold: Hold) -> str | DataManagerError:
     return DONE_WELL[kind]
 
 
-def _numbers_of(session: Session, hold: Hold, objects: Sequence[UUID]) -> list[int]:
+def _numbers_of(session: Session, hold: TransferLease, objects: Sequence[UUID]) -> list[int]:
     found: list[int] = []
     for some in chunks(objects):
         mine = TransferItem.transfer_id == hold.transfer, TransferItem.object_id.in_(some)

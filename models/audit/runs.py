@@ -5,8 +5,8 @@
     COMPLETE  `end`
     ERROR     `end` with an error
 
-A machine is audited by one run at a time, which has the lease `audit:{machine}`. Writes name a `Hold`: when the lease
-is another attempt's they raise LeaseLost and change nothing.
+A machine is audited by one run at a time, which has the lease `audit:{machine}`. Writes name an `AuditLease`: when the
+lease is another attempt's they raise LeaseLost and change nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.audit.rules import AuditStatus, AuditTerms
 from datamanager.errors import AuditNotFound, DataManagerError, InternalError, LeaseLost
-from models.core.cursors import decode_cursor, encode_cursor
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease, is_held
 from models.core.outbox import post_event
 from models.database import affected, now, storable, wake
+from models.newest_first import page_of_newest
 from models.tables import Audit, AuditFinding
 
 LEASE = timedelta(seconds=60)
@@ -32,14 +32,12 @@ LEASE = timedelta(seconds=60)
 ATTEMPTS = 5
 """How often an audit is taken before it is given up."""
 DETAIL_MAX = 2000  # characters of an error's detail that are kept
-NEWEST = "-date_created"
-"""How a cursor names the order."""
 _OPEN = (AuditStatus.QUEUED.value, AuditStatus.RUNNING.value)
 _WAITS = (Audit.status == AuditStatus.QUEUED.value, Audit.ended.is_(None), Audit.flow_run_id.is_(None))
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class AuditLease:
     """An attempt's hold on an audit."""
 
     audit: UUID
@@ -99,9 +97,9 @@ def anything_to_do(session: Session) -> bool:
     return any(not _is_alive(session, row, time) for row in session.scalars(_begun()))
 
 
-def take(session: Session, limit: int) -> list[Hold]:
+def take(session: Session, limit: int) -> list[AuditLease]:
     """Take up to `limit` audits that wait for no run of their own, one a machine, those that wait for longest first."""
-    holds = list[Hold]()
+    holds = list[AuditLease]()
     for machine in _waiting_machines(session):
         if len(holds) >= limit:
             break
@@ -111,19 +109,19 @@ def take(session: Session, limit: int) -> list[Hold]:
         row = session.scalars(query.limit(1).with_for_update(skip_locked=True)).first()
         if row is None:
             continue
-        hold = Hold(row.id, row.machine, row.attempts + 1)
+        hold = AuditLease(row.id, row.machine, row.attempts + 1)
         if hold_lease(session, hold.lease, hold.holder, LEASE):
             row.status, row.attempts, row.taken = AuditStatus.RUNNING.value, hold.attempt, now(session)
             holds.append(hold)
     return holds
 
 
-def attach(session: Session, hold: Hold, flow_run: UUID) -> None:
+def attach(session: Session, hold: AuditLease, flow_run: UUID) -> None:
     """Note which run performs it. Raises: LeaseLost."""
     held(session, hold).flow_run_id = flow_run
 
 
-def untake(session: Session, hold: Hold) -> None:
+def release(session: Session, hold: AuditLease) -> None:
     """Put back what was taken, or what a mover that stops has not ended: another attempt begins anew.
 
     Never raises for an audit that is another's by now.
@@ -134,7 +132,7 @@ def untake(session: Session, hold: Hold) -> None:
     wake(session, "queued")
 
 
-def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> Hold | None:
+def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> AuditLease | None:
     """Begin to perform an audit that is this run's; None while another run audits the machine.
 
     What an attempt before this one found is forgotten. Raises: AuditNotFound when it is not this run's.
@@ -143,7 +141,7 @@ def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> Ho
     if row is None or row.ended is not None or row.flow_run_id != flow_run:
         raise AuditNotFound(f"audit {audit} does not wait for this run; it has ended, or another run has it")
     fresh = row.status == AuditStatus.QUEUED.value
-    hold = Hold(row.id, row.machine, row.attempts + 1 if fresh else row.attempts)
+    hold = AuditLease(row.id, row.machine, row.attempts + 1 if fresh else row.attempts)
     if not hold_lease(session, hold.lease, hold.holder, lease):
         return None
     row.status, row.attempts, row.begun = AuditStatus.RUNNING.value, hold.attempt, now(session)
@@ -153,13 +151,13 @@ def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> Ho
     return hold
 
 
-def renew(session: Session, hold: Hold, lease: timedelta) -> None:
+def renew(session: Session, hold: AuditLease, lease: timedelta) -> None:
     """Prolong the hold. Raises: LeaseLost."""
     if not hold_lease(session, hold.lease, hold.holder, lease):
         raise LeaseLost(f"machine {hold.machine} is audited by another run now")
 
 
-def held(session: Session, hold: Hold) -> Audit:
+def held(session: Session, hold: AuditLease) -> Audit:
     """Return the row if the hold still stands, and keep it so until the transaction ends. Raises: LeaseLost."""
     row = session.get(Audit, hold.audit, with_for_update=True, populate_existing=True)
     running = row is not None and row.status == AuditStatus.RUNNING.value and row.attempts == hold.attempt
@@ -168,20 +166,16 @@ def held(session: Session, hold: Hold) -> Audit:
     return row
 
 
-def end(session: Session, hold: Hold, error: DataManagerError | None = None) -> Audit:
+def end(session: Session, hold: AuditLease, error: DataManagerError | None = None) -> Audit:
     """End an audit and tell of it (`dm.audit.completed`). With an error that is not just suspicion what was found is
     forgotten: it was not looked at to the end. Raises: LeaseLost.
     """
     row = held(session, hold)
-    row.status = (AuditStatus.COMPLETE if error is None else AuditStatus.ERROR).value
-    row.ended = now(session)
-    if error is not None:
-        row.error_code, row.error_detail = error.code, storable(error.detail)[:DETAIL_MAX]
-        if not row.suspicious:
-            _forget_findings(session, row.id)
-            row.counts = {}
+    if error is not None and not row.suspicious:
+        _forget_findings(session, row.id)
+        row.counts = {}
     drop_lease(session, hold.lease, hold.holder)
-    _tell(session, row)
+    _end(session, row, error)
     return row
 
 
@@ -197,10 +191,9 @@ def give_back_lost(session: Session) -> list[Audit]:
             row.status, row.begun = AuditStatus.QUEUED.value, None
         else:
             error = InternalError(f"given up after {ATTEMPTS} attempts: no mover came to its end")
-            row.status, row.ended = AuditStatus.ERROR.value, time
-            row.error_code, row.error_detail, row.counts = error.code, error.detail, {}
+            row.counts = {}
             _forget_findings(session, row.id)
-            _tell(session, row)
+            _end(session, row, error)
         lost.append(row)
     return lost
 
@@ -209,9 +202,7 @@ def drop_rest(session: Session, flow_run: UUID, error: DataManagerError) -> None
     """End the audits that wait for a run which was cancelled."""
     query = select(Audit).where(Audit.flow_run_id == flow_run, Audit.status == AuditStatus.QUEUED.value)
     for row in session.scalars(query.where(Audit.ended.is_(None)).with_for_update()):
-        row.status, row.ended = AuditStatus.ERROR.value, now(session)
-        row.error_code, row.error_detail = error.code, storable(error.detail)[:DETAIL_MAX]
-        _tell(session, row)
+        _end(session, row, error)
 
 
 def select_audits(
@@ -221,14 +212,7 @@ def select_audits(
     query = select(Audit)
     if machine is not None:
         query = query.where(Audit.machine == machine)
-    if cursor is not None:
-        value, last = decode_cursor(cursor, NEWEST)
-        query = query.where(or_(Audit.created < value, (Audit.created == value) & (Audit.id < last)))
-    rows = list(session.scalars(query.order_by(Audit.created.desc(), Audit.id.desc()).limit(limit + 1)))
-    if len(rows) <= limit:
-        return rows, None
-    rows.pop()
-    return rows, encode_cursor(rows[-1].created, rows[-1].id, NEWEST)
+    return page_of_newest(session, query, Audit, limit, cursor)
 
 
 def prune(session: Session, keep: timedelta, *, audits: int, findings: int) -> tuple[int, int]:
@@ -270,7 +254,12 @@ def _is_alive(session: Session, row: Audit, time: datetime) -> bool:
     return is_held(session, f"{RUN_PREFIX}{row.flow_run_id}")
 
 
-def _tell(session: Session, row: Audit) -> None:
+def _end(session: Session, row: Audit, error: DataManagerError | None) -> None:
+    """End a row, and tell of it (`dm.audit.completed`)."""
+    row.status = (AuditStatus.COMPLETE if error is None else AuditStatus.ERROR).value
+    row.ended = now(session)
+    if error is not None:
+        row.error_code, row.error_detail = error.code, storable(error.detail)[:DETAIL_MAX]
     data: dict[str, Any] = {
         "audit": str(row.id),
         "machine": row.machine,

@@ -30,7 +30,7 @@ from datamanager.errors import (
     SourceNotRemoved,
     UnknownMachine,
 )
-from models import migrate
+from models import migrate, stored_requests
 from models.batches import results as batch_results
 from models.database import Database
 from models.housekeeping import Tidied, tidy
@@ -39,9 +39,9 @@ from models.objects.bulk_claims import claim_places
 from models.objects.catalogue import Facts
 from models.objects.claims import claim_place
 from models.tables import Claim, DataObject, Transfer, TransferItem
-from models.transfers import outcomes, queue, submission
+from models.transfers import outcomes, queue
 from models.transfers.items import count_items, select_items
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from models.transfers.submission import Order
 from tests.support.bookkeeping import (
     SHA256,
@@ -89,7 +89,7 @@ def ends(database: Database, transfer: UUID) -> list[str]:
     return [(item.error_code or item.status) + "*" * item.skipped for item in items_of(database, transfer)]
 
 
-def do(database: Database, act: Callable[..., Any], hold: Hold, *args: Any) -> Any:
+def do(database: Database, act: Callable[..., Any], hold: TransferLease, *args: Any) -> Any:
     with database.write() as session:
         return act(session, hold, *args)
 
@@ -108,7 +108,7 @@ def perform(database: Database, transfer: UUID) -> str | ItemsFailed:
         do(database, batch_results.complete_copies, hold, results(*numbers))
     else:
         do(database, batch_results.commit_moves, hold, results(*numbers))
-        do(database, batch_results.finish_moves, hold, numbers)
+        do(database, batch_results.end_committed, hold, numbers)
     found: str | ItemsFailed = do(database, batch_results.finish_batch, hold)
     return found
 
@@ -135,7 +135,7 @@ def test_a_batch_is_one_transfer_and_its_items_are_rows(database: Database) -> N
         15,
     )
     assert (row.source_machine, row.destination_machine, row.destination_place) == ("alpha", "beta", None)
-    terms = submission.request_of(row)
+    terms = stored_requests.request_of(row)
     assert isinstance(terms, AcceptedBatch)
     assert (terms.count, terms.overwrite, terms.verify, terms.machine) == (3, False, "size", "beta")
     assert set(row.request) == set(AcceptedBatch.model_fields)  # not the items
@@ -386,7 +386,7 @@ def test_a_move_keeps_its_old_place_until_the_source_is_gone(database: Database)
     before = snapshot(database)
     do(database, batch_results.commit_moves, hold, results(0, 1))
     assert snapshot(database) == before
-    do(database, batch_results.finish_moves, hold, [1])
+    do(database, batch_results.end_committed, hold, [1])
     assert {(name, holder) for mode, name, _, holder in claims(database) if mode == "place"} == {
         ("beta:out/a", None),
         ("beta:out/b", None),
@@ -445,7 +445,7 @@ def test_a_batch_that_is_given_up_ends_what_is_left(database: Database) -> None:
     transfer = submit(database, batch("move", *((uuid, f"out/{i}") for i, uuid in enumerate(objects))))
     hold = begin(database, transfer)
     do(database, batch_results.commit_moves, hold, results(0, 1))
-    do(database, batch_results.finish_moves, hold, [0])
+    do(database, batch_results.end_committed, hold, [0])
     do(database, outcomes.fail, hold, ConnectionLost("gone"))
     assert ends(database, transfer) == ["COMPLETE", "source_not_removed", "connection_lost"]
     row = get_transfer(database, transfer)
@@ -463,13 +463,13 @@ def test_a_batch_with_something_left_to_do_is_not_ended(database: Database) -> N
 
 # --- fencing and races ------------------------------------------------------------------------------------------------
 
-WRITES: dict[str, Callable[[Session, Hold], object]] = {
+WRITES: dict[str, Callable[[Session, TransferLease], object]] = {
     "items_to_do": lambda session, hold: batch_results.items_to_do(session, hold, -1, 10),
     "claim_canonicals": lambda session, hold: batch_results.claim_canonicals(session, hold, {0: "x"}),
     "record_intents": lambda session, hold: batch_results.record_intents(session, hold, {0: INTENT}),
     "complete_copies": lambda session, hold: batch_results.complete_copies(session, hold, results(0)),
     "commit_moves": lambda session, hold: batch_results.commit_moves(session, hold, results(0)),
-    "finish_moves": lambda session, hold: batch_results.finish_moves(session, hold, [0]),
+    "end_committed": lambda session, hold: batch_results.end_committed(session, hold, [0]),
     "fail_items": lambda session, hold: batch_results.fail_items(session, hold, [(0, NoSpace("full"))]),
     "finish_batch": lambda session, hold: batch_results.finish_batch(session, hold),
 }
@@ -477,9 +477,10 @@ WRITES: dict[str, Callable[[Session, Hold], object]] = {
 
 @pytest.mark.parametrize("write", WRITES)
 def test_every_write_of_a_lost_hold_is_refused(database: Database, write: str) -> None:
-    transfer = submit(database, batch("move" if "move" in write else "copy", (register(database, "a"), "b")))
+    verb = "move" if write in ("commit_moves", "end_committed") else "copy"
+    transfer = submit(database, batch(verb, (register(database, "a"), "b")))
     hold = begin(database, transfer)
-    if write == "finish_moves":
+    if write == "end_committed":
         do(database, batch_results.commit_moves, hold, results(0))
     with database.write() as session:
         queue.renew(session, [hold], timedelta(seconds=-1))

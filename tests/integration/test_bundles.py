@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from datamanager.domain.bundles import Bundle, Manifest, Pack, VerifyLevel
+from datamanager.domain.bundles import Manifest, Pack, SealedBundle, VerifyLevel
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Intent
-from datamanager.engine.bulk.bulk_chunk import Failed, Later
+from datamanager.engine.bulk.bulk_chunk import Deferred, Failed
 from datamanager.engine.bulk.run import SMALL
 from datamanager.engine.bundles.format import manifest
 from datamanager.engine.bundles.reading import recall
@@ -91,7 +91,7 @@ def test_there_and_back(ends: Ends, pack: Pack) -> None:
     for number in (0, 1, 4, 8, 20):
         store.assert_back(store.recall(made, uuids[number], f"alone/{number}"), uuids[number])
     outcomes = store.recall_many(made, uuids, "together")
-    later = [uuid for uuid, one in outcomes.items() if isinstance(one, Later)]
+    later = [uuid for uuid, one in outcomes.items() if isinstance(one, Deferred)]
     assert [len(store.data[uuid]) for uuid in later] == [SMALL + 1, 3 * MIB]
     for uuid in uuids:
         if uuid not in later:
@@ -330,7 +330,7 @@ def test_the_catalogue_must_name_what_is_there(far: Ends) -> None:
     assert not (far.folder("a") / "back").exists()
 
 
-def other(bundle: Bundle, path: str) -> Bundle:
+def other(bundle: SealedBundle, path: str) -> SealedBundle:
     return dataclasses.replace(bundle, place=Place(bundle.place.machine, path))
 
 

@@ -17,7 +17,7 @@ from api.objects.register import verify
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.errors import MachineUnavailable
-from models.objects.catalogue import Facts, add_object
+from models.objects.catalogue import Facts, NewRow, add_objects
 from tests.support.live_api import LiveApi
 
 KEYS = [
@@ -185,18 +185,7 @@ def many(api: LiveApi) -> LiveApi:
                 metadata={"run": str(number % 10), "a key": "50%_"},
             )
             place = Place.of(api.machines.routes["here"], request.path, request.filename)
-            add_object(
-                session,
-                uuid4(),
-                place,
-                Facts(number),
-                path=request.path,
-                description="",
-                originator=request.originator,
-                group=request.group,
-                metadata=request.metadata,
-                event="registered",
-            )
+            add_objects(session, [NewRow.of_request(uuid4(), place, Facts(number), request)], "registered")
     return api
 
 
