@@ -63,7 +63,7 @@ class Mover:
             guard=self._guard,
             credentials=load_credentials(),
             owner=self._name,
-            notify=self._ended,
+            ring=self._ended,
         )
         self._services = services
         self.runs = Runs(services)

@@ -86,7 +86,7 @@ def remove_schedule(session: Session, schedule: UUID) -> None:
 
 
 def pause_schedule(session: Session, schedule: UUID, *, paused: bool) -> Schedule:
-    """Pause a schedule, or resume it. Idempotent. Raises: ScheduleNotFound."""
+    """Let a schedule rest, or go on. Idempotent. Raises: ScheduleNotFound."""
     row = get_schedule(session, schedule, lock=True)
     row.paused = paused
     return row
