@@ -17,7 +17,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import End, Found, Intent, Job, Moved
 from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk import run as bulk_run
-from datamanager.engine.bulk.bulk_chunk import SmallItem, Staged
+from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
 from datamanager.engine.fetching.download import Wanted, download
 from datamanager.engine.single import direct, publish
@@ -107,18 +107,8 @@ class Ours:
         transfer = uuid4()
         for start in range(0, len(items), AT_ONCE):
             with self.storage(origin).session() as here, self.storage(target).session() as there:
-                outcomes = bulk_run.stage(
-                    here,
-                    there,
-                    items[start : start + AT_ONCE],
-                    origin_machine=origin,
-                    target_machine=target,
-                    transfer=transfer,
-                    epoch=1,
-                    verify=policy,
-                    control=Control(),
-                    packed=packed,
-                )
+                ends, rules = BulkEndpoints(here, there, origin, target), BulkRules(transfer, 1, policy, packed=packed)
+                outcomes = bulk_run.stage(ends, items[start : start + AT_ONCE], rules, Control())
                 staged = [one for one in outcomes if isinstance(one, Staged)]
                 errors = [error for error in bulk_publish.publish(there, staged, overwrite=False) if error is not None]
             if errors or len(staged) != len(outcomes):

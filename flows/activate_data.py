@@ -9,11 +9,9 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from datamanager.errors import DataManagerError
-from flows.runtime.lifecycle import asked, working_on
-from flows.runtime.progress import summarise_items
-from flows.steps.archive import each, finish, recall, stage_bundles
-from models.transfers.submission import TransferRequest
+from flows.runtime.lifecycle import order_unless, working_on
+from flows.steps.archive import each, recall, stage_bundles
+from flows.steps.batch import conclude
 
 
 @flow(name="activate", persist_result=False)
@@ -37,11 +35,8 @@ async def activate_data(
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None
-    if transfer is None:
-        fields = _terms(machine, overwrite, priority, deadline)
-        order = asked(TransferKind.ACTIVATE, fields | {"dest": dest}, uuid)
-    return await _perform(TransferKind.ACTIVATE, transfer, order)
+    fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
+    return await _perform(TransferKind.ACTIVATE, transfer, fields, uuid)
 
 
 @flow(name="activate many", persist_result=False)
@@ -65,25 +60,15 @@ async def activate_many(
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None
-    if transfer is None:
-        below = {"directory": {"machine": source_machine, "path": directory}}
-        order = asked(TransferKind.ACTIVATE_MANY, below | _terms(machine, overwrite, priority, deadline))
-    return await _perform(TransferKind.ACTIVATE_MANY, transfer, order)
+    below = {"directory": {"machine": source_machine, "path": directory}}
+    fields = below | {"machine": machine, "overwrite": overwrite, "priority": priority, "deadline": deadline}
+    return await _perform(TransferKind.ACTIVATE_MANY, transfer, fields)
 
 
-async def _perform(kind: TransferKind, transfer: UUID | None, order: TransferRequest | None) -> str:
-    async with working_on(kind, transfer, order) as work:
+async def _perform(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any], uuid: UUID | None = None) -> str:
+    async with working_on(kind, transfer, order_unless(transfer, kind, fields, uuid)):
         groups, staging = await stage_bundles()
         await each(groups, recall)
         if staging is not None:
             raise staging
-        outcome = await finish()
-        await summarise_items(work)
-        if isinstance(outcome, DataManagerError):
-            raise outcome
-        return outcome
-
-
-def _terms(machine: str, overwrite: bool, priority: Priority, deadline: str) -> dict[str, Any]:
-    return {"machine": machine, "overwrite": overwrite, "priority": priority, "deadline": deadline}
+        return await conclude()

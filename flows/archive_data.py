@@ -12,11 +12,9 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from datamanager.errors import DataManagerError
-from flows.runtime.lifecycle import asked, working_on
-from flows.runtime.progress import summarise_items
-from flows.steps.archive import each, finish, make_bundle, plan_bundles
-from models.transfers.submission import TransferRequest
+from flows.runtime.lifecycle import order_unless, working_on
+from flows.steps.archive import each, make_bundle, plan_bundles
+from flows.steps.batch import conclude
 
 
 @flow(name="archive", persist_result=False)
@@ -44,11 +42,8 @@ async def archive_data(
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None
-    if transfer is None:
-        fields = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
-        order = asked(TransferKind.ARCHIVE, fields, uuid)
-    return await _perform(TransferKind.ARCHIVE, transfer, order)
+    fields = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
+    return await _perform(TransferKind.ARCHIVE, transfer, fields, uuid)
 
 
 @flow(name="archive many", persist_result=False)
@@ -78,22 +73,15 @@ async def archive_many(
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None
-    if transfer is None:
-        below = {"directory": {"machine": source_machine, "path": directory}}
-        terms = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
-        order = asked(TransferKind.ARCHIVE_MANY, below | terms)
-    return await _perform(TransferKind.ARCHIVE_MANY, transfer, order)
+    below = {"directory": {"machine": source_machine, "path": directory}}
+    terms = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
+    return await _perform(TransferKind.ARCHIVE_MANY, transfer, below | terms)
 
 
-async def _perform(kind: TransferKind, transfer: UUID | None, order: TransferRequest | None) -> str:
-    async with working_on(kind, transfer, order) as work:
+async def _perform(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any], uuid: UUID | None = None) -> str:
+    async with working_on(kind, transfer, order_unless(transfer, kind, fields, uuid)):
         await each(await plan_bundles(), make_bundle)
-        outcome = await finish()
-        await summarise_items(work)
-        if isinstance(outcome, DataManagerError):
-            raise outcome
-        return outcome
+        return await conclude()
 
 
 def _terms(

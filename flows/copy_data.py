@@ -8,7 +8,7 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from flows.runtime.lifecycle import asked, working_on
+from flows.runtime.lifecycle import order_unless, working_on
 from flows.runtime.progress import summarise
 from flows.steps.single import commit, deliver, probe
 
@@ -34,16 +34,8 @@ async def copy_data(
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None
-    if transfer is None:
-        fields = {
-            "machine": machine,
-            "dest": dest,
-            "overwrite": overwrite,
-            "priority": priority,
-            "deadline": deadline,
-        }
-        order = asked(TransferKind.COPY, fields, uuid)
+    fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
+    order = order_unless(transfer, TransferKind.COPY, fields, uuid)
     async with working_on(TransferKind.COPY, transfer, order) as work:
         found = await probe()
         intent, verified = await deliver(found)

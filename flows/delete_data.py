@@ -8,7 +8,7 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from flows.runtime.lifecycle import asked, working_on
+from flows.runtime.lifecycle import order_unless, working_on
 from flows.steps.single import remove_file
 
 
@@ -27,8 +27,7 @@ async def delete_data(
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None
-    if transfer is None:
-        order = asked(TransferKind.DELETE, {"priority": priority, "deadline": deadline}, uuid)
+    fields = {"priority": priority, "deadline": deadline}
+    order = order_unless(transfer, TransferKind.DELETE, fields, uuid)
     async with working_on(TransferKind.DELETE, transfer, order):
         return await remove_file()

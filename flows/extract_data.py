@@ -9,11 +9,9 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from datamanager.errors import DataManagerError
 from flows.external.request import filled_in
 from flows.runtime.lifecycle import working_on
-from flows.runtime.progress import summarise_items
-from flows.steps.archive import finish
+from flows.steps.batch import conclude
 from flows.steps.extract import fetch_and_extract
 
 
@@ -65,10 +63,6 @@ async def extract_data(
             priority=priority,
             deadline=deadline,
         )
-    async with working_on(TransferKind.GETEXTERNAL_MANY, transfer, order) as work:
+    async with working_on(TransferKind.GETEXTERNAL_MANY, transfer, order):
         await fetch_and_extract()
-        outcome = await finish()
-        await summarise_items(work)
-        if isinstance(outcome, DataManagerError):
-            raise outcome
-        return outcome
+        return await conclude()

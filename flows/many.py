@@ -12,11 +12,10 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from datamanager.errors import DataManagerError, ItemsFailed
-from flows.runtime.lifecycle import asked, working_on
-from flows.runtime.progress import summarise_items
+from datamanager.errors import DataManagerError
+from flows.runtime.lifecycle import order_unless, working_on
 from flows.runtime.tasks import require_items_fault
-from flows.steps.batch import carry_items, finish_items, give_up_items, next_items
+from flows.steps.batch import carry_items, conclude, give_up_items, next_items
 
 
 @flow(name="copy many", persist_result=False)
@@ -74,13 +73,9 @@ async def move_many(
 
 
 async def _perform(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any]) -> str:
-    async with working_on(kind, transfer, asked(kind, fields) if transfer is None else None) as work:
+    async with working_on(kind, transfer, order_unless(transfer, kind, fields)):
         await _carry_all()
-        outcome = await finish_items()
-        await summarise_items(work)
-        if isinstance(outcome, ItemsFailed):
-            raise outcome
-        return outcome
+        return await conclude()
 
 
 async def _carry_all() -> None:

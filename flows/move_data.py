@@ -10,7 +10,7 @@ from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
-from flows.runtime.lifecycle import asked, working_on
+from flows.runtime.lifecycle import order_unless, working_on
 from flows.runtime.progress import summarise
 from flows.runtime.transfer_run import TransferRun
 from flows.steps.single import commit, copied_instead, deliver, probe, remove_source, rename
@@ -37,16 +37,8 @@ async def move_data(
         deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
         transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
-    order = None
-    if transfer is None:
-        fields = {
-            "machine": machine,
-            "dest": dest,
-            "overwrite": overwrite,
-            "priority": priority,
-            "deadline": deadline,
-        }
-        order = asked(TransferKind.MOVE, fields, uuid)
+    fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
+    order = order_unless(transfer, TransferKind.MOVE, fields, uuid)
     async with working_on(TransferKind.MOVE, transfer, order) as work:
         if not work.row.notes.get("committed"):
             found = await probe()

@@ -28,7 +28,7 @@ class Piece:
 
 
 class Pieces:
-    """See `engine.chunk.Source`. The pieces are known by paths, as if the larger file were a directory."""
+    """See `engine.chunk.SmallFileSource`. The pieces are known by paths, as if the larger file were a directory."""
 
     def __init__(self, many: ManyPieces) -> None:
         self.bulk = many

@@ -6,16 +6,15 @@ with its file; from then on it is ARCHIVED, and only its source has to go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
 from uuid import UUID
 
 from datamanager.domain.archive_requests import ArchiveTerms
 from datamanager.domain.bundles import Group, Manifest, Member, Pack, VerifyLevel, Wanted
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, Phase
-from datamanager.engine.attempt import End, Intent, Restart
+from datamanager.engine.attempt import Intent, Restart
 from datamanager.engine.bundles.writing import archive
 from datamanager.engine.bundles.writing.archive import ArchiveJob
 from datamanager.engine.control import Control
@@ -31,8 +30,6 @@ from models.tables import Bundle, TransferItem
 
 TOGETHER = 2000
 """Objects of one bundle at most: they become ARCHIVED in one transaction, which others wait for."""
-
-T = TypeVar("T")
 
 
 def plan(work: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
@@ -123,7 +120,7 @@ class BundleWork:
         job, by_object = self._job(bundle, rows), {row.object_id: row for row in rows}
 
         def remember(marker: Restart) -> None:
-            self._write(bundles.note_restart, bundle.id, asdict(marker))
+            self._work.write_now(bundles.note_restart, bundle.id, asdict(marker))
 
         staged = archive.stage(job, self._control, remember)
         self._fail({by_object[uuid]: error for uuid, error in staged.failed.items()})
@@ -134,10 +131,10 @@ class BundleWork:
         self._control.enter(Phase.PUBLISH)
         self._work.control.shield()
         if not ready.published:  # the record is fenced: who lost the lease publishes nothing
-            self._write(bundles.record_intent, bundle.id, asdict(ready.intent))
+            self._work.write_now(bundles.record_intent, bundle.id, asdict(ready.intent))
         archive.publish(ready)
         self._control.enter(Phase.COMMIT)
-        self._write(archive_items.commit_archive, ready.manifest, keep_source=self._terms.keep_source)
+        self._work.write_now(archive_items.commit_archive, ready.manifest, keep_source=self._terms.keep_source)
         self._work.log.info("%s: %d objects", bundle.place, len(ready.manifest.members))
 
     def _begun(self, rows: Sequence[TransferItem]) -> Bundle | None:
@@ -153,12 +150,12 @@ class BundleWork:
         pack = Pack.NONE if self._terms.pack == "none" else Pack.TAR_ZST if self._terms.compress == "zstd" else Pack.TAR
         machine = self._work.parts.machines[rows[0].destination_machine]
         numbers = [row.number for row in rows]
-        return self._write(archive_items.begin_bundle, numbers, machine, pack, VerifyLevel(self._terms.verify))
+        return self._work.write_now(archive_items.begin_bundle, numbers, machine, pack, VerifyLevel(self._terms.verify))
 
     def _abandon(self) -> None:
         """Give the bundle up, if it was begun; a mover removes what there is of it (`flows.archive.reclaiming`)."""
         if self._bundle is not None:
-            self._write(archive_items.abandon_bundle, self._bundle)
+            self._work.write_now(archive_items.abandon_bundle, self._bundle)
 
     def _job(self, bundle: Bundle, rows: Sequence[TransferItem]) -> ArchiveJob:
         machines, work = self._work.parts.machines, self._work
@@ -173,9 +170,7 @@ class BundleWork:
             machine=machines[source],
             storage=work.storage(source),
             wanted=tuple(Wanted(row.object_id, batch_results.source(row), row.size or 0) for row in rows),
-            destination=End(
-                Place(bundle.machine, bundle.place), machines[bundle.machine], work.storage(bundle.machine)
-            ),
+            destination=work.end_at(Place(bundle.machine, bundle.place)),
             made_by=work.parts.owner,
             intent=Intent(**intent) if intent else None,
             restart=Restart(**restart) if restart else None,
@@ -198,7 +193,7 @@ class BundleWork:
             left = self._removed(bundle_id, mine, [found[row.object_id][1] for row in mine])
             gone += [row.number for row in mine if row.object_id not in left]
             failed |= {row: left[row.object_id] for row in mine if row.object_id in left}
-        self._write_all(archive_items.finish_archived, gone)
+        self._work.write_all(batch_results.end_committed, gone)
         self._fail(failed)
 
     def _removed(
@@ -217,17 +212,9 @@ class BundleWork:
     def _fail(self, failed: Mapping[TransferItem, DataManagerError]) -> None:
         errors = {row.number: error for row, error in failed.items()}
         self.errors |= errors
-        self._write_all(
+        self._work.write_all(
             batch_results.fail_items, [(number, error) for number, error in errors.items() if not _passes(error)]
         )
-
-    def _write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
-        for some in chunks(values, batch_results.CHUNK):
-            self._write(change, some)
-
-    def _write(self, change: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        with self._work.parts.database.write() as session:
-            return change(session, self._work.hold, *args, **kwargs)
 
 
 def _passes(error: DataManagerError) -> bool:

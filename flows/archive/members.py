@@ -23,7 +23,7 @@ class MembersChunk(ItemsChunk):
         """Return what records an item's restart marker."""
 
         def remember(marker: Restart) -> None:
-            self._write(archive_items.note_restart, number, asdict(marker))
+            self._work.write_now(archive_items.note_restart, number, asdict(marker))
 
         return remember
 

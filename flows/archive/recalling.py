@@ -11,14 +11,14 @@ from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 
-from datamanager.engine.attempt import Intent, Job
-from datamanager.engine.bulk.bulk_chunk import Outcome
+from datamanager.engine.attempt import Intent
+from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
 from datamanager.engine.bundles.reading import bulk_recall, recall
-from datamanager.engine.single.staged_file import Ready, Share
+from datamanager.engine.single.staged_file import ReadyFile, Share
 from datamanager.errors import ObjectUnknown
+from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
 from flows.archive.members import MembersChunk
-from flows.batch.chunk import PACKED_FROM
 from flows.runtime.transfer_run import TransferRun
 from models.archive import bundles
 from models.archive import items as archive_items
@@ -58,27 +58,14 @@ class RecallChunk(MembersChunk):
         known = Intent(member.size, member.sha256, member.mtime)
         self._jobs[number] = replace(self._jobs[number], intent=known)
 
-    def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
+    def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         bundle, _ = self._members[group[0]]
         items = [bulk_recall.RecallItem(n, self._members[n][1], self._jobs[n].target.place) for n in group]
-        return bulk_recall.stage(
-            source,
-            sink,
-            bundle,
-            items,
-            archive=job.origin.machine,
-            destination=job.target.machine,
-            transfer=self._work.transfer,
-            epoch=self._work.hold.epoch,
-            control=self._work.control,
-            overwrite=job.overwrite,
-            packed=len(group) >= PACKED_FROM,
-            ours={n: intent for n in group if (intent := self._jobs[n].intent) is not None},
-        )
+        return bulk_recall.stage(ends, bundle, items, replace(rules, verify=VerifyPolicy.SHA256), self._work.control)
 
-    def _stage_one(self, number: int) -> Ready:
+    def _stage_one(self, number: int) -> ReadyFile:
         bundle, member = self._members[number]
         return recall.stage(self._jobs[number], bundle, member, Share(self._work.control), self._remembering(number))
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
-        self._write_all(archive_items.commit_recalls, results)
+        self._work.write_all(archive_items.commit_recalls, results)

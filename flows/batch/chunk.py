@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import End, Intent, Job, Restart
+from datamanager.engine.attempt import Intent, Job, Restart
 from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk import run as bulk_run
-from datamanager.engine.bulk.bulk_chunk import Failed, Outcome, SmallItem, Staged, item_id
+from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
 from datamanager.engine.endpoints import lent
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import staged_file
-from datamanager.engine.single.staged_file import Ready
+from datamanager.engine.single.staged_file import ReadyFile
 from datamanager.errors import DataManagerError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
@@ -35,8 +35,6 @@ AT_ONCE = 4
 """Files of the one-file engine that are worked on at once."""
 PACKED_FROM = 100
 """Files from which on a tar stream is worth starting a program for."""
-
-T = TypeVar("T")
 
 
 class ItemsChunk:
@@ -54,7 +52,7 @@ class ItemsChunk:
         self._rows = {row.number: row for row in rows}
         self._jobs: dict[int, Job] = {}
         self._small: list[tuple[Job, list[Staged]]] = []
-        self._ready: dict[int, Ready] = {}
+        self._ready: dict[int, ReadyFile] = {}
         self._named: dict[int, _Named] = {}
         self.errors: dict[int, DataManagerError] = {}
         self.bytes_done = 0
@@ -88,7 +86,7 @@ class ItemsChunk:
         if self._moving:
             self._remove_sources([*self._named, *committed])
         lasting = [(number, error) for number, error in self.errors.items() if not may_pass(error, resend=self.resends)]
-        self._write_all(batch_results.fail_items, lasting)
+        self._work.write_all(batch_results.fail_items, lasting)
         self._work.item_errors |= self.errors
         passing = [error for error in self.errors.values() if may_pass(error, resend=self.resends)]
         if passing:  # that a machine is away is told first: the whole may wait for it
@@ -97,21 +95,21 @@ class ItemsChunk:
     # --- what is to be done ------------------------------------------------------------------------------------------
 
     def _describe(self, number: int) -> None:
-        row, machines, storage = self._rows[number], self._work.parts.machines, self._work.storage
-        source, destination = batch_results.source(row), batch_results.destination(row)
-        asked: VerifyPolicy | None = getattr(self._work.request, "verify", None)
+        row, run = self._rows[number], self._work
+        destination = run.end_at(batch_results.destination(row))
+        asked: VerifyPolicy | None = getattr(run.request, "verify", None)
         intent, restart = row.notes.get("intent"), row.notes.get("restart")
         self._jobs[number] = Job(
-            transfer=item_id(self._work.transfer, number),
-            epoch=self._work.hold.epoch,
+            transfer=item_id(run.transfer, number),
+            epoch=run.hold.epoch,
             kind=TransferKind.MOVE if self._moving else TransferKind.COPY,
-            source=End(source, machines[source.machine], storage(source.machine)),
-            destination=End(destination, machines[destination.machine], storage(destination.machine)),
+            source=run.end_at(batch_results.source(row)),
+            destination=destination,
             overwrite=self._overwrite,
-            verify=asked or machines[destination.machine].verify,
+            verify=asked or destination.machine.verify,
             intent=Intent(**intent) if intent else None,
             restart=Restart(**restart) if restart else None,
-            limited=self._work.control.throttle is not None and self._work.control.throttle.limited,
+            limited=run.limited,
         )
 
     # --- bytes into partial files ------------------------------------------------------------------------------------
@@ -126,7 +124,8 @@ class ItemsChunk:
             job = self._jobs[group[0]]
             try:
                 with lent(job) as (source, sink):
-                    outcomes = self._stage_together(source, sink, job, group)
+                    ends = BulkEndpoints(source, sink, job.origin.machine, job.target.machine)
+                    outcomes = self._stage_together(ends, group, self._rules(job, group))
             except DataManagerError as error:
                 self._all_failed(group, error)
                 continue
@@ -137,19 +136,18 @@ class ItemsChunk:
             rest += [number for number in group if number not in known]
         return rest
 
-    def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
-        """Stage the small ones of a group; `job` is that of any of them."""
-        return bulk_run.stage(
-            source,
-            sink,
-            [SmallItem(n, self._jobs[n].origin.place, self._jobs[n].target.place) for n in group],
-            origin_machine=job.origin.machine,
-            target_machine=job.target.machine,
-            transfer=self._work.transfer,
-            epoch=self._work.hold.epoch,
-            verify=job.verify,
-            control=self._work.control,
-            overwrite=job.overwrite,
+    def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
+        """Stage the small ones of a group."""
+        items = [SmallItem(n, self._jobs[n].origin.place, self._jobs[n].target.place) for n in group]
+        return bulk_run.stage(ends, items, rules, self._work.control)
+
+    def _rules(self, job: Job, group: Sequence[int]) -> BulkRules:
+        """Return what holds for a group; `job` is that of any of them."""
+        return BulkRules(
+            self._work.transfer,
+            self._work.hold.epoch,
+            job.verify,
+            job.overwrite,
             packed=len(group) >= PACKED_FROM,
             ours={n: intent for n in group if (intent := self._jobs[n].intent) is not None},
         )
@@ -160,7 +158,7 @@ class ItemsChunk:
 
         self._each(numbers, stage)
 
-    def _stage_one(self, number: int) -> Ready:
+    def _stage_one(self, number: int) -> ReadyFile:
         return staged_file.stage(self._jobs[number], self._work.control)
 
     def _way(self, number: int) -> tuple[str, str, VerifyPolicy]:
@@ -174,7 +172,7 @@ class ItemsChunk:
         canonical = {one.number: one.canonical for _, staged in self._small for one in staged}
         canonical |= {number: ready.found.canonical for number, ready in self._ready.items()}
         linked = {n: path for n, path in canonical.items() if path != self._rows[n].destination_place}
-        taken = set(self._write(batch_results.claim_canonicals, linked)) if linked else set()
+        taken = set(self._work.write_now(batch_results.claim_canonicals, linked)) if linked else set()
         for job, staged in self._small:
             self._discard_small(job, [one for one in staged if one.number in taken])
         self._small = [(job, [one for one in staged if one.number not in taken]) for job, staged in self._small]
@@ -189,7 +187,7 @@ class ItemsChunk:
             return
         self._work.control.shield()
         for part in chunks(list(intents.items()), batch_results.CHUNK):
-            self._write(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
+            self._work.write_now(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
         for job, staged in self._small:
             self._publish_small(job, staged)
 
@@ -220,7 +218,7 @@ class ItemsChunk:
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         """Tell the catalogue of the files that have their names."""
-        self._write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
+        self._work.write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
 
     def _remove_sources(self, numbers: Sequence[int]) -> None:
         """End moves: the sources go, if they still are what was read."""
@@ -236,7 +234,7 @@ class ItemsChunk:
             gone.append(number)
 
         self._each([n for n in numbers if n not in self._named or self._named[n].small is None], remove)
-        self._write_all(batch_results.finish_moves, gone)
+        self._work.write_all(batch_results.end_committed, gone)
 
     def _remove_small(self, job: Job, staged: list[Staged]) -> list[int]:
         if not staged:
@@ -297,15 +295,6 @@ class ItemsChunk:
             raise error
         self._work.control.check()
         self.errors |= dict.fromkeys(numbers, error)
-
-    def _write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
-        """Tell the catalogue of many items, in transactions that nobody has to wait long for."""
-        for part in chunks(values, batch_results.CHUNK):
-            self._write(change, part)
-
-    def _write(self, change: Callable[..., T], *args: Any) -> T:
-        with self._work.parts.database.write() as session:
-            return change(session, self._work.hold, *args)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from datamanager.domain.location import Place
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import Verified
-from datamanager.engine.attempt import Found, Intent, Job, Proof
-from datamanager.engine.bulk.bulk_chunk import Outcome
+from datamanager.engine.attempt import Found, Intent, Proof
+from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
 from datamanager.engine.extracting import large_members, small_members
 from datamanager.engine.extracting.archive_listing import Packaging, members_of
 from datamanager.engine.extracting.archive_member import Packed
@@ -21,13 +21,13 @@ from datamanager.engine.extracting.member_content import Lying
 from datamanager.engine.extracting.small_members import ExtractItem
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.probe import published_before
-from datamanager.engine.single.staged_file import Ready, Share
+from datamanager.engine.single.staged_file import ReadyFile, Share
 from datamanager.errors import InternalError
+from datamanager.machines import VerifyPolicy
 from datamanager.sources import public_url
 from datamanager.sources.download_terms import requested
 from datamanager.transports.port import Session
 from flows.archive.members import MembersChunk
-from flows.batch.chunk import PACKED_FROM
 from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
 from models.external import extracted
@@ -92,7 +92,7 @@ class FilesChunk(MembersChunk):
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         originator = public_url(str(getattr(self._work.request, "url", "")))
         for some in chunks(results, batch_results.CHUNK):
-            self._write(extracted.complete, some, originator)
+            self._work.write_now(extracted.complete, some, originator)
 
 
 class Doubtful(FilesChunk):
@@ -116,7 +116,7 @@ class Doubtful(FilesChunk):
             if error.retryable:
                 raise error
         self._tell([(n, Facts(one.size, f"sha256:{one.sha256}", Verified.SHA256)) for n, one in there.items()])
-        self._write_all(extracted.lay_aside, [number for number in self._rows if number not in there])
+        self._work.write_all(extracted.lay_aside, [number for number in self._rows if number not in there])
 
 
 class ExtractChunk(FilesChunk):
@@ -133,22 +133,12 @@ class ExtractChunk(FilesChunk):
         if looked_for is not None and self._jobs[number].intent is None:
             self._jobs[number] = replace(self._jobs[number], intent=Intent(**looked_for))
 
-    def _stage_together(self, source: Session, sink: Session, job: Job, group: Sequence[int]) -> list[Outcome]:
+    def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         jobs = self._jobs
-        return small_members.stage(
-            source,
-            sink,
-            self._archive,
-            [ExtractItem(n, self._members[n], jobs[n].origin.place, jobs[n].target.place) for n in group],
-            machine=job.target.machine,
-            transfer=self._work.transfer,
-            epoch=self._work.hold.epoch,
-            control=self._work.control,
-            overwrite=job.overwrite,
-            packed=len(group) >= PACKED_FROM,
-            ours={n: intent for n in group if (intent := jobs[n].intent) is not None},
-        )
+        items = [ExtractItem(n, self._members[n], jobs[n].origin.place, jobs[n].target.place) for n in group]
+        rules = replace(rules, verify=VerifyPolicy.SHA256)
+        return small_members.stage(ends, self._archive, items, rules, self._work.control)
 
-    def _stage_one(self, number: int) -> Ready:
+    def _stage_one(self, number: int) -> ReadyFile:
         job, control = self._jobs[number], Share(self._work.control)
         return large_members.stage(job, self._archive, self._members[number], control, self._remembering(number))

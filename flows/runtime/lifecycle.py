@@ -56,6 +56,13 @@ def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) 
     return TransferRequest(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
 
 
+def order_unless(
+    transfer: UUID | None, kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None
+) -> TransferRequest | None:
+    """Make an order of a person's fields (`asked`); None when the run was made for a transfer that is there already."""
+    return None if transfer is not None else asked(kind, fields, uuid)
+
+
 @asynccontextmanager
 async def working_on(
     kind: TransferKind, transfer: UUID | None, order: TransferRequest | None = None

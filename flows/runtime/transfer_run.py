@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from uuid import UUID
 from prefect.logging import get_run_logger
 from sqlalchemy.orm import Session
 
+from datamanager.domain.location import Place
 from datamanager.domain.requests import TransferTerms
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import End, Intent, Job, Restart
@@ -27,7 +28,9 @@ from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Storage
 from flows.runtime.retry import AttemptState, Fail, decide
 from flows.runtime.services import Services
+from models.batches.results import CHUNK
 from models.machines import limits
+from models.objects.bulk_claims import chunks
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
@@ -73,12 +76,9 @@ class TransferRun:
 
     def job(self) -> Job:
         """Describe this attempt to the engine."""
-        row, machines = self.row, self.parts.machines
-
-        def end(name: str | None, place: Callable[[Transfer], Any]) -> End | None:
-            return None if name is None else End(place(row), machines[name], self.storage(name))
-
-        destination = end(row.destination_machine, outcomes.destination)
+        row = self.row
+        source = None if row.source_machine is None else self.end_at(outcomes.source(row))
+        destination = None if row.destination_machine is None else self.end_at(outcomes.destination(row))
         kind, policy = TransferKind(row.kind), getattr(self.request, "verify", None)
         if kind is TransferKind.GETEXTERNAL_MANY:
             policy = VerifyPolicy.SHA256  # it tells an archive from another one, whose files lie elsewhere
@@ -87,7 +87,7 @@ class TransferRun:
             transfer=self.transfer,
             epoch=self.hold.epoch,
             kind=kind,
-            source=end(row.source_machine, outcomes.source),
+            source=source,
             destination=destination,
             overwrite=bool(getattr(self.request, "overwrite", False)),
             verify=policy or (destination.machine.verify if destination else VerifyPolicy.SIZE),
@@ -100,6 +100,10 @@ class TransferRun:
     def limited(self) -> bool:
         """Whether a bandwidth limit is in force."""
         return self.control.throttle is not None and self.control.throttle.limited
+
+    def end_at(self, place: Place) -> End:
+        """Return a place as an end of a transfer, with its machine and storage."""
+        return End(place, self.parts.machines[place.machine], self.storage(place.machine))
 
     def storage(self, machine: str) -> Storage:
         """Return a machine's storage, the same one every time, whose sessions end when this run is to stop."""
@@ -160,6 +164,11 @@ class TransferRun:
         CatalogueUnavailable.
         """
         return await asyncio.to_thread(self.write_now, change, *args, **kwargs)
+
+    def write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
+        """Run `change(session, hold, some)` for many items, in transactions that nobody has to wait long for. Blocks."""
+        for some in chunks(values, CHUNK):
+            self.write_now(change, some)
 
     def write_now(self, change: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Run `change(session, hold, …)` in a writing transaction. Blocks. Raises: LeaseLost, CatalogueUnavailable."""

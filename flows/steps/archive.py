@@ -62,14 +62,6 @@ async def each(groups: Sequence[Numbers], do: Callable[[int, int, Numbers], Awai
             await asyncio.to_thread(_give_up, work, items, error)
 
 
-@step("finish")
-async def finish() -> str | DataManagerError:
-    """End the transfer in the catalogue; return its result for the client, or the error that it ended with."""
-    work = current()
-    work.control.enter(Phase.COMMIT)
-    return await work.write(archive_items.finish)
-
-
 async def carry(work: TransferRun, perform: Callable[[], None], what: str, errors: dict[int, DataManagerError]) -> None:
     """Do a group's work in a thread, count its bytes if it ends well, and say which items failed (`errors`)."""
     work.control.enter(Phase.TRANSFER)

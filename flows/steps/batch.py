@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from datamanager.domain.states import Phase
-from datamanager.errors import DataManagerError, ItemsFailed, SourceNotRemoved
+from datamanager.errors import DataManagerError, SourceNotRemoved
 from flows.batch.chunk import ItemsChunk
+from flows.runtime.progress import summarise_items
 from flows.runtime.tasks import step, threaded
 from flows.runtime.transfer_run import TransferRun, current
+from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.tables import TransferItem
 
@@ -52,12 +54,24 @@ async def give_up_items(first: int, last: int, error: DataManagerError) -> None:
     await work.write(batch_results.fail_items, [(row.number, _lasting(work, row, error)) for row in rows])
 
 
+async def conclude() -> str:
+    """End a transfer of items in the catalogue, and leave its summary; return its result for the client.
+
+    Raises: the error that it ended with.
+    """
+    outcome = await finish()
+    await summarise_items(current())
+    if isinstance(outcome, DataManagerError):
+        raise outcome
+    return outcome
+
+
 @step("finish")
-async def finish_items() -> str | ItemsFailed:
-    """End the batch in the catalogue; return its result for the client."""
+async def finish() -> str | DataManagerError:
+    """End the transfer in the catalogue; return its result, or the error that it ended with."""
     work = current()
     work.control.enter(Phase.COMMIT)
-    return await work.write(batch_results.finish_batch)
+    return await work.write(archive_items.finish)
 
 
 def _lasting(work: TransferRun, row: TransferItem, error: DataManagerError) -> DataManagerError:

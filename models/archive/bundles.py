@@ -25,8 +25,8 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import DestinationExists, InternalError
 from datamanager.machines import Machine
+from models.core.outbox import post_object_events
 from models.database import affected, now
-from models.objects.bulk import post_object_events
 from models.objects.bulk_claims import chunks, claim_places, lock_objects
 from models.tables import Bundle, BundleMember, Claim, DataObject
 from models.transfers.queue import Hold, held

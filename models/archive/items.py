@@ -1,7 +1,7 @@
 """Items that go into archives and come back, as the mover that carries them tells the catalogue (see `models.batches.results`).
 
 To archive:   `begin_bundle` → bytes → `record_intent` → bundle has its name → `commit_archive` → sources removed →
-              `finish_archived`. An item's `bundle` in its notes is the one that it is to be in.
+              `batches.end_committed`. An item's `bundle` in its notes is the one that it is to be in.
 To activate:  `batches.record_intents` → file has its name → `commit_recalls`.
 """
 
@@ -19,9 +19,18 @@ from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, ObjectArchived, by_code
 from datamanager.machines import Machine
 from models.archive.bundles import abandon, open_bundle, release, seal
-from models.batches.results import DONE, destination, fail_items, finish_batch, free_items, open_items, update_items
+from models.batches.results import (
+    DONE,
+    complete_items,
+    destination,
+    fail_items,
+    finish_batch,
+    free_items,
+    open_items,
+    update_items,
+)
+from models.core.outbox import post_object_events
 from models.database import now
-from models.objects.bulk import post_object_events
 from models.objects.bulk_claims import chunks, give_places_to_objects, lock_objects
 from models.objects.catalogue import Facts, get_object, relocate
 from models.tables import Bundle, DataObject, TransferItem
@@ -97,16 +106,6 @@ def commit_archive(session: Session, hold: Hold, manifest: domain.Manifest, *, k
     fail_items(session, hold, late)
 
 
-def finish_archived(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
-    """End items that were committed and whose sources are gone. Raises: LeaseLost."""
-    row, items = open_items(session, hold, numbers)
-    for item in items:
-        if not item.notes.get("committed"):
-            raise InternalError(f"item {item.number} of {row.id} is in no sealed bundle")
-    update_items(session, row, [{"number": item.number, **DONE} for item in items])
-    free_items(session, row, items)
-
-
 def note_restart(session: Session, hold: Hold, number: int, restart: Mapping[str, Any]) -> None:
     """Record an item's restart marker before its first byte. Raises: LeaseLost."""
     row, items = open_items(session, hold, [number])
@@ -132,8 +131,7 @@ def commit_recalls(session: Session, hold: Hold, results: Sequence[tuple[int, Fa
         obj.status, obj.archived_in = ObjectStatus.ACTIVE.value, None
         data = {"machine": place.machine, "place": place.path, "bundle": bundle, "size": obj.size, "group": obj.group}
         told.append((obj.id, data))
-    update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
-    free_items(session, row, items)
+    complete_items(session, row, items, facts)
     post_object_events(session, "activated", told, time)
 
 

@@ -20,8 +20,8 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import ObjectStatus, Verified
 from datamanager.transports.paths import to_wire
 from models.audit.runs import Hold, held
+from models.core.outbox import post_object_events
 from models.database import now, storable
-from models.objects.bulk import post_object_events
 from models.objects.bulk_claims import chunks, claim_places, lock_objects
 from models.objects.claims import free_place_of_object
 from models.tables import AuditFinding, Claim, DataObject

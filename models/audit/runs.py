@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.audit.rules import AuditStatus, AuditTerms
 from datamanager.errors import AuditNotFound, DataManagerError, InternalError, LeaseLost
-from models.core.cursors import decode_cursor, encode_cursor
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease, is_held
 from models.core.outbox import post_event
 from models.database import affected, now, storable, wake
+from models.newest_first import page_of_newest
 from models.tables import Audit, AuditFinding
 
 LEASE = timedelta(seconds=60)
@@ -32,8 +32,6 @@ LEASE = timedelta(seconds=60)
 ATTEMPTS = 5
 """How often an audit is taken before it is given up."""
 DETAIL_MAX = 2000  # characters of an error's detail that are kept
-NEWEST = "-date_created"
-"""How a cursor names the order."""
 _OPEN = (AuditStatus.QUEUED.value, AuditStatus.RUNNING.value)
 _WAITS = (Audit.status == AuditStatus.QUEUED.value, Audit.ended.is_(None), Audit.flow_run_id.is_(None))
 
@@ -173,15 +171,11 @@ def end(session: Session, hold: Hold, error: DataManagerError | None = None) -> 
     forgotten: it was not looked at to the end. Raises: LeaseLost.
     """
     row = held(session, hold)
-    row.status = (AuditStatus.COMPLETE if error is None else AuditStatus.ERROR).value
-    row.ended = now(session)
-    if error is not None:
-        row.error_code, row.error_detail = error.code, storable(error.detail)[:DETAIL_MAX]
-        if not row.suspicious:
-            _forget_findings(session, row.id)
-            row.counts = {}
+    if error is not None and not row.suspicious:
+        _forget_findings(session, row.id)
+        row.counts = {}
     drop_lease(session, hold.lease, hold.holder)
-    _tell(session, row)
+    _end(session, row, error)
     return row
 
 
@@ -197,10 +191,9 @@ def give_back_lost(session: Session) -> list[Audit]:
             row.status, row.begun = AuditStatus.QUEUED.value, None
         else:
             error = InternalError(f"given up after {ATTEMPTS} attempts: no mover came to its end")
-            row.status, row.ended = AuditStatus.ERROR.value, time
-            row.error_code, row.error_detail, row.counts = error.code, error.detail, {}
+            row.counts = {}
             _forget_findings(session, row.id)
-            _tell(session, row)
+            _end(session, row, error)
         lost.append(row)
     return lost
 
@@ -209,9 +202,7 @@ def drop_rest(session: Session, flow_run: UUID, error: DataManagerError) -> None
     """End the audits that wait for a run which was cancelled."""
     query = select(Audit).where(Audit.flow_run_id == flow_run, Audit.status == AuditStatus.QUEUED.value)
     for row in session.scalars(query.where(Audit.ended.is_(None)).with_for_update()):
-        row.status, row.ended = AuditStatus.ERROR.value, now(session)
-        row.error_code, row.error_detail = error.code, storable(error.detail)[:DETAIL_MAX]
-        _tell(session, row)
+        _end(session, row, error)
 
 
 def select_audits(
@@ -221,14 +212,7 @@ def select_audits(
     query = select(Audit)
     if machine is not None:
         query = query.where(Audit.machine == machine)
-    if cursor is not None:
-        value, last = decode_cursor(cursor, NEWEST)
-        query = query.where(or_(Audit.created < value, (Audit.created == value) & (Audit.id < last)))
-    rows = list(session.scalars(query.order_by(Audit.created.desc(), Audit.id.desc()).limit(limit + 1)))
-    if len(rows) <= limit:
-        return rows, None
-    rows.pop()
-    return rows, encode_cursor(rows[-1].created, rows[-1].id, NEWEST)
+    return page_of_newest(session, query, Audit, limit, cursor)
 
 
 def prune(session: Session, keep: timedelta, *, audits: int, findings: int) -> tuple[int, int]:
@@ -270,7 +254,12 @@ def _is_alive(session: Session, row: Audit, time: datetime) -> bool:
     return is_held(session, f"{RUN_PREFIX}{row.flow_run_id}")
 
 
-def _tell(session: Session, row: Audit) -> None:
+def _end(session: Session, row: Audit, error: DataManagerError | None) -> None:
+    """End a row, and tell of it (`dm.audit.completed`)."""
+    row.status = (AuditStatus.COMPLETE if error is None else AuditStatus.ERROR).value
+    row.ended = now(session)
+    if error is not None:
+        row.error_code, row.error_detail = error.code, storable(error.detail)[:DETAIL_MAX]
     data: dict[str, Any] = {
         "audit": str(row.id),
         "machine": row.machine,

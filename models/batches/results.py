@@ -6,7 +6,7 @@ their identifier, so that they never wait in a circle. They are idempotent: an i
 is, so a transaction whose commit was in doubt may be repeated.
 
 A copy's way:  `record_intents` → file gets its name → `complete_copies`.
-A move's way:  `record_intents` → file gets its name → `commit_moves` → source removed → `finish_moves`.
+A move's way:  `record_intents` → file gets its name → `commit_moves` → source removed → `end_committed`.
 An item that an attempt before this one left between two steps is found by its `notes`: `intent` was recorded (the file
 may have its name already), `committed` (the object is at its new place; only the source has to go).
 """
@@ -20,13 +20,13 @@ from uuid import UUID
 from sqlalchemy import Table, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.location import Place, split_dest
+from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, DestinationExists, InternalError, ItemsFailed
+from models.core.outbox import post_object_events
 from models.database import now, storable
-from models.objects.bulk import NewRow, add_objects, post_object_events
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
-from models.objects.catalogue import Facts, relocate
+from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem
 from models.transfers import outcomes
 from models.transfers.items import count_items, select_items
@@ -38,14 +38,6 @@ CHUNK = 500
 _items = cast(Table, TransferItem.__table__)
 DONE = {"status": TransferStatus.COMPLETE.value}
 """What ends an item well."""
-_CARRIED = (
-    DataObject.id,
-    DataObject.description,
-    DataObject.originator,
-    DataObject.group,
-    DataObject.meta,
-)
-"""What a copy has from its source."""
 
 
 def items_to_do(session: Session, hold: Hold, after: int, limit: int) -> list[TransferItem]:
@@ -99,33 +91,19 @@ def complete_copies(session: Session, hold: Hold, results: Sequence[tuple[int, F
     """
     facts = dict(results)
     row, items = open_items(session, hold, facts, TransferKind.COPY_MANY)
-    sources = {source.id: source for source in lock_objects(session, (item.object_id for item in items), *_CARRIED)}
+    sources = {source.id: source for source in lock_objects(session, (item.object_id for item in items), *CARRIED)}
     rows = [
-        NewRow(
-            id=_result(item),
-            place=destination(item),
-            facts=facts[item.number],
-            path=split_dest(item.dest)[0],
-            description=source.description,
-            originator=source.originator,
-            group=source.group,
-            metadata=source.meta,
-            derived_from=source.id,
-        )
+        NewRow.of_copy(_result(item), destination(item), facts[item.number], item.dest, sources[item.object_id])
         for item in items
-        for source in [sources[item.object_id]]
     ]
-    add_objects(session, rows, "copied")
     if sources:
         used = update(DataObject).where(DataObject.id.in_(list(sources)))
         session.execute(used.values(last_used=now(session)).execution_options(synchronize_session=False))
-    give_places_to_objects(session, [new.id for new in rows], row.id)
-    update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
-    free_items(session, row, items)
+    enter_results(session, row, items, rows, "copied")
 
 
 def commit_moves(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
-    """Give objects of MOVE_MANY their new places; the old ones stay with the transfer until `finish_moves`.
+    """Give objects of MOVE_MANY their new places; the old ones stay with the transfer until `end_committed`.
 
     The items stay QUEUED, with `committed` in their notes. Raises: LeaseLost.
     """
@@ -154,14 +132,13 @@ def commit_moves(session: Session, hold: Hold, results: Sequence[tuple[int, Fact
     post_object_events(session, "moved", told, time)
 
 
-def finish_moves(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
-    """End items of MOVE_MANY that were committed and whose sources are gone. Raises: LeaseLost."""
-    row, items = open_items(session, hold, numbers, TransferKind.MOVE_MANY)
+def end_committed(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
+    """End items that were committed and whose sources are gone. Raises: LeaseLost."""
+    row, items = open_items(session, hold, numbers)
     for item in items:
         if not item.notes.get("committed"):
-            raise InternalError(f"item {item.number} of {row.id} has not given its object the new place")
-    update_items(session, row, [{"number": item.number, **DONE} for item in items])
-    free_items(session, row, items)
+            raise InternalError(f"item {item.number} of {row.id} was not committed")
+    complete_items(session, row, items)
 
 
 def fail_items(session: Session, hold: Hold, failures: Sequence[tuple[int, DataManagerError]]) -> None:
@@ -238,6 +215,23 @@ def update_items(session: Session, row: Transfer, changes: Sequence[Mapping[str,
     session.connection().execute(
         mine.values(columns), [{f"new_{name}": value for name, value in change.items()} for change in changes]
     )
+
+
+def complete_items(
+    session: Session, row: Transfer, items: Sequence[Any], facts: Mapping[int, Facts] | None = None
+) -> None:
+    """End items well, with the sizes that `facts` tell; what they held is free."""
+    ends = [{"number": item.number, **DONE} | ({"size": facts[item.number].size} if facts else {}) for item in items]
+    update_items(session, row, ends)
+    free_items(session, row, items)
+
+
+def enter_results(session: Session, row: Transfer, items: Sequence[Any], rows: Sequence[NewRow], event: str) -> None:
+    """End items that become new objects, whose places the transfer holds for them."""
+    add_objects(session, rows, event)
+    give_places_to_objects(session, [new.id for new in rows], row.id)
+    sizes = {item.number: new.facts for item, new in zip(items, rows, strict=True)}
+    complete_items(session, row, items, sizes)
 
 
 def _fail(session: Session, row: Transfer, failed: Sequence[tuple[Any, DataManagerError]]) -> None:

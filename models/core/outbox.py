@@ -6,11 +6,12 @@ Bodies are CloudEvents 1.0 in JSON (https://github.com/cloudevents/spec/blob/v1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Table, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from models.database import affected, now
@@ -19,6 +20,8 @@ from models.tables import OutboxMessage, Transfer
 REQUESTS_QUEUE = "dm.requests"
 EVENTS_EXCHANGE = "dm.events"
 SOURCE = "/DM"
+
+_outbox = cast(Table, OutboxMessage.__table__)
 
 
 def cloud_event(kind: str, subject: UUID, time: datetime, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
@@ -50,36 +53,38 @@ def post_transfer_event(session: Session, transfer: Transfer, what: str, data: d
     `transfer` must belong to the session.
     """
     transfer.sequence += 1
-    time = now(session)
-    body = cloud_event(
-        f"dm.transfer.{what}",
-        transfer.id,
-        time,
-        {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status, **data},
-        sequence=f"{transfer.sequence:010d}",
-    )
-    session.add(
-        OutboxMessage(
-            exchange=EVENTS_EXCHANGE, routing_key=f"dm.transfer.{what}", subject=transfer.id, body=body, created=time
-        )
-    )
+    data = {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status, **data}
+    post_event(session, f"dm.transfer.{what}", transfer.id, data, sequence=f"{transfer.sequence:010d}")
 
 
 def post_object_event(session: Session, object_id: UUID, what: str, data: dict[str, Any]) -> None:
     """Tell of an object's change (`dm.object.registered|copied|moved|deleted`)."""
-    time = now(session)
-    body = cloud_event(f"dm.object.{what}", object_id, time, {"object": str(object_id), **data})
-    session.add(
-        OutboxMessage(
-            exchange=EVENTS_EXCHANGE, routing_key=f"dm.object.{what}", subject=object_id, body=body, created=time
-        )
-    )
+    post_event(session, f"dm.object.{what}", object_id, {"object": str(object_id), **data})
 
 
-def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any]) -> None:
-    """Tell of something else (`kind` is the routing key too)."""
+def post_object_events(
+    session: Session, what: str, told: Iterable[tuple[UUID, dict[str, Any]]], time: datetime
+) -> None:
+    """Tell of the same change of many objects, by one statement."""
+    kind = f"dm.object.{what}"
+    rows = [
+        {
+            "exchange": EVENTS_EXCHANGE,
+            "routing_key": kind,
+            "subject": object_id,
+            "body": cloud_event(kind, object_id, time, {"object": str(object_id), **data}),
+            "created": time,
+        }
+        for object_id, data in told
+    ]
+    if rows:
+        session.execute(insert(_outbox), rows)
+
+
+def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> None:
+    """Tell of something (`kind` is the routing key too); `extensions`: see `cloud_event`."""
     time = now(session)
-    body = cloud_event(kind, subject, time, data)
+    body = cloud_event(kind, subject, time, data, **extensions)
     session.add(OutboxMessage(exchange=EVENTS_EXCHANGE, routing_key=kind, subject=subject, body=body, created=time))
 
 

@@ -19,10 +19,9 @@ from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DestinationExists, InternalError, SourceChanged
-from models.batches.results import DONE, destination, free_items, open_items, update_items
-from models.objects.bulk import NewRow, add_objects
-from models.objects.bulk_claims import chunks, claim_places, give_places_to_objects
-from models.objects.catalogue import Facts
+from models.batches.results import destination, enter_results, open_items, update_items
+from models.objects.bulk_claims import chunks, claim_places
+from models.objects.catalogue import Facts, NewRow
 from models.tables import Transfer, TransferItem
 from models.transfers import outcomes
 from models.transfers.queue import Hold, held
@@ -113,22 +112,17 @@ def complete(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]],
     row, items = open_items(session, hold, facts, TransferKind.GETEXTERNAL_MANY)
     request = _request(row)
     rows = [
-        NewRow(
-            id=item.object_id,
-            place=destination(item),
-            facts=facts[item.number],
+        NewRow.of_request(
+            item.object_id,
+            destination(item),
+            facts[item.number],
+            request,
             path=split_dest(item.dest)[0],
-            description=request.description,
-            originator=request.originator or originator,
-            group=request.group,
-            metadata=request.metadata,
+            originator=originator,
         )
         for item in items
     ]
-    add_objects(session, rows, "registered")
-    give_places_to_objects(session, [new.id for new in rows], row.id)
-    update_items(session, row, [{"number": item.number, **DONE, "size": facts[item.number].size} for item in items])
-    free_items(session, row, items)
+    enter_results(session, row, items, rows, "registered")
 
 
 def _request(row: Transfer) -> GetExternalRequest:

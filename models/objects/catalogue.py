@@ -5,13 +5,13 @@ Functions take the caller's session; those that change something want a writing 
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Text, and_, func, or_, select
+from sqlalchemy import ColumnElement, Table, Text, and_, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, split_dest
@@ -19,7 +19,7 @@ from datamanager.domain.requests import NewObject, RegisterRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import InvalidRequest, ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
 from models.core.cursors import decode_cursor, encode_cursor
-from models.core.outbox import post_object_event
+from models.core.outbox import post_object_events
 from models.database import now, on_postgresql
 from models.objects.claims import claim_place
 from models.tables import Bundle, DataObject
@@ -27,6 +27,7 @@ from models.tables import Bundle, DataObject
 STREAM_CHUNK = 500
 LIMIT_MAX = 100_000
 GLOB_MAX = 1000  # characters; a name has at most 255 bytes
+_objects = cast(Table, DataObject.__table__)
 SORTABLE = ("date_registered", "date_modified", "filename", "size", "machine", "group", "status")
 
 
@@ -37,6 +38,42 @@ class Facts:
     size: int | None
     checksum: str | None = None
     verified: Verified = Verified.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """An object that is to be entered; `path` is its directory as the client gave it."""
+
+    id: UUID
+    place: Place
+    facts: Facts
+    path: str
+    description: str
+    originator: str
+    group: str
+    metadata: dict[str, Any]
+    derived_from: UUID | None = None
+    expires_at: datetime | None = None
+
+    @classmethod
+    def of_request(
+        cls, new: UUID, place: Place, facts: Facts, request: NewObject, *, path: str | None = None, originator: str = ""
+    ) -> NewRow:
+        """Make the row of a file that a request describes; `originator` where it names none."""
+        path, originator = request.path if path is None else path, request.originator or originator
+        return cls(new, place, facts, path, request.description, originator, request.group, request.metadata)
+
+    @classmethod
+    def of_copy(cls, new: UUID, place: Place, facts: Facts, dest: str, source: Any) -> NewRow:
+        """Make the row of a copy, with what it has from `source`, a row with the columns CARRIED; `dest` as the client
+        gave it.
+        """
+        path = split_dest(dest)[0]
+        return cls(new, place, facts, path, source.description, source.originator, source.group, source.meta, source.id)
+
+
+CARRIED = (DataObject.id, DataObject.description, DataObject.originator, DataObject.group, DataObject.meta)
+"""What a copy has from its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +99,9 @@ class Selection:
     cursor: str | None = None
 
 
-def get_object(session: Session, object_id: UUID) -> DataObject:
+def get_object(session: Session, object_id: UUID, *, lock: bool = False) -> DataObject:
     """Return an object. Raises: ObjectNotFound."""
-    found = session.get(DataObject, object_id)
+    found = session.get(DataObject, object_id, with_for_update=lock or None, populate_existing=lock)
     if found is None:
         raise ObjectNotFound(f"no object has the identifier {object_id}")
     return found
@@ -75,10 +112,7 @@ def lock_object(session: Session, object_id: UUID) -> DataObject:
 
     On SQLite the writing transaction itself excludes others.
     """
-    found = session.get(DataObject, object_id, with_for_update=True, populate_existing=True)
-    if found is None:
-        raise ObjectNotFound(f"no object has the identifier {object_id}")
-    return found
+    return get_object(session, object_id, lock=True)
 
 
 def require_usable(obj: DataObject, *, removing: bool = False) -> None:
@@ -113,68 +147,54 @@ def register_object(
     claim_place(session, place, object_id=new)
     if canonical is not None and canonical != place:
         claim_place(session, canonical, object_id=new)
-    return add_object(
-        session,
-        new,
-        place,
-        facts,
-        path=request.path,
-        description=request.description,
-        originator=request.originator,
-        group=request.group,
-        metadata=request.metadata,
-        event="registered",
-        expires_at=request.ends(now(session)) if isinstance(request, RegisterRequest) else None,
-    )
+    expires_at = request.ends(now(session)) if isinstance(request, RegisterRequest) else None
+    row = NewRow.of_request(new, place, facts, request)
+    add_objects(session, [replace(row, expires_at=expires_at)], "registered")
+    return new
 
 
-def add_object(
-    session: Session,
-    object_id: UUID,
-    place: Place,
-    facts: Facts,
-    *,
-    path: str,
-    description: str,
-    originator: str,
-    group: str,
-    metadata: dict[str, Any],
-    event: str,
-    derived_from: UUID | None = None,
-    expires_at: datetime | None = None,
-) -> UUID:
-    """Insert an ACTIVE object whose place is already claimed, and tell of it (`dm.object.{event}`)."""
+def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
+    """Insert ACTIVE objects whose places are already claimed, and tell of them (`dm.object.{event}`)."""
+    if not rows:
+        return
     time = now(session)
-    session.add(
-        DataObject(
-            id=object_id,
-            machine=place.machine,
-            path=path,
-            filename=place.name,
-            place=place.path,
-            description=description,
-            size=facts.size,
-            meta=metadata,
-            date_registered=time,
-            date_modified=time,
-            status=ObjectStatus.ACTIVE.value,
-            originator=originator,
-            group=group,
-            checksum=facts.checksum,
-            verified=facts.verified.value,
-            derived_from=derived_from,
-            expires_at=expires_at,
+    values = [
+        {
+            "id": row.id,
+            "machine": row.place.machine,
+            "path": row.path,
+            "filename": row.place.name,
+            "place": row.place.path,
+            "description": row.description,
+            "size": row.facts.size,
+            "metadata": row.metadata,
+            "date_registered": time,
+            "date_modified": time,
+            "status": ObjectStatus.ACTIVE.value,
+            "originator": row.originator,
+            "group": row.group,
+            "checksum": row.facts.checksum,
+            "verified": row.facts.verified.value,
+            "derived_from": row.derived_from,
+            "expires_at": row.expires_at,
+        }
+        for row in rows
+    ]
+    session.execute(insert(_objects), values)
+    told = (
+        (
+            row.id,
+            {
+                "machine": row.place.machine,
+                "place": row.place.path,
+                "size": row.facts.size,
+                "checksum": row.facts.checksum,
+                "group": row.group,
+            },
         )
+        for row in rows
     )
-    data = {
-        "machine": place.machine,
-        "place": place.path,
-        "size": facts.size,
-        "checksum": facts.checksum,
-        "group": group,
-    }
-    post_object_event(session, object_id, event, data)
-    return object_id
+    post_object_events(session, event, told, time)
 
 
 def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Facts) -> None:

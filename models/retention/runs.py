@@ -16,10 +16,10 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.errors import LeaseLost, RetentionRunNotFound
-from models.core.cursors import decode_cursor, encode_cursor
 from models.core.leases import is_held
 from models.core.outbox import post_event
 from models.database import affected, now, storable, wake
+from models.newest_first import page_of_newest
 from models.retention.marks import under_way
 from models.tables import DataObject, RetentionMark, RetentionRun
 
@@ -57,7 +57,7 @@ def begin_run(session: Session, terms: Terms, run: UUID | None, holder: str, flo
     if run is None:
         row = _new(session, terms, RUNNING)
     else:
-        row = _locked(session, run)
+        row = get_run(session, run, lock=True)
         if row.status != QUEUED:
             raise LeaseLost(f"run {run} is {row.status} already")
         row.status = RUNNING
@@ -87,7 +87,7 @@ def end_run(
     """End a run and tell of it (`dm.retention.completed`). Bytes are counted from the transfers that ended, and those
     that failed are told of, too. Idempotent: one that has ended stays as it is.
     """
-    row = _locked(session, run)
+    row = get_run(session, run, lock=True)
     if row.ended is not None:
         return row
     row.ended = now(session)
@@ -114,7 +114,7 @@ def end_run(
 
 def give_up(session: Session, run: UUID, error: str) -> None:
     """End a run that was asked for and could not begin; one that was begun meanwhile stays as it is."""
-    if _locked(session, run).status == QUEUED:
+    if get_run(session, run, lock=True).status == QUEUED:
         end_run(session, run, counts=[], lines=[], error=error)
 
 
@@ -126,7 +126,7 @@ def asked_for(session: Session) -> list[UUID]:
 
 def attach(session: Session, run: UUID, flow_run: UUID) -> None:
     """Note which flow run is to perform a run."""
-    row = _locked(session, run)
+    row = get_run(session, run, lock=True)
     if row.status == QUEUED:
         row.flow_run_id = flow_run
 
@@ -152,11 +152,7 @@ def end_abandoned(session: Session, mine: UUID | None) -> list[UUID]:
         query = query.where(RetentionRun.id != mine)
     gone = list(session.scalars(query))
     for run in gone:
-        acted = _acted(session, run)
-        counts = [
-            {"rule": rule, "action": action, "verdict": "act", "reason": None, "objects": objects, "bytes": size}
-            for rule, action, objects, size in acted
-        ]
+        counts = _counted(session, "act", RetentionMark.acted_run_id == run)
         end_run(session, run, counts=counts, lines=[], error=INTERRUPTED)
     return gone
 
@@ -169,9 +165,9 @@ def freed(session: Session, run: UUID) -> int:
     return int(session.scalar(query) or 0)
 
 
-def get_run(session: Session, run: UUID) -> RetentionRun:
+def get_run(session: Session, run: UUID, *, lock: bool = False) -> RetentionRun:
     """Return a run. Raises: RetentionRunNotFound."""
-    found = session.get(RetentionRun, run)
+    found = session.get(RetentionRun, run, with_for_update=lock or None, populate_existing=lock)
     if found is None:
         raise RetentionRunNotFound(f"no run of retention has the identifier {run}")
     return found
@@ -179,18 +175,7 @@ def get_run(session: Session, run: UUID) -> RetentionRun:
 
 def list_runs(session: Session, limit: int, cursor: str | None = None) -> tuple[list[RetentionRun], str | None]:
     """Return a page of runs, the newest first, and the cursor of the next one. Raises: InvalidRequest (the cursor)."""
-    query = select(RetentionRun)
-    if cursor is not None:
-        value, last = decode_cursor(cursor, "-date_created")
-        query = query.where(
-            or_(RetentionRun.created < value, and_(RetentionRun.created == value, RetentionRun.id < last))
-        )
-    query = query.order_by(RetentionRun.created.desc(), RetentionRun.id.desc())
-    rows = list(session.scalars(query.limit(limit + 1)))
-    if len(rows) <= limit:
-        return rows, None
-    rows.pop()
-    return rows, encode_cursor(rows[-1].created, rows[-1].id, "-date_created")
+    return page_of_newest(session, select(RetentionRun), RetentionRun, limit, cursor)
 
 
 def prune_runs(session: Session, before: datetime, limit: int = 1000) -> int:
@@ -206,11 +191,6 @@ def _failed(session: Session, run: UUID) -> tuple[list[dict[str, Any]], list[dic
         RetentionMark.closed.is_(None),
         RetentionMark.transfer_id.is_(None),
     )
-    groups = select(RetentionMark.rule, RetentionMark.action, func.count(), func.sum(RetentionMark.bytes)).where(*mine)
-    counts = [
-        {"rule": rule, "action": action, "verdict": "failed", "reason": None, "objects": count, "bytes": int(size or 0)}
-        for rule, action, count, size in session.execute(groups.group_by(RetentionMark.rule, RetentionMark.action))
-    ]
     query = select(RetentionMark, DataObject).join(DataObject, DataObject.id == RetentionMark.object_id).where(*mine)
     lines = [
         {
@@ -228,13 +208,17 @@ def _failed(session: Session, run: UUID) -> tuple[list[dict[str, Any]], list[dic
         }
         for mark, obj in session.execute(query.order_by(RetentionMark.id).limit(FAILED_SHOWN))
     ]
-    return counts, lines
+    return _counted(session, "failed", *mine), lines
 
 
-def _acted(session: Session, run: UUID) -> list[Any]:
-    query = select(RetentionMark.rule, RetentionMark.action, func.count(), func.sum(RetentionMark.bytes))
-    query = query.where(RetentionMark.acted_run_id == run).group_by(RetentionMark.rule, RetentionMark.action)
-    return [(rule, action, int(count), int(size or 0)) for rule, action, count, size in session.execute(query)]
+def _counted(session: Session, verdict: str, *mine: Any) -> list[dict[str, Any]]:
+    """Count marks by rule and action, as a report does."""
+    groups = RetentionMark.rule, RetentionMark.action
+    query = select(*groups, func.count(), func.sum(RetentionMark.bytes)).where(*mine).group_by(*groups)
+    return [
+        {"rule": rule, "action": action, "verdict": verdict, "reason": None, "objects": count, "bytes": int(size or 0)}
+        for rule, action, count, size in session.execute(query)
+    ]
 
 
 def _new(session: Session, terms: Terms, status: str) -> RetentionRun:
@@ -254,10 +238,3 @@ def _new(session: Session, terms: Terms, status: str) -> RetentionRun:
     session.add(row)
     session.flush()
     return row
-
-
-def _locked(session: Session, run: UUID) -> RetentionRun:
-    found = session.get(RetentionRun, run, with_for_update=True, populate_existing=True)
-    if found is None:
-        raise RetentionRunNotFound(f"no run of retention has the identifier {run}")
-    return found

@@ -9,14 +9,14 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from datamanager.domain.location import Place, split_dest
+from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError
 from models.archive.bundles import abandon, release
 from models.core.outbox import post_object_event, post_transfer_event
 from models.database import now, storable, wake
-from models.objects.catalogue import Facts, add_object, given_path, lock_object, relocate
+from models.objects.catalogue import Facts, NewRow, add_objects, given_path, lock_object, relocate
 from models.objects.claims import (
     claim_place,
     free_claims_of_transfer,
@@ -42,20 +42,8 @@ def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
     request = request_of(row)
     if not isinstance(request, CopyRequest):
         raise InternalError(f"transfer {row.id} is no copy")
-    source, new, place = lock_object(session, _known(row.object_id)), _known(row.result_object_id), destination(row)
-    add_object(
-        session,
-        new,
-        place,
-        facts,
-        path=split_dest(request.dest)[0],
-        description=source.description,
-        originator=source.originator,
-        group=source.group,
-        metadata=source.meta,
-        event="copied",
-        derived_from=source.id,
-    )
+    source, new = lock_object(session, _known(row.object_id)), _known(row.result_object_id)
+    add_objects(session, [NewRow.of_copy(new, destination(row), facts, request.dest, source)], "copied")
     source.last_used = now(session)
     _give_places_to_object(session, row, new)
     complete(session, row, str(new), facts)
@@ -68,21 +56,10 @@ def complete_getexternal(session: Session, hold: Hold, facts: Facts, originator:
     request = request_of(row)
     if not isinstance(request, GetExternalRequest):
         raise InternalError(f"transfer {row.id} is no download")
-    new, place = _known(row.result_object_id), destination(row)
-    add_object(
-        session,
-        new,
-        place,
-        facts,
-        path=request.path,
-        description=request.description,
-        originator=request.originator or originator,
-        group=request.group,
-        metadata=request.metadata,
-        event="registered",
-    )
+    new = _known(row.result_object_id)
+    entered = NewRow.of_request(new, destination(row), facts, request, originator=originator)
+    add_objects(session, [entered], "registered")
     if (origin := row.notes.get("origin")) is not None:
-        session.flush()
         keep_origin(session, new, origin)
     _give_places_to_object(session, row, new)
     complete(session, row, str(new), facts)

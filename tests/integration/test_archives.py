@@ -132,7 +132,7 @@ def archived(database: Database, *objects: UUID, keep: bool = False) -> BundleRo
     do(database, bundles.record_intent, hold, bundle.id, {"size": 1})
     do(database, archive_items.commit_archive, hold, manifest(database, bundle, *objects), keep_source=keep)
     if not keep:
-        do(database, archive_items.finish_archived, hold, range(len(objects)))
+        do(database, batch_results.end_committed, hold, range(len(objects)))
     assert isinstance(do(database, archive_items.finish, hold), str)
     return bundle_row(database, bundle.id)
 
@@ -259,7 +259,7 @@ def test_one_transaction_archives_and_the_place_is_free_when_the_source_is_gone(
     assert (row.size, row.checksum, row.verified) == (7, f"sha256:{SHA}", "sha256")
     assert told(database, first)[-1] == "dm.object.archived"
     assert ("place", "alpha:in/a", first, transfer) in claims(database)  # its file is still there
-    do(database, archive_items.finish_archived, hold, [0])
+    do(database, batch_results.end_committed, hold, [0])
     assert not [claim for claim in claims(database) if claim[2] == first]
     do(database, batch_results.fail_items, hold, [(1, SourceNotRemoved("it changed"))])
     error = do(database, archive_items.finish, hold)

@@ -110,7 +110,7 @@ def perform(database: Database, transfer: UUID) -> str | ItemsFailed:
         do(database, batch_results.complete_copies, hold, results(*numbers))
     else:
         do(database, batch_results.commit_moves, hold, results(*numbers))
-        do(database, batch_results.finish_moves, hold, numbers)
+        do(database, batch_results.end_committed, hold, numbers)
     found: str | ItemsFailed = do(database, batch_results.finish_batch, hold)
     return found
 
@@ -395,7 +395,7 @@ def test_a_move_keeps_its_old_place_until_the_source_is_gone(database: Database)
     before = snapshot(database)
     do(database, batch_results.commit_moves, hold, results(0, 1))
     assert snapshot(database) == before
-    do(database, batch_results.finish_moves, hold, [1])
+    do(database, batch_results.end_committed, hold, [1])
     assert {(name, holder) for mode, name, _, holder in claims(database) if mode == "place"} == {
         ("beta:out/a", None),
         ("beta:out/b", None),
@@ -454,7 +454,7 @@ def test_a_batch_that_is_given_up_ends_what_is_left(database: Database) -> None:
     transfer = submit(database, batch("move", *((uuid, f"out/{i}") for i, uuid in enumerate(objects))))
     hold = begin(database, transfer)
     do(database, batch_results.commit_moves, hold, results(0, 1))
-    do(database, batch_results.finish_moves, hold, [0])
+    do(database, batch_results.end_committed, hold, [0])
     do(database, outcomes.fail, hold, ConnectionLost("gone"))
     assert ends(database, transfer) == ["COMPLETE", "source_not_removed", "connection_lost"]
     row = get_transfer(database, transfer)
@@ -478,7 +478,7 @@ WRITES: dict[str, Callable[[Session, Hold], object]] = {
     "record_intents": lambda session, hold: batch_results.record_intents(session, hold, {0: INTENT}),
     "complete_copies": lambda session, hold: batch_results.complete_copies(session, hold, results(0)),
     "commit_moves": lambda session, hold: batch_results.commit_moves(session, hold, results(0)),
-    "finish_moves": lambda session, hold: batch_results.finish_moves(session, hold, [0]),
+    "end_committed": lambda session, hold: batch_results.end_committed(session, hold, [0]),
     "fail_items": lambda session, hold: batch_results.fail_items(session, hold, [(0, NoSpace("full"))]),
     "finish_batch": lambda session, hold: batch_results.finish_batch(session, hold),
 }
@@ -486,10 +486,10 @@ WRITES: dict[str, Callable[[Session, Hold], object]] = {
 
 def test_every_write_of_a_lost_hold_is_refused(database: Database) -> None:
     for name, write in WRITES.items():
-        kind = "move" if "move" in name else "copy"
+        kind = "move" if name in ("commit_moves", "end_committed") else "copy"
         transfer = submit(database, batch(kind, (register(database, f"from/{name}"), f"to/{name}")))
         hold = begin(database, transfer)
-        if name == "finish_moves":
+        if name == "end_committed":
             do(database, batch_results.commit_moves, hold, results(0))
         with database.write() as session:
             queue.renew(session, [hold], timedelta(seconds=-1))

@@ -19,8 +19,17 @@ import pytest
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.attempt import Intent
 from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk import run as bulk
-from datamanager.engine.bulk.bulk_chunk import Failed, Later, Outcome, SmallItem, Staged
+from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk.bulk_chunk import (
+    SMALL,
+    BulkEndpoints,
+    BulkRules,
+    Deferred,
+    Failed,
+    Outcome,
+    SmallItem,
+    Staged,
+)
 from datamanager.engine.control import Control
 from datamanager.errors import (
     Cancelled,
@@ -95,17 +104,10 @@ class Batch:
         **rules: Any,
     ) -> dict[int, Outcome]:
         given: dict[str, Any] = {"epoch": 1, "verify": self.verify, "packed": self.packed, **rules}
+        machines = self.ends.machines
         with self.sessions() as (source, target):
-            outcomes = bulk.stage(
-                source,
-                wrap(target),
-                self.items,
-                origin_machine=self.ends.machines["a"],
-                target_machine=self.ends.machines[self.target],
-                transfer=self.transfer,
-                control=control or Control(),
-                **given,
-            )
+            ends = BulkEndpoints(source, wrap(target), machines["a"], machines[self.target])
+            outcomes = bulk_run.stage(ends, self.items, BulkRules(self.transfer, **given), control or Control())
         assert [outcome.number for outcome in outcomes] == [item.number for item in self.items]
         return {outcome.number: outcome for outcome in outcomes}
 
@@ -222,7 +224,7 @@ def test_each_item_fails_alone(batch: Batch) -> None:
     expected[batch.add("source5", b"new", "outside/leak")] = PathNotAllowed
     (folder_a / "outside").symlink_to("/etc")
     expected[batch.ask("outside/passwd", "out/leak")] = PathNotAllowed
-    later = [batch.add("large", bytes(bulk.SMALL + 1))]
+    later = [batch.add("large", bytes(SMALL + 1))]
     (folder_a / "link").symlink_to("source1")
     later.append(batch.ask("link", "out/link"))
     later.append(batch.ask("dir0", "out/dir0"))
@@ -230,7 +232,7 @@ def test_each_item_fails_alone(batch: Batch) -> None:
     later.append(batch.ask("fifo", "out/fifo"))
     outcomes = batch.stage()
     assert failed(outcomes) == expected
-    assert [number for number, one in outcomes.items() if isinstance(one, Later)] == later
+    assert [number for number, one in outcomes.items() if isinstance(one, Deferred)] == later
     assert [one.number for one in staged(outcomes)] == good
     assert set(batch.publish(outcomes).values()) == {None}
     batch.assert_published(good)

@@ -24,7 +24,7 @@ from datamanager.engine.bundles.format import frames
 from datamanager.engine.bundles.format.layout import Entry, Layout
 from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import Staged
+from datamanager.engine.bundles.writing.archive import StagedBundle
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.engine.single.restart import WINDOW
@@ -62,7 +62,7 @@ class Cuttable(Archive):
 
     proxy: Proxy = dataclasses.field(kw_only=True)
 
-    def attempts(self, **rules: Any) -> Staged:
+    def attempts(self, **rules: Any) -> StagedBundle:
         """Attempt until it works, each with its epoch."""
         for epoch in range(1, 6):
             try:

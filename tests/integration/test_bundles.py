@@ -16,7 +16,7 @@ from datamanager.domain.bundles import Bundle, Manifest, Pack, VerifyLevel
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Intent
-from datamanager.engine.bulk.bulk_chunk import Failed, Later
+from datamanager.engine.bulk.bulk_chunk import Deferred, Failed
 from datamanager.engine.bulk.run import SMALL
 from datamanager.engine.bundles.format import manifest
 from datamanager.engine.bundles.reading import recall
@@ -91,7 +91,7 @@ def test_there_and_back(ends: Ends, pack: Pack) -> None:
     for number in (0, 1, 4, 8, 20):
         store.assert_back(store.recall(made, uuids[number], f"alone/{number}"), uuids[number])
     outcomes = store.recall_many(made, uuids, "together")
-    later = [uuid for uuid, one in outcomes.items() if isinstance(one, Later)]
+    later = [uuid for uuid, one in outcomes.items() if isinstance(one, Deferred)]
     assert [len(store.data[uuid]) for uuid in later] == [SMALL + 1, 3 * MIB]
     for uuid in uuids:
         if uuid not in later:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from datamanager.domain.location import Place
 from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk.bulk_chunk import Failed, Later, Staged
+from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Deferred, Failed, Staged
 from datamanager.engine.bulk.run import SMALL
 from datamanager.engine.control import Control
 from datamanager.engine.extracting import large_members, small_members
@@ -80,23 +80,12 @@ class Workbench:
         results: dict[str, bytes | DataManagerError] = {}
         storage = self.ends.end("m", "x").storage
         with storage.session_pair() as (source, sink):
-            found = small_members.stage(
-                source,
-                sink,
-                lying,
-                items,
-                machine=self.machine,
-                transfer=transfer,
-                epoch=1,
-                control=Control(),
-                overwrite=False,
-                packed=False,
-                ours={},
-            )
+            ends = BulkEndpoints(source, sink, self.machine, self.machine)
+            found = small_members.stage(ends, lying, items, BulkRules(transfer, 1), Control())
             staged = [one for one in found if isinstance(one, Staged)]
             assert not any(bulk_publish.publish(sink, staged, overwrite=False))
         results |= {members[one.number].name: one.error for one in found if isinstance(one, Failed)}
-        for later in [one for one in found if isinstance(one, Later)]:
+        for later in [one for one in found if isinstance(one, Deferred)]:
             member = members[later.number]
             job = self.ends.job(f"m:archive/{later.number}", f"m:in/{member.name}")
             try:

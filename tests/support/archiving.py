@@ -59,4 +59,4 @@ def _archive(database: Database, hold: Hold, numbers: list[int], archive: Machin
     with database.write() as session:
         archive_items.commit_archive(session, hold, made, keep_source=False)
     with database.write() as session:
-        archive_items.finish_archived(session, hold, numbers)
+        batch_results.end_committed(session, hold, numbers)

@@ -19,12 +19,12 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import End, Job, Restart
 from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk.bulk_chunk import Outcome
-from datamanager.engine.bulk.bulk_chunk import Staged as StagedFile
+from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
+from datamanager.engine.bulk.bulk_chunk import StagedBundle as StagedFile
 from datamanager.engine.bulk.run import SMALL
 from datamanager.engine.bundles.reading import bulk_recall, recall
 from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import ArchiveJob, Ready, Staged
+from datamanager.engine.bundles.writing.archive import ArchiveJob, ReadyBundle, StagedBundle
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.machines import Machine
@@ -84,7 +84,7 @@ class Archive:
         """Record the restart marker, as the catalogue does."""
         self.marker = marker
 
-    def stage(self, control: Control | None = None, **rules: Any) -> Staged:
+    def stage(self, control: Control | None = None, **rules: Any) -> StagedBundle:
         """Do an attempt, all but the names."""
         return archive.stage(self.job(restart=self.marker, **rules), control or Control(), self.remember)
 
@@ -127,18 +127,8 @@ class Archive:
         with ExitStack() as stack:
             source = stack.enter_context(self.ends.storages.get("b").session())
             target = stack.enter_context(self.ends.storages.get("a").session())
-            outcomes = bulk_recall.stage(
-                source,
-                target,
-                made.bundle,
-                items,
-                archive=machines["b"],
-                destination=machines["a"],
-                transfer=uuid4(),
-                epoch=1,
-                control=Control(),
-                **rules,
-            )
+            ends = BulkEndpoints(source, target, machines["b"], machines["a"])
+            outcomes = bulk_recall.stage(ends, made.bundle, items, BulkRules(uuid4(), 1, **rules), Control())
             staged = [one for one in outcomes if isinstance(one, StagedFile)]
             assert set(bulk_publish.publish(target, staged, overwrite=False)) <= {None}
         return {uuids[one.number]: one for one in outcomes}
@@ -153,7 +143,7 @@ class Archive:
         assert (file.stat().st_mode & 0o7777, int(file.stat().st_mtime)) == (0o640, MTIME)
 
 
-def ready(staged: Staged) -> Ready:
+def ready(staged: StagedBundle) -> ReadyBundle:
     """Return the bundle that waits for its name."""
     assert staged.ready is not None
     return staged.ready

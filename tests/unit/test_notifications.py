@@ -30,7 +30,11 @@ async def _heard(socket: NotificationSocket, count: int) -> list[str]:
 
 
 def test_every_listener_of_the_role_hears_and_others_do_not(tmp_path: Path) -> None:
-    with NotificationSocket(tmp_path, "mover") as one, NotificationSocket(tmp_path, "mover") as two, NotificationSocket(tmp_path, "api") as api:
+    with (
+        NotificationSocket(tmp_path, "mover") as one,
+        NotificationSocket(tmp_path, "mover") as two,
+        NotificationSocket(tmp_path, "api") as api,
+    ):
         assert notify(tmp_path, "mover", "queued") == 2
         assert notify(tmp_path, "api", "ended") == 1
 

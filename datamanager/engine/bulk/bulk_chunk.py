@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID, uuid5
 
 from datamanager.domain.location import Place, temporary_name
@@ -17,6 +17,9 @@ from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.port import Session
 from datamanager.transports.values import FileKind, FileStat, SmallFile
+
+SMALL = 512 * 1024
+"""Bytes up to which a file is small: 64 are in memory at each end of the way, 64 MiB at the most."""
 
 
 def item_id(transfer: UUID, number: int) -> UUID:
@@ -78,7 +81,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class Deferred:
     """An item that is not for this way (large, a link, …): the one-file engine carries it, or says what is wrong."""
 
     number: int
@@ -86,7 +89,7 @@ class Later:
 
 _NOTHING_SEEN = FileStat(FileKind.OTHER, 0, 0, 0)
 
-Outcome = Staged | Failed | Later
+Outcome = Staged | Failed | Deferred
 
 
 class ReadsMany(LooksMany, Protocol):
@@ -97,7 +100,7 @@ class ReadsMany(LooksMany, Protocol):
         ...
 
 
-class Source(Looks, Protocol):
+class SmallFileSource(Looks, Protocol):
     """Where small files are read; a Session is one, a bundle's members are another. (`engine.bundles.members`)"""
 
     @property
@@ -106,27 +109,33 @@ class Source(Looks, Protocol):
         ...
 
 
+SourceT_co = TypeVar("SourceT_co", bound=SmallFileSource, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Ends:
+class BulkEndpoints(Generic[SourceT_co]):
     """The two machines, the one's files and a session of the other one."""
 
-    source: Source
+    source: SourceT_co
     target: Session
     origin: Machine
     destination: Machine
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What holds for every item; `most`: bytes of the largest file."""
+class BulkRules:
+    """What holds for every item. `packed`: by a tar stream where the target can. `most`: bytes of the largest file.
+    `ours`: what earlier attempts recorded before they published, by item number; a destination that holds just that
+    counts as published.
+    """
 
     transfer: UUID
     epoch: int
-    verify: VerifyPolicy
-    overwrite: bool
-    packed: bool
-    most: int
-    ours: Mapping[int, Intent]
+    verify: VerifyPolicy = VerifyPolicy.SHA256
+    overwrite: bool = False
+    packed: bool = False
+    most: int = SMALL
+    ours: Mapping[int, Intent] = field(default_factory=dict)
 
     @property
     def hashed(self) -> bool:
@@ -139,7 +148,7 @@ class Rules:
 
 
 @dataclass(slots=True, eq=False)
-class Task:
+class SmallTask:
     """An item under way; `stat` is the source's, as first seen."""
 
     item: SmallItem
@@ -175,17 +184,17 @@ class Task:
 class Chunk:
     """The items of one call. One that has an outcome is not touched any more, except to remove what it made."""
 
-    ends: Ends
-    rules: Rules
+    ends: BulkEndpoints[SmallFileSource]
+    rules: BulkRules
     control: Control
-    tasks: list[Task] = field(default_factory=list)
+    tasks: list[SmallTask] = field(default_factory=list)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
-    made: dict[int, Task] = field(default_factory=dict)
+    made: dict[int, SmallTask] = field(default_factory=dict)
     """Those that may have a partial file, by number."""
     counted: set[int] = field(default_factory=set)
     """Those whose bytes were counted."""
 
-    def left(self) -> list[Task]:
+    def left(self) -> list[SmallTask]:
         """Return the items that have no outcome yet."""
         return [task for task in self.tasks if task.number not in self.outcomes]
 
@@ -193,13 +202,13 @@ class Chunk:
         """Note that an item can't be carried."""
         self.outcomes[number] = Failed(number, error)
 
-    def count(self, task: Task) -> None:
+    def count(self, task: SmallTask) -> None:
         """Count an item's bytes as done, once. Raises: what the control was told to stop with."""
         if task.number not in self.counted:
             self.counted.add(task.number)
             self.control.advance(task.stat.size)
 
-    def remove_parts(self, tasks: Sequence[Task]) -> None:
+    def remove_parts(self, tasks: Sequence[SmallTask]) -> None:
         """Remove what there is of these partial files. Raises: what breaks the connection."""
         for _ in self.ends.target.bulk.remove([task.part for task in tasks]):
             pass  # it was not there, or can't be removed: the sweep of partial files tells

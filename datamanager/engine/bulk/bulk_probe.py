@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from datamanager.domain.location import Place
-from datamanager.engine.bulk.bulk_chunk import Chunk, Later, SmallItem, Task
+from datamanager.engine.bulk.bulk_chunk import Chunk, Deferred, SmallItem, SmallTask
 from datamanager.engine.path_confinement import Directory, canonical_of, directories_of, make, real_base
 from datamanager.errors import (
     DataManagerError,
@@ -66,7 +66,7 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
             continue
         finals.add(final)
         chunk.tasks.append(
-            Task(
+            SmallTask(
                 item,
                 posixpath.join(source.path, item.source.name),
                 final,
@@ -87,7 +87,7 @@ def look(chunk: Chunk) -> None:
         elif isinstance(found, TransportError):
             chunk.fail(task.number, found)
         elif found.kind is not FileKind.FILE or found.size > chunk.rules.most or found.mtime not in _MTIMES:
-            chunk.outcomes[task.number] = Later(task.number)
+            chunk.outcomes[task.number] = Deferred(task.number)
         else:
             task.stat = found
     _remove_earlier_parts(chunk)
@@ -119,7 +119,7 @@ def _not_made(place: Place, fault: TransportError) -> DataManagerError:
 
 
 def _look_at_destinations(chunk: Chunk) -> None:
-    tasks, candidates = chunk.left(), list[Task]()
+    tasks, candidates = chunk.left(), list[SmallTask]()
     for index, found in chunk.ends.target.bulk.lstat([task.final for task in tasks]):
         task = tasks[index]
         if isinstance(found, PathMissing):
@@ -135,7 +135,7 @@ def _look_at_destinations(chunk: Chunk) -> None:
     _accept_ours(chunk, candidates)
 
 
-def _may_be_ours(chunk: Chunk, task: Task, there: FileStat) -> bool:
+def _may_be_ours(chunk: Chunk, task: SmallTask, there: FileStat) -> bool:
     """Say whether an earlier attempt may have published this; with a checksum recorded that is to be looked at yet."""
     intent = chunk.rules.ours.get(task.number)
     if intent is None or there.kind is not FileKind.FILE or there.size != intent.size:
@@ -146,7 +146,7 @@ def _may_be_ours(chunk: Chunk, task: Task, there: FileStat) -> bool:
     return True
 
 
-def _accept_ours(chunk: Chunk, candidates: Sequence[Task]) -> None:
+def _accept_ours(chunk: Chunk, candidates: Sequence[SmallTask]) -> None:
     hashes: dict[int, str | TransportError] = {}
     hashed = [task for task in candidates if chunk.rules.ours[task.number].sha256 is not None]
     for index, digest in chunk.ends.target.bulk.digest([task.final for task in hashed], chunk.rules.most):
@@ -160,7 +160,7 @@ def _accept_ours(chunk: Chunk, candidates: Sequence[Task]) -> None:
             _require_replaceable(chunk, task, FileKind.FILE)
 
 
-def _require_replaceable(chunk: Chunk, task: Task, kind: FileKind) -> None:
+def _require_replaceable(chunk: Chunk, task: SmallTask, kind: FileKind) -> None:
     place = task.item.destination
     if kind is FileKind.DIRECTORY:
         chunk.fail(task.number, DestinationExists(f"{place} is a directory"))

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from hashlib import sha256
 
-from datamanager.engine.bulk.bulk_chunk import Chunk, Task
+from datamanager.engine.bulk.bulk_chunk import Chunk, SmallTask
 from datamanager.engine.path_confinement import real_base
 from datamanager.errors import (
     ChecksumMismatch,
@@ -77,18 +77,18 @@ def require_unchanged(chunk: Chunk) -> None:
             chunk.fail(task.number, _changed(task))
 
 
-def _bring(chunk: Chunk, tasks: Sequence[Task], *, packed: bool) -> dict[Task, DataManagerError]:
+def _bring(chunk: Chunk, tasks: Sequence[SmallTask], *, packed: bool) -> dict[SmallTask, DataManagerError]:
     """Write and compare; return what went wrong at the target. What is wrong with a source is noted."""
-    wrong: dict[Task, DataManagerError] = {}
+    wrong: dict[SmallTask, DataManagerError] = {}
     if not (packed and _unpack(chunk, tasks)):
         wrong |= _write(chunk, tasks)
     stored = [task for task in tasks if task not in wrong and task.number not in chunk.outcomes]
     return wrong | (_compare_hashes(chunk, stored) if chunk.rules.hashed else _compare_sizes(chunk, stored))
 
 
-def _write(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
-    wrong: dict[Task, DataManagerError] = {}
-    sent = list[Task]()
+def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
+    wrong: dict[SmallTask, DataManagerError] = {}
+    sent = list[SmallTask]()
     with closing(_files(chunk, tasks, sent)) as files, closing(chunk.ends.target.bulk.write(files)) as results:
         for index, error in results:
             if error is None:
@@ -98,9 +98,9 @@ def _write(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
     return wrong
 
 
-def _unpack(chunk: Chunk, tasks: Sequence[Task]) -> bool:
+def _unpack(chunk: Chunk, tasks: Sequence[SmallTask]) -> bool:
     """Bring all by one stream, whose end alone tells how it went; False when that was not well, and nothing is left."""
-    sent = list[Task]()
+    sent = list[SmallTask]()
     base = real_base(chunk.ends.target, chunk.ends.destination)
     try:
         with closing(_files(chunk, tasks, sent)) as files:
@@ -114,7 +114,7 @@ def _unpack(chunk: Chunk, tasks: Sequence[Task]) -> bool:
     return True
 
 
-def _files(chunk: Chunk, tasks: Sequence[Task], sent: list[Task]) -> Generator[NewFile, None, None]:
+def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> Generator[NewFile, None, None]:
     """Read the sources and yield what is to be written; `sent` tells whose each one is."""
     waiting = [task for task in tasks if task.number not in chunk.outcomes]
     paths = [task.source_path for task in waiting]
@@ -136,8 +136,8 @@ def _files(chunk: Chunk, tasks: Sequence[Task], sent: list[Task]) -> Generator[N
                 yield NewFile(task.part, found.data, task.stat.mode & 0o777, task.stat.mtime)
 
 
-def _compare_hashes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
-    wrong: dict[Task, DataManagerError] = {}
+def _compare_hashes(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
+    wrong: dict[SmallTask, DataManagerError] = {}
     parts = [task.part for task in tasks]
     for index, far in chunk.ends.target.bulk.digest(parts, chunk.rules.most):
         task = tasks[index]
@@ -149,8 +149,8 @@ def _compare_hashes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManag
     return wrong
 
 
-def _compare_sizes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManagerError]:
-    wrong: dict[Task, DataManagerError] = {}
+def _compare_sizes(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
+    wrong: dict[SmallTask, DataManagerError] = {}
     for index, found in chunk.ends.target.bulk.lstat([task.part for task in tasks]):
         task = tasks[index]
         if isinstance(found, TransportError):
@@ -161,5 +161,5 @@ def _compare_sizes(chunk: Chunk, tasks: Sequence[Task]) -> dict[Task, DataManage
     return wrong
 
 
-def _changed(task: Task) -> SourceChanged:
+def _changed(task: SmallTask) -> SourceChanged:
     return SourceChanged(f"{task.item.source} changed under the transfer")

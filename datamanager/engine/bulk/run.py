@@ -9,56 +9,40 @@ item's failure is its own; what breaks a connection ends the chunk, which a late
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from uuid import UUID
 
-from datamanager.engine.attempt import Intent
-from datamanager.engine.bulk.bulk_chunk import Chunk, Ends, Outcome, Rules, SmallItem, Source
+from datamanager.engine.bulk.bulk_chunk import (
+    BulkEndpoints,
+    BulkRules,
+    Chunk,
+    Outcome,
+    SmallFileSource,
+    SmallItem,
+)
 from datamanager.engine.bulk.bulk_probe import look, require_space, resolve
 from datamanager.engine.bulk.bulk_transfer import carry, refuse_one_place, require_unchanged
 from datamanager.engine.control import Control
 from datamanager.errors import NotSupported, TransportError
-from datamanager.machines import Machine, VerifyPolicy
-from datamanager.transports.port import Session
-
-SMALL = 512 * 1024
-"""Bytes up to which a file is small: 64 are in memory at each end of the way, 64 MiB at the most."""
 
 
 def stage(
-    source: Source,
-    target: Session,
-    items: Sequence[SmallItem],
-    *,
-    origin_machine: Machine,
-    target_machine: Machine,
-    transfer: UUID,
-    epoch: int,
-    verify: VerifyPolicy,
-    control: Control,
-    overwrite: bool = False,
-    packed: bool = False,
-    most: int = SMALL,
-    ours: Mapping[int, Intent] | None = None,
+    ends: BulkEndpoints[SmallFileSource], items: Sequence[SmallItem], rules: BulkRules, control: Control
 ) -> list[Outcome]:
     """Bring the items' bytes into partial files beside their destinations and verify them.
 
-    One outcome per item, in the items' order. The sessions are of two different machines. `packed`: by a tar stream
-    where the target can. `most`: bytes of the largest file. `ours`: what earlier attempts recorded before they
-    published, by item number; a destination that holds just that counts as published. `control` is advanced by the
-    bytes of what is done. Where the machine can, what is staged is on stable storage.
+    One outcome per item, in the items' order. The ends' sessions are two. `control` is advanced by the bytes of what is
+    done. Where the machine can, what is staged is on stable storage.
 
     Raises: what breaks a connection (retryable) and what `control` raises; the partial files made here are removed
     first, if the machine can be reached.
     """
-    rules = Rules(transfer, epoch, verify, overwrite, packed, most, ours or {})
-    chunk = Chunk(Ends(source, target, origin_machine, target_machine), rules, control)
+    chunk = Chunk(ends, rules, control)
     try:
         resolve(chunk, items)
         look(chunk)
         require_space(chunk)
-        with target.bulk.syncing() as sync:
+        with ends.target.bulk.syncing() as sync:
             carry(chunk)
             refuse_one_place(chunk)
             require_unchanged(chunk)

@@ -6,11 +6,11 @@ from datamanager.engine.attempt import Job, Proof
 from datamanager.engine.control import Control
 from datamanager.engine.extracting.archive_member import Packed
 from datamanager.engine.extracting.member_content import Lying, MemberContent
-from datamanager.engine.single.staged_file import Ready, stage_content
+from datamanager.engine.single.staged_file import ReadyFile, stage_content
 from datamanager.engine.single.transfer import Remember
 
 
-def stage(job: Job, archive: Lying, member: Packed, control: Control, remember: Remember) -> Ready:
+def stage(job: Job, archive: Lying, member: Packed, control: Control, remember: Remember) -> ReadyFile:
     """Do all that comes before the name is given; the bytes are hashed at both ends, whatever `job.verify` says.
 
     Raises: ChecksumMismatch (the archive is damaged there), SourceChanged, DestinationExists, NoSpace, what the

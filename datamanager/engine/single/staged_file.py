@@ -70,7 +70,7 @@ class Share(Control):
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyFile:
     """A file that waits for its name: in its partial file and verified, or where a rename will take it from."""
 
     job: Job
@@ -79,17 +79,17 @@ class Ready:
     verified: Verified
 
 
-def stage(job: Job, whole: Control) -> Ready:
+def stage(job: Job, whole: Control) -> ReadyFile:
     """Do all that comes before the name is given. A failure leaves nothing.
 
     Raises: what probe, stream and verify raise.
     """
     found = probe(job)
     if found.published is not None:
-        return Ready(job, found, found.published, _promised(job))
+        return ReadyFile(job, found, found.published, _promised(job))
     source = found.source_stat
     if found.route is Route.RENAME:
-        return Ready(job, found, Intent(source.size, None, source.mtime), Verified.NONE)
+        return ReadyFile(job, found, Intent(source.size, None, source.mtime), Verified.NONE)
     return _sent(job, found, whole)
 
 
@@ -100,7 +100,7 @@ def stage_content(
     judge: Callable[[Proof], None],
     control: Control,
     remember: Remember,
-) -> Ready:
+) -> ReadyFile:
     """Do all that comes before the name is given, for a file that lies in a larger one at `path`; hashed at both ends,
     whatever `job.verify` says. What was damaged on the way is sent once more.
 
@@ -123,11 +123,11 @@ def _content_sent(
     judge: Callable[[Proof], None],
     control: Control,
     remember: Remember,
-) -> Ready:
+) -> ReadyFile:
     stat = content.stat
     found = probe_content(job, Read(path, stat, content=content), size=stat.size)
     if found.published is not None:
-        return Ready(job, found, found.published, Verified.SHA256)
+        return ReadyFile(job, found, found.published, Verified.SHA256)
     try:
         proof = verify(job, found, transfer.relay(job, found, control, remember), control)
         judge(proof)
@@ -135,10 +135,10 @@ def _content_sent(
         _discard(job, found)
         raise
     control.enter(Phase.PUBLISH)
-    return Ready(job, found, Intent(proof.size, proof.sha256, stat.mtime), proof.verified)
+    return ReadyFile(job, found, Intent(proof.size, proof.sha256, stat.mtime), proof.verified)
 
 
-def publish(ready: Ready, whole: Control) -> Ready:
+def publish(ready: ReadyFile, whole: Control) -> ReadyFile:
     """Give the file its name; the intent was recorded. Returns what is true then (a move may have become a copy).
 
     Raises: what publish and, across file systems, stream and verify raise.
@@ -158,13 +158,13 @@ def publish(ready: Ready, whole: Control) -> Ready:
     return ready
 
 
-def discard(ready: Ready) -> None:
+def discard(ready: ReadyFile) -> None:
     """Remove the partial file of a file that is not to be published; on a machine that is away it stays for now."""
     if ready.found.route is not Route.RENAME and ready.found.published is None:
         _discard(ready.job, ready.found)
 
 
-def _sent(job: Job, found: Found, whole: Control) -> Ready:
+def _sent(job: Job, found: Found, whole: Control) -> ReadyFile:
     """Send and verify; what was damaged on the way is sent once more."""
     share = Share(whole)
     try:
@@ -178,7 +178,7 @@ def _sent(job: Job, found: Found, whole: Control) -> Ready:
         _discard(job, found)
         raise
     share.enter(Phase.PUBLISH)
-    return Ready(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime), proof.verified)
+    return ReadyFile(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime), proof.verified)
 
 
 def _discard(job: Job, found: Found) -> None:

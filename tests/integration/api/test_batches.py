@@ -55,7 +55,7 @@ def perform(api: LiveApi, task: str | UUID, *, fail: frozenset[int] = frozenset(
             batch_results.complete_copies(session, hold, good)
         else:
             batch_results.commit_moves(session, hold, good)
-            batch_results.finish_moves(session, hold, [number for number, _ in good])
+            batch_results.end_committed(session, hold, [number for number, _ in good])
         batch_results.finish_batch(session, hold)
 
 

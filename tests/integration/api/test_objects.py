@@ -18,7 +18,7 @@ from api.objects.register import verify
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.errors import MachineUnavailable
-from models.objects.catalogue import Facts, add_object
+from models.objects.catalogue import Facts, NewRow, add_objects
 from tests.support.catalogue import empty_catalogue
 from tests.support.live_api import LiveApi
 
@@ -200,18 +200,7 @@ def register_many(api: LiveApi) -> None:
                 metadata={"run": str(number % 10), "a key": "50%_"},
             )
             place = Place.of(api.machines["here"], request.path, request.filename)
-            add_object(
-                session,
-                uuid4(),
-                place,
-                Facts(number),
-                path=request.path,
-                description="",
-                originator=request.originator,
-                group=request.group,
-                metadata=request.metadata,
-                event="registered",
-            )
+            add_objects(session, [NewRow.of_request(uuid4(), place, Facts(number), request)], "registered")
 
 
 def pages(api: LiveApi, query: str) -> list[list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from datamanager.transports.values import FileKind, FileStat, SmallFile
 
 
 class Members(Pieces):
-    """See `engine.chunk.Source`. A member's place is below the bundle's, as if that were a directory."""
+    """See `engine.chunk.SmallFileSource`. A member's place is below the bundle's, as if that were a directory."""
 
     def __init__(self, session: Session, machine: Machine, stored: Stored, members: Sequence[Member]) -> None:
         self._stored = stored

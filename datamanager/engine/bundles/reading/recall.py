@@ -15,12 +15,12 @@ from datamanager.engine.attempt import Job, Proof
 from datamanager.engine.bundles.reading.stored_bundle import MemberContent, Stored
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
-from datamanager.engine.single.staged_file import Ready, stage_content
+from datamanager.engine.single.staged_file import ReadyFile, stage_content
 from datamanager.engine.single.transfer import Remember, forget
 from datamanager.errors import ChecksumMismatch, PathMissing, SourceMissing
 
 
-def stage(job: Job, bundle: Bundle, member: Member, control: Control, remember: Remember = forget) -> Ready:
+def stage(job: Job, bundle: Bundle, member: Member, control: Control, remember: Remember = forget) -> ReadyFile:
     """Do all that comes before the name is given: probe, transfer, verify. An error leaves the partial file (retry, or
     `single.discard`/`stream.discard`).
 

@@ -102,7 +102,7 @@ class ArchiveJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyBundle:
     """A bundle that waits for its name, verified; or one that an earlier attempt published (`published`)."""
 
     job: ArchiveJob
@@ -113,15 +113,15 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class StagedBundle:
     """What came of the members: a bundle of the good ones (None when there is none), and why the others are not in
     it."""
 
-    ready: Ready | None
+    ready: ReadyBundle | None
     failed: dict[UUID, DataManagerError] = field(default_factory=dict)
 
 
-def stage(job: ArchiveJob, control: Control, remember: Remember = forget) -> Staged:
+def stage(job: ArchiveJob, control: Control, remember: Remember = forget) -> StagedBundle:
     """Look at the members, send the bundle into its partial file, and verify it as `job.level` says.
 
     A member that is missing, can't be read or changes meanwhile fails alone: the bundle is made anew without it. What
@@ -135,17 +135,17 @@ def stage(job: ArchiveJob, control: Control, remember: Remember = forget) -> Sta
     if (ready := _published(job)) is not None:
         there = {member.uuid for member in ready.manifest.members}
         left_out = [one for one in job.wanted if one.uuid not in there]
-        return Staged(ready, {one.uuid: SourceChanged(f"{one.source} is not in the bundle") for one in left_out})
+        return StagedBundle(ready, {one.uuid: SourceChanged(f"{one.source} is not in the bundle") for one in left_out})
     failed: dict[UUID, DataManagerError] = {}
     for _ in range(ROUNDS):
         control.enter(Phase.PROBE)
         entries = look(job.machine, job.storage, [one for one in job.wanted if one.uuid not in failed], failed)
         if not entries:
             discard(job)
-            return Staged(None, failed)
+            return StagedBundle(None, failed)
         making = Making(Layout(entries, job.pack))
         try:
-            return Staged(_sent(job, making, control, remember), failed)
+            return StagedBundle(_sent(job, making, control, remember), failed)
         except DataManagerError as exc:
             if exc.retryable or not making.blamed:
                 raise
@@ -158,7 +158,7 @@ def stage(job: ArchiveJob, control: Control, remember: Remember = forget) -> Sta
     raise SourceChanged(f"{job.as_transfer.origin.place} keep changing")
 
 
-def publish(ready: Ready) -> None:
+def publish(ready: ReadyBundle) -> None:
     """Give the manifest and then the bundle their names, each atomically. Fine when that was done before.
 
     The caller has recorded `ready.intent`. A bundle that has its name has its manifest beside it.
@@ -192,7 +192,7 @@ def remove_sources(job: ArchiveJob, manifest: Manifest) -> dict[UUID, DataManage
     return remove_members(job.machine, job.storage, job.destination, manifest)
 
 
-def _published(job: ArchiveJob) -> Ready | None:
+def _published(job: ArchiveJob) -> ReadyBundle | None:
     """Return what an earlier attempt, which recorded its intent, has published."""
     end, intent = job.destination, job.intent
     if intent is None:
@@ -207,10 +207,10 @@ def _published(job: ArchiveJob) -> Ready | None:
     if (bundle.uuid, bundle.size, bundle.sha256) != (job.bundle, intent.size, intent.sha256):
         raise RemoteFailure(f"{job.manifest} is not the manifest of the bundle beside it")
     found = Found(Route.RELAY, directory, final, posixpath.join(directory, _part_name(job, end.place)))
-    return Ready(job, found, manifest, intent, published=True)
+    return ReadyBundle(job, found, manifest, intent, published=True)
 
 
-def _sent(job: ArchiveJob, making: Making, control: Control, remember: Remember) -> Ready:
+def _sent(job: ArchiveJob, making: Making, control: Control, remember: Remember) -> ReadyBundle:
     """Send and verify; what was damaged on the way is sent once more."""
     try:
         return _send(job, making, control, remember)
@@ -220,7 +220,7 @@ def _sent(job: ArchiveJob, making: Making, control: Control, remember: Remember)
         return _send(job, making, control, remember)
 
 
-def _send(job: ArchiveJob, making: Making, control: Control, remember: Remember) -> Ready:
+def _send(job: ArchiveJob, making: Making, control: Control, remember: Remember) -> ReadyBundle:
     layout, transfer = making.layout, job.as_transfer
     compress = job.pack is Pack.TAR_ZST
     read = Read("", layout.stat, content=making)
@@ -250,10 +250,10 @@ def _send(job: ArchiveJob, making: Making, control: Control, remember: Remember)
     )
     if job.level is VerifyLevel.PARANOID:
         require_members(job.destination, found.part, manifest, layout, control)
-    return Ready(job, found, manifest, Intent(moved.size, sha256, int(made_at.timestamp())))
+    return ReadyBundle(job, found, manifest, Intent(moved.size, sha256, int(made_at.timestamp())))
 
 
-def _publish_manifest(ready: Ready) -> None:
+def _publish_manifest(ready: ReadyBundle) -> None:
     """Write the manifest beside the bundle, over one that an earlier attempt may have left."""
     job, data = ready.job, manifests.dump(ready.manifest)
     as_transfer = replace(job.as_transfer, destination=replace(job.destination, place=job.manifest))
