@@ -16,7 +16,7 @@ from datamanager.machines import Machine
 from datamanager.settings import Settings
 from models.machines.health import Health
 from models.tables import DataObject, Transfer, TransferItem
-from models.transfers.items import ItemCounts
+from models.transfers.items import BatchCounts
 from models.transfers.outcomes import UNCHANGED
 
 FAR = timedelta(days=3650)
@@ -261,7 +261,7 @@ def _hold(row: DataObject) -> HoldView | None:
 
 
 def task_view(
-    row: Transfer, settings: Settings, items: ItemCounts | None = None, waiting_for: str | None = None
+    row: Transfer, settings: Settings, items: BatchCounts | None = None, waiting_for: str | None = None
 ) -> TaskView:
     """Show a transfer; `items` of a batch."""
     run = _text(row.flow_run_id)

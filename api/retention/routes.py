@@ -30,7 +30,7 @@ from datamanager.messaging.wake import ring
 from models.database import now
 from models.retention import holds, runs
 from models.retention.report import make_decider, plan
-from models.retention.runs import Terms
+from models.retention.runs import RetentionTerms
 from models.tables import DataObject
 
 LIMIT_DEFAULT, LIMIT_MAX = 50, 1000
@@ -133,7 +133,7 @@ async def show_plan(request: Request, context: In) -> Response:
     deletes a copy: that of the copy that remains, and the one that goes.
     """
     asked = validated(_given(request, _PLAN_QUERY), RetentionRunRequest)
-    terms = Terms(True, asked.rule, asked.max_objects, asked.max_bytes)
+    terms = RetentionTerms(True, asked.rule, asked.max_objects, asked.max_bytes)
 
     def work() -> Response:
         rules = load_rules(context.settings.retention_file)
@@ -155,7 +155,7 @@ async def show_plan(request: Request, context: In) -> Response:
 async def start_run(request: Request, context: In) -> Response:
     """Ask for a run; a mover makes its flow run. `Location` says where its report will be."""
     fields = await read_request(request, RetentionRunRequest)
-    terms = Terms(fields.dry_run, fields.rule, fields.max_objects, fields.max_bytes)
+    terms = RetentionTerms(fields.dry_run, fields.rule, fields.max_objects, fields.max_bytes)
 
     async def work(slot: Slot) -> Response:
         rules = await run_sync(load_rules, context.settings.retention_file, limiter=context.limits.readers)

@@ -42,7 +42,7 @@ class Runs:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._settings = services.settings
-        self._tasks: dict[queue.Hold | UUID, asyncio.Task[Any]] = {}
+        self._tasks: dict[queue.TransferLease | UUID, asyncio.Task[Any]] = {}
         self._beat_soon = asyncio.Event()
         self.prefect = PrefectWatch(services, self._prefect_changed)
         self.upkeep = Upkeep(services, self.prefect)
@@ -135,7 +135,7 @@ class Runs:
     async def _take(self, free: int) -> bool:
         # a lost transfer whose earlier run has not ended here yet is left to others: both would be the same Prefect run
         mine = [*self._services.running, *self._services.by_run.values(), *self._tasks]
-        busy = {key.transfer for key in mine if isinstance(key, queue.Hold)}
+        busy = {key.transfer for key in mine if isinstance(key, queue.TransferLease)}
         taking = asyncio.ensure_future(asyncio.to_thread(self._take_now, free, busy))
         try:
             taken = await asyncio.shield(taking)
@@ -150,7 +150,7 @@ class Runs:
             task.add_done_callback(functools.partial(self._forget, hold))
         return bool(taken)
 
-    def _take_now(self, free: int, busy: Collection[UUID]) -> list[tuple[queue.Hold, Transfer]]:
+    def _take_now(self, free: int, busy: Collection[UUID]) -> list[tuple[queue.TransferLease, Transfer]]:
         services = self._services
         with services.database.read() as session:  # cheap: no write lock when the queue is empty
             most = limits.caps(session, services.machines)
@@ -173,10 +173,10 @@ class Runs:
                     outcomes.fail(session, hold, error)
                     expired.append(row)
         for row in expired:
-            services.ring(f"ended:{row.id}")
+            services.notify(f"ended:{row.id}")
         return [(hold, row) for hold, row in rows if row.ended is None]
 
-    def _forget(self, hold: queue.Hold, _task: asyncio.Task[None]) -> None:
+    def _forget(self, hold: queue.TransferLease, _task: asyncio.Task[None]) -> None:
         self._tasks.pop(hold, None)
         self._services.running.pop(hold, None)
         self._woken.set()  # a slot is free
@@ -190,7 +190,7 @@ class Runs:
             if control is not None:
                 control.stop(LeaseLost(f"transfer {hold.transfer} was given to another mover"))
 
-    def _beat_now(self) -> list[queue.Hold]:
+    def _beat_now(self) -> list[queue.TransferLease]:
         holds = list(self._services.running)
         with self._services.database.write() as session:
             lost = queue.renew(session, holds, self._settings.lease)
@@ -202,7 +202,7 @@ class Runs:
             reaped = queue.reap(session)
             expired = control.expire(session)
         for row in expired:
-            self._services.ring(f"ended:{row.id}")
+            self._services.notify(f"ended:{row.id}")
         if reaped:
             log.warning("leases_reaped", transfers=[str(row.id) for row in reaped])
             self.poke()

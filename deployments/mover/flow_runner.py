@@ -47,7 +47,7 @@ class Performer:
         self._stopping = stopping
         self._deployments: dict[str, UUID] = {}
 
-    async def perform(self, hold: queue.Hold, row: Transfer) -> None:
+    async def perform(self, hold: queue.TransferLease, row: Transfer) -> None:
         """Make a transfer's run and run it to its end; give back what has not ended then. Raises: CancelledError."""
         flow = FLOW_OF_KIND[TransferKind(row.kind)]
         spent = True
@@ -91,7 +91,7 @@ class Performer:
             if mine is None or self._services.by_run.get(flow_run.id) == mine:
                 self._services.by_run.pop(flow_run.id, None)
 
-    async def give_back(self, hold: queue.Hold, *, spent: bool) -> None:
+    async def give_back(self, hold: queue.TransferLease, *, spent: bool) -> None:
         """Return a transfer to the queue; `spent`: the attempt counts. Never raises for a catalogue that is away."""
 
         def give_back() -> None:
@@ -123,7 +123,7 @@ class Performer:
             await self._prefect.show_waiting(flow_run.id, "waits in the queue for another attempt")
         return state
 
-    async def _did_not_begin(self, hold: queue.Hold, state: State[Any]) -> None:
+    async def _did_not_begin(self, hold: queue.TransferLease, state: State[Any]) -> None:
         """End a transfer whose run somebody ended in Prefect before it began."""
         if status_of_run(state.type.value, state.name or "", bytes_moved=False) is not TransferStatus.ERROR:
             return
@@ -136,9 +136,11 @@ class Performer:
         with contextlib.suppress(LeaseLost):
             await asyncio.to_thread(end)
         self._services.running.pop(hold, None)
-        self._services.ring(f"ended:{hold.transfer}")
+        self._services.notify(f"ended:{hold.transfer}")
 
-    async def _flow_run(self, client: PrefectClient, flow: AnyFlow, row: Transfer, hold: queue.Hold) -> FlowRun:
+    async def _flow_run(
+        self, client: PrefectClient, flow: AnyFlow, row: Transfer, hold: queue.TransferLease
+    ) -> FlowRun:
         """Return the transfer's flow run, RUNNING: the one it has, or a new one."""
         run = None
         if row.flow_run_id is not None:

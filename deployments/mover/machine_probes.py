@@ -46,7 +46,7 @@ class MachineWatch:
             self._probing.add(task)
             task.add_done_callback(self._probing.discard)
         for transfer in await asyncio.to_thread(self._refuse_waiting):
-            self._services.ring(f"ended:{transfer}")
+            self._services.notify(f"ended:{transfer}")
 
     async def _probe(self, probe: health.Probe) -> None:
         answered = not await unreachable(self._services, [probe.machine], PATIENCE)

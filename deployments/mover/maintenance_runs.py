@@ -30,7 +30,7 @@ from deployments.orchestrator.flow_registry import DEPLOYMENT, ENTRYPOINTS, MAIN
 from deployments.orchestrator.monitor import PrefectWatch
 from flows.runtime.services import Services, provided
 from models.audit import runs as audit_runs
-from models.audit.runs import Hold
+from models.audit.runs import AuditLease
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease
 
 AT_ONCE = 8
@@ -128,13 +128,13 @@ class Upkeep:
         with self._services.database.read() as session:
             return audit_runs.anything_to_do(session)
 
-    def _take(self) -> list[Hold]:
+    def _take(self) -> list[AuditLease]:
         with self._services.database.write() as session:
             for row in audit_runs.give_back_lost(session):
                 log.warning("audit_was_lost", audit=str(row.id), machine=row.machine, status=row.status)
             return audit_runs.take(session, min(self.free, AUDITS_AT_ONCE - len(self._audits)))
 
-    async def _perform(self, hold: Hold) -> None:
+    async def _perform(self, hold: AuditLease) -> None:
         """Make an audit's run, and run it to its end. What did not begin goes back to the queue."""
         try:
             async with AsyncClientContext.get_or_create() as context:
@@ -149,7 +149,7 @@ class Upkeep:
             raise
         await self._run(AUDIT, flow_run, {"audit_id": hold.audit})
 
-    async def _flow_run(self, client: PrefectClient, hold: Hold) -> FlowRun:
+    async def _flow_run(self, client: PrefectClient, hold: AuditLease) -> FlowRun:
         name = f"{AUDIT.name}/{DEPLOYMENT}"
         try:
             deployment = await client.read_deployment_by_name(name)
@@ -165,7 +165,7 @@ class Upkeep:
             idempotency_key=f"audit:{hold.audit}:{hold.attempt}",
         )
 
-    async def _attach(self, hold: Hold, run: UUID) -> None:
+    async def _attach(self, hold: AuditLease, run: UUID) -> None:
         def attach() -> None:
             with self._services.database.write() as session:
                 audit_runs.attach(session, hold, run)
@@ -173,9 +173,9 @@ class Upkeep:
 
         await asyncio.to_thread(attach)
 
-    def _untake(self, hold: Hold) -> None:
+    def _untake(self, hold: AuditLease) -> None:
         with self._services.database.write() as session:
-            audit_runs.untake(session, hold)
+            audit_runs.release(session, hold)
 
     # --- running ------------------------------------------------------------------------------------------------------
 

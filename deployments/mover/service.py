@@ -63,7 +63,7 @@ class Mover:
             guard=self._guard,
             credentials=load_credentials(),
             owner=self._name,
-            ring=self._ended,
+            notify=self._ended,
         )
         self._services = services
         self.runs = Runs(services)

@@ -38,7 +38,7 @@ from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import outcomes, queue
-from models.transfers.cancel_pause import leave_litter
+from models.transfers.cancel_pause import note_partial
 from models.transfers.submission import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, sealed_order, submit
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ async def working_on(
         row = await asyncio.to_thread(_begin, parts, hold, flow_run)
         run = TransferRun(parts, hold, row, parts.running[hold])
         make_current(run)
-        if row.no_return:
+        if row.past_commit_point:
             run.control.shield()  # the probe finds out what an attempt before this one did
         if order is not None:
             await describe_run(flow_run, row)
@@ -100,7 +100,7 @@ async def working_on(
     else:
         parts.running.pop(hold, None)
     finally:
-        parts.ring(f"ended:{hold.transfer}")
+        parts.notify(f"ended:{hold.transfer}")
 
 
 class _MachineFull(Exception):
@@ -109,7 +109,7 @@ class _MachineFull(Exception):
 
 async def _hold_soon(
     parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
-) -> queue.Hold:
+) -> queue.TransferLease:
     """Return the hold under which this run works, as soon as its machines have room for it and the catalogue is there:
     a run must not fail for either."""
     while True:
@@ -121,7 +121,7 @@ async def _hold_soon(
 
 def _hold(
     parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
-) -> queue.Hold:
+) -> queue.TransferLease:
     """Return the hold under which this run works: the mover's, or one that is taken now when the run was begun in
     Prefect, on the transfer that it names or has made.
     """
@@ -155,21 +155,23 @@ def _transfer_of(session: Session, parts: Services, order: Order | None, flow_ru
     return submit(session, parts.machines, replace(order, flow_run_id=flow_run)).id
 
 
-def _begin(parts: Services, hold: queue.Hold, flow_run: UUID) -> Transfer:
+def _begin(parts: Services, hold: queue.TransferLease, flow_run: UUID) -> Transfer:
     with parts.database.write() as session:
         return queue.begin(session, hold, flow_run)
 
 
-def _leave_litter(parts: Services, hold: queue.Hold) -> None:
+def _leave_litter(parts: Services, hold: queue.TransferLease) -> None:
     """Have this attempt's partial file removed after the transfer's end. Nothing here writes any more."""
     try:
         with parts.database.write() as session:
-            leave_litter(session, hold.transfer)
+            note_partial(session, hold.transfer)
     except CatalogueUnavailable:
         log.warning("transfer %s: a partial file of epoch %d may stay", hold.transfer, hold.epoch)
 
 
-def _record_failure(parts: Services, hold: queue.Hold, error: DataManagerError, run: TransferRun | None = None) -> None:
+def _record_failure(
+    parts: Services, hold: queue.TransferLease, error: DataManagerError, run: TransferRun | None = None
+) -> None:
     """Requeue the transfer, or end it in ERROR, as `decide` says."""
     parts.running.pop(hold, None)
     try:
@@ -177,7 +179,7 @@ def _record_failure(parts: Services, hold: queue.Hold, error: DataManagerError, 
             row = queue.held(session, hold)
             decision = decide(error, attempt_state(session, parts, row, run))
             if not isinstance(decision, Requeue):
-                outcomes.fail(session, hold, error, litter=None if run is None else run.leaves_partial)
+                outcomes.fail(session, hold, error, leaves_partial=None if run is None else run.leaves_partial)
                 return
             if decision.spent:
                 if isinstance(error, Cancelled):

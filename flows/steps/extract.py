@@ -18,9 +18,9 @@ from flows.runtime.transfer_run import TransferRun, current
 from flows.steps.archive import carry, each
 from flows.steps.single import arrive, discard, probe
 from models.external.extracted import ARCHIVE
-from models.transfers.cancel_pause import leave_litter
+from models.transfers.cancel_pause import note_partial
 from models.transfers.items import count_items, in_doubt
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 
 
 async def fetch_and_extract() -> None:
@@ -96,5 +96,5 @@ def _in_doubt(work: TransferRun) -> bool:
         return in_doubt(session, work.transfer)
 
 
-def _leave_litter(session: Session, hold: Hold) -> None:
-    leave_litter(session, hold.transfer)
+def _leave_litter(session: Session, hold: TransferLease) -> None:
+    note_partial(session, hold.transfer)

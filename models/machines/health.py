@@ -34,7 +34,7 @@ _health = cast(Table, MachineHealth.__table__)
 
 
 @dataclass(frozen=True, slots=True)
-class Circuit:
+class OpenCircuit:
     """An open circuit: since when, how many failures in a row there were, and when the machine is probed next."""
 
     opened: datetime
@@ -47,7 +47,7 @@ class Health:
     """A machine's health. `drained`: since when its transfers are held back; `circuit`: None while it is closed."""
 
     drained: datetime | None = None
-    circuit: Circuit | None = None
+    circuit: OpenCircuit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def current(session: Session) -> dict[str, Health]:
     return {row.name: _health_of(row) for row in session.scalars(select(MachineHealth))}
 
 
-def barred(session: Session) -> set[str]:
+def unavailable(session: Session) -> set[str]:
     """Return the machines whose transfers must not be taken: drained, or with an open circuit."""
     query = select(MachineHealth.name).where(_BARRED)
     return set(session.scalars(query))
@@ -204,7 +204,7 @@ def _due(time: datetime, machines: Collection[str]) -> tuple[ColumnElement[bool]
 
 
 def _waited_for(session: Session) -> Select[Transfer]:
-    machines = barred(session)
+    machines = unavailable(session)
     at = or_(Transfer.source_machine.in_(machines), Transfer.destination_machine.in_(machines))
     untouched = (Transfer.owner.is_(None), Transfer.attempts == 0, Transfer.status == TransferStatus.QUEUED.value)
     return select(Transfer).where(Transfer.ended.is_(None), *untouched, Transfer.fail_fast, at)
@@ -225,5 +225,5 @@ def _reason(row: MachineHealth) -> str:
 def _health_of(row: MachineHealth) -> Health:
     circuit = None
     if row.opened is not None and row.probe_at is not None:
-        circuit = Circuit(row.opened, row.failures, row.probe_at)
+        circuit = OpenCircuit(row.opened, row.failures, row.probe_at)
     return Health(row.drained, circuit)

@@ -41,7 +41,7 @@ from models.objects.claims import claim_place
 from models.tables import Claim, DataObject, Transfer, TransferItem
 from models.transfers import outcomes, queue, submission
 from models.transfers.items import count_items, select_items
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from models.transfers.submission import Order
 from tests.support.bookkeeping import (
     SHA256,
@@ -89,7 +89,7 @@ def ends(database: Database, transfer: UUID) -> list[str]:
     return [(item.error_code or item.status) + "*" * item.skipped for item in items_of(database, transfer)]
 
 
-def do(database: Database, act: Callable[..., Any], hold: Hold, *args: Any) -> Any:
+def do(database: Database, act: Callable[..., Any], hold: TransferLease, *args: Any) -> Any:
     with database.write() as session:
         return act(session, hold, *args)
 
@@ -463,7 +463,7 @@ def test_a_batch_with_something_left_to_do_is_not_ended(database: Database) -> N
 
 # --- fencing and races ------------------------------------------------------------------------------------------------
 
-WRITES: dict[str, Callable[[Session, Hold], object]] = {
+WRITES: dict[str, Callable[[Session, TransferLease], object]] = {
     "items_to_do": lambda session, hold: batch_results.items_to_do(session, hold, -1, 10),
     "claim_canonicals": lambda session, hold: batch_results.claim_canonicals(session, hold, {0: "x"}),
     "record_intents": lambda session, hold: batch_results.record_intents(session, hold, {0: INTENT}),

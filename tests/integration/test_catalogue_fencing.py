@@ -14,12 +14,12 @@ from datamanager.errors import LeaseLost, NoSpace
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.transfers import outcomes, queue
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import LEASE, SHA256, begin, get_transfer, order, register, snapshot, submit, take
 
 FACTS = Facts(7, SHA256, Verified.SHA256)
 
-WRITES: dict[str, Callable[[Session, Hold], object]] = {
+WRITES: dict[str, Callable[[Session, TransferLease], object]] = {
     "begin": lambda session, hold: queue.begin(session, hold, uuid4()),
     "held": lambda session, hold: queue.held(session, hold),
     "note": lambda session, hold: queue.note(session, hold, bytes_done=1),
@@ -41,7 +41,7 @@ KIND = {
 }
 
 
-def lose(database: Database, hold: Hold) -> None:
+def lose(database: Database, hold: TransferLease) -> None:
     """Let the hold's lease run out and a reaper come by."""
     with database.write() as session:
         assert queue.renew(session, [hold], timedelta(seconds=-1)) == []

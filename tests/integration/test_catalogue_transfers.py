@@ -15,7 +15,7 @@ from datamanager.errors import InternalError, InvalidRequest, NoSpace, ObjectDel
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.transfers import outcomes, queue, submission
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
     MACHINES,
     SHA256,
@@ -33,7 +33,7 @@ from tests.support.bookkeeping import (
 )
 
 PROVED = Facts(7, SHA256, Verified.SHA256)
-ENDS: dict[str, Callable[[Session, Hold], object]] = {
+ENDS: dict[str, Callable[[Session, TransferLease], object]] = {
     "copy": lambda session, hold: outcomes.complete_copy(session, hold, PROVED),
     "delete": lambda session, hold: outcomes.complete_delete(session, hold),
     "getexternal": lambda session, hold: outcomes.complete_getexternal(session, hold, PROVED, ""),

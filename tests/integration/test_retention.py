@@ -40,7 +40,7 @@ from models.machines import health
 from models.retention import holds, marks, survey
 from models.retention import runs as retention_runs
 from models.retention import submission as retention_submission
-from models.retention.runs import Terms
+from models.retention.runs import RetentionTerms
 from models.tables import Bundle, BundleMember, Claim, RetentionMark, RetentionRun
 from models.transfers.submission import Order, submit
 from tests.support import archiving
@@ -82,7 +82,7 @@ def keeper(database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_p
     machines = Machines({**local, **{name: sshd_pair[0].machine(name, folders[name]) for name in ("far", "near")}})
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home")
-    yield Keeper(Services(settings, machines, database, storages, Guard(()), "mover", ring=lambda _: None), folders)
+    yield Keeper(Services(settings, machines, database, storages, Guard(()), "mover", notify=lambda _: None), folders)
     storages.close()
 
 
@@ -562,7 +562,7 @@ def test_runs_are_listed_and_forgotten(keeper: Keeper) -> None:
     ids = []
     for _ in range(3):
         with keeper.parts.database.write() as session:
-            ids.append(retention_runs.ask_for_run(session, Terms(True)))
+            ids.append(retention_runs.ask_for_run(session, RetentionTerms(True)))
     with keeper.parts.database.read() as session:
         assert retention_runs.asked_for(session) == ids
         first, cursor = retention_runs.list_runs(session, 2)

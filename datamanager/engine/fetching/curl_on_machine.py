@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from datamanager.engine.attempt import End
+from datamanager.engine.attempt import Endpoint
 from datamanager.errors import DataManagerError, NotSupported
 from datamanager.machines import TransportKind
 from datamanager.sources.remote_curl.remote_source import Curl, Run
@@ -16,7 +16,7 @@ from datamanager.transports.port import Session
 from datamanager.transports.values import Progress, no_progress
 
 
-def on_machine(end: End, progress: Progress = no_progress) -> Run | None:
+def on_machine(end: Endpoint, progress: Progress = no_progress) -> Run | None:
     """Return how a curl is begun on a machine, in a session of its own; None on this host, where the mover fetches."""
     if end.machine.transport is TransportKind.LOCAL:
         return None
@@ -65,7 +65,7 @@ def ours() -> Iterator[None]:
 
 
 @contextmanager
-def named(end: End) -> Iterator[None]:
+def named(end: Endpoint) -> Iterator[None]:
     """Name the machine that can't fetch."""
     try:
         yield
