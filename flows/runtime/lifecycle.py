@@ -36,10 +36,11 @@ from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
 from models.machines import limits
+from models.stored_requests import REQUEST_OF_KIND
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import note_partial
-from models.transfers.submission import REQUEST_OF_KIND, Order, find_by_flow_run, get_transfer, sealed_order, submit
+from models.transfers.submission import Order, find_by_flow_run, get_transfer, sealed_order, submit
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ async def working_on(
     """
     parts = services()
     flow_run = UUID(str(running.get_id()))
-    hold = await _hold_soon(parts, kind, transfer, order, flow_run)
+    hold = await _acquire_lease(parts, kind, transfer, order, flow_run)
     run: TransferRun | None = None
     try:
         row = await asyncio.to_thread(_begin, parts, hold, flow_run)
@@ -86,7 +87,7 @@ async def working_on(
         raise reason from None
     except LeaseLost as lost:
         parts.running.pop(hold, None)
-        await asyncio.to_thread(_leave_litter, parts, hold)
+        await asyncio.to_thread(_note_partial, parts, hold)
         # another mover has the transfer, and its flow run too: this one must not say how that ended
         raise Abort(lost.detail) from lost
     except DataManagerError as error:
@@ -107,19 +108,19 @@ class _MachineFull(Exception):
     """A machine has its limit of transfers; nothing was changed."""
 
 
-async def _hold_soon(
+async def _acquire_lease(
     parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
 ) -> queue.TransferLease:
     """Return the hold under which this run works, as soon as its machines have room for it and the catalogue is there:
     a run must not fail for either."""
     while True:
         try:
-            return await asyncio.to_thread(_hold, parts, kind, transfer, order, flow_run)
+            return await asyncio.to_thread(_try_lease, parts, kind, transfer, order, flow_run)
         except (_MachineFull, CatalogueUnavailable):
             await asyncio.sleep(NOTE_EVERY)
 
 
-def _hold(
+def _try_lease(
     parts: Services, kind: TransferKind, transfer: UUID | None, order: Order | None, flow_run: UUID
 ) -> queue.TransferLease:
     """Return the hold under which this run works: the mover's, or one that is taken now when the run was begun in
@@ -160,7 +161,7 @@ def _begin(parts: Services, hold: queue.TransferLease, flow_run: UUID) -> Transf
         return queue.begin(session, hold, flow_run)
 
 
-def _leave_litter(parts: Services, hold: queue.TransferLease) -> None:
+def _note_partial(parts: Services, hold: queue.TransferLease) -> None:
     """Have this attempt's partial file removed after the transfer's end. Nothing here writes any more."""
     try:
         with parts.database.write() as session:

@@ -185,7 +185,7 @@ async def arrive(found: Found) -> Proof:
         if not damaged.retryable:  # the source itself has other bytes than were expected
             raise
         run.log.warning("transfer %s: %s; once more", run.transfer, damaged.detail)
-        await discard(run, found)  # not to be gone on with
+        await discard(run, found)  # not to be resumed
         return await verify(found, await _transferring(run)(found))
 
 

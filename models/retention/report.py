@@ -19,7 +19,7 @@ from models.retention.runs import RetentionTerms
 from models.retention.survey import Survey
 
 LINES = 500
-"""Objects that are told of one by one: so many that something is done with, and as many that are spared."""
+"""Objects that a report lists one by one: so many that something is done with, and as many that are spared."""
 VOID = "void"
 
 _Key = tuple[str, str, str, str | None]

@@ -87,7 +87,7 @@ def end_run(
     truncated: bool = False,
 ) -> RetentionRun:
     """End a run and tell of it (`dm.retention.completed`). Bytes are counted from the transfers that ended, and those
-    that failed are told of, too. Idempotent: one that has ended stays as it is.
+    that failed are reported, too. Idempotent: one that has ended stays as it is.
     """
     row = get_run(session, run, lock=True)
     if row.ended is not None:

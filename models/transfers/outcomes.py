@@ -25,11 +25,11 @@ from models.objects.claims import (
     give_places_to_transfer,
 )
 from models.objects.origins import keep_origin
+from models.stored_requests import request_of
 from models.tables import Transfer
 from models.transfers.items import give_up_items
 from models.transfers.queue import TransferLease, advance, append_fault, held
 from models.transfers.secrets import forget
-from models.transfers.submission import request_of
 
 MOVED = "Move successful"
 UNCHANGED = "unchanged"

@@ -280,7 +280,7 @@ def _to_queue(session: Session, row: Transfer) -> None:
 
 
 def keep_paused(session: Session, row: Transfer) -> None:
-    """Let a transfer that nobody holds wait until it is resumed, and tell of it."""
+    """Pause a transfer that nobody holds until it is resumed, and post the event."""
     row.paused, row.stop_requested = True, None
     row.phase = Phase.PAUSED.value
     post_transfer_event(session, row, "paused", {})

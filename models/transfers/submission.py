@@ -13,24 +13,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive_requests import (
-    AcceptedActivate,
-    AcceptedArchive,
-    ActivateManyRequest,
-    ActivateRequest,
     ActivateTerms,
-    ArchiveManyRequest,
-    ArchiveRequest,
     ArchiveTerms,
 )
 from datamanager.domain.location import Place, extracting_place
 from datamanager.domain.requests import (
-    AcceptedBatch,
     BatchRequest,
-    CopyManyRequest,
     CopyRequest,
     DeleteRequest,
     GetExternalRequest,
-    MoveManyRequest,
     MoveRequest,
     Scheduled,
     TransferRequest,
@@ -49,28 +40,6 @@ from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
 from models.transfers.secrets import keep
-
-REQUEST_OF_KIND: dict[TransferKind, type[TransferRequest]] = {
-    TransferKind.COPY: CopyRequest,
-    TransferKind.MOVE: MoveRequest,
-    TransferKind.GETEXTERNAL: GetExternalRequest,
-    TransferKind.DELETE: DeleteRequest,
-    TransferKind.COPY_MANY: CopyManyRequest,
-    TransferKind.MOVE_MANY: MoveManyRequest,
-    TransferKind.ARCHIVE: ArchiveRequest,
-    TransferKind.ACTIVATE: ActivateRequest,
-    TransferKind.ARCHIVE_MANY: ArchiveManyRequest,
-    TransferKind.ACTIVATE_MANY: ActivateManyRequest,
-    TransferKind.GETEXTERNAL_MANY: GetExternalRequest,
-}
-"""What comes in."""
-KEPT_OF_KIND: dict[TransferKind, type[TransferRequest]] = REQUEST_OF_KIND | {
-    TransferKind.COPY_MANY: AcceptedBatch,
-    TransferKind.MOVE_MANY: AcceptedBatch,
-    TransferKind.ARCHIVE_MANY: AcceptedArchive,
-    TransferKind.ACTIVATE_MANY: AcceptedActivate,
-}
-"""What is kept of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +186,6 @@ def get_transfer(session: Session, transfer_id: UUID) -> Transfer:
 def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
     """Return those of the transfers that have ended."""
     return list(session.scalars(select(Transfer).where(Transfer.id.in_(ids), Transfer.ended.is_not(None))))
-
-
-def request_of(transfer: Transfer) -> TransferRequest:
-    """Return the transfer's request, typed again; of a batch what is kept of it."""
-    return KEPT_OF_KIND[TransferKind(transfer.kind)].model_validate(transfer.request)
 
 
 def destination_of(machines: Machines, request: TransferRequest) -> Place | None:

@@ -30,7 +30,7 @@ from datamanager.errors import (
     SourceNotRemoved,
     UnknownMachine,
 )
-from models import migrate
+from models import migrate, stored_requests
 from models.batches import results as batch_results
 from models.database import Database
 from models.housekeeping import Tidied, tidy
@@ -39,7 +39,7 @@ from models.objects.bulk_claims import claim_places
 from models.objects.catalogue import Facts
 from models.objects.claims import claim_place
 from models.tables import Claim, DataObject, Transfer, TransferItem
-from models.transfers import outcomes, queue, submission
+from models.transfers import outcomes, queue
 from models.transfers.items import count_items, select_items
 from models.transfers.queue import TransferLease
 from models.transfers.submission import Order
@@ -135,7 +135,7 @@ def test_a_batch_is_one_transfer_and_its_items_are_rows(database: Database) -> N
         15,
     )
     assert (row.source_machine, row.destination_machine, row.destination_place) == ("alpha", "beta", None)
-    terms = submission.request_of(row)
+    terms = stored_requests.request_of(row)
     assert isinstance(terms, AcceptedBatch)
     assert (terms.count, terms.overwrite, terms.verify, terms.machine) == (3, False, "size", "beta")
     assert set(row.request) == set(AcceptedBatch.model_fields)  # not the items

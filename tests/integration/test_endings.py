@@ -24,7 +24,7 @@ from datamanager.errors import (
 from datamanager.settings import load_settings
 from datamanager.sources import Guard
 from datamanager.transports.factory import Storages
-from flows.runtime.lifecycle import _hold_soon, _record_failure
+from flows.runtime.lifecycle import _acquire_lease, _record_failure
 from flows.runtime.services import Services
 from models.batches import results as batch_results
 from models.database import Database
@@ -146,7 +146,7 @@ def test_a_run_waits_for_a_catalogue_that_is_away(tmp_path: Path) -> None:
 
         async def held_again() -> TransferLease:
             server.stop()
-            beginning = asyncio.create_task(_hold_soon(services, TransferKind.COPY, transfer, None, run))
+            beginning = asyncio.create_task(_acquire_lease(services, TransferKind.COPY, transfer, None, run))
             done, _ = await asyncio.wait([beginning], timeout=2)
             assert not done, beginning
             await asyncio.to_thread(server.start)

@@ -28,7 +28,7 @@ from datamanager.transports.factory import Storages
 from flows.archive import members
 from flows.cleanup.partial_files import clear_up
 from flows.external import extracting
-from flows.runtime import lifecycle as working
+from flows.runtime import transfer_run
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
 from flows.steps import extract as extract_steps
@@ -196,11 +196,11 @@ def test_an_archive_goes_also_when_its_files_were_all_done_before(parts: Service
     assert list((tmp_path / "here" / "in").glob(".*.dmpart"))
     lost(work)
     work = attempt(parts, transfer)
-    token = working._work.set(work)
+    token = transfer_run._run.set(work)
     try:
         asyncio.run(extract_steps.fetch_and_extract())
     finally:
-        working._work.reset(token)
+        transfer_run._run.reset(token)
     with parts.database.write() as session:
         assert archive_items.finish(session, work.hold) == f"{len(FILES)} items done"
     assert clear_up(parts) == 1

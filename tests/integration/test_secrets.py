@@ -19,10 +19,11 @@ from deployments.amqp.submission import Call, enter
 from models import housekeeping
 from models.database import Database
 from models.objects.catalogue import Facts
+from models.stored_requests import request_of
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer
 from models.transfers import cancel_pause, outcomes, queue, submission
 from models.transfers import secrets as transfer_secrets
-from models.transfers.submission import Order, request_of, sealed_order
+from models.transfers.submission import Order, sealed_order
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, submit
 
 SECRET = "hunter2-5ecret"

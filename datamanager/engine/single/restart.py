@@ -1,4 +1,4 @@
-"""The restart marker: how a transfer goes on where it was cut off, by another try or another mover's attempt.
+"""The restart marker: how another try, or another mover's attempt, resumes an interrupted transfer.
 
 Bytes are written in the order of the file, on several connections at most `WINDOW` apart, so everything that lies more
 than that before the end of a partial file was answered well: its own size says where to go on, and no journal has to be

@@ -125,7 +125,7 @@ def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) ->
     """Look at the members, send the bundle into its partial file, and verify it as `job.level` says.
 
     A member that is missing, can't be read or changes meanwhile fails alone: the bundle is made anew without it. What
-    an earlier attempt stored of an uncompressed bundle is gone on with; `remember` is told the restart marker before
+    an earlier attempt stored of an uncompressed bundle is resumed; `remember` is given the restart marker before
     the first byte. Phases: PROBE, TRANSFER, VERIFY. On an error the partial file is left for the next try (`discard`).
 
     Raises: DestinationExists, NoSpace, ChecksumMismatch, SizeMismatch, SourceChanged (members keep changing), what the
@@ -232,7 +232,7 @@ def _send(job: ArchiveAttempt, making: Making, control: Control, remember: Remem
     else:
         moved = stream.relay(transfer, found, control, remember)
     control.enter(Phase.VERIFY)
-    if moved.sha256 is None and transfer.verify is VerifyPolicy.SIZE:  # gone on with, so not hashed as it passed
+    if moved.sha256 is None and transfer.verify is VerifyPolicy.SIZE:  # resumed, so not hashed as it passed
         source_sha256(transfer, found, control)
     verify(transfer, found, moved, control)
     digest = making.hashed
