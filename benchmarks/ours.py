@@ -14,7 +14,7 @@ from uuid import uuid4
 from datamanager.domain.location import Place
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import End, Found, Intent, Job, Moved
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved
 from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk import run as bulk_run
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
@@ -68,7 +68,7 @@ class Ours:
         route: Route | None = None,
     ) -> None:
         """Copy one file; places are a machine and a path below its base_dir. `route` is the one that must be taken."""
-        job = Job(uuid4(), 1, TransferKind.COPY, self._end(*source), self._end(*destination), verify=policy)
+        job = Attempt(uuid4(), 1, TransferKind.COPY, self._end(*source), self._end(*destination), verify=policy)
         control = Control()
         found = probe(job)
         if route is not None and found.route is not route:
@@ -78,7 +78,7 @@ class Ours:
 
     def push(self, source: tuple[Machine, str], destination: tuple[Machine, str], policy: VerifyPolicy) -> None:
         """Let one machine push a file to another."""
-        job = Job(uuid4(), 1, TransferKind.COPY, self._end(*source), self._end(*destination), verify=policy)
+        job = Attempt(uuid4(), 1, TransferKind.COPY, self._end(*source), self._end(*destination), verify=policy)
         control = Control()
         found = probe(job)
         moved = direct.push(job, found, control)
@@ -118,7 +118,7 @@ class Ours:
         self, url: str, destination: tuple[Machine, str], policy: VerifyPolicy, ca_file: Path | None = None
     ) -> None:
         """Fetch a URL of this host to a machine; `ca_file` is what a TLS server there must prove itself by."""
-        job = Job(uuid4(), 1, TransferKind.GETEXTERNAL, None, self._end(*destination), verify=policy)
+        job = Attempt(uuid4(), 1, TransferKind.GETEXTERNAL, None, self._end(*destination), verify=policy)
         control = Control()
         found = probe(job)
         guard = EgressGuard(["127.0.0.0/8"])
@@ -126,9 +126,9 @@ class Ours:
         moved = download(job, found, {"": Parallel(source)}, control, Wanted(LARGEST_DOWNLOAD))
         self._finish(job, found, moved, control, DATE)
 
-    def _finish(self, job: Job, found: Found, moved: Moved, control: Control, mtime: int) -> None:
+    def _finish(self, job: Attempt, found: Found, moved: Moved, control: Control, mtime: int) -> None:
         proof = verify(job, found, moved, control)
         publish.publish(job, found, Intent(proof.size, proof.sha256, mtime))
 
-    def _end(self, machine: Machine, path: str) -> End:
-        return End(Place.of(machine, path), machine, self.storage(machine))
+    def _end(self, machine: Machine, path: str) -> Endpoint:
+        return Endpoint(Place.of(machine, path), machine, self.storage(machine))

@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 from sqlalchemy.orm import Session
 
 from datamanager.domain.retention.decisions import Decider
-from datamanager.domain.retention.rules import Rules, load_rules
+from datamanager.domain.retention.rules import RetentionRules, load_rules
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, DutyTaken, InternalError, LeaseLost
 from flows.retention.report import show_run
@@ -23,7 +23,7 @@ from models.database import now
 from models.retention import marks
 from models.retention import runs as retention_runs
 from models.retention.report import Report, make_decider, plan
-from models.retention.runs import DUTY, Terms
+from models.retention.runs import DUTY, RetentionTerms
 from models.tables import RetentionRun
 
 PATIENCE = 60.0
@@ -48,7 +48,7 @@ async def retention(
         run_id: Leave it empty. The Data Manager itself gives this one, and nothing else.
     """
     parts = services()
-    terms = Terms(dry_run, rule, max_objects, max_bytes)
+    terms = RetentionTerms(dry_run, rule, max_objects, max_bytes)
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -61,7 +61,7 @@ async def retention(
         await pause(control_of(parts), 1.0)
 
 
-async def _carry_out(parts: Services, terms: Terms, run_id: UUID | None, control: Control) -> str:
+async def _carry_out(parts: Services, terms: RetentionTerms, run_id: UUID | None, control: Control) -> str:
     """Do a run that has the duty, and end its row whatever happens; only a mover that stops leaves that to others."""
 
     def begin(session: Session) -> RetentionRun:
@@ -73,7 +73,7 @@ async def _carry_out(parts: Services, terms: Terms, run_id: UUID | None, control
         row = await writing(parts, begin)
     except LeaseLost as lost:
         raise Abort(lost.detail) from lost  # another flow run has begun it, and says how it ended
-    terms = Terms(row.dry_run, row.rule, row.max_objects, row.max_bytes)
+    terms = RetentionTerms(row.dry_run, row.rule, row.max_objects, row.max_bytes)
     report = Report()
     try:
         rules = await threaded(control, load_rules, parts.settings.retention_file)
@@ -92,7 +92,9 @@ async def _carry_out(parts: Services, terms: Terms, run_id: UUID | None, control
     return await _end(parts, row.id, report, None)
 
 
-async def _act(parts: Services, run: UUID, rules: Rules, terms: Terms, control: Control, report: Report) -> None:
+async def _act(
+    parts: Services, run: UUID, rules: RetentionRules, terms: RetentionTerms, control: Control, report: Report
+) -> None:
     def decider() -> Decider:
         with parts.database.read() as session:
             return make_decider(session, rules, parts.machines, terms)
@@ -110,7 +112,7 @@ async def _end(parts: Services, run: UUID, report: Report, error: str | None) ->
             session, run, counts=report.counts, lines=report.lines, error=error, truncated=report.truncated
         ),
     )
-    parts.ring(f"ended:{run}")
+    parts.notify(f"ended:{run}")
 
     def forget() -> None:
         keep = parts.settings.keep_transfers

@@ -23,7 +23,7 @@ from flows.audit.second_pass import conclude, second_look
 from flows.runtime.maintenance import control_of, kept, pause, this_run, threaded, writing
 from flows.runtime.services import Services, services
 from models.audit import runs as audit_runs
-from models.audit.runs import Hold
+from models.audit.runs import AuditLease
 from models.machines import health
 
 TURN_EVERY = 5.0  # seconds between two looks whether another run has ended its audit of the same machine
@@ -101,7 +101,7 @@ async def _audited(parts: Services, audit: UUID) -> str:
             await writing(parts, lambda session: audit_runs.end(session, hold))
     except asyncio.CancelledError:
         # the mover stops: another one begins anew
-        await asyncio.shield(writing(parts, lambda session: audit_runs.untake(session, hold)))
+        await asyncio.shield(writing(parts, lambda session: audit_runs.release(session, hold)))
         raise
     except (LeaseLost, CatalogueUnavailable):
         raise
@@ -112,17 +112,17 @@ async def _audited(parts: Services, audit: UUID) -> str:
         get_run_logger().exception("a fault of ours")
         await _end_in_error(parts, hold, InternalError(f"unexpected {type(error).__name__}"))
         raise
-    parts.ring("posted")
+    parts.notify("posted")
     return await show_audit(parts, audit)
 
 
-async def _end_in_error(parts: Services, hold: Hold, error: DataManagerError) -> None:
+async def _end_in_error(parts: Services, hold: AuditLease, error: DataManagerError) -> None:
     await writing(parts, lambda session: audit_runs.end(session, hold, error))
-    parts.ring("posted")
+    parts.notify("posted")
     await show_audit(parts, hold.audit)
 
 
-async def _begun(parts: Services, audit: UUID) -> tuple[Hold, AuditTerms]:
+async def _begun(parts: Services, audit: UUID) -> tuple[AuditLease, AuditTerms]:
     """Begin when it is this audit's turn: one run audits a machine at a time."""
     run, control = this_run(), control_of(parts)
     while True:
@@ -138,7 +138,7 @@ async def _begun(parts: Services, audit: UUID) -> tuple[Hold, AuditTerms]:
     return hold, await asyncio.to_thread(read)
 
 
-def _examination(parts: Services, hold: Hold, terms: AuditTerms, control: Control) -> Examination:
+def _examination(parts: Services, hold: AuditLease, terms: AuditTerms, control: Control) -> Examination:
     """Make ready. Raises: UnknownMachine, MachineUnavailable for one that is drained or known to be away."""
     with parts.database.read() as session:
         health.require_open(session, [hold.machine])

@@ -36,9 +36,9 @@ async def copy_data(
     """
     fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
     order = order_unless(transfer, TransferKind.COPY, fields, uuid)
-    async with working_on(TransferKind.COPY, transfer, order) as work:
+    async with working_on(TransferKind.COPY, transfer, order) as run:
         found = await probe()
         intent, verified = await deliver(found)
         copy = await commit(intent, verified)
-        await summarise(work, found, intent, verified)
+        await summarise(run, found, intent, verified)
     return copy

@@ -1,4 +1,4 @@
-"""The flows that copy or move many objects in one run: a task for some hundred items, whose rows say how each fares.
+"""The flows that copy or move many objects in one run: a task for some hundred items; each item's row has its status.
 
 An item that fails does so alone. A batch that was interrupted, or is asked for again, does only what is missing.
 """

@@ -39,8 +39,8 @@ async def move_data(
     """
     fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
     order = order_unless(transfer, TransferKind.MOVE, fields, uuid)
-    async with working_on(TransferKind.MOVE, transfer, order) as work:
-        if not work.row.notes.get("committed"):
+    async with working_on(TransferKind.MOVE, transfer, order) as run:
+        if not run.row.notes.get("committed"):
             found = await probe()
             intent, verified = None, Verified.NONE
             if found.route is Route.RENAME:
@@ -49,19 +49,19 @@ async def move_data(
             if intent is None:
                 intent, verified = await deliver(found)
             await commit(intent, verified)
-            await summarise(work, found, intent, verified)
-        return await _finish(work)
+            await summarise(run, found, intent, verified)
+        return await _finish(run)
 
 
-async def _finish(work: TransferRun) -> str:
+async def _finish(run: TransferRun) -> str:
     try:
         return await remove_source()
     except (LeaseLost, SourceNotRemoved):
         raise
     except DataManagerError as error:
-        if not await work.is_ended_by(error):
+        if not await run.is_ended_by(error):
             raise  # it is tried again, here or on another mover
-        job = work.job()
+        job = run.job()
         raise SourceNotRemoved(
             f"the object is at {job.target.place}, but its source {job.origin.place} is still there: {error.detail}"
         ) from error

@@ -44,7 +44,7 @@ from datamanager.domain.retention.rules import load_rules
 from models.database import now
 from models.retention import holds, runs
 from models.retention.report import make_decider, plan
-from models.retention.runs import Terms
+from models.retention.runs import RetentionTerms
 from models.tables import DataObject
 
 LIMIT_MAX = 1000
@@ -136,7 +136,7 @@ async def show_plan(request: Request, context: In) -> Response:
     It is decided by the same code as in a run. Only storage is not read: a run reads both copies before it deletes one.
     """
     query = read_query(request.query_params.multi_items(), PlanQuery)
-    terms = Terms(True, query.rule, query.max_objects, query.max_bytes)
+    terms = RetentionTerms(True, query.rule, query.max_objects, query.max_bytes)
 
     def work() -> Response:
         rules = load_rules(context.settings.retention_file)
@@ -157,7 +157,7 @@ async def show_plan(request: Request, context: In) -> Response:
 async def start_run(request: Request, context: In) -> Response:
     """Submit a run; a mover makes its flow run. `Location` says where its report will be."""
     fields = await read_request(request, RetentionRunRequest)
-    terms = Terms(fields.dry_run, fields.rule, fields.max_objects, fields.max_bytes)
+    terms = RetentionTerms(fields.dry_run, fields.rule, fields.max_objects, fields.max_bytes)
 
     async def work(slot: Slot) -> Response:
         rules = await run_sync(load_rules, context.settings.retention_file, limiter=context.limits.readers)

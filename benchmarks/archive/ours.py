@@ -9,15 +9,15 @@ from functools import partial
 from uuid import UUID, uuid4
 
 from benchmarks.ours import Ours
-from datamanager.domain.bundles import Manifest, Pack, VerifyLevel, Wanted, bundle_place
+from datamanager.domain.bundles import Manifest, Pack, VerifyLevel, WantedMember, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import End, Job
+from datamanager.engine.attempt import Attempt, Endpoint
 from datamanager.engine.bundles.reading import recall
-from datamanager.engine.bundles.reading.stored_bundle import Stored
+from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
 from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import ArchiveJob
+from datamanager.engine.bundles.writing.archive import ArchiveAttempt
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import staged_file
@@ -52,15 +52,15 @@ class Archiving(Ours):
     ) -> list[Manifest]:
         """Make bundles of files, as large as those of a request; the files stay. `names`: below the source."""
         (origin, above), (target, below) = source, directory
-        wanted = [Wanted(uuid4(), Place.of(origin, above, name)) for name in names]
+        wanted = [WantedMember(uuid4(), Place.of(origin, above, name)) for name in names]
         made = partial(self._bundle, origin, target, below, pack=pack)
         return [made(wanted[start : start + TOGETHER]) for start in range(0, len(wanted), TOGETHER)]
 
     def recall(self, made: Manifest, uuid: UUID, archive: Machine, destination: tuple[Machine, str]) -> None:
         """Bring one member back."""
         [member] = [one for one in made.members if one.uuid == uuid]
-        ends = End(made.bundle.place, archive, self.storage(archive)), self._end(*destination)
-        job, control = Job(uuid4(), 1, TransferKind.COPY, *ends, verify=VerifyPolicy.SHA256), Control()
+        ends = Endpoint(made.bundle.place, archive, self.storage(archive)), self._end(*destination)
+        job, control = Attempt(uuid4(), 1, TransferKind.COPY, *ends, verify=VerifyPolicy.SHA256), Control()
         staged_file.publish(recall.stage(job, made.bundle, member, control), control)
 
     def sums(self, made: Manifest, archive: Machine) -> dict[str, str]:
@@ -68,7 +68,7 @@ class Archiving(Ours):
         sums = dict[str, str]()
         with self.storage(archive).session() as session:
             path = confined(session, archive, made.bundle.place.path)
-            with Stored.find(session, path, made.bundle).open(session) as reader:
+            with StoredBundle.find(session, path, made.bundle).open(session) as reader:
                 for member in made.members:
                     digest = hashlib.sha256()
                     for block in reader.blocks(member.offset, member.size):
@@ -77,12 +77,12 @@ class Archiving(Ours):
         return sums
 
     def _bundle(
-        self, origin: Machine, target: Machine, directory: str, wanted: Sequence[Wanted], *, pack: Pack
+        self, origin: Machine, target: Machine, directory: str, wanted: Sequence[WantedMember], *, pack: Pack
     ) -> Manifest:
         bundle = uuid4()
-        end = End(bundle_place(target, directory, bundle, pack), target, self.storage(target))
+        end = Endpoint(bundle_place(target, directory, bundle, pack), target, self.storage(target))
         level, storage = VerifyLevel.CHECKSUMS, self.storage(origin)
-        job = ArchiveJob(uuid4(), 1, bundle, pack, level, origin, storage, tuple(wanted), end, "benchmarks")
+        job = ArchiveAttempt(uuid4(), 1, bundle, pack, level, origin, storage, tuple(wanted), end, "benchmarks")
         staged = archive.stage(job, Control())
         if staged.ready is None or staged.failed:
             raise RuntimeError(f"not all files were archived: {[*staged.failed.values()][:1]}")

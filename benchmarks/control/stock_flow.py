@@ -13,7 +13,7 @@ from prefect import flow, task
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import End, Job
+from datamanager.engine.attempt import Attempt, Endpoint
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.machines import Machine, Machines, VerifyPolicy
@@ -28,12 +28,12 @@ def copy_file(base_dir: str, source: str, dest: str) -> None:
         storages = Storages(Machines({machine.name: machine}), Path(control_dir))
         try:
             storage = storages.get(machine.name)
-            job = Job(
+            job = Attempt(
                 transfer=uuid4(),
                 epoch=1,
                 kind=TransferKind.COPY,
-                source=End(Place.of(machine, source), machine, storage),
-                destination=End(Place.of(machine, dest), machine, storage),
+                source=Endpoint(Place.of(machine, source), machine, storage),
+                destination=Endpoint(Place.of(machine, dest), machine, storage),
                 overwrite=False,
                 verify=VerifyPolicy.SHA256,
             )

@@ -48,7 +48,7 @@ class VerifyLevel(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedMember:
     """An object that is to be archived: its file, and the size (bytes) that the catalogue knows, 0 if unknown."""
 
     uuid: UUID
@@ -86,7 +86,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class SealedBundle:
     """A bundle as the catalogue has it: where it lies, its bytes and their sha256 (hex)."""
 
     uuid: UUID
@@ -104,7 +104,7 @@ class Manifest:
     bundle. `frames` is empty unless it is compressed.
     """
 
-    bundle: Bundle
+    bundle: SealedBundle
     made_at: datetime
     made_by: str
     transfer: UUID
@@ -134,15 +134,15 @@ class Group:
     """Objects that become one bundle: all of one machine."""
 
     machine: str
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[WantedMember, ...]
 
     @classmethod
-    def each(cls, wanted: Iterable[Wanted], bundle_size: int, *, alone: bool = False) -> list[Self]:
+    def each(cls, wanted: Iterable[WantedMember], bundle_size: int, *, alone: bool = False) -> list[Self]:
         """Group objects, in their order, by machine and up to `bundle_size` bytes; a larger one is by itself.
 
         `alone`: every object is by itself.
         """
-        groups: list[list[Wanted]] = []
+        groups: list[list[WantedMember]] = []
         last: dict[str, int] = {}
         room: dict[str, int] = {}
         for one in wanted:

@@ -18,7 +18,7 @@ from datamanager.transports.values import FileStat
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class Endpoint:
     """One end of a transfer: a place, and the machine and storage it is on."""
 
     place: Place
@@ -60,14 +60,14 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Attempt:
     """One attempt. `source` is None for downloads, `destination` for deletes."""
 
     transfer: UUID
     epoch: int
     kind: TransferKind
-    source: End | None
-    destination: End | None
+    source: Endpoint | None
+    destination: Endpoint | None
     overwrite: bool = False
     verify: VerifyPolicy = VerifyPolicy.SHA256
     intent: Intent | None = None
@@ -78,14 +78,14 @@ class Job:
     """A bandwidth limit is in force: the bytes must go through the mover, which keeps to it."""
 
     @property
-    def origin(self) -> End:
+    def origin(self) -> Endpoint:
         """The source. Raises: InternalError when this kind has none."""
         if self.source is None:
             raise InternalError(f"{self.kind} has no source")
         return self.source
 
     @property
-    def target(self) -> End:
+    def target(self) -> Endpoint:
         """The destination. Raises: InternalError when this kind has none."""
         if self.destination is None:
             raise InternalError(f"{self.kind} has no destination")

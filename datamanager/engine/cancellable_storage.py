@@ -10,7 +10,7 @@ from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import Check, no_check
 
 
-class StoppableStorage:
+class CancellableStorage:
     """The port's Storage around another one. Waiting for a session ends, and a session is given back at once, when the
     transfer is to stop.
 
@@ -48,7 +48,7 @@ class StoppableStorage:
         """Do nothing: the storage is others' too."""
 
     @property
-    def bare(self) -> Storage:
+    def unwrapped(self) -> Storage:
         """The storage itself, for clearing up after a stop."""
         return self._storage
 
@@ -60,6 +60,6 @@ class StoppableStorage:
         return both
 
 
-def bare(storage: Storage) -> Storage:
+def unwrapped(storage: Storage) -> Storage:
     """Return the storage itself, which lends also after a stop: for clearing up."""
-    return storage.bare if isinstance(storage, StoppableStorage) else storage
+    return storage.unwrapped if isinstance(storage, CancellableStorage) else storage

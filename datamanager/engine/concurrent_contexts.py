@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def together(contexts: Sequence[AbstractContextManager[T]], *, after_first: bool = False) -> Iterator[list[T]]:
+def concurrently(contexts: Sequence[AbstractContextManager[T]], *, after_first: bool = False) -> Iterator[list[T]]:
     """Enter all of the contexts, each in a thread of its own, and yield what they give, in their order.
 
     `after_first`: the others once the first one is entered, which makes what they need. Left in threads too, each told

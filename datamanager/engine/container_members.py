@@ -17,7 +17,7 @@ from datamanager.transports.values import FileStat, SmallFile
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ContainerMember:
     """A file in a larger one: where what is read of it begins and how long that is (bytes), and what it is."""
 
     offset: int
@@ -27,10 +27,10 @@ class Piece:
     """Makes the file of what was read, or says that it is damaged."""
 
 
-class Pieces:
+class ContainerMembers:
     """See `engine.chunk.SmallFileSource`. The pieces are known by paths, as if the larger file were a directory."""
 
-    def __init__(self, many: ManyPieces) -> None:
+    def __init__(self, many: BulkContainerMembers) -> None:
         self.bulk = many
 
     def real_path(self, path: str) -> str:
@@ -38,7 +38,7 @@ class Pieces:
         return path
 
 
-class ManyPieces:
+class BulkContainerMembers:
     """See `engine.chunk.ReadsMany`. One damaged piece is its own failure."""
 
     def __init__(
@@ -46,7 +46,7 @@ class ManyPieces:
         session: Session,
         opened: Callable[[Session], AbstractContextManager[Reader]],
         require_there: Callable[[Session], None],
-        pieces: Mapping[str, Piece],
+        pieces: Mapping[str, ContainerMember],
     ) -> None:
         self._session = session
         self._opened = opened
@@ -81,7 +81,9 @@ class ManyPieces:
                     yield waiting.popleft()[0], damaged
 
 
-def _read(reader: Reader, waiting: deque[tuple[int, Piece]]) -> Iterator[tuple[int, SmallFile | DataManagerError]]:
+def _read(
+    reader: Reader, waiting: deque[tuple[int, ContainerMember]]
+) -> Iterator[tuple[int, SmallFile | DataManagerError]]:
     ranges = iter([(piece.offset, piece.length) for _, piece in waiting if piece.length])
     data = bytearray()
     blocks = reader.ranges(lambda _: next(ranges, None))

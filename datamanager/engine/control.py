@@ -11,7 +11,7 @@ from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Pa
 from datamanager.transports.port import Session
 
 WISHES = (Cancelled, DeadlineExceeded, Paused)
-"""Reasons to stop that come from users: what is past its point of no return is done first."""
+"""Reasons to stop that come from users: what is past its commit point is done first."""
 
 
 class Control:
@@ -76,7 +76,7 @@ class Control:
             raise reason
 
     def shield(self) -> None:
-        """Pass the point of no return: from here on users' wishes are not heard. Raises: whatever `stop` was given."""
+        """Pass the commit point: from here on users' wishes are not heard. Raises: whatever `stop` was given."""
         self.check()
         self._shielded = True
 

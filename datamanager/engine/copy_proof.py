@@ -12,7 +12,7 @@ from typing import Literal
 from uuid import uuid4
 
 from datamanager.domain.location import temporary_name
-from datamanager.engine.attempt import End
+from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.verify import stored_sha256
@@ -22,7 +22,7 @@ from datamanager.transports.values import FileKind
 
 
 def why_not_proved(
-    end: End, size: int | None, sha256: str, how: Literal["checksum", "size"], control: Control
+    end: Endpoint, size: int | None, sha256: str, how: Literal["checksum", "size"], control: Control
 ) -> str | None:
     """Look at a file or bundle; return why it is not what it should be, None when it is. Reads all of it with
     `checksum`, on the machine itself where that can. By `size` nothing of unknown size is proved. Blocks.
@@ -57,7 +57,7 @@ def why_not_proved(
 
 
 def why_no_copy(
-    end: End, size: int | None, sha256: str, how: Literal["checksum", "size"], control: Control
+    end: Endpoint, size: int | None, sha256: str, how: Literal["checksum", "size"], control: Control
 ) -> str | None:
     """Look at the file that is to go; return why it is no copy (somebody has written other bytes to it since it was
     registered, which may be nowhere else), None when it is one, or is gone already. Blocks.
@@ -72,7 +72,7 @@ def why_no_copy(
     return why_not_proved(end, size, sha256, how, control)
 
 
-def why_one_file(going: End, staying: End, control: Control) -> str | None:
+def why_one_file(going: Endpoint, staying: Endpoint, control: Control) -> str | None:
     """Say whether two places are one and the same file, which must not be deleted as a copy of itself; None when they
     are two. A file that is gone already is nobody's.
 
@@ -98,7 +98,7 @@ def why_one_file(going: End, staying: End, control: Control) -> str | None:
     return _shown_at_both(going, path, staying, theirs, control)
 
 
-def _shown_at_both(going: End, path: str, staying: End, theirs: str, control: Control) -> str | None:
+def _shown_at_both(going: Endpoint, path: str, staying: Endpoint, theirs: str, control: Control) -> str | None:
     name = temporary_name(posixpath.basename(path), uuid4(), 0)
     beside = posixpath.join(posixpath.dirname(path), name)
     with going.storage.session(control.check) as near:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import Found, Job
+from datamanager.engine.attempt import Attempt, Found
 from datamanager.errors import DestinationExists, PathMissing
 from datamanager.transports.port import Session
 
 
 @contextmanager
-def lent(job: Job) -> Iterator[tuple[Session, Session]]:
+def acquire_sessions(job: Attempt) -> Iterator[tuple[Session, Session]]:
     """Lend a session of each end. Pools are bounded, so they are asked in the order of the machines' names: two
     transfers in
     opposite directions can't wait for each other for ever. Two of one machine are lent together for the same reason."""
@@ -29,7 +29,7 @@ def lent(job: Job) -> Iterator[tuple[Session, Session]]:
             yield source, sink
 
 
-def refuse_one_place(job: Job, found: Found, source: Session) -> None:
+def refuse_one_place(job: Attempt, found: Found, source: Session) -> None:
     """Refuse to replace or remove a file by itself: two machine names can stand for one directory.
 
     If the partial file, just made, shows beside the source, both are one place.

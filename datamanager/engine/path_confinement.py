@@ -22,7 +22,7 @@ from datamanager.transports.values import FileKind, FileStat
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
+class ResolvedDirectory:
     """A directory on a machine: the absolute path of what exists of it, links resolved, and the rest."""
 
     existing: str
@@ -96,7 +96,7 @@ def followed(session: Session, machine: Machine, base: str, place_path: str, lin
     return real
 
 
-def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -> Directory:
+def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -> ResolvedDirectory:
     """Resolve and confine a place's directory below `base` (`real_base`) as `confined` does. Raises: PathNotAllowed."""
     directory = posixpath.dirname(place_path)
     found = _resolved(session, machine, base, [directory])[directory]
@@ -107,7 +107,7 @@ def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -
 
 def directories_of(
     session: Looks, machine: Machine, base: str, directories: Iterable[str]
-) -> dict[str, Directory | DataManagerError]:
+) -> dict[str, ResolvedDirectory | DataManagerError]:
     """Resolve and confine many directories below `base`, as `confined` does one; "" is that itself (`real_base`).
 
     Raises: what would go otherwise another time, as when a connection broke.
@@ -119,7 +119,7 @@ def directories_of(
     return found
 
 
-def make(session: Session, directories: Sequence[Directory]) -> dict[str, TransportError]:
+def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str, TransportError]:
     """Make what is missing of these directories, all of one depth at once; return what is none in the end, and why.
 
     PathExists: a file is in the way. Raises: what breaks the connection.
@@ -165,12 +165,12 @@ def real_base(session: Looks, machine: Machine) -> str:
 
 def _resolved(
     session: Looks, machine: Machine, base: str, directories: Iterable[str]
-) -> dict[str, Directory | DataManagerError]:
+) -> dict[str, ResolvedDirectory | DataManagerError]:
     """Resolve the nearest existing ancestor of each directory below base and append the rest, which does not exist yet.
 
     All of one depth at once, then the parents of what does not exist.
     """
-    found = dict[str, Directory | DataManagerError]()
+    found = dict[str, ResolvedDirectory | DataManagerError]()
     ancestors = {directory: directory for directory in directories}
     while ancestors:
         looked = _real_paths(session, machine, base, sorted({ancestor for ancestor in ancestors.values() if ancestor}))
@@ -186,7 +186,7 @@ def _resolved(
             elif not _is_below(base, real):
                 found[directory] = _leads_out(machine, directory)
             else:
-                found[directory] = Directory(real, directory[len(ancestor) :].lstrip("/"))
+                found[directory] = ResolvedDirectory(real, directory[len(ancestor) :].lstrip("/"))
     return found
 
 

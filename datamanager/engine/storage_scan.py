@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from datamanager.domain.audit.rules import Expected, Look, Sight
-from datamanager.engine.path_confinement import Directory, canonical_of, confined, directories_of, real_base
+from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, confined, directories_of, real_base
 from datamanager.engine.single.verify import READ_BACK, stored_sha256
 from datamanager.errors import DataManagerError, PathMissing, RemoteFailure, TransportError
 from datamanager.machines import Machine
@@ -23,7 +23,7 @@ _NOTHING = Look(Sight.NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseDirectory:
     """A machine's base directory, links resolved; `empty`: there is no entry in it."""
 
     path: str
@@ -31,7 +31,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ScannedFile:
     """A regular file of a directory: its name, bytes, mtime (seconds since 1970)."""
 
     name: str
@@ -39,7 +39,7 @@ class Entry:
     mtime: int
 
 
-def look_at_base(session: Session, machine: Machine) -> Base:
+def look_at_base(session: Session, machine: Machine) -> BaseDirectory:
     """Look whether the machine's base directory is there and can be read.
 
     Raises: RemoteFailure when it is not (its file system may not be mounted), PermissionDenied.
@@ -48,7 +48,7 @@ def look_at_base(session: Session, machine: Machine) -> Base:
     if session.stat(path).kind is not FileKind.DIRECTORY:
         raise RemoteFailure(f"base_dir {machine.base_dir} of {machine.name} is no directory")
     with closing(_listed(session, path)) as entries:
-        return Base(path, next(entries, None) is None)
+        return BaseDirectory(path, next(entries, None) is None)
 
 
 def look_at(session: Session, machine: Machine, rows: Sequence[Expected]) -> list[Look]:
@@ -62,7 +62,7 @@ def look_at(session: Session, machine: Machine, rows: Sequence[Expected]) -> lis
     paths = dict[int, str]()
     for index, row in enumerate(rows):
         found = directories[posixpath.dirname(row.place)]
-        if not isinstance(found, Directory):
+        if not isinstance(found, ResolvedDirectory):
             looks[index] = _unseen(found)
         elif not found.missing:
             paths[index] = posixpath.join(found.path, posixpath.basename(row.place))
@@ -136,7 +136,7 @@ def canonical_directory(session: Session, machine: Machine, directory: str) -> s
 
 def files_of(
     session: Session, machine: Machine, directory: str, below: Callable[[str], None] | None = None
-) -> Iterator[Entry]:
+) -> Iterator[ScannedFile]:
     """Yield the regular files of a canonical directory, links not followed; `below` is told the names of directories.
 
     A directory that is gone has none. The session must not be used for anything else meanwhile. Raises:
@@ -147,7 +147,7 @@ def files_of(
         with closing(_listed(session, path)) as entries:
             for name, stat in entries:
                 if stat.kind is FileKind.FILE:
-                    yield Entry(name, stat.size, stat.mtime)
+                    yield ScannedFile(name, stat.size, stat.mtime)
                 elif stat.kind is FileKind.DIRECTORY and below is not None:
                     below(name)
     except PathMissing:

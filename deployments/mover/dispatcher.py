@@ -46,7 +46,7 @@ class Dispatcher:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._settings = services.settings
-        self._tasks: dict[queue.Hold | UUID, asyncio.Task[Any]] = {}
+        self._tasks: dict[queue.TransferLease | UUID, asyncio.Task[Any]] = {}
         self.gateway = PrefectGateway(services)
         self.monitor = PrefectMonitor(services, self.gateway, self._prefect_changed)
         self.maintenance = MaintenanceRuns(services, self.gateway)
@@ -134,7 +134,7 @@ class Dispatcher:
             return None
         # a lost transfer whose earlier run has not ended here yet is left to others: both would be the same Prefect run
         mine = [*self._services.running, *self._services.by_run.values(), *self._tasks]
-        busy = {key.transfer for key in mine if isinstance(key, queue.Hold)}
+        busy = {key.transfer for key in mine if isinstance(key, queue.TransferLease)}
         taking = asyncio.ensure_future(asyncio.to_thread(self._take_now, self.free, busy))
         try:
             taken = await asyncio.shield(taking)
@@ -149,7 +149,7 @@ class Dispatcher:
             task.add_done_callback(functools.partial(self._forget, hold))
         return 0 if taken else None  # there may be more
 
-    def _take_now(self, free: int, busy: Collection[UUID]) -> list[tuple[queue.Hold, Transfer]]:
+    def _take_now(self, free: int, busy: Collection[UUID]) -> list[tuple[queue.TransferLease, Transfer]]:
         services = self._services
         with services.database.read() as session:  # cheap: no write lock when the queue is empty
             most = limits.caps(session, services.machines)
@@ -172,10 +172,10 @@ class Dispatcher:
                     outcomes.fail(session, hold, error)
                     expired.append(row)
         for row in expired:
-            services.ring(f"ended:{row.id}")
+            services.notify(f"ended:{row.id}")
         return [(hold, row) for hold, row in rows if row.ended is None]
 
-    def _forget(self, hold: queue.Hold, _task: asyncio.Task[None]) -> None:
+    def _forget(self, hold: queue.TransferLease, _task: asyncio.Task[None]) -> None:
         self._tasks.pop(hold, None)
         self._services.running.pop(hold, None)
         self._notified.set()  # a slot is free
@@ -185,7 +185,7 @@ class Dispatcher:
     async def _renew(self) -> None:
         lost, reaped, expired = await write(self._services.database, self._renew_leases)
         for row in expired:
-            self._services.ring(f"ended:{row.id}")
+            self._services.notify(f"ended:{row.id}")
         if reaped:
             log.warning("leases_reaped", transfers=[str(row.id) for row in reaped])
             self._notified.set()
@@ -194,7 +194,7 @@ class Dispatcher:
             if running is not None:
                 running.stop(LeaseLost(f"transfer {hold.transfer} was given to another mover"))
 
-    def _renew_leases(self, session: Session) -> tuple[list[queue.Hold], list[Transfer], list[Transfer]]:
+    def _renew_leases(self, session: Session) -> tuple[list[queue.TransferLease], list[Transfer], list[Transfer]]:
         """Return which leases were lost, which transfers were taken back, and which are too late."""
         owner, lease = self._services.owner, self._settings.lease
         lost = queue.renew(session, list(self._services.running), lease)

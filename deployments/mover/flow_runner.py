@@ -43,7 +43,7 @@ class FlowRunner:
         self._gateway = gateway
         self._stopping = stopping
 
-    async def run_transfer(self, hold: queue.Hold, row: Transfer) -> None:
+    async def run_transfer(self, hold: queue.TransferLease, row: Transfer) -> None:
         """Make a transfer's run and run it to its end; give back what has not ended then. Raises: CancelledError."""
         flow = FLOW_OF_KIND[TransferKind(row.kind)]
         spent = True
@@ -86,7 +86,7 @@ class FlowRunner:
             if mine is None or self._services.by_run.get(flow_run.id) == mine:
                 self._services.by_run.pop(flow_run.id, None)
 
-    async def give_back(self, hold: queue.Hold, *, spent: bool) -> None:
+    async def give_back(self, hold: queue.TransferLease, *, spent: bool) -> None:
         """Return a transfer to the queue; `spent`: the attempt counts. Never raises for a catalogue that is away."""
         self._services.running.pop(hold, None)
         after = timedelta(0) if self._stopping() else BACK_IN
@@ -107,7 +107,7 @@ class FlowRunner:
             await self._gateway.show_waiting(flow_run.id, "waits in the queue for another attempt")
         return state
 
-    async def _did_not_begin(self, hold: queue.Hold, state: State[Any]) -> None:
+    async def _did_not_begin(self, hold: queue.TransferLease, state: State[Any]) -> None:
         """End a transfer whose run somebody ended in Prefect before it began."""
         if status_of_run(state.type.value, state.name or "", bytes_moved=False) is not TransferStatus.ERROR:
             return
@@ -115,9 +115,9 @@ class FlowRunner:
         with contextlib.suppress(LeaseLost):
             await write(self._services.database, outcomes.fail, hold, reason)
         self._services.running.pop(hold, None)
-        self._services.ring(f"ended:{hold.transfer}")
+        self._services.notify(f"ended:{hold.transfer}")
 
-    async def _flow_run(self, flow: AnyFlow, row: Transfer, hold: queue.Hold) -> FlowRun:
+    async def _flow_run(self, flow: AnyFlow, row: Transfer, hold: queue.TransferLease) -> FlowRun:
         """Return the transfer's flow run, RUNNING: the one it has, or a new one."""
         run = None if row.flow_run_id is None else await self._gateway.read_run(row.flow_run_id)
         if run is None:

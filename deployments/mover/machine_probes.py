@@ -44,7 +44,7 @@ class MachineProbes:
             self._probing.add(task)
             task.add_done_callback(self._probing.discard)
         for transfer in await self._refuse_waiting():
-            self._services.ring(f"ended:{transfer.id}")
+            self._services.notify(f"ended:{transfer.id}")
 
     async def _probe(self, probe: health.Probe) -> None:
         answered = not await unreachable(self._services, [probe.machine], PATIENCE)

@@ -30,7 +30,7 @@ from deployments.transactions import read, write
 from flows.audit_machine import audit
 from flows.runtime.services import Services, provided
 from models.audit import runs as audit_runs
-from models.audit.runs import Hold
+from models.audit.runs import AuditLease
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease
 
 AT_ONCE = 8
@@ -107,12 +107,12 @@ class MaintenanceRuns:
         self._tasks.pop(audit, None)
         self._audits.discard(audit)
 
-    def _take(self, session: Session) -> list[Hold]:
+    def _take(self, session: Session) -> list[AuditLease]:
         for row in audit_runs.give_back_lost(session):
             log.warning("audit_was_lost", audit=str(row.id), machine=row.machine, status=row.status)
         return audit_runs.take(session, min(self.free, AUDITS_AT_ONCE - len(self._audits)))
 
-    async def _run_audit(self, hold: Hold) -> None:
+    async def _run_audit(self, hold: AuditLease) -> None:
         """Make an audit's run, and run it to its end. What did not begin goes back to the queue."""
         database = self._services.database
         try:
@@ -127,14 +127,14 @@ class MaintenanceRuns:
             await write(database, self._attach, hold, flow_run.id)
         except BaseException as exc:
             with contextlib.suppress(CatalogueUnavailable):  # its lease runs out by itself
-                await asyncio.shield(write(database, audit_runs.untake, hold))
+                await asyncio.shield(write(database, audit_runs.release, hold))
             if isinstance(exc, DataManagerError):
                 log.warning("audit_not_begun", audit=str(hold.audit), error=exc.detail)
                 return
             raise
         await self._run(audit, flow_run, {"audit_id": hold.audit})
 
-    def _attach(self, session: Session, hold: Hold, run: UUID) -> None:
+    def _attach(self, session: Session, hold: AuditLease, run: UUID) -> None:
         audit_runs.attach(session, hold, run)
         self._hold(session, run)
 

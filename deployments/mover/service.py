@@ -64,7 +64,7 @@ class MoverService:
             guard=self._guard,
             credentials=load_credentials(),
             owner=self._name,
-            ring=self._ended,
+            notify=self._ended,
         )
         self._services = services
         self.dispatcher = Dispatcher(services)

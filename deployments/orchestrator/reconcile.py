@@ -151,7 +151,7 @@ class Reconciler:
             log.info("not_cancelled", transfer=str(transfer), reason=ended.detail)
             return
         if row.ended is not None:
-            services.ring(f"ended:{transfer}")
+            services.notify(f"ended:{transfer}")
 
 
 def is_waiting(state: State[Any]) -> bool:

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from uuid import UUID
 
 from datamanager.domain.archive_requests import ArchiveTerms
-from datamanager.domain.bundles import Group, Manifest, Member, Pack, VerifyLevel, Wanted
+from datamanager.domain.bundles import Group, Manifest, Member, Pack, VerifyLevel, WantedMember
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, Phase
 from datamanager.engine.attempt import Intent, Restart
 from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import ArchiveJob
+from datamanager.engine.bundles.writing.archive import ArchiveAttempt
 from datamanager.engine.control import Control
 from datamanager.engine.single.staged_file import Share
 from datamanager.errors import DataManagerError, InternalError, LeaseLost, ServiceError
@@ -32,10 +32,10 @@ TOGETHER = 2000
 """Objects of one bundle at most: they become ARCHIVED in one transaction, which others wait for."""
 
 
-def plan(work: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
+def plan(run: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
     """Say which items go together into a bundle, by their numbers: first those that an earlier attempt had begun."""
-    terms, begun = terms_of(work), dict[str, list[int]]()
-    fresh: dict[str, list[Wanted]] = {}
+    terms, begun = terms_of(run), dict[str, list[int]]()
+    fresh: dict[str, list[WantedMember]] = {}
     numbers = {row.object_id: row.number for row in rows}
     alone: list[list[int]] = []
     for row in rows:
@@ -44,22 +44,22 @@ def plan(work: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
         elif row.size is None:
             alone.append([row.number])  # nobody knows whether it fits
         else:
-            wanted = Wanted(row.object_id, batch_results.source(row), row.size)
+            wanted = WantedMember(row.object_id, batch_results.source(row), row.size)
             fresh.setdefault(row.destination_machine, []).append(wanted)
     found = [*begun.values()]
     for wanted_there in fresh.values():
-        groups = Group.each(wanted_there, work.parts.settings.bundle_size, alone=terms.pack == "none")
+        groups = Group.each(wanted_there, run.parts.settings.bundle_size, alone=terms.pack == "none")
         found += [
             [numbers[one.uuid] for one in members] for group in groups for members in chunks(group.wanted, TOGETHER)
         ]
     return found + alone
 
 
-def terms_of(work: TransferRun) -> ArchiveTerms:
+def terms_of(run: TransferRun) -> ArchiveTerms:
     """Return what was asked for. Raises: InternalError when this is no archive."""
-    if not isinstance(work.request, ArchiveTerms):
-        raise InternalError(f"transfer {work.transfer} is no archive")
-    return work.request
+    if not isinstance(run.request, ArchiveTerms):
+        raise InternalError(f"transfer {run.transfer} is no archive")
+    return run.request
 
 
 class BundleWork:
@@ -68,11 +68,11 @@ class BundleWork:
     `whole`: there is no other bundle, so its progress and phases are the transfer's.
     """
 
-    def __init__(self, work: TransferRun, numbers: Sequence[int], *, whole: bool) -> None:
-        self._work = work
-        self._terms = terms_of(work)
+    def __init__(self, run: TransferRun, numbers: Sequence[int], *, whole: bool) -> None:
+        self._run = run
+        self._terms = terms_of(run)
         self._numbers = numbers
-        self._control: Control = work.control if whole else Share(work.control)
+        self._control: Control = run.control if whole else Share(run.control)
         self._bundle: UUID | None = None
         self.errors: dict[int, DataManagerError] = {}
 
@@ -86,14 +86,14 @@ class BundleWork:
         to_make = [row for row in rows if not row.notes.get("committed")]
         try:
             if len(to_make) < len(rows):
-                self._work.control.shield()
+                self._run.control.shield()
             if to_make:
                 self._make(to_make)
             if not self._terms.keep_source:
                 self._remove_sources()
         finally:
-            self._work.control.unshield()
-            self._work.item_errors |= self.errors
+            self._run.control.unshield()
+            self._run.item_errors |= self.errors
         passing = [error for error in self.errors.values() if _passes(error)]
         if passing:
             raise passing[0]
@@ -106,7 +106,7 @@ class BundleWork:
         except (ServiceError, LeaseLost):
             raise
         except DataManagerError as error:
-            self._work.control.check()
+            self._run.control.check()
             if _passes(error):
                 raise
             self._fail({row: error for row in rows if row.number not in self.errors})
@@ -116,11 +116,11 @@ class BundleWork:
         bundle = self._begun(rows) or self._begin(rows)
         self._bundle = bundle.id
         if "intent" in bundle.notes:
-            self._work.control.shield()  # it may have its name: this attempt looks first
+            self._run.control.shield()  # it may have its name: this attempt looks first
         job, by_object = self._job(bundle, rows), {row.object_id: row for row in rows}
 
         def remember(marker: Restart) -> None:
-            self._work.write_now(bundles.note_restart, bundle.id, asdict(marker))
+            self._run.write_now(bundles.note_restart, bundle.id, asdict(marker))
 
         staged = archive.stage(job, self._control, remember)
         self._fail({by_object[uuid]: error for uuid, error in staged.failed.items()})
@@ -129,49 +129,49 @@ class BundleWork:
             self._abandon()
             return
         self._control.enter(Phase.PUBLISH)
-        self._work.control.shield()
+        self._run.control.shield()
         if not ready.published:  # the record is fenced: who lost the lease publishes nothing
-            self._work.write_now(bundles.record_intent, bundle.id, asdict(ready.intent))
+            self._run.write_now(bundles.record_intent, bundle.id, asdict(ready.intent))
         archive.publish(ready)
         self._control.enter(Phase.COMMIT)
-        self._work.write_now(archive_items.commit_archive, ready.manifest, keep_source=self._terms.keep_source)
-        self._work.log.info("%s: %d objects", bundle.place, len(ready.manifest.members))
+        self._run.write_now(archive_items.commit_archive, ready.manifest, keep_source=self._terms.keep_source)
+        self._run.log.info("%s: %d objects", bundle.place, len(ready.manifest.members))
 
     def _begun(self, rows: Sequence[TransferItem]) -> Bundle | None:
         """Return the bundle that an earlier try or attempt has begun for these items."""
         known, *others = {archive_items.bundle_in(row) for row in rows}
         if known is None or others:
             return None
-        with self._work.parts.database.read() as session:
+        with self._run.parts.database.read() as session:
             bundle = session.get(Bundle, known)
         return bundle if bundle is not None and bundle.status == BundleStatus.OPEN.value else None
 
     def _begin(self, rows: Sequence[TransferItem]) -> Bundle:
         pack = Pack.NONE if self._terms.pack == "none" else Pack.TAR_ZST if self._terms.compress == "zstd" else Pack.TAR
-        machine = self._work.parts.machines[rows[0].destination_machine]
+        machine = self._run.parts.machines[rows[0].destination_machine]
         numbers = [row.number for row in rows]
-        return self._work.write_now(archive_items.begin_bundle, numbers, machine, pack, VerifyLevel(self._terms.verify))
+        return self._run.write_now(archive_items.begin_bundle, numbers, machine, pack, VerifyLevel(self._terms.verify))
 
     def _abandon(self) -> None:
         """Give the bundle up, if it was begun; a mover removes what there is of it (`flows.archive.reclaiming`)."""
         if self._bundle is not None:
-            self._work.write_now(archive_items.abandon_bundle, self._bundle)
+            self._run.write_now(archive_items.abandon_bundle, self._bundle)
 
-    def _job(self, bundle: Bundle, rows: Sequence[TransferItem]) -> ArchiveJob:
-        machines, work = self._work.parts.machines, self._work
+    def _job(self, bundle: Bundle, rows: Sequence[TransferItem]) -> ArchiveAttempt:
+        machines, run = self._run.parts.machines, self._run
         source = batch_results.source(rows[0]).machine
         intent, restart = bundle.notes.get("intent"), bundle.notes.get("restart")
-        return ArchiveJob(
-            transfer=work.transfer,
-            epoch=work.hold.epoch,
+        return ArchiveAttempt(
+            transfer=run.transfer,
+            epoch=run.hold.epoch,
             bundle=bundle.id,
             pack=Pack(bundle.pack),
             level=VerifyLevel(bundle.level),
             machine=machines[source],
-            storage=work.storage(source),
-            wanted=tuple(Wanted(row.object_id, batch_results.source(row), row.size or 0) for row in rows),
-            destination=work.end_at(Place(bundle.machine, bundle.place)),
-            made_by=work.parts.owner,
+            storage=run.storage(source),
+            wanted=tuple(WantedMember(row.object_id, batch_results.source(row), row.size or 0) for row in rows),
+            destination=run.end_at(Place(bundle.machine, bundle.place)),
+            made_by=run.parts.owner,
             intent=Intent(**intent) if intent else None,
             restart=Restart(**restart) if restart else None,
         )
@@ -184,7 +184,7 @@ class BundleWork:
         if not rows:
             return
         self._control.enter(Phase.CLEANUP)
-        with self._work.parts.database.read() as session:
+        with self._run.parts.database.read() as session:
             found = bundles.members_of(session, [row.object_id for row in rows])
         gone: list[int] = []
         failed: dict[TransferItem, DataManagerError] = {}
@@ -193,26 +193,26 @@ class BundleWork:
             left = self._removed(bundle_id, mine, [found[row.object_id][1] for row in mine])
             gone += [row.number for row in mine if row.object_id not in left]
             failed |= {row: left[row.object_id] for row in mine if row.object_id in left}
-        self._work.write_all(batch_results.end_committed, gone)
+        self._run.write_all(batch_results.end_committed, gone)
         self._fail(failed)
 
     def _removed(
         self, bundle: UUID, rows: Sequence[TransferItem], members: Sequence[Member]
     ) -> dict[UUID, DataManagerError]:
-        with self._work.parts.database.read() as session:
+        with self._run.parts.database.read() as session:
             row = session.get_one(Bundle, bundle)
         return archive.remove_sources(self._job(row, rows), _manifest(row, members))
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
     def _rows(self) -> list[TransferItem]:
-        with self._work.parts.database.read() as session:
-            return archive_items.items_among(session, self._work.hold, self._numbers)
+        with self._run.parts.database.read() as session:
+            return archive_items.items_among(session, self._run.hold, self._numbers)
 
     def _fail(self, failed: Mapping[TransferItem, DataManagerError]) -> None:
         errors = {row.number: error for row, error in failed.items()}
         self.errors |= errors
-        self._work.write_all(
+        self._run.write_all(
             batch_results.fail_items, [(number, error) for number, error in errors.items() if not _passes(error)]
         )
 

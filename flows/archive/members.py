@@ -23,20 +23,20 @@ class MembersChunk(ItemsChunk):
         """Return what records an item's restart marker."""
 
         def remember(marker: Restart) -> None:
-            self._work.write_now(archive_items.note_restart, number, asdict(marker))
+            self._run.write_now(archive_items.note_restart, number, asdict(marker))
 
         return remember
 
 
 def performing(
-    work: TransferRun, numbers: Sequence[int], chunk: Callable[[TransferRun, Sequence[TransferItem]], MembersChunk]
+    run: TransferRun, numbers: Sequence[int], chunk: Callable[[TransferRun, Sequence[TransferItem]], MembersChunk]
 ) -> Callable[[], None]:
     """Return what brings out those of the items that are not done. It blocks."""
 
     def perform() -> None:
-        with work.parts.database.read() as session:
-            rows = archive_items.items_among(session, work.hold, numbers)
+        with run.parts.database.read() as session:
+            rows = archive_items.items_among(session, run.hold, numbers)
         if rows:
-            chunk(work, rows).perform()
+            chunk(run, rows).perform()
 
     return perform

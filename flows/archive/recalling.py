@@ -43,9 +43,9 @@ def plan(_: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
 class RecallChunk(MembersChunk):
     """The members of one bundle under way."""
 
-    def __init__(self, work: TransferRun, rows: Sequence[TransferItem]) -> None:
-        super().__init__(work, rows)
-        with work.parts.database.read() as session:
+    def __init__(self, run: TransferRun, rows: Sequence[TransferItem]) -> None:
+        super().__init__(run, rows)
+        with run.parts.database.read() as session:
             found = bundles.members_of(session, [row.object_id for row in rows])
         self._members = {row.number: found[row.object_id] for row in rows if row.object_id in found}
 
@@ -61,11 +61,11 @@ class RecallChunk(MembersChunk):
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         bundle, _ = self._members[group[0]]
         items = [bulk_recall.RecallItem(n, self._members[n][1], self._jobs[n].target.place) for n in group]
-        return bulk_recall.stage(ends, bundle, items, replace(rules, verify=VerifyPolicy.SHA256), self._work.control)
+        return bulk_recall.stage(ends, bundle, items, replace(rules, verify=VerifyPolicy.SHA256), self._run.control)
 
     def _stage_one(self, number: int) -> ReadyFile:
         bundle, member = self._members[number]
-        return recall.stage(self._jobs[number], bundle, member, Share(self._work.control), self._remembering(number))
+        return recall.stage(self._jobs[number], bundle, member, Share(self._run.control), self._remembering(number))
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
-        self._work.write_all(archive_items.commit_recalls, results)
+        self._run.write_all(archive_items.commit_recalls, results)

@@ -20,7 +20,7 @@ from models.transfers import queue
 
 
 def split(
-    work: TransferRun, groups: Sequence[Sequence[int]], rows: Sequence[TransferItem]
+    run: TransferRun, groups: Sequence[Sequence[int]], rows: Sequence[TransferItem]
 ) -> tuple[list[Sequence[int]], float]:
     """Return the groups of items whose bundles can be read now, and in how many seconds the others are to be looked at
     again (0: there are no others). Asks for those that can't be read, once. Blocks.
@@ -32,12 +32,12 @@ def split(
     here, again = list[Sequence[int]](), 0.0
     for group in groups:
         bundle = batch_results.source(by_number[group[0]])
-        if bundle.machine not in work.parts.machines:
+        if bundle.machine not in run.parts.machines:
             here.append(group)  # its items fail alone
             continue
-        machine = work.parts.machines[bundle.machine]
+        machine = run.parts.machines[bundle.machine]
         if bundle not in online:
-            online[bundle] = not machine.stage_poll or _is_online(work, machine, bundle)
+            online[bundle] = not machine.stage_poll or _is_online(run, machine, bundle)
         if online[bundle]:
             here.append(group)
         else:
@@ -50,25 +50,25 @@ def waiting(seconds: float) -> Staging:
     return Staging("the archive brings bundles from its tapes", timedelta(seconds=seconds))
 
 
-def _is_online(work: TransferRun, machine: Machine, bundle: Place) -> bool:
-    asked: Mapping[str, bool] = work.row.notes.get("staged", {})
-    with work.storage(machine.name).session() as session:
+def _is_online(run: TransferRun, machine: Machine, bundle: Place) -> bool:
+    asked: Mapping[str, bool] = run.row.notes.get("staged", {})
+    with run.storage(machine.name).session() as session:
         path = confined(session, machine, bundle.path)
-        if session.programs.run(_words(machine.stage_poll, path), work.control.watch) == 0:
+        if session.programs.run(_words(machine.stage_poll, path), run.control.watch) == 0:
             return True
         if machine.stage_command and str(bundle) not in asked:
-            status = session.programs.run(_words(machine.stage_command, path), work.control.watch)
+            status = session.programs.run(_words(machine.stage_command, path), run.control.watch)
             if status != 0:
                 raise RemoteFailure(f"{machine.name}: {machine.stage_command[0]} ended with {status} for {bundle}")
-            work.log.info("%s: asked for %s", machine.name, bundle.path)
-            _remember(work, {**asked, str(bundle): True})
+            run.log.info("%s: asked for %s", machine.name, bundle.path)
+            _remember(run, {**asked, str(bundle): True})
     return False
 
 
-def _remember(work: TransferRun, asked: Mapping[str, bool]) -> None:
-    with work.parts.database.write() as session:
-        queue.remember(session, work.hold, staged=dict(asked))
-    work.row.notes = {**work.row.notes, "staged": dict(asked)}
+def _remember(run: TransferRun, asked: Mapping[str, bool]) -> None:
+    with run.parts.database.write() as session:
+        queue.remember(session, run.hold, staged=dict(asked))
+    run.row.notes = {**run.row.notes, "staged": dict(asked)}
 
 
 def _words(words: Sequence[str], path: str) -> list[str]:

@@ -15,14 +15,14 @@ from sqlalchemy.orm import Session as CatalogueSession
 
 from datamanager.domain.audit.rules import AuditTerms, Expected, Finding, FindingKind, Look
 from datamanager.engine import storage_scan
-from datamanager.engine.cancellable_storage import StoppableStorage
+from datamanager.engine.cancellable_storage import CancellableStorage
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, RemoteFailure
 from datamanager.transports.port import Session
 from flows.runtime.services import Services
 from models.audit import findings as audit_findings
 from models.audit import scan_queries
-from models.audit.runs import Hold, get_audit
+from models.audit.runs import AuditLease, get_audit
 
 PAGE = 500
 """Rows, entries or candidates in one go."""
@@ -40,7 +40,7 @@ class Examination:
     Every method may raise what `control` was told to stop with, LeaseLost and CatalogueUnavailable.
     """
 
-    def __init__(self, parts: Services, hold: Hold, terms: AuditTerms, control: Control) -> None:
+    def __init__(self, parts: Services, hold: AuditLease, terms: AuditTerms, control: Control) -> None:
         self._database = parts.database
         self._hold = hold
         self._control = control
@@ -48,7 +48,7 @@ class Examination:
         self.machine = parts.machines[hold.machine]
         self.name = self.machine.name
         self.audit = hold.audit
-        self.storage = StoppableStorage(parts.storages.get(hold.machine), control)
+        self.storage = CancellableStorage(parts.storages.get(hold.machine), control)
         self.begun = math.floor(time.time())  # what machines tell are whole seconds
         """When it began, in seconds since 1970 by our clock: younger files are nobody's fault yet."""
         names = ("objects", "left_out", "unseen", "bundles", "directories", "unlisted")
@@ -147,7 +147,7 @@ class Examination:
             return look(session, *args, **kwargs)
 
     def writing(
-        self, change: Callable[Concatenate[CatalogueSession, Hold, P], T], *args: P.args, **kwargs: P.kwargs
+        self, change: Callable[Concatenate[CatalogueSession, AuditLease, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Change the catalogue under the hold, in one transaction."""
         self.check()

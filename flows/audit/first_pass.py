@@ -138,7 +138,7 @@ def _list(exam: Examination, directory: str, pending: list[str] | None) -> None:
             exam.counts["unlisted"] += len(names)
 
 
-def _note_dark(exam: Examination, directory: str, entries: Sequence[storage_scan.Entry]) -> None:
+def _note_dark(exam: Examination, directory: str, entries: Sequence[storage_scan.ScannedFile]) -> None:
     paths = [posixpath.join(directory, one.name) for one in entries]
     known = exam.known(paths)
     exam.add(

@@ -13,11 +13,11 @@ from itertools import groupby
 from typing import Any
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import Intent, Job, Restart
+from datamanager.engine.attempt import Attempt, Intent, Restart
 from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk import run as bulk_run
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
-from datamanager.engine.endpoints import lent
+from datamanager.engine.endpoints import acquire_sessions
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import staged_file
 from datamanager.engine.single.staged_file import ReadyFile
@@ -45,13 +45,13 @@ class ItemsChunk:
     resends = True
     """Whether doing an item again also brings other bytes: else what is damaged stays so."""
 
-    def __init__(self, work: TransferRun, rows: Sequence[TransferItem]) -> None:
-        self._work = work
-        self._overwrite = bool(getattr(work.request, "overwrite", False))
-        self._moving = work.row.kind == TransferKind.MOVE_MANY.value
+    def __init__(self, run: TransferRun, rows: Sequence[TransferItem]) -> None:
+        self._run = run
+        self._overwrite = bool(getattr(run.request, "overwrite", False))
+        self._moving = run.row.kind == TransferKind.MOVE_MANY.value
         self._rows = {row.number: row for row in rows}
-        self._jobs: dict[int, Job] = {}
-        self._small: list[tuple[Job, list[Staged]]] = []
+        self._jobs: dict[int, Attempt] = {}
+        self._small: list[tuple[Attempt, list[Staged]]] = []
         self._ready: dict[int, ReadyFile] = {}
         self._named: dict[int, _Named] = {}
         self.errors: dict[int, DataManagerError] = {}
@@ -64,7 +64,7 @@ class ItemsChunk:
         Raises: one of such failures, when all others are done; LeaseLost, Cancelled and the like at once. Once a file
         may have its name, users' wishes to stop wait for the chunk's end.
         """
-        control = self._work.control
+        control = self._run.control
         if any(row.notes.get("intent") for row in self._rows.values()):
             control.shield()
         else:
@@ -86,8 +86,8 @@ class ItemsChunk:
         if self._moving:
             self._remove_sources([*self._named, *committed])
         lasting = [(number, error) for number, error in self.errors.items() if not may_pass(error, resend=self.resends)]
-        self._work.write_all(batch_results.fail_items, lasting)
-        self._work.item_errors |= self.errors
+        self._run.write_all(batch_results.fail_items, lasting)
+        self._run.item_errors |= self.errors
         passing = [error for error in self.errors.values() if may_pass(error, resend=self.resends)]
         if passing:  # that a machine is away is told first: the whole may wait for it
             raise next((error for error in passing if isinstance(error, MachineUnavailable)), passing[0])
@@ -95,11 +95,11 @@ class ItemsChunk:
     # --- what is to be done ------------------------------------------------------------------------------------------
 
     def _describe(self, number: int) -> None:
-        row, run = self._rows[number], self._work
+        row, run = self._rows[number], self._run
         destination = run.end_at(batch_results.destination(row))
         asked: VerifyPolicy | None = getattr(run.request, "verify", None)
         intent, restart = row.notes.get("intent"), row.notes.get("restart")
-        self._jobs[number] = Job(
+        self._jobs[number] = Attempt(
             transfer=item_id(run.transfer, number),
             epoch=run.hold.epoch,
             kind=TransferKind.MOVE if self._moving else TransferKind.COPY,
@@ -123,7 +123,7 @@ class ItemsChunk:
                 continue
             job = self._jobs[group[0]]
             try:
-                with lent(job) as (source, sink):
+                with acquire_sessions(job) as (source, sink):
                     ends = BulkEndpoints(source, sink, job.origin.machine, job.target.machine)
                     outcomes = self._stage_together(ends, group, self._rules(job, group))
             except DataManagerError as error:
@@ -139,13 +139,13 @@ class ItemsChunk:
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         """Stage the small ones of a group."""
         items = [SmallItem(n, self._jobs[n].origin.place, self._jobs[n].target.place) for n in group]
-        return bulk_run.stage(ends, items, rules, self._work.control)
+        return bulk_run.stage(ends, items, rules, self._run.control)
 
-    def _rules(self, job: Job, group: Sequence[int]) -> BulkRules:
+    def _rules(self, job: Attempt, group: Sequence[int]) -> BulkRules:
         """Return what holds for a group; `job` is that of any of them."""
         return BulkRules(
-            self._work.transfer,
-            self._work.hold.epoch,
+            self._run.transfer,
+            self._run.hold.epoch,
             job.verify,
             job.overwrite,
             packed=len(group) >= PACKED_FROM,
@@ -159,7 +159,7 @@ class ItemsChunk:
         self._each(numbers, stage)
 
     def _stage_one(self, number: int) -> ReadyFile:
-        return staged_file.stage(self._jobs[number], self._work.control)
+        return staged_file.stage(self._jobs[number], self._run.control)
 
     def _way(self, number: int) -> tuple[str, str, VerifyPolicy]:
         job = self._jobs[number]
@@ -172,7 +172,7 @@ class ItemsChunk:
         canonical = {one.number: one.canonical for _, staged in self._small for one in staged}
         canonical |= {number: ready.found.canonical for number, ready in self._ready.items()}
         linked = {n: path for n, path in canonical.items() if path != self._rows[n].destination_place}
-        taken = set(self._work.write_now(batch_results.claim_canonicals, linked)) if linked else set()
+        taken = set(self._run.write_now(batch_results.claim_canonicals, linked)) if linked else set()
         for job, staged in self._small:
             self._discard_small(job, [one for one in staged if one.number in taken])
         self._small = [(job, [one for one in staged if one.number not in taken]) for job, staged in self._small]
@@ -185,19 +185,19 @@ class ItemsChunk:
         intents |= {number: ready.intent for number, ready in self._ready.items()}
         if not intents:
             return
-        self._work.control.shield()
+        self._run.control.shield()
         for part in chunks(list(intents.items()), batch_results.CHUNK):
-            self._work.write_now(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
+            self._run.write_now(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
         for job, staged in self._small:
             self._publish_small(job, staged)
 
         def publish(number: int) -> None:
-            ready = staged_file.publish(self._ready[number], self._work.control)
+            ready = staged_file.publish(self._ready[number], self._run.control)
             self._named[number] = _Named(ready.intent, ready.verified)
 
         self._each(list(self._ready), publish)
 
-    def _publish_small(self, job: Job, staged: list[Staged]) -> None:
+    def _publish_small(self, job: Attempt, staged: list[Staged]) -> None:
         try:
             with job.target.storage.session() as sink:
                 outcomes = bulk_publish.publish(sink, staged, overwrite=job.overwrite)
@@ -218,7 +218,7 @@ class ItemsChunk:
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         """Tell the catalogue of the files that have their names."""
-        self._work.write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
+        self._run.write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
 
     def _remove_sources(self, numbers: Sequence[int]) -> None:
         """End moves: the sources go, if they still are what was read."""
@@ -234,9 +234,9 @@ class ItemsChunk:
             gone.append(number)
 
         self._each([n for n in numbers if n not in self._named or self._named[n].small is None], remove)
-        self._work.write_all(batch_results.end_committed, gone)
+        self._run.write_all(batch_results.end_committed, gone)
 
-    def _remove_small(self, job: Job, staged: list[Staged]) -> list[int]:
+    def _remove_small(self, job: Attempt, staged: list[Staged]) -> list[int]:
         if not staged:
             return []
         try:
@@ -253,7 +253,7 @@ class ItemsChunk:
                 self.errors[one.number] = failure
         return done
 
-    def _discard_small(self, job: Job, staged: list[Staged]) -> None:
+    def _discard_small(self, job: Attempt, staged: list[Staged]) -> None:
         if staged:
             with job.target.storage.session() as sink:
                 bulk_publish.discard(sink, staged)
@@ -265,7 +265,7 @@ class ItemsChunk:
         if numbers:
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="items") as pool:
                 list(pool.map(lambda number: self._trying(number, act), numbers))
-        self._work.control.check()
+        self._run.control.check()
 
     def _trying(self, number: int, act: Callable[[int], None]) -> None:
         """Do something for an item; a failure is the item's own, unless the whole is to stop."""
@@ -279,10 +279,10 @@ class ItemsChunk:
         except ServiceError:
             raise
         except DataManagerError as error:
-            self._work.control.check()
+            self._run.control.check()
             self.errors[number] = error
 
-    def _away(self, job: Job) -> DataManagerError | None:
+    def _away(self, job: Attempt) -> DataManagerError | None:
         """Return why an item need not be tried: a machine of its own was found away by another item just now."""
         for number, error in list(self.errors.items()):
             other = self._jobs.get(number)
@@ -293,7 +293,7 @@ class ItemsChunk:
     def _all_failed(self, numbers: Iterable[int], error: DataManagerError) -> None:
         if isinstance(error, ServiceError):
             raise error
-        self._work.control.check()
+        self._run.control.check()
         self.errors |= dict.fromkeys(numbers, error)
 
 
@@ -311,7 +311,7 @@ class _Named:
         return Facts(self.intent.size, f"sha256:{sha256}" if sha256 else None, self.verified)
 
 
-def _machines(job: Job) -> tuple[str, str]:
+def _machines(job: Attempt) -> tuple[str, str]:
     return job.origin.machine.name, job.target.machine.name
 
 

@@ -42,7 +42,7 @@ def clear_up(parts: Services) -> int:
     gave. Raises: CatalogueUnavailable.
     """
     with parts.database.read() as session:
-        rows = cancel_pause.littered(session, AT_ONCE)
+        rows = cancel_pause.leaving_partials(session, AT_ONCE)
         time = now(session)
     done = 0
     for row in rows:
@@ -50,7 +50,7 @@ def clear_up(parts: Services) -> int:
         if not given_up and not _removed(parts, row):
             continue
         with parts.database.write() as session:
-            cancel_pause.clean(session, row.id)
+            cancel_pause.note_clean(session, row.id)
         done += 1
     return done
 

@@ -21,7 +21,7 @@ from datamanager.domain.audit.rules import Expected, below_any
 from datamanager.domain.location import PART_SUFFIX, temporary_name
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine import storage_scan
-from datamanager.engine.cancellable_storage import StoppableStorage
+from datamanager.engine.cancellable_storage import CancellableStorage
 from datamanager.engine.control import Control
 from datamanager.engine.directory_walk import DEPTH_MAX
 from datamanager.errors import DataManagerError, NoSpace, PathMissing, PathNotAllowed, PermissionDenied, RemoteFailure
@@ -74,7 +74,7 @@ class Sweeper:
         self._older_than = max(older_than, MEANWHILE)
         self._control = control
         self._dry_run = dry_run
-        self._storage = StoppableStorage(parts.storages.get(machine.name), control)
+        self._storage = CancellableStorage(parts.storages.get(machine.name), control)
         self.swept = Swept(machine.name)
 
     def sweep(self) -> Swept:
@@ -147,7 +147,7 @@ class Sweeper:
             self._judge(session, posixpath.join(base, canonical), canonical, some, clock)
 
     def _judge(
-        self, session: Session, real: str, directory: str, entries: Sequence[storage_scan.Entry], clock: float
+        self, session: Session, real: str, directory: str, entries: Sequence[storage_scan.ScannedFile], clock: float
     ) -> None:
         read = {one.name: read_part(one.name) for one in entries}
         owners = {part.owner for part in read.values() if part is not None}
@@ -168,7 +168,7 @@ class Sweeper:
             self.swept.say(place, one.size, age, done if why is None else f"stays: {why}")
 
 
-def _removed(session: Session, path: str, seen: storage_scan.Entry) -> str | None:
+def _removed(session: Session, path: str, seen: storage_scan.ScannedFile) -> str | None:
     """Remove a file that still is what it was; say why it stays."""
     try:
         now = session.lstat(path)
@@ -204,7 +204,7 @@ def _is_open(part: Part | None, open_ones: set[str]) -> bool:
     return part is not None and part.owner in open_ones
 
 
-def _chunks(entries: Sequence[storage_scan.Entry]) -> Iterator[list[storage_scan.Entry]]:
+def _chunks(entries: Sequence[storage_scan.ScannedFile]) -> Iterator[list[storage_scan.ScannedFile]]:
     rest = iter(entries)
     while some := list(islice(rest, PAGE)):
         yield some

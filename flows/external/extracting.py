@@ -58,7 +58,7 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
     with target.storage.session() as session:
         members = members_of(session, found.part, packaging, target.machine, request.path, limit, work.control.check)
     files = [
-        extracted.NewFile(one.name, one.size, Place.of(target.machine, request.path, one.name), asdict(one))
+        extracted.ArchivedFile(one.name, one.size, Place.of(target.machine, request.path, one.name), asdict(one))
         for one in members
     ]
     with work.parts.database.write() as session:
@@ -90,9 +90,9 @@ class FilesChunk(MembersChunk):
     """Files that become objects."""
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
-        originator = public_url(str(getattr(self._work.request, "url", "")))
+        originator = public_url(str(getattr(self._run.request, "url", "")))
         for some in chunks(results, batch_results.CHUNK):
-            self._work.write_now(extracted.complete, some, originator)
+            self._run.write_now(extracted.complete, some, originator)
 
 
 class Doubtful(FilesChunk):
@@ -116,7 +116,7 @@ class Doubtful(FilesChunk):
             if error.retryable:
                 raise error
         self._tell([(n, Facts(one.size, f"sha256:{one.sha256}", Verified.SHA256)) for n, one in there.items()])
-        self._work.write_all(extracted.lay_aside, [number for number in self._rows if number not in there])
+        self._run.write_all(extracted.lay_aside, [number for number in self._rows if number not in there])
 
 
 class ExtractChunk(FilesChunk):
@@ -137,8 +137,8 @@ class ExtractChunk(FilesChunk):
         jobs = self._jobs
         items = [ExtractItem(n, self._members[n], jobs[n].origin.place, jobs[n].target.place) for n in group]
         rules = replace(rules, verify=VerifyPolicy.SHA256)
-        return small_members.stage(ends, self._archive, items, rules, self._work.control)
+        return small_members.stage(ends, self._archive, items, rules, self._run.control)
 
     def _stage_one(self, number: int) -> ReadyFile:
-        job, control = self._jobs[number], Share(self._work.control)
+        job, control = self._jobs[number], Share(self._run.control)
         return large_members.stage(job, self._archive, self._members[number], control, self._remembering(number))

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.retention.decisions import Decider, Decision, Reason, Subject, Verdict
-from datamanager.domain.retention.rules import Action, Rule, Rules
+from datamanager.domain.retention.rules import Action, RetentionRules, Rule
 from datamanager.domain.states import ObjectStatus
-from datamanager.engine.attempt import End
+from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control
 from datamanager.engine.copy_proof import why_no_copy, why_not_proved, why_one_file
 from datamanager.errors import CatalogueError, CatalogueUnavailable, RequestError, TransportError
@@ -51,7 +51,7 @@ class Retaining:
         self,
         parts: Services,
         run: UUID,
-        rules: Rules,
+        rules: RetentionRules,
         decider: Decider,
         control: Control,
         log: Log = _log,
@@ -191,8 +191,8 @@ class Retaining:
             self._control.check()
             return f"{error.code}: {error.detail}"
 
-    def _place(self, place: Place) -> End:
-        return End(place, self._parts.machines[place.machine], self._parts.storages.get(place.machine))
+    def _place(self, place: Place) -> Endpoint:
+        return Endpoint(place, self._parts.machines[place.machine], self._parts.storages.get(place.machine))
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 

@@ -36,11 +36,11 @@ from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
 from models.machines import limits
+from models.stored_requests import REQUEST_OF_KIND
 from models.tables import Transfer
 from models.transfers import outcomes, queue
-from models.transfers.cancel_pause import leave_litter
+from models.transfers.cancel_pause import note_partial
 from models.transfers.submission import (
-    REQUEST_OF_KIND,
     TransferRequest,
     find_by_flow_run,
     get_transfer,
@@ -73,13 +73,13 @@ async def working_on(
     """
     parts = services()
     flow_run = UUID(str(running.get_id()))
-    hold = await _hold_soon(parts, kind, transfer, order, flow_run)
+    hold = await _acquire_lease(parts, kind, transfer, order, flow_run)
     run: TransferRun | None = None
     try:
         row = await asyncio.to_thread(_begin, parts, hold, flow_run)
         run = TransferRun(parts, hold, row, parts.running[hold])
         make_current(run)
-        if row.no_return:
+        if row.past_commit_point:
             run.control.shield()  # the probe finds out what an attempt before this one did
         if order is not None:
             await describe_run(flow_run, row)
@@ -93,7 +93,7 @@ async def working_on(
         raise reason from None
     except LeaseLost as lost:
         parts.running.pop(hold, None)
-        await asyncio.to_thread(_leave_litter, parts, hold)
+        await asyncio.to_thread(_note_partial, parts, hold)
         # another mover has the transfer, and its flow run too: this one must not say how that ended
         raise Abort(lost.detail) from lost
     except DataManagerError as error:
@@ -107,28 +107,28 @@ async def working_on(
     else:
         parts.running.pop(hold, None)
     finally:
-        parts.ring(f"ended:{hold.transfer}")
+        parts.notify(f"ended:{hold.transfer}")
 
 
 class _MachineFull(Exception):
     """A machine has its limit of transfers; nothing was changed."""
 
 
-async def _hold_soon(
+async def _acquire_lease(
     parts: Services, kind: TransferKind, transfer: UUID | None, order: TransferRequest | None, flow_run: UUID
-) -> queue.Hold:
+) -> queue.TransferLease:
     """Return the hold under which this run works, as soon as its machines have room for it and the catalogue is there:
     a run must not fail for either."""
     while True:
         try:
-            return await asyncio.to_thread(_hold, parts, kind, transfer, order, flow_run)
+            return await asyncio.to_thread(_try_lease, parts, kind, transfer, order, flow_run)
         except (_MachineFull, CatalogueUnavailable):
             await asyncio.sleep(NOTE_EVERY)
 
 
-def _hold(
+def _try_lease(
     parts: Services, kind: TransferKind, transfer: UUID | None, order: TransferRequest | None, flow_run: UUID
-) -> queue.Hold:
+) -> queue.TransferLease:
     """Return the hold under which this run works: the mover's, or one that is taken now when the run was begun in
     Prefect, on the transfer that it names or has made.
     """
@@ -162,21 +162,23 @@ def _transfer_of(session: Session, parts: Services, order: TransferRequest | Non
     return submit(session, parts.machines, request).id
 
 
-def _begin(parts: Services, hold: queue.Hold, flow_run: UUID) -> Transfer:
+def _begin(parts: Services, hold: queue.TransferLease, flow_run: UUID) -> Transfer:
     with parts.database.write() as session:
         return queue.begin(session, hold, flow_run)
 
 
-def _leave_litter(parts: Services, hold: queue.Hold) -> None:
+def _note_partial(parts: Services, hold: queue.TransferLease) -> None:
     """Have this attempt's partial file removed after the transfer's end. Nothing here writes any more."""
     try:
         with parts.database.write() as session:
-            leave_litter(session, hold.transfer)
+            note_partial(session, hold.transfer)
     except CatalogueUnavailable:
         log.warning("transfer %s: a partial file of epoch %d may stay", hold.transfer, hold.epoch)
 
 
-def _record_failure(parts: Services, hold: queue.Hold, error: DataManagerError, run: TransferRun | None = None) -> None:
+def _record_failure(
+    parts: Services, hold: queue.TransferLease, error: DataManagerError, run: TransferRun | None = None
+) -> None:
     """Requeue the transfer, or end it in ERROR, as `decide` says."""
     parts.running.pop(hold, None)
     try:
@@ -184,7 +186,7 @@ def _record_failure(parts: Services, hold: queue.Hold, error: DataManagerError, 
             row = queue.held(session, hold)
             decision = decide(error, attempt_state(session, parts, row, run))
             if not isinstance(decision, Requeue):
-                outcomes.fail(session, hold, error, litter=None if run is None else run.leaves_partial)
+                outcomes.fail(session, hold, error, leaves_partial=None if run is None else run.leaves_partial)
                 return
             if decision.spent:
                 if isinstance(error, Cancelled):

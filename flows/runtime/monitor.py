@@ -27,12 +27,12 @@ PATIENCE = 0.5  # seconds that the work gets to stop, before the next means is u
 
 
 @asynccontextmanager
-async def watched(work: TransferRun) -> AsyncIterator[None]:
+async def watched(run: TransferRun) -> AsyncIterator[None]:
     """Watch the work while the body runs, in the task that runs it. Raises: what the work is to stop with already."""
-    await asyncio.to_thread(_heed, work)
-    work.control.check()
-    run = asyncio.current_task()
-    watching = [asyncio.create_task(part, name=f"watch {work.transfer}") for part in (_note(work), _mind(work, run))]
+    await asyncio.to_thread(_heed, run)
+    run.control.check()
+    runner = asyncio.current_task()
+    watching = [asyncio.create_task(part, name=f"watch {run.transfer}") for part in (_note(run), _mind(run, runner))]
     try:
         yield
     finally:
@@ -41,41 +41,41 @@ async def watched(work: TransferRun) -> AsyncIterator[None]:
         await asyncio.wait(watching)
 
 
-def wish(work: TransferRun) -> DataManagerError | None:
+def wish(run: TransferRun) -> DataManagerError | None:
     """Return the user's wish that this run was cancelled for, and take the cancel back; None if the mover stops."""
-    run, reason = asyncio.current_task(), work.control.stopping
-    return reason if isinstance(reason, WISHES) and run is not None and run.uncancel() == 0 else None
+    runner, reason = asyncio.current_task(), run.control.stopping
+    return reason if isinstance(reason, WISHES) and runner is not None and runner.uncancel() == 0 else None
 
 
-async def _mind(work: TransferRun, run: asyncio.Task[Any] | None) -> None:
+async def _mind(run: TransferRun, runner: asyncio.Task[Any] | None) -> None:
     """Look each second whether the work is to stop, and see to it that it does."""
     while True:
         await asyncio.sleep(NOTE_EVERY)
         with suppress(CatalogueUnavailable):
-            await asyncio.to_thread(_heed, work)
-        if work.control.stopping is None:
+            await asyncio.to_thread(_heed, run)
+        if run.control.stopping is None:
             continue
         await asyncio.sleep(PATIENCE)
-        if work.control.stopping is not None:
-            work.control.abort()
+        if run.control.stopping is not None:
+            run.control.abort()
         await asyncio.sleep(PATIENCE)
-        if isinstance(work.control.stopping, WISHES) and run is not None:
-            run.cancel()
+        if isinstance(run.control.stopping, WISHES) and runner is not None:
+            runner.cancel()
             return
 
 
-def _heed(work: TransferRun) -> None:
+def _heed(run: TransferRun) -> None:
     """Let the limits that are in force now hold, and hear whether the work is to stop."""
-    work.apply_limits()
-    reason = work.stop_reason()
+    run.apply_limits()
+    reason = run.stop_reason()
     if reason is not None:
-        work.control.stop(reason)
+        run.control.stop(reason)
 
 
-async def _note(work: TransferRun) -> None:
+async def _note(run: TransferRun) -> None:
     """Note progress in the catalogue, at most once a second, and show it in the Prefect UI after a while."""
     noted: dict[str, Any] = {}
-    artifact, speed, control = ProgressArtifact(), Speed(), work.control
+    artifact, speed, control = ProgressArtifact(), Speed(), run.control
     while True:
         await asyncio.sleep(NOTE_EVERY)
         rate = speed.of(control.bytes_done)
@@ -89,12 +89,12 @@ async def _note(work: TransferRun) -> None:
         if values == noted:
             continue
         try:
-            await work.write(queue.note, **values)
+            await run.write(queue.note, **values)
             noted = values
         except LeaseLost as lost:
             control.stop(lost)
             return
         except CatalogueUnavailable:
             continue  # the next note tells more; publishing asks the catalogue anyway
-        if work.seconds > SHOW_AFTER:
-            await artifact.show(control, work.seconds)
+        if run.seconds > SHOW_AFTER:
+            await artifact.show(control, run.seconds)

@@ -17,7 +17,7 @@ from datamanager.sources import public_url
 from flows.runtime.naming import run_name
 from flows.runtime.transfer_run import TransferRun
 from models.tables import TransferItem
-from models.transfers.items import ItemCounts, count_items, select_items
+from models.transfers.items import BatchCounts, count_items, select_items
 
 FAILED_SHOWN = 50  # failed items of a batch
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
@@ -58,13 +58,13 @@ async def show_summary(title: str, rows: dict[str, str]) -> None:
         log.warning("the summary can't be shown: %s", exc)
 
 
-async def summarise(work: TransferRun, found: Found, intent: Intent, verified: Verified) -> None:
+async def summarise(run: TransferRun, found: Found, intent: Intent, verified: Verified) -> None:
     """Leave the summary of a file that arrived: how much, how long, how fast, what was proved, and where it is."""
-    job, seconds = work.job(), work.seconds
+    job, seconds = run.job(), run.seconds
     await show_summary(
-        run_name(work.row),
+        run_name(run.row),
         {
-            "From": str(job.source.place) if job.source else public_url(str(getattr(work.request, "url", ""))),
+            "From": str(job.source.place) if job.source else public_url(str(getattr(run.request, "url", ""))),
             "To": str(job.target.place),
             "Size": f"{human(intent.size)} ({intent.size:,} bytes)",
             "Time": f"{seconds:.2f} s",
@@ -76,24 +76,24 @@ async def summarise(work: TransferRun, found: Found, intent: Intent, verified: V
     )
 
 
-async def summarise_items(work: TransferRun) -> None:
+async def summarise_items(run: TransferRun) -> None:
     """Leave the summary of a batch: how many items ended how, and the first of those that failed."""
 
-    def read() -> tuple[ItemCounts, list[TransferItem]]:
-        with work.parts.database.read() as session:
-            failed = select_items(session, work.transfer, status=TransferStatus.ERROR, limit=FAILED_SHOWN)
-            return count_items(session, work.transfer), failed
+    def read() -> tuple[BatchCounts, list[TransferItem]]:
+        with run.parts.database.read() as session:
+            failed = select_items(session, run.transfer, status=TransferStatus.ERROR, limit=FAILED_SHOWN)
+            return count_items(session, run.transfer), failed
 
     counts, failed = await asyncio.to_thread(read)
     rows = {
         "Items": f"{counts.total:,}",
         "Done": f"{counts.complete:,}, of which {counts.skipped:,} were there already",
         "Failed": f"{counts.error:,}",
-        "Bytes moved": human(work.control.bytes_done),
-        "Time": f"{work.seconds:.2f} s",
+        "Bytes moved": human(run.control.bytes_done),
+        "Time": f"{run.seconds:.2f} s",
     }
     rows |= {f"Item {one.number}: {one.dest}": f"{one.error_code}: {one.error_detail}" for one in failed}
-    await show_summary(run_name(work.row), rows)
+    await show_summary(run_name(run.row), rows)
 
 
 def human(size: float | None) -> str:

@@ -26,24 +26,24 @@ async def unreachable(parts: Services, machines: Collection[str], patience: floa
     return {asked[one] for one in late} | {asked[one] for one in done if not one.result()}
 
 
-async def note_unreachable(work: TransferRun) -> None:
+async def note_unreachable(run: TransferRun) -> None:
     """Count a failure to connect for the machine that is away, and let the transfer wait when its circuit is open.
 
     The error does not say which of two machines it was: both are asked. A transfer that a client waits for ends, and
     so do items of a batch between several machines: the others must not wait for one.
     """
-    parts = work.parts
-    touched = await asyncio.to_thread(_remote_machines, work)
+    parts = run.parts
+    touched = await asyncio.to_thread(_remote_machines, run)
     away = touched if len(touched) == 1 else await unreachable(parts, touched, ASKED_WITHIN)
 
     def note() -> set[str]:
         with parts.database.write() as session:
             for machine in sorted(away):
                 health.failed(session, machine)
-            return health.unreachable_among(session, limits.ends(work.row))
+            return health.unreachable_among(session, limits.ends(run.row))
 
     if away:
-        work.machine_away = bool(await asyncio.to_thread(note)) and not work.row.fail_fast
+        run.machine_away = bool(await asyncio.to_thread(note)) and not run.row.fail_fast
 
 
 def _answers(parts: Services, machine: str) -> bool:
@@ -58,10 +58,10 @@ def _answers(parts: Services, machine: str) -> bool:
     return True
 
 
-def _remote_machines(work: TransferRun) -> set[str]:
-    machines = limits.ends(work.row)
-    if TransferKind(work.row.kind).many:
-        with work.parts.database.read() as session:
-            machines |= machines_of(session, work.transfer)
-    configured = work.parts.machines
+def _remote_machines(run: TransferRun) -> set[str]:
+    machines = limits.ends(run.row)
+    if TransferKind(run.row.kind).many:
+        with run.parts.database.read() as session:
+            machines |= machines_of(session, run.transfer)
+    configured = run.parts.machines
     return {name for name in machines if name in configured and configured[name].transport is TransportKind.SFTP}

@@ -18,7 +18,7 @@ from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Services:
     guard: EgressGuard
     owner: str
     """The mover's name on leases."""
-    ring: Callable[[str], None]
-    """Wake local listeners (the API) with a message."""
+    notify: Callable[[str], None]
+    """Notify local listeners (the API) with a message."""
     credentials: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)
     """Stored credentials of this mover's environment; see `datamanager.settings.load_credentials`."""
     throttles: Throttles = field(default_factory=Throttles)
     """One bucket a machine: what this mover's transfers may use of its bandwidth."""
-    running: dict[Hold, Control] = field(default_factory=dict)
+    running: dict[TransferLease, Control] = field(default_factory=dict)
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
-    by_run: dict[UUID, Hold] = field(default_factory=dict)
+    by_run: dict[UUID, TransferLease] = field(default_factory=dict)
     """Which flow run works under which hold, from before it begins until it has ended. Another run can't get at it."""
     upkeep: dict[UUID, Control] = field(default_factory=dict)
     """What this mover's runs without a transfer (maintenance) are told to stop by; their leases are renewed with its

@@ -46,31 +46,31 @@ async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     When the mover stops, the thread is told to stop and waited for: it must not touch a machine any more. When the run
     is cancelled for a user's wish, the thread was told before, and is left to itself: see `flows.runtime.monitor`.
     """
-    work = current()
+    run = current()
     thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
-        if isinstance(work.control.stopping, WISHES):
+        if isinstance(run.control.stopping, WISHES):
             thread.add_done_callback(_forget)
         else:
-            work.control.stop(InternalError("the mover stops"))
+            run.control.stop(InternalError("the mover stops"))
             await asyncio.wait([thread])
         raise
     except DataManagerError as error:
-        if (reason := work.control.stopping) is not None and reason is not error:
+        if (reason := run.control.stopping) is not None and reason is not error:
             raise reason from error  # what it waited for was broken to stop it
         if not error.retryable:
             raise
         if isinstance(error, MachineUnavailable):
-            await note_unreachable(work)
-        if not may_pass(error, fail_fast=work.row.fail_fast):
+            await note_unreachable(run)
+        if not may_pass(error, fail_fast=run.row.fail_fast):
             raise  # a client waits: it hears at once that the machine is away, and nothing was changed
-        work.log.warning("%s: %s", error.code, error.detail)
+        run.log.warning("%s: %s", error.code, error.detail)
         if not isinstance(error, ServiceError):
-            await work.write(queue.add_fault, error.code, error.detail)
-        if work.machine_away:
-            work.control.stop(error)  # nothing else of this run needs to be tried
+            await run.write(queue.add_fault, error.code, error.detail)
+        if run.machine_away:
+            run.control.stop(error)  # nothing else of this run needs to be tried
         raise
 
 

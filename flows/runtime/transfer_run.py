@@ -20,8 +20,8 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place
 from datamanager.domain.requests import TransferTerms
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import End, Intent, Job, Restart
-from datamanager.engine.cancellable_storage import StoppableStorage
+from datamanager.engine.attempt import Attempt, Endpoint, Intent, Restart
+from datamanager.engine.cancellable_storage import CancellableStorage
 from datamanager.engine.control import WISHES, Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
 from datamanager.machines import VerifyPolicy
@@ -31,11 +31,12 @@ from flows.runtime.services import Services
 from models.batches.results import CHUNK
 from models.machines import limits
 from models.objects.bulk_claims import chunks
+from models.stored_requests import request_of
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
 from models.transfers.items import in_doubt, machines_of
-from models.transfers.submission import get_transfer, request_of
+from models.transfers.submission import get_transfer
 
 Result = TypeVar("Result")
 
@@ -43,7 +44,7 @@ Result = TypeVar("Result")
 class TransferRun:
     """The transfer that the current flow run performs."""
 
-    def __init__(self, parts: Services, hold: queue.Hold, row: Transfer, control: Control) -> None:
+    def __init__(self, parts: Services, hold: queue.TransferLease, row: Transfer, control: Control) -> None:
         self.parts = parts
         self.hold = hold
         self.row = row
@@ -74,7 +75,7 @@ class TransferRun:
         """How long this run has worked."""
         return time.monotonic() - self.started
 
-    def job(self) -> Job:
+    def job(self) -> Attempt:
         """Describe this attempt to the engine."""
         row = self.row
         source = None if row.source_machine is None else self.end_at(outcomes.source(row))
@@ -83,7 +84,7 @@ class TransferRun:
         if kind is TransferKind.GETEXTERNAL_MANY:
             policy = VerifyPolicy.SHA256  # it tells an archive from another one, whose files lie elsewhere
         intent = row.notes.get("intent")
-        return Job(
+        return Attempt(
             transfer=self.transfer,
             epoch=self.hold.epoch,
             kind=kind,
@@ -101,14 +102,14 @@ class TransferRun:
         """Whether a bandwidth limit is in force."""
         return self.control.throttle is not None and self.control.throttle.limited
 
-    def end_at(self, place: Place) -> End:
+    def end_at(self, place: Place) -> Endpoint:
         """Return a place as an end of a transfer, with its machine and storage."""
-        return End(place, self.parts.machines[place.machine], self.storage(place.machine))
+        return Endpoint(place, self.parts.machines[place.machine], self.storage(place.machine))
 
     def storage(self, machine: str) -> Storage:
         """Return a machine's storage, the same one every time, whose sessions end when this run is to stop."""
         if machine not in self._storages:
-            self._storages[machine] = StoppableStorage(self.parts.storages.get(machine), self.control)
+            self._storages[machine] = CancellableStorage(self.parts.storages.get(machine), self.control)
         return self._storages[machine]
 
     def remember(self, marker: Restart) -> None:
@@ -166,7 +167,7 @@ class TransferRun:
         return await asyncio.to_thread(self.write_now, change, *args, **kwargs)
 
     def write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
-        """Run `change(session, hold, some)` for many items, in transactions that nobody has to wait long for. Blocks."""
+        """Run `change(session, hold, some)` for many items, in transactions that are short for others. Blocks."""
         for some in chunks(values, CHUNK):
             self.write_now(change, some)
 

@@ -20,8 +20,8 @@ Numbers = Sequence[int]
 
 async def plan_bundles() -> list[Numbers]:
     """Say which items become a bundle together."""
-    work = current()
-    return await asyncio.to_thread(lambda: list[Numbers](bundling.plan(work, _to_do(work))))
+    run = current()
+    return await asyncio.to_thread(lambda: list[Numbers](bundling.plan(run, _to_do(run))))
 
 
 @step("stage")
@@ -30,82 +30,82 @@ async def stage_bundles() -> tuple[list[Numbers], Staging | None]:
 
     Left out are bundles that are still on tape. They were asked for, and the attempt ends with what is returned too.
     """
-    work = current()
-    work.control.enter(Phase.PROBE)
-    return await threaded(_staged, work)
+    run = current()
+    run.control.enter(Phase.PROBE)
+    return await threaded(_staged, run)
 
 
 @step("bundle", "bundle {number} of {count}")
 async def make_bundle(number: int, count: int, items: Numbers) -> None:
     """Make a bundle of the items that are not done yet."""
-    work = current()
-    bundle = bundling.BundleWork(work, items, whole=count == 1)
-    await carry(work, bundle.perform, f"bundle {number} of {count}", bundle.errors)
+    run = current()
+    bundle = bundling.BundleWork(run, items, whole=count == 1)
+    await carry(run, bundle.perform, f"bundle {number} of {count}", bundle.errors)
 
 
 @step("recall", "recall {number} of {count}")
 async def recall(number: int, count: int, items: Numbers) -> None:
     """Bring back those of a bundle's items that are not done yet."""
-    work = current()
-    perform = members.performing(work, items, recalling.RecallChunk)
-    await carry(work, perform, f"recall {number} of {count}", work.item_errors)
+    run = current()
+    perform = members.performing(run, items, recalling.RecallChunk)
+    await carry(run, perform, f"recall {number} of {count}", run.item_errors)
 
 
 async def each(groups: Sequence[Numbers], do: Callable[[int, int, Numbers], Awaitable[None]]) -> None:
     """Do a step for each group. What fails although it was tried again ends these items, and the next ones follow."""
-    work = current()
+    run = current()
     for number, items in enumerate(groups, 1):
         try:
             await do(number, len(groups), items)
         except DataManagerError as error:
             require_items_fault(error)
-            await asyncio.to_thread(_give_up, work, items, error)
+            await asyncio.to_thread(_give_up, run, items, error)
 
 
-async def carry(work: TransferRun, perform: Callable[[], None], what: str, errors: dict[int, DataManagerError]) -> None:
+async def carry(run: TransferRun, perform: Callable[[], None], what: str, errors: dict[int, DataManagerError]) -> None:
     """Do a group's work in a thread, count its bytes if it ends well, and say which items failed (`errors`)."""
-    work.control.enter(Phase.TRANSFER)
-    done, known = work.control.bytes_done, set(errors)
+    run.control.enter(Phase.TRANSFER)
+    done, known = run.control.bytes_done, set(errors)
     try:
         await threaded(perform)
     except DataManagerError:
-        work.control.bytes_done = done  # what is to be tried again does not count
+        run.control.bytes_done = done  # what is to be tried again does not count
         raise
     finally:
         for number in errors.keys() - known:
-            work.log.warning("item %d: %s: %s", number, errors[number].code, errors[number].detail)
-    work.log.info("%s is done", what)
+            run.log.warning("item %d: %s: %s", number, errors[number].code, errors[number].detail)
+    run.log.info("%s is done", what)
 
 
-def _staged(work: TransferRun) -> tuple[list[Numbers], Staging | None]:
-    rows = _to_do(work)
+def _staged(run: TransferRun) -> tuple[list[Numbers], Staging | None]:
+    rows = _to_do(run)
     if not any(row.notes.get("intent") for row in rows):
-        work.control.unshield()  # no file can have its name: whoever wants this to stop is heard
-    work.control.check()
-    groups, again = staging.split(work, recalling.plan(work, rows), rows)
+        run.control.unshield()  # no file can have its name: whoever wants this to stop is heard
+    run.control.check()
+    groups, again = staging.split(run, recalling.plan(run, rows), rows)
     return groups, staging.waiting(again) if again else None
 
 
-def _to_do(work: TransferRun) -> list[TransferItem]:
-    with work.parts.database.read() as session:
-        return batch_results.items_to_do(session, work.hold, -1, 2**31)
+def _to_do(run: TransferRun) -> list[TransferItem]:
+    with run.parts.database.read() as session:
+        return batch_results.items_to_do(session, run.hold, -1, 2**31)
 
 
-def _give_up(work: TransferRun, numbers: Numbers, error: DataManagerError) -> None:
+def _give_up(run: TransferRun, numbers: Numbers, error: DataManagerError) -> None:
     """End in ERROR the items that no further try has helped; a bundle of theirs that is not sealed is given up."""
-    with work.parts.database.write() as session:
-        rows = archive_items.items_among(session, work.hold, numbers)
-        failures = [(row.number, _lasting(work, row, error)) for row in rows]
+    with run.parts.database.write() as session:
+        rows = archive_items.items_among(session, run.hold, numbers)
+        failures = [(row.number, _lasting(run, row, error)) for row in rows]
         for some in chunks(failures, batch_results.CHUNK):
-            batch_results.fail_items(session, work.hold, some)
-        if TransferKind(work.row.kind) in (TransferKind.ARCHIVE, TransferKind.ARCHIVE_MANY):
+            batch_results.fail_items(session, run.hold, some)
+        if TransferKind(run.row.kind) in (TransferKind.ARCHIVE, TransferKind.ARCHIVE_MANY):
             for bundle in {archive_items.bundle_in(row) for row in rows}:
                 if bundle is not None:
-                    archive_items.abandon_bundle(session, work.hold, bundle)
+                    archive_items.abandon_bundle(session, run.hold, bundle)
 
 
-def _lasting(work: TransferRun, row: TransferItem, error: DataManagerError) -> DataManagerError:
-    own = work.item_errors.get(row.number, error)
+def _lasting(run: TransferRun, row: TransferItem, error: DataManagerError) -> DataManagerError:
+    own = run.item_errors.get(row.number, error)
     if not row.notes.get("committed"):
         return own
     bundle = f"{row.destination_machine}:{row.dest}"

@@ -29,29 +29,29 @@ async def next_items(last: int) -> tuple[int, int] | None:
 @step("items", "items {first} to {last}")
 async def carry_items(first: int, last: int) -> None:
     """Carry the items whose numbers are from `first` to `last` and that are not done yet."""
-    work = current()
-    work.control.enter(Phase.TRANSFER)
-    done = work.control.bytes_done
-    rows = await asyncio.to_thread(_waiting, work, first - 1, last)
+    run = current()
+    run.control.enter(Phase.TRANSFER)
+    done = run.control.bytes_done
+    rows = await asyncio.to_thread(_waiting, run, first - 1, last)
     if not rows:
         return
-    chunk = ItemsChunk(work, rows)
+    chunk = ItemsChunk(run, rows)
     try:
         await threaded(chunk.perform)
     except DataManagerError:
-        work.control.bytes_done = done + chunk.bytes_done  # what is to be tried again does not count
+        run.control.bytes_done = done + chunk.bytes_done  # what is to be tried again does not count
         raise
     finally:
         for number, error in chunk.errors.items():
-            work.log.warning("item %d: %s: %s", number, error.code, error.detail)
-    work.log.info("items %d to %d: %d done", first, last, len(rows) - len(chunk.errors))
+            run.log.warning("item %d: %s: %s", number, error.code, error.detail)
+    run.log.info("items %d to %d: %d done", first, last, len(rows) - len(chunk.errors))
 
 
 async def give_up_items(first: int, last: int, error: DataManagerError) -> None:
     """End in ERROR the items from `first` to `last` that no further try has helped."""
-    work = current()
-    rows = await asyncio.to_thread(_waiting, work, first - 1, last)
-    await work.write(batch_results.fail_items, [(row.number, _lasting(work, row, error)) for row in rows])
+    run = current()
+    rows = await asyncio.to_thread(_waiting, run, first - 1, last)
+    await run.write(batch_results.fail_items, [(row.number, _lasting(run, row, error)) for row in rows])
 
 
 async def conclude() -> str:
@@ -69,20 +69,20 @@ async def conclude() -> str:
 @step("finish")
 async def finish() -> str | DataManagerError:
     """End the transfer in the catalogue; return its result, or the error that it ended with."""
-    work = current()
-    work.control.enter(Phase.COMMIT)
-    return await work.write(archive_items.finish)
+    run = current()
+    run.control.enter(Phase.COMMIT)
+    return await run.write(archive_items.finish)
 
 
-def _lasting(work: TransferRun, row: TransferItem, error: DataManagerError) -> DataManagerError:
-    own = work.item_errors.get(row.number, error)
+def _lasting(run: TransferRun, row: TransferItem, error: DataManagerError) -> DataManagerError:
+    own = run.item_errors.get(row.number, error)
     if not row.notes.get("committed"):
         return own
     place, left = batch_results.destination(row), batch_results.source(row)
     return SourceNotRemoved(f"the object is at {place}, but its source {left} is still there: {own.detail}")
 
 
-def _waiting(work: TransferRun, after: int, last: int) -> list[TransferItem]:
-    with work.parts.database.read() as session:
-        rows = batch_results.items_to_do(session, work.hold, after, AT_ONCE)
+def _waiting(run: TransferRun, after: int, last: int) -> list[TransferItem]:
+    with run.parts.database.read() as session:
+        rows = batch_results.items_to_do(session, run.hold, after, AT_ONCE)
         return [row for row in rows if row.number <= last]

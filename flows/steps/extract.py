@@ -18,9 +18,9 @@ from flows.runtime.transfer_run import TransferRun, current
 from flows.steps.archive import carry, each
 from flows.steps.single import arrive, discard, probe
 from models.external.extracted import ARCHIVE
-from models.transfers.cancel_pause import leave_litter
+from models.transfers.cancel_pause import note_partial
 from models.transfers.items import count_items, in_doubt
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 
 
 async def fetch_and_extract() -> None:
@@ -32,7 +32,7 @@ async def fetch_and_extract() -> None:
     if await asyncio.to_thread(_in_doubt, work):
         await settle()
     if await asyncio.to_thread(_all_done, work):
-        await work.write(_leave_litter)  # the archive may be there still
+        await work.write(_note_partial)  # the archive may be there still
         return
     found = await probe()
     try:
@@ -83,7 +83,7 @@ async def remove_archive(found: Found) -> None:
     work = current()
     await discard(work, found)
     if work.leaves_partial:
-        await work.write(_leave_litter)
+        await work.write(_note_partial)
 
 
 def _all_done(work: TransferRun) -> bool:
@@ -96,5 +96,5 @@ def _in_doubt(work: TransferRun) -> bool:
         return in_doubt(session, work.transfer)
 
 
-def _leave_litter(session: Session, hold: Hold) -> None:
-    leave_litter(session, hold.transfer)
+def _note_partial(session: Session, hold: TransferLease) -> None:
+    note_partial(session, hold.transfer)

@@ -14,7 +14,7 @@ from prefect.tasks import Task
 from datamanager.domain.plan import Route
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import Phase, TransferKind, Verified
-from datamanager.engine.attempt import Found, Intent, Job, Moved, Proof
+from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
 from datamanager.engine.fetching.download import Wanted, download
 from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.engine.fetching.remote_download import fetch
@@ -39,45 +39,45 @@ from models.transfers import outcomes, queue
 @step("probe")
 async def probe() -> Found:
     """Look at both ends."""
-    work = current()
-    work.control.enter(Phase.PROBE)
-    size = work.request.size if isinstance(work.request, GetExternalRequest) else None
-    found = await threaded(probing.probe, work.job(), size=size)
+    run = current()
+    run.control.enter(Phase.PROBE)
+    size = run.request.size if isinstance(run.request, GetExternalRequest) else None
+    found = await threaded(probing.probe, run.job(), size=size)
     if found.published is None:
-        work.control.unshield()
-    job = work.job()
-    from_where = job.source.place if job.source else public_url(str(getattr(work.request, "url", "")))
-    work.log.info("%s → %s, %s, by %s", from_where, job.target.place, human(found.size), found.route)
-    if found.canonical != work.row.destination_place:
-        await work.write(outcomes.claim_also, found.canonical)  # the same file by another way through links
+        run.control.unshield()
+    job = run.job()
+    from_where = job.source.place if job.source else public_url(str(getattr(run.request, "url", "")))
+    run.log.info("%s → %s, %s, by %s", from_where, job.target.place, human(found.size), found.route)
+    if found.canonical != run.row.destination_place:
+        await run.write(outcomes.claim_also, found.canonical)  # the same file by another way through links
     return found
 
 
 @step("transfer")
 async def transfer(found: Found) -> Moved:
     """Move the bytes into the partial file."""
-    work = current()
-    job, control = work.job(), work.control
-    work.leaves_partial = True
+    run = current()
+    job, control = run.job(), run.control
+    run.leaves_partial = True
     if found.route is Route.DOWNLOAD:
-        request, said = await whole_request(work), list[Validators]()
-        moved = await threaded(_download, work, job, found, request, said)
-        where = await threaded(identity_or_none, request, Sealer.of(work.parts.settings))
+        request, said = await whole_request(run), list[Validators]()
+        moved = await threaded(_download, run, job, found, request, said)
+        where = await threaded(identity_or_none, request, Sealer.of(run.parts.settings))
         if where is not None and said and not is_empty(note := as_note(where, said[-1])):
-            await work.write(queue.remember, origin=note)
+            await run.write(queue.remember, origin=note)
     else:
-        moved = await threaded(stream.send, job, found, control, work.remember)
-    work.log.info("moved %s, %.1f s since the run began", human(moved.size), work.seconds)
+        moved = await threaded(stream.send, job, found, control, run.remember)
+    run.log.info("moved %s, %.1f s since the run began", human(moved.size), run.seconds)
     return moved
 
 
 @step("verify")
 async def verify(found: Found, moved: Moved) -> Proof:
     """Compare both ends."""
-    work = current()
-    work.control.enter(Phase.VERIFY)
-    proof = await threaded(verifying.verify, work.job(), found, moved, work.control)
-    work.log.info("verified by %s%s", proof.verified, f": {proof.sha256} at both ends" if proof.sha256 else "")
+    run = current()
+    run.control.enter(Phase.VERIFY)
+    proof = await threaded(verifying.verify, run.job(), found, moved, run.control)
+    run.log.info("verified by %s%s", proof.verified, f": {proof.sha256} at both ends" if proof.sha256 else "")
     return proof
 
 
@@ -86,46 +86,46 @@ async def publish(found: Found, proof: Proof) -> Intent:
     """Record the intent, then give the file its name. The record is fenced: a mover that lost its lease publishes
     nothing.
     """
-    work = current()
-    work.control.enter(Phase.PUBLISH)
-    work.control.shield()
-    mtime = found.source.mtime if found.source else int(work.row.created.timestamp())
+    run = current()
+    run.control.enter(Phase.PUBLISH)
+    run.control.shield()
+    mtime = found.source.mtime if found.source else int(run.row.created.timestamp())
     intent = Intent(proof.size, proof.sha256, mtime)
-    await _record(work, intent)
-    await threaded(publishing.publish, work.job(), found, intent)
-    work.log.info("published %s", found.final)
+    await _record(run, intent)
+    await threaded(publishing.publish, run.job(), found, intent)
+    run.log.info("published %s", found.final)
     return intent
 
 
 @step("rename")
 async def rename(found: Found) -> Intent | None:
     """Move on one machine by rename; None when the names turn out to be on different file systems."""
-    work = current()
-    work.control.enter(Phase.PUBLISH)
-    work.control.shield()
+    run = current()
+    run.control.enter(Phase.PUBLISH)
+    run.control.shield()
     source = found.source_stat
     intent = Intent(source.size, None, source.mtime)
-    await _record(work, intent)
-    if await threaded(publishing.rename, work.job(), found):
+    await _record(run, intent)
+    if await threaded(publishing.rename, run.job(), found):
         return intent
-    work.control.unshield()
+    run.control.unshield()
     return None
 
 
 @step("commit")
 async def commit(intent: Intent, verified: Verified, originator: str = "") -> str:
     """Tell the catalogue; return the result for the client."""
-    work = current()
-    work.control.enter(Phase.COMMIT)
+    run = current()
+    run.control.enter(Phase.COMMIT)
     facts = Facts(intent.size, f"sha256:{intent.sha256}" if intent.sha256 else None, verified)
-    match TransferKind(work.row.kind):
+    match TransferKind(run.row.kind):
         case TransferKind.COPY:
-            return str(await work.write(outcomes.complete_copy, facts))
+            return str(await run.write(outcomes.complete_copy, facts))
         case TransferKind.GETEXTERNAL:
-            return str(await work.write(outcomes.complete_getexternal, facts, originator))
+            return str(await run.write(outcomes.complete_getexternal, facts, originator))
         case TransferKind.MOVE:
-            await work.write(outcomes.commit_move, facts)
-            work.control.enter(Phase.CLEANUP)
+            await run.write(outcomes.commit_move, facts)
+            run.control.enter(Phase.CLEANUP)
             return outcomes.MOVED
         case kind:
             raise InternalError(f"{kind} is not committed here")
@@ -134,12 +134,12 @@ async def commit(intent: Intent, verified: Verified, originator: str = "") -> st
 @step("remove source")
 async def remove_source() -> str:
     """End a move: its source goes, if it still is what was read (after a rename it has gone already)."""
-    work = current()
-    work.control.enter(Phase.CLEANUP)
-    recorded = await asyncio.to_thread(work.recorded_intent)
-    job = work.job()
+    run = current()
+    run.control.enter(Phase.CLEANUP)
+    recorded = await asyncio.to_thread(run.recorded_intent)
+    job = run.job()
     await threaded(publishing.remove_source, job.origin, recorded, job.target)
-    await work.write(outcomes.finish_move)
+    await run.write(outcomes.finish_move)
     return outcomes.MOVED
 
 
@@ -148,12 +148,12 @@ async def remove_file() -> str:
     """Remove an object's file and tell the catalogue. Of an archived object there is none: its part of a bundle is free
     then.
     """
-    work = current()
-    work.control.enter(Phase.CLEANUP)
-    if work.row.source_machine is not None:
-        await threaded(publishing.remove_file, work.job().origin)
-    work.control.enter(Phase.COMMIT)
-    return await work.write(outcomes.complete_delete)
+    run = current()
+    run.control.enter(Phase.CLEANUP)
+    if run.row.source_machine is not None:
+        await threaded(publishing.remove_file, run.job().origin)
+    run.control.enter(Phase.COMMIT)
+    return await run.write(outcomes.complete_delete)
 
 
 def copied_instead(found: Found) -> Found:
@@ -163,60 +163,62 @@ def copied_instead(found: Found) -> Found:
 
 async def deliver(found: Found) -> tuple[Intent, Verified]:
     """Move, verify and publish."""
-    work = current()
+    run = current()
     if found.published is not None:  # by an attempt before this one, which could not tell the catalogue
-        sha256 = work.job().verify is VerifyPolicy.SHA256
+        sha256 = run.job().verify is VerifyPolicy.SHA256
         return found.published, Verified.SHA256 if sha256 else Verified.SIZE
     try:
         proof = await arrive(found)
         return await publish(found, proof), proof.verified
     except BaseException as error:
-        if await work.is_ended_by(error):
-            await discard(work, found)
+        if await run.is_ended_by(error):
+            await discard(run, found)
         raise
 
 
 async def arrive(found: Found) -> Proof:
     """Move and verify; bytes that were damaged on the way are sent once more, from the start."""
-    work = current()
+    run = current()
     try:
-        return await verify(found, await _transferring(work)(found))
+        return await verify(found, await _transferring(run)(found))
     except ChecksumMismatch as damaged:
         if not damaged.retryable:  # the source itself has other bytes than were expected
             raise
-        work.log.warning("transfer %s: %s; once more", work.transfer, damaged.detail)
-        await discard(work, found)  # not to be gone on with
-        return await verify(found, await _transferring(work)(found))
+        run.log.warning("transfer %s: %s; once more", run.transfer, damaged.detail)
+        await discard(run, found)  # not to be resumed
+        return await verify(found, await _transferring(run)(found))
 
 
-def _transferring(work: TransferRun) -> Task[[Found], Coroutine[Any, Any, Moved]]:
+def _transferring(run: TransferRun) -> Task[[Found], Coroutine[Any, Any, Moved]]:
     """Return the step that moves the bytes, tried again as often as the request of a download asks for."""
-    request = work.request
+    request = run.request
     if not isinstance(request, GetExternalRequest):
         return transfer
     retries = typed_options(request.url, request.protocol, request.options).retries
     return transfer if retries is None else transfer.with_options(retries=retries)
 
 
-async def discard(work: TransferRun, found: Found) -> None:
+async def discard(run: TransferRun, found: Found) -> None:
     """Remove what a failed transfer left beside the destination; on a machine that is away it stays for now: see
     `flows.cleanup.partial_files`."""
     try:
-        await asyncio.to_thread(stream.discard, work.job(), found)
-        work.leaves_partial = False
+        await asyncio.to_thread(stream.discard, run.job(), found)
+        run.leaves_partial = False
     except DataManagerError as error:
-        work.log.warning("transfer %s: partial file %s stays for now: %s", work.transfer, found.part, error.detail)
+        run.log.warning("transfer %s: partial file %s stays for now: %s", run.transfer, found.part, error.detail)
 
 
-async def _record(work: TransferRun, intent: Intent) -> None:
-    await work.write(queue.remember, intent={"size": intent.size, "sha256": intent.sha256, "mtime": intent.mtime})
+async def _record(run: TransferRun, intent: Intent) -> None:
+    await run.write(queue.remember, intent={"size": intent.size, "sha256": intent.sha256, "mtime": intent.mtime})
 
 
-def _download(work: TransferRun, job: Job, found: Found, request: GetExternalRequest, said: list[Validators]) -> Moved:
+def _download(
+    run: TransferRun, job: Attempt, found: Found, request: GetExternalRequest, said: list[Validators]
+) -> Moved:
     """`said` gets what the URL itself said of its bytes; nothing when they came from a mirror."""
-    run = on_machine(job.target, work.control.watch)
-    fetching = requested(request, work.parts.guard, work.parts.settings, run)
-    limit = fetching.limit(work.parts.settings.max_download)
+    program = on_machine(job.target, run.control.watch)
+    fetching = requested(request, run.parts.guard, run.parts.settings, program)
+    limit = fetching.limit(run.parts.settings.max_download)
     wanted = Wanted(limit, fetching.size(request.size), fetching.checksum(), fetching.options.decompress)
     own, *mirrors = fetching.sources
     if remote := fetching.remote:
@@ -224,7 +226,7 @@ def _download(work: TransferRun, job: Job, found: Found, request: GetExternalReq
         def heard(place: str, answer: Download) -> None:
             said[:] = [Validators.of(answer)] if place == own else []
 
-        return fetch(job, found, remote, work.control, wanted, work.remember, heard)
+        return fetch(job, found, remote, run.control, wanted, run.remember, heard)
     sources: dict[str, Source] = {own: Noting(fetching.sources[own], said.append)}
     sources |= {name: Noting(fetching.sources[name], lambda _: said.clear()) for name in mirrors}
-    return download(job, found, sources, work.control, wanted, work.remember)
+    return download(job, found, sources, run.control, wanted, run.remember)

@@ -8,7 +8,7 @@
 
 No bundle gets members after it is sealed, and one that is to be removed has no member that anybody could be reading:
 who reads one has its object alone, which needs it until then. So whoever removes it needs no lease.
-Functions that take a `Hold` are fenced; locks are taken in the order transfer, bundle, objects, claims.
+Functions that take a `TransferLease` are fenced; locks are taken in the order transfer, bundle, objects, claims.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from models.core.outbox import post_object_events
 from models.database import affected, now
 from models.objects.bulk_claims import chunks, claim_places, lock_objects
 from models.tables import Bundle, BundleMember, Claim, DataObject
-from models.transfers.queue import Hold, held
+from models.transfers.queue import TransferLease, held
 
 _members = cast(Table, BundleMember.__table__)
 _objects = cast(Table, DataObject.__table__)
 _ACTIVE = ObjectStatus.ACTIVE.value
 
 
-def open_bundle(session: Session, hold: Hold, machine: Machine, pack: domain.Pack, level: domain.VerifyLevel) -> Bundle:
+def open_bundle(
+    session: Session, hold: TransferLease, machine: Machine, pack: domain.Pack, level: domain.VerifyLevel
+) -> Bundle:
     """Begin a bundle on an archive machine: its name is held from now on.
 
     Raises: LeaseLost, PathNotAllowed.
@@ -61,21 +63,21 @@ def open_bundle(session: Session, hold: Hold, machine: Machine, pack: domain.Pac
     return bundle
 
 
-def note_restart(session: Session, hold: Hold, bundle: UUID, restart: Mapping[str, Any]) -> None:
+def note_restart(session: Session, hold: TransferLease, bundle: UUID, restart: Mapping[str, Any]) -> None:
     """Record the restart marker before the first byte. Raises: LeaseLost."""
     row = _open(session, hold, bundle)
     row.notes = {**row.notes, "restart": dict(restart)}
 
 
-def record_intent(session: Session, hold: Hold, bundle: UUID, intent: Mapping[str, Any]) -> None:
+def record_intent(session: Session, hold: TransferLease, bundle: UUID, intent: Mapping[str, Any]) -> None:
     """Record, before the bundle gets its name, how a later attempt recognises it. Raises: LeaseLost."""
     row = _open(session, hold, bundle)
     row.notes = {**row.notes, "intent": dict(intent)}
-    held(session, hold, lock=True).no_return = True
+    held(session, hold, lock=True).past_commit_point = True
 
 
 def seal(
-    session: Session, hold: Hold, manifest: domain.Manifest, objects: Collection[UUID], *, keep_source: bool
+    session: Session, hold: TransferLease, manifest: domain.Manifest, objects: Collection[UUID], *, keep_source: bool
 ) -> list[UUID]:
     """Make those of `objects` ARCHIVED that are in the bundle, in this transaction. It is verified and has its name.
 
@@ -109,9 +111,9 @@ def seal(
     return archived
 
 
-def members_of(session: Session, objects: Collection[UUID]) -> dict[UUID, tuple[domain.Bundle, domain.Member]]:
+def members_of(session: Session, objects: Collection[UUID]) -> dict[UUID, tuple[domain.SealedBundle, domain.Member]]:
     """Return for each of the objects that is archived its bundle, and its part of it."""
-    found: dict[UUID, tuple[domain.Bundle, domain.Member]] = {}
+    found: dict[UUID, tuple[domain.SealedBundle, domain.Member]] = {}
     for some in chunks(list(objects)):
         query = select(BundleMember, Bundle).join(Bundle, Bundle.id == BundleMember.bundle_id)
         for member, bundle in session.execute(
@@ -121,11 +123,11 @@ def members_of(session: Session, objects: Collection[UUID]) -> dict[UUID, tuple[
     return found
 
 
-def bundle_of(row: Bundle) -> domain.Bundle:
+def bundle_of(row: Bundle) -> domain.SealedBundle:
     """Return a sealed bundle as the engine has it."""
     if row.size is None or row.sha256 is None:
         raise InternalError(f"bundle {row.id} was not sealed")
-    return domain.Bundle(row.id, domain.Pack(row.pack), Place(row.machine, row.place), row.size, row.sha256)
+    return domain.SealedBundle(row.id, domain.Pack(row.pack), Place(row.machine, row.place), row.size, row.sha256)
 
 
 def release(session: Session, objects: Sequence[UUID]) -> None:
@@ -177,7 +179,7 @@ def note_removed(session: Session, bundle: UUID) -> None:
 _LOCKED = (DataObject.id, DataObject.status, DataObject.machine, DataObject.place, DataObject.group)
 
 
-def _open(session: Session, hold: Hold, bundle: UUID, *, sealed_too: bool = False) -> Bundle:
+def _open(session: Session, hold: TransferLease, bundle: UUID, *, sealed_too: bool = False) -> Bundle:
     held(session, hold, lock=True)
     row = session.get_one(Bundle, bundle, with_for_update=True, populate_existing=True)
     allowed = {BundleStatus.OPEN.value} | ({BundleStatus.SEALED.value} if sealed_too else set())

@@ -36,13 +36,13 @@ from models.objects.catalogue import Facts, get_object, relocate
 from models.tables import Bundle, DataObject, TransferItem
 from models.transfers import outcomes
 from models.transfers.items import count_items, select_items
-from models.transfers.queue import Hold, held
+from models.transfers.queue import TransferLease, held
 
 DONE_WELL = {TransferKind.ARCHIVE: "Archive successful", TransferKind.ACTIVATE: "Activate successful"}
 """What a client hears of a single object."""
 
 
-def items_among(session: Session, hold: Hold, numbers: Sequence[int]) -> list[TransferItem]:
+def items_among(session: Session, hold: TransferLease, numbers: Sequence[int]) -> list[TransferItem]:
     """Return those of the items that are QUEUED, in the order of `numbers`. Raises: LeaseLost."""
     held(session, hold)
     found: dict[int, TransferItem] = {}
@@ -55,7 +55,7 @@ def items_among(session: Session, hold: Hold, numbers: Sequence[int]) -> list[Tr
 
 def begin_bundle(
     session: Session,
-    hold: Hold,
+    hold: TransferLease,
     numbers: Sequence[int],
     machine: Machine,
     pack: domain.Pack,
@@ -72,12 +72,12 @@ def begin_bundle(
     return bundle
 
 
-def abandon_bundle(session: Session, hold: Hold, bundle: UUID) -> None:
+def abandon_bundle(session: Session, hold: TransferLease, bundle: UUID) -> None:
     """Give up a bundle that is not sealed; its items may become another one. Raises: LeaseLost."""
     abandon(session, held(session, hold, lock=True).id, bundle)
 
 
-def commit_archive(session: Session, hold: Hold, manifest: domain.Manifest, *, keep_source: bool) -> None:
+def commit_archive(session: Session, hold: TransferLease, manifest: domain.Manifest, *, keep_source: bool) -> None:
     """Seal a bundle: its objects are ARCHIVED. The items stay QUEUED, with `committed` in their notes, until their
     sources are removed; with `keep_source` they are done. One transaction, idempotent. Raises: LeaseLost.
     """
@@ -106,7 +106,7 @@ def commit_archive(session: Session, hold: Hold, manifest: domain.Manifest, *, k
     fail_items(session, hold, late)
 
 
-def note_restart(session: Session, hold: Hold, number: int, restart: Mapping[str, Any]) -> None:
+def note_restart(session: Session, hold: TransferLease, number: int, restart: Mapping[str, Any]) -> None:
     """Record an item's restart marker before its first byte. Raises: LeaseLost."""
     row, items = open_items(session, hold, [number])
     update_items(
@@ -114,7 +114,7 @@ def note_restart(session: Session, hold: Hold, number: int, restart: Mapping[str
     )
 
 
-def commit_recalls(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
+def commit_recalls(session: Session, hold: TransferLease, results: Sequence[tuple[int, Facts]]) -> None:
     """End items whose files are back: the objects are ACTIVE at their destinations, and need their parts of bundles no
     longer. Raises: LeaseLost.
     """
@@ -135,7 +135,7 @@ def commit_recalls(session: Session, hold: Hold, results: Sequence[tuple[int, Fa
     post_object_events(session, "activated", told, time)
 
 
-def finish(session: Session, hold: Hold) -> str | DataManagerError:
+def finish(session: Session, hold: TransferLease) -> str | DataManagerError:
     """End a transfer to or from an archive that has nothing left to do: COMPLETE, and return its result; or ERROR, and
     return that error (returned, not raised: it must not take the transaction back).
 
@@ -157,7 +157,7 @@ def finish(session: Session, hold: Hold) -> str | DataManagerError:
     return DONE_WELL[kind]
 
 
-def _numbers_of(session: Session, hold: Hold, objects: Sequence[UUID]) -> list[int]:
+def _numbers_of(session: Session, hold: TransferLease, objects: Sequence[UUID]) -> list[int]:
     found: list[int] = []
     for some in chunks(objects):
         mine = TransferItem.transfer_id == hold.transfer, TransferItem.object_id.in_(some)

@@ -19,7 +19,7 @@ from datamanager.domain.audit.rules import Finding, FindingKind, proves
 from datamanager.domain.location import Place
 from datamanager.domain.states import ObjectStatus, Verified
 from datamanager.transports.paths import to_wire
-from models.audit.runs import Hold, held
+from models.audit.runs import AuditLease, held
 from models.core.outbox import post_object_events
 from models.database import now, storable
 from models.objects.bulk_claims import chunks, claim_places, lock_objects
@@ -34,7 +34,7 @@ BYTES = "bytes"
 _findings = cast(Table, AuditFinding.__table__)
 
 
-def add(session: Session, hold: Hold, findings: Sequence[Finding]) -> list[Finding]:
+def add(session: Session, hold: AuditLease, findings: Sequence[Finding]) -> list[Finding]:
     """Note candidates; return those that were not, being more than an audit keeps. Raises: LeaseLost.
 
     Dark files get the first half of the room only: they stay, audit after audit, and must not hide what is lost.
@@ -67,7 +67,7 @@ def add(session: Session, hold: Hold, findings: Sequence[Finding]) -> list[Findi
     return left
 
 
-def take_back(session: Session, hold: Hold, counts: Mapping[str, Any]) -> None:
+def take_back(session: Session, hold: AuditLease, counts: Mapping[str, Any]) -> None:
     """Forget the candidates that were noted since the audit's row had these counts. Raises: LeaseLost."""
     row = held(session, hold)
     late = AuditFinding.audit_id == hold.audit, AuditFinding.number >= int(counts.get("candidates", 0))
@@ -102,7 +102,7 @@ def page(
     return list(session.scalars(query.order_by(AuditFinding.number).limit(limit)))
 
 
-def settle(session: Session, hold: Hold, numbers: Collection[int], confirmed: Mapping[int, Finding]) -> None:
+def settle(session: Session, hold: AuditLease, numbers: Collection[int], confirmed: Mapping[int, Finding]) -> None:
     """Keep those of the candidates `numbers` that a second look `confirmed`, as what it found; forget the others.
 
     Raises: LeaseLost.
@@ -128,7 +128,7 @@ def count(session: Session, audit: UUID) -> dict[str, int]:
     return counts | {f"{kind.lower()}_bundles": number for kind, number in session.execute(of_bundles)}
 
 
-def apply_lost(session: Session, hold: Hold, findings: Sequence[AuditFinding]) -> int:
+def apply_lost(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
     """Make lost objects UNKNOWN: their places are free. Return how many. Raises: LeaseLost."""
     changed = _unchanged(session, hold, findings)
     time = now(session)
@@ -140,7 +140,7 @@ def apply_lost(session: Session, hold: Hold, findings: Sequence[AuditFinding]) -
     return len(changed)
 
 
-def apply_changed(session: Session, hold: Hold, findings: Sequence[AuditFinding]) -> int:
+def apply_changed(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
     """Note of changed files that nothing is proved of them any more: `verified` none. Raises: LeaseLost.
 
     Size, checksum and status stay what they were: only a person knows which is right, the row or the file.
@@ -154,7 +154,7 @@ def apply_changed(session: Session, hold: Hold, findings: Sequence[AuditFinding]
     return len(changed)
 
 
-def apply_found(session: Session, hold: Hold, findings: Sequence[AuditFinding]) -> int:
+def apply_found(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
     """Make UNKNOWN objects ACTIVE again whose file is proved to be there and whose place is free. Raises: LeaseLost."""
     proved = {one.object_id: one for one in findings if proves(one.expected, one.found)}
     rows = _unchanged(session, hold, list(proved.values()))
@@ -173,7 +173,7 @@ def apply_found(session: Session, hold: Hold, findings: Sequence[AuditFinding]) 
     return len(changed)
 
 
-def _unchanged(session: Session, hold: Hold, findings: Sequence[AuditFinding]) -> list[DataObject]:
+def _unchanged(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> list[DataObject]:
     """Return the objects, locked, whose rows are what they were when the findings were made, and that no transfer has
     claimed.
     """
@@ -198,7 +198,7 @@ def claimed(session: Session, objects: Sequence[UUID]) -> set[UUID]:
     return found
 
 
-def _note(session: Session, hold: Hold, findings: Sequence[AuditFinding], objects: Collection[UUID]) -> None:
+def _note(session: Session, hold: AuditLease, findings: Sequence[AuditFinding], objects: Collection[UUID]) -> None:
     numbers = [one.number for one in findings if one.object_id in objects]
     for some in chunks(numbers):
         mine = AuditFinding.audit_id == hold.audit, AuditFinding.number.in_(some)

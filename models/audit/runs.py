@@ -5,8 +5,8 @@
     COMPLETE  `end`
     ERROR     `end` with an error
 
-A machine is audited by one run at a time, which has the lease `audit:{machine}`. Writes name a `Hold`: when the lease
-is another attempt's they raise LeaseLost and change nothing.
+A machine is audited by one run at a time, which has the lease `audit:{machine}`. Writes name an `AuditLease`: when the
+lease is another attempt's they raise LeaseLost and change nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WAITS = (Audit.status == AuditStatus.QUEUED.value, Audit.ended.is_(None), Audit
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class AuditLease:
     """An attempt's hold on an audit."""
 
     audit: UUID
@@ -97,9 +97,9 @@ def anything_to_do(session: Session) -> bool:
     return any(not _is_alive(session, row, time) for row in session.scalars(_begun()))
 
 
-def take(session: Session, limit: int) -> list[Hold]:
+def take(session: Session, limit: int) -> list[AuditLease]:
     """Take up to `limit` audits that wait for no run of their own, one a machine, those that wait for longest first."""
-    holds = list[Hold]()
+    holds = list[AuditLease]()
     for machine in _waiting_machines(session):
         if len(holds) >= limit:
             break
@@ -109,19 +109,19 @@ def take(session: Session, limit: int) -> list[Hold]:
         row = session.scalars(query.limit(1).with_for_update(skip_locked=True)).first()
         if row is None:
             continue
-        hold = Hold(row.id, row.machine, row.attempts + 1)
+        hold = AuditLease(row.id, row.machine, row.attempts + 1)
         if hold_lease(session, hold.lease, hold.holder, LEASE):
             row.status, row.attempts, row.taken = AuditStatus.RUNNING.value, hold.attempt, now(session)
             holds.append(hold)
     return holds
 
 
-def attach(session: Session, hold: Hold, flow_run: UUID) -> None:
+def attach(session: Session, hold: AuditLease, flow_run: UUID) -> None:
     """Note which run performs it. Raises: LeaseLost."""
     held(session, hold).flow_run_id = flow_run
 
 
-def untake(session: Session, hold: Hold) -> None:
+def release(session: Session, hold: AuditLease) -> None:
     """Put back what was taken, or what a mover that stops has not ended: another attempt begins anew.
 
     Never raises for an audit that is another's by now.
@@ -132,7 +132,7 @@ def untake(session: Session, hold: Hold) -> None:
     wake(session, "queued")
 
 
-def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> Hold | None:
+def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> AuditLease | None:
     """Begin to perform an audit that is this run's; None while another run audits the machine.
 
     What an attempt before this one found is forgotten. Raises: AuditNotFound when it is not this run's.
@@ -141,7 +141,7 @@ def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> Ho
     if row is None or row.ended is not None or row.flow_run_id != flow_run:
         raise AuditNotFound(f"audit {audit} does not wait for this run; it has ended, or another run has it")
     fresh = row.status == AuditStatus.QUEUED.value
-    hold = Hold(row.id, row.machine, row.attempts + 1 if fresh else row.attempts)
+    hold = AuditLease(row.id, row.machine, row.attempts + 1 if fresh else row.attempts)
     if not hold_lease(session, hold.lease, hold.holder, lease):
         return None
     row.status, row.attempts, row.begun = AuditStatus.RUNNING.value, hold.attempt, now(session)
@@ -151,13 +151,13 @@ def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> Ho
     return hold
 
 
-def renew(session: Session, hold: Hold, lease: timedelta) -> None:
+def renew(session: Session, hold: AuditLease, lease: timedelta) -> None:
     """Prolong the hold. Raises: LeaseLost."""
     if not hold_lease(session, hold.lease, hold.holder, lease):
         raise LeaseLost(f"machine {hold.machine} is audited by another run now")
 
 
-def held(session: Session, hold: Hold) -> Audit:
+def held(session: Session, hold: AuditLease) -> Audit:
     """Return the row if the hold still stands, and keep it so until the transaction ends. Raises: LeaseLost."""
     row = session.get(Audit, hold.audit, with_for_update=True, populate_existing=True)
     running = row is not None and row.status == AuditStatus.RUNNING.value and row.attempts == hold.attempt
@@ -166,7 +166,7 @@ def held(session: Session, hold: Hold) -> Audit:
     return row
 
 
-def end(session: Session, hold: Hold, error: DataManagerError | None = None) -> Audit:
+def end(session: Session, hold: AuditLease, error: DataManagerError | None = None) -> Audit:
     """End an audit and tell of it (`dm.audit.completed`). With an error that is not just suspicion what was found is
     forgotten: it was not looked at to the end. Raises: LeaseLost.
     """

@@ -15,7 +15,7 @@ from datamanager.domain.audit.rules import Expected
 from datamanager.domain.bundles import manifest_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, ObjectStatus
-from models.audit.runs import Hold, held
+from models.audit.runs import AuditLease, held
 from models.database import now
 from models.objects.bulk_claims import chunks
 from models.objects.claims import place_key
@@ -172,7 +172,7 @@ def holds_objects(session: Session, machine: str, directory: str) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
-def note_checked(session: Session, hold: Hold, rows: Sequence[Expected], size: int) -> None:
+def note_checked(session: Session, hold: AuditLease, rows: Sequence[Expected], size: int) -> None:
     """Note that rows were hashed, and count them. Raises: LeaseLost."""
     audit, time = held(session, hold), now(session)
     for some in chunks([row.object_id for row in rows if not row.is_bundle]):
@@ -183,13 +183,13 @@ def note_checked(session: Session, hold: Hold, rows: Sequence[Expected], size: i
     audit.scrubbed_bytes += size
 
 
-def note_counts(session: Session, hold: Hold, counts: Mapping[str, int]) -> None:
+def note_counts(session: Session, hold: AuditLease, counts: Mapping[str, int]) -> None:
     """Note what was looked at, and found. Raises: LeaseLost."""
     row = held(session, hold)
     row.counts = {**row.counts, **counts}
 
 
-def note_suspicion(session: Session, hold: Hold) -> None:
+def note_suspicion(session: Session, hold: AuditLease) -> None:
     """Note that what was found is not believed: the report stays, no object is changed. Raises: LeaseLost."""
     held(session, hold).suspicious = True
 

@@ -30,7 +30,7 @@ from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, reloca
 from models.tables import DataObject, Transfer, TransferItem
 from models.transfers import outcomes
 from models.transfers.items import count_items, select_items
-from models.transfers.queue import DETAIL_MAX, Hold, held
+from models.transfers.queue import DETAIL_MAX, TransferLease, held
 
 CHUNK = 500
 """Items in one transaction: what others wait for at most."""
@@ -40,7 +40,7 @@ DONE = {"status": TransferStatus.COMPLETE.value}
 """What ends an item well."""
 
 
-def items_to_do(session: Session, hold: Hold, after: int, limit: int) -> list[TransferItem]:
+def items_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> list[TransferItem]:
     """Return up to `limit` QUEUED items with a `number` above `after` (-1 at the start), by number.
 
     Raises: LeaseLost.
@@ -49,7 +49,7 @@ def items_to_do(session: Session, hold: Hold, after: int, limit: int) -> list[Tr
     return select_items(session, hold.transfer, status=TransferStatus.QUEUED, after=after, limit=limit)
 
 
-def claim_canonicals(session: Session, hold: Hold, canonicals: Mapping[int, str]) -> list[int]:
+def claim_canonicals(session: Session, hold: TransferLease, canonicals: Mapping[int, str]) -> list[int]:
     """Hold the destinations' canonical places too, where links lead to them (number → path below base_dir).
 
     An item whose canonical place is held by another object or transfer, or by another item, ends in ERROR
@@ -74,17 +74,17 @@ def claim_canonicals(session: Session, hold: Hold, canonicals: Mapping[int, str]
     return [item.number for item, _ in lost]
 
 
-def record_intents(session: Session, hold: Hold, intents: Mapping[int, Mapping[str, Any]]) -> None:
+def record_intents(session: Session, hold: TransferLease, intents: Mapping[int, Mapping[str, Any]]) -> None:
     """Record, before files get their names, how a later attempt recognises them (number → `intent` in the item's
     notes: size, sha256, mtime). Raises: LeaseLost.
     """
     row, items = open_items(session, hold, intents)
     notes = [{"number": item.number, "notes": {**item.notes, "intent": dict(intents[item.number])}} for item in items]
     update_items(session, row, notes)
-    row.no_return = True
+    row.past_commit_point = True
 
 
-def complete_copies(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
+def complete_copies(session: Session, hold: TransferLease, results: Sequence[tuple[int, Facts]]) -> None:
     """End items of COPY_MANY: for each a new object with the source's originator, group and lineage.
 
     Its identifier is the item's `result_object_id`. Raises: LeaseLost.
@@ -102,7 +102,7 @@ def complete_copies(session: Session, hold: Hold, results: Sequence[tuple[int, F
     enter_results(session, row, items, rows, "copied")
 
 
-def commit_moves(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]]) -> None:
+def commit_moves(session: Session, hold: TransferLease, results: Sequence[tuple[int, Facts]]) -> None:
     """Give objects of MOVE_MANY their new places; the old ones stay with the transfer until `end_committed`.
 
     The items stay QUEUED, with `committed` in their notes. Raises: LeaseLost.
@@ -132,7 +132,7 @@ def commit_moves(session: Session, hold: Hold, results: Sequence[tuple[int, Fact
     post_object_events(session, "moved", told, time)
 
 
-def end_committed(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
+def end_committed(session: Session, hold: TransferLease, numbers: Sequence[int]) -> None:
     """End items that were committed and whose sources are gone. Raises: LeaseLost."""
     row, items = open_items(session, hold, numbers)
     for item in items:
@@ -141,7 +141,7 @@ def end_committed(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
     complete_items(session, row, items)
 
 
-def fail_items(session: Session, hold: Hold, failures: Sequence[tuple[int, DataManagerError]]) -> None:
+def fail_items(session: Session, hold: TransferLease, failures: Sequence[tuple[int, DataManagerError]]) -> None:
     """End items in ERROR; what they claimed is free at once.
 
     The object is as it was, or (a move that was committed: SourceNotRemoved) at its new place. Raises: LeaseLost.
@@ -151,7 +151,7 @@ def fail_items(session: Session, hold: Hold, failures: Sequence[tuple[int, DataM
     _fail(session, row, [(item, errors[item.number]) for item in items])
 
 
-def finish_batch(session: Session, hold: Hold) -> str | ItemsFailed:
+def finish_batch(session: Session, hold: TransferLease) -> str | ItemsFailed:
     """End a batch that has nothing left to do: COMPLETE, and return its result; or ERROR `items_failed` when items
     failed, and return that error (returned, not raised: it must not take the transaction back).
 
@@ -190,7 +190,7 @@ def source(item: TransferItem) -> Place:
 
 
 def open_items(
-    session: Session, hold: Hold, numbers: Iterable[int], kind: TransferKind | None = None
+    session: Session, hold: TransferLease, numbers: Iterable[int], kind: TransferKind | None = None
 ) -> tuple[Transfer, Sequence[Any]]:
     """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns, which
     cost less than objects of the session do; `update_items` changes them.

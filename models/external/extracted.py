@@ -22,10 +22,10 @@ from datamanager.errors import DestinationExists, InternalError, SourceChanged
 from models.batches.results import destination, enter_results, open_items, update_items
 from models.objects.bulk_claims import chunks, claim_places
 from models.objects.catalogue import Facts, NewRow
+from models.stored_requests import request_of
 from models.tables import Transfer, TransferItem
 from models.transfers import outcomes
-from models.transfers.queue import Hold, held
-from models.transfers.submission import request_of
+from models.transfers.queue import TransferLease, held
 
 ARCHIVE = "archive"
 """The note that says which archive the items are of."""
@@ -34,7 +34,7 @@ LOOKED_FOR = "looked_for"
 
 
 @dataclass(frozen=True, slots=True)
-class NewFile:
+class ArchivedFile:
     """A file in the archive: its name below the request's directory, its size in bytes, its place, and what a mover
     must know to extract it."""
 
@@ -44,7 +44,7 @@ class NewFile:
     member: dict[str, Any]
 
 
-def enter(session: Session, hold: Hold, identity: str, files: Sequence[NewFile]) -> None:
+def enter(session: Session, hold: TransferLease, identity: str, files: Sequence[ArchivedFile]) -> None:
     """Make the files the transfer's items; `identity` tells the archive from another one. One transaction, idempotent.
 
     A file whose place is taken becomes an item that failed. Raises: LeaseLost; SourceChanged when the items are those
@@ -93,7 +93,7 @@ def require_same(known: str, identity: str) -> None:
         raise SourceChanged("the archive is another one than that whose files were begun with")
 
 
-def lay_aside(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
+def lay_aside(session: Session, hold: TransferLease, numbers: Sequence[int]) -> None:
     """Note that these files were looked at, and had not got their names. What they would be is kept (LOOKED_FOR): a
     mover that lost the transfer may name one yet. Raises: LeaseLost.
     """
@@ -106,7 +106,7 @@ def lay_aside(session: Session, hold: Hold, numbers: Sequence[int]) -> None:
     update_items(session, row, changes)
 
 
-def complete(session: Session, hold: Hold, results: Sequence[tuple[int, Facts]], originator: str) -> None:
+def complete(session: Session, hold: TransferLease, results: Sequence[tuple[int, Facts]], originator: str) -> None:
     """End items whose files have their names: for each a new object. Raises: LeaseLost."""
     facts = dict(results)
     row, items = open_items(session, hold, facts, TransferKind.GETEXTERNAL_MANY)

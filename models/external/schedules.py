@@ -86,7 +86,7 @@ def remove_schedule(session: Session, schedule: UUID) -> None:
 
 
 def pause_schedule(session: Session, schedule: UUID, *, paused: bool) -> Schedule:
-    """Let a schedule rest, or go on. Idempotent. Raises: ScheduleNotFound."""
+    """Pause a schedule, or resume it. Idempotent. Raises: ScheduleNotFound."""
     row = get_schedule(session, schedule, lock=True)
     row.paused = paused
     return row

@@ -34,7 +34,7 @@ _health = cast(Table, MachineHealth.__table__)
 
 
 @dataclass(frozen=True, slots=True)
-class Circuit:
+class OpenCircuit:
     """An open circuit: since when, how many failures in a row there were, and when the machine is probed next."""
 
     opened: datetime
@@ -44,10 +44,10 @@ class Circuit:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A machine's health. `drained`: since when its transfers are held back; `circuit`: None while it is closed."""
+    """A machine's health. `drained`: since when its transfers are not taken; `circuit`: None while it is closed."""
 
     drained: datetime | None = None
-    circuit: Circuit | None = None
+    circuit: OpenCircuit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,15 @@ def current(session: Session) -> dict[str, Health]:
     return {row.name: _health_of(row) for row in session.scalars(select(MachineHealth))}
 
 
-def barred(session: Session) -> set[str]:
+def unavailable(session: Session) -> set[str]:
     """Return the machines whose transfers must not be taken: drained, or with an open circuit."""
-    query = select(MachineHealth.name).where(_BARRED)
+    query = select(MachineHealth.name).where(_UNAVAILABLE)
     return set(session.scalars(query))
 
 
 def require_open(session: Session, machines: Collection[str]) -> None:
-    """Refuse what would have to wait for a machine. Raises: MachineUnavailable for the first that is barred."""
-    query = select(MachineHealth).where(MachineHealth.name.in_(machines), _BARRED).order_by(MachineHealth.name)
+    """Refuse what would have to wait for a machine. Raises: MachineUnavailable for the first that is unavailable."""
+    query = select(MachineHealth).where(MachineHealth.name.in_(machines), _UNAVAILABLE).order_by(MachineHealth.name)
     row = session.scalar(query.limit(1))
     if row is not None:
         raise MachineUnavailable(_reason(row))
@@ -139,7 +139,7 @@ def probed(session: Session, probe: Probe, *, answered: bool) -> bool:
 
 
 def refuse_waiting(session: Session, owner: str, lease: timedelta) -> list[Transfer]:
-    """End the transfers at barred machines that were not begun and whose clients wait for the answer; return them.
+    """End the transfers at unavailable machines that were not begun and whose clients wait for the answer; return them.
 
     They asked when the machine was thought well: they hear at once that it is away. Wants a writing session;
     `somebody_waits` says whether it is worth one.
@@ -177,7 +177,7 @@ def undrain(session: Session, machine: str) -> Health:
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
-_BARRED = or_(MachineHealth.drained.is_not(None), MachineHealth.opened.is_not(None))
+_UNAVAILABLE = or_(MachineHealth.drained.is_not(None), MachineHealth.opened.is_not(None))
 
 
 def _row(session: Session, machine: str) -> MachineHealth:
@@ -204,7 +204,7 @@ def _due(time: datetime, machines: Collection[str]) -> tuple[ColumnElement[bool]
 
 
 def _waited_for(session: Session) -> Select[Transfer]:
-    machines = barred(session)
+    machines = unavailable(session)
     at = or_(Transfer.source_machine.in_(machines), Transfer.destination_machine.in_(machines))
     untouched = (Transfer.owner.is_(None), Transfer.attempts == 0, Transfer.status == TransferStatus.QUEUED.value)
     return select(Transfer).where(Transfer.ended.is_(None), *untouched, Transfer.fail_fast, at)
@@ -212,7 +212,7 @@ def _waited_for(session: Session) -> Select[Transfer]:
 
 def _why(session: Session, transfer: Transfer) -> str:
     ends = [name for name in (transfer.source_machine, transfer.destination_machine) if name is not None]
-    rows = session.scalars(select(MachineHealth).where(MachineHealth.name.in_(ends), _BARRED))
+    rows = session.scalars(select(MachineHealth).where(MachineHealth.name.in_(ends), _UNAVAILABLE))
     return "; ".join(_reason(row) for row in rows)
 
 
@@ -225,5 +225,5 @@ def _reason(row: MachineHealth) -> str:
 def _health_of(row: MachineHealth) -> Health:
     circuit = None
     if row.opened is not None and row.probe_at is not None:
-        circuit = Circuit(row.opened, row.failures, row.probe_at)
+        circuit = OpenCircuit(row.opened, row.failures, row.probe_at)
     return Health(row.drained, circuit)

@@ -19,7 +19,7 @@ from datamanager.errors import TaskEnded, TaskNotFound
 from datamanager.machines import Machine, Machines
 from models.core.leases import movers_online
 from models.database import insert_if_free, now, wake
-from models.machines.health import barred
+from models.machines.health import unavailable
 from models.tables import MachineLimit, Transfer
 
 CHANGED = "limits"
@@ -28,7 +28,7 @@ _limits = cast(Table, MachineLimit.__table__)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class TransferPace:
     """How fast a transfer may be on this mover, in bytes per second: this mover's share of each of its machines'
     limits, and its request's own. None: no limit."""
 
@@ -49,10 +49,10 @@ def caps(session: Session, machines: Machines) -> dict[str, int]:
     """
     found = current(session, machines)
     most = {name: limits.max_transfers for name, limits in found.items() if limits.max_transfers is not None}
-    return most | dict.fromkeys(barred(session), 0)
+    return most | dict.fromkeys(unavailable(session), 0)
 
 
-def pace(session: Session, machines: Machines, transfer: UUID, touched: Iterable[str]) -> Pace:
+def pace(session: Session, machines: Machines, transfer: UUID, touched: Iterable[str]) -> TransferPace:
     """Return how fast a transfer may be that touches these machines (of a single one: `ends`).
 
     The movers that are online share a machine's limit evenly. Raises: TaskNotFound.
@@ -60,7 +60,7 @@ def pace(session: Session, machines: Machines, transfer: UUID, touched: Iterable
     movers = max(1, len(movers_online(session)))
     found = current(session, machines)
     shares = {name: share(found[name].bandwidth, movers) for name in touched if name in found}
-    return Pace(shares, _transfer(session, transfer).bandwidth)
+    return TransferPace(shares, _transfer(session, transfer).bandwidth)
 
 
 def share(rate: int | None, movers: int) -> int | None:

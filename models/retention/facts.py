@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.retention.decisions import Mark, Reason, Subject, keeper_of
-from datamanager.domain.retention.rules import Rules, statuses
+from datamanager.domain.retention.rules import RetentionRules, statuses
 from datamanager.domain.states import ObjectStatus, Verified
 from models.objects.bulk_claims import chunks, claims_on
 from models.tables import DataObject, MachineHealth, RetentionMark, Transfer
@@ -22,7 +22,7 @@ LIVE = (ObjectStatus.ACTIVE.value, ObjectStatus.ARCHIVED.value)
 
 
 def candidates(
-    session: Session, rules: Rules, now: datetime, after: tuple[datetime, UUID] | None, limit: int = PAGE
+    session: Session, rules: RetentionRules, now: datetime, after: tuple[datetime, UUID] | None, limit: int = PAGE
 ) -> list[DataObject]:
     """Return up to `limit` objects that some rule may select, the oldest registered first; more than those are never
     left out. `after` is the last one of the page before.
@@ -70,7 +70,7 @@ def subjects(session: Session, rows: Sequence[DataObject], now: datetime) -> lis
 
 
 def keepers(
-    session: Session, rules: Rules, checksums: Iterable[str], now: datetime, away: Mapping[str, Reason]
+    session: Session, rules: RetentionRules, checksums: Iterable[str], now: datetime, away: Mapping[str, Reason]
 ) -> dict[str, UUID | None]:
     """Return the copy that is kept of each group of copies. A group may be large; it is never held in memory."""
     found: dict[str, UUID | None] = {}

@@ -10,16 +10,16 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from datamanager.domain.retention.decisions import Decider, Decision, Verdict
-from datamanager.domain.retention.rules import Rules, check_archives
+from datamanager.domain.retention.rules import RetentionRules, check_archives
 from datamanager.errors import InvalidRequest
 from datamanager.machines import Machines
 from models.database import Database, now
 from models.retention.facts import machines_away
-from models.retention.runs import Terms
+from models.retention.runs import RetentionTerms
 from models.retention.survey import Survey
 
 LINES = 500
-"""Objects that are told of one by one: so many that something is done with, and as many that are spared."""
+"""Objects that a report lists one by one: so many that something is done with, and as many that are spared."""
 VOID = "void"
 
 _Key = tuple[str, str, str, str | None]
@@ -86,7 +86,7 @@ class Report:
         self._bytes[key] += size
 
 
-def make_decider(session: Session, rules: Rules, machines: Machines, terms: Terms) -> Decider:
+def make_decider(session: Session, rules: RetentionRules, machines: Machines, terms: RetentionTerms) -> Decider:
     """Make what a plan and a run decide by, as of now. Caps of the request can only lower those of the file.
 
     Raises: InvalidRequest for a rule that there is none of; InvalidRules when a rule's archive is none.
@@ -106,7 +106,9 @@ def make_decider(session: Session, rules: Rules, machines: Machines, terms: Term
     return Decider(rules, now(session), machines=machines, away=away, only=terms.rule, limits=limits)
 
 
-def plan(database: Database, rules: Rules, machines: Machines, terms: Terms) -> tuple[Decider, Report]:
+def plan(
+    database: Database, rules: RetentionRules, machines: Machines, terms: RetentionTerms
+) -> tuple[Decider, Report]:
     """Say what a run would do now; nothing is changed. Blocks. Raises: what `make_decider` raises,
     CatalogueUnavailable.
     """

@@ -34,7 +34,7 @@ INTERRUPTED = "its mover ended before it; what it had begun went on"
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RetentionTerms:
     """What is asked of a run: `rule` is the only one to carry out ("": all); caps of None are those of the file."""
 
     dry_run: bool = False
@@ -43,14 +43,16 @@ class Terms:
     max_bytes: int | None = None
 
 
-def ask_for_run(session: Session, terms: Terms) -> UUID:
+def ask_for_run(session: Session, terms: RetentionTerms) -> UUID:
     """Note that a run is wanted; a mover makes its flow run."""
     row = _new(session, terms, QUEUED)
     wake(session, "queued")
     return row.id
 
 
-def begin_run(session: Session, terms: Terms, run: UUID | None, holder: str, flow_run: UUID | None) -> RetentionRun:
+def begin_run(
+    session: Session, terms: RetentionTerms, run: UUID | None, holder: str, flow_run: UUID | None
+) -> RetentionRun:
     """Begin the run that was asked for, or (None) a new one. Raises: RetentionRunNotFound; LeaseLost when another has
     begun it.
     """
@@ -85,7 +87,7 @@ def end_run(
     truncated: bool = False,
 ) -> RetentionRun:
     """End a run and tell of it (`dm.retention.completed`). Bytes are counted from the transfers that ended, and those
-    that failed are told of, too. Idempotent: one that has ended stays as it is.
+    that failed are reported, too. Idempotent: one that has ended stays as it is.
     """
     row = get_run(session, run, lock=True)
     if row.ended is not None:
@@ -221,7 +223,7 @@ def _counted(session: Session, verdict: str, *mine: Any) -> list[dict[str, Any]]
     ]
 
 
-def _new(session: Session, terms: Terms, status: str) -> RetentionRun:
+def _new(session: Session, terms: RetentionTerms, status: str) -> RetentionRun:
     row = RetentionRun(
         id=uuid4(),
         status=status,

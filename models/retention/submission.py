@@ -21,7 +21,7 @@ from datamanager.domain.archive_requests import ArchiveItem, ArchiveManyRequest
 from datamanager.domain.location import Place
 from datamanager.domain.requests import DeleteRequest
 from datamanager.domain.retention.decisions import Decision, Mark, Reason, Subject, Verdict, marked_by, rule_of
-from datamanager.domain.retention.rules import Rule, Rules
+from datamanager.domain.retention.rules import RetentionRules, Rule
 from datamanager.domain.states import BundleStatus, ObjectStatus, TransferKind, TransferStatus
 from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError
@@ -67,7 +67,7 @@ def submit_delete(
     session: Session,
     machines: Machines,
     run: UUID,
-    rules: Rules,
+    rules: RetentionRules,
     decision: Decision,
     proved: Survivor | None,
 ) -> Decision:
@@ -108,7 +108,7 @@ def submit_delete(
 
 
 def submit_archive(
-    session: Session, machines: Machines, run: UUID, rules: Rules, rule: Rule, decisions: Sequence[Decision]
+    session: Session, machines: Machines, run: UUID, rules: RetentionRules, rule: Rule, decisions: Sequence[Decision]
 ) -> list[Decision]:
     """Archive objects that are due, in one transfer, as far as it still holds; return how each decision came out.
 
@@ -164,7 +164,7 @@ def too_late(decision: Decision) -> Decision:
     return _spared(decision, Reason.OVER_CAP, "the run's time (limits.wait) was over")
 
 
-def _hindered(rules: Rules, decision: Decision, subject: Subject | None, time: datetime) -> Decision | None:
+def _hindered(rules: RetentionRules, decision: Decision, subject: Subject | None, time: datetime) -> Decision | None:
     """Return the decision as it has to be now; None while it still holds."""
     rule = decision.rule
     if subject is None or _identity(subject) != _identity(decision.subject):

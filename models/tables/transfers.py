@@ -46,9 +46,9 @@ class Transfer(Base):
     """It waits in the queue until it is resumed."""
     stop_requested: Mapped[str | None] = mapped_column(String(8))
     """What the mover that holds it is to do: `cancel` or `pause`."""
-    no_return: Mapped[bool] = mapped_column(default=False, server_default=false())
+    past_commit_point: Mapped[bool] = mapped_column("no_return", default=False, server_default=false())
     """Its file may have its name already, or be gone: before this ends otherwise, an attempt has to look."""
-    litter: Mapped[bool] = mapped_column(default=False, server_default=false())
+    leaves_partial: Mapped[bool] = mapped_column("litter", default=False, server_default=false())
     """A partial file may lie beside the destination when it has ended: a mover is to remove it then."""
 
     status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)

@@ -1,10 +1,10 @@
 """What users do to transfers under way: cancel, pause, resume; and what their deadlines do.
 
 What nobody holds is changed at once. What a mover holds is flagged, and the mover does it at its next look, which it
-takes each second. A transfer past its point of no return (`Transfer.no_return`) is never ended from outside: an attempt
-looks first whether its file has its name, and then completes it, or ends it.
+takes each second. A transfer past its commit point (`Transfer.past_commit_point`) is never ended from outside: an
+attempt looks first whether its file has its name, and then completes it, or ends it.
 
-Every function wants a writing session, but for `due` and `littered`.
+Every function wants a writing session, but for `due` and `leaving_partials`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.core.outbox import post_transfer_event
 from models.database import now, wake
 from models.tables import Transfer
 from models.transfers.outcomes import fail_row
-from models.transfers.queue import CANCEL, PAUSE, hold_back
+from models.transfers.queue import CANCEL, PAUSE, keep_paused
 
 EXPIRED_AT_ONCE = 200
 """Transfers that one `expire` ends at most: its transaction is to be short."""
@@ -30,10 +30,10 @@ EXPIRED_AT_ONCE = 200
 def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") -> Transfer:
     """End a transfer as `cancelled`, now or, when a mover has it, soon. Idempotent while it is being stopped.
 
-    What is past its point of no return goes on: it may end COMPLETE. Raises: TaskNotFound, TaskEnded.
+    What is past its commit point goes on: it may end COMPLETE. Raises: TaskNotFound, TaskEnded.
     """
     row = _open(session, transfer)
-    if row.owner is not None or row.no_return:
+    if row.owner is not None or row.past_commit_point:
         if row.paused:
             row.paused, row.phase = False, Phase.QUEUED.value
         _request(session, row, CANCEL)
@@ -45,7 +45,7 @@ def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") 
 def pause(session: Session, transfer: UUID) -> Transfer:
     """Keep a transfer from going on until it is resumed; what it has moved is kept. Idempotent.
 
-    One that a mover has is stopped soon, unless it is past its point of no return: that one goes on. Raises:
+    One that a mover has is stopped soon, unless it is past its commit point: that one goes on. Raises:
     TaskNotFound; TaskEnded, also for one that is being cancelled.
     """
     row = _open(session, transfer)
@@ -54,7 +54,7 @@ def pause(session: Session, transfer: UUID) -> Transfer:
     if row.owner is not None:
         _request(session, row, PAUSE)
     elif not row.paused:
-        hold_back(session, row)
+        keep_paused(session, row)
     return row
 
 
@@ -106,25 +106,32 @@ def expire(session: Session) -> list[Transfer]:
     return ended
 
 
-def littered(session: Session, limit: int) -> list[Transfer]:
+def leaving_partials(session: Session, limit: int) -> list[Transfer]:
     """Return up to `limit` ended transfers whose partial files are still to be removed: any, as those on a machine that
     is away must not keep others waiting.
     """
-    query = select(Transfer).where(Transfer.litter, Transfer.ended.is_not(None)).order_by(func.random()).limit(limit)
+    query = (
+        select(Transfer)
+        .where(Transfer.leaves_partial, Transfer.ended.is_not(None))
+        .order_by(func.random())
+        .limit(limit)
+    )
     return list(session.scalars(query))
 
 
-def leave_litter(session: Session, transfer: UUID) -> None:
+def note_partial(session: Session, transfer: UUID) -> None:
     """Note that a mover which lost a transfer may have left a partial file, unseen by the one that has it now or has
     ended it: it is removed after the end. Not fenced: the one who says so has lost its lease.
     """
     kinds = [kind.value for kind in TransferKind if kind.leaves_parts]
-    session.execute(update(Transfer).where(Transfer.id == transfer, Transfer.kind.in_(kinds)).values(litter=True))
+    session.execute(
+        update(Transfer).where(Transfer.id == transfer, Transfer.kind.in_(kinds)).values(leaves_partial=True)
+    )
 
 
-def clean(session: Session, transfer: UUID) -> None:
+def note_clean(session: Session, transfer: UUID) -> None:
     """Note that an ended transfer has left nothing behind (any more)."""
-    session.execute(update(Transfer).where(Transfer.id == transfer).values(litter=False))
+    session.execute(update(Transfer).where(Transfer.id == transfer).values(leaves_partial=False))
 
 
 def _open(session: Session, transfer: UUID) -> Transfer:
@@ -151,7 +158,7 @@ def _due(time: datetime) -> tuple[ColumnElement[bool], ...]:
         Transfer.ended.is_(None),
         Transfer.status == TransferStatus.QUEUED.value,
         Transfer.owner.is_(None),
-        Transfer.no_return.is_(False),
+        Transfer.past_commit_point.is_(False),
         or_(
             and_(Transfer.deadline.is_not(None), Transfer.deadline <= time),
             and_(Transfer.stop_requested.is_not(None), Transfer.stop_requested == CANCEL),

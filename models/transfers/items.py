@@ -17,7 +17,7 @@ from models.transfers.queue import DETAIL_MAX
 
 
 @dataclass(frozen=True, slots=True)
-class ItemCounts:
+class BatchCounts:
     """How many items a batch has: `total` is complete + error + queued; `skipped` are those of `complete` that were
     there already.
     """
@@ -29,7 +29,7 @@ class ItemCounts:
     queued: int = 0
 
 
-def count_items(session: Session, transfer: UUID) -> ItemCounts:
+def count_items(session: Session, transfer: UUID) -> BatchCounts:
     """Count the items of a batch."""
     query = (
         select(TransferItem.status, TransferItem.skipped, func.count())
@@ -41,7 +41,7 @@ def count_items(session: Session, transfer: UUID) -> ItemCounts:
     def of(wanted: TransferStatus) -> int:
         return sum(count for status, _, count in found if status is wanted)
 
-    return ItemCounts(
+    return BatchCounts(
         total=sum(count for *_, count in found),
         complete=of(TransferStatus.COMPLETE),
         skipped=sum(count for _, skipped, count in found if skipped),

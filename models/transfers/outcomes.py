@@ -25,18 +25,18 @@ from models.objects.claims import (
     give_places_to_transfer,
 )
 from models.objects.origins import keep_origin
+from models.stored_requests import request_of
 from models.tables import Transfer
 from models.transfers.items import give_up_items
-from models.transfers.queue import Hold, advance, append_fault, held
+from models.transfers.queue import TransferLease, advance, append_fault, held
 from models.transfers.secrets import forget
-from models.transfers.submission import request_of
 
 MOVED = "Move successful"
 UNCHANGED = "unchanged"
 """The note of a download that found nothing new."""
 
 
-def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
+def complete_copy(session: Session, hold: TransferLease, facts: Facts) -> UUID:
     """End a copy: the new object with the source's originator, group and lineage. Returns its identifier."""
     row = held(session, hold, lock=True)
     request = request_of(row)
@@ -50,7 +50,7 @@ def complete_copy(session: Session, hold: Hold, facts: Facts) -> UUID:
     return new
 
 
-def complete_getexternal(session: Session, hold: Hold, facts: Facts, originator: str) -> UUID:
+def complete_getexternal(session: Session, hold: TransferLease, facts: Facts, originator: str) -> UUID:
     """End a download: the new object. Returns its identifier."""
     row = held(session, hold, lock=True)
     request = request_of(row)
@@ -66,7 +66,7 @@ def complete_getexternal(session: Session, hold: Hold, facts: Facts, originator:
     return new
 
 
-def complete_unchanged(session: Session, hold: Hold, known: UUID) -> bool:
+def complete_unchanged(session: Session, hold: TransferLease, known: UUID) -> bool:
     """End a download whose source still has what object `known` has: that one is the result, and the place is free.
 
     Says whether it did: the object must be ACTIVE still.
@@ -82,7 +82,7 @@ def complete_unchanged(session: Session, hold: Hold, known: UUID) -> bool:
     return True
 
 
-def claim_also(session: Session, hold: Hold, canonical: str) -> None:
+def claim_also(session: Session, hold: TransferLease, canonical: str) -> None:
     """Hold the destination's canonical place too, where links lead to it. Idempotent.
 
     Raises: LeaseLost; DestinationExists when a live object or another transfer is there.
@@ -94,7 +94,7 @@ def claim_also(session: Session, hold: Hold, canonical: str) -> None:
     row.notes = {**row.notes, "canonical": canonical}
 
 
-def commit_move(session: Session, hold: Hold, facts: Facts) -> None:
+def commit_move(session: Session, hold: TransferLease, facts: Facts) -> None:
     """Give the object its new place; the old one stays with the transfer until the source is removed (`finish_move`).
 
     Idempotent: an attempt after the one that did it finds it done.
@@ -124,7 +124,7 @@ def commit_move(session: Session, hold: Hold, facts: Facts) -> None:
     post_object_event(session, obj.id, "moved", data)
 
 
-def finish_move(session: Session, hold: Hold) -> None:
+def finish_move(session: Session, hold: TransferLease) -> None:
     """End a move whose source is gone."""
     row = held(session, hold, lock=True)
     if not row.notes.get("committed"):
@@ -133,7 +133,7 @@ def finish_move(session: Session, hold: Hold) -> None:
     complete(session, row, MOVED, Facts(obj.size))
 
 
-def complete_delete(session: Session, hold: Hold) -> str:
+def complete_delete(session: Session, hold: TransferLease) -> str:
     """End a delete: DELETED, the place is free, or its part of a bundle. Returns the message for the client."""
     row = held(session, hold, lock=True)
     obj = lock_object(session, _known(row.object_id))
@@ -149,16 +149,16 @@ def complete_delete(session: Session, hold: Hold) -> str:
     return message
 
 
-def fail(session: Session, hold: Hold, error: DataManagerError, *, litter: bool | None = None) -> None:
+def fail(session: Session, hold: TransferLease, error: DataManagerError, *, leaves_partial: bool | None = None) -> None:
     """End a transfer in ERROR; its claims are freed. The object is as it was, or where the error code says.
 
-    What a batch has not done ends in ERROR too, with the same code. `litter`: whether its partial file may be left
-    behind; None: the caller does not know, so it may if the transfer was begun. A delete never leaves any.
+    What a batch has not done ends in ERROR too, with the same code. `leaves_partial`: whether its partial file may be
+    left behind; None: the caller does not know, so it may if the transfer was begun. A delete never leaves any.
     """
-    fail_row(session, held(session, hold, lock=True), error, litter=litter)
+    fail_row(session, held(session, hold, lock=True), error, leaves_partial=leaves_partial)
 
 
-def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter: bool | None = None) -> None:
+def fail_row(session: Session, row: Transfer, error: DataManagerError, *, leaves_partial: bool | None = None) -> None:
     """End a locked transfer in ERROR that is held by the caller, or by nobody; see `fail`."""
     last = row.faults[-1] if row.faults else {}
     if (last.get("code"), last.get("attempt")) != (error.code, row.attempts):  # the attempt's fault may stand there
@@ -169,8 +169,10 @@ def fail_row(session: Session, row: Transfer, error: DataManagerError, *, litter
         abandon(session, row.id)
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
-    begun = row.started is not None if litter is None else litter
-    row.litter = row.litter or (begun and kind.leaves_parts)  # one that lost it before may have left something
+    begun = row.started is not None if leaves_partial is None else leaves_partial
+    row.leaves_partial = row.leaves_partial or (
+        begun and kind.leaves_parts
+    )  # one that lost it before may have left something
     _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
 
 

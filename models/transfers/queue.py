@@ -37,7 +37,7 @@ TAKING_LOCK = 0x646D5F74616B696E  # "dm_takin": any number that nobody else uses
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class TransferLease:
     """A mover's hold on a transfer: who, and under which epoch."""
 
     transfer: UUID
@@ -55,7 +55,7 @@ def take(
     caps: Mapping[str, int] = NO_CAPS,
     room: Mapping[str, int] = NO_CAPS,
     besides: Collection[UUID] = (),
-) -> list[Hold]:
+) -> list[TransferLease]:
     """Take up to `limit` queued transfers (or just `only`), raising each one's epoch: those of the highest priority
     first, of these the oldest. An endless stream of higher ones keeps the lower ones waiting.
 
@@ -68,7 +68,7 @@ def take(
         _take_turns(session)
     time = now(session)
     running = held_by_machine(session, caps)
-    holds: list[Hold] = []
+    holds: list[TransferLease] = []
     for priority in Priority:
         most = min(limit, len(holds) + room.get(priority.value, limit))
         skipped = True
@@ -94,7 +94,7 @@ def take(
                 row.epoch += 1
                 row.attempts += 1
                 row.lease_until = time + lease
-                holds.append(Hold(row.id, owner, row.epoch))
+                holds.append(TransferLease(row.id, owner, row.epoch))
     return holds
 
 
@@ -110,13 +110,13 @@ def waits(session: Session, transfer: UUID) -> bool:
     return session.scalar(select(Transfer.id).where(Transfer.id == transfer, *_takeable(now(session)))) is not None
 
 
-def renew(session: Session, holds: list[Hold], lease: timedelta) -> list[Hold]:
+def renew(session: Session, holds: list[TransferLease], lease: timedelta) -> list[TransferLease]:
     """Prolong leases; return the holds that were lost."""
     until = now(session) + lease
     return [hold for hold in holds if not _write(session, hold, lease_until=until)]
 
 
-def held(session: Session, hold: Hold, *, lock: bool = False) -> Transfer:
+def held(session: Session, hold: TransferLease, *, lock: bool = False) -> Transfer:
     """Return the transfer if the hold still stands. Raises: LeaseLost."""
     query = select(Transfer).where(*_fence(hold)).execution_options(populate_existing=True)
     if lock:
@@ -127,7 +127,7 @@ def held(session: Session, hold: Hold, *, lock: bool = False) -> Transfer:
     return found
 
 
-def begin(session: Session, hold: Hold, flow_run_id: UUID) -> Transfer:
+def begin(session: Session, hold: TransferLease, flow_run_id: UUID) -> Transfer:
     """Note that the transfer's flow run has begun: RUNNING, and events. Raises: LeaseLost."""
     row = held(session, hold, lock=True)
     row.flow_run_id = flow_run_id
@@ -136,12 +136,12 @@ def begin(session: Session, hold: Hold, flow_run_id: UUID) -> Transfer:
         row.phase = Phase.PROBE.value
         row.started = row.started or now(session)
         row.retry_at = None
-        row.no_return |= row.kind == TransferKind.DELETE.value  # it has but one step
+        row.past_commit_point |= row.kind == TransferKind.DELETE.value  # it has but one step
         post_transfer_event(session, row, "running", {"attempt": row.attempts})
     return row
 
 
-def note(session: Session, hold: Hold, **values: Any) -> None:
+def note(session: Session, hold: TransferLease, **values: Any) -> None:
     """Write columns of a held transfer (NOTABLE). A phase that was read before its move was committed, and comes after,
     is not written. Raises: LeaseLost.
     """
@@ -154,14 +154,14 @@ def note(session: Session, hold: Hold, **values: Any) -> None:
         raise LeaseLost(f"transfer {hold.transfer} is no longer held under epoch {hold.epoch}")
 
 
-def remember(session: Session, hold: Hold, **notes: Any) -> None:
+def remember(session: Session, hold: TransferLease, **notes: Any) -> None:
     """Add to what a later attempt must know, before an act that can't be repeated. Raises: LeaseLost."""
     row = held(session, hold, lock=True)
     row.notes = {**row.notes, **notes}
-    row.no_return |= "intent" in notes
+    row.past_commit_point |= "intent" in notes
 
 
-def add_fault(session: Session, hold: Hold, code: str, detail: str) -> None:
+def add_fault(session: Session, hold: TransferLease, code: str, detail: str) -> None:
     """Keep an attempt's fault on the transfer. Raises: LeaseLost."""
     row = held(session, hold, lock=True)
     append_fault(session, row, code, detail)
@@ -175,7 +175,7 @@ def append_fault(session: Session, row: Transfer, code: str, detail: str) -> Non
 
 def requeue(
     session: Session,
-    hold: Hold,
+    hold: TransferLease,
     *,
     after: timedelta = timedelta(0),
     spent: bool = True,
@@ -255,7 +255,7 @@ def _takeable(time: datetime) -> tuple[Any, ...]:
         or_(Transfer.not_before.is_(None), Transfer.not_before <= time),
         # what is to end without another attempt is not taken, unless one has to look first (models.transfers.cancel_pause.expire)
         or_(
-            Transfer.no_return,
+            Transfer.past_commit_point,
             and_(Transfer.stop_requested.is_(None), or_(Transfer.deadline.is_(None), Transfer.deadline > time)),
         ),
     )
@@ -276,17 +276,17 @@ def _to_queue(session: Session, row: Transfer) -> None:
     row.lease_until = None
     row.bytes_per_second = None
     if row.stop_requested == PAUSE:
-        hold_back(session, row)
+        keep_paused(session, row)
 
 
-def hold_back(session: Session, row: Transfer) -> None:
-    """Let a transfer that nobody holds wait until it is resumed, and tell of it."""
+def keep_paused(session: Session, row: Transfer) -> None:
+    """Pause a transfer that nobody holds until it is resumed, and post the event."""
     row.paused, row.stop_requested = True, None
     row.phase = Phase.PAUSED.value
     post_transfer_event(session, row, "paused", {})
 
 
-def _fence(hold: Hold) -> tuple[Any, ...]:
+def _fence(hold: TransferLease) -> tuple[Any, ...]:
     return (
         Transfer.id == hold.transfer,
         Transfer.epoch == hold.epoch,
@@ -295,5 +295,5 @@ def _fence(hold: Hold) -> tuple[Any, ...]:
     )
 
 
-def _write(session: Session, hold: Hold, **values: Any) -> bool:
+def _write(session: Session, hold: TransferLease, **values: Any) -> bool:
     return affected(session, update(Transfer).where(*_fence(hold)).values(**values)) == 1

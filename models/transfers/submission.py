@@ -16,24 +16,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive_requests import (
-    AcceptedActivate,
-    AcceptedArchive,
-    ActivateManyRequest,
-    ActivateRequest,
     ActivateTerms,
-    ArchiveManyRequest,
-    ArchiveRequest,
     ArchiveTerms,
 )
 from datamanager.domain.location import Place, extracting_place
 from datamanager.domain.requests import (
-    AcceptedBatch,
     BatchRequest,
-    CopyManyRequest,
     CopyRequest,
     DeleteRequest,
     GetExternalRequest,
-    MoveManyRequest,
     MoveRequest,
     TransferTerms,
 )
@@ -51,29 +42,6 @@ from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
 from models.transfers.secrets import keep
-
-REQUEST_OF_KIND: dict[TransferKind, type[TransferTerms]] = {
-    TransferKind.COPY: CopyRequest,
-    TransferKind.MOVE: MoveRequest,
-    TransferKind.GETEXTERNAL: GetExternalRequest,
-    TransferKind.DELETE: DeleteRequest,
-    TransferKind.COPY_MANY: CopyManyRequest,
-    TransferKind.MOVE_MANY: MoveManyRequest,
-    TransferKind.ARCHIVE: ArchiveRequest,
-    TransferKind.ACTIVATE: ActivateRequest,
-    TransferKind.ARCHIVE_MANY: ArchiveManyRequest,
-    TransferKind.ACTIVATE_MANY: ActivateManyRequest,
-    TransferKind.GETEXTERNAL_MANY: GetExternalRequest,
-}
-"""The fields that a request has."""
-KEPT_OF_KIND: dict[TransferKind, type[TransferTerms]] = REQUEST_OF_KIND | {
-    TransferKind.COPY_MANY: AcceptedBatch,
-    TransferKind.MOVE_MANY: AcceptedBatch,
-    TransferKind.ARCHIVE_MANY: AcceptedArchive,
-    TransferKind.ACTIVATE_MANY: AcceptedActivate,
-}
-"""The fields that are stored of it."""
-
 
 SourceCheck = Callable[[GetExternalRequest], None]
 """Refuses at once what would be refused before a byte is fetched, such as the address of a URL. May block."""
@@ -239,11 +207,6 @@ def get_transfer(session: Session, transfer_id: UUID) -> Transfer:
 def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
     """Return those of the transfers that have ended."""
     return list(session.scalars(select(Transfer).where(Transfer.id.in_(ids), Transfer.ended.is_not(None))))
-
-
-def request_of(transfer: Transfer) -> TransferTerms:
-    """Return the transfer's request, typed again; of a batch what is kept of it."""
-    return KEPT_OF_KIND[TransferKind(transfer.kind)].model_validate(transfer.request)
 
 
 def destination_of(machines: Machines, request: TransferTerms) -> Place | None:

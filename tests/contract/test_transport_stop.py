@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.engine.cancellable_storage import StoppableStorage, bare
+from datamanager.engine.cancellable_storage import CancellableStorage, unwrapped
 from datamanager.engine.control import Control
 from datamanager.errors import Cancelled, ConnectionLost
 from datamanager.machines import Machine
@@ -42,7 +42,7 @@ def test_a_thread_that_waits_for_a_frozen_machine_wakes_up(
         waits = threading.Event()
 
         def work() -> None:
-            with StoppableStorage(storage, control).session() as session:
+            with CancellableStorage(storage, control).session() as session:
                 session.stat(str(tmp_path))
                 kill_sessions(alone, signal.SIGSTOP)
                 waits.set()
@@ -71,7 +71,7 @@ def test_waiting_for_a_session_ends_and_later_ones_are_not_acquired(
 ) -> None:
     control = Control()
     with opened(machine, control_dir) as storage, ThreadPoolExecutor(1) as pool:
-        mine = StoppableStorage(storage, control)
+        mine = CancellableStorage(storage, control)
         assert mine.machine == storage.machine
 
         def wait() -> None:
@@ -89,14 +89,14 @@ def test_waiting_for_a_session_ends_and_later_ones_are_not_acquired(
             with pytest.raises(Cancelled), acquire():
                 raise AssertionError("nothing was to be acquired")
         assert storage.in_use == 0
-        with bare(mine).session() as session:  # for clearing up
+        with unwrapped(mine).session() as session:  # for clearing up
             session.stat(machine.base_dir)
 
 
 def test_what_was_given_back_is_not_broken(machine: Machine, control_dir: Path) -> None:
     control = Control()
     with opened(machine, control_dir) as storage:
-        with StoppableStorage(storage, control).session():
+        with CancellableStorage(storage, control).session():
             pass
         control.abort()
         assert storage.idle == 1

@@ -74,7 +74,7 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
     """A mover's parts over a real catalogue and three folders."""
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home", bundle_size=100_000)
-    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None)
+    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", notify=lambda _: None)
     storages.close()
 
 

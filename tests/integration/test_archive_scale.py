@@ -66,7 +66,7 @@ def parts(database: Database, sshd_pair: tuple[PrivateSshd, PrivateSshd]) -> Ite
         )
         storages = Storages(machines, root / "run")
         settings = load_settings(home=root / "home")
-        yield Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None)
+        yield Services(settings, machines, database, storages, EgressGuard(()), "mover", notify=lambda _: None)
         storages.close()
 
 

@@ -43,7 +43,7 @@ from models.tables import Bundle as BundleRow
 from models.tables import DataObject, TransferItem
 from models.transfers import outcomes, queue, submission
 from models.transfers.items import select_items
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from models.transfers.submission import SealedRequest
 from tests.support.archiving import SHA, manifest
 from tests.support.bookkeeping import (
@@ -118,7 +118,7 @@ def bundle_row(database: Database, bundle: UUID) -> BundleRow:
         return session.get_one(BundleRow, bundle)
 
 
-def begun(database: Database, hold: Hold, *numbers: int) -> BundleRow:
+def begun(database: Database, hold: TransferLease, *numbers: int) -> BundleRow:
     args = numbers or (0,), MACHINES["tape"], Pack.TAR, VerifyLevel.CHECKSUMS
     row: BundleRow = do(database, archive_items.begin_bundle, hold, *args)
     return row
@@ -247,7 +247,7 @@ def test_one_transaction_archives_and_the_place_is_free_when_the_source_is_gone(
     with pytest.raises(DestinationExists):  # nobody may put a file there, or register one and delete it
         submit(database, order("getexternal", dest=bundle.place, machine="tape"))
     do(database, bundles.record_intent, hold, bundle.id, {"size": 1})
-    assert get_transfer(database, transfer).no_return
+    assert get_transfer(database, transfer).past_commit_point
     assert get_object(database, first).status == "ACTIVE"
     do(database, archive_items.commit_archive, hold, manifest(database, bundle, first, second), keep_source=False)
     do(database, archive_items.commit_archive, hold, manifest(database, bundle, first, second), keep_source=False)
@@ -275,7 +275,7 @@ def test_a_single_object_ends_with_the_error_of_its_own(database: Database) -> N
     do(database, batch_results.fail_items, hold, [(0, NoSpace("the tape is full"))])
     assert do(database, archive_items.finish, hold).code == "no_space"
     row = get_transfer(database, transfer)
-    assert (row.status, row.error_code, row.error_detail, row.litter) == (
+    assert (row.status, row.error_code, row.error_detail, row.leaves_partial) == (
         *("ERROR", "no_space", "the tape is full"),
         False,
     )

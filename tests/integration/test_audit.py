@@ -369,7 +369,7 @@ def test_a_listing_that_breaks_is_begun_anew(local: Plant, monkeypatch: pytest.M
     monkeypatch.setattr(first_pass, "PAGE", 3)
     listed, breaks = storage_scan.files_of, iter([True])
 
-    def breaking(*args: Any) -> Iterator[storage_scan.Entry]:
+    def breaking(*args: Any) -> Iterator[storage_scan.ScannedFile]:
         for number, entry in enumerate(listed(*args)):
             if number == 7 and next(breaks, False):
                 raise ConnectionLost("broken in the middle of a listing")

@@ -29,7 +29,7 @@ from datamanager.errors import (
     SourceNotRemoved,
     UnknownMachine,
 )
-from models import migrate
+from models import migrate, stored_requests
 from models.batches import results as batch_results
 from models.database import Database
 from models.housekeeping import Tidied, tidy
@@ -38,9 +38,9 @@ from models.objects.bulk_claims import claim_places
 from models.objects.catalogue import Facts
 from models.objects.claims import claim_place
 from models.tables import Claim, DataObject, Transfer, TransferItem
-from models.transfers import outcomes, queue, submission
+from models.transfers import outcomes, queue
 from models.transfers.items import count_items, select_items
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from models.transfers.submission import SealedRequest
 from tests.support.bookkeeping import (
     SHA256,
@@ -91,7 +91,7 @@ def ends(database: Database, transfer: UUID) -> list[str]:
     return [(item.error_code or item.status) + "*" * item.skipped for item in items_of(database, transfer)]
 
 
-def do(database: Database, act: Callable[..., Any], hold: Hold, *args: Any) -> Any:
+def do(database: Database, act: Callable[..., Any], hold: TransferLease, *args: Any) -> Any:
     with database.write() as session:
         return act(session, hold, *args)
 
@@ -137,7 +137,7 @@ def test_a_batch_is_one_transfer_and_its_items_are_rows(database: Database) -> N
         15,
     )
     assert (row.source_machine, row.destination_machine, row.destination_place) == ("alpha", "beta", None)
-    terms = submission.request_of(row)
+    terms = stored_requests.request_of(row)
     assert isinstance(terms, AcceptedBatch)
     assert (terms.count, terms.overwrite, terms.verify, terms.machine) == (3, False, "size", "beta")
     assert set(row.request) == set(AcceptedBatch.model_fields)  # not the items
@@ -472,7 +472,7 @@ def test_a_batch_with_something_left_to_do_is_not_ended(database: Database) -> N
 
 # --- fencing and races ------------------------------------------------------------------------------------------------
 
-WRITES: dict[str, Callable[[Session, Hold], object]] = {
+WRITES: dict[str, Callable[[Session, TransferLease], object]] = {
     "items_to_do": lambda session, hold: batch_results.items_to_do(session, hold, -1, 10),
     "claim_canonicals": lambda session, hold: batch_results.claim_canonicals(session, hold, {0: "x"}),
     "record_intents": lambda session, hold: batch_results.record_intents(session, hold, {0: INTENT}),

@@ -16,12 +16,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from datamanager.domain.bundles import Bundle, Frame, Pack, VerifyLevel, bundle_place
+from datamanager.domain.bundles import Frame, Pack, SealedBundle, VerifyLevel, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import Job
+from datamanager.engine.attempt import Attempt
 from datamanager.engine.bundles.format import frames
-from datamanager.engine.bundles.format.layout import Entry, Layout
+from datamanager.engine.bundles.format.layout import BundleEntry, Layout
 from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.writing import archive
 from datamanager.engine.bundles.writing.archive import StagedBundle
@@ -178,7 +178,7 @@ def test_a_recall_that_was_cut_off_goes_on(cuttable: Cuttable) -> None:
     store.add("other", b"x")
     made = store.make()
     there = cuttable.ends.end("b", "back")
-    job = Job(uuid4(), 1, TransferKind.COPY, store.ends.end("b", made.bundle.place.path), there)
+    job = Attempt(uuid4(), 1, TransferKind.COPY, store.ends.end("b", made.bundle.place.path), there)
     before = cuttable.proxy.sent
     cuttable.proxy.cut_after = before + WINDOW + 20 * MIB
     one = member(made, uuid)
@@ -202,7 +202,7 @@ def test_one_member_of_8_gib_is_recalled_reading_little_more(
     data = os.urandom(32 * MIB)
     uuid = uuid4()
     sizes = [4 * 2**30, len(data), 4 * 2**30]
-    entries = [Entry(uuid4(), Place("a", f"f{n}"), "", size, 0o640, MTIME) for n, size in enumerate(sizes)]
+    entries = [BundleEntry(uuid4(), Place("a", f"f{n}"), "", size, 0o640, MTIME) for n, size in enumerate(sizes)]
     entries[1] = dataclasses.replace(entries[1], uuid=uuid)
     layout = Layout(entries, pack)
     store = Archive(far, pack, data={uuid: data})
@@ -214,12 +214,12 @@ def test_one_member_of_8_gib_is_recalled_reading_little_more(
         write_frames(store.stored, layout, known)
     sums = ["0" * 64, hashlib.sha256(data).hexdigest(), "0" * 64]
     place = bundle_place(far.machines["b"], "long/term", store.bundle, pack)
-    bundle = Bundle(store.bundle, pack, place, store.stored.stat().st_size, "0" * 64)
+    bundle = SealedBundle(store.bundle, pack, place, store.stored.stat().st_size, "0" * 64)
     one = layout.members(sums)[1]
     with far.storages.get("b").session() as session:
         session.stat(far.machines["b"].base_dir)
     before = bytes_read(sshd_pair[1])
-    job = Job(uuid4(), 1, TransferKind.COPY, far.end("b", place.path), far.end("a", "back"))
+    job = Attempt(uuid4(), 1, TransferKind.COPY, far.end("b", place.path), far.end("a", "back"))
     staged_file.publish(recall.stage(job, bundle, one, Control()), Control())
     read = bytes_read(sshd_pair[1]) - before
     assert len(data) <= read < 1.01 * len(data)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from datamanager.domain.bundles import Bundle, Manifest, Pack, VerifyLevel
+from datamanager.domain.bundles import Manifest, Pack, SealedBundle, VerifyLevel
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Intent
@@ -330,7 +330,7 @@ def test_the_catalogue_must_name_what_is_there(far: Ends) -> None:
     assert not (far.folder("a") / "back").exists()
 
 
-def other(bundle: Bundle, path: str) -> Bundle:
+def other(bundle: SealedBundle, path: str) -> SealedBundle:
     return dataclasses.replace(bundle, place=Place(bundle.place.machine, path))
 
 

@@ -14,7 +14,7 @@ from datamanager.errors import NoSpace
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.transfers import outcomes, queue
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
     LEASE,
     SHA256,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.dialect
 
 FACTS = Facts(7, SHA256, Verified.SHA256)
 
-WRITES: dict[str, Callable[[Session, Hold], object]] = {
+WRITES: dict[str, Callable[[Session, TransferLease], object]] = {
     "begin": lambda session, hold: queue.begin(session, hold, uuid4()),
     "held": lambda session, hold: queue.held(session, hold),
     "note": lambda session, hold: queue.note(session, hold, bytes_done=1),
@@ -53,7 +53,7 @@ KIND = {
 }
 
 
-def lose(database: Database, hold: Hold) -> None:
+def lose(database: Database, hold: TransferLease) -> None:
     """Let the hold's lease run out and a reaper come by."""
     with database.write() as session:
         assert queue.renew(session, [hold], timedelta(seconds=-1)) == []

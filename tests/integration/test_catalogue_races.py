@@ -16,7 +16,7 @@ from datamanager.domain.states import ObjectStatus
 from datamanager.errors import DestinationExists, ObjectBusy
 from models.database import Database
 from models.tables import Claim, DataObject, Transfer
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
     claims,
     get_object,
@@ -99,10 +99,10 @@ def test_two_moves_that_swap_places_end_without_a_deadlock(database: Database) -
 
 def test_two_takers_never_take_one_transfer(database: Database) -> None:
     wanted = {submit(database, order("getexternal", dest=f"in/{i}")) for i in range(60)}
-    taken: list[Hold] = []
+    taken: list[TransferLease] = []
 
-    def taker(name: str) -> list[Hold]:
-        mine: list[Hold] = []
+    def taker(name: str) -> list[TransferLease]:
+        mine: list[TransferLease] = []
         while holds := take(database, owner=name, limit=3):
             mine += holds
         return mine
@@ -119,7 +119,7 @@ def test_two_takers_of_the_same_transfer(database: Database) -> None:
         transfer: UUID = submit(database, order("getexternal", dest=f"in/{i}"))
         start = Barrier(4)
 
-        def taker(name: str, transfer: UUID = transfer, start: Barrier = start) -> list[Hold]:
+        def taker(name: str, transfer: UUID = transfer, start: Barrier = start) -> list[TransferLease]:
             start.wait()
             return take(database, transfer, owner=name)
 

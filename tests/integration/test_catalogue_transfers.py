@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 from datamanager.domain.requests import SIZE_MAX
 from datamanager.domain.states import TRANSITIONS, ObjectStatus, Phase, TransferStatus, Verified
 from datamanager.errors import InternalError, InvalidRequest, NoSpace, ObjectDeleted, SourceNotRemoved, TaskNotFound
+from models import stored_requests
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.transfers import outcomes, queue, submission
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
     MACHINES,
     SHA256,
@@ -35,7 +36,7 @@ from tests.support.bookkeeping import (
 pytestmark = pytest.mark.dialect
 
 PROVED = Facts(7, SHA256, Verified.SHA256)
-ENDS: dict[str, Callable[[Session, Hold], object]] = {
+ENDS: dict[str, Callable[[Session, TransferLease], object]] = {
     "copy": lambda session, hold: outcomes.complete_copy(session, hold, PROVED),
     "delete": lambda session, hold: outcomes.complete_delete(session, hold),
     "getexternal": lambda session, hold: outcomes.complete_getexternal(session, hold, PROVED, ""),
@@ -53,7 +54,7 @@ def test_a_request_is_one_row_its_claims_and_its_messages(database: Database) ->
     assert (row.group, row.bytes_done, row.bytes_total) == ("fire", 0, 5)
     assert (row.attempts, row.epoch, row.owner, row.ended, row.faults, row.notes) == (0, 0, None, None, [], {})
     assert row.created.tzinfo is not None
-    assert submission.request_of(row) == order("copy", source, "out/b.nc").fields
+    assert stored_requests.request_of(row) == order("copy", source, "out/b.nc").fields
     assert claims(database) == {
         ("place", "alpha:in/a.nc", source, None),
         ("read", None, source, transfer),

@@ -30,7 +30,7 @@ from models.objects.catalogue import Facts
 from models.tables import Claim, OutboxMessage, Transfer
 from models.transfers import cancel_pause, outcomes, queue
 from models.transfers.listing import TransferSelection, select_transfers
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import LEASE, get_transfer, order, register, submit
 
 pytestmark = pytest.mark.dialect
@@ -45,12 +45,12 @@ def asked(database: Database, name: str | None = None, kind: str = "copy", **fie
     return submit(database, order(kind, register(database, f"in/{name}"), f"out/{name}", **fields))
 
 
-def take(database: Database, limit: int = 100, **options: Any) -> list[Hold]:
+def take(database: Database, limit: int = 100, **options: Any) -> list[TransferLease]:
     with database.write() as session:
         return queue.take(session, "mover", LEASE, limit, **options)
 
 
-def begun(database: Database, transfer: UUID) -> Hold:
+def begun(database: Database, transfer: UUID) -> TransferLease:
     (hold,) = take(database, only=transfer)
     with database.write() as session:
         queue.begin(session, hold, uuid4())
@@ -98,7 +98,7 @@ def test_what_nobody_holds_is_cancelled_at_once(database: Database) -> None:
     transfer = asked(database)
     do(database, cancel_pause.cancel, transfer)
     row = get_transfer(database, transfer)
-    assert (row.status, row.error_code, row.phase, row.litter) == ("ERROR", "cancelled", "done", False)
+    assert (row.status, row.error_code, row.phase, row.leaves_partial) == ("ERROR", "cancelled", "done", False)
     assert claims(database, transfer) == 0
     assert take(database) == []
     assert events(database, transfer) == ["queued", "error"]
@@ -120,9 +120,9 @@ def test_what_a_mover_holds_is_left_to_it(database: Database) -> None:
     for change in (cancel_pause.pause, cancel_pause.resume):
         with pytest.raises(TaskEnded, match="being cancelled"):
             do(database, change, transfer)
-    do(database, outcomes.fail, hold, Cancelled("cancelled by request"), litter=True)
+    do(database, outcomes.fail, hold, Cancelled("cancelled by request"), leaves_partial=True)
     row = get_transfer(database, transfer)
-    assert (row.error_code, row.stop_requested, row.litter) == ("cancelled", None, True)
+    assert (row.error_code, row.stop_requested, row.leaves_partial) == ("cancelled", None, True)
     assert events(database, transfer) == ["queued", "running", "error"]
 
 
@@ -137,12 +137,12 @@ def test_what_was_cancelled_under_a_mover_that_died_is_ended_by_another_one(data
     assert do(database, cancel_pause.due)
     assert [row.id for row in do(database, cancel_pause.expire)] == [transfer]
     row = get_transfer(database, transfer)
-    assert (row.status, row.error_code, row.litter) == ("ERROR", "cancelled", True)
+    assert (row.status, row.error_code, row.leaves_partial) == ("ERROR", "cancelled", True)
     with database.read() as session:
-        assert [row.id for row in cancel_pause.littered(session, 10)] == [transfer]
-    do(database, cancel_pause.clean, transfer)
+        assert [row.id for row in cancel_pause.leaving_partials(session, 10)] == [transfer]
+    do(database, cancel_pause.note_clean, transfer)
     with database.read() as session:
-        assert cancel_pause.littered(session, 10) == []
+        assert cancel_pause.leaving_partials(session, 10) == []
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -160,14 +160,14 @@ def test_what_may_have_its_name_is_looked_at_before_it_ends(database: Database, 
     assert do(database, cancel_pause.expire) == []
     (again,) = take(database)
     with database.write() as session:
-        assert queue.begin(session, again, uuid4()).no_return
+        assert queue.begin(session, again, uuid4()).past_commit_point
     assert isinstance(reason(database, transfer), DeadlineExceeded if late else Cancelled)
 
 
 def test_a_delete_that_has_begun_is_not_undone(database: Database) -> None:
     transfer = asked(database, kind="delete")
     begun(database, transfer)
-    assert get_transfer(database, transfer).no_return
+    assert get_transfer(database, transfer).past_commit_point
 
 
 @pytest.mark.parametrize("ends", ["complete", "fail"])
@@ -178,7 +178,7 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
         hold = begun(database, transfer)
         start = Barrier(3)
 
-        def end(hold: Hold = hold, start: Barrier = start) -> str:
+        def end(hold: TransferLease = hold, start: Barrier = start) -> str:
             start.wait(60)
             if ends == "complete":
                 do(database, outcomes.complete_copy, hold, Facts(5))
@@ -193,7 +193,7 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
             except TaskEnded:
                 return "too late"
 
-        def give_back(hold: Hold = hold, start: Barrier = start) -> str:
+        def give_back(hold: TransferLease = hold, start: Barrier = start) -> str:
             start.wait(60)
             try:
                 do(database, queue.requeue, hold)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.engine.single import parallel_streams
-from datamanager.engine.single.parallel_streams import AHEAD, BUFFERS, CHUNK, THREAD, Crew
+from datamanager.engine.single.parallel_streams import AHEAD, BUFFERS, CHUNK, THREAD, ParallelStreams
 from datamanager.engine.single.restart import WINDOW
 from datamanager.errors import NoSpace, SourceChanged
 from datamanager.machines import Machine
@@ -58,7 +58,7 @@ def test_exact_bytes_seen_in_order(
             seen.update(block)
             position += len(block)
 
-        assert Crew(files.readers, files.writers, start, stop).move(see) == stop
+        assert ParallelStreams(files.readers, files.writers, start, stop).move(see) == stop
     wanted = files.source.read_bytes()[start:]
     assert seen.digest() == hashlib.sha256(wanted).digest()
     assert files.sink.read_bytes()[start:] == wanted
@@ -98,7 +98,7 @@ def test_nothing_is_dealt_beyond_the_window(session: Session, tmp_path: Path, mo
     with ExitStack() as stack:
         files = Files(tmp_path, session, stack, 20 * CHUNK, 2, 2)
         slow: list[Writer] = [Slow(writer) for writer in files.writers]
-        Crew(files.readers, slow, 0, 20 * CHUNK).move(lambda _block, _stored: None)
+        ParallelStreams(files.readers, slow, 0, 20 * CHUNK).move(lambda _block, _stored: None)
     assert files.sink.read_bytes() == files.source.read_bytes()
     assert furthest <= 3 * CHUNK
 
@@ -134,7 +134,7 @@ def test_a_reader_that_asks_for_all_it_can_leaves_some_for_the_others(session: S
     with ExitStack() as stack:
         files = Files(tmp_path, session, stack, 20 * CHUNK, 2, 1)
         greedy: list[Reader] = [Greedy(reader) for reader in files.readers]
-        Crew(greedy, files.writers, 0, 20 * CHUNK).move(lambda _block, _stored: None)
+        ParallelStreams(greedy, files.writers, 0, 20 * CHUNK).move(lambda _block, _stored: None)
     assert max(held) == AHEAD
     assert files.sink.read_bytes() == files.source.read_bytes()
 
@@ -153,7 +153,9 @@ def test_a_writer_that_fails_ends_all(session: Session, tmp_path: Path) -> None:
     with ExitStack() as stack:
         files = Files(tmp_path, session, stack, 2 * BUFFERS * CHUNK, 3, 1)
         with pytest.raises(NoSpace):
-            Crew(files.readers, [*files.writers, Full()], 0, 2 * BUFFERS * CHUNK).move(lambda _block, _stored: None)
+            ParallelStreams(files.readers, [*files.writers, Full()], 0, 2 * BUFFERS * CHUNK).move(
+                lambda _block, _stored: None
+            )
     assert no_threads_left()
 
 
@@ -167,7 +169,7 @@ def test_a_stop_in_the_middle_ends_all(session: Session, tmp_path: Path) -> None
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            Crew(files.readers, files.writers, 0, 2 * BUFFERS * CHUNK).move(see)
+            ParallelStreams(files.readers, files.writers, 0, 2 * BUFFERS * CHUNK).move(see)
     assert no_threads_left()
 
 
@@ -175,7 +177,7 @@ def test_a_source_that_ends_early_is_told(session: Session, tmp_path: Path) -> N
     with ExitStack() as stack:
         files = Files(tmp_path, session, stack, 5 * CHUNK - 9, 2, 2)
         with pytest.raises(SourceChanged):
-            Crew(files.readers, files.writers, 0, 6 * CHUNK).move(lambda _block, _stored: None)
+            ParallelStreams(files.readers, files.writers, 0, 6 * CHUNK).move(lambda _block, _stored: None)
     assert no_threads_left()
 
 

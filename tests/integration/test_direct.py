@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import Found, Intent, Job
+from datamanager.engine.attempt import Attempt, Found, Intent
 from datamanager.engine.control import Control
 from datamanager.engine.single import direct, transfer
 from datamanager.engine.single import publish as publishing
@@ -106,7 +106,7 @@ def serving(server: PrivateSshd, program: str) -> list[int]:
     return [pid for pid in server.descendants() if command_line(pid).split(" ")[0] == program]
 
 
-def carry(job: Job) -> Found:
+def carry(job: Attempt) -> Found:
     """Do what the flow does, on the direct way only."""
     control = Control()
     found = probe(job)
@@ -119,7 +119,7 @@ def carry(job: Job) -> Found:
     return found
 
 
-def in_the_middle(act: Callable[[], object], job: Job, found: Found) -> threading.Thread:
+def in_the_middle(act: Callable[[], object], job: Attempt, found: Found) -> threading.Thread:
     """Start a thread that acts once a MiB has arrived at the destination."""
 
     def wait_and_act() -> None:

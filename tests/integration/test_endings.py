@@ -24,7 +24,7 @@ from datamanager.errors import (
 from datamanager.settings import load_settings
 from datamanager.sources import EgressGuard
 from datamanager.transports.factory import Storages
-from flows.runtime.lifecycle import _hold_soon, _record_failure
+from flows.runtime.lifecycle import _acquire_lease, _record_failure
 from flows.runtime.services import Services
 from models.batches import results as batch_results
 from models.database import Database
@@ -32,7 +32,7 @@ from models.migrate import upgrade
 from models.tables import Transfer
 from models.transfers import queue
 from models.transfers.cancel_pause import stop_reason
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from models.transfers.submission import get_transfer
 from tests.integration.test_batches import FACTS, batch
 from tests.support.bookkeeping import LEASE, MACHINES, begin, order, register, submit
@@ -52,11 +52,11 @@ def parts(database: Database, tmp_path: Path) -> Iterator[Services]:
 def parts_of(database: Database, home: Path) -> Services:
     settings = load_settings(home=home, max_attempts=3)
     return Services(
-        settings, MACHINES, database, Storages(MACHINES, home / "run"), EgressGuard(()), "mover", ring=lambda _: None
+        settings, MACHINES, database, Storages(MACHINES, home / "run"), EgressGuard(()), "mover", notify=lambda _: None
     )
 
 
-def begun(parts: Services, *, intent: bool, attempts: int = 1) -> Hold:
+def begun(parts: Services, *, intent: bool, attempts: int = 1) -> TransferLease:
     """Return the hold on a copy that runs."""
     transfer = submit(parts.database, order("copy", register(parts.database, f"a-{uuid4()}"), f"b-{uuid4()}"))
     with parts.database.write() as session:
@@ -71,7 +71,7 @@ def begun(parts: Services, *, intent: bool, attempts: int = 1) -> Hold:
     return hold
 
 
-def row_of(parts: Services, hold: Hold) -> Transfer:
+def row_of(parts: Services, hold: TransferLease) -> Transfer:
     with parts.database.read() as session:
         return get_transfer(session, hold.transfer)
 
@@ -144,9 +144,9 @@ def test_a_run_waits_for_a_catalogue_that_is_away(tmp_path: Path) -> None:
             hold = queue.take(session, "mover", LEASE, 1, only=transfer)[0]
         services.by_run[run] = hold
 
-        async def held_again() -> Hold:
+        async def held_again() -> TransferLease:
             server.stop()
-            beginning = asyncio.create_task(_hold_soon(services, TransferKind.COPY, transfer, None, run))
+            beginning = asyncio.create_task(_acquire_lease(services, TransferKind.COPY, transfer, None, run))
             done, _ = await asyncio.wait([beginning], timeout=2)
             assert not done, beginning
             await asyncio.to_thread(server.start)

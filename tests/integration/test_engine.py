@@ -14,7 +14,7 @@ import pytest
 from datamanager.domain.location import Place
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import End, Found, Intent, Job
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer
@@ -62,7 +62,7 @@ def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ends]:
     both.storages.close()
 
 
-def carry(job: Job, control: Control | None = None) -> tuple[Found, Verified]:
+def carry(job: Attempt, control: Control | None = None) -> tuple[Found, Verified]:
     """Do what the flow does, step by step."""
     control = control or Control()
     found = probe(job)
@@ -306,7 +306,7 @@ def test_a_base_dir_that_is_a_link_is_fine(ends: Ends, tmp_path: Path) -> None:
     (real / "in").write_bytes(DATA)
     (tmp_path / "linked").symlink_to(real)
     machine = ends.machines["a"].model_copy(update={"base_dir": str(tmp_path / "linked")})
-    end = End(Place.of(machine, "in"), machine, ends.storages.get("a"))
+    end = Endpoint(Place.of(machine, "in"), machine, ends.storages.get("a"))
     found, _ = carry(replace(ends.job("a:x", "b:out"), source=end))
     assert Path(found.final).read_bytes() == DATA
 

@@ -11,7 +11,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from flows.running import work as working
 
 from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.domain.states import Phase, TransferKind
@@ -29,6 +28,7 @@ from datamanager.transports.factory import Storages
 from flows.archive import members
 from flows.cleanup.partial_files import clear_up
 from flows.external import extracting
+from flows.runtime import transfer_run
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
 from flows.steps import extract as extract_steps
@@ -50,7 +50,7 @@ class Killed(BaseException):
 
 
 class Dying(Control):
-    """The control of an attempt that dies behind its point of no return, at this look whether it is to stop."""
+    """The control of an attempt that dies behind its commit point, at this look whether it is to stop."""
 
     def __init__(self, looks: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Dying(Control):
         self._passed = False
 
     def shield(self) -> None:
-        """Pass the point of no return."""
+        """Pass the commit point."""
         super().shield()
         self._passed = True
 
@@ -81,7 +81,7 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
     """A mover's parts over a real catalogue and a folder."""
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home")
-    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None)
+    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", notify=lambda _: None)
     storages.close()
 
 
@@ -196,11 +196,11 @@ def test_an_archive_goes_also_when_its_files_were_all_done_before(parts: Service
     assert list((tmp_path / "here" / "in").glob(".*.dmpart"))
     lost(work)
     work = attempt(parts, transfer)
-    token = working._work.set(work)
+    token = transfer_run._run.set(work)
     try:
         asyncio.run(extract_steps.fetch_and_extract())
     finally:
-        working._work.reset(token)
+        transfer_run._run.reset(token)
     with parts.database.write() as session:
         assert archive_items.finish(session, work.hold) == f"{len(FILES)} items done"
     assert clear_up(parts) == 1

@@ -16,7 +16,7 @@ from models.machines import health, limits
 from models.machines.health import FAILURES, PAUSE, PAUSE_MAX, Health, Probe
 from models.tables import MachineHealth, Transfer
 from models.transfers import outcomes, queue
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, order, register, submit
 
 pytestmark = pytest.mark.dialect
@@ -49,7 +49,7 @@ def pass_time(database: Database) -> None:
         session.execute(update(MachineHealth).values(probe_at=now(session) - timedelta(seconds=1)))
 
 
-def take(database: Database) -> list[Hold]:
+def take(database: Database) -> list[TransferLease]:
     with database.write() as session:
         return queue.take(session, "mover-1", LEASE, 100, caps=limits.caps(session, MACHINES))
 

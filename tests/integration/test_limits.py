@@ -28,7 +28,7 @@ from models.database import Database
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import outcomes, queue
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import LEASE, begin, get_transfer, order, register, submit
 from tests.support.ends import Ends
 
@@ -50,7 +50,7 @@ CONFIGURED: Machines = parse_machines(
 )
 
 
-def take(database: Database, limit: int = 100, *, owner: str = "mover-1", **caps: int) -> list[Hold]:
+def take(database: Database, limit: int = 100, *, owner: str = "mover-1", **caps: int) -> list[TransferLease]:
     with database.write() as session:
         return queue.take(session, owner, LEASE, limit, caps=caps)
 
@@ -65,13 +65,13 @@ def fetch(database: Database, name: str, machine: str = "beta") -> UUID:
     return submit(database, order("getexternal", dest=name, machine=machine))
 
 
-def end(database: Database, hold: Hold) -> None:
+def end(database: Database, hold: TransferLease) -> None:
     with database.write() as session:
         queue.begin(session, hold, uuid4())
         outcomes.fail(session, hold, NoSpace("full"))
 
 
-def taken(holds: list[Hold]) -> list[UUID]:
+def taken(holds: list[TransferLease]) -> list[UUID]:
     return [hold.transfer for hold in holds]
 
 
@@ -128,7 +128,7 @@ def test_one_named_transfer_waits_for_its_machine_too(database: Database) -> Non
     (hold,) = take(database, 1, beta=1)
     assert hold.transfer == first
 
-    def named() -> list[Hold]:
+    def named() -> list[TransferLease]:
         with database.write() as session:
             return queue.take(session, "mover-1", LEASE, 1, only=second, caps={"beta": 1})
 
@@ -168,11 +168,11 @@ def test_movers_that_take_at_once_never_exceed_a_limit(database: Database) -> No
 def test_two_movers_at_one_free_place(database: Database) -> None:
     for i in range(10):
         fetch(database, f"in/{i}")
-    holds: list[Hold] = []
+    holds: list[TransferLease] = []
     for turn in range(5):
         start = Barrier(4)
 
-        def taker(name: str, turn: int = turn, start: Barrier = start) -> list[Hold]:
+        def taker(name: str, turn: int = turn, start: Barrier = start) -> list[TransferLease]:
             start.wait()
             return take(database, owner=name, beta=turn + 1)
 
@@ -272,12 +272,14 @@ def test_changes_at_once_are_all_there(database: Database) -> None:
 def test_movers_share_a_machines_bandwidth(database: Database) -> None:
     transfer = submit(database, order("copy", register(database, "a"), "b", bandwidth="2MB/s"))
 
-    def pace() -> limits.Pace:
+    def pace() -> limits.TransferPace:
         with database.read() as session:
             row = session.get_one(Transfer, transfer)
             return limits.pace(session, CONFIGURED, transfer, limits.ends(row))
 
-    assert pace() == limits.Pace({"alpha": None, "beta": 90 * MB}, 2 * MB)  # nobody has said yet that he is there
+    assert pace() == limits.TransferPace(
+        {"alpha": None, "beta": 90 * MB}, 2 * MB
+    )  # nobody has said yet that he is there
     for i in range(3):
         with database.write() as session:
             leases.hold_lease(session, f"{leases.MOVER_PREFIX}{i}", str(i), LEASE)

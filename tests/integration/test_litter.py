@@ -45,7 +45,7 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
     """A mover's parts over a real catalogue and two folders."""
     storages = Storages(machines, tmp_path / "run")
     settings = load_settings(home=tmp_path / "home")
-    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", ring=lambda _: None)
+    yield Services(settings, machines, database, storages, EgressGuard(()), "mover", notify=lambda _: None)
     storages.close()
 
 
@@ -68,12 +68,12 @@ def fail(parts: Services, transfer: UUID, epochs: int) -> None:
             if number < epochs - 1:
                 queue.requeue(session, hold)
     with parts.database.write() as session:
-        outcomes.fail(session, hold, Cancelled("c"), litter=True)
+        outcomes.fail(session, hold, Cancelled("c"), leaves_partial=True)
 
 
 def littered(parts: Services) -> list[UUID]:
     with parts.database.read() as session:
-        return [row.id for row in cancel_pause.littered(session, 10)]
+        return [row.id for row in cancel_pause.leaving_partials(session, 10)]
 
 
 def test_what_a_transfer_left_is_removed(parts: Services, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_cannot_be_removed_now_is_tried_again_but_not_for_ever(parts: Servi
     assert clear_up(parts) == 1  # there is nothing any more
     with parts.database.write() as session:
         row = session.get_one(Transfer, transfer)
-        row.litter, row.ended = True, now(session) - GIVEN_UP_AFTER - timedelta(seconds=1)
+        row.leaves_partial, row.ended = True, now(session) - GIVEN_UP_AFTER - timedelta(seconds=1)
     shutil.rmtree(tmp_path / "there")
     assert clear_up(parts) == 1
     assert littered(parts) == []
@@ -133,7 +133,7 @@ def test_what_a_batchs_items_left_is_removed(parts: Services, tmp_path: Path) ->
     assert littered(parts) == []
 
 
-def taken_twice(parts: Services, transfer: UUID) -> queue.Hold:
+def taken_twice(parts: Services, transfer: UUID) -> queue.TransferLease:
     """Return the hold of a mover that has a transfer after another one lost it."""
     for last in (False, True):
         with parts.database.write() as session:
@@ -147,7 +147,7 @@ def taken_twice(parts: Services, transfer: UUID) -> queue.Hold:
 def lost(parts: Services, transfer: UUID) -> None:
     """Let the mover that lost a transfer say so."""
     with parts.database.write() as session:
-        cancel_pause.leave_litter(session, transfer)
+        cancel_pause.note_partial(session, transfer)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before the end", "after the end"])
@@ -171,7 +171,7 @@ def test_what_a_mover_made_after_it_had_lost_its_transfer_is_removed(
         if well:
             outcomes.complete_copy(session, hold, Facts(5))
         else:
-            outcomes.fail(session, hold, Cancelled("c"), litter=False)
+            outcomes.fail(session, hold, Cancelled("c"), leaves_partial=False)
     if late:
         assert clear_up(parts) == 0
         lost(parts, transfer)

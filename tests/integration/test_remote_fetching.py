@@ -21,7 +21,7 @@ from uuid import uuid4
 import pytest
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import Intent, Job, Restart
+from datamanager.engine.attempt import Attempt, Intent, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.fetching import download as downloading
 from datamanager.engine.fetching.download import TAIL, Wanted
@@ -74,7 +74,7 @@ class Machine:
         self.folder = folder / "m"
         self.folder.mkdir()
         self.ends = Ends({"m": server.machine("m", self.folder, **keys)}, folder / "run")
-        self.job = Job(uuid4(), 1, TransferKind.GETEXTERNAL, None, self.ends.end("m", name))
+        self.job = Attempt(uuid4(), 1, TransferKind.GETEXTERNAL, None, self.ends.end("m", name))
         self.marker: Restart | None = None
         self.begun = 0
         """Bytes that the last attempt went on from."""

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datamanager.domain.states import Verified
-from datamanager.engine.attempt import Intent, Job, Restart
+from datamanager.engine.attempt import Attempt, Intent, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer
@@ -61,7 +61,7 @@ class Site:
         """Record the marker, as the catalogue does."""
         self.marker = marker
 
-    def attempt(self, job: Job, control: Control | None = None) -> Verified:
+    def attempt(self, job: Attempt, control: Control | None = None) -> Verified:
         """Do what one attempt of the flow does."""
         job, control = dataclasses.replace(job, restart=self.marker), control or Control()
         found = probe(job)
@@ -69,7 +69,7 @@ class Site:
         publishing.publish(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime))
         return proof.verified
 
-    def attempts(self, job: Job, most: int = 6) -> int:
+    def attempts(self, job: Attempt, most: int = 6) -> int:
         """Attempt until it works; each attempt is another mover's, with the next epoch. Returns how many it took."""
         for number in range(1, most + 1):
             try:
@@ -192,7 +192,7 @@ def test_the_same_try_goes_on_after_the_sftp_server_was_killed(
     assert site.proxy.sent - before <= SIZE - 12 * MIB + OVERHEAD
 
 
-def interrupted(site: Site, at: int = WINDOW + 40 * MIB) -> Job:
+def interrupted(site: Site, at: int = WINDOW + 40 * MIB) -> Attempt:
     """Make an attempt that is cut off at about so many bytes; return the next attempt's job."""
     job = site.ends.job("a:in", "b:out")
     site.proxy.cut_after = site.proxy.sent + at

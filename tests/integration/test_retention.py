@@ -39,7 +39,7 @@ from models.machines import health
 from models.retention import holds, marks, survey
 from models.retention import runs as retention_runs
 from models.retention import submission as retention_submission
-from models.retention.runs import Terms
+from models.retention.runs import RetentionTerms
 from models.tables import Bundle, BundleMember, Claim, RetentionMark, RetentionRun
 from models.transfers.submission import SealedRequest, submit
 from tests.support import archiving
@@ -91,7 +91,9 @@ def kept(database: Database, home: Path, server: PrivateSshd | None = None) -> I
         machines |= {name: server.machine(name, folders[name]) for name in ("far", "near")}
     storages = Storages(Machines(machines), home / "run")
     settings = load_settings(home=home / "home")
-    services = Services(settings, Machines(machines), database, storages, EgressGuard(()), "mover", ring=lambda _: None)
+    services = Services(
+        settings, Machines(machines), database, storages, EgressGuard(()), "mover", notify=lambda _: None
+    )
     yield Keeper(services, folders)
     storages.close()
 
@@ -618,7 +620,7 @@ def test_runs_are_listed_and_forgotten(keeper: Keeper) -> None:
     ids = []
     for _ in range(3):
         with keeper.parts.database.write() as session:
-            ids.append(retention_runs.ask_for_run(session, Terms(True)))
+            ids.append(retention_runs.ask_for_run(session, RetentionTerms(True)))
     with keeper.parts.database.read() as session:
         assert retention_runs.asked_for(session) == ids
         first, cursor = retention_runs.list_runs(session, 2)

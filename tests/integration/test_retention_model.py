@@ -17,7 +17,7 @@ from sqlalchemy import delete, select, update
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, DeleteRequest, RegisterRequest
 from datamanager.domain.retention.decisions import Verdict
-from datamanager.domain.retention.rules import Rule, Rules
+from datamanager.domain.retention.rules import RetentionRules, Rule
 from datamanager.domain.states import ObjectStatus, TransferKind, Verified
 from datamanager.errors import CatalogueError, RemoteFailure
 from datamanager.machines import parse_machines
@@ -27,7 +27,7 @@ from models.retention import holds, marks
 from models.retention import runs as retention_runs
 from models.retention import submission as retention_submission
 from models.retention.report import make_decider
-from models.retention.runs import Terms
+from models.retention.runs import RetentionTerms
 from models.retention.survey import Survey
 from models.tables import Base, Claim, DataObject, RetentionMark, Transfer
 from models.transfers import outcomes, queue
@@ -103,7 +103,7 @@ class World:
     """The catalogue, the rules, and what was decided by whom."""
 
     database: Database
-    rules: Rules
+    rules: RetentionRules
     ids: list[UUID] = field(default_factory=list)
     by_retention: dict[UUID, tuple[Rule, UUID | None]] = field(default_factory=dict)
     late: list[tuple[str, int]] = field(default_factory=list)
@@ -162,9 +162,9 @@ class World:
     def run(self) -> None:
         """Do what a run does with the catalogue, the files being as they should."""
         with self.database.write() as session:
-            run = retention_runs.begin_run(session, Terms(), None, "test", None).id
+            run = retention_runs.begin_run(session, RetentionTerms(), None, "test", None).id
             marks.settle(session)
-            decider = make_decider(session, self.rules, MACHINES, Terms())
+            decider = make_decider(session, self.rules, MACHINES, RetentionTerms())
         survey = Survey(self.database, decider)
         stale = list(survey.stale())
         with self.database.write() as session:
@@ -248,7 +248,7 @@ class World:
             assert not set(held) & set(deletes)
 
 
-def _rules(given_rules: list[dict[str, Any]]) -> Rules:
+def _rules(given_rules: list[dict[str, Any]]) -> RetentionRules:
     made = []
     for number, keys in enumerate(given_rules):
         keys = dict(keys)
@@ -258,4 +258,4 @@ def _rules(given_rules: list[dict[str, Any]]) -> Rules:
         if keys["action"] != "archive" and too:
             keys["status"] = ["ACTIVE", "ARCHIVED"]
         made.append(Rule.model_validate({"name": f"rule {number}", **keys}))
-    return Rules(rule=tuple(made))
+    return RetentionRules(rule=tuple(made))

@@ -19,6 +19,7 @@ from deployments.amqp.submission import Call, enter
 from models import housekeeping
 from models.database import Database
 from models.objects.catalogue import Facts
+from models.stored_requests import request_of
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer
 from models.transfers import cancel_pause, outcomes, queue, submission
 from models.transfers import secrets as transfer_secrets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from datamanager.domain.bundles import Bundle, Manifest, Member, Pack, VerifyLevel
+from datamanager.domain.bundles import Manifest, Member, Pack, SealedBundle, VerifyLevel
 from datamanager.domain.location import Place
 from datamanager.domain.states import Verified
 from datamanager.errors import DataManagerError
@@ -16,7 +16,7 @@ from models.database import Database
 from models.objects.catalogue import Facts, get_object
 from models.tables import Bundle as BundleRow
 from models.transfers import queue
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import LEASE
 
 SHA = "cd" * 32
@@ -30,7 +30,7 @@ def manifest(database: Database, bundle: BundleRow, *objects: UUID) -> Manifest:
         for number, uuid in enumerate(objects):
             obj = get_object(session, uuid)
             members.append(Member(uuid, Place(obj.machine, obj.place), 7, 0o644, 1, SHA, 512 + number * 2048))
-    stored = Bundle(bundle.id, Pack.TAR, Place(bundle.machine, bundle.place), 10240, "ef" * 32)
+    stored = SealedBundle(bundle.id, Pack.TAR, Place(bundle.machine, bundle.place), 10240, "ef" * 32)
     made = datetime(2026, 1, 1, tzinfo=UTC)
     return Manifest(stored, made, "tests", bundle.transfer_id, VerifyLevel.CHECKSUMS, 10240, tuple(members))
 
@@ -52,7 +52,9 @@ def perform(database: Database, transfer: UUID, archive: Machine) -> str | DataM
         return archive_items.finish(session, hold)
 
 
-def _archive(database: Database, hold: Hold, numbers: list[int], archive: Machine, objects: list[UUID]) -> None:
+def _archive(
+    database: Database, hold: TransferLease, numbers: list[int], archive: Machine, objects: list[UUID]
+) -> None:
     with database.write() as session:
         bundle = archive_items.begin_bundle(session, hold, numbers, archive, Pack.TAR, VerifyLevel.CHECKSUMS)
     made = manifest(database, bundle, *objects)

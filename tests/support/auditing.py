@@ -68,7 +68,7 @@ class Plant:
             storages=Storages(machines, home),
             guard=EgressGuard(()),
             owner="mover-of-the-test",
-            ring=lambda _: None,
+            notify=lambda _: None,
         )
 
     def write(self, path: str, data: bytes = b"some bytes") -> Path:

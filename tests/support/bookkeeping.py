@@ -20,7 +20,7 @@ from models.objects import catalogue
 from models.objects.catalogue import Facts
 from models.tables import Claim, DataObject, OutboxMessage, Transfer
 from models.transfers import queue, submission
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from models.transfers.submission import SealedRequest
 
 LEASE = timedelta(seconds=30)
@@ -81,13 +81,15 @@ def submit(database: Database, wanted: SealedRequest) -> UUID:
         return submission.submit(session, MACHINES, wanted).id
 
 
-def take(database: Database, transfer: UUID | None = None, *, owner: str = "mover-1", limit: int = 1) -> list[Hold]:
+def take(
+    database: Database, transfer: UUID | None = None, *, owner: str = "mover-1", limit: int = 1
+) -> list[TransferLease]:
     """Take transfers as a mover does."""
     with database.write() as session:
         return queue.take(session, owner, LEASE, limit, only=transfer)
 
 
-def begin(database: Database, transfer: UUID, *, owner: str = "mover-1") -> Hold:
+def begin(database: Database, transfer: UUID, *, owner: str = "mover-1") -> TransferLease:
     """Take a transfer and begin its run."""
     (hold,) = take(database, transfer, owner=owner)
     with database.write() as session:

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from datamanager.domain.bundles import Manifest, Member, Pack, VerifyLevel, Wanted, bundle_place
+from datamanager.domain.bundles import Manifest, Member, Pack, VerifyLevel, WantedMember, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferKind
-from datamanager.engine.attempt import End, Job, Restart
+from datamanager.engine.attempt import Attempt, Endpoint, Restart
 from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
-from datamanager.engine.bulk.bulk_chunk import StagedBundle as StagedFile
+from datamanager.engine.bulk.bulk_chunk import Staged as StagedFile
 from datamanager.engine.bulk.run import SMALL
 from datamanager.engine.bundles.reading import bulk_recall, recall
 from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import ArchiveJob, ReadyBundle, StagedBundle
+from datamanager.engine.bundles.writing.archive import ArchiveAttempt, ReadyBundle, StagedBundle
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.machines import Machine
@@ -44,7 +44,7 @@ class Archive:
     pack: Pack = Pack.TAR
     transfer: UUID = field(default_factory=uuid4)
     bundle: UUID = field(default_factory=uuid4)
-    wanted: list[Wanted] = field(default_factory=list)
+    wanted: list[WantedMember] = field(default_factory=list)
     data: dict[UUID, bytes] = field(default_factory=dict)
     marker: Restart | None = None
 
@@ -61,7 +61,7 @@ class Archive:
 
     def ask(self, path: str, size: int = 0) -> UUID:
         """Have a file archived, whatever is there."""
-        self.wanted.append(Wanted(uuid4(), Place.of(self.ends.machines["a"], path), size))
+        self.wanted.append(WantedMember(uuid4(), Place.of(self.ends.machines["a"], path), size))
         return self.wanted[-1].uuid
 
     def file(self, uuid: UUID) -> Path:
@@ -69,13 +69,13 @@ class Archive:
         [place] = [one.source for one in self.wanted if one.uuid == uuid]
         return self.ends.folder("a") / place.path
 
-    def job(self, level: VerifyLevel = VerifyLevel.CHECKSUMS, **rules: Any) -> ArchiveJob:
+    def job(self, level: VerifyLevel = VerifyLevel.CHECKSUMS, **rules: Any) -> ArchiveAttempt:
         """Describe an attempt."""
         place = bundle_place(self.ends.machines["b"], "long/term", self.bundle, self.pack)
         machine, storages = self.ends.machines["a"], self.ends.storages
-        end = End(place, self.ends.machines["b"], storages.get("b"))
+        end = Endpoint(place, self.ends.machines["b"], storages.get("b"))
         wanted = tuple(self.wanted)
-        job = ArchiveJob(
+        job = ArchiveAttempt(
             self.transfer, 1, self.bundle, self.pack, level, machine, storages.get("a"), wanted, end, "ann"
         )
         return dataclasses.replace(job, **rules)
@@ -112,10 +112,10 @@ class Archive:
         staged_file.publish(ready, Control())
         return self.ends.folder("a") / to
 
-    def recall_job(self, made: Manifest, to: str) -> Job:
+    def recall_job(self, made: Manifest, to: str) -> Attempt:
         """Describe a recall."""
         ends = (self.ends.end("b", made.bundle.place.path), self.ends.end("a", to))
-        return Job(uuid4(), 1, TransferKind.COPY, *ends)
+        return Attempt(uuid4(), 1, TransferKind.COPY, *ends)
 
     def recall_many(self, made: Manifest, uuids: Sequence[UUID], to: str, **rules: Any) -> dict[UUID, Outcome]:
         """Bring members back together, into a directory."""

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import End, Job
+from datamanager.engine.attempt import Attempt, Endpoint
 from datamanager.machines import Machine, Machines
 from datamanager.transports.factory import Storages
 
@@ -24,12 +24,12 @@ class Ends:
         """Return a machine's base_dir."""
         return Path(self.machines[name].base_dir)
 
-    def end(self, name: str, path: str) -> End:
+    def end(self, name: str, path: str) -> Endpoint:
         """Return one end of a transfer."""
         machine = self.machines[name]
-        return End(Place.of(machine, path), machine, self.storages.get(name))
+        return Endpoint(Place.of(machine, path), machine, self.storages.get(name))
 
-    def job(self, source: str, destination: str, kind: TransferKind = TransferKind.COPY, **rules: object) -> Job:
+    def job(self, source: str, destination: str, kind: TransferKind = TransferKind.COPY, **rules: object) -> Attempt:
         """Describe a transfer between places written `machine:path`."""
         ends = [self.end(*text.split(":", 1)) for text in (source, destination)]
-        return replace(Job(uuid4(), 1, kind, ends[0], ends[1]), **rules)  # type: ignore[arg-type]
+        return replace(Attempt(uuid4(), 1, kind, ends[0], ends[1]), **rules)  # type: ignore[arg-type]

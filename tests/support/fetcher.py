@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import Intent, Job, Restart
+from datamanager.engine.attempt import Attempt, Intent, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.fetching.download import Wanted, download
 from datamanager.engine.single.probe import probe
@@ -31,7 +31,7 @@ class Fetcher:
         machine = Machine.model_validate({"name": "m", "transport": "local", "base_dir": str(folder / "m")})
         self.folder = folder / "m"
         self.ends = Ends({"m": machine}, folder / "run")
-        self.job = Job(uuid4(), 1, TransferKind.GETEXTERNAL, None, self.ends.end("m", "file"))
+        self.job = Attempt(uuid4(), 1, TransferKind.GETEXTERNAL, None, self.ends.end("m", "file"))
         self.marker: Restart | None = None
         self.begun = 0
         """Bytes that the last attempt went on from."""

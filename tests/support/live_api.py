@@ -28,7 +28,7 @@ from models.database import Database
 from models.objects.catalogue import Facts
 from models.tables import Transfer
 from models.transfers import outcomes, queue
-from models.transfers.queue import Hold
+from models.transfers.queue import TransferLease
 from models.transfers.submission import get_transfer
 from tests.support.ports import free_port
 
@@ -134,7 +134,7 @@ class LiveApi:
             self._end(session, hold, error)
         notify(self.settings.home / "run", "api", f"ended:{transfer}")
 
-    def _end(self, session: Any, hold: Hold, error: DataManagerError | None) -> None:
+    def _end(self, session: Any, hold: TransferLease, error: DataManagerError | None) -> None:
         row = get_transfer(session, hold.transfer)
         facts = Facts(10, "sha256:" + "0" * 64, Verified.SHA256)
         if error is not None:

@@ -17,9 +17,9 @@ from sqlalchemy import select, update
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
-from datamanager.domain.retention.rules import Rules, parse_rules
+from datamanager.domain.retention.rules import RetentionRules, parse_rules
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import End
+from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish
 from datamanager.errors import DataManagerError
@@ -29,7 +29,7 @@ from models.database import now
 from models.objects.catalogue import Facts, get_object, register_object
 from models.retention import runs as retention_runs
 from models.retention.report import Report, make_decider, plan
-from models.retention.runs import Terms
+from models.retention.runs import RetentionTerms
 from models.tables import DataObject, RetentionMark, RetentionRun, Transfer
 from models.transfers import outcomes, queue
 from tests.support import archiving
@@ -104,19 +104,19 @@ class Keeper:
         with self.parts.database.read() as session:
             return list(session.scalars(select(Transfer).order_by(Transfer.created, Transfer.id)))
 
-    def plan(self, text: str | Rules, **terms: Any) -> Report:
+    def plan(self, text: str | RetentionRules, **terms: Any) -> Report:
         """Return what a run would do."""
-        return plan(self.parts.database, _rules(text), self.parts.machines, Terms(True, **terms))[1]
+        return plan(self.parts.database, _rules(text), self.parts.machines, RetentionTerms(True, **terms))[1]
 
-    def begin(self, text: str | Rules, **terms: Any) -> tuple[UUID, Retaining]:
+    def begin(self, text: str | RetentionRules, **terms: Any) -> tuple[UUID, Retaining]:
         """Enter a run, and return what works on it."""
-        asked, rules = Terms(False, **terms), _rules(text)
+        asked, rules = RetentionTerms(False, **terms), _rules(text)
         with self.parts.database.write() as session:
             run = retention_runs.begin_run(session, asked, None, "test", None).id
             decider = make_decider(session, rules, self.parts.machines, asked)
         return run, Retaining(self.parts, run, rules, decider, Control())
 
-    def run(self, text: str | Rules, *, judge: Judge | None = None, **terms: Any) -> RetentionRun:
+    def run(self, text: str | RetentionRules, *, judge: Judge | None = None, **terms: Any) -> RetentionRun:
         """Do a whole run, with a mover that performs what it submits, and return its report."""
         run, work = self.begin(text, **terms)
         with moving(self.parts, judge):
@@ -170,7 +170,7 @@ def perform_all(parts: Services, judge: Judge | None = None) -> None:
             queue.begin(session, hold, uuid4())
         if error is None and row.source_machine is not None:
             place = outcomes.source(row)
-            publish.remove_file(End(place, parts.machines[place.machine], parts.storages.get(place.machine)))
+            publish.remove_file(Endpoint(place, parts.machines[place.machine], parts.storages.get(place.machine)))
         with parts.database.write() as session:
             if error is None:
                 outcomes.complete_delete(session, hold)
@@ -183,5 +183,5 @@ def reasons(report: Report | RetentionRun) -> dict[str, str]:
     return {line["object"]: line["reason"] or line["verdict"] for line in report.lines}
 
 
-def _rules(text: str | Rules) -> Rules:
+def _rules(text: str | RetentionRules) -> RetentionRules:
     return parse_rules(text) if isinstance(text, str) else text

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 from datamanager.domain.bundles import (
     MEMBERS_MAX,
-    Bundle,
     Frame,
     Group,
     Manifest,
     Member,
     Pack,
+    SealedBundle,
     VerifyLevel,
-    Wanted,
+    WantedMember,
     bundle_place,
     manifest_place,
 )
@@ -35,7 +35,7 @@ from datamanager.domain.location import Place
 from datamanager.engine.bundles.format import frames as framing
 from datamanager.engine.bundles.format import manifest as manifests
 from datamanager.engine.bundles.format.frames_reader import FramesReader
-from datamanager.engine.bundles.format.layout import LARGE, Entry, Layout, header
+from datamanager.engine.bundles.format.layout import LARGE, BundleEntry, Layout, header
 from datamanager.engine.bundles.writing.content_reader import BATCH, BundleReader
 from datamanager.engine.bundles.writing.digests import BundleDigest
 from datamanager.errors import ChecksumMismatch, DataManagerError, RemoteFailure, SourceChanged, SourceMissing
@@ -65,9 +65,9 @@ def uuid(number: int) -> UUID:
     return UUID(int=number)
 
 
-def entry(number: int, name: str, size: int, path: str = "", **rest: int) -> Entry:
+def entry(number: int, name: str, size: int, path: str = "", **rest: int) -> BundleEntry:
     values = {"mode": 0o640, "mtime": MTIME, **rest}
-    return Entry(uuid(number), Place("a", f"dir/{name}"), path, size, values["mode"], values["mtime"])
+    return BundleEntry(uuid(number), Place("a", f"dir/{name}"), path, size, values["mode"], values["mtime"])
 
 
 def built(layout: Layout, data: list[bytes]) -> bytes:
@@ -159,7 +159,7 @@ def session(site: Ends) -> Iterator[Session]:
         yield lent
 
 
-def files(folder: Path, sizes: list[int]) -> tuple[list[Entry], list[bytes]]:
+def files(folder: Path, sizes: list[int]) -> tuple[list[BundleEntry], list[bytes]]:
     entries, data = [], []
     for number, size in enumerate(sizes):
         path = folder / f"file{number}"
@@ -384,7 +384,7 @@ def manifest_st(draw: st.DrawFn) -> Manifest:
         for _ in range(count)
     )
     return Manifest(
-        Bundle(draw(st.uuids()), pack, Place("arch", draw(paths)), draw(st.integers(0, 2**60)), draw(sha256s)),
+        SealedBundle(draw(st.uuids()), pack, Place("arch", draw(paths)), draw(st.integers(0, 2**60)), draw(sha256s)),
         draw(st.datetimes(timezones=st.just(UTC))).replace(microsecond=0),
         draw(st.text(st.characters(exclude_categories=["Cs"]))),
         draw(st.uuids()),
@@ -403,7 +403,7 @@ def test_manifests_are_read_as_they_were_written(manifest: Manifest) -> None:
 
 
 MANIFEST = Manifest(
-    Bundle(uuid(9), Pack.TAR, Place("arch", "bundles/x.tar"), 10240, "0" * 64),
+    SealedBundle(uuid(9), Pack.TAR, Place("arch", "bundles/x.tar"), 10240, "0" * 64),
     datetime(2026, 7, 1, tzinfo=UTC),
     "ann",
     uuid(8),
@@ -455,7 +455,7 @@ def test_the_published_schema_is_the_code() -> None:
     st.booleans(),
 )
 def test_groups(objects: list[tuple[str, int]], bundle_size: int, alone: bool) -> None:
-    wanted = [Wanted(uuid(n), Place(machine, f"f{n}"), size) for n, (machine, size) in enumerate(objects)]
+    wanted = [WantedMember(uuid(n), Place(machine, f"f{n}"), size) for n, (machine, size) in enumerate(objects)]
     groups = Group.each(wanted, bundle_size, alone=alone)
     assert sorted((one for group in groups for one in group.wanted), key=wanted.index) == wanted
     for group in groups:
@@ -466,7 +466,7 @@ def test_groups(objects: list[tuple[str, int]], bundle_size: int, alone: bool) -
 
 
 def test_a_group_has_no_end_of_members() -> None:
-    wanted = [Wanted(uuid(n), Place("a", "f")) for n in range(MEMBERS_MAX + 1)]
+    wanted = [WantedMember(uuid(n), Place("a", "f")) for n in range(MEMBERS_MAX + 1)]
     assert [len(group.wanted) for group in Group.each(wanted, 1)] == [MEMBERS_MAX, 1]
 
 

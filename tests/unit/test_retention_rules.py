@@ -23,7 +23,7 @@ from datamanager.domain.retention.decisions import (
     plan,
     selects,
 )
-from datamanager.domain.retention.rules import Rule, Rules, check_archives, fits_any, objections, parse_rules
+from datamanager.domain.retention.rules import RetentionRules, Rule, check_archives, fits_any, objections, parse_rules
 from datamanager.domain.states import ObjectStatus, Verified
 from datamanager.domain.units import duration_text, read_duration, read_size, size_text
 from datamanager.errors import InvalidRules
@@ -52,7 +52,7 @@ def subject(number: int = 1, **facts: Any) -> Subject:
     return Subject(**{**given, **facts})
 
 
-def rules(text: str) -> Rules:
+def rules(text: str) -> RetentionRules:
     return parse_rules(text)
 
 
@@ -61,7 +61,7 @@ def rule(**keys: Any) -> Rule:
 
 
 def decided(wanted: Rule, *subjects: Subject, **options: Any) -> dict[int, Decision]:
-    decider = Decider(Rules(rule=(wanted,)), NOW, **options)
+    decider = Decider(RetentionRules(rule=(wanted,)), NOW, **options)
     return {one.subject.id.int: one for one in plan(decider, subjects)}
 
 
@@ -137,11 +137,13 @@ def test_machines_of_rules() -> None:
         '[machines.tape]\ntransport = "local"\nbase_dir = "/t"\narchive = true\n',
         "machines.toml",
     )
-    assert "'beta' is not configured" in objections(Rules(rule=(rule(machine=["alpha", "beta"]),)), machines)[0]
-    check_archives(Rules(rule=(rule(action="archive", archive_to="tape"),)), machines)
+    assert (
+        "'beta' is not configured" in objections(RetentionRules(rule=(rule(machine=["alpha", "beta"]),)), machines)[0]
+    )
+    check_archives(RetentionRules(rule=(rule(action="archive", archive_to="tape"),)), machines)
     for wrong in ("alpha", "nowhere"):
         with pytest.raises(InvalidRules, match="archive_to"):
-            check_archives(Rules(rule=(rule(action="archive", archive_to=wrong),)), machines)
+            check_archives(RetentionRules(rule=(rule(action="archive", archive_to=wrong),)), machines)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_the_sample_in_the_documents_is_right() -> None:
     text = (Path(__file__).parents[2] / "docs" / "retention.md").read_text(encoding="utf-8")
     found = rules(text.split("```toml")[1].split("```")[0])
     assert [one.action.value for one in found.rule] == ["archive", "delete-copies", "delete"]
-    assert found.limits == Rules().limits
+    assert found.limits == RetentionRules().limits
 
 
 # --- selecting ------------------------------------------------------------------------------------------------------
@@ -267,7 +269,9 @@ def test_an_archived_copy_counts() -> None:
 
 
 def test_what_a_rule_may_take_as_the_last_copy_saves_no_other() -> None:
-    both = Rules(rule=(rule(name="all", action="delete", group="scratch", even_last_copy=True), rule(group="weather")))
+    both = RetentionRules(
+        rule=(rule(name="all", action="delete", group="scratch", even_last_copy=True), rule(group="weather"))
+    )
     decider = Decider(both, NOW)
     found = {one.subject.id.int: one for one in plan(decider, [subject(1), subject(2, group="scratch")])}
     assert found[1].reason is Reason.LAST_VERIFIED_COPY
@@ -297,7 +301,7 @@ def test_who_is_spared(facts: dict[str, Any], reason: Reason) -> None:
 
 def test_the_first_rule_that_selects_decides() -> None:
     first = rule(name="first", action="archive", group="weather")
-    both = Rules(rule=(first, rule(name="second", action="delete", even_last_copy=True)))
+    both = RetentionRules(rule=(first, rule(name="second", action="delete", even_last_copy=True)))
     (found,) = plan(Decider(both, NOW), [subject(1, restored=frozenset({"first"}))])
     assert (found.rule.name, found.reason) == ("first", Reason.RESTORED)
 
@@ -325,7 +329,7 @@ def test_caps_hold_for_acts_and_for_marks() -> None:
 
 
 def test_only_one_rule_is_carried_out_but_all_say_what_is_a_copy() -> None:
-    both = Rules(rule=(rule(name="a", group="weather"), rule(name="b", group="fire")))
+    both = RetentionRules(rule=(rule(name="a", group="weather"), rule(name="b", group="fire")))
     ones = [subject(1), subject(2, group="fire", registered=NOW - 50 * DAY)]
     found = list(plan(Decider(both, NOW, only="b"), ones))
     assert [(one.subject.id.int, one.verdict, one.survivor) for one in found] == [(2, Verdict.ACT, UUID(int=1))]
@@ -378,7 +382,7 @@ happenings = st.lists(
 )
 
 
-def _rules_of(given_rules: list[dict[str, Any]]) -> Rules:
+def _rules_of(given_rules: list[dict[str, Any]]) -> RetentionRules:
     made = []
     for number, keys in enumerate(given_rules):
         keys = dict(keys)
@@ -388,7 +392,7 @@ def _rules_of(given_rules: list[dict[str, Any]]) -> Rules:
         if keys["action"] != "archive" and too:
             keys["status"] = ["ACTIVE", "ARCHIVED"]
         made.append(Rule.model_validate({"name": f"rule {number}", **keys}))
-    return Rules(rule=tuple(made))
+    return RetentionRules(rule=tuple(made))
 
 
 @given(given_rules=rule_sets, objects=object_sets, days=st.lists(happenings, min_size=1, max_size=6))
@@ -435,7 +439,7 @@ def _happen(world: dict[UUID, Subject], events: list[tuple[str, int]], time: dat
     return failing
 
 
-def _run(world: dict[UUID, Subject], wanted: Rules, time: datetime, failing: set[UUID]) -> None:
+def _run(world: dict[UUID, Subject], wanted: RetentionRules, time: datetime, failing: set[UUID]) -> None:
     decider = Decider(wanted, time)
     groups = {one.checksum: [x for x in world.values() if x.checksum == one.checksum] for one in world.values()}
     keepers = {sum_: keeper_of(wanted, some, time, {}) for sum_, some in groups.items() if sum_ is not None}

@@ -1,4 +1,4 @@
-"""How a transfer is told to stop: whose word counts, and what the point of no return changes."""
+"""How a transfer is told to stop: whose word counts, and what the commit point changes."""
 
 from __future__ import annotations
 

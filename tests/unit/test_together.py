@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from datamanager.engine.concurrent_contexts import together
+from datamanager.engine.concurrent_contexts import concurrently
 
 
 class Doors:
@@ -39,7 +39,9 @@ class Doors:
 
 def test_all_are_entered_at_the_same_time_and_given_in_order() -> None:
     doors = Doors()
-    with together([doors.door(number, wait=True) for number in range(3)]) as given:  # in turn they would wait for ever
+    with concurrently(
+        [doors.door(number, wait=True) for number in range(3)]
+    ) as given:  # in turn they would wait for ever
         assert given == [0, 1, 2]
     assert sorted(doors.left) == [(0, ""), (1, ""), (2, "")]
 
@@ -53,7 +55,7 @@ def test_the_others_are_entered_after_the_first() -> None:
         with doors.door(0) as number:
             yield number
 
-    with together([slow(), doors.door(1), doors.door(2)], after_first=True) as given:
+    with concurrently([slow(), doors.door(1), doors.door(2)], after_first=True) as given:
         assert given == [0, 1, 2]
     assert doors.entered[0] == 0
     assert sorted(doors.left) == [(0, ""), (1, ""), (2, "")]
@@ -61,7 +63,7 @@ def test_the_others_are_entered_after_the_first() -> None:
 
 def test_after_a_first_one_that_is_closed_no_other_is_entered() -> None:
     doors = Doors()
-    with pytest.raises(KeyError), together([doors.door(0, closed=True), doors.door(1)], after_first=True):
+    with pytest.raises(KeyError), concurrently([doors.door(0, closed=True), doors.door(1)], after_first=True):
         pytest.fail("entered")
     assert not doors.entered
     assert not doors.left
@@ -70,14 +72,14 @@ def test_after_a_first_one_that_is_closed_no_other_is_entered() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_need_no_threads(count: int) -> None:
     doors = Doors()
-    with together([doors.door(number) for number in range(count)]) as given:
+    with concurrently([doors.door(number) for number in range(count)]) as given:
         assert given == list(range(count))
     assert len(doors.left) == count
 
 
 def test_one_that_is_closed_lets_the_others_out() -> None:
     doors = Doors()
-    with pytest.raises(KeyError), together([doors.door(0), doors.door(1, closed=True), doors.door(2)]):
+    with pytest.raises(KeyError), concurrently([doors.door(0), doors.door(1, closed=True), doors.door(2)]):
         pytest.fail("entered")
     assert sorted(doors.entered) == [0, 2]
     assert sorted(doors.left) == [(0, "KeyError"), (2, "KeyError")]
@@ -85,13 +87,13 @@ def test_one_that_is_closed_lets_the_others_out() -> None:
 
 def test_an_error_within_is_told_to_all() -> None:
     doors = Doors()
-    with pytest.raises(RuntimeError), together([doors.door(number) for number in range(3)]):
+    with pytest.raises(RuntimeError), concurrently([doors.door(number) for number in range(3)]):
         raise RuntimeError
     assert sorted(doors.left) == [(number, "RuntimeError") for number in range(3)]
 
 
 def test_an_error_on_the_way_out_is_raised_when_all_have_left() -> None:
     doors = Doors()
-    with pytest.raises(ValueError, match="1"), together([doors.door(0), doors.door(1, stuck=True), doors.door(2)]):
+    with pytest.raises(ValueError, match="1"), concurrently([doors.door(0), doors.door(1, stuck=True), doors.door(2)]):
         pass
     assert len(doors.left) == 3

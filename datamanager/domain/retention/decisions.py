@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from datamanager.domain.retention.rules import Action, Limits, Rule, Rules, fits_any
+from datamanager.domain.retention.rules import Action, RetentionLimits, RetentionRules, Rule, fits_any
 from datamanager.domain.states import ObjectStatus, Verified
 
 
@@ -129,7 +129,7 @@ class Budget:
     fit is left for another run; smaller ones after it may still fit.
     """
 
-    limits: Limits
+    limits: RetentionLimits
     _objects: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _bytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
@@ -157,13 +157,13 @@ class Decider:
 
     def __init__(
         self,
-        rules: Rules,
+        rules: RetentionRules,
         now: datetime,
         *,
         machines: Iterable[str] | None = None,
         away: Mapping[str, Reason] | None = None,
         only: str = "",
-        limits: Limits | None = None,
+        limits: RetentionLimits | None = None,
     ) -> None:
         self.rules = rules
         self.now = now
@@ -230,7 +230,7 @@ class Decider:
         return self.away.get(subject.machine)
 
 
-def rule_of(rules: Rules, subject: Subject, now: datetime) -> Rule | None:
+def rule_of(rules: RetentionRules, subject: Subject, now: datetime) -> Rule | None:
     """Return the first rule that selects an object."""
     return next((rule for rule in rules.rule if selects(rule, subject, now)), None)
 
@@ -260,7 +260,7 @@ def marked_by(subject: Subject, rule: Rule) -> bool:
     return mark is not None and mark.rule == rule.name and mark.action == rule.action.value
 
 
-def doomed_by(rules: Rules, subject: Subject, now: datetime) -> Rule | None:
+def doomed_by(rules: RetentionRules, subject: Subject, now: datetime) -> Rule | None:
     """Return the rule that wants to delete an object, sooner or later; None for one that nothing wants to delete."""
     rule = rule_of(rules, subject, now)
     if rule is None or not rule.action.deletes or subject.held or rule.name in subject.restored:
@@ -268,7 +268,9 @@ def doomed_by(rules: Rules, subject: Subject, now: datetime) -> Rule | None:
     return rule
 
 
-def keeper_of(rules: Rules, members: Iterable[Subject], now: datetime, away: Mapping[str, Reason]) -> UUID | None:
+def keeper_of(
+    rules: RetentionRules, members: Iterable[Subject], now: datetime, away: Mapping[str, Reason]
+) -> UUID | None:
     """Return the copy of a group that is kept whatever the rules say, None when there is none.
 
     Of those that no rule wants to delete the one that can be looked at now, an ACTIVE one before an ARCHIVED, then the

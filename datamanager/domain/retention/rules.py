@@ -60,7 +60,7 @@ Texts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)
 MetaText = Annotated[str, BeforeValidator(_text_of)]
 
 
-class Limits(BaseModel):
+class RetentionLimits(BaseModel):
     """What one run may do at most, all rules together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -184,13 +184,13 @@ class Rule(BaseModel):
         yield "expired", "that have expired"
 
 
-class Rules(BaseModel):
+class RetentionRules(BaseModel):
     """All rules, in the order of the file: the first that selects an object decides. And the limits of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rule: Annotated[tuple[Rule, ...], Field(max_length=RULES_MAX)] = ()
-    limits: Limits = Limits()
+    limits: RetentionLimits = RetentionLimits()
 
     @field_validator("rule")
     @classmethod
@@ -206,30 +206,30 @@ class Rules(BaseModel):
         return next((rule for rule in self.rule if rule.name == name), None)
 
 
-def load_rules(path: Path) -> Rules:
+def load_rules(path: Path) -> RetentionRules:
     """Read retention.toml; no rules where there is no file. Raises: InvalidRules when it can't be read or is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return Rules()
+        return RetentionRules()
     except (OSError, UnicodeDecodeError) as exc:
         raise InvalidRules(f"{path.name}: can't be read: {exc}") from exc
     return parse_rules(text, path.name)
 
 
-def parse_rules(text: str, name: str = "retention.toml") -> Rules:
+def parse_rules(text: str, name: str = "retention.toml") -> RetentionRules:
     """Read rules from TOML. Raises: InvalidRules with one line that names the rule and what is wrong."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise InvalidRules(f"{name}: {exc}") from None
     try:
-        return Rules.model_validate(document)
+        return RetentionRules.model_validate(document)
     except ValidationError as exc:
         raise InvalidRules(f"{name}: {_named(document, describe(exc))}") from None
 
 
-def objections(rules: Rules, machines: Mapping[str, Any]) -> list[str]:
+def objections(rules: RetentionRules, machines: Mapping[str, Any]) -> list[str]:
     """Return what of the rules does not fit the configured machines: names that there are none of."""
     return [
         f"rule {rule.name!r}: machine: {machine!r} is not configured, so nothing is selected there"
@@ -239,7 +239,7 @@ def objections(rules: Rules, machines: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def check_archives(rules: Rules, machines: Machines) -> None:
+def check_archives(rules: RetentionRules, machines: Machines) -> None:
     """Make sure that every rule's archive is one. Raises: InvalidRules."""
     for rule in rules.rule:
         if rule.archive_to is not None:
@@ -277,7 +277,7 @@ def fits_any(globs: tuple[str, ...], text: str, *, path: bool = False) -> bool:
     return any(compiled(glob, path=path).fullmatch(text) for glob in globs)
 
 
-def statuses(rules: Rules) -> set[ObjectStatus]:
+def statuses(rules: RetentionRules) -> set[ObjectStatus]:
     """Return of which status objects may be selected at all."""
     return {ObjectStatus(status) for rule in rules.rule for status in rule.status}
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from datamanager.domain.location import Place
 from datamanager.engine.bulk.bulk_chunk import Chunk, Deferred, SmallItem, SmallTask
-from datamanager.engine.path_confinement import Directory, canonical_of, directories_of, make, real_base
+from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directories_of, make, real_base
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
@@ -42,7 +42,7 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
     base = real_base(ends.target, ends.destination)
     targets = directories_of(ends.target, ends.destination, base, {_directory(item.destination) for item in items})
     chunk.control.check()
-    faults = make(ends.target, [found for found in targets.values() if isinstance(found, Directory)])
+    faults = make(ends.target, [found for found in targets.values() if isinstance(found, ResolvedDirectory)])
     finals = set[str]()
     for item in items:
         source, target = sources[_directory(item.source)], targets[_directory(item.destination)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datamanager.engine.attempt import Job, Proof
+from datamanager.engine.attempt import Attempt, Proof
 from datamanager.engine.control import Control
 from datamanager.engine.extracting.archive_member import Packed
 from datamanager.engine.extracting.member_content import Lying, MemberContent
@@ -10,7 +10,7 @@ from datamanager.engine.single.staged_file import ReadyFile, stage_content
 from datamanager.engine.single.transfer import Remember
 
 
-def stage(job: Job, archive: Lying, member: Packed, control: Control, remember: Remember) -> ReadyFile:
+def stage(job: Attempt, archive: Lying, member: Packed, control: Control, remember: Remember) -> ReadyFile:
     """Do all that comes before the name is given; the bytes are hashed at both ends, whatever `job.verify` says.
 
     Raises: ChecksumMismatch (the archive is damaged there), SourceChanged, DestinationExists, NoSpace, what the

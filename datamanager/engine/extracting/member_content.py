@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datamanager.domain.location import Place
 from datamanager.engine.bundles.format.ranges import just
 from datamanager.engine.bundles.reading.stored_bundle import Slice
-from datamanager.engine.container_members import ManyPieces, Piece, Pieces
+from datamanager.engine.container_members import BulkContainerMembers, ContainerMember, ContainerMembers
 from datamanager.engine.extracting.archive_member import Packed, shown
 from datamanager.errors import ChecksumMismatch, InternalError, PathMissing, SourceChanged
 from datamanager.machines import Machine
@@ -39,7 +39,7 @@ class Lying:
             raise SourceChanged("the archive changed while it was extracted")
 
 
-def pieces(session: Session, machine: Machine, archive: Lying, members: Mapping[Place, Packed]) -> Pieces:
+def pieces(session: Session, machine: Machine, archive: Lying, members: Mapping[Place, Packed]) -> ContainerMembers:
     """Return small members as files of a machine, by the places that they are said to have."""
 
     @contextmanager
@@ -48,7 +48,7 @@ def pieces(session: Session, machine: Machine, archive: Lying, members: Mapping[
             yield reader
 
     known = {posixpath.join(machine.base_dir, place.path): _piece(member) for place, member in members.items()}
-    return Pieces(ManyPieces(session, opened, archive.require_there, known))
+    return ContainerMembers(BulkContainerMembers(session, opened, archive.require_there, known))
 
 
 class MemberContent:
@@ -176,7 +176,7 @@ def damaged(member: Packed) -> ChecksumMismatch:
     return ChecksumMismatch(f"the archive's member {shown(member.name)} is damaged")
 
 
-def _piece(member: Packed) -> Piece:
+def _piece(member: Packed) -> ContainerMember:
     def unfold(data: bytes) -> SmallFile | ChecksumMismatch:
         if member.deflated:
             inflate = zlib.decompressobj(_RAW)
@@ -192,4 +192,4 @@ def _piece(member: Packed) -> Piece:
             return damaged(member)
         return SmallFile(member.stat, data)
 
-    return Piece(member.offset, member.stored, member.stat, unfold)
+    return ContainerMember(member.offset, member.stored, member.stat, unfold)

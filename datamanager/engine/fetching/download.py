@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Found, Job, Moved, Restart
+from datamanager.engine.attempt import Attempt, Found, Moved, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.single.restart import parts_of
 from datamanager.engine.single.transfer import FOLLOWED_FROM, Remember, forget, remove_part
@@ -66,7 +66,7 @@ class Wanted:
 
 
 def download(
-    job: Job,
+    job: Attempt,
     found: Found,
     sources: Mapping[str, Source],
     control: Control,
@@ -155,7 +155,7 @@ class _Kept:
         return cls(place, digests={name: hashlib.new(name, usedforsecurity=False) for name in names})
 
     @classmethod
-    def of(cls, job: Job, found: Found, session: Session, control: Control, wanted: Wanted) -> _Kept | None:
+    def of(cls, job: Attempt, found: Found, session: Session, control: Control, wanted: Wanted) -> _Kept | None:
         """Return what an earlier try or attempt stored, proved by its checkpoint; None when there is nothing good, and
         no partial file of this transfer is left then.
         """
@@ -189,7 +189,7 @@ class _Fetch:
 
     def __init__(
         self,
-        job: Job,
+        job: Attempt,
         found: Found,
         session: Session,
         control: Control,

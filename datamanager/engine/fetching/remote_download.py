@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Found, Job, Moved, Restart
+from datamanager.engine.attempt import Attempt, Found, Moved, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.fetching import download as downloading
 from datamanager.engine.fetching.download import TAIL, Broke, Wanted, in_turn
@@ -55,7 +55,7 @@ def unheard(_: str, __: CurlDownload) -> None:
 
 
 def fetch(
-    job: Job,
+    job: Attempt,
     found: Found,
     sources: Mapping[str, RemoteHttpSource],
     control: Control,
@@ -95,7 +95,7 @@ class _Fetch:
 
     def __init__(
         self,
-        job: Job,
+        job: Attempt,
         found: Found,
         session: Session,
         control: Control,

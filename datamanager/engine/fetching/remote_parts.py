@@ -12,7 +12,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from datamanager.domain.location import temporary_name
-from datamanager.engine.attempt import Found, Job
+from datamanager.engine.attempt import Attempt, Found
 from datamanager.engine.control import Control
 from datamanager.engine.single.restart import parts_of
 from datamanager.errors import PathMissing, RemoteFailure
@@ -33,7 +33,7 @@ class Stored:
     position: int = 0
 
 
-def take_over(job: Job, found: Found, session: Session, control: Control, places: Container[str]) -> Stored | None:
+def take_over(job: Attempt, found: Found, session: Session, control: Control, places: Container[str]) -> Stored | None:
     """Return what is stored and can be gone on with, in the attempt's partial file, which nobody else has open; None
     when there is nothing good. No other partial file of this transfer is left then.
 

@@ -11,9 +11,9 @@ import logging
 import time
 
 from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Found, Job, Moved
+from datamanager.engine.attempt import Attempt, Found, Moved
 from datamanager.engine.control import Control
-from datamanager.engine.endpoints import lent, refuse_one_place
+from datamanager.engine.endpoints import acquire_sessions, refuse_one_place
 from datamanager.engine.single.verify import require_unchanged
 from datamanager.errors import ConnectionLost, NotSupported, PathMissing, TransportTimeout
 from datamanager.machines import Machine, TransportKind
@@ -24,7 +24,7 @@ from datamanager.transports.values import FileStat
 _log = logging.getLogger(__name__)
 
 
-def possible(job: Job, *, limited: bool) -> bool:
+def possible(job: Attempt, *, limited: bool) -> bool:
     """Say whether the source may push to the destination: two SFTP machines that both allow it.
 
     `limited`: a bandwidth limit is in force for one of them or for the request; nobody could keep to it.
@@ -36,7 +36,7 @@ def possible(job: Job, *, limited: bool) -> bool:
     return allowed and source.name != destination.name
 
 
-def push(job: Job, found: Found, control: Control, offset: int = 0) -> Moved | None:
+def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved | None:
     """Let the source push its bytes from `offset` on into the partial file; None when that did not work.
 
     The reason is logged then, and the partial file, if there is one, holds a prefix of the source. With `offset` 0 it
@@ -50,7 +50,7 @@ def push(job: Job, found: Found, control: Control, offset: int = 0) -> Moved | N
     control.enter(Phase.TRANSFER, wanted)
     control.bytes_done = offset
     machine = job.target.machine
-    with lent(job) as (source, target):
+    with acquire_sessions(job) as (source, target):
         growth = _Growth(target, found.part, control, machine)
         try:
             to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)

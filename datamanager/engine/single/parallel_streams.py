@@ -28,7 +28,7 @@ Seen = Callable[[memoryview, int], None]
 """Told each block in the file's order, and up to where bytes are surely stored."""
 
 
-class Crew:
+class ParallelStreams:
     """The readers and writers of the bytes from `start` to `stop`. Used once."""
 
     def __init__(self, readers: Sequence[Reader], writers: Sequence[Writer], start: int, stop: int) -> None:

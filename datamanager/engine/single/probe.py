@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datamanager.domain.plan import Route, plan
-from datamanager.engine.attempt import End, Found, Intent, Job
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.content import Content
-from datamanager.engine.path_confinement import Directory, canonical_of, directory_of, followed, make, real_base
+from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
 from datamanager.engine.single import direct
 from datamanager.engine.single.restart import part_paths, parts_among
 from datamanager.engine.single.verify import stored_sha256
@@ -42,7 +42,7 @@ class Read:
     content: Content | None = None
 
 
-def probe(job: Job, *, size: int | None = None) -> Found:
+def probe(job: Attempt, *, size: int | None = None) -> Found:
     """Look at both ends and say how the bytes will go; `size` is a download's announced length (None: unknown).
 
     Makes the destination's directory; removes partial files of this transfer there that nobody can go on with.
@@ -55,7 +55,7 @@ def probe(job: Job, *, size: int | None = None) -> Found:
     return _look(job, read, read.stat.size if read.stat else size)
 
 
-def probe_content(job: Job, read: Read, *, size: int | None) -> Found:
+def probe_content(job: Attempt, read: Read, *, size: int | None) -> Found:
     """Look at the destination of a content, which goes by relay; `size`: the bytes that it needs there (None: unknown).
 
     Raises: what `probe` raises but SourceMissing.
@@ -63,7 +63,7 @@ def probe_content(job: Job, read: Read, *, size: int | None) -> Found:
     return _look(job, read, size)
 
 
-def _look(job: Job, read: Read, size: int | None) -> Found:
+def _look(job: Attempt, read: Read, size: int | None) -> Found:
     target = job.target
     with target.storage.session() as session:
         base = real_base(session, target.machine)
@@ -95,7 +95,7 @@ def _look(job: Job, read: Read, size: int | None) -> Found:
         return found
 
 
-def _route(job: Job, read: Read, session: Session) -> Route:
+def _route(job: Attempt, read: Read, session: Session) -> Route:
     if read.content is not None:
         return Route.RELAY
     route = plan(
@@ -111,7 +111,7 @@ def _route(job: Job, read: Read, session: Session) -> Route:
     return route
 
 
-def _probe_source(end: End) -> Read:
+def _probe_source(end: Endpoint) -> Read:
     machine, place = end.machine, end.place
     with end.storage.session() as session:
         base = real_base(session, machine)
@@ -129,7 +129,7 @@ def _probe_source(end: End) -> Read:
 
 
 def _look_at_names(
-    session: Session, parent: Directory, names: Sequence[str], target: End
+    session: Session, parent: ResolvedDirectory, names: Sequence[str], target: Endpoint
 ) -> dict[str, FileStat | TransportError]:
     """Return what lies at these paths in the destination's directory, which is made if it is missing.
 
@@ -152,11 +152,11 @@ def _look_at_names(
     return looks
 
 
-def _in_the_way(target: End) -> DestinationExists:
+def _in_the_way(target: Endpoint) -> DestinationExists:
     return DestinationExists(f"{target.place}: a file is where a directory is needed")
 
 
-def published_before(session: Session, job: Job, final: str, source: FileStat | None) -> Intent | None:
+def published_before(session: Session, job: Attempt, final: str, source: FileStat | None) -> Intent | None:
     """Say whether an earlier attempt, which recorded its intent, got as far as publishing: the right bytes have the
     name.
     """
@@ -176,13 +176,13 @@ def published_before(session: Session, job: Job, final: str, source: FileStat | 
     return intent if stored_sha256(session, final) == intent.sha256 else None
 
 
-def _require_another_file(job: Job, source_path: str, final: str) -> None:
+def _require_another_file(job: Attempt, source_path: str, final: str) -> None:
     """Refuse to put a file onto itself by another way through links: overwriting or removing it would destroy it."""
     if job.source is not None and job.source.machine.name == job.target.machine.name and source_path == final:
         raise DestinationExists(f"{job.source.place} and {job.target.place} are one and the same file")
 
 
-def _require_free_name(job: Job, there: FileStat | TransportError | None) -> None:
+def _require_free_name(job: Attempt, there: FileStat | TransportError | None) -> None:
     if not isinstance(there, FileStat):
         return  # nothing is there
     place = job.target.place
@@ -192,13 +192,13 @@ def _require_free_name(job: Job, there: FileStat | TransportError | None) -> Non
         raise DestinationExists(f"{place}: a file that is not registered is there; overwrite=true replaces it")
 
 
-def _require_space(session: Session, directory: str, size: int | None, there: int, target: End) -> None:
+def _require_space(session: Session, directory: str, size: int | None, there: int, target: Endpoint) -> None:
     free = session.free_space(directory)
     if free is not None and size is not None and size - there > free:
         raise NoSpace(f"{target.machine.name}: {size - there} bytes are needed, {free} are free")
 
 
-def _resumable(session: Session, job: Job, found: Found, parts: Sequence[tuple[int, str]]) -> int:
+def _resumable(session: Session, job: Attempt, found: Found, parts: Sequence[tuple[int, str]]) -> int:
     """Return the bytes that earlier attempts stored and this one can go on from; removes the parts that it can't."""
     sent = found.route in (Route.RELAY, Route.DIRECT) and found.published is None
     if sent and found.source is not None and job.restart is not None and job.restart.fits(found.source):

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from datamanager.engine.attempt import End, Found, Intent, Job
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import (
@@ -23,7 +23,7 @@ from datamanager.transports.values import FileKind
 PLAIN_MODE = 0o644  # of a downloaded file; a copy carries its source's mode
 
 
-def publish(job: Job, found: Found, intent: Intent) -> None:
+def publish(job: Attempt, found: Found, intent: Intent) -> None:
     """Give the verified partial file its name, atomically; readers see nothing or the whole file.
 
     A file that already has the name is accepted when it holds the right bytes and the intent was recorded (a retry of
@@ -46,7 +46,7 @@ def publish(job: Job, found: Found, intent: Intent) -> None:
             session.remove(found.part)
 
 
-def rename(job: Job, found: Found) -> bool:
+def rename(job: Attempt, found: Found) -> bool:
     """Move by rename on one machine; False when the names are on different file systems (nothing done).
 
     The caller has recorded the intent: source gone and destination matching is done, not missing.
@@ -74,7 +74,7 @@ def rename(job: Job, found: Found) -> bool:
     return True
 
 
-def remove_source(end: End, intent: Intent, kept: End) -> None:
+def remove_source(end: Endpoint, intent: Intent, kept: Endpoint) -> None:
     """Remove a move's source, if it still is what was read. Fine when it is gone already. Never removes `kept`.
 
     Raises: SourceNotRemoved when it changed, or can't be removed; retryable transport errors as they are.
@@ -97,7 +97,7 @@ def remove_source(end: End, intent: Intent, kept: End) -> None:
             raise SourceNotRemoved(f"{end.place} can't be removed: {exc.detail}") from exc
 
 
-def remove_file(end: End) -> bool:
+def remove_file(end: Endpoint) -> bool:
     """Remove an object's file; False when it was gone already. Raises: what the transports raise."""
     with end.storage.session() as session:
         try:

@@ -1,4 +1,4 @@
-"""The restart marker: how a transfer goes on where it was cut off, by another try or another mover's attempt.
+"""The restart marker: how another try, or another mover's attempt, resumes an interrupted transfer.
 
 Bytes are written in the order of the file, on several connections at most `WINDOW` apart, so everything that lies more
 than that before the end of a partial file was answered well: its own size says where to go on, and no journal has to be
@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from datamanager.engine.attempt import Found, Job, Restart
+from datamanager.engine.attempt import Attempt, Found, Restart
 from datamanager.engine.control import Control
 from datamanager.errors import PathMissing, TransportError
 from datamanager.transports.paths import shown
@@ -35,7 +35,7 @@ def marker_of(found: Found) -> Restart | None:
     return Restart(source.size, source.mtime, WINDOW) if source.size > WINDOW else None
 
 
-def resume(job: Job, found: Found, source: Session, target: Session, control: Control) -> int:
+def resume(job: Attempt, found: Found, source: Session, target: Session, control: Control) -> int:
     """Return the offset from which to go on: the partial file of an earlier try or attempt is this one's then.
 
     0 when there is none, when it stems from another source, or when its last block is not the source's; no partial
@@ -64,13 +64,13 @@ def resume(job: Job, found: Found, source: Session, target: Session, control: Co
     return offset
 
 
-def parts_of(job: Job, directory: str, session: Session) -> list[tuple[int, str]]:
+def parts_of(job: Attempt, directory: str, session: Session) -> list[tuple[int, str]]:
     """Return (size, path) of each partial file that this transfer has in its destination's directory."""
     paths = part_paths(job, directory)
     return parts_among({paths[index]: there for index, there in session.bulk.lstat(paths)})
 
 
-def part_paths(job: Job, directory: str) -> list[str]:
+def part_paths(job: Attempt, directory: str) -> list[str]:
     """Return where this transfer may have partial files in its destination's directory: this attempt's is the first."""
     return [posixpath.join(directory, name) for name in [job.part_name, *job.earlier_part_names]]
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase, Verified
-from datamanager.engine.attempt import Found, Intent, Job, Proof
+from datamanager.engine.attempt import Attempt, Found, Intent, Proof
 from datamanager.engine.content import Content
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing
@@ -73,13 +73,13 @@ class Share(Control):
 class ReadyFile:
     """A file that waits for its name: in its partial file and verified, or where a rename will take it from."""
 
-    job: Job
+    job: Attempt
     found: Found
     intent: Intent
     verified: Verified
 
 
-def stage(job: Job, whole: Control) -> ReadyFile:
+def stage(job: Attempt, whole: Control) -> ReadyFile:
     """Do all that comes before the name is given. A failure leaves nothing.
 
     Raises: what probe, stream and verify raise.
@@ -94,7 +94,7 @@ def stage(job: Job, whole: Control) -> ReadyFile:
 
 
 def stage_content(
-    job: Job,
+    job: Attempt,
     content: Kept,
     path: str,
     judge: Callable[[Proof], None],
@@ -117,7 +117,7 @@ def stage_content(
 
 
 def _content_sent(
-    job: Job,
+    job: Attempt,
     content: Kept,
     path: str,
     judge: Callable[[Proof], None],
@@ -164,7 +164,7 @@ def discard(ready: ReadyFile) -> None:
         _discard(ready.job, ready.found)
 
 
-def _sent(job: Job, found: Found, whole: Control) -> ReadyFile:
+def _sent(job: Attempt, found: Found, whole: Control) -> ReadyFile:
     """Send and verify; what was damaged on the way is sent once more."""
     share = Share(whole)
     try:
@@ -181,12 +181,12 @@ def _sent(job: Job, found: Found, whole: Control) -> ReadyFile:
     return ReadyFile(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime), proof.verified)
 
 
-def _discard(job: Job, found: Found) -> None:
+def _discard(job: Attempt, found: Found) -> None:
     try:
         transfer.discard(job, found)
     except DataManagerError as exc:
         log.warning("%s: a partial file stays for now: %s", job.target.place, exc.detail)
 
 
-def _promised(job: Job) -> Verified:
+def _promised(job: Attempt) -> Verified:
     return Verified.SHA256 if job.verify is VerifyPolicy.SHA256 else Verified.SIZE

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from datamanager.engine.attempt import Job
+from datamanager.engine.attempt import Attempt
 from datamanager.engine.content import Digest
 from datamanager.engine.control import Control
-from datamanager.engine.single.parallel_streams import CHUNK, Crew, Seen
+from datamanager.engine.single.parallel_streams import CHUNK, ParallelStreams, Seen
 from datamanager.transports.port import Follower, Reader, Session, Storage, Writer
 
 LONG_PATH = 0.004
@@ -29,7 +29,7 @@ cores are busy: a window is opened again when somebody has had the time to empty
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
+class StreamPlan:
     """The sessions of a transfer at either end, the first of each being the one it had before."""
 
     sources: list[Session]
@@ -37,7 +37,7 @@ class Ways:
 
 
 @contextmanager
-def connections(job: Job, source: Session, target: Session, size: int) -> Iterator[Ways]:
+def connections(job: Attempt, source: Session, target: Session, size: int) -> Iterator[StreamPlan]:
     """Lend the further sessions that the paths ask for, as far as they are free just now."""
     with ExitStack() as stack:
 
@@ -45,7 +45,7 @@ def connections(job: Job, source: Session, target: Session, size: int) -> Iterat
             further = streams_for(session.round_trip, size) - 1
             return [session, *(stack.enter_context(storage.extra_sessions(further)) if further else [])]
 
-        yield Ways(ways(source, job.origin.storage), ways(target, job.target.storage))
+        yield StreamPlan(ways(source, job.origin.storage), ways(target, job.target.storage))
 
 
 def streams_for(round_trip: float, size: int) -> int:
@@ -90,7 +90,7 @@ class Stretch:
         if len(self._readers) == len(self._writers) == 1:
             position = self._alone(control)
         else:
-            position = Crew(self._readers, self._writers, self._start, self._stop).move(self._seen(control))
+            position = ParallelStreams(self._readers, self._writers, self._start, self._stop).move(self._seen(control))
         for writer in self._writers:
             writer.settle()
         self._writers[0].flush()

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Found, Job, Moved, Restart
-from datamanager.engine.cancellable_storage import bare
-from datamanager.engine.concurrent_contexts import together
+from datamanager.engine.attempt import Attempt, Found, Moved, Restart
+from datamanager.engine.cancellable_storage import unwrapped
+from datamanager.engine.concurrent_contexts import concurrently
 from datamanager.engine.control import Control
-from datamanager.engine.endpoints import lent, refuse_one_place
+from datamanager.engine.endpoints import acquire_sessions, refuse_one_place
 from datamanager.engine.single.direct import push
 from datamanager.engine.single.restart import marker_of, resume
 from datamanager.engine.single.stream_plan import Stretch, connections
@@ -45,7 +45,7 @@ def forget(_: Restart) -> None:
     """Record no restart marker."""
 
 
-def send(job: Job, found: Found, control: Control, remember: Remember = forget) -> Moved:
+def send(job: Attempt, found: Found, control: Control, remember: Remember = forget) -> Moved:
     """Bring the source's bytes into the partial file, by the route that the probe found; see `relay`."""
     if found.route is Route.WITHIN:
         return copy_within(job, found, control)
@@ -54,16 +54,16 @@ def send(job: Job, found: Found, control: Control, remember: Remember = forget) 
     return relay(job, found, control, remember)
 
 
-def direct_or_relay(job: Job, found: Found, control: Control, remember: Remember) -> Moved:
+def direct_or_relay(job: Attempt, found: Found, control: Control, remember: Remember) -> Moved:
     """Let the source push to the destination; what arrived before that failed, the relay goes on with."""
-    with lent(job) as (source, target):
+    with acquire_sessions(job) as (source, target):
         start = resume(job, found, source, target, control)
     marker = _marked(job, found, start, remember)
     moved = push(job, found, control, start)
     return moved or relay(replace(job, restart=marker), found, control, remember)
 
 
-def relay(job: Job, found: Found, control: Control, remember: Remember = forget) -> Moved:
+def relay(job: Attempt, found: Found, control: Control, remember: Remember = forget) -> Moved:
     """Read the source, write the partial file, through the mover; goes on with the partial file of an earlier try or
     attempt where there is a good one.
 
@@ -75,18 +75,18 @@ def relay(job: Job, found: Found, control: Control, remember: Remember = forget)
     """
     wanted = found.source_stat.size
     control.enter(Phase.TRANSFER, wanted)
-    with lent(job) as (source, target), ExitStack() as stack:
+    with acquire_sessions(job) as (source, target), ExitStack() as stack:
         start = resume(job, found, source, target, control)
         _marked(job, found, start, remember)
         control.bytes_done = start
         ways = stack.enter_context(connections(job, source, target, wanted - start))
         try:
-            readers = stack.enter_context(together([found.open(one) for one in ways.sources]))
+            readers = stack.enter_context(concurrently([found.open(one) for one in ways.sources]))
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
         first = target.reopen(found.part) if start else target.create(found.part)
         further = [one.reopen(found.part) for one in ways.targets[1:]]
-        writers = stack.enter_context(together([first, *further], after_first=True))
+        writers = stack.enter_context(concurrently([first, *further], after_first=True))
         refuse_one_place(job, found, source)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
@@ -100,7 +100,7 @@ def relay(job: Job, found: Found, control: Control, remember: Remember = forget)
     return Moved(size, stretch.sha256, stored)
 
 
-def copy_within(job: Job, found: Found, control: Control) -> Moved:
+def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
     """Let the machine copy the file itself; falls back to the relay when it can't after all."""
     size = found.source_stat.size
     control.enter(Phase.TRANSFER, size)
@@ -127,13 +127,13 @@ def remove_part(session: Session, found: Found) -> None:
         return
 
 
-def discard(job: Job, found: Found) -> None:
+def discard(job: Attempt, found: Found) -> None:
     """Remove what a failed attempt left, also one that was stopped. Touches only the attempt's own name."""
-    with bare(job.target.storage).session() as session:
+    with unwrapped(job.target.storage).session() as session:
         remove_part(session, found)
 
 
-def _marked(job: Job, found: Found, start: int, remember: Remember) -> Restart | None:
+def _marked(job: Attempt, found: Found, start: int, remember: Remember) -> Restart | None:
     """Have the restart marker recorded, unless it is already: after `resume`, before a byte is written."""
     marker = marker_of(found)
     if marker is not None and (not start or marker != job.restart):

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Verified
-from datamanager.engine.attempt import End, Found, Job, Moved, Proof
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Moved, Proof
 from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, SizeMismatch, SourceChanged
 from datamanager.machines import VerifyPolicy
@@ -19,7 +19,7 @@ READ_BACK = 1024 * 1024
 """Bytes up to which a file is read back rather than hashed by a program there, which takes 90 ms to start."""
 
 
-def verify(job: Job, found: Found, moved: Moved, control: Control) -> Proof:
+def verify(job: Attempt, found: Found, moved: Moved, control: Control) -> Proof:
     """Compare the partial file with what was read, and the source with what it was; return what was proved.
 
     Policy `sha256`: the far side's storage is hashed there, or read back; `size`: sizes only. Never a silent fallback.
@@ -41,7 +41,7 @@ def verify(job: Job, found: Found, moved: Moved, control: Control) -> Proof:
     return Proof(moved.size, near, Verified.SHA256 if hashed else Verified.SIZE)
 
 
-def require_unchanged(job: Job, found: Found) -> None:
+def require_unchanged(job: Attempt, found: Found) -> None:
     """Check that the source still has the size and mtime that the probe saw. Raises: SourceChanged."""
     with job.origin.storage.session() as session:
         if found.content is not None:
@@ -74,7 +74,7 @@ def stored_sha256(session: Session, path: str, progress: Progress = no_progress)
     return sha256.hexdigest()
 
 
-def source_sha256(job: Job, found: Found, control: Control) -> str:
+def source_sha256(job: Attempt, found: Found, control: Control) -> str:
     """Return the sha256 (hex) of what is read, from its storage. Raises: PathMissing, or what the content raises."""
     if found.content is None:
         return _hashed(job.origin, found.source_path, control)
@@ -86,7 +86,7 @@ def source_sha256(job: Job, found: Found, control: Control) -> str:
     return digest.hexdigest()
 
 
-def _both_sha256(job: Job, found: Found, moved: Moved, control: Control) -> tuple[str, str]:
+def _both_sha256(job: Attempt, found: Found, moved: Moved, control: Control) -> tuple[str, str]:
     """Return the sha256 of what was read and of what is stored; what was not taken meanwhile is read from storage,
     both ends at the same time.
     """
@@ -105,6 +105,6 @@ def _both_sha256(job: Job, found: Found, moved: Moved, control: Control) -> tupl
         return near.result(), far
 
 
-def _hashed(end: End, path: str, control: Control) -> str:
+def _hashed(end: Endpoint, path: str, control: Control) -> str:
     with end.storage.session() as session:
         return stored_sha256(session, path, control.watch)

@@ -40,7 +40,7 @@ def start(api: LiveApi, **fields: Any) -> str:
     return answer.text
 
 
-def run(api: LiveApi, task: str) -> queue.Hold:
+def run(api: LiveApi, task: str) -> queue.TransferLease:
     """Take a task and begin it, as a mover does."""
     with api.database.write() as session:
         (hold,) = queue.take(session, MOVER, LEASE, 1, only=UUID(task))

@@ -16,7 +16,7 @@ from models.database import now
 from models.retention import marks
 from models.retention import runs as retention_runs
 from models.retention.report import make_decider
-from models.retention.runs import Terms
+from models.retention.runs import RetentionTerms
 from models.retention.survey import Survey
 from models.tables import DataObject, RetentionMark
 from tests.support.live_api import LiveApi, Mover
@@ -42,7 +42,7 @@ def verified(api: LiveApi, name: str, **fields: Any) -> str:
 def mark(api: LiveApi) -> None:
     """Mark what is new, as a run does."""
     with api.database.read() as session:
-        decider = make_decider(session, load_rules(api.settings.retention_file), api.machines, Terms())
+        decider = make_decider(session, load_rules(api.settings.retention_file), api.machines, RetentionTerms())
     found = list(Survey(api.database, decider).decisions())
     with api.database.write() as session:
         marks.mark(session, uuid4(), [one for one in found if one.verdict.value == "mark"], decider.now)

@@ -23,7 +23,7 @@ LARGE = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BundleEntry:
     """A file that is to become a member: its real path on its machine, and what it was when it was looked at."""
 
     uuid: UUID
@@ -54,7 +54,7 @@ def padded(size: int) -> int:
 class Layout:
     """Entries, in their order, as one stream of `size` bytes. With `Pack.NONE` it is the one entry's bytes alone."""
 
-    def __init__(self, entries: Sequence[Entry], pack: Pack) -> None:
+    def __init__(self, entries: Sequence[BundleEntry], pack: Pack) -> None:
         self.entries = tuple(entries)
         self.pack = pack
         self._starts = array("Q")
@@ -107,7 +107,7 @@ class Layout:
         )
 
 
-def _header(entry: Entry) -> bytes:
+def _header(entry: BundleEntry) -> bytes:
     return header(entry.uuid, entry.source.name, entry.size, entry.mode, entry.mtime)
 
 

@@ -11,11 +11,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from datamanager.domain.bundles import (
     MEMBERS_MAX,
-    Bundle,
     Frame,
     Manifest,
     Member,
     Pack,
+    SealedBundle,
     VerifyLevel,
     member_name,
 )
@@ -145,7 +145,7 @@ def load(data: bytes) -> Manifest:
         raise RemoteFailure(f"this is no manifest that can be read: {describe(exc)}") from None
     bundle, made = document.bundle, document.made
     return Manifest(
-        bundle=Bundle(bundle.uuid, bundle.pack, Place(bundle.machine, bundle.path), bundle.size, bundle.sha256),
+        bundle=SealedBundle(bundle.uuid, bundle.pack, Place(bundle.machine, bundle.path), bundle.size, bundle.sha256),
         made_at=datetime.fromisoformat(made.at.isoformat()),
         made_by=made.by,
         transfer=made.transfer,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datamanager.domain.bundles import Bundle, Member
+from datamanager.domain.bundles import Member, SealedBundle
 from datamanager.domain.location import Place
 from datamanager.engine.bulk import run as bulk_run
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome, SmallItem
 from datamanager.engine.bundles.reading.bundle_members import Members
-from datamanager.engine.bundles.reading.stored_bundle import Stored
+from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
 from datamanager.errors import PathMissing, SourceMissing
@@ -31,7 +31,7 @@ class RecallItem:
 
 
 def stage(
-    ends: BulkEndpoints[Session], bundle: Bundle, items: Sequence[RecallItem], rules: BulkRules, control: Control
+    ends: BulkEndpoints[Session], bundle: SealedBundle, items: Sequence[RecallItem], rules: BulkRules, control: Control
 ) -> list[Outcome]:
     """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk_run.stage`. The source
     of `ends` is a session of the archive.
@@ -48,6 +48,6 @@ def stage(
         path = confined(source, archive, bundle.place.path)
     except PathMissing:
         raise SourceMissing(f"{bundle.place}: no such bundle") from None
-    members = Members(source, archive, Stored.find(source, path, bundle), [item.member for item in items])
+    members = Members(source, archive, StoredBundle.find(source, path, bundle), [item.member for item in items])
     small = [SmallItem(item.number, members.place(item.member), item.destination) for item in items]
     return bulk_run.stage(BulkEndpoints(members, ends.target, archive, ends.destination), small, rules, control)

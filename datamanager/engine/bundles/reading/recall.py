@@ -10,9 +10,9 @@ of a compressed bundle the frames that hold them. Goes on where an earlier attem
 
 from __future__ import annotations
 
-from datamanager.domain.bundles import Bundle, Member
-from datamanager.engine.attempt import Job, Proof
-from datamanager.engine.bundles.reading.stored_bundle import MemberContent, Stored
+from datamanager.domain.bundles import Member, SealedBundle
+from datamanager.engine.attempt import Attempt, Proof
+from datamanager.engine.bundles.reading.stored_bundle import BundleMemberContent, StoredBundle
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.staged_file import ReadyFile, stage_content
@@ -20,7 +20,9 @@ from datamanager.engine.single.transfer import Remember, forget
 from datamanager.errors import ChecksumMismatch, PathMissing, SourceMissing
 
 
-def stage(job: Job, bundle: Bundle, member: Member, control: Control, remember: Remember = forget) -> ReadyFile:
+def stage(
+    job: Attempt, bundle: SealedBundle, member: Member, control: Control, remember: Remember = forget
+) -> ReadyFile:
     """Do all that comes before the name is given: probe, transfer, verify. An error leaves the partial file (retry, or
     `single.discard`/`stream.discard`).
 
@@ -39,11 +41,11 @@ def stage(job: Job, bundle: Bundle, member: Member, control: Control, remember: 
     return stage_content(job, content, path, judge, control, remember)
 
 
-def _content(job: Job, bundle: Bundle, member: Member) -> tuple[MemberContent, str]:
+def _content(job: Attempt, bundle: SealedBundle, member: Member) -> tuple[BundleMemberContent, str]:
     """Return the member, and the real path of its bundle."""
     with job.origin.storage.session() as session:
         try:
             path = confined(session, job.origin.machine, job.origin.place.path)
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such bundle") from None
-        return MemberContent(Stored.find(session, path, bundle), member), path
+        return BundleMemberContent(StoredBundle.find(session, path, bundle), member), path

@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datamanager.domain.bundles import Bundle, Frame, Member, Pack, manifest_place
+from datamanager.domain.bundles import Frame, Member, Pack, SealedBundle, manifest_place
 from datamanager.engine.bundles.format import manifest
 from datamanager.engine.bundles.format.frames import FOOTER, read_table, require_whole, table_size
 from datamanager.engine.bundles.format.frames_reader import FramesReader
@@ -19,16 +19,16 @@ from datamanager.transports.port import Reader, Session
 from datamanager.transports.values import FileKind, FileStat, NextRange
 
 
-class Stored:
+class StoredBundle:
     """A bundle at a path (absolute, links resolved) of its machine; `frames` of a compressed one."""
 
-    def __init__(self, path: str, bundle: Bundle, frames: tuple[Frame, ...]) -> None:
+    def __init__(self, path: str, bundle: SealedBundle, frames: tuple[Frame, ...]) -> None:
         self.path = path
         self.bundle = bundle
         self._frames = frames
 
     @classmethod
-    def find(cls, session: Session, path: str, bundle: Bundle) -> Stored:
+    def find(cls, session: Session, path: str, bundle: SealedBundle) -> StoredBundle:
         """Look at a bundle. Raises: SourceMissing, SourceChanged (it has another size), RemoteFailure."""
         require_there(session, path, bundle)
         return cls(path, bundle, _frames(session, path, bundle) if bundle.pack is Pack.TAR_ZST else ())
@@ -40,10 +40,10 @@ class Stored:
             yield FramesReader(reader, self._frames) if self._frames else reader
 
 
-class MemberContent:
+class BundleMemberContent:
     """One member, as a transfer's content; see `engine.content.Content`."""
 
-    def __init__(self, stored: Stored, member: Member) -> None:
+    def __init__(self, stored: StoredBundle, member: Member) -> None:
         self._stored = stored
         self._member = member
 
@@ -110,7 +110,7 @@ def require_header(member: Member, found: bytes | memoryview) -> None:
         raise ChecksumMismatch(f"{member.name}: another header than this member's is in the bundle there")
 
 
-def require_there(session: Session, path: str, bundle: Bundle) -> None:
+def require_there(session: Session, path: str, bundle: SealedBundle) -> None:
     """Check that the bundle is there, with its size. Raises: SourceMissing, SourceChanged."""
     try:
         there = session.stat(path)
@@ -122,7 +122,7 @@ def require_there(session: Session, path: str, bundle: Bundle) -> None:
         raise SourceChanged(f"{bundle.place} has {there.size} bytes, not the {bundle.size} that were stored")
 
 
-def _frames(session: Session, path: str, bundle: Bundle) -> tuple[Frame, ...]:
+def _frames(session: Session, path: str, bundle: SealedBundle) -> tuple[Frame, ...]:
     """Return the frames: from the table at the end or, where that is damaged, from the manifest."""
     try:
         return _table(session, path, bundle.size)

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from datamanager.domain.bundles import Bundle, Frame, Manifest, Pack, VerifyLevel, Wanted, manifest_place
+from datamanager.domain.bundles import Frame, Manifest, Pack, SealedBundle, VerifyLevel, WantedMember, manifest_place
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase, TransferKind
-from datamanager.engine.attempt import End, Found, Intent, Job, Moved, Restart
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Restart
 from datamanager.engine.bundles.format import manifest as manifests
 from datamanager.engine.bundles.format.layout import Layout
 from datamanager.engine.bundles.writing.bundle_content import Making
@@ -31,7 +31,7 @@ from datamanager.engine.bundles.writing.compressed_upload import send_compressed
 from datamanager.engine.bundles.writing.deep_verify import require_members
 from datamanager.engine.bundles.writing.member_probe import look
 from datamanager.engine.bundles.writing.source_removal import remove_members
-from datamanager.engine.cancellable_storage import bare
+from datamanager.engine.cancellable_storage import unwrapped
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import publish as publishing
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ArchiveJob:
+class ArchiveAttempt:
     """One attempt to make one bundle of files that lie on one machine.
 
     `destination` is the bundle's place (`domain.bundles.bundle_place`). `made_by` goes into the manifest. `wanted`, its
@@ -72,8 +72,8 @@ class ArchiveJob:
     machine: Machine
     storage: Storage
     """The sources'."""
-    wanted: tuple[Wanted, ...]
-    destination: End
+    wanted: tuple[WantedMember, ...]
+    destination: Endpoint
     made_by: str
     intent: Intent | None = None
     """Recorded for this bundle by an earlier attempt that may have published."""
@@ -81,14 +81,14 @@ class ArchiveJob:
     """Recorded for this bundle by an earlier try or attempt before it wrote a partial file."""
 
     @property
-    def as_transfer(self) -> Job:
+    def as_transfer(self) -> Attempt:
         """The bundle's way as a transfer of one file."""
         there = Place(self.machine.name, f"the files of bundle {self.bundle}")
-        return Job(
+        return Attempt(
             self.transfer,
             self.epoch,
             TransferKind.COPY,
-            End(there, self.machine, self.storage),
+            Endpoint(there, self.machine, self.storage),
             self.destination,
             verify=VerifyPolicy.SIZE if self.level is VerifyLevel.SIZES else VerifyPolicy.SHA256,
             intent=self.intent,
@@ -105,7 +105,7 @@ class ArchiveJob:
 class ReadyBundle:
     """A bundle that waits for its name, verified; or one that an earlier attempt published (`published`)."""
 
-    job: ArchiveJob
+    job: ArchiveAttempt
     found: Found
     manifest: Manifest
     intent: Intent
@@ -121,11 +121,11 @@ class StagedBundle:
     failed: dict[UUID, DataManagerError] = field(default_factory=dict)
 
 
-def stage(job: ArchiveJob, control: Control, remember: Remember = forget) -> StagedBundle:
+def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) -> StagedBundle:
     """Look at the members, send the bundle into its partial file, and verify it as `job.level` says.
 
     A member that is missing, can't be read or changes meanwhile fails alone: the bundle is made anew without it. What
-    an earlier attempt stored of an uncompressed bundle is gone on with; `remember` is told the restart marker before
+    an earlier attempt stored of an uncompressed bundle is resumed; `remember` is given the restart marker before
     the first byte. Phases: PROBE, TRANSFER, VERIFY. On an error the partial file is left for the next try (`discard`).
 
     Raises: DestinationExists, NoSpace, ChecksumMismatch, SizeMismatch, SourceChanged (members keep changing), what the
@@ -171,10 +171,10 @@ def publish(ready: ReadyBundle) -> None:
     publishing.publish(ready.job.as_transfer, ready.found, ready.intent)
 
 
-def discard(job: ArchiveJob) -> None:
+def discard(job: ArchiveAttempt) -> None:
     """Remove the partial files of an attempt that is given up; also after a stop. Touches only this attempt's names."""
     end = job.destination
-    with bare(end.storage).session() as session:
+    with unwrapped(end.storage).session() as session:
         directory = posixpath.dirname(confined(session, end.machine, end.place.path, follow=False))
         for place in (end.place, job.manifest):
             try:
@@ -183,7 +183,7 @@ def discard(job: ArchiveJob) -> None:
                 continue
 
 
-def remove_sources(job: ArchiveJob, manifest: Manifest) -> dict[UUID, DataManagerError]:
+def remove_sources(job: ArchiveAttempt, manifest: Manifest) -> dict[UUID, DataManagerError]:
     """Remove the members' files, those that still are what was read; return those that are left, and why.
 
     Fine where one is gone already. SourceNotRemoved for one that changed or can't be removed. Raises: what breaks the
@@ -192,7 +192,7 @@ def remove_sources(job: ArchiveJob, manifest: Manifest) -> dict[UUID, DataManage
     return remove_members(job.machine, job.storage, job.destination, manifest)
 
 
-def _published(job: ArchiveJob) -> ReadyBundle | None:
+def _published(job: ArchiveAttempt) -> ReadyBundle | None:
     """Return what an earlier attempt, which recorded its intent, has published."""
     end, intent = job.destination, job.intent
     if intent is None:
@@ -210,7 +210,7 @@ def _published(job: ArchiveJob) -> ReadyBundle | None:
     return ReadyBundle(job, found, manifest, intent, published=True)
 
 
-def _sent(job: ArchiveJob, making: Making, control: Control, remember: Remember) -> ReadyBundle:
+def _sent(job: ArchiveAttempt, making: Making, control: Control, remember: Remember) -> ReadyBundle:
     """Send and verify; what was damaged on the way is sent once more."""
     try:
         return _send(job, making, control, remember)
@@ -220,7 +220,7 @@ def _sent(job: ArchiveJob, making: Making, control: Control, remember: Remember)
         return _send(job, making, control, remember)
 
 
-def _send(job: ArchiveJob, making: Making, control: Control, remember: Remember) -> ReadyBundle:
+def _send(job: ArchiveAttempt, making: Making, control: Control, remember: Remember) -> ReadyBundle:
     layout, transfer = making.layout, job.as_transfer
     compress = job.pack is Pack.TAR_ZST
     read = Read("", layout.stat, content=making)
@@ -232,14 +232,14 @@ def _send(job: ArchiveJob, making: Making, control: Control, remember: Remember)
     else:
         moved = stream.relay(transfer, found, control, remember)
     control.enter(Phase.VERIFY)
-    if moved.sha256 is None and transfer.verify is VerifyPolicy.SIZE:  # gone on with, so not hashed as it passed
+    if moved.sha256 is None and transfer.verify is VerifyPolicy.SIZE:  # resumed, so not hashed as it passed
         source_sha256(transfer, found, control)
     verify(transfer, found, moved, control)
     digest = making.hashed
     sha256 = moved.sha256 if compress and moved.sha256 is not None else digest.hexdigest()
     made_at = datetime.now(UTC).replace(microsecond=0)
     manifest = Manifest(
-        bundle=Bundle(job.bundle, job.pack, job.destination.place, moved.size, sha256),
+        bundle=SealedBundle(job.bundle, job.pack, job.destination.place, moved.size, sha256),
         made_at=made_at,
         made_by=job.made_by,
         transfer=job.transfer,
@@ -273,5 +273,5 @@ def _publish_manifest(ready: ReadyBundle) -> None:
         session.rename(part, final, overwrite=True)
 
 
-def _part_name(job: ArchiveJob, place: Place) -> str:
+def _part_name(job: ArchiveAttempt, place: Place) -> str:
     return temporary_name(place.name, job.transfer, job.epoch)

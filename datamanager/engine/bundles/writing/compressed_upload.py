@@ -8,24 +8,24 @@ from contextlib import ExitStack
 
 from datamanager.domain.bundles import Frame
 from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Found, Job, Moved
+from datamanager.engine.attempt import Attempt, Found, Moved
 from datamanager.engine.bundles.format.frames import compressed, cuts, seek_table
 from datamanager.engine.bundles.writing.bundle_content import Making
 from datamanager.engine.control import Control
-from datamanager.engine.endpoints import lent
+from datamanager.engine.endpoints import acquire_sessions
 from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
 from datamanager.engine.stored_hash import followed, following
 from datamanager.machines import VerifyPolicy
 
 
-def send_compressed(job: Job, found: Found, making: Making, control: Control) -> tuple[Moved, tuple[Frame, ...]]:
+def send_compressed(job: Attempt, found: Found, making: Making, control: Control) -> tuple[Moved, tuple[Frame, ...]]:
     """Write frames and their table; return what was written, and the frames. Progress counts uncompressed bytes.
 
     Raises: what the members' reading and the transports raise.
     """
     layout = making.layout
     control.enter(Phase.TRANSFER, layout.size)
-    with lent(job) as (source, target), ExitStack() as stack:
+    with acquire_sessions(job) as (source, target), ExitStack() as stack:
         remove_part(target, found)
         reader = stack.enter_context(making.open(source))
         writer = stack.enter_context(target.create(found.part))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import NoReturn
 
-from datamanager.engine.bundles.format.layout import LARGE, Entry, Layout
+from datamanager.engine.bundles.format.layout import LARGE, BundleEntry, Layout
 from datamanager.engine.bundles.format.ranges import Deals, just
 from datamanager.errors import (
     DataManagerError,
@@ -231,16 +231,16 @@ def _blamed_alone() -> Iterator[None]:
             raise
 
 
-def same(entry: Entry, now: FileStat) -> bool:
+def same(entry: BundleEntry, now: FileStat) -> bool:
     """Say whether a file still is what the entry says."""
     return (now.kind, now.size, now.mtime) == (FileKind.FILE, entry.size, entry.mtime)
 
 
-def missing(entry: Entry) -> SourceMissing:
+def missing(entry: BundleEntry) -> SourceMissing:
     """Say that an entry's file is not there."""
     return SourceMissing(f"{entry.source}: no such file")
 
 
-def changed(entry: Entry) -> SourceChanged:
+def changed(entry: BundleEntry) -> SourceChanged:
     """Say that an entry's file is not what it was."""
     return SourceChanged(f"{entry.source} changed under the transfer")

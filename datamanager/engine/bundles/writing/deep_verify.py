@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from datamanager.domain.bundles import Manifest
-from datamanager.engine.attempt import End
+from datamanager.engine.attempt import Endpoint
 from datamanager.engine.bundles.format.layout import Layout
-from datamanager.engine.bundles.reading.stored_bundle import Stored
+from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
 from datamanager.engine.bundles.writing.digests import BundleDigest
 from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch
 
 
-def require_members(end: End, path: str, manifest: Manifest, layout: Layout, control: Control) -> None:
+def require_members(end: Endpoint, path: str, manifest: Manifest, layout: Layout, control: Control) -> None:
     """Read the bundle at `path` of its machine and compare every member. Raises: ChecksumMismatch."""
-    stored = Stored(path, manifest.bundle, manifest.frames)
+    stored = StoredBundle(path, manifest.bundle, manifest.frames)
     digest = BundleDigest(layout)
     with end.storage.session() as session, stored.open(session) as reader:
         for block in reader.blocks(0, layout.size):

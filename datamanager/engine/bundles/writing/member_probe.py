@@ -6,10 +6,10 @@ import posixpath
 from collections.abc import Sequence
 from uuid import UUID
 
-from datamanager.domain.bundles import Wanted
+from datamanager.domain.bundles import WantedMember
 from datamanager.domain.location import Place
-from datamanager.engine.bundles.format.layout import Entry
-from datamanager.engine.path_confinement import Directory, confined, directories_of, real_base
+from datamanager.engine.bundles.format.layout import BundleEntry
+from datamanager.engine.path_confinement import ResolvedDirectory, confined, directories_of, real_base
 from datamanager.errors import DataManagerError, PathMissing, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
@@ -17,8 +17,8 @@ from datamanager.transports.values import FileKind, FileStat
 
 
 def look(
-    machine: Machine, storage: Storage, wanted: Sequence[Wanted], failed: dict[UUID, DataManagerError]
-) -> list[Entry]:
+    machine: Machine, storage: Storage, wanted: Sequence[WantedMember], failed: dict[UUID, DataManagerError]
+) -> list[BundleEntry]:
     """Return what the files are, in their order; in `failed` is noted why one can't be a member.
 
     Raises: what breaks the connection, and what is wrong with the machine as a whole.
@@ -36,7 +36,7 @@ def look(
             stats[indices[number]] = stat
         for index in [index for index, stat in stats.items() if _is_link(stat)]:
             paths[index], stats[index] = _followed(session, machine, wanted[index].source, paths[index])
-    entries = list[Entry]()
+    entries = list[BundleEntry]()
     for index, path in paths.items():
         one, seen = wanted[index], stats[index]
         if isinstance(seen, PathMissing):
@@ -46,7 +46,7 @@ def look(
         elif seen.kind is not FileKind.FILE:
             failed[one.uuid] = SourceMissing(f"{one.source} is no regular file")
         else:
-            entries.append(Entry(one.uuid, one.source, path, seen.size, seen.mode & 0o777, seen.mtime))
+            entries.append(BundleEntry(one.uuid, one.source, path, seen.size, seen.mode & 0o777, seen.mtime))
     return entries
 
 
@@ -60,7 +60,7 @@ def real_paths(session: Session, machine: Machine, places: Sequence[Place]) -> l
     paths = list[str | DataManagerError]()
     for place in places:
         found = directories[posixpath.dirname(place.path)]
-        paths.append(posixpath.join(found.path, place.name) if isinstance(found, Directory) else found)
+        paths.append(posixpath.join(found.path, place.name) if isinstance(found, ResolvedDirectory) else found)
     return paths
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from datamanager.domain.bundles import Manifest, Member
-from datamanager.engine.attempt import End, Intent
+from datamanager.engine.attempt import Endpoint, Intent
 from datamanager.engine.bulk.bulk_chunk import Staged
 from datamanager.engine.bulk.bulk_publish import remove_sources as remove_files
 from datamanager.engine.bundles.writing.member_probe import real_paths
@@ -16,7 +16,9 @@ from datamanager.transports.port import Storage
 from datamanager.transports.values import FileKind, FileStat
 
 
-def remove_members(machine: Machine, storage: Storage, bundle: End, manifest: Manifest) -> dict[UUID, DataManagerError]:
+def remove_members(
+    machine: Machine, storage: Storage, bundle: Endpoint, manifest: Manifest
+) -> dict[UUID, DataManagerError]:
     """Remove the members' files from their machine; return those that are left, and why. `bundle` is never removed.
 
     A link goes, too, if what it leads to is what was read. Raises: what breaks the connection.
@@ -40,7 +42,7 @@ def remove_members(machine: Machine, storage: Storage, bundle: End, manifest: Ma
     for one in links:  # before what they lead to
         try:
             intent = Intent(one.size, one.sha256, one.mtime)
-            publishing.remove_source(End(one.source, machine, storage), intent, bundle)
+            publishing.remove_source(Endpoint(one.source, machine, storage), intent, bundle)
         except SourceNotRemoved as exc:
             left[one.uuid] = exc
     with storage.session() as session:
