@@ -23,7 +23,7 @@ from models.stored_requests import request_of
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer
 from models.transfers import cancel_pause, outcomes, queue, submission
 from models.transfers import secrets as transfer_secrets
-from models.transfers.submission import SealedRequest, TransferRequest, prepare, request_of
+from models.transfers.submission import SealedRequest, TransferRequest, prepare
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, submit
 
 SECRET = "hunter2-5ecret"
