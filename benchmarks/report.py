@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.race import Figure, Outcome, Timing
 
-_FIGURES = ("figure", "ours", "against", "wanted", "reached", "rounds", "")
+_FIGURES = ("figure", "ours", "against", "target", "reached", "rounds", "")
 LINE_MAX = 120
 _TIMINGS = ("group", "contender", "rate", "seconds", "ratio")
 
@@ -38,7 +38,7 @@ class Run:
 
 
 def figures(outcomes: Sequence[Outcome]) -> Table:
-    """Return the table of what was wanted and reached."""
+    """Return the table of targets and what was reached."""
     return _rich("Wanted and reached", _FIGURES, _figure_rows(outcomes))
 
 

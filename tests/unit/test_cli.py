@@ -54,7 +54,7 @@ def machines(tmp_path: Path) -> dict[str, str]:
     return {"DM_HOME": str(tmp_path / "home"), "DM_MACHINES": str(tmp_path / "machines.toml")}
 
 
-def test_every_setting_is_described_and_a_flag() -> None:
+def test_settings_are_described_flags() -> None:
     assert list(SETTINGS) == list(Settings.model_fields)
     assert all(SETTINGS.values())
     shown = CliRunner().invoke(cli.app, ["up", "--help"], env={"COLUMNS": "200"}).output
@@ -75,11 +75,11 @@ def test_every_setting_is_described_and_a_flag() -> None:
         (["machine", "list"], {"DM_MACHINES": "/nowhere/machines.toml"}, "/nowhere/machines.toml"),
     ],
 )
-def test_a_bad_setting_is_one_line_and_exit_code_2(arguments: list[str], env: dict[str, str], named: str) -> None:
+def test_dm_reports_bad_setting_in_one_line(arguments: list[str], env: dict[str, str], named: str) -> None:
     assert named in refused(dm(*arguments, env=env), 2)
 
 
-def test_a_password_in_a_bad_url_is_not_shown() -> None:
+def test_dm_hides_password_of_bad_url() -> None:
     assert "hunter2" not in refused(dm("up", "--database-url", "mysql://me:hunter2@host/x"), 2)
 
 
@@ -89,7 +89,7 @@ def test_flags_reach_the_application_as_environment(tmp_path: Path) -> None:
     assert done.stderr.startswith("dm up: DM_PREFECT_PORT")
 
 
-def test_a_password_among_the_flags_is_not_in_the_running_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_become_passes_passwords_in_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
     class Became(Exception):
         pass
 
@@ -106,7 +106,7 @@ def test_a_password_among_the_flags_is_not_in_the_running_command(monkeypatch: p
     assert env["PYTHONSAFEPATH"] == "1"
 
 
-def test_modules_are_not_taken_from_the_current_folder(tmp_path: Path) -> None:
+def test_become_imports_nothing_from_current_folder(tmp_path: Path) -> None:
     (tmp_path / "uvicorn.py").write_text("raise SystemExit('not mine')")
     home = tmp_path / "home"
     (tmp_path / "deployments").mkdir()
@@ -132,7 +132,7 @@ def test_machine_list(machines: dict[str, str]) -> None:
     assert "away.example:2222" in done.stdout
 
 
-def test_cells_are_whole_and_only_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_listing_prints_whole_cells_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     table = Listing("task", "why")
     table.add("eb63fdfd-a4ba-49c2-9d0f-000000000000", "[red]:fire: " + "x" * 300)
     table.add(None, "\x1b[2Jgone\n")
@@ -150,13 +150,13 @@ def test_machine_check_of_this_host(machines: dict[str, str]) -> None:
     assert "GB" in done.stdout
 
 
-def test_a_machine_that_is_not_configured(machines: dict[str, str]) -> None:
+def test_machine_check_refuses_unknown_machine(machines: dict[str, str]) -> None:
     line = refused(dm("machine", "check", "elsewhere", env=machines), 2)
     assert "elsewhere" in line
     assert "away, here" in line
 
 
-def test_there_is_no_host_key_to_trust_on_this_host(machines: dict[str, str]) -> None:
+def test_machine_trust_refuses_local_machine(machines: dict[str, str]) -> None:
     assert "local" in refused(dm("machine", "trust", "here", env=machines), 2)
 
 

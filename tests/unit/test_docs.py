@@ -140,6 +140,14 @@ def test_cited_documents_exist() -> None:
     assert missing == set()
 
 
+@pytest.mark.parametrize("document", [one for one in DOCUMENTS if one.name != "CHANGELOG.md"], ids=name_of)
+def test_document_names_existing_code(document: Path) -> None:
+    text = read(document)
+    paths = re.findall(rf"`((?:{'|'.join(PACKAGES)})/[\w./-]*)`", text)
+    paths += [f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (deployments[\w.]*\w)", text)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_readme_example_machine_can_be_configured() -> None:
     example = read(ROOT / "README.md").split("```toml\n")[1].split("```")[0]
     assert tomllib.loads(example)
