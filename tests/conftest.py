@@ -2,6 +2,9 @@
 
 DM_TEST_POSTGRES, DM_TEST_AMQP and DM_TEST_PREFECT_API_URL name servers to use instead. What is not installed skips the
 test on a developer's machine and fails it in CI.
+
+Two marks are made here: a test with a database runs on SQLite, and on PostgreSQL too when it is marked `dialect`; and
+what needs a server of any kind is marked `server`, so that `-m "not server"` starts none.
 """
 
 from __future__ import annotations
@@ -21,6 +24,37 @@ from tests.support.web import OddServer, Web
 for _name in [name for name in os.environ if name.startswith("DM_") and not name.startswith("DM_TEST_")]:
     del os.environ[_name]  # the developer's own settings are not the tests'
 os.environ["DO_NOT_TRACK"] = "1"  # Prefect's client asks it when it is imported
+
+
+SERVER_FIXTURES = frozenset({
+    *("postgres", "postgres_template", "rabbitmq", "amqp_url", "prefect_server", "prefect_api_url"),
+    *("sshd_pair", "web", "nginx", "server", "alone"),
+})  # fmt: skip
+"""Fixtures that start a process to speak with."""
+SERVER_PARAMS = frozenset({"postgresql", "openssh", "paramiko", "sftp"})
+"""Parameters with which a fixture asks for one of them."""
+GROUPS = {"rabbitmq": ("rabbitmq", "amqp_url"), "prefect": ("prefect_server", "prefect_api_url")}
+"""Servers that take seconds to start: their tests stay in one worker of pytest-xdist."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the databases of a test that has one."""
+    if "dialect" in metafunc.fixturenames:
+        both = metafunc.definition.get_closest_marker("dialect") is not None
+        metafunc.parametrize("dialect", ["sqlite", "postgresql"] if both else ["sqlite"], indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if fixtures & SERVER_FIXTURES or any(isinstance(one, str) and one in SERVER_PARAMS for one in params):
+            item.add_marker("server")
+        for group, names in GROUPS.items():
+            if fixtures.intersection(names) and item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -98,10 +132,17 @@ def odd_server() -> Iterator[OddServer]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def catalogue_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The SQLAlchemy URL of a fresh empty database, once SQLite and once PostgreSQL."""
-    if request.param == "sqlite":
+@pytest.fixture
+def dialect(request: pytest.FixtureRequest) -> str:
+    """The kind of the test's database, "sqlite" or "postgresql"; see `pytest_generate_tests`."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def catalogue_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> Iterator[str]:
+    """The SQLAlchemy URL of a fresh empty database."""
+    if dialect == "sqlite":
         yield f"sqlite+pysqlite:///{tmp_path / 'catalogue.db'}"
         return
     databases: Databases = request.getfixturevalue("postgres")

@@ -30,8 +30,8 @@ from deployments.orchestrator.schedule_sync import ScheduleSync
 from flows.archive.reclaiming import reclaim
 from flows.cleanup.partial_files import clear_up
 from flows.runtime.services import Services
-from models.core.housekeeping import tidy
 from models.core.listen import Listener
+from models.housekeeping import tidy
 
 TIDY_EVERY = 600.0  # seconds
 CLEAR_UP_EVERY = 10.0  # seconds

@@ -13,7 +13,7 @@ from datamanager.sources.download_terms import Fetching, requested
 from datamanager.sources.terms.source_validators import OPTION, Validators, ask, identity_or_none
 from flows.external.request import whole_request
 from flows.runtime.transfer_run import Work
-from models.external.origins import comparable
+from models.objects.origins import comparable
 from models.transfers import outcomes
 
 

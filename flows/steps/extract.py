@@ -17,9 +17,9 @@ from flows.runtime.tasks import step, threaded
 from flows.runtime.transfer_run import Work, current
 from flows.steps.archive import carry, each
 from flows.steps.single import arrive, discard, probe
-from models.batches.items import count_items, in_doubt
 from models.external.extracted import ARCHIVE
 from models.transfers.cancel_pause import leave_litter
+from models.transfers.items import count_items, in_doubt
 from models.transfers.queue import Hold
 
 

@@ -141,7 +141,7 @@ def test_a_write_that_failed_is_never_settled(session: Session, tmp_path: Path) 
 def test_ranges_come_in_the_order_in_which_they_were_dealt(session: Session, tmp_path: Path, length: int) -> None:
     data, file = os.urandom(20 * 1024 * 1024 + 7), tmp_path / "file"
     file.write_bytes(data)
-    wanted = [(offset, min(length, len(data) - offset)) for offset in range(0, len(data), length)][:200]
+    wanted = [(offset, min(length, len(data) - offset)) for offset in range(0, len(data), length)[:200]]
     dealer = Dealer(wanted[::2] + wanted[1::2])
     expected = b"".join(data[offset : offset + size] for offset, size in wanted[::2] + wanted[1::2])
     with session.open_read(str(file)) as reader:

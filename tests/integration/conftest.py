@@ -1,4 +1,4 @@
-"""A catalogue with its newest schema, once on SQLite and once on PostgreSQL."""
+"""A catalogue with its newest schema, and a running API over one."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def postgres_template(postgres: Databases) -> Iterator[str]:
     postgres.drop(url)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The SQLAlchemy URL of an empty catalogue, migrated, once on SQLite and once on PostgreSQL."""
-    if request.param == "sqlite":
+@pytest.fixture
+def migrated_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty catalogue, migrated."""
+    if dialect == "sqlite":
         file = tmp_path / "catalogue.db"
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
         yield f"sqlite+pysqlite:///{file}"

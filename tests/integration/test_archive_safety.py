@@ -20,10 +20,10 @@ from flows.archive import recalling, staging
 from flows.archive.reclaiming import reclaim
 from flows.runtime.services import Services
 from models.archive import bundles
-from models.batches.items import select_items
 from models.database import Database
 from models.tables import Bundle
 from models.transfers import outcomes, queue
+from models.transfers.items import select_items
 from tests.support.bookkeeping import claims
 from tests.support.bundling import (
     an_object,

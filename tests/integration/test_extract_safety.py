@@ -33,10 +33,10 @@ from flows.runtime.services import Services
 from flows.runtime.transfer_run import Work
 from flows.steps import extract as extract_steps
 from models.archive import items as archive_items
-from models.batches.items import count_items, in_doubt, select_items
 from models.database import Database
 from models.objects.catalogue import get_object
 from models.transfers import outcomes, queue, submission
+from models.transfers.items import count_items, in_doubt, select_items
 from models.transfers.submission import Order
 from tests.support.bookkeeping import claims
 from tests.support.bundling import attempt

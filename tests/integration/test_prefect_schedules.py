@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.test_prefect import PrefectApi
 from tests.support.postgres import Databases
-from tests.support.prefect import PrefectServer
+from tests.support.prefect import PrefectApi, PrefectServer
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 COMMAND = ["deployments.prefect_schedules", "server", "start", "--host"]
