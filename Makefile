@@ -2,15 +2,23 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 CHECKED := datamanager models api flows deployments tests $(wildcard benchmarks)
-# e.g. make test ARGS="tests/unit -k plan"; a `-m` in it takes the place of ours
+# e.g. make test ARGS="tests/unit -k plan"; a `-m` in it takes the place of ours, and `-n 0` gives one process
 ARGS ?=
-TESTS := $(BIN)/python -m pytest -q --durations=15 --ignore=tests/faults/test_matrix.py
+# Tests run in so many processes; what shares a server stays in one of them (xdist_group).
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15
+TESTS := $(PYTEST) -q --ignore=tests/faults/test_matrix.py
 
-.PHONY: run test test-slow check faults format bench-bytes bench-control bench-archive bench-sources lock clean
+.PHONY: run quick test test-slow check faults format bench-bytes bench-control bench-archive bench-sources lock clean
 
 run:
 	@sh deployments/bootstrap.sh
 	@exec $(BIN)/dm up
+
+# What needs no server: two minutes on two cores.
+quick:
+	@sh deployments/bootstrap.sh dev
+	@$(TESTS) -m "not server and not slow" $(ARGS)
 
 # All but what is marked as slow; CI runs both.
 test:
@@ -18,12 +26,13 @@ test:
 	@sh tests/install-services.sh
 	@$(TESTS) -m "not slow" $(ARGS)
 
+# DM_TEST_KILLS=n kills a mover n times in the middle of an archive, an extraction and a batch, instead of once.
 test-slow:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
 	@$(TESTS) -m slow $(ARGS)
 
-# The fault matrix, about ten minutes a run: adds RUNS runs of each cell to tests/faults/results.json and to the table in
+# The fault matrix, some minutes a run: adds RUNS runs of each cell to tests/faults/results.json and to the table in
 # docs/reliability.md; RESULTS= counts them nowhere.
 # e.g. make faults RUNS=3 ARGS="-k sshd"; seeds are printed, DM_TEST_FAULT_SEED=n makes them begin at n.
 RUNS ?= 1
@@ -31,8 +40,7 @@ RESULTS ?= tests/faults/results.json
 faults:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
-	@DM_TEST_FAULT_RUNS=$(RUNS) DM_TEST_FAULT_RESULTS=$(RESULTS) \
-		$(BIN)/python -m pytest -v --durations=15 tests/faults $(ARGS)
+	@DM_TEST_FAULT_RUNS=$(RUNS) DM_TEST_FAULT_RESULTS=$(RESULTS) $(PYTEST) -v tests/faults $(ARGS)
 
 check:
 	@sh deployments/bootstrap.sh dev

@@ -3,77 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import tarfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import BUNDLE_SIZE, KILLS
 from tests.e2e.test_many import NAMES, items, register_tree, run
-from tests.support.service import DataManagerService
-from tests.support.site import PATIENCE, Site, sha256, some_bytes, write_machines
-from tests.support.sshd import PrivateSshd
-
-BUNDLE_SIZE = 1_000_000
-ARCHIVES = {
-    "tape": "",
-    # a bundle can be read when somebody has put a file beside it
-    "vault": """stage_command = ["touch", "{path}.asked"]
-stage_poll = ["test", "-e", "{path}.online"]
-stage_every = 1
-""",
-}
-
-
-@pytest.fixture(scope="module")
-def site(
-    tmp_path_factory: pytest.TempPathFactory, sshd_pair: tuple[PrivateSshd, PrivateSshd], prefect_api_url: str
-) -> Iterator[Site]:
-    """A running site with two archives, whose bundles are small."""
-    home = tmp_path_factory.mktemp("archives")
-    folders = {name: home / "data" / name for name in ("localhost", "archer2", "cirrus", "tape", "vault")}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    machines = home / "machines.toml"
-    write_machines(machines, folders, {"archer2": sshd_pair[0], "cirrus": sshd_pair[1]})
-    tables = [machines.read_text()]
-    for name, keys in ARCHIVES.items():
-        write_machines(machines, folders, {name: sshd_pair[1]})
-        _, head, rest = machines.read_text().partition(f"[machines.{name}]")
-        tables.append(f"{head}{rest}archive = true\n{keys}")
-    machines.write_text("\n".join(tables))
-    env = {
-        "DM_PREFECT_API_URL": prefect_api_url,
-        "DM_MACHINES": str(machines),
-        "DM_BUNDLE_SIZE": str(BUNDLE_SIZE),
-        "DM_ARCHIVE_TO": "tape",
-    }
-    site = Site(DataManagerService(home / "dm", env), folders)
-    with site.service:
-        yield site
-
-
-def bundles(site: Site) -> dict[str, Path]:
-    """Return what is below the archive's directory: name → file."""
-    return {file.name: file for file in (site.folders["tape"] / "bundles").rglob("*") if file.is_file()}
+from tests.support.site import Site, eventually, sha256, some_bytes
 
 
 def bundle_of(site: Site, uuid: str) -> Path:
     """Return the file of the bundle that an object is in."""
     machine, _, path = str(site.info(uuid)["archived_in"]).partition(":")
     return site.folders[machine] / path
-
-
-def soon(fact: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_one_object_goes_into_an_archive_and_comes_back(site: Site) -> None:
@@ -106,7 +52,8 @@ def test_one_object_goes_into_an_archive_and_comes_back(site: Site) -> None:
     assert site.ask("POST", f"activate/{uuid}").text == "Activate successful"  # it is where it is wanted
     elsewhere = site.ask("POST", f"activate/{uuid}", data={"machine": "cirrus", "dest": "one/june.nc"})
     assert (elsewhere.status_code, elsewhere.json()["code"]) == (409, "object_active")
-    soon(lambda: not bundle.exists() and not list(bundle.parent.glob(f"{bundle.name.partition('.')[0]}*")))
+    rest = f"{bundle.name.partition('.')[0]}*"
+    eventually(lambda: not bundle.exists() and not list(bundle.parent.glob(rest)), "bundle and manifest are gone")
     assert not site.leftovers()
 
 
@@ -172,7 +119,7 @@ def test_many_objects_with_hostile_names_become_bundles(site: Site, compress: st
         assert site.read("archer2" if i % 2 else "cirrus", place) == files[place.removeprefix(f"{folder}/")]
         row = site.info(uuid)
         assert (row["status"], row["machine"]) == ("ACTIVE", "archer2" if i % 2 else "cirrus")
-    soon(lambda: not any(bundle.exists() for bundle in used))
+    eventually(lambda: not any(bundle.exists() for bundle in used), "no bundle is left")
     assert not site.leftovers()
 
 
@@ -210,12 +157,13 @@ def test_an_archived_object_is_deleted_once(site: Site) -> None:
     assert site.ask("POST", f"activate/{uuids[0]}").status_code == 410
     assert bundle.exists()
     assert site.ask("DELETE", f"delete/{uuids[1]}").status_code == 200
-    soon(lambda: not bundle.exists())
+    eventually(lambda: not bundle.exists(), "the bundle is gone")
     assert [site.info(uuid)["status"] for uuid in uuids] == ["DELETED", "DELETED"]
 
 
+@pytest.mark.faults
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(int(os.environ.get("DM_TEST_ARCHIVE_KILLS", "3"))))
+@pytest.mark.parametrize("seed", range(KILLS))
 def test_a_mover_killed_at_any_moment_loses_nothing(site: Site, seed: int) -> None:
     chance = random.Random(seed)
     data = {f"killed{seed}/{i}": some_bytes(300_000) for i in range(40)}
@@ -236,7 +184,7 @@ def test_a_mover_killed_at_any_moment_loses_nothing(site: Site, seed: int) -> No
     assert not any(site.exists("archer2", path) for path in data)
     killed_in(site.ask("POST", "async/activate", json={"items": uuids}).text, 3.0)
     assert {path: site.read("archer2", path) for path in data} == data
-    soon(lambda: not site.leftovers())
+    eventually(lambda: not site.leftovers(), "no partial file is left")
 
 
 def test_a_bundle_on_tape_is_asked_for_and_waited_for(site: Site) -> None:
@@ -247,7 +195,7 @@ def test_a_bundle_on_tape_is_asked_for_and_waited_for(site: Site) -> None:
         assert answer.status_code == 200, answer.text
     bundle = bundle_of(site, asked)
     task = site.ask("POST", "async/activate", json={"items": [asked, other]}).text
-    soon(lambda: site.status(task)["phase"] == "staging")
+    eventually(lambda: site.status(task)["phase"] == "staging", "it waits for the tape")
     status = site.status(task)
     assert status["faults"] == []
     assert Path(f"{bundle}.asked").exists()
@@ -262,7 +210,7 @@ def test_who_waits_for_a_tape_can_be_stopped(site: Site) -> None:
     uuid = site.register("archer2", "tape/c", b"never mind")
     assert site.ask("POST", f"archive/{uuid}", data={"archive_to": "vault"}).status_code == 200
     task = site.ask("POST", f"async/activate/{uuid}").text
-    soon(lambda: site.status(task)["phase"] == "staging")
+    eventually(lambda: site.status(task)["phase"] == "staging", "it waits for the tape")
     assert site.ask("DELETE", f"async/status/{task}").status_code in (200, 202)
     assert site.wait(task)["error"]["code"] == "cancelled"
     assert site.info(uuid)["status"] == "ARCHIVED"

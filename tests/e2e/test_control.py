@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,14 +20,12 @@ from sqlalchemy import select
 
 from models.database import Database
 from models.tables import OutboxMessage
-from tests.e2e.conftest import make_site
-from tests.e2e.test_prefect import PrefectApi
+from tests.support.prefect import PrefectApi
 from tests.support.proxy import Proxy
-from tests.support.site import Site, sha256, some_bytes
+from tests.support.site import Site, eventually, make_site, sha256, some_bytes
 from tests.support.sshd import PrivateSshd
 
 MB = 10**6
-PATIENCE = 120.0
 STALL = 600
 """Seconds: longer than anything here waits."""
 SLOW = "1MB/s"
@@ -35,18 +33,9 @@ SLOW = "1MB/s"
 RESTARTABLE = 96 * MB
 """Bytes of a file that is gone on with, and not begun anew."""
 
+pytestmark = pytest.mark.xdist_group("control")  # a site of its own, whose SSH servers are frozen and cut off
 one_way = pytest.mark.parametrize("site", ["openssh"], indirect=True)
 """What is tried does not depend on how a machine is reached."""
-
-
-def eventually(true: Callable[[], Any], what: str) -> Any:
-    """Wait until something is true; return it."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if found := true():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"never: {what}")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +119,7 @@ def wait_clean(site: Site) -> None:
 
 
 @pytest.mark.parametrize("kind", ["copy", "move"])
-def test_cancelled_while_bytes_move(site: Site, source: tuple[str, bytes], prefect_api_url: str, kind: str) -> None:
+def test_cancelled_while_bytes_move(site: Site, source: tuple[str, bytes], prefect: PrefectApi, kind: str) -> None:
     uuid, data = source
     place = {"machine": "cirrus", "dest": f"cancel/{kind}.bin", "bandwidth": SLOW}
     task = site.ask("POST", f"async/{kind}/{uuid}", json=place).text
@@ -147,7 +136,7 @@ def test_cancelled_while_bytes_move(site: Site, source: tuple[str, bytes], prefe
     assert site.read("archer2", info["filename"]) == data
     assert not site.exists("cirrus", f"cancel/{kind}.bin")
     assert told(site, task) == ["queued", "running", "error"]
-    run, prefect = status["flow_run_id"], PrefectApi(prefect_api_url)
+    run = status["flow_run_id"]
     eventually(lambda: prefect.get(f"flow_runs/{run}")["state_type"] == "CANCELLED", "Prefect shows it")
     assert site.wait(copy(site, uuid, f"cancel/{kind}.bin"))["status"] == "COMPLETE"  # its place is free
 
@@ -191,9 +180,8 @@ def test_cancelled_between_two_tries(site: Site, source: tuple[str, bytes], prox
 
 
 @one_way
-def test_cancelled_in_prefect(site: Site, source: tuple[str, bytes], prefect_api_url: str) -> None:
+def test_cancelled_in_prefect(site: Site, source: tuple[str, bytes], prefect: PrefectApi) -> None:
     uuid, _ = source
-    prefect = PrefectApi(prefect_api_url)
     task = copy(site, uuid, "ui/a.bin", bandwidth=SLOW)
     run = moving(site, task)["flow_run_id"]
     prefect.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})

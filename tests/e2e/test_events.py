@@ -8,16 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import aio_pika
-import pytest
 from aio_pika.abc import AbstractChannel
 
 from tests.support.amqp import client
 from tests.support.site import Site, sha256, some_bytes
 
 PATIENCE = 120.0
-
-
-pytestmark = pytest.mark.parametrize("site", ["postgresql+rabbitmq"], indirect=True)  # the one with a broker
 
 
 def amqp_url(site: Site) -> str:

@@ -8,8 +8,8 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -20,16 +20,13 @@ import requests
 from cryptography.fernet import Fernet
 from sqlalchemy import MetaData, create_engine, select
 
-from tests.e2e.conftest import make_site
-from tests.e2e.test_prefect import PrefectApi
+from tests.e2e.conftest import FULL
 from tests.support.amqp import client, listener, put, rest
-from tests.support.postgres import Databases
-from tests.support.prefect import PrefectServer, given_prefect
-from tests.support.rabbitmq import RabbitMq
+from tests.support.prefect import PrefectApi, PrefectServer
 from tests.support.site import Site
-from tests.support.sshd import PrivateSshd
 from tests.support.web import OddServer, redirect, status
 
+pytestmark = pytest.mark.dialect  # each database is searched
 EAR = "secrets-heard"
 BODY = b"the weather of tomorrow"
 
@@ -48,45 +45,13 @@ class Planted:
 
 
 @pytest.fixture(scope="module")
-def planted() -> Planted:
-    return Planted()
-
-
-@pytest.fixture(scope="module")
-def other_server() -> Iterator[OddServer]:
-    """A host that is not the one the secrets are for."""
-    with OddServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql+rabbitmq"])
-def site(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    sshd_pair: tuple[PrivateSshd, PrivateSshd],
-    prefect_api_url: str,
-    slow_server: OddServer,
-    other_server: OddServer,
-    planted: Planted,
-) -> Iterator[Site]:
-    """A site whose mover has stored credentials in its environment; one is for `slow_server`, one for nobody here."""
-    here, other = urlsplit(slow_server.url).netloc, urlsplit(other_server.url).netloc
-    env = {
-        "DM_PREFECT_API_URL": prefect_api_url,
-        "DM_DOWNLOAD_ALLOW": f"{here},{other}",
-        "DM_CREDENTIAL_SITE": json.dumps({"hosts": [here], "username": "bob", "password": planted.new()}),
-        "DM_CREDENTIAL_ELSE_WHERE": json.dumps({"hosts": ["data.example"], "token": planted.new()}),
-        "DM_CREDENTIAL_BROKEN": planted.new(),
-    }
-    if request.param != "sqlite":
-        databases: Databases = request.getfixturevalue("postgres")
-        node: RabbitMq = request.getfixturevalue("rabbitmq")
-        env |= {"DM_DATABASE_URL": databases.url(), "DM_AMQP_URL": node.fresh_vhost()}
-    made = make_site(tmp_path_factory.mktemp("secrets"), env, sshd_pair)
-    with made.service:
-        if amqp := env.get("DM_AMQP_URL"):
-            asyncio.run(_listen(amqp))
-        yield made
+def planted(site: Site) -> Planted:
+    """What the site's stored credentials hold, and what the tests add. From here on all events are kept."""
+    env = site.service.env
+    stored = [json.loads(env["DM_CREDENTIAL_SITE"])["password"], json.loads(env["DM_CREDENTIAL_ELSE_WHERE"])["token"]]
+    if amqp := env.get("DM_AMQP_URL"):
+        asyncio.run(_listen(amqp))
+    return Planted([*stored, env["DM_CREDENTIAL_BROKEN"]])
 
 
 async def _listen(url: str) -> None:
@@ -225,14 +190,14 @@ def secret_block(prefect: PrefectApi, name: str, value: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("where", ["environment", "block"])
 def test_a_stored_credential_is_used(
-    site: Site, planted: Planted, slow_server: OddServer, prefect_api_url: str, where: str
+    site: Site, planted: Planted, slow_server: OddServer, prefect: PrefectApi, where: str
 ) -> None:
     name, path = "site", f"/stored/{uuid4().hex}"
     value: dict[str, Any]
     if where == "block":
         name, here = f"block-{uuid4().hex[:8]}", urlsplit(slow_server.url).netloc
         value = {"hosts": [here], "username": "bob", "password": planted.new()}
-        secret_block(PrefectApi(prefect_api_url), name, value)
+        secret_block(prefect, name, value)
     else:
         value = json.loads(site.service.env["DM_CREDENTIAL_SITE"])
     answer = fetch(site, planted, slow_server.on(path, status(200, BODY)), options={"credential": name})
@@ -272,9 +237,9 @@ def test_a_redirect_to_another_host_gets_no_credential(
 
 
 def test_prefects_form_has_room_for_a_credential_only(
-    site: Site, planted: Planted, slow_server: OddServer, prefect_api_url: str
+    site: Site, planted: Planted, slow_server: OddServer, prefect: PrefectApi
 ) -> None:
-    prefect, path = PrefectApi(prefect_api_url), f"/form/{uuid4().hex}"
+    path = f"/form/{uuid4().hex}"
     deployment = prefect.get("deployments/name/getexternal/data-manager")
     form = deployment["parameter_openapi_schema"]["properties"]
     assert "credential" in form
@@ -290,10 +255,9 @@ def test_prefects_form_has_room_for_a_credential_only(
 # --- last: the search ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", [FULL], indirect=True)  # the one with a broker
 def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server: OddServer) -> None:
-    amqp = site.service.env.get("DM_AMQP_URL")
-    if amqp is None:
-        return  # no broker here, so there is nothing to be refused
+    amqp = site.service.env["DM_AMQP_URL"]
 
     async def ask(options: dict[str, Any], query: str = "") -> dict[str, Any]:
         data = {"machine": "cirrus", "path": "secrets", "filename": f"{uuid4().hex}.bin", "options": options}
@@ -320,17 +284,17 @@ def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server
     assert "task" in asyncio.run(ask({"credential": "site"}))
 
 
-def test_no_secret_is_anywhere(
-    request: pytest.FixtureRequest, site: Site, planted: Planted, prefect_api_url: str
-) -> None:
+def test_no_secret_is_anywhere(site: Site, planted: Planted, site_prefect: PrefectServer) -> None:
     """Runs last. What was sent is searched for in all that the service, its databases and Prefect have."""
     needles = [secret.encode() for secret in planted.secrets]
     needles += [base64.b64encode(f"bob:{secret}".encode()).rstrip(b"=") for secret in planted.secrets]
     assert len(planted.secrets) > 30
-    seen = {"answers": "\n".join(planted.answers).encode(), **_files(site.service.home), **_prefect(prefect_api_url)}
-    if given_prefect() is None:
-        server: PrefectServer = request.getfixturevalue("prefect_server")
-        seen |= _files(server.directory)
+    seen = {
+        "answers": "\n".join(planted.answers).encode(),
+        **_files(site.service.home),
+        **_prefect(site_prefect.api_url),
+        **_files(site_prefect.directory),
+    }
     if (database := site.service.env.get("DM_DATABASE_URL")) is not None:
         seen["postgresql"] = _dump(database)
     if (amqp := site.service.env.get("DM_AMQP_URL")) is not None:
@@ -361,11 +325,10 @@ def _dump(url: str) -> bytes:
 
 def _prefect(url: str) -> dict[str, bytes]:
     """Return what Prefect's API tells everybody who asks."""
-    asked = ("flow_runs", "task_runs", "artifacts", "logs", "deployments", "block_documents", "flow_run_states")
     found = {}
-    for what in asked[:-1]:
+    for what in ("flow_runs", "task_runs", "artifacts", "logs", "deployments", "block_documents"):
         pages = []
-        for offset in range(0, 2000, 200):
+        for offset in count(step=200):
             answer = requests.post(f"{url}/{what}/filter", json={"limit": 200, "offset": offset}, timeout=60)
             assert answer.ok, answer.text
             pages.append(answer.content)

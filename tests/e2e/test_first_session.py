@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from uuid import UUID
 
+import pytest
+
+from tests.e2e.conftest import LEAST
 from tests.support.site import SEED_FIELDS, Site, sha256, some_bytes
 from tests.support.web import Web
 
@@ -12,6 +15,7 @@ KEYS = {
     "id", "machine", "filename", "path", "description", "size", "metadata", "date_registered", "date_modified",
     "status", "originator", "group", "checksum", "verified", "derived_from", "archived_in",
 }  # fmt: skip
+pytestmark = pytest.mark.dialect
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
@@ -140,13 +144,14 @@ def test_info_lists_deleted_ones_too(site: Site) -> None:
 
 def test_machines_are_listed_with_a_live_probe(site: Site) -> None:
     machines = {row["name"]: row for row in site.ask("GET", "machines").json()}
-    assert set(machines) == {"localhost", "archer2", "cirrus"}
+    assert set(machines) == set(site.folders) >= {"localhost", "archer2", "cirrus"}
     for row in machines.values():
         assert row["reachable"] is True, row
         assert row["free_bytes"] > 0
         assert "identity_file" not in row
 
 
+@pytest.mark.parametrize("backend", [LEAST], indirect=True)
 def test_without_an_archive_machine_there_is_nothing_to_archive_to(site: Site) -> None:
     some = site.register("localhost", "archive/a.bin", b"1")
     for path in (f"archive/{some}", f"async/archive/{some}"):

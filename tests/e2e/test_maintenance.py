@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from threading import Event
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import requests
@@ -17,15 +16,15 @@ from datamanager.domain.location import temporary_name
 from models.database import Database
 from models.tables import OutboxMessage
 from tests.e2e import test_worker
-from tests.e2e.test_prefect import PrefectApi
-from tests.e2e.test_worker import eventually, fetch, patch, running, terminate
-from tests.support.site import Site
+from tests.e2e.test_worker import fetch, moving, patch, running, terminate
+from tests.support.prefect import PrefectApi
+from tests.support.site import Site, eventually
 from tests.support.web import OddServer
 
-pytestmark = pytest.mark.slow  # each test starts a service of its own
+pytestmark = pytest.mark.slow  # each test starts movers of its own
 OLD = 1_600_000_000
 
-server, prefect, new_site, gate = test_worker.server, test_worker.prefect, test_worker.new_site, test_worker.gate
+prefect = test_worker.prefect
 
 
 def age(file: Any) -> None:
@@ -64,9 +63,9 @@ def table(prefect: PrefectApi, run: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_an_audit_that_the_api_asked_for(new_site: Callable[..., Site], prefect: PrefectApi) -> None:
-    site = new_site()
-    with site.service:
+def test_an_audit_that_the_api_asked_for(bare_site: Site, prefect: PrefectApi) -> None:
+    site = bare_site
+    with moving(site):
         lost = site.register("archer2", "run/lost", b"12345")
         site.register("archer2", "run/kept", b"12345")
         (site.folders["archer2"] / "run/lost").unlink()
@@ -89,7 +88,9 @@ def test_an_audit_that_the_api_asked_for(new_site: Callable[..., Site], prefect:
         assert {"LOST", "DARK"} == {line["kind"] for line in _lines(shown)}
         catalogue = Database(f"sqlite+pysqlite:///{site.service.home}/catalogue.db")
         with catalogue.read() as session:
-            query = select(OutboxMessage).where(OutboxMessage.routing_key == "dm.audit.completed")
+            query = select(OutboxMessage).where(
+                OutboxMessage.routing_key == "dm.audit.completed", OutboxMessage.subject == UUID(row["audit"])
+            )
             (told,) = session.scalars(query)
         catalogue.close()
         assert (str(told.subject), told.body["data"]["counts"]["lost"]) == (row["audit"], 1)
@@ -102,12 +103,11 @@ def _lines(artifact: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_schedules_are_given_once_and_are_a_persons_then(
-    new_site: Callable[..., Site],
+    bare_site: Site,
     prefect: PrefectApi,
 ) -> None:
-    site = new_site()
-    site.service.run("db", "upgrade")
-    site.service.run("orchestrator.deploy")
+    site = bare_site
+    site.service.deploy()
     audit, sweep, copy = (prefect.get(f"deployments/name/{name}/data-manager") for name in ("audit", "sweep", "copy"))
     assert [one["schedule"]["cron"] for one in audit["schedules"]] == ["30 3 * * 0"]
     assert [one["schedule"]["cron"] for one in sweep["schedules"]] == ["30 2 * * *"]
@@ -115,29 +115,29 @@ def test_schedules_are_given_once_and_are_a_persons_then(
     patch(prefect, f"deployments/{audit['id']}/schedules/{audit['schedules'][0]['id']}", active=False)
     where = f"{prefect.url}/deployments/{sweep['id']}/schedules/{sweep['schedules'][0]['id']}"
     assert requests.delete(where, timeout=60).ok
-    site.service.run("orchestrator.deploy")
+    site.service.deploy()
     audit, sweep = (prefect.get(f"deployments/name/{name}/data-manager") for name in ("audit", "sweep"))
     assert [one["active"] for one in audit["schedules"]] == [False]
     assert sweep["schedules"] == []
     # a deployment that is gone is made anew, with its schedule
     assert requests.delete(f"{prefect.url}/deployments/{sweep['id']}", timeout=60).ok
     assert requests.delete(f"{prefect.url}/deployments/{audit['id']}", timeout=60).ok
-    site.service.run("orchestrator.deploy")
+    site.service.deploy()
     assert len(prefect.get("deployments/name/sweep/data-manager")["schedules"]) == 1
 
 
 def test_an_audit_takes_no_slot_and_no_copy_waits_for_it(
-    new_site: Callable[..., Site],
+    bare_site: Site,
     prefect: PrefectApi,
     gate: Event,
     slow_server: OddServer,
 ) -> None:
-    site = new_site(DM_CONCURRENCY="1")
-    with site.service:
-        source = site.register("archer2", "run/one", b"12345")
+    site = bare_site
+    with moving(site, DM_CONCURRENCY="1"):
+        source = site.register("archer2", "slot/one", b"12345")
         audit = start(site, "archer2", second_look=3600)
         eventually(lambda: site.ask("GET", f"audits/{audit}").json()["begun"], "the audit began")
-        task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "run/two"}).text
+        task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "slot/two"}).text
         assert site.wait(task)["status"] == "COMPLETE"
         assert site.ask("GET", f"audits/{audit}").json()["status"] == "RUNNING"
         # and the other way round: the only slot is taken, and a run begun in Prefect begins
@@ -155,16 +155,22 @@ def test_an_audit_takes_no_slot_and_no_copy_waits_for_it(
         assert site.wait(slow)["status"] == "COMPLETE"
 
 
-def test_a_run_of_all_machines(new_site: Callable[..., Site], prefect: PrefectApi) -> None:
-    site = new_site()
-    with site.service:
+def test_a_run_of_all_machines(bare_site: Site, prefect: PrefectApi) -> None:
+    site = bare_site
+    with moving(site):
         for machine in ("archer2", "cirrus"):
-            site.register(machine, "run/one", b"12345")
-        (site.folders["cirrus"] / "run/one").unlink()
-        (site.folders["cirrus"] / "run").rmdir()  # as if its file system were not mounted
-        run = begin_run(prefect, "audit", second_look=0)
-        assert prefect.wait(run)["state_type"] == "FAILED"
-        rows = site.ask("GET", "audits").json()
+            site.register(machine, "all/one", b"12345")
+        before = [row["audit"] for row in site.ask("GET", "audits").json()]
+        folder, aside = site.folders["cirrus"], site.folders["cirrus"].with_name("not mounted")
+        folder.rename(aside)
+        folder.mkdir()  # as if its file system were not mounted
+        try:
+            run = begin_run(prefect, "audit", second_look=0)
+            assert prefect.wait(run)["state_type"] == "FAILED"
+        finally:
+            folder.rmdir()
+            aside.rename(folder)
+        rows = [row for row in site.ask("GET", "audits").json() if row["audit"] not in before]
         assert {(row["machine"], row["status"]) for row in rows} == {
             ("archer2", "COMPLETE"),
             ("localhost", "COMPLETE"),
@@ -175,13 +181,13 @@ def test_a_run_of_all_machines(new_site: Callable[..., Site], prefect: PrefectAp
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_an_audit_whose_mover_goes_begins_anew(
-    new_site: Callable[..., Site],
+    bare_site: Site,
     prefect: PrefectApi,
     how: str,
 ) -> None:
-    site = new_site(DM_LEASE="4", DM_HEARTBEAT="1")
-    with site.service:
-        site.register("archer2", "run/one", b"12345")
+    site = bare_site
+    with moving(site, DM_LEASE="4", DM_HEARTBEAT="1"):
+        site.register("archer2", f"anew/{how}", b"12345")
         audit = start(site, "archer2", second_look=6)
         begun = eventually(lambda: site.ask("GET", f"audits/{audit}").json()["begun"], "the audit began")
         first = site.ask("GET", f"audits/{audit}").json()["flow_run_id"]
@@ -199,13 +205,13 @@ def test_an_audit_whose_mover_goes_begins_anew(
 
 
 def test_a_sweep_removes_orphans_and_spares_what_lives(
-    new_site: Callable[..., Site],
+    bare_site: Site,
     prefect: PrefectApi,
     gate: Event,
     slow_server: OddServer,
 ) -> None:
-    site = new_site()
-    with site.service:
+    site = bare_site
+    with moving(site):
         site.register("cirrus", "worker/kept", b"12345")
         task = fetch(site, slow_server, "slow", gate)
         eventually(lambda: running(site, task), "the download runs")
@@ -231,3 +237,5 @@ def test_a_sweep_removes_orphans_and_spares_what_lives(
         assert words[strange.name] == "stays: not a name that we give"
         gate.set()
         assert site.wait(task)["status"] == "COMPLETE"
+        for file in (young, strange, same):
+            file.unlink()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import time
 from typing import Any
 
 import pytest
 
-from tests.support.site import Site, some_bytes
+from tests.e2e.conftest import KILLS
+from tests.support.site import Site, eventually, some_bytes
 
 NAMES = ["plain.txt", "two  blanks", "-dash", "quo'te\"", "$(id)", "new\nline", "ünïcödé", "n" * 255, "n" * 254 + "m"]
 
@@ -80,6 +83,32 @@ def test_a_directory_is_moved_as_one_task(site: Site, source: str, target: str) 
     assert not site.leftovers()
 
 
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_mover_killed_at_any_moment_loses_nothing(site: Site, seed: int) -> None:
+    chance = random.Random(seed)
+    folder, dest = f"many-killed/{seed}", f"many-survived/{seed}"
+    files = {f"d{n % 5}/{n}": some_bytes(300_000) for n in range(60)}
+    for path, data in files.items():
+        site.write("archer2", f"{folder}/{path}", data)
+    register_tree(site, "archer2", folder)
+    body = {"directory": {"machine": "archer2", "path": folder}, "machine": "cirrus", "dest": dest}
+    task = site.ask("POST", "async/move", json={**body, "bandwidth": "8MB/s"}).text
+    time.sleep(chance.uniform(0, 3.0))
+    site.service.kill_mover()
+    for path, data in files.items():
+        here = ("archer2", folder) if site.exists("archer2", f"{folder}/{path}") else ("cirrus", dest)
+        assert site.read(here[0], f"{here[1]}/{path}") == data
+    site.service.start_movers()
+    status = site.wait(task)
+    assert (status["status"], status["items"]["complete"]) == ("COMPLETE", len(files)), status
+    assert {path: site.read("cirrus", f"{dest}/{path}") for path in files} == files
+    assert not [path for path in files if site.exists("archer2", f"{folder}/{path}")]
+    eventually(lambda: not site.leftovers(), "no partial file is left")
+
+
+@pytest.mark.dialect
 def test_a_failing_item_fails_alone(site: Site) -> None:
     ids = [site.register("archer2", f"mixed/{i}", some_bytes(50 + i)) for i in range(6)]
     (site.folders["archer2"] / "mixed/1").unlink()

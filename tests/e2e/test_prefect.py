@@ -4,52 +4,17 @@ from __future__ import annotations
 
 import time
 from threading import Event
-from typing import Any
 from uuid import uuid4
 
 import pytest
 import requests
 
+from tests.support.prefect import PrefectApi
 from tests.support.service import DataManagerService
 from tests.support.site import PATIENCE, Site, sha256, some_bytes
 from tests.support.web import OddHandler, OddServer
 
 DRIP = 300_000  # bytes a second
-
-
-class PrefectApi:
-    """The few calls of Prefect's REST API that these tests need."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Send a body, return the answer's."""
-        answer = requests.post(f"{self.url}/{path}", json=body, timeout=PATIENCE)
-        assert answer.ok, answer.text
-        return answer.json()
-
-    def get(self, path: str) -> Any:
-        """Return an answer's body."""
-        answer = requests.get(f"{self.url}/{path}", timeout=PATIENCE)
-        assert answer.ok, answer.text
-        return answer.json()
-
-    def wait(self, run: str, patience: float = PATIENCE) -> dict[str, Any]:
-        """Wait until a flow run has ended."""
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            found: dict[str, Any] = self.get(f"flow_runs/{run}")
-            if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                return found
-            time.sleep(0.2)
-        raise AssertionError(f"flow run {run} did not end: {found['state']}")
-
-
-@pytest.fixture
-def prefect(prefect_api_url: str) -> PrefectApi:
-    """The Prefect server that the site uses."""
-    return PrefectApi(prefect_api_url)
 
 
 def test_a_run_says_what_it_does(site: Site, prefect: PrefectApi) -> None:
@@ -181,7 +146,6 @@ def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, e
     requests.delete(f"{prefect.url}/deployments/{deployment['id']}", timeout=PATIENCE)
 
 
-@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 def test_suspend_in_the_ui_holds_nothing_up(site: Site, prefect: PrefectApi, slow_server: OddServer) -> None:
     enough, body = Event(), some_bytes(20 * DRIP)
 
@@ -216,7 +180,6 @@ def test_suspend_in_the_ui_holds_nothing_up(site: Site, prefect: PrefectApi, slo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 def test_a_run_that_outlived_its_transfer_is_ended(site: Site, prefect: PrefectApi) -> None:
     source = site.register("archer2", "ui/outlived.nc", b"x")
     task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "ui/outlived.nc"}).text

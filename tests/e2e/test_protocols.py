@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import make_site
-from tests.support.site import Site, sha256, some_bytes
+from tests.support.site import Site, make_site, sha256, some_bytes
 from tests.support.source_servers import SERVERS, SourceServer
 from tests.support.sshd import PrivateSshd
 
+pytestmark = pytest.mark.xdist_group("protocols")  # a site of its own: it may download from this host
 SECRETS = frozenset({"password", "secret_key", "private_key", "token"})
 
 

@@ -18,6 +18,7 @@ from tests.support.service import DataManagerService
 from tests.support.site import Site, write_machines
 from tests.support.sshd import PrivateSshd
 
+pytestmark = pytest.mark.xdist_group("readme")  # a site of its own, whose home is as the README says
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SESSION = README.split("## First session")[1].split("## Documentation")[0]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import pytest
+import requests
 
-from tests.e2e.test_prefect import PrefectApi
-from tests.support.site import PATIENCE, Site
+from tests.support.prefect import PrefectApi
+from tests.support.site import PATIENCE, Site, T
 from tests.support.web import Web
 
-T = TypeVar("T")
 pytestmark = pytest.mark.slow  # Prefect takes its time to hand out what is scheduled
 
 
@@ -61,17 +61,13 @@ def run(site: Site, schedule: str) -> dict[str, Any]:
     return dict(next(one for one in view["runs"] if one["moment"] == moment))
 
 
-@pytest.fixture
-def prefect(prefect_api_url: str) -> PrefectApi:
-    return PrefectApi(prefect_api_url)
-
-
 def in_prefect(prefect: PrefectApi, schedule: str) -> list[dict[str, Any]]:
     """Return what Prefect has of a schedule: one, or none."""
     deployment = prefect.get("deployments/name/recurring/data-manager")
     return [one for one in prefect.get(f"deployments/{deployment['id']}/schedules") if one["slug"] == schedule]
 
 
+@pytest.mark.dialect
 def test_versions_come_and_go(site: Site, web: Web) -> None:
     name = f"recurring/{uuid4().hex}"
     schedule = add(site, web.put(name, b"version 0"), keep=2)
@@ -176,8 +172,6 @@ def test_what_prefect_lost_it_gets_again(site: Site, web: Web, prefect: PrefectA
     schedule = add(site, web.put(f"recurring/{uuid4().hex}", b"x"))
     (lost,) = until(lambda: in_prefect(prefect, schedule), bool)
     deployment = prefect.get("deployments/name/recurring/data-manager")["id"]
-    import requests
-
     assert requests.delete(f"{prefect.url}/deployments/{deployment}/schedules/{lost['id']}", timeout=60).ok
     (again,) = until(lambda: in_prefect(prefect, schedule), bool)
     assert again["id"] != lost["id"]

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-import requests
 
 from datamanager.client import RetentionClient
-from tests.e2e.conftest import make_site
 from tests.support.amqp import client, take
-from tests.support.postgres import Databases
-from tests.support.rabbitmq import RabbitMq
-from tests.support.site import PATIENCE, Site
-from tests.support.sshd import PrivateSshd
+from tests.support.prefect import PrefectApi
+from tests.support.site import PATIENCE, Site, eventually
 
 RULES = """
 [[rule]]
@@ -26,7 +22,7 @@ name = "{tag} to tape"
 action = "archive"
 group = "{tag}-old"
 grace = "0s"
-archive_to = "localhost"
+archive_to = "tape"
 
 [[rule]]
 name = "{tag} copies"
@@ -42,48 +38,23 @@ even_last_copy = true
 """
 
 
-@pytest.fixture(scope="module")
-def site(
-    tmp_path_factory: pytest.TempPathFactory,
-    sshd_pair: tuple[PrivateSshd, PrivateSshd],
-    prefect_api_url: str,
-    postgres: Databases,
-    rabbitmq: RabbitMq,
-) -> Iterator[Site]:
-    """A running site with a broker, whose own host is its archive."""
-    env = {
-        "DM_PREFECT_API_URL": prefect_api_url,
-        "DM_DATABASE_URL": postgres.url(),
-        "DM_AMQP_URL": rabbitmq.fresh_vhost(),
-    }
-    site = make_site(tmp_path_factory.mktemp("retention"), env, sshd_pair)
-    file = site.folders["localhost"].parents[1] / "machines.toml"
-    text = file.read_text(encoding="utf-8").replace('transport = "local"', 'transport = "local"\narchive = true')
-    file.write_text(text, encoding="utf-8")
-    with site.service:
-        yield site
-
-
 @pytest.fixture
 def tag() -> str:
     """What this test's objects have, and no other's."""
     return f"r{uuid4().hex[:8]}"
 
 
-def until(found: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Return what `found` returns once it is something."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if value := found():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"not within {patience:g} s")
+@pytest.fixture
+def rules(site: Site, tag: str) -> Iterator[Path]:
+    """The site's rules, which are for this test's objects alone; afterwards there are none again."""
+    file = site.service.home / "retention.toml"
+    file.write_text(RULES.format(tag=tag), encoding="utf-8")
+    yield file
+    file.unlink()
 
 
-def artifacts(api: str, flow_run: str) -> list[dict[str, Any]]:
-    wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run]}}}
-    answer = requests.post(f"{api}/artifacts/filter", json=wanted, timeout=30)
-    found: list[dict[str, Any]] = answer.json()
+def artifacts(prefect: PrefectApi, flow_run: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = prefect.post("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}})
     return found
 
 
@@ -102,8 +73,7 @@ async def heard(url: str, count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_run_does_what_the_plan_said(site: Site, tag: str, prefect_api_url: str) -> None:
-    (site.service.home / "retention.toml").write_text(RULES.format(tag=tag), encoding="utf-8")
+def test_a_run_does_what_the_plan_said(site: Site, tag: str, rules: Path, prefect: PrefectApi) -> None:
     asyncio.run(listen(site.service.env["DM_AMQP_URL"]))
     old = [site.register("archer2", f"{tag}/old/{n}.bin", b"old" * n, group=f"{tag}-old") for n in (1, 2, 3)]
     keep = site.register("cirrus", f"{tag}/keep.bin", b"content", verify="hash")
@@ -135,7 +105,7 @@ def test_a_run_does_what_the_plan_said(site: Site, tag: str, prefect_api_url: st
         reasons = {task.reason for task in dm.tasks(limit=100)}
         assert {f"retention: {tag} to tape", f"retention: {tag} copies"} <= reasons
         assert run.flow_run_id is not None
-        (table,) = until(lambda: artifacts(prefect_api_url, str(run.flow_run_id)))
+        (table,) = eventually(lambda: artifacts(prefect, str(run.flow_run_id)), "the report is in Prefect")
         assert (table["type"], table["key"]) == ("table", "retention")
         assert "25 B freed" in table["description"]
         assert dm.restore(later) is None

@@ -8,7 +8,6 @@ import hashlib
 import os
 import random
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,15 +20,12 @@ from sqlalchemy import func, select
 
 from models.database import Database
 from models.tables import Claim, DataObject, Transfer
-from tests.e2e.conftest import allowed
-from tests.e2e.test_prefect import PrefectApi
 from tests.support.hearing import Ear, misheard
 from tests.support.postgres import Databases
-from tests.support.prefect import PrefectServer, prefect_environment
+from tests.support.prefect import PrefectApi, PrefectServer, prefect_environment
 from tests.support.process import Process
 from tests.support.rabbitmq import RabbitMq
-from tests.support.service import DataManagerService
-from tests.support.site import Site, some_bytes, write_machines
+from tests.support.site import Site, allowed, eventually, make_site, some_bytes
 from tests.support.sshd import PrivateSshd
 from tests.support.web import Web
 
@@ -38,7 +34,7 @@ SIZES = [0, 1, 1000, 50_000, 300_000, 8_000_000]
 PATIENCE = 900.0
 """Seconds until what has not come about fails the test."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("three movers")]  # with a site and a Prefect server of its own
 
 
 @dataclass
@@ -170,13 +166,7 @@ def site(
     web: Web,
 ) -> Iterator[Site]:
     """One API and three movers, each with a DM_HOME of its own and nothing shared but addresses."""
-    folders = {name: tmp_path / "data" / name for name in ("localhost", "archer2", "cirrus")}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    machines = tmp_path / "machines.toml"
-    write_machines(machines, folders, {"archer2": sshd_pair[0], "cirrus": sshd_pair[1]})
     env = {
-        "DM_MACHINES": str(machines),
         "DM_PREFECT_API_URL": prefect.api_url,
         "DM_DATABASE_URL": postgres.url(),
         "DM_AMQP_URL": rabbitmq.fresh_vhost(),
@@ -185,14 +175,15 @@ def site(
         "DM_HEARTBEAT": "1",
         "DM_CONCURRENCY": "4",
     }
-    service = DataManagerService(tmp_path / "api", env, movers=3)
+    made = make_site(tmp_path, env, sshd_pair, movers=3)
+    service = made.service
     for number, mover in enumerate(service.movers, 1):
         host = tmp_path / f"host{number}"
         host.mkdir()
         mover.env = service.env | {"DM_HOME": str(host)} | prefect_environment(host / "prefect")
         mover.cwd, mover.log = host, host / "mover.log"
     with service:
-        yield Site(service, folders)
+        yield made
 
 
 @pytest.fixture
@@ -220,7 +211,7 @@ def test_three_movers_share_the_work_and_lose_nothing(
     assert queue.ended() < len(asked.tasks), "both were to leave in the middle"
     ends = {task: site.wait(task, PATIENCE) for task in asked.tasks}
     assert {task: end for task, end in ends.items() if end["status"] != "COMPLETE"} == {}
-    eventually(lambda: not site.leftovers(), "no partial file lies about")
+    eventually(lambda: not site.leftovers(), "no partial file lies about", PATIENCE)
     assert files(site) == asked.files
     assert queue.active() == Counter(list(asked.files))
     assert queue.claims() == 0
@@ -232,7 +223,9 @@ def test_three_movers_share_the_work_and_lose_nothing(
         assert max(heard, key=lambda event: event.sequence).type == "dm.transfer.complete"
     api = PrefectApi(prefect.api_url)
     for row in rows:
-        eventually(partial(is_completed, api, row.flow_run_id), f"the run of {row.kind} {row.id} is COMPLETED")
+        eventually(
+            partial(is_completed, api, row.flow_run_id), f"the run of {row.kind} {row.id} is COMPLETED", PATIENCE
+        )
     scheduled = {"flows": {"name": {"any_": ["audit", "sweep", "retention"]}}}
     assert api.post("flow_runs/count", {}) - api.post("flow_runs/count", scheduled) == len(rows)  # none has two
 
@@ -245,16 +238,16 @@ def watch(queue: Queue, until: Callable[[set[str]], bool]) -> set[str]:
         seen.update(queue.holders())
         return until(seen)
 
-    eventually(look, "every mover takes some, and they get on")
+    eventually(look, "every mover takes some, and they get on", PATIENCE)
     return seen
 
 
 def lose(queue: Queue, mover: Process, signum: signal.Signals, known: set[str]) -> None:
     """End a mover by a signal in a moment in which it holds transfers; return when it is gone."""
     name = next(owner for owner in known if owner_pid(owner) == mover.pid)
-    eventually(lambda: name in queue.holders(), f"{name} holds something")
+    eventually(lambda: name in queue.holders(), f"{name} holds something", PATIENCE)
     os.kill(mover.pid, signum)
-    eventually(lambda: not mover.running, f"{name} is gone")
+    eventually(lambda: not mover.running, f"{name} is gone", PATIENCE)
 
 
 def owner_pid(owner: str) -> int:
@@ -275,11 +268,3 @@ def files(site: Site) -> dict[tuple[str, str], str]:
             if file.is_file():
                 found[machine, file.relative_to(folder).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
-
-
-def eventually(true: Callable[[], object], what: str) -> None:
-    """Wait until something is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,16 +24,10 @@ from tests.support.catalogue import an_object, machines
 from tests.support.ports import free_port
 from tests.support.process import clean_environment, session_members
 from tests.support.service import DataManagerService
+from tests.support.site import PATIENCE, eventually
 
-PATIENCE = 120.0
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
+in_order = pytest.mark.xdist_group("up")
+"""Tests of one process tree, in their order."""
 
 
 def told(service: DataManagerService) -> str:
@@ -56,8 +50,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataManagerSer
         yield service
 
 
+@in_order
 def test_it_becomes_ready_and_says_where_everything_is(service: DataManagerService) -> None:
-    until(lambda: "self-check" in told(service), "no self-check")
+    eventually(lambda: "self-check" in told(service), "the self-check has run")
     text = told(service)
     assert f"{service.url}/docs" in text
     assert f"http://127.0.0.1:{service.env['DM_PREFECT_PORT']}" in text
@@ -65,8 +60,9 @@ def test_it_becomes_ready_and_says_where_everything_is(service: DataManagerServi
     assert len(text.splitlines()) < 12
 
 
+@in_order
 def test_the_self_check_ran_through_its_own_api_and_left_nothing(service: DataManagerService) -> None:
-    until(lambda: "/runs/flow-run/" in told(service), "no link")
+    eventually(lambda: "/runs/flow-run/" in told(service), "the link is printed")
     said = told(service)
     prefect = f"http://127.0.0.1:{service.env['DM_PREFECT_PORT']}"
     # the link has a line of its own: in a narrow terminal it would be broken otherwise
@@ -78,6 +74,7 @@ def test_the_self_check_ran_through_its_own_api_and_left_nothing(service: DataMa
     assert not (service.home / "data" / ".dm-selfcheck").exists()
 
 
+@in_order
 def test_the_home_is_private_and_has_a_machines_file(service: DataManagerService) -> None:
     assert service.home.stat().st_mode & 0o777 == 0o700
     assert "[machines.localhost]" in (service.home / "machines.toml").read_text()
@@ -85,13 +82,15 @@ def test_the_home_is_private_and_has_a_machines_file(service: DataManagerService
         assert [(one.name, one.reachable) for one in client.machines()] == [("localhost", True)]
 
 
+@in_order
 def test_all_children_are_in_its_session_and_the_mover_has_its_name(service: DataManagerService) -> None:
     assert all(child(service, name) for name in ("mover", "api", "prefect"))
     group = os.getpgid(service.supervisor.pid)
-    until(lambda: len(service.supervisor.members()) == 4, "more or less than supervisor, Prefect, API and mover")
+    eventually(lambda: len(service.supervisor.members()) == 4, "supervisor, Prefect, API and mover are all")
     assert {os.getpgid(pid) for pid in service.supervisor.members()} == {group}
 
 
+@in_order
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["mover", "api", "prefect"])
 def test_a_child_that_dies_is_started_again(service: DataManagerService, name: str) -> None:
@@ -99,10 +98,10 @@ def test_a_child_that_dies_is_started_again(service: DataManagerService, name: s
     assert old is not None
     others = {other: child(service, other) for other in {"mover", "api", "prefect"} - {name}}
     os.kill(old, signal.SIGKILL)
-    until(lambda: child(service, name) not in (None, old), f"{name} is not started again")
+    eventually(lambda: child(service, name) not in (None, old), f"{name} is started again")
     log = service.home / "logs" / f"{name}.log"
     assert f"{name} ended (killed by SIGKILL); it is started again in 0.5 s; log: {log}" in told(service)
-    until(lambda: _works(service), f"it does not work again after the death of {name}")
+    eventually(lambda: _works(service), f"it works again after the death of {name}")
     assert {other: child(service, other) for other in others} == others
 
 
@@ -121,31 +120,34 @@ def _works(service: DataManagerService) -> bool:
         return client.info(copied).size == 5
 
 
+@in_order
 @pytest.mark.faults
 def test_ctrl_c_stops_everything(service: DataManagerService) -> None:
     assert service.interrupt() == 0  # fails when it has not ended in time, or a process of the session is left
     assert told(service).endswith("stopping …\nstopped\n")
 
 
+@in_order
 @pytest.mark.faults
 def test_it_starts_again_in_its_home_and_sigterm_stops_everything(service: DataManagerService) -> None:
     checks = told(service).count("self-check passed")
     service.start()
-    until(lambda: told(service).count("self-check passed") == checks + 1, "no second self-check")
+    eventually(lambda: told(service).count("self-check passed") == checks + 1, "the second self-check has run")
     session = service.supervisor.pid
     os.kill(session, signal.SIGTERM)
-    until(lambda: not session_members(session), "processes are left")
+    eventually(lambda: not session_members(session), "no process is left")
     assert service.supervisor.returncode == 0
     service.supervisor.kill()
 
 
+@in_order
 @pytest.mark.faults
 def test_children_end_with_a_supervisor_that_is_killed(service: DataManagerService) -> None:
     service.start()
     session = service.supervisor.pid
     assert len(session_members(session)) >= 4
     os.kill(session, signal.SIGKILL)
-    until(lambda: not session_members(session), "children outlive their supervisor")
+    eventually(lambda: not session_members(session), "the children end with their supervisor")
     service.supervisor.kill()
 
 

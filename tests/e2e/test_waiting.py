@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.conftest import make_site
-from tests.support.prefect import PrefectServer, answers
+from tests.support.prefect import PrefectServer
 from tests.support.rabbitmq import RabbitMq
-from tests.support.site import PATIENCE, Site, some_bytes
+from tests.support.site import Site, eventually, make_site, some_bytes
 from tests.support.sshd import PrivateSshd
 
-
-def until(true: Callable[[], object], what: str) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
+own_site = pytest.mark.xdist_group("waiting")
+"""Tests of one site, in their order."""
 
 
 @pytest.fixture(scope="module")
 def quiet_site(
     tmp_path_factory: pytest.TempPathFactory,
-    sshd_pair: tuple[PrivateSshd, PrivateSshd],
+    private_sshd: tuple[PrivateSshd, PrivateSshd],
     prefect_api_url: str,
     rabbitmq: RabbitMq,
 ) -> Iterator[Site]:
     """A site with a broker whose mover does not run until a test starts it."""
     env = {"DM_PREFECT_API_URL": prefect_api_url, "DM_AMQP_URL": rabbitmq.fresh_vhost()}
-    site = make_site(tmp_path_factory.mktemp("quiet"), env, sshd_pair)
+    site = make_site(tmp_path_factory.mktemp("quiet"), env, private_sshd)
     service = site.service
-    service.run("db", "upgrade")
-    service.run("orchestrator.deploy")
-    service.api.start()
-    service.api.wait_until(lambda: answers(site.url("health/live")), PATIENCE)
-    yield site
-    service.stop()
+    try:
+        service.start_without_movers()
+        yield site
+    finally:
+        service.stop()
 
 
+@own_site
 def test_tasks_sent_before_a_mover_ever_ran_are_done(quiet_site: Site) -> None:
     site = quiet_site
     assert not site.service.mover_pids(), "this test comes first"
@@ -62,6 +55,7 @@ def test_tasks_sent_before_a_mover_ever_ran_are_done(quiet_site: Site) -> None:
     assert site.read("cirrus", "early/4.bin") == data
 
 
+@own_site
 def test_with_the_broker_down_a_request_answers_at_once_and_runs(quiet_site: Site, rabbitmq: RabbitMq) -> None:
     site = quiet_site
     site.service.start_movers()
@@ -81,34 +75,36 @@ def test_with_the_broker_down_a_request_answers_at_once_and_runs(quiet_site: Sit
         rabbitmq.start_app()
 
 
+@own_site
 def test_a_machine_that_is_away_is_said_at_once_to_who_waits(
-    quiet_site: Site, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+    quiet_site: Site, private_sshd: tuple[PrivateSshd, PrivateSshd]
 ) -> None:
     site = quiet_site
     site.service.start_movers()
     site.service.wait_ready()
     source = site.register("archer2", "away/a.bin", b"bytes")
-    sshd_pair[1].stop()
+    private_sshd[1].stop()
     try:
         answer = site.ask("POST", f"copy/{source}", data={"machine": "cirrus", "dest": "away/b.bin"})
         assert (answer.status_code, answer.json()["code"]) == (503, "machine_unavailable")
         assert "retry-after" in answer.headers
         task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "away/c.bin"}).text
-        until(lambda: site.status(task)["faults"], "it was tried")
+        eventually(lambda: site.status(task)["faults"], "it was tried")
     finally:
-        sshd_pair[1].start()
+        private_sshd[1].start()
     assert site.wait(task)["status"] == "COMPLETE"  # it was tried again
     assert [fault["code"] for fault in site.status(task)["faults"]][:1] == ["machine_unavailable"]
 
 
+@own_site
 def test_a_delete_on_a_machine_that_is_away_is_refused_or_finishes_later(
-    quiet_site: Site, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+    quiet_site: Site, private_sshd: tuple[PrivateSshd, PrivateSshd]
 ) -> None:
     site = quiet_site
     site.service.start_movers()
     site.service.wait_ready()
     doomed = site.register("cirrus", "away/d.bin", b"bytes")
-    sshd_pair[1].stop()
+    private_sshd[1].stop()
     try:
         refused = site.ask("DELETE", f"delete/{doomed}")
         assert (refused.status_code, refused.json()["code"]) == (503, "machine_unavailable")
@@ -116,27 +112,29 @@ def test_a_delete_on_a_machine_that_is_away_is_refused_or_finishes_later(
         assert later.status_code == 202
         assert site.info(doomed)["status"] == "ACTIVE"
     finally:
-        sshd_pair[1].start()
+        private_sshd[1].start()
     assert site.wait(later.text)["status"] == "COMPLETE"
     assert site.info(doomed)["status"] == "DELETED"
     assert not site.exists("cirrus", "away/d.bin")
 
 
 @pytest.mark.slow
-def test_without_prefect_who_waits_hears_it_and_the_rest_waits(
-    tmp_path: Path, sshd_pair: tuple[PrivateSshd, PrivateSshd]
-) -> None:
-    with PrefectServer(tmp_path / "prefect") as prefect:
-        site = make_site(tmp_path, {"DM_PREFECT_API_URL": prefect.api_url}, sshd_pair)
-        with site.service:
-            source = site.register("archer2", "away/p.bin", b"bytes")
-            prefect.kill()
-            until(lambda: site.ask("GET", "health/ready").json()["checks"]["movers"] == [], "the mover has noticed")
+def test_without_prefect_who_waits_hears_it_and_the_rest_waits(bare_site: Site, private_prefect: PrefectServer) -> None:
+    site = bare_site
+    site.service.use_movers()
+    with site.service.moving():
+        source = site.register("archer2", "away/p.bin", b"bytes")
+        private_prefect.kill()
+        try:
+            eventually(
+                lambda: site.ask("GET", "health/ready").json()["checks"]["movers"] == [], "the mover has noticed"
+            )
             refused = site.ask("POST", f"copy/{source}", data={"machine": "cirrus", "dest": "away/q.bin"})
             assert (refused.status_code, refused.json()["code"]) == (503, "orchestrator_unavailable")
             assert "retry-after" in refused.headers
             task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "away/q.bin"}).text
             time.sleep(3)
             assert site.status(task)["attempt"] == 0  # it waits, it is not taken and given back
-            prefect.start()
-            assert site.wait(task)["status"] == "COMPLETE"
+        finally:
+            private_prefect.start()
+        assert site.wait(task)["status"] == "COMPLETE"

@@ -9,87 +9,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import requests
 
-from tests.e2e.conftest import make_site
-from tests.e2e.test_prefect import PrefectApi
-from tests.support.prefect import PrefectServer
+from tests.support.prefect import PrefectApi, PrefectServer
 from tests.support.process import Process
-from tests.support.service import DataManagerService
-from tests.support.site import Site
-from tests.support.sshd import PrivateSshd
+from tests.support.site import PATIENCE, Site, eventually
 from tests.support.web import OddHandler, OddServer
 
 PIECE, PIECES = 100_000, 300
 """Bytes that the slow server sends every half second, and how often it does."""
-PATIENCE = 120.0
 FOR_EVER = "3600"
 """Seconds that no test waits for."""
 
-pytestmark = pytest.mark.slow  # each test starts a service of its own
-
-
-def eventually(true: Callable[[], Any], what: str) -> Any:
-    """Wait until something is true; return it."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if found := true():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"never: {what}")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """A Prefect server of this module's own: its pool is limited, its runs are changed, its database is dropped."""
-    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
-        yield server
+pytestmark = pytest.mark.slow  # each test starts movers of its own
 
 
 @pytest.fixture
-def prefect(server: PrefectServer) -> PrefectApi:
-    """Its API."""
-    return PrefectApi(server.api_url)
+def prefect(private_prefect: PrefectServer) -> PrefectApi:
+    """The API of the site's Prefect server."""
+    return PrefectApi(private_prefect.api_url)
 
 
-@pytest.fixture
-def new_site(
-    tmp_path: Path, server: PrefectServer, sshd_pair: tuple[PrivateSshd, PrivateSshd], slow_server: OddServer
-) -> Iterator[Callable[..., Site]]:
-    """Makes a site that is not started yet; it is stopped at the end."""
-    made: list[Site] = []
-
-    def make(movers: int = 1, **env: str) -> Site:
-        env = {
-            "DM_PREFECT_API_URL": server.api_url,
-            "DM_DOWNLOAD_ALLOW": urlsplit(slow_server.url).netloc,
-            **env,
-        }
-        site = make_site(tmp_path, env, sshd_pair)
-        site.service = DataManagerService(
-            tmp_path / "dm", {"DM_MACHINES": str(tmp_path / "machines.toml"), **env}, movers=movers
-        )
-        made.append(site)
-        return site
-
-    yield make
-    for site in made:
-        site.service.kill()
-
-
-@pytest.fixture
-def gate() -> Iterator[Event]:
-    """What slow downloads wait for."""
-    gate = Event()
-    yield gate
-    gate.set()
+@contextmanager
+def moving(site: Site, count: int = 1, **env: str) -> Iterator[None]:
+    """Run so many movers with these settings meanwhile."""
+    site.service.use_movers(count, **env)
+    with site.service.moving():
+        yield
 
 
 def dripping(gate: Event) -> Callable[[OddHandler], None]:
@@ -105,7 +57,8 @@ def dripping(gate: Event) -> Callable[[OddHandler], None]:
 
 
 def fetch(site: Site, slow_server: OddServer, name: str, gate: Event) -> str:
-    """Ask for a slow download; return the task."""
+    """Ask for a slow download, to a name of its own; return the task."""
+    name = f"{name}-{uuid4().hex}"
     url = slow_server.on(f"/{name}", dripping(gate))
     fields = {"filename": name, "path": "worker", "machine": "cirrus", "url": url}
     answer = site.ask("PUT", "async/getexternal", data=fields)
@@ -148,18 +101,19 @@ def state_of(prefect: PrefectApi, run: str) -> str:
 # --- started by Prefect ----------------------------------------------------------------------------------------------
 
 
-def prefect_command(site: Site, *arguments: str) -> Process:
+def prefect_command(site: Site, *arguments: str, **env: str) -> Process:
     """Return one of Prefect's own commands, as a person who uses Prefect runs it."""
-    env = {**site.service.env, "PREFECT_API_URL": site.service.env["DM_PREFECT_API_URL"]}
+    env = {**site.service.env, "PREFECT_API_URL": site.service.env["DM_PREFECT_API_URL"], **env}
     log = site.service.home / f"prefect-{arguments[0]}.log"
     return Process([sys.executable, "-m", "prefect", *arguments], log=log, env=env, cwd=site.service.home)
 
 
-def test_prefect_worker_start_is_a_mover(new_site: Callable[..., Site], prefect: PrefectApi) -> None:
-    site = new_site(DM_STOP_GRACE=FOR_EVER)
-    worker = prefect_command(site, "worker", "start", "--type", "mover", "--pool", "data-manager", "--name", "by-hand")
+def test_prefect_worker_start_is_a_mover(bare_site: Site, prefect: PrefectApi) -> None:
+    site = bare_site
+    chosen = ("--type", "mover", "--pool", "data-manager", "--name", "by-hand")
+    worker = prefect_command(site, "worker", "start", *chosen, DM_STOP_GRACE=FOR_EVER)
     site.service.movers = [worker]
-    with site.service:
+    with site.service.moving():
         source = site.register("archer2", "worker/by-hand.nc", b"12345")
         task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "worker/dm.nc"}).text
         assert site.wait(task)["status"] == "COMPLETE"
@@ -182,11 +136,11 @@ def test_prefect_worker_start_is_a_mover(new_site: Callable[..., Site], prefect:
     ],
 )
 def test_a_mover_refuses_another_pool_and_two_prefects(
-    new_site: Callable[..., Site], server: PrefectServer, pool: str, env: dict[str, str], named: str
+    bare_site: Site, private_prefect: PrefectServer, pool: str, env: dict[str, str], named: str
 ) -> None:
-    site = new_site()
+    site = bare_site
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "mover", "--pool", pool]
-    environment = {**site.service.env, "PREFECT_API_URL": server.api_url, **env}
+    environment = {**site.service.env, "PREFECT_API_URL": private_prefect.api_url, **env}
     done = subprocess.run(
         command, env=environment, cwd=site.service.home, capture_output=True, text=True, timeout=PATIENCE
     )
@@ -194,12 +148,13 @@ def test_a_mover_refuses_another_pool_and_two_prefects(
     assert named in " ".join((done.stdout + done.stderr).split())
 
 
-def test_a_mover_takes_only_from_its_own_queues(new_site: Callable[..., Site]) -> None:
-    site = new_site()
+def test_a_mover_takes_only_from_its_own_queues(bare_site: Site) -> None:
+    site = bare_site
     command = [sys.executable, "-m", "datamanager.cli.main", "mover", "--work-queue", "high", "--work-queue", "low"]
     chosen = Process(command, log=site.service.home / "chosen.log", env=site.service.env, cwd=site.service.home)
+    site.service.use_movers()
     usual, site.service.movers = site.service.movers[0], [chosen]
-    with site.service:
+    with site.service.moving():
         source = site.register("archer2", "worker/queues.nc", b"12345")
 
         def ask(priority: str) -> str:
@@ -214,8 +169,8 @@ def test_a_mover_takes_only_from_its_own_queues(new_site: Callable[..., Site]) -
         assert site.wait(tasks["normal"])["status"] == "COMPLETE"
 
 
-def test_a_mover_refuses_queues_that_there_are_not(new_site: Callable[..., Site]) -> None:
-    service = new_site().service
+def test_a_mover_refuses_queues_that_there_are_not(bare_site: Site) -> None:
+    service = bare_site.service
     command = [sys.executable, "-m", "deployments.mover", "--work-queue", "urgent"]
     done = subprocess.run(command, env=service.env, cwd=service.home, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -232,14 +187,12 @@ def under_way(site: Site, tasks: list[str]) -> int:
 
 @pytest.mark.parametrize("limited", ["work_pools/data-manager", "work_pools/data-manager/queues/normal"])
 def test_limits_and_pauses_of_pool_and_queue_hold_over_all_movers(
-    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, gate: Event, limited: str
+    bare_site: Site, prefect: PrefectApi, slow_server: OddServer, gate: Event, limited: str
 ) -> None:
-    site = new_site(movers=2)
-    site.service.run("db", "upgrade")
-    site.service.run("orchestrator.deploy")
+    site = bare_site
     patch(prefect, limited, concurrency_limit=2)  # known to the movers before they take anything
     try:
-        with site.service:
+        with moving(site, 2):
             tasks = [fetch(site, slow_server, f"limited-{number}", gate) for number in range(5)]
             eventually(lambda: under_way(site, tasks) == 2, "as many run as may")
             time.sleep(2)  # so that the other mover, too, has looked
@@ -251,7 +204,7 @@ def test_limits_and_pauses_of_pool_and_queue_hold_over_all_movers(
             patch(prefect, limited, concurrency_limit=None, is_paused=True)
 
             def waiting() -> str | None:
-                task = fetch(site, slow_server, f"paused-{uuid4().hex}", gate)
+                task = fetch(site, slow_server, "paused", gate)
                 time.sleep(2)
                 return task if site.status(task)["status"] == "QUEUED" else None
 
@@ -266,14 +219,14 @@ def test_limits_and_pauses_of_pool_and_queue_hold_over_all_movers(
         patch(prefect, limited, concurrency_limit=None, is_paused=False)
 
 
-def test_deploying_again_keeps_what_a_person_has_set(new_site: Callable[..., Site], prefect: PrefectApi) -> None:
-    site = new_site()
-    site.service.run("orchestrator.deploy")
+def test_deploying_again_keeps_what_a_person_has_set(bare_site: Site, prefect: PrefectApi) -> None:
+    site = bare_site
+    site.service.deploy()
     deployment = prefect.get("deployments/name/copy/data-manager")
     schedule = {"schedule": {"cron": "0 4 * * *"}, "active": False}
     prefect.post(f"deployments/{deployment['id']}/schedules", [schedule])  # type: ignore[arg-type]
     patch(prefect, "work_pools/data-manager/queues/low", concurrency_limit=7)
-    site.service.run("orchestrator.deploy")
+    site.service.deploy()
     again = prefect.get("deployments/name/copy/data-manager")
     assert (again["id"], len(again["schedules"])) == (deployment["id"], 1)
     queues = prefect.post("work_pools/data-manager/queues/filter", {})
@@ -288,10 +241,10 @@ def test_deploying_again_keeps_what_a_person_has_set(new_site: Callable[..., Sit
 
 
 def test_a_mover_that_is_stopped_lets_its_transfers_end(
-    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, gate: Event
+    bare_site: Site, prefect: PrefectApi, slow_server: OddServer, gate: Event
 ) -> None:
-    site = new_site(DM_STOP_GRACE=FOR_EVER)
-    with site.service:
+    site = bare_site
+    with moving(site, DM_STOP_GRACE=FOR_EVER):
         task = fetch(site, slow_server, "finishes", gate)
         eventually(lambda: running(site, task), "it runs")
         later = site.register("archer2", "worker/later.nc", b"x")
@@ -313,10 +266,10 @@ def test_a_mover_that_is_stopped_lets_its_transfers_end(
 
 @pytest.mark.parametrize("grace", ["1", FOR_EVER])
 def test_what_a_stopped_mover_hands_back_is_gone_on_with(
-    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, gate: Event, grace: str
+    bare_site: Site, prefect: PrefectApi, slow_server: OddServer, gate: Event, grace: str
 ) -> None:
-    site = new_site(movers=2, DM_STOP_GRACE=grace)
-    with site.service:
+    site = bare_site
+    with moving(site, 2, DM_STOP_GRACE=grace):
         other = site.service.movers.pop()
         other.stop()
         task = fetch(site, slow_server, f"handed-back-{grace}", gate)
@@ -338,10 +291,10 @@ def test_what_a_stopped_mover_hands_back_is_gone_on_with(
 
 
 def test_what_a_killed_mover_ran_is_resumed_as_the_same_run(
-    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, gate: Event
+    bare_site: Site, prefect: PrefectApi, slow_server: OddServer, gate: Event
 ) -> None:
-    site = new_site(movers=2, DM_LEASE="5", DM_HEARTBEAT="1")
-    with site.service:
+    site = bare_site
+    with moving(site, 2, DM_LEASE="5", DM_HEARTBEAT="1"):
         tasks = [fetch(site, slow_server, f"killed-{number}", gate) for number in range(3)]
         runs = [eventually(lambda task=task: running(site, task), "it runs")["flow_run_id"] for task in tasks]  # type: ignore[misc]
         os.kill(site.service.movers[0].pid, signal.SIGKILL)
@@ -354,10 +307,10 @@ def test_what_a_killed_mover_ran_is_resumed_as_the_same_run(
 
 
 def test_a_killed_movers_run_is_dead_in_prefect_too_when_no_mover_is_left(
-    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, gate: Event
+    bare_site: Site, prefect: PrefectApi, slow_server: OddServer, gate: Event
 ) -> None:
-    site = new_site()
-    with site.service:
+    site = bare_site
+    with moving(site):
         automation = next(
             row for row in prefect.post("automations/filter", {}) if row["name"].startswith("data-manager")
         )
@@ -374,16 +327,17 @@ def test_a_killed_movers_run_is_dead_in_prefect_too_when_no_mover_is_left(
         site.service.kill_mover()
         assert prefect.wait(run, patience=300)["state_type"] == "CRASHED"
         assert "no heartbeat" in prefect.get(f"flow_runs/{run}")["state"]["message"]
+    site.service.deploy()  # the automation is as it was
 
 
 # --- put right -------------------------------------------------------------------------------------------------------
 
 
 def test_what_prefect_says_wrongly_is_put_right(
-    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, gate: Event
+    bare_site: Site, prefect: PrefectApi, slow_server: OddServer, gate: Event
 ) -> None:
-    site = new_site()
-    with site.service:
+    site = bare_site
+    with moving(site):
         task = fetch(site, slow_server, "called-dead", gate)
         run = eventually(lambda: running(site, task), "it runs")["flow_run_id"]
         for wrong in ("CRASHED", "FAILED"):
@@ -396,10 +350,10 @@ def test_what_prefect_says_wrongly_is_put_right(
 
 
 def test_a_waiting_transfers_run_waits_and_can_be_cancelled(
-    new_site: Callable[..., Site], prefect: PrefectApi, slow_server: OddServer, gate: Event
+    bare_site: Site, prefect: PrefectApi, slow_server: OddServer, gate: Event
 ) -> None:
-    site = new_site(DM_STOP_GRACE="0")
-    with site.service:
+    site = bare_site
+    with moving(site, DM_STOP_GRACE="0"):
         task = fetch(site, slow_server, "waits", gate)
         run = eventually(lambda: running(site, task), "it runs")["flow_run_id"]
         try:
@@ -418,19 +372,19 @@ def test_a_waiting_transfers_run_waits_and_can_be_cancelled(
 
 
 def test_transfers_go_on_when_prefects_database_is_lost(
-    new_site: Callable[..., Site], server: PrefectServer, prefect: PrefectApi, slow_server: OddServer, gate: Event
+    bare_site: Site, private_prefect: PrefectServer, prefect: PrefectApi, slow_server: OddServer, gate: Event
 ) -> None:
-    site = new_site()
-    with site.service:
+    site = bare_site
+    with moving(site):
         task = fetch(site, slow_server, "survives", gate)
         eventually(lambda: running(site, task), "it runs")
-        server.stop()
+        private_prefect.stop()
         source = site.register("archer2", "worker/after.nc", b"x")
         later = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "worker/after.nc"}).text
-        for file in server.directory.rglob("prefect.db*"):
+        for file in private_prefect.directory.rglob("prefect.db*"):
             file.unlink()
-        shutil.rmtree(server.directory / "storage", ignore_errors=True)
-        server.start()
+        shutil.rmtree(private_prefect.directory / "storage", ignore_errors=True)
+        private_prefect.start()
         assert site.wait(later)["status"] == "COMPLETE"
         gate.set()
         assert site.wait(task)["status"] == "COMPLETE"

@@ -1,4 +1,4 @@
-"""The fault matrix's plant, started once; its seeds; and where runs are counted.
+"""The fault matrix's plant, started once in each test process; its seeds; and where runs are counted.
 
 DM_TEST_FAULT_RUNS is how often each fault strikes, DM_TEST_FAULT_SEED the first seed (drawn without it),
 DM_TEST_FAULT_RESULTS a file that gets the results added (`make faults` does that).
@@ -29,7 +29,8 @@ from tests.support.web import Web
 RUNS = int(os.environ.get("DM_TEST_FAULT_RUNS") or 1)
 CATALOGUE = 16 * 2**20
 """Bytes of the disk that a catalogue has for itself."""
-FIRST_SEED = int(os.environ.get("DM_TEST_FAULT_SEED") or random.SystemRandom().randrange(10**6))
+_DRAWN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))  # the same in all processes of a run
+FIRST_SEED = int(os.environ.get("DM_TEST_FAULT_SEED") or _DRAWN.randrange(10**6))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

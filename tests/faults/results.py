@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ Cell = dict[str, Any]
 
 
 class Results:
-    """Counts of each cell (fault × kind of transfer) in a JSON file, written after each run."""
+    """Counts of each cell (fault × kind of transfer) in a JSON file, written after each run.
+
+    Test processes that run beside each other add to one file in turn.
+    """
 
     def __init__(self, file: Path, document: Path = DOCUMENT) -> None:
         self._file = file
@@ -25,29 +30,37 @@ class Results:
 
     def add(self, fault: str, kind: str, seed: int, outcome: str, violations: Sequence[str]) -> None:
         """Count a run."""
-        table = self.read()
-        cell = table.setdefault(fault, {}).setdefault(
-            kind, {"runs": 0, "violations": 0, "outcomes": {}, "last_seed": 0, "violated": []}
-        )
-        cell["runs"] += 1
-        cell["violations"] += bool(violations)
-        cell["outcomes"] = dict(sorted((Counter(cell["outcomes"]) + Counter([outcome])).items()))
-        cell["last_seed"] = seed
-        cell["violated"] += [f"seed {seed}: {sentence}" for sentence in violations]
-        self._file.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with self._in_turn():
+            table = self.read()
+            cell = table.setdefault(fault, {}).setdefault(
+                kind, {"runs": 0, "violations": 0, "outcomes": {}, "last_seed": 0, "violated": []}
+            )
+            cell["runs"] += 1
+            cell["violations"] += bool(violations)
+            cell["outcomes"] = dict(sorted((Counter(cell["outcomes"]) + Counter([outcome])).items()))
+            cell["last_seed"] = seed
+            cell["violated"] += [f"seed {seed}: {sentence}" for sentence in violations]
+            self._file.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def read(self) -> dict[str, dict[str, Cell]]:
         """Return all cells: fault → kind → counts."""
-        if not self._file.exists():
-            return {}
-        table: dict[str, dict[str, Cell]] = json.loads(self._file.read_text(encoding="utf-8"))
+        text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        table: dict[str, dict[str, Cell]] = json.loads(text or "{}")
         return table
 
     def publish(self) -> None:
         """Write the table into the document."""
-        before, _, rest = self._document.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        self._document.write_text(f"{before}{BEGIN}\n{table_of(self.read())}{END}{after}", encoding="utf-8")
+        with self._in_turn():
+            before, _, rest = self._document.read_text(encoding="utf-8").partition(BEGIN)
+            _, _, after = rest.partition(END)
+            self._document.write_text(f"{before}{BEGIN}\n{table_of(self.read())}{END}{after}", encoding="utf-8")
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Let no other process read or write in between."""
+        with self._file.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def table_of(results: dict[str, dict[str, Cell]]) -> str:

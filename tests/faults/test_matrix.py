@@ -13,14 +13,19 @@ from tests.faults.trial import Fault, Trial
 from tests.support.hearing import Ear
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
+EACH = [
+    pytest.param(fault, marks=pytest.mark.xdist_group(fault.name), id=fault.name.replace(" ", "-")) for fault in FAULTS
+]
+"""Each test process has a plant of its own, so faults strike beside each other."""
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+@pytest.mark.parametrize("fault", EACH)
 def test_nothing_is_lost(plant: Plant, ear: Ear, fault: Fault, seed: int, results: Results | None) -> None:
     judge(Trial(plant, ear, fault, seed), results)
 
 
+@pytest.mark.xdist_group(CATALOGUE_FULL.name)
 @pytest.mark.timeout(1200)
 def test_nothing_is_published_that_cannot_be_recorded(
     plant_on_small_disk: Plant, seed: int, results: Results | None

@@ -29,8 +29,8 @@ from tests.support.bundles import MIB, flip
 from tests.support.bundling import bundle_file, done, folder, row_of, status
 from tests.support.sshd import PrivateSshd
 
-LARGE, MEDIUM, SMALL = 5, 100, 4895
-"""Objects of 64 MiB, of 1 to 8 MiB, and of 1 B to 512 KiB: 2 GiB in all."""
+LARGE, MEDIUM, SMALL, TINY = 3, 20, 200, 4777
+"""Objects of 64 MiB, of 1 to 8 MiB, up to 512 KiB and up to 32 KiB: 400 MiB in all."""
 MTIME = 1_500_000_000
 STEP = 4099
 
@@ -40,7 +40,8 @@ class Contents:
 
     def __init__(self) -> None:
         rng = random.Random(5)
-        sizes = [1, 511, 512, 513, *(rng.randint(1, 512 * 1024) for _ in range(SMALL - 4))]
+        sizes = [1, 511, 512, 513, *(rng.randint(1, 32 * 1024) for _ in range(TINY - 4))]
+        sizes += [rng.randint(1, 512 * 1024) for _ in range(SMALL)]
         sizes += [rng.randint(MIB, 8 * MIB) for _ in range(MEDIUM)] + [64 * MIB] * LARGE
         rng.shuffle(sizes)
         self.sizes = sizes

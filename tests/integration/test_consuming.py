@@ -244,17 +244,18 @@ def test_consuming_goes_on_after_the_broker_was_stopped_and_a_message_in_hand_is
 
 @pytest.mark.slow
 def test_consuming_that_is_cancelled_at_any_moment_ends_soon(amqp_url: str) -> None:
-    chance = random.Random(1)
-
     async def done(_: Delivery) -> Verdict:
         return Done()
 
-    async def scene() -> None:
-        for _ in range(200):
+    async def one_after_the_other(chance: random.Random) -> None:
+        for _ in range(25):
             async with opened(amqp_url) as broker, consuming(broker, done) as task:
                 await asyncio.sleep(chance.random() * 0.12)  # in the middle of connecting, declaring, beginning …
                 task.cancel()
                 await asyncio.wait({task}, timeout=60)
                 assert task.done(), "the cancellation was lost"
+
+    async def scene() -> None:
+        await asyncio.gather(*(one_after_the_other(random.Random(seed)) for seed in range(8)))
 
     asyncio.run(scene())

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_prefect import PrefectApi
 from tests.support.postgres import Databases
-from tests.support.prefect import PrefectServer
+from tests.support.prefect import PrefectApi, PrefectServer
 
 SCHEDULES = {
     "interval": {"interval": 3600.0, "timezone": "UTC"},

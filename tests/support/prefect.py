@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import requests
 
 from tests.support.ports import free_port
 from tests.support.process import Process, clean_environment
 
 SERVER = "deployments.orchestrator.server"
 """The module that serves Prefect wherever our files start it."""
-START_TIMEOUT = 120.0
+START_TIMEOUT = 300.0
 """Seconds until a server that is not healthy fails the test."""
 
 
@@ -60,6 +63,35 @@ class PrefectServer:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+
+
+class PrefectApi:
+    """The few calls of Prefect's REST API that tests need."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Send a body, return the answer's."""
+        answer = requests.post(f"{self.url}/{path}", json=body, timeout=120)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    def get(self, path: str) -> Any:
+        """Return an answer's body."""
+        answer = requests.get(f"{self.url}/{path}", timeout=120)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    def wait(self, run: str, patience: float = 120.0) -> dict[str, Any]:
+        """Wait until a flow run has ended."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            found: dict[str, Any] = self.get(f"flow_runs/{run}")
+            if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return found
+            time.sleep(0.2)
+        raise AssertionError(f"flow run {run} did not end: {found['state']}")
 
 
 def prefect_environment(home: Path) -> dict[str, str]:

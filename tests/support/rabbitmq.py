@@ -16,7 +16,7 @@ from tests.support.ports import free_port
 from tests.support.process import Process, clean_environment
 from tests.support.programs import find_program, listens
 
-START_TIMEOUT = 120.0
+START_TIMEOUT = 300.0
 """Seconds until a node that does not listen fails the test."""
 AT_ONCE = 10
 """Virtual hosts that are made by one call of rabbitmqctl: the call takes longer than they do."""

@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import requests
 
 from tests.support.ports import free_port
 from tests.support.prefect import answers, prefect_environment
 from tests.support.process import Process, clean_environment
 
-START_TIMEOUT = 120.0
+START_TIMEOUT = 300.0
 """Seconds until a service that is not ready fails the test."""
 STOP_TIMEOUT = 60.0
 """Seconds in which a service that is told to stop must have ended its children."""
@@ -63,11 +66,16 @@ class DataManagerService:
     def start(self) -> None:
         """Prepare the database and the deployments, start everything; return when the service is ready."""
         if not self.tree:
-            self.run("db", "upgrade")
-            self.run("orchestrator.deploy")
+            self._prepare()
         for process in self.processes:
             process.start()
         self.wait_ready()
+
+    def start_without_movers(self) -> None:
+        """Prepare the database and the deployments, start the API (not of a tree); return when it answers."""
+        self._prepare()
+        self.api.start()
+        self.api.wait_until(lambda: answers(f"{self.url}/DM/health/live"), START_TIMEOUT)
 
     def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
         """Wait until GET /DM/health/ready answers 200. Raises: RuntimeError with what the processes printed."""
@@ -140,6 +148,43 @@ class DataManagerService:
                 process.kill()
                 process.start()
 
+    def use_movers(self, count: int = 1, **env: str) -> None:
+        """Let `count` movers with these settings too take the place of the movers (not of a tree); none runs yet."""
+        for mover in self.movers:
+            mover.kill()
+        self.movers = [self._process("mover", f"mover{number}") for number in range(1, count + 1)]
+        for mover in self.movers:
+            mover.env = self.env | env
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Run the movers meanwhile, beside the API (not of a tree), which runs already."""
+        self.start_movers()
+        try:
+            self.wait_movers()
+            yield
+        except BaseException:
+            for mover in self.movers:
+                mover.kill()
+            raise
+        for mover in self.movers:
+            mover.stop(timeout=STOP_TIMEOUT)
+
+    def wait_movers(self, timeout: float = START_TIMEOUT) -> None:
+        """Wait until the movers that run are online, and no others: neither one that was stopped, nor a killed one."""
+
+        def online() -> bool:
+            names = requests.get(f"{self.url}/DM/health/ready", timeout=timeout).json()["checks"]["movers"]
+            pids = [mover.members() for mover in self.movers if mover.running]
+            found = {int(re.split("[:-]", name)[-2]) for name in names}
+            return len(found) == len(pids) and all(found.intersection(family) for family in pids)
+
+        self.movers[0].wait_until(online, timeout)
+
+    def deploy(self) -> None:
+        """Bring Prefect's work pool, deployments and automation up to date."""
+        self.run("orchestrator.deploy")
+
     def run(self, entry: str, *arguments: str) -> str:
         """Run an entry point of the application to its end, as `dm` does; return what it printed.
 
@@ -163,6 +208,10 @@ class DataManagerService:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+
+    def _prepare(self) -> None:
+        self.run("db", "upgrade")
+        self.deploy()
 
     def _process(self, entry: str, name: str | None = None) -> Process:
         command = [sys.executable, "-m", f"deployments.{entry}"]

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import requests
 
 from tests.support.service import DataManagerService
 from tests.support.sshd import PrivateSshd
+from tests.support.web import Web
 
 PATIENCE = 120.0
 """Seconds until a transfer that has not ended fails the test."""
 
+T = TypeVar("T")
 SEED_FIELDS = {"description": "a test file", "originator": "tests", "group": "fire"}
 
 
@@ -92,8 +96,47 @@ class Site:
         return [file for folder in self.folders.values() for file in folder.rglob("*.dmpart")]
 
 
-def write_machines(file: Path, folders: dict[str, Path], servers: dict[str, PrivateSshd], **keys: object) -> None:
-    """Write a machines.toml with `localhost` and the SSH machines; `keys` go into each SSH machine's table."""
+def make_site(
+    home: Path,
+    env: Mapping[str, str],
+    sshd_pair: tuple[PrivateSshd, PrivateSshd],
+    *,
+    movers: int = 1,
+    archives: Mapping[str, Mapping[str, object]] | None = None,
+    **keys: object,
+) -> Site:
+    """Prepare a site below `home`; its service is not started yet.
+
+    Its machines are localhost, archer2 and cirrus; `archives` are further ones of cirrus' host with keys of their own.
+    """
+    archives = archives or {}
+    folders = {name: home / "data" / name for name in ("localhost", "archer2", "cirrus", *archives)}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    machines = home / "machines.toml"
+    servers = {"archer2": sshd_pair[0], **dict.fromkeys(["cirrus", *archives], sshd_pair[1])}
+    write_machines(
+        machines, folders, servers, {name: {"archive": True, **own} for name, own in archives.items()}, **keys
+    )
+    return Site(DataManagerService(home / "dm", {"DM_MACHINES": str(machines), **env}, movers=movers), folders)
+
+
+def allowed(web: Web) -> str:
+    """Return the DM_DOWNLOAD_ALLOW entries that open the tests' web server, its two ports and no other."""
+    return ",".join({urlsplit(url).netloc for url in (web.url, web.tls_url)})
+
+
+def write_machines(
+    file: Path,
+    folders: Mapping[str, Path],
+    servers: Mapping[str, PrivateSshd],
+    own: Mapping[str, Mapping[str, object]] | None = None,
+    **keys: object,
+) -> None:
+    """Write a machines.toml with `localhost` and the SSH machines.
+
+    `keys` go into each SSH machine's table, `own` into that of the machine that is named.
+    """
     tables = [f'[machines.localhost]\ntransport = "local"\nbase_dir = {json.dumps(str(folders["localhost"]))}\n']
     for name, server in servers.items():
         machine = server.machine(name, str(folders[name]))
@@ -106,10 +149,20 @@ def write_machines(file: Path, folders: dict[str, Path], servers: dict[str, Priv
             "known_hosts": str(machine.known_hosts),
             "base_dir": machine.base_dir,
             **keys,
+            **(own or {}).get(name, {}),
         }
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
         tables.append(f"[machines.{name}]\n" + "\n".join(lines) + "\n")
     file.write_text("\n".join(tables))
+
+
+def eventually(look: Callable[[], T | None], what: str, patience: float = PATIENCE) -> T:
+    """Look until there is something (that is true); return it. Raises: AssertionError after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.05)
+    return seen
 
 
 def some_bytes(size: int) -> bytes:
