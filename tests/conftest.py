@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
@@ -28,14 +29,19 @@ for _name in [name for name in os.environ if name.startswith("DM_") and not name
     del os.environ[_name]  # the developer's own settings are not the tests'
 os.environ["DO_NOT_TRACK"] = "1"  # Prefect's client asks it when it is imported
 structlog.configure(  # rich's traces take seconds each, and what a command prints is not to be mixed with logs
-    processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer(["event"])],
+    processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer(key_order=["event"])],
     logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
 )
 
 
+hypothesis.settings.register_profile(  # how fast this machine is at the moment proves nothing
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
+
 SERVER_FIXTURES = frozenset({
     *("postgres", "postgres_template", "rabbitmq", "amqp_url", "prefect_server", "prefect_api_url"),
-    *("sshd_pair", "web", "nginx", "alone"),
+    *("sshd_pair", "web", "alone"),
 })  # fmt: skip
 """Fixtures that start a process to speak with."""
 SERVER_PARAMS = frozenset({"postgresql", "openssh", "paramiko", "sftp"})

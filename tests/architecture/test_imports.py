@@ -82,7 +82,7 @@ def python(tmp_path: Path, script: str, *arguments: str) -> str:
     """Run a script in an interpreter of its own, with next to nothing in its environment; return what it prints."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"}
     command = [sys.executable, "-B", "-c", script, *arguments]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -109,11 +109,21 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     return server.machine("remote", tmp_path, connection=request.param)
 
 
-@pytest.fixture
-def storage(machine: Machine, control_dir: Path) -> Iterator[Storage]:
-    opened = open_storage(machine, control_dir=control_dir)
+@pytest.fixture(scope="session")
+def storages(control_dir: Path) -> Iterator[dict[str, Storage]]:
+    """Storages that stay open, by their machine: to connect takes longer than most tests."""
+    opened: dict[str, Storage] = {}
     yield opened
-    opened.close()
+    for storage in opened.values():
+        storage.close()
+
+
+@pytest.fixture
+def storage(machine: Machine, control_dir: Path, storages: dict[str, Storage]) -> Storage:
+    key = machine.model_copy(update={"base_dir": "/"}).model_dump_json()  # the port takes whole paths
+    if key not in storages:
+        storages[key] = open_storage(machine, control_dir=control_dir)
+    return storages[key]
 
 
 @pytest.fixture

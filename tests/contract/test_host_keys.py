@@ -90,6 +90,7 @@ def test_the_user_s_file_of_our_own_is_missing(ssh_machine: MachineMaker, tmp_pa
     storage.close()
 
 
+@pytest.mark.server
 def test_a_host_certificate_needs_openssh(tmp_path: Path, control_dir: Path) -> None:
     """OpenSSH accepts a certificate of a known authority; paramiko can't check one, and refuses instead of guessing."""
     authority = make_key(tmp_path / "authority")

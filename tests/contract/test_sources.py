@@ -35,6 +35,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+pytestmark = pytest.mark.server
+
 BODY = random.Random(66).randbytes(6 * 2**20 + 17)
 OTHER = random.Random(67).randbytes(len(BODY))
 MIDWAY = (len(BODY) // 2, len(BODY) // 2, 1, 1)

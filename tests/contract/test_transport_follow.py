@@ -169,6 +169,7 @@ def test_advance_does_not_wait_for_a_program_that_stands_still(
         assert until(lambda: set(alone.descendants()) <= before)
 
 
+@pytest.mark.server
 def test_no_shell_no_follower(tmp_path: Path, control_dir: Path) -> None:
     (tmp_path / "file").write_text("data")
     with PrivateSshd(tmp_path / "sshd", extra=["ForceCommand internal-sftp"]) as server:

@@ -497,7 +497,7 @@ def test_every_write_of_a_lost_hold_is_refused(database: Database) -> None:
             queue.reap(session)
         again = begin(database, transfer, owner="mover-2")
         items = [vars(item) for item in items_of(database, transfer)]
-        assert_lease_lost(database, name, lambda session, write=write, hold=hold: write(session, hold))
+        assert_lease_lost(database, hold, write, name)
         now = [vars(item) for item in items_of(database, transfer)]
         assert [{**item, "_sa_instance_state": None} for item in now] == [
             {**item, "_sa_instance_state": None} for item in items

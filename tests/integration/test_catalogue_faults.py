@@ -163,6 +163,7 @@ def private(tmp_path: Path) -> Iterator[Postgres]:
 
 
 @pytest.mark.faults
+@pytest.mark.server
 def test_a_killed_server_is_away_and_comes_back(private: Postgres) -> None:
     url = private.url()
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:  # the test server commits lazily

@@ -77,7 +77,7 @@ def test_every_write_of_a_lost_hold_is_refused(database: Database, since: str) -
             lose(database, hold)
             if since != "reaped":
                 begin(database, transfer, owner="mover-2" if "another" in since else hold.owner)
-        assert_lease_lost(database, f"{name}, {since}", lambda session, write=write, hold=hold: write(session, hold))
+        assert_lease_lost(database, hold, write, f"{name}, {since}")
 
 
 def test_renewing_tells_what_was_lost(database: Database) -> None:

@@ -27,6 +27,8 @@ from tests.support.ends import Ends
 from tests.support.process import Process, command_line
 from tests.support.sshd import PrivateSshd
 
+pytestmark = pytest.mark.server
+
 DATA = os.urandom(5 * 2**20 + 7)
 LARGE = 1 << 30
 """Bytes of a sparse file that takes long enough to be stopped in the middle."""

@@ -246,6 +246,7 @@ def _download_until_killed(folder: Path, url: str, notes: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.server
 def test_after_kill_9_it_goes_on(tmp_path: Path, seed: int) -> None:
     """The process that downloads is killed at a random moment; the next one goes on with what is proved."""
     notes = tmp_path / "notes.json"

@@ -134,6 +134,7 @@ def test_a_batch_that_is_to_stop_looks_at_its_intents_first(
         assert isinstance(asked, Cancelled)  # it stops after that, whoever asked for it
 
 
+@pytest.mark.server
 def test_a_run_waits_for_a_catalogue_that_is_away(tmp_path: Path) -> None:
     with Postgres(tmp_path) as server:
         database = Database(server.url())

@@ -32,12 +32,11 @@ def server() -> Iterator[OddServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with Web(tmp_path_factory.mktemp("nginx")) as running:
-        (running.root / "body.bin").write_bytes(BODY)
-        (running.root / "empty").write_bytes(b"")
-        yield running
+@pytest.fixture
+def nginx(web: Web) -> Web:
+    (web.root / "body.bin").write_bytes(BODY)
+    (web.root / "empty").write_bytes(b"")
+    return web
 
 
 # --- what arrives ----------------------------------------------------------------------------------------------------

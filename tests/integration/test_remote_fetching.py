@@ -59,6 +59,8 @@ from tests.support.source_servers import CutProxy
 from tests.support.sshd import PrivateSshd
 from tests.support.web import PASSWORD, USER, Web
 
+pytestmark = pytest.mark.server
+
 MIB = 2**20
 SECRET = "hunter2-s3cret"
 ETAG = 'ETag: "one"'
@@ -146,12 +148,6 @@ def _is_ours(line: str) -> bool:
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSshd]:
     with PrivateSshd(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with Web(tmp_path_factory.mktemp("web")) as running:
         yield running
 
 

@@ -136,11 +136,13 @@ def test_the_guard_checks_the_endpoint(odd: OddServer) -> None:
 # --- signatures -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.server
 def test_signed_objects_and_parts(server: rclone.Rclone) -> None:
     assert fetch("s3://bucket/file", of(server)) == BODY
     assert fetch("s3://bucket/file", of(server, region="eu-west-1"), 5, 500) == BODY[5:500]
 
 
+@pytest.mark.server
 def test_wrong_keys(server: rclone.Rclone) -> None:
     for wrong in ({"secret_key": SECRET}, {"access_key": "AKOTHER"}):
         with pytest.raises(AuthenticationFailed) as caught:
@@ -148,6 +150,7 @@ def test_wrong_keys(server: rclone.Rclone) -> None:
         assert SECRET not in caught.value.detail
 
 
+@pytest.mark.server
 def test_a_key_is_signed_as_it_is_and_not_normalised(server: rclone.Rclone) -> None:
     """rclone keeps no such keys; but it looks at the signature first."""
     with pytest.raises(DownloadFailed, match="400 InvalidArgument"):

@@ -137,12 +137,14 @@ def snapshot(database: Database) -> list[list[tuple[Any, ...]]]:
         return [[tuple(row) for row in session.execute(select(table).order_by(table.c.id))] for table in tables]
 
 
-def assert_lease_lost(database: Database, name: str, write: Callable[[Session], object]) -> None:
-    """Assert that a write raises LeaseLost and changes nothing; `name` stands in the failure."""
+def assert_lease_lost(
+    database: Database, hold: TransferLease, write: Callable[[Session, TransferLease], object], name: str
+) -> None:
+    """Assert that a write with a lost hold is refused and changes nothing; `name` stands in the failure."""
     before = snapshot(database)
     try:
         with database.write() as session:
-            write(session)
+            write(session, hold)
     except LeaseLost:
         assert snapshot(database) == before, name
     else:

@@ -1,11 +1,13 @@
-"""The `dm` command, run in this process because that is quicker; tests/unit/test_cli.py starts real ones."""
+"""The `dm` command, run in this process because that is quicker; tests/unit/test_cli.py starts real ones too."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from unittest import mock
 
@@ -22,13 +24,16 @@ class Done:
     stderr: str
 
 
-def dm(api: LiveApi, *arguments: str) -> Done:
-    """Run `dm` against an API."""
-    variables = {"DM_HOME": str(api.settings.home), "DM_PORT": str(api.settings.port), "COLUMNS": "250"}
+def run(*arguments: str, env: Mapping[str, str]) -> Done:
+    """Run `dm`. One that would become another program fails the test."""
     out, err, status = io.StringIO(), io.StringIO(), 0
+    paramiko = logging.getLogger("paramiko")  # `main` silences it
     with (
-        mock.patch.dict(os.environ, variables),
+        mock.patch.dict(os.environ, {"COLUMNS": "250", **env}),
+        mock.patch.object(os, "execve", side_effect=AssertionError("dm becomes another program")),
         mock.patch.object(sys, "argv", ["dm", *arguments]),
+        mock.patch.object(paramiko, "propagate", paramiko.propagate),
+        mock.patch.object(paramiko, "handlers", [*paramiko.handlers]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -37,3 +42,8 @@ def dm(api: LiveApi, *arguments: str) -> Done:
         except SystemExit as exc:
             status = int(exc.code or 0)
     return Done(status, out.getvalue(), err.getvalue())
+
+
+def dm(api: LiveApi, *arguments: str) -> Done:
+    """Run `dm` against an API."""
+    return run(*arguments, env={"DM_HOME": str(api.settings.home), "DM_PORT": str(api.settings.port)})

@@ -16,6 +16,7 @@ from datamanager.cli.application import become
 from datamanager.cli.options import SETTINGS, flag
 from datamanager.cli.tables import Listing
 from datamanager.settings import Settings
+from tests.support import command
 from tests.support.process import clean_environment
 
 ROOT = Path(__file__).parents[2]
@@ -32,15 +33,15 @@ base_dir = "/data"
 
 
 def dm(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `dm`."""
-    command = [sys.executable, "-m", "datamanager.cli.main", *arguments]
+    """Run `dm` as a process."""
+    argv = [sys.executable, "-m", "datamanager.cli.main", *arguments]
     environment = clean_environment(COLUMNS="200", **(env or {}))
     return subprocess.run(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
 
 
-def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+def refused(done: subprocess.CompletedProcess[str] | command.Done, code: int) -> str:
     """Assert that the command ended with one line on standard error; return it."""
     assert done.returncode == code, done
     assert done.stderr.count("\n") == 1, done.stderr
@@ -76,7 +77,7 @@ def test_settings_are_described_flags() -> None:
     ],
 )
 def test_dm_reports_bad_setting_in_one_line(arguments: list[str], env: dict[str, str], named: str) -> None:
-    assert named in refused(dm(*arguments, env=env), 2)
+    assert named in refused(command.run(*arguments, env=env), 2)
 
 
 def test_dm_hides_password_of_bad_url() -> None:
@@ -110,9 +111,9 @@ def test_become_imports_nothing_from_current_folder(tmp_path: Path) -> None:
     (tmp_path / "uvicorn.py").write_text("raise SystemExit('not mine')")
     home = tmp_path / "home"
     (tmp_path / "deployments").mkdir()
-    command = [sys.executable, "-P", "-m", "datamanager.cli.main", "db", "current"]
+    argv = [sys.executable, "-P", "-m", "datamanager.cli.main", "db", "current"]
     environment = clean_environment(DM_HOME=str(home), PYTHONPATH=str(ROOT))
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "empty\n"), done.stderr
 
 
@@ -144,20 +145,20 @@ def test_listing_prints_whole_cells_as_text(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_machine_check_of_this_host(machines: dict[str, str]) -> None:
-    done = dm("machine", "check", "here", env=machines)
+    done = command.run("machine", "check", "here", env=machines)
     assert done.returncode == 0, done.stderr
     assert "reachable" in done.stdout
     assert "GB" in done.stdout
 
 
 def test_machine_check_refuses_unknown_machine(machines: dict[str, str]) -> None:
-    line = refused(dm("machine", "check", "elsewhere", env=machines), 2)
+    line = refused(command.run("machine", "check", "elsewhere", env=machines), 2)
     assert "elsewhere" in line
     assert "away, here" in line
 
 
 def test_machine_trust_refuses_local_machine(machines: dict[str, str]) -> None:
-    assert "local" in refused(dm("machine", "trust", "here", env=machines), 2)
+    assert "local" in refused(command.run("machine", "trust", "here", env=machines), 2)
 
 
 def test_version() -> None:
