@@ -56,7 +56,6 @@ answered as bare text. Every error is `application/problem+json` (RFC 9457) with
 
 def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
     """Make the application. Nothing is opened before it is served; `alongside` are tasks that run as long as it is."""
-
     waiter = Waiter(context.database)
 
     @asynccontextmanager

@@ -35,7 +35,7 @@ REMOTE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ThreadLimits:
     """How much of each kind of blocking work runs at once; together less than the database's connections."""
 
     readers: CapacityLimiter
@@ -56,7 +56,7 @@ class Context:
     storages: Storages
     guard: EgressGuard
     """Which addresses may be downloaded from."""
-    limits: Limits
+    limits: ThreadLimits
     notify_relay: Callable[[], None]
     """Called, from the event loop, after something was put into the outbox."""
     keys: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -104,7 +104,7 @@ def make_context(
     """Put the dependencies together; nothing is connected yet. `notify_relay`: see Context."""
     # SQLite has one writer at a time: waiting here is first come, first served, in its busy handler it is random
     writers = WRITERS if database.is_postgresql else 1
-    limits = Limits(
+    limits = ThreadLimits(
         CapacityLimiter(READERS), CapacityLimiter(writers), CapacityLimiter(STREAMS), CapacityLimiter(REMOTE)
     )
     return Context(

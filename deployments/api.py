@@ -19,7 +19,7 @@ from datamanager.settings import load_settings
 from deployments.amqp.relay import Relay
 from deployments.composition import Runtime, open_runtime
 
-POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.Limits stay below that
+POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
 STOP_PATIENCE = 5
 """Seconds that open requests have to end at a stop; who waits for a transfer then asks for its status."""
 

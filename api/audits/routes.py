@@ -16,7 +16,18 @@ from api.http import openapi
 from api.http.bodies import read_request
 from api.http.idempotency import Slot, mutate
 from api.http.ids import audit_id_of
-from api.http.query import Cursor, Position, Query, number, numbered_page, one_of, page_response, read_query
+from api.http.query import (
+    Cursor,
+    Position,
+    Query,
+    choice,
+    number,
+    numbered_page,
+    one_of,
+    page_response,
+    page_size,
+    read_query,
+)
 from api.http.responses import json_response
 from datamanager import errors
 from datamanager.domain.audit.rules import AuditRequest, FindingKind
@@ -32,22 +43,16 @@ class AuditQuery(Query):
     """Which audits."""
 
     machine: str | None = Field(None, description="Audits of this machine.")
-    limit: Annotated[int, number(1, LIMIT_MAX)] = Field(
-        100, description=f"Audits in a page, 1 to {LIMIT_MAX}; default 100."
-    )
+    limit: Annotated[int, number(1, LIMIT_MAX)] = page_size("Audits", 100, LIMIT_MAX)
     cursor: Cursor = None
 
 
 class FindingQuery(Query):
     """Which findings of an audit."""
 
-    kind: Annotated[FindingKind | None, one_of(FindingKind)] = Field(
-        None, description=f"One of {', '.join(FindingKind)}."
-    )
-    limit: Annotated[int, number(1, LIMIT_MAX)] = Field(
-        100, description=f"Findings in a page, 1 to {LIMIT_MAX}; default 100."
-    )
-    cursor: Position = Field(-1, description="Where the page before ended; taken from its `Link` header.")
+    kind: Annotated[FindingKind | None, one_of(FindingKind)] = choice(FindingKind)
+    limit: Annotated[int, number(1, LIMIT_MAX)] = page_size("Findings", 100, LIMIT_MAX)
+    cursor: Position = -1
 
 
 @router.post(

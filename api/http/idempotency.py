@@ -31,7 +31,7 @@ from datamanager.errors import CatalogueUnavailable, DataManagerError, InvalidRe
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import mark_of, parted
 from models.core import idempotency
-from models.core.idempotency import Answer
+from models.core.idempotency import StoredAnswer
 
 HOLD = timedelta(seconds=30)
 """How long a key stays with a process that does not prolong it."""
@@ -129,7 +129,7 @@ def fingerprint_of(method: str, path: str, fields: OurRequest, sealer: Sealer | 
     return mark_of(secrets, text, sealer)
 
 
-async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> Answer | None:
+async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> StoredAnswer | None:
     """Return the stored answer, or None when the key is ours now."""
     key, keep = slot.key or "", context.settings.idempotency_keep
     while True:
@@ -198,7 +198,7 @@ async def _answered(context: Context, request: Request, slot: Slot, work: Work) 
 
 def _store(response: Response, session: Session, key: str, holder: str) -> None:
     headers = {name: value for name, value in response.headers.items() if name in KEPT_HEADERS}
-    answer = Answer(response.status_code, headers, bytes(response.body).decode())
+    answer = StoredAnswer(response.status_code, headers, bytes(response.body).decode())
     idempotency.store(session, key, holder, answer)
 
 

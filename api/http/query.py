@@ -21,7 +21,7 @@ from datamanager.errors import InvalidRequest
 Q = TypeVar("Q", bound="Query")
 Parameters = Iterable[tuple[str, str]]
 
-RFC_3339 = "RFC 3339 with a zone"
+_CURSOR = "Where the page before ended; taken from its `Link` header."
 
 
 class Query(BaseModel):
@@ -31,17 +31,18 @@ class Query(BaseModel):
 
 
 Time = Annotated[datetime, BeforeValidator(read_time)]
-Cursor = Annotated[str | None, Field(description="Where the page before ended; taken from its `Link` header.")]
+Cursor = Annotated[str | None, Field(description=_CURSOR)]
 
 
-def one_of(kind: type[StrEnum], wanted: str = "") -> BeforeValidator:
+def one_of(members: Iterable[StrEnum], wanted: str = "") -> BeforeValidator:
     """Read a member of an enum, in whatever case; `wanted` is the error's text."""
-    members = {member.value.lower(): member for member in kind}
+    known = {member.value.lower(): member for member in members}
+    text = wanted or f"must be one of {', '.join(known.values())}"
 
     def read(value: str) -> StrEnum:
-        if value.lower() not in members:
-            raise ValueError(wanted or f"must be one of {', '.join(kind)}")
-        return members[value.lower()]
+        if value.lower() not in known:
+            raise ValueError(text)
+        return known[value.lower()]
 
     return BeforeValidator(read)
 
@@ -57,7 +58,17 @@ def number(low: int, high: int, wanted: str = "") -> BeforeValidator:
     return BeforeValidator(read)
 
 
-Position = Annotated[int, number(0, 10**9, "not one that this listing returned")]
+def choice(kind: type[StrEnum]) -> Any:
+    """Return the field of a member of an enum."""
+    return Field(None, description=f"One of {', '.join(kind)}.")
+
+
+def page_size(things: str, default: int, most: int) -> Any:
+    """Return the field of how many things a page has."""
+    return Field(default, description=f"{things} in a page, 1 to {most}; default {default}.")
+
+
+Position = Annotated[int, number(0, 10**9, "not one that this listing returned"), Field(description=_CURSOR)]
 """The number of the row that a page begins after."""
 
 

@@ -21,7 +21,7 @@ PATIENCE = 5.0  # seconds for all machines together
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ProbeResult:
     """What a probe found: `latency` in seconds of one round trip, `free` in bytes for our login."""
 
     latency: float | None = None
@@ -36,34 +36,34 @@ class Prober:
         self._machines = machines
         self._storages = storages
         self._limiter = CapacityLimiter(max(1, len(machines)))
-        self._under_way: dict[str, asyncio.Task[Finding]] = {}
+        self._under_way: dict[str, asyncio.Task[ProbeResult]] = {}
 
-    async def probe_all(self, patience: float = PATIENCE) -> dict[str, Finding]:
+    async def probe_all(self, patience: float = PATIENCE) -> dict[str, ProbeResult]:
         """Probe every machine at once; one that has not answered after `patience` seconds counts as timed out."""
         tasks = {name: self._joined(machine) for name, machine in self._machines.items()}
         await asyncio.wait(tasks.values(), timeout=patience)
-        late = Finding(error=TransportTimeout(f"no answer, or no free connection, within {patience:g} s"))
+        late = ProbeResult(error=TransportTimeout(f"no answer, or no free connection, within {patience:g} s"))
         return {name: task.result() if task.done() else late for name, task in tasks.items()}
 
-    def _joined(self, machine: Machine) -> asyncio.Task[Finding]:
+    def _joined(self, machine: Machine) -> asyncio.Task[ProbeResult]:
         task = self._under_way.get(machine.name)
         if task is None:
             task = self._under_way[machine.name] = asyncio.create_task(self._probed(machine))
             task.add_done_callback(lambda _: self._under_way.pop(machine.name, None))
         return task
 
-    async def _probed(self, machine: Machine) -> Finding:
+    async def _probed(self, machine: Machine) -> ProbeResult:
         return await run_sync(self._probe, machine, limiter=self._limiter)
 
-    def _probe(self, machine: Machine) -> Finding:
+    def _probe(self, machine: Machine) -> ProbeResult:
         try:
             with self._storages.get(machine.name).session() as session:
                 begun = time.monotonic()
                 session.stat(machine.base_dir)
                 latency = time.monotonic() - begun
-                return Finding(latency, session.free_space(machine.base_dir))
+                return ProbeResult(latency, session.free_space(machine.base_dir))
         except DataManagerError as exc:
-            return Finding(error=exc)
+            return ProbeResult(error=exc)
 
 
 def prober_of(request: Request) -> Prober:

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from api.http.problems import title_of
 from api.http.responses import view_of
-from api.machines.probe import Finding
+from api.machines.probe import ProbeResult
 from datamanager.domain.limits import Limits
 from datamanager.machines import Machine
 from models.machines.health import Health
@@ -80,7 +80,7 @@ class LimitsView(TypedDict):
     changed: datetime | None
 
 
-def machine_view(machine: Machine, finding: Finding, limits: Limits, health: Health) -> MachineView:
+def machine_view(machine: Machine, finding: ProbeResult, limits: Limits, health: Health) -> MachineView:
     """Show a machine, without login, keys and files of ours."""
     error = finding.error
     return view_of(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from api.http.query import Cursor, Query, Time, number, one_of, read_query
+from api.http.query import Cursor, Query, Time, choice, number, one_of, page_size, read_query
 from datamanager.domain.location import normalised_prefix
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import PathNotAllowed
@@ -32,9 +32,7 @@ class ObjectQuery(Query):
 
     machine: str | None = Field(None, description="Objects on this machine.")
     group: str | None = Field(None, description="Objects of this group.")
-    status: Annotated[ObjectStatus | None, one_of(ObjectStatus)] = Field(
-        None, description=f"One of {', '.join(ObjectStatus)}."
-    )
+    status: Annotated[ObjectStatus | None, one_of(ObjectStatus)] = choice(ObjectStatus)
     originator: str | None = Field(None, description="Objects that came from here.")
     filename: str | None = Field(None, description="A glob over the file's name: `*` any text, `?` any one character.")
     path: str | None = Field(
@@ -55,9 +53,7 @@ class ObjectQuery(Query):
         "date_registered",
         description=f"One of {', '.join(SORTABLE)}; descending with `-` in front. Default date_registered.",
     )
-    limit: Annotated[int, number(1, LIMIT_MAX)] = Field(
-        1000, description=f"Objects in a page, 1 to {LIMIT_MAX}; default 1000."
-    )
+    limit: Annotated[int, number(1, LIMIT_MAX)] = page_size("Objects", 1000, LIMIT_MAX)
     cursor: Cursor = None
 
     @field_validator("path")

@@ -22,15 +22,6 @@ from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.states import Verified
 from datamanager.engine.path_confinement import confined, relative
 from datamanager.engine.single.verify import stored_sha256
-from datamanager.errors import (
-    ConnectionLost,
-    MachineUnavailable,
-    PathMissing,
-    RegisteredSizeMismatch,
-    SourceChanged,
-    SourceMissing,
-    TransportTimeout,
-)
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
@@ -103,9 +94,9 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
             facts = _seen(request, session, confined(session, machine, place.path), place)
             own = confined(session, machine, place.path, follow=False)
             return facts, Place(machine.name, relative(session, machine, own))
-    except PathMissing:
-        raise SourceMissing(f"there is no file at {place}") from None
-    except (MachineUnavailable, ConnectionLost, TransportTimeout) as exc:
+    except errors.PathMissing:
+        raise errors.SourceMissing(f"there is no file at {place}") from None
+    except (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeout) as exc:
         log.warning("registered_unverified", machine=machine.name, code=exc.code)
         return claimed, place
 
@@ -113,13 +104,13 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
 def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -> Facts:
     found = session.stat(path)
     if found.kind is not FileKind.FILE:
-        raise SourceMissing(f"{place} is a {found.kind.value}, not a regular file")
+        raise errors.SourceMissing(f"{place} is a {found.kind.value}, not a regular file")
     if request.size is not None and request.size != found.size:
-        raise RegisteredSizeMismatch(f"size: {request.size} was given, {place} has {found.size} bytes")
+        raise errors.RegisteredSizeMismatch(f"size: {request.size} was given, {place} has {found.size} bytes")
     facts = Facts(found.size, verified=Verified.SIZE)
     if request.verify == "stat":
         return facts
     digest = stored_sha256(session, path)
     if session.stat(path) != found:
-        raise SourceChanged(f"{place} changed while it was hashed")
+        raise errors.SourceChanged(f"{place} changed while it was hashed")
     return replace(facts, checksum=f"sha256:{digest}", verified=Verified.SHA256)

@@ -17,7 +17,7 @@ from api.http import openapi
 from api.http.bodies import read_request
 from api.http.idempotency import Slot, mutate, once
 from api.http.ids import object_id_of, retention_run_id_of
-from api.http.query import Cursor, Query, number, page_response, read_query
+from api.http.query import Cursor, Query, number, page_response, page_size, read_query
 from api.http.responses import json_response
 from api.objects.views import ObjectView, object_view
 from api.retention.views import (
@@ -67,9 +67,7 @@ class PlanQuery(Query):
 class RunQuery(Query):
     """Which runs."""
 
-    limit: Annotated[int, number(1, LIMIT_MAX)] = Field(
-        50, description=f"Runs in a page, 1 to {LIMIT_MAX}; default 50."
-    )
+    limit: Annotated[int, number(1, LIMIT_MAX)] = page_size("Runs", 50, LIMIT_MAX)
     cursor: Cursor = None
 
 

@@ -14,7 +14,19 @@ from starlette.responses import Response
 from api.context import In
 from api.http import openapi
 from api.http.ids import task_id_of
-from api.http.query import Cursor, Position, Query, Time, number, numbered_page, one_of, page_response, read_query
+from api.http.query import (
+    Cursor,
+    Position,
+    Query,
+    Time,
+    choice,
+    number,
+    numbered_page,
+    one_of,
+    page_response,
+    page_size,
+    read_query,
+)
 from api.tasks.views import ItemView, TaskView, item_view, show_tasks
 from datamanager import errors
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
@@ -27,6 +39,7 @@ TASKS_MAX = 1000
 ITEMS_MAX = 10_000
 SORTABLE = ("-created", "created")
 ITEM_STATUS = (TransferStatus.QUEUED, TransferStatus.COMPLETE, TransferStatus.ERROR)
+_ITEM_STATUS = "QUEUED, COMPLETE or ERROR"
 
 router = APIRouter(prefix="/DM/async", default_response_class=Response)
 
@@ -44,23 +57,13 @@ def _sort(value: str) -> str:
     return value
 
 
-def _item_status(value: str) -> TransferStatus:
-    if value.upper() not in ITEM_STATUS:
-        raise ValueError("must be QUEUED, COMPLETE or ERROR")
-    return TransferStatus(value.upper())
-
-
 class TaskQuery(Query):
     """Which tasks, in which order."""
 
-    status: Annotated[TransferStatus | None, one_of(TransferStatus)] = Field(
-        None, description=f"One of {', '.join(TransferStatus)}."
-    )
-    kind: Annotated[TransferKind | None, one_of(TransferKind)] = Field(
-        None, description=f"One of {', '.join(TransferKind)}."
-    )
-    phase: Annotated[Phase | None, one_of(Phase)] = Field(None, description=f"One of {', '.join(Phase)}.")
-    priority: Annotated[Priority | None, one_of(Priority)] = Field(None, description=f"One of {', '.join(Priority)}.")
+    status: Annotated[TransferStatus | None, one_of(TransferStatus)] = choice(TransferStatus)
+    kind: Annotated[TransferKind | None, one_of(TransferKind)] = choice(TransferKind)
+    phase: Annotated[Phase | None, one_of(Phase)] = choice(Phase)
+    priority: Annotated[Priority | None, one_of(Priority)] = choice(Priority)
     machine: str | None = Field(None, description="Tasks from or to this machine (not batches, which may touch many).")
     group: str | None = Field(None, description="Tasks of objects of this group.")
     object: Annotated[UUID | None, BeforeValidator(_object)] = Field(
@@ -73,23 +76,18 @@ class TaskQuery(Query):
     sort: Annotated[Literal["-created", "created"], BeforeValidator(_sort)] = Field(
         "-created", description=f"One of {', '.join(SORTABLE)}. Default -created: the newest first."
     )
-    limit: Annotated[int, number(1, TASKS_MAX)] = Field(
-        100, description=f"Tasks in a page, 1 to {TASKS_MAX}; default 100."
-    )
+    limit: Annotated[int, number(1, TASKS_MAX)] = page_size("Tasks", 100, TASKS_MAX)
     cursor: Cursor = None
 
 
 class ItemQuery(Query):
     """Which items of a batch."""
 
-    status: Annotated[TransferStatus | None, BeforeValidator(_item_status)] = Field(
-        None,
-        description=f"Items that are {TransferStatus.QUEUED}, {TransferStatus.COMPLETE} or {TransferStatus.ERROR}.",
+    status: Annotated[TransferStatus | None, one_of(ITEM_STATUS, f"must be {_ITEM_STATUS}")] = Field(
+        None, description=f"Items that are {_ITEM_STATUS}."
     )
-    limit: Annotated[int, number(1, ITEMS_MAX)] = Field(
-        1000, description=f"Items in a page, 1 to {ITEMS_MAX}; default 1000."
-    )
-    cursor: Position = Field(-1, description="Where the page before ended; taken from its `Link` header.")
+    limit: Annotated[int, number(1, ITEMS_MAX)] = page_size("Items", 1000, ITEMS_MAX)
+    cursor: Position = -1
 
 
 @router.get(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from datamanager.cli.tables import Listing
-from datamanager.client import Audit, AuditClient, AuditFinding
+from datamanager.client import AuditClient, AuditFindingInfo, AuditInfo
 from datamanager.domain.audit.rules import AuditStatus
 from datamanager.settings import load_settings
 from datamanager.transports.paths import shown
@@ -72,7 +72,7 @@ def _client() -> AuditClient:
     return AuditClient(load_settings().api_url)
 
 
-def _show(audits: Iterable[Audit]) -> None:
+def _show(audits: Iterable[AuditInfo]) -> None:
     counted = ("lost", "changed", "dark", "found")
     table = Listing("audit", "machine", "status", "begun", *counted, "hashed", "why")
     for one in audits:
@@ -83,7 +83,7 @@ def _show(audits: Iterable[Audit]) -> None:
     table.print()
 
 
-def _show_findings(findings: Iterable[AuditFinding]) -> None:
+def _show_findings(findings: Iterable[AuditFindingInfo]) -> None:
     for one in findings:
         facts = f"{_facts(one.expected)} → {_facts(one.found)}"
         print(f"{one.kind:<8}{shown(one.place)}  {facts}  {one.object or ''}".rstrip())

@@ -8,7 +8,7 @@ from uuid import UUID
 import typer
 
 from datamanager.cli.tables import Listing
-from datamanager.client import RetentionClient, RetentionRun
+from datamanager.client import RetentionClient, RetentionRunInfo
 from datamanager.domain.retention.rules import check_archives, load_rules, objections
 from datamanager.domain.units import size_text
 from datamanager.errors import InvalidRequest
@@ -152,7 +152,7 @@ def _objects(counts: list[dict[str, Any]], verdict: str) -> int:
     return sum(one["objects"] for one in counts if one["verdict"] == verdict)
 
 
-def _print_run(found: RetentionRun) -> None:
+def _print_run(found: RetentionRunInfo) -> None:
     print(f"run {found.run}: {found.status}{' (dry run)' if found.dry_run else ''}")
     if found.error is not None:
         print(f"  {found.error}")

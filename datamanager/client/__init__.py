@@ -9,10 +9,10 @@ What the service refuses is raised as the error it was there (`datamanager.error
 """
 
 from datamanager.client.answers import (
-    Circuit,
-    Item,
-    ItemCounts,
-    MachineHealth,
+    CircuitInfo,
+    ItemCountsInfo,
+    ItemInfo,
+    MachineHealthInfo,
     MachineInfo,
     MachineLimits,
     ObjectInfo,
@@ -20,27 +20,27 @@ from datamanager.client.answers import (
     TaskError,
     Tree,
 )
-from datamanager.client.audit_client import Audit, AuditClient, AuditFinding
+from datamanager.client.audit_client import AuditClient, AuditFindingInfo, AuditInfo
 from datamanager.client.connection import DEFAULT_URL, problem_error
 from datamanager.client.rest_client import Client
-from datamanager.client.retention_client import RetentionClient, RetentionPlan, RetentionRun
+from datamanager.client.retention_client import RetentionClient, RetentionPlan, RetentionRunInfo
 
 __all__ = [
     "DEFAULT_URL",
-    "Audit",
     "AuditClient",
-    "AuditFinding",
-    "Circuit",
+    "AuditFindingInfo",
+    "AuditInfo",
+    "CircuitInfo",
     "Client",
-    "Item",
-    "ItemCounts",
-    "MachineHealth",
+    "ItemCountsInfo",
+    "ItemInfo",
+    "MachineHealthInfo",
     "MachineInfo",
     "MachineLimits",
     "ObjectInfo",
     "RetentionClient",
     "RetentionPlan",
-    "RetentionRun",
+    "RetentionRunInfo",
     "Task",
     "TaskError",
     "Tree",

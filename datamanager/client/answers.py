@@ -12,13 +12,13 @@ from datamanager.domain.states import ObjectStatus, TransferStatus
 from datamanager.domain.timing import Priority
 
 
-class Answer(BaseModel):
+class ServiceAnswer(BaseModel):
     """What every answer has in common."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class ObjectInfo(Answer):
+class ObjectInfo(ServiceAnswer):
     """What the catalogue knows of an object. `path` is its directory as the client gave it, `size` in bytes."""
 
     id: UUID
@@ -44,7 +44,7 @@ class ObjectInfo(Answer):
     """Who holds it, since when and why: it can't be deleted."""
 
 
-class TaskError(Answer):
+class TaskError(ServiceAnswer):
     """Why a task ended in ERROR."""
 
     code: str
@@ -52,7 +52,7 @@ class TaskError(Answer):
     retryable: bool
 
 
-class ItemCounts(Answer):
+class ItemCountsInfo(ServiceAnswer):
     """How many items a batch has; `skipped` are those of `complete` that were there already."""
 
     total: int
@@ -62,7 +62,7 @@ class ItemCounts(Answer):
     queued: int
 
 
-class Item(Answer):
+class ItemInfo(ServiceAnswer):
     """An item of a batch. `result` is the object at its destination, null until it is COMPLETE."""
 
     number: int
@@ -76,7 +76,7 @@ class Item(Answer):
     error: TaskError | None
 
 
-class Tree(Answer):
+class Tree(ServiceAnswer):
     """What became of a tree; `objects` are the new ones (uuid, path, filename, size)."""
 
     registered: int
@@ -86,7 +86,7 @@ class Tree(Answer):
     objects: list[dict[str, Any]]
 
 
-class Task(Answer):
+class Task(ServiceAnswer):
     """The status of a transfer. `result` is a new object's identifier or a message; null until the end."""
 
     task: UUID
@@ -111,13 +111,13 @@ class Task(Answer):
     error: TaskError | None
     flow_run_url: str | None
     faults: list[dict[str, Any]] = Field(default_factory=list)
-    items: ItemCounts | None = None
+    items: ItemCountsInfo | None = None
     """Of a batch."""
     unchanged: bool = False
     """A download that found nothing newer than the object it was given, which is its result."""
 
 
-class Circuit(Answer):
+class CircuitInfo(ServiceAnswer):
     """A machine that could not be reached `failures` times in a row; `until`: when it is probed next."""
 
     opened: datetime
@@ -125,7 +125,7 @@ class Circuit(Answer):
     until: datetime
 
 
-class MachineInfo(Answer):
+class MachineInfo(ServiceAnswer):
     """A configured machine and what a probe found just now."""
 
     name: str
@@ -138,19 +138,19 @@ class MachineInfo(Answer):
     error: dict[str, str] | None
     drained: datetime | None = None
     """Since when its transfers are held back."""
-    circuit: Circuit | None = None
+    circuit: CircuitInfo | None = None
     """Open: its transfers wait."""
 
 
-class MachineHealth(Answer):
+class MachineHealthInfo(ServiceAnswer):
     """Whether a machine's transfers wait: `drained` since when, by an operator; `circuit` while it can't be reached."""
 
     name: str
     drained: datetime | None
-    circuit: Circuit | None
+    circuit: CircuitInfo | None
 
 
-class MachineLimits(Answer):
+class MachineLimits(ServiceAnswer):
     """A machine's limits in force, None where there is none. `changed`: None when they are what machines.toml says."""
 
     name: str

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from datamanager.client.answers import Answer, TaskError
+from datamanager.client.answers import ServiceAnswer, TaskError
 from datamanager.client.connection import at
 from datamanager.client.rest_client import Client
 from datamanager.domain.audit.rules import AuditStatus, FindingKind
@@ -16,7 +16,7 @@ from datamanager.domain.audit.rules import AuditStatus, FindingKind
 LOOK_EVERY = 1.0  # seconds between two looks at an audit that is waited for
 
 
-class Audit(Answer):
+class AuditInfo(ServiceAnswer):
     """An audit of a machine. `counts` says what was looked at and found; empty until it is done."""
 
     audit: UUID
@@ -32,7 +32,7 @@ class Audit(Answer):
     ended: datetime | None
 
 
-class AuditFinding(Answer):
+class AuditFindingInfo(ServiceAnswer):
     """A difference that two looks have found; see docs/audit.md."""
 
     number: int
@@ -47,26 +47,26 @@ class AuditFinding(Answer):
 class AuditClient(Client):
     """What a client asks about audits."""
 
-    def start_audit(self, machine: str, **terms: Any) -> Audit:
+    def start_audit(self, machine: str, **terms: Any) -> AuditInfo:
         """Ask for an audit; terms are `scrub_share`, `scrub_bytes`, `second_look`, `most_lost`, `accept_losses`."""
-        return self._ask(Audit, "POST", at("audits"), {"machine": machine, **terms})
+        return self._ask(AuditInfo, "POST", at("audits"), {"machine": machine, **terms})
 
-    def audit(self, audit: UUID | str) -> Audit:
+    def audit(self, audit: UUID | str) -> AuditInfo:
         """Return the status of an audit. Raises: AuditNotFound."""
-        return self._get(Audit, at("audits", audit))
+        return self._get(AuditInfo, at("audits", audit))
 
-    def wait_for_audit(self, audit: UUID | str) -> Audit:
+    def wait_for_audit(self, audit: UUID | str) -> AuditInfo:
         """Return an audit when it has ended, well or not."""
         while not (found := self.audit(audit)).status.ended:
             time.sleep(LOOK_EVERY)
         return found
 
-    def audits(self, machine: str | None = None, **query: str | int) -> Iterator[Audit]:
+    def audits(self, machine: str | None = None, **query: str | int) -> Iterator[AuditInfo]:
         """Yield audits, the newest first."""
         wanted = query if machine is None else {"machine": machine, **query}
-        return self._list(Audit, at("audits"), wanted)
+        return self._list(AuditInfo, at("audits"), wanted)
 
-    def audit_findings(self, audit: UUID | str, kind: str | None = None) -> Iterator[AuditFinding]:
+    def audit_findings(self, audit: UUID | str, kind: str | None = None) -> Iterator[AuditFindingInfo]:
         """Yield what an audit found. Raises: AuditNotFound, InvalidRequest."""
         query = {} if kind is None else {"kind": kind}
-        return self._list(AuditFinding, at("audits", audit, "findings"), query)
+        return self._list(AuditFindingInfo, at("audits", audit, "findings"), query)

@@ -37,7 +37,7 @@ def at(*parts: object) -> str:
     return "/".join(("DM", *(quote(str(part), safe="") for part in parts)))
 
 
-class Connection:
+class RestConnection:
     """The connection to one service; not to be shared between threads. `timeout` in seconds is for one answer.
 
     Every request may raise ServiceError (it does not answer) and what the service itself raises.

@@ -8,15 +8,15 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from datamanager.client.answers import Item, MachineHealth, MachineInfo, MachineLimits, ObjectInfo, Task, Tree
-from datamanager.client.connection import HOLD, Connection, at
+from datamanager.client.answers import ItemInfo, MachineHealthInfo, MachineInfo, MachineLimits, ObjectInfo, Task, Tree
+from datamanager.client.connection import HOLD, RestConnection, at
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import InvalidRequest, TransportTimeout, by_code
 
 POLL_MAX = 2.0  # seconds between two looks at a task
 
 
-class Client(Connection):
+class Client(RestConnection):
     """One service's client: objects, transfers, tasks, machines and schedules."""
 
     # --- objects -----------------------------------------------------------------------------------------------------
@@ -138,12 +138,12 @@ class Client(Connection):
         """Begin to move up to 10,000 objects; return the task. Arguments are those of `copy_many`."""
         return self._started(at("async", "move"), _batch(items, fields))
 
-    def items(self, task: UUID | str, status: TransferStatus | None = None) -> Iterator[Item]:
+    def items(self, task: UUID | str, status: TransferStatus | None = None) -> Iterator[ItemInfo]:
         """Yield a batch's items in the order of the request, page by page; with `status` only those."""
         query: dict[str, str | int] = {"limit": 1000}
         if status is not None:
             query["status"] = status.value
-        return self._list(Item, at("async", "status", task, "items"), query)
+        return self._list(ItemInfo, at("async", "status", task, "items"), query)
 
     def status(self, task: UUID | str) -> Task:
         """Return the status of a task."""
@@ -211,13 +211,13 @@ class Client(Connection):
         """Set a machine's limits back to what machines.toml says, and return those."""
         return self._ask(MachineLimits, "DELETE", at("machines", name, "limits"))
 
-    def drain_machine(self, name: str) -> MachineHealth:
+    def drain_machine(self, name: str) -> MachineHealthInfo:
         """Begin no more transfers of a machine, those that run go on; return its health."""
-        return self._ask(MachineHealth, "POST", at("machines", name, "drain"))
+        return self._ask(MachineHealthInfo, "POST", at("machines", name, "drain"))
 
-    def undrain_machine(self, name: str) -> MachineHealth:
+    def undrain_machine(self, name: str) -> MachineHealthInfo:
         """Begin transfers of a machine again; return its health."""
-        return self._ask(MachineHealth, "POST", at("machines", name, "undrain"))
+        return self._ask(MachineHealthInfo, "POST", at("machines", name, "undrain"))
 
     def add_schedule(self, url: str, machine: str, filename: str, path: str = "", **fields: Any) -> dict[str, Any]:
         """Schedule a recurring download; `url`, `path` and `filename` are templates of the time. Return the schedule.

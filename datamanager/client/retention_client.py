@@ -16,13 +16,13 @@ from uuid import UUID
 
 from pydantic import Field
 
-from datamanager.client.answers import Answer, ObjectInfo
+from datamanager.client.answers import ObjectInfo, ServiceAnswer
 from datamanager.client.connection import at
 from datamanager.client.rest_client import POLL_MAX, Client
 from datamanager.errors import TransferError, TransportTimeout
 
 
-class RetentionPlan(Answer):
+class RetentionPlan(ServiceAnswer):
     """What a run would do. `counts` are all objects, by rule, action, verdict and reason; `lines` the first ones."""
 
     time: datetime
@@ -32,7 +32,7 @@ class RetentionPlan(Answer):
     truncated: bool
 
 
-class RetentionRun(Answer):
+class RetentionRunInfo(ServiceAnswer):
     """A run. `lines` are there when it was asked for alone."""
 
     run: UUID
@@ -83,20 +83,20 @@ class RetentionClient(Client):
         query = {name: value for name, value in {"rule": rule, **caps}.items() if value != ""}
         return self._get(RetentionPlan, at("retention", "plan"), query)
 
-    def start_retention(self, *, rule: str = "", dry_run: bool = False, **caps: int | str | None) -> RetentionRun:
+    def start_retention(self, *, rule: str = "", dry_run: bool = False, **caps: int | str | None) -> RetentionRunInfo:
         """Ask for a run; `caps`: max_objects, max_bytes."""
         fields = {"rule": rule, "dry_run": dry_run, **caps}
-        return self._ask(RetentionRun, "POST", at("retention", "run"), fields)
+        return self._ask(RetentionRunInfo, "POST", at("retention", "run"), fields)
 
-    def retention_run(self, run: UUID | str) -> RetentionRun:
+    def retention_run(self, run: UUID | str) -> RetentionRunInfo:
         """Return a run with its lines."""
-        return self._get(RetentionRun, at("retention", "runs", run))
+        return self._get(RetentionRunInfo, at("retention", "runs", run))
 
-    def retention_runs(self) -> Iterator[RetentionRun]:
+    def retention_runs(self) -> Iterator[RetentionRunInfo]:
         """Yield the runs that are kept, the newest first."""
-        return self._list(RetentionRun, at("retention", "runs"), {"limit": 100})
+        return self._list(RetentionRunInfo, at("retention", "runs"), {"limit": 100})
 
-    def wait_for_retention(self, run: UUID | str, *, timeout: float | None = None) -> RetentionRun:
+    def wait_for_retention(self, run: UUID | str, *, timeout: float | None = None) -> RetentionRunInfo:
         """Return a run when it is COMPLETE. Raises: TransferError with what it ended with; TransportTimeout when
         `timeout` seconds have passed.
         """

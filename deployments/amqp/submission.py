@@ -125,7 +125,7 @@ def enter(
             idempotency.attach(session, call.key, holder, outcome)
         event = _post(session, call, outcome)
         status = 202 if isinstance(outcome, UUID) else 422
-        idempotency.store(session, call.key, holder, idempotency.Answer(status, {}, json.dumps(event)))
+        idempotency.store(session, call.key, holder, idempotency.StoredAnswer(status, {}, json.dumps(event)))
         return event
 
 

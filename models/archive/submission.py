@@ -33,7 +33,15 @@ from datamanager.errors import (
     UnknownMachine,
 )
 from datamanager.machines import Machines
-from models.batches.item_admission import Item, busy, claim_destinations, find_sources, objects_below, open_items, store
+from models.batches.item_admission import (
+    JudgedItem,
+    busy,
+    claim_destinations,
+    find_sources,
+    objects_below,
+    open_items,
+    store,
+)
 from models.objects.bulk_claims import chunks, claim_objects, claims_on, free_claims_on
 from models.objects.catalogue import given_path, require_usable
 from models.tables import Bundle, BundleMember, Transfer
@@ -52,7 +60,7 @@ def enter_archive(
         machines.archive_for("", request.archive_to)  # one refusal, not one for each item
     items = _wanted(session, machines, request, object_id, ObjectStatus.ACTIVE)
 
-    def judge(item: Item) -> None:
+    def judge(item: JudgedItem) -> None:
         item.result = item.object_id
         if many and item.source.status == ObjectStatus.ARCHIVED:
             item.skipped = True
@@ -95,25 +103,25 @@ def _wanted(
     request: ArchiveTerms | ActivateTerms,
     object_id: UUID | None,
     status: ObjectStatus,
-) -> list[Item]:
+) -> list[JudgedItem]:
     match request:
         case ArchiveManyRequest(items=items) if items is not None:
-            return [Item(item.uuid, request.archive_to or "", "") for item in items]
+            return [JudgedItem(item.uuid, request.archive_to or "", "") for item in items]
         case ActivateManyRequest(items=items) if items is not None:
-            return [Item(item.uuid, item.machine or "", item.dest or "") for item in items]
+            return [JudgedItem(item.uuid, item.machine or "", item.dest or "") for item in items]
         case ArchiveManyRequest(directory=Directory() as directory):
-            return [Item(found, "", "") for found, _ in objects_below(session, machines, directory, status)]
+            return [JudgedItem(found, "", "") for found, _ in objects_below(session, machines, directory, status)]
         case ActivateManyRequest(directory=Directory() as directory):
             below = objects_below(session, machines, directory, status)
-            return [Item(found, request.machine or "", "") for found, _ in below]
+            return [JudgedItem(found, request.machine or "", "") for found, _ in below]
         case ArchiveRequest() if object_id is not None:
-            return [Item(object_id, "", "")]
+            return [JudgedItem(object_id, "", "")]
         case ActivateRequest() if object_id is not None:
-            return [Item(object_id, request.machine or "", request.dest or "")]
+            return [JudgedItem(object_id, request.machine or "", request.dest or "")]
     raise InternalError("archive and activate need objects")
 
 
-def _judge_recall(machines: Machines, item: Item) -> None:
+def _judge_recall(machines: Machines, item: JudgedItem) -> None:
     source = item.source
     elsewhere = bool(item.machine or item.dest)
     if not item.dest:
@@ -131,7 +139,7 @@ def _judge_recall(machines: Machines, item: Item) -> None:
     item.place = Place.of(machines[item.machine], item.dest)
 
 
-def _find_bundles(session: Session, machines: Machines, items: list[Item]) -> None:
+def _find_bundles(session: Session, machines: Machines, items: list[JudgedItem]) -> None:
     """Note for each item the bundle that has its bytes, and the place in it: what recalls are grouped by."""
     columns = (BundleMember.object_id, BundleMember.bundle_id, BundleMember.offset, Bundle.machine, Bundle.place)
     found: dict[UUID, Any] = {}
@@ -151,7 +159,7 @@ def _find_bundles(session: Session, machines: Machines, items: list[Item]) -> No
         item.notes = {"bundle": str(row.bundle_id), "offset": row.offset}
 
 
-def _claim(session: Session, transfer: Transfer, items: list[Item], mode: str, done: str) -> None:
+def _claim(session: Session, transfer: Transfer, items: list[JudgedItem], mode: str, done: str) -> None:
     """Claim the objects; who comes second ends in ERROR."""
     claimed = claims_on(session, [item.object_id for item in open_items(items)])
     first: dict[UUID, int] = {}
@@ -168,7 +176,7 @@ def _claim(session: Session, transfer: Transfer, items: list[Item], mode: str, d
     claim_objects(session, first, mode, transfer.id)
 
 
-def _store(session: Session, transfer: Transfer, items: list[Item], object_id: UUID | None) -> None:
+def _store(session: Session, transfer: Transfer, items: list[JudgedItem], object_id: UUID | None) -> None:
     """Store the items; a single one that can't be done is refused instead, with its own error."""
     if object_id is not None:
         (only,) = items

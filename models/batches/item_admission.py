@@ -45,7 +45,7 @@ _SOURCE = (
 
 
 @dataclass(slots=True)
-class Item:
+class JudgedItem:
     """An item while it is judged. `source` has the object's columns; `origin` is where its bytes are, if not there."""
 
     object_id: UUID
@@ -103,7 +103,7 @@ def prefix_of(machine: Machine, path: str) -> str:
     return normalised_prefix(machine, f"{path}/" if path else "")
 
 
-def find_sources(session: Session, items: list[Item], judge: Callable[[Item], None]) -> None:
+def find_sources(session: Session, items: list[JudgedItem], judge: Callable[[JudgedItem], None]) -> None:
     """Lock the items' objects, and judge each that exists; what `judge` raises is the item's end."""
     rows = {row.id: row for row in lock_objects(session, (item.object_id for item in items), *_SOURCE)}
     for item in items:
@@ -116,7 +116,7 @@ def find_sources(session: Session, items: list[Item], judge: Callable[[Item], No
             item.error = exc
 
 
-def busy(item: Item, claimed: str | None, *, writing: bool) -> ObjectBusy | None:
+def busy(item: JudgedItem, claimed: str | None, *, writing: bool) -> ObjectBusy | None:
     """Return why an item can't have its object, which others have claimed: readers share, a writer excludes."""
     if claimed == "write":
         return ObjectBusy(f"object {item.object_id} is being moved, archived, activated or deleted")
@@ -125,7 +125,7 @@ def busy(item: Item, claimed: str | None, *, writing: bool) -> ObjectBusy | None
     return None
 
 
-def claim_destinations(session: Session, transfer: UUID, items: list[Item]) -> None:
+def claim_destinations(session: Session, transfer: UUID, items: list[JudgedItem]) -> None:
     """Claim the items' places, each for what will lie there; who comes second ends in ERROR."""
     contenders = [(item, item.place, item.result) for item in open_items(items)]
     wanted = [(place, result) for _, place, result in contenders if place is not None and result is not None]
@@ -135,7 +135,7 @@ def claim_destinations(session: Session, transfer: UUID, items: list[Item]) -> N
             item.error = DestinationExists(f"{place} is held by a registered object or by a transfer under way")
 
 
-def store(session: Session, transfer: Transfer, items: list[Item]) -> None:
+def store(session: Session, transfer: Transfer, items: list[JudgedItem]) -> None:
     """Store the items, and write into `transfer` what those that are to be done have in common."""
     rows: list[dict[str, Any]] = []
     for number, item in enumerate(items):
@@ -168,7 +168,7 @@ def store(session: Session, transfer: Transfer, items: list[Item]) -> None:
     transfer.bytes_total = None if None in sizes else sum(sizes)
 
 
-def open_items(items: list[Item]) -> list[Item]:
+def open_items(items: list[JudgedItem]) -> list[JudgedItem]:
     """Return the items that are to be done."""
     return [item for item in items if item.status is TransferStatus.QUEUED]
 

@@ -19,7 +19,7 @@ from datamanager.domain.states import TransferStatus
 from datamanager.errors import DestinationExists, ObjectBusy, RequestError
 from datamanager.machines import Machines
 from models.batches.item_admission import (
-    Item,
+    JudgedItem,
     busy,
     claim_destinations,
     find_sources,
@@ -50,23 +50,23 @@ def enter_items(
     transfer.request = request.accepted(len(items)).model_dump(mode="json")
 
 
-def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list[Item]:
+def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list[JudgedItem]:
     if request.directory is None:
-        return [Item(item.uuid, item.machine, item.dest) for item in request.items or ()]
+        return [JudgedItem(item.uuid, item.machine, item.dest) for item in request.items or ()]
     target = machines[request.machine or ""]
     dest = (request.dest or "").rstrip("/")
     prefix_of(target, request.dest or "")  # one refusal for a directory that can't be, not one for each item
     start = f"{dest}/" if request.dest else ""
     below = objects_below(session, machines, request.directory)
-    return [Item(object_id, target.name, start + path) for object_id, path in below]
+    return [JudgedItem(object_id, target.name, start + path) for object_id, path in below]
 
 
-def _require_source(machines: Machines, item: Item) -> None:
+def _require_source(machines: Machines, item: JudgedItem) -> None:
     require_usable(item.source)
     machines[item.source.machine]  # raises UnknownMachine
 
 
-def _find_destinations(machines: Machines, items: list[Item]) -> None:
+def _find_destinations(machines: Machines, items: list[JudgedItem]) -> None:
     for item in open_items(items):
         try:
             item.place = Place.of(machines[item.machine], item.dest)
@@ -74,7 +74,7 @@ def _find_destinations(machines: Machines, items: list[Item]) -> None:
             item.error = exc
 
 
-def _skip_what_is_there(session: Session, items: list[Item], *, moving: bool) -> None:
+def _skip_what_is_there(session: Session, items: list[JudgedItem], *, moving: bool) -> None:
     """Find the items whose destination an ACTIVE object holds that is what is wanted there."""
     holding = holders(session, [item.place for item in open_items(items) if item.place is not None])
     there: dict[UUID, Any] = {}
@@ -95,7 +95,7 @@ def _is_copy(holder: Any, source: Any) -> bool:
     )
 
 
-def _claim(session: Session, transfer: UUID, items: list[Item], *, moving: bool) -> None:
+def _claim(session: Session, transfer: UUID, items: list[JudgedItem], *, moving: bool) -> None:
     """Claim destinations and objects; who comes second ends in ERROR."""
     claimed = claims_on(session, [item.object_id for item in open_items(items)])
     objects: dict[UUID, int] = {}

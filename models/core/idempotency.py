@@ -23,7 +23,7 @@ _keys = cast(Table, IdempotencyKey.__table__)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoredAnswer:
     """A stored answer."""
 
     status: int
@@ -38,7 +38,7 @@ class Begun:
     """
 
     mine: bool = False
-    answer: Answer | None = None
+    answer: StoredAnswer | None = None
     subject: UUID | None = None
 
 
@@ -62,7 +62,7 @@ def begin(session: Session, key: str, fingerprint: str, holder: str, hold_for: t
     if row.fingerprint != fingerprint:
         raise IdempotencyMismatch(f"Idempotency-Key {key!r} was used for another request")
     if row.status is not None:
-        return Begun(answer=Answer(row.status, dict(row.headers), row.body or ""))
+        return Begun(answer=StoredAnswer(row.status, dict(row.headers), row.body or ""))
     if row.held_until is not None and row.held_until > time:
         return Begun()
     row.holder, row.held_until = holder, time + hold_for
@@ -84,7 +84,7 @@ def prolong(session: Session, key: str, holder: str, hold_for: timedelta) -> Non
     _update(session, key, holder, held_until=now(session) + hold_for)
 
 
-def store(session: Session, key: str, holder: str, answer: Answer) -> None:
+def store(session: Session, key: str, holder: str, answer: StoredAnswer) -> None:
     """Keep the answer for later requests with this key."""
     _update(session, key, holder, status=answer.status, headers=answer.headers, body=answer.body, held_until=None)
 

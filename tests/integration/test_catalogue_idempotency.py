@@ -10,7 +10,7 @@ import pytest
 
 from datamanager.errors import CatalogueUnavailable, IdempotencyMismatch
 from models.core import idempotency
-from models.core.idempotency import Answer, Begun
+from models.core.idempotency import Begun, StoredAnswer
 from models.database import Database
 from models.objects.claims import claim_place
 from tests.support.bookkeeping import claims, place, register
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.dialect
 KEEP = timedelta(hours=24)
 HOLD = timedelta(seconds=30)
 LAPSED = timedelta(seconds=-1)
-ANSWER = Answer(201, {"content-type": "text/plain"}, "ünïcode body")
+ANSWER = StoredAnswer(201, {"content-type": "text/plain"}, "ünïcode body")
 
 
 def begin(database: Database, holder: str, *, fingerprint: str = "f" * 64, hold: timedelta = HOLD) -> Begun:

@@ -15,7 +15,7 @@ from datamanager.errors import NoSpace, SettingsError
 from datamanager.machines import Machines, parse_machines
 from models import housekeeping
 from models.core import idempotency, leases, outbox
-from models.core.idempotency import Answer
+from models.core.idempotency import StoredAnswer
 from models.database import Database, now
 from models.housekeeping import tidy
 from models.machines.base_dirs import check_base_dirs
@@ -93,7 +93,7 @@ def test_old_keys_and_dead_leases_go(database: Database) -> None:
     with database.write() as session:
         for key in ("old", "fresh"):
             idempotency.begin(session, key, "f" * 64, "holder", DAY, DAY)
-            idempotency.store(session, key, "holder", Answer(200, {}, ""))
+            idempotency.store(session, key, "holder", StoredAnswer(200, {}, ""))
         old = now(session) - timedelta(hours=25)
         session.execute(update(IdempotencyKey).where(IdempotencyKey.key == "old").values(created=old))
         leases.hold_lease(session, "mover:dead", "dead", timedelta(hours=-2))

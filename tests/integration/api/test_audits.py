@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import update
 
-from datamanager.client import Audit, AuditClient
+from datamanager.client import AuditClient, AuditInfo
 from datamanager.domain.audit.rules import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
 from models.audit import findings
@@ -150,7 +150,7 @@ def test_queries_are_strict(shared_api: LiveApi, query: str, named: str) -> None
 def test_the_client_raises_what_the_service_refuses(api: LiveApi) -> None:
     with AuditClient(api.url) as dm:
         audit = dm.start_audit("here", scrub_share=0.1)
-        assert isinstance(audit, Audit)
+        assert isinstance(audit, AuditInfo)
         assert dm.audit(audit.audit) == audit
         with pytest.raises(UnknownMachine):
             dm.start_audit("nowhere")

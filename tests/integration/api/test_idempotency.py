@@ -19,7 +19,7 @@ from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from models.core import idempotency
-from models.core.idempotency import Answer
+from models.core.idempotency import StoredAnswer
 from models.database import Database, now
 from models.objects.catalogue import Facts, register_object
 from models.tables import IdempotencyKey, Transfer
@@ -222,7 +222,7 @@ def test_joining_another_process_keeps_no_writer_from_work(
         with api.database.write() as session:
             match end:
                 case "store":
-                    idempotency.store(session, "k", "other", Answer(201, {}, "of the other"))
+                    idempotency.store(session, "k", "other", StoredAnswer(201, {}, "of the other"))
                 case "drop":
                     idempotency.drop(session, "k", "other")
                 case "release":
