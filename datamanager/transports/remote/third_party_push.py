@@ -69,7 +69,7 @@ def push(channel: Channel, path: str, to: PushTarget, progress: Progress) -> Non
     try:
         program = channel.run(words, stdin=True, forward_agent=to.forward_agent)
     except RemoteFailure as exc:
-        raise NotSupported(f"{shown(path)} can't be pushed: {exc.detail}") from exc
+        raise NotSupported(f"the machine runs no program for us: {exc.detail}") from exc
     output = b""
     with program as remote:
         try:
@@ -83,7 +83,7 @@ def push(channel: Channel, path: str, to: PushTarget, progress: Progress) -> Non
     if status is None:
         raise ConnectionLost(f"{shown(path)}: the connection broke while the machine pushed the file")
     if status != 0:
-        raise NotSupported(f"{shown(path)} was not pushed to {to.host}: {_last_words(output)}")
+        raise NotSupported(f"ssh to {to.host} ended with status {status}: {_last_words(output)}")
 
 
 def _ssh_words(to: PushTarget) -> list[str]:
