@@ -23,7 +23,7 @@ from api.machines.probe import Prober
 from api.transfers.wait import Waiter
 from datamanager.machines import Machines
 from datamanager.settings import Settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
 

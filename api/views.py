@@ -14,9 +14,9 @@ from datamanager.domain.states import TransferStatus
 from datamanager.errors import by_code
 from datamanager.machines import Machine
 from datamanager.settings import Settings
-from models.batches.items import ItemCounts
 from models.machines.health import Health
 from models.tables import DataObject, Transfer, TransferItem
+from models.transfers.items import ItemCounts
 from models.transfers.outcomes import UNCHANGED
 
 FAR = timedelta(days=3650)

@@ -12,7 +12,7 @@ from flows.cleanup.sweeping import Sweeper, Swept
 from flows.runtime.maintenance import duty, threaded
 from flows.runtime.progress import human
 from flows.runtime.services import Services, services
-from models.core.housekeeping import tidy
+from models.housekeeping import tidy
 from models.machines import health
 from models.transfers import queue
 

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from api.context import Context
 from api.views import TaskView, task_view
 from datamanager.domain.states import TransferKind
-from models.batches.items import count_items
+from models.machines.wait_reasons import reasons
 from models.tables import Transfer
-from models.transfers.wait_reasons import reasons
+from models.transfers.items import count_items
 
 
 def show_tasks(session: Session, context: Context, rows: Sequence[Transfer]) -> list[TaskView]:

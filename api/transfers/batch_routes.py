@@ -22,7 +22,7 @@ from datamanager import errors
 from datamanager.domain.requests import CopyManyRequest, MoveManyRequest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InvalidRequest
-from models.batches.items import select_items
+from models.transfers.items import select_items
 from models.transfers.submission import Order, get_transfer
 
 LIMIT_DEFAULT = 1000

@@ -18,7 +18,8 @@ from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InternalError, OrchestratorUnavailable, by_code
 from datamanager.messaging.wake import ring
 from datamanager.sealing import Sealer
-from datamanager.sources.download_terms import requested
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.network.source_context import SourceContext
 from models.core.leases import movers_online
 from models.machines.health import require_open
 from models.machines.limits import ends
@@ -76,7 +77,7 @@ async def _submit(context: Context, order: Order, slot: Slot) -> UUID:
 
 
 def _check_source(context: Context, wanted: GetExternalRequest) -> None:
-    requested(wanted, context.guard, context.settings).check()
+    parse_terms(wanted).check(SourceContext.of(context.guard, context.settings))
 
 
 def _outcome(request: Request, row: Transfer) -> Response:

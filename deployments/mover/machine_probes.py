@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from datamanager.errors import CatalogueUnavailable
-from flows.machines.reachability import unreachable
+from flows.runtime.reachability import unreachable
 from flows.runtime.services import Services
 from models.machines import health
 

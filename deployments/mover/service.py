@@ -17,8 +17,9 @@ from datamanager.messaging.broker import Broker
 from datamanager.messaging.wake import WakeSocket, ring
 from datamanager.sealing import Sealer
 from datamanager.settings import load_credentials
-from datamanager.sources import EgressGuard
-from datamanager.sources.download_terms import requested
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
 from deployments.composition import Runtime
@@ -30,8 +31,8 @@ from deployments.orchestrator.schedule_sync import ScheduleSync
 from flows.archive.reclaiming import reclaim
 from flows.cleanup.partial_files import clear_up
 from flows.runtime.services import Services
-from models.core.housekeeping import tidy
 from models.core.listen import Listener
+from models.housekeeping import tidy
 
 TIDY_EVERY = 600.0  # seconds
 CLEAR_UP_EVERY = 10.0  # seconds
@@ -128,7 +129,7 @@ class Mover:
     def _check_source(self, request: TransferRequest) -> None:
         """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
         if isinstance(request, GetExternalRequest):
-            requested(request, self._guard, self._settings).check()
+            parse_terms(request).check(SourceContext.of(self._guard, self._settings))
 
     def _heard(self, _message: str) -> None:
         self.runs.poke()

@@ -19,10 +19,10 @@ from datamanager.engine.path_confinement import confined
 from datamanager.errors import DataManagerError, PathMissing
 from flows.runtime.services import Services
 from models.batches import results as batch_results
-from models.batches.items import select_items
 from models.database import now
 from models.tables import Transfer, TransferItem
 from models.transfers import cancel_pause, outcomes
+from models.transfers.items import select_items
 
 AT_ONCE = 20
 """Transfers that are cleared up in one go."""

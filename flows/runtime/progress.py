@@ -14,10 +14,10 @@ from prefect.exceptions import PrefectException
 from datamanager.domain.states import TransferStatus, Verified
 from datamanager.engine.attempt import Found, Intent
 from datamanager.engine.control import Control
-from datamanager.sources import public_url
+from datamanager.sources.terms.urls import public_url
 from flows.runtime.naming import run_name
-from models.batches.items import ItemCounts, count_items, select_items
 from models.tables import TransferItem
+from models.transfers.items import ItemCounts, count_items, select_items
 
 if TYPE_CHECKING:
     from flows.runtime.transfer_run import Work

@@ -17,7 +17,7 @@ from prefect.tasks import Task
 
 from datamanager.engine.control import WISHES
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError, MachineUnavailable, ServiceError
-from flows.machines.reachability import note_unreachable
+from flows.runtime.reachability import note_unreachable
 from flows.runtime.transfer_run import current
 from models.transfers import queue
 

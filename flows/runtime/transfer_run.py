@@ -46,11 +46,11 @@ from datamanager.transports.port import Storage
 from flows.runtime.monitor import NOTE_EVERY, watched, wish
 from flows.runtime.naming import describe_run
 from flows.runtime.services import Services, services
-from models.batches.items import in_doubt, machines_of
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import leave_litter, stop_reason
+from models.transfers.items import in_doubt, machines_of
 from models.transfers.submission import (
     REQUEST_OF_KIND,
     Order,

@@ -19,7 +19,6 @@ from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, ObjectArchived, by_code
 from datamanager.machines import Machine
 from models.archive.bundles import abandon, open_bundle, release, seal
-from models.batches.items import count_items, select_items
 from models.batches.results import DONE, destination, fail_items, finish_batch, free_items, open_items, update_items
 from models.database import now
 from models.objects.bulk import post_object_events
@@ -27,6 +26,7 @@ from models.objects.bulk_claims import chunks, give_places_to_objects, lock_obje
 from models.objects.catalogue import Facts, get_object, relocate
 from models.tables import Bundle, DataObject, TransferItem
 from models.transfers import outcomes
+from models.transfers.items import count_items, select_items
 from models.transfers.queue import Hold, held
 
 DONE_WELL = {TransferKind.ARCHIVE: "Archive successful", TransferKind.ACTIVATE: "Activate successful"}

@@ -23,13 +23,13 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place, split_dest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, DestinationExists, InternalError, ItemsFailed
-from models.batches.items import count_items, select_items
 from models.database import now, storable
 from models.objects.bulk import NewRow, add_objects, post_object_events
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import Facts, relocate
 from models.tables import DataObject, Transfer, TransferItem
 from models.transfers import outcomes
+from models.transfers.items import count_items, select_items
 from models.transfers.queue import DETAIL_MAX, Hold, held
 
 CHUNK = 500

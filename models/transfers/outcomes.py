@@ -14,10 +14,8 @@ from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveReq
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError
 from models.archive.bundles import abandon, release
-from models.batches.items import give_up_items
 from models.core.outbox import post_object_event, post_transfer_event
 from models.database import now, storable, wake
-from models.external.origins import keep_origin
 from models.objects.catalogue import Facts, add_object, given_path, lock_object, relocate
 from models.objects.claims import (
     claim_place,
@@ -26,7 +24,9 @@ from models.objects.claims import (
     give_place_to_object,
     give_places_to_transfer,
 )
+from models.objects.origins import keep_origin
 from models.tables import Transfer
+from models.transfers.items import give_up_items
 from models.transfers.queue import Hold, advance, append_fault, held
 from models.transfers.secrets import forget
 from models.transfers.submission import request_of

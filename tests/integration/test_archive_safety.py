@@ -14,16 +14,16 @@ from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.archive import recalling, staging
 from flows.archive.reclaiming import reclaim
 from flows.runtime.services import Services
 from models.archive import bundles
-from models.batches.items import select_items
 from models.database import Database
 from models.tables import Bundle
 from models.transfers import outcomes, queue
+from models.transfers.items import select_items
 from tests.support.bookkeeping import claims
 from tests.support.bundling import (
     an_object,

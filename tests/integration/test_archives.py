@@ -37,12 +37,12 @@ from datamanager.machines import ArchiveRules, Machines, parse_machines
 from models.archive import bundles
 from models.archive import items as archive_items
 from models.batches import results as batch_results
-from models.batches.items import select_items
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.tables import Bundle as BundleRow
 from models.tables import DataObject, TransferItem
 from models.transfers import outcomes, queue, submission
+from models.transfers.items import select_items
 from models.transfers.queue import Hold
 from models.transfers.submission import Order
 from tests.support.archiving import SHA, manifest

@@ -12,9 +12,9 @@ from datamanager.domain.requests import ITEMS_MAX
 from datamanager.machines import Machine, Machines, TransportKind
 from datamanager.messaging.consuming import DeadLetter
 from deployments.amqp.submission import Call, enter, read_message
-from models.batches.items import select_items
 from models.database import Database
 from models.tables import DataObject
+from models.transfers.items import select_items
 from tests.support.bookkeeping import MACHINES, get_transfer, register, snapshot
 
 

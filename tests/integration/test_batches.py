@@ -32,15 +32,15 @@ from datamanager.errors import (
 )
 from models import migrate
 from models.batches import results as batch_results
-from models.batches.items import count_items, select_items
-from models.core.housekeeping import Tidied, tidy
 from models.database import Database
+from models.housekeeping import Tidied, tidy
 from models.objects.bulk import FoundFile, register_files
 from models.objects.bulk_claims import claim_places
 from models.objects.catalogue import Facts
 from models.objects.claims import claim_place
 from models.tables import Claim, DataObject, Transfer, TransferItem
 from models.transfers import outcomes, queue, submission
+from models.transfers.items import count_items, select_items
 from models.transfers.queue import Hold
 from models.transfers.submission import Order
 from tests.support.bookkeeping import (
@@ -555,7 +555,7 @@ class Durations:
 
 
 def test_items_are_forgotten_with_their_batch(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.core.housekeeping.ITEMS_BATCH", 2)
+    monkeypatch.setattr("models.housekeeping.ITEMS_BATCH", 2)
     old = submit(database, batch("copy", *((uuid4(), str(i)) for i in range(5))))
     kept = submit(database, batch("copy", (uuid4(), "a")))
     for transfer in (old, kept):

@@ -13,10 +13,11 @@ from sqlalchemy import func, select, update
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import NoSpace, SettingsError
 from datamanager.machines import Machines, parse_machines
-from models.core import housekeeping, idempotency, leases, outbox
-from models.core.housekeeping import tidy
+from models import housekeeping
+from models.core import idempotency, leases, outbox
 from models.core.idempotency import Answer
 from models.database import Database, now
+from models.housekeeping import tidy
 from models.machines.base_dirs import check_base_dirs
 from models.objects.catalogue import has_objects
 from models.tables import Base, DataObject, IdempotencyKey, Lease, MachineSeen, OutboxMessage, Transfer

@@ -22,7 +22,7 @@ from datamanager.errors import (
     MachineUnavailable,
 )
 from datamanager.settings import load_settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import _end_in_error, _hold_soon

@@ -16,7 +16,7 @@ from datamanager.errors import DestinationExists, DownloadFailed, InternalError,
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import joined
 from deployments.amqp.submission import Call, enter
-from models.core import housekeeping
+from models import housekeeping
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer

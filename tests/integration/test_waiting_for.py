@@ -10,9 +10,9 @@ from sqlalchemy import update
 from models.database import Database, now
 from models.machines import health, limits
 from models.machines.health import FAILURES
+from models.machines.wait_reasons import reasons
 from models.tables import Transfer
 from models.transfers import cancel_pause, queue
-from models.transfers.wait_reasons import reasons
 from tests.support.bookkeeping import MACHINES, begin, get_transfer, order, register, submit
 
 

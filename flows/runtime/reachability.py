@@ -10,8 +10,8 @@ from datamanager.domain.states import TransferKind
 from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavailable, TransportTimeout
 from datamanager.machines import TransportKind
 from flows.runtime.services import Services
-from models.batches.items import machines_of
 from models.machines import health, limits
+from models.transfers.items import machines_of
 
 if TYPE_CHECKING:
     from flows.runtime.transfer_run import Work
