@@ -139,7 +139,10 @@ class Machine:
         return [pid for pid in self.server.descendants() if command_line(pid).startswith("curl ")]
 
     def part_size(self) -> int:
-        sizes = [path.stat().st_size for path in self.folder.glob(".*.dmpart")]
+        sizes: list[int] = []
+        for path in self.folder.glob(".*.dmpart"):
+            with contextlib.suppress(FileNotFoundError):  # renamed or removed in this moment
+                sizes.append(path.stat().st_size)
         return max(sizes, default=0)
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from datamanager.errors import SettingsError, TransportTimeout, UrlNotAllowed
 from datamanager.sources.network import egress_guard
-from datamanager.sources.network.egress_guard import Address, EgressGuard, is_public
+from datamanager.sources.network.egress_guard import EgressGuard, is_public
 from datamanager.sources.source_port import Source
+from datamanager.sources.terms.urls import Address
 from tests.support.downloads import check_download, open_source
 
 PUBLIC_V4 = "93.184.216.34"
