@@ -22,7 +22,7 @@ from starlette.requests import Request
 from datamanager.machines import Machines
 from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
 

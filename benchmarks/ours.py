@@ -19,14 +19,16 @@ from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk import run as bulk_run
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
-from datamanager.engine.fetching.download import Wanted, download
+from datamanager.engine.fetching.download import download
+from datamanager.engine.fetching.replica_fetch import ExpectedBytes
 from datamanager.engine.single import direct, publish
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.verify import verify
 from datamanager.machines import Machine, Machines, VerifyPolicy
-from datamanager.sources import EgressGuard, open_source
-from datamanager.sources.parallel import Parallel
+from datamanager.sources.download_terms import parse_download
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
 from datamanager.transports.factory import Storages
 from datamanager.transports.port import Storage
 from flows.steps.batch import AT_ONCE
@@ -122,8 +124,8 @@ class Ours:
         control = Control()
         found = probe(job)
         guard = EgressGuard(["127.0.0.0/8"])
-        source = open_source(url, "http", {}, guard, max_size=LARGEST_DOWNLOAD, ca_file=ca_file)
-        moved = download(job, found, {"": Parallel(source)}, control, Wanted(LARGEST_DOWNLOAD))
+        opened = parse_download(url, "http", {}).open(SourceContext(guard, LARGEST_DOWNLOAD, ca_file=ca_file))
+        moved = download(job, found, opened.sources, control, ExpectedBytes(LARGEST_DOWNLOAD))
         self._finish(job, found, moved, control, DATE)
 
     def _finish(self, job: Attempt, found: Found, moved: Moved, control: Control, mtime: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datamanager.machines import Machines, load_machines
 from datamanager.settings import Settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
 from models.machines.base_dirs import check_base_dirs

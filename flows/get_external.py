@@ -10,7 +10,7 @@ from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
 from datamanager.errors import InternalError
-from datamanager.sources import public_url
+from datamanager.sources.terms.urls import public_url
 from flows.external.request import filled_in
 from flows.external.unchanged import unchanged
 from flows.runtime.lifecycle import working_on

@@ -26,7 +26,8 @@ from datamanager.domain.location import Place
 from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.errors import InvalidRequest
 from datamanager.sealing import Sealer
-from datamanager.sources.download_terms import requested
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
 from models.external import schedules
 
@@ -195,4 +196,4 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
         wanted = "must make a URL, a path and a file's name when the time is filled in"
         raise InvalidRequest.of({"filename": wanted}) from None
     Place.of(context.machines[example.machine], example.path, example.filename)
-    requested(example, context.guard, context.settings).check()
+    parse_terms(example).check(SourceContext.of(context.guard, context.settings))

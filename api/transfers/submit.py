@@ -17,7 +17,8 @@ from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InternalError, OrchestratorUnavailable, by_code
 from datamanager.sealing import Sealer
-from datamanager.sources.download_terms import requested
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.network.source_context import SourceContext
 from models.core.leases import movers_online
 from models.machines.health import require_open
 from models.machines.limits import ends
@@ -77,7 +78,7 @@ async def _prepared(context: Context, wanted: TransferRequest) -> SealedRequest:
         return prepare(wanted)
 
     def check(fields: GetExternalRequest) -> None:
-        requested(fields, context.guard, context.settings).check()
+        parse_terms(fields).check(SourceContext.of(context.guard, context.settings))
 
     return await context.remotely(lambda: prepare(wanted, check, Sealer.of(context.settings)))
 

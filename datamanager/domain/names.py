@@ -1,4 +1,4 @@
-"""Names for files that nobody named: from a URL, or from what a server suggests. Made safe first, always."""
+"""Default names of files: from a URL, or as a server suggests; always made safe first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fetched again and again: when, from where to where as templates of the time, and how many versions are kept.
+"""Recurring downloads: when, from where to where as templates of the time, and how many versions are kept.
 
 A template holds the scheduled time in UTC: `{date:%Y%m%d}`, `{date:%H}`, or a time before or after it:
 `{date-6h:%Y%m%d%H}`, `{date+1d:%j}`.
@@ -123,7 +123,7 @@ Optional = Annotated[Text | None, BeforeValidator(_none_if_empty)]
 
 
 class ScheduleRequest(Request):
-    """Fetch a URL again and again. `url`, `path` and `filename` are templates."""
+    """Fetch a URL repeatedly. `url`, `path` and `filename` are templates."""
 
     url: Name
     protocol: Annotated[Name, BeforeValidator(lambda v: v or "http")] = "http"
@@ -192,7 +192,7 @@ class ScheduleRequest(Request):
         return self
 
     def at(self, moment: datetime, newer_than: str | None = None) -> GetExternalRequest:
-        """Return the download of a moment. Raises: pydantic.ValidationError when the templates make none of it."""
+        """Return the download of a moment. Raises: pydantic.ValidationError when the templates make no valid one."""
         options = {**self.options, **({"if_newer_than": newer_than} if newer_than else {})}
         shared = ("protocol", "machine", "description", "originator", "group", "metadata", "verify", "priority")
         return GetExternalRequest(
@@ -205,7 +205,7 @@ class ScheduleRequest(Request):
 
 
 class ScheduleRunRequest(Request):
-    """Fetch besides the ordinary times: a moment that is over, or now."""
+    """Run a schedule outside its times: for a moment in the past, or now."""
 
     moment: Annotated[datetime | None, BeforeValidator(_time_or_none)] = None
     """The scheduled time that the templates are filled in with, RFC 3339 with a zone; null: now."""

@@ -1,127 +1,113 @@
-"""The protocols: which schemes a URL may have, which options there are, and what makes the source.
+"""The protocols: which schemes a URL may have, which options there are, and what parses them.
 
-To add one: a module with a class that is a `Source`, an option model in `options.py`, and a line in `PROTOCOLS`. The
-contract suite gets its servers in tests/support/source_servers.py.
+To add one: an option model in `terms/source_options.py`, a module with terms (`SourceTerms`) that open a `Source`, and
+a line in `PROTOCOLS`. The contract suite gets its servers in tests/support/source_servers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from datamanager.errors import InvalidRequest
-from datamanager.sources.ftp.client import FtpSource
-from datamanager.sources.http.client import HttpSource
-from datamanager.sources.http.s3 import S3Source
-from datamanager.sources.http.webdav import webdav_source
-from datamanager.sources.network.egress_guard import EgressGuard
-from datamanager.sources.port import Source
-from datamanager.sources.remote_curl.remote_source import RemoteHttpSource, Run, require_fetchable
-from datamanager.sources.sftp.client import SftpSource
-from datamanager.sources.terms.options import (
+from datamanager.errors import NotSupported, UrlNotAllowed
+from datamanager.sources.ftp.client import FtpTerms
+from datamanager.sources.http.client import HttpTerms
+from datamanager.sources.http.s3 import S3Terms
+from datamanager.sources.http.webdav import WebdavTerms
+from datamanager.sources.network.source_context import SourceContext
+from datamanager.sources.remote_curl.remote_source import RemoteHttpTerms
+from datamanager.sources.sftp.client import SftpTerms
+from datamanager.sources.source_port import Source
+from datamanager.sources.terms.source_options import (
     CommonOptions,
     FtpOptions,
     HttpOptions,
     S3Options,
     SftpOptions,
     WebdavOptions,
+    parse_options,
 )
+from datamanager.sources.terms.urls import scheme_of
+
+NEVER = frozenset({"file", "data", "javascript"})
+"""Schemes that nothing makes possible."""
+
+
+class SourceTerms(Protocol):
+    """A URL with its options, parsed by its protocol: a value, for which nothing was resolved or sent."""
+
+    @property
+    def hosts(self) -> Sequence[tuple[str, int]]:
+        """Hosts and ports to which the first connections go; the egress guard checks them again when they are made."""
+        ...
+
+    def open(self, context: SourceContext) -> Source:
+        """Return the source; nothing is resolved or sent yet. The limits of the options are in the context already."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What the operator's settings say about a source, the request's options already applied where they are stricter.
-
-    `max_size` is bytes, timeouts are seconds, `ca_file` holds certificate authorities to trust besides the public ones
-    and those of the options; with `insecure` the operator permits `verify_tls: false`. `run` begins a curl on the
-    machine that the bytes are for; without it `fetch: remote` is what `mover` is.
-    """
-
-    guard: EgressGuard
-    max_size: int
-    connect_timeout: float = 10.0
-    read_timeout: float = 60.0
-    ca_file: Path | None = None
-    insecure: bool = False
-    run: Run | None = None
-
-
-Factory = Callable[[str, Any, Terms], Source]
-"""Makes a source of a URL, the protocol's options and the terms. Resolves and sends nothing.
-
-Raises: UrlNotAllowed, InvalidRequest, NotSupported for what can't be with this protocol.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
+class SourceProtocol:
     """A protocol."""
 
     schemes: tuple[str, ...]
     """The URL schemes that fit the client's word; the first is the protocol's own."""
     options: type[CommonOptions]
-    make: Factory
+    parse: Callable[[str, Any], SourceTerms]
+    """Parses a URL with typed options. Raises: UrlNotAllowed, InvalidRequest, NotSupported."""
 
 
-def require_tls_verified(verify_tls: bool, terms: Terms) -> None:
-    """Refuse `verify_tls: false` unless the operator permits it. Raises: InvalidRequest."""
-    if not verify_tls and not terms.insecure:
-        why = "must be true: the operator does not permit unverified TLS (DM_DOWNLOAD_INSECURE); give ca instead"
-        raise InvalidRequest(f"options.verify_tls: {why}", {"options.verify_tls": why})
+def _http(url: str, options: HttpOptions) -> SourceTerms:
+    return (RemoteHttpTerms if options.fetch == "remote" else HttpTerms).parse(url, options)
 
 
-def _plain(make: Callable[..., Source]) -> Factory:
-    """Return the factory of a protocol whose security is its own."""
-
-    def factory(url: str, options: Any, terms: Terms) -> Source:
-        return make(url, options, **_common(terms))
-
-    return factory
-
-
-def _tls(make: Callable[..., Source]) -> Factory:
-    """Return the factory of a protocol that may run over TLS."""
-
-    def factory(url: str, options: Any, terms: Terms) -> Source:
-        require_tls_verified(options.verify_tls, terms)
-        return make(url, options, ca_file=terms.ca_file, **_common(terms))
-
-    return factory
-
-
-def _common(terms: Terms) -> dict[str, Any]:
-    return {
-        "guard": terms.guard,
-        "max_size": terms.max_size,
-        "connect_timeout": terms.connect_timeout,
-        "read_timeout": terms.read_timeout,
-    }
-
-
-def _http(url: str, options: HttpOptions, terms: Terms) -> Source:
-    source = HttpSource.of(url, options, ca_file=terms.ca_file, **_common(terms))
-    require_tls_verified(options.verify_tls, terms)
-    if options.fetch != "remote":
-        return source
-    require_fetchable(options)
-    return source if terms.run is None else RemoteHttpSource(source, terms.run)
-
-
-_HTTP, _FTP, _S3, _WEBDAV = _http, _tls(FtpSource.of), _tls(S3Source.of), _tls(webdav_source)
-_SFTP = _plain(SftpSource.of)
-
-PROTOCOLS: dict[str, Kind] = {
-    "http": Kind(("http", "https"), HttpOptions, _HTTP),  # old clients say http for both
-    "https": Kind(("https",), HttpOptions, _HTTP),
-    "sftp": Kind(("sftp",), SftpOptions, _SFTP),
-    "s3": Kind(("s3",), S3Options, _S3),
-    "ftp": Kind(("ftp",), FtpOptions, _FTP),
-    "ftps": Kind(("ftps",), FtpOptions, _FTP),
-    "webdav": Kind(("webdav", "dav", "http"), WebdavOptions, _WEBDAV),
-    "dav": Kind(("dav", "webdav"), WebdavOptions, _WEBDAV),
-    "webdavs": Kind(("webdavs", "davs", "https"), WebdavOptions, _WEBDAV),
-    "davs": Kind(("davs", "webdavs"), WebdavOptions, _WEBDAV),
+PROTOCOLS: dict[str, SourceProtocol] = {
+    "http": SourceProtocol(("http", "https"), HttpOptions, _http),  # old clients say http for both
+    "https": SourceProtocol(("https",), HttpOptions, _http),
+    "sftp": SourceProtocol(("sftp",), SftpOptions, SftpTerms.parse),
+    "s3": SourceProtocol(("s3",), S3Options, S3Terms.parse),
+    "ftp": SourceProtocol(("ftp",), FtpOptions, FtpTerms.parse),
+    "ftps": SourceProtocol(("ftps",), FtpOptions, FtpTerms.parse),
+    "webdav": SourceProtocol(("webdav", "dav", "http"), WebdavOptions, WebdavTerms.parse),
+    "dav": SourceProtocol(("dav", "webdav"), WebdavOptions, WebdavTerms.parse),
+    "webdavs": SourceProtocol(("webdavs", "davs", "https"), WebdavOptions, WebdavTerms.parse),
+    "davs": SourceProtocol(("davs", "webdavs"), WebdavOptions, WebdavTerms.parse),
 }
 """By the client's word, in lower case."""
+
+
+def typed_options(url: str, protocol: str, options: Mapping[str, object] | CommonOptions | None) -> CommonOptions:
+    """Return the options as the protocol's model. Raises: as `parse_source`."""
+    word, found = _protocol(url, protocol)
+    return parse_options(found.options, options, word)
+
+
+def parse_source(
+    url: str, protocol: str, options: Mapping[str, object] | CommonOptions | None
+) -> tuple[SourceTerms, CommonOptions]:
+    """Return the terms of one URL, and its typed options.
+
+    `protocol` is the client's word, in any case; empty means the URL's scheme.
+
+    Raises: UrlNotAllowed for a scheme that is never allowed or does not fit, credentials in the URL, a malformed URL;
+    NotSupported for an unknown protocol, and for an option that it does not have; InvalidRequest for an option whose
+    value is wrong (each is named).
+    """
+    word, found = _protocol(url, protocol)
+    typed = parse_options(found.options, options, word)
+    return found.parse(url, typed), typed
+
+
+def _protocol(url: str, word: str) -> tuple[str, SourceProtocol]:
+    """Return the protocol and its name. Raises: UrlNotAllowed, NotSupported."""
+    scheme = scheme_of(url)
+    if scheme in NEVER:
+        raise UrlNotAllowed(f"scheme {scheme!r} is not allowed")
+    wanted = word.strip().lower() or scheme
+    found = PROTOCOLS.get(wanted)
+    if found is None:
+        raise NotSupported(f"protocol {wanted!r} is not supported; supported: {', '.join(PROTOCOLS)}")
+    if scheme not in found.schemes:
+        raise UrlNotAllowed(f"the URL's scheme {scheme!r} does not fit protocol {wanted!r}")
+    return wanted, found

@@ -16,8 +16,9 @@ from datamanager.messaging.broker import Broker
 from datamanager.messaging.notifications import NotificationSocket, notify
 from datamanager.sealing import Sealer
 from datamanager.settings import load_credentials
-from datamanager.sources import EgressGuard
-from datamanager.sources.download_terms import requested
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
 from deployments.composition import Runtime
@@ -129,7 +130,7 @@ class MoverService:
 
     def _check_source(self, request: GetExternalRequest) -> None:
         """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
-        requested(request, self._guard, self._settings).check()
+        parse_terms(request).check(SourceContext.of(self._guard, self._settings))
 
     def _on_notification(self, _message: str) -> None:
         self.dispatcher.notify()

@@ -1,7 +1,7 @@
-"""Files of an archive from outside on their way out of it, as a chunk of a batch: small ones together, the others one
-by one. A damaged file costs itself, and no other.
+"""Extraction of the files of an archive from outside, as chunks of a batch: small files together, others one by one. A
+damaged file fails alone.
 
-What an attempt before this one may have named is looked at first: it needs no archive, which may be another one by now.
+Files that an earlier attempt may have published are settled first: that needs no archive, which may have changed.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Found, Intent, Proof
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
-from datamanager.engine.extracting import large_members, small_members
+from datamanager.engine.extracting import member_staging
 from datamanager.engine.extracting.archive_listing import Packaging, members_of
 from datamanager.engine.extracting.archive_member import Packed
-from datamanager.engine.extracting.member_content import Lying
-from datamanager.engine.extracting.small_members import ExtractItem
+from datamanager.engine.extracting.member_content import StoredArchive
+from datamanager.engine.extracting.member_staging import ExtractItem
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.probe import published_before
 from datamanager.engine.single.staged_file import ReadyFile, Share
 from datamanager.errors import InternalError
 from datamanager.machines import VerifyPolicy
-from datamanager.sources import public_url
-from datamanager.sources.download_terms import requested
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.terms.urls import public_url
 from datamanager.transports.port import Session
 from flows.archive.members import MembersChunk
 from flows.runtime.transfer_run import TransferRun
@@ -50,9 +50,9 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
     if known is not None:
         extracted.require_same(known, identity)
         return
-    fetching = requested(request, work.parts.guard, work.parts.settings)
-    target, limit = work.job().target, fetching.limit(work.parts.settings.max_download)
-    packaging: Packaging | None = fetching.options.extract
+    terms = parse_terms(request)
+    target, limit = work.job().target, terms.limit(work.parts.settings.max_download)
+    packaging: Packaging | None = terms.options.extract
     if packaging is None:
         raise InternalError(f"transfer {work.transfer} extracts nothing")
     with target.storage.session() as session:
@@ -67,7 +67,7 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
 
 
 def plan(work: TransferRun) -> list[Sequence[int]]:
-    """Say which files are extracted together, by their numbers, in the order in which they lie in the archive."""
+    """Return which files are extracted together, by number, in the order of the archive."""
     with work.parts.database.read() as session:
         rows = batch_results.items_to_do(session, work.hold, -1, 2**31)
     control = work.control
@@ -77,8 +77,8 @@ def plan(work: TransferRun) -> list[Sequence[int]]:
 
 
 def settle(work: TransferRun) -> None:
-    """Complete the files to which an attempt before this one gave their names, but could not tell; of no file is it in
-    doubt then. Blocks. Raises: what breaks a connection; LeaseLost.
+    """Complete the files that an earlier attempt published without committing them; no file is in doubt then. Blocks.
+    Raises: what breaks a connection; LeaseLost.
     """
     with work.parts.database.read() as session:
         rows = [row for row in batch_results.items_to_do(session, work.hold, -1, 2**31) if row.notes.get("intent")]
@@ -96,10 +96,10 @@ class FilesChunk(MembersChunk):
 
 
 class Doubtful(FilesChunk):
-    """Files whose intents were recorded: they may have their names."""
+    """Files whose intents were recorded: they may be published."""
 
     def settle(self) -> None:
-        """Complete those that have; lay the others' intents aside."""
+        """Complete those that are; lay the others' intents aside."""
         for number in self._rows:
             self._trying(number, self._describe)
         there: dict[int, Intent] = {}
@@ -120,9 +120,9 @@ class Doubtful(FilesChunk):
 
 
 class ExtractChunk(FilesChunk):
-    """Files of one archive under way."""
+    """Extracts files of one archive."""
 
-    def __init__(self, work: TransferRun, rows: Sequence[TransferItem], archive: Lying) -> None:
+    def __init__(self, work: TransferRun, rows: Sequence[TransferItem], archive: StoredArchive) -> None:
         super().__init__(work, rows)
         self._archive = archive
         self._members = {row.number: Packed(**row.notes["member"]) for row in rows}
@@ -137,8 +137,8 @@ class ExtractChunk(FilesChunk):
         jobs = self._jobs
         items = [ExtractItem(n, self._members[n], jobs[n].origin.place, jobs[n].target.place) for n in group]
         rules = replace(rules, verify=VerifyPolicy.SHA256)
-        return small_members.stage(ends, self._archive, items, rules, self._run.control)
+        return member_staging.stage_small(ends, self._archive, items, rules, self._run.control)
 
     def _stage_one(self, number: int) -> ReadyFile:
         job, control = self._jobs[number], Share(self._run.control)
-        return large_members.stage(job, self._archive, self._members[number], control, self._remembering(number))
+        return member_staging.stage_large(job, self._archive, self._members[number], control, self._remembering(number))

@@ -1,6 +1,6 @@
-"""What a download needs besides its request as it is kept: its secrets, and the stored credential that it names.
+"""What a download needs besides its stored request: its secrets, and the stored credential that it names.
 
-Both are fetched when they are used, and kept nowhere: not by a run, in a parameter, a log or an event.
+Both are read when they are used and stored nowhere else: not in a run, a parameter, a log or an event.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ BLOCK_TYPE = "secret"
 
 
 def filled_in(kind: TransferKind, url: str, options: Mapping[str, str], **fields: object) -> TransferRequest:
-    """Make an order of a form in Prefect, which all can read. Raises: InvalidRequest, which names each wrong field;
-    NotSupported for a URL with secrets in it.
+    """Make an order from a form in Prefect, which everybody can read.
+
+    Raises: InvalidRequest, which names each wrong field; NotSupported for a URL with secrets in it.
     """
-    refuse_secrets({}, "in Prefect's forms, which all can read", url)
+    refuse_secrets({}, "in Prefect's forms, which everybody can read", url)
     given = {name: value for name, value in options.items() if value}
     return asked(kind, {"url": url, "protocol": url.partition(":")[0], "options": given, **fields})
 

@@ -9,7 +9,8 @@ from uuid import UUID
 from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.errors import DataManagerError
 from datamanager.sealing import Sealer
-from datamanager.sources.download_terms import Fetching, requested
+from datamanager.sources.download_terms import DownloadSources, parse_terms
+from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.source_validators import OPTION, Validators, ask, identity_or_none
 from flows.external.request import whole_request
 from flows.runtime.transfer_run import TransferRun
@@ -18,33 +19,33 @@ from models.transfers import outcomes
 
 
 async def unchanged(work: TransferRun) -> str | None:
-    """Return the object that the source still has, having ended the transfer with it; None when there is something to
-    fetch, or no telling.
+    """Complete the transfer with the object that the source still has, and return it; None when the source changed, or
+    when that can't be told.
     """
     given = getattr(work.request, "options", {}).get(OPTION)
     if not given:
         return None
     known = UUID(str(given))
-    if not await asyncio.to_thread(_is_the_same, work, known, await _asked(work)):
+    if not await asyncio.to_thread(_is_the_same, work, known, await _ask_source(work)):
         return None
     if not await work.write(outcomes.complete_unchanged, known):
         return None  # deleted in this moment
-    work.log.info("the source still has what object %s has; there is no second copy", known)
+    work.log.info("the source is unchanged since object %s was fetched; there is no second copy", known)
     return str(known)
 
 
-async def _asked(work: TransferRun) -> tuple[tuple[str, str | None], Validators] | None:
-    """Return what the source says now; None when it can't be told. Its errors are the download's to raise."""
+async def _ask_source(work: TransferRun) -> tuple[tuple[str, str | None], Validators] | None:
+    """Return the source's validators now; None when it can't be asked. Its errors are the download's to raise."""
     whole = await whole_request(work)
     where = await asyncio.to_thread(identity_or_none, whole, Sealer.of(work.parts.settings))
     if where is None:
         return None
     run = on_machine(work.job().target, work.control.watch)
-    fetching = requested(whole, work.parts.guard, work.parts.settings, run)
+    opened = parse_terms(whole).open(SourceContext.of(work.parts.guard, work.parts.settings, run))
     try:
-        return where, await asyncio.to_thread(_ask, fetching)
+        return where, await asyncio.to_thread(_ask, opened)
     except DataManagerError as error:
-        work.log.info("the source could not be asked for news: %s", error.detail)
+        work.log.info("the source could not be compared with the object: %s", error.detail)
         return None
 
 
@@ -60,9 +61,9 @@ def _is_the_same(work: TransferRun, known: UUID, asked: tuple[tuple[str, str | N
     return Validators(origin.etag, origin.last_modified, origin.version, obj.size, obj.checksum).same_as(now)
 
 
-def _ask(fetching: Fetching) -> Validators:
-    """Return what the source says, and the sha256 that the request or its file of checksums wants of what is stored."""
-    said, wanted = ask(next(iter(fetching.sources.values()))), fetching.checksum()
-    if wanted is None or wanted[0] != "sha256" or fetching.options.decompress:
+def _ask(opened: DownloadSources) -> Validators:
+    """Return the source's validators, and the sha256 that the request or its file of checksums expects."""
+    said, expected = ask(next(iter(opened.sources.values()))), opened.checksum()
+    if expected is None or expected[0] != "sha256" or opened.terms.options.decompress:
         return said
-    return replace(said, checksum=":".join(wanted))
+    return replace(said, checksum=":".join(expected))

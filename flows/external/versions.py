@@ -1,4 +1,4 @@
-"""The ends of a schedule's moments: what came of them is noted, and the versions beyond those that are kept go."""
+"""Ended runs of schedules: their outcome is recorded, and versions beyond the kept number are deleted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def finish(parts: Services, only: UUID | None = None) -> None:
-    """Note how moments ended, of all schedules or just one, and ask for the deletion of old versions. Blocks; any mover
-    may do it at any time. Raises: CatalogueUnavailable.
+    """Record how the runs of all schedules, or of one, ended, and submit deletes of old versions. Blocks; any mover may
+    do it at any time. Raises: CatalogueUnavailable.
     """
     with parts.database.read() as session:
         ended = {run.schedule_id for run in schedules.unsettled(session, only)}

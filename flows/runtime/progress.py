@@ -13,7 +13,7 @@ from prefect.exceptions import PrefectException
 from datamanager.domain.states import TransferStatus, Verified
 from datamanager.engine.attempt import Found, Intent
 from datamanager.engine.control import Control
-from datamanager.sources import public_url
+from datamanager.sources.terms.urls import public_url
 from flows.runtime.naming import run_name
 from flows.runtime.transfer_run import TransferRun
 from models.tables import TransferItem

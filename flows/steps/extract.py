@@ -1,4 +1,4 @@
-"""The tasks that the flow of an archive from outside is made of: fetched into a partial file, listed, extracted."""
+"""The tasks of the flow of an archive from outside: fetch it into a partial file, list it, extract it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Found, Proof
-from datamanager.engine.extracting.member_content import Lying
+from datamanager.engine.extracting.member_content import StoredArchive
 from flows.archive import members
 from flows.external import extracting
 from flows.external.request import whole_request
@@ -24,9 +24,9 @@ from models.transfers.queue import TransferLease
 
 
 async def fetch_and_extract() -> None:
-    """Bring the archive's files to their places. What an attempt before this one did is not done again.
+    """Extract the archive's files to their places. What an earlier attempt completed is not repeated.
 
-    The archive itself is never published: its partial file goes when all files have ended, or the transfer has.
+    The archive itself is never published: its partial file is removed when all files, or the transfer, have ended.
     """
     work = current()
     if await asyncio.to_thread(_in_doubt, work):
@@ -38,7 +38,7 @@ async def fetch_and_extract() -> None:
     try:
         proof = await arrive(found)
         await examine(found, proof)
-        archive = Lying(found.part, proof.size)
+        archive = StoredArchive(found.part, proof.size)
 
         async def take(number: int, count: int, items: Sequence[int]) -> None:
             await extract(number, count, items, archive)
@@ -54,8 +54,7 @@ async def fetch_and_extract() -> None:
 
 @step("settle")
 async def settle() -> None:
-    """Find out which files got their names from an attempt before this one: before anybody's wish to stop is heard, and
-    whatever the source says now."""
+    """Complete what an earlier attempt published, before a cancel or pause counts, and whatever the source has now."""
     work = current()
     work.control.enter(Phase.PROBE)
     await threaded(extracting.settle, work)
@@ -63,14 +62,14 @@ async def settle() -> None:
 
 @step("examine")
 async def examine(found: Found, proof: Proof) -> None:
-    """List the archive, judge what is in it, and claim the places that its files are to have."""
+    """List and check the archive, and claim the places of its files."""
     work = current()
     work.control.enter(Phase.PROBE)
     await threaded(extracting.enter, work, await whole_request(work), found, proof)
 
 
 @step("extract", "extract {number} of {count}")
-async def extract(number: int, count: int, items: Sequence[int], archive: Lying) -> None:
+async def extract(number: int, count: int, items: Sequence[int], archive: StoredArchive) -> None:
     """Extract those files that are not done yet."""
     work = current()
     perform = members.performing(work, items, lambda by, rows: extracting.ExtractChunk(by, rows, archive))
@@ -79,7 +78,7 @@ async def extract(number: int, count: int, items: Sequence[int], archive: Lying)
 
 @step("remove archive")
 async def remove_archive(found: Found) -> None:
-    """Remove the archive: all of its files have ended. On a machine that is away it stays for now."""
+    """Remove the archive: all of its files have ended. On an unreachable machine it stays for now."""
     work = current()
     await discard(work, found)
     if work.leaves_partial:

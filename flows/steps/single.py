@@ -15,9 +15,10 @@ from datamanager.domain.plan import Route
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import Phase, TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
-from datamanager.engine.fetching.download import Wanted, download
+from datamanager.engine.fetching.download import download
 from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.engine.fetching.remote_download import fetch
+from datamanager.engine.fetching.replica_fetch import ExpectedBytes
 from datamanager.engine.single import probe as probing
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
@@ -25,9 +26,12 @@ from datamanager.engine.single import verify as verifying
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
 from datamanager.machines import VerifyPolicy
 from datamanager.sealing import Sealer
-from datamanager.sources import Download, Source, public_url, typed_options
-from datamanager.sources.download_terms import requested
-from datamanager.sources.terms.source_validators import Noting, Validators, as_note, identity_or_none, is_empty
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.network.source_context import SourceContext
+from datamanager.sources.registry import typed_options
+from datamanager.sources.source_port import Download
+from datamanager.sources.terms.source_validators import Validators, as_note, identity_or_none, is_empty
+from datamanager.sources.terms.urls import public_url
 from flows.external.request import whole_request
 from flows.runtime.progress import human
 from flows.runtime.tasks import step, threaded
@@ -215,18 +219,17 @@ async def _record(run: TransferRun, intent: Intent) -> None:
 def _download(
     run: TransferRun, job: Attempt, found: Found, request: GetExternalRequest, said: list[Validators]
 ) -> Moved:
-    """`said` gets what the URL itself said of its bytes; nothing when they came from a mirror."""
+    """Fetch; `said` gets the validators of the URL itself, and nothing when the bytes came from a mirror."""
     program = on_machine(job.target, run.control.watch)
-    fetching = requested(request, run.parts.guard, run.parts.settings, program)
-    limit = fetching.limit(run.parts.settings.max_download)
-    wanted = Wanted(limit, fetching.size(request.size), fetching.checksum(), fetching.options.decompress)
-    own, *mirrors = fetching.sources
-    if remote := fetching.remote:
+    terms = parse_terms(request)
+    opened = terms.open(SourceContext.of(run.parts.guard, run.parts.settings, program))
+    limit = terms.limit(run.parts.settings.max_download)
+    expected = ExpectedBytes(limit, terms.size, opened.checksum(), terms.options.decompress)
+    own = next(iter(opened.sources))
 
-        def heard(place: str, answer: Download) -> None:
-            said[:] = [Validators.of(answer)] if place == own else []
+    def answered(replica: str, answer: Download) -> None:
+        said[:] = [Validators.of(answer)] if replica == own else []
 
-        return fetch(job, found, remote, run.control, wanted, run.remember, heard)
-    sources: dict[str, Source] = {own: Noting(fetching.sources[own], said.append)}
-    sources |= {name: Noting(fetching.sources[name], lambda _: said.clear()) for name in mirrors}
-    return download(job, found, sources, run.control, wanted, run.remember)
+    if remote := opened.remote:
+        return fetch(job, found, remote, run.control, expected, run.remember, answered)
+    return download(job, found, opened.sources, run.control, expected, run.remember, answered)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
-from datamanager.engine.fetching import download as downloading
+from datamanager.engine.fetching import replica_fetch
 from datamanager.errors import (
     ChecksumMismatch,
     DataManagerError,
@@ -25,8 +25,9 @@ from datamanager.errors import (
     TooLarge,
     UrlNotAllowed,
 )
-from datamanager.sources import EgressGuard, open_source
-from datamanager.sources.download_terms import Fetching, open_fetching
+from datamanager.sources.download_terms import DownloadSources
+from datamanager.sources.network.egress_guard import EgressGuard
+from tests.support.downloads import check_download, open_download, open_source
 from tests.support.fetcher import Fetcher
 from tests.support.source_servers import ALLOWED, SERVERS, SourceServer
 
@@ -51,15 +52,15 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
-    monkeypatch.setattr(downloading, "CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(replica_fetch, "CHECKPOINT_EVERY", 0.0)
     made = Fetcher(tmp_path)
     yield made
     made.ends.storages.close()
 
 
-def opened(server: SourceServer, url: str, guard: EgressGuard = ALLOWED, **options: Any) -> Fetching:
+def opened(server: SourceServer, url: str, guard: EgressGuard = ALLOWED, **options: Any) -> DownloadSources:
     """Return what a request for `url` reads."""
-    return open_fetching(
+    return open_download(
         url,
         server.protocol,
         {**server.options, **options},
@@ -191,9 +192,10 @@ def test_too_large_publishes_nothing(server: SourceServer, fetcher: Fetcher) -> 
 
 
 def test_the_guard_is_asked_before_anything_is_sent(server: SourceServer, fetcher: Fetcher) -> None:
-    fetching = opened(server, server.put("guarded.bin", b"x"), guard=EgressGuard())
+    url = server.put("guarded.bin", b"x")
     with pytest.raises(UrlNotAllowed):
-        fetching.check()
+        check_download(url, server.protocol, server.options, EgressGuard())
+    fetching = opened(server, url, guard=EgressGuard())
     fetcher.refused(UrlNotAllowed, fetching)
 
 

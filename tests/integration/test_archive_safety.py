@@ -14,7 +14,7 @@ from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.archive import recalling, staging
 from flows.archive.reclaiming import reclaim

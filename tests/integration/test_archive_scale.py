@@ -17,7 +17,7 @@ from datamanager.domain.requests import RegisterRequest
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machines
 from datamanager.settings import load_settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.archive.reclaiming import reclaim
 from flows.runtime.services import Services

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from datamanager.engine.attempt import Restart
-from datamanager.engine.fetching import download as downloading
+from datamanager.engine.fetching import replica_fetch
 from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch, SourceChanged
-from datamanager.sources.download_terms import Fetching, open_fetching
-from tests.support.downloads import LOOPBACK
+from datamanager.sources.download_terms import DownloadSources
+from tests.support.downloads import LOOPBACK, open_download
 from tests.support.fetcher import Fetcher
 from tests.support.odd_http import OddServer, Step, answer
 from tests.support.web import Web
@@ -85,18 +85,20 @@ def server() -> Iterator[OddServer]:
 
 @pytest.fixture
 def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
-    monkeypatch.setattr(downloading, "CHECKPOINT_EVERY", 0.0)
-    monkeypatch.setattr(downloading, "WORTH", 2**40)  # each cut ends the attempt, as a kill does
+    monkeypatch.setattr(replica_fetch, "CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(replica_fetch, "RECONNECT_FROM", 2**40)  # each cut ends the attempt, as a kill does
     made = Fetcher(tmp_path)
     yield made
     made.ends.storages.close()
 
 
-def opened(url: str) -> Fetching:
-    return open_fetching(url, "http", {}, LOOPBACK, max_size=2**30, connect_timeout=30, read_timeout=30)
+def opened(url: str) -> DownloadSources:
+    return open_download(url, "http", {}, LOOPBACK, max_size=2**30, connect_timeout=30, read_timeout=30)
 
 
-def cut_once(server: OddServer, fetcher: Fetcher, *then: Callable[[str], list[Step]], etag: str = ETAG) -> Fetching:
+def cut_once(
+    server: OddServer, fetcher: Fetcher, *then: Callable[[str], list[Step]], etag: str = ETAG
+) -> DownloadSources:
     """Let the first attempt break in the middle; `then` are the server's next answers."""
     server.answers["/"] = turns = Turns(server, whole(BODY, etag, sent=HALF + 999), *then)
     fetching = opened(server.url("/"))
@@ -116,14 +118,14 @@ def ranges(server: OddServer) -> list[str | None]:
 def test_it_goes_on_where_it_was(server: OddServer, fetcher: Fetcher) -> None:
     fetching = cut_once(server, fetcher, part(BODY, ETAG))
     assert fetcher.attempt(fetching) == BODY
-    assert ranges(server) == [f"bytes={HALF - downloading.TAIL}-"], "the last block before the cut is sent again"
+    assert ranges(server) == [f"bytes={HALF - replica_fetch.TAIL}-"], "the last block before the cut is sent again"
     assert 'If-Range: "one"\r\n' in server.heads[-1]
 
 
 def test_a_cut_within_an_attempt_is_gone_on_with_at_once(
     server: OddServer, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloading, "WORTH", MIB)
+    monkeypatch.setattr(replica_fetch, "RECONNECT_FROM", MIB)
     server.answers["/"] = Turns(server, whole(BODY, ETAG, sent=HALF), part(BODY, ETAG, sent=3 * MIB), part(BODY, ETAG))
     assert fetcher.attempt(opened(server.url("/"))) == BODY
     assert ranges(server) == [f"bytes={HALF - MIB}-", f"bytes={HALF + 2 * MIB - MIB}-"]
@@ -195,7 +197,7 @@ def test_what_changes_all_the_time_ends(server: OddServer, fetcher: Fetcher, mon
         part(OTHER, 'ETag: "four"'),
         whole(OTHER, 'ETag: "five"'),
     )
-    monkeypatch.setattr(downloading, "WORTH", MIB)
+    monkeypatch.setattr(replica_fetch, "RECONNECT_FROM", MIB)
     fetcher.refused(SourceChanged, fetching)
     assert len(ranges(server)) == 3, "two, three and four were asked for, five was not"
 
@@ -233,7 +235,7 @@ def test_more_than_the_part(server: OddServer, fetcher: Fetcher) -> None:
 
 
 def _download_until_killed(folder: Path, url: str, notes: Path) -> None:
-    downloading.CHECKPOINT_EVERY = 0.05
+    replica_fetch.CHECKPOINT_EVERY = 0.05
     fetcher = Fetcher(folder)
 
     def remember(marker: Restart) -> None:
@@ -278,4 +280,4 @@ def test_after_kill_9_it_goes_on(tmp_path: Path, seed: int) -> None:
             fetcher.ends.storages.close()
         sent = [int(line.split()[9]) for line in web.access_log.read_text().splitlines()]
         assert fetcher.begun == marker.done >= MIB
-        assert sent[-1] <= len(BODY) - marker.done + downloading.TAIL, "what was stored is not sent again"
+        assert sent[-1] <= len(BODY) - marker.done + replica_fetch.TAIL, "what was stored is not sent again"

@@ -22,7 +22,7 @@ from datamanager.errors import (
     MachineUnavailable,
 )
 from datamanager.settings import load_settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.runtime.lifecycle import _acquire_lease, _record_failure
 from flows.runtime.services import Services

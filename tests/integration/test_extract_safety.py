@@ -16,14 +16,14 @@ from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import Found, Moved, Proof
 from datamanager.engine.control import Control
-from datamanager.engine.extracting.member_content import Lying
+from datamanager.engine.extracting.member_content import StoredArchive
 from datamanager.engine.single import probe as probing
 from datamanager.engine.single import verify as verifying
 from datamanager.engine.single.staged_file import Share
 from datamanager.errors import SourceChanged
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.archive import members
 from flows.cleanup.partial_files import clear_up
@@ -101,12 +101,12 @@ def fetched(work: TransferRun, data: bytes) -> tuple[Found, Proof]:
     return found, verifying.verify(work.job(), found, moved, work.control)
 
 
-def enter(work: TransferRun, data: bytes) -> Lying:
+def enter(work: TransferRun, data: bytes) -> StoredArchive:
     """Fetch and list the archive."""
     found, proof = fetched(work, data)
     assert isinstance(work.request, GetExternalRequest)
     extracting.enter(work, work.request, found, proof)
-    return Lying(found.part, proof.size)
+    return StoredArchive(found.part, proof.size)
 
 
 def extract(work: TransferRun, data: bytes) -> None:

@@ -25,10 +25,10 @@ from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Deferred, Failed, Staged
 from datamanager.engine.bulk.run import SMALL
 from datamanager.engine.control import Control
-from datamanager.engine.extracting import large_members, small_members
+from datamanager.engine.extracting import member_staging
 from datamanager.engine.extracting.archive_listing import Packaging, members_of
 from datamanager.engine.extracting.archive_member import MEMBERS_MAX, Packed
-from datamanager.engine.extracting.member_content import Lying
+from datamanager.engine.extracting.member_content import StoredArchive
 from datamanager.engine.single import staged_file
 from datamanager.errors import ChecksumMismatch, DataManagerError, DownloadFailed, SourceChanged, TooLarge
 from datamanager.machines import Machine
@@ -72,16 +72,18 @@ class Workbench:
 
     def extracted(self, members: list[Packed]) -> dict[str, bytes | DataManagerError]:
         """Extract members as a mover does: small ones together, the others one by one; return what came of each."""
-        lying, transfer = Lying(str(self.archive), self.archive.stat().st_size), uuid4()
+        lying, transfer = StoredArchive(str(self.archive), self.archive.stat().st_size), uuid4()
         items = [
-            small_members.ExtractItem(n, one, Place("m", f"archive/{one.name}"), Place.of(self.machine, "in", one.name))
+            member_staging.ExtractItem(
+                n, one, Place("m", f"archive/{one.name}"), Place.of(self.machine, "in", one.name)
+            )
             for n, one in enumerate(members)
         ]
         results: dict[str, bytes | DataManagerError] = {}
         storage = self.ends.end("m", "x").storage
         with storage.session_pair() as (source, sink):
             ends = BulkEndpoints(source, sink, self.machine, self.machine)
-            found = small_members.stage(ends, lying, items, BulkRules(transfer, 1), Control())
+            found = member_staging.stage_small(ends, lying, items, BulkRules(transfer, 1), Control())
             staged = [one for one in found if isinstance(one, Staged)]
             assert not any(bulk_publish.publish(sink, staged, overwrite=False))
         results |= {members[one.number].name: one.error for one in found if isinstance(one, Failed)}
@@ -89,7 +91,7 @@ class Workbench:
             member = members[later.number]
             job = self.ends.job(f"m:archive/{later.number}", f"m:in/{member.name}")
             try:
-                ready = large_members.stage(job, lying, member, Control(), lambda _: None)
+                ready = member_staging.stage_large(job, lying, member, Control(), lambda _: None)
                 staged_file.publish(ready, Control())
             except DataManagerError as error:
                 results[member.name] = error
@@ -253,7 +255,7 @@ def test_files_that_share_their_bytes(there: Workbench) -> None:
     body = plain[: len(plain) - len(end)] + bytes(entry)
     count, _, size = struct.unpack_from("<HHL", end, 8)
     struct.pack_into("<HHL", end, 8, count + 1, count + 1, size + len(entry))
-    assert "where another" in there.refused(DownloadFailed, body + bytes(end), "zip")
+    assert "overlaps another" in there.refused(DownloadFailed, body + bytes(end), "zip")
 
 
 def test_an_encrypted_zip_file(there: Workbench) -> None:
@@ -352,13 +354,13 @@ def test_a_damaged_file_costs_itself_alone(there: Workbench, size: int, method: 
 
 def test_an_archive_that_changes_under_it(there: Workbench) -> None:
     members = there.listed(tar_of({"a": b"1" * 100, "b": bytes(SMALL + 1)}), "tar")
-    lying = Lying(str(there.archive), there.archive.stat().st_size)
+    lying = StoredArchive(str(there.archive), there.archive.stat().st_size)
     os.truncate(there.archive, 1024)
     job = there.ends.job("m:archive/b", "m:in/b")
     with pytest.raises(DataManagerError):
-        large_members.stage(job, lying, members[1], Control(), lambda _: None)
+        member_staging.stage_large(job, lying, members[1], Control(), lambda _: None)
     with there.ends.end("m", "x").storage.session() as session, pytest.raises(SourceChanged):
-        lying.require_there(session)
+        lying.require_unchanged(session)
 
 
 def test_directories_are_made_only_for_files(there: Workbench) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from datamanager.engine.fetching import download as downloading
+from datamanager.engine.fetching import replica_fetch
 from datamanager.errors import (
     ChecksumMismatch,
     ConnectionLost,
@@ -27,11 +27,12 @@ from datamanager.errors import (
     TransportTimeout,
     UrlNotAllowed,
 )
-from datamanager.sources import EgressGuard, typed_options
-from datamanager.sources.download_terms import Fetching, open_fetching
-from datamanager.sources.terms.options import secret_fields, without_secrets
+from datamanager.sources.download_terms import DownloadSources, parse_download
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.registry import typed_options
+from datamanager.sources.terms.source_options import secret_fields
 from tests.support.authority import Authority
-from tests.support.downloads import LOOPBACK
+from tests.support.downloads import LOOPBACK, check_download, open_download
 from tests.support.fetcher import Fetcher
 from tests.support.odd_http import OddServer, answer, ok, redirect
 
@@ -59,9 +60,9 @@ def fetcher(tmp_path: Path) -> Iterator[Fetcher]:
 
 def opened(
     url: str, guard: EgressGuard = LOOPBACK, *, ca_file: Path | None = None, insecure: bool = False, **options: Any
-) -> Fetching:
+) -> DownloadSources:
     terms = {"connect_timeout": 30, "read_timeout": 30, "ca_file": ca_file, "insecure": insecure}
-    return open_fetching(url, "http", options, guard, max_size=2**30, **terms)
+    return open_download(url, "http", options, guard, max_size=2**30, **terms)
 
 
 def got(url: str, guard: EgressGuard = LOOPBACK, **options: Any) -> bytes:
@@ -181,9 +182,7 @@ def test_what_is_secret() -> None:
     given = {"username": "u", "password": "p", "headers": {"A": "1"}, "query": {"q": "2"}, "timeout": 5, "mirrors": []}
     typed = typed_options("https://h.example/", "http", given)
     assert secret_fields(typed) == {"password": "p", "headers": {"A": "1"}, "query": {"q": "2"}}
-    assert without_secrets(typed) == {"username": "u", "timeout": 5, "mirrors": []}
-    again = typed_options("https://h.example/", "http", {**without_secrets(typed), **secret_fields(typed)})
-    assert again == typed
+    assert typed_options("https://h.example/", "http", {**given, **secret_fields(typed)}) == typed
     assert "'p'" not in repr(typed)
 
 
@@ -247,7 +246,7 @@ def test_max_size_never_raises_the_operators(server: OddServer) -> None:
     server.answers["/"] = [ok(b"abcdef")]
     with pytest.raises(TooLarge):
         got(server.url("/"), max_size=5)
-    (source,) = open_fetching(server.url("/"), "http", {"max_size": 100}, LOOPBACK, max_size=5).sources.values()
+    (source,) = open_download(server.url("/"), "http", {"max_size": 100}, LOOPBACK, max_size=5).sources.values()
     with pytest.raises(TooLarge), source.open():
         pass
 
@@ -259,10 +258,12 @@ def test_timeout(server: OddServer) -> None:
 
 
 def test_the_size_said_twice_must_be_one() -> None:
-    fetching = opened("http://h.example/", size=7)
-    assert (fetching.size(None), fetching.size(7)) == (7, 7)
+    def size(asked: int | None) -> int | None:
+        return parse_download("http://h.example/", "http", {"size": 7}, asked).size
+
+    assert (size(None), size(7)) == (7, 7)
     with pytest.raises(InvalidRequest, match=r"options\.size"):
-        fetching.size(8)
+        size(8)
 
 
 @pytest.mark.parametrize(
@@ -434,10 +435,10 @@ def test_what_is_refused_is_not_asked_of_a_proxy(server: OddServer) -> None:
 def test_a_proxy_passes_the_guard(server: OddServer) -> None:
     server.answers["/"] = [ok(b"abc")]
     with ConnectProxy() as proxy:
-        fetching = opened(server.url("/"), EgressGuard([f"127.0.0.1:{server.port}"]), proxy=proxy.url)
+        guard = EgressGuard([f"127.0.0.1:{server.port}"])
         with pytest.raises(UrlNotAllowed):
-            fetching.check()
-        (source,) = fetching.sources.values()
+            check_download(server.url("/"), "http", {"proxy": proxy.url}, guard)
+        (source,) = opened(server.url("/"), guard, proxy=proxy.url).sources.values()
         with pytest.raises(UrlNotAllowed), source.open():
             pass
         assert proxy.heads == []
@@ -523,7 +524,7 @@ def test_every_mirror_passes_the_guard(server: OddServer, other: OddServer, fetc
     wanted: list[dict[str, Any]] = [{"mirrors": [other.url("/")]}, {"checksum": other.url("/SUMS")}]
     for options in wanted:
         with pytest.raises(UrlNotAllowed):
-            opened(server.url("/data.nc"), guard, **options).check()
+            check_download(server.url("/data.nc"), "http", options, guard)
         # also where nobody looked before: the first one answers 404, the file of checksums is asked first
         fetcher.refused(UrlNotAllowed, opened(server.url("/data.nc"), guard, **options))
     with pytest.raises(UrlNotAllowed):
@@ -550,7 +551,7 @@ def test_the_last_mirrors_failure_is_told(server: OddServer, fetcher: Fetcher) -
 def test_a_resume_stays_with_its_mirror(
     server: OddServer, other: OddServer, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloading, "CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(replica_fetch, "CHECKPOINT_EVERY", 0.0)
     body = bytes(range(256)) * 16384
     tag = 'ETag: "x"'
     server.answers["/"] = [answer("503 Away", "Content-Length: 0")]
@@ -562,7 +563,7 @@ def test_a_resume_stays_with_its_mirror(
         fetcher.attempt(fetching)
     assert fetcher.marker is not None
     server.answers["/"] = [ok(body)]  # back again, but the bytes that are stored are the mirror's
-    start = fetcher.marker.done - downloading.TAIL
+    start = fetcher.marker.done - replica_fetch.TAIL
     said = f"Content-Range: bytes {start}-{len(body) - 1}/{len(body)}"
     other.answers["/"] = [
         answer("206 Partial Content", f"Content-Length: {len(body) - start}", said, tag, body=body[start:])

@@ -14,10 +14,10 @@ from datamanager.errors import (
     TransportTimeout,
     UrlNotAllowed,
 )
-from datamanager.sources import EgressGuard, open_source
 from datamanager.sources.http.client import MAX_REDIRECTS
+from datamanager.sources.network.egress_guard import EgressGuard
 from tests.support.authority import Authority
-from tests.support.downloads import BODY, LOOPBACK, chunked, fetch
+from tests.support.downloads import BODY, LOOPBACK, chunked, fetch, open_source
 from tests.support.odd_http import OddServer, answer, ok, redirect
 
 

@@ -19,9 +19,9 @@ from datamanager.errors import (
     TooLarge,
     TransportTimeout,
 )
-from datamanager.sources import BLOCK, open_source
+from datamanager.sources.source_port import BLOCK
 from tests.support.authority import Authority
-from tests.support.downloads import BODY, LOOPBACK, chunked, fetch
+from tests.support.downloads import BODY, LOOPBACK, chunked, fetch, open_source
 from tests.support.odd_http import OddServer, Step, answer, ok, redirect
 from tests.support.web import Web
 

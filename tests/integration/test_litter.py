@@ -18,7 +18,7 @@ from datamanager.engine.bulk.bulk_chunk import item_id, part_name
 from datamanager.errors import Cancelled
 from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.cleanup.partial_files import GIVEN_UP_AFTER, clear_up
 from flows.runtime.services import Services

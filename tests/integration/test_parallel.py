@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from datamanager.engine.fetching import replica_fetch
 from datamanager.errors import ConnectionLost, DataManagerError, SourceChanged
 from datamanager.sources import parallel
-from datamanager.sources.download_terms import Fetching, open_fetching
-from datamanager.sources.http.client import HttpSource
-from datamanager.sources.parallel import Parallel, Places
-from tests.support.downloads import LOOPBACK
+from datamanager.sources.download_terms import DownloadSources
+from datamanager.sources.parallel import ConnectionBudget, Parallel
+from datamanager.sources.source_port import Source
+from tests.support.downloads import LOOPBACK, open_download, open_source
 from tests.support.fetcher import Fetcher
 from tests.support.web import Web
 
@@ -130,14 +131,18 @@ def server() -> Iterator[Slow]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small bodies are tried, and soon judged."""
-    monkeypatch.setattr(parallel, "WORTH", 256 * KIB)
+    monkeypatch.setattr(parallel, "PARALLEL_FROM", 256 * KIB)
     monkeypatch.setattr(parallel, "PART", 64 * KIB)
-    monkeypatch.setattr(parallel, "WATCHED", 0.1)
-    monkeypatch.setattr(parallel, "TRIED", 0.2)
+    monkeypatch.setattr(parallel, "WATCH_FIRST", 0.1)
+    monkeypatch.setattr(parallel, "WATCH_PARALLEL", 0.2)
 
 
-def read(server: Slow, places: Places | None = None, start: int = 0) -> bytes:
-    source = Parallel(HttpSource(server.url, LOOPBACK, 2**30, read_timeout=5.0), places or Places(16))
+def single(url: str) -> Source:
+    return open_source(url, "http", {}, LOOPBACK, max_size=2**30, read_timeout=5.0)
+
+
+def read(server: Slow, budget: ConnectionBudget | None = None, start: int = 0) -> bytes:
+    source = Parallel(single(server.url), budget or ConnectionBudget(16))
     version = f"etag:{server.etag}" if start else None
     with source.open(start, version=version) as download:
         return b"".join(bytes(block) for block in download.blocks())
@@ -145,7 +150,7 @@ def read(server: Slow, places: Places | None = None, start: int = 0) -> bytes:
 
 def test_a_server_that_is_slow_on_each_connection(server: Slow) -> None:
     assert read(server) == BODY
-    assert server.most_at_once >= parallel.LANES
+    assert server.most_at_once >= parallel.WORKERS
     assert len(server.parts) > 4
 
 
@@ -170,14 +175,14 @@ def test_a_fast_server_is_asked_once(server: Slow, monkeypatch: pytest.MonkeyPat
 
 
 def test_where_many_connections_are_there_are_no_more(server: Slow) -> None:
-    places = Places(4)
-    places.take(1)
-    assert read(server, places) == BODY
+    budget = ConnectionBudget(4)
+    budget.acquire(1)
+    assert read(server, budget) == BODY
     assert not server.parts
-    places.give(1)
-    assert read(server, places) == BODY
+    budget.release(1)
+    assert read(server, budget) == BODY
     assert server.parts
-    assert places.take(4)  # all were given back
+    assert budget.acquire(4)  # all were given back
 
 
 @pytest.mark.parametrize("fault", ["refused", "cut", "whole", "beside"])
@@ -216,33 +221,33 @@ def test_a_source_that_changes_is_noticed(server: Slow) -> None:
 
 
 def test_who_stops_taking_ends_all(server: Slow) -> None:
-    places = Places(16)
-    source = Parallel(HttpSource(server.url, LOOPBACK, 2**30, read_timeout=5.0), places)
+    budget = ConnectionBudget(16)
+    source = Parallel(single(server.url), budget)
     with source.open() as download:
         for block in download.blocks():
             assert block
             if len(server.parts) >= 2:
                 break
-    assert places.take(16)
+    assert budget.acquire(16)
     deadline = time.monotonic() + 10
-    while server.at_once or any(one.name == "lane" for one in threading.enumerate()):
+    while server.at_once or any(one.name == "download part" for one in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def test_an_error_that_is_kept_keeps_no_connection(server: Slow) -> None:
     """Its traceback holds the reader, as a flow's record of a failed try does."""
-    places = Places(16)
-    source = Parallel(HttpSource(server.url, LOOPBACK, 2**30, read_timeout=5.0), places)
+    budget = ConnectionBudget(16)
+    source = Parallel(single(server.url), budget)
     with pytest.raises(KeyError) as kept, source.open() as download:
         for _ in (blocks := download.blocks()):
             if len(server.parts) >= 4:
                 raise KeyError
     assert kept.traceback
     assert blocks is not None
-    assert places.take(16)
+    assert budget.acquire(16)
     deadline = time.monotonic() + 10
-    while server.at_once or any(one.name == "lane" for one in threading.enumerate()):
+    while server.at_once or any(one.name == "download part" for one in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -268,17 +273,17 @@ def test_never_anything_else_than_one_version(faults: dict[int, str], tmp_path_f
             thread.join()
 
 
-def opened(server: Slow) -> Fetching:
-    return open_fetching(server.url, "http", None, LOOPBACK, max_size=2**30)
+def opened(server: Slow) -> DownloadSources:
+    return open_download(server.url, "http", None, LOOPBACK, max_size=2**30)
 
 
 def test_a_download_is_gone_on_with_in_parts(server: Slow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamanager.engine.fetching.download.CHECKPOINT_EVERY", 0.05)
-    monkeypatch.setattr("datamanager.engine.fetching.download.WORTH", 2**30)  # no second connection at once
+    monkeypatch.setattr(replica_fetch, "CHECKPOINT_EVERY", 0.05)
+    monkeypatch.setattr(replica_fetch, "RECONNECT_FROM", 2**30)  # no second connection at once
     fetcher = Fetcher(tmp_path)
     server.faults = dict.fromkeys(range(4, 9), "cut")
     assert fetcher.until_done(opened(server)) == BODY
-    assert server.most_at_once >= parallel.LANES
+    assert server.most_at_once >= parallel.WORKERS
 
 
 @pytest.mark.slow
@@ -286,7 +291,7 @@ def test_nginx_with_a_rate_for_each_connection(web: Web, monkeypatch: pytest.Mon
     """As it is without this module's small numbers."""
     monkeypatch.undo()
     body = random.Random(3).randbytes(96 * 2**20)
-    source = Parallel(HttpSource(web.put("slow/large", body), LOOPBACK, 2**30), Places(16))
+    source = Parallel(single(web.put("slow/large", body)), ConnectionBudget(16))
     before = web.access_log.read_text().count(" 206 ")
     with source.open() as download:
         assert b"".join(bytes(block) for block in download.blocks()) == body

@@ -29,7 +29,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machine, Machines, parse_machines
 from datamanager.settings import load_settings
-from datamanager.sources import EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.retention import run as retention_run
 from flows.retention.run import OPEN_AT_ONCE, Retaining

@@ -28,7 +28,9 @@ from datamanager.errors import (
     TransportTimeout,
     UrlNotAllowed,
 )
-from datamanager.sources import EgressGuard, Source, open_source
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.source_port import Source
+from tests.support.downloads import open_source
 from tests.support.ftp import PASSWORD, USER, FtpServer
 
 BODY = random.Random(21).randbytes(3 * 2**20 + 5)

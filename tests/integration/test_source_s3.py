@@ -18,9 +18,10 @@ from datamanager.errors import (
     SourceMissing,
     UrlNotAllowed,
 )
-from datamanager.sources import EgressGuard, open_source
 from datamanager.sources.http.s3 import object_url
+from datamanager.sources.network.egress_guard import EgressGuard
 from tests.support import rclone
+from tests.support.downloads import check_download, open_source
 from tests.support.odd_http import OddServer, answer, ok, redirect
 
 BODY = random.Random(3).randbytes(2**20 + 5)
@@ -124,9 +125,9 @@ def test_options_that_are_refused(options: dict[str, Any], field: str) -> None:
 
 def test_the_guard_checks_the_endpoint(odd: OddServer) -> None:
     options = {"endpoint": odd.url(""), **KEYS}
-    source = open_source("s3://bucket/key", "s3", options, EgressGuard(), max_size=1)
     with pytest.raises(UrlNotAllowed):
-        source.check()
+        check_download("s3://bucket/key", "s3", options, EgressGuard())
+    source = open_source("s3://bucket/key", "s3", options, EgressGuard(), max_size=1)
     with pytest.raises(UrlNotAllowed), source.open():
         pass
     assert odd.connections == 0

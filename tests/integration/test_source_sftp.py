@@ -31,9 +31,11 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.known_hosts import fingerprint
-from datamanager.sources import EgressGuard, open_source
-from datamanager.sources.sftp.client import SftpSource
-from datamanager.sources.sftp.ssh_login import Login
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
+from datamanager.sources.registry import parse_source
+from datamanager.sources.sftp.client import SftpSource, SftpTerms
+from tests.support.downloads import check_download, open_source
 from tests.support.odd_sftp import PASSWORD, USER, OddSftp, honest
 from tests.support.sshd import PrivateSshd, make_key
 
@@ -118,7 +120,9 @@ def test_host_keys(odd: OddSftp, tmp_path: Path) -> None:
 def test_known_hosts_decide_without_a_host_key(odd: OddSftp, tmp_path: Path, lines: str, trusted: bool) -> None:
     known = tmp_path / "known_hosts"
     known.write_text(lines.format(name=f"[127.0.0.1]:{odd.port}", key=odd.host_key))
-    source = SftpSource(odd.url, ALLOWED, 2**30, Login(USER, PASSWORD), known_hosts=[known])
+    terms, _ = parse_source(odd.url, "sftp", {"username": USER, "password": PASSWORD})
+    assert isinstance(terms, SftpTerms)
+    source = SftpSource(terms, SourceContext(ALLOWED, 2**30), known_hosts=[known])
     if not trusted:
         with pytest.raises(HostKeyMismatch), source.open():
             pass
@@ -180,7 +184,7 @@ def test_options_that_are_refused(
 )
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(UrlNotAllowed) as caught:
-        open_source(url, "sftp", {"username": "u", "password": "p"}, EgressGuard(), max_size=1).check()
+        check_download(url, "sftp", {"username": "u", "password": "p"}, EgressGuard())
     assert "secret" not in caught.value.detail
 
 

@@ -19,9 +19,9 @@ from datamanager.errors import (
     SourceMissing,
     UrlNotAllowed,
 )
-from datamanager.sources import EgressGuard, open_source
-from datamanager.sources.download_terms import open_fetching
+from datamanager.sources.network.egress_guard import EgressGuard
 from tests.support import web as webs
+from tests.support.downloads import open_download, open_source
 from tests.support.odd_http import OddServer, answer, ok
 from tests.support.web import Web
 
@@ -40,7 +40,7 @@ def fetch(url: str, options: dict[str, Any], *part: int, protocol: str = "", **t
 def test_a_mirror_has_the_urls_protocol() -> None:
     mirrors = {"mirrors": ["webdavs://two.example/x"]}
     for protocol in ("", "webdavs"):
-        assert len(open_fetching("webdavs://one.example/x", protocol, mirrors, ALLOWED, max_size=1).sources) == 2
+        assert len(open_download("webdavs://one.example/x", protocol, mirrors, ALLOWED, max_size=1).sources) == 2
 
 
 class DigestHandler(BaseHTTPRequestHandler):

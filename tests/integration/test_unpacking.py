@@ -21,8 +21,8 @@ from datamanager.errors import (
     SizeMismatch,
     TooLarge,
 )
-from datamanager.sources.download_terms import Fetching, open_fetching
-from tests.support.downloads import LOOPBACK
+from datamanager.sources.download_terms import DownloadSources
+from tests.support.downloads import LOOPBACK, open_download
 from tests.support.fetcher import Fetcher
 from tests.support.odd_http import OddServer, answer
 
@@ -50,10 +50,12 @@ def fetcher(tmp_path: Path) -> Iterator[Fetcher]:
     made.ends.storages.close()
 
 
-def packed(server: OddServer, content: bytes, packing: str, *, sent: int | None = None, **options: Any) -> Fetching:
+def packed(
+    server: OddServer, content: bytes, packing: str, *, sent: int | None = None, **options: Any
+) -> DownloadSources:
     """Return what a request reads from a server that has `content`, and breaks off after `sent` bytes of it."""
     server.answers["/a"] = [answer("200 OK", f"Content-Length: {len(content)}", 'ETag: "1"', body=content[:sent])]
-    return open_fetching(server.url("/a"), "http", {"decompress": packing, **options}, LOOPBACK, max_size=2**40)
+    return open_download(server.url("/a"), "http", {"decompress": packing, **options}, LOOPBACK, max_size=2**40)
 
 
 @pytest.mark.parametrize(
@@ -173,4 +175,4 @@ def test_the_name_is_that_of_what_is_inside(url: str, options: dict[str, str] | 
 
 def test_an_unknown_packing_is_refused_by_name() -> None:
     with pytest.raises(DataManagerError, match=r"options\.decompress"):
-        open_fetching("https://data.example/a", "http", {"decompress": "rar"}, LOOPBACK, max_size=1)
+        open_download("https://data.example/a", "http", {"decompress": "rar"}, LOOPBACK, max_size=1)

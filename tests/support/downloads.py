@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from datamanager.sources import EgressGuard, open_source
+from datamanager.sources.download_terms import DownloadSources, parse_download
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
+from datamanager.sources.source_port import Source
 from tests.support.odd_http import answer
+
+Options = Mapping[str, Any] | None
 
 LOOPBACK = EgressGuard(["127.0.0.0/8", "localhost"])
 BODY = random.Random(6).randbytes(5 * 2**20 + 3)
+
+
+def open_download(
+    url: str, protocol: str, options: Mapping[str, Any] | None, guard: EgressGuard, **context: Any
+) -> DownloadSources:
+    """Return all that a request for `url` reads; `context` is of SourceContext."""
+    return parse_download(url, protocol, options).open(SourceContext(guard, **context))
+
+
+def open_source(
+    url: str, protocol: str, options: Mapping[str, Any] | None, guard: EgressGuard, **context: Any
+) -> Source:
+    """Return the source of just one URL, which is read over one connection."""
+    terms, found = parse_download(url, protocol, options), SourceContext(guard, **context)
+    terms.open(found)  # refuses what the operator does not permit
+    return next(iter(terms.replicas.values())).open(found.limited(terms.options))
+
+
+def check_download(url: str, protocol: str, options: Options, guard: EgressGuard, **context: Any) -> None:
+    """Check what admission checks: nothing is requested, hosts are resolved."""
+    parse_download(url, protocol, options).check(SourceContext(guard, **{"max_size": 2**30, **context}))
 
 
 def fetch(

@@ -12,14 +12,15 @@ import pytest
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Intent, Restart
 from datamanager.engine.control import Control
-from datamanager.engine.fetching.download import Wanted, download
+from datamanager.engine.fetching.download import download
+from datamanager.engine.fetching.replica_fetch import ExpectedBytes
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.publish import publish
 from datamanager.engine.single.transfer import discard
 from datamanager.engine.single.verify import verify
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine
-from datamanager.sources.download_terms import Fetching
+from datamanager.sources.download_terms import DownloadSources
 from tests.support.ends import Ends
 
 
@@ -39,19 +40,20 @@ class Fetcher:
     def remember(self, marker: Restart) -> None:
         self.marker = marker
 
-    def attempt(self, fetching: Fetching, *, size: int | None = None, limit: int = 2**30) -> bytes:
+    def attempt(self, fetching: DownloadSources, *, size: int | None = None, limit: int = 2**30) -> bytes:
         """Fetch once, as another mover's attempt, and return the published bytes."""
         self.job = replace(self.job, epoch=self.job.epoch + 1, restart=self.marker)
         found = probe(self.job, size=size)
         self.begun = self.marker.done if self.marker is not None else 0
         control = Control()
-        wanted = Wanted(fetching.limit(limit), size, fetching.checksum(), fetching.options.decompress)
+        terms = fetching.terms
+        wanted = ExpectedBytes(terms.limit(limit), size, fetching.checksum(), terms.options.decompress)
         moved = download(self.job, found, fetching.sources, control, wanted, self.remember)
         proof = verify(self.job, found, moved, control)
         publish(self.job, found, Intent(proof.size, proof.sha256, 1_600_000_000))
         return (self.folder / "file").read_bytes()
 
-    def until_done(self, fetching: Fetching, most: int = 6) -> bytes:
+    def until_done(self, fetching: DownloadSources, most: int = 6) -> bytes:
         """Attempt until it works; what fails must be worth another try, and publish nothing."""
         for _ in range(most):
             try:
@@ -62,7 +64,7 @@ class Fetcher:
                 assert not (self.folder / "file").exists()
         raise AssertionError("it never worked")
 
-    def refused(self, error: type[DataManagerError], fetching: Fetching, **rules: Any) -> DataManagerError:
+    def refused(self, error: type[DataManagerError], fetching: DownloadSources, **rules: Any) -> DataManagerError:
         """Fetch what must fail, clear up as the flow does, and see that nothing is left."""
         with pytest.raises(error) as caught:
             self.attempt(fetching, **rules)

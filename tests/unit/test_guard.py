@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from datamanager.errors import SettingsError, TransportTimeout, UrlNotAllowed
-from datamanager.sources import EgressGuard, Source, open_source
-from datamanager.sources.download_terms import open_fetching
 from datamanager.sources.network import egress_guard
-from datamanager.sources.network.egress_guard import Address, is_public
+from datamanager.sources.network.egress_guard import EgressGuard, is_public
+from datamanager.sources.source_port import Source
+from datamanager.sources.terms.urls import Address
+from tests.support.downloads import check_download, open_source
 
 PUBLIC_V4 = "93.184.216.34"
 PUBLIC_V6 = "2606:2800:220:1:248:1893:25c8:1946"
@@ -169,7 +170,7 @@ def source_of(url: str, the_guard: EgressGuard, read_timeout: float = 5) -> Sour
 
 def check(url: str, the_guard: EgressGuard) -> None:
     """Check only: a URL that should have been refused must not be fetched by a test, its host may be real."""
-    source_of(url, the_guard).check()
+    check_download(url, "http", {}, the_guard)
 
 
 @pytest.fixture
@@ -428,8 +429,8 @@ def test_no_place_of_a_request_gets_inside(place: str, inner: str, turn: int) ->
         "proxy": {"proxy": "http://inner.example:80"},
     }
     options = named.get(place, {})
-    fetching = open_fetching(urls["url"], "https", options, EgressGuard(resolve=resolve), max_size=1)
+    guard = EgressGuard(resolve=resolve)
     for _ in range(turn):
-        fetching.check()
+        check_download(urls["url"], "https", options, guard)
     with pytest.raises(UrlNotAllowed):
-        fetching.check()
+        check_download(urls["url"], "https", options, guard)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from datamanager.errors import InvalidRequest, NotSupported, UrlNotAllowed
-from datamanager.sources import EgressGuard, open_source, public_url
-from datamanager.sources.terms.urls import parse_target
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.terms.urls import parse_target, public_url
+from tests.support.downloads import open_source
 
 
 @pytest.mark.parametrize(

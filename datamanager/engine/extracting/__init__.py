@@ -1,5 +1,5 @@
-"""Archives from outside, tar or zip, whose members become objects. Nothing that they say of themselves is believed
-before it was looked at: names, types, sizes, offsets.
+"""Archives from outside, tar or zip, whose members become objects. Names, types, sizes and offsets in them are checked
+before they are used.
 
-`listing.members_of` says what is in one, `small.stage` and `large.stage` bring members into partial files.
+`archive_listing.members_of` lists an archive, `member_staging` brings members into partial files.
 """

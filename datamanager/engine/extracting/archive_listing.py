@@ -1,5 +1,4 @@
-"""What is in an archive: its directory read from its storage, no more of it than that takes, and all of it judged
-before a single byte is extracted.
+"""The members of an archive: its headers are read from storage, and all of them checked before a byte is extracted.
 
 tar: POSIX.1-2017, pax, "ustar Interchange Format", with GNU's long names. zip: PKWARE's APPNOTE 6.3, with ZIP64.
 """
@@ -52,10 +51,10 @@ def members_of(
     limit: int,
     check: Callable[[], None],
 ) -> list[Packed]:
-    """Return the regular files of the archive at `path`, in the order in which they lie there.
+    """Return the regular files of the archive at `path`, in the order of their bytes.
 
-    `directory` on `machine` is where they are to go, `limit` how many bytes they may be together. `check` is asked now
-    and then and may raise. Directories are not listed: they come with their files.
+    `directory` on `machine` is their destination, `limit` how many bytes they may be together. `check` is called from
+    time to time and may raise. Directories are not listed: they come with their files.
 
     Raises: DownloadFailed for what is no such archive, damaged, cut off, or holds anything but files and directories,
     a name that leads elsewhere or comes twice; TooLarge.
@@ -193,7 +192,7 @@ def _zip(file: _Seekable) -> Iterator[Packed]:
         for info in infos:
             begin = _data_offset(file, info)
             if info.header_offset < end or begin + info.compress_size > file.size:
-                raise DownloadFailed(f"the archive's member {shown(info.filename)} lies where another one does")
+                raise DownloadFailed(f"the archive's member {shown(info.filename)} overlaps another one")
             end = begin + info.compress_size
             if info.is_dir():
                 continue
@@ -230,7 +229,7 @@ def _require_plain(info: zipfile.ZipInfo) -> None:
     elif info.flag_bits & _ENCRYPTED:
         wrong = "is encrypted"
     elif info.compress_type not in _METHODS:
-        wrong = "is compressed in another way than by deflate"
+        wrong = "is compressed by another method than deflate"
     elif not _METHODS[info.compress_type] and info.compress_size != info.file_size:
         wrong = "has two sizes"
     if wrong is not None:

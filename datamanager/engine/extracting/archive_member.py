@@ -1,7 +1,7 @@
 """One file in an archive from outside, and the rules for it.
 
-A member that breaks a rule makes the whole archive a refused one: what else would be missing could not be told by
-looking at what is there.
+A member that breaks a rule makes the whole archive refused: a client could not tell from the objects that some are
+missing.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def clamped(mtime: float) -> int:
 
 
 def sound(members: Iterable[Packed], machine: Machine, directory: str, limit: int) -> Iterator[Packed]:
-    """Yield the members as they come, each judged by the rules; `limit`: bytes of all of them together.
+    """Yield the members in order, each checked by the rules; `limit`: bytes of all of them together.
 
     Raises: PathNotAllowed, DownloadFailed (a name that can't be, or comes twice), TooLarge.
     """
@@ -85,7 +85,7 @@ def sound(members: Iterable[Packed], machine: Machine, directory: str, limit: in
             directories.add(above)
             above = posixpath.dirname(above)
         if len(directories) > DIRECTORIES_MAX:
-            raise TooLarge(f"the archive's files lie in more than {DIRECTORIES_MAX} directories")
+            raise TooLarge(f"the archive's files are in more than {DIRECTORIES_MAX} directories")
         total, stored = total + member.size, stored + member.stored
         if total > limit:
             raise TooLarge(f"the archive's files are more than the {limit} bytes that are allowed")

@@ -1,4 +1,4 @@
-"""The bytes of members, out of an archive that lies on a machine: for the bulk engine, and for the one-file engine."""
+"""The bytes of members of an archive on a machine, for the bulk engine and for the one-file engine."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BLOCK = 1 << 20
 _RAW = -zlib.MAX_WBITS  # deflate without a header (RFC 1951)
 
 
-class Lying:
-    """An archive that lies at a path (absolute, links resolved) of its machine, with its size in bytes."""
+class StoredArchive:
+    """An archive at a path (absolute, links resolved) of its machine, with its size in bytes."""
 
     def __init__(self, path: str, size: int) -> None:
         self.path = path
         self._size = size
 
-    def require_there(self, session: Session) -> None:
+    def require_unchanged(self, session: Session) -> None:
         """Check that it is there, with its size. Raises: SourceChanged."""
         try:
             there = session.stat(self.path)
@@ -39,8 +39,10 @@ class Lying:
             raise SourceChanged("the archive changed while it was extracted")
 
 
-def pieces(session: Session, machine: Machine, archive: Lying, members: Mapping[Place, Packed]) -> ContainerMembers:
-    """Return small members as files of a machine, by the places that they are said to have."""
+def pieces(
+    session: Session, machine: Machine, archive: StoredArchive, members: Mapping[Place, Packed]
+) -> ContainerMembers:
+    """Return small members as files of a machine, by the places that stand for them."""
 
     @contextmanager
     def opened(by: Session) -> Iterator[Reader]:
@@ -48,13 +50,13 @@ def pieces(session: Session, machine: Machine, archive: Lying, members: Mapping[
             yield reader
 
     known = {posixpath.join(machine.base_dir, place.path): _piece(member) for place, member in members.items()}
-    return ContainerMembers(BulkContainerMembers(session, opened, archive.require_there, known))
+    return ContainerMembers(BulkContainerMembers(session, opened, archive.require_unchanged, known))
 
 
-class MemberContent:
+class ExtractedContent:
     """One member, as a transfer's content; see `engine.content.Content`."""
 
-    def __init__(self, archive: Lying, member: Packed) -> None:
+    def __init__(self, archive: StoredArchive, member: Packed) -> None:
         self._archive = archive
         self._member = member
         self._digest = CheckedDigest()
@@ -80,7 +82,7 @@ class MemberContent:
 
     def require_unchanged(self, session: Session) -> None:
         """Look at the archive once more. Raises: SourceChanged."""
-        self._archive.require_there(session)
+        self._archive.require_unchanged(session)
 
     def require_sound(self) -> None:
         """Compare what passed with the checksum in the archive. Raises: ChecksumMismatch."""
@@ -112,7 +114,7 @@ class CheckedDigest:
 class Inflated:
     """A member that is compressed by deflate, as an open file; see the port's Reader.
 
-    It can be read in order only: what lies before a range is inflated and thrown away.
+    It can be read in order only: what comes before a range is inflated and dropped.
     """
 
     def __init__(self, reader: Reader, member: Packed) -> None:
@@ -130,7 +132,7 @@ class Inflated:
             yield block
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
-        """Yield (offset, block) of the ranges dealt out."""
+        """Yield (offset, block) of the requested ranges."""
         blocks, begin, block = self._inflated(), 0, memoryview(b"")
         while (dealt := following(True)) is not None:
             offset, length = dealt

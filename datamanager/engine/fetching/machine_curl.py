@@ -1,45 +1,46 @@
-"""How a machine's own curl is begun, and whose fault it is when something goes wrong with it: the machine's or the
-source's.
-"""
+"""Starting a machine's own curl, and telling failures of the machine from failures of the source."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from datamanager.engine.attempt import End
-from datamanager.errors import DataManagerError, NotSupported
+from datamanager.engine.attempt import Endpoint
+from datamanager.engine.fetching.replica_fetch import MachineFailed, raised_as
+from datamanager.errors import NotSupported
 from datamanager.machines import TransportKind
-from datamanager.sources.remote_curl.remote_source import Curl, Run
-from datamanager.transports import port
-from datamanager.transports.port import Session
+from datamanager.sources.network.source_context import RunCurl
+from datamanager.transports.port import RunningCurl, Session
 from datamanager.transports.values import CurlExit, Progress, no_progress
 
 
-def on_machine(end: End, progress: Progress = no_progress) -> Run | None:
-    """Return how a curl is begun on a machine, in a session of its own; None on this host, where the mover fetches."""
+def on_machine(end: Endpoint, progress: Progress = no_progress) -> RunCurl | None:
+    """Return what starts a curl on a machine, in a session of its own; None on this host, where the mover fetches."""
     if end.machine.transport is TransportKind.LOCAL:
         return None
 
     @contextmanager
-    def run(config: bytes, authorities: bytes) -> Iterator[Curl]:
-        with named(end), end.storage.session() as session:
-            with session.programs.curl(config, authorities, progress=progress) as curl:
-                yield curl
+    def run(config: bytes, authorities: bytes) -> Iterator[RunningCurl]:
+        with (
+            named(end),
+            end.storage.session() as session,
+            session.programs.curl(config, authorities, progress=progress) as curl,
+        ):
+            yield curl
 
     return run
 
 
-def into_file(session: Session, path: str, start: int, progress: Progress) -> Run:
-    """Return how a curl is begun in a session that one has already, to write into a file; see the port's `curl`.
+def into_file(session: Session, path: str, start: int, progress: Progress) -> RunCurl:
+    """Return what starts a curl in this session, to write into a file; see the port's `curl`.
 
-    What goes wrong with the machine, and what `progress` raises, comes as OurSide.
+    Failures of the machine, and what `progress` raises, come as MachineFailed.
     """
 
     @contextmanager
-    def run(config: bytes, authorities: bytes) -> Iterator[Curl]:
+    def run(config: bytes, authorities: bytes) -> Iterator[RunningCurl]:
         with ExitStack() as stack:
-            with ours():
+            with raised_as(MachineFailed):
                 begun = session.programs.curl(config, authorities, path=path, start=start, progress=progress)
                 curl = stack.enter_context(begun)
             yield _Watched(curl)
@@ -47,26 +48,9 @@ def into_file(session: Session, path: str, start: int, progress: Progress) -> Ru
     return run
 
 
-class OurSide(Exception):
-    """The machine failed, or we are to stop: not the source's fault."""
-
-    def __init__(self, error: DataManagerError) -> None:
-        super().__init__(error.detail)
-        self.error = error
-
-
 @contextmanager
-def ours() -> Iterator[None]:
-    """Mark what is raised as not the source's fault."""
-    try:
-        yield
-    except DataManagerError as error:
-        raise OurSide(error) from error
-
-
-@contextmanager
-def named(end: End) -> Iterator[None]:
-    """Name the machine that can't fetch."""
+def named(end: Endpoint) -> Iterator[None]:
+    """Name the machine in the error of one that can't fetch."""
     try:
         yield
     except NotSupported as error:
@@ -74,25 +58,25 @@ def named(end: End) -> Iterator[None]:
 
 
 class _Watched:
-    """A curl whose troubles with the machine are marked as such; see the port's Curl."""
+    """A curl whose machine's failures come as MachineFailed; see the port's RunningCurl."""
 
-    def __init__(self, curl: port.RunningCurl) -> None:
+    def __init__(self, curl: RunningCurl) -> None:
         self._curl = curl
 
     def head(self, patience: float) -> bytes:
-        with ours():
+        with raised_as(MachineFailed):
             return self._curl.head(patience)
 
     def same(self, count: int) -> bool:
-        with ours():
+        with raised_as(MachineFailed):
             return self._curl.same(count)
 
     def store(self, most: int) -> None:
-        with ours():
+        with raised_as(MachineFailed):
             self._curl.store(most)
 
     def send(self, most: int) -> Iterator[bytes]:
-        with ours():
+        with raised_as(MachineFailed):
             yield from self._curl.send(most)
 
     @property

@@ -1,39 +1,50 @@
-"""The second step of a download that the machine itself does (`fetch: remote`): its curl brings the bytes; we judge the
-answer's head, watch the partial file grow, and say what is stored in the end.
+"""The transfer step of a download that the machine itself does (`fetch: remote`): its curl brings the bytes; the mover
+checks the answer's head, watches the partial file grow, and hashes it from storage in the end.
 
-An interrupted download is resumed as in `engine.fetching.download`: the same version, of which the machine compares the
-last MiB that is stored with what the source sends now. Only the hash is taken in the end, from storage, as the bytes
-don't pass here. (docs/adr/0010-fetching-on-the-machine.md)
+The bytes don't pass the mover: the machine compares the last MiB that is stored when a download is resumed.
+(docs/adr/0010-fetching-on-the-machine.md)
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import posixpath
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Container, Mapping
 
+from datamanager.domain.location import temporary_name
 from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Attempt, Found, Moved, Restart
+from datamanager.engine.attempt import Attempt, Found, Moved
 from datamanager.engine.control import Control
-from datamanager.engine.fetching import download as downloading
-from datamanager.engine.fetching.download import TAIL, Broke, Wanted, in_turn
-from datamanager.engine.fetching.machine_curl import OurSide, into_file, named, ours
-from datamanager.engine.fetching.remote_parts import Stored, take_over
+from datamanager.engine.fetching.machine_curl import into_file, named
+from datamanager.engine.fetching.replica_fetch import (
+    TAIL,
+    Answered,
+    ExpectedBytes,
+    FetchContext,
+    MachineFailed,
+    ReplicaFetch,
+    SourceFailed,
+    StoredPart,
+    changed_bytes,
+    checkpoint_due,
+    ignore_answer,
+    in_turn,
+    raised_as,
+    resumable,
+)
+from datamanager.engine.single.restart import parts_of
 from datamanager.engine.single.transfer import Remember, forget, remove_part
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import (
-    ChecksumMismatch,
-    ConnectionLost,
     DataManagerError,
     NoSpace,
     PathMissing,
     Paused,
     RemoteFailure,
     SizeMismatch,
-    SourceChanged,
     TooLarge,
     TransportTimeout,
 )
@@ -42,16 +53,10 @@ from datamanager.sources.remote_curl.remote_source import CurlDownload, RemoteHt
 from datamanager.transports.port import Session
 
 NO_ROOM = 2**20
-"""Bytes of free space below which a write that failed is put down to that."""
+"""Bytes of free space below which a failed write is put down to a full file system."""
+_COPY = 'umask 077; set -C; head -c "$1" <"$2" >"$3"'
 
 log = logging.getLogger(__name__)
-
-Heard = Callable[[str, CurlDownload], None]
-"""Told of each answer that is taken, and from which place it comes."""
-
-
-def unheard(_: str, __: CurlDownload) -> None:
-    """Keep nothing of what a source says."""
 
 
 def fetch(
@@ -59,247 +64,212 @@ def fetch(
     found: Found,
     sources: Mapping[str, RemoteHttpSource],
     control: Control,
-    wanted: Wanted,
+    expected: ExpectedBytes,
     remember: Remember = forget,
-    heard: Heard = unheard,
+    answered: Answered = ignore_answer,
 ) -> Moved:
-    """Have the machine write what an external source sends into the partial file; see `downloading.download`.
+    """Have the machine write what an external source sends into the partial file; see `download.download`.
 
-    Nothing of ours runs on the machine any more when this returns or raises, unless the connection to it broke: then
-    it ends when the machine notices that, and writes into a file that is not gone on with.
+    No program of ours runs on the machine any more when this returns or raises, unless the connection to it broke: then
+    the program ends when the machine notices that, and writes into a file that is not resumed.
 
-    Raises: NotSupported when the machine has not what it takes; SizeMismatch, TooLarge, SourceChanged,
+    Raises: NotSupported when the machine lacks a program for it; SizeMismatch, TooLarge, SourceChanged,
     ChecksumMismatch; and what the source and the transports raise.
     """
     control.enter(Phase.TRANSFER)
-    control.bytes_done, control.bytes_total = 0, wanted.size
+    control.bytes_done, control.bytes_total = 0, expected.size
     with named(job.target), job.target.storage.session() as session:
-        kept = take_over(job, found, session, control, sources)
+        context = FetchContext(job, found, session, control, expected, remember, answered)
+        stored = _take_over(context, sources)
 
-        def at(place: str) -> Moved:
-            mine = kept if kept is not None and kept.place == place else Stored(place)
-            return _Fetch(job, found, session, control, wanted, remember, heard, sources[place]).run(mine)
+        def at(replica: str) -> Moved:
+            mine = stored if stored is not None and stored.replica == replica else None
+            return _RemoteFetch(context, replica, sources[replica]).run(mine)
 
         try:
-            return in_turn(sources, kept.place if kept is not None else None, at)
-        except OurSide as end:
+            return in_turn(sources, stored.replica if stored is not None else None, at)
+        except MachineFailed as end:
             raise end.error from end
 
 
-class _Anew(Exception):
-    """What is stored can't be gone on with."""
+def _take_over(context: FetchContext, replicas: Container[str]) -> StoredPart | None:
+    """Return what is stored and can be resumed, copied into the attempt's own partial file; None when there is nothing.
+    No other partial file of this transfer is left then. It is a copy, as a curl that is out of reach, because the
+    connection to its machine broke, may still write into the old file.
+
+    An interrupted copy leaves the old file for the next try. Raises: what the transports and `control` raise.
+    """
+    job, found, session = context.job, context.found, context.session
+    parts = parts_of(job, found.directory, session)
+    stored, old = resumable(job.restart, parts, replicas) or (None, None)
+    if stored is not None and old is not None:
+        if old == found.part:
+            old = posixpath.join(found.directory, temporary_name(job.target.place.name, job.transfer, 0))
+            session.rename(found.part, old, overwrite=True)
+        with contextlib.suppress(PathMissing):
+            session.remove(found.part)
+        if not _copied(session, old, found.part, stored.position, context.control):
+            stored = None
+        parts = parts_of(job, found.directory, session)
+    for _, path in parts:
+        if stored is None or path != found.part:
+            session.remove(path)
+    return stored
 
 
-class _Fetch:
-    """One place's bytes into the partial file."""
+def _copied(session: Session, source: str, destination: str, size: int, control: Control) -> bool:
+    """Have the machine copy the first `size` bytes of a file to a new name; say whether it could."""
+    try:
+        status = session.run(["sh", "-c", _COPY, "sh", str(size), source, destination], control.watch)
+    except RemoteFailure as error:
+        log.info("what is stored can't be resumed: %s", error.detail)
+        return False
+    if status != 0 or session.stat(destination).size != size:
+        log.info("what is stored can't be resumed: its copy ended with status %d", status)
+        return False
+    return True
 
-    def __init__(
-        self,
-        job: Attempt,
-        found: Found,
-        session: Session,
-        control: Control,
-        wanted: Wanted,
-        remember: Remember,
-        heard: Heard,
-        source: RemoteHttpSource,
-    ) -> None:
-        self._job = job
-        self._found = found
-        self._session = session
-        self._control = control
-        self._wanted = wanted
-        self._remember = remember
-        self._heard = heard
+
+class _RemoteFetch(ReplicaFetch[StoredPart]):
+    """One replica's bytes into the partial file."""
+
+    def __init__(self, context: FetchContext, replica: str, source: RemoteHttpSource) -> None:
+        super().__init__(context, replica)
         self._source = source
-        self._changed = False
-        self._restarted = False
-        self._whole_only = False
 
-    def run(self, stored: Stored) -> Moved:
-        """Fetch all that is missing. Raises: Broke with what the source raised, OurSide, SizeMismatch,
-        ChecksumMismatch.
-        """
-        self._restarted = stored.position > 0
-        while True:
-            try:
-                return self._write(stored)
-            except _Anew:
-                self._whole_only = True
-            except Broke as broke:
-                if self._changed or not isinstance(broke.error, SourceChanged):
-                    raise
-                self._changed = True
-                log.warning("%s; from the start", broke.error.detail)
-            stored, self._restarted = Stored(stored.place), False
+    def empty(self) -> StoredPart:
+        """See ReplicaFetch.empty."""
+        return StoredPart(self.replica)
 
-    def _write(self, stored: Stored) -> Moved:
+    def write(self, stored: StoredPart) -> Moved:
+        """See ReplicaFetch.write. Raises, besides: MachineFailed."""
         if not stored.position:
-            with ours():
-                remove_part(self._session, self._found)
-        while True:
-            opened_at = stored.position
+            with raised_as(MachineFailed):
+                remove_part(self.context.session, self.context.found)
+
+        def connection() -> None:
             try:
                 self._connection(stored)
-                break
-            except Broke as broke:
-                if not isinstance(broke.error, SourceChanged):
-                    self._keep(stored)
-                if not self._goes_on_at_once(broke.error, stored, opened_at):
-                    raise
-                log.warning("%s; it is gone on with at byte %d", broke.error.detail, stored.position)
-            except OurSide as end:
-                if isinstance(end.error, Paused):
-                    self._keep(stored)
+            except (SourceFailed, MachineFailed) as end:
+                if isinstance(end.error, Paused) or (isinstance(end, SourceFailed) and not end.is_change):
+                    self._try_note(stored)
                 raise
-        with ours():
-            self._flush()
-        self._check_size(stored)
-        return self._proved(stored)
 
-    def _connection(self, stored: Stored) -> None:
-        """Go on with what is stored, over one connection of the machine's to the source."""
+        self.reconnecting(stored, connection)
+        with raised_as(MachineFailed):
+            self._flush()
+        self.require_size(stored)
+        return self._hashed(stored)
+
+    def _connection(self, stored: StoredPart) -> None:
+        """Fetch what follows the stored bytes, over one connection of the machine's to the source."""
+        context = self.context
         begun, tail = stored.position, min(TAIL, stored.position)
         growth = _Growth(self, stored)
-        run = into_file(self._session, self._found.part, begun, growth.look)
-        rate = None if self._control.throttle is None else self._control.throttle.rate
+        run = into_file(context.session, context.found.part, begun, growth.look)
+        rate = None if context.control.throttle is None else context.control.throttle.rate
         try:
             with self._source.by(run, rate).open(begun - tail, version=stored.version) as download:
-                self._accept(download, stored, tail)
-                growth.begin(download.patience + self._job.target.machine.stall_timeout)
-                most = self._most(stored)
+                self.accept(download, stored, begun - tail)
+                if begun and not download.same(tail):
+                    raise changed_bytes(download)
+                context.answered(self.replica, download)
+                growth.begin(download.patience + context.job.target.machine.stall_timeout)
+                limit = context.expected.limit
+                most = min(size for size in (limit, stored.size, context.expected.size) if size is not None)
                 self._store(download, stored, most + 1 - begun)
-                if stored.position > self._wanted.limit:
-                    raise TooLarge(f"the source sends more than the {self._wanted.limit} bytes that are allowed")
+                if stored.position > limit:
+                    raise TooLarge(f"the source sends more than the {limit} bytes that are allowed")
                 if stored.position > most:
-                    self._check_size(stored)
+                    self.require_size(stored)
                 download.require_end(tail + stored.position - begun)
         except SizeMismatch:
             raise
         except DataManagerError as error:
-            raise Broke(error) from error
+            raise SourceFailed(error) from error
 
-    def _accept(self, download: CurlDownload, stored: Stored, tail: int) -> None:
-        """Take an answer whose head is good for one that fits. Raises: _Anew, SourceChanged, SizeMismatch."""
-        start = stored.position - tail
-        if download.start != start:
-            log.warning("%s sends the whole where a part was asked for: from the start", download.url)
-            raise _Anew
-        if not stored.position:
-            stored.version, stored.size = download.version, download.size
-            expected = self._wanted.size
-            if expected is not None and download.size is not None and expected != download.size:
-                raise SizeMismatch(f"{expected} bytes were announced by the request, {download.size} by the source")
-        elif download.size != stored.size or download.version != stored.version:
-            raise SourceChanged(f"{download.url} is not the version any more that was begun")
-        elif not download.same(tail):
-            raise SourceChanged(f"{download.url} sends other bytes than before, as the same version")
-        self._heard(stored.place, download)
-        self._control.bytes_done = stored.position
-        self._control.bytes_total = stored.size if stored.size is not None else self._wanted.size
-
-    def _store(self, download: CurlDownload, stored: Stored, room: int) -> None:
-        """Have up to `room` bytes stored, and take in how many there are. Raises: OurSide."""
+    def _store(self, download: CurlDownload, stored: StoredPart, room: int) -> None:
+        """Have up to `room` bytes stored, and count them. Raises: MachineFailed."""
         try:
             download.store(room)
-        except OurSide as end:
-            with suppress(OurSide):
+        except MachineFailed as end:
+            with contextlib.suppress(MachineFailed):
                 self.count(stored)
                 if isinstance(end.error, RemoteFailure):
-                    free = self._session.free_space(posixpath.dirname(self._found.part))
+                    free = self.context.session.free_space(posixpath.dirname(self.context.found.part))
                     if free is not None and free < NO_ROOM:
-                        raise OurSide(NoSpace(f"{self._job.target.machine.name}: no space left")) from end
+                        name = self.context.job.target.machine.name
+                        raise MachineFailed(NoSpace(f"{name}: no space left")) from end
             raise
         self.count(stored)
 
-    def _most(self, stored: Stored) -> int:
-        """Return how many bytes there may be in the end."""
-        sizes = (self._wanted.limit, stored.size, self._wanted.size)
-        return min(size for size in sizes if size is not None)
-
-    def _check_size(self, stored: Stored) -> None:
-        for size, whose in ((stored.size, "source"), (self._wanted.size, "request")):
-            if size is not None and stored.position != size:
-                raise SizeMismatch(f"{size} bytes were announced by the {whose}, {stored.position} arrived")
-
-    def _goes_on_at_once(self, error: DataManagerError, stored: Stored, opened_at: int) -> bool:
-        cut = isinstance(error, ConnectionLost | TransportTimeout)
-        worth = stored.position - opened_at >= downloading.WORTH
-        return cut and worth and not self._whole_only and stored.version is not None
-
-    def _keep(self, stored: Stored) -> None:
-        """Note how far it got, if that can be done: the error that leads here matters more."""
+    def _try_note(self, stored: StoredPart) -> None:
+        """Record a checkpoint if that is possible: the error that leads here matters more."""
         try:
             self.note(stored)
         except DataManagerError as error:
-            log.info("%s: no checkpoint: %s", self._job.target.place, error.detail)
+            log.info("%s: no checkpoint: %s", self.context.job.target.place, error.detail)
 
-    def note(self, stored: Stored) -> None:
+    def note(self, stored: StoredPart) -> None:
         """Record a checkpoint, once its bytes are on stable storage."""
-        if stored.version is not None and stored.size is not None and stored.position:
-            position = stored.position
+        checkpoint = stored.checkpoint()
+        if checkpoint is not None:
             self._flush()
-            self._remember(Restart(stored.size, 0, 0, f"{stored.place} {stored.version}", position))
+            self.context.remember(checkpoint)
 
-    def count(self, stored: Stored) -> None:
-        """Take in how much is stored now. It waits for no limit: curl keeps to it. Raises: OurSide."""
+    def count(self, stored: StoredPart) -> None:
+        """Count what is stored now, without waiting for a bandwidth limit: curl keeps to it. Raises: MachineFailed."""
         before = stored.position
-        with ours():
+        with raised_as(MachineFailed):
             try:
-                stored.position = self._session.stat(self._found.part).size
+                stored.position = self.context.session.stat(self.context.found.part).size
             except PathMissing:
                 stored.position = 0
-            self._control.skip(max(0, stored.position - before))
-
-    def check(self) -> None:
-        """Raise the reason to stop, if there is one."""
-        self._control.check()
+            self.context.control.skip(max(0, stored.position - before))
 
     def _flush(self) -> None:
-        with self._session.reopen(self._found.part) as writer:
+        with self.context.session.reopen(self.context.found.part) as writer:
             writer.flush()
 
-    def _proved(self, stored: Stored) -> Moved:
-        """Return what is stored, hashed from storage, if it is what was wanted. Raises: OurSide, ChecksumMismatch."""
-        sha256, checksum = None, self._wanted.checksum
-        with ours():
-            if self._job.verify is VerifyPolicy.SHA256 or (checksum is not None and checksum[0] == "sha256"):
-                sha256 = stored_sha256(self._session, self._found.part, self._control.watch)
-            arrived = sha256 if checksum is None or checksum[0] == "sha256" else self._read_back(checksum[0])
-        if checksum is not None and arrived != checksum[1]:
-            raise ChecksumMismatch(
-                f"{checksum[0]} {checksum[1]} was expected, {arrived} arrived", retryable=self._restarted
-            )
+    def _hashed(self, stored: StoredPart) -> Moved:
+        """Return what is stored, hashed from storage, if it is what was expected. Raises: MachineFailed,
+        ChecksumMismatch.
+        """
+        context, checksum = self.context, self.context.expected.checksum
+        sha256 = None
+        if context.job.verify is VerifyPolicy.SHA256 or (checksum is not None and checksum[0] == "sha256"):
+            with raised_as(MachineFailed):
+                sha256 = stored_sha256(context.session, context.found.part, context.control.watch)
+        self.require_checksum(lambda algorithm: sha256 if algorithm == "sha256" else self._read_back(algorithm))
         return Moved(stored.position, sha256, sha256)
 
     def _read_back(self, algorithm: str) -> str:
         digest = hashlib.new(algorithm, usedforsecurity=False)
-        with self._session.open_read(self._found.part) as reader:
+        with raised_as(MachineFailed), self.context.session.open_read(self.context.found.part) as reader:
             for block in reader.blocks():
                 digest.update(block)
-                self._control.check()
+                self.context.control.check()
         return digest.hexdigest()
 
 
 class _Growth:
     """The progress of the partial file, which the machine's curl writes."""
 
-    def __init__(self, fetch: _Fetch, stored: Stored) -> None:
+    def __init__(self, fetch: _RemoteFetch, stored: StoredPart) -> None:
         self._fetch = fetch
         self._stored = stored
         self._patience: float | None = None
         self._since = self._due = 0.0
 
     def begin(self, patience: float) -> None:
-        """Expect it to grow, within `patience` seconds each time."""
+        """Expect growth from now on, within `patience` seconds each time."""
         self._patience = patience
-        self._since = time.monotonic()
-        self._due = self._since + downloading.CHECKPOINT_EVERY
+        self._since, self._due = time.monotonic(), checkpoint_due()
 
     def look(self, _: int) -> None:
         """Count what came, and record a checkpoint when one is due. Raises: TransportTimeout when nothing came for too
-        long; what `control` was told to stop with."""
-        self._fetch.check()
+        long; the reason to stop."""
+        self._fetch.context.control.check()
         if self._patience is None:
             return
         before = self._stored.position
@@ -311,4 +281,4 @@ class _Growth:
             raise TransportTimeout(f"no byte arrived for {self._patience:g} seconds")
         if now >= self._due:
             self._fetch.note(self._stored)
-            self._due = time.monotonic() + downloading.CHECKPOINT_EVERY
+            self._due = checkpoint_due()

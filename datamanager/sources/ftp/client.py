@@ -13,101 +13,93 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import format_datetime
-from pathlib import Path
 
-from datamanager.errors import ConnectionLost, InvalidRequest, SizeMismatch, SourceChanged, TooLarge
-from datamanager.sources.ftp.ftp_control import FtpControl, ftp_errors
-from datamanager.sources.network.blocks import Pace, gathered
-from datamanager.sources.network.egress_guard import EgressGuard
-from datamanager.sources.network.file_servers import FileUrl, bounded, connect, parse_file_url, refuse_expect_type
+from datamanager.errors import ConnectionLost, SizeMismatch, SourceChanged, TooLarge
+from datamanager.sources.ftp.ftp_control import FtpControl, FtpLogin, ftp_errors
+from datamanager.sources.network.blocks import MinimumRate, gathered
+from datamanager.sources.network.connect import connect_guarded, time_limit
+from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.network.tls import Trust
-from datamanager.sources.terms.options import FtpOptions, HttpOptions
+from datamanager.sources.source_port import Source
+from datamanager.sources.terms.source_options import FtpOptions, option_error, plain_text, refuse_expect_type
+from datamanager.sources.terms.urls import FileUrl, parse_file_url
 
 PORTS = {"ftp": 21, "ftps": 990}
-_TAKE = 2**18
+_RECEIVE = 2**18
 
 
 @dataclass(frozen=True, slots=True)
-class FtpSource:
-    """A file of an FTP server. Timeouts are seconds, `max_size` is bytes."""
+class FtpTerms:
+    """A file of an FTP server, with its options, parsed."""
 
-    url: str
-    guard: EgressGuard
-    max_size: int
-    tls: str | None = None
-    """None, "explicit" or "implicit"."""
-    username: str | None = None
-    """None: anonymous."""
-    password: str | None = field(default=None, repr=False)
+    url: FileUrl
+    login: FtpLogin
     trust: Trust = field(default_factory=Trust, repr=False)
-    ca_file: Path | None = None
-    connect_timeout: float = 10.0
-    read_timeout: float = 60.0
 
     @classmethod
-    def of(
-        cls,
-        url: str,
-        options: FtpOptions,
-        *,
-        guard: EgressGuard,
-        max_size: int,
-        connect_timeout: float,
-        read_timeout: float,
-        ca_file: Path | None,
-    ) -> FtpSource:
-        """Return the source for a URL with these options.
+    def parse(cls, url: str, options: FtpOptions) -> FtpTerms:
+        """Return the terms of a URL with these options.
 
         Raises: UrlNotAllowed, InvalidRequest (a password without username, TLS terms that do not fit), NotSupported.
         """
         parsed = parse_file_url(url, PORTS)
-        refuse_expect_type(options, parsed)
+        refuse_expect_type(options, parsed.scheme)
         if options.password is not None and options.username is None:
-            raise InvalidRequest("options.password: needs username", {"options.password": "needs username"})
+            raise option_error("password", "needs username")
         tls: str | None = options.tls
         if parsed.scheme == "ftps" and tls is None:
             tls = "explicit" if parsed.port == PORTS["ftp"] else "implicit"
-        trust = Trust.of(HttpOptions(ca=options.ca, verify_tls=options.verify_tls))
-        password = None if options.password is None else options.password.get_secret_value()
-        return cls(url, guard, max_size, tls, options.username, password, trust, ca_file, connect_timeout, read_timeout)
+        return cls(parsed, FtpLogin(options.username, plain_text(options.password), tls), Trust.of(options))
 
-    def check(self) -> None:
-        """Refuse a URL that is malformed, or a host where downloads may not go. Raises: UrlNotAllowed."""
-        url = parse_file_url(self.url, PORTS)
-        self.guard.check(url.host, url.port)
+    @property
+    def hosts(self) -> list[tuple[str, int]]:
+        """See SourceTerms.hosts."""
+        return [(self.url.host, self.url.port)]
+
+    def open(self, context: SourceContext) -> Source:
+        """See SourceTerms.open."""
+        return FtpSource(self, context)
+
+
+@dataclass(frozen=True, slots=True)
+class FtpSource:
+    """What a file of an FTP server is read by."""
+
+    terms: FtpTerms
+    context: SourceContext
 
     @contextmanager
     def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[FtpDownload]:
         """Connect, log in and begin the transfer; see Source.open."""
-        url = parse_file_url(self.url, PORTS)
+        url, context = self.terms.url, self.context
         with ExitStack() as stack:
             with ftp_errors(url.shown):
-                context = self.trust.context(self.ca_file)
-            sock, address = connect(self.guard, url, self.connect_timeout)
+                tls = self.terms.trust.context(context.ca_file)
+            sock, address = connect_guarded(context.guard, url, context.connect_timeout)
             control = stack.enter_context(
-                closing(FtpControl(sock, url.host, address, self.guard, context, self.tls, self.read_timeout))
+                closing(FtpControl(sock, url.host, address, context.guard, tls, self.terms.login, context.read_timeout))
             )
             with (
                 ftp_errors(url.shown, login=True),
-                bounded(self.connect_timeout + self.read_timeout, control.break_off),
+                time_limit(context.connect_timeout + context.read_timeout, control.abort_waits),
             ):
-                control.begin(self.username, self.password)
-            with ftp_errors(url.shown), bounded(self.read_timeout, control.break_off):
+                control.begin()
+            with ftp_errors(url.shown), time_limit(context.read_timeout, control.abort_waits):
                 found = _Found.at(control, url)
-                if found.size is not None and found.size > self.max_size:
-                    raise TooLarge(f"{url.shown} is {found.size} bytes, allowed are {self.max_size}")
+                if found.size is not None and found.size > context.max_size:
+                    raise TooLarge(f"{url.shown} is {found.size} bytes, allowed are {context.max_size}")
                 if version is not None and version != found.version:
                     raise SourceChanged(f"{url.shown} is not what it was when the download began")
                 begin = start if found.size is None else min(start, found.size)
                 begin = begin if begin and control.can_begin_at(begin) else 0
                 data = stack.enter_context(control.retrieve(found.path, begin, size_known=found.size is not None))
-                data.settimeout(self.read_timeout)
-            yield FtpDownload(self, url, control, data, found, begin, stop)
+                data.settimeout(context.read_timeout)
+            yield FtpDownload(self, control, data, found, begin, stop)
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the server tells of a file."""
+    """A file's path, size and modification time, as the server gives them."""
 
     path: str
     size: int | None
@@ -130,36 +122,27 @@ class FtpDownload:
 
     etag = content_type = None
     ranges = False
-    """Servers of this kind count connections, and few are allowed to one client."""
+    """FTP servers allow few connections to one client."""
 
     def __init__(
-        self,
-        source: FtpSource,
-        url: FileUrl,
-        control: FtpControl,
-        data: socket.socket,
-        found: _Found,
-        start: int,
-        stop: int | None,
+        self, source: FtpSource, control: FtpControl, data: socket.socket, found: _Found, start: int, stop: int | None
     ) -> None:
-        self.url = url.shown
-        self.filename = url.path.rpartition(b"/")[2].decode("utf-8", "replace")
-        self.size = found.size
-        self.version = found.version
+        url = self._from = source.terms.url
+        self.url, self.filename = url.shown, url.filename
+        self.size, self.version, self.start = found.size, found.version, start
         self.last_modified = None if found.modified is None else format_datetime(found.modified, usegmt=True)
-        self.start = start
         self._stop = stop if stop is None or found.size is None else min(stop, found.size)
-        self._source, self._from, self._control, self._data, self._found = source, url, control, data, found
+        self._context, self._control, self._data, self._found = source.context, control, data, found
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the bytes; the server has to say in the end that they were all; see Download.blocks."""
-        most = self._source.max_size - self.start
-        yield from gathered(self._pieces(), self.url, most, self._source.max_size)
+        most = self._context.max_size - self.start
+        return gathered(self._pieces(), self.url, most, self._context.max_size)
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
-        pace = Pace(self._source.read_timeout)
+        rate = MinimumRate(self._context.read_timeout)
         received = self.start
-        while piece := self._receive(pace):
+        while piece := self._receive(rate):
             if self._stop is not None and received + len(piece) >= self._stop and self._stop != self.size:
                 yield memoryview(piece)[: self._stop - received]
                 return  # the rest was not asked for; leaving the context ends the transfer
@@ -169,17 +152,17 @@ class FtpDownload:
             yield piece
         self._check_end(received)
 
-    def _receive(self, pace: Pace) -> bytes:
+    def _receive(self, rate: MinimumRate) -> bytes:
         with ftp_errors(self.url):
             began = time.monotonic()
-            piece = self._data.recv(_TAKE)
-            pace.took(time.monotonic() - began, len(piece))
+            piece = self._data.recv(_RECEIVE)
+            rate.add(time.monotonic() - began, len(piece))
             return piece
 
     def _check_end(self, received: int) -> None:
-        """Hear that the transfer is complete, and look whether the file is still what it was."""
+        """Read the server's final answer, and check that the file has not changed."""
         self._data.close()
-        with ftp_errors(self.url), bounded(self._source.read_timeout, self._control.break_off):
+        with ftp_errors(self.url), time_limit(self._context.read_timeout, self._control.abort_waits):
             answer = self._control.getresp()
             if not answer.startswith("2"):
                 raise ConnectionLost(f"{self.url}: the server does not say that the file is complete")

@@ -1,7 +1,7 @@
 """The control connection of FTP (RFC 959, 2428, 3659, 4217): ftplib's client, bound to one checked address.
 
-Passive only; whatever address the server names, the data connection goes where the control connection went. With TLS
-both are encrypted and verified, and the data connection takes up the control connection's session, as servers demand.
+Passive only; whatever address the server names, the data connection goes to the control connection's. With TLS both are
+encrypted and verified, and the data connection resumes the control connection's session, as servers demand.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from datamanager.errors import AuthenticationFailed, ConnectionLost, DataManagerError, DownloadFailed, SourceMissing
 from datamanager.sources.network.connection_errors import as_ours
-from datamanager.sources.network.egress_guard import Address, EgressGuard
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.terms.urls import Address
 
 MAX_LINES = 1000
 """Lines of one answer."""
@@ -27,8 +29,17 @@ _NOT_UNDERSTOOD = frozenset({"500", "501", "502", "503", "504", "534", "536"})
 _NOT_LOGGED_IN = frozenset({"331", "332", "530", "532"})
 
 
+@dataclass(frozen=True, slots=True)
+class FtpLogin:
+    """The login (anonymous without a username), and `tls`: None (clear text), "explicit" or "implicit"."""
+
+    username: str | None
+    password: str | None = field(repr=False)
+    tls: str | None
+
+
 class FtpControl(ftplib.FTP_TLS):
-    """A conversation with one server. `tls` is None (clear text), "explicit" or "implicit". Used by one thread."""
+    """A conversation with one server. Used by one thread."""
 
     def __init__(
         self,
@@ -37,7 +48,7 @@ class FtpControl(ftplib.FTP_TLS):
         address: Address,
         guard: EgressGuard,
         context: ssl.SSLContext,
-        tls: str | None,
+        login: FtpLogin,
         timeout: float,
     ) -> None:
         # latin-1 both ways: what is sent are the very bytes of the path, and no answer is unreadable
@@ -47,28 +58,28 @@ class FtpControl(ftplib.FTP_TLS):
         self.af = sock.family
         self._address = address
         self._guard = guard
-        self._tls = tls
+        self._login = login
         self._lines = 0
         self._ragged = True
 
-    def begin(self, username: str | None, password: str | None) -> None:
-        """Hear the welcome, secure both connections, log in (anonymous without a username) and ask for binary mode.
+    def begin(self) -> None:
+        """Read the welcome, secure both connections, log in and ask for binary mode.
 
         Raises: ftplib's errors, OSError, EOFError.
         """
         assert self.sock is not None  # noqa: S101 for mypy: only `close` takes it away
         self.sock.settimeout(self.timeout)
-        if self._tls == "implicit":
+        if self._login.tls == "implicit":
             self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host)
         self.file = self.sock.makefile("r", encoding=self.encoding)
         self.welcome = self.getresp()
-        if self._tls == "explicit":
+        if self._login.tls == "explicit":
             self.auth()
-        if username is None:
+        if self._login.username is None:
             self.login(secure=False)
         else:
-            self.login(_as_sent(username), _as_sent(password or ""), secure=False)
-        if self._tls is not None:
+            self.login(_as_sent(self._login.username), _as_sent(self._login.password or ""), secure=False)
+        if self._login.tls is not None:
             self.prot_p()
         self.voidcmd("TYPE I")
 
@@ -92,9 +103,9 @@ class FtpControl(ftplib.FTP_TLS):
             return False
 
     def retrieve(self, path: str, start: int, *, size_known: bool) -> socket.socket:
-        """Return the connection that the file's bytes come by, from `start` on.
+        """Return the connection by which the file's bytes come, from `start` on.
 
-        Without a known size the end of TLS has to be told by close_notify: nothing else shows a cut on the way.
+        Without a known size TLS must end by close_notify: nothing else shows that the connection was cut.
 
         Raises: UrlNotAllowed, ftplib's errors, OSError, EOFError.
         """
@@ -102,8 +113,8 @@ class FtpControl(ftplib.FTP_TLS):
         # once more, although it was asked for: it has to be the last command before this one (RFC 3659, 5.3)
         return self.ntransfercmd(f"RETR {path}", start or None)[0]
 
-    def break_off(self) -> None:
-        """Make every wait of this connection end, from any thread."""
+    def abort_waits(self) -> None:
+        """End every wait of this connection, from any thread."""
         if (sock := self.sock) is not None:
             with suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of the socket itself, also below TLS
@@ -129,9 +140,9 @@ class FtpControl(ftplib.FTP_TLS):
         return super().getline()
 
     def makepasv(self) -> tuple[str, int]:
-        """Ask where the data connection is to go: the port is the server's choice, the address is not.
+        """Ask for the data connection's port; the address is the control connection's, whatever the server says.
 
-        Raises: UrlNotAllowed for a port that DM_DOWNLOAD_DENY shuts.
+        Raises: UrlNotAllowed for a port that DM_DOWNLOAD_DENY denies.
         """
         _, port = super().makepasv()
         if not 1024 <= port <= 65535:
@@ -142,7 +153,7 @@ class FtpControl(ftplib.FTP_TLS):
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
         """Begin a transfer; with TLS in the control connection's session."""
         connection, size = ftplib.FTP.ntransfercmd(self, cmd, rest)  # noqa: S321
-        if self._tls is None:
+        if self._login.tls is None:
             return connection, size
         session = self.sock.session if isinstance(self.sock, ssl.SSLSocket) else None
         try:
@@ -161,9 +172,9 @@ def _as_sent(text: str) -> str:
 
 @contextmanager
 def ftp_errors(shown: str, *, login: bool = False) -> Iterator[None]:
-    """Raise our errors for ftplib's and the socket's; `shown` is a `public_url`. Of answers only the code is told.
+    """Raise our errors for ftplib's and the socket's; `shown` is a `public_url`. The error has an answer's code only.
 
-    `login`: it is not about a file yet.
+    `login`: the conversation is before the first file.
     """
     try:
         yield

@@ -1,14 +1,12 @@
-"""The answer to a GET, also to one for a part: framing, status, Content-Range and validators, checked before a byte is
-handed on.
+"""The answer to a GET, whole or of a range: framing, status, Content-Range and validators, checked before the body.
 
-What two readers could understand differently is refused. A part is taken only when it is exactly the one asked for.
+What two readers could understand differently is refused. A range is accepted only when it is exactly the requested one.
 (RFC 9110, 8.8, 13.1.5, 14 and 15.3.7; RFC 9112, 6)
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,14 +16,13 @@ import requests
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
 from datamanager.errors import DownloadFailed, SizeMismatch, SourceChanged, TooLarge
-from datamanager.sources.http.pinned import Answer
+from datamanager.sources.http.pinned import PinnedResponse
+from datamanager.sources.network.blocks import gathered
 from datamanager.sources.network.connection_errors import translated
-from datamanager.sources.port import BLOCK
+from datamanager.sources.source_port import BLOCK
 from datamanager.sources.terms.suggested_name import disposition_name
 from datamanager.sources.terms.urls import Target, public_url
 
-HAND_ON = 0.5
-"""Seconds after which a block is handed on although it is not full."""
 STRONG_AFTER = timedelta(seconds=60)
 """How much older than the answer a modification time must be to tell two versions apart (RFC 9110, 8.8.2.2)."""
 
@@ -45,8 +42,8 @@ _ETAG_MARK, _DATE_MARK = "etag:", "date:"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What was asked for: offsets in bytes, `stop` not included, and the version that it must be of."""
+class RangeRequest:
+    """Which bytes are requested: offsets, `stop` not included, and the version that they must be of."""
 
     start: int = 0
     stop: int | None = None
@@ -95,10 +92,12 @@ def strong_version(headers: HTTPHeaderDict) -> str | None:
     return f"{_DATE_MARK}{headers['Last-Modified'].strip()}"
 
 
-class SoundHead:
-    """The head of an answer to a GET, found sound. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
+class CheckedHead:
+    """The checked head of an answer to a GET. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
-    def __init__(self, head: Head, target: Target, max_size: int, asked: Asked, expect_type: str | None = None) -> None:
+    def __init__(
+        self, head: Head, target: Target, max_size: int, asked: RangeRequest, expect_type: str | None = None
+    ) -> None:
         headers = self._headers = head.headers
         self.url = public_url(target.url)
         self.etag = headers.get("ETag")
@@ -111,28 +110,28 @@ class SoundHead:
         self._announced = self._checked_head(head.status, asked)
         self.size = self._announced
         if head.status == requests.codes.partial:
-            self._take_part(headers.get("Content-Range"), asked)
+            self._take_range(headers.get("Content-Range"), asked)
         if asked.version is not None and self.version != asked.version:
-            raise SourceChanged(f"{self.url} is not the version any more that was begun")
+            raise SourceChanged(f"{self.url} is not the version any more that the download began with")
         if self.size is not None and self.size > max_size:
             raise TooLarge(f"{self.url} is {self.size} bytes, allowed are {max_size}")
         self._check_type(expect_type)
         accepts = headers.get("Accept-Ranges", "").strip().lower() == "bytes"
         self.ranges = self.version is not None and (accepts or head.status == requests.codes.partial)
 
-    def _checked_head(self, status: int, asked: Asked) -> int | None:
+    def _checked_head(self, status: int, asked: RangeRequest) -> int | None:
         """Return the announced length of the body in bytes, if there is one."""
         if status == requests.codes.requested_range_not_satisfiable and asked.version is not None:
-            raise SourceChanged(f"{self.url} ends before byte {asked.start}, where it was to be gone on with")
+            raise SourceChanged(f"{self.url} ends before byte {asked.start}, where the download was to resume")
         sound = (requests.codes.ok, requests.codes.partial) if asked.partial else (requests.codes.ok,)
         if status not in sound:
             retryable = status in _RETRYABLE or status >= 500
             raise DownloadFailed(f"{self.url} answered {status}", retryable=retryable)
         if status == requests.codes.ok and "Content-Range" in self._headers:
-            raise DownloadFailed(f"{self.url} sends the whole (200) and calls it a part (Content-Range)")
+            raise DownloadFailed(f"{self.url} sends the whole file (200) and calls it a range (Content-Range)")
         encoding = ", ".join(self._headers.getlist("Content-Encoding")).strip().lower()
         if encoding not in ("", "identity"):
-            raise DownloadFailed(f"{self.url} sends its content encoded (Content-Encoding), unasked")
+            raise DownloadFailed(f"{self.url} sends encoded content (Content-Encoding), which was not requested")
         framing = [value.strip().lower() for value in self._headers.getlist("Transfer-Encoding")]
         lengths = self._headers.getlist("Content-Length")
         if framing not in ([], ["chunked"]) or len(lengths) > 1 or (framing and lengths):
@@ -143,19 +142,19 @@ class SoundHead:
             raise DownloadFailed(f"{self.url} sends an invalid Content-Length")
         return int(lengths[0])
 
-    def _take_part(self, content_range: str | None, asked: Asked) -> None:
-        """Note the whole size and the part's bounds. Raises: SourceChanged when it is another part than asked for."""
+    def _take_range(self, content_range: str | None, asked: RangeRequest) -> None:
+        """Store the whole size and the range. Raises: SourceChanged when it is not the requested one."""
         match = _CONTENT_RANGE.fullmatch((content_range or "").strip())
         if match is None or len(self._headers.getlist("Content-Range")) != 1:
-            raise SourceChanged(f"{self.url} sends a part without saying which (Content-Range)")
+            raise SourceChanged(f"{self.url} sends a range without naming it (Content-Range)")
         first, last = int(match[1]), int(match[2])
         self.size = None if match[3] == "*" else int(match[3])
         end = self.size if asked.stop is None else asked.stop if self.size is None else min(asked.stop, self.size)
         count = last + 1 - first
         if first != asked.start or count <= 0 or (end is not None and last + 1 != end):
-            raise SourceChanged(f"{self.url} sends bytes {first} to {last}, asked for were {asked.start} to {end}")
+            raise SourceChanged(f"{self.url} sends bytes {first} to {last}, requested were {asked.start} to {end}")
         if self._announced is not None and self._announced != count:
-            raise SourceChanged(f"{self.url} sends {self._announced} bytes as its part of {count}")
+            raise SourceChanged(f"{self.url} sends {self._announced} bytes as its range of {count}")
         self.start, self._announced = first, count
 
     def _check_type(self, expected: str | None) -> None:
@@ -164,66 +163,52 @@ class SoundHead:
         said = (self.content_type or "").partition(";")[0].strip().lower()
         fits = said.startswith(expected[:-1]) if expected.endswith("/*") else said == expected
         if not fits:
-            # any other text may be the client's login, given back
+            # any other text may be the client's login, echoed
             named = repr(said) if said in _USUAL_TYPES else "another type" if said else "no type"
             raise DownloadFailed(f"{self.url} sends {named}, expected is {expected!r}")
 
 
-class HttpDownload(SoundHead):
-    """The answer to a GET whose head was found sound. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
+class HttpDownload(CheckedHead):
+    """The answer to a GET, its head checked. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
         self,
         response: requests.Response,
         target: Target,
         max_size: int,
-        asked: Asked | None = None,
+        asked: RangeRequest,
         expect_type: str | None = None,
     ) -> None:
-        super().__init__(Head.of(response), target, max_size, asked or Asked(), expect_type)
+        super().__init__(Head.of(response), target, max_size, asked, expect_type)
         self._raw: HTTPResponse = response.raw
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the body; see Download.blocks."""
-        block = memoryview(bytearray(BLOCK))
-        filled = received = 0
-        due = time.monotonic() + HAND_ON
+        most = self._max_size - self.start
+        return gathered(self._pieces(), self.url, most, self._max_size, self._pauses)
+
+    def _pieces(self) -> Iterator[bytes]:
+        """Yield what has arrived, at least one byte each, until the body's proper end."""
+        received = 0
         while True:
-            if filled and self._pauses(due - time.monotonic()):
-                yield block[:filled]
-                filled = 0
-                due = time.monotonic() + HAND_ON
-            piece = self._read(BLOCK - filled)
+            # read1 returns what one system call brings: a slow source is not waited for until a whole block is there.
+            # It raises when the connection ends before Content-Length, or before the last chunk.
+            with translated(self.url):
+                piece = self._raw.read1(BLOCK, decode_content=False)
             if not piece:
                 break
             received += len(piece)
-            if self.start + received > self._max_size:
-                raise TooLarge(f"{self.url} is larger than the {self._max_size} bytes allowed")
-            block[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            if filled == BLOCK or time.monotonic() >= due:
-                yield block[:filled]
-                filled = 0
-                due = time.monotonic() + HAND_ON
+            yield piece
         self._check_end(received)
-        if filled:
-            yield block[:filled]
 
     def _pauses(self, seconds: float) -> bool:
         answer = self._raw._original_response  # noqa: SLF001 see below
-        return isinstance(answer, Answer) and answer.pauses(max(seconds, 0))
-
-    def _read(self, most: int) -> bytes:
-        """Return what has arrived, at least one byte; b"" only at the body's proper end."""
-        # read1 gives what one system call brings: a slow source is not waited for until a whole block is there.
-        # It raises when the connection ends before Content-Length, or before the last chunk.
-        with translated(self.url):
-            return self._raw.read1(most, decode_content=False)
+        return isinstance(answer, PinnedResponse) and answer.pauses(seconds)
 
     def _check_end(self, received: int) -> None:
         # urllib3 has no public way to the answer below; requests reads the same attribute.
         answer = self._raw._original_response  # noqa: SLF001
-        surplus = isinstance(answer, Answer) and answer.surplus
+        surplus = isinstance(answer, PinnedResponse) and answer.surplus
         if surplus or (self._announced is not None and received != self._announced):
             sent = "more" if surplus else str(received)
             raise SizeMismatch(f"{self.url} announced {self._announced} bytes and sent {sent}")

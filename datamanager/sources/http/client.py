@@ -9,35 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlencode, urljoin
 
 import requests
 from requests.auth import AuthBase, HTTPBasicAuth
 from urllib3.exceptions import NewConnectionError
 
-from datamanager.errors import DownloadFailed, InvalidRequest, UrlNotAllowed
-from datamanager.sources.http.answer import Asked, Head, HttpDownload
+from datamanager.errors import DataManagerError, DownloadFailed, InvalidRequest, UrlNotAllowed
+from datamanager.sources.http.answer import Head, HttpDownload, RangeRequest
 from datamanager.sources.http.pinned import PinnedAdapter
 from datamanager.sources.http.proxy import Proxy
+from datamanager.sources.network.connect import MAX_ADDRESSES
 from datamanager.sources.network.connection_errors import causes, translated
-from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.network.tls import Trust
-from datamanager.sources.terms.options import HttpOptions
+from datamanager.sources.source_port import Source
+from datamanager.sources.terms.source_options import HttpOptions, option_error, plain_text
 from datamanager.sources.terms.urls import Target, parse_target, public_url
 
 MAX_REDIRECTS = 10
-MAX_ADDRESSES = 4
-"""How many of a host's addresses are tried until one accepts the connection."""
-
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_HEADERS = {
-    "Accept": "*/*",
-    "Accept-Encoding": "identity",
-    "Connection": "close",
-    "User-Agent": "data-manager",
-}
+_HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close", "User-Agent": "data-manager"}
 NO_HEADERS: Mapping[str, str] = {}
 
 A = TypeVar("A")
@@ -56,128 +49,131 @@ class BearerAuth(AuthBase):
 
 
 @dataclass(frozen=True, slots=True)
-class HttpSource:
-    """An http or https URL. `connect_timeout` and `read_timeout` are seconds, `max_size` is bytes.
+class HttpTerms:
+    """An http or https URL with its options, parsed.
 
-    Other protocols over HTTP ride on it with an `auth` of their own (it sees the request as it will be sent, Range
-    included), `headers` and `query`.
+    Other protocols over HTTP use it with an `auth` of their own (it sees the request as it will be sent, Range
+    included).
     """
 
-    url: str
-    guard: EgressGuard
-    max_size: int
-    connect_timeout: float = 10.0
-    read_timeout: float = 60.0
-    ca_file: Path | None = None
-    """Certificate authorities to trust besides the public ones."""
+    target: Target
+    """What is requested first: the URL with the query of the options."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent to the URL's own origin only."""
     auth: AuthBase | None = field(default=None, repr=False)
-    """Applied to each request to the URL's own origin, as the last."""
-    query: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Added to the URL's query; not to where it redirects."""
+    """Applied last to each request to the URL's own origin."""
     trust: Trust = field(default_factory=Trust, repr=False)
     proxy: Proxy | None = field(default=None, repr=False)
     expect_type: str | None = None
 
     @classmethod
-    def of(
-        cls,
-        url: str,
-        options: HttpOptions,
-        *,
-        guard: EgressGuard,
-        max_size: int,
-        connect_timeout: float,
-        read_timeout: float,
-        ca_file: Path | None,
-        auth: AuthBase | None = None,
-    ) -> HttpSource:
-        """Return the source for a URL with these options; `auth` instead of the one that they ask for.
+    def parse(cls, url: str, options: Any) -> Self:
+        """Return the terms of a URL with these options (HttpOptions).
 
-        Raises: UrlNotAllowed, InvalidRequest (certificates that can't be read, two logins).
+        Raises: UrlNotAllowed, InvalidRequest (certificates that can't be read, two logins), NotSupported.
         """
-        parse_target(url)
+        return cls.with_auth(url, options, auth_of(options))
+
+    @classmethod
+    def with_auth(cls, url: str, options: HttpOptions, auth: AuthBase | None) -> Self:
+        """Return the terms with `auth` instead of the login of the options. Raises: UrlNotAllowed, InvalidRequest."""
+        if options.query:
+            base, hash_sign, fragment = url.partition("#")
+            query = urlencode({name: value.get_secret_value() for name, value in options.query.items()})
+            url = f"{base}{'&' if '?' in base else '?'}{query}{hash_sign}{fragment}"
         return cls(
-            url,
-            guard,
-            max_size,
-            connect_timeout,
-            read_timeout,
-            ca_file,
+            parse_target(url),
             headers={name: value.get_secret_value() for name, value in options.headers.items()},
-            auth=auth or auth_of(options),
-            query={name: value.get_secret_value() for name, value in options.query.items()},
+            auth=auth,
             trust=Trust.of(options),
             proxy=Proxy.of(options),
             expect_type=options.expect_type,
         )
 
-    def check(self) -> None:
-        """Refuse a malformed URL, and a host or proxy where downloads may not go. Raises: UrlNotAllowed."""
-        target = self.first()
-        self.guard.check(target.host, target.port)
-        if self.proxy is not None:
-            self.proxy.check(self.guard)
+    @property
+    def hosts(self) -> list[tuple[str, int]]:
+        """See SourceTerms.hosts."""
+        targets = [self.target] if self.proxy is None else [self.target, self.proxy.target]
+        return [(target.host, target.port) for target in targets]
+
+    def open(self, context: SourceContext) -> Source:
+        """See SourceTerms.open."""
+        return HttpSource(self, context)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSource:
+    """What an http or https URL is read by."""
+
+    terms: HttpTerms
+    context: SourceContext
 
     @contextmanager
     def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[HttpDownload]:
-        """Ask for the URL and follow redirects to the answer with the bytes.
+        """Request the URL and follow redirects to the answer with the bytes.
 
         Raises: SourceChanged, UrlNotAllowed, DownloadFailed, TooLarge, ConnectionLost, TransportTimeout.
         """
-        asked = Asked(start, stop, version)
+        asked = RangeRequest(start, stop, version)
         target, response = followed(
-            self.first(), lambda at, trusted: self._get(at, asked, trusted=trusted), Head.of, _close
+            self.terms.target, lambda at, trusted: self._get(at, asked, trusted=trusted), Head.of, _close
         )
         try:
-            yield HttpDownload(response, target, self.max_size, asked, self.expect_type)
+            yield HttpDownload(response, target, self.context.max_size, asked, self.terms.expect_type)
         finally:
             _close(response)
 
-    def first(self) -> Target:
-        """Return what is asked for first: the URL with the query that was given beside it. Raises: UrlNotAllowed."""
-        if not self.query:
-            return parse_target(self.url)
-        base, hash_sign, fragment = self.url.partition("#")
-        joint = "&" if "?" in base else "?"
-        return parse_target(f"{base}{joint}{urlencode(self.query)}{hash_sign}{fragment}")
-
-    def request(self, target: Target, asked: Asked, *, trusted: bool) -> requests.PreparedRequest:
+    def request(self, target: Target, asked: RangeRequest, *, trusted: bool) -> requests.PreparedRequest:
         """Return the request as it is to be sent. `trusted`: the target is of the origin that the client's login and
         headers are for.
         """
-        own = self.headers if trusted else NO_HEADERS
+        own = self.terms.headers if trusted else NO_HEADERS
         replaced = {name.lower() for name in own}
         headers = {name: value for name, value in _HEADERS.items() if name.lower() not in replaced}
         headers = {**headers, **own, **asked.headers(), "Host": target.netloc}
         request = requests.Request("GET", target.url, headers=headers).prepare()
-        if trusted and self.auth is not None:
-            request = self.auth(request)
+        if trusted and self.terms.auth is not None:
+            request = self.terms.auth(request)
         return request
 
-    def _get(self, target: Target, asked: Asked, *, trusted: bool) -> requests.Response:
+    def _refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+        """Return the error of the protocol for an answer; None leaves it to the checks of every answer."""
+        del response, asked, shown
+        return None
+
+    def _get(self, target: Target, asked: RangeRequest, *, trusted: bool) -> requests.Response:
+        response = self._send(self.request(target, asked, trusted=trusted), target, trusted=trusted)
+        try:
+            refusal = self._refusal(response, asked, public_url(target.url))
+            if refusal is not None:
+                raise refusal
+        except BaseException:
+            _close(response)
+            raise
+        return response
+
+    def _send(self, request: requests.PreparedRequest, target: Target, *, trusted: bool) -> requests.Response:
         """Send the request to the first of the host's checked addresses that accepts the connection."""
-        request = self.request(target, asked, trusted=trusted)
-        trust = self.trust if trusted else self.trust.without_client()
-        addresses = self.guard.check(target.host, target.port)[:MAX_ADDRESSES]
+        guard, proxy = self.context.guard, self.terms.proxy
+        trust = self.terms.trust if trusted else self.terms.trust.without_client()
+        addresses = guard.check(target.host, target.port)[:MAX_ADDRESSES]
         with translated(public_url(target.url)):
-            context = trust.context(self.ca_file) if target.scheme == "https" else None
-            way = None if self.proxy is None else self.proxy.way(self.guard)
+            tls = trust.context(self.context.ca_file) if target.scheme == "https" else None
+            tunnel = None if proxy is None else proxy.tunnel(guard)
             for address in addresses[:-1]:
                 try:
-                    return self._send(request, PinnedAdapter(target, address, context, way))
+                    return self._send_by(request, PinnedAdapter(target, address, tls, tunnel))
                 except requests.ConnectionError as exc:  # its timeout is one as well
                     unreached = isinstance(exc, requests.ConnectTimeout) or any(
                         isinstance(cause, NewConnectionError) for cause in causes(exc)
                     )
                     if not unreached:
                         raise
-            return self._send(request, PinnedAdapter(target, addresses[-1], context, way))
+            return self._send_by(request, PinnedAdapter(target, addresses[-1], tls, tunnel))
 
-    def _send(self, request: requests.PreparedRequest, adapter: PinnedAdapter) -> requests.Response:
+    def _send_by(self, request: requests.PreparedRequest, adapter: PinnedAdapter) -> requests.Response:
         # The adapter is used without a Session: cookies, proxies, ~/.netrc and redirects have no place to come from.
-        timeout = (self.connect_timeout, self.read_timeout)
+        timeout = (self.context.connect_timeout, self.context.read_timeout)
         response = adapter.send(request, stream=True, timeout=timeout, verify=True)
         # What an AuthBase hangs there answers a challenge (digest) over the same adapter, hence at the same address.
         for hook in request.hooks.get("response") or ():
@@ -200,19 +196,17 @@ def auth_of(options: HttpOptions) -> AuthBase | None:
     if options.token is not None:
         return BearerAuth(options.token.get_secret_value())
     if options.username is not None:
-        password = options.password.get_secret_value() if options.password is not None else ""
-        return HTTPBasicAuth(options.username.encode(), password.encode())
+        return HTTPBasicAuth(options.username.encode(), (plain_text(options.password) or "").encode())
     if options.password is not None:
-        why = "needs username"
-        raise InvalidRequest(f"options.password: {why}", {"options.password": why})
+        raise option_error("password", "needs username")
     return None
 
 
 def followed(
     first: Target, get: Callable[[Target, bool], A], head_of: Callable[[A], Head], close: Callable[[A], None]
 ) -> tuple[Target, A]:
-    """Follow redirects by hand; return the target and the answer of the one that is none. `get` is told whether its
-    target is of the first one's origin, and checks where it goes.
+    """Follow redirects by hand; return the last target and its answer. `get` gets whether its target is of the first
+    target's origin, and checks where it connects to.
 
     Raises: DownloadFailed, UrlNotAllowed, and what `get` raises.
     """
@@ -232,7 +226,7 @@ def followed(
 
 
 def _redirected(target: Target, head: Head) -> Target:
-    """Return where the answer leads. Raises: DownloadFailed, UrlNotAllowed."""
+    """Return the target of a redirect. Raises: DownloadFailed, UrlNotAllowed."""
     location = head.headers.get("Location")
     if not location:
         raise DownloadFailed(f"{public_url(target.url)} answered {head.status} without a Location")

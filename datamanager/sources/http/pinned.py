@@ -1,4 +1,4 @@
-"""HTTP connections that go to an address already checked, and that a dripping server can't hold for ever.
+"""HTTP connections to a checked address, which a slow server can't hold for ever.
 
 The TCP connection goes to the address; Host header, SNI and certificate check keep the host's name. Waiting for an
 answer's head is bounded as a whole, and a body must keep a minimum rate, not only send a byte before each timeout.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import math
 import select
 import socket
 import ssl
@@ -22,12 +23,10 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HeaderParsingError, NewConnectionError
 from urllib3.util.response import assert_header_parsing
 
-from datamanager.sources.http.proxy import Way
-from datamanager.sources.network.egress_guard import Address
-from datamanager.sources.terms.urls import Target
+from datamanager.sources.http.proxy import ProxyTunnel
+from datamanager.sources.network.blocks import MinimumRate
+from datamanager.sources.terms.urls import Address, Target
 
-MIN_RATE = 100
-"""Bytes per second that a body must bring, averaged over one read timeout spent waiting."""
 MAX_HEAD = 2**20
 """Largest head of an answer in bytes, interim answers (1xx) included; the same for its trailers."""
 SURPLUS_GRACE = 0.2
@@ -36,8 +35,8 @@ _BUFFER = 2**17
 
 
 class _PacedReader(io.RawIOBase):
-    """A socket's raw stream that counts bytes and the seconds spent waiting for them. While it is `shut` nothing is
-    read: what the buffer over it gives then is what that has.
+    """A socket's raw stream that must keep a minimum rate. While it is `suspended` nothing is read: the buffer over it
+    returns only what it has.
     """
 
     def __init__(self, raw: io.RawIOBase, window: float | None) -> None:
@@ -47,29 +46,24 @@ class _PacedReader(io.RawIOBase):
         self._arrived.register(raw.fileno(), select.POLLIN)
         self._in_head = True
         self._allowed = MAX_HEAD
-        self._waited = 0.0
-        self._received = 0
-        self.shut = False
+        self._pace = MinimumRate(window, math.inf)  # the whole head within one window
+        self.suspended = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self.shut:
+        if self.suspended:
             return None
         began = time.monotonic()
         count = self._gather(memoryview(buffer))
-        self._waited += time.monotonic() - began
-        self._received += count
+        waited = time.monotonic() - began
         self._allowed -= count
         if self._allowed < 0:
             raise http.client.HTTPException("there is no end of headers, interim answers or trailers")
         if self._in_head and count == 0:  # http.client would take what is there for the whole head
             raise http.client.RemoteDisconnected("the connection ended in the answer's head")
-        if self._window is not None and self._waited > self._window:
-            if self._in_head or self._received < MIN_RATE * self._waited:
-                raise TimeoutError("timed out: the server sends too slowly")
-            self._waited, self._received = 0.0, 0
+        self._pace.add(waited, count)
         return count
 
     def _gather(self, view: memoryview) -> int:
@@ -84,13 +78,13 @@ class _PacedReader(io.RawIOBase):
         """Wait for bytes, at most so long: say whether there are any, or an end."""
         began = time.monotonic()
         found = bool(self._arrived.poll(1000 * seconds))
-        self._waited += time.monotonic() - began
+        self._pace.wait(time.monotonic() - began)
         return found
 
     def head_is_read(self) -> None:
         """Begin to measure the body."""
         self._in_head = False
-        self._waited, self._received = 0.0, 0
+        self._pace = MinimumRate(self._window)
 
     def allow(self, count: int) -> None:
         """Let the next read of the body take `count` bytes, and what may stand around them."""
@@ -101,8 +95,8 @@ class _PacedReader(io.RawIOBase):
         super().close()
 
 
-class Answer(http.client.HTTPResponse):
-    """An HTTP answer read at a minimum pace; `surplus` says that more came than Content-Length announced."""
+class PinnedResponse(http.client.HTTPResponse):
+    """An HTTP answer read at a minimum rate; `surplus` says that more came than Content-Length announced."""
 
     surplus = False
 
@@ -113,8 +107,8 @@ class Answer(http.client.HTTPResponse):
             # A body without a length ends where the connection does: over TLS only where the server says so
             # (close_notify), or whoever cuts the connection would end the file (RFC 9112, 9.8).
             sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
-        self._pace = _PacedReader(self.fp.detach(), sock.gettimeout())
-        self.fp = io.BufferedReader(self._pace, _BUFFER)
+        self._reader = _PacedReader(self.fp.detach(), sock.gettimeout())
+        self.fp = io.BufferedReader(self._reader, _BUFFER)
 
     def begin(self) -> None:
         super().begin()
@@ -122,26 +116,26 @@ class Answer(http.client.HTTPResponse):
             assert_header_parsing(self.headers)  # http.client ignores every header after a malformed line
         except HeaderParsingError as exc:
             raise http.client.HTTPException("malformed headers") from exc
-        self._pace.head_is_read()
+        self._reader.head_is_read()
 
     def read1(self, n: int = -1) -> bytes:
-        self._pace.allow(max(n, _BUFFER))
+        self._reader.allow(max(n, _BUFFER))
         return super().read1(n)
 
     def pauses(self, seconds: float) -> bool:
         """Say whether the next read would have to wait for longer than this; nothing of the body is read."""
         if self.isclosed():
             return False
-        self._pace.shut = True
+        self._reader.suspended = True
         here = len(self.fp.peek(1))
-        self._pace.shut = False
+        self._reader.suspended = False
         if isinstance(self._sock, ssl.SSLSocket):
             here += self._sock.pending()
         end_of_chunk = 2 if self.chunked else 0  # is here, while what it is followed by may not be
-        return here <= end_of_chunk and not self._pace.arrives(seconds)
+        return here <= end_of_chunk and not self._reader.arrives(seconds)
 
     def close(self) -> None:
-        """Close the answer; one that was read to its announced end is asked for what lies behind it."""
+        """Close the answer; after its announced end, check whether the server sends more."""
         whole = self.status in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT)
         if not self.isclosed() and whole and not self.chunked and self.length == 0:
             try:
@@ -152,20 +146,32 @@ class Answer(http.client.HTTPResponse):
         super().close()
 
 
-class _Connection(HTTPConnection):
-    response_class = Answer
-    way: Way | None = None
+class _Tunnelled:
+    """A connection that is made by a proxy, where there is one."""
+
+    tunnel: ProxyTunnel | None = None
 
     def _new_conn(self) -> socket.socket:
-        return super()._new_conn() if self.way is None else _through(self.way, self)
+        connection: Any = self
+        if self.tunnel is None:
+            made: socket.socket = super()._new_conn()  # type: ignore[misc]
+            return made
+        try:
+            timeout = connection.timeout
+            seconds = timeout if isinstance(timeout, int | float) else None
+            return self.tunnel.connect(connection.host, connection.port or 0, seconds)
+        except TimeoutError as exc:
+            raise ConnectTimeoutError(connection, "the proxy did not answer in time") from exc
+        except OSError as exc:
+            raise NewConnectionError(connection, "the proxy made no connection") from exc
 
 
-class _TlsConnection(HTTPSConnection):
-    response_class = Answer
-    way: Way | None = None
+class _Connection(_Tunnelled, HTTPConnection):
+    response_class = PinnedResponse
 
-    def _new_conn(self) -> socket.socket:
-        return super()._new_conn() if self.way is None else _through(self.way, self)
+
+class _TlsConnection(_Tunnelled, HTTPSConnection):
+    response_class = PinnedResponse
 
 
 class _Pool(HTTPConnectionPool):
@@ -178,17 +184,17 @@ class _TlsPool(HTTPSConnectionPool):
 
 class PinnedAdapter(HTTPAdapter):
     """Sends requests for one target to one checked address, and nowhere else; no retry, no redirect, and no proxy but
-    `way`. Over https, `context` says whom to trust.
+    `tunnel`. Over https, `context` says whom to trust.
     """
 
     def __init__(
-        self, target: Target, address: Address, context: ssl.SSLContext | None = None, way: Way | None = None
+        self, target: Target, address: Address, context: ssl.SSLContext | None = None, tunnel: ProxyTunnel | None = None
     ) -> None:
         super().__init__(max_retries=0)
         self._target = target
         self._address = address
         self._context = context
-        self._way = way
+        self._tunnel = tunnel
         self._pool: HTTPConnectionPool | None = None
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
@@ -209,7 +215,7 @@ class PinnedAdapter(HTTPAdapter):
                 options["server_hostname"] = self._target.host
             address, port, scheme = str(self._address), self._target.port, self._target.scheme
             self._pool = self.poolmanager.connection_from_host(address, port, scheme, pool_kwargs=options)
-            self._pool.ConnectionCls = _sent_by(self._way, scheme)
+            self._pool.ConnectionCls = _connection_class(self._tunnel, scheme)
         return self._pool
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
@@ -222,18 +228,6 @@ class PinnedAdapter(HTTPAdapter):
             self._pool.close()
 
 
-def _sent_by(way: Way | None, scheme: str) -> type[_Connection] | type[_TlsConnection]:
+def _connection_class(tunnel: ProxyTunnel | None, scheme: str) -> type[_Connection] | type[_TlsConnection]:
     base = _TlsConnection if scheme == "https" else _Connection
-    return base if way is None else type(base.__name__, (base,), {"way": way})
-
-
-def _through(way: Way, connection: HTTPConnection) -> socket.socket:
-    """Connect through a proxy, with urllib3's errors. Raises: ConnectTimeoutError, NewConnectionError."""
-    try:
-        timeout = connection.timeout
-        seconds = timeout if isinstance(timeout, int | float) else None
-        return way.connect(connection.host, connection.port or 0, seconds)
-    except TimeoutError as exc:
-        raise ConnectTimeoutError(connection, "the proxy did not answer in time") from exc
-    except OSError as exc:
-        raise NewConnectionError(connection, "the proxy made no connection") from exc
+    return base if tunnel is None else type(base.__name__, (base,), {"tunnel": tunnel})

@@ -1,7 +1,6 @@
-"""An http proxy that the client names: asked, by CONNECT, for the address that the guard has checked.
+"""An http proxy that the client names: a tunnel (CONNECT) to the address that the egress guard has checked.
 
-So the proxy resolves nothing, and what holds without it holds with it as far as it does what it is asked to do; TLS is
-spoken with the source, through it. It needs to allow CONNECT to the source's port.
+So the proxy resolves nothing, and TLS is spoken with the source, through it. It must allow CONNECT to that port.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from datamanager.errors import InvalidRequest
-from datamanager.sources.network.egress_guard import Address, EgressGuard
-from datamanager.sources.terms.options import HttpOptions
-from datamanager.sources.terms.urls import Target, parse_target
+from datamanager.sources.network.connect import connect_first
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.terms.source_options import HttpOptions, option_error, plain_text
+from datamanager.sources.terms.urls import Address, Target, parse_target
 
 HEAD_MAX = 16 * 1024
 """Bytes of a proxy's answer."""
@@ -28,8 +27,8 @@ class ProxyRefused(OSError):
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """A proxy at an address that was checked."""
+class ProxyTunnel:
+    """A proxy at checked addresses."""
 
     addresses: tuple[Address, ...]
     port: int
@@ -41,7 +40,7 @@ class Way:
         Raises: OSError; ProxyRefused when the proxy says no.
         """
         deadline = time.monotonic() + (60.0 if timeout is None else timeout)
-        connection = self._reach(timeout)
+        connection, _ = connect_first(self.addresses, self.port, timeout)
         try:
             host = f"[{address}]" if ":" in address else address
             lines = [f"CONNECT {host}:{port} HTTP/1.1", f"Host: {host}:{port}"]
@@ -66,14 +65,6 @@ class Way:
             raise
         return connection
 
-    def _reach(self, timeout: float | None) -> socket.socket:
-        for address in self.addresses[:-1]:
-            try:
-                return socket.create_connection((str(address), self.port), timeout)
-            except OSError:
-                continue
-        return socket.create_connection((str(self.addresses[-1]), self.port), timeout)
-
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
@@ -87,26 +78,19 @@ class Proxy:
         """Return what the options ask for. Raises: InvalidRequest, UrlNotAllowed (credentials in the URL)."""
         if options.proxy is None:
             if options.proxy_username is not None or options.proxy_password is not None:
-                raise InvalidRequest("options.proxy_username: needs proxy", {"options.proxy_username": "needs proxy"})
+                raise option_error("proxy_username", "needs proxy")
             return None
-        why = "must be like http://host:port"
-        if not options.proxy.lower().startswith("http://"):
-            raise InvalidRequest(f"options.proxy: {why}", {"options.proxy": why})
-        target = parse_target(options.proxy)
-        if target.url.removesuffix("/").count("/") > 2:
-            raise InvalidRequest(f"options.proxy: {why}", {"options.proxy": why})
+        plain = options.proxy.lower().startswith("http://")
+        target = parse_target(options.proxy) if plain else None
+        if target is None or target.url.removesuffix("/").count("/") > 2:
+            raise option_error("proxy", "must be like http://host:port")
         authorization = None
         if options.proxy_username is not None:
-            password = "" if options.proxy_password is None else options.proxy_password.get_secret_value()
-            pair = f"{options.proxy_username}:{password}".encode()
-            authorization = f"Basic {base64.b64encode(pair).decode()}"
+            login = f"{options.proxy_username}:{plain_text(options.proxy_password) or ''}".encode()
+            authorization = f"Basic {base64.b64encode(login).decode()}"
         return cls(target, authorization)
 
-    def check(self, guard: EgressGuard) -> None:
-        """Refuse a proxy where downloads may not go. Raises: UrlNotAllowed."""
-        guard.check(self.target.host, self.target.port)
-
-    def way(self, guard: EgressGuard) -> Way:
+    def tunnel(self, guard: EgressGuard) -> ProxyTunnel:
         """Return the proxy at its checked addresses. Raises: UrlNotAllowed."""
         addresses = guard.check(self.target.host, self.target.port)
-        return Way(tuple(addresses[:4]), self.target.port, self.authorization)
+        return ProxyTunnel(tuple(addresses), self.target.port, self.authorization)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
 
 import requests
@@ -23,28 +21,28 @@ from datamanager.errors import (
     AuthenticationFailed,
     DataManagerError,
     DownloadFailed,
-    InvalidRequest,
     PermissionDenied,
     SourceMissing,
     UrlNotAllowed,
 )
-from datamanager.sources.http.answer import Asked, HttpDownload
-from datamanager.sources.http.client import HttpSource
+from datamanager.sources.http.answer import RangeRequest
+from datamanager.sources.http.client import HttpSource, HttpTerms
 from datamanager.sources.network.connection_errors import translated
-from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.network.tls import Trust
-from datamanager.sources.terms.options import HttpOptions, S3Options
-from datamanager.sources.terms.urls import MAX_URL, Target, parse_target, public_url
+from datamanager.sources.source_port import Source
+from datamanager.sources.terms.source_options import S3Options, option_error, plain_text
+from datamanager.sources.terms.urls import parse_target, public_url, require_plain
 
 DEFAULT_REGION = "us-east-1"
 ERROR_MAX = 64 * 1024
-"""Bytes of an error's document that are looked at."""
+"""Bytes of an error's document that are searched."""
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _HOST_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 """A bucket that can be a host's name under a certificate for `*.s3.….amazonaws.com`."""
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
-# not an XML parser: what a stranger sends could make it work without end
+# not an XML parser, which a hostile document could keep busy without end
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _RIGHT_REGION = re.compile(rb"<Region>([a-z0-9-]{1,40})</Region>")
 _MISSING = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchVersion"})
@@ -89,72 +87,42 @@ class _Signer(AWS4Auth):  # type: ignore[misc]  # it has no types
         return quote(unquote_to_bytes(path), safe="/~")
 
 
-class _Objects(HttpSource):
-    """The HTTP source with S3's own errors; it follows no redirect, whose signature would be another one."""
-
-    def _get(self, target: Target, asked: Asked, *, trusted: bool) -> requests.Response:
-        response = super()._get(target, asked, trusted=trusted)
-        sound = (requests.codes.ok, requests.codes.partial, requests.codes.requested_range_not_satisfiable)
-        if response.status_code in sound:
-            if asked.partial and response.status_code == requests.codes.ok and "Content-Range" in response.headers:
-                # rclone's server answers 200 and means it: which part it sends is checked as ever
-                response.status_code = requests.codes.partial
-            return response
-        try:
-            raise refusal(response, public_url(target.url))
-        finally:
-            response.close()
-            response.connection.close()
-
-
-@dataclass(frozen=True, slots=True)
-class S3Source:
-    """One object of a bucket."""
-
-    source: HttpSource
+class S3Terms(HttpTerms):
+    """One object of a bucket, with its options, parsed."""
 
     @classmethod
-    def of(
-        cls,
-        url: str,
-        options: S3Options,
-        *,
-        guard: EgressGuard,
-        max_size: int,
-        connect_timeout: float,
-        read_timeout: float,
-        ca_file: Path | None,
-    ) -> S3Source:
-        """Return the source for a URL with these options.
+    def parse(cls, url: str, options: Any) -> Self:
+        """Return the terms of a URL with these options (S3Options).
 
         Raises: UrlNotAllowed, InvalidRequest (keys that do not fit together, a region or an endpoint that can't be).
         """
         region = options.region or DEFAULT_REGION
         if not _REGION.fullmatch(region):
-            _refuse("region", "must be like eu-west-1")
+            raise option_error("region", "must be like eu-west-1")
         keys = _keys(options)
-        source = _Objects(
-            object_url(url, options.endpoint, region),
-            guard,
-            max_size,
-            connect_timeout,
-            read_timeout,
-            ca_file,
+        return cls(
+            parse_target(object_url(url, options.endpoint, region)),
             auth=None if keys is None else S3Auth(keys, region),
-            trust=Trust.of(HttpOptions(ca=options.ca, verify_tls=options.verify_tls)),
+            trust=Trust.of(options),
             expect_type=options.expect_type,
         )
-        return cls(source)
 
-    def check(self) -> None:
-        """Refuse an endpoint where downloads may not go. Raises: UrlNotAllowed."""
-        self.source.check()
+    def open(self, context: SourceContext) -> Source:
+        """See SourceTerms.open."""
+        return S3Source(self, context)
 
-    def open(
-        self, start: int = 0, stop: int | None = None, *, version: str | None = None
-    ) -> AbstractContextManager[HttpDownload]:
-        """Ask for the object; see Source.open."""
-        return self.source.open(start, stop, version=version)
+
+class S3Source(HttpSource):
+    """The HTTP source with S3's own errors; it follows no redirect, whose signature would be another one."""
+
+    def _refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+        sound = (requests.codes.ok, requests.codes.partial, requests.codes.requested_range_not_satisfiable)
+        if response.status_code not in sound:
+            return refusal(response, shown)
+        if asked.partial and response.status_code == requests.codes.ok and "Content-Range" in response.headers:
+            # rclone's server answers 200 to a range; which range it sends is checked as ever
+            response.status_code = requests.codes.partial
+        return None
 
 
 def object_url(url: str, endpoint: str | None, region: str) -> str:
@@ -169,9 +137,9 @@ def object_url(url: str, endpoint: str | None, region: str) -> str:
         try:
             parse_target(base)
         except UrlNotAllowed as exc:
-            _refuse("endpoint", f"must be like https://host:port ({exc.detail})")
+            raise option_error("endpoint", f"must be like https://host:port ({exc.detail})") from exc
         if "?" in base or "#" in base:
-            _refuse("endpoint", "must be like https://host:port, without query")
+            raise option_error("endpoint", "must be like https://host:port, without query")
         return f"{base.rstrip('/')}/{bucket}/{path}{query}"
     domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
     if _HOST_BUCKET.fullmatch(bucket):
@@ -182,8 +150,7 @@ def object_url(url: str, endpoint: str | None, region: str) -> str:
 def _parts(url: str) -> tuple[str, bytes, str | None]:
     """Return bucket, key and version. Raises: UrlNotAllowed."""
     shown = public_url(url)
-    if len(url) > MAX_URL or "\\" in url or not all(char.isprintable() for char in url):
-        raise UrlNotAllowed(f"the URL is longer than {MAX_URL} characters, or holds control characters or backslashes")
+    require_plain(url)
     try:
         parts = urlsplit(url)
         query = (
@@ -209,22 +176,18 @@ def _keys(options: S3Options) -> Keys | None:
     """Return the keys to sign with; None: unsigned. Raises: InvalidRequest."""
     if options.unsigned:
         if options.access_key or options.secret_key or options.session_token:
-            _refuse("unsigned", "can't be true when keys are given")
+            raise option_error("unsigned", "can't be true when keys are given")
         return None
     if not options.access_key:
-        _refuse("access_key", "is needed, with secret_key; for public buckets give unsigned: true")
+        raise option_error("access_key", "is needed, with secret_key; for public buckets give unsigned: true")
     if options.secret_key is None:
-        _refuse("secret_key", "is needed with access_key")
+        raise option_error("secret_key", "is needed with access_key")
     if not all(char.isprintable() and char.isascii() for char in options.access_key):
-        _refuse("access_key", "must be printable ASCII")
-    token = None if options.session_token is None else options.session_token.get_secret_value()
+        raise option_error("access_key", "must be printable ASCII")
+    token = plain_text(options.session_token)
     if token is not None and not (token.isascii() and token.isprintable()):
-        _refuse("session_token", "must be printable ASCII")
+        raise option_error("session_token", "must be printable ASCII")
     return Keys(options.access_key, options.secret_key.get_secret_value(), token)
-
-
-def _refuse(option: str, why: str) -> NoReturn:
-    raise InvalidRequest(f"options.{option}: {why}", {f"options.{option}": why})
 
 
 def refusal(response: requests.Response, shown: str) -> DataManagerError:

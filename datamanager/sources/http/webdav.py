@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import requests
 from requests.auth import HTTPBasicAuth, HTTPDigestAuth
@@ -19,11 +18,12 @@ from datamanager.errors import (
     SourceMissing,
     UrlNotAllowed,
 )
-from datamanager.sources.http.answer import Asked
-from datamanager.sources.http.client import HttpSource, auth_of
-from datamanager.sources.network.egress_guard import EgressGuard
-from datamanager.sources.terms.options import WebdavOptions
-from datamanager.sources.terms.urls import Target, public_url, scheme_of
+from datamanager.sources.http.answer import RangeRequest
+from datamanager.sources.http.client import HttpSource, HttpTerms, auth_of
+from datamanager.sources.network.source_context import SourceContext
+from datamanager.sources.source_port import Source
+from datamanager.sources.terms.source_options import plain_text
+from datamanager.sources.terms.urls import public_url, scheme_of
 
 _OVER = {"webdav": "http", "dav": "http", "http": "http", "webdavs": "https", "davs": "https", "https": "https"}
 _REFUSALS: dict[int, type[DataManagerError]] = {
@@ -41,7 +41,7 @@ class ChallengedAuth(HTTPDigestAuth):
         """Answer a challenge, once."""
         if r.status_code != requests.codes.unauthorized:
             return self._by_digest(r, **kwargs)
-        # the error's page may be as long as a stranger likes: taken for read, or the base class would read it all
+        # the error's page may have any length: marked as read, or the base class would read all of it
         r._content = b""  # noqa: SLF001
         offered = r.headers.get("WWW-Authenticate", "").lower()
         if "digest" in offered or "basic" not in offered or "Authorization" in r.request.headers:
@@ -66,49 +66,36 @@ def http_url(url: str) -> str:
     return _OVER[scheme] + url[len(scheme) :]
 
 
-class DavSource(HttpSource):
-    """The HTTP source, whose refusals say what they are about."""
+class WebdavTerms(HttpTerms):
+    """A webdav or webdavs URL with its options, parsed."""
 
-    def _get(self, target: Target, asked: Asked, *, trusted: bool) -> requests.Response:
-        response = super()._get(target, asked, trusted=trusted)
+    @classmethod
+    def parse(cls, url: str, options: Any) -> Self:
+        """Return the terms of a URL with these options (WebdavOptions).
+
+        Raises: what `HttpTerms.parse` raises; UrlNotAllowed also for a collection, whose GET answers a page about it;
+        NotSupported for `fetch: remote`.
+        """
+        if options.fetch == "remote":
+            raise NotSupported(
+                "option fetch is not supported by webdav: the machine's curl can't log in as it is asked to"
+            )
+        if url.partition("?")[0].partition("#")[0].endswith("/"):
+            raise UrlNotAllowed(f"the URL {public_url(url)} names a collection, not a file")
+        auth = auth_of(options)
+        if options.username is not None:
+            auth = ChallengedAuth(options.username, plain_text(options.password) or "")
+        return cls.with_auth(http_url(url), options, auth)
+
+    def open(self, context: SourceContext) -> Source:
+        """See SourceTerms.open."""
+        return WebdavSource(self, context)
+
+
+class WebdavSource(HttpSource):
+    """The HTTP source with errors for each kind of refusal."""
+
+    def _refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+        del asked
         kind = _REFUSALS.get(response.status_code)
-        if kind is None:
-            return response
-        response.close()
-        response.connection.close()
-        raise kind(f"{public_url(target.url)} answered {response.status_code}")
-
-
-def webdav_source(
-    url: str,
-    options: WebdavOptions,
-    *,
-    guard: EgressGuard,
-    max_size: int,
-    connect_timeout: float,
-    read_timeout: float,
-    ca_file: Path | None,
-) -> HttpSource:
-    """Return the source for a URL with these options.
-
-    Raises: what `HttpSource.of` raises; UrlNotAllowed also for a collection, whose GET answers a page about it;
-    NotSupported for `fetch: remote`.
-    """
-    if options.fetch == "remote":
-        raise NotSupported("option fetch is not supported by webdav: the machine's curl can't log in as it is asked to")
-    if url.partition("?")[0].partition("#")[0].endswith("/"):
-        raise UrlNotAllowed(f"the URL {public_url(url)} names a collection, not a file")
-    auth = auth_of(options)
-    if options.username is not None:
-        password = "" if options.password is None else options.password.get_secret_value()
-        auth = ChallengedAuth(options.username, password)
-    return DavSource.of(
-        http_url(url),
-        options,
-        guard=guard,
-        max_size=max_size,
-        connect_timeout=connect_timeout,
-        read_timeout=read_timeout,
-        ca_file=ca_file,
-        auth=auth,
-    )
+        return None if kind is None else kind(f"{shown} answered {response.status_code}")

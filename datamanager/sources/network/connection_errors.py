@@ -1,4 +1,4 @@
-"""Errors of requests, urllib3, http.client and the socket, translated in one place, by class."""
+"""Our errors for those of requests, urllib3, http.client and sockets, by class, in one place."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def as_ours(exc: BaseException, url: str) -> DataManagerError:
     if any(isinstance(one, http.client.HTTPException) and not isinstance(one, _CLOSED) for one in chain):
         return DownloadFailed(f"{url} did not answer in proper HTTP ({kind})")
     if among((urllib3.exceptions.NewConnectionError,)):
-        return ConnectionLost(f"no connection to {url}: it was refused, or there is no way there ({kind})")
+        return ConnectionLost(f"no connection to {url}: it was refused, or there is no route ({kind})")
     if among(_BROKEN) or type(exc) is OSError or among((ConnectionError, *_TLS_CUT)):
         return ConnectionLost(f"the connection to {url} broke ({kind})")
     return DownloadFailed(f"{url} could not be read ({kind})")

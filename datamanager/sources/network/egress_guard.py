@@ -1,7 +1,7 @@
-"""The guard: which hosts a download may reach, decided on addresses and before a byte is sent.
+"""Which hosts and ports a download may reach, decided by address and before a byte is sent.
 
-A name is resolved once, every answer is checked, and the checked addresses are what the caller connects to: a name that
-answers differently the next time (DNS rebinding) changes nothing. Without an entry in DM_DOWNLOAD_ALLOW only public
+A name is resolved once, every answer is checked, and the caller connects to the checked addresses only: a name that
+resolves differently the next time (DNS rebinding) changes nothing. Without an entry in DM_DOWNLOAD_ALLOW only public
 addresses and a few ports are open.
 """
 
@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from datamanager.errors import SettingsError, UrlNotAllowed
+from datamanager.sources.terms.urls import Address, canonical_host
 
-Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Sequence[str]]
 """Maps a host name and port to every address of the name; raises OSError or UnicodeError when there is none."""
 
 PUBLIC_PORTS = frozenset({21, 22, 80, 443, 990})
 
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ENTRY = re.compile(
     r"\[(?P<v6>[^\]]+)\](?P<length>/[0-9]+)?(:(?P<v6port>[0-9]+))?"
     r"|(?P<host>[^:\[\]]+)(:(?P<port>[0-9]+))?"
@@ -65,32 +62,6 @@ def _nat64(address: IPv6Address) -> IPv4Address | None:
     return IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
 
 
-def canonical_host(host: str) -> str | Address:
-    """Return `host` as an address, or as a lower-case ASCII name without a final dot.
-
-    A host that ends in a number is an IPv4 address to somebody's parser (WHATWG URL, inet_aton): only the plain dotted
-    form is read; `127.1`, `0x7f.0.0.1`, `2130706433` and `0177.0.0.1` are refused, as are zones (`fe80::1%eth0`) and
-    `%` escapes.
-
-    Raises: UrlNotAllowed.
-    """
-    if "%" in host:  # not told which: an escaped login looks like this
-        raise UrlNotAllowed("a host with % in it, a zone or escapes, is not allowed")
-    text = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    try:
-        if ":" in text:
-            address = IPv6Address(text)
-            return address.ipv4_mapped or address
-        name = text.lower().removesuffix(".")
-        if _NUMBER.fullmatch(name.rpartition(".")[2]):
-            return IPv4Address(text)
-    except ValueError as exc:
-        raise UrlNotAllowed(f"host {host!r} is no plain IP address") from exc
-    if not name.isascii() or not _HOST_NAME.fullmatch(name):
-        raise UrlNotAllowed(f"host {host!r} is no valid host name")
-    return name
-
-
 def system_resolve(host: str, port: int) -> list[str]:
     """Ask the system's resolver for every address of `host`. Raises: OSError, UnicodeError."""
     answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -99,34 +70,28 @@ def system_resolve(host: str, port: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What one entry of DM_DOWNLOAD_ALLOW or DM_DOWNLOAD_DENY is about; `what` None means every host, `port` None every
-    port.
-    """
+    """One entry of DM_DOWNLOAD_ALLOW or DM_DOWNLOAD_DENY; `what` None means every host, `port` None every port."""
 
     what: str | IPv4Network | IPv6Network | None
     port: int | None
 
-    def shuts_name(self, name: str, port: int) -> bool:
-        """Say whether a name, or one that it is below of, is denied."""
+    def denies_name(self, name: str, port: int) -> bool:
+        """Say whether a name is denied, by itself or by a domain above it."""
         if self.port not in (None, port) or not isinstance(self.what, str | None):
             return False
         return self.what is None or name == self.what or name.endswith(f".{self.what}")
 
-    def shuts_address(self, address: Address, port: int) -> bool:
-        """Say whether an address, or the IPv4 one that it carries, is denied."""
+    def denies_address(self, address: Address, port: int) -> bool:
+        """Say whether an address is denied, or the IPv4 address that it carries."""
         if self.port not in (None, port):
             return False
         carried = _nat64(address) if isinstance(address, IPv6Address) else None
-        return (
-            self.what is None
-            or self.opens_address(address, port)
-            or (carried is not None and self.opens_address(carried, port))
-        )
+        return self.what is None or any(self.allows_address(one, port) for one in (address, carried) if one is not None)
 
-    def opens_name(self, name: str, port: int) -> bool:
+    def allows_name(self, name: str, port: int) -> bool:
         return self.what == name and self.port in (None, port)
 
-    def opens_address(self, address: Address, port: int) -> bool:
+    def allows_address(self, address: Address, port: int) -> bool:
         if self.what is None or isinstance(self.what, str):
             return False
         return address in self.what and self.port in (None, port)
@@ -135,10 +100,10 @@ class _Entry:
 class EgressGuard:
     """Decides which hosts and ports a download may reach. Immutable, safe to share between threads.
 
-    `allow` are the entries of DM_DOWNLOAD_ALLOW: a host name, an address or a network in CIDR form, each with `:port`
-    or without (then all ports there); IPv6 with a port is written `[v6]:port`. A name opens whatever it resolves to.
-    `deny` are those of DM_DOWNLOAD_DENY, and win: a name is denied with all names below it, a network by whatever name
-    leads there, `:port` everywhere.
+    `allow` are the entries of DM_DOWNLOAD_ALLOW: a host name, an address or a network in CIDR form, with `:port` or
+    without (all ports); IPv6 with a port is written `[v6]:port`. A name allows whatever it resolves to. `deny` are
+    those of DM_DOWNLOAD_DENY, and win: a name with all names below it, a network whatever name resolves to it, `:port`
+    on every host.
 
     Raises: SettingsError for an entry that can't be read.
     """
@@ -166,12 +131,12 @@ class EgressGuard:
         if isinstance(canonical, str):
             addresses = self._addresses(canonical, port)
             self.refuse_denied(canonical, port, addresses)
-            if any(entry.opens_name(canonical, port) for entry in self._entries):
+            if any(entry.allows_name(canonical, port) for entry in self._entries):
                 return addresses
         for address in addresses:
-            if any(entry.opens_address(address, port) for entry in self._entries):
+            if any(entry.allows_address(address, port) for entry in self._entries):
                 continue
-            # The address itself is not told: names of the inner network are not for everybody who may ask.
+            # The error does not name the address: it would tell any client about names of the inner network.
             if not is_public(address):
                 raise UrlNotAllowed(f"host {host!r} has an address that is not public (DM_DOWNLOAD_ALLOW can open it)")
             if port not in PUBLIC_PORTS:
@@ -179,11 +144,11 @@ class EgressGuard:
         return addresses
 
     def refuse_denied(self, host: str, port: int, addresses: Sequence[Address]) -> None:
-        """Refuse what DM_DOWNLOAD_DENY shuts: also for a further connection to what `check` let through, whose port the
+        """Refuse what DM_DOWNLOAD_DENY denies; also for a further connection to a checked host, to a port that its
         server chose. `host` is canonical. Raises: UrlNotAllowed.
         """
         if any(
-            entry.shuts_name(host, port) or any(entry.shuts_address(address, port) for address in addresses)
+            entry.denies_name(host, port) or any(entry.denies_address(address, port) for address in addresses)
             for entry in self._denied
         ):
             raise UrlNotAllowed(f"port {port} of host {host!r} is denied (DM_DOWNLOAD_DENY)")

@@ -1,4 +1,4 @@
-"""Whom a download trusts, and who it says it is: TLS contexts from PEM texts. A key is never written to a disk."""
+"""TLS of a download: the authorities that it trusts and its client certificate, from PEM text, never on a disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pathlib import Path
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 
-from datamanager.errors import InvalidRequest
-from datamanager.sources.terms.options import HttpOptions
+from datamanager.sources.terms.source_options import TlsOptions, option_error, plain_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +26,19 @@ class Trust:
     verify: bool = True
 
     @classmethod
-    def of(cls, options: HttpOptions) -> Trust:
+    def of(cls, options: TlsOptions) -> Trust:
         """Return what the options ask for. Raises: InvalidRequest for PEM texts that can't be read."""
-        cert = options.client_cert
-        trust = cls(options.ca, None if cert is None else cert.get_secret_value(), options.verify_tls)
+        trust = cls(options.ca, plain_text(getattr(options, "client_cert", None)), options.verify_tls)
         if trust.ca is not None:
-            with _refused("options.ca", "must be PEM certificates"):
+            with _readable("ca", "must be PEM certificates"):
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=trust.ca)
         if trust.client_cert is not None:
-            with _refused("options.client_cert", "must be a PEM certificate with its unencrypted key"):
+            with _readable("client_cert", "must be a PEM certificate with its unencrypted key"):
                 _load_client(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), trust.client_cert)
         return trust
 
     def without_client(self) -> Trust:
-        """Return the same without the client's certificate: for another origin than it is meant for."""
+        """Return the same without the client certificate, for another origin than it is meant for."""
         return self if self.client_cert is None else replace(self, client_cert=None)
 
     def context(self, ca_file: Path | None = None) -> ssl.SSLContext:
@@ -73,8 +71,8 @@ def _no_password() -> str:
 
 
 @contextmanager
-def _refused(field_name: str, why: str) -> Iterator[None]:
+def _readable(option: str, wanted: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError):  # what is not ASCII is a TypeError; texts may quote what was given
-        raise InvalidRequest(f"{field_name}: {why}", {field_name: why}) from None
+        raise option_error(option, wanted) from None

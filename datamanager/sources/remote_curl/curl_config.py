@@ -1,7 +1,7 @@
-"""What a machine's curl is told, and what its end means.
+"""The configuration of a machine's curl, and the meaning of its exit status.
 
-One request, to one checked address, is all that it is told: it resolves nothing, follows no redirect, asks no proxy and
-reads no configuration. Only options that a curl of 2013 (7.29) knows are used.
+It makes one request, to one checked address: it resolves nothing, follows no redirect, asks no proxy and reads no other
+configuration. Only options that a curl of 2013 (7.29) knows are used.
 (curl(1), "-K, --config" and "EXIT CODES")
 """
 
@@ -12,12 +12,11 @@ import re
 from collections.abc import Mapping
 
 from datamanager.errors import ConnectionLost, DataManagerError, DownloadFailed, InternalError, TransportTimeout
-from datamanager.sources.http.pinned import MIN_RATE
-from datamanager.sources.network.egress_guard import Address
-from datamanager.sources.terms.urls import Target
+from datamanager.sources.network.blocks import MIN_RATE
+from datamanager.sources.terms.urls import Address, Target
 
 UNREACHED = frozenset({6, 7})
-"""No connection; 6 is said where it has no such address family."""
+"""No connection; 6 where it has no such address family."""
 NOT_TAKEN, STALLED = 23, 28
 
 _ONE_LINE = re.compile(r"[\x20-\x7e]*")
@@ -65,20 +64,20 @@ def curl_config(
 
 def curl_error(status: int, url: str) -> DataManagerError:
     """Return our error for a curl that failed; `url` is shown and must be a `public_url`."""
-    told = f"curl's status {status}"
+    ended = f"curl's status {status}"
     if status == STALLED:
-        return TransportTimeout(f"{url} did not answer, or stalled, or sent too slowly ({told})")
+        return TransportTimeout(f"{url} did not answer, or stalled, or sent too slowly ({ended})")
     if status in _NOT_TRUSTED:
-        return DownloadFailed(f"no trusted TLS connection to {url} ({told})")
+        return DownloadFailed(f"no trusted TLS connection to {url} ({ended})")
     if status in _NO_HTTP:
-        return DownloadFailed(f"{url} did not answer in proper HTTP ({told})")
+        return DownloadFailed(f"{url} did not answer in proper HTTP ({ended})")
     if status in _NOT_CONNECTED:
-        return ConnectionLost(f"no connection to {url}: it was refused, or there is no way there ({told})")
+        return ConnectionLost(f"no connection to {url}: it was refused, or there is no route ({ended})")
     if status in _BROKEN:
-        return ConnectionLost(f"the connection to {url} broke ({told})")
+        return ConnectionLost(f"the connection to {url} broke ({ended})")
     if status > _KILLED:
-        return ConnectionLost(f"curl, which fetched {url}, was killed ({told})")
-    return DownloadFailed(f"{url} could not be read ({told})")
+        return ConnectionLost(f"curl, which fetched {url}, was killed ({ended})")
+    return DownloadFailed(f"{url} could not be read ({ended})")
 
 
 def _header(name: str, value: str) -> str:

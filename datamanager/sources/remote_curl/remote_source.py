@@ -1,6 +1,7 @@
-"""http and https read by a machine's own curl: we ask the questions and judge the heads, the bytes never come here.
+"""http and https read by a machine's own curl: the mover writes the requests and checks the heads; the bytes never come
+here.
 
-What is sent, to whom, and what is taken for an answer is decided by the code that decides it for `HttpSource`.
+What is sent, to whom, and which answers are accepted is decided by the code that decides it for `HttpSource`.
 """
 
 from __future__ import annotations
@@ -8,88 +9,67 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPException, parse_headers
 from io import BytesIO
-from typing import Protocol, Self
+from typing import Any, Self
 
 from urllib3 import HTTPHeaderDict
 from urllib3.exceptions import HeaderParsingError
 from urllib3.util.response import assert_header_parsing
 
-from datamanager.errors import ConnectionLost, DownloadFailed, InvalidRequest, SizeMismatch
-from datamanager.sources.http.answer import Asked, Head, SoundHead
-from datamanager.sources.http.client import MAX_ADDRESSES, HttpSource, followed
+from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch
+from datamanager.sources.http.answer import CheckedHead, Head, RangeRequest
+from datamanager.sources.http.client import HttpSource, HttpTerms, followed
 from datamanager.sources.http.pinned import MAX_HEAD
 from datamanager.sources.network.blocks import gathered
+from datamanager.sources.network.connect import MAX_ADDRESSES
+from datamanager.sources.network.source_context import RunCurl, SourceContext
 from datamanager.sources.remote_curl.curl_config import NOT_TAKEN, STALLED, UNREACHED, curl_config, curl_error
-from datamanager.sources.terms.options import HttpOptions
+from datamanager.sources.source_port import Source
+from datamanager.sources.terms.source_options import option_error
 from datamanager.sources.terms.urls import Target, public_url
+from datamanager.transports.port import Curl
 
 LATE = 5.0
-"""Seconds after which a curl that keeps to no limit of time is ended: it hangs, or its server sends no line's end."""
+"""Seconds beyond its own time limits after which a curl is ended: it hangs, or its server sends no line's end."""
 
 _STATUS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _ELSEWHERE = {
     "proxy": "the machine's curl asks no proxy",
-    "client_cert": "its key would have to lie on the machine's disk",
+    "client_cert": "its key would have to be on the machine's disk",
     "decompress": "the bytes don't pass the mover, which would unpack them",
     "extract": "the bytes don't pass the mover, which would unpack them",
 }
 
 
-class CurlEnd(Protocol):
-    """How a curl ended."""
+class RemoteHttpTerms(HttpTerms):
+    """An http or https URL that the machine itself is to fetch, with its options, parsed."""
 
-    @property
-    def status(self) -> int:
-        """Its exit status."""
-        ...
+    @classmethod
+    def parse(cls, url: str, options: Any) -> Self:
+        """Return the terms; see HttpTerms.parse. Raises: InvalidRequest, which names the first unfit option."""
+        terms = super().parse(url, options)
+        for name, why in _ELSEWHERE.items():
+            if getattr(options, name, None):
+                raise option_error(name, f"can't be with fetch: remote: {why}")
+        return terms
 
-    @property
-    def received(self) -> int:
-        """Bytes of the body that it brought."""
-        ...
-
-    @property
-    def connected(self) -> bool:
-        """Whether it had a connection at all."""
-        ...
-
-
-class Curl(Protocol):
-    """A curl at work on a machine; what each method does is said at the port of transports that has the same name."""
-
-    def head(self, patience: float) -> bytes: ...
-    def same(self, count: int) -> bool: ...
-    def store(self, most: int) -> None: ...
-    def send(self, most: int) -> Iterator[bytes]: ...
-
-    @property
-    def end(self) -> CurlEnd | None: ...
+    def open(self, context: SourceContext) -> Source:
+        """See SourceTerms.open; where no machine has a curl, the mover reads the source."""
+        source = HttpSource(self, context)
+        return source if context.run is None else RemoteHttpSource(source, context.run)
 
 
-Run = Callable[[bytes, bytes], AbstractContextManager[Curl]]
-"""Begins a curl on the machine, of its configuration and of the authorities (PEM) to trust, if not its own ones."""
-
-
-def require_fetchable(options: HttpOptions) -> None:
-    """Refuse options that can't be with `fetch: remote`. Raises: InvalidRequest, which names the first of them."""
-    for name, why in _ELSEWHERE.items():
-        if getattr(options, name, None):
-            told = f"can't be with fetch: remote: {why}"
-            raise InvalidRequest(f"options.{name}: {told}", {f"options.{name}": told})
-
-
-class CurlDownload(SoundHead):
+class CurlDownload(CheckedHead):
     """An answer that a machine receives. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
-    def __init__(self, curl: Curl, head: Head, target: Target, source: HttpSource, asked: Asked) -> None:
-        super().__init__(head, target, source.max_size, asked, source.expect_type)
-        self.patience = source.read_timeout
+    def __init__(self, curl: Curl, head: Head, target: Target, source: HttpSource, asked: RangeRequest) -> None:
+        super().__init__(head, target, source.context.max_size, asked, source.terms.expect_type)
+        self.patience = source.context.read_timeout
         """Seconds in which something must arrive."""
         self._curl = curl
 
@@ -128,7 +108,7 @@ class CurlDownload(SoundHead):
             raise ConnectionLost(f"curl, which fetched {self.url}, went away")
         if end.status:
             raise curl_error(end.status, self.url)
-        if end.received < count:  # an old quirk of curl's, which shows them with the heads
+        if end.received < count:  # old versions of curl print trailers with the heads
             raise DownloadFailed(f"{self.url} sends trailers behind its body, which can't be with fetch: remote")
         if end.received > count or (self._announced is not None and count != self._announced):
             raise SizeMismatch(f"{self.url} announced {self._announced} bytes and sent {count}")
@@ -139,23 +119,19 @@ class RemoteHttpSource:
     """An http or https URL, read from a machine; `rate` is bytes per second that it may take there."""
 
     source: HttpSource
-    run: Run
+    run: RunCurl
     rate: int | None = None
 
-    def by(self, run: Run, rate: int | None) -> Self:
-        """Return the same source, read by another way to run curl on the machine."""
+    def by(self, run: RunCurl, rate: int | None) -> Self:
+        """Return the same source, its curls started by `run` and limited to `rate`."""
         return replace(self, run=run, rate=rate)
-
-    def check(self) -> None:
-        """Refuse what may not be asked; see Source.check. Names are resolved here, not on the machine."""
-        self.source.check()
 
     @contextmanager
     def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[CurlDownload]:
         """Have the machine ask for the URL, and follow redirects by hand; see Source.open."""
-        asked = Asked(start, stop, version)
+        asked = RangeRequest(start, stop, version)
         target, answer = followed(
-            self.source.first(),
+            self.source.terms.target,
             lambda at, trusted: self._get(at, asked, trusted=trusted),
             lambda one: one.head,
             lambda one: one.running.close(),
@@ -163,24 +139,24 @@ class RemoteHttpSource:
         with answer.running:
             yield CurlDownload(answer.curl, answer.head, target, self.source, asked)
 
-    def _get(self, target: Target, asked: Asked, *, trusted: bool) -> _Answer:
+    def _get(self, target: Target, asked: RangeRequest, *, trusted: bool) -> _Answer:
         """Have the request sent to the first of the host's checked addresses that accepts the connection."""
-        source = self.source
-        headers = source.request(target, asked, trusted=trusted).headers
-        addresses = source.guard.check(target.host, target.port)[:MAX_ADDRESSES]
+        context = self.source.context
+        headers = self.source.request(target, asked, trusted=trusted).headers
+        addresses = context.guard.check(target.host, target.port)[:MAX_ADDRESSES]
         for number, address in enumerate(addresses, 1):
             config = curl_config(
                 target,
                 address,
                 {name: _text(value) for name, value in headers.items()},
-                verify=source.trust.verify,
-                connect_timeout=source.connect_timeout,
-                read_timeout=source.read_timeout,
+                verify=self.source.terms.trust.verify,
+                connect_timeout=context.connect_timeout,
+                read_timeout=context.read_timeout,
                 rate=self.rate,
             )
             with ExitStack() as running:
                 curl = running.enter_context(self.run(config, self._authorities()))
-                patience = source.connect_timeout + source.read_timeout + LATE
+                patience = context.connect_timeout + context.read_timeout + LATE
                 head = _head(curl, public_url(target.url), patience, last=number == len(addresses))
                 if head is not None:
                     return _Answer(curl, head, running.pop_all())
@@ -188,11 +164,12 @@ class RemoteHttpSource:
 
     def _authorities(self) -> bytes:
         """Return the authorities of the options, and nothing besides the certificates that their text may hold."""
-        if self.source.trust.ca is None:
+        ca = self.source.terms.trust.ca
+        if ca is None:
             return b""
-        texts = _CERTIFICATE.findall(self.source.trust.ca)
+        texts = _CERTIFICATE.findall(ca)
         if not texts:
-            raise InvalidRequest("options.ca: must be PEM certificates", {"options.ca": "must be PEM certificates"})
+            raise option_error("ca", "must be PEM certificates")
         return "".join(ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(text)) for text in texts).encode("ascii")
 
 

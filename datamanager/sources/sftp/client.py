@@ -1,4 +1,4 @@
-"""sftp: a file on an SSH server that is no machine of ours.
+"""sftp: a file on an SSH server that is no configured machine.
 
 `sftp://host/path` is absolute, `sftp://host/~/path` is below the login's directory. Regular files only; their size and
 modification time are the version. (draft-ietf-secsh-filexfer-02)
@@ -6,8 +6,8 @@ modification time are the version. (draft-ietf-secsh-filexfer-02)
 
 from __future__ import annotations
 
-import errno
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,133 +15,116 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 
-import paramiko
-from paramiko.sftp import SFTPError
+from paramiko.sftp import CMD_ATTRS, CMD_FSTAT, CMD_HANDLE, CMD_OPEN, CMD_STAT, SFTP_FLAG_READ
 
 from datamanager.errors import (
-    DataManagerError,
+    ConnectionLost,
     DownloadFailed,
-    InvalidRequest,
+    PathMissing,
     PermissionDenied,
     SizeMismatch,
     SourceChanged,
     SourceMissing,
     TooLarge,
+    TransportError,
 )
-from datamanager.sources.network.blocks import gathered
-from datamanager.sources.network.egress_guard import EgressGuard
-from datamanager.sources.network.file_servers import FileUrl, bounded, connect, parse_file_url, refuse_expect_type
-from datamanager.sources.sftp.pipelined_reads import ReadingClient, reading
+from datamanager.sources.network.blocks import MinimumRate, gathered
+from datamanager.sources.network.connect import connect_guarded, time_limit
+from datamanager.sources.network.source_context import SourceContext
+from datamanager.sources.sftp.paced_channel import start_sftp
 from datamanager.sources.sftp.ssh_login import Login, TrustedKeys, logged_in, parse_private_key, ssh_errors
-from datamanager.sources.terms.options import SftpOptions
+from datamanager.sources.source_port import Source
+from datamanager.sources.terms.source_options import SftpOptions, option_error, plain_text, refuse_expect_type
+from datamanager.sources.terms.urls import FileUrl, parse_file_url
+from datamanager.transports.sftp.attributes import NO_ATTRIBUTES
+from datamanager.transports.sftp.errors import expect
+from datamanager.transports.sftp.files import SftpReader
+from datamanager.transports.sftp.wire import Wire, string, u32
 
 PORTS = {"sftp": 22}
 
+_SIZE, _OWNER, _PERMISSIONS, _TIMES = 0x1, 0x2, 0x4, 0x8
+
 
 @dataclass(frozen=True, slots=True)
-class SftpSource:
-    """A file of an SFTP server. Timeouts are seconds, `max_size` is bytes."""
+class SftpTerms:
+    """A file of an SFTP server, with its options, parsed."""
 
-    url: str
-    guard: EgressGuard
-    max_size: int
+    url: FileUrl
     login: Login
     host_key: str | None = None
     """The only host key to accept, as in known_hosts or as fingerprint; else the known_hosts files decide."""
-    connect_timeout: float = 10.0
-    read_timeout: float = 60.0
-    known_hosts: Sequence[Path] | None = None
-    """Files to take instead of the user's and the system's."""
 
     @classmethod
-    def of(
-        cls,
-        url: str,
-        options: SftpOptions,
-        *,
-        guard: EgressGuard,
-        max_size: int,
-        connect_timeout: float,
-        read_timeout: float,
-    ) -> SftpSource:
-        """Return the source for a URL with these options.
+    def parse(cls, url: str, options: SftpOptions) -> SftpTerms:
+        """Return the terms of a URL with these options.
 
         Raises: UrlNotAllowed, InvalidRequest (no username, keys that can't be read), NotSupported (expect_type).
         """
         parsed = parse_file_url(url, PORTS)
-        refuse_expect_type(options, parsed)
+        refuse_expect_type(options, parsed.scheme)
         if not options.username:
-            why = "is needed: sftp has no anonymous login"
-            raise InvalidRequest(f"options.username: {why}", {"options.username": why})
+            raise option_error("username", "is needed: sftp has no anonymous login")
         TrustedKeys(parsed, options.host_key, ())
-        password, key = options.password, options.private_key
-        login = Login(
-            options.username,
-            None if password is None else password.get_secret_value(),
-            None if key is None else key.get_secret_value(),
-        )
-        if login.private_key is not None:
-            parse_private_key(login.private_key)
-        return cls(url, guard, max_size, login, options.host_key, connect_timeout, read_timeout)
+        key = plain_text(options.private_key)
+        login = Login(options.username, plain_text(options.password), None if key is None else parse_private_key(key))
+        return cls(parsed, login, options.host_key)
 
-    def check(self) -> None:
-        """Refuse a URL that is malformed, or a host where downloads may not go. Raises: UrlNotAllowed."""
-        url = parse_file_url(self.url, PORTS)
-        self.guard.check(url.host, url.port)
+    @property
+    def hosts(self) -> list[tuple[str, int]]:
+        """See SourceTerms.hosts."""
+        return [(self.url.host, self.url.port)]
+
+    def open(self, context: SourceContext) -> Source:
+        """See SourceTerms.open."""
+        return SftpSource(self, context)
+
+
+@dataclass(frozen=True, slots=True)
+class SftpSource:
+    """What a file of an SFTP server is read by."""
+
+    terms: SftpTerms
+    context: SourceContext
+    known_hosts: Sequence[Path] | None = None
+    """Files to take instead of the user's and the system's."""
 
     @contextmanager
     def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[SftpDownload]:
         """Connect, log in and open the file; see Source.open."""
-        url = parse_file_url(self.url, PORTS)
-        trusted = TrustedKeys(url, self.host_key, self.known_hosts)
-        sock, _ = connect(self.guard, url, self.connect_timeout)
-        # only what this source does is translated, not what goes wrong where the bytes are put
+        url, context = self.terms.url, self.context
+        trusted = TrustedKeys(url, self.terms.host_key, self.known_hosts)
+        sock, _ = connect_guarded(context.guard, url, context.connect_timeout)
         with ExitStack() as stack:
-            with sftp_errors(url):
-                login = logged_in(sock, url, trusted, self.login, self.connect_timeout)
-                transport = stack.enter_context(login)
-                client = stack.enter_context(reading(transport, self.connect_timeout, self.read_timeout))
-                with bounded(self.read_timeout, transport.close):
-                    download = self._opened(url, client, start, stop, version)
+            login = logged_in(sock, url, trusted, self.terms.login, context.connect_timeout)
+            transport = stack.enter_context(login)
+            # only what this source does is translated, not what goes wrong where the bytes are stored
+            with sftp_errors(url.shown):
+                wire = start_sftp(transport, context.connect_timeout, context.read_timeout)
+                with time_limit(context.read_timeout, transport.close):
+                    download = SftpDownload(wire, url, context, start, stop)
+            if version is not None and version != download.version:
+                raise SourceChanged(f"{url.shown} is not what it was when the download began")
             yield download
-
-    def _opened(
-        self, url: FileUrl, client: ReadingClient, start: int, stop: int | None, version: str | None
-    ) -> SftpDownload:
-        path = url.path.removeprefix(b"/~/")
-        if not stat.S_ISREG(client.stat(path).st_mode or 0):  # before: to open a pipe waits for somebody who writes
-            raise SourceMissing(f"{url.shown} is no regular file")
-        download = SftpDownload(client, client.open(path, "rb"), url, start, stop, self)
-        if version is not None and version != download.version:
-            raise SourceChanged(f"{url.shown} is not what it was when the download began")
-        return download
 
 
 class SftpDownload:
-    """A file that is open. Raises (when made): SourceMissing, TooLarge, DownloadFailed."""
+    """A file that is open. Raises (when made): SourceMissing, TooLarge, DownloadFailed, what the server answers."""
 
     etag = content_type = None
     ranges = True
 
-    def __init__(
-        self,
-        client: ReadingClient,
-        file: paramiko.SFTPFile,
-        url: FileUrl,
-        start: int,
-        stop: int | None,
-        source: SftpSource,
-    ) -> None:
-        self.url = url.shown
-        self.filename = url.path.rpartition(b"/")[2].decode("utf-8", "replace")
-        self._from = url
-        self._client = client
-        self._file = file
-        self._source = source
-        self._attributes = self._look()
-        size, mtime = self._attributes
-        if size > source.max_size:
-            raise TooLarge(f"{self.url} is {size} bytes, allowed are {source.max_size}")
+    def __init__(self, wire: Wire, url: FileUrl, context: SourceContext, start: int, stop: int | None) -> None:
+        self.url, self.filename = url.shown, url.filename
+        self._wire = wire
+        self._context = context
+        path = url.path.removeprefix(b"/~/")
+        self._attributes_of(CMD_STAT, string(path))  # before: to open a pipe waits for somebody who writes
+        opened = expect(wire.call(CMD_OPEN, string(path), u32(SFTP_FLAG_READ), NO_ATTRIBUTES), CMD_HANDLE, self.url)
+        self._file = SftpReader(wire, opened.fields().get_string(), self.url)
+        self._attributes = size, mtime = self._attributes_of(CMD_FSTAT, self._file.handle)
+        if size > context.max_size:
+            raise TooLarge(f"{self.url} is {size} bytes, allowed are {context.max_size}")
         self.size: int | None = size
         self.version: str | None = f"{size}-{mtime}"
         self.last_modified: str | None = format_datetime(datetime.fromtimestamp(mtime, UTC), usegmt=True)
@@ -149,49 +132,59 @@ class SftpDownload:
         self._stop = size if stop is None else min(stop, size)
 
     def blocks(self) -> Iterator[memoryview]:
-        """Yield the file's bytes, and look in the end whether it is what it was; see Download.blocks."""
-        yield from gathered(self._pieces(), self.url, self._stop - self.start, self._source.max_size)
+        """Yield the file's bytes, and check in the end that it has not changed; see Download.blocks."""
+        return gathered(self._pieces(), self.url, self._stop - self.start, self._context.max_size)
 
-    def _pieces(self) -> Iterator[bytes]:
-        received = 0
-        with sftp_errors(self._from):
-            for piece in self._client.stream(self._file, self.start, self._stop, self._source.read_timeout):
+    def _pieces(self) -> Iterator[memoryview]:
+        window, received = self._context.read_timeout, 0
+        rate = MinimumRate(window)  # of the file's bytes: what the protocol adds counts for nothing
+        wanted = iter([(self.start, self._stop - self.start)])
+        with sftp_errors(self.url, reading=True):
+            pieces = self._file.ranges(lambda _: next(wanted, None))
+            while True:
+                began = time.monotonic()
+                _, piece = next(pieces, (0, None))
+                if piece is None:
+                    break
+                rate.add(time.monotonic() - began, len(piece))
                 received += len(piece)
                 yield piece
-            with bounded(self._source.read_timeout, self._client.close):
-                changed = self._look() != self._attributes
+            with time_limit(window, self._wire.channel.abort):
+                changed = self._attributes_of(CMD_FSTAT, self._file.handle) != self._attributes
         if changed:
             raise SourceChanged(f"{self.url} changed while it was read")
         if received != self._stop - self.start:
             raise SizeMismatch(f"{self.url} announced {self._stop - self.start} bytes and sent {received}")
 
-    def _look(self) -> tuple[int, int]:
-        """Return the open file's size and modification time."""
-        found = self._file.stat()
-        if not stat.S_ISREG(found.st_mode or 0):
+    def _attributes_of(self, kind: int, what: bytes) -> tuple[int, int]:
+        """Return the size and modification time of a regular file, by path or handle."""
+        message = expect(self._wire.call(kind, what), CMD_ATTRS, self.url).fields()
+        flags = message.get_int()
+        size = message.get_int64() if flags & _SIZE else None
+        if flags & _OWNER:
+            message.get_int(), message.get_int()
+        if not stat.S_ISREG(message.get_int() if flags & _PERMISSIONS else 0):
             raise SourceMissing(f"{self.url} is no regular file")
-        if found.st_size is None or found.st_mtime is None:
-            raise DownloadFailed(f"{self.url}: the server does not tell the file's size and modification time")
-        return found.st_size, int(found.st_mtime)
+        if size is None or not flags & _TIMES:
+            raise DownloadFailed(f"{self.url}: the server does not send the file's size and modification time")
+        message.get_int()
+        return size, message.get_int()
 
 
 @contextmanager
-def sftp_errors(url: FileUrl) -> Iterator[None]:
-    """Raise our errors for what an SFTP conversation raises; a status is a plain OSError to paramiko."""
-    with ssh_errors(url.shown):
+def sftp_errors(shown: str, *, reading: bool = False) -> Iterator[None]:
+    """Raise our errors for an SFTP conversation's, without the server's texts; `shown` is a `public_url`.
+
+    `reading`: the file is open.
+    """
+    with ssh_errors(shown):
         try:
             yield
-        except SFTPError as exc:
-            raise DownloadFailed(f"{url.shown}: the SFTP server's answer does not fit") from exc
-        except OSError as exc:
-            if type(exc) is OSError or exc.errno in (errno.ENOENT, errno.EACCES):
-                raise _status_error(exc, url) from exc
-            raise
-
-
-def _status_error(exc: OSError, url: FileUrl) -> DataManagerError:
-    if exc.errno == errno.ENOENT:
-        return SourceMissing(f"{url.shown}: there is no such file")
-    if exc.errno == errno.EACCES:
-        return PermissionDenied(f"{url.shown}: the server refuses to let us read it")
-    return DownloadFailed(f"{url.shown}: the SFTP server answered with an error")
+        except ConnectionLost as exc:
+            raise ConnectionLost(f"the SSH connection to {shown} broke") from exc
+        except TransportError as exc:
+            if isinstance(exc, PathMissing) and not reading:
+                raise SourceMissing(f"{shown}: there is no such file") from exc
+            if isinstance(exc, PermissionDenied) and not reading:
+                raise PermissionDenied(f"{shown}: the server refuses to let us read it") from exc
+            raise DownloadFailed(f"{shown}: the SFTP server answered with an error, or not in proper SFTP") from exc

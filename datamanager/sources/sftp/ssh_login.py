@@ -1,7 +1,6 @@
-"""An SSH connection to a host that is no machine of ours: its key must be known, the login is the request's alone.
+"""An SSH connection to a host that is no configured machine: its host key must be known, the login is the request's.
 
-No agent, no key file and no configuration of the user whom the mover runs as takes part; of that user's files only the
-known_hosts are read.
+No agent, key file or configuration of the mover's user is used; of that user's files only known_hosts is read.
 """
 
 from __future__ import annotations
@@ -19,16 +18,10 @@ import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
 from paramiko.ssh_exception import IncompatiblePeer
 
-from datamanager.errors import (
-    AuthenticationFailed,
-    ConnectionLost,
-    DownloadFailed,
-    HostKeyMismatch,
-    InvalidRequest,
-    TransportTimeout,
-)
+from datamanager.errors import AuthenticationFailed, ConnectionLost, DownloadFailed, HostKeyMismatch, TransportTimeout
 from datamanager.known_hosts import DEFAULT_FILES, entry_name, fingerprint, lines_for, signature_algorithms
-from datamanager.sources.network.file_servers import FileUrl
+from datamanager.sources.terms.source_options import option_error
+from datamanager.sources.terms.urls import FileUrl
 
 _FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _WINDOW = 4 * 2**20
@@ -38,11 +31,11 @@ _KEYS: tuple[type[paramiko.PKey], ...] = (paramiko.Ed25519Key, paramiko.ECDSAKey
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who we are there. A key is tried before the password."""
+    """The login on the server. A key is tried before the password."""
 
     username: str
     password: str | None = field(default=None, repr=False)
-    private_key: str | None = field(default=None, repr=False)
+    private_key: paramiko.PKey | None = field(default=None, repr=False)
 
 
 class TrustedKeys:
@@ -80,7 +73,7 @@ class TrustedKeys:
         if blob in self._known or fingerprint(blob) == self._fingerprint:
             return
         if self._known or self._fingerprint is not None:
-            raise HostKeyMismatch(f"{shows}; it is another one than the trusted one")
+            raise HostKeyMismatch(f"{shows}, which is not the trusted one")
         raise HostKeyMismatch(f"{shows}, which is not known; if it is the right one, give it as the option host_key")
 
 
@@ -92,17 +85,17 @@ def _parse_key(text: str) -> tuple[str, bytes]:
         name = fields[0].encode() if fields else b""
         if blob.startswith(len(name).to_bytes(4, "big") + name):
             return fields[0], blob
-    wanted = "must be like 'ssh-ed25519 AAAA…' or 'SHA256:…'"
-    raise InvalidRequest(f"options.host_key: {wanted}", {"options.host_key": wanted})
+    raise option_error("host_key", "must be like 'ssh-ed25519 AAAA…' or 'SHA256:…'")
 
 
 def parse_private_key(text: str) -> paramiko.PKey:
-    """Return the key written in `text` (OpenSSH's form or PEM). Raises: InvalidRequest, which tells nothing of it."""
+    """Return the key written in `text` (OpenSSH's form or PEM). Raises: InvalidRequest, which quotes nothing of it."""
     for kind in _KEYS:
         with contextlib.suppress(paramiko.SSHException, ValueError, TypeError, IndexError, UnsupportedAlgorithm):
             return kind.from_private_key(io.StringIO(text))
-    wanted = "must be an Ed25519, ECDSA or RSA key without a passphrase, as OpenSSH or PEM text"
-    raise InvalidRequest(f"options.private_key: {wanted}", {"options.private_key": wanted})
+    raise option_error(
+        "private_key", "must be an Ed25519, ECDSA or RSA key without a passphrase, as OpenSSH or PEM text"
+    )
 
 
 @contextlib.contextmanager
@@ -113,10 +106,10 @@ def logged_in(
 
     Raises: HostKeyMismatch, AuthenticationFailed, ConnectionLost, TransportTimeout, DownloadFailed.
     """
-    key = None if login.private_key is None else parse_private_key(login.private_key)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        transport = paramiko.Transport(sock, default_window_size=_WINDOW)
+        with ssh_errors(url.shown):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            transport = paramiko.Transport(sock, default_window_size=_WINDOW)
     except BaseException:
         sock.close()
         raise
@@ -124,7 +117,7 @@ def logged_in(
         with ssh_errors(url.shown):
             _exchange_keys(transport, url, trusted, timeout)
             trusted.check(transport.get_remote_server_key())
-            _log_in(transport, url, login, key)
+            _log_in(transport, url, login)
         yield transport
     finally:
         transport.close()
@@ -142,14 +135,14 @@ def _exchange_keys(transport: paramiko.Transport, url: FileUrl, trusted: Trusted
         raise TransportTimeout(f"{url.shown}: no SSH connection within {timeout:g} seconds")
 
 
-def _log_in(transport: paramiko.Transport, url: FileUrl, login: Login, key: paramiko.PKey | None) -> None:
-    """Offer the key, then the password; each may be only a part of what the server wants."""
+def _log_in(transport: paramiko.Transport, url: FileUrl, login: Login) -> None:
+    """Offer the key, then the password; the server may want both."""
     needed: list[str] = ["something"]
     offers = 0
-    if key is not None:
+    if login.private_key is not None:
         offers += 1
         with contextlib.suppress(paramiko.AuthenticationException):
-            needed = transport.auth_publickey(login.username, key)
+            needed = transport.auth_publickey(login.username, login.private_key)
     if needed and login.password is not None:
         offers += 1
         with contextlib.suppress(paramiko.AuthenticationException):
@@ -165,7 +158,7 @@ def _log_in(transport: paramiko.Transport, url: FileUrl, login: Login, key: para
 
 @contextlib.contextmanager
 def ssh_errors(shown: str) -> Iterator[None]:
-    """Raise our errors for paramiko's; `shown` is a `public_url`. Their texts may be the server's: classes are told."""
+    """Raise our errors for paramiko's; `shown` is a `public_url`. Their texts may be the server's and are left out."""
     try:
         yield
     except TimeoutError as exc:

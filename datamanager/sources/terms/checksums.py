@@ -7,7 +7,7 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from datamanager.errors import DownloadFailed
-from datamanager.sources.port import Source
+from datamanager.sources.source_port import Source
 from datamanager.sources.terms.urls import public_url
 
 Checksum = tuple[str, str]
@@ -22,7 +22,7 @@ _BSD = re.compile(rf"(?:SHA256|MD5) ?\((?P<name>.+)\) ?= (?P<hex>{_HEX})")
 
 
 def parse_checksum(text: str) -> Checksum:
-    """Return a checksum that `options` found sound (`sha256:…`, `md5:…`)."""
+    """Return a checksum that `options` validated (`sha256:…`, `md5:…`)."""
     algorithm, _, digest = text.partition(":")
     return algorithm, digest
 
@@ -33,9 +33,9 @@ def is_url(text: str) -> bool:
 
 
 def fetch_checksum(sums: Source, url: str) -> Checksum:
-    """Fetch a file of checksums, and return what it says of `url`'s file.
+    """Fetch a file of checksums, and return the one of `url`'s file.
 
-    Raises: DownloadFailed when it says nothing, and what the source raises (TooLarge beyond 1 MiB).
+    Raises: DownloadFailed when it has none, and what the source raises (TooLarge beyond 1 MiB).
     """
     with sums.open() as download:
         body = b"".join(bytes(block) for block in download.blocks())
@@ -44,9 +44,9 @@ def fetch_checksum(sums: Source, url: str) -> Checksum:
 
 
 def checksum_of(text: str, url: str, shown: str) -> Checksum:
-    """Return what the lines say of the file that `url` ends with; a file with just one digest is about that.
+    """Return the checksum of the file that `url` ends with; a lone digest without a name is taken for it.
 
-    Raises: DownloadFailed when no line, or lines that differ, are about it.
+    Raises: DownloadFailed when no line, or lines that differ, name the file.
     """
     wanted = posixpath.basename(unquote(urlsplit(url).path))
     found: set[str] = set()
@@ -61,8 +61,7 @@ def checksum_of(text: str, url: str, shown: str) -> Checksum:
             found.add(match["hex"].lower())
     if not found and len(alone) == 1:
         found = set(alone)
-    sha256 = {one for one in found if len(one) == 64}
-    found = sha256 or found
+    found = {one for one in found if len(one) == 64} or found
     if len(found) != 1:
         say = "several checksums" if found else "no checksum"
         raise DownloadFailed(f"{shown} has {say} for the file of {public_url(url)}")

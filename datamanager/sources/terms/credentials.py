@@ -1,6 +1,6 @@
 """Stored credentials: options that a request names (`credential`) instead of sending them, and the hosts they are for.
 
-A client may say where a download comes from. So a stored credential must name the hosts that it may be sent to, or any
+A client chooses where a download comes from. So a stored credential names the hosts that it may be sent to, or any
 client could have it sent to a host of his own.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from datamanager.domain.requests import GetExternalRequest
-from datamanager.errors import CredentialNotAllowed, CredentialUnusable, InvalidRequest, UrlNotAllowed
-from datamanager.sources.network.egress_guard import canonical_host
-from datamanager.sources.terms.urls import parse_target
+from datamanager.errors import CredentialNotAllowed, CredentialUnusable, UrlNotAllowed
+from datamanager.sources.terms.source_options import option_error
+from datamanager.sources.terms.urls import canonical_host, parse_target, require_plain
 
 OPTION = "credential"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62})")
@@ -24,7 +24,7 @@ _ENTRY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/?#@\s]+))(?
 _ENCRYPTED = {"https": 443, "ftps": 990, "sftp": 22, "webdavs": 443, "davs": 443, "s3": 443}
 """Schemes whose usual port an entry without a port means."""
 _PLAIN = {"http": 80, "ftp": 21, "webdav": 80, "dav": 80}
-"""Schemes that send logins for all to read: an entry must name the port."""
+"""Schemes that send logins in clear text: an entry must name the port."""
 AWS = "s3.amazonaws.com"
 """The host that stands for all of Amazon's, where a request for S3 names no endpoint."""
 
@@ -49,8 +49,7 @@ def credential_name(options: Mapping[str, Any]) -> str | None:
     if name is None or name == "":
         return None
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        wanted = "must be a credential's name: lower-case letters, digits and dashes, at most 63"
-        raise InvalidRequest(f"options.{OPTION}: {wanted}", {f"options.{OPTION}": wanted})
+        raise option_error(OPTION, "must be a credential's name: lower-case letters, digits and dashes, at most 63")
     return name
 
 
@@ -124,11 +123,12 @@ def _check(credential: Credential, url: object) -> None:
 
 def _split(url: object) -> SplitResult | None:
     """Split a URL; None for one that two parsers could read differently."""
-    if not isinstance(url, str) or "\\" in url or not url.isprintable():
+    if not isinstance(url, str):
         return None
     try:
+        require_plain(url)
         return urlsplit(url)
-    except ValueError:
+    except (ValueError, UrlNotAllowed):
         return None
 
 

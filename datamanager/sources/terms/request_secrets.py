@@ -1,14 +1,14 @@
-"""Which parts of a request are secret, and how they are kept apart from it.
+"""Which parts of a request are secret, and how they are stored apart from it.
 
-What is kept, shown and sent about is the request without them; they are sealed (`datamanager.sealing`), and put back
-when the source is opened.
+The request is stored, shown and sent without them; they are sealed (`datamanager.sealing`), and put back when the
+source is opened.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_args
 from urllib.parse import unquote_plus
@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import NotSupported
 from datamanager.sealing import Sealer
-from datamanager.sources.terms.options import CommonOptions, every_option
+from datamanager.sources.terms.source_options import every_model
 from datamanager.sources.terms.urls import public_url
 
 HIDDEN = "***"
@@ -36,9 +36,9 @@ Secrets = dict[str, Any]
 
 
 def parted(request: GetExternalRequest) -> tuple[GetExternalRequest, Secrets | None]:
-    """Return the request without secrets, and these; None when it has none.
+    """Return the request without secrets, and the secrets; None when it has none.
 
-    Queries of URLs count as secret: they hold tokens and signatures. An option that is not known counts too.
+    Queries of URLs count as secrets: they hold tokens and signatures. An unknown option counts too.
     """
     hidden: Secrets = {}
     options: dict[str, Any] = {}
@@ -54,20 +54,18 @@ def parted(request: GetExternalRequest) -> tuple[GetExternalRequest, Secrets | N
 
 
 def joined(request: GetExternalRequest, secrets: Secrets) -> GetExternalRequest:
-    """Return the request with its secrets in their places again."""
-    return request.model_copy(
-        update={"url": secrets["url"], "options": {**request.options, **secrets["options"]}},
-    )
+    """Return the request with its secrets put back."""
+    return request.model_copy(update={"url": secrets["url"], "options": {**request.options, **secrets["options"]}})
 
 
 def sealed(request: GetExternalRequest, sealer: Sealer) -> tuple[GetExternalRequest, str | None]:
-    """Return the request without its secrets, and these sealed. Raises: SecretsUnreadable."""
+    """Return the request without its secrets, and the secrets sealed. Raises: SecretsUnreadable."""
     shown, secrets = parted(request)
     return shown, None if secrets is None else sealer.seal(secrets)
 
 
 def mark_of(secrets: Secrets, text: str, sealer: Sealer) -> str:
-    """Return what tells `text` and secrets from others, and can't be guessed from without the key.
+    """Return a keyed digest of `text` and secrets, from which nothing can be guessed without the key.
 
     Raises: SecretsUnreadable.
     """
@@ -75,7 +73,7 @@ def mark_of(secrets: Secrets, text: str, sealer: Sealer) -> str:
 
 
 def refuse_secrets(options: Mapping[str, Any], where: str, url: str = "") -> None:
-    """Refuse options that hold secrets, where they can't be kept, and a `url` with parameters that are called like one.
+    """Refuse options that hold secrets where they can't be stored, and a `url` with parameters named like a secret.
 
     Raises: NotSupported, which names each.
     """
@@ -94,7 +92,7 @@ def secret_names(options: Mapping[str, Any]) -> list[str]:
 def secret_parameters(url: str) -> list[str]:
     """Return the names in a URL's query that are those of passwords, tokens, keys and signatures.
 
-    A query may be as harmless as a date, so it is judged by its names; what is called otherwise is not found.
+    A query may be as harmless as a date, so it is judged by its names; a secret with another name is not found.
     """
     query = url.partition("#")[0].partition("?")[2]
     names = [unquote_plus(pair.partition("=")[0])[:100] for pair in _PAIRS.split(query)]
@@ -104,14 +102,8 @@ def secret_parameters(url: str) -> list[str]:
 @cache
 def _public() -> frozenset[str]:
     """Return the names of options without secrets: those that hold none with any protocol."""
-    secret = {name for model in _models() for name, field in model.model_fields.items() if _is_secret(field.annotation)}
-    return every_option() - secret
-
-
-def _models(of: type[CommonOptions] = CommonOptions) -> Iterator[type[CommonOptions]]:
-    yield of
-    for child in of.__subclasses__():
-        yield from _models(child)
+    fields = [one for model in every_model() for one in model.model_fields.items()]
+    return frozenset(name for name, _ in fields) - {name for name, field in fields if _is_secret(field.annotation)}
 
 
 def _is_secret(annotation: Any) -> bool:

@@ -1,20 +1,19 @@
-"""Whether a source still has what was fetched from it: what it said then is compared with what it says now.
+"""Whether a source still has what was fetched from it: its validators then are compared with those of now.
 
-Validators mean something for one URL only (RFC 9110, 8.8): two URLs are never compared. In doubt it is another one.
+Validators mean something for one URL only (RFC 9110, 8.8): two URLs are never compared. In doubt the source changed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import SecretsUnreadable
 from datamanager.sealing import Sealer
-from datamanager.sources.port import Download, Source
+from datamanager.sources.source_port import Download, Source
 from datamanager.sources.terms.urls import public_url
 
 OPTION = "if_newer_than"
@@ -24,23 +23,23 @@ TEXT_MAX = 1000
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """What a source says of its bytes; each None where it does not."""
+    """What a source says of its bytes; None where it does not."""
 
     etag: str | None = None
     last_modified: str | None = None
     version: str | None = None
     size: int | None = None
     checksum: str | None = None
-    """`sha256:…`: of an object what it has, of a source what it is said to have (the option `checksum`)."""
+    """`sha256:…`: an object's own, or what a source is expected to have (the option `checksum`)."""
 
     @classmethod
     def of(cls, download: Download) -> Validators:
-        """Return what an answer says."""
+        """Return the validators of an answer."""
         return cls(_kept(download.etag), _kept(download.last_modified), _kept(download.version), download.size)
 
     def same_as(self, other: Validators) -> bool:
-        """Say whether both are of the same bytes, by the strongest mark of the source that both have. Another checksum
-        than `other` is to have is another thing, whatever the source says.
+        """Say whether both are of the same bytes, by the strongest validator that both have. A checksum that differs
+        from the expected one of `other` counts more than what the source says.
         """
         if other.checksum not in (None, self.checksum):
             return False
@@ -53,8 +52,8 @@ class Validators:
 
 
 def identity(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None]:
-    """Return what tells a request's URL from others: it without its query, and a keyed mark of the whole where there is
-    more to it; what is unpacked on the way is another thing than the packed file. Raises: SecretsUnreadable.
+    """Return what identifies a request's bytes: the `public_url`, and a keyed digest of the whole URL, endpoint and
+    compression where there is more than that. Raises: SecretsUnreadable.
     """
     shown, query = public_url(request.url), request.options.get("query")
     endpoint, packing = request.options.get("endpoint"), request.options.get("decompress")
@@ -64,40 +63,21 @@ def identity(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | No
 
 
 def identity_or_none(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None] | None:
-    """Return the identity; None where there is no key for it: nothing can be compared then."""
+    """Return the identity; None where there is no key for the digest: nothing can be compared then."""
     try:
         return identity(request, sealer)
     except SecretsUnreadable:
         return None
 
 
-class Noting:
-    """A source that notes what the last answer said; `note` is called from the thread that reads."""
-
-    def __init__(self, source: Source, note: Callable[[Validators], None]) -> None:
-        self._source = source
-        self._note = note
-
-    def check(self) -> None:
-        """See Source.check."""
-        self._source.check()
-
-    @contextmanager
-    def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[Download]:
-        """See Source.open."""
-        with self._source.open(start, stop, version=version) as download:
-            self._note(Validators.of(download))
-            yield download
-
-
 def ask(source: Source) -> Validators:
-    """Ask a source what it says of its bytes, and read none of them. Blocks. Raises: what `Source.open` raises."""
+    """Ask a source for its validators, without reading its bytes. Blocks. Raises: what `Source.open` raises."""
     with source.open() as download:
         return Validators.of(download)
 
 
 def as_note(where: tuple[str, str | None], said: Validators) -> dict[str, Any]:
-    """Return what is kept with a transfer until its object is there."""
+    """Return what is stored with a transfer until its object is registered."""
     url, mark = where
     return {
         "url": url,
@@ -109,7 +89,7 @@ def as_note(where: tuple[str, str | None], said: Validators) -> dict[str, Any]:
 
 
 def is_empty(note: Mapping[str, Any]) -> bool:
-    """Say whether nothing can ever be told from it."""
+    """Say whether a note has no validator."""
     return not any(note[name] for name in ("etag", "last_modified", "version"))
 
 

@@ -7,7 +7,7 @@ from email.utils import collapse_rfc2231_value
 from typing import Any
 
 HEADER_MAX = 8192
-"""Characters of a header that is looked at."""
+"""Longest header that is parsed, in characters."""
 
 
 def disposition_name(header: str | None) -> str | None:

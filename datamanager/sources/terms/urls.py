@@ -1,27 +1,34 @@
-"""URLs of external sources: read once by one parser, shown without what may be secret."""
+"""URLs of external sources: parsed once, by the parser that also requests them; shown without what may be secret."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from ipaddress import IPv4Address, IPv6Address
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import requests
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from datamanager.errors import UrlNotAllowed
-from datamanager.sources.network.egress_guard import canonical_host
+
+Address = IPv4Address | IPv6Address
 
 MAX_URL = 8192
 """Longest URL in characters."""
 
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _SHOWN = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#\\]*)(?P<path>[^?#]*)(\?(?P<query>[^#]*))?(#.*)?",
     re.DOTALL,
 )
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:@\[\]]*)(:[0-9]*)?")
+_ESCAPES = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -31,6 +38,38 @@ def scheme_of(url: str) -> str:
     if match is None:
         raise UrlNotAllowed("the URL has no scheme; it must begin with http:// or https://")
     return match[1].lower()
+
+
+def canonical_host(host: str) -> str | Address:
+    """Return `host` as an address, or as a lower-case ASCII name without a final dot.
+
+    A host that ends in a number is an IPv4 address to somebody's parser (WHATWG URL, inet_aton): only the plain dotted
+    form is read; `127.1`, `0x7f.0.0.1`, `2130706433` and `0177.0.0.1` are refused, as are zones (`fe80::1%eth0`) and
+    `%` escapes.
+
+    Raises: UrlNotAllowed.
+    """
+    if "%" in host:  # not quoted: an escaped login looks like this
+        raise UrlNotAllowed("a host with % in it, a zone or escapes, is not allowed")
+    text = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    try:
+        if ":" in text:
+            address = IPv6Address(text)
+            return address.ipv4_mapped or address
+        name = text.lower().removesuffix(".")
+        if _NUMBER.fullmatch(name.rpartition(".")[2]):
+            return IPv4Address(text)
+    except ValueError as exc:
+        raise UrlNotAllowed(f"host {host!r} is no plain IP address") from exc
+    if not name.isascii() or not _HOST_NAME.fullmatch(name):
+        raise UrlNotAllowed(f"host {host!r} is no valid host name")
+    return name
+
+
+def require_plain(url: str) -> None:
+    """Refuse a URL that is too long, or that two parsers could read differently. Raises: UrlNotAllowed."""
+    if len(url) > MAX_URL or "\\" in url or not url.isprintable():
+        raise UrlNotAllowed(f"the URL is longer than {MAX_URL} characters, or holds control characters or backslashes")
 
 
 def public_url(url: str) -> str:
@@ -99,8 +138,7 @@ def parse_target(url: str) -> Target:
     scheme = scheme_of(url)
     if scheme not in _DEFAULT_PORTS:
         raise UrlNotAllowed(f"scheme {scheme!r} is not allowed; use http or https")
-    if len(url) > MAX_URL or "\\" in url or not all(char.isprintable() for char in url):
-        raise UrlNotAllowed(f"the URL is longer than {MAX_URL} characters, or holds control characters or backslashes")
+    require_plain(url)
     try:
         prepared = requests.Request("GET", url).prepare()
         parts = parse_url(prepared.url or "")
@@ -114,3 +152,52 @@ def parse_target(url: str) -> Target:
     port = _DEFAULT_PORTS[scheme] if asked_port is None else asked_port
     target = Target(scheme, str(canonical_host(parts.host)), port, "")
     return Target(scheme, target.host, port, f"{scheme}://{target.netloc}{prepared.path_url}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileUrl:
+    """A file of an SFTP or FTP server: the host that is checked is the host that is asked."""
+
+    scheme: str
+    host: str
+    """Lower-case ASCII name without a final dot, or an address without brackets."""
+    port: int
+    path: bytes
+    """As the server gets it: percent-decoded, beginning with a slash."""
+    shown: str
+    """The `public_url`."""
+
+    @property
+    def filename(self) -> str:
+        """The last part of the path, hostile until `safe_name` made it safe."""
+        return self.path.rpartition(b"/")[2].decode("utf-8", "replace")
+
+
+def parse_file_url(url: str, ports: Mapping[str, int]) -> FileUrl:
+    """Read a URL whose scheme is one of `ports`, which has each scheme's own port.
+
+    Raises: UrlNotAllowed for another scheme, credentials, control characters (escaped ones too), a query or fragment,
+    a path that names no file, and malformed URLs.
+    """
+    scheme, shown = scheme_of(url), public_url(url)
+    if scheme not in ports:
+        raise UrlNotAllowed(f"scheme {scheme!r} is not allowed; use {' or '.join(ports)}")
+    require_plain(url)
+    if "?" in url or "#" in url:
+        raise UrlNotAllowed(f"{scheme} URLs have no query and no fragment; write ? as %3F and # as %23")
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        raise UrlNotAllowed(f"the URL {shown} is malformed") from None  # the parser's text quotes the URL
+    if "@" in parts.netloc:
+        raise UrlNotAllowed("user and password in the URL are not supported; use the options username and password")
+    if not host or not _ESCAPES.fullmatch(parts.path):
+        raise UrlNotAllowed(f"the URL {shown} is malformed")
+    path = unquote_to_bytes(parts.path)
+    if any(byte < 0x20 or byte == 0x7F for byte in path):
+        raise UrlNotAllowed(f"the path of {shown} holds control characters")
+    if path.rpartition(b"/")[2] in (b"", b".", b".."):
+        raise UrlNotAllowed(f"the path of {shown} names no file")
+    wanted = ports[scheme] if port is None else port
+    return FileUrl(scheme, str(canonical_host(host)), wanted, path, shown)

@@ -19,8 +19,9 @@ from paramiko.sftp import (
     SFTP_OK,
 )
 
-from datamanager.errors import TransportError
+from datamanager.errors import RemoteFailure, TransportError
 from datamanager.transports.channel import SLOW
+from datamanager.transports.paths import shown
 from datamanager.transports.sftp.attributes import unpack_stat
 from datamanager.transports.sftp.errors import (
     SFTP_FAILURE,
@@ -109,6 +110,8 @@ class SftpReader:
                 block = expect(reply, CMD_DATA, self._path).body[4:]
                 if not block:
                     return
+                if len(block) > size:
+                    raise RemoteFailure(f"{shown(self._path)}: the server answered a read with more than was asked for")
                 if len(block) < size:  # a short read is no end: ask for the rest before anything behind it is given out
                     rest = at + len(block)
                     flying.appendleft((self._ask(rest, size - len(block)), rest, size - len(block)))

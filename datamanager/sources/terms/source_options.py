@@ -1,17 +1,18 @@
 """The `options` of getexternal: one model per protocol, unknown keys refused by name, secrets marked as such.
 
-What is a `SecretStr` here, or a dict of them, is a secret: it is sealed before the request is stored (`secret_fields`,
-`without_secrets`), and never shown. A new option that may hold one must have such a type.
+A `SecretStr`, or a dict of them, is a secret: it is sealed before the request is stored (`request_secrets`), and never
+shown. A new option that may hold a secret must have such a type.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -51,8 +52,17 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
+def _one_line(value: str | SecretStr | None) -> str | SecretStr | None:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if text is not None and not text.isprintable():
+        raise ValueError("must not hold control characters")
+    return value
+
+
 Text = Annotated[str | None, BeforeValidator(_empty_is_none)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
+Line = Annotated[Text, AfterValidator(_one_line)]
+SecretLine = Annotated[Secret, AfterValidator(_one_line)]
 
 
 class CommonOptions(BaseModel):
@@ -77,7 +87,7 @@ class CommonOptions(BaseModel):
     mirrors: Annotated[tuple[str, ...], Field(max_length=MIRRORS_MAX)] = ()
     """Further URLs of the same bytes, tried in turn."""
     decompress: Annotated[Literal["gzip", "zstd"] | None, BeforeValidator(_empty_is_none)] = None
-    """Unpack it on the way; `size` and `checksum` are of the file as the source has it."""
+    """Decompress it on the way; `size` and `checksum` are of the file as the source has it."""
     extract: Annotated[Literal["tar", "zip"] | None, BeforeValidator(_empty_is_none)] = None
     """Make each file in it an object, instead of itself; `size` and `checksum` are of the archive."""
     if_newer_than: Annotated[UUID | None, BeforeValidator(_empty_is_none)] = None
@@ -109,17 +119,21 @@ class CommonOptions(BaseModel):
         return None if value is None else value.lower()
 
 
-class LoginOptions(CommonOptions):
-    """A protocol with a login by name and password."""
+class TlsOptions(CommonOptions):
+    """A protocol that may run over TLS."""
 
-    username: Text = None
-    password: Secret = None
+    verify_tls: bool = True
+    """False only where the operator permits it (DM_DOWNLOAD_INSECURE)."""
+    ca: Text = None
+    """PEM text of certificate authorities to trust besides the public ones."""
 
 
-class HttpOptions(LoginOptions):
+class HttpOptions(TlsOptions):
     """http and https."""
 
-    token: Secret = None
+    username: Line = None
+    password: SecretLine = None
+    token: SecretLine = None
     """Sent as `Authorization: Bearer …`."""
     headers: Annotated[dict[str, SecretStr], Field(max_length=HEADERS_MAX)] = Field(default_factory=dict)
     """Further headers; their values count as secrets."""
@@ -128,13 +142,9 @@ class HttpOptions(LoginOptions):
     client_cert: Secret = None
     """PEM text: a certificate, its chain, and its key, unencrypted."""
     proxy: Text = None
-    """`http://host:port`; the guard holds for it as well."""
-    proxy_username: Text = None
-    proxy_password: Secret = None
-    verify_tls: bool = True
-    """False only where the operator permits it (DM_DOWNLOAD_INSECURE)."""
-    ca: Text = None
-    """PEM text of certificate authorities to trust besides the public ones."""
+    """`http://host:port`; the egress guard checks it as well."""
+    proxy_username: Line = None
+    proxy_password: SecretLine = None
     fetch: Annotated[Literal["mover", "remote"] | None, BeforeValidator(_empty_is_none)] = None
     """Who reads the source: the mover, or the machine itself by its curl."""
 
@@ -143,20 +153,6 @@ class HttpOptions(LoginOptions):
     def _no_colon(cls, value: str | None) -> str | None:
         if value is not None and ":" in value:
             raise ValueError("must not hold a colon (RFC 7617)")
-        return value
-
-    @field_validator("username", "proxy_username")
-    @classmethod
-    def _one_line(cls, value: str | None) -> str | None:
-        if value is not None and not value.isprintable():
-            raise ValueError("must not hold control characters")
-        return value
-
-    @field_validator("password", "token", "proxy_password")
-    @classmethod
-    def _secret_of_one_line(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().isprintable():
-            raise ValueError("must not hold control characters")
         return value
 
     @field_validator("token")
@@ -187,67 +183,70 @@ class WebdavOptions(HttpOptions):
     """webdav and webdavs: http with a login by basic or digest."""
 
 
-class S3Options(CommonOptions):
+class S3Options(TlsOptions):
     """s3: AWS, MinIO, Ceph; public buckets unsigned."""
 
     region: Text = None
     endpoint: Text = None
-    """URL of the server; default AWS. The guard holds for it."""
+    """URL of the server; default AWS. The egress guard checks it."""
     access_key: Text = None
     secret_key: Secret = None
     session_token: Secret = None
     unsigned: bool = False
-    verify_tls: bool = True
-    ca: Text = None
 
 
-class SftpOptions(LoginOptions):
-    """sftp on a host that is no machine of ours."""
+class SftpOptions(CommonOptions):
+    """sftp on a host that is no configured machine."""
 
+    username: Text = None
+    password: Secret = None
     private_key: Secret = None
     """PEM or OpenSSH text of an unencrypted key."""
     host_key: Text = None
     """The server's public key as in known_hosts (`ssh-ed25519 AAAA…`), or its fingerprint `SHA256:…`."""
 
 
-class FtpOptions(LoginOptions):
+class FtpOptions(TlsOptions):
     """ftp and ftps. Without a login: anonymous."""
 
+    username: Line = None
+    password: SecretLine = None
     tls: Annotated[Literal["explicit", "implicit"] | None, BeforeValidator(_empty_is_none)] = None
     """`explicit`: the connection begins in clear text and AUTH TLS is asked for; `implicit`: TLS from the first byte.
     Default: none for ftp; for ftps explicit on port 21 and implicit on any other."""
-    verify_tls: bool = True
-    ca: Text = None
 
-    @field_validator("username")
-    @classmethod
-    def _one_line(cls, value: str | None) -> str | None:
-        if value is not None and not value.isprintable():
-            raise ValueError("must not hold control characters")
-        return value
 
-    @field_validator("password")
-    @classmethod
-    def _secret_of_one_line(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().isprintable():
-            raise ValueError("must not hold control characters")
-        return value
+def option_error(name: str, why: str) -> InvalidRequest:
+    """Return the error for an option that can't be accepted: "options.<name>: <why>"."""
+    return InvalidRequest(f"options.{name}: {why}", {f"options.{name}": why})
+
+
+def refuse_expect_type(options: CommonOptions, scheme: str) -> None:
+    """Refuse `expect_type` for a protocol without media types. Raises: NotSupported."""
+    if options.expect_type is not None:
+        raise NotSupported(f"option expect_type is not supported by {scheme}, which has no media types")
+
+
+def plain_text(secret: SecretStr | None) -> str | None:
+    """Return the text of a secret that is set."""
+    return None if secret is None else secret.get_secret_value()
 
 
 def parse_options(model: type[O], given: Mapping[str, object] | CommonOptions | None, protocol: str) -> O:
     """Return typed options.
 
-    Raises: InvalidRequest, which names `options.<key>` and what would be right; NotSupported for an option that nobody
-    knows, that this protocol does not have, or that is not built. Values are never quoted.
+    Raises: InvalidRequest, which names `options.<key>` and what would be right; NotSupported for an option that is
+    unknown, or that this protocol does not have. Values are never quoted.
     """
     if isinstance(given, model):
         return given
     fields = dict(given or {})
+    known = f"known: {', '.join(sorted(model.model_fields))}"
     for name in map(str, fields):
-        if name not in model.model_fields and name in every_option():
-            raise NotSupported(f"option {name} is not supported by {protocol}; {_known(model)}")
+        if name not in model.model_fields and any(name in other.model_fields for other in every_model()):
+            raise NotSupported(f"option {name} is not supported by {protocol}; {known}")
         if name not in model.model_fields:
-            raise NotSupported(f"option {name[:100]!r} is not known; {_known(model)}")
+            raise NotSupported(f"option {name[:100]!r} is not known; {known}")
     try:
         return model.model_validate(fields)
     except ValidationError as exc:
@@ -270,26 +269,8 @@ def secret_fields(options: CommonOptions) -> dict[str, Any]:
     return found
 
 
-def without_secrets(options: CommonOptions) -> dict[str, Any]:
-    """Return what was given and is no secret, fit for JSON: merged with `secret_fields` it parses to the same."""
-    return options.model_dump(mode="json", exclude_unset=True, exclude=set(secret_fields(options)))
-
-
-def require_no_secrets(options: CommonOptions, why: str) -> None:
-    """Refuse secrets where nobody seals them. Raises: NotSupported, which names the options."""
-    secrets = sorted(secret_fields(options))
-    if secrets:
-        raise NotSupported(f"{', '.join(secrets)}: {why}")
-
-
-def every_option() -> frozenset[str]:
-    """Return the name of every option of any protocol."""
-
-    def below(model: type[CommonOptions]) -> set[str]:
-        return set(model.model_fields).union(*(below(child) for child in model.__subclasses__()))
-
-    return frozenset(below(CommonOptions))
-
-
-def _known(model: type[CommonOptions]) -> str:
-    return f"known: {', '.join(sorted(model.model_fields))}"
+def every_model(of: type[CommonOptions] = CommonOptions) -> Iterator[type[CommonOptions]]:
+    """Yield the models of all protocols, and those that they share."""
+    yield of
+    for child in of.__subclasses__():
+        yield from every_model(child)

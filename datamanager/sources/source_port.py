@@ -1,4 +1,4 @@
-"""The port: what the engine asks of an external source, whatever its protocol.
+"""The port: what the engine needs of an external source, whatever its protocol.
 
 A source reads one URL. It never writes, keeps nothing between two `open`s and stages nothing on disk.
 """
@@ -14,28 +14,28 @@ BLOCK = 2**20
 
 
 class Download(Protocol):
-    """An answer that has begun; used by one thread."""
+    """An answer whose head has arrived; used by one thread."""
 
     @property
     def size(self) -> int | None:
-        """The length of the whole thing in bytes, not of the part asked for; None when the source does not say."""
+        """The length of the whole file in bytes, not of the range; None when the source does not say."""
         ...
 
     @property
     def start(self) -> int:
-        """The offset at which `blocks` begins: what was asked for, or 0 where the source can't begin there."""
+        """The offset at which `blocks` begins: the requested one, or 0 where the source can't begin there."""
         ...
 
     @property
     def version(self) -> str | None:
-        """Opaque text that another open answers again only while the bytes are the same ones: a strong validator
-        (RFC 9110, 8.8.1), or a file server's size and modification time. None: nothing can be gone on with.
+        """Opaque text that another open returns again only while the bytes are the same: a strong validator
+        (RFC 9110, 8.8.1), or a file server's size and modification time. None: the download can't be resumed.
         """
         ...
 
     @property
     def ranges(self) -> bool:
-        """Whether further opens may ask for parts of this version, several at the same time."""
+        """Whether further opens may ask for ranges of this version, several at the same time."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Download(Protocol):
 
     @property
     def content_type(self) -> str | None:
-        """What the source says that it is, as it was sent."""
+        """The media type, as it was sent."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Download(Protocol):
         """Yield the source's exact bytes from `start` on, in order, in blocks of at most 1 MiB; only once.
 
         A block is valid until the next one is asked for. Memory held is bounded, whatever the size. What trickles in is
-        handed on about every half second, so that the caller can show progress or stop.
+        yielded about every half second, so that the caller can show progress or stop.
 
         Raises: ConnectionLost when the body ends early; SizeMismatch when there is more than announced; TooLarge;
         TransportTimeout when nothing, or next to nothing, arrives; DownloadFailed. A short body never ends quietly.
@@ -78,18 +78,14 @@ class Download(Protocol):
 class Source(Protocol):
     """One URL that can be read; safe to share between threads, each `open` is its own connection."""
 
-    def check(self) -> None:
-        """Refuse at once what `open` would refuse before it sends a byte; resolves the host. Raises: UrlNotAllowed."""
-        ...
-
     def open(
         self, start: int = 0, stop: int | None = None, *, version: str | None = None
     ) -> AbstractContextManager[Download]:
-        """Connect and ask; the body is read by `blocks`. Leaving the context closes the connection.
+        """Connect and request; the body is read by `blocks`. Leaving the context closes the connection.
 
         `start` and `stop` are offsets in bytes, `stop` is not included. A source that can't begin at `start` begins at
-        0 and says so (`Download.start`); one that can't end at `stop` goes on to its end. `version` is what an earlier
-        download had: with it, and only then, no other bytes come than those.
+        0 and says so (`Download.start`); one that can't end at `stop` continues to its end. `version` is what an
+        earlier download had: with it, and only then, no other bytes come than those.
 
         Raises: SourceChanged when `version` is given and the source is another one now; UrlNotAllowed (also for where
         a redirect leads), SourceMissing, DownloadFailed, AuthenticationFailed, TooLarge, ConnectionLost,
