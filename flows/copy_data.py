@@ -1,4 +1,4 @@
-"""The flow that copies an object to another place, as a new object."""
+"""The flows that copy objects to another place, as new objects: one, or all below a directory in one run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
 from flows.runtime.lifecycle import order_unless, working_on
 from flows.runtime.progress import summarise
+from flows.steps.batch import directory_fields, perform_batch
 from flows.steps.single import commit, deliver, probe
 
 
@@ -42,3 +43,30 @@ async def copy_data(
         copy = await commit(intent, verified)
         await summarise(run, found, intent, verified)
     return copy
+
+
+@flow(name="copy many", persist_result=False)
+async def copy_many(
+    source_machine: str = "",
+    directory: str = "",
+    machine: str = "",
+    dest: str = "",
+    overwrite: bool = False,
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
+    transfer: UUID | None = None,
+) -> str:
+    """Copy every object below `directory` of `source_machine` to below `dest` on `machine`.
+
+    Args:
+        source_machine: The machine where the objects are; required.
+        directory: The directory there, below the machine's base directory; empty means all.
+        machine: The machine that they are to go to; required.
+        dest: The directory there.
+        overwrite: Replace files there that are not registered.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+    """
+    fields = directory_fields(source_machine, directory, machine, dest, overwrite, priority, deadline)
+    return await perform_batch(TransferKind.COPY_MANY, transfer, fields)

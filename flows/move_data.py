@@ -1,4 +1,4 @@
-"""The flow that moves an object to another place; it keeps its identifier."""
+"""The flows that move objects to another place; they keep their identifiers: one, or all below a directory in one run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
 from flows.runtime.lifecycle import order_unless, working_on
 from flows.runtime.progress import summarise
 from flows.runtime.transfer_run import TransferRun
+from flows.steps.batch import directory_fields, perform_batch
 from flows.steps.single import commit, copied_instead, deliver, probe, remove_source, rename
 
 
@@ -51,6 +52,33 @@ async def move_data(
             await commit(intent, verified)
             await summarise(run, found, intent, verified)
         return await _finish(run)
+
+
+@flow(name="move many", persist_result=False)
+async def move_many(
+    source_machine: str = "",
+    directory: str = "",
+    machine: str = "",
+    dest: str = "",
+    overwrite: bool = False,
+    priority: Priority = Priority.NORMAL,
+    deadline: str = "",
+    transfer: UUID | None = None,
+) -> str:
+    """Move every object below `directory` of `source_machine` to below `dest` on `machine`.
+
+    Args:
+        source_machine: The machine where the objects are; required.
+        directory: The directory there, below the machine's base directory; empty means all.
+        machine: The machine that they are to go to; required.
+        dest: The directory there.
+        overwrite: Replace files there that are not registered.
+        priority: Which goes first where transfers wait for each other: high, normal or low.
+        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
+        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+    """
+    fields = directory_fields(source_machine, directory, machine, dest, overwrite, priority, deadline)
+    return await perform_batch(TransferKind.MOVE_MANY, transfer, fields)
 
 
 async def _finish(run: TransferRun) -> str:

@@ -22,8 +22,8 @@ from datamanager.domain.states import Verified
 from datamanager.engine.directory_walk import Walk, tree_root
 from datamanager.machines import Machine
 from datamanager.transports.port import Storage
-from models.objects.bulk import FoundFile, NewRow, register_files
-from models.objects.catalogue import Facts
+from models.objects.bulk import FoundFile, register_files
+from models.objects.catalogue import Facts, NewRow
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 

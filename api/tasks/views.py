@@ -18,7 +18,7 @@ from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.settings import Settings
 from models.machines.wait_reasons import reasons
 from models.tables import Transfer, TransferItem
-from models.transfers.items import ItemCounts, count_items
+from models.transfers.items import BatchCounts, count_items
 from models.transfers.outcomes import UNCHANGED
 
 FAR = timedelta(days=3650)
@@ -115,7 +115,7 @@ def show_task(session: Session, context: Context, row: Transfer) -> TaskView:
     return view
 
 
-def _task_view(row: Transfer, settings: Settings, items: ItemCounts | None, waiting_for: str | None) -> TaskView:
+def _task_view(row: Transfer, settings: Settings, items: BatchCounts | None, waiting_for: str | None) -> TaskView:
     run = row.flow_run_id
     return view_of(
         TaskView,

@@ -26,7 +26,8 @@ from api.http.openapi import BODY, BYTES, OBJECT, PLACE, URL, WAITING, Errors
 from api.transfers.submit import enqueue, wait_for
 from datamanager import errors
 from datamanager.domain.states import TransferKind as Kind
-from models.transfers.submission import REQUEST_OF_KIND, TransferRequest
+from models.stored_requests import REQUEST_OF_KIND
+from models.transfers.submission import TransferRequest
 
 router = APIRouter(prefix="/DM", default_response_class=Response)
 

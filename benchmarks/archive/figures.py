@@ -15,7 +15,7 @@ from benchmarks.race import Claim, Contender, Race
 from benchmarks.servers import Stage
 from datamanager.domain.bundles import Pack
 from datamanager.domain.plan import Route
-from datamanager.engine.bulk.run import SMALL
+from datamanager.engine.bulk.bulk_chunk import SMALL
 from datamanager.machines import VerifyPolicy
 from flows.batch.chunk import AT_ONCE
 

@@ -13,7 +13,7 @@ from benchmarks.archive.ours import Archiving
 from benchmarks.race import WrongResult
 from benchmarks.servers import Stage, fill
 from datamanager.domain.bundles import Manifest, Pack
-from datamanager.engine.bulk.run import SMALL
+from datamanager.engine.bulk.bulk_chunk import SMALL
 
 PER_FOLDER = 100
 

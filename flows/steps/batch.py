@@ -1,14 +1,21 @@
-"""The tasks that the flows of batches are made of: some hundred items each (`flows.batch.chunk`)."""
+"""The tasks that the flows of batches are made of: some hundred items each (`flows.batch.chunk`).
+
+An item that fails does so alone. A batch that was interrupted, or is submitted again, does only what is missing.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+from uuid import UUID
 
-from datamanager.domain.states import Phase
+from datamanager.domain.states import Phase, TransferKind
+from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from flows.batch.chunk import ItemsChunk
+from flows.runtime.lifecycle import order_unless, working_on
 from flows.runtime.progress import summarise_items
-from flows.runtime.tasks import step, threaded
+from flows.runtime.tasks import require_items_fault, step, threaded
 from flows.runtime.transfer_run import TransferRun, current
 from models.archive import items as archive_items
 from models.batches import results as batch_results
@@ -18,6 +25,34 @@ AT_ONCE = 2000
 """Items of one step: so many that what is done once for all of them (programs started, directories looked at) is little
 for each."""
 END = 2**31
+
+
+async def perform_batch(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any]) -> str:
+    """Perform a flow run that copies or moves all items; return its result. `fields`: see `directory_fields`."""
+    async with working_on(kind, transfer, order_unless(transfer, kind, fields)):
+        last = -1
+        while (numbers := await next_items(last)) is not None:
+            first, last = numbers
+            try:
+                await carry_items(first, last)
+            except DataManagerError as error:
+                require_items_fault(error)
+                await give_up_items(first, last, error)
+        return await conclude()
+
+
+def directory_fields(
+    source_machine: str, directory: str, machine: str, dest: str, overwrite: bool, priority: Priority, deadline: str
+) -> dict[str, Any]:
+    """Return the request of a form in Prefect, for all objects below a directory."""
+    return {
+        "directory": {"machine": source_machine, "path": directory},
+        "machine": machine,
+        "dest": dest,
+        "overwrite": overwrite,
+        "priority": priority,
+        "deadline": deadline,
+    }
 
 
 async def next_items(last: int) -> tuple[int, int] | None:

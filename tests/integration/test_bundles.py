@@ -16,8 +16,7 @@ from datamanager.domain.bundles import Manifest, Pack, SealedBundle, VerifyLevel
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Intent
-from datamanager.engine.bulk.bulk_chunk import Deferred, Failed
-from datamanager.engine.bulk.run import SMALL
+from datamanager.engine.bulk.bulk_chunk import SMALL, Deferred, Failed
 from datamanager.engine.bundles.format import manifest
 from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.writing import archive

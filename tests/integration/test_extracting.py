@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 
 from datamanager.domain.location import Place
 from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Deferred, Failed, Staged
-from datamanager.engine.bulk.run import SMALL
+from datamanager.engine.bulk.bulk_chunk import SMALL, BulkEndpoints, BulkRules, Deferred, Failed, Staged
 from datamanager.engine.control import Control
 from datamanager.engine.extracting import member_staging
 from datamanager.engine.extracting.archive_listing import Packaging, members_of

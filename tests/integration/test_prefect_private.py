@@ -23,7 +23,7 @@ from prefect.workers.base import BaseWorker
 from datamanager.settings import Settings
 from deployments.mover.worker import MoverWorker
 from deployments.orchestrator.environment import prefect_environment
-from tests.e2e.test_prefect import PrefectApi
+from tests.support.prefect import PrefectApi
 from tests.support.process import Process
 from tests.support.service import DataManagerService
 from tests.support.site import Site, some_bytes, write_machines

@@ -19,9 +19,8 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Restart
 from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
+from datamanager.engine.bulk.bulk_chunk import SMALL, BulkEndpoints, BulkRules, Outcome
 from datamanager.engine.bulk.bulk_chunk import Staged as StagedFile
-from datamanager.engine.bulk.run import SMALL
 from datamanager.engine.bundles.reading import bulk_recall, recall
 from datamanager.engine.bundles.writing import archive
 from datamanager.engine.bundles.writing.archive import ArchiveAttempt, ReadyBundle, StagedBundle

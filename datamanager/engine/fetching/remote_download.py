@@ -120,7 +120,7 @@ def _take_over(context: FetchContext, replicas: Container[str]) -> StoredPart | 
 def _copied(session: Session, source: str, destination: str, size: int, control: Control) -> bool:
     """Have the machine copy the first `size` bytes of a file to a new name; say whether it could."""
     try:
-        status = session.run(["sh", "-c", _COPY, "sh", str(size), source, destination], control.watch)
+        status = session.programs.run(["sh", "-c", _COPY, "sh", str(size), source, destination], control.watch)
     except RemoteFailure as error:
         log.info("what is stored can't be resumed: %s", error.detail)
         return False

@@ -10,9 +10,9 @@ from pathlib import Path
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.terms.source_options import CommonOptions
-from datamanager.transports.port import Curl
+from datamanager.transports.port import RunningCurl
 
-RunCurl = Callable[[bytes, bytes], AbstractContextManager[Curl]]
+RunCurl = Callable[[bytes, bytes], AbstractContextManager[RunningCurl]]
 """Starts a curl on the machine, from its configuration and from the authorities (PEM) to trust, if not its own ones."""
 
 

@@ -31,7 +31,7 @@ from datamanager.sources.remote_curl.curl_config import NOT_TAKEN, STALLED, UNRE
 from datamanager.sources.source_port import Source
 from datamanager.sources.terms.source_options import option_error
 from datamanager.sources.terms.urls import Target, public_url
-from datamanager.transports.port import Curl
+from datamanager.transports.port import RunningCurl
 
 LATE = 5.0
 """Seconds beyond its own time limits after which a curl is ended: it hangs, or its server sends no line's end."""
@@ -67,7 +67,7 @@ class RemoteHttpTerms(HttpTerms):
 class CurlDownload(CheckedHead):
     """An answer that a machine receives. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
-    def __init__(self, curl: Curl, head: Head, target: Target, source: HttpSource, asked: RangeRequest) -> None:
+    def __init__(self, curl: RunningCurl, head: Head, target: Target, source: HttpSource, asked: RangeRequest) -> None:
         super().__init__(head, target, source.context.max_size, asked, source.terms.expect_type)
         self.patience = source.context.read_timeout
         """Seconds in which something must arrive."""
@@ -175,12 +175,12 @@ class RemoteHttpSource:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    curl: Curl
+    curl: RunningCurl
     head: Head
     running: ExitStack
 
 
-def _head(curl: Curl, url: str, patience: float, *, last: bool) -> Head | None:
+def _head(curl: RunningCurl, url: str, patience: float, *, last: bool) -> Head | None:
     """Return the answer's head, interim ones (1xx) passed over; None when there was no connection and it may be tried
     at another address, as this is not the `last` one. Raises: TransportTimeout after `patience` seconds.
     """
