@@ -24,7 +24,7 @@ router = APIRouter(prefix="/DM/health", tags=["health"], default_response_class=
 
 @router.get("/live", summary="Is the process alive?", responses=openapi.health("live"))
 async def live() -> Response:
-    """Answer as long as the process serves at all."""
+    """Answer 200 while the process serves."""
     return json_response({"status": "live"})
 
 
@@ -34,7 +34,7 @@ async def live() -> Response:
     responses=openapi.health("ready", OrchestratorUnavailable),
 )
 async def ready(request: Request, context: In) -> Response:
-    """Answer 200 when the database and Prefect answer and a mover is online; machines and the broker don't count."""
+    """Answer 200 when the database and Prefect answer and a mover is online; machines and the broker do not matter."""
     catalogue, orchestrator = await asyncio.gather(_catalogue(context), _orchestrator(context))
     checks: dict[str, Any] = {"database": "ok", "prefect": "ok", "movers": catalogue}
     error: ServiceError | None = orchestrator

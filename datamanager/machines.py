@@ -120,7 +120,9 @@ class Machine(BaseModel):
     @classmethod
     def _name_is_plain(cls, value: str) -> str:
         if not MACHINE_NAME.fullmatch(value):
-            raise ValueError("must be letters, digits, dot, dash or underscore, at most 63, not beginning with a sign")
+            raise ValueError(
+                "must be letters, digits, dot, dash or underscore, at most 63, starting with a letter or digit"
+            )
         return value
 
     @field_validator("base_dir")
@@ -175,7 +177,7 @@ class Machine(BaseModel):
         if self.transport is TransportKind.LOCAL:
             for key in ("host", "direct_host", "port", "username", "identity_file", "known_hosts"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f'{key}: does not go with transport = "local"')
+                    raise ValueError(f'{key}: cannot be combined with transport = "local"')
         return self
 
 
@@ -207,7 +209,7 @@ class Machines(Mapping[str, Machine]):
         for variable, names in named.items():
             for name in names:
                 if name is not None and not (name in self and self[name].archive):
-                    raise SettingsError(f"{variable}: {name} is no machine with archive = true")
+                    raise SettingsError(f"{variable}: {name} is not a machine with archive = true")
 
     def with_archives(self, rules: ArchiveRules) -> Machines:
         """Return these machines under other rules. Raises: SettingsError."""
@@ -222,7 +224,7 @@ class Machines(Mapping[str, Machine]):
         name = wanted or self._archives.of_group.get(group) or self._archives.default
         if name is not None:
             if not self[name].archive:
-                raise _no_archive(f"{name} is no archive; machines.toml must say archive = true")
+                raise _no_archive(f"{name} is not an archive; machines.toml must set archive = true")
             return self[name]
         archives = [machine for machine in self.values() if machine.archive]
         if len(archives) != 1:

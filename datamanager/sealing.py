@@ -63,7 +63,7 @@ class Sealer:
         try:
             plain = Fernet(self._key(making=False)).decrypt(blob.encode("ascii"))
         except (InvalidToken, UnicodeEncodeError):
-            text = f"{FILE} is not the one that the secrets were sealed with, or these were changed"
+            text = f"{FILE} is not the one that encrypted the secrets, or these were modified"
             raise SecretsUnreadable(f"{text}; hosts that share a catalogue need the same key") from None
         value: dict[str, Any] = json.loads(plain)
         return value
@@ -81,12 +81,12 @@ class Sealer:
             return self._read()
         except FileNotFoundError:
             if not making or not self._made_here:
-                raise SecretsUnreadable(f"{FILE} is missing; only it opens what was sealed with it") from None
+                raise SecretsUnreadable(f"{FILE} is missing; only it can decrypt existing secrets") from None
         try:
             self._make()
             return self._read()
         except OSError as exc:
-            raise SecretsUnreadable(f"{FILE} can't be made: {exc.strerror}") from exc
+            raise SecretsUnreadable(f"{FILE} cannot be created: {exc.strerror}") from exc
 
     def _read(self) -> bytes:
         """Return the key. Raises: FileNotFoundError, SecretsUnreadable."""
@@ -99,11 +99,11 @@ class Sealer:
         except OSError as exc:
             raise SecretsUnreadable(f"{FILE} can't be read: {exc.strerror}") from exc
         if is_open(found.st_mode, found.st_uid, os.geteuid()):
-            raise SecretsUnreadable(f"{FILE} is open to others than its owner: chmod 600")
+            raise SecretsUnreadable(f"{FILE} is accessible to other users: chmod 600")
         try:
             Fernet(key)
         except ValueError:
-            raise SecretsUnreadable(f"{FILE} holds no key: 32 bytes in URL-safe base64 are wanted") from None
+            raise SecretsUnreadable(f"{FILE} contains no key: 32 bytes in URL-safe base64 are required") from None
         return key
 
     def _make(self) -> None:

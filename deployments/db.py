@@ -16,11 +16,11 @@ def main() -> int:
     """Do what the command line says; return the exit code."""
     parser = argparse.ArgumentParser(prog="dm db", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("upgrade", help="bring the schema to what this code needs").add_argument(
+    commands.add_parser("upgrade", help="upgrade the schema to the revision of this version").add_argument(
         "revision", nargs="?", default="head"
     )
     commands.add_parser("current", help="print the schema's revision")
-    commands.add_parser("downgrade", help='take the schema back; "base" loses all data').add_argument("revision")
+    commands.add_parser("downgrade", help='downgrade the schema; "base" deletes all data').add_argument("revision")
     given = parser.parse_args()
     try:
         settings = load_settings()

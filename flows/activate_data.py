@@ -24,16 +24,16 @@ async def activate_data(
     deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
-    """Bring object `uuid` back out of its archive.
+    """Activate archived object `uuid`.
 
     Args:
         uuid: The object; required.
-        machine: The machine that it is to go to; empty means where it was.
-        dest: The path there, with the file's name, below the machine's base directory; empty means the one it had.
-        overwrite: Replace a file there that is not registered.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        machine: The destination machine; empty means its old machine.
+        dest: The destination path with the file name, below the base directory; empty means its old path.
+        overwrite: Replace an unregistered file at the destination.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
     return await _perform(TransferKind.ACTIVATE, transfer, fields, uuid)
@@ -49,16 +49,16 @@ async def activate_many(
     deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
-    """Bring back every archived object that was below `directory` of `source_machine`.
+    """Activate every archived object below `directory` of `source_machine`.
 
     Args:
-        source_machine: The machine where the objects were; required.
-        directory: The directory there, below the machine's base directory; empty means all.
-        machine: The machine that they are to go to; empty means where they were.
-        overwrite: Replace files there that are not registered.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        source_machine: The old machine of the objects; required.
+        directory: The directory of the objects, below the machine's base directory; empty means all.
+        machine: The destination machine; empty means their old machines.
+        overwrite: Replace unregistered files at the destination.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     below = {"directory": {"machine": source_machine, "path": directory}}
     fields = below | {"machine": machine, "overwrite": overwrite, "priority": priority, "deadline": deadline}

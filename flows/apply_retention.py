@@ -38,14 +38,14 @@ async def retention(
     max_bytes: int | None = None,
     run_id: UUID | None = None,
 ) -> str:
-    """Archive and delete what the rules of retention.toml select, once its grace has passed.
+    """Archive and delete objects by the rules of retention.toml, after their grace period.
 
     Args:
-        dry_run: Change nothing; report what would be done and why.
-        rule: Carry out this rule only; empty means all.
-        max_objects: Act on at most so many objects, and mark at most so many; retention.toml may allow fewer.
-        max_bytes: The same in bytes.
-        run_id: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        dry_run: Change nothing; only write a report.
+        rule: Apply only this rule; empty means all.
+        max_objects: Maximum number of objects to act on and to mark; retention.toml may allow fewer.
+        max_bytes: Maximum number of bytes; retention.toml may allow fewer.
+        run_id: Leave it empty. It is set by the Data Manager.
     """
     parts = services()
     terms = RetentionTerms(dry_run, rule, max_objects, max_bytes)

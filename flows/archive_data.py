@@ -29,18 +29,18 @@ async def archive_data(
     deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
-    """Put object `uuid` into an archive.
+    """Archive object `uuid`.
 
     Args:
         uuid: The object; required.
-        archive_to: The archive machine; empty means the group's, else the default.
-        verify: What is proved before the source is removed: sizes, checksums or paranoid.
-        keep_source: Leave the file where it is.
-        pack: tar, or none for the bytes as they are.
+        archive_to: The archive machine; empty means that of the group, else the default.
+        verify: Verification before the source is removed: sizes, checksums or paranoid.
+        keep_source: Do not remove the file.
+        pack: tar, or none for a file of its own.
         compress: none or zstd.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     fields = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
     return await _perform(TransferKind.ARCHIVE, transfer, fields, uuid)
@@ -59,19 +59,19 @@ async def archive_many(
     deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
-    """Put every object below `directory` of `source_machine` into an archive, many in a bundle.
+    """Archive every object below `directory` of `source_machine`, several per bundle.
 
     Args:
-        source_machine: The machine where the objects are; required.
-        directory: The directory there, below the machine's base directory; empty means all.
-        archive_to: The archive machine; empty means the group's, else the default.
-        verify: What is proved before the sources are removed: sizes, checksums or paranoid.
-        keep_source: Leave the files where they are.
-        pack: tar, or none for every object by itself.
+        source_machine: The machine of the objects; required.
+        directory: The directory of the objects, below the machine's base directory; empty means all.
+        archive_to: The archive machine; empty means that of the group, else the default.
+        verify: Verification before the sources are removed: sizes, checksums or paranoid.
+        keep_source: Do not remove the files.
+        pack: tar, or none for one file per object.
         compress: none or zstd.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     below = {"directory": {"machine": source_machine, "path": directory}}
     terms = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)

@@ -39,16 +39,16 @@ async def audit(
     accept_losses: bool = False,
     audit_id: UUID | None = None,
 ) -> str:
-    """Compare what lies on a machine with what the catalogue says. Nothing is deleted.
+    """Compare the files of a machine with the catalogue. Nothing is deleted.
 
     Args:
         machine: The machine; empty means all, one after the other.
-        scrub_share: The share of the objects with a checksum that are hashed again, 0 to 1.
-        scrub_bytes: Bytes after which hashing ends.
-        second_look: Seconds between the first look and the second one.
-        most_lost: A greater share of lost objects (0 to 1) is not believed.
-        accept_losses: Believe any number of lost objects.
-        audit_id: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        scrub_share: Fraction of the objects with a checksum to hash again, 0 to 1.
+        scrub_bytes: Maximum number of bytes to hash.
+        second_look: Seconds between the two passes.
+        most_lost: Fraction of lost objects (0 to 1) above which no object is changed.
+        accept_losses: Accept any number of lost objects.
+        audit_id: Leave it empty. It is set by the Data Manager.
     """
     parts = services()
     rows: Sequence[UUID] = [audit_id] if audit_id is not None else []
@@ -109,7 +109,7 @@ async def _audited(parts: Services, audit: UUID) -> str:
         await _end_in_error(parts, hold, error)
         raise
     except Exception as error:
-        get_run_logger().exception("a fault of ours")
+        get_run_logger().exception("internal error")
         await _end_in_error(parts, hold, InternalError(f"unexpected {type(error).__name__}"))
         raise
     parts.notify("posted")

@@ -19,13 +19,13 @@ async def delete_data(
     deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
-    """Delete the file of object `uuid`. A file that is gone already is fine.
+    """Delete the file of object `uuid`. A missing file is not an error.
 
     Args:
         uuid: The object; required.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     fields = {"priority": priority, "deadline": deadline}
     order = order_unless(transfer, TransferKind.DELETE, fields, uuid)

@@ -27,12 +27,12 @@ PATIENCE = 900.0
 
 @flow(name="recurring", persist_result=False)
 async def recurring(schedule: UUID, moment: str = "") -> str:
-    """Fetch a moment of a schedule, wait for it, and let the versions go that are not kept.
+    """Download the version of a scheduled time, wait for it, and delete old versions.
 
     Args:
         schedule: The schedule's identifier: see GET /DM/schedules.
-        moment: Which time is meant, such as 2026-01-31T12:00:00Z; empty means the time that this run is scheduled for.
-            A moment that was fetched is not fetched again.
+        moment: The scheduled time, such as 2026-01-31T12:00:00Z; empty means the scheduled time of this run.
+            A time that was downloaded is not downloaded again.
     """
     parts = services()
     control, when = control_of(parts), _moment(moment)
@@ -43,7 +43,7 @@ async def recurring(schedule: UUID, moment: str = "") -> str:
     until = time.monotonic() + PATIENCE
     while run.outcome == schedules.PENDING:
         if time.monotonic() >= until:
-            return f"transfer {run.transfer_id} goes on"
+            return f"transfer {run.transfer_id} continues"
         await pause(control, LOOK_EVERY)
         await asyncio.to_thread(finish, parts, schedule)
         run = await asyncio.to_thread(_look, parts, schedule, when)
@@ -76,4 +76,4 @@ def _why(parts: Services, run: ScheduleRun) -> str:
             transfer = session.get(Transfer, run.transfer_id)
         if transfer is not None and transfer.error_detail:
             return transfer.error_detail
-    return f"the moment was refused: {run.code}"
+    return f"the scheduled time was refused: {run.code}"

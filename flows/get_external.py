@@ -39,21 +39,21 @@ async def get_external(
     deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
-    """Fetch `url` to `path`/`filename` on `machine`; return the new object's identifier.
+    """Download `url` to `path`/`filename` on `machine`; return the new object's identifier.
 
     Args:
-        url: What to fetch, by http or https; required.
-        machine: The machine that it is to go to; required.
-        path: The directory there, below the machine's base directory.
-        filename: The file's name there; empty means the last part of the URL.
-        group: What it belongs to: fire, disease, space weather.
-        description: What it is.
-        size: Bytes that must arrive; 0 means unknown.
-        overwrite: Replace a file there that is not registered.
-        credential: Name of a stored credential. Secrets themselves can't be given here, where all can read them.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        url: The URL to download; required.
+        machine: The destination machine; required.
+        path: The destination directory, below the machine's base directory.
+        filename: The file name; empty means the last segment of the URL.
+        group: Group of the object, such as fire, disease, space weather.
+        description: Description of the object.
+        size: Expected size in bytes; 0 means unknown.
+        overwrite: Replace an unregistered file at the destination.
+        credential: Name of a stored credential. Secrets cannot be given here, as all users can read them.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     order = None
     if transfer is None:
@@ -73,7 +73,7 @@ async def get_external(
         )
     async with working_on(TransferKind.GETEXTERNAL, transfer, order) as work:
         if not isinstance(work.request, GetExternalRequest):
-            raise InternalError(f"transfer {work.transfer} is no download")
+            raise InternalError(f"transfer {work.transfer} is not a download")
         found = await probe()
         if found.published is None and (known := await unchanged(work)) is not None:
             return known
@@ -99,22 +99,22 @@ async def extract_data(
     deadline: str = "",
     transfer: UUID | None = None,
 ) -> str:
-    """Fetch the archive at `url`, and make each file in it an object below `path` on `machine`.
+    """Download the archive at `url`, and make each of its files an object below `path` on `machine`.
 
     Args:
-        url: What to fetch; required.
-        extract: What it is: a tar or a zip file.
-        decompress: How the tar file is compressed; empty means not at all.
-        machine: The machine that its files are to go to; required.
-        path: The directory there, below the machine's base directory.
-        group: What they belong to: fire, disease, space weather.
-        description: What they are.
-        size: Bytes of the archive that must arrive; 0 means unknown.
-        overwrite: Replace files there that are not registered.
-        credential: Name of a stored credential. Secrets themselves can't be given here, where all can read them.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        url: The URL to download; required.
+        extract: Format of the archive: tar or zip.
+        decompress: Compression of the tar file; empty means none.
+        machine: The destination machine; required.
+        path: The destination directory, below the machine's base directory.
+        group: Group of the objects, such as fire, disease, space weather.
+        description: Description of the objects.
+        size: Expected size of the archive in bytes; 0 means unknown.
+        overwrite: Replace unregistered files at the destination.
+        credential: Name of a stored credential. Secrets cannot be given here, as all users can read them.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     order = None
     if transfer is None:

@@ -31,12 +31,12 @@ async def move_data(
 
     Args:
         uuid: The object; required.
-        machine: The machine that it is to go to; required.
-        dest: The path there, with the file's name, below the machine's base directory; required.
-        overwrite: Replace a file there that is not registered.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        machine: The destination machine; required.
+        dest: The destination path with the file name, below the machine's base directory; required.
+        overwrite: Replace an unregistered file at the destination.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
     order = order_unless(transfer, TransferKind.MOVE, fields, uuid)
@@ -68,14 +68,14 @@ async def move_many(
     """Move every object below `directory` of `source_machine` to below `dest` on `machine`.
 
     Args:
-        source_machine: The machine where the objects are; required.
-        directory: The directory there, below the machine's base directory; empty means all.
-        machine: The machine that they are to go to; required.
-        dest: The directory there.
-        overwrite: Replace files there that are not registered.
-        priority: Which goes first where transfers wait for each other: high, normal or low.
-        deadline: When it must have ended: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means never.
-        transfer: Leave it empty. The Data Manager itself gives this one, and nothing else.
+        source_machine: The machine of the objects; required.
+        directory: The directory of the objects, below the machine's base directory; empty means all.
+        machine: The destination machine; required.
+        dest: The destination directory.
+        overwrite: Replace unregistered files at the destination.
+        priority: Priority in the queue: high, normal or low.
+        deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
+        transfer: Leave it empty. It is set by the Data Manager.
     """
     fields = directory_fields(source_machine, directory, machine, dest, overwrite, priority, deadline)
     return await perform_batch(TransferKind.MOVE_MANY, transfer, fields)

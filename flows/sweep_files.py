@@ -19,12 +19,12 @@ from models.transfers import queue
 
 @flow(name="sweep", persist_result=False)
 async def sweep(machine: str = "", older_than: float = 24 * 3600.0, dry_run: bool = False) -> str:
-    """Remove partial files whose transfers have ended, and forget rows and leases that are too old.
+    """Remove partial files of ended transfers, and delete expired rows and leases.
 
     Args:
         machine: The machine; empty means all, one after the other.
         older_than: Seconds since a partial file was last written, by its machine's clock; at least 300.
-        dry_run: Remove and forget nothing; report what would be removed.
+        dry_run: Remove nothing; report what would be removed.
     """
     if older_than < 0:
         raise InvalidRequest("older_than: must not be negative", {"older_than": "seconds, 300 or more"})
@@ -74,7 +74,7 @@ def _tidy(parts: Services) -> str:
     cleared = 0
     while done := clear_up(parts):
         cleared += done
-    return f"{rows} old rows forgotten, {cleared} ended transfers cleared up, {reaped} lost leases returned"
+    return f"{rows} expired rows deleted, {cleared} ended transfers cleaned up, {reaped} transfers requeued"
 
 
 def _in_words(swept: Swept, *, dry_run: bool) -> str:

@@ -65,7 +65,7 @@ def require_current(database: Database) -> None:
 def _require_known(revision: str | None) -> None:
     if revision is not None and revision not in {script.revision for script in _scripts().walk_revisions()}:
         raise SettingsError(
-            f"this catalogue was made by a newer Data Manager (schema {revision}, this one knows up to {newest()}); "
+            f"this catalogue was created by a newer Data Manager (schema {revision}, this one knows up to {newest()}); "
             "start that version again"
         )
 

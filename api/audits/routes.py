@@ -69,7 +69,7 @@ class FindingQuery(Query):
     openapi_extra=openapi.body(AuditRequest),
 )
 async def start_audit(request: Request, context: In) -> Response:
-    """Compare what lies on a machine with the catalogue: a mover takes it within seconds. Nothing is deleted; objects
+    """Compare the files of a machine with the catalogue: a mover starts within seconds. Nothing is deleted; objects
     whose file is lost become UNKNOWN.
     """
     fields = await read_request(request, AuditRequest)
@@ -119,7 +119,7 @@ async def show_audit(audit: str, context: In) -> Response:
     openapi_extra=openapi.query(FindingQuery),
 )
 async def list_findings(audit: str, request: Request, context: In) -> Response:
-    """List what two looks have found, with a `Link` header with `rel="next"` while there is more."""
+    """List the findings of an audit, with a `Link` header with `rel="next"` while there is more."""
     audit_id, given = audit_id_of(audit), request.query_params.multi_items()
     query = read_query(given, FindingQuery)
 

@@ -43,7 +43,7 @@ async def read_large_request(request: Request, model: type[M]) -> M:
     """
     kind = parse_options_header(request.headers.get("content-type", ""))[0].decode("latin-1").lower()
     if kind in (FORM, MULTIPART):
-        raise InvalidRequest(f"Content-Type: a form can't hold this; send {JSON}", {"Content-Type": JSON})
+        raise InvalidRequest(f"Content-Type: a form cannot express this; send {JSON}", {"Content-Type": JSON})
     fields = await read_fields(request, LARGE_LIMIT)
     return await run_sync(validated, fields, model)
 
@@ -79,13 +79,13 @@ async def parse_fields(body: bytes, content_type: str) -> dict[str, Any]:
 async def _read(request: Request, limit: int) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
-        raise TooLarge(f"a body may have {limit} bytes")
+        raise TooLarge(f"the body is limited to {limit} bytes")
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit:
-                raise TooLarge(f"a body may have {limit} bytes")
+                raise TooLarge(f"the body is limited to {limit} bytes")
     except ClientDisconnect:
         raise MalformedBody("the connection ended before the body did") from None
     return bytes(body)

@@ -41,9 +41,9 @@ def objection(headers: Headers, settings: Settings) -> OriginNotAllowed | None:
     """Return why a request with these headers is refused, None if it is welcome."""
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not host_allowed(hosts[0], settings):
-        return OriginNotAllowed("the request's Host is not ours; further names are set with DM_ALLOWED_HOSTS")
+        return OriginNotAllowed("the Host header does not name this service; DM_ALLOWED_HOSTS adds names")
     if any(not same_origin(origin, hosts[0]) for origin in headers.getlist("origin")):
-        return OriginNotAllowed("the request comes from a page of another site")
+        return OriginNotAllowed("the Origin header names another site")
     return None
 
 

@@ -176,7 +176,7 @@ async def _prolong(context: Context, slot: Slot) -> None:
         try:
             await context.writing(lambda session: idempotency.prolong(session, slot.key or "", slot.holder, HOLD))
         except CatalogueUnavailable as exc:
-            log.warning("idempotency_key_not_prolonged", error=exc.detail)
+            log.warning("idempotency_key_not_renewed", error=exc.detail)
 
 
 async def _answered(context: Context, request: Request, slot: Slot, work: Work) -> Response:

@@ -122,7 +122,7 @@ def body(model: type[OurRequest] | None = None, *, forms: bool = True, prefer: s
     """Document a writing endpoint's body, its fields being `model`'s, and its headers; `forms` says whether it may be a
     form too, `prefer` what it knows of `Prefer`.
     """
-    headers = {"Idempotency-Key": "Repeat a request under its key: it is done once."}
+    headers = {"Idempotency-Key": "A request repeated with the same key is executed once."}
     if prefer:
         headers["Prefer"] = prefer
     extra: dict[str, Any] = {"parameters": [_parameter(name, "header", text) for name, text in headers.items()]}

@@ -48,8 +48,8 @@ STATUS: dict[type[DataManagerError], int] = {
 
 # what HTTP itself refuses before one of our endpoints is reached
 HTTP_PROBLEMS: dict[int, tuple[str, str]] = {
-    404: ("not_found", "There is nothing at this address"),
-    405: ("method_not_allowed", "This address does not know the method"),
+    404: ("not_found", "No such endpoint"),
+    405: ("method_not_allowed", "The endpoint does not support this method"),
 }
 
 _SENTENCE_END = re.compile(r"[.;:](?=\s|$)")
@@ -72,7 +72,7 @@ def problem_of(error: DataManagerError, request_id: str) -> dict[str, Any]:
     status = status_of(error)
     ours = status == 500
     cls = errors.InternalError if ours else type(error)
-    detail = f"the service failed; its log has more under request {request_id}" if ours else error.detail
+    detail = f"internal error; see the log for request {request_id}" if ours else error.detail
     document = _document(cls.code, title_of(cls), status, detail, error.retryable and not ours, request_id)
     if isinstance(error, InvalidRequest) and error.fields:
         document["errors"] = [{"field": name, "detail": what} for name, what in error.fields.items()]

@@ -21,7 +21,7 @@ from datamanager.errors import InvalidRequest
 Q = TypeVar("Q", bound="Query")
 Parameters = Iterable[tuple[str, str]]
 
-_CURSOR = "Where the page before ended; taken from its `Link` header."
+_CURSOR = "End of the previous page, from its `Link` header."
 
 
 class Query(BaseModel):
@@ -86,7 +86,7 @@ def read_query(given: Parameters, model: type[Q], wrong: dict[str, str] | None =
         elif name in values or name in wrong:
             wrong[name] = "may be given once"
         elif "\0" in value:
-            wrong[name] = "must not hold a NUL character"
+            wrong[name] = "must not contain a NUL character"
         else:
             values[name] = value
     try:

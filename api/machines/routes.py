@@ -32,7 +32,7 @@ _LIMITS = "The limits in force."
 )
 @router.get("/", include_in_schema=False)
 async def list_machines(request: Request, context: In) -> Response:
-    """List the machines, the limits in force, whether transfers wait for them, and what a probe found just now:
+    """List the machines, the limits in force, whether transfers wait for them, and the result of a probe:
     reachable, round trip, free space.
 
     It takes a few seconds at most.
@@ -90,7 +90,7 @@ async def drain_machine(name: str, request: Request, context: In) -> Response:
 
 @router.post("/{name}/undrain", summary="End a machine's draining", responses=_HEALTH, openapi_extra=openapi.body())
 async def undrain_machine(name: str, request: Request, context: In) -> Response:
-    """Take a machine's transfers again; fine when it is not drained."""
+    """Start the transfers of a drained machine again. Idempotent."""
     return await _change_health(context, request, name, health.undrain)
 
 

@@ -81,7 +81,7 @@ def selection_of(given: Iterable[tuple[str, str]], machines: Machines) -> Select
         if key == name:
             others.append((name, value))
         elif "\0" in value:
-            wrong[name] = "must not hold a NUL character"
+            wrong[name] = "must not contain a NUL character"
         elif _METADATA_KEY.fullmatch(key):
             metadata[key] = value
         else:

@@ -46,11 +46,11 @@ log = structlog.get_logger(__name__)
     openapi_extra=openapi.body(RegisterRequest),
 )
 async def register(request: Request, context: In) -> Response:
-    """Enter a file that lies on a machine into the catalogue.
+    """Register a file that exists on a machine.
 
     By default (`verify=stat`) the file must exist there and have the `size` given (0, empty or absent: unknown).
-    `verify=hash` also records its sha256, `verify=none` believes the request. A machine that can't be reached is no
-    obstacle: the object then has `verified: none`.
+    `verify=hash` also records its sha256, `verify=none` checks nothing. If the machine cannot be
+    reached, the object is registered with `verified: none`.
     """
     fields = await read_request(request, RegisterRequest)
 

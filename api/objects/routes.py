@@ -37,9 +37,9 @@ router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Respon
 )
 @router.get("/info/", include_in_schema=False)
 async def list_objects(request: Request, context: In) -> Response:
-    """List every object, DELETED ones included, oldest first: streamed, as the catalogue was at one moment.
+    """List every object, DELETED ones included, oldest first: streamed, as one snapshot of the catalogue.
 
-    With any parameter: one page of what fits, and a `Link` header with `rel="next"` while there is more.
+    With any parameter: one page of matching objects, and a `Link` header with `rel="next"` while there is more.
     """
     items = request.query_params.multi_items()
     if not items:
@@ -55,7 +55,7 @@ async def list_objects(request: Request, context: In) -> Response:
     responses=openapi.json_answer(ObjectView, "The object.", errors.ObjectNotFound),
 )
 async def show_object(uuid: str, context: In) -> Response:
-    """Show what the catalogue knows of an object."""
+    """Show an object."""
     object_id = object_id_of(uuid)
     row = await context.reading(lambda session: get_object(session, object_id))
     return json_response(object_view(row))

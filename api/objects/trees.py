@@ -34,7 +34,7 @@ router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Respon
     status_code=201,
     responses=openapi.json_answer(
         TreeView,
-        "What became of the files.",
+        "The number of files by result.",
         *openapi.BODY,
         *openapi.MACHINE,
         errors.UnknownMachine,
@@ -48,9 +48,9 @@ router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Respon
     openapi_extra=openapi.body(TreeRequest),
 )
 async def register_tree(request: Request, context: In) -> Response:
-    """Enter every regular file below a directory of a machine into the catalogue, as one object each.
+    """Register every regular file below a directory of a machine, as one object each.
 
-    Links are not followed. Files that are registered already are left as they are. With more than `max_files` files
+    Links are not followed. Registered files are skipped. With more than `max_files` files
     nothing is registered.
     """
     fields = await read_request(request, TreeRequest)

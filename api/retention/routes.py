@@ -60,8 +60,8 @@ class PlanQuery(Query):
     """What a plan is limited to."""
 
     rule: ShortText = Field("", description="Only this rule.")
-    max_objects: Number = Field(None, description="As if a run might act on so many objects only.")
-    max_bytes: Size = Field(None, description="As if a run might act on so many bytes only.")
+    max_objects: Number = Field(None, description="Maximum number of objects of the run.")
+    max_bytes: Size = Field(None, description="Maximum number of bytes of the run.")
 
 
 class RunQuery(Query):
@@ -78,9 +78,9 @@ class RunQuery(Query):
     openapi_extra=openapi.body(HoldRequest),
 )
 async def hold_object(uuid: str, request: Request, context: In) -> Response:
-    """Keep an object from being deleted, by retention and by clients alike, until the hold is released.
+    """Protect an object from deletion by retention rules and by clients, until the hold is released.
 
-    A mark of retention on it is void. One that is held already keeps its `since` and gets the new reason.
+    Its retention mark is removed. A held object keeps its `since` and gets the new reason.
     """
     object_id, fields = object_id_of(uuid), await read_request(request, HoldRequest)
     return await _change(
@@ -97,7 +97,7 @@ async def hold_object(uuid: str, request: Request, context: In) -> Response:
     openapi_extra=openapi.body(),
 )
 async def release_object(uuid: str, request: Request, context: In) -> Response:
-    """End an object's hold; fine when it has none. A rule that selects it marks it anew, with its whole grace."""
+    """Remove the hold of an object. Idempotent. A rule that selects it marks it again, with the full grace period."""
     object_id = object_id_of(uuid)
     return await _change(context, request, None, lambda session: holds.release(session, object_id))
 
@@ -112,7 +112,7 @@ async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
     """Set `expires_at`, or a `lifetime` from now on; null removes the end.
 
     Nothing happens at that time by itself: a rule with `expired = true` may ask for it. Refused (409 `object_busy`)
-    while a delete of the object is under way.
+    while the object is being deleted.
     """
     object_id, fields = object_id_of(uuid), await read_request(request, LifetimeRequest)
     return await _change(
@@ -122,7 +122,7 @@ async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
 
 @router.get(
     "/retention/plan",
-    summary="Show what retention would do",
+    summary="Plan a retention run",
     responses=openapi.json_answer(
         RetentionPlanView, "What a run would do now.", errors.InvalidRequest, errors.InvalidRules
     ),
@@ -148,7 +148,7 @@ async def show_plan(request: Request, context: In) -> Response:
     summary="Run retention now",
     status_code=202,
     responses=openapi.json_answer(
-        RetentionRunView, "The run that was entered.", *openapi.BODY, errors.InvalidRules, status=202
+        RetentionRunView, "The accepted run.", *openapi.BODY, errors.InvalidRules, status=202
     ),
     openapi_extra=openapi.body(RetentionRunRequest),
 )
@@ -192,8 +192,8 @@ async def start_run(request: Request, context: In) -> Response:
     openapi_extra=openapi.body(RestoreRequest),
 )
 async def restore_object(uuid: str, request: Request, context: In) -> Response:
-    """Take a marked object back: its rule leaves it alone for `spare_for` (30 days). One that a rule archived is
-    activated, too. What was deleted can't come back: the grace time is before the deletion.
+    """Remove the mark of an object: its rule skips it for `spare_for` (30 days). An object that a rule archived is
+    activated. A deleted object cannot be restored: the grace period precedes the deletion.
     """
     object_id, fields = object_id_of(uuid), await read_request(request, RestoreRequest)
 
@@ -212,7 +212,7 @@ async def restore_object(uuid: str, request: Request, context: In) -> Response:
     openapi_extra=openapi.query(RunQuery),
 )
 async def list_runs(request: Request, context: In) -> Response:
-    """List the runs that are kept, the newest first; a `Link` header with `rel="next"` while there is more."""
+    """List the stored runs, newest first; a `Link` header with `rel="next"` while there is more."""
     query = read_query(request.query_params.multi_items(), RunQuery)
     rows, cursor = await context.reading(lambda session: runs.list_runs(session, query.limit, query.cursor))
     return page_response("/DM/retention/runs", [("limit", str(query.limit))], [run_view(row) for row in rows], cursor)
@@ -224,7 +224,7 @@ async def list_runs(request: Request, context: In) -> Response:
     responses=openapi.json_answer(RetentionRunDetailView, "The run.", errors.RetentionRunNotFound),
 )
 async def show_run(run: str, context: In) -> Response:
-    """Show what a run did, and what it spared and why, with the first objects one by one."""
+    """Show the report of a run, with its first objects."""
     run_id = retention_run_id_of(run)
     row = await context.reading(lambda session: runs.get_run(session, run_id))
     return json_response(run_detail_view(row))

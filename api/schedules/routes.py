@@ -55,8 +55,8 @@ _ONE = (errors.ScheduleNotFound, errors.IdempotencyMismatch, errors.InvalidReque
 )
 async def add(request: Request, context: In) -> Response:
     """Fetch `url` every `interval` or by `cron` (UTC). `url`, `path` and `filename` are templates of the scheduled
-    time: `{date:%Y%m%d}`, `{date-6h:%H}`. Secrets are accepted as a stored `credential` only. With `keep` the versions
-    beyond so many are deleted; with `skip_unchanged` nothing is fetched while the source still has the last version.
+    time: `{date:%Y%m%d}`, `{date-6h:%H}`. Secrets are accepted as a stored `credential` only. With `keep`, older
+    versions beyond that number are deleted; with `skip_unchanged` an unchanged source is not downloaded again.
     """
     fields = await read_request(request, ScheduleRequest)
     await context.remotely(lambda: _check(context, fields))
@@ -89,7 +89,7 @@ async def list_all(context: In) -> Response:
     responses=openapi.json_answer(ScheduleView, "The schedule and its last runs.", errors.ScheduleNotFound),
 )
 async def show(schedule: str, context: In) -> Response:
-    """Show a schedule and what came of its last moments, the newest first."""
+    """Show a schedule and the results of its latest runs, newest first."""
     wanted = schedule_id_of(schedule)
 
     def look(session: Session) -> ScheduleView:
@@ -100,7 +100,7 @@ async def show(schedule: str, context: In) -> Response:
 
 @router.delete(
     "/{schedule}",
-    summary="Remove a schedule",
+    summary="Delete a schedule",
     responses=openapi.json_answer(RemovedView, "The schedule was removed.", *_ONE),
     openapi_extra=openapi.body(),
 )
@@ -143,7 +143,7 @@ async def resume(schedule: str, request: Request, context: In) -> Response:
     status_code=202,
     responses=openapi.json_answer(
         ScheduleView,
-        "The schedule; `wanted_at` is the moment, or its `runs` are the one that was named.",
+        "The schedule; `wanted_at` is the requested time, or `runs` contains the named one.",
         errors.ScheduleNotFound,
         *openapi.BODY,
         status=202,
@@ -151,8 +151,8 @@ async def resume(schedule: str, request: Request, context: In) -> Response:
     openapi_extra=openapi.body(ScheduleRunRequest),
 )
 async def run(schedule: str, request: Request, context: In) -> Response:
-    """Fetch besides the ordinary times, also while it is paused: once now, or a `moment` that is over. What was fetched
-    is not fetched again; what failed is. See its `runs` for what came of it.
+    """Run a schedule once, also while it is paused: for the current time, or for a `moment` in the past. A time
+    that was downloaded is not downloaded again; a failed one is. `runs` contains the result.
     """
     wanted = schedule_id_of(schedule)
     fields = await read_request(request, ScheduleRunRequest)
@@ -184,7 +184,7 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
 
     Raises: InvalidRequest, UnknownMachine, PathNotAllowed, UrlNotAllowed, NotSupported.
     """
-    why = "secrets are not kept for a schedule; give the name of a stored credential"
+    why = "secrets are not stored for a schedule; give the name of a stored credential"
     wrong: dict[str, Any] = {f"options.{name}": why for name in secret_names(fields.options)}
     if parameters := secret_parameters(fields.url):
         wrong["url"] = f"{why} instead of {', '.join(parameters)}"
@@ -193,7 +193,7 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
     try:
         example = fields.at(datetime.now(UTC))
     except ValidationError:
-        wanted = "must make a URL, a path and a file's name when the time is filled in"
+        wanted = "must result in a valid URL, path and file name"
         raise InvalidRequest.of({"filename": wanted}) from None
     Place.of(context.machines[example.machine], example.path, example.filename)
     parse_terms(example).check(SourceContext.of(context.guard, context.settings))

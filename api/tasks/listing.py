@@ -67,12 +67,12 @@ class TaskQuery(Query):
     machine: str | None = Field(None, description="Tasks from or to this machine (not batches, which may touch many).")
     group: str | None = Field(None, description="Tasks of objects of this group.")
     object: Annotated[UUID | None, BeforeValidator(_object)] = Field(
-        None, description="Tasks that work on this object, or make it."
+        None, description="Tasks that use or create this object."
     )
     since: Time | None = Field(
-        None, description="Asked for at this time or later; RFC 3339 with a zone, such as 2026-01-31T12:00:00Z."
+        None, description="Requested at this time or later; RFC 3339 with a zone, such as 2026-01-31T12:00:00Z."
     )
-    until: Time | None = Field(None, description="Asked for before this time; RFC 3339 with a zone.")
+    until: Time | None = Field(None, description="Requested before this time; RFC 3339 with a zone.")
     sort: Annotated[Literal["-created", "created"], BeforeValidator(_sort)] = Field(
         "-created", description=f"One of {', '.join(SORTABLE)}. Default -created: the newest first."
     )
@@ -123,7 +123,7 @@ async def list_tasks(request: Request, context: In) -> Response:
 )
 async def list_items(task: str, request: Request, context: In) -> Response:
     """List the status of a batch's items, in the order of the request, with a `Link` header with `rel="next"` while
-    there is more. A task that is no batch has none.
+    there is more. A task that is not a batch has none.
     """
     task_id, query = task_id_of(task), read_query(request.query_params.multi_items(), ItemQuery)
 

@@ -29,8 +29,8 @@ router = APIRouter(prefix="/DM/async", tags=["tasks"], default_response_class=Re
 
 _TASK = (errors.TaskNotFound, errors.TaskEnded, errors.IdempotencyMismatch)
 _ANSWERS = {
-    **openapi.json_answer(TaskView, "The task: it is done.", *_TASK),
-    202: {**openapi.json_answer(TaskView, "The task: its mover does it within seconds.")[200]},
+    **openapi.json_answer(TaskView, "The task; the change is complete.", *_TASK),
+    202: {**openapi.json_answer(TaskView, "The task; its mover applies the change within seconds.")[200]},
 }
 
 
@@ -86,7 +86,7 @@ async def resume(task: str, request: Request, context: In) -> Response:
     openapi_extra=openapi.body(TransferLimitsRequest),
 )
 async def limit_task(task: str, request: Request, context: In) -> Response:
-    """Limit how fast a task moves bytes, or lift its limit with null. A running one follows within seconds."""
+    """Set the bandwidth limit of a task, or remove it with null. It applies to a running task within seconds."""
     task_id, fields = task_id_of(task), await read_request(request, TransferLimitsRequest)
 
     def change(session: Session, _: Slot) -> Response:

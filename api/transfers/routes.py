@@ -87,7 +87,7 @@ Nothing is overwritten unless `overwrite` is true, and never a registered object
         "Delete an object's file",
         """Delete an object's file. The object stays listed as DELETED; a file that is already gone is no error.
 
-Of an archived object its part of a bundle is freed; no machine needs to be there for that.""",
+The part of a bundle that an archived object uses is freed, without connecting to a machine.""",
         (
             *(errors.ObjectNotFound, errors.ObjectDeleted, errors.ObjectBusy, errors.ObjectHeld),
             *(errors.DestinationExists, errors.UnknownMachine, errors.IdempotencyMismatch),
@@ -99,7 +99,7 @@ Of an archived object its part of a bundle is freed; no machine needs to be ther
         "PUT /getexternal",
         Kind.GETEXTERNAL,
         "Fetch a URL to a new object",
-        "Download `url` to a machine. A `size` that is given (not 0) must be what arrives, or nothing is published.",
+        "Download `url` to a machine. If a `size` is given (not 0) and differs, nothing is published.",
         (*BODY, *PLACE, *URL, *WAITING, *BYTES, errors.DownloadFailed),
         hidden=("PUT /getexternal/",),
     ),
@@ -112,7 +112,7 @@ ARCHIVES = (
         """Put an object's file into a bundle on an archive machine; `archived_in` of the object says which.
 
 The bundle is verified before the file is removed. The object's machine and path stay as they were, its place is
-free. With `keep_source` the file stays where it is, as one that no object holds.""",
+free. With `keep_source` the file stays where it is, without an object.""",
         (*ARCHIVED_WAITED_FOR, *OBJECT, errors.SourceNotRemoved),
         "Archive successful",
         ("PUT /archive/{uuid}",),
@@ -134,7 +134,7 @@ ARCHIVE_TASKS = (
         "POST /async/archive/{uuid}",
         Kind.ARCHIVE,
         "Archive an object as a task",
-        "Accept the archiving of an object; the task's `result` will be a message.",
+        "Submit the archiving of an object; the task's `result` is a message.",
         (errors.UnknownMachine, *OBJECT),
         hidden=("PUT /async/archive/{uuid}",),
         name="archive_as_task",
@@ -143,7 +143,7 @@ ARCHIVE_TASKS = (
         "POST /async/activate/{uuid}",
         Kind.ACTIVATE,
         "Activate an archived object as a task",
-        "Accept the return of an archived object; the task's `result` will be a message.",
+        "Submit the activation of an object; the task's `result` is a message.",
         (errors.UnknownMachine, *NOT_ARCHIVED, errors.PathNotAllowed, errors.DestinationExists),
         hidden=("PUT /async/activate/{uuid}",),
         name="activate_as_task",
@@ -152,7 +152,7 @@ ARCHIVE_TASKS = (
         "POST /async/archive",
         Kind.ARCHIVE_MANY,
         "Archive many objects as one task",
-        """Accept the archiving of many objects: up to 10,000 `items` (or just identifiers), or all below a `directory`.
+        """Submit the archiving of many objects: up to 10,000 `items` (or just identifiers), or all below a `directory`.
 
 They become bundles, one machine's objects each. A failing item fails alone: see the task's items. What is archived
 already is skipped, so a batch may be repeated.""",
@@ -162,8 +162,8 @@ already is skipped, so a batch may be repeated.""",
         "POST /async/activate",
         Kind.ACTIVATE_MANY,
         "Activate many archived objects as one task",
-        """Accept the return of many objects: up to 10,000 `items` (or just identifiers), or all that were below a
-`directory`. Each goes to where it was, unless it has a `machine` or `dest` of its own.
+        """Submit the activation of many objects: up to 10,000 `items` (or just identifiers), or all that were below a
+`directory`. Each is restored to its old place, unless it has a `machine` or `dest`.
 
 Those of one bundle are read together, in the order in which they lie there. A failing item fails alone: see the
 task's items. What is ACTIVE already is skipped, so a batch may be repeated.""",
@@ -175,21 +175,21 @@ TASKS = (
         "POST /async/copy/{uuid}",
         Kind.COPY,
         "Copy an object as a task",
-        "Accept a copy; the task's `result` will be the new object's identifier.",
+        "Submit a copy; the task's `result` is the new object's identifier.",
         (*OBJECT, *PLACE),
     ),
     Endpoint(
         "POST /async/move/{uuid}",
         Kind.MOVE,
         "Move an object as a task",
-        "Accept a move; the task's `result` will be a message.",
+        "Submit a move; the task's `result` is a message.",
         (*OBJECT, *PLACE),
     ),
     Endpoint(
         "POST /async/getexternal",
         Kind.GETEXTERNAL,
         "Fetch a URL as a task",
-        "Accept a download; the task's `result` will be the new object's identifier.",
+        "Submit a download; the task's `result` is the new object's identifier.",
         (*PLACE, *URL),
         hidden=("POST /async/getexternal/", "PUT /async/getexternal", "PUT /async/getexternal/"),
     ),

@@ -89,6 +89,6 @@ def _outcome(request: Request, row: Transfer) -> Response:
         raise by_code(row.error_code or InternalError.code, row.error_detail or "")
     if row.kind in (TransferKind.COPY.value, TransferKind.GETEXTERNAL.value):
         if row.result_object_id is None:
-            raise InternalError(f"transfer {row.id} made no object")
+            raise InternalError(f"transfer {row.id} created no object")
         return object_answer(request, row.result_object_id, 200 if row.notes.get(UNCHANGED) else 201)
     return message_answer(request, row.object_id, row.result or "")

@@ -53,7 +53,7 @@ class TaskError(ServiceAnswer):
 
 
 class ItemCountsInfo(ServiceAnswer):
-    """How many items a batch has; `skipped` are those of `complete` that were there already."""
+    """How many items a batch has; `skipped` are those of `complete` that already present."""
 
     total: int
     complete: int

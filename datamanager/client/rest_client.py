@@ -84,7 +84,7 @@ class Client(RestConnection):
         """
         options = fields.get("options")
         if isinstance(options, Mapping) and options.get("extract"):
-            why = "makes many objects: begin it with start_getexternal"
+            why = "creates many objects: use start_getexternal"
             raise InvalidRequest.of({"options.extract": why})
         return UUID(self._ended("PUT", at("getexternal"), _external(url, machine, filename, path, fields)))
 
@@ -189,7 +189,7 @@ class Client(RestConnection):
             if found.status.ended:
                 return found
             if deadline is not None and time.monotonic() >= deadline:
-                raise TransportTimeout(f"task {task} has not ended within {timeout:g} s; it goes on")
+                raise TransportTimeout(f"task {task} has not ended within {timeout:g} s; it continues")
             time.sleep(pause)
             pause = min(pause * 1.5, POLL_MAX)
 

@@ -63,7 +63,7 @@ class RetentionClient(Client):
         return self._ask(ObjectInfo, "DELETE", at("objects", object_id, "hold"))
 
     def set_lifetime(self, object_id: UUID | str, lifetime: str | timedelta | datetime | None) -> ObjectInfo:
-        """Say until when an object is wanted: from now on ("30d", a timedelta), a time with a zone, None for ever."""
+        """Set the lifetime of an object: from now on ("30d", a timedelta), a time with a zone, None for ever."""
         if lifetime is None or isinstance(lifetime, datetime):
             given = {"expires_at": "" if lifetime is None else lifetime}
         else:
@@ -108,5 +108,5 @@ class RetentionClient(Client):
                     raise TransferError(f"run {run}: {found.error}")
                 return found
             if deadline is not None and time.monotonic() >= deadline:
-                raise TransportTimeout(f"run {run} has not ended within {timeout:g} s; it goes on")
+                raise TransportTimeout(f"run {run} has not ended within {timeout:g} s; it continues")
             time.sleep(POLL_MAX / 2)

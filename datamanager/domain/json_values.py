@@ -23,7 +23,7 @@ def objection(value: object, depth: int = 1) -> str | None:
         case int():
             return None if -(2**63) <= value < 2**63 else "integers must fit into 64 bits"
         case float():
-            return None if math.isfinite(value) else "NaN and Infinity are no JSON"
+            return None if math.isfinite(value) else "NaN and Infinity are not valid JSON"
         case dict():
             parts = [*value.keys(), *value.values()]
         case list():
@@ -35,7 +35,7 @@ def objection(value: object, depth: int = 1) -> str | None:
 
 def _wrong_text(text: str) -> str | None:
     if "\0" in text:
-        return "must not hold a NUL character"
+        return "must not contain a NUL character"
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

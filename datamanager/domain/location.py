@@ -38,7 +38,7 @@ class Place:
         given = "/".join(part for part in parts if part)
         path = _below(machine.base_dir, given) if given.startswith("/") else given
         if path.endswith("/"):
-            raise PathNotAllowed(f"{given!r} ends with '/': a file's name is needed")
+            raise PathNotAllowed(f"{given!r} ends with '/': a file name is required")
         return cls(machine.name, _normalised(path, given))
 
     @property
@@ -102,18 +102,18 @@ def _below(base_dir: str, given: str) -> str:
 
 def _normalised(path: str, given: str) -> str:
     if "\0" in path:
-        raise PathNotAllowed("a path can't hold a NUL character")
+        raise PathNotAllowed("a path cannot contain a NUL character")
     try:
         size = len(path.encode("utf-8"))
     except UnicodeEncodeError:
         raise PathNotAllowed("a path must be valid Unicode") from None
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts:
-        raise PathNotAllowed(f"{given!r} names no file")
+        raise PathNotAllowed(f"{given!r} does not name a file")
     if ".." in parts:
-        raise PathNotAllowed(f"{given!r} has '..', which is not allowed")
+        raise PathNotAllowed(f"{given!r} contains '..', which is not allowed")
     if size > PATH_MAX or any(len(part.encode("utf-8")) > NAME_MAX for part in parts):
-        raise PathNotAllowed(f"a name may have {NAME_MAX} bytes, a path {PATH_MAX}")
+        raise PathNotAllowed(f"a name is limited to {NAME_MAX} bytes, a path to {PATH_MAX}")
     if any(part.endswith(PART_SUFFIX) for part in parts):
-        raise PathNotAllowed(f"names that end with {PART_SUFFIX} are reserved for transfers under way")
+        raise PathNotAllowed(f"names that end with {PART_SUFFIX} are reserved for running transfers")
     return "/".join(parts)

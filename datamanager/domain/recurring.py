@@ -51,7 +51,7 @@ def filled(template: str, moment: datetime) -> str:
             try:
                 time = moment + offset if match["sign"] == "+" else moment - offset
             except OverflowError:
-                raise ValueError(f"{match[0]} of {moment:%Y-%m-%d} is no time") from None
+                raise ValueError(f"{match[0]} of {moment:%Y-%m-%d} is not a valid time") from None
         form = match["format"]
         if not form or set(_DIRECTIVE.findall(form)) - _KNOWN or "%" in _DIRECTIVE.sub("", form):
             raise ValueError(TEMPLATE_WANTED)
@@ -157,7 +157,7 @@ class ScheduleRequest(Request):
     @classmethod
     def _each_version_has_a_name(cls, value: str, others: ValidationInfo) -> str:
         if "/" in filled(value, EXAMPLE):
-            raise ValueError("must be a file's name without '/'; the directory goes into path")
+            raise ValueError("must be a file name without '/'; the directory belongs in path")
         if not has_date(value) and not has_date(others.data.get("path", "")):
             raise ValueError(
                 "needs a time, such as {date:%Y%m%d%H}, here or in path: each version is a file of its own"
@@ -182,7 +182,7 @@ class ScheduleRequest(Request):
         if "if_newer_than" in value:
             raise ValueError("if_newer_than is set by the schedule itself; see skip_unchanged")
         if value.get("extract"):
-            raise ValueError("extract makes many objects, and a schedule keeps versions of one; leave it out")
+            raise ValueError("extract creates many objects, but a schedule keeps versions of one; omit it")
         return value
 
     @model_validator(mode="after")

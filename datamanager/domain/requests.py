@@ -115,7 +115,7 @@ class NewObject(Request):
     @classmethod
     def _filename_is_a_name(cls, value: str) -> str:
         if "/" in value or value in (".", ".."):
-            raise ValueError("must be a file's name without '/'; the directory goes into path")
+            raise ValueError("must be a file name without '/'; the directory belongs in path")
         return value
 
 
@@ -261,14 +261,14 @@ class BatchRequest(BatchTerms):
         if "items" in others.data and (value is None) == (others.data["items"] is None):
             raise ValueError("either items or directory must be given")
         if value is not None and others.data.get("machine") is None:
-            raise ValueError("needs machine, where it is to go")
+            raise ValueError("requires machine, the destination")
         return value
 
     @field_validator("dest")
     @classmethod
     def _directory_has_dest(cls, value: str | None, others: ValidationInfo) -> str | None:
         if value is None and others.data.get("directory") is not None:
-            raise ValueError("must be given: the directory there")
+            raise ValueError("is required: the destination directory")
         return value
 
     def accepted(self, count: int) -> AcceptedBatch:

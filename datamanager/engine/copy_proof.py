@@ -34,9 +34,9 @@ def why_not_proved(
             path = confined(session, end.machine, end.place.path)
             found = session.stat(path)
         except PathMissing:
-            return f"{end.place} is not there"
+            return f"{end.place} does not exist"
         if found.kind is not FileKind.FILE:
-            return f"{end.place} is no regular file"
+            return f"{end.place} is not a regular file"
         if size is not None and found.size != size:
             return f"{end.place} has {found.size:,} bytes instead of {size:,}"
         if how == "size":
@@ -44,13 +44,13 @@ def why_not_proved(
         if end.machine.stage_poll:
             words = [word.replace("{path}", path) for word in end.machine.stage_poll]
             if session.programs.run(words, control.watch) != 0:
-                return f'{end.place} is on tape; prove = "size" would do without reading it'
+                return f'{end.place} is on tape; prove = "size" would not read it'
         try:
             if stored_sha256(session, path, control.watch) != sha256:
-                return f"{end.place} has another sha256 than the catalogue says"
+                return f"{end.place} has a different sha256 than the catalogue"
             again = session.stat(path)
         except PathMissing:
-            return f"{end.place} went while it was read"
+            return f"{end.place} disappeared while it was read"
         if (again.size, again.mtime) != (found.size, found.mtime):
             return f"{end.place} changed while it was read"
     return None
@@ -73,7 +73,7 @@ def why_no_copy(
 
 
 def why_one_file(going: Endpoint, staying: Endpoint, control: Control) -> str | None:
-    """Say whether two places are one and the same file, which must not be deleted as a copy of itself; None when they
+    """Say whether two places are the same file, which must not be deleted as a copy of itself; None when they
     are two. A file that is gone already is nobody's.
 
     On one machine their real paths are compared. Where two machines may share a file system, or one has it at two
@@ -92,7 +92,7 @@ def why_one_file(going: Endpoint, staying: Endpoint, control: Control) -> str | 
     with staying.storage.session(control.check) as far:
         theirs = confined(far, staying.machine, staying.place.path)
     if going.machine.name == staying.machine.name and theirs == path:
-        return f"{going.place} and {staying.place} are one file"
+        return f"{going.place} and {staying.place} are the same file"
     if posixpath.basename(path) != posixpath.basename(theirs):
         return None
     return _shown_at_both(going, path, staying, theirs, control)
@@ -107,7 +107,7 @@ def _shown_at_both(going: Endpoint, path: str, staying: Endpoint, theirs: str, c
     try:
         with staying.storage.session(control.check) as far:
             if _is_there(far, posixpath.join(posixpath.dirname(theirs), name)):
-                return f"{going.place} and {staying.place} are one file of a file system that both places have"
+                return f"{going.place} and {staying.place} are the same file on a shared file system"
     finally:
         with going.storage.session() as near:
             near.remove(beside)

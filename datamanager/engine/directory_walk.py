@@ -59,7 +59,7 @@ class Walk:
                             continue
                         if stat.kind is FileKind.DIRECTORY:
                             if path.count("/") >= DEPTH_MAX:
-                                raise TooLarge(f"{path}: more than {DEPTH_MAX} directories lie below one another")
+                                raise TooLarge(f"{path}: more than {DEPTH_MAX} directories are nested")
                             pending.append(path)
                         elif stat.kind is FileKind.FILE:
                             self._count_file()
@@ -86,12 +86,12 @@ class Walk:
     def _count(self) -> None:
         self._entries += 1
         if self._entries > self.max_entries:
-            raise TooLarge(f"more than {self.max_entries} entries lie there")
+            raise TooLarge(f"more than {self.max_entries} entries are there")
 
     def _count_file(self) -> None:
         self._files += 1
         if self._files > self.max_files:
-            raise TooLarge(f"more than {self.max_files} files lie there")
+            raise TooLarge(f"more than {self.max_files} files are there")
 
 
 def tree_root(session: Session, machine: Machine, prefix: str) -> tuple[str, str]:

@@ -45,4 +45,4 @@ def refuse_one_place(job: Attempt, found: Found, source: Session) -> None:
         source.lstat(posixpath.join(directory, posixpath.basename(found.part)))
     except PathMissing:
         return
-    raise DestinationExists(f"{job.origin.place} and {job.target.place} are one and the same file")
+    raise DestinationExists(f"{job.origin.place} and {job.target.place} are the same file")

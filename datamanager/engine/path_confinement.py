@@ -90,7 +90,7 @@ def followed(session: Session, machine: Machine, base: str, place_path: str, lin
     try:
         real = session.real_path(link)
     except PathMissing:
-        raise PathMissing(f"{machine.name}:{place_path} is a link that leads nowhere") from None
+        raise PathMissing(f"{machine.name}:{place_path} is a dangling link") from None
     if not _is_below(base, real):
         raise _leads_out(machine, place_path)
     return real
@@ -122,7 +122,7 @@ def directories_of(
 def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str, TransportError]:
     """Make what is missing of these directories, all of one depth at once; return what is none in the end, and why.
 
-    PathExists: a file is in the way. Raises: what breaks the connection.
+    PathExists: a file exists there. Raises: what breaks the connection.
     """
     faults = dict[str, TransportError]()
     levels = defaultdict[int, set[str]](set)
@@ -136,7 +136,7 @@ def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str
     made = [one.path for one in directories if one.missing and one.path not in faults]
     for index, now in session.bulk.real_path(made):
         if now != made[index]:
-            faults[made[index]] = RemoteFailure(f"{shown(made[index])}: changed while it was looked at")
+            faults[made[index]] = RemoteFailure(f"{shown(made[index])}: changed while it was checked")
     return faults
 
 
@@ -201,7 +201,7 @@ def _real_paths(
         place = missing[index]
         # a dangling link is no missing directory: making it would write wherever it points
         if isinstance(found, FileStat) and found.kind is FileKind.SYMLINK:
-            looked[place] = PathNotAllowed(f"{machine.name}:{place} is a link that leads nowhere")
+            looked[place] = PathNotAllowed(f"{machine.name}:{place} is a dangling link")
         elif isinstance(found, TransportError) and not isinstance(found, PathMissing):
             looked[place] = found
     return looked

@@ -46,7 +46,7 @@ def look_at_base(session: Session, machine: Machine) -> BaseDirectory:
     """
     path = real_base(session, machine)
     if session.stat(path).kind is not FileKind.DIRECTORY:
-        raise RemoteFailure(f"base_dir {machine.base_dir} of {machine.name} is no directory")
+        raise RemoteFailure(f"base_dir {machine.base_dir} of {machine.name} is not a directory")
     with closing(_listed(session, path)) as entries:
         return BaseDirectory(path, next(entries, None) is None)
 

@@ -36,44 +36,44 @@ class AuditNotFound(CatalogueError):
 
 
 class AuditSuspicious(CatalogueError):
-    """An audit found so much lost that it is not believed; no object was changed."""
+    """An audit found more lost objects than its threshold; no object was changed."""
 
     code = "audit_suspicious"
 
 
 class DutyTaken(CatalogueError):
-    """Another run has the duty just now; maintenance of a kind is done by one at a time."""
+    """Another run performs this maintenance now; one run at a time."""
 
     code = "duty_taken"
     retryable = True
 
 
 class TaskEnded(CatalogueError):
-    """The task has ended; nothing of it can be changed any more."""
+    """The task has ended and can no longer be changed."""
 
     code = "task_ended"
 
 
 class ObjectDeleted(CatalogueError):
-    """The object is DELETED; its row stays, its file is gone."""
+    """The object is DELETED; only its row remains."""
 
     code = "object_deleted"
 
 
 class ObjectArchived(CatalogueError):
-    """The object is ARCHIVED where an ACTIVE one is needed."""
+    """The object is ARCHIVED where an ACTIVE one is required."""
 
     code = "object_archived"
 
 
 class ObjectActive(CatalogueError):
-    """The object is ACTIVE where an ARCHIVED one is needed."""
+    """The object is ACTIVE where an ARCHIVED one is required."""
 
     code = "object_active"
 
 
 class ObjectUnknown(CatalogueError):
-    """The object is UNKNOWN (its file was not found) where an ACTIVE one is needed."""
+    """The object is UNKNOWN (its file was not found) where an ACTIVE one is required."""
 
     code = "object_unknown"
 
@@ -85,24 +85,24 @@ class ObjectBusy(CatalogueError):
 
 
 class ObjectHeld(CatalogueError):
-    """Somebody holds the object: it can't be deleted until the hold is released."""
+    """The object is held: it cannot be deleted until the hold is released."""
 
     code = "object_held"
 
 
 class NotMarked(CatalogueError):
-    """Retention has not marked the object, so there is nothing to take back."""
+    """Retention has not marked the object, so it cannot be restored."""
 
     code = "not_marked"
 
 
 class RetentionRunNotFound(CatalogueError):
-    """No run of retention has this identifier."""
+    """No retention run has this identifier."""
 
     code = "retention_run_not_found"
 
 
 class DestinationExists(CatalogueError):
-    """The place is taken: by a live object, a transfer under way, or an unregistered file."""
+    """The place is taken by an ACTIVE object, a running transfer or an unregistered file."""
 
     code = "destination_exists"

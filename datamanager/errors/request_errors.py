@@ -9,7 +9,7 @@ from datamanager.errors.root import DataManagerError
 
 
 class RequestError(DataManagerError):
-    """The request can't be accepted as it is; nothing was changed."""
+    """The request cannot be accepted; nothing was changed."""
 
     code = "invalid_request"
 
@@ -21,7 +21,7 @@ class MalformedBody(RequestError):
 
 
 class InvalidRequest(RequestError):
-    """A field is missing or wrong; `fields` maps each field's name to what would be right."""
+    """A field is missing or invalid; `fields` maps each field's name to the values allowed."""
 
     code = "invalid_request"
 
@@ -47,7 +47,7 @@ class UnknownMachine(RequestError):
 
 
 class PathNotAllowed(RequestError):
-    """The path leaves the machine's base directory, or can't be a path."""
+    """The path leaves the machine's base directory, or is not a valid path."""
 
     code = "path_not_allowed"
 
@@ -59,7 +59,7 @@ class UrlNotAllowed(RequestError):
 
 
 class RegisteredSizeMismatch(RequestError):
-    """The size given at registration is not the file's."""
+    """The size given at registration differs from the file's."""
 
     code = "size_mismatch"
 
@@ -71,7 +71,7 @@ class CredentialUnknown(RequestError):
 
 
 class CredentialUnusable(RequestError):
-    """The stored credential can't be read, or does not say to which hosts it may be sent."""
+    """The stored credential can't be read, or does not name the hosts that it may be sent to."""
 
     code = "credential_unusable"
 
@@ -89,7 +89,7 @@ class IdempotencyMismatch(RequestError):
 
 
 class OriginNotAllowed(RequestError):
-    """The request's Host or Origin is not ours: a page of another site is asking."""
+    """The request's Host or Origin is foreign."""
 
     code = "origin_not_allowed"
 

@@ -6,7 +6,7 @@ from datamanager.errors.root import DataManagerError
 
 
 class ServiceError(DataManagerError):
-    """A part of the service itself is away."""
+    """A part of the service is unavailable."""
 
     code = "service_unavailable"
     retryable = True
@@ -31,18 +31,18 @@ class BrokerUnavailable(ServiceError):
 
 
 class SettingsError(DataManagerError):
-    """A setting or machines.toml is wrong; the message is one clear line and stops the start."""
+    """A setting or machines.toml is invalid; the message is one line and stops the start."""
 
     code = "invalid_settings"
 
 
 class InvalidRules(SettingsError):
-    """The file with the rules of retention is wrong; nothing is done by it until it is right."""
+    """The retention rules are invalid; no rule is applied."""
 
     code = "invalid_rules"
 
 
 class InternalError(DataManagerError):
-    """A fault of ours."""
+    """An internal error."""
 
     code = "internal"

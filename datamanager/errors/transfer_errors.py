@@ -8,19 +8,19 @@ from datamanager.errors.root import DataManagerError
 
 
 class TransferError(DataManagerError):
-    """A transfer that began and can't be completed."""
+    """A running transfer cannot be completed."""
 
     code = "transfer_failed"
 
 
 class SourceMissing(TransferError):
-    """The source file is not there, or is no regular file."""
+    """The source does not exist, or is not a regular file."""
 
     code = "source_missing"
 
 
 class SourceChanged(TransferError):
-    """The source changed under the transfer; nothing was published."""
+    """The source changed during the transfer; nothing was published."""
 
     code = "source_changed"
 
@@ -32,7 +32,7 @@ class SourceNotRemoved(TransferError):
 
 
 class SizeMismatch(TransferError):
-    """Other bytes arrived than were announced; nothing was published."""
+    """The number of bytes differs from the announced one; nothing was published."""
 
     code = "size_mismatch"
 
@@ -45,25 +45,25 @@ class ChecksumMismatch(TransferError):
 
 
 class TooLarge(TransferError):
-    """More bytes than are allowed."""
+    """The size limit is exceeded."""
 
     code = "too_large"
 
 
 class DownloadFailed(TransferError):
-    """The external source answered with an error."""
+    """The external source reported an error."""
 
     code = "download_failed"
 
 
 class SecretsUnreadable(TransferError):
-    """The key for the request's secrets is missing, or another one."""
+    """The key for the request's secrets is missing or wrong."""
 
     code = "secrets_unreadable"
 
 
 class Cancelled(TransferError):
-    """Somebody cancelled the transfer."""
+    """The transfer was cancelled."""
 
     code = "cancelled"
 
@@ -75,13 +75,13 @@ class DeadlineExceeded(TransferError):
 
 
 class Paused(TransferError):
-    """The transfer was paused; it keeps what it has moved and goes on when it is resumed."""
+    """The transfer is paused; transferred data is kept until it is resumed."""
 
     code = "paused"
 
 
 class Staging(TransferError):
-    """An archive brings bundles from its tapes; the transfer goes on when they are there, and looks `again` later."""
+    """An archive is staging bundles from tape; the transfer polls after `again` and then continues."""
 
     code = "staging"
 
@@ -91,12 +91,12 @@ class Staging(TransferError):
 
 
 class ItemsFailed(TransferError):
-    """Items of a batch failed; each has an error of its own, the others are done."""
+    """Items of a batch failed; each has its own error, the others are complete."""
 
     code = "items_failed"
 
 
 class LeaseLost(TransferError):
-    """The transfer's epoch moved on: another mover has it, this runner must touch nothing more."""
+    """The transfer's epoch has increased: another mover owns it, and this one must not touch it any more."""
 
     code = "lease_lost"

@@ -6,7 +6,7 @@ from datamanager.errors.root import DataManagerError
 
 
 class TransportError(DataManagerError):
-    """A machine, or the way to it, failed."""
+    """A machine, or the connection to it, failed."""
 
     code = "remote_error"
 
@@ -19,7 +19,7 @@ class MachineUnavailable(TransportError):
 
 
 class ConnectionLost(TransportError):
-    """The connection broke under the work."""
+    """The connection broke."""
 
     code = "connection_lost"
     retryable = True
@@ -33,7 +33,7 @@ class TransportTimeout(TransportError):
 
 
 class HostKeyMismatch(TransportError):
-    """The machine's host key is unknown, revoked or another one than pinned."""
+    """The machine's host key is unknown, revoked or different from the pinned one."""
 
     code = "host_key_mismatch"
 
@@ -57,18 +57,18 @@ class NoSpace(TransportError):
 
 
 class PathMissing(TransportError):
-    """There is nothing at the path."""
+    """The path does not exist."""
 
     code = "path_missing"
 
 
 class PathExists(TransportError):
-    """Something is already at the path; it was left as it was."""
+    """The path exists already; it was not changed."""
 
     code = "path_exists"
 
 
 class RemoteFailure(TransportError):
-    """The other side answered with an error that has no better name here."""
+    """The remote side reported an error without a code of its own."""
 
     code = "remote_error"

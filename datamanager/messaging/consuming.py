@@ -176,9 +176,9 @@ class Consumption:
             with translated(self._broker.address):
                 await raw.basic_ack(tag)
         except BrokerUnavailable as exc:
-            _log.info("a message of %s will come again: %s", self._queue, exc.detail)
+            _log.info("a message of %s will be redelivered: %s", self._queue, exc.detail)
         except Exception:  # noqa: BLE001 - whatever it is, this message must go back and the others must go on
-            _log.exception("a message of %s could not be handled; it goes back to the queue", self._queue)
+            _log.exception("a message of %s could not be processed; it is returned to the queue", self._queue)
             await asyncio.sleep(self._retry_pause)
             with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):
                 await raw.basic_nack(tag, requeue=True)
@@ -186,7 +186,7 @@ class Consumption:
     async def _carry_out(self, verdict: Verdict, delivery: Delivery) -> None:
         match verdict:
             case DeadLetter(reason=reason, detail=detail):
-                _log.warning("a message of %s went to the dead letters: %s: %s", self._queue, reason, detail)
+                _log.warning("a message of %s was sent to the dead-letter queue: %s: %s", self._queue, reason, detail)
                 # the sentence may quote the message: a lone surrogate would not travel
                 shown = detail[:DETAIL_MAX].encode("utf-8", "replace").decode("utf-8")
                 headers = {"dm-reason": reason, "dm-detail": shown, "dm-queue": self._queue}

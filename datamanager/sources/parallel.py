@@ -178,7 +178,7 @@ class _ParallelDownload:
                 yield block
                 if not judged and meter.seconds >= WATCH_PARALLEL:
                     judged = True
-                    log.info("%s: %d connections bring %.1f times as much", self.url, WORKERS, meter.rate / rate)
+                    log.info("%s: %d connections are %.1f times as fast as one", self.url, WORKERS, meter.rate / rate)
                     if meter.rate < GAIN * rate:
                         return False
         except _PartRefused as refused:
@@ -202,7 +202,7 @@ class _ParallelDownload:
                         raise
                     time.sleep(pause)
             if rest.start != self._position:
-                raise SourceChanged(f"{self.url} does not send its parts any more")
+                raise SourceChanged(f"{self.url} no longer supports ranges")
             yield from rest.blocks()
 
 
@@ -224,7 +224,7 @@ class _SecondConnection:
             with self._source.open(self._start, self._start + 1, version=self._version) as part:
                 granted = part.start == self._start
         except DataManagerError as error:
-            log.info("there is one connection only: %s", error.detail)
+            log.info("only one connection is possible: %s", error.detail)
         finally:
             self.granted = granted
 

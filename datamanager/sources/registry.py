@@ -109,5 +109,5 @@ def _protocol(url: str, word: str) -> tuple[str, SourceProtocol]:
     if found is None:
         raise NotSupported(f"protocol {wanted!r} is not supported; supported: {', '.join(PROTOCOLS)}")
     if scheme not in found.schemes:
-        raise UrlNotAllowed(f"the URL's scheme {scheme!r} does not fit protocol {wanted!r}")
+        raise UrlNotAllowed(f"the URL's scheme {scheme!r} does not match protocol {wanted!r}")
     return wanted, found

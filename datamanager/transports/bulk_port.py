@@ -43,7 +43,7 @@ class Bulk(Protocol):
     def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Make each directory; None too where there is one already. Their parents must exist, so none may be another's.
 
-        PathMissing where the parent does not exist; PathExists where a file is in the way.
+        PathMissing where the parent does not exist; PathExists where a file exists there.
         """
         ...
 

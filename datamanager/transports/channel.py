@@ -47,7 +47,7 @@ class RemoteProgram(abc.ABC):
         while rest:
             sent = self._send(rest, self.patience)
             if not sent:
-                raise TransportTimeout(f"the program took no byte of its input for {self.patience:g} seconds")
+                raise TransportTimeout(f"the program accepted no input for {self.patience:g} seconds")
             rest = rest[sent:]
 
     def write_some(self, data: Bytes) -> int:
@@ -152,5 +152,5 @@ class Channel(abc.ABC):
     def lost(self, reason: str) -> TransportError:
         """Return the error that tells why the stream broke: we gave it up, or it went by itself."""
         if self.stalled:
-            return TransportTimeout(f"no byte for {self.patience:g} seconds")
+            return TransportTimeout(f"no data for {self.patience:g} seconds")
         return ConnectionLost(reason)

@@ -63,4 +63,4 @@ def _make_private(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = os.lstat(directory)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise SettingsError(f"{directory}: must be a directory of ours with mode 0700 (it holds SSH control sockets)")
+        raise SettingsError(f"{directory}: must be our directory with mode 0700 (it holds SSH control sockets)")

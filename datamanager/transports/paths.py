@@ -6,7 +6,7 @@ from __future__ import annotations
 def to_wire(path: str) -> bytes:
     """Return the path's bytes, surrogate escapes undone. Raises: ValueError for a NUL, which C servers would cut at."""
     if "\0" in path:
-        raise ValueError("a path can't hold a NUL")
+        raise ValueError("a path cannot contain a NUL")
     return path.encode("utf-8", "surrogateescape")
 
 

@@ -122,7 +122,7 @@ class Session(Protocol):
     def make_dirs(self, path: str) -> None:
         """Make the directory and its missing parents; fine when it exists.
 
-        Raises: PathExists if a file is in the way.
+        Raises: PathExists if a file exists there.
         """
         ...
 

@@ -163,7 +163,7 @@ class BoundedStorage(abc.ABC):
                 try:
                     sessions.append(one.result())
                 except TransportError as exc:
-                    _log.info("%s: a further session could not be made: %s", self.machine, exc.detail)
+                    _log.info("%s: an additional session could not be opened: %s", self.machine, exc.detail)
             yield sessions
 
     def close(self) -> None:

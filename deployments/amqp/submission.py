@@ -67,7 +67,7 @@ class Call:
 def read_message(body: bytes) -> UUID | Call | DeadLetter:
     """Say what a message is: our notification of a transfer, a workflow system's request, or nothing of use."""
     if len(body) > BODY_MAX:
-        return DeadLetter("too_large", f"a message may have {BODY_MAX} bytes, not {len(body)}")
+        return DeadLetter("too_large", f"a message is limited to {BODY_MAX} bytes, this one has {len(body)}")
     try:
         event = orjson.loads(body)
     except orjson.JSONDecodeError as exc:
@@ -88,7 +88,7 @@ def read_message(body: bytes) -> UUID | Call | DeadLetter:
         request = None
     if request is None:
         known = ", ".join(REQUEST_PREFIX + known for known in TransferKind)
-        return DeadLetter("unknown_type", f"type {kind!r} is not known here; known: {known}")
+        return DeadLetter("unknown_type", f"type {kind!r} is unknown; known: {known}")
     try:
         return Call(event["source"], event["id"], request, data, _digest([kind, _without_secrets(data)]))
     except orjson.JSONEncodeError:

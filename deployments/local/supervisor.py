@@ -95,7 +95,7 @@ class Supervisor:
             while process.poll() is None and time.monotonic() < deadline and self._signals < hurry_at:
                 self._sleep(min(0.2, max(0.0, deadline - time.monotonic())))
             if process.poll() is None:
-                self._say(f"{entry.child.name} did not stop by itself; it is killed")
+                self._say(f"{entry.child.name} did not stop in time; killing it")
                 process.kill()
                 process.wait()
         self._entries.clear()
@@ -124,7 +124,7 @@ class Supervisor:
             pause = min(BACKOFF_MIN * 2 ** (entry.failures - 1), BACKOFF_MAX)
             entry.due = now + pause
             where = f"; log: {child.log}" if child.log else ""
-            self._say(f"{child.name} ended ({how(status)}); it is started again in {pause:g} s{where}")
+            self._say(f"{child.name} ended ({how(status)}); restarting in {pause:g} s{where}")
         if entry.due is not None and now >= entry.due:
             entry.process, entry.begun, entry.due = self._spawn(child), now, None
 

@@ -39,7 +39,7 @@ def main() -> int:
         sys.stderr.write(f"dm mover: {exc.detail}\n")
         return 2
     parser = argparse.ArgumentParser(prog="dm mover")
-    parser.add_argument("--work-queue", action="append", help="take only what is in this queue; repeatable")
+    parser.add_argument("--work-queue", action="append", help="run only transfers of this queue; repeatable")
     parser.add_argument("--deploy", action="store_true", help="wait for Prefect and apply prefect.yaml first")
     given = parser.parse_args()
     configure_logging()

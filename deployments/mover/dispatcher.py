@@ -106,7 +106,7 @@ class Dispatcher:
             task.cancel()
         maintenance = asyncio.create_task(self.maintenance.stop())
         if tasks:
-            log.info("handing_back", transfers=len(tasks))
+            log.info("returning_transfers", transfers=len(tasks))
             await asyncio.wait(tasks, timeout=HAND_BACK_WITHIN)
         await maintenance
         owner = self._services.owner

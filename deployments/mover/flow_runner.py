@@ -79,7 +79,7 @@ class FlowRunner:
             hold = self._services.by_run.get(flow_run.id)
             if hold is not None and hold in self._services.running:
                 # the engine has called it crashed
-                await self._gateway.show_waiting(flow_run.id, "handed back: its mover stops")
+                await self._gateway.show_waiting(flow_run.id, "returned to the queue: its mover stops")
                 await self.give_back(hold, spent=False)
             raise
         finally:
@@ -131,7 +131,7 @@ class FlowRunner:
                 idempotency_key=str(row.id) if row.flow_run_id is None else f"{row.id}:{hold.epoch}",
             )
         if run.state is None or not run.state.is_running():
-            await self._gateway.set_state(run.id, Running(message="taken again"))
+            await self._gateway.set_state(run.id, Running(message="acquired again"))
             run = await self._gateway.read_run(run.id)
             if run is None:
                 raise OrchestratorUnavailable("the flow run was deleted in Prefect")

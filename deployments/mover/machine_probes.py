@@ -51,7 +51,7 @@ class MachineProbes:
         try:
             noted = await write(self._services.database, health.probed, probe, answered=answered)
         except CatalogueUnavailable as exc:
-            log.warning("probe_not_noted", machine=probe.machine, error=exc.detail)  # it is due again in a minute
+            log.warning("probe_not_recorded", machine=probe.machine, error=exc.detail)  # it is due again in a minute
             return
         log.info("machine_probed", machine=probe.machine, answered=answered, noted=noted)
         if answered and noted:

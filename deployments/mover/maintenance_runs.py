@@ -109,7 +109,7 @@ class MaintenanceRuns:
 
     def _take(self, session: Session) -> list[AuditLease]:
         for row in audit_runs.give_back_lost(session):
-            log.warning("audit_was_lost", audit=str(row.id), machine=row.machine, status=row.status)
+            log.warning("audit_lost", audit=str(row.id), machine=row.machine, status=row.status)
         return audit_runs.take(session, min(self.free, AUDITS_AT_ONCE - len(self._audits)))
 
     async def _run_audit(self, hold: AuditLease) -> None:
@@ -129,7 +129,7 @@ class MaintenanceRuns:
             with contextlib.suppress(CatalogueUnavailable):  # its lease runs out by itself
                 await asyncio.shield(write(database, audit_runs.release, hold))
             if isinstance(exc, DataManagerError):
-                log.warning("audit_not_begun", audit=str(hold.audit), error=exc.detail)
+                log.warning("audit_not_started", audit=str(hold.audit), error=exc.detail)
                 return
             raise
         await self._run(audit, flow_run, {"audit_id": hold.audit})
@@ -149,7 +149,7 @@ class MaintenanceRuns:
                 state = await run_warm(flow, flow_run, parameters)
             await self._show_end(run, control, state)
         except Abort:
-            log.info("maintenance_run_left", flow_run=str(run))
+            log.info("maintenance_run_abandoned", flow_run=str(run))
         except (CatalogueUnavailable, OrchestratorUnavailable) as exc:
             log.warning("maintenance_run_failed", flow_run=str(run), code=exc.code, error=exc.detail)
         finally:

@@ -33,7 +33,7 @@ class RetentionRequests:
     async def _look(self) -> None:
         if await read(self._database, retention_runs.any_lost):
             for run in await write(self._database, retention_runs.end_lost):
-                log.warning("retention_run_was_lost", run=str(run))
+                log.warning("retention_run_lost", run=str(run))
         if not self._gateway.there:
             return
         for run in await read(self._database, retention_runs.asked_for):

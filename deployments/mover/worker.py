@@ -208,7 +208,7 @@ class MoverWorker(PrefectWorker):
         entrypoint = None if deployment is None else await gateway.entrypoint(deployment)
         flow = flow_at(entrypoint)
         if flow is None:
-            raise NotSupported(f"entry point {entrypoint!r} is no flow of this project; a mover runs no other")
+            raise NotSupported(f"entry point {entrypoint!r} is not a flow of this project; a mover runs no other")
         return flow
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PREFECT_YAML = Path(__file__).parents[2] / "prefect.yaml"
 WORKER_TYPE = "mover"
-POOL_DESCRIPTION = "The Data Manager's movers: they run its own flows, warm, and nothing else."
+POOL_DESCRIPTION = "Movers of the Data Manager. They run only its own flows."
 
 
 def read_deployments(path: Path = PREFECT_YAML) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ async def apply(path: Path = PREFECT_YAML) -> list[str]:
             for entry in read_deployments(path):
                 entrypoint = entry["entrypoint"]
                 if entrypoint not in ENTRYPOINTS:
-                    raise SettingsError(f"{path.name}: {entrypoint} is no flow of this project")
+                    raise SettingsError(f"{path.name}: {entrypoint} is not a flow of this project")
                 flow = ENTRYPOINTS[entrypoint]
                 deployments[f"{flow.name}/{entry['name']}"] = await _deploy(client, flow, entry)
             await provide_automation(client, list(deployments.values()))

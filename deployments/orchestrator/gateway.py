@@ -146,7 +146,7 @@ class PrefectGateway:
         services = self._services
         async with leased(services.database, DEPLOY_LEASE, services.owner, DEPLOY_WITHIN) as ours:
             if ours:
-                log.warning("deployments_missing", says="they are made anew")
+                log.warning("deployments_missing", says="they are created again")
                 with translated():
                     await apply()
 

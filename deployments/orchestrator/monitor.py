@@ -66,7 +66,7 @@ class PrefectMonitor:
             self.caps = await self._read_caps()
         was_there, gateway.there = gateway.there, there
         if there != was_there:
-            log.info("prefect_is_there" if there else "prefect_is_away")
+            log.info("prefect_reachable" if there else "prefect_unreachable")
             self._changed()
         if there and (self._services.by_run or self._services.upkeep):
             await self._check_our_runs()
@@ -101,7 +101,7 @@ class PrefectMonitor:
                 log.info("cancelled_in_prefect", flow_run=str(run.id))
                 control.stop(Cancelled("cancelled in Prefect"))
             elif run.id in self._misreported:  # two looks found it so: it was not about to begin
-                log.warning("run_called_running_again", flow_run=str(run.id), was=run.state.name)
+                log.warning("run_set_to_running", flow_run=str(run.id), was=run.state.name)
                 await self._gateway.set_state(run.id, Running(message="a mover works on it"))
             else:
                 misreported.add(run.id)

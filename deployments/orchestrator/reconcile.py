@@ -102,11 +102,11 @@ class Reconciler:
                     log.info("run_reconciled", flow_run=str(run.id), transfer=str(row.id), status=row.status)
                     await self._gateway.set_state(run.id, end_of(row))
             elif row is None and _is_lost(run):
-                log.info("run_handed_out_again", flow_run=str(run.id))
-                await self._gateway.set_state(run.id, Scheduled(message="its mover is gone"))
+                log.info("run_rescheduled", flow_run=str(run.id))
+                await self._gateway.set_state(run.id, Scheduled(message="its mover has died"))
             elif row is None and await self._is_deserted(run) and self._again(("deserted", run.id), before):
                 log.info("maintenance_run_crashed", flow_run=str(run.id))
-                await self._gateway.set_state(run.id, Crashed(message="its mover is gone"))
+                await self._gateway.set_state(run.id, Crashed(message="its mover has died"))
 
     async def _compare_transfers(self, before: set[Any]) -> None:
         beyond: UUID | None = None
@@ -126,7 +126,7 @@ class Reconciler:
             log.info("cancelled_in_prefect", flow_run=str(run))
             await self._cancel(row.id)
         elif await self._still_unheld(row):
-            log.info("run_waits_again", flow_run=str(run), transfer=str(row.id), was=state.name)
+            log.info("run_requeued", flow_run=str(run), transfer=str(row.id), was=state.name)
             await self._gateway.set_state(run, waiting("waits in the queue for another attempt"))
 
     async def _is_deserted(self, run: FlowRun) -> bool:

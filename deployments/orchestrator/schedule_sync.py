@@ -90,11 +90,11 @@ class ScheduleSync:
     ) -> None:
         slug, parameters, when = str(rhythm.id), {"schedule": str(rhythm.id)}, _when(rhythm)
         if known is None:
-            log.info("schedule_brought_to_prefect", schedule=slug)
+            log.info("schedule_created_in_prefect", schedule=slug)
             new = DeploymentScheduleCreate(schedule=when, active=rhythm.active, parameters=parameters, slug=slug)
             await client.create_deployment_schedules(deployment, [new])
         elif (known.schedule, known.active, known.parameters) != (when, rhythm.active, parameters):
-            log.info("schedule_set_right_in_prefect", schedule=slug)
+            log.info("schedule_corrected_in_prefect", schedule=slug)
             await client.update_deployment_schedule(
                 deployment, known.id, active=rhythm.active, schedule=when, parameters=parameters
             )

@@ -58,7 +58,7 @@ def plan(run: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
 def terms_of(run: TransferRun) -> ArchiveTerms:
     """Return what was asked for. Raises: InternalError when this is no archive."""
     if not isinstance(run.request, ArchiveTerms):
-        raise InternalError(f"transfer {run.transfer} is no archive")
+        raise InternalError(f"transfer {run.transfer} is not an archive")
     return run.request
 
 

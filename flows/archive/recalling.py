@@ -51,7 +51,7 @@ class RecallChunk(MembersChunk):
 
     def _describe(self, number: int) -> None:
         if number not in self._members:
-            raise ObjectUnknown(f"the catalogue knows no bundle that has object {self._rows[number].object_id}")
+            raise ObjectUnknown(f"the catalogue has no bundle with object {self._rows[number].object_id}")
         super()._describe(number)
         _, member = self._members[number]
         # what it will be is known before: a file at its place that is just this is accepted (`keep_source` left it)

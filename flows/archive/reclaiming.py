@@ -58,9 +58,9 @@ def _is_gone(parts: Services, row: Bundle, epoch: int) -> bool:
             paths = [posixpath.join(posixpath.dirname(final), name) for name in names]
             for index, error in session.bulk.remove(paths):
                 if error is not None and not isinstance(error, PathMissing):
-                    log.info("%s: %s stays for now: %s", row.machine, names[index], error.detail)
+                    log.info("%s: %s could not be removed yet: %s", row.machine, names[index], error.detail)
                     gone = False
     except DataManagerError as away:
-        log.info("%s: bundle %s stays for now: %s", row.machine, row.id, away.detail)
+        log.info("%s: bundle %s could not be removed yet: %s", row.machine, row.id, away.detail)
         return False
     return gone

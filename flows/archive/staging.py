@@ -47,7 +47,7 @@ def split(
 
 def waiting(seconds: float) -> Staging:
     """Return what a transfer ends its attempt with when bundles are still on their way."""
-    return Staging("the archive brings bundles from its tapes", timedelta(seconds=seconds))
+    return Staging("the archive is staging bundles from tape", timedelta(seconds=seconds))
 
 
 def _is_online(run: TransferRun, machine: Machine, bundle: Place) -> bool:
@@ -60,7 +60,7 @@ def _is_online(run: TransferRun, machine: Machine, bundle: Place) -> bool:
             status = session.programs.run(_words(machine.stage_command, path), run.control.watch)
             if status != 0:
                 raise RemoteFailure(f"{machine.name}: {machine.stage_command[0]} ended with {status} for {bundle}")
-            run.log.info("%s: asked for %s", machine.name, bundle.path)
+            run.log.info("%s: requested %s", machine.name, bundle.path)
             _remember(run, {**asked, str(bundle): True})
     return False
 

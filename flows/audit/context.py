@@ -65,7 +65,7 @@ class Examination:
         """Refuse a base directory that is empty, unless that is accepted. Raises: RemoteFailure."""
         if self.look_at_base() and not self.terms.accept_losses:
             where = f"base_dir {self.machine.base_dir} of {self.name}"
-            raise RemoteFailure(f"{where} is empty although objects are there: is its file system mounted?")
+            raise RemoteFailure(f"{where} is empty although there are objects: is its file system mounted?")
 
     def look_at(self, rows: Sequence[Expected]) -> list[Look]:
         """Look at the files of some rows."""
@@ -124,7 +124,7 @@ class Examination:
             except DataManagerError as exc:
                 if not exc.retryable or self._control.stopping is not None:
                     raise
-                log.info("%s: %s; it is tried again", self.name, exc.detail)
+                log.info("%s: %s; retrying", self.name, exc.detail)
             until = time.monotonic() + pause
             while time.monotonic() < until:
                 self.check()

@@ -50,7 +50,7 @@ def conclude(exam: Examination) -> None:
         exam.writing(scan_queries.note_suspicion)
         raise AuditSuspicious(
             f"{lost} of {looked} objects of {exam.name} have no file: more than {most:.0%}, so nothing was changed; "
-            "if it is true, audit again with accept_losses"
+            "if the losses are real, audit again with accept_losses"
         )
     for kind, word, change in CHANGES:
         changed = 0

@@ -103,9 +103,9 @@ def _gone(parts: Services, machine: str, names: Sequence[tuple[Place, str]]) -> 
             gone = True
             for _, error in session.bulk.remove(paths):
                 if error is not None and not isinstance(error, PathMissing):
-                    log.info("%s: a partial file stays for now: %s", machine, error.detail)
+                    log.info("%s: a partial file could not be removed yet: %s", machine, error.detail)
                     gone = False
     except DataManagerError as away:
-        log.info("%s: partial files stay for now: %s", machine, away.detail)
+        log.info("%s: partial files could not be removed yet: %s", machine, away.detail)
         return False
     return gone

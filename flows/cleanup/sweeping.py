@@ -173,10 +173,10 @@ def _removed(session: Session, path: str, seen: storage_scan.ScannedFile) -> str
     try:
         now = session.lstat(path)
         if (now.size, now.mtime) != (seen.size, seen.mtime):
-            return "somebody writes it"
+            return "it is being written"
         session.remove(path)
     except PathMissing:
-        return "it is gone already"
+        return "it no longer exists"
     except DataManagerError as exc:
         if exc.retryable:
             raise

@@ -63,7 +63,7 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
     ]
     with work.parts.database.write() as session:
         extracted.enter(session, work.hold, identity, files)
-    work.log.info("the archive holds %d files, %d bytes", len(members), sum(one.size for one in members))
+    work.log.info("the archive contains %d files, %d bytes", len(members), sum(one.size for one in members))
 
 
 def plan(work: TransferRun) -> list[Sequence[int]]:

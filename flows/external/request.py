@@ -75,7 +75,7 @@ async def stored_credential(name: str, here: Mapping[str, SecretStr]) -> Credent
         async with get_client() as client:
             block = await client.read_block_document_by_name(name, BLOCK_TYPE)
     except ObjectNotFound:
-        raise CredentialUnknown(f"credential {name} is not known, neither to the mover nor to Prefect") from None
+        raise CredentialUnknown(f"credential {name} is defined neither for the mover nor in Prefect") from None
     except (httpx.HTTPError, PrefectException) as exc:
-        raise OrchestratorUnavailable(f"Prefect, asked for credential {name}, does not answer") from exc
+        raise OrchestratorUnavailable(f"Prefect does not answer the request for credential {name}") from exc
     return read_credential(name, block.data.get("value"))

@@ -31,8 +31,8 @@ def in_words(row: RetentionRun) -> str:
     else:
         text = f"{acted:,} objects acted on, {marked:,} marked, {spared:,} spared, {human(row.bytes_freed)} freed"
     text += f", {failed:,} failed" if failed else ""
-    text += f", {voided:,} marks void" if voided else ""
-    text += f", {row.pending:,} still under way" if row.pending else ""
+    text += f", {voided:,} marks removed" if voided else ""
+    text += f", {row.pending:,} pending" if row.pending else ""
     return f"{text}; {row.error}" if row.error else text
 
 

@@ -142,7 +142,7 @@ class Retaining:
                 if wanted is not None:
                     survivor = self._write(lambda session: acts.survivor_of(session, wanted))
                 if survivor is None:
-                    return acts.not_proved(decision, f"object {wanted} is no verified copy any more")
+                    return acts.not_proved(decision, f"object {wanted} is no longer a verified copy")
                 why = self._why_not(decision, survivor)
                 if why is not None:
                     self._log.warning("%s is spared: %s", decision.subject.id, why)

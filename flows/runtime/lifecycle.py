@@ -100,7 +100,7 @@ async def working_on(
         await asyncio.to_thread(_record_failure, parts, hold, error, run)
         raise
     except Exception as error:
-        log.exception("transfer %s: a fault of ours", hold.transfer)
+        log.exception("transfer %s: internal error", hold.transfer)
         fault = InternalError(f"unexpected {type(error).__name__}")
         await asyncio.to_thread(_record_failure, parts, hold, fault, run)
         raise
@@ -173,7 +173,7 @@ def _note_partial(parts: Services, hold: queue.TransferLease) -> None:
         with parts.database.write() as session:
             note_partial(session, hold.transfer)
     except CatalogueUnavailable:
-        log.warning("transfer %s: a partial file of epoch %d may stay", hold.transfer, hold.epoch)
+        log.warning("transfer %s: a partial file of epoch %d may remain", hold.transfer, hold.epoch)
 
 
 def _record_failure(
@@ -197,4 +197,4 @@ def _record_failure(
         return  # ended, or taken over, while we failed
     except CatalogueUnavailable:
         # what can't be recorded stays as it is: the lease runs out and a mover takes the transfer again
-        log.warning("transfer %s: its end can't be recorded, it will be taken again", hold.transfer)
+        log.warning("transfer %s: its result cannot be recorded; another attempt follows", hold.transfer)

@@ -46,7 +46,7 @@ async def duty(parts: Services, name: str) -> AsyncIterator[Control]:
 
     def hold(session: Session) -> None:
         if not hold_lease(session, f"duty:{name}", holder, lease):
-            raise LeaseLost(f"another run has the duty {name} now")
+            raise LeaseLost(f"another run performs {name} now")
 
     def drop(session: Session) -> None:
         drop_lease(session, f"duty:{name}", holder)

@@ -87,9 +87,9 @@ async def summarise_items(run: TransferRun) -> None:
     counts, failed = await asyncio.to_thread(read)
     rows = {
         "Items": f"{counts.total:,}",
-        "Done": f"{counts.complete:,}, of which {counts.skipped:,} were there already",
+        "Done": f"{counts.complete:,}, of which {counts.skipped:,} already present",
         "Failed": f"{counts.error:,}",
-        "Bytes moved": human(run.control.bytes_done),
+        "Bytes transferred": human(run.control.bytes_done),
         "Time": f"{run.seconds:.2f} s",
     }
     rows |= {f"Item {one.number}: {one.dest}": f"{one.error_code}: {one.error_detail}" for one in failed}

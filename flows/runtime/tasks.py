@@ -89,7 +89,7 @@ def require_items_fault(error: DataManagerError) -> None:
 def _forget(thread: asyncio.Future[Any]) -> None:
     """Take note of how a thread ended that nobody waits for."""
     if not thread.cancelled() and (error := thread.exception()) is not None:
-        log.info("a thread that was left to itself ended: %r", error)
+        log.info("an abandoned thread ended: %r", error)
 
 
 def step(name: str, run_name: str | None = None) -> Callable[[Callable[P, T]], Task[P, T]]:

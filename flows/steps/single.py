@@ -71,7 +71,7 @@ async def transfer(found: Found) -> Moved:
             await run.write(queue.remember, origin=note)
     else:
         moved = await threaded(stream.send, job, found, control, run.remember)
-    run.log.info("moved %s, %.1f s since the run began", human(moved.size), run.seconds)
+    run.log.info("transferred %s, %.1f s since the run began", human(moved.size), run.seconds)
     return moved
 
 
@@ -188,7 +188,7 @@ async def arrive(found: Found) -> Proof:
     except ChecksumMismatch as damaged:
         if not damaged.retryable:  # the source itself has other bytes than were expected
             raise
-        run.log.warning("transfer %s: %s; once more", run.transfer, damaged.detail)
+        run.log.warning("transfer %s: %s; sending again", run.transfer, damaged.detail)
         await discard(run, found)  # not to be resumed
         return await verify(found, await _transferring(run)(found))
 
@@ -209,7 +209,7 @@ async def discard(run: TransferRun, found: Found) -> None:
         await asyncio.to_thread(stream.discard, run.job(), found)
         run.leaves_partial = False
     except DataManagerError as error:
-        run.log.warning("transfer %s: partial file %s stays for now: %s", run.transfer, found.part, error.detail)
+        run.log.warning("transfer %s: partial file %s not removed yet: %s", run.transfer, found.part, error.detail)
 
 
 async def _record(run: TransferRun, intent: Intent) -> None:

@@ -47,7 +47,7 @@ def open_bundle(
     new = uuid4()
     place = domain.bundle_place(machine, f"{machine.archive_dir}/{row.created:%Y-%m}", new, pack)
     if new not in claim_places(session, [(place, new), (domain.manifest_place(new, place), new)], transfer=None):
-        raise DestinationExists(f"{place} is held by somebody else")
+        raise DestinationExists(f"{place} is held by another transfer or object")
     bundle = Bundle(
         id=new,
         status=BundleStatus.OPEN.value,

@@ -150,7 +150,7 @@ def _find_bundles(session: Session, machines: Machines, items: list[JudgedItem])
     for item in open_items(items):
         row = found.get(item.object_id)
         if row is None:
-            item.error = ObjectUnknown(f"the catalogue knows no bundle that has object {item.object_id}")
+            item.error = ObjectUnknown(f"the catalogue has no bundle with object {item.object_id}")
             continue
         if row.machine not in machines:
             item.error = UnknownMachine(row.machine, list(machines))

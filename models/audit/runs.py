@@ -190,7 +190,7 @@ def give_back_lost(session: Session) -> list[Audit]:
         if row.attempts < ATTEMPTS:
             row.status, row.begun = AuditStatus.QUEUED.value, None
         else:
-            error = InternalError(f"given up after {ATTEMPTS} attempts: no mover came to its end")
+            error = InternalError(f"given up after {ATTEMPTS} attempts: no mover completed it")
             row.counts = {}
             _forget_findings(session, row.id)
             _end(session, row, error)

@@ -90,9 +90,9 @@ def objects_below(
         query = query.where(DataObject.place > f"{prefix}/", DataObject.place < f"{prefix}0")
     found = session.execute(query.order_by(DataObject.place).limit(ITEMS_MAX + 1)).all()
     if not found:
-        raise ObjectNotFound(f"no {status} object lies below {directory.machine}:{prefix or '.'}")
+        raise ObjectNotFound(f"no {status} object is below {directory.machine}:{prefix or '.'}")
     if len(found) > ITEMS_MAX:
-        what = f"more than {ITEMS_MAX} objects lie below it; give its parts one by one"
+        what = f"more than {ITEMS_MAX} objects are below it; request its subdirectories one by one"
         raise InvalidRequest.of({"directory.path": what})
     cut = len(prefix) + 1 if prefix else 0
     return [(object_id, place[cut:]) for object_id, place in found]
@@ -132,7 +132,7 @@ def claim_destinations(session: Session, transfer: UUID, items: list[JudgedItem]
     won = claim_places(session, wanted, transfer=transfer)
     for item, place, result in contenders:
         if result not in won:
-            item.error = DestinationExists(f"{place} is held by a registered object or by a transfer under way")
+            item.error = DestinationExists(f"{place} is held by a registered object or a running transfer")
 
 
 def store(session: Session, transfer: Transfer, items: list[JudgedItem]) -> None:

@@ -67,7 +67,7 @@ def claim_canonicals(session: Session, hold: TransferLease, canonicals: Mapping[
         if item.result_object_id in won:
             noted.append({"number": item.number, "notes": {**item.notes, "canonical": place.path}})
         else:
-            taken = f"{place} is held by a registered object, by another item or by a transfer under way"
+            taken = f"{place} is held by a registered object, another item or a running transfer"
             lost.append((item, DestinationExists(taken)))
     update_items(session, row, noted)
     _fail(session, row, lost)
@@ -169,7 +169,7 @@ def finish_batch(session: Session, hold: TransferLease) -> str | ItemsFailed:
         return error
     result = f"{counts.total} items done"
     if counts.skipped:
-        result += f" ({counts.skipped} were there already)"
+        result += f" ({counts.skipped} already present)"
     done = select(func.sum(TransferItem.size)).where(TransferItem.transfer_id == row.id, ~TransferItem.skipped)
     outcomes.complete(session, row, result, Facts(int(session.scalar(done) or 0)))
     return result

@@ -24,7 +24,7 @@ def decode_cursor(cursor: str, sort: str) -> tuple[SortValue, UUID]:
     try:
         made_for, plain, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if made_for != sort or not isinstance(last, str):
-            raise ValueError("made for another sort")
+            raise ValueError("it belongs to another sort")
         return _value(plain, sort.removeprefix("-")), UUID(last)
     except (ValueError, TypeError, OverflowError, RecursionError) as exc:
         wanted = "the value of the page before, with the same sort"
@@ -43,5 +43,5 @@ def _value(plain: object, key: str) -> SortValue:
         return plain
     time = datetime.fromisoformat(plain)
     if time.tzinfo is None:
-        raise ValueError("not an aware time")
+        raise ValueError("a time without a zone")
     return time.astimezone(UTC)

@@ -76,7 +76,7 @@ def attach(session: Session, key: str, holder: str, subject: UUID) -> None:
     must not stay, or it would be there twice.
     """
     if not _update(session, key, holder, subject=subject):
-        raise CatalogueUnavailable("the request took too long; another one works under its Idempotency-Key now")
+        raise CatalogueUnavailable("the request took too long; another one uses its Idempotency-Key now")
 
 
 def prolong(session: Session, key: str, holder: str, hold_for: timedelta) -> None:
@@ -96,7 +96,7 @@ def drop(session: Session, key: str, holder: str) -> None:
 
 def release(session: Session, key: str, holder: str) -> None:
     """Leave the key at once to the next request with it, who finds what was made, if anything was."""
-    # no holder any more: neither a prolonging nor a making that is still under way can succeed afterwards
+    # no holder any more: neither a prolonging nor a making that is pending can succeed afterwards
     mine = update(IdempotencyKey).where(IdempotencyKey.key == key, IdempotencyKey.holder == holder)
     session.execute(mine.values(holder="", held_until=now(session)))
 

@@ -54,7 +54,7 @@ class Listener:
                     self._listen(connection)
             except psycopg.OperationalError as exc:
                 if not self._stopped.wait(pause):
-                    log.warning("the catalogue's notifications are cut, connecting again", error=type(exc).__name__)
+                    log.warning("catalogue notifications were interrupted, reconnecting", error=type(exc).__name__)
                 pause = min(2 * pause, RETRY_MAX)
 
     def _connect(self) -> psycopg.Connection[tuple[object, ...]]:

@@ -62,7 +62,7 @@ def enter(session: Session, hold: TransferLease, identity: str, files: Sequence[
     for number, (file, id_) in enumerate(zip(files, ids, strict=True)):
         taken = None
         if id_ not in won:
-            taken = DestinationExists(f"{file.place} is held by a registered object or by a transfer under way")
+            taken = DestinationExists(f"{file.place} is held by a registered object or a running transfer")
         rows.append(
             {
                 "transfer_id": row.id,
@@ -90,7 +90,7 @@ def enter(session: Session, hold: TransferLease, identity: str, files: Sequence[
 def require_same(known: str, identity: str) -> None:
     """Check that an archive is the one whose files are the items. Raises: SourceChanged."""
     if known != identity:
-        raise SourceChanged("the archive is another one than that whose files were begun with")
+        raise SourceChanged("the archive differs from the one whose extraction began")
 
 
 def lay_aside(session: Session, hold: TransferLease, numbers: Sequence[int]) -> None:
@@ -128,5 +128,5 @@ def complete(session: Session, hold: TransferLease, results: Sequence[tuple[int,
 def _request(row: Transfer) -> GetExternalRequest:
     request = request_of(row)
     if not isinstance(request, GetExternalRequest):
-        raise InternalError(f"transfer {row.id} is no download")
+        raise InternalError(f"transfer {row.id} is not a download")
     return request

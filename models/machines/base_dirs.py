@@ -34,7 +34,7 @@ def check_base_dirs(session: Session, machines: Machines, *, confirmed: bool) ->
         if not confirmed and _in_use(session, machine):
             raise SettingsError(
                 f"machines.{machine.name}.base_dir: was {seen.base_dir!r} and is {machine.base_dir!r} now, but the "
-                "catalogue has objects there; put it back, or set DM_CONFIRM_BASE_DIR=1 if their files have moved along"
+                "catalogue has objects there; put it back, or set DM_CONFIRM_BASE_DIR=1 if their files were moved too"
             )
         seen.base_dir = machine.base_dir
 

@@ -161,7 +161,7 @@ def somebody_waits(session: Session) -> bool:
 
 
 def drain(session: Session, machine: str) -> Health:
-    """Hold a machine's transfers back until `undrain`; those that run go on. Idempotent. Wants a writing session."""
+    """Drain a machine until `undrain`; those that run go on. Idempotent. Wants a writing session."""
     row = _row(session, machine)
     row.drained = row.drained or now(session)
     return _health_of(row)

@@ -102,7 +102,7 @@ def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: 
     before = list(session.scalars(select(Claim.id).where(*_places(objects), Claim.transfer_id.is_(None))))
     held = update(Claim).where(*_places(objects), Claim.transfer_id == transfer).values(transfer_id=None)
     if set(session.scalars(held.returning(Claim.object_id))) != set(objects):
-        raise InternalError(f"transfer {transfer} does not hold the places that it should; nothing was changed")
+        raise InternalError(f"transfer {transfer} does not hold the expected places; nothing was changed")
     for some in chunks(before):
         session.execute(update(Claim).where(Claim.id.in_(some)).values(transfer_id=transfer))
 

@@ -34,7 +34,7 @@ def claim_place(session: Session, place: Place, *, transfer: UUID | None = None,
         "object_id": object_id,
     }
     if not insert_if_free(session, _claims, values):
-        raise DestinationExists(f"{place} is held by a registered object or by a transfer under way")
+        raise DestinationExists(f"{place} is held by a registered object or a running transfer")
 
 
 def claim_reading(session: Session, object_id: UUID, transfer: UUID) -> None:
@@ -88,7 +88,7 @@ def _held(place: Place) -> Update:
 
 def _hand_over(session: Session, statement: Update, place: Place) -> None:
     if affected(session, statement) != 1:
-        raise InternalError(f"{place} is not held by whom it should be; nothing was changed")
+        raise InternalError(f"{place} is not held by the expected owner; nothing was changed")
 
 
 def _is_claimed(session: Session, object_id: UUID, mode: str) -> bool:

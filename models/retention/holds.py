@@ -77,7 +77,7 @@ def restore(
         if mark.transfer_id is not None:
             transfer = session.get(Transfer, mark.transfer_id)
             if transfer is not None and transfer.ended is None:
-                raise ObjectBusy(f"object {object_id} is being worked on by task {mark.transfer_id}; cancel that first")
+                raise ObjectBusy(f"object {object_id} is used by task {mark.transfer_id}; cancel that first")
         if obj.status != ObjectStatus.ARCHIVED or mark.action != Action.ARCHIVE:
             mark.closed, mark.outcome, mark.spared_until = time, "restored", time + spare_for
             mark.transfer_id = None

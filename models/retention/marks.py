@@ -135,7 +135,7 @@ def _error(
     """Return why a transfer did not do what the mark wanted, None when it did."""
     if transfer is None:  # forgotten long ago: the object says how it went
         archived = status == ObjectStatus.ARCHIVED.value and mark.action == Action.ARCHIVE.value
-        return None if archived or status == ObjectStatus.DELETED.value else "its transfer is forgotten"
+        return None if archived or status == ObjectStatus.DELETED.value else "its transfer is no longer stored"
     if TransferKind(transfer.kind).itemised:
         well = item == TransferStatus.COMPLETE.value
         return None if well else f"{item_error or transfer.error_code}: {transfer.error_detail or ''}"

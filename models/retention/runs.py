@@ -30,7 +30,7 @@ NEVER_BEGUN = timedelta(days=1)
 FAILED_SHOWN = 100
 COMPLETED = "dm.retention.completed"
 QUEUED, RUNNING, COMPLETE, ERROR = "QUEUED", "RUNNING", "COMPLETE", "ERROR"
-INTERRUPTED = "its mover ended before it; what it had begun went on"
+INTERRUPTED = "its mover ended before it; the transfers that it submitted continued"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ def get_run(session: Session, run: UUID, *, lock: bool = False) -> RetentionRun:
     """Return a run. Raises: RetentionRunNotFound."""
     found = session.get(RetentionRun, run, with_for_update=lock or None, populate_existing=lock)
     if found is None:
-        raise RetentionRunNotFound(f"no run of retention has the identifier {run}")
+        raise RetentionRunNotFound(f"no retention run has the identifier {run}")
     return found
 
 

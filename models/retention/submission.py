@@ -91,12 +91,12 @@ def submit_delete(
             return _spared(decision, Reason.LAST_VERIFIED_COPY)
         other = found.get(proved.object_id)
         if other is None or _survivor(session, other) != proved or other.checksum != decision.subject.checksum:
-            return _spared(decision, Reason.CHANGED, "the copy that would remain is another one now")
+            return _spared(decision, Reason.CHANGED, "the remaining copy has changed")
         if other.claim == "write" or (other.mark is not None and other.mark.action != "archive"):
-            return _spared(decision, Reason.CHANGED, "the copy that would remain is to go, or is being moved")
+            return _spared(decision, Reason.CHANGED, "the remaining copy is being deleted or moved")
     mark = _own_mark(session, run, decision, time)
     if mark is None:
-        return _spared(decision, Reason.CHANGED, "its mark was taken back")
+        return _spared(decision, Reason.CHANGED, "its mark was removed")
     fields = DeleteRequest(priority=Priority.LOW)
     request = TransferRequest(TransferKind.DELETE, fields, decision.subject.id, reason=_why(rule))
     transfer = submit(session, machines, prepare(request))
@@ -128,7 +128,7 @@ def submit_archive(
             continue
         mark = _own_mark(session, run, decision, time)
         if mark is None:
-            outcome[subject.id] = _spared(decision, Reason.CHANGED, "its mark was taken back")
+            outcome[subject.id] = _spared(decision, Reason.CHANGED, "its mark was removed")
         else:
             going[subject.id] = decision, mark
     if going:
@@ -168,7 +168,7 @@ def _hindered(rules: RetentionRules, decision: Decision, subject: Subject | None
     """Return the decision as it has to be now; None while it still holds."""
     rule = decision.rule
     if subject is None or _identity(subject) != _identity(decision.subject):
-        return _spared(decision, Reason.CHANGED, "it is not any more what was decided on")
+        return _spared(decision, Reason.CHANGED, "it changed after the decision")
     if subject.held:
         return _spared(decision, Reason.HELD)
     if rule.name in subject.restored:
@@ -176,7 +176,7 @@ def _hindered(rules: RetentionRules, decision: Decision, subject: Subject | None
     if subject.claim is not None:
         return _spared(decision, Reason.IN_USE)
     if rule_of(rules, subject, time) is not rule:
-        return _spared(decision, Reason.CHANGED, "the rule does not select it any more")
+        return _spared(decision, Reason.CHANGED, "the rule no longer selects it")
     if subject.mark is not None and (not marked_by(subject, rule) or not _due(subject.mark, time)):
         return _spared(decision, Reason.CHANGED, "it has another mark by now")
     return None

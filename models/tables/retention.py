@@ -39,7 +39,7 @@ class RetentionMark(Base):
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     closed: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(String(16))
-    """`done`, `void` (the rule does not select it any more, or it is held), `restored`."""
+    """`done`, `void` (the rule no longer selects it, or it is held), `restored`."""
     detail: Mapped[str | None] = mapped_column(Text)
     spared_until: Mapped[datetime | None]
     """Of a restored one: the rule leaves the object alone until then."""

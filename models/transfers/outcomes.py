@@ -41,7 +41,7 @@ def complete_copy(session: Session, hold: TransferLease, facts: Facts) -> UUID:
     row = held(session, hold, lock=True)
     request = request_of(row)
     if not isinstance(request, CopyRequest):
-        raise InternalError(f"transfer {row.id} is no copy")
+        raise InternalError(f"transfer {row.id} is not a copy")
     source, new = lock_object(session, _known(row.object_id)), _known(row.result_object_id)
     add_objects(session, [NewRow.of_copy(new, destination(row), facts, request.dest, source)], "copied")
     source.last_used = now(session)
@@ -55,7 +55,7 @@ def complete_getexternal(session: Session, hold: TransferLease, facts: Facts, or
     row = held(session, hold, lock=True)
     request = request_of(row)
     if not isinstance(request, GetExternalRequest):
-        raise InternalError(f"transfer {row.id} is no download")
+        raise InternalError(f"transfer {row.id} is not a download")
     new = _known(row.result_object_id)
     entered = NewRow.of_request(new, destination(row), facts, request, originator=originator)
     add_objects(session, [entered], "registered")
@@ -102,11 +102,11 @@ def commit_move(session: Session, hold: TransferLease, facts: Facts) -> None:
     row = held(session, hold, lock=True)
     request = request_of(row)
     if not isinstance(request, MoveRequest):
-        raise InternalError(f"transfer {row.id} is no move")
+        raise InternalError(f"transfer {row.id} is not a move")
     if row.notes.get("committed"):
         return
     if row.status != TransferStatus.RUNNING.value:
-        raise InternalError(f"transfer {row.id} was not begun")
+        raise InternalError(f"transfer {row.id} has not started")
     obj, place = lock_object(session, _known(row.object_id)), destination(row)
     give_places_to_transfer(session, obj.id, row.id)
     _give_places_to_object(session, row, obj.id)

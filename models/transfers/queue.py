@@ -1,7 +1,8 @@
 """What movers do with transfer rows: take one under a lease, say that they live, note progress and faults, give back.
 
-Lease and fencing (design.md): a mover takes a transfer by raising its epoch in one UPDATE; every later write names that
-epoch. A runner whose lease was lost finds the epoch moved on (LeaseLost) and touches nothing that is not its own.
+Lease and fencing (docs/transfer-protocol.md): a mover acquires a transfer by raising its epoch in one UPDATE; every
+later write names that epoch. A runner that lost its lease finds a higher epoch (LeaseLost), and touches nothing that is
+not its own.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def reap(session: Session) -> list[Transfer]:
     )
     lost = list(session.scalars(query))
     for row in lost:
-        append_fault(session, row, "lease_lost", f"mover {row.owner} fell silent")
+        append_fault(session, row, "lease_lost", f"mover {row.owner} sent no heartbeat")
         _to_queue(session, row)
     if lost:
         wake(session, "queued")

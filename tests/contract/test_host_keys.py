@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[Lines, str]] = {
     "nothing": (lambda *_: "", "run: dm machine trust remote"),
     "another port": (lambda server, _: f"[{server.host}]:1 {key_of(server)}\n", "dm machine trust"),
     "another host": (lambda server, _: f"[127.0.0.9]:{server.port} {key_of(server)}\n", "dm machine trust"),
-    "changed": (lambda server, folder: f"[{server.host}]:{server.port} {other_key(folder)}\n", "another one"),
+    "changed": (lambda server, folder: f"[{server.host}]:{server.port} {other_key(folder)}\n", "differs"),
     "revoked": (lambda server, _: f"@revoked * {key_of(server)}\n{server.known_host_line()}", "revoked"),
     "excluded": (lambda server, _: "!*127.0.0.1*,* " + key_of(server) + "\n", "dm machine trust"),
     "only an authority": (lambda server, folder: f"@cert-authority * {other_key(folder)}\n", "host"),

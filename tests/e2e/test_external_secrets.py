@@ -171,7 +171,7 @@ def test_a_lost_key_is_a_clear_end(site: Site, planted: Planted, slow_server: Od
     planted.answers.append(json.dumps(ended))
     assert (ended["status"], ended["error"]["code"]) == ("ERROR", "secrets_unreadable")
     assert not ended["error"]["retryable"]
-    assert "not the one that the secrets were sealed with" in ended["error"]["detail"]
+    assert "not the one that encrypted the secrets" in ended["error"]["detail"]
     assert asked_for(slow_server, path) == 0
 
 
@@ -221,7 +221,7 @@ def test_nothing_is_sent_with_a_credential_that_is_not_for_this_host(
     answer = fetch(site, planted, slow_server.on(path, status(200, BODY)), options={"credential": name})
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (422, code, False), answer.text
     if code == "credential_unknown":
-        assert "credential never-heard-of is not known" in answer.json()["detail"]
+        assert "credential never-heard-of is defined neither" in answer.json()["detail"]
     assert asked_for(slow_server, path) == 0
 
 

@@ -1,4 +1,4 @@
-"""Each flaw that was measured on the original server (contract.md, at its end) is proved not to be here."""
+"""Each flaw that was measured on the original server is proved not to be here."""
 
 from __future__ import annotations
 

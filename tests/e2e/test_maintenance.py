@@ -234,7 +234,7 @@ def test_a_sweep_removes_orphans_and_spares_what_lives(
         words = {line["place"].rpartition("/")[2]: line["what"] for line in _lines(shown)}
         assert words[orphan.name] == "removed"
         assert words[living.name] == words[same.name] == "stays: its transfer has not ended"
-        assert words[strange.name] == "stays: not a name that we give"
+        assert words[strange.name] == "stays: not the name of a partial file"
         gate.set()
         assert site.wait(task)["status"] == "COMPLETE"
         for file in (young, strange, same):

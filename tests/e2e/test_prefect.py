@@ -141,7 +141,7 @@ def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, e
     created = prefect.post(f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
     run = prefect.wait(created["id"])
     assert run["state_type"] == "CRASHED"
-    assert "is no flow of this project" in run["state"]["message"]
+    assert "is not a flow of this project" in run["state"]["message"]
     assert not (site.service.home / "pwned").exists()
     requests.delete(f"{prefect.url}/deployments/{deployment['id']}", timeout=PATIENCE)
 

@@ -100,7 +100,7 @@ def test_a_child_that_dies_is_started_again(service: DataManagerService, name: s
     os.kill(old, signal.SIGKILL)
     eventually(lambda: child(service, name) not in (None, old), f"{name} is started again")
     log = service.home / "logs" / f"{name}.log"
-    assert f"{name} ended (killed by SIGKILL); it is started again in 0.5 s; log: {log}" in told(service)
+    assert f"{name} ended (killed by SIGKILL); restarting in 0.5 s; log: {log}" in told(service)
     eventually(lambda: _works(service), f"it works again after the death of {name}")
     assert {other: child(service, other) for other in others} == others
 

@@ -236,7 +236,7 @@ def test_a_repeated_batch_skips_what_is_right(database: Database, kind: str) -> 
     else:
         assert [get_object(database, copy).derived_from for copy in there[:3] if copy] == objects[:3]
     assert get_transfer(database, transfer).bytes_total == 7
-    assert perform(database, transfer) == "4 items done (3 were there already)"
+    assert perform(database, transfer) == "4 items done (3 already present)"
     row = get_transfer(database, transfer)
     assert (row.status, row.bytes_done, row.bytes_total) == ("COMPLETE", 7, 7)
 

@@ -91,7 +91,7 @@ def test_a_newer_schema_is_left_alone(empty: Database) -> None:
     with empty.connection() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
     for refuse in (migrate.require_current, migrate.upgrade, lambda database: migrate.downgrade(database, "base")):
-        with pytest.raises(SettingsError, match="made by a newer Data Manager"):
+        with pytest.raises(SettingsError, match="created by a newer Data Manager"):
             refuse(empty)
     assert "objects" in tables(empty)
 

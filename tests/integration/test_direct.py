@@ -217,7 +217,7 @@ def test_an_existing_partial_file_is_left_alone(pair: Ends, caplog: pytest.LogCa
     Path(found.part).write_bytes(b"somebody's")
     assert direct.push(job, found, Control()) is None
     assert Path(found.part).read_bytes() == b"somebody's"
-    assert "was not pushed" in caplog.text
+    assert "could not be pushed" in caplog.text
 
 
 def test_a_link_is_not_written_through(pair: Ends) -> None:
@@ -243,7 +243,7 @@ def test_two_names_of_one_directory_never_destroy_the_file(pair: Ends, kind: Tra
     file.write_bytes(DATA)
     job = pair.job("a:in", "c:in", kind, overwrite=True)
     found = probe(job)
-    with pytest.raises(DestinationExists, match="one and the same"):
+    with pytest.raises(DestinationExists, match="the same file"):
         direct.push(job, found, Control())
     transfer.discard(job, found)
     assert os.listdir(pair.folder("a")) == ["in"]

@@ -561,7 +561,7 @@ def test_mirrors_are_tried_in_turn(machine: Machine, server: OddServer, other: O
 )
 def test_what_can_not_be_with_it_is_refused_by_name(options: dict[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(InvalidRequest, match=rf"options\.{name}: can't be with fetch: remote") as caught:
+    with pytest.raises(InvalidRequest, match=rf"options\.{name}: cannot be combined with fetch: remote") as caught:
         open_download("https://data.example/a", "https", {"fetch": "remote", **options}, EgressGuard(), max_size=9)
     assert list(caught.value.fields) == [f"options.{name}"]
 
@@ -618,7 +618,7 @@ def test_a_machine_that_can_not(tmp_path: Path, server: OddServer, programs: tup
     server.answers["/"] = [ok(b"abc")]
     with PrivateSshd(tmp_path / "sshd", path=limited_programs(tmp_path, *programs)) as sshd:
         made = Machine(sshd, tmp_path, connection="paramiko")
-        with pytest.raises(NotSupported, match=rf"^m can't fetch by itself .*{why}") as caught:
+        with pytest.raises(NotSupported, match=rf"^m cannot download by itself .*{why}") as caught:
             made.got(server.url("/"))
         assert not caught.value.retryable
         assert not os.listdir(made.folder)
@@ -629,7 +629,7 @@ def test_a_machine_that_can_not(tmp_path: Path, server: OddServer, programs: tup
 def test_a_machine_for_files_only(tmp_path: Path, server: OddServer) -> None:
     with PrivateSshd(tmp_path / "sshd", extra=["ForceCommand internal-sftp"]) as sshd:
         made = Machine(sshd, tmp_path, connection="paramiko")
-        with pytest.raises(NotSupported, match=r"^m can't fetch by itself .*no shell"):
+        with pytest.raises(NotSupported, match=r"^m cannot download by itself .*no shell"):
             made.got(server.url("/"))
         made.ends.storages.close()
 

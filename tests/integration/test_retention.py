@@ -195,7 +195,7 @@ def test_one_file_under_the_names_of_two_machines_is_not_two_copies(keeper: Keep
     keeper.object("d/a.bin", machine="twin")
     row = keeper.run(COPIES)
     assert reasons(row)[str(mine)] == "survivor_not_proved"
-    assert "one file" in row.lines[0]["detail"]
+    assert "the same file" in row.lines[0]["detail"]
     assert os.listdir(keeper.folders["here"] / "d") == ["a.bin"]
 
 

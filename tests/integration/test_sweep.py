@@ -89,7 +89,7 @@ def test_orphans_go_and_the_rest_stays(plant: Plant) -> None:
     assert all(file.exists() for file in stay)
     assert sorted(plant.folder.rglob("*")) == sorted(set(before) - set(orphans))  # nor has it left anything of its own
     words = {str(line["place"]): line["what"] for line in swept.lines}
-    assert words["run/mine.dmpart"] == "stays: not a name that we give"
+    assert words["run/mine.dmpart"] == "stays: not the name of a partial file"
     assert sweep(plant).removed == 0
 
 

@@ -116,7 +116,7 @@ def test_what_is_no_whole_packed_file_is_not_published(
     server: OddServer, fetcher: Fetcher, packing: str, content: bytes
 ) -> None:
     error = fetcher.refused(DownloadFailed, packed(server, content, packing))
-    assert f"no whole {packing} file" in error.detail
+    assert f"not a complete {packing} file" in error.detail
     assert not error.retryable
 
 

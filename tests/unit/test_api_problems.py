@@ -10,7 +10,7 @@ from api.http.problems import describe_code, problem_of, problem_response, statu
 from datamanager import errors
 from datamanager.errors import DataManagerError, InternalError, InvalidRequest, every_error
 
-# contract.md, "Status of errors"; what is not named there is "every other failure of the transfer itself"
+# The statuses that clients rely on; what is not named here is "every other failure of the transfer itself"
 CONTRACT = {
     "malformed_body": {400},
     "invalid_request": {422},
@@ -128,5 +128,5 @@ def test_a_name_that_is_not_unicode_can_be_told() -> None:
 
 def test_titles_are_sentences_without_their_end() -> None:
     assert title_of(errors.UnknownMachine) == "The machine is not in machines.toml"
-    assert title_of(errors.InvalidRequest) == "A field is missing or wrong"
+    assert title_of(errors.InvalidRequest) == "A field is missing or invalid"
     assert describe_code("nothing-of-ours") is None

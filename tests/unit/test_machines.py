@@ -95,10 +95,10 @@ def test_every_key() -> None:
         (LOCAL.replace("here", '"-here"'), "machines.-here.name: must be letters"),
         (LOCAL.replace("here", f'"{"x" * 64}"'), "name: must be letters"),
         (LOCAL.replace("here", '"a:b"'), "name: must be letters"),
-        (LOCAL + 'host = "x"', "machines.here.host: does not go with"),
-        (LOCAL + 'direct_host = "x"', "machines.here.direct_host: does not go with"),
+        (LOCAL + 'host = "x"', "machines.here.host: cannot be combined with"),
+        (LOCAL + 'direct_host = "x"', "machines.here.direct_host: cannot be combined with"),
         (SFTP + 'direct_host = "-x"', "machines.far.direct_host: must not be empty, begin with a dash"),
-        (LOCAL + "port = 22", "machines.here.port: does not go with"),
+        (LOCAL + "port = 22", "machines.here.port: cannot be combined with"),
         (SFTP.replace('host = "far.example"\n', ""), "machines.far.host: is required"),
         (
             SFTP.replace('"far.example"', '"-oProxyCommand=id"'),
@@ -170,7 +170,7 @@ def test_rules_name_archives() -> None:
         (ArchiveRules("there"), "DM_ARCHIVE_TO: there"),
         (ArchiveRules(None, {"a": "b"}), "DM_ARCHIVE_GROUPS: b"),
     ):
-        with pytest.raises(SettingsError, match=f"{variable} is no machine with archive = true"):
+        with pytest.raises(SettingsError, match=f"{variable} is not a machine with archive = true"):
             with_one.with_archives(rules)
     with pytest.raises(SettingsError):
         parse_machines(LOCAL, "machines.toml").with_archives(ArchiveRules("here"))

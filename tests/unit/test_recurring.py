@@ -51,7 +51,7 @@ def test_other_braces_are_refused(template: str) -> None:
 
 
 def test_an_offset_out_of_the_calendar_is_no_time() -> None:
-    with pytest.raises(ValueError, match="is no time"):
+    with pytest.raises(ValueError, match="is not a valid time"):
         filled("{date-1d:%Y}", datetime.min.replace(tzinfo=UTC))
 
 

@@ -103,7 +103,7 @@ def test_what_is_wrong_is_named(text: str, told: str) -> None:
 
 def test_two_rules_have_two_names() -> None:
     one = '[[rule]]\nname = "x"\naction = "delete"\nolder_than = "1d"\n'
-    with pytest.raises(InvalidRules, match="two rules have the name 'x'"):
+    with pytest.raises(InvalidRules, match="duplicate rule name 'x'"):
         rules(one + one)
 
 
@@ -126,7 +126,7 @@ def test_a_rule_in_words() -> None:
     assert found.sentence() == (
         "tidy: deletes copies of ACTIVE objects of group weather or fire at scratch/** "
         "registered more than 28 days ago larger than 1 MiB; "
-        "never the last verified copy (the remaining one's checksum is proved first), "
+        "never the last verified copy (the remaining one's checksum is verified first), "
         "7 days after it was marked, at most 5 objects a run."
     )
 

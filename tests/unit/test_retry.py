@@ -49,7 +49,7 @@ AGAIN = Requeue(REQUEUE_AFTER, spent=True)
         (DestinationExists("taken"), STEP, Fail()),
         (NoSpace("full"), STEP, Fail()),
         (LeaseLost("another mover has it"), STEP, Fail()),
-        (ValueError("a fault of ours"), STEP, Fail()),
+        (ValueError("internal error"), STEP, Fail()),
         (MachineUnavailable("away"), AttemptState(last=False, step_retries=True, fail_fast=True), Fail()),
         (ConnectionLost("cut"), AttemptState(last=False, step_retries=True, fail_fast=True), Retry()),
         (ConnectionLost("cut"), AttemptState(last=False, step_retries=True, machine_away=True), Requeue()),
@@ -67,7 +67,7 @@ AGAIN = Requeue(REQUEUE_AFTER, spent=True)
         (DestinationExists("taken"), AttemptState(last=False, intent=True), Fail()),
         (SourceChanged("other bytes"), OVER, Fail()),
         (InternalError("unexpected ValueError"), AttemptState(last=False, intent=True), Fail()),
-        (ValueError("a fault of ours"), AttemptState(last=False, intent=True), Fail()),
+        (ValueError("internal error"), AttemptState(last=False, intent=True), Fail()),
         # users' wishes, and tapes
         (Paused("by request"), OVER, Requeue()),
         (Paused("by request"), LAST, Requeue()),

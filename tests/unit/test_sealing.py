@@ -84,7 +84,7 @@ def test_another_key_is_told_apart_from_damage_by_nobody_but_is_an_error(tmp_pat
     other = Sealer(tmp_path / "other", made_here=True)
     other.seal({})
     for broken in (blob, blob[:-1], "nonsense", "ü"):
-        with pytest.raises(SecretsUnreadable, match="not the one that the secrets were sealed with") as caught:
+        with pytest.raises(SecretsUnreadable, match="not the one that encrypted the secrets") as caught:
             other.open(broken)
         assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert not caught.value.retryable
@@ -93,9 +93,9 @@ def test_another_key_is_told_apart_from_damage_by_nobody_but_is_an_error(tmp_pat
 @pytest.mark.parametrize(
     ("content", "mode", "wanted"),
     [
-        *((None, mode, "open to others than its owner: chmod 600") for mode in (0o640, 0o644, 0o620, 0o604, 0o610)),
-        (b"too short", 0o600, "holds no key"),
-        (b"", 0o600, "holds no key"),
+        *((None, mode, "accessible to other users: chmod 600") for mode in (0o640, 0o644, 0o620, 0o604, 0o610)),
+        (b"too short", 0o600, "contains no key"),
+        (b"", 0o600, "contains no key"),
     ],
 )
 def test_a_bad_key_file_is_refused(tmp_path: Path, content: bytes | None, mode: int, wanted: str) -> None:

@@ -31,7 +31,7 @@ def read_part(name: str) -> Part | None:
 def spared(part: Part | None, age: float, older_than: float, *, open_owner: bool) -> str | None:
     """Say why a file that ends like a partial file stays; None: it may go. Ages in seconds, by the machine's clock."""
     if part is None:
-        return "not a name that we give"
+        return "not the name of a partial file"
     if open_owner:
         return "its transfer has not ended"
     if age < older_than:

@@ -190,7 +190,7 @@ class Decider:
         """Return why an object's mark does not hold any more, None while it does."""
         rule = rule_of(self.rules, subject, self.now)
         if rule is None or not marked_by(subject, rule):
-            return "its rule does not select it any more"
+            return "its rule no longer selects it"
         reason = self._judged(subject, rule, keeper).reason
         if reason in (Reason.HELD, Reason.RESTORED, Reason.LAST_VERIFIED_COPY):
             return reason.value

@@ -28,7 +28,7 @@ class HoldRequest(Request):
 
 
 class LifetimeRequest(Request):
-    """Say until when an object is wanted: `lifetime` from now on, or `expires_at`; null takes the end away."""
+    """Set the lifetime of an object: `lifetime` from now on, or `expires_at`; null removes the expiry."""
 
     lifetime: Lifetime = None
     expires_at: Expiry = None
@@ -36,7 +36,7 @@ class LifetimeRequest(Request):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if len({"lifetime", "expires_at"} & self.model_fields_set) != 1:
-            raise ValueError("give either lifetime or expires_at; null takes the end away")
+            raise ValueError("give either lifetime or expires_at; null removes the expiry")
         return self
 
     def ends(self, now: datetime) -> datetime | None:

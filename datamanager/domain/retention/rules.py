@@ -137,13 +137,13 @@ class Rule(BaseModel):
         if self.action is Action.ARCHIVE:
             for key in ("even_last_copy", "prove"):
                 if key in self.model_fields_set:
-                    raise ValueError(f"{key}: only goes with a rule that deletes")
+                    raise ValueError(f"{key}: only allowed in a rule that deletes")
             if self.status != ("ACTIVE",):
-                raise ValueError("status: what is archived already can't be archived")
+                raise ValueError("status: archived objects cannot be archived again")
         elif self.archive_to is not None:
-            raise ValueError('archive_to: only goes with action = "archive"')
+            raise ValueError('archive_to: only allowed with action = "archive"')
         if self.action is Action.DELETE_COPIES and self.even_last_copy:
-            raise ValueError('even_last_copy: only goes with action = "delete"')
+            raise ValueError('even_last_copy: only allowed with action = "delete"')
         if self.larger_than is not None and self.smaller_than is not None and self.larger_than >= self.smaller_than:
             raise ValueError("larger_than: must be less than smaller_than")
         return self
@@ -163,7 +163,7 @@ class Rule(BaseModel):
         ends = [f"to {self.archive_to}"] if self.archive_to else []
         if self.action.deletes:
             kept = "also the last verified copy" if self.even_last_copy else "never the last verified copy"
-            ends.append(kept if self.even_last_copy else f"{kept} (the remaining one's {self.prove} is proved first)")
+            ends.append(kept if self.even_last_copy else f"{kept} (the remaining one's {self.prove} is verified first)")
         ends.append(f"{duration_text(self.grace)} after it was marked" if self.grace else "at once, without grace")
         caps = [f"at most {self.max_objects:,} objects"] if self.max_objects is not None else []
         caps += [f"at most {size_text(self.max_bytes)}"] if self.max_bytes is not None else []
@@ -198,7 +198,7 @@ class RetentionRules(BaseModel):
         names = [rule.name for rule in value]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two rules have the name {name!r}")
+                raise ValueError(f"duplicate rule name {name!r}")
         return value
 
     def named(self, name: str) -> Rule | None:

@@ -1,7 +1,7 @@
 """The first step for many small files: look at both ends before a byte moves, all of them at once.
 
 Directories are resolved, confined and made once each; sources there, regular and small; destinations free; space
-enough. (design.md, the publish protocol, 2)
+enough. (docs/transfer-protocol.md, the publish protocol, 2)
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _directory(place: Place) -> str:
 
 def _not_made(place: Place, fault: TransportError) -> DataManagerError:
     if isinstance(fault, PathExists):
-        return DestinationExists(f"{place}: a file is where a directory is needed: {fault.detail}")
+        return DestinationExists(f"{place}: a file exists where a directory is required: {fault.detail}")
     return fault
 
 
@@ -165,7 +165,7 @@ def _require_replaceable(chunk: Chunk, task: SmallTask, kind: FileKind) -> None:
     if kind is FileKind.DIRECTORY:
         chunk.fail(task.number, DestinationExists(f"{place} is a directory"))
     elif not chunk.rules.overwrite:
-        there = "a file that is not registered is there; overwrite=true replaces it"
+        there = "an unregistered file exists; overwrite=true replaces it"
         chunk.fail(task.number, DestinationExists(f"{place}: {there}"))
 
 

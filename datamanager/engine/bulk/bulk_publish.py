@@ -1,5 +1,5 @@
 """The last steps for many small files: each gets its name, a move's sources go, all of a chunk at once.
-(design.md, the publish protocol, 5 and 7)
+(docs/transfer-protocol.md, the publish protocol, 5 and 7)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
         if one.number in held:
             continue
         elif isinstance(error, PathExists):
-            results[place] = DestinationExists(f"{one.canonical}: another file appeared there")
+            results[place] = DestinationExists(f"{one.canonical}: another file was created there")
         else:
             results[place] = RemoteFailure(f"{one.canonical}: the partial file disappeared")
     discard(target, [staged[place] for place in doubtful if staged[place].number in held])
@@ -100,4 +100,4 @@ def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
 
 
 def _not_removed(one: Staged, reason: str) -> SourceNotRemoved:
-    return SourceNotRemoved(f"{one.source_path} was copied to {one.canonical} but left where it is: {reason}")
+    return SourceNotRemoved(f"{one.source_path} was copied to {one.canonical} but was not removed: {reason}")

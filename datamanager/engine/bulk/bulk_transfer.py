@@ -1,5 +1,5 @@
 """The second and third step for many small files: bytes into partial files, and what is stored compared with what was
-read. (design.md, the publish protocol, 3 and 4)
+read. (docs/transfer-protocol.md, the publish protocol, 3 and 4)
 
 Reading feeds writing: what is in memory is what both ends have in flight.
 """
@@ -59,9 +59,7 @@ def refuse_one_place(chunk: Chunk) -> None:
     for index, found in chunk.ends.source.bulk.lstat(names):
         if not isinstance(found, PathMissing):
             item = tasks[index].item
-            chunk.fail(
-                item.number, DestinationExists(f"{item.source} and {item.destination} are one and the same file")
-            )
+            chunk.fail(item.number, DestinationExists(f"{item.source} and {item.destination} are the same file"))
 
 
 def require_unchanged(chunk: Chunk) -> None:
@@ -70,7 +68,7 @@ def require_unchanged(chunk: Chunk) -> None:
     for index, now in chunk.ends.source.bulk.lstat([task.source_path for task in tasks]):
         task, place = tasks[index], tasks[index].item.source
         if isinstance(now, PathMissing):
-            chunk.fail(task.number, SourceChanged(f"{place} disappeared under the transfer"))
+            chunk.fail(task.number, SourceChanged(f"{place} disappeared during the transfer"))
         elif isinstance(now, TransportError):
             chunk.fail(task.number, now)
         elif (now.kind, now.size, now.mtime) != (FileKind.FILE, task.stat.size, task.stat.mtime):
@@ -162,4 +160,4 @@ def _compare_sizes(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, 
 
 
 def _changed(task: SmallTask) -> SourceChanged:
-    return SourceChanged(f"{task.item.source} changed under the transfer")
+    return SourceChanged(f"{task.item.source} changed during the transfer")

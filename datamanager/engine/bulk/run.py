@@ -3,7 +3,7 @@
 Each step is done for the whole chunk before the next begins, with many requests in flight: look at both ends, read and
 write into partial files, verify what is stored, look at the sources again. `bulk_publish` then gives the names. One
 item's failure is its own; what breaks a connection ends the chunk, which a later attempt does again.
-(design.md, the publish protocol)
+(docs/transfer-protocol.md, the publish protocol)
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def members_of(
         try:
             return list(sound(found, machine, directory, limit))
         except RecursionError:
-            raise DownloadFailed("the archive has header upon header, and no file") from None
+            raise DownloadFailed("the archive has headers without a file") from None
 
 
 class _Seekable(io.RawIOBase):
@@ -130,7 +130,7 @@ class _TarHeaders(_Seekable):
         for numbers in time that grows with the square of that (CVE-2024-6232)."""
         found = super().read(size)
         if any(len(digits) > NAME_MAX for digits in _DIGITS.findall(found)):
-            raise DownloadFailed("the archive has a header that is nothing but digits")
+            raise DownloadFailed("the archive has a header of digits only")
         return found
 
 
@@ -139,13 +139,13 @@ def _tar(file: _Seekable) -> Iterator[Packed]:
     file.seek(0)
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
-            what = f"give decompress: {name} too" if name in ("gzip", "zstd") else "only gzip and zstd can be unpacked"
+            what = f"set decompress: {name} too" if name in ("gzip", "zstd") else "only gzip and zstd are supported"
             raise DownloadFailed(f"the archive is compressed ({name}); {what}")
     try:
         with tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape") as tar:
             yield from _tar_members(tar, file)
     except (tarfile.TarError, ValueError, OverflowError, IndexError, struct.error) as exc:
-        raise DownloadFailed(f"this is no whole tar file: {exc}") from exc
+        raise DownloadFailed(f"this is not a complete tar file: {exc}") from exc
 
 
 def _tar_members(tar: tarfile.TarFile, file: _Seekable) -> Iterator[Packed]:
@@ -160,7 +160,7 @@ def _tar_members(tar: tarfile.TarFile, file: _Seekable) -> Iterator[Packed]:
         if info.isdir():
             continue
         if not info.isreg() or info.issparse():
-            raise DownloadFailed(f"the archive's member {shown(info.name)} is a {_kind(info)}; only files are taken")
+            raise DownloadFailed(f"the archive's member {shown(info.name)} is a {_kind(info)}; only files are allowed")
         if info.size < 0 or info.offset_data + info.size > file.size:
             raise DownloadFailed(f"the archive ends before its member {shown(info.name)} does")
         yield Packed(info.name, info.offset_data, info.size, info.size, clamped(float(info.mtime)))
@@ -202,7 +202,7 @@ def _zip(file: _Seekable) -> Iterator[Packed]:
     except DataManagerError:
         raise
     except _NO_ZIP as exc:
-        raise DownloadFailed(f"this is no whole zip file: {exc}") from exc
+        raise DownloadFailed(f"this is not a complete zip file: {exc}") from exc
 
 
 def _data_offset(file: _Seekable, info: zipfile.ZipInfo) -> int:
@@ -225,13 +225,13 @@ def _require_plain(info: zipfile.ZipInfo) -> None:
     kind = stat.S_IFMT(info.external_attr >> 16)
     wrong = None
     if kind not in (0, stat.S_IFREG):
-        wrong = "is a link or special file; only files are taken"
+        wrong = "is a link or special file; only files are allowed"
     elif info.flag_bits & _ENCRYPTED:
         wrong = "is encrypted"
     elif info.compress_type not in _METHODS:
         wrong = "is compressed by another method than deflate"
     elif not _METHODS[info.compress_type] and info.compress_size != info.file_size:
-        wrong = "has two sizes"
+        wrong = "has contradictory sizes"
     if wrong is not None:
         raise DownloadFailed(f"the archive's member {shown(info.filename)} {wrong}")
 

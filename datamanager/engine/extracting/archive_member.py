@@ -76,10 +76,10 @@ def sound(members: Iterable[Packed], machine: Machine, directory: str, limit: in
     for member in members:
         name = _checked_name(member.name, machine, directory)
         if name in seen:
-            raise DownloadFailed(f"the archive holds {shown(member.name)} twice")
+            raise DownloadFailed(f"the archive contains {shown(member.name)} twice")
         seen.add(name)
         if len(seen) > MEMBERS_MAX:
-            raise TooLarge(f"the archive holds more than {MEMBERS_MAX} files")
+            raise TooLarge(f"the archive contains more than {MEMBERS_MAX} files")
         above = posixpath.dirname(name)
         while above and above not in directories:
             directories.add(above)
@@ -88,9 +88,9 @@ def sound(members: Iterable[Packed], machine: Machine, directory: str, limit: in
             raise TooLarge(f"the archive's files are in more than {DIRECTORIES_MAX} directories")
         total, stored = total + member.size, stored + member.stored
         if total > limit:
-            raise TooLarge(f"the archive's files are more than the {limit} bytes that are allowed")
+            raise TooLarge(f"the archive's files exceed the {limit} bytes allowed")
         if total > RATIO_FROM and total > RATIO_MAX * stored:
-            raise TooLarge(f"the archive's files are more than {RATIO_MAX} times what is stored of them")
+            raise TooLarge(f"the archive's files are more than {RATIO_MAX} times their stored size")
         yield replace(member, name=name)
 
 
@@ -105,13 +105,13 @@ def _checked_name(name: str, machine: Machine, directory: str) -> str:
     if name.startswith("/") or ".." in parts:
         wrong = "leads out of its directory"
     elif any(unicodedata.category(sign) in _CONTROLS for sign in name):
-        wrong = "has control characters, or is no Unicode"
+        wrong = "has control characters, or is not Unicode"
     elif not parts:
         wrong = "names no file"
     elif len(name.encode()) > PATH_MAX or any(len(part.encode()) > NAME_MAX for part in parts):
         wrong = "is too long"
     elif parts[0].startswith(".") and _parts(directory) in ([], _parts(machine.base_dir)):
-        wrong = "begins with a dot; give path, a directory for it"
+        wrong = "begins with a dot; set path to a directory"
     if wrong is not None:
         raise DownloadFailed(f"the archive's member {shown(name)} {wrong}")
     try:

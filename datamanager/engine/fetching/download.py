@@ -204,7 +204,7 @@ class _Fetch(ReplicaFetch[_HashedPart]):
         self._due = checkpoint_due()
         for block in blocks:
             if stored.position + len(block) > limit:
-                raise TooLarge(f"the source sends more than the {limit} bytes that are allowed")
+                raise TooLarge(f"the source sends more than the {limit} bytes allowed")
             writer.write(stored.position, block)
             stored.add(block)
             if follower is not None:
@@ -240,4 +240,4 @@ def _after_tail(answer: Download, tail: bytes, blocks: Iterator[memoryview]) -> 
         if count < len(block):
             yield block[count:]
     if left:
-        raise SourceFailed(ConnectionLost(f"{answer.url} ended before what is stored of it"))
+        raise SourceFailed(ConnectionLost(f"{answer.url} is shorter than the part that is stored"))

@@ -54,7 +54,7 @@ def named(end: Endpoint) -> Iterator[None]:
     try:
         yield
     except NotSupported as error:
-        raise NotSupported(f"{end.machine.name} can't fetch by itself (options.fetch): {error.detail}") from error
+        raise NotSupported(f"{end.machine.name} cannot download by itself (options.fetch): {error.detail}") from error
 
 
 class _Watched:

@@ -179,7 +179,7 @@ class _RemoteFetch(ReplicaFetch[StoredPart]):
                 most = min(size for size in (limit, stored.size, context.expected.size) if size is not None)
                 self._store(download, stored, most + 1 - begun)
                 if stored.position > limit:
-                    raise TooLarge(f"the source sends more than the {limit} bytes that are allowed")
+                    raise TooLarge(f"the source sends more than the {limit} bytes allowed")
                 if stored.position > most:
                     self.require_size(stored)
                 download.require_end(tail + stored.position - begun)
@@ -278,7 +278,7 @@ class _Growth:
         if self._stored.position != before:
             self._since = now
         elif now - self._since > self._patience:
-            raise TransportTimeout(f"no byte arrived for {self._patience:g} seconds")
+            raise TransportTimeout(f"no data arrived for {self._patience:g} seconds")
         if now >= self._due:
             self._fetch.note(self._stored)
             self._due = checkpoint_due()

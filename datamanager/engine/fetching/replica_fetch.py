@@ -158,7 +158,7 @@ def in_turn(names: Iterable[str], first: str | None, fetch: Callable[[str], Move
             error = mismatch
         if name == ordered[-1] or not isinstance(error, _TRY_MIRROR):
             raise error
-        log.warning("%s; the next mirror is tried", error.detail)
+        log.warning("%s; trying the next mirror", error.detail)
     raise DownloadFailed("there is no source")
 
 
@@ -189,7 +189,7 @@ class ReplicaFetch(abc.ABC, Generic[P]):
                 if self._changed or not failed.is_change:
                     raise
                 self._changed = True
-                log.warning("%s; from the start", failed.error.detail)
+                log.warning("%s; starting again", failed.error.detail)
             stored, self._resumed = None, False
 
     @abc.abstractmethod
@@ -252,7 +252,7 @@ class ReplicaFetch(abc.ABC, Generic[P]):
 
 def changed_bytes(download: Download) -> SourceFailed:
     """Return the failure of a source that sends other bytes than are stored, as the same version."""
-    return SourceFailed(SourceChanged(f"{download.url} sends other bytes than before, as the same version"))
+    return SourceFailed(SourceChanged(f"{download.url} sent different bytes for the same version"))
 
 
 def checkpoint_due() -> float:

@@ -2,7 +2,8 @@
 transfer), and we watch the partial file grow.
 
 Whatever goes wrong on that way is no error of the transfer: the relay takes it from there. What arrived is a correct
-prefix of the source, and stays for it. (design.md, the publish protocol, 3; docs/adr/0007-direct-transfers.md)
+prefix of the source, and stays for it.
+(docs/transfer-protocol.md, the publish protocol, 3; docs/adr/0007-direct-transfers.md)
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved
                     writer.flush()
                 return Moved(stored)
         except (ConnectionLost, NotSupported, TransportTimeout) as exc:
-            _log.info("%s was not pushed to %s: %s", job.origin.place, machine.name, exc.detail)
+            _log.info("%s could not be pushed to %s: %s", job.origin.place, machine.name, exc.detail)
             return None
     require_unchanged(job, found)
     _log.info("%s: %d bytes arrived at %s, %d were pushed", job.origin.place, stored, machine.name, wanted)
@@ -90,7 +91,7 @@ class _Growth:
         if self._seen != before:  # a part that is written once more grows late, but its mtime moves
             self._since = now
         elif now - self._since > self._patience:
-            raise TransportTimeout(f"no byte arrived for {self._patience:g} seconds")
+            raise TransportTimeout(f"no data arrived for {self._patience:g} seconds")
 
     def count(self) -> int:
         """Count what came since the last look, and return the file's size in bytes."""

@@ -1,7 +1,8 @@
 """The first step: look at both ends before a byte moves.
 
-Source there and regular, destination's directory made, its name free, space enough. (design.md, the publish protocol,
-1 and 2)
+Source there and regular, destination's directory made, its name free, space enough.
+
+(docs/transfer-protocol.md, the publish protocol, 1 and 2)
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _probe_source(end: Endpoint) -> Read:
         except PathMissing:
             return Read("", None)
     if stat.kind is not FileKind.FILE:
-        raise SourceMissing(f"{end.place} is no regular file")
+        raise SourceMissing(f"{end.place} is not a regular file")
     return Read(path, stat, is_link)
 
 
@@ -133,7 +134,7 @@ def _look_at_names(
 ) -> dict[str, FileStat | TransportError]:
     """Return what lies at these paths in the destination's directory, which is made if it is missing.
 
-    Raises: DestinationExists when a file is in the way of that.
+    Raises: DestinationExists when a file exists there of that.
     """
     if parent.missing:
         for fault in make(session, [parent]).values():
@@ -153,7 +154,7 @@ def _look_at_names(
 
 
 def _in_the_way(target: Endpoint) -> DestinationExists:
-    return DestinationExists(f"{target.place}: a file is where a directory is needed")
+    return DestinationExists(f"{target.place}: a file exists where a directory is required")
 
 
 def published_before(session: Session, job: Attempt, final: str, source: FileStat | None) -> Intent | None:
@@ -179,7 +180,7 @@ def published_before(session: Session, job: Attempt, final: str, source: FileSta
 def _require_another_file(job: Attempt, source_path: str, final: str) -> None:
     """Refuse to put a file onto itself by another way through links: overwriting or removing it would destroy it."""
     if job.source is not None and job.source.machine.name == job.target.machine.name and source_path == final:
-        raise DestinationExists(f"{job.source.place} and {job.target.place} are one and the same file")
+        raise DestinationExists(f"{job.source.place} and {job.target.place} are the same file")
 
 
 def _require_free_name(job: Attempt, there: FileStat | TransportError | None) -> None:
@@ -189,7 +190,7 @@ def _require_free_name(job: Attempt, there: FileStat | TransportError | None) ->
     if there.kind is FileKind.DIRECTORY:
         raise DestinationExists(f"{place} is a directory")
     if not job.overwrite:
-        raise DestinationExists(f"{place}: a file that is not registered is there; overwrite=true replaces it")
+        raise DestinationExists(f"{place}: an unregistered file exists; overwrite=true replaces it")
 
 
 def _require_space(session: Session, directory: str, size: int | None, there: int, target: Endpoint) -> None:

@@ -1,5 +1,6 @@
-"""The last steps on storage: the file gets its name, a move's source goes. (design.md, the publish protocol, 5 and
-7)
+"""The last steps on storage: the file gets its name, a move's source goes.
+
+(docs/transfer-protocol.md, the publish protocol, 5 and 7)
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def publish(job: Attempt, found: Found, intent: Intent) -> None:
                 raise RemoteFailure(f"{job.target.place}: the partial file disappeared") from exc
         except PathExists as exc:
             if not _holds(session, found.final, intent):
-                raise DestinationExists(f"{job.target.place}: another file appeared there") from exc
+                raise DestinationExists(f"{job.target.place}: another file was created there") from exc
             session.remove(found.part)
 
 
@@ -58,10 +59,10 @@ def rename(job: Attempt, found: Found) -> bool:
         try:
             now = session.stat(found.source_path)
             if (now.size, now.mtime) != (source.size, source.mtime):
-                raise SourceChanged(f"{job.origin.place} changed under the transfer")
+                raise SourceChanged(f"{job.origin.place} changed during the transfer")
             session.rename(found.source_path, found.final, overwrite=job.overwrite)
         except PathExists as exc:
-            raise DestinationExists(f"{job.target.place}: another file is there") from exc
+            raise DestinationExists(f"{job.target.place}: another file exists there") from exc
         except PathMissing as exc:
             if _holds(session, found.final, Intent(source.size, None, source.mtime)):
                 return True
@@ -83,11 +84,11 @@ def remove_source(end: Endpoint, intent: Intent, kept: Endpoint) -> None:
         try:
             now = session.stat(confined(session, end.machine, end.place.path))
             if (now.size, now.mtime) != (intent.size, intent.mtime):
-                raise SourceNotRemoved(f"{end.place} changed after it was read, so it was left where it is")
+                raise SourceNotRemoved(f"{end.place} changed after it was read, so it was not removed")
             path = confined(session, end.machine, end.place.path, follow=False)
             same_machine = end.machine.name == kept.machine.name
             if same_machine and path == confined(session, kept.machine, kept.place.path, follow=False):
-                raise SourceNotRemoved(f"{end.place} is {kept.place}, so it was left where it is")
+                raise SourceNotRemoved(f"{end.place} is {kept.place}, so it was not removed")
             session.remove(path)
         except PathMissing:
             return
@@ -103,7 +104,7 @@ def remove_file(end: Endpoint) -> bool:
         try:
             path = confined(session, end.machine, end.place.path, follow=False)
             if session.lstat(path).kind is FileKind.DIRECTORY:
-                raise RemoteFailure(f"{end.place} is a directory now; it was left as it is")
+                raise RemoteFailure(f"{end.place} is a directory now; it was not changed")
             session.remove(path)
         except PathMissing:
             return False

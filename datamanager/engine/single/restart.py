@@ -58,7 +58,7 @@ def resume(job: Attempt, found: Found, source: Session, target: Session, control
     if kept != found.part:
         target.rename(kept, found.part, overwrite=False)
     if not _same_block(found, source, target, offset, control):
-        log.warning("%s: the partial file's last block is not the source's: from the start", shown(found.part))
+        log.warning("%s: the partial file's last block differs from the source: starting again", shown(found.part))
         target.remove(found.part)
         return 0
     return offset

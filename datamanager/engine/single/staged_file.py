@@ -112,7 +112,7 @@ def stage_content(
     try:
         return _content_sent(job, content, path, judge, control, remember)
     except ChecksumMismatch as damaged:
-        log.warning("%s; once more", damaged.detail)
+        log.warning("%s; sending again", damaged.detail)
         return _content_sent(job, content, path, judge, control, remember)
 
 
@@ -171,7 +171,7 @@ def _sent(job: Attempt, found: Found, whole: Control) -> ReadyFile:
         try:
             proof = verify(job, found, transfer.send(job, found, share), share)
         except ChecksumMismatch as damaged:
-            log.warning("%s; once more", damaged.detail)
+            log.warning("%s; sending again", damaged.detail)
             transfer.discard(job, found)
             proof = verify(job, found, transfer.send(job, found, share), share)
     except DataManagerError:
@@ -185,7 +185,7 @@ def _discard(job: Attempt, found: Found) -> None:
     try:
         transfer.discard(job, found)
     except DataManagerError as exc:
-        log.warning("%s: a partial file stays for now: %s", job.target.place, exc.detail)
+        log.warning("%s: a partial file could not be removed yet: %s", job.target.place, exc.detail)
 
 
 def _promised(job: Attempt) -> Verified:

@@ -1,6 +1,6 @@
 """The second step: bytes into the attempt's partial file, hashed while they pass. Constant memory, no staging.
 
-(design.md, the publish protocol, 3)
+(docs/transfer-protocol.md, the publish protocol, 3)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The third step: what is stored is what was read. (design.md, the publish protocol, 4)"""
+"""The third step: what is stored is what was read. (docs/transfer-protocol.md, the publish protocol, 4)"""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def require_unchanged(job: Attempt, found: Found) -> None:
         try:
             now = session.stat(found.source_path)
         except PathMissing:
-            raise SourceChanged(f"{job.origin.place} disappeared under the transfer") from None
+            raise SourceChanged(f"{job.origin.place} disappeared during the transfer") from None
     then = found.source_stat
     if (now.size, now.mtime) != (then.size, then.mtime):
         raise SourceChanged(
-            f"{job.origin.place} changed under the transfer: "
+            f"{job.origin.place} changed during the transfer: "
             f"{then.size} bytes of {then.mtime}, now {now.size} of {now.mtime}"
         )
 
@@ -95,7 +95,7 @@ def _both_sha256(job: Attempt, found: Found, moved: Moved, control: Control) -> 
         try:
             return source_sha256(job, found, control)
         except PathMissing:
-            raise SourceChanged(f"{job.origin.place} disappeared under the transfer") from None
+            raise SourceChanged(f"{job.origin.place} disappeared during the transfer") from None
 
     if moved.sha256 is not None:
         return moved.sha256, moved.stored or _hashed(job.target, found.part, control)

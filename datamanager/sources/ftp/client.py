@@ -87,9 +87,9 @@ class FtpSource:
             with ftp_errors(url.shown), time_limit(context.read_timeout, control.abort_waits):
                 found = _Found.at(control, url)
                 if found.size is not None and found.size > context.max_size:
-                    raise TooLarge(f"{url.shown} is {found.size} bytes, allowed are {context.max_size}")
+                    raise TooLarge(f"{url.shown} is {found.size} bytes, the maximum is {context.max_size}")
                 if version is not None and version != found.version:
-                    raise SourceChanged(f"{url.shown} is not what it was when the download began")
+                    raise SourceChanged(f"{url.shown} has changed since the download began")
                 begin = start if found.size is None else min(start, found.size)
                 begin = begin if begin and control.can_begin_at(begin) else 0
                 data = stack.enter_context(control.retrieve(found.path, begin, size_known=found.size is not None))
@@ -165,7 +165,7 @@ class FtpDownload:
         with ftp_errors(self.url), time_limit(self._context.read_timeout, self._control.abort_waits):
             answer = self._control.getresp()
             if not answer.startswith("2"):
-                raise ConnectionLost(f"{self.url}: the server does not say that the file is complete")
+                raise ConnectionLost(f"{self.url}: the server does not report that the file is complete")
             if self.size is not None and received != self.size:
                 raise SizeMismatch(f"{self.url} announced {self.size} bytes and sent {received}")
             if self.version is not None and _Found.at(self._control, self._from) != self._found:

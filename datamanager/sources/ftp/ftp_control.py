@@ -136,7 +136,7 @@ class FtpControl(ftplib.FTP_TLS):
         """Read one line of an answer."""
         self._lines += 1
         if self._lines > MAX_LINES:
-            raise ftplib.error_proto("an answer of too many lines")  # noqa: S321
+            raise ftplib.error_proto("a reply of too many lines")  # noqa: S321
         return super().getline()
 
     def makepasv(self) -> tuple[str, int]:
@@ -146,7 +146,7 @@ class FtpControl(ftplib.FTP_TLS):
         """
         _, port = super().makepasv()
         if not 1024 <= port <= 65535:
-            raise ftplib.error_proto("a data connection to a port that is not for them")  # noqa: S321
+            raise ftplib.error_proto("a data connection to a port that is not allowed")  # noqa: S321
         self._guard.refuse_denied(self.host, port, [self._address])
         return str(self._address), port
 
@@ -195,7 +195,7 @@ def _answered(exc: ftplib.Error, shown: str, login: bool) -> DataManagerError:
             return ConnectionLost(f"{shown}: the data connection could not be made, or broke ({code})")
         return DownloadFailed(f"{shown}: the server answered {code}", retryable=True)
     if login and code in _NOT_UNDERSTOOD:
-        return DownloadFailed(f"{shown}: the server does not do what is asked of it, perhaps TLS ({code})")
+        return DownloadFailed(f"{shown}: the server does not support the requested command, possibly TLS ({code})")
     if code in _NOT_LOGGED_IN or (login and isinstance(exc, ftplib.error_perm)):
         return AuthenticationFailed(f"{shown}: the server refused the login ({code})")
     if code == "550":

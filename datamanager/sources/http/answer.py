@@ -114,7 +114,7 @@ class CheckedHead:
         if asked.version is not None and self.version != asked.version:
             raise SourceChanged(f"{self.url} is not the version any more that the download began with")
         if self.size is not None and self.size > max_size:
-            raise TooLarge(f"{self.url} is {self.size} bytes, allowed are {max_size}")
+            raise TooLarge(f"{self.url} is {self.size} bytes, the maximum is {max_size}")
         self._check_type(expect_type)
         accepts = headers.get("Accept-Ranges", "").strip().lower() == "bytes"
         self.ranges = self.version is not None and (accepts or head.status == requests.codes.partial)
@@ -165,7 +165,7 @@ class CheckedHead:
         if not fits:
             # any other text may be the client's login, echoed
             named = repr(said) if said in _USUAL_TYPES else "another type" if said else "no type"
-            raise DownloadFailed(f"{self.url} sends {named}, expected is {expected!r}")
+            raise DownloadFailed(f"{self.url} sends {named}, expected {expected!r}")
 
 
 class HttpDownload(CheckedHead):

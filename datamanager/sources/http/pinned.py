@@ -60,9 +60,9 @@ class _PacedReader(io.RawIOBase):
         waited = time.monotonic() - began
         self._allowed -= count
         if self._allowed < 0:
-            raise http.client.HTTPException("there is no end of headers, interim answers or trailers")
+            raise http.client.HTTPException("headers, interim responses or trailers do not end")
         if self._in_head and count == 0:  # http.client would take what is there for the whole head
-            raise http.client.RemoteDisconnected("the connection ended in the answer's head")
+            raise http.client.RemoteDisconnected("the connection ended in the response headers")
         self._pace.add(waited, count)
         return count
 

@@ -50,7 +50,7 @@ class ProxyTunnel:
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 if len(head) > HEAD_MAX:
-                    raise ProxyRefused("its answer has no end")
+                    raise ProxyRefused("its response does not end")
                 connection.settimeout(max(0.001, deadline - time.monotonic()))
                 more = connection.recv(1)  # not a byte of what comes behind
                 if not more:

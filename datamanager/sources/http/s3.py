@@ -161,14 +161,14 @@ def _parts(url: str) -> tuple[str, bytes, str | None]:
     if "@" in parts.netloc:
         raise UrlNotAllowed("credentials in the URL are not supported; use the options access_key and secret_key")
     if not _BUCKET.fullmatch(parts.netloc):
-        raise UrlNotAllowed(f"the URL {shown} names no bucket; it must be like s3://bucket/key")
+        raise UrlNotAllowed(f"the URL {shown} does not name a bucket; it must be like s3://bucket/key")
     if parts.fragment or url.endswith("#") or [name for name, _ in query] not in ([], ["versionId"]):
         raise UrlNotAllowed("an s3 URL may have the query versionId and nothing else; write ? as %3F and # as %23")
     key = unquote_to_bytes(parts.path[1:])
     if not key or key.endswith(b"/") or any(byte < 0x20 or byte == 0x7F for byte in key):
-        raise UrlNotAllowed(f"the URL {shown} names no object, or its key holds control characters")
+        raise UrlNotAllowed(f"the URL {shown} does not name an object, or its key contains control characters")
     if {b".", b".."} & set(key.split(b"/")):
-        raise UrlNotAllowed("keys with . or .. between slashes can't be asked for")
+        raise UrlNotAllowed("keys with . or .. between slashes cannot be requested")
     return parts.netloc, key, query[0][1] if query else None
 
 

@@ -77,9 +77,7 @@ class WebdavTerms(HttpTerms):
         NotSupported for `fetch: remote`.
         """
         if options.fetch == "remote":
-            raise NotSupported(
-                "option fetch is not supported by webdav: the machine's curl can't log in as it is asked to"
-            )
+            raise NotSupported("option fetch is not supported by webdav: the machine's curl cannot do its login")
         if url.partition("?")[0].partition("#")[0].endswith("/"):
             raise UrlNotAllowed(f"the URL {public_url(url)} names a collection, not a file")
         auth = auth_of(options)

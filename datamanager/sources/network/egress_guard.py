@@ -138,9 +138,9 @@ class EgressGuard:
                 continue
             # The error does not name the address: it would tell any client about names of the inner network.
             if not is_public(address):
-                raise UrlNotAllowed(f"host {host!r} has an address that is not public (DM_DOWNLOAD_ALLOW can open it)")
+                raise UrlNotAllowed(f"host {host!r} has an address that is not public (DM_DOWNLOAD_ALLOW can allow it)")
             if port not in PUBLIC_PORTS:
-                raise UrlNotAllowed(f"port {port} of host {host!r} is not allowed (DM_DOWNLOAD_ALLOW can open it)")
+                raise UrlNotAllowed(f"port {port} of host {host!r} is not allowed (DM_DOWNLOAD_ALLOW can allow it)")
         return addresses
 
     def refuse_denied(self, host: str, port: int, addresses: Sequence[Address]) -> None:

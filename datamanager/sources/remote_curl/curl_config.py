@@ -76,7 +76,7 @@ def curl_error(status: int, url: str) -> DataManagerError:
     if status in _BROKEN:
         return ConnectionLost(f"the connection to {url} broke ({ended})")
     if status > _KILLED:
-        return ConnectionLost(f"curl, which fetched {url}, was killed ({ended})")
+        return ConnectionLost(f"curl was killed while it downloaded {url} ({ended})")
     return DownloadFailed(f"{url} could not be read ({ended})")
 
 

@@ -39,10 +39,10 @@ LATE = 5.0
 _STATUS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _ELSEWHERE = {
-    "proxy": "the machine's curl asks no proxy",
+    "proxy": "the machine's curl uses no proxy",
     "client_cert": "its key would have to be on the machine's disk",
-    "decompress": "the bytes don't pass the mover, which would unpack them",
-    "extract": "the bytes don't pass the mover, which would unpack them",
+    "decompress": "the bytes do not pass the mover, which would decompress them",
+    "extract": "the bytes do not pass the mover, which would decompress them",
 }
 
 
@@ -55,7 +55,7 @@ class RemoteHttpTerms(HttpTerms):
         terms = super().parse(url, options)
         for name, why in _ELSEWHERE.items():
             if getattr(options, name, None):
-                raise option_error(name, f"can't be with fetch: remote: {why}")
+                raise option_error(name, f"cannot be combined with fetch: remote: {why}")
         return terms
 
     def open(self, context: SourceContext) -> Source:
@@ -105,11 +105,11 @@ class CurlDownload(CheckedHead):
         """
         end = self._curl.end
         if end is None:
-            raise ConnectionLost(f"curl, which fetched {self.url}, went away")
+            raise ConnectionLost(f"curl ended unexpectedly while it downloaded {self.url}")
         if end.status:
             raise curl_error(end.status, self.url)
         if end.received < count:  # old versions of curl print trailers with the heads
-            raise DownloadFailed(f"{self.url} sends trailers behind its body, which can't be with fetch: remote")
+            raise DownloadFailed(f"{self.url} sends trailers after its body, which fetch: remote does not support")
         if end.received > count or (self._announced is not None and count != self._announced):
             raise SizeMismatch(f"{self.url} announced {self._announced} bytes and sent {count}")
 

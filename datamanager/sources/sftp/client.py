@@ -104,7 +104,7 @@ class SftpSource:
                 with time_limit(context.read_timeout, transport.close):
                     download = SftpDownload(wire, url, context, start, stop)
             if version is not None and version != download.version:
-                raise SourceChanged(f"{url.shown} is not what it was when the download began")
+                raise SourceChanged(f"{url.shown} has changed since the download began")
             yield download
 
 
@@ -124,7 +124,7 @@ class SftpDownload:
         self._file = SftpReader(wire, opened.fields().get_string(), self.url)
         self._attributes = size, mtime = self._attributes_of(CMD_FSTAT, self._file.handle)
         if size > context.max_size:
-            raise TooLarge(f"{self.url} is {size} bytes, allowed are {context.max_size}")
+            raise TooLarge(f"{self.url} is {size} bytes, the maximum is {context.max_size}")
         self.size: int | None = size
         self.version: str | None = f"{size}-{mtime}"
         self.last_modified: str | None = format_datetime(datetime.fromtimestamp(mtime, UTC), usegmt=True)
@@ -164,7 +164,7 @@ class SftpDownload:
         if flags & _OWNER:
             message.get_int(), message.get_int()
         if not stat.S_ISREG(message.get_int() if flags & _PERMISSIONS else 0):
-            raise SourceMissing(f"{self.url} is no regular file")
+            raise SourceMissing(f"{self.url} is not a regular file")
         if size is None or not flags & _TIMES:
             raise DownloadFailed(f"{self.url}: the server does not send the file's size and modification time")
         message.get_int()
@@ -186,5 +186,5 @@ def sftp_errors(shown: str, *, reading: bool = False) -> Iterator[None]:
             if isinstance(exc, PathMissing) and not reading:
                 raise SourceMissing(f"{shown}: there is no such file") from exc
             if isinstance(exc, PermissionDenied) and not reading:
-                raise PermissionDenied(f"{shown}: the server refuses to let us read it") from exc
+                raise PermissionDenied(f"{shown}: the server denies reading it") from exc
             raise DownloadFailed(f"{shown}: the SFTP server answered with an error, or not in proper SFTP") from exc

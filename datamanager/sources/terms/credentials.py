@@ -69,11 +69,11 @@ def read_credential(name: str, value: object) -> Credential:
         except (ValueError, RecursionError):
             value = None
     if not isinstance(value, dict):
-        raise CredentialUnusable(f"credential {name} is no JSON object of options and hosts")
+        raise CredentialUnusable(f"credential {name} is not a JSON object of options and hosts")
     options = dict(value)
     hosts = options.pop("hosts", None)
     if not isinstance(hosts, list) or not hosts or not all(isinstance(host, str) for host in hosts):
-        raise CredentialUnusable(f'credential {name} does not say where it may be sent: "hosts": ["data.example.org"]')
+        raise CredentialUnusable(f'credential {name} does not name its hosts: "hosts": ["data.example.org"]')
     if OPTION in options:
         raise CredentialUnusable(f"credential {name} names another one")
     return Credential(name, frozenset(_entry(name, host) for host in hosts), options)
@@ -142,4 +142,4 @@ def _entry(name: str, entry: str) -> tuple[str, int | None]:
             raise ValueError
         return str(canonical_host(match["v6"] or match["host"])), port
     except (ValueError, UrlNotAllowed):
-        raise CredentialUnusable(f"credential {name}: a host of it is no name, no address and no host:port") from None
+        raise CredentialUnusable(f"credential {name}: a host is not a name, an address or host:port") from None

@@ -55,7 +55,7 @@ def _empty_is_none(value: object) -> object:
 def _one_line(value: str | SecretStr | None) -> str | SecretStr | None:
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if text is not None and not text.isprintable():
-        raise ValueError("must not hold control characters")
+        raise ValueError("must not contain control characters")
     return value
 
 
@@ -99,7 +99,7 @@ class CommonOptions(BaseModel):
     @classmethod
     def _one_object_is_compared(cls, value: UUID | None, info: ValidationInfo) -> UUID | None:
         if value is not None and info.data.get("extract"):
-            raise ValueError("can't be said together with extract, which makes many objects")
+            raise ValueError("cannot be combined with extract, which creates many objects")
         return value
 
     @field_validator("checksum")
@@ -152,7 +152,7 @@ class HttpOptions(TlsOptions):
     @classmethod
     def _no_colon(cls, value: str | None) -> str | None:
         if value is not None and ":" in value:
-            raise ValueError("must not hold a colon (RFC 7617)")
+            raise ValueError("must not contain a colon (RFC 7617)")
         return value
 
     @field_validator("token")

@@ -60,16 +60,16 @@ def canonical_host(host: str) -> str | Address:
         if _NUMBER.fullmatch(name.rpartition(".")[2]):
             return IPv4Address(text)
     except ValueError as exc:
-        raise UrlNotAllowed(f"host {host!r} is no plain IP address") from exc
+        raise UrlNotAllowed(f"host {host!r} is not a plain IP address") from exc
     if not name.isascii() or not _HOST_NAME.fullmatch(name):
-        raise UrlNotAllowed(f"host {host!r} is no valid host name")
+        raise UrlNotAllowed(f"host {host!r} is not a valid host name")
     return name
 
 
 def require_plain(url: str) -> None:
     """Refuse a URL that is too long, or that two parsers could read differently. Raises: UrlNotAllowed."""
     if len(url) > MAX_URL or "\\" in url or not url.isprintable():
-        raise UrlNotAllowed(f"the URL is longer than {MAX_URL} characters, or holds control characters or backslashes")
+        raise UrlNotAllowed(f"the URL is longer than {MAX_URL} characters, or has control characters or backslashes")
 
 
 def public_url(url: str) -> str:
@@ -177,7 +177,7 @@ def parse_file_url(url: str, ports: Mapping[str, int]) -> FileUrl:
     """Read a URL whose scheme is one of `ports`, which has each scheme's own port.
 
     Raises: UrlNotAllowed for another scheme, credentials, control characters (escaped ones too), a query or fragment,
-    a path that names no file, and malformed URLs.
+    a path that does not name a file, and malformed URLs.
     """
     scheme, shown = scheme_of(url), public_url(url)
     if scheme not in ports:
@@ -196,8 +196,8 @@ def parse_file_url(url: str, ports: Mapping[str, int]) -> FileUrl:
         raise UrlNotAllowed(f"the URL {shown} is malformed")
     path = unquote_to_bytes(parts.path)
     if any(byte < 0x20 or byte == 0x7F for byte in path):
-        raise UrlNotAllowed(f"the path of {shown} holds control characters")
+        raise UrlNotAllowed(f"the path of {shown} contains control characters")
     if path.rpartition(b"/")[2] in (b"", b".", b".."):
-        raise UrlNotAllowed(f"the path of {shown} names no file")
+        raise UrlNotAllowed(f"the path of {shown} does not name a file")
     wanted = ports[scheme] if port is None else port
     return FileUrl(scheme, str(canonical_host(host)), wanted, path, shown)

@@ -106,7 +106,7 @@ def _make_dir(path: str) -> None:
             os.mkdir(path)
     except PathExists:
         if not os.path.isdir(path):
-            raise PathExists(f"{shown(path)}: a file is in the way") from None
+            raise PathExists(f"{shown(path)}: a file exists there") from None
 
 
 def _read(path: str, most: int) -> SmallFile:
@@ -115,7 +115,7 @@ def _read(path: str, most: int) -> SmallFile:
         try:
             stat = file_stat(os.fstat(handle))
             if stat.kind is not FileKind.FILE:
-                raise RemoteFailure(f"{shown(path)}: is no regular file")
+                raise RemoteFailure(f"{shown(path)}: is not a regular file")
             data = bytearray()
             while len(data) <= most and (block := os.read(handle, most + 1 - len(data))):
                 data += block

@@ -191,7 +191,7 @@ def _written(path: str, flags: int, mode: int = 0o600) -> Iterator[LocalWriter]:
 
 def _require_file(found: FileStat, path: str) -> None:
     if found.kind is not FileKind.FILE:
-        raise RemoteFailure(f"{shown(path)}: is no regular file")
+        raise RemoteFailure(f"{shown(path)}: is not a regular file")
 
 
 def file_stat(found: os.stat_result) -> FileStat:

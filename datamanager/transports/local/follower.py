@@ -73,7 +73,7 @@ class LocalFollower:
         while (end := self._next_end(done)) is not None:
             count = os.preadv(handle, [buffer[: end - done]], done)
             if not count:
-                raise OSError(f"ends at byte {done}, {end} were told of")
+                raise OSError(f"ends at byte {done}, {end} were announced")
             self._digest.update(buffer[:count])
             done += count
 

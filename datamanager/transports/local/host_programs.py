@@ -89,4 +89,4 @@ class LocalPrograms:
         progress: Progress = no_progress,  # noqa: ARG002
     ) -> AbstractContextManager[RunningCurl]:
         """Refuse: what the mover itself fetches is on this host already."""
-        raise NotSupported("this host fetches by the mover itself")
+        raise NotSupported("on this host the mover itself downloads")

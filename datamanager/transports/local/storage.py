@@ -92,7 +92,7 @@ class LocalSession:
             with os_errors(path):
                 os.makedirs(path, exist_ok=True)
         except PathMissing as exc:  # ENOTDIR: part of the way is a file
-            raise PathExists(f"{shown(path)}: a file is in the way") from exc
+            raise PathExists(f"{shown(path)}: a file exists there") from exc
 
     def free_space(self, path: str) -> int | None:
         """Return f_bavail in bytes."""

@@ -16,7 +16,7 @@ def copy_by_program(channel: Channel, session: Session, source: str, destination
     How far it got is asked over the session. Raises: what `progress` raises, once `cp` is ended.
     """
     if session.stat(source).kind is not FileKind.FILE:
-        raise RemoteFailure(f"{shown(source)}: is no regular file")
+        raise RemoteFailure(f"{shown(source)}: is not a regular file")
     done = 0
 
     def look(_: int) -> None:

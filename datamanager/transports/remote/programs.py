@@ -49,7 +49,7 @@ class RemotePrograms:
     def digest(self, path: str, progress: Progress = no_progress) -> str:
         """Return the sha256 that a program on the machine computes."""
         if self._session.stat(path).kind is not FileKind.FILE:
-            raise RemoteFailure(f"{shown(path)}: is no regular file")
+            raise RemoteFailure(f"{shown(path)}: is not a regular file")
         return digest(self._channel, self._hasher(), path, progress)
 
     @contextmanager

@@ -96,12 +96,12 @@ class Running:
                 if not self.listen(left):
                     return
             if pid is None:
-                _log.warning("a remote program did not say its process id, and could not be ended")
+                _log.warning("a remote program did not report its process id, and could not be stopped")
                 return
             with self._channel.run(["kill", pid[1].decode("ascii")]) as killer:
                 killer.read(self._channel.patience)
         except TransportError as exc:
-            _log.warning("a remote program could not be ended: %s", exc.detail)
+            _log.warning("a remote program could not be stopped: %s", exc.detail)
 
 
 class InstalledPrograms:

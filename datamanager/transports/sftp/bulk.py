@@ -106,7 +106,7 @@ class SftpBulk:
             if isinstance(found, TransportError):
                 yield index, found
             elif found.kind is not FileKind.FILE:  # a program that reads a FIFO would wait for ever
-                yield index, RemoteFailure(f"{shown(paths[index])}: is no regular file")
+                yield index, RemoteFailure(f"{shown(paths[index])}: is not a regular file")
             else:
                 files.append(index)
         told = set[int]()
@@ -161,7 +161,7 @@ class SftpBulk:
         there, itself = yield [self._wire.post(kind, string(path)) for kind in (CMD_STAT, CMD_LSTAT)]
         if there.kind == CMD_ATTRS:
             if unpack_stat(there.fields()).kind is not FileKind.DIRECTORY:
-                raise PathExists(f"{shown(path)}: a file is in the way")
+                raise PathExists(f"{shown(path)}: a file exists there")
         elif itself.kind == CMD_ATTRS:
             raise PathExists(f"{shown(path)}: a link that leads nowhere is in the way")
         else:
@@ -258,7 +258,7 @@ class SftpBulk:
 
 def _require_small(stat: FileStat, path: str, most: int) -> None:
     if stat.kind is not FileKind.FILE:
-        raise RemoteFailure(f"{shown(path)}: is no regular file")
+        raise RemoteFailure(f"{shown(path)}: is not a regular file")
     if stat.size > most:
         raise _too_large(path, most)
 

@@ -136,7 +136,7 @@ class SftpStorage(BoundedStorage):
         try:
             session.close()
         except TransportError as exc:
-            _log.info("%s: a session ended badly: %s", self.machine, exc.detail)
+            _log.info("%s: a session ended with an error: %s", self.machine, exc.detail)
 
     def _watch(self, channel: Channel) -> None:
         with self._changed:

@@ -146,7 +146,7 @@ class SftpSession:
         A link is looked for before: SFTP can't open a file without following one, so a gap stays.
         """
         if self.lstat(path).kind is not FileKind.FILE:
-            raise RemoteFailure(f"{shown(path)}: is no regular file")
+            raise RemoteFailure(f"{shown(path)}: is not a regular file")
         handle = self._handle(CMD_OPEN, path, u32(SFTP_FLAG_WRITE), NO_ATTRIBUTES)
         with self._written(handle, path) as writer:
             yield writer

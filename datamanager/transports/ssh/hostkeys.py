@@ -68,7 +68,7 @@ class KnownHosts:
         if any(line.key == blob for line in plain):
             return
         if plain:
-            raise HostKeyMismatch(f"{where}: the machine's host key is another one than the known one")
+            raise HostKeyMismatch(f"{where}: the machine's host key differs from the known one")
         if any(line.marker == "@cert-authority" for line in self._lines):
             raise HostKeyMismatch(f'{where}: host certificates can only be checked with connection = "openssh"')
         raise HostKeyMismatch(f"{where}: the machine's host key is not known; run: dm machine trust {machine}")

@@ -142,12 +142,12 @@ class OpenSshChannel(Channel):
 
     @contextlib.contextmanager
     def blocked(self) -> Iterator[None]:
-        """Let the watchdog see that a byte is waited for, and say in our words that ssh went away."""
+        """Let the watchdog see that a byte is waited for, and say in our words that ssh ended unexpectedly."""
         try:
             with super().blocked():
                 yield
         except OSError as exc:
-            raise self.lost(f"ssh went away{self._said()}") from exc
+            raise self.lost(f"ssh ended unexpectedly{self._said()}") from exc
 
     def alive(self) -> bool:
         """Say whether ssh runs and its stream has not ended."""

@@ -35,7 +35,7 @@ def classify(machine: Machine, status: int | None, stderr: str, cause: Transport
     if "REVOKED HOST KEY DETECTED" in stderr or "is marked as revoked" in stderr:
         return HostKeyMismatch(f"{machine.name}: the machine's host key is revoked")
     if "HOST IDENTIFICATION HAS CHANGED" in stderr:
-        return HostKeyMismatch(f"{machine.name}: the machine's host key is another one than the known one")
+        return HostKeyMismatch(f"{machine.name}: the machine's host key differs from the known one")
     if "Host key verification failed" in stderr:
         return HostKeyMismatch(
             f"{machine.name}: the machine's host key is not known; run: dm machine trust {machine.name}"

@@ -95,5 +95,5 @@ class OpenSshProgram(RemoteProgram):
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
         if self._process.returncode == CONNECTION_FAILED:
-            return ConnectionLost("the connection broke under the program")
-        return RemoteFailure("the program ended before it took all of its input")
+            return ConnectionLost("the connection broke while the program ran")
+        return RemoteFailure("the program ended before it read all of its input")

@@ -108,8 +108,8 @@ class ParamikoProgram(RemoteProgram):
         """
         said = self._channel.eof_received or self._channel.exit_status >= 0
         if isinstance(cause, EOFError) or not said or not self._transport.is_active():
-            return self._parent.lost("the connection broke under the program")
-        return RemoteFailure("the program ended before it took all of its input")
+            return self._parent.lost("the connection broke while the program ran")
+        return RemoteFailure("the program ended before it read all of its input")
 
     def _end_connection(self) -> None:
         if self._agent is not None:

@@ -144,7 +144,7 @@ def test_batches_as_the_client_sees_them(api: LiveApi) -> None:
         assert bundle == f"tape:{found[0].dest}"
         again = dm.archive_many(objects)
         perform(api.database, again, api.machines["tape"])
-        assert dm.wait(again).result == "3 items done (3 were there already)"
+        assert dm.wait(again).result == "3 items done (3 already present)"
         back = dm.activate_many([{"uuid": objects[0]}, {"uuid": objects[1], "machine": "there", "dest": "out/b"}])
         perform(api.database, back, api.machines["tape"])
         assert dm.wait(back).result == "2 items done"

@@ -116,7 +116,7 @@ def table_size(footer: bytes) -> int:
     count: int
     count, descriptor, magic = _FOOTER.unpack(footer)
     if magic != _SEEKABLE or descriptor not in (0, _WITH_CHECKSUMS):
-        raise RemoteFailure("no table of frames is at the end of the bundle")
+        raise RemoteFailure("the bundle has no table of frames at its end")
     entry = _ENTRY.size + (4 if descriptor == _WITH_CHECKSUMS else 0)
     return _HEAD.size + count * entry + _FOOTER.size
 

@@ -142,7 +142,7 @@ def load(data: bytes) -> Manifest:
     try:
         document = ManifestDocument.model_validate_json(data)
     except ValidationError as exc:
-        raise RemoteFailure(f"this is no manifest that can be read: {describe(exc)}") from None
+        raise RemoteFailure(f"the manifest is invalid: {describe(exc)}") from None
     bundle, made = document.bundle, document.made
     return Manifest(
         bundle=SealedBundle(bundle.uuid, bundle.pack, Place(bundle.machine, bundle.path), bundle.size, bundle.sha256),
@@ -164,7 +164,7 @@ def read(session: Session, path: str) -> Manifest:
     with session.open_read(path) as reader:
         there = reader.stat()
         if there.kind is not FileKind.FILE or there.size > LENGTH_MAX:
-            raise RemoteFailure(f"{shown(path)} is no manifest")
+            raise RemoteFailure(f"{shown(path)} is not a manifest")
         return load(b"".join(bytes(block) for block in reader.blocks(0, LENGTH_MAX)))
 
 

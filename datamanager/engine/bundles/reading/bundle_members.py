@@ -47,7 +47,7 @@ class Members(ContainerMembers):
             except ChecksumMismatch as other:
                 return other
             if sha256(memoryview(data)[head:]).hexdigest() != member.sha256:
-                return ChecksumMismatch(f"{bundle.place}: {member.name} has another sha256 than was stored")
+                return ChecksumMismatch(f"{bundle.place}: {member.name} has a different sha256 than the stored one")
             return SmallFile(stat, data[head:])
 
         return ContainerMember(member.offset - head, head + member.size, stat, unfold)

@@ -71,7 +71,7 @@ class BundleMemberContent:
         try:
             require_there(session, self._stored.path, self._stored.bundle)
         except SourceMissing:
-            raise SourceChanged(f"{self._stored.bundle.place} disappeared under the transfer") from None
+            raise SourceChanged(f"{self._stored.bundle.place} disappeared during the transfer") from None
 
 
 class Slice:
@@ -107,7 +107,7 @@ class Slice:
 def require_header(member: Member, found: bytes | memoryview) -> None:
     """Compare what stands before a member with its header: name, type, size, all of it. Raises: ChecksumMismatch."""
     if found != header_of(member):
-        raise ChecksumMismatch(f"{member.name}: another header than this member's is in the bundle there")
+        raise ChecksumMismatch(f"{member.name}: the bundle has another header at this offset")
 
 
 def require_there(session: Session, path: str, bundle: SealedBundle) -> None:
@@ -117,7 +117,7 @@ def require_there(session: Session, path: str, bundle: SealedBundle) -> None:
     except PathMissing:
         raise SourceMissing(f"{bundle.place}: no such bundle") from None
     if there.kind is not FileKind.FILE:
-        raise SourceMissing(f"{bundle.place} is no regular file")
+        raise SourceMissing(f"{bundle.place} is not a regular file")
     if there.size != bundle.size:
         raise SourceChanged(f"{bundle.place} has {there.size} bytes, not the {bundle.size} that were stored")
 

@@ -124,7 +124,7 @@ class StagedBundle:
 def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) -> StagedBundle:
     """Look at the members, send the bundle into its partial file, and verify it as `job.level` says.
 
-    A member that is missing, can't be read or changes meanwhile fails alone: the bundle is made anew without it. What
+    A member that is missing, can't be read or changes meanwhile fails alone: the bundle is built again without it. What
     an earlier attempt stored of an uncompressed bundle is resumed; `remember` is given the restart marker before
     the first byte. Phases: PROBE, TRANSFER, VERIFY. On an error the partial file is left for the next try (`discard`).
 
@@ -152,7 +152,7 @@ def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) ->
         with job.storage.session() as session:
             making.examine(session, control.check)
         for index, error in making.blamed.items():
-            log.warning("%s; the bundle is made anew without it", error.detail)
+            log.warning("%s; the bundle is built again without it", error.detail)
             failed[entries[index].uuid] = error
         discard(job)
     raise SourceChanged(f"{job.as_transfer.origin.place} keep changing")
@@ -205,7 +205,7 @@ def _published(job: ArchiveAttempt) -> ReadyBundle | None:
         manifest = manifests.read(session, posixpath.join(directory, job.manifest.name))
     bundle = manifest.bundle
     if (bundle.uuid, bundle.size, bundle.sha256) != (job.bundle, intent.size, intent.sha256):
-        raise RemoteFailure(f"{job.manifest} is not the manifest of the bundle beside it")
+        raise RemoteFailure(f"{job.manifest} is not the manifest of its bundle")
     found = Found(Route.RELAY, directory, final, posixpath.join(directory, _part_name(job, end.place)))
     return ReadyBundle(job, found, manifest, intent, published=True)
 
@@ -215,7 +215,7 @@ def _sent(job: ArchiveAttempt, making: Making, control: Control, remember: Remem
     try:
         return _send(job, making, control, remember)
     except ChecksumMismatch as damaged:
-        log.warning("%s; once more", damaged.detail)
+        log.warning("%s; sending again", damaged.detail)
         discard(job)
         return _send(job, making, control, remember)
 
@@ -268,7 +268,7 @@ def _publish_manifest(ready: ReadyBundle) -> None:
             writer.flush()
         with session.open_read(part) as reader:
             if b"".join(bytes(block) for block in reader.blocks()) != data:
-                raise ChecksumMismatch(f"{job.manifest}: other bytes are stored than were sent")
+                raise ChecksumMismatch(f"{job.manifest}: the stored bytes differ from those sent")
         session.set_attributes(part, mode=_MODE, mtime=ready.intent.mtime)
         session.rename(part, final, overwrite=True)
 

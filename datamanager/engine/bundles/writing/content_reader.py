@@ -243,4 +243,4 @@ def missing(entry: BundleEntry) -> SourceMissing:
 
 def changed(entry: BundleEntry) -> SourceChanged:
     """Say that an entry's file is not what it was."""
-    return SourceChanged(f"{entry.source} changed under the transfer")
+    return SourceChanged(f"{entry.source} changed during the transfer")

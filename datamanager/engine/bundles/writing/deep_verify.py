@@ -20,7 +20,7 @@ def require_members(end: Endpoint, path: str, manifest: Manifest, layout: Layout
             digest.update(block)
             control.check()
     if not digest.complete:
-        raise ChecksumMismatch(f"{end.place}: less can be read than was stored")
+        raise ChecksumMismatch(f"{end.place}: shorter than when it was stored")
     for member, sha256 in zip(manifest.members, digest.sums, strict=True):
         if sha256 != member.sha256:
             raise ChecksumMismatch(f"{end.place}: {member.name}: sha256 {sha256} is stored, {member.sha256} was read")

@@ -44,7 +44,7 @@ def look(
         elif isinstance(seen, DataManagerError):
             failed[one.uuid] = seen
         elif seen.kind is not FileKind.FILE:
-            failed[one.uuid] = SourceMissing(f"{one.source} is no regular file")
+            failed[one.uuid] = SourceMissing(f"{one.source} is not a regular file")
         else:
             entries.append(BundleEntry(one.uuid, one.source, path, seen.size, seen.mode & 0o777, seen.mtime))
     return entries

@@ -33,7 +33,7 @@ def remove_members(
             if isinstance(path, str):
                 there.append(Staged(index, path, "", "", to, one.size, one.mtime, one.mode, one.sha256))
             elif not isinstance(path, PathMissing):
-                left[one.uuid] = SourceNotRemoved(f"{one.source} was left where it is: {path.detail}")
+                left[one.uuid] = SourceNotRemoved(f"{one.source} was not removed: {path.detail}")
         for place, stat in session.bulk.lstat([one.source_path for one in there]):
             if isinstance(stat, FileStat) and stat.kind is FileKind.SYMLINK:
                 links.append(members[there[place].number])
