@@ -1,4 +1,4 @@
-"""The flows that move objects to another place; they keep their identifiers: one, or all below a directory in one run."""
+"""The flows that move objects to another place: one, or all below a directory in one run. Identifiers stay."""
 
 from __future__ import annotations
 

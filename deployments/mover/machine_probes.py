@@ -1,6 +1,7 @@
 """Probes of machines that could not be reached: once one answers, its transfers run again.
 
-One mover probes a machine at a time (`models.machines.health`). Those who wait for an answer from such a machine get it here.
+One mover probes a machine at a time (`models.machines.health`). Those who wait for an answer from such a machine get it
+here.
 """
 
 from __future__ import annotations

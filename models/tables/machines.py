@@ -26,7 +26,7 @@ class MachineLimit(Base):
 
 
 class MachineHealth(Base):
-    """What movers found of a machine, and whether an operator holds its transfers back (see `models.machines.health`)."""
+    """What movers found of a machine, and whether an operator has drained it (see `models.machines.health`)."""
 
     __tablename__ = "machine_health"
 

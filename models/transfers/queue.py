@@ -62,8 +62,8 @@ def take(
 
     Two movers never take the same one: PostgreSQL locks the rows and others skip them, on SQLite the transaction
     excludes others. `caps`: how many transfers that touch a machine may be held at once, over all movers (see
-    `models.machines.limits.caps`). One that finds a machine full stays as it is, and those behind it have their turn. `room`:
-    how many of a priority may be taken; one that it does not name has no limit of its own. `besides`: not these.
+    `models.machines.limits.caps`). One that finds a machine full stays as it is, and those behind it have their turn.
+    `room`: how many of a priority may be taken; one that it does not name has no limit of its own. `besides`: not these.
     """
     if caps:
         _take_turns(session)
@@ -254,7 +254,7 @@ def _takeable(time: datetime) -> tuple[Any, ...]:
         Transfer.paused.is_(False),
         or_(Transfer.retry_at.is_(None), Transfer.retry_at <= time),
         or_(Transfer.not_before.is_(None), Transfer.not_before <= time),
-        # what is to end without another attempt is not taken, unless one has to look first (models.transfers.cancel_pause.expire)
+        # what is to end without another attempt is not taken, unless one has to look first (see `cancel_pause.expire`)
         or_(
             Transfer.past_commit_point,
             and_(Transfer.stop_requested.is_(None), or_(Transfer.deadline.is_(None), Transfer.deadline > time)),

@@ -36,8 +36,8 @@ def stage_small(
     rules: BulkRules,
     control: Control,
 ) -> list[Outcome]:
-    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk.run.stage`. Members
-    with many stored bytes are for later, however few they are said to become: all of them would be in memory.
+    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk.run.stage`.
+    Members with many stored bytes are for later, however few they are said to become: all of them would be in memory.
 
     `ends` are two sessions of the machine on which the archive lies and the members are to lie. Raises: SourceChanged
     (the archive changed), what breaks a connection and what `control` raises.

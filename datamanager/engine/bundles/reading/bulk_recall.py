@@ -33,8 +33,8 @@ class RecallItem:
 def stage(
     ends: BulkEndpoints[Session], bundle: SealedBundle, items: Sequence[RecallItem], rules: BulkRules, control: Control
 ) -> list[Outcome]:
-    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk_run.stage`. The source
-    of `ends` is a session of the archive.
+    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk_run.stage`. The
+    source of `ends` is a session of the archive.
 
     One outcome per item, in their order: Staged, Failed (ChecksumMismatch where the bundle is damaged), or Deferred for
     a member larger than `rules.most` bytes: `recall.stage` is for those. The sessions may be of one machine, but must
