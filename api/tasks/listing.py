@@ -33,7 +33,7 @@ from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.domain.timing import Priority
 from models.transfers.items import select_items
 from models.transfers.listing import TransferSelection, select_transfers
-from models.transfers.submission import get_transfer
+from models.transfers.lookup import get_transfer
 
 TASKS_MAX = 1000
 ITEMS_MAX = 10_000

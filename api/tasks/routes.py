@@ -23,7 +23,7 @@ from datamanager.domain.limits import TransferLimitsRequest
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import cancel_pause
-from models.transfers.submission import get_transfer
+from models.transfers.lookup import get_transfer
 
 router = APIRouter(prefix="/DM/async", tags=["tasks"], default_response_class=Response)
 

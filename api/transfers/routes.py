@@ -26,8 +26,8 @@ from api.http.openapi import BODY, BYTES, OBJECT, PLACE, URL, WAITING, Errors
 from api.transfers.submit import enqueue, wait_for
 from datamanager import errors
 from datamanager.domain.states import TransferKind as Kind
-from models.stored_requests import REQUEST_OF_KIND
-from models.transfers.submission import TransferRequest
+from models.submission import TransferRequest
+from models.transfers.stored_requests import REQUEST_OF_KIND
 
 router = APIRouter(prefix="/DM", default_response_class=Response)
 

@@ -22,9 +22,9 @@ from datamanager.sources.network.source_context import SourceContext
 from models.core.leases import movers_online
 from models.machines.health import require_open
 from models.machines.limits import ends
+from models.submission import SealedRequest, TransferRequest, prepare, submit
 from models.tables import Transfer
 from models.transfers.outcomes import UNCHANGED
-from models.transfers.submission import SealedRequest, TransferRequest, prepare, submit
 
 
 async def wait_for(context: Context, request: Request, wanted: TransferRequest) -> Response:

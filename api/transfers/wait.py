@@ -23,7 +23,7 @@ from datamanager.messaging.notifications import NotificationSocket
 from models.core.listen import Listener
 from models.database import Database
 from models.tables import Transfer
-from models.transfers.submission import ended_among
+from models.transfers.lookup import ended_among
 
 POLL = 0.5  # seconds between two looks at the catalogue while somebody waits
 ENDED = "ended:"

@@ -23,7 +23,7 @@ from datamanager.sealing import Sealer
 from deployments.amqp.submission import Call, enter, read_message
 from deployments.periodic import every
 from models.database import Database
-from models.transfers.submission import SourceCheck
+from models.submission import SourceCheck
 
 PREFETCH = 16
 """Messages in hand at once."""

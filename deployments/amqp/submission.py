@@ -29,9 +29,9 @@ from datamanager.sources.terms.urls import public_url
 from models.core import idempotency
 from models.core.outbox import EVENTS_EXCHANGE, cloud_event
 from models.database import Database, now
-from models.stored_requests import REQUEST_OF_KIND
+from models.submission import SealedRequest, SourceCheck, TransferRequest, prepare, submit
 from models.tables import OutboxMessage
-from models.transfers.submission import SealedRequest, SourceCheck, TransferRequest, prepare, submit
+from models.transfers.stored_requests import REQUEST_OF_KIND
 
 BODY_MAX = 2**22
 """Bytes of a message: a batch of 10,000 items, unless their paths are long."""

@@ -27,7 +27,7 @@ from flows.runtime.naming import run_name, run_tags
 from flows.runtime.services import Services, provided
 from models.tables import Transfer
 from models.transfers import outcomes, queue
-from models.transfers.submission import get_transfer
+from models.transfers.lookup import get_transfer
 
 BACK_IN = timedelta(seconds=1)
 """When a transfer whose run did not begin is tried again."""

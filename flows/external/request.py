@@ -27,8 +27,8 @@ from datamanager.sources.terms.credentials import (
 from datamanager.sources.terms.request_secrets import joined, refuse_secrets
 from flows.runtime.lifecycle import asked
 from flows.runtime.transfer_run import TransferRun
+from models.submission import TransferRequest
 from models.transfers.secrets import sealed_of
-from models.transfers.submission import TransferRequest
 
 BLOCK_TYPE = "secret"
 

@@ -36,17 +36,12 @@ from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
 from models.machines import limits
-from models.stored_requests import REQUEST_OF_KIND
+from models.submission import TransferRequest, prepare, submit
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import note_partial
-from models.transfers.submission import (
-    TransferRequest,
-    find_by_flow_run,
-    get_transfer,
-    prepare,
-    submit,
-)
+from models.transfers.lookup import find_by_flow_run, get_transfer
+from models.transfers.stored_requests import REQUEST_OF_KIND
 
 log = logging.getLogger(__name__)
 

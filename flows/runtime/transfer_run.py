@@ -31,12 +31,12 @@ from flows.runtime.services import Services
 from models.batches.results import CHUNK
 from models.machines import limits
 from models.objects.bulk_claims import chunks
-from models.stored_requests import request_of
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
 from models.transfers.items import in_doubt, machines_of
-from models.transfers.submission import get_transfer
+from models.transfers.lookup import get_transfer
+from models.transfers.stored_requests import request_of
 
 Result = TypeVar("Result")
 

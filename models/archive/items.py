@@ -1,4 +1,4 @@
-"""Items that go into archives and come back, as the mover that carries them tells the catalogue (see `models.batches.results`).
+"""Items that go into archives and come back, as the mover that carries them records it (see `models.batches.results`).
 
 To archive:   `begin_bundle` → bytes → `record_intent` → bundle has its name → `commit_archive` → sources removed →
               `batches.end_committed`. An item's `bundle` in its notes is the one that it is to be in.
@@ -18,7 +18,7 @@ from datamanager.domain import bundles as domain
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, ObjectArchived, by_code
 from datamanager.machines import Machine
-from models.archive.bundles import abandon, open_bundle, release, seal
+from models.archive.bundles import open_bundle, seal
 from models.batches.results import (
     DONE,
     complete_items,
@@ -31,6 +31,7 @@ from models.batches.results import (
 )
 from models.core.outbox import post_object_events
 from models.database import now
+from models.objects.archived_parts import abandon, release
 from models.objects.bulk_claims import chunks, give_places_to_objects, lock_objects
 from models.objects.catalogue import Facts, get_object, relocate
 from models.tables import Bundle, DataObject, TransferItem

@@ -22,10 +22,10 @@ from datamanager.errors import DestinationExists, InternalError, SourceChanged
 from models.batches.results import destination, enter_results, open_items, update_items
 from models.objects.bulk_claims import chunks, claim_places
 from models.objects.catalogue import Facts, NewRow
-from models.stored_requests import request_of
 from models.tables import Transfer, TransferItem
 from models.transfers import outcomes
 from models.transfers.queue import TransferLease, held
+from models.transfers.stored_requests import request_of
 
 ARCHIVE = "archive"
 """The note that says which archive the items are of."""

@@ -20,9 +20,9 @@ from datamanager.errors import CatalogueError, InvalidRequest, RequestError, Sch
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
 from models.database import insert_if_free, now
+from models.submission import TransferRequest, prepare, submit
 from models.tables import DataObject, Schedule, ScheduleRun, Transfer
 from models.transfers.outcomes import UNCHANGED
-from models.transfers.submission import TransferRequest, prepare, submit
 
 PENDING, FETCHED, SAME, FAILED, DROPPED = "pending", "fetched", "unchanged", "failed", "dropped"
 """What `outcome` of a run says."""

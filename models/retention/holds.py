@@ -17,8 +17,8 @@ from models.core.outbox import post_object_event
 from models.database import now
 from models.objects.catalogue import lock_object
 from models.retention.marks import open_mark, void
+from models.submission import TransferRequest, prepare, submit
 from models.tables import Claim, DataObject, RetentionMark, Transfer
-from models.transfers.submission import TransferRequest, prepare, submit
 
 
 def hold(session: Session, object_id: UUID, reason: str, by: str) -> DataObject:

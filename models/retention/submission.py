@@ -32,8 +32,8 @@ from models.objects.claims import claim_reading
 from models.retention.facts import subjects
 from models.retention.marks import new_mark, open_mark
 from models.retention.runs import require_running
+from models.submission import TransferRequest, prepare, submit
 from models.tables import Bundle, BundleMember, RetentionMark, TransferItem
-from models.transfers.submission import TransferRequest, prepare, submit
 
 _marks = cast(Table, RetentionMark.__table__)
 

@@ -13,9 +13,9 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError
-from models.archive.bundles import abandon, release
 from models.core.outbox import post_object_event, post_transfer_event
 from models.database import now, storable, wake
+from models.objects.archived_parts import abandon, release
 from models.objects.catalogue import Facts, NewRow, add_objects, given_path, lock_object, relocate
 from models.objects.claims import (
     claim_place,
@@ -25,11 +25,11 @@ from models.objects.claims import (
     give_places_to_transfer,
 )
 from models.objects.origins import keep_origin
-from models.stored_requests import request_of
 from models.tables import Transfer
 from models.transfers.items import give_up_items
 from models.transfers.queue import TransferLease, advance, append_fault, held
 from models.transfers.secrets import forget
+from models.transfers.stored_requests import request_of
 
 MOVED = "Move successful"
 UNCHANGED = "unchanged"

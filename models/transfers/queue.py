@@ -63,7 +63,7 @@ def take(
     Two movers never take the same one: PostgreSQL locks the rows and others skip them, on SQLite the transaction
     excludes others. `caps`: how many transfers that touch a machine may be held at once, over all movers (see
     `models.machines.limits.caps`). One that finds a machine full stays as it is, and those behind it have their turn.
-    `room`: how many of a priority may be taken; one that it does not name has no limit of its own. `besides`: not these.
+    `room`: how many of a priority may be taken; one that it does not name has no limit. `besides`: not these.
     """
     if caps:
         _take_turns(session)

@@ -34,17 +34,18 @@ from datamanager.errors import (
     UnknownMachine,
 )
 from datamanager.machines import ArchiveRules, Machines, parse_machines
+from models import submission
 from models.archive import bundles
 from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.database import Database
 from models.objects.catalogue import Facts
+from models.submission import SealedRequest
 from models.tables import Bundle as BundleRow
 from models.tables import DataObject, TransferItem
-from models.transfers import outcomes, queue, submission
+from models.transfers import outcomes, queue
 from models.transfers.items import select_items
 from models.transfers.queue import TransferLease
-from models.transfers.submission import SealedRequest
 from tests.support.archiving import SHA, manifest
 from tests.support.bookkeeping import (
     begin,

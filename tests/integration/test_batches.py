@@ -29,7 +29,7 @@ from datamanager.errors import (
     SourceNotRemoved,
     UnknownMachine,
 )
-from models import migrate, stored_requests
+from models import migrate
 from models.batches import results as batch_results
 from models.database import Database
 from models.housekeeping import Tidied, tidy
@@ -37,11 +37,11 @@ from models.objects.bulk import FoundFile, register_files
 from models.objects.bulk_claims import claim_places
 from models.objects.catalogue import Facts
 from models.objects.claims import claim_place
+from models.submission import SealedRequest
 from models.tables import Claim, DataObject, Transfer, TransferItem
-from models.transfers import outcomes, queue
+from models.transfers import outcomes, queue, stored_requests
 from models.transfers.items import count_items, select_items
 from models.transfers.queue import TransferLease
-from models.transfers.submission import SealedRequest
 from tests.support.bookkeeping import (
     SHA256,
     assert_lease_lost,

@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from datamanager.domain.requests import SIZE_MAX
 from datamanager.domain.states import TRANSITIONS, ObjectStatus, Phase, TransferStatus, Verified
 from datamanager.errors import InternalError, InvalidRequest, NoSpace, ObjectDeleted, SourceNotRemoved, TaskNotFound
-from models import stored_requests
+from models import submission
 from models.database import Database
 from models.objects.catalogue import Facts
-from models.transfers import outcomes, queue, submission
+from models.transfers import lookup, outcomes, queue, stored_requests
 from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
     MACHINES,
@@ -305,13 +305,13 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
             session, MACHINES, submission.SealedRequest(wanted.kind, wanted.fields, flow_run_id=run)
         ).id
     with database.read() as session:
-        found = submission.find_by_flow_run(session, run)
+        found = lookup.find_by_flow_run(session, run)
         assert found is not None
         assert found.id == made
-        assert submission.find_by_flow_run(session, uuid4()) is None
-        assert submission.ended_among(session, [made, uuid4()]) == []
+        assert lookup.find_by_flow_run(session, uuid4()) is None
+        assert lookup.ended_among(session, [made, uuid4()]) == []
         with pytest.raises(TaskNotFound):
-            submission.get_transfer(session, uuid4())
+            lookup.get_transfer(session, uuid4())
 
 
 def test_an_object_is_needed(database: Database) -> None:

@@ -32,8 +32,8 @@ from models.migrate import upgrade
 from models.tables import Transfer
 from models.transfers import queue
 from models.transfers.cancel_pause import stop_reason
+from models.transfers.lookup import get_transfer
 from models.transfers.queue import TransferLease
-from models.transfers.submission import get_transfer
 from tests.integration.test_batches import FACTS, batch
 from tests.support.bookkeeping import LEASE, MACHINES, begin, order, register, submit
 from tests.support.postgres import Postgres

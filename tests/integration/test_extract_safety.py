@@ -32,12 +32,13 @@ from flows.runtime import transfer_run
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
 from flows.steps import extract as extract_steps
+from models import submission
 from models.archive import items as archive_items
 from models.database import Database
 from models.objects.catalogue import get_object
-from models.transfers import outcomes, queue, submission
+from models.submission import SealedRequest
+from models.transfers import outcomes, queue
 from models.transfers.items import count_items, in_doubt, select_items
-from models.transfers.submission import SealedRequest
 from tests.support.bookkeeping import claims
 from tests.support.bundling import attempt
 from tests.support.packing import tar_of

@@ -22,11 +22,12 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.cleanup.partial_files import GIVEN_UP_AFTER, clear_up
 from flows.runtime.services import Services
+from models import submission
 from models.database import Database, now
 from models.objects.catalogue import Facts, register_object
+from models.submission import SealedRequest
 from models.tables import Transfer, TransferItem
-from models.transfers import cancel_pause, outcomes, queue, submission
-from models.transfers.submission import SealedRequest
+from models.transfers import cancel_pause, outcomes, queue
 from tests.support.bookkeeping import LEASE
 
 LONG = "x" * 240

@@ -40,8 +40,8 @@ from models.retention import holds, marks, survey
 from models.retention import runs as retention_runs
 from models.retention import submission as retention_submission
 from models.retention.runs import RetentionTerms
+from models.submission import SealedRequest, submit
 from models.tables import Bundle, BundleMember, Claim, RetentionMark, RetentionRun
-from models.transfers.submission import SealedRequest, submit
 from tests.support import archiving
 from tests.support.bookkeeping import told
 from tests.support.retention import COPIES, LONG_AGO, Keeper, moving, perform_all, reasons

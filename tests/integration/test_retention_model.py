@@ -29,9 +29,9 @@ from models.retention import submission as retention_submission
 from models.retention.report import make_decider
 from models.retention.runs import RetentionTerms
 from models.retention.survey import Survey
+from models.submission import SealedRequest, submit
 from models.tables import Base, Claim, DataObject, RetentionMark, Transfer
 from models.transfers import outcomes, queue
-from models.transfers.submission import SealedRequest, submit
 from tests.support import archiving
 from tests.support.bookkeeping import LEASE
 

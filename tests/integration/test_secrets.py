@@ -16,14 +16,14 @@ from datamanager.errors import DestinationExists, DownloadFailed, InternalError,
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import joined
 from deployments.amqp.submission import Call, enter
-from models import housekeeping
+from models import housekeeping, submission
 from models.database import Database
 from models.objects.catalogue import Facts
-from models.stored_requests import request_of
+from models.submission import SealedRequest, TransferRequest, prepare
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer
-from models.transfers import cancel_pause, outcomes, queue, submission
+from models.transfers import cancel_pause, outcomes, queue
 from models.transfers import secrets as transfer_secrets
-from models.transfers.submission import SealedRequest, TransferRequest, prepare
+from models.transfers.stored_requests import request_of
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, submit
 
 SECRET = "hunter2-5ecret"

@@ -21,8 +21,8 @@ TIMEOUT = 600
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is done to one file: `old`, which stands in it once, becomes `new`. `tests` are to catch it: files or tests of
-    `make test`, as pytest names them.
+    """What is done to one file: `old`, which stands in it once, becomes `new`. `tests` are to catch it: files or tests
+    of `make test`, as pytest names them.
     """
 
     name: str

@@ -15,13 +15,14 @@ from datamanager.domain.requests import CopyRequest, DeleteRequest, GetExternalR
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.errors import DestinationExists, LeaseLost
 from datamanager.machines import Machines, parse_machines
+from models import submission
 from models.database import Database
 from models.objects import catalogue
 from models.objects.catalogue import Facts
+from models.submission import SealedRequest
 from models.tables import Claim, DataObject, OutboxMessage, Transfer
-from models.transfers import queue, submission
+from models.transfers import lookup, queue
 from models.transfers.queue import TransferLease
-from models.transfers.submission import SealedRequest
 
 LEASE = timedelta(seconds=30)
 SHA256 = "sha256:" + "ab" * 32
@@ -100,7 +101,7 @@ def begin(database: Database, transfer: UUID, *, owner: str = "mover-1") -> Tran
 def get_transfer(database: Database, transfer: UUID) -> Transfer:
     """Return the transfer's row."""
     with database.read() as session:
-        return submission.get_transfer(session, transfer)
+        return lookup.get_transfer(session, transfer)
 
 
 def get_object(database: Database, object_id: UUID) -> DataObject:

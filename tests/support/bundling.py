@@ -22,12 +22,13 @@ from datamanager.errors import DataManagerError
 from flows.archive import bundling, members, recalling
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
+from models import submission
 from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.objects.catalogue import Facts, get_object, register_object
+from models.submission import SealedRequest
 from models.tables import DataObject
-from models.transfers import queue, submission
-from models.transfers.submission import SealedRequest
+from models.transfers import queue
 from tests.support.bookkeeping import LEASE
 
 

@@ -28,8 +28,8 @@ from models.database import Database
 from models.objects.catalogue import Facts
 from models.tables import Transfer
 from models.transfers import outcomes, queue
+from models.transfers.lookup import get_transfer
 from models.transfers.queue import TransferLease
-from models.transfers.submission import get_transfer
 from tests.support.ports import free_port
 
 LEASE = timedelta(seconds=60)

@@ -20,8 +20,8 @@ from datamanager.machines import Machine, Machines, TransportKind
 from models.database import Database
 from models.migrate import upgrade
 from models.objects.catalogue import Facts, register_object
+from models.submission import SealedRequest, submit
 from models.transfers import outcomes, queue
-from models.transfers.submission import SealedRequest, submit
 
 HOUR = 3600.0
 """A poll that no test lives to see: what happens with it, a message has brought about."""

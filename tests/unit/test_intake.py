@@ -19,7 +19,7 @@ GOOD: dict[str, Any] = {
     "id": "1",
     "source": "/workflow/7",
     "type": "dm.request.copy",
-    "data": {"uuid": str(uuid4()), "machine": "there", "dest": "out/a.nc"},
+    "data": {"uuid": "6ff89a46-7445-475d-8fd9-29db3edaca26", "machine": "there", "dest": "out/a.nc"},
 }
 
 

@@ -13,7 +13,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.errors import InternalError, UrlNotAllowed
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import joined
-from models.transfers.submission import SealedRequest, TransferRequest, prepare
+from models.submission import SealedRequest, TransferRequest, prepare
 
 SECRET = "hunter2"
 FETCH = GetExternalRequest(

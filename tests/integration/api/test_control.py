@@ -15,7 +15,7 @@ from datamanager.domain.timing import Priority
 from datamanager.errors import Cancelled, TaskEnded
 from models.tables import Transfer
 from models.transfers import queue
-from models.transfers.submission import get_transfer
+from models.transfers.lookup import get_transfer
 from tests.support.live_api import LEASE, MOVER, LiveApi
 
 SOON = "2199-01-31T12:00:00+01:00"

@@ -10,7 +10,7 @@ import pytest
 from datamanager import errors
 from datamanager.client import Client
 from models.tables import Transfer
-from models.transfers.submission import get_transfer
+from models.transfers.lookup import get_transfer
 from tests.support.command import dm
 from tests.support.live_api import LiveApi, Mover
 

@@ -10,7 +10,7 @@ import pytest
 
 from datamanager.client import Client
 from datamanager.errors import DownloadFailed, InvalidRequest, ScheduleNotFound
-from models.transfers.submission import get_transfer
+from models.transfers.lookup import get_transfer
 from tests.support import command
 from tests.support.live_api import LiveApi
 

@@ -1,4 +1,4 @@
-"""Transfers: submit a request, look it up. Movers' work on it is in `models.transfers.queue`, its ends are in `models.transfers.outcomes`.
+"""Submission of a request: the one way by which transfers enter the catalogue. Above all rooms that a request needs.
 
 Every request comes in by the same three steps, whoever makes it (HTTP, AMQP, Prefect, a schedule, retention): `prepare`
 checks its source and seals its secrets, `submit` writes claims, transfer row and outbox rows in one transaction, and
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive_requests import (
     ActivateTerms,
     ArchiveTerms,
 )
-from datamanager.domain.location import Place, extracting_place
+from datamanager.domain.location import Place
 from datamanager.domain.requests import (
     BatchRequest,
     CopyRequest,
@@ -29,7 +28,7 @@ from datamanager.domain.requests import (
     TransferTerms,
 )
 from datamanager.domain.states import ObjectStatus, TransferKind
-from datamanager.errors import InternalError, InvalidRequest, ObjectHeld, TaskNotFound
+from datamanager.errors import InternalError, InvalidRequest, ObjectHeld
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import parted, sealed
@@ -41,6 +40,7 @@ from models.database import now, wake
 from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
+from models.transfers.lookup import destination_of
 from models.transfers.secrets import keep
 
 SourceCheck = Callable[[GetExternalRequest], None]
@@ -196,32 +196,6 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
         claim_place(session, Place(obj.machine, obj.place), transfer=transfer.id)
 
 
-def get_transfer(session: Session, transfer_id: UUID) -> Transfer:
-    """Return a transfer. Raises: TaskNotFound."""
-    found = session.get(Transfer, transfer_id)
-    if found is None:
-        raise TaskNotFound(f"no task has the identifier {transfer_id}")
-    return found
-
-
-def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
-    """Return those of the transfers that have ended."""
-    return list(session.scalars(select(Transfer).where(Transfer.id.in_(ids), Transfer.ended.is_not(None))))
-
-
-def destination_of(machines: Machines, request: TransferTerms) -> Place | None:
-    """Return where the request wants its file, None for a delete. Raises: UnknownMachine, PathNotAllowed."""
-    match request:
-        case CopyRequest(machine=machine, dest=dest):
-            return Place.of(machines[machine], dest)
-        case GetExternalRequest(extract=str(), machine=machine, path=path, filename=filename):
-            return extracting_place(machines[machine], path, filename)
-        case GetExternalRequest(machine=machine, path=path, filename=filename):
-            return Place.of(machines[machine], path, filename)
-        case _:
-            return None
-
-
 def _usable_source(session: Session, machines: Machines, request: SealedRequest) -> DataObject | None:
     if request.object_id is None:
         return None
@@ -238,8 +212,3 @@ def _id(obj: DataObject | None) -> UUID:
     if obj is None:
         raise InvalidRequest("uuid: an object is needed", {"uuid": "the identifier of an object"})
     return obj.id
-
-
-def find_by_flow_run(session: Session, flow_run_id: UUID) -> Transfer | None:
-    """Return the transfer that a Prefect flow run performs, if it has one."""
-    return session.scalar(select(Transfer).where(Transfer.flow_run_id == flow_run_id))
