@@ -54,7 +54,7 @@ def main() -> int:
         grace = settings.stop_grace.total_seconds() + MOVER_GRACE
         # one process prepares Prefect and is the mover: importing Prefect and the flows costs seconds
         supervisor.start(_child("mover", settings, environment, "deployments.mover", "--deploy", grace=grace))
-        supervisor.run(Ready(settings, machines, supervisor, begun).look)
+        supervisor.run(ReadinessCheck(settings, machines, supervisor, begun).look)
         say("stopping …")
     except DataManagerError as exc:
         return _refuse(exc)
@@ -65,7 +65,7 @@ def main() -> int:
     return 0
 
 
-class Ready:
+class ReadinessCheck:
     """Looks whether the service is ready, says so once, and starts the self-check then."""
 
     def __init__(self, settings: Settings, machines: Machines, supervisor: Supervisor, begun: float) -> None:

@@ -186,8 +186,10 @@ def test_another_relay_takes_over_from_a_killed_one_at_its_leases_end(catalogue_
         "from datamanager.messaging.broker import Broker\n"
         "from deployments.amqp.relay import Relay\n"
         "from models.database import Database\n"
-        "relay = Relay(Database(sys.argv[1]), Broker(sys.argv[2]), 'the killed one')\n"
-        "assert relay._take()\n"  # it holds the lease and has read its batch
+        "database = Database(sys.argv[1])\n"
+        "relay = Relay(database, Broker(sys.argv[2]), 'the killed one')\n"
+        "with database.write() as session:\n"
+        "    assert relay._take(session)\n"  # it holds the lease and has read its batch
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
 
