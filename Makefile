@@ -1,7 +1,8 @@
-# Two commands: `make run` serves, `make test` proves. Settings come from the environment (DM_*, see README).
+# Two commands: `make run` serves, `make test` proves. Settings come from the environment (DM_*, see docs/reference/settings.md).
 SHELL := /bin/sh
 BIN := .venv/bin
 CHECKED := datamanager models api flows deployments tests $(wildcard benchmarks)
+SCRIPTS := .ci/run $(wildcard deployments/*.sh deployments/images/*/*.sh tests/*.sh benchmarks/*.sh datamanager/transports/remote/scripts/*.sh)
 # e.g. make test ARGS="tests/unit -k plan"; a `-m` in it takes the place of ours, and `-n 0` gives one process
 ARGS ?=
 # Tests run in so many processes; what shares a server stays in one of them (xdist_group).
@@ -48,6 +49,7 @@ check:
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir .cache/import-linter
+	$(BIN)/shellcheck $(SCRIPTS)
 
 format:
 	@sh deployments/bootstrap.sh dev

@@ -15,8 +15,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved
-from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
 from datamanager.engine.fetching.download import download
@@ -110,7 +109,7 @@ class Ours:
         for start in range(0, len(items), AT_ONCE):
             with self.storage(origin).session() as here, self.storage(target).session() as there:
                 ends, rules = BulkEndpoints(here, there, origin, target), BulkRules(transfer, 1, policy, packed=packed)
-                outcomes = bulk_run.stage(ends, items[start : start + AT_ONCE], rules, Control())
+                outcomes = bulk_staging.stage(ends, items[start : start + AT_ONCE], rules, Control())
                 staged = [one for one in outcomes if isinstance(one, Staged)]
                 errors = [error for error in bulk_publish.publish(there, staged, overwrite=False) if error is not None]
             if errors or len(staged) != len(outcomes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamanager.domain.archive_requests import (
+from datamanager.domain.archive.archive_requests import (
     ActivateManyRequest,
     ActivateRequest,
     ArchiveManyRequest,

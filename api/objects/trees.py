@@ -19,7 +19,7 @@ from datamanager import errors
 from datamanager.domain.location import Place, normalised_prefix
 from datamanager.domain.requests import TreeRequest
 from datamanager.domain.states import Verified
-from datamanager.engine.directory_walk import Walk, tree_root
+from datamanager.engine.inspection.directory_walk import Walk, tree_root
 from datamanager.machines import Machine
 from datamanager.transports.port import Storage
 from models.objects.bulk import FoundFile, register_files

@@ -44,7 +44,7 @@ OF_A_BATCH: Errors = (errors.UnknownMachine, errors.ObjectNotFound, errors.PathN
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class TransferRoute:
     """One endpoint: its method and path, what it does, and its texts in the OpenAPI document.
 
     `message`: what it answers at the end; None where it is a new object's identifier.
@@ -63,7 +63,7 @@ class Endpoint:
 
 
 TRANSFERS = (
-    Endpoint(
+    TransferRoute(
         "POST /copy/{uuid}",
         Kind.COPY,
         "Copy an object",
@@ -73,7 +73,7 @@ The copy is a new object with the same originator and group.
 Nothing is overwritten unless `overwrite` is true, and never a registered object.""",
         (*OBJECT, *BODY, *PLACE, *WAITED_FOR),
     ),
-    Endpoint(
+    TransferRoute(
         "POST /move/{uuid}",
         Kind.MOVE,
         "Move an object",
@@ -81,7 +81,7 @@ Nothing is overwritten unless `overwrite` is true, and never a registered object
         (*OBJECT, *BODY, *PLACE, *WAITED_FOR, errors.SourceNotRemoved),
         "Move successful",
     ),
-    Endpoint(
+    TransferRoute(
         "DELETE /delete/{uuid}",
         Kind.DELETE,
         "Delete an object's file",
@@ -95,7 +95,7 @@ The part of a bundle that an archived object uses is freed, without connecting t
         ),
         "archer2:weather/june.nc deleted",
     ),
-    Endpoint(
+    TransferRoute(
         "PUT /getexternal",
         Kind.GETEXTERNAL,
         "Fetch a URL to a new object",
@@ -105,7 +105,7 @@ The part of a bundle that an archived object uses is freed, without connecting t
     ),
 )
 ARCHIVES = (
-    Endpoint(
+    TransferRoute(
         "POST /archive/{uuid}",
         Kind.ARCHIVE,
         "Archive an object",
@@ -117,7 +117,7 @@ free. With `keep_source` the file stays where it is, without an object.""",
         "Archive successful",
         ("PUT /archive/{uuid}",),
     ),
-    Endpoint(
+    TransferRoute(
         "POST /activate/{uuid}",
         Kind.ACTIVATE,
         "Activate an archived object",
@@ -130,7 +130,7 @@ Its checksum is verified before it gets its name. Fine for an object that is ACT
     ),
 )
 ARCHIVE_TASKS = (
-    Endpoint(
+    TransferRoute(
         "POST /async/archive/{uuid}",
         Kind.ARCHIVE,
         "Archive an object as a task",
@@ -139,7 +139,7 @@ ARCHIVE_TASKS = (
         hidden=("PUT /async/archive/{uuid}",),
         name="archive_as_task",
     ),
-    Endpoint(
+    TransferRoute(
         "POST /async/activate/{uuid}",
         Kind.ACTIVATE,
         "Activate an archived object as a task",
@@ -148,7 +148,7 @@ ARCHIVE_TASKS = (
         hidden=("PUT /async/activate/{uuid}",),
         name="activate_as_task",
     ),
-    Endpoint(
+    TransferRoute(
         "POST /async/archive",
         Kind.ARCHIVE_MANY,
         "Archive many objects as one task",
@@ -158,7 +158,7 @@ They become bundles, one machine's objects each. A failing item fails alone: see
 already is skipped, so a batch may be repeated.""",
         OF_A_BATCH,
     ),
-    Endpoint(
+    TransferRoute(
         "POST /async/activate",
         Kind.ACTIVATE_MANY,
         "Activate many archived objects as one task",
@@ -171,21 +171,21 @@ task's items. What is ACTIVE already is skipped, so a batch may be repeated.""",
     ),
 )
 TASKS = (
-    Endpoint(
+    TransferRoute(
         "POST /async/copy/{uuid}",
         Kind.COPY,
         "Copy an object as a task",
         "Submit a copy; the task's `result` is the new object's identifier.",
         (*OBJECT, *PLACE),
     ),
-    Endpoint(
+    TransferRoute(
         "POST /async/move/{uuid}",
         Kind.MOVE,
         "Move an object as a task",
         "Submit a move; the task's `result` is a message.",
         (*OBJECT, *PLACE),
     ),
-    Endpoint(
+    TransferRoute(
         "POST /async/getexternal",
         Kind.GETEXTERNAL,
         "Fetch a URL as a task",
@@ -195,7 +195,7 @@ TASKS = (
     ),
 )
 BATCHES = tuple(
-    Endpoint(
+    TransferRoute(
         f"POST /async/{verb}",
         kind,
         f"{verb.capitalize()} many objects as one task",
@@ -228,7 +228,7 @@ def _handler(kind: Kind, submit: Submit, *, of_object: bool) -> Callable[..., Aw
     return of_one if of_object else of_none
 
 
-def _add(tag: str, endpoint: Endpoint, submit: Submit) -> None:
+def _add(tag: str, endpoint: TransferRoute, submit: Submit) -> None:
     """Add an endpoint to the router: one that waits (`submit` is `wait_for`), or one that answers a task."""
     method, _, path = endpoint.address.partition(" ")
     waits, kind = submit is wait_for, endpoint.kind

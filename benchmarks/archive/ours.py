@@ -9,15 +9,15 @@ from functools import partial
 from uuid import UUID, uuid4
 
 from benchmarks.ours import Ours
-from datamanager.domain.bundles import Manifest, Pack, VerifyLevel, WantedMember, bundle_place
+from datamanager.domain.archive.bundle_model import Manifest, Pack, VerifyLevel, WantedMember, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint
 from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
-from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import ArchiveAttempt
+from datamanager.engine.bundles.writing import bundle_upload as archive
+from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import staged_file

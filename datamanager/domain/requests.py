@@ -23,9 +23,9 @@ from pydantic import (
     model_validator,
 )
 
+from datamanager.domain.file_names import name_of_url, unpacked_name
 from datamanager.domain.forms import empty_is
 from datamanager.domain.json_values import objection
-from datamanager.domain.names import name_of_url, unpacked_name
 from datamanager.domain.timing import Moment, Priority, Rank
 from datamanager.domain.units import Expiry, Lifetime
 from datamanager.errors import InvalidRequest

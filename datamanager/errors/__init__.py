@@ -69,6 +69,7 @@
 a fatal error ends a transfer at once. Nothing here knows HTTP: the API has the table of statuses.
 """
 
+from datamanager.errors.by_code import by_code, every_error
 from datamanager.errors.catalogue_errors import (
     AuditNotFound,
     AuditSuspicious,
@@ -88,7 +89,6 @@ from datamanager.errors.catalogue_errors import (
     TaskEnded,
     TaskNotFound,
 )
-from datamanager.errors.lookup import by_code, every_error
 from datamanager.errors.request_errors import (
     CredentialNotAllowed,
     CredentialUnknown,

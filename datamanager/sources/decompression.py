@@ -73,7 +73,7 @@ class Decompressed:
                     raise TooLarge(f"{self.url} becomes more than {RATIO_MAX} times its size when it is decompressed")
                 yield memoryview(block)
         except (zlib.error, zstd.ZstdError, _CutShort) as wrong:
-            raise DownloadFailed(f"{self.url} is no whole {self._compression} file: {wrong}") from wrong
+            raise DownloadFailed(f"{self.url} is not a complete {self._compression} file: {wrong}") from wrong
 
     def _compressed(self) -> Iterator[memoryview]:
         algorithm, expected = self._checksum or ("sha256", None)

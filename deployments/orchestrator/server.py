@@ -30,7 +30,7 @@ from deployments.orchestrator.environment import run_with, server_environment
 KEEP_ALIVE = 60  # seconds
 
 
-class HostOriginMiddleware:
+class PrefectGuardMiddleware:
     """ASGI middleware of the Prefect server: refuses requests of foreign pages, also where they open a WebSocket."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -82,7 +82,7 @@ def main() -> int:
         if url.get_secret_value().startswith("sqlite"):
             stack.enter_context(temporary_database_config(WritesImmediately(connection_url=url.get_secret_value())))
         uvicorn.run(
-            HostOriginMiddleware(create_app(final=True), _with_own_address(settings)),
+            PrefectGuardMiddleware(create_app(final=True), _with_own_address(settings)),
             host=given.host,
             port=given.port,
             timeout_keep_alive=KEEP_ALIVE,

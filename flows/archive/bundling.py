@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from uuid import UUID
 
-from datamanager.domain.archive_requests import ArchiveTerms
-from datamanager.domain.bundles import Group, Manifest, Member, Pack, VerifyLevel, WantedMember
+from datamanager.domain.archive.archive_requests import ArchiveTerms
+from datamanager.domain.archive.bundle_model import Group, Manifest, Member, Pack, VerifyLevel, WantedMember
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, Phase
 from datamanager.engine.attempt import Intent, Restart
-from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import ArchiveAttempt
+from datamanager.engine.bundles.writing import bundle_upload
+from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt
 from datamanager.engine.control import Control
 from datamanager.engine.single.staged_file import Share
 from datamanager.errors import DataManagerError, InternalError, LeaseLost, ServiceError
@@ -122,7 +122,7 @@ class BundleWork:
         def remember(marker: Restart) -> None:
             self._run.write_now(bundles.note_restart, bundle.id, asdict(marker))
 
-        staged = archive.stage(job, self._control, remember)
+        staged = bundle_upload.stage(job, self._control, remember)
         self._fail({by_object[uuid]: error for uuid, error in staged.failed.items()})
         ready = staged.ready
         if ready is None:
@@ -132,7 +132,7 @@ class BundleWork:
         self._run.control.shield()
         if not ready.published:  # the record is fenced: who lost the lease publishes nothing
             self._run.write_now(bundles.record_intent, bundle.id, asdict(ready.intent))
-        archive.publish(ready)
+        bundle_upload.publish(ready)
         self._control.enter(Phase.COMMIT)
         self._run.write_now(archive_items.commit_archive, ready.manifest, keep_source=self._terms.keep_source)
         self._run.log.info("%s: %d objects", bundle.place, len(ready.manifest.members))
@@ -201,7 +201,7 @@ class BundleWork:
     ) -> dict[UUID, DataManagerError]:
         with self._run.parts.database.read() as session:
             row = session.get_one(Bundle, bundle)
-        return archive.remove_sources(self._job(row, rows), _manifest(row, members))
+        return bundle_upload.remove_sources(self._job(row, rows), _manifest(row, members))
 
     # --- rows --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import posixpath
 
-from datamanager.domain.bundles import manifest_place
+from datamanager.domain.archive.bundle_model import manifest_place
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.path_confinement import confined
 from datamanager.errors import DataManagerError, PathMissing

@@ -14,8 +14,8 @@ from uuid import UUID
 
 from datamanager.domain.audit.rules import Expected, Finding, FindingKind, Sight, below_any, judge, may_be_dark
 from datamanager.domain.states import ObjectStatus
-from datamanager.engine import storage_scan
-from datamanager.engine.directory_walk import DEPTH_MAX
+from datamanager.engine.inspection import storage_scan
+from datamanager.engine.inspection.directory_walk import DEPTH_MAX
 from datamanager.errors import PathNotAllowed, PermissionDenied, RemoteFailure
 from datamanager.transports.paths import shown
 from datamanager.transports.port import Session

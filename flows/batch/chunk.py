@@ -14,8 +14,7 @@ from typing import Any
 
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Intent, Restart
-from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
 from datamanager.engine.endpoints import acquire_sessions
 from datamanager.engine.single import publish as publishing
@@ -139,7 +138,7 @@ class ItemsChunk:
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         """Stage the small ones of a group."""
         items = [SmallItem(n, self._jobs[n].origin.place, self._jobs[n].target.place) for n in group]
-        return bulk_run.stage(ends, items, rules, self._run.control)
+        return bulk_staging.stage(ends, items, rules, self._run.control)
 
     def _rules(self, job: Attempt, group: Sequence[int]) -> BulkRules:
         """Return what holds for a group; `job` is that of any of them."""

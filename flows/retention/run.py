@@ -21,7 +21,7 @@ from datamanager.domain.retention.rules import Action, RetentionRules, Rule
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control
-from datamanager.engine.copy_proof import why_no_copy, why_not_proved, why_one_file
+from datamanager.engine.inspection.copy_proof import why_no_copy, why_not_proved, why_one_file
 from datamanager.errors import CatalogueError, CatalogueUnavailable, RequestError, TransportError
 from flows.runtime.maintenance import pause, threaded
 from flows.runtime.services import Services

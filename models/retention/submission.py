@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive_requests import ArchiveItem, ArchiveManyRequest
+from datamanager.domain.archive.archive_requests import ArchiveItem, ArchiveManyRequest
 from datamanager.domain.location import Place
 from datamanager.domain.requests import DeleteRequest
 from datamanager.domain.retention.decisions import Decision, Mark, Reason, Subject, Verdict, marked_by, rule_of

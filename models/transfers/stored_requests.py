@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datamanager.domain.archive_requests import (
+from datamanager.domain.archive.archive_requests import (
     AcceptedActivate,
     AcceptedArchive,
     ActivateManyRequest,

@@ -19,7 +19,7 @@ from sqlalchemy import select, update
 from datamanager.domain.audit.rules import AuditTerms
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import ObjectStatus
-from datamanager.engine import storage_scan
+from datamanager.engine.inspection import storage_scan
 from datamanager.errors import ConnectionLost, LeaseLost
 from datamanager.machines import Machine, TransportKind
 from flows.audit import first_pass

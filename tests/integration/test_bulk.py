@@ -18,8 +18,7 @@ import pytest
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.attempt import Intent
-from datamanager.engine.bulk import bulk_publish
-from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import (
     SMALL,
     BulkEndpoints,
@@ -107,7 +106,7 @@ class Batch:
         machines = self.ends.machines
         with self.sessions() as (source, target):
             ends = BulkEndpoints(source, wrap(target), machines["a"], machines[self.target])
-            outcomes = bulk_run.stage(ends, self.items, BulkRules(self.transfer, **given), control or Control())
+            outcomes = bulk_staging.stage(ends, self.items, BulkRules(self.transfer, **given), control or Control())
         assert [outcome.number for outcome in outcomes] == [item.number for item in self.items]
         return {outcome.number: outcome for outcome in outcomes}
 

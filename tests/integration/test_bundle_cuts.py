@@ -16,15 +16,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from datamanager.domain.bundles import Frame, Pack, SealedBundle, VerifyLevel, bundle_place
+from datamanager.domain.archive.bundle_model import Frame, Pack, SealedBundle, VerifyLevel, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt
 from datamanager.engine.bundles.format import frames
 from datamanager.engine.bundles.format.layout import BundleEntry, Layout
 from datamanager.engine.bundles.reading import recall
-from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import StagedBundle
+from datamanager.engine.bundles.writing import bundle_upload
+from datamanager.engine.bundles.writing.bundle_upload import StagedBundle
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.engine.single.restart import WINDOW
@@ -105,7 +105,7 @@ def test_a_bundle_that_was_cut_off_goes_on(cuttable: Cuttable, level: VerifyLeve
     assert cuttable.proxy.cuts == 1
     assert cuttable.marker is not None
     assert cuttable.proxy.sent - before <= total + WINDOW + OVERHEAD
-    archive.publish(ready(staged))
+    bundle_upload.publish(ready(staged))
     made = ready(staged).manifest
     assert made.bundle.sha256 == hashlib.sha256(cuttable.stored.read_bytes()).hexdigest()
     assert {one.uuid: one.sha256 for one in made.members} == {
@@ -137,7 +137,7 @@ def test_a_compressed_bundle_that_was_cut_off_begins_anew(cuttable: Cuttable) ->
     cuttable.proxy.cut_after = cuttable.proxy.sent + WINDOW + 25 * MIB
     staged = cuttable.attempts()
     assert cuttable.marker is None
-    archive.publish(ready(staged))
+    bundle_upload.publish(ready(staged))
     assert_debians_tar_agrees(cuttable, ready(staged).manifest)
     assert not cuttable.parts()
 
@@ -287,5 +287,5 @@ def test_memory_does_not_grow_with_the_bundle(ends: Ends, pack: Pack) -> None:
         tracemalloc.stop()
     assert peak < 50 * MIB < total / 3
     assert len(ready(staged).manifest.members) == 2001
-    archive.discard(store.job())
+    bundle_upload.discard(store.job())
     assert not store.parts()

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from datamanager.domain.bundles import Manifest, Pack, SealedBundle, VerifyLevel
+from datamanager.domain.archive.bundle_model import Manifest, Pack, SealedBundle, VerifyLevel
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Intent
 from datamanager.engine.bulk.bulk_chunk import SMALL, Deferred, Failed
 from datamanager.engine.bundles.format import manifest
 from datamanager.engine.bundles.reading import recall
-from datamanager.engine.bundles.writing import archive
+from datamanager.engine.bundles.writing import bundle_upload
 from datamanager.engine.control import Control
 from datamanager.errors import (
     ChecksumMismatch,
@@ -72,7 +72,7 @@ def test_there_and_back(ends: Ends, pack: Pack) -> None:
     staged = store.stage(control, level=VerifyLevel.PARANOID)
     assert not store.stored.exists()
     assert control.bytes_done == ready(staged).manifest.stream_size
-    archive.publish(ready(staged))
+    bundle_upload.publish(ready(staged))
     made = ready(staged).manifest
     assert not staged.failed
     assert not store.parts()
@@ -84,7 +84,7 @@ def test_there_and_back(ends: Ends, pack: Pack) -> None:
     }
     assert manifest.load(store.beside.read_bytes()) == made
     assert_debians_tar_agrees(store, made)
-    assert not archive.remove_sources(store.job(), made)
+    assert not bundle_upload.remove_sources(store.job(), made)
     assert not any(store.file(uuid).exists() for uuid in uuids)
 
     for number in (0, 1, 4, 8, 20):
@@ -116,7 +116,7 @@ def test_to_and_from_the_same_machine(far: Ends) -> None:
     store = Archive(Ends(far.machines, far.folder("a") / "run2"))
     uuids = some_files(store, 10)
     made = store.make()
-    assert not archive.remove_sources(store.job(), made)
+    assert not bundle_upload.remove_sources(store.job(), made)
     for uuid in uuids:
         store.assert_back(store.recall(made, uuid, f"back/{uuid}"), uuid)
     store.ends.storages.close()
@@ -143,11 +143,11 @@ def test_members_fail_alone(ends: Ends, pack: Pack) -> None:
     assert {uuid: type(error) for uuid, error in staged.failed.items() if uuid in expected} != {}
     assert set(staged.failed) == set(expected)
     assert all(isinstance(error, DataManagerError) for error in staged.failed.values())
-    archive.publish(ready(staged))
+    bundle_upload.publish(ready(staged))
     made = ready(staged).manifest
     assert [one.uuid for one in made.members] == [*good, linked]
     assert_debians_tar_agrees(store, made)
-    assert not archive.remove_sources(store.job(), made)
+    assert not bundle_upload.remove_sources(store.job(), made)
     assert not (folder / "link").is_symlink()
 
 
@@ -179,7 +179,7 @@ def test_a_member_that_changes_meanwhile(
     staged = store.stage(Acting(lambda: change(store.file(changing)), when))
     assert set(staged.failed) == {changing}
     assert isinstance(staged.failed[changing], error)
-    archive.publish(ready(staged))
+    bundle_upload.publish(ready(staged))
     assert [one.uuid for one in ready(staged).manifest.members] == good
     assert_debians_tar_agrees(store, ready(staged).manifest)
     assert not store.parts()
@@ -217,10 +217,10 @@ def test_only_sources_that_are_what_was_read_are_removed(ends: Ends) -> None:
     made = store.make()
     store.file(uuids[0]).write_bytes(b"written since")
     store.file(uuids[1]).unlink()
-    left = archive.remove_sources(store.job(), made)
+    left = bundle_upload.remove_sources(store.job(), made)
     assert {uuid: type(error) for uuid, error in left.items()} == {uuids[0]: SourceNotRemoved}
     assert [uuid for uuid in uuids if store.file(uuid).exists()] == [uuids[0]]
-    assert set(archive.remove_sources(store.job(), made)) == {uuids[0]}
+    assert set(bundle_upload.remove_sources(store.job(), made)) == {uuids[0]}
 
 
 def test_directories_are_not_followed_out_of_the_base(far: Ends, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_what_each_level_proves(far: Ends, pack: Pack, level: VerifyLevel) -> No
         return
     with pytest.raises(ChecksumMismatch):
         store.stage(control, level=level)
-    archive.discard(store.job())
+    bundle_upload.discard(store.job())
     assert not store.stored.exists()
     assert not store.parts()
     assert len(store.make(level=level, epoch=2).members) == len(store.wanted)
@@ -364,12 +364,12 @@ def test_a_later_attempt_finds_what_was_published(ends: Ends, pack: Pack) -> Non
     store = Archive(ends, pack)
     some_files(store, 10)
     first = ready(store.stage())
-    archive.publish(first)
+    bundle_upload.publish(first)
     again = store.stage(intent=first.intent, epoch=2)
     assert ready(again).published
     assert ready(again).manifest == first.manifest
-    archive.publish(ready(again))
-    assert not archive.remove_sources(store.job(), ready(again).manifest)
+    bundle_upload.publish(ready(again))
+    assert not bundle_upload.remove_sources(store.job(), ready(again).manifest)
     assert ready(store.stage(intent=first.intent, epoch=3)).manifest == first.manifest
     assert not store.parts()
 
@@ -379,12 +379,12 @@ def test_a_crash_between_manifest_and_bundle(far: Ends, pack: Pack) -> None:
     store = Archive(far, pack)
     some_files(store, 10)
     first = ready(store.stage())
-    archive._publish_manifest(first)
+    bundle_upload._publish_manifest(first)
     left = store.stored.with_name(temporary_name(store.beside.name, store.transfer, 1))
     left.write_text("half a mani")
     second = ready(store.stage(intent=first.intent, epoch=2))
     assert not second.published
-    archive.publish(second)
+    bundle_upload.publish(second)
     assert manifest.load(store.beside.read_bytes()) == second.manifest
     assert_debians_tar_agrees(store, second.manifest)
     assert not store.parts()

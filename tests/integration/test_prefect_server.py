@@ -18,6 +18,8 @@ from tests.support.ports import free_port
 from tests.support.prefect import SERVER, START_TIMEOUT, answers
 from tests.support.process import Process, clean_environment
 
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("prefect")]
+
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 UNWRITABLE = f"""
 import pathlib, runpy, sys, prefect

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.engine.directory_walk import DEPTH_MAX, Walk, tree_root
+from datamanager.engine.inspection.directory_walk import DEPTH_MAX, Walk, tree_root
 from datamanager.errors import InvalidRequest, PathMissing, PathNotAllowed, SourceMissing, TooLarge
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from datamanager.domain.bundles import Manifest, Member, Pack, VerifyLevel, WantedMember, bundle_place
+from datamanager.domain.archive.bundle_model import Manifest, Member, Pack, VerifyLevel, WantedMember, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Restart
@@ -22,8 +22,8 @@ from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk.bulk_chunk import SMALL, BulkEndpoints, BulkRules, Outcome
 from datamanager.engine.bulk.bulk_chunk import Staged as StagedFile
 from datamanager.engine.bundles.reading import bulk_recall, recall
-from datamanager.engine.bundles.writing import archive
-from datamanager.engine.bundles.writing.archive import ArchiveAttempt, ReadyBundle, StagedBundle
+from datamanager.engine.bundles.writing import bundle_upload
+from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt, ReadyBundle, StagedBundle
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.machines import Machine
@@ -85,13 +85,13 @@ class Archive:
 
     def stage(self, control: Control | None = None, **rules: Any) -> StagedBundle:
         """Do an attempt, all but the names."""
-        return archive.stage(self.job(restart=self.marker, **rules), control or Control(), self.remember)
+        return bundle_upload.stage(self.job(restart=self.marker, **rules), control or Control(), self.remember)
 
     def make(self, **rules: Any) -> Manifest:
         """Make the bundle, without a failure."""
         staged = self.stage(**rules)
         assert not staged.failed
-        archive.publish(ready(staged))
+        bundle_upload.publish(ready(staged))
         return ready(staged).manifest
 
     @property

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamanager.domain.bundles import (
+from datamanager.domain.archive.bundle_model import (
     MEMBERS_MAX,
     Frame,
     Group,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datamanager.domain.names import NAME_MAX, name_of_url, safe_name
+from datamanager.domain.file_names import NAME_MAX, name_of_url, safe_name
 from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.errors import InvalidRequest
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from datamanager.domain.location import Place
 from datamanager.engine.attempt import Attempt, Proof
-from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk import bulk_staging
 from datamanager.engine.bulk.bulk_chunk import SMALL, BulkEndpoints, BulkRules, Deferred, Outcome, SmallItem
 from datamanager.engine.control import Control
 from datamanager.engine.extracting.archive_member import Packed
@@ -45,7 +45,9 @@ def stage_small(
     fit = [item for item in items if item.member.stored <= SMALL]
     members = pieces(ends.source, ends.origin, archive, {item.source: item.member for item in fit})
     small = [SmallItem(item.number, item.source, item.destination) for item in fit]
-    outcomes = bulk_run.stage(BulkEndpoints(members, ends.target, ends.origin, ends.destination), small, rules, control)
+    outcomes = bulk_staging.stage(
+        BulkEndpoints(members, ends.target, ends.origin, ends.destination), small, rules, control
+    )
     return outcomes + [Deferred(item.number) for item in items if item.member.stored > SMALL]
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datamanager.domain.bundles import Member, SealedBundle
+from datamanager.domain.archive.bundle_model import Member, SealedBundle
 from datamanager.domain.location import Place
-from datamanager.engine.bulk import run as bulk_run
+from datamanager.engine.bulk import bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome, SmallItem
 from datamanager.engine.bundles.reading.bundle_members import Members
 from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
@@ -33,8 +33,8 @@ class RecallItem:
 def stage(
     ends: BulkEndpoints[Session], bundle: SealedBundle, items: Sequence[RecallItem], rules: BulkRules, control: Control
 ) -> list[Outcome]:
-    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk_run.stage`. The
-    source of `ends` is a session of the archive.
+    """Bring the items' bytes into partial files beside their destinations and verify them; see
+    `bulk_staging.stage`. The source of `ends` is a session of the archive.
 
     One outcome per item, in their order: Staged, Failed (ChecksumMismatch where the bundle is damaged), or Deferred for
     a member larger than `rules.most` bytes: `recall.stage` is for those. The sessions may be of one machine, but must
@@ -50,4 +50,4 @@ def stage(
         raise SourceMissing(f"{bundle.place}: no such bundle") from None
     members = Members(source, archive, StoredBundle.find(source, path, bundle), [item.member for item in items])
     small = [SmallItem(item.number, members.place(item.member), item.destination) for item in items]
-    return bulk_run.stage(BulkEndpoints(members, ends.target, archive, ends.destination), small, rules, control)
+    return bulk_staging.stage(BulkEndpoints(members, ends.target, archive, ends.destination), small, rules, control)

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Sequence
 from hashlib import sha256
 
-from datamanager.domain.bundles import Member, Pack
+from datamanager.domain.archive.bundle_model import Member, Pack
 from datamanager.domain.location import Place
 from datamanager.engine.bundles.format.layout import header_of
 from datamanager.engine.bundles.reading.stored_bundle import StoredBundle, require_header, require_there

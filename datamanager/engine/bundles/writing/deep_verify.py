@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datamanager.domain.bundles import Manifest
+from datamanager.domain.archive.bundle_model import Manifest
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.bundles.format.layout import Layout
 from datamanager.engine.bundles.reading.stored_bundle import StoredBundle

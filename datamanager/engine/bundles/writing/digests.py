@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from datamanager.domain.bundles import Pack
+from datamanager.domain.archive.bundle_model import Pack
 from datamanager.engine.bundles.format.layout import Layout
 from datamanager.errors import InternalError
 from datamanager.transports.values import Bytes

@@ -19,7 +19,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from datamanager.domain.bundles import Frame, Manifest, Pack, SealedBundle, VerifyLevel, WantedMember, manifest_place
+from datamanager.domain.archive.bundle_model import (
+    Frame,
+    Manifest,
+    Pack,
+    SealedBundle,
+    VerifyLevel,
+    WantedMember,
+    manifest_place,
+)
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase, TransferKind
