@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -56,6 +56,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         mark = metafunc.definition.get_closest_marker("dialect")
         kinds = ("sqlite",) if mark is None else mark.args or ("sqlite", "postgresql")
         metafunc.parametrize("dialect", kinds, indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, dict[str, object] | None, dict[str, object] | None]:
+    """Escape what is no UTF-8 in a report: pytest-xdist can't send it, and file names of tests are any bytes."""
+    data = yield
+    return None if data is None else {name: _sendable(value) for name, value in data.items()}
+
+
+def _sendable(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list | tuple):
+        return type(value)(_sendable(item) for item in value)
+    if isinstance(value, dict):
+        return {_sendable(key): _sendable(item) for key, item in value.items()}
+    return value
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
