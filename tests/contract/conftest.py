@@ -84,6 +84,13 @@ def control_dir() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture
+def own_control_dir() -> Iterator[Path]:
+    """A control directory of the test's own: no other test's connections are there."""
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
 def server(sshd_pair: tuple[PrivateSshd, PrivateSshd]) -> PrivateSshd:
     """The server of all tests that do it no harm."""

@@ -266,37 +266,39 @@ def test_idle_sessions_are_closed(alone: PrivateSshd, alone_machine: Machine, co
         assert until(lambda: not alone.children())
 
 
-def test_nothing_is_left_after_close(alone: PrivateSshd, alone_machine: Machine, control_dir: Path) -> None:
+def test_nothing_is_left_after_close(alone: PrivateSshd, alone_machine: Machine, own_control_dir: Path) -> None:
     threads = threading.active_count()
-    with opened(alone_machine, control_dir) as storage:
+    with opened(alone_machine, own_control_dir) as storage:
         for _ in range(20):
             with storage.session_pair() as (one, _two):
                 one.stat("/")
         assert storage.idle == 2
     assert until(lambda: not alone.children())
-    assert until(lambda: not commands(str(control_dir)))
+    assert until(lambda: not commands(str(own_control_dir)))
     assert until(lambda: threading.active_count() <= threads)
-    assert until(lambda: not list(control_dir.iterdir()))
+    assert until(lambda: not list(own_control_dir.iterdir()))
 
 
 @pytest.mark.faults
-def test_a_parent_that_is_killed_leaves_nothing(alone: PrivateSshd, alone_machine: Machine, control_dir: Path) -> None:
+def test_a_parent_that_is_killed_leaves_nothing(
+    alone: PrivateSshd, alone_machine: Machine, own_control_dir: Path
+) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
         "from datamanager.machines import Machine\n"
         "from datamanager.transports.factory import open_storage\n"
         "machine = Machine.model_validate_json(sys.argv[1])\n"
-        "with open_storage(machine, control_dir=Path(sys.argv[2])).session() as session:\n"
+        "with open_storage(machine, own_control_dir=Path(sys.argv[2])).session() as session:\n"
         "    session.stat('/')\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    argv = [sys.executable, "-c", script, alone_machine.model_dump_json(), str(control_dir)]
+    argv = [sys.executable, "-c", script, alone_machine.model_dump_json(), str(own_control_dir)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"ready\n"
         assert alone.children()
         parent.kill()
-    assert until(lambda: not commands(str(control_dir)))
+    assert until(lambda: not commands(str(own_control_dir)))
     assert until(lambda: not alone.children())

@@ -279,7 +279,7 @@ def test_a_head_that_reads_on_is_not_used(
 
 @pytest.mark.faults
 def test_a_digest_cancelled_before_its_program_has_spoken(
-    alone: PrivateSshd, alone_machine: Machine, control_dir: Path
+    alone: PrivateSshd, alone_machine: Machine, own_control_dir: Path
 ) -> None:
     """Its process id is waited for then: closing the channel does not end it."""
     file = Path(alone_machine.base_dir) / "huge"
@@ -289,11 +289,11 @@ def test_a_digest_cancelled_before_its_program_has_spoken(
     def stop(_: int) -> None:
         raise KeyError
 
-    with sessions(alone_machine, control_dir) as session:
+    with sessions(alone_machine, own_control_dir) as session:
         ask_for_programs(session, Path(alone_machine.base_dir))
         before = set(alone.descendants())
         for _ in range(3):
             with pytest.raises(KeyError):
                 session.programs.digest(str(file), stop)
         assert until(lambda: set(alone.descendants()) <= before)
-    assert until(lambda: not commands(str(control_dir)))
+    assert until(lambda: not commands(str(own_control_dir)))
