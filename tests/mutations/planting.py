@@ -73,7 +73,7 @@ def try_fault(copy: Path, fault: Fault) -> Verdict:
     started = time.monotonic()
     # the copy goes before the checkout that the virtual environment names, also in the processes that tests start
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *fault.tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *fault.tests]
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
