@@ -10,7 +10,7 @@ MODEL_FAULTS = (
         "models/objects/claims.py",
         '        raise DestinationExists(f"{place} is held by a registered object or a running transfer")\n',
         "        return\n",
-        ("tests/integration/test_catalogue_claims.py::test_a_held_place_is_refused[sqlite]",),
+        ("tests/integration/test_catalogue_claims.py::test_a_held_place_is_refused[sqlite-object-copy]",),
     ),
     Fault(
         "claims: a writer does not look for readers",
@@ -24,14 +24,17 @@ MODEL_FAULTS = (
         "models/transfers/outcomes.py",
         "    free_claims_of_transfer(session, row.id)\n",
         "",
-        ("tests/integration/test_catalogue_claims.py::test_the_place_of_an_ended_transfer_is_free[sqlite]",),
+        ("tests/integration/test_catalogue_claims.py::test_the_place_of_an_ended_transfer_is_free[sqlite-copy]",),
     ),
     Fault(
         "fence: writes do not name the epoch",
         "models/transfers/queue.py",
         "        Transfer.epoch == hold.epoch,\n",
         "",
-        ("tests/integration/test_catalogue_fencing.py::test_every_write_of_a_lost_hold_is_refused",),
+        (
+            "tests/integration/test_catalogue_fencing.py::"
+            "test_every_write_of_a_lost_hold_is_refused[sqlite-taken again by ourselves]",
+        ),
     ),
     Fault(
         "fence: taking a transfer does not raise its epoch",
@@ -77,7 +80,7 @@ MODEL_FAULTS = (
         "        old = old.where(OutboxMessage.sent.is_not(None))\n",
         "        pass\n",
         (
-            "tests/integration/test_catalogue_keeping.py::test_the_outbox_keeps_what_the_broker_has_not_confirmed[sqlite]",
+            "tests/integration/test_catalogue_keeping.py::test_the_outbox_keeps_what_the_broker_has_not_confirmed[sqlite-True-left0]",
         ),
     ),
     Fault(
@@ -137,7 +140,7 @@ MODEL_FAULTS = (
         "models/transfers/cancel_pause.py",
         "    if row.owner is not None or row.past_commit_point:\n",
         "    if row.owner is not None:\n",
-        ("tests/integration/test_control.py::test_what_may_have_its_name_is_looked_at_before_it_ends[sqlite]",),
+        ("tests/integration/test_control.py::test_what_may_have_its_name_is_looked_at_before_it_ends[sqlite-False]",),
     ),
     Fault(
         "listing: a cursor skips objects with the same sort key",

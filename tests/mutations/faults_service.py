@@ -10,7 +10,7 @@ SERVICE_FAULTS = (
         "api/http/host_origin.py",
         "if len(hosts) != 1 or not host_allowed(hosts[0], settings):",
         "if len(hosts) != 1:",
-        ("tests/unit/test_api_guard.py::test_one_host_and_no_foreign_origin",),
+        ("tests/integration/api/test_http.py::test_host_and_origin",),
     ),
     Fault(
         "api: the Origin header is not checked",

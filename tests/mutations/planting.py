@@ -80,7 +80,7 @@ def try_fault(copy: Path, fault: Fault) -> Verdict:
         return Verdict(fault, f"{fault.tests[0]} (no end within {TIMEOUT} s)", time.monotonic() - started)
     finally:
         (copy / fault.file).write_text(before)
-    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1) or (done.returncode == 1 and failed is None):
         raise RuntimeError(f"{fault.name}: the tests did not run\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return Verdict(fault, failed[1] if failed else None, time.monotonic() - started)
