@@ -114,14 +114,17 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "bulk: a missing file fails the whole chunk",
-        "datamanager/engine/bulk/bulk_transfer.py",
-        '                chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))\n'
-        "            elif isinstance(found, DataManagerError):\n"
-        "                chunk.fail(task.number, found)\n",
-        "                raise SourceMissing(str(task.item.source))\n"
-        "            elif isinstance(found, DataManagerError):\n"
-        "                raise found\n",
+        "datamanager/engine/bulk/bulk_probe.py",
+        '            chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))\n',
+        '            raise SourceMissing(f"{task.item.source}: no such file")\n',
         ("tests/integration/test_bulk.py::test_each_item_fails_alone[sha256-local]",),
+    ),
+    Fault(
+        "bulk: a file that disappears before it is read fails the whole chunk",
+        "datamanager/engine/bulk/bulk_transfer.py",
+        '                chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))\n',
+        '                raise SourceMissing(f"{task.item.source}: no such file")\n',
+        ("tests/integration/test_bulk.py::test_a_source_that_changes_is_caught[sha256-local]",),
     ),
     Fault(
         "bundle: the header of a member is not compared",
