@@ -83,7 +83,7 @@ SOURCE_FAULTS = (
         "datamanager/sources/http/answer.py",
         "if asked.version is not None and self.version != asked.version:",
         "if False:",
-        ("tests/integration/test_download_resume.py::test_never_a_mix[another version as a part]",),
+        ("tests/contract/test_sources.py::test_parts_and_versions[http]",),
     ),
     Fault(
         "download: a wrong checksum is published",
