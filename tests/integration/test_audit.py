@@ -192,6 +192,23 @@ def test_what_a_transfer_has_claimed_is_left_out(local: Plant, when: str) -> Non
     assert local.get(busy).status == "ACTIVE"
 
 
+@pytest.mark.parametrize("how", ["claimed", "changed"])
+def test_conclude_leaves_an_object_that_changed_after_the_second_look(local: Plant, how: str) -> None:
+    lost = local.register("a/lost")
+    local.register("a/kept")
+    (local.folder / "a/lost").unlink()
+
+    def change() -> None:
+        with local.database.write() as session:
+            if how == "claimed":
+                session.add(Claim(mode="read", object_id=lost, transfer_id=uuid4()))
+            else:
+                session.execute(update(DataObject).where(DataObject.id == lost).values(date_modified=now(session)))
+
+    assert local.audit(after=change).found == {("LOST", "a/lost")}
+    assert local.get(lost).status == "ACTIVE"
+
+
 @pytest.mark.parametrize("how", ["missing", "empty", "a file"])
 def test_a_base_directory_that_is_not_mounted_is_no_loss(plant: Plant, how: str) -> None:
     one = plant.register("a/one")

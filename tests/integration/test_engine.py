@@ -186,6 +186,26 @@ def test_the_size_policy_says_what_it_proved(ends: Ends) -> None:
     assert carry(job)[1] is Verified.SIZE
 
 
+@pytest.mark.parametrize("ends", ["local"], indirect=True)
+def test_relay_flushes_the_partial_file_before_it_is_renamed(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ends.folder("a") / "in").write_bytes(DATA)
+    done: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def note_fsync(handle: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).suffix)
+        fsync(handle)
+
+    def note_link(source: str, destination: str, *, follow_symlinks: bool = True) -> None:
+        done.append("named")
+        link(source, destination, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "link", note_link)
+    carry(ends.job("a:in", "b:out"))
+    assert done.index(".dmpart") < done.index("named")
+
+
 @pytest.mark.parametrize("kind", [TransferKind.MOVE, TransferKind.COPY])
 def test_two_names_of_one_directory_never_destroy_the_file(ends: Ends, kind: TransferKind) -> None:
     file = ends.folder("b") / "in"

@@ -215,6 +215,15 @@ def test_another_source_is_not_gone_on_with(site: Site) -> None:
     site.assert_exact()
 
 
+def test_resume_refuses_a_source_that_changed_before_the_block_that_is_compared(site: Site) -> None:
+    job = interrupted(site, SIZE - 4 * MIB)
+    assert site.parts()[0].stat().st_size - WINDOW > BLOCK
+    flip(site.source, 5)
+    os.utime(site.source, (1_500_000_000, 1_500_000_000))
+    site.attempt(job)
+    assert site.final.read_bytes() == site.source.read_bytes()
+
+
 def test_damage_in_the_last_block_begins_anew(site: Site) -> None:
     job = interrupted(site)
     flip(site.parts()[0], site.parts()[0].stat().st_size - WINDOW - BLOCK // 2)

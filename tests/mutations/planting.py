@@ -73,14 +73,14 @@ def try_fault(copy: Path, fault: Fault) -> Verdict:
     started = time.monotonic()
     # the copy goes before the checkout that the virtual environment names, also in the processes that tests start
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *fault.tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *fault.tests]
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         return Verdict(fault, f"{fault.tests[0]} (no end within {TIMEOUT} s)", time.monotonic() - started)
     finally:
         (copy / fault.file).write_text(before)
-    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1) or (done.returncode == 1 and failed is None):
         raise RuntimeError(f"{fault.name}: the tests did not run\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return Verdict(fault, failed[1] if failed else None, time.monotonic() - started)

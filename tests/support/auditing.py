@@ -95,8 +95,12 @@ class Plant:
         with self.database.read() as session:
             return catalogue.get_object(session, object_id)
 
-    def audit(self, between: Callable[[], Any] = lambda: None, **terms: Any) -> Audited:
-        """Audit the machine; `between` is done between the two looks. Errors end it as they do in the flow."""
+    def audit(
+        self, between: Callable[[], Any] = lambda: None, *, after: Callable[[], Any] = lambda: None, **terms: Any
+    ) -> Audited:
+        """Audit the machine; `between` is done between the two looks, `after` when both are over and nothing is applied
+        yet. Errors end it as they do in the flow.
+        """
         asked = AuditTerms.model_validate({"scrub_share": 0, **terms})
         with self.database.write() as session:
             audit = audit_runs.submit(session, self.machine.name, asked).id
@@ -111,6 +115,7 @@ class Plant:
             scrub(exam)
             between()
             second_look(exam)
+            after()
             conclude(exam)
         except DataManagerError as exc:
             error = exc

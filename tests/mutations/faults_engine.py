@@ -1,0 +1,233 @@
+"""Faults of the engine and of the transports: what reaches storage, and what stays there."""
+
+from __future__ import annotations
+
+from tests.mutations.planting import Fault
+
+ENGINE_FAULTS = (
+    Fault(
+        "verify: the hashes of both ends are not compared",
+        "datamanager/engine/single/verify.py",
+        "if near != far:",
+        "if False:",
+        ("tests/integration/test_engine.py::test_damage_to_what_was_stored_is_caught[local-flip]",),
+    ),
+    Fault(
+        "verify: the stored size is not compared",
+        "datamanager/engine/single/verify.py",
+        "if stored != moved.size:",
+        "if False:",
+        ("tests/integration/test_engine.py::test_damage_to_what_was_stored_is_caught[local-truncate]",),
+    ),
+    Fault(
+        "verify: the source is not looked at again",
+        "datamanager/engine/single/verify.py",
+        "    if found.route is not Route.DOWNLOAD:\n        require_unchanged(job, found)\n",
+        "",
+        ("tests/integration/test_engine.py::test_a_source_that_changes_under_the_copy_is_caught[local]",),
+    ),
+    Fault(
+        "publish: the file gets its name before it is on stable storage",
+        "datamanager/engine/single/stream_plan.py",
+        "        self._writers[0].flush()\n",
+        "",
+        ("tests/integration/test_engine.py::test_relay_flushes_the_partial_file_before_it_is_renamed[local]",),
+    ),
+    Fault(
+        "publish: another file with the name is taken for ours",
+        "datamanager/engine/single/publish.py",
+        "    if there.kind is not FileKind.FILE or there.size != intent.size:\n        return False\n"
+        "    return there.mtime == intent.mtime if intent.sha256 is None else"
+        " stored_sha256(session, path) == intent.sha256\n",
+        "    return True\n",
+        ("tests/integration/test_engine.py::test_a_file_that_appears_in_the_last_moment_is_left[local]",),
+    ),
+    Fault(
+        "move: a source that changed is removed",
+        "datamanager/engine/single/publish.py",
+        "            if (now.size, now.mtime) != (intent.size, intent.mtime):\n",
+        "            if False:\n",
+        ("tests/integration/test_engine.py::test_a_source_is_removed_only_if_it_is_what_was_read[local]",),
+    ),
+    Fault(
+        "probe: overwriting is not guarded",
+        "datamanager/engine/single/probe.py",
+        "    if not job.overwrite:\n",
+        "    if False:\n",
+        ("tests/integration/test_engine.py::test_nothing_is_overwritten_unless_asked[local]",),
+    ),
+    Fault(
+        "probe: the free space is not compared",
+        "datamanager/engine/single/probe.py",
+        "if free is not None and size is not None and size - there > free:",
+        "if False:",
+        ("tests/integration/test_engine.py::test_no_space_is_said_before_a_byte_moves[local]",),
+    ),
+    Fault(
+        "paths: a link may lead out of the base directory",
+        "datamanager/engine/path_confinement.py",
+        "            elif not _is_below(base, real):\n",
+        "            elif False:\n",
+        ("tests/integration/test_engine.py::test_links_that_lead_out_are_refused[local-out/secret]",),
+    ),
+    Fault(
+        "paths: a place may contain '..'",
+        "datamanager/domain/location.py",
+        'if ".." in parts:',
+        "if False:",
+        ("tests/unit/test_location.py",),
+    ),
+    Fault(
+        "restart: the partial file of another version of the source is resumed",
+        "datamanager/engine/attempt.py",
+        "        return (self.size, self.mtime) == (source.size, source.mtime)\n",
+        "        return True\n",
+        (
+            "tests/integration/test_restart.py::"
+            "test_resume_refuses_a_source_that_changed_before_the_block_that_is_compared",
+        ),
+    ),
+    Fault(
+        "control: a bandwidth limit is not applied",
+        "datamanager/engine/control.py",
+        "            self.throttle.take(count, self.check)\n",
+        "            pass\n",
+        ("tests/unit/test_throttle.py::test_a_control_counts_then_waits_and_can_be_stopped_meanwhile",),
+    ),
+    Fault(
+        "control: a cancel stops what is past its commit point",
+        "datamanager/engine/control.py",
+        "self._stop or (None if self._shielded else self._wish)",
+        "self._stop or self._wish",
+        ("tests/unit/test_stopping.py::test_past_the_point_of_no_return_wishes_wait",),
+    ),
+    Fault(
+        "bulk: a cancel leaves partial files behind",
+        "datamanager/engine/bulk/bulk_staging.py",
+        "            chunk.remove_parts(list(chunk.made.values()))\n",
+        "            pass\n",
+        ("tests/integration/test_bulk.py::test_a_cancel_leaves_nothing[sha256-local]",),
+    ),
+    Fault(
+        "bulk: hashes of small files are not compared",
+        "datamanager/engine/bulk/bulk_transfer.py",
+        "elif far != task.sha256:",
+        "elif False:",
+        ("tests/integration/test_bulk.py::test_damage_to_what_was_stored_is_caught[sha256-local-flip-2]",),
+    ),
+    Fault(
+        "bulk: a missing file fails the whole chunk",
+        "datamanager/engine/bulk/bulk_probe.py",
+        '            chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))\n',
+        '            raise SourceMissing(f"{task.item.source}: no such file")\n',
+        ("tests/integration/test_bulk.py::test_each_item_fails_alone[sha256-local]",),
+    ),
+    Fault(
+        "bulk: a file that disappears before it is read fails the whole chunk",
+        "datamanager/engine/bulk/bulk_transfer.py",
+        '                chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))\n',
+        '                raise SourceMissing(f"{task.item.source}: no such file")\n',
+        ("tests/integration/test_bulk.py::test_a_source_that_changes_is_caught[sha256-local]",),
+    ),
+    Fault(
+        "bundle: the header of a member is not compared",
+        "datamanager/engine/bundles/reading/stored_bundle.py",
+        "if found != header_of(member):",
+        "if False:",
+        ("tests/integration/test_bundles.py::test_the_catalogue_must_name_what_is_there",),
+    ),
+    Fault(
+        "bundle: the hash of a small member is not compared",
+        "datamanager/engine/bundles/reading/bundle_members.py",
+        "if sha256(memoryview(data)[head:]).hexdigest() != member.sha256:",
+        "if False:",
+        ("tests/integration/test_bundles.py::test_one_flipped_bit_among_small_members",),
+    ),
+    Fault(
+        "extract: a hidden file is written into a base directory",
+        "datamanager/engine/extracting/archive_member.py",
+        'elif parts[0].startswith(".") and _parts(directory) in ([], _parts(machine.base_dir)):',
+        "elif False:",
+        (
+            "tests/integration/test_extracting.py::"
+            "test_no_hidden_file_gets_into_a_base_directory[tar-.ssh/authorized_keys]",
+        ),
+    ),
+    Fault(
+        "extract: a link in an archive is accepted",
+        "datamanager/engine/extracting/archive_listing.py",
+        "if not info.isreg() or info.issparse():",
+        "if info.issparse():",
+        ("tests/integration/test_extracting.py::test_links_and_devices_are_no_files[2]",),
+    ),
+    Fault(
+        "extract: the limit of an archive's bytes is not applied",
+        "datamanager/engine/extracting/archive_member.py",
+        "if total > limit:",
+        "if False:",
+        ("tests/integration/test_extracting.py::test_what_is_too_much",),
+    ),
+    Fault(
+        "extract: a damaged member of a zip file is accepted",
+        "datamanager/engine/extracting/member_content.py",
+        "if len(data) != member.size or (member.crc is not None and zlib.crc32(data) != member.crc):",
+        "if len(data) != member.size:",
+        ("tests/integration/test_extracting.py::test_no_damage_gets_past[zip]",),
+    ),
+    Fault(
+        "storage: an existing file is written into",
+        "datamanager/transports/local/files.py",
+        "os.O_CREAT | os.O_EXCL",
+        "os.O_CREAT",
+        ("tests/contract/test_transport.py::test_create_is_exclusive[local-file]",),
+    ),
+    Fault(
+        "storage: a rename replaces a file unasked",
+        "datamanager/transports/local/names.py",
+        "        if overwrite:\n",
+        "        if True:\n",
+        ("tests/contract/test_transport.py::test_rename_replaces_only_when_asked[local]",),
+    ),
+    Fault(
+        "storage: setuid is carried over",
+        "datamanager/transports/local/storage.py",
+        "os.chmod(path, mode & 0o777)",
+        "os.chmod(path, mode)",
+        ("tests/contract/test_transport.py::test_set_attributes_never_sets_setuid[local]",),
+    ),
+    Fault(
+        "transport: more sessions than max_connections",
+        "datamanager/transports/session_limiter.py",
+        "self._in_use + count <= self.most",
+        "True",
+        ("tests/contract/test_transport_faults.py::test_sessions_are_bounded_and_waiters_wake[local]",),
+    ),
+    Fault(
+        "transport: a stall is reported as a lost connection",
+        "datamanager/transports/channel.py",
+        "        if self.stalled:\n",
+        "        if False:\n",
+        ("tests/contract/test_transport_faults.py::test_a_server_that_stalls[openssh-nothing]",),
+    ),
+    Fault(
+        "ssh: paramiko accepts any key of a known host",
+        "datamanager/transports/ssh/hostkeys.py",
+        "        if any(line.key == blob for line in plain):\n",
+        "        if plain:\n",
+        ("tests/contract/test_host_keys.py::test_every_other_key_is_refused[paramiko-changed]",),
+    ),
+    Fault(
+        "ssh: OpenSSH does not check the host key",
+        "datamanager/transports/ssh/openssh_client.py",
+        '"StrictHostKeyChecking": "yes"',
+        '"StrictHostKeyChecking": "no"',
+        ("tests/contract/test_host_keys.py::test_every_other_key_is_refused[openssh-nothing]",),
+    ),
+    Fault(
+        "ssh: words of a command are not quoted",
+        "datamanager/transports/ssh/openssh_program.py",
+        "words = [shlex.join(argv)]",
+        'words = [" ".join(argv)]',
+        ("tests/contract/test_transport_programs.py::test_a_word_is_only_a_word[openssh-$(id)]",),
+    ),
+)

@@ -1,0 +1,250 @@
+"""Faults of the catalogue: claims, leases, outbox, idempotency, retention, audits, queue, listings."""
+
+from __future__ import annotations
+
+from tests.mutations.planting import Fault
+
+MODEL_FAULTS = (
+    Fault(
+        "claims: a held place is given away",
+        "models/objects/claims.py",
+        '        raise DestinationExists(f"{place} is held by a registered object or a running transfer")\n',
+        "        return\n",
+        ("tests/integration/test_catalogue_claims.py::test_a_held_place_is_refused[sqlite-object-copy]",),
+    ),
+    Fault(
+        "claims: a writer does not look for readers",
+        "models/objects/claims.py",
+        'if _is_claimed(session, object_id, "read"):',
+        "if False:",
+        ("tests/integration/test_catalogue_claims.py::test_readers_share_and_writers_exclude[sqlite]",),
+    ),
+    Fault(
+        "claims: an ended transfer keeps its places",
+        "models/transfers/outcomes.py",
+        "    free_claims_of_transfer(session, row.id)\n",
+        "",
+        ("tests/integration/test_catalogue_claims.py::test_the_place_of_an_ended_transfer_is_free[sqlite-copy]",),
+    ),
+    Fault(
+        "fence: writes do not name the epoch",
+        "models/transfers/queue.py",
+        "        Transfer.epoch == hold.epoch,\n",
+        "",
+        (
+            "tests/integration/test_catalogue_fencing.py::"
+            "test_every_write_of_a_lost_hold_is_refused[sqlite-taken again by ourselves]",
+        ),
+    ),
+    Fault(
+        "fence: taking a transfer does not raise its epoch",
+        "models/transfers/queue.py",
+        "                row.epoch += 1\n",
+        "",
+        ("tests/integration/test_catalogue_fencing.py::test_reaping[sqlite]",),
+    ),
+    Fault(
+        "lease: a live mover loses its transfers",
+        "models/transfers/queue.py",
+        "Transfer.ended.is_(None), Transfer.lease_until < now(session))",
+        "Transfer.ended.is_(None))",
+        ("tests/integration/test_catalogue_fencing.py::test_reaping[sqlite]",),
+    ),
+    Fault(
+        "lease: two processes hold one at a time",
+        "models/core/leases.py",
+        "    if lease is None or (lease.holder != holder and lease.until > time):\n",
+        "    if lease is None:\n",
+        ("tests/integration/test_catalogue_keeping.py::test_one_holds_a_lease_at_a_time[sqlite]",),
+    ),
+    Fault(
+        "outbox: a request is not posted to the movers",
+        "models/submission.py",
+        "    post_request(session, transfer)\n",
+        "",
+        (
+            "tests/integration/test_catalogue_transfers.py::"
+            "test_a_request_is_one_row_its_claims_and_its_messages[sqlite]",
+        ),
+    ),
+    Fault(
+        "outbox: the event of a transfer's end is missing",
+        "models/transfers/outcomes.py",
+        "    post_transfer_event(session, row, event, data)\n",
+        "",
+        ("tests/integration/test_catalogue_transfers.py::test_copy[sqlite]",),
+    ),
+    Fault(
+        "outbox: housekeeping forgets what the broker has not confirmed",
+        "models/core/outbox.py",
+        "        old = old.where(OutboxMessage.sent.is_not(None))\n",
+        "        pass\n",
+        (
+            "tests/integration/test_catalogue_keeping.py::"
+            "test_the_outbox_keeps_what_the_broker_has_not_confirmed[sqlite-True-left0]",
+        ),
+    ),
+    Fault(
+        "idempotency: the fingerprint of a request is not compared",
+        "models/core/idempotency.py",
+        "if row.fingerprint != fingerprint:",
+        "if False:",
+        ("tests/integration/test_catalogue_idempotency.py::test_another_request_under_the_key_is_refused[sqlite]",),
+    ),
+    Fault(
+        "idempotency: who lost the key makes something under it",
+        "models/core/idempotency.py",
+        "    if not _update(session, key, holder, subject=subject):\n",
+        "    if _update(session, key, holder, subject=subject) is None:\n",
+        ("tests/integration/test_catalogue_idempotency.py::test_who_lost_the_key_makes_nothing[sqlite]",),
+    ),
+    Fault(
+        "queue: what is past its deadline is taken",
+        "models/transfers/queue.py",
+        "or_(Transfer.deadline.is_(None), Transfer.deadline > time)",
+        "Transfer.id.is_not(None)",
+        ("tests/integration/test_control.py::test_what_waits_at_its_deadline_ends_and_is_not_taken[sqlite]",),
+    ),
+    Fault(
+        "queue: the lowest priority goes first",
+        "models/transfers/queue.py",
+        "for priority in Priority:",
+        "for priority in reversed(Priority):",
+        ("tests/integration/test_control.py::test_the_higher_priority_is_taken_first_and_of_one_the_older[sqlite]",),
+    ),
+    Fault(
+        "queue: a machine's limit of transfers is not applied",
+        "models/transfers/queue.py",
+        "    return {name for name, cap in caps.items() if running[name] >= cap}\n",
+        "    return set()\n",
+        (
+            "tests/integration/test_limits.py::"
+            "test_what_finds_its_machine_full_waits_untouched_and_hinders_no_other[sqlite]",
+        ),
+    ),
+    Fault(
+        "queue: transfers of a drained machine are taken",
+        "models/machines/limits.py",
+        "    return most | dict.fromkeys(unavailable(session), 0)\n",
+        "    return most\n",
+        ("tests/integration/test_health.py::test_a_drained_machine_lets_what_runs_end_and_takes_nothing_new[sqlite]",),
+    ),
+    Fault(
+        "queue: an attempt is counted that was not spent",
+        "models/transfers/queue.py",
+        "        row.attempts -= 1\n",
+        "        pass\n",
+        ("tests/integration/test_catalogue_transfers.py::test_back_to_the_queue_and_again[sqlite]",),
+    ),
+    Fault(
+        "cancel: a transfer past its commit point ends at once",
+        "models/transfers/cancel_pause.py",
+        "    if row.owner is not None or row.past_commit_point:\n",
+        "    if row.owner is not None:\n",
+        ("tests/integration/test_control.py::test_what_may_have_its_name_is_looked_at_before_it_ends[sqlite-False]",),
+    ),
+    Fault(
+        "listing: a cursor skips objects with the same sort key",
+        "models/objects/catalogue.py",
+        "or_(column > value, and_(column == value, DataObject.id > last))",
+        "column > value",
+        ("tests/integration/test_catalogue_listing.py::test_pages_of_every_sort_key_add_up[sqlite]",),
+    ),
+    Fault(
+        "batch: what is wrong with an item fails the whole batch",
+        "models/batches/item_admission.py",
+        "        except (RequestError, CatalogueError) as exc:\n            item.error = exc\n",
+        "        except (RequestError, CatalogueError):\n            raise\n",
+        ("tests/integration/test_batches.py::test_an_item_that_cannot_be_done_fails_alone[sqlite]",),
+    ),
+    Fault(
+        "archive: a bundle is removed while an object needs it",
+        "models/objects/archived_parts.py",
+        "set(touched) - set(session.scalars(needed.distinct()))",
+        "set(touched)",
+        ("tests/integration/test_archives.py::test_an_activated_object_has_its_place_and_frees_its_part[sqlite]",),
+    ),
+    Fault(
+        "retention: a held object is deleted",
+        "models/submission.py",
+        "if request.kind is TransferKind.DELETE and obj.held_since is not None:",
+        "if False:",
+        ("tests/integration/api/test_retention.py::test_a_held_object_is_not_deleted",),
+    ),
+    Fault(
+        "retention: the last verified copy is deleted",
+        "datamanager/domain/retention/decisions.py",
+        "if not subject.proved or keeper is None or keeper == subject.id:",
+        "if keeper is None:",
+        ("tests/unit/test_retention_rules.py::test_no_rule_deletes_the_last_verified_copy_or_a_held_object",),
+    ),
+    Fault(
+        "retention: the copy that remains is not looked at again",
+        "models/retention/submission.py",
+        "if other is None or _survivor(session, other) != proved or other.checksum != decision.subject.checksum:",
+        "if other is None:",
+        (
+            "tests/integration/test_retention.py::"
+            "test_what_changes_between_the_decision_and_the_act_is_seen[sqlite-survivor deleted]",
+        ),
+    ),
+    Fault(
+        "retention: the copy that remains is not claimed",
+        "models/retention/submission.py",
+        "        claim_reading(session, proved.object_id, transfer.id)\n",
+        "",
+        (
+            "tests/integration/test_retention.py::"
+            "test_the_copy_that_remains_is_kept_from_others_until_the_delete_has_ended[sqlite]",
+        ),
+    ),
+    Fault(
+        "audit: the second look is not taken",
+        "flows/audit/second_pass.py",
+        "        if again is not None and (again.kind.value == one.kind or one.kind == FindingKind.FOUND.value):\n",
+        "        again = again or Finding(FindingKind(one.kind), one.place, one.object_id, one.expected, one.found)\n"
+        "        if again is not None:\n",
+        ("tests/integration/test_audit.py::test_what_changes_between_the_looks_is_no_finding[local-sqlite]",),
+    ),
+    Fault(
+        "audit: an object that a transfer has claimed is changed",
+        "models/audit/findings.py",
+        "    return [row for row in rows if row.id not in busy]\n",
+        "    return rows\n",
+        (
+            "tests/integration/test_audit.py::"
+            "test_conclude_leaves_an_object_that_changed_after_the_second_look[sqlite-claimed]",
+        ),
+    ),
+    Fault(
+        "audit: an object that changed since it was looked at is changed",
+        "models/audit/findings.py",
+        " if is_same(row, wanted[row.id])]",
+        "]",
+        (
+            "tests/integration/test_audit.py::"
+            "test_conclude_leaves_an_object_that_changed_after_the_second_look[sqlite-changed]",
+        ),
+    ),
+    Fault(
+        "audit: any number of losses is believed",
+        "flows/audit/second_pass.py",
+        "if is_suspicious(lost, looked, most) and not exam.terms.accept_losses:",
+        "if False:",
+        ("tests/integration/test_audit.py::test_too_many_losses_are_not_believed[sqlite]",),
+    ),
+    Fault(
+        "secrets: they stay when the transfer has ended",
+        "models/transfers/outcomes.py",
+        "    forget(session, row.id)\n",
+        "",
+        ("tests/integration/test_secrets.py::test_the_secrets_go_with_the_end[sqlite-complete]",),
+    ),
+    Fault(
+        "schedule: the newest verified version is deleted",
+        "models/external/schedules.py",
+        "if obj.id == proved or obj.id in stuck or obj.held_since is not None:",
+        "if obj.id in stuck or obj.held_since is not None:",
+        ("tests/integration/test_schedules.py::test_the_newest_proved_version_stays[sqlite]",),
+    ),
+)
