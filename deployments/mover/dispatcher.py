@@ -64,7 +64,7 @@ class Dispatcher:
     @property
     def busy(self) -> bool:
         """Whether anything runs."""
-        return bool(self._tasks or self._services.upkeep)
+        return bool(self._tasks or self._services.maintenance)
 
     def notify(self) -> None:
         """Look at the queue now. Safe from any thread."""

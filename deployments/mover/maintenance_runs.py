@@ -75,7 +75,7 @@ class MaintenanceRuns:
 
     def renew(self, session: Session) -> None:
         """Prolong the leases of what runs here, in the heartbeat's transaction."""
-        for run in list(self._services.upkeep):
+        for run in list(self._services.maintenance):
             self._hold(session, run)
 
     async def stop(self) -> None:
@@ -142,7 +142,7 @@ class MaintenanceRuns:
 
     async def _run(self, flow: AnyFlow, flow_run: FlowRun, parameters: dict[str, Any]) -> None:
         services, run = self._services, flow_run.id
-        control = services.upkeep[run] = Control()
+        control = services.maintenance[run] = Control()
         try:
             await write(services.database, self._hold, run)
             with provided(services), translated():
@@ -153,7 +153,7 @@ class MaintenanceRuns:
         except (CatalogueUnavailable, OrchestratorUnavailable) as exc:
             log.warning("maintenance_run_failed", flow_run=str(run), code=exc.code, error=exc.detail)
         finally:
-            services.upkeep.pop(run, None)
+            services.maintenance.pop(run, None)
             with contextlib.suppress(CatalogueUnavailable):
                 drop = write(services.database, drop_lease, f"{RUN_PREFIX}{run}", services.owner)
                 await asyncio.shield(drop)

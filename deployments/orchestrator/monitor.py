@@ -68,7 +68,7 @@ class PrefectMonitor:
         if there != was_there:
             log.info("prefect_reachable" if there else "prefect_unreachable")
             self._changed()
-        if there and (self._services.by_run or self._services.upkeep):
+        if there and (self._services.by_run or self._services.maintenance):
             await self._check_our_runs()
 
     async def _look_and_reconcile(self) -> None:
@@ -87,14 +87,14 @@ class PrefectMonitor:
 
     async def _check_our_runs(self) -> None:
         """Stop what was cancelled in Prefect. What is called ended there, but is not, is called running again."""
-        mine = [*self._services.by_run, *self._services.upkeep]
+        mine = [*self._services.by_run, *self._services.maintenance]
         ours = FlowRunFilter(id=FlowRunFilterId(any_=mine), state=in_states(*NOT_OURS_TO_SAY))
         misreported = set()
         async with self._gateway.client() as client:
             found = await client.read_flow_runs(flow_run_filter=ours, limit=PAGE)
         for run in found:
             hold = self._services.by_run.get(run.id)
-            control = self._services.upkeep.get(run.id) if hold is None else self._services.running.get(hold)
+            control = self._services.maintenance.get(run.id) if hold is None else self._services.running.get(hold)
             if control is None or run.state is None:
                 continue
             if run.state.is_cancelling() or run.state.is_cancelled():

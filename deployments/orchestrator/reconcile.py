@@ -132,7 +132,7 @@ class Reconciler:
     async def _is_deserted(self, run: FlowRun) -> bool:
         """Say whether a run of a maintenance flow is under way by its state alone."""
         state = run.state
-        if state is None or not (state.is_running() or state.is_cancelling()) or run.id in self._services.upkeep:
+        if state is None or not (state.is_running() or state.is_cancelling()) or run.id in self._services.maintenance:
             return False
         if run.parameters.get("transfer") or not await self._gateway.is_maintenance(run.deployment_id):
             return False

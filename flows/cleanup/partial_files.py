@@ -67,7 +67,7 @@ def _removed(parts: Services, row: Transfer) -> bool:
         return gone
     while items := _doubtful(parts, row, last):
         last = items[-1].number
-        litter: dict[str, list[tuple[Place, str]]] = {}
+        partials: dict[str, list[tuple[Place, str]]] = {}
         for item in items:
             if item.destination_place is None:
                 continue  # it was refused
@@ -75,8 +75,8 @@ def _removed(parts: Services, row: Transfer) -> bool:
             for epoch in epochs:
                 alone = temporary_name(place.name, item_id(row.id, item.number), epoch)
                 together = part_name(row.id, item.number, place.name, epoch)
-                litter.setdefault(place.machine, []).extend([(place, alone), (place, together)])
-        for machine, names in litter.items():
+                partials.setdefault(place.machine, []).extend([(place, alone), (place, together)])
+        for machine, names in partials.items():
             gone = _gone(parts, machine, names) and gone
     return gone
 

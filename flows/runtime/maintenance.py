@@ -1,7 +1,6 @@
 """Work of flows that are no transfers: in a thread, under a lease that is renewed, stopped when that is lost.
 
-The mover gives such a run a `Control` (`Services.upkeep`): whoever cancels the run in Prefect, and a mover that stops,
-speak through it.
+The mover gives such a run a `Control` (`Services.maintenance`), by which a cancel in Prefect or a stopping mover ends it.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def this_run() -> UUID:
 
 def control_of(parts: Services) -> Control:
     """Return what the current run is told to stop by."""
-    return parts.upkeep.setdefault(this_run(), Control())
+    return parts.maintenance.setdefault(this_run(), Control())
 
 
 @asynccontextmanager

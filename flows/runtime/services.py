@@ -42,7 +42,7 @@ class Services:
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
     by_run: dict[UUID, TransferLease] = field(default_factory=dict)
     """Which flow run works under which hold, from before it begins until it has ended. Another run can't get at it."""
-    upkeep: dict[UUID, Control] = field(default_factory=dict)
+    maintenance: dict[UUID, Control] = field(default_factory=dict)
     """What this mover's runs without a transfer (maintenance) are told to stop by; their leases are renewed with its
     heartbeat."""
 

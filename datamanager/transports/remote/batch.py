@@ -21,7 +21,7 @@ _LINE = re.compile(rb"([0-9a-f]{64}) [ *](.*)", re.DOTALL)
 
 
 def digests(channel: Channel, paths: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield (place in `paths`, hex sha256) of the files that the machine's `sha256sum` told of without any doubt.
+    """Yield (place in `paths`, hex sha256) of the files that the machine's `sha256sum` reported without ambiguity.
 
     The rest (no such program, one that escapes odd names, a file that went away) is left out. Raises: ConnectionLost,
     TransportTimeout.
