@@ -1,6 +1,7 @@
 """Work of flows that are no transfers: in a thread, under a lease that is renewed, stopped when that is lost.
 
-The mover gives such a run a `Control` (`Services.maintenance`), by which a cancel in Prefect or a stopping mover ends it.
+The mover gives such a run a `Control` (`Services.maintenance`), by which a cancel in Prefect or a stopping mover
+ends it.
 """
 
 from __future__ import annotations
