@@ -289,7 +289,7 @@ def test_a_parent_that_is_killed_leaves_nothing(
         "from datamanager.machines import Machine\n"
         "from datamanager.transports.factory import open_storage\n"
         "machine = Machine.model_validate_json(sys.argv[1])\n"
-        "with open_storage(machine, own_control_dir=Path(sys.argv[2])).session() as session:\n"
+        "with open_storage(machine, control_dir=Path(sys.argv[2])).session() as session:\n"
         "    session.stat('/')\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
