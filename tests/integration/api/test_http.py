@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -166,6 +167,9 @@ def test_request_ids(api: LiveApi) -> None:
 def test_one_line_a_request_and_no_bodies(api: LiveApi) -> None:
     with structlog.testing.capture_logs() as lines:
         api.ask("PUT", "/DM/register?secret=1", data={"description": "secret"}, headers={"Authorization": "secret"})
+        deadline = time.monotonic() + 60
+        while not any(line["event"] == "request" for line in lines) and time.monotonic() < deadline:
+            time.sleep(0.01)  # the line is written once the answer is on its way
     (line,) = [line for line in lines if line["event"] == "request"]
     assert (line["method"], line["path"], line["status"]) == ("PUT", "/DM/register", 422)
     assert line["ms"] >= 0
