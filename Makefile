@@ -16,7 +16,7 @@ run:
 	@sh deployments/bootstrap.sh
 	@exec $(BIN)/dm up
 
-# What needs no server: two minutes on two cores.
+# What needs no server. CONTRIBUTING.md has the minutes of all targets.
 quick:
 	@sh deployments/bootstrap.sh dev
 	@$(TESTS) -m "not server and not slow" $(ARGS)
