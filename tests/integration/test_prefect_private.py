@@ -6,6 +6,7 @@ After an upgrade of Prefect this file says in seconds which part is gone or has 
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
 import sys
 import time
@@ -17,8 +18,6 @@ from typing import Any
 import pytest
 from prefect import flow_engine, results
 from prefect.flow_engine import AsyncFlowRunEngine
-from prefect.server.api import server as prefect_server
-from prefect.server.database import configurations, dependencies
 from prefect.workers.base import BaseWorker
 
 from datamanager.settings import Settings
@@ -50,11 +49,16 @@ SHAPES = {
     BaseWorker.get_and_submit_flow_runs: ["self"],
     BaseWorker.run: ["self", "flow_run", "configuration", "task_status"],
     BaseWorker.start: ["self", "run_once", "with_healthcheck", "printer"],
-    configurations.AioSqliteConfiguration.begin_transaction: ["self", "session", "with_for_update"],
-    dependencies.temporary_database_config: ["tmp_database_config"],
-    prefect_server.create_app: ["settings", "ephemeral", "webserver_only", "final", "ignore_cache"],
 }
 """The parameters of what we call or override beyond Prefect's documentation."""
+OF_THE_SERVER = {
+    "prefect.server.database.configurations:AioSqliteConfiguration.begin_transaction": [
+        *("self", "session", "with_for_update"),
+    ],
+    "prefect.server.database.dependencies:temporary_database_config": ["tmp_database_config"],
+    "prefect.server.api.server:create_app": ["settings", "ephemeral", "webserver_only", "final", "ignore_cache"],
+}
+"""The same of Prefect's server, whose import takes seconds."""
 
 UUID_TEXT = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 REQUESTS = {
@@ -116,11 +120,19 @@ def test_function_has_the_expected_parameters(function: Any) -> None:
     assert list(inspect.signature(function).parameters) == SHAPES[function]
 
 
+@pytest.mark.server
+@pytest.mark.parametrize("name", OF_THE_SERVER)
+def test_function_of_the_server_has_the_expected_parameters(name: str) -> None:
+    assert list(inspect.signature(pkgutil.resolve_name(name)).parameters) == OF_THE_SERVER[name]
+
+
 def test_results_ask_a_file_system_where_their_keys_are() -> None:
     assert 'getattr(self.result_storage, "_resolve_path", None)' in inspect.getsource(results)
 
 
+@pytest.mark.server
 def test_sqlite_transactions_take_their_begin_from_the_context() -> None:
+    configurations = pkgutil.resolve_name("prefect.server.database.configurations")
     assert configurations.SQLITE_BEGIN_MODE.get() is None
     assert "SQLITE_BEGIN_MODE" in inspect.getsource(configurations.AioSqliteConfiguration.begin_sqlite_stmt)
 

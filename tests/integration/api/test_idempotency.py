@@ -48,10 +48,11 @@ class Commits:
 
     def _do_commit(self, connection: Any) -> None:
         attached = self.break_next and self._attached(connection)
+        if attached:
+            self.break_next = False  # before anybody else sees what was made, and commits something with it
         self._commit(connection)
         self.count += 1
         if attached:
-            self.break_next = False
             raise self._dialect.loaded_dbapi.OperationalError("the connection broke after COMMIT was sent")
 
     @staticmethod
