@@ -23,6 +23,7 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from tests.support import web as webs
 from tests.support.downloads import open_download, open_source
 from tests.support.odd_http import OddServer, answer, ok
+from tests.support.site import eventually
 from tests.support.web import Web
 
 ALLOWED = EgressGuard(["127.0.0.0/8"])
@@ -136,6 +137,7 @@ def test_an_endless_challenge_is_not_read(odd: OddServer) -> None:
     with pytest.raises(AuthenticationFailed):
         fetch(odd.url("/x").replace("http:", "dav:"), LOGIN)
     assert len(odd.heads) == 2
+    eventually(lambda: not odd.open, "both connections are closed", patience=5)
 
 
 @pytest.mark.parametrize("scheme", ["webdavs", "davs"])

@@ -50,6 +50,11 @@ class OddServer:
         """Return the URL of a path of this server."""
         return f"{'https' if self._tls else 'http'}://{host}:{self.port}{path}"
 
+    @property
+    def open(self) -> int:
+        """How many connections are not closed yet."""
+        return sum(thread.is_alive() for thread in self._threads[1:])
+
     def __enter__(self) -> OddServer:
         self._threads[0].start()
         return self

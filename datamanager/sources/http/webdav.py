@@ -41,12 +41,13 @@ class ChallengedAuth(HTTPDigestAuth):
         """Answer a challenge, once."""
         if r.status_code != requests.codes.unauthorized:
             return self._by_digest(r, **kwargs)
-        # the error's page may have any length: marked as read, or the base class would read all of it
+        # the error's page may have any length: marked as read, or the base class would read all of it; and closed before
+        # that class takes it for read to its end, and leaves the connection open
         r._content = b""  # noqa: SLF001
+        r.close()
         offered = r.headers.get("WWW-Authenticate", "").lower()
         if "digest" in offered or "basic" not in offered or "Authorization" in r.request.headers:
             return self._by_digest(r, **kwargs)
-        r.close()
         again = HTTPBasicAuth(self.username, self.password)(r.request.copy())
         answer: requests.Response = r.connection.send(again, **kwargs)
         answer.history.append(r)
