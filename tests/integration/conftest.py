@@ -12,7 +12,7 @@ from datamanager.machines import Machine, TransportKind
 from models import migrate
 from models.database import Database
 from tests.support.auditing import Plant
-from tests.support.catalogue import empty_catalogue
+from tests.support.catalogue import empty_catalogue, kept
 from tests.support.postgres import Databases
 from tests.support.sshd import PrivateSshd
 
@@ -41,17 +41,23 @@ def postgres_template(postgres: Databases) -> Iterator[str]:
     postgres.drop(url)
 
 
+@pytest.fixture(scope="session")
+def catalogue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the catalogue of the test that runs is."""
+    return tmp_path_factory.mktemp("catalogue")
+
+
 @pytest.fixture
-def migrated_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> Iterator[str]:
-    """The SQLAlchemy URL of an empty catalogue, migrated."""
-    with empty_catalogue(request, dialect, tmp_path) as url:
+def migrated_url(request: pytest.FixtureRequest, dialect: str, catalogue_folder: Path) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty catalogue, migrated; the same for each test."""
+    with empty_catalogue(request, dialect, catalogue_folder) as url:
         yield url
 
 
 @pytest.fixture
 def database(migrated_url: str) -> Iterator[Database]:
     """An empty catalogue, migrated."""
-    catalogue = Database(migrated_url)
+    catalogue = kept(migrated_url)
     yield catalogue
     catalogue.close()
 

@@ -329,9 +329,14 @@ def test_a_stream_shows_one_moment(database: Database) -> None:
 def test_a_stream_that_is_left_early_frees_its_connection(database: Database) -> None:
     many(database, 1200)
     returned = []
-    event.listen(database.engine, "checkin", lambda *_: returned.append(True))
+
+    def note(*_: object) -> None:
+        returned.append(True)
+
+    event.listen(database.engine, "checkin", note)
     with database.read() as session, closing(stream_all(session)) as rows:
         next(rows)
+    event.remove(database.engine, "checkin", note)
     assert returned == [True]
     register(database, "a")
 

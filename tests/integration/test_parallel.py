@@ -121,7 +121,7 @@ class _Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Slow]:
     with Slow() as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         yield running
         running.shutdown()
@@ -257,7 +257,7 @@ def test_an_error_that_is_kept_keeps_no_connection(server: Slow) -> None:
 def test_never_anything_else_than_one_version(faults: dict[int, str], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Through the engine: whatever parts do, the file is one version, whole, or there is none."""
     with Slow() as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         server.faults, server.rate = faults, 2_000_000.0
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,16 +30,32 @@ base_dir = "/more"
 """
 
 
+_ENGINES: dict[str, Database] = {}
+
+
+def kept(url: str) -> Database:
+    """Return the catalogue at `url`, the same object each time.
+
+    SQLAlchemy keeps what it compiled with the engine: a new engine a test costs as much as the rest of many tests.
+    """
+    if url not in _ENGINES:
+        _ENGINES[url] = Database(url)
+    return _ENGINES[url]
+
+
 @contextmanager
 def empty_catalogue(request: pytest.FixtureRequest, dialect: str, folder: Path) -> Iterator[str]:
-    """Copy the template of the kind of database that `dialect` names; yield the SQLAlchemy URL."""
+    """Copy the template of the kind of database that `dialect` names; yield the SQLAlchemy URL, one for each `folder`."""
     if dialect == "sqlite":
         file = folder / "catalogue.db"
+        for left in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+            left.unlink(missing_ok=True)
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
         yield f"sqlite+pysqlite:///{file}"
         return
     databases: Databases = request.getfixturevalue("postgres")
-    url = databases.url(template=request.getfixturevalue("postgres_template"))
+    name = f"dm_test_{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}"
+    url = databases.url(name, template=request.getfixturevalue("postgres_template"))
     yield url
     databases.drop(url)
 

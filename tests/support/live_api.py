@@ -24,12 +24,12 @@ from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
 from datamanager.transports.factory import Storages
 from models.core import leases
-from models.database import Database
 from models.objects.catalogue import Facts
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.lookup import get_transfer
 from models.transfers.queue import TransferLease
+from tests.support.catalogue import kept
 from tests.support.ports import free_port
 
 LEASE = timedelta(seconds=60)
@@ -64,7 +64,7 @@ class LiveApi:
             connect_timeout=2,
         )
         self.settings = Settings(home=folder / "home", port=free_port(), **settings)
-        self.database = Database(catalogue_url)
+        self.database = kept(catalogue_url)
         self.machines = Machines(machines)
         self.storages = Storages(self.machines, self.settings.home / "run")
         self.posted = 0

@@ -205,7 +205,7 @@ class Prefect(BaseHTTPRequestHandler):
 
 def test_health(tmp_path: Path, migrated_url: str) -> None:
     server = HTTPServer(("127.0.0.1", 0), Prefect)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}/api"
     try:
