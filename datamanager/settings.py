@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from datamanager.errors import SettingsError
 from datamanager.machines import ArchiveRules, describe
@@ -147,6 +145,9 @@ class Settings(BaseSettings):
     @classmethod
     def _database(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
+            from sqlalchemy.engine import make_url  # a client names no database and is to start quickly
+            from sqlalchemy.exc import ArgumentError
+
             try:
                 backend = make_url(value.get_secret_value()).get_backend_name()
             except ArgumentError:
@@ -201,6 +202,8 @@ class Settings(BaseSettings):
         """SQLAlchemy URL of the catalogue with the driver of this project. It contains a password: never log it."""
         if self.database_url is None:
             return f"sqlite+pysqlite:///{self.home / 'catalogue.db'}"
+        from sqlalchemy.engine import make_url
+
         url = make_url(self.database_url.get_secret_value())
         driver = "sqlite+pysqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg"
         return url.set(drivername=driver).render_as_string(hide_password=False)

@@ -4,6 +4,7 @@
   runs on the least, too: SQLite, no broker, no archive. So its tests use paths and names of their own.
 - `bare_site` is a catalogue (SQLite) and an API; each of its tests brings its movers. Its SSH and Prefect servers may
   be stopped.
+- `open_site` is what the README's reader has: SQLite, no broker, one SSH machine, downloads from this host.
 
 Two sites that run at the same time need two Prefect servers: the movers of one would take the runs of the other.
 """
@@ -23,12 +24,14 @@ import pytest
 from tests.support.postgres import Databases
 from tests.support.prefect import PrefectApi, PrefectServer
 from tests.support.rabbitmq import RabbitMq
-from tests.support.site import Site, allowed, make_site
+from tests.support.service import DataManagerService
+from tests.support.site import Site, allowed, make_site, write_machines
 from tests.support.sshd import PrivateSshd
 from tests.support.web import OddServer, Web
 
 LEAST = pytest.param("least", marks=pytest.mark.xdist_group("least site"))
 FULL = pytest.param("full", marks=pytest.mark.xdist_group("full site"))
+SITES = frozenset({"bare_site", "open_site"})
 BUNDLE_SIZE = 1_000_000
 KILLS = int(os.environ.get("DM_TEST_KILLS") or 1)
 """How often a mover is killed in the middle of an archive, an extraction and a batch, each time at another moment."""
@@ -53,10 +56,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests of this folder: each needs a server."""
+    """Mark all tests of this folder: each needs a server; and those of one site stay in one worker."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker("server")
+            for name in SITES.intersection(getattr(item, "fixturenames", ())):
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +158,23 @@ def bare_site(
         yield made
     finally:
         service.stop()
+
+
+@pytest.fixture(scope="session")
+def open_site(
+    tmp_path_factory: pytest.TempPathFactory, prefect_server: PrefectServer, sshd_pair: tuple[PrivateSshd, PrivateSshd]
+) -> Iterator[Site]:
+    """A site in a home as the README says, `~/.dm`, which may download from any port of this host."""
+    home = tmp_path_factory.mktemp("open")
+    folders = {"localhost": home / ".dm" / "data", "archer2": home / "archer2"}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    machines = home / ".dm" / "machines.toml"
+    write_machines(machines, folders, {"archer2": sshd_pair[0]})
+    env = {"DM_PREFECT_API_URL": prefect_server.api_url, "DM_DOWNLOAD_ALLOW": "127.0.0.0/8"}
+    service = DataManagerService(home / ".dm", env)
+    with service:
+        yield Site(service, folders)
 
 
 @pytest.fixture

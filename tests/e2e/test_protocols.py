@@ -7,23 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.site import Site, make_site, sha256, some_bytes
+from tests.support.site import Site, sha256, some_bytes
 from tests.support.source_servers import SERVERS, SourceServer
-from tests.support.sshd import PrivateSshd
 
-pytestmark = pytest.mark.xdist_group("protocols")  # a site of its own: it may download from this host
 SECRETS = frozenset({"password", "secret_key", "private_key", "token"})
 
 
-@pytest.fixture(scope="module")
-def site(
-    tmp_path_factory: pytest.TempPathFactory, sshd_pair: tuple[PrivateSshd, PrivateSshd], prefect_api_url: str
-) -> Iterator[Site]:
-    """A running site that may download from this host."""
-    env = {"DM_PREFECT_API_URL": prefect_api_url, "DM_DOWNLOAD_ALLOW": "127.0.0.0/8"}
-    made = make_site(tmp_path_factory.mktemp("protocols"), env, sshd_pair)
-    with made.service:
-        yield made
+@pytest.fixture
+def site(open_site: Site) -> Site:
+    return open_site
 
 
 @pytest.fixture(params=SERVERS)
@@ -38,10 +30,10 @@ def test_getexternal_by_every_protocol(site: Site, server: SourceServer) -> None
     options: dict[str, Any] = {**server.options, **server.login, "checksum": sha256(data)}
     if server.ca_file is not None:
         options["ca"] = server.ca_file.read_text()
-    fields = {"url": url, "machine": "cirrus", "path": server.protocol, "filename": "forecast.grib"}
+    fields = {"url": url, "machine": "archer2", "path": server.protocol, "filename": "forecast.grib"}
     answer = site.ask("PUT", "getexternal", json={**fields, "protocol": server.protocol, "options": options})
     assert answer.status_code == 201, answer.text
-    assert site.read("cirrus", f"{server.protocol}/forecast.grib") == data
+    assert site.read("archer2", f"{server.protocol}/forecast.grib") == data
     row = site.info(answer.text)
     assert (row["size"], row["checksum"], row["verified"]) == (len(data), sha256(data), "sha256")
     assert row["originator"] == url
@@ -49,7 +41,7 @@ def test_getexternal_by_every_protocol(site: Site, server: SourceServer) -> None
     body = {**fields, "protocol": server.protocol, "options": wrong, "filename": "wrong.grib"}
     refused = site.ask("PUT", "getexternal", json=body)
     assert refused.status_code in (409, 502), refused.text
-    assert not site.exists("cirrus", f"{server.protocol}/wrong.grib")
+    assert not site.exists("archer2", f"{server.protocol}/wrong.grib")
     assert not site.leftovers()
     told = f"{row}{refused.text}{site.ask('GET', 'info').text}"
     for name in SECRETS & wrong.keys():
@@ -70,10 +62,10 @@ def test_a_machine_fetches_itself(site: Site, tmp_path_factory: pytest.TempPathF
             "ca": server.ca_file.read_text(),
             "checksum": sums,
         }
-        fields = {"url": url, "machine": "cirrus", "path": "remote", "filename": "forecast.grib"}
+        fields = {"url": url, "machine": "archer2", "path": "remote", "filename": "forecast.grib"}
         answer = site.ask("PUT", "getexternal", json={**fields, "options": options})
         assert answer.status_code == 201, answer.text
-        assert site.read("cirrus", "remote/forecast.grib") == data
+        assert site.read("archer2", "remote/forecast.grib") == data
         row = site.info(answer.text)
         assert (row["size"], row["checksum"], row["verified"]) == (len(data), sha256(data), "sha256")
         newer = {**options, "if_newer_than": answer.text}
@@ -88,8 +80,8 @@ def test_a_machine_fetches_itself(site: Site, tmp_path_factory: pytest.TempPathF
         both = site.ask("PUT", "getexternal", json={**fields, "options": {**options, "decompress": "gzip"}})
         assert both.status_code == 422
         assert "options.decompress" in both.text
-    assert not site.exists("cirrus", "remote/again.grib")
-    assert not site.exists("cirrus", "remote/wrong.grib")
+    assert not site.exists("archer2", "remote/again.grib")
+    assert not site.exists("archer2", "remote/wrong.grib")
     assert not site.leftovers()
     told = f"{row}{refused.text}{site.ask('GET', 'info').text}"
     for secret in (options["password"], wrong["password"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,8 @@ from datamanager.client import Client
 from tests.support.ports import free_port
 from tests.support.process import clean_environment
 from tests.support.programs import find_program
-from tests.support.service import DataManagerService
-from tests.support.site import Site, write_machines
-from tests.support.sshd import PrivateSshd
+from tests.support.site import Site
 
-pytestmark = pytest.mark.xdist_group("readme")  # a site of its own, whose home is as the README says
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SESSION = README.split("## First session")[1].split("## Documentation")[0]
 
@@ -28,20 +25,13 @@ def blocks(language: str) -> str:
     return "\n".join(re.findall(rf"```{language}\n(.*?)```", SESSION, re.DOTALL))
 
 
+@dataclass
 class Reader:
     """A reader of the README: a home folder, a shell, a service with the machines localhost and archer2."""
 
-    def __init__(self, home: Path, prefect_api_url: str, server: PrivateSshd) -> None:
-        self.home = home
-        self.web_port = free_port()
-        folders = {"localhost": home / ".dm" / "data", "archer2": home / "archer2"}
-        for folder in folders.values():
-            folder.mkdir(parents=True)
-        machines = home / ".dm" / "machines.toml"
-        write_machines(machines, folders, {"archer2": server})
-        allowed = f"127.0.0.1:{self.web_port}"
-        env = {"DM_PREFECT_API_URL": prefect_api_url, "DM_DOWNLOAD_ALLOW": allowed}
-        self.site = Site(DataManagerService(home / ".dm", env), folders)
+    home: Path
+    site: Site
+    web_port: int = field(default_factory=free_port)
 
     def as_printed(self, code: str) -> str:
         """Replace the default ports of the README by those of the test."""
@@ -50,12 +40,8 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(
-    tmp_path_factory: pytest.TempPathFactory, prefect_api_url: str, sshd_pair: tuple[PrivateSshd, PrivateSshd]
-) -> Iterator[Reader]:
-    reader = Reader(tmp_path_factory.mktemp("reader"), prefect_api_url, sshd_pair[0])
-    with reader.site.service:
-        yield reader
+def reader(open_site: Site) -> Reader:
+    return Reader(open_site.service.home.parent, open_site)
 
 
 def test_readme_shell_session_works_as_printed(reader: Reader) -> None:

@@ -22,10 +22,11 @@ from models.machines.base_dirs import check_base_dirs
 from models.migrate import upgrade
 from tests.support.catalogue import an_object, machines
 from tests.support.ports import free_port
-from tests.support.process import clean_environment, session_members
+from tests.support.process import Process, clean_environment, session_members
 from tests.support.service import DataManagerService
 from tests.support.site import PATIENCE, eventually
 
+ROOT = Path(__file__).parents[2]
 in_order = pytest.mark.xdist_group("up")
 """Tests of one process tree, in their order."""
 
@@ -122,33 +123,41 @@ def _works(service: DataManagerService) -> bool:
 
 @in_order
 @pytest.mark.faults
-def test_ctrl_c_stops_everything(service: DataManagerService) -> None:
-    assert service.interrupt() == 0  # fails when it has not ended in time, or a process of the session is left
-    assert told(service).endswith("stopping …\nstopped\n")
-
-
-@in_order
-@pytest.mark.faults
-def test_it_starts_again_in_its_home_and_sigterm_stops_everything(service: DataManagerService) -> None:
-    checks = told(service).count("self-check passed")
-    service.start()
-    eventually(lambda: told(service).count("self-check passed") == checks + 1, "the second self-check has run")
-    session = service.supervisor.pid
-    os.kill(session, signal.SIGTERM)
-    eventually(lambda: not session_members(session), "no process is left")
-    assert service.supervisor.returncode == 0
-    service.supervisor.kill()
-
-
-@in_order
-@pytest.mark.faults
 def test_children_end_with_a_supervisor_that_is_killed(service: DataManagerService) -> None:
-    service.start()
     session = service.supervisor.pid
     assert len(session_members(session)) >= 4
     os.kill(session, signal.SIGKILL)
     eventually(lambda: not session_members(session), "the children end with their supervisor")
     service.supervisor.kill()
+
+
+@in_order
+@pytest.mark.faults
+def test_it_starts_again_in_its_home_and_ctrl_c_stops_everything(service: DataManagerService) -> None:
+    checks = told(service).count("self-check passed")
+    service.start()
+    eventually(lambda: told(service).count("self-check passed") == checks + 1, "the second self-check has run")
+    assert service.interrupt() == 0  # fails when it has not ended in time, or a process of the session is left
+    assert told(service).endswith("stopping …\nstopped\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_supervisor_that_is_told_to_stop_stops_its_children(tmp_path: Path, number: signal.Signals) -> None:
+    """With a child of any kind: what `dm up` supervises makes no difference to it."""
+    script = (
+        "import sys; from deployments.local.supervisor import Child, Supervisor\n"
+        "supervisor = Supervisor(print); supervisor.start(Child('child', ['sleep', '1000'], {}))\n"
+        "print('runs', flush=True); supervisor.run(lambda: 60.0); supervisor.stop(); print('stopped')"
+    )
+    log = tmp_path / "log"
+    with Process([sys.executable, "-c", script], log=log, env=clean_environment(), cwd=ROOT) as process:
+        eventually(lambda: "runs" in log.read_text(), "it runs")
+        session = process.pid
+        assert len(session_members(session)) == 2
+        os.kill(session, number)
+        eventually(lambda: not session_members(session), "no process is left")
+        assert process.returncode == 0
+        assert log.read_text() == "runs\nstopped\n"
 
 
 def up(home: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import yaml
 from datamanager.settings import Settings
 from deployments.orchestrator.environment import server_environment
 from tests.support.ports import free_port
-from tests.support.prefect import SERVER, START_TIMEOUT, answers
+from tests.support.prefect import SERVER, START_TIMEOUT, answers, seed
 from tests.support.process import Process, clean_environment
 
 pytestmark = [pytest.mark.server, pytest.mark.xdist_group("prefect")]
@@ -38,6 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # all that it needs is there, so it does not begin anew without what is prepared above
     environment = clean_environment(**given, **server_environment(settings))
     command = [sys.executable, "-c", UNWRITABLE, "--port", str(port)]
+    seed(home)
     url = f"http://127.0.0.1:{port}"
     with Process(command, log=home / "prefect.log", env=environment, cwd=home) as process:
         process.wait_until(lambda: answers(f"{url}/api/health"), START_TIMEOUT)

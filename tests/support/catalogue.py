@@ -45,7 +45,7 @@ def kept(url: str) -> Database:
 
 @contextmanager
 def empty_catalogue(request: pytest.FixtureRequest, dialect: str, folder: Path) -> Iterator[str]:
-    """Copy the template of the kind of database that `dialect` names; yield the SQLAlchemy URL, one for each `folder`."""
+    """Copy the template of the kind of database that `dialect` names; yield its SQLAlchemy URL, one per `folder`."""
     if dialect == "sqlite":
         file = folder / "catalogue.db"
         for left in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +24,8 @@ SERVER = "deployments.orchestrator.server"
 """The module that serves Prefect wherever our files start it."""
 START_TIMEOUT = 300.0
 """Seconds until a server that is not healthy fails the test."""
+TEMPLATE = Path(__file__).parents[2] / ".cache" / f"prefect-{version('prefect')}.db"
+"""The SQLite database of a server that has just been started for the first time, which takes ten seconds of CPU."""
 
 
 class PrefectServer:
@@ -34,6 +40,7 @@ class PrefectServer:
         self.port = port or free_port()
         self.env = clean_environment(**prefect_environment(directory))
         self.env["DM_HOME"] = str(directory)
+        self._elsewhere = database_url is not None
         if database_url is not None:
             self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database_url
         command = [sys.executable, "-m", SERVER, "--host", "127.0.0.1", "--port", str(self.port)]
@@ -45,9 +52,12 @@ class PrefectServer:
         return f"http://127.0.0.1:{self.port}/api"
 
     def start(self) -> None:
-        """Start the server; return when it is healthy."""
+        """Start the server; return when it is healthy. The first one of all leaves its database to the later ones."""
+        seeded = self._elsewhere or seed(self.directory)
         self.process.start()
         self.process.wait_until(lambda: answers(f"{self.api_url}/health"), START_TIMEOUT)
+        if not seeded and not TEMPLATE.exists():
+            keep_as_template(self.directory)
 
     def stop(self) -> None:
         """End the server in an orderly way. Idempotent."""
@@ -92,6 +102,31 @@ class PrefectApi:
                 return found
             time.sleep(0.2)
         raise AssertionError(f"flow run {run} did not end: {found['state']}")
+
+
+def seed(home: Path) -> bool:
+    """Give a server with this DM_HOME the template as its database, unless it has one; say whether it has one now."""
+    database = _database(home)
+    if database.exists():
+        return True
+    if not TEMPLATE.exists():
+        return False
+    database.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(TEMPLATE, database)
+    return True
+
+
+def keep_as_template(home: Path) -> None:
+    """Copy the database of a running server, which nobody has used yet, to the template."""
+    TEMPLATE.parent.mkdir(exist_ok=True)
+    copy = TEMPLATE.with_name(f"{TEMPLATE.name}.{os.getpid()}")
+    with closing(sqlite3.connect(_database(home))) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    copy.replace(TEMPLATE)
+
+
+def _database(home: Path) -> Path:
+    return home / "prefect" / "prefect.db"
 
 
 def prefect_environment(home: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -15,7 +16,12 @@ from types import TracebackType
 from typing import Self
 
 import requests
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from datamanager.settings import Settings
+from deployments.orchestrator.deploy import apply
+from models import migrate
+from models.database import Database
 from tests.support.ports import free_port
 from tests.support.prefect import answers, prefect_environment
 from tests.support.process import Process, clean_environment
@@ -27,6 +33,8 @@ STOP_TIMEOUT = 60.0
 MOVER = ("deployments.mover", "dm mover")
 """How a mover's command line looks; the second is the name that it gives itself."""
 API = ("deployments.api",)
+PREPARED = ("DM_HOME", "DM_DATABASE_URL", "DM_PREFECT_API_URL")
+"""What the preparation of a service needs to know."""
 
 
 class DataManagerService:
@@ -210,8 +218,16 @@ class DataManagerService:
         self.stop()
 
     def _prepare(self) -> None:
-        self.run("db", "upgrade")
-        self.deploy()
+        """Do what `dm db upgrade` and `dm deploy` do, without their processes (which have tests of their own)."""
+        known = {name.removeprefix("DM_").lower(): self.env[name] for name in PREPARED if name in self.env}
+        settings = Settings.model_validate(known)
+        database = Database(settings.catalogue_url)
+        try:
+            migrate.upgrade(database)
+        finally:
+            database.close()
+        with temporary_settings({PREFECT_API_URL: settings.prefect_url}):
+            asyncio.run(apply())
 
     def _process(self, entry: str, name: str | None = None) -> Process:
         command = [sys.executable, "-m", f"deployments.{entry}"]

@@ -1,0 +1,91 @@
+"""What one copy costs: what a mover asks of Prefect for it, and which events Prefect makes of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from datamanager.settings import Settings
+from deployments.orchestrator.environment import prefect_environment
+from tests.support.prefect import PrefectApi, PrefectServer
+from tests.support.process import Process
+from tests.support.site import Site, some_bytes
+
+UUID_TEXT = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+REQUESTS = {
+    "POST /api/deployments/<id>/create_flow_run": 1,
+    "GET /api/flow_runs/<id>": 1,  # by the engine, in `setup_run_context`
+    "POST /api/flow_runs/<id>/set_state": 1,
+    "POST /api/artifacts/": 1,
+    "POST /api/logs/": 1,
+}
+"""What a mover asks of Prefect 3.9.1 for one copy of 1 KiB: four requests, and the run's log lines together."""
+EVENTS = {
+    "prefect.flow-run.Running": 1,
+    "prefect.flow-run.Completed": 1,
+    "prefect.task-run.Pending": 5,
+    "prefect.task-run.Running": 5,
+    "prefect.task-run.Completed": 5,
+}
+"""Events of that copy's run and of its tasks: 17. Heartbeats, each 30 s, are not counted."""
+
+LOOKS = {
+    "GET /api/csrf-token",  # once a client
+    "GET /api/health",
+    "POST /api/flow_runs/filter",
+    "POST /api/work_pools/data-manager/queues/filter",
+    "POST /api/work_pools/data-manager/get_scheduled_flow_runs",
+    "POST /api/work_pools/data-manager/workers/heartbeat",
+    "GET /api/work_pools/data-manager",
+    "GET /api/deployments/name/recurring/data-manager",
+    "GET /api/deployments/<id>/schedules",
+    "GET /api/deployments/<id>",
+}
+"""What a mover asks now and then, whatever it runs."""
+COUNTING_MOVER = """
+import runpy, sys, httpx
+log = open(sys.argv.pop(1), "a", buffering=1)
+def count(client, send):
+    def counting(self, request, *args, **options):
+        print(request.method, request.url.path, file=log)
+        return send(self, request, *args, **options)
+    client.send = counting
+count(httpx.AsyncClient, httpx.AsyncClient.send)
+count(httpx.Client, httpx.Client.send)
+runpy.run_module("deployments.mover", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture
+def asked(bare_site: Site, tmp_path: Path, private_prefect: PrefectServer) -> Path:
+    """The file in which the site's mover notes what it asks of Prefect."""
+    service = bare_site.service
+    settings = Settings(home=service.home, prefect_api_url=private_prefect.api_url)
+    # all that a mover needs is there, so it does not begin anew without the counting
+    environment = service.env | prefect_environment(settings)
+    command = [sys.executable, "-c", COUNTING_MOVER, str(tmp_path / "asked")]
+    service.use_movers()
+    service.movers = [Process(command, log=tmp_path / "mover.log", env=environment, cwd=tmp_path)]
+    return tmp_path / "asked"
+
+
+def test_copy_asks_prefect_as_little_as_before(bare_site: Site, asked: Path, private_prefect: PrefectServer) -> None:
+    site, prefect = bare_site, PrefectApi(private_prefect.api_url)
+    with site.service.moving():
+        for number in range(2):  # the first one also reads the deployment
+            asked_before = len(asked.read_text().splitlines())
+            source = site.register("localhost", f"cost/{number}.nc", some_bytes(1024))
+            fields = {"machine": "localhost", "dest": f"cost/copy-{number}.nc"}
+            run = site.wait(site.ask("POST", f"async/copy/{source}", data=fields).text)["flow_run_id"]
+            prefect.wait(run)
+        time.sleep(3)  # logs and events are sent in batches
+        lines = [re.sub(UUID_TEXT, "<id>", line) for line in asked.read_text().splitlines()[asked_before:]]
+    assert Counter(line for line in lines if line not in LOOKS) == REQUESTS
+    about = {"filter": {"any_resource": {"id": [f"prefect.flow-run.{run}"]}}, "limit": 50}
+    events = [event["event"] for event in prefect.post("events/filter", about)["events"]]
+    assert Counter(event for event in events if re.match(r"prefect\.(flow|task)-run\.[A-Z]", event)) == EVENTS
