@@ -26,8 +26,7 @@ from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.writing import bundle_upload
 from datamanager.engine.bundles.writing.bundle_upload import StagedBundle
 from datamanager.engine.control import Control
-from datamanager.engine.single import staged_file
-from datamanager.engine.single.restart import WINDOW
+from datamanager.engine.single import parallel_streams, restart, staged_file
 from datamanager.errors import ConnectionLost, MachineUnavailable
 from datamanager.machines import Machine
 from tests.support.bundles import MIB, MTIME, Archive, assert_debians_tar_agrees, machines, member, ready
@@ -35,8 +34,18 @@ from tests.support.ends import Ends
 from tests.support.proxy import Proxy
 from tests.support.sshd import PrivateSshd
 
-OVERHEAD = 8 * MIB
+WINDOW = 16 * MIB
+OVERHEAD = 4 * MIB
 """Bytes of a connection that are no file's."""
+
+
+@pytest.fixture(autouse=True)
+def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles of 40 MiB are large: with the window of the service they would have to be three times as large."""
+    monkeypatch.setattr(restart, "BLOCK", WINDOW // 2)
+    monkeypatch.setattr(restart, "WINDOW", WINDOW)
+    monkeypatch.setattr(parallel_streams, "WINDOW", WINDOW)
+
 
 both_packs = pytest.mark.parametrize("pack", [Pack.TAR, Pack.TAR_ZST])
 
@@ -88,9 +97,9 @@ def cuttable(request: pytest.FixtureRequest, sshd_pair: tuple[PrivateSshd, Priva
 
 
 def much(store: Archive) -> list[UUID]:
-    """Add files of some 110 MiB."""
+    """Add files of some 40 MiB."""
     rng = random.Random(1)
-    sizes = [30 * MIB, *[9000] * 300, 25 * MIB + 1, *[100_000] * 200, 35 * MIB, 5]
+    sizes = [10 * MIB, *[9000] * 300, 8 * MIB + 1, *[100_000] * 100, 12 * MIB, 5]
     return [store.add(f"dir/{n}", rng.randbytes(size)) for n, size in enumerate(sizes)]
 
 
@@ -100,7 +109,7 @@ def test_a_bundle_that_was_cut_off_goes_on(cuttable: Cuttable, level: VerifyLeve
     much(cuttable)
     total = sum(map(len, cuttable.data.values()))
     before = cuttable.proxy.sent
-    cuttable.proxy.cut_after = before + WINDOW + 25 * MIB
+    cuttable.proxy.cut_after = before + WINDOW + 12 * MIB
     staged = cuttable.attempts(level=level)
     assert cuttable.proxy.cuts == 1
     assert cuttable.marker is not None
@@ -118,7 +127,7 @@ def test_a_bundle_that_was_cut_off_goes_on(cuttable: Cuttable, level: VerifyLeve
 @pytest.mark.timeout(300)
 def test_a_member_that_changed_meanwhile_begins_the_bundle_anew(cuttable: Cuttable) -> None:
     uuids = much(cuttable)
-    cuttable.proxy.cut_after = cuttable.proxy.sent + WINDOW + 25 * MIB
+    cuttable.proxy.cut_after = cuttable.proxy.sent + WINDOW + 12 * MIB
     with pytest.raises((ConnectionLost, MachineUnavailable)):
         cuttable.stage()
     os.utime(cuttable.file(uuids[-1]), (MTIME - 5, MTIME - 5))  # the same layout, another header
@@ -134,7 +143,7 @@ def test_a_member_that_changed_meanwhile_begins_the_bundle_anew(cuttable: Cuttab
 def test_a_compressed_bundle_that_was_cut_off_begins_anew(cuttable: Cuttable) -> None:
     cuttable.pack = Pack.TAR_ZST
     much(cuttable)
-    cuttable.proxy.cut_after = cuttable.proxy.sent + WINDOW + 25 * MIB
+    cuttable.proxy.cut_after = cuttable.proxy.sent + WINDOW + 12 * MIB
     staged = cuttable.attempts()
     assert cuttable.marker is None
     bundle_upload.publish(ready(staged))
@@ -172,7 +181,7 @@ def test_over_a_long_way_several_connections_carry_a_bundle(sshd_pair: tuple[Pri
 @pytest.mark.timeout(300)
 def test_a_recall_that_was_cut_off_goes_on(cuttable: Cuttable) -> None:
     """From `a`, which is here, back to `b`: what the destination was sent is counted."""
-    size = WINDOW + 40 * MIB
+    size = WINDOW + 20 * MIB
     store = Archive(Ends({"a": cuttable.ends.machines["a"], "b": cuttable.ends.machines["a"]}, Path("/dev/shm/none")))
     uuid = store.add("big", os.urandom(size))
     store.add("other", b"x")
@@ -180,7 +189,7 @@ def test_a_recall_that_was_cut_off_goes_on(cuttable: Cuttable) -> None:
     there = cuttable.ends.end("b", "back")
     job = Attempt(uuid4(), 1, TransferKind.COPY, store.ends.end("b", made.bundle.place.path), there)
     before = cuttable.proxy.sent
-    cuttable.proxy.cut_after = before + WINDOW + 20 * MIB
+    cuttable.proxy.cut_after = before + WINDOW + 10 * MIB
     one = member(made, uuid)
     with pytest.raises((ConnectionLost, MachineUnavailable)):
         recall.stage(job, made.bundle, one, Control(), store.remember)
