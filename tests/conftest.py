@@ -103,11 +103,13 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def postgres(services: Path) -> Iterator[Databases]:
     """A PostgreSQL server; `url()` makes a fresh empty database."""
     given = given_postgres()
-    if given is not None:
-        yield given
+    if given is None:
+        with Postgres(services) as server:
+            yield server
         return
-    with Postgres(services) as server:
-        yield server
+    yield given
+    for name in list(given.made):
+        given.drop(given.url(name))
 
 
 @pytest.fixture(scope="session")

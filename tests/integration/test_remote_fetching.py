@@ -651,7 +651,7 @@ def test_login_shells_that_talk(tmp_path: Path, server: OddServer) -> None:
 def test_a_bandwidth_limit_is_kept(machine: Machine, server: OddServer) -> None:
     """After a burst of some MiB, which is curl's."""
     server.answers["/"] = [ok(bytes(12 * MIB))]
-    machine.control.throttle = Throttle([], 4 * MIB)
+    machine.control.throttle = Throttle([], 2 * MIB)
     began = time.monotonic()
     assert machine.got(server.url("/")) == bytes(12 * MIB)
     assert time.monotonic() - began > 1.5

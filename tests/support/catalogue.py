@@ -55,9 +55,9 @@ def empty_catalogue(request: pytest.FixtureRequest, dialect: str, folder: Path) 
         return
     databases: Databases = request.getfixturevalue("postgres")
     name = f"dm_test_{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}"
-    url = databases.url(name, template=request.getfixturevalue("postgres_template"))
-    yield url
-    databases.drop(url)
+    if name in databases.made:
+        databases.clear(name, [table.name for table in reversed(Base.metadata.sorted_tables)])
+    yield databases.url(name, template=request.getfixturevalue("postgres_template"))
 
 
 @contextmanager

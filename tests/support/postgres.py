@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +32,8 @@ class Databases:
 
     def __init__(self, admin: URL) -> None:
         self.admin = admin
+        self.made: set[str] = set()
+        """The names of the databases that were made here and not dropped."""
 
     def url(self, database: str | None = None, *, template: str | None = None) -> str:
         """Return the SQLAlchemy URL of `database`, made when it is not there; without a name, of a fresh one.
@@ -44,6 +47,7 @@ class Databases:
                 command = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
                 source = template or "template0"
                 connection.execute(command.format(sql.Identifier(name), sql.Identifier(source)))
+                self.made.add(name)
         return self.admin.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, url: str) -> None:
@@ -51,9 +55,20 @@ class Databases:
         name = make_url(url).database or ""
         with self._connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        self.made.discard(name)
 
-    def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
-        address = self.admin.set(drivername="postgresql").render_as_string(hide_password=False)
+    def clear(self, database: str, tables: Iterable[str]) -> None:
+        """Empty the tables and begin their numbers anew, whoever is still connected; much quicker than a new one."""
+        deletes = sql.SQL("; ").join(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)) for table in tables)
+        with self._connect() as admin:
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database])
+        with self._connect(database) as connection:
+            connection.execute(deletes)
+            connection.execute("SELECT setval(format('%I', sequencename)::regclass, 1, false) FROM pg_sequences")
+
+    def _connect(self, database: str | None = None) -> psycopg.Connection[tuple[object, ...]]:
+        url = self.admin.set(drivername="postgresql", database=database or self.admin.database)
+        address = url.render_as_string(hide_password=False)
         return psycopg.connect(address, autocommit=True, connect_timeout=30)
 
 
