@@ -55,8 +55,8 @@ def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ends]:
 
 @pytest.fixture
 def far(sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_path: Path) -> Iterator[Ends]:
-    """Machines by OpenSSH, for what is the engine's and not the transport's."""
-    both = machines(tmp_path, "openssh", lambda: sshd_pair)
+    """Machines by paramiko, which connects soonest, for what is the engine's and not the transport's."""
+    both = machines(tmp_path, "paramiko", lambda: sshd_pair)
     yield both
     both.storages.close()
 

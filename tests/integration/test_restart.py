@@ -107,7 +107,7 @@ both_ways = pytest.mark.parametrize("connection", ["openssh", "paramiko"])
 @pytest.fixture
 def connection() -> str:
     """The way to `b` of tests that do not ask for both: what they try is the engine's, not the transport's."""
-    return "openssh"
+    return "paramiko"
 
 
 @pytest.fixture
