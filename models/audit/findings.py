@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, delete, func, insert, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.audit.rules import Finding, FindingKind, proves
@@ -21,8 +21,8 @@ from datamanager.domain.states import ObjectStatus, Verified
 from datamanager.transports.paths import to_wire
 from models.audit.runs import AuditLease, held
 from models.core.outbox import post_object_events
-from models.database import now, storable
-from models.objects.bulk_claims import chunks, claim_places, lock_objects
+from models.database import insert_rows, now, storable
+from models.objects.bulk_claims import claim_places, execute_in, lock_objects, rows_in
 from models.objects.claims import free_place_of_object
 from models.tables import AuditFinding, Claim, DataObject
 
@@ -30,8 +30,6 @@ FINDINGS_MAX = 100_000
 """Candidates of one audit that are looked at twice; how many more there were is counted."""
 BYTES = "bytes"
 """The key of a finding's `found` that has the path's bytes in base64, where they are not valid UTF-8."""
-
-_findings = cast(Table, AuditFinding.__table__)
 
 
 def add(session: Session, hold: AuditLease, findings: Sequence[Finding]) -> list[Finding]:
@@ -58,8 +56,7 @@ def add(session: Session, hold: AuditLease, findings: Sequence[Finding]) -> list
         }
         for number, one in enumerate(kept, first)
     ]
-    if values:
-        session.execute(insert(_findings), values)
+    insert_rows(session, AuditFinding, values)
     counts["candidates"] = first + len(kept)
     if left:
         counts["not_kept"] = int(counts.get("not_kept", 0)) + len(left)
@@ -108,14 +105,11 @@ def settle(session: Session, hold: AuditLease, numbers: Collection[int], confirm
     Raises: LeaseLost.
     """
     held(session, hold)
-    for some in chunks(sorted(set(numbers) - confirmed.keys())):
-        mine = AuditFinding.audit_id == hold.audit, AuditFinding.number.in_(some)
-        session.execute(delete(AuditFinding).where(*mine))
-    for some in chunks(sorted(confirmed)):
-        mine = AuditFinding.audit_id == hold.audit, AuditFinding.number.in_(some)
-        for row in session.scalars(select(AuditFinding).where(*mine)):
-            again = confirmed[row.number]
-            row.kind, row.confirmed, row.found = again.kind.value, True, {**again.found, **_bytes(again.place)}
+    mine, number = AuditFinding.audit_id == hold.audit, AuditFinding.number
+    execute_in(session, delete(AuditFinding).where(mine), number, sorted(set(numbers) - confirmed.keys()))
+    for (row,) in rows_in(session, select(AuditFinding).where(mine), number, sorted(confirmed)):
+        again = confirmed[row.number]
+        row.kind, row.confirmed, row.found = again.kind.value, True, {**again.found, **_bytes(again.place)}
 
 
 def count(session: Session, audit: UUID) -> dict[str, int]:
@@ -191,18 +185,14 @@ def is_same(row: DataObject, expected: Mapping[str, Any]) -> bool:
 
 def claimed(session: Session, objects: Sequence[UUID]) -> set[UUID]:
     """Return those of the objects that transfers under way have claimed, or whose places they have."""
-    found = set[UUID]()
-    for some in chunks(objects):
-        query = select(Claim.object_id).where(Claim.object_id.in_(some), Claim.transfer_id.is_not(None)).distinct()
-        found.update(one for one in session.scalars(query) if one is not None)
-    return found
+    query = select(Claim.object_id).where(Claim.transfer_id.is_not(None)).distinct()
+    return {row.object_id for row in rows_in(session, query, Claim.object_id, objects)}
 
 
 def _note(session: Session, hold: AuditLease, findings: Sequence[AuditFinding], objects: Collection[UUID]) -> None:
     numbers = [one.number for one in findings if one.object_id in objects]
-    for some in chunks(numbers):
-        mine = AuditFinding.audit_id == hold.audit, AuditFinding.number.in_(some)
-        session.execute(update(AuditFinding).where(*mine).values(applied=True))
+    mine = update(AuditFinding).where(AuditFinding.audit_id == hold.audit)
+    execute_in(session, mine.values(applied=True), AuditFinding.number, numbers)
 
 
 def _told(row: DataObject) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, insert, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, normalised_prefix
@@ -27,7 +27,7 @@ from datamanager.errors import (
     RequestError,
 )
 from datamanager.machines import Machine, Machines
-from models.database import storable
+from models.database import insert_rows, storable
 from models.objects.bulk_claims import claim_places, lock_objects
 from models.tables import DataObject, Transfer, TransferItem
 
@@ -159,7 +159,7 @@ def store(session: Session, transfer: Transfer, items: list[JudgedItem]) -> None
                 "error_detail": storable(item.error.detail) if item.error else None,
             }
         )
-    session.execute(insert(cast(Table, TransferItem.__table__)), rows)
+    insert_rows(session, TransferItem, rows)
     to_do = open_items(items)
     transfer.source_machine = _common(item.read_from.machine for item in to_do if item.read_from)
     transfer.destination_machine = _common(item.machine for item in to_do)

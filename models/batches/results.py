@@ -14,17 +14,17 @@ may have its name already), `committed` (the object is at its new place; only th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, bindparam, func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, DestinationExists, InternalError, ItemsFailed
 from models.core.outbox import post_object_events
-from models.database import now, storable
+from models.database import now, storable, table_of
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem
@@ -35,7 +35,7 @@ from models.transfers.queue import DETAIL_MAX, TransferLease, held
 CHUNK = 500
 """Items in one transaction: what others wait for at most."""
 
-_items = cast(Table, TransferItem.__table__)
+_items = table_of(TransferItem)
 DONE = {"status": TransferStatus.COMPLETE.value}
 """What ends an item well."""
 

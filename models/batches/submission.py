@@ -28,7 +28,7 @@ from models.batches.item_admission import (
     prefix_of,
     store,
 )
-from models.objects.bulk_claims import chunks, claim_objects, claims_on, holders
+from models.objects.bulk_claims import claim_objects, claims_on, holders, rows_in
 from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer
 
@@ -77,10 +77,8 @@ def _find_destinations(machines: Machines, items: list[JudgedItem]) -> None:
 def _skip_what_is_there(session: Session, items: list[JudgedItem], *, moving: bool) -> None:
     """Find the items whose destination an ACTIVE object holds that is what is wanted there."""
     holding = holders(session, [item.place for item in open_items(items) if item.place is not None])
-    there: dict[UUID, Any] = {}
-    for some in chunks(list(holding.values())):
-        columns = (DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
-        there.update((row.id, row) for row in session.execute(select(*columns).where(DataObject.id.in_(some))))
+    query = select(DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
+    there = {row.id: row for row in rows_in(session, query, DataObject.id, holding.values())}
     for item in open_items(items):
         holder = there.get(holding.get(item.place)) if item.place is not None else None  # type: ignore[arg-type]
         if holder is not None and (holder.id == item.object_id if moving else _is_copy(holder, item.source)):

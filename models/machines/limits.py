@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 from uuid import UUID
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.limits import NO_LIMIT, Limits
@@ -24,7 +23,6 @@ from models.tables import MachineLimit, Transfer
 
 CHANGED = "limits"
 """What movers are woken with."""
-_limits = cast(Table, MachineLimit.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ def change(session: Session, machine: Machine, *, bandwidth: int | None, max_tra
 
     None leaves a limit as it is, NO_LIMIT lifts it. Wants a writing session.
     """
-    insert_if_free(session, _limits, {"name": machine.name, "changed": now(session)})
+    insert_if_free(session, MachineLimit, {"name": machine.name, "changed": now(session)})
     row = session.get_one(MachineLimit, machine.name, with_for_update=True, populate_existing=True)
     if bandwidth is not None:
         row.bandwidth = bandwidth

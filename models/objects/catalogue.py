@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Table, Text, and_, func, insert, or_, select
+from sqlalchemy import ColumnElement, Text, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, split_dest
@@ -20,14 +20,13 @@ from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import InvalidRequest, ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
 from models.core.cursors import decode_cursor, encode_cursor
 from models.core.outbox import post_object_events
-from models.database import now, on_postgresql
+from models.database import insert_rows, now, on_postgresql
 from models.objects.claims import claim_place
 from models.tables import Bundle, DataObject
 
 STREAM_CHUNK = 500
 LIMIT_MAX = 100_000
 GLOB_MAX = 1000  # characters; a name has at most 255 bytes
-_objects = cast(Table, DataObject.__table__)
 SORTABLE = ("date_registered", "date_modified", "filename", "size", "machine", "group", "status")
 
 
@@ -180,7 +179,7 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
         }
         for row in rows
     ]
-    session.execute(insert(_objects), values)
+    insert_rows(session, DataObject, values)
     told = (
         (
             row.id,

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive.archive_requests import ArchiveItem, ArchiveManyRequest
@@ -34,8 +34,6 @@ from models.retention.marks import new_mark, open_mark
 from models.retention.runs import require_running
 from models.submission import TransferRequest, prepare, submit
 from models.tables import Bundle, BundleMember, RetentionMark, TransferItem
-
-_marks = cast(Table, RetentionMark.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +192,7 @@ def _own_mark(session: Session, run: UUID, decision: Decision, time: datetime) -
     """Return the object's mark; without grace it is made now. None when it was taken back since the decision."""
     found = open_mark(session, decision.subject.id)
     if found is None and not decision.rule.grace:
-        insert_if_free(session, _marks, new_mark(run, replace(decision, due=time), time))
+        insert_if_free(session, RetentionMark, new_mark(run, replace(decision, due=time), time))
         found = open_mark(session, decision.subject.id)
     return found
 
