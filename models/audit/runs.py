@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.audit.rules import AuditStatus, AuditTerms
 from datamanager.errors import AuditNotFound, DataManagerError, InternalError, LeaseLost
+from models.core.cursors import NEWEST, page_of
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease, is_held
 from models.core.outbox import post_event
 from models.database import affected, now, storable, wake
-from models.newest_first import page_of_newest
 from models.tables import Audit, AuditFinding
 
 LEASE = timedelta(seconds=60)
@@ -212,7 +212,7 @@ def select_audits(
     query = select(Audit)
     if machine is not None:
         query = query.where(Audit.machine == machine)
-    return page_of_newest(session, query, Audit, limit, cursor)
+    return page_of(session, query, Audit.created, NEWEST, limit, cursor)
 
 
 def prune(session: Session, keep: timedelta, *, audits: int, findings: int) -> tuple[int, int]:

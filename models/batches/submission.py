@@ -80,7 +80,7 @@ def _skip_what_is_there(session: Session, items: list[JudgedItem], *, moving: bo
     query = select(DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
     there = {row.id: row for row in rows_in(session, query, DataObject.id, holding.values())}
     for item in open_items(items):
-        holder = there.get(holding.get(item.place)) if item.place is not None else None  # type: ignore[arg-type]
+        holder = there.get(holding.get(item.place)) if item.place is not None else None
         if holder is not None and (holder.id == item.object_id if moving else _is_copy(holder, item.source)):
             item.skipped, item.result = True, holder.id
 

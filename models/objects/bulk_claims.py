@@ -34,7 +34,7 @@ def chunks(values: Sequence[T], size: int = IN_MAX) -> Iterator[Sequence[T]]:
         yield values[start : start + size]
 
 
-def rows_in(session: Session, query: Select[Any], column: Any, values: Collection[Any]) -> Iterator[Any]:
+def rows_in(session: Session, query: Select[*tuple[Any, ...]], column: Any, values: Collection[Any]) -> Iterator[Any]:
     """Yield the rows of a query whose `column` has one of the values."""
     for some in chunks(list(values)):
         yield from session.execute(query.where(column.in_(some))).all()

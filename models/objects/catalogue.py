@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Text, and_, func, or_, select
+from sqlalchemy import ColumnElement, Text, func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import NewObject, RegisterRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import InvalidRequest, ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
-from models.core.cursors import decode_cursor, encode_cursor
+from models.core.cursors import page_of
 from models.core.outbox import post_object_events
 from models.database import insert_rows, now, on_postgresql
 from models.objects.claims import claim_place
@@ -233,7 +233,7 @@ def select_objects(session: Session, selection: Selection) -> tuple[list[DataObj
 
     Raises: InvalidRequest for a bad cursor, limit, sort key or value.
     """
-    name, descending = selection.sort.removeprefix("-"), selection.sort.startswith("-")
+    name = selection.sort.removeprefix("-")
     if name not in SORTABLE:
         wanted = f"one of {', '.join(SORTABLE)}"
         raise InvalidRequest(f"sort: {name!r} is not {wanted}", {"sort": wanted})
@@ -243,19 +243,7 @@ def select_objects(session: Session, selection: Selection) -> tuple[list[DataObj
     if name == "size":
         column = func.coalesce(column, -1)  # a keyset has no place for NULL
     query = select(DataObject).where(*_conditions(session, selection))
-    if selection.cursor is not None:
-        value, last = decode_cursor(selection.cursor, selection.sort)
-        if descending:
-            query = query.where(or_(column < value, and_(column == value, DataObject.id < last)))
-        else:
-            query = query.where(or_(column > value, and_(column == value, DataObject.id > last)))
-    order = (column.desc(), DataObject.id.desc()) if descending else (column, DataObject.id)
-    rows = list(session.scalars(query.order_by(*order).limit(selection.limit + 1)).all())
-    if len(rows) <= selection.limit:
-        return rows, None
-    rows.pop()
-    value = getattr(rows[-1], name)
-    return rows, encode_cursor(-1 if value is None else value, rows[-1].id, selection.sort)
+    return page_of(session, query, column, selection.sort, selection.limit, selection.cursor)
 
 
 def has_objects(session: Session, machine: str) -> bool:
