@@ -41,8 +41,7 @@ from flows.runtime.services import Services
 from models.core.leases import RUN_PREFIX, is_held
 from models.tables import Transfer
 from models.transfers import cancel_pause
-from models.transfers.lookup import get_transfer
-from models.transfers.prefect_queries import by_flow_run, unheld_with_a_run
+from models.transfers.lookup import by_flow_run, get_transfer, unheld_with_a_run
 
 PAGE = 200  # Prefect's own limit
 WAITING = "AwaitingRetry"

@@ -78,11 +78,12 @@ def post_object_events(
     insert_rows(session, OutboxMessage, rows)
 
 
-def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> None:
-    """Tell of something (`kind` is the routing key too); `extensions`: see `cloud_event`."""
+def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
+    """Tell of something (`kind` is the routing key too); return the message's body. `extensions`: see `cloud_event`."""
     time = now(session)
     body = cloud_event(kind, subject, time, data, **extensions)
     session.add(OutboxMessage(exchange=EVENTS_EXCHANGE, routing_key=kind, subject=subject, body=body, created=time))
+    return body
 
 
 def unsent(session: Session, limit: int) -> list[OutboxMessage]:
