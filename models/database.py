@@ -113,6 +113,14 @@ def now(session: Session) -> datetime:
     return datetime.now(UTC)  # SQLite: one host, one clock
 
 
+def take_turns(session: Session, lock: int) -> None:
+    """Let transactions that name this number proceed one after the other, each until it ends. On SQLite every writing
+    transaction excludes others anyway.
+    """
+    if on_postgresql(session):
+        session.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
 def wake(session: Session, what: str) -> None:
     """Tell listeners on other hosts at commit; PostgreSQL only, elsewhere the caller uses the Unix socket."""
     if on_postgresql(session):

@@ -28,6 +28,7 @@ from datamanager.machines import Machine
 from models.core.outbox import post_object_events
 from models.database import affected, insert_rows, now, table_of
 from models.objects.bulk_claims import claim_places, execute_in, lock_objects, rows_in
+from models.objects.catalogue import told_of
 from models.objects.claims import free_place_of_object
 from models.tables import Bundle, BundleMember, Claim, DataObject
 from models.transfers.queue import TransferLease, held
@@ -100,7 +101,7 @@ def seal(
     archived = [one.uuid for one in members]
     freed = delete(Claim) if keep_source else update(Claim).values(transfer_id=hold.transfer)
     execute_in(session, freed.where(Claim.mode == "place", Claim.transfer_id.is_(None)), Claim.object_id, archived)
-    told = [(one.uuid, {**_told(found[one.uuid]), "bundle": _name(row), "size": one.size}) for one in members]
+    told = [(one.uuid, {**told_of(found[one.uuid]), "bundle": _name(row), "size": one.size}) for one in members]
     post_object_events(session, "archived", told, row.sealed)
     if not members:
         row.status = BundleStatus.UNNEEDED.value
@@ -138,7 +139,7 @@ def note_removed(session: Session, bundle: UUID) -> None:
         free_place_of_object(session, bundle)
 
 
-_LOCKED = (DataObject.id, DataObject.status, DataObject.machine, DataObject.place, DataObject.group)
+_LOCKED = (DataObject.id, DataObject.status, DataObject.machine, DataObject.place, DataObject.size, DataObject.group)
 
 
 def _open(session: Session, hold: TransferLease, bundle: UUID, *, sealed_too: bool = False) -> Bundle:
@@ -196,7 +197,3 @@ def _member_of(row: BundleMember) -> domain.Member:
 
 def _name(row: Bundle) -> str:
     return f"{row.machine}:{row.place}"
-
-
-def _told(obj: Any) -> dict[str, Any]:
-    return {"machine": obj.machine, "place": obj.place, "group": obj.group}

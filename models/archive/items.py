@@ -26,6 +26,7 @@ from models.batches.results import (
     fail_items,
     finish_batch,
     free_items,
+    noting,
     open_items,
     update_items,
 )
@@ -63,11 +64,7 @@ def begin_bundle(
     """Let items become a new bundle on an archive machine. Raises: LeaseLost, PathNotAllowed."""
     row, items = open_items(session, hold, numbers)
     bundle = open_bundle(session, hold, machine, pack, level)
-    noted = [
-        {"number": item.number, "dest": bundle.place, "notes": {**item.notes, "bundle": str(bundle.id)}}
-        for item in items
-    ]
-    update_items(session, row, noted)
+    update_items(session, row, [{**noting(item, bundle=str(bundle.id)), "dest": bundle.place} for item in items])
     return bundle
 
 
@@ -87,19 +84,8 @@ def commit_archive(session: Session, hold: TransferLease, manifest: domain.Manif
     archived = set(seal(session, hold, manifest, {item.object_id for item in items}, keep_source=keep_source))
     done = [item for item in items if item.object_id in archived and not item.notes.get("committed")]
     end: dict[str, Any] = DONE if keep_source else {}
-    update_items(
-        session,
-        row,
-        [
-            {
-                "number": item.number,
-                "size": members[item.object_id].size,
-                "notes": {**item.notes, "committed": True},
-                **end,
-            }
-            for item in done
-        ],
-    )
+    changes = [{**noting(item, committed=True), "size": members[item.object_id].size, **end} for item in done]
+    update_items(session, row, changes)
     if keep_source:
         free_items(session, row, done)
     others = [item for item in items if item.object_id not in archived]
@@ -110,9 +96,7 @@ def commit_archive(session: Session, hold: TransferLease, manifest: domain.Manif
 def note_restart(session: Session, hold: TransferLease, number: int, restart: Mapping[str, Any]) -> None:
     """Record an item's restart marker before its first byte. Raises: LeaseLost."""
     row, items = open_items(session, hold, [number])
-    update_items(
-        session, row, [{"number": number, "notes": {**item.notes, "restart": dict(restart)}} for item in items]
-    )
+    update_items(session, row, [noting(item, restart=dict(restart)) for item in items])
 
 
 def commit_recalls(session: Session, hold: TransferLease, results: Sequence[tuple[int, Facts]]) -> None:
@@ -127,10 +111,9 @@ def commit_recalls(session: Session, hold: TransferLease, results: Sequence[tupl
     time = now(session)
     told = []
     for item in items:
-        obj, place, bundle = objects[item.object_id], destination(item), objects[item.object_id].archived_in
-        relocate(obj, place, item.dest, time, facts[item.number])
+        obj = objects[item.object_id]
+        data = {**relocate(obj, destination(item), item.dest, time, facts[item.number]), "bundle": obj.archived_in}
         obj.status, obj.archived_in = ObjectStatus.ACTIVE.value, None
-        data = {"machine": place.machine, "place": place.path, "bundle": bundle, "size": obj.size, "group": obj.group}
         told.append((obj.id, data))
     complete_items(session, row, items, facts)
     post_object_events(session, "activated", told, time)

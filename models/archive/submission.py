@@ -39,6 +39,7 @@ from models.batches.item_admission import (
     find_sources,
     objects_below,
     open_items,
+    require_source,
     store,
 )
 from models.objects.bulk_claims import claim_objects, claims_on, free_claims_on, rows_in
@@ -64,8 +65,7 @@ def enter_archive(
         if many and item.source.status == ObjectStatus.ARCHIVED:
             item.skipped = True
             return
-        require_usable(item.source)
-        machines[item.source.machine]  # raises UnknownMachine
+        require_source(machines, item)
 
     find_sources(session, items, judge)
     for item in open_items(items):

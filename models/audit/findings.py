@@ -23,6 +23,7 @@ from models.audit.runs import AuditLease, held
 from models.core.outbox import post_object_events
 from models.database import insert_rows, now, storable
 from models.objects.bulk_claims import claim_places, execute_in, lock_objects, rows_in
+from models.objects.catalogue import told_of
 from models.objects.claims import free_place_of_object
 from models.tables import AuditFinding, Claim, DataObject
 
@@ -125,13 +126,10 @@ def count(session: Session, audit: UUID) -> dict[str, int]:
 def apply_lost(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
     """Make lost objects UNKNOWN: their places are free. Return how many. Raises: LeaseLost."""
     changed = _unchanged(session, hold, findings)
-    time = now(session)
     for row in changed:
-        row.status, row.date_modified = ObjectStatus.UNKNOWN.value, time
+        row.status = ObjectStatus.UNKNOWN.value
         free_place_of_object(session, row.id)
-    _note(session, hold, findings, {row.id for row in changed})
-    post_object_events(session, "lost", [(row.id, _told(row)) for row in changed], time)
-    return len(changed)
+    return _changed(session, hold, findings, changed, "lost")
 
 
 def apply_changed(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
@@ -140,12 +138,9 @@ def apply_changed(session: Session, hold: AuditLease, findings: Sequence[AuditFi
     Size, checksum and status stay what they were: only a person knows which is right, the row or the file.
     """
     changed = _unchanged(session, hold, findings)
-    time = now(session)
     for row in changed:
-        row.verified, row.date_modified = Verified.NONE.value, time
-    _note(session, hold, findings, {row.id for row in changed})
-    post_object_events(session, "changed", [(row.id, _told(row)) for row in changed], time)
-    return len(changed)
+        row.verified = Verified.NONE.value
+    return _changed(session, hold, findings, changed, "changed")
 
 
 def apply_found(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
@@ -158,13 +153,10 @@ def apply_found(session: Session, hold: AuditLease, findings: Sequence[AuditFind
         canonical = Place(row.machine, proved[row.id].found.get("canonical") or row.place)
         wanted += [(one, row.id) for one in {here, canonical}]
     won = claim_places(session, wanted, transfer=None)
-    changed, time = [row for row in rows if row.id in won], now(session)
+    changed = [row for row in rows if row.id in won]
     for row in changed:
-        row.status, row.date_modified = ObjectStatus.ACTIVE.value, time
-        row.verified = Verified.SHA256.value
-    _note(session, hold, findings, won)
-    post_object_events(session, "found", [(row.id, _told(row)) for row in changed], time)
-    return len(changed)
+        row.status, row.verified = ObjectStatus.ACTIVE.value, Verified.SHA256.value
+    return _changed(session, hold, findings, changed, "found")
 
 
 def _unchanged(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> list[DataObject]:
@@ -189,14 +181,18 @@ def claimed(session: Session, objects: Sequence[UUID]) -> set[UUID]:
     return {row.object_id for row in rows_in(session, query, Claim.object_id, objects)}
 
 
-def _note(session: Session, hold: AuditLease, findings: Sequence[AuditFinding], objects: Collection[UUID]) -> None:
+def _changed(
+    session: Session, hold: AuditLease, findings: Sequence[AuditFinding], rows: Sequence[DataObject], event: str
+) -> int:
+    """Note which findings were applied, to which rows, and tell of these; return how many."""
+    time, objects = now(session), {row.id for row in rows}
+    for row in rows:
+        row.date_modified = time
     numbers = [one.number for one in findings if one.object_id in objects]
     mine = update(AuditFinding).where(AuditFinding.audit_id == hold.audit)
     execute_in(session, mine.values(applied=True), AuditFinding.number, numbers)
-
-
-def _told(row: DataObject) -> dict[str, Any]:
-    return {"machine": row.machine, "place": row.place, "size": row.size, "group": row.group}
+    post_object_events(session, event, [(row.id, told_of(row)) for row in rows], time)
+    return len(rows)
 
 
 def _bytes(place: str) -> dict[str, str]:

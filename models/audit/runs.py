@@ -67,10 +67,6 @@ def submit(session: Session, machine: str, terms: AuditTerms, *, flow_run: UUID 
         machine=machine,
         status=AuditStatus.QUEUED.value,
         options=AuditTerms.model_validate(terms.model_dump()).model_dump(mode="json"),
-        counts={},
-        scrubbed_objects=0,
-        scrubbed_bytes=0,
-        attempts=0,
         flow_run_id=flow_run,
         created=now(session),
     )

@@ -26,10 +26,10 @@ from models.batches.item_admission import (
     objects_below,
     open_items,
     prefix_of,
+    require_source,
     store,
 )
 from models.objects.bulk_claims import claim_objects, claims_on, holders, rows_in
-from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer
 
 
@@ -42,7 +42,7 @@ def enter_items(
     too much is. Whatever is wrong with an item is the item's.
     """
     items = _wanted(session, machines, request)
-    find_sources(session, items, lambda item: _require_source(machines, item))
+    find_sources(session, items, lambda item: require_source(machines, item))
     _find_destinations(machines, items)
     _skip_what_is_there(session, items, moving=moving)
     _claim(session, transfer.id, items, moving=moving)
@@ -59,11 +59,6 @@ def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list
     start = f"{dest}/" if request.dest else ""
     below = objects_below(session, machines, request.directory)
     return [JudgedItem(object_id, target.name, start + path) for object_id, path in below]
-
-
-def _require_source(machines: Machines, item: JudgedItem) -> None:
-    require_usable(item.source)
-    machines[item.source.machine]  # raises UnknownMachine
 
 
 def _find_destinations(machines: Machines, items: list[JudgedItem]) -> None:

@@ -196,8 +196,10 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
     post_object_events(session, event, told, time)
 
 
-def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Facts) -> None:
-    """Give an object its new place after a move or a recall, which count as uses; `dest` as the client gave it."""
+def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Facts) -> dict[str, Any]:
+    """Give an object its new place after a move or a recall, which count as uses; `dest` as the client gave it. Return
+    what events tell of it.
+    """
     obj.machine = place.machine
     obj.path = split_dest(dest)[0]
     obj.filename = place.name
@@ -208,6 +210,12 @@ def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Fa
         obj.checksum = facts.checksum
     if facts.verified is not Verified.NONE:
         obj.verified = facts.verified.value
+    return told_of(obj)
+
+
+def told_of(obj: DataObject) -> dict[str, Any]:
+    """Return what events tell of an object."""
+    return {"machine": obj.machine, "place": obj.place, "size": obj.size, "group": obj.group}
 
 
 def given_path(obj: Any) -> str:

@@ -232,10 +232,6 @@ def _new(session: Session, terms: RetentionTerms, status: str) -> RetentionRun:
         max_objects=terms.max_objects,
         max_bytes=terms.max_bytes,
         created=now(session),
-        bytes_freed=0,
-        pending=0,
-        counts=[],
-        lines=[],
     )
     session.add(row)
     session.flush()

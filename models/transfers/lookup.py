@@ -12,20 +12,28 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, extracting_place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, TransferTerms
-from datamanager.errors import TaskNotFound
+from datamanager.errors import TaskEnded, TaskNotFound
 from datamanager.machines import Machines
-from models.database import on_postgresql
+from models.database import take_turns
 from models.tables import Transfer
 
-_LOCK = 0x646D736C  # of pg_advisory_xact_lock; no other number of ours
+_LOCK = 0x646D736C  # of `take_turns`; no other number of ours
 
 
-def get_transfer(session: Session, transfer_id: UUID) -> Transfer:
+def get_transfer(session: Session, transfer_id: UUID, *, lock: bool = False) -> Transfer:
     """Return a transfer. Raises: TaskNotFound."""
-    found = session.get(Transfer, transfer_id)
+    found = session.get(Transfer, transfer_id, with_for_update=lock or None, populate_existing=lock)
     if found is None:
         raise TaskNotFound(f"no task has the identifier {transfer_id}")
     return found
+
+
+def lock_open_transfer(session: Session, transfer_id: UUID) -> Transfer:
+    """Return a transfer that has not ended, locked. Raises: TaskNotFound, TaskEnded."""
+    row = get_transfer(session, transfer_id, lock=True)
+    if row.ended is not None:
+        raise TaskEnded(f"task {transfer_id} has ended in {row.status}")
+    return row
 
 
 def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
@@ -54,10 +62,9 @@ def destination_of(machines: Machines, request: TransferTerms) -> Place | None:
 def held_by_priority(session: Session) -> dict[str, int]:
     """Count what all movers hold, by priority, and keep others from counting until this transaction has ended.
 
-    So two movers never both take the last slot. SQLite's writing transactions exclude each other anyway.
+    So two movers never both take the last slot.
     """
-    if on_postgresql(session):
-        session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    take_turns(session, _LOCK)
     query = select(Transfer.priority, func.count().label("held")).group_by(Transfer.priority)
     rows = session.execute(query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None)))
     return {row.priority: row.held for row in rows}
