@@ -76,11 +76,6 @@ class Database:
         with translated(), self._turn, self._writing.begin() as connection:
             yield connection
 
-    def ping(self) -> None:
-        """Ask the database for a sign of life. Raises: CatalogueUnavailable."""
-        with self.read() as session:
-            session.execute(select(1))
-
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()

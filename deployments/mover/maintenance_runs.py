@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 from prefect.states import Cancelled as CancelledState
 from prefect.states import Running
@@ -145,7 +145,8 @@ class MaintenanceRuns:
             await write(services.database, self._hold, run)
             with provided(services), translated():
                 state = await run_warm(flow, flow_run, parameters)
-            await self._show_end(run, control, state)
+            if isinstance(control.stopping, Cancelled) and not state.is_completed():  # the engine calls it failed
+                await self._gateway.set_state(run, CancelledState(message="cancelled in Prefect"))
         except Abort:
             log.info("maintenance_run_abandoned", flow_run=str(run))
         except (CatalogueUnavailable, OrchestratorUnavailable) as exc:
@@ -155,11 +156,6 @@ class MaintenanceRuns:
             with contextlib.suppress(CatalogueUnavailable):
                 drop = write(services.database, drop_lease, f"{RUN_PREFIX}{run}", services.owner)
                 await asyncio.shield(drop)
-
-    async def _show_end(self, run: UUID, control: Control, state: State[Any]) -> None:
-        """Call a run cancelled that was: the engine calls every error failed."""
-        if isinstance(control.stopping, Cancelled) and not state.is_completed():
-            await self._gateway.set_state(run, CancelledState(message="cancelled in Prefect"))
 
     def _hold(self, session: Session, run: UUID) -> None:
         hold_lease(session, f"{RUN_PREFIX}{run}", self._services.owner, self._services.settings.lease)

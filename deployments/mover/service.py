@@ -22,7 +22,7 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.source_context import SourceContext
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
-from deployments.composition import Runtime
+from deployments.composition import Runtime, run_directory
 from deployments.mover.dispatcher import Dispatcher
 from deployments.mover.machine_probes import MachineProbes
 from deployments.mover.maintenance_runs import AT_ONCE, start_retention
@@ -81,7 +81,7 @@ class MoverService:
                 sealer=Sealer.of(settings),
                 on_entered=self._relay.notify,
             )
-        self._socket = NotificationSocket(runtime.run_directory, "mover")
+        self._socket = NotificationSocket(run_directory(settings), "mover")
         self._socket.listen(self._on_notification)
         self._listener = Listener(runtime.database, self._on_notification)
         return self
@@ -137,7 +137,7 @@ class MoverService:
 
     def _ended(self, message: str) -> None:
         """Notify the API on this host that a transfer ended, and the relay that there are events."""
-        notify(self._runtime.run_directory, "api", message)
+        notify(run_directory(self._settings), "api", message)
         if self._relay is not None:
             self._relay.notify()
 

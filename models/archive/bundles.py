@@ -112,7 +112,12 @@ def members_of(session: Session, objects: Collection[UUID]) -> dict[UUID, tuple[
     """Return for each of the objects that is archived its bundle, and its part of it."""
     query = select(BundleMember, Bundle).join(Bundle, Bundle.id == BundleMember.bundle_id)
     rows = rows_in(session, query.where(BundleMember.released.is_(None)), BundleMember.object_id, objects)
-    return {member.object_id: (bundle_of(bundle), _member_of(member)) for member, bundle in rows}
+    found = {}
+    for row, bundle in rows:
+        source = Place(row.source_machine, row.source_place)
+        member = domain.Member(row.object_id, source, row.size, row.mode, row.mtime, row.sha256, row.offset)
+        found[row.object_id] = bundle_of(bundle), member
+    return found
 
 
 def bundle_of(row: Bundle) -> domain.SealedBundle:
@@ -188,11 +193,6 @@ def _archive_objects(session: Session, row: Bundle, members: Sequence[domain.Mem
     )
     values = [{"which": one.uuid, "new_size": one.size, "new_checksum": f"sha256:{one.sha256}"} for one in members]
     session.connection().execute(change, values)
-
-
-def _member_of(row: BundleMember) -> domain.Member:
-    source = Place(row.source_machine, row.source_place)
-    return domain.Member(row.object_id, source, row.size, row.mode, row.mtime, row.sha256, row.offset)
 
 
 def _name(row: Bundle) -> str:

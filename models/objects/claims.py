@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from uuid import UUID
 
-from sqlalchemy import Update, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
@@ -51,8 +51,10 @@ def claim_writing(session: Session, object_id: UUID, transfer: UUID) -> None:
 
 def give_place_to_object(session: Session, place: Place, transfer: UUID, object_id: UUID) -> None:
     """Hand a transfer's place to the object that now lives there."""
-    held = _held(place).where(Claim.transfer_id == transfer)
-    _hand_over(session, held.values(transfer_id=None, object_id=object_id), place)
+    held = update(Claim).where(Claim.mode == "place", Claim.place_key == place_key(place))
+    mine = held.where(Claim.transfer_id == transfer).values(transfer_id=None, object_id=object_id)
+    if affected(session, mine) != 1:
+        raise InternalError(f"{place} is not held by the expected owner; nothing was changed")
 
 
 def give_places_to_transfer(session: Session, object_id: UUID, transfer: UUID) -> None:
@@ -77,15 +79,6 @@ def free_claims_of_transfer(session: Session, transfer: UUID) -> None:
 def place_key(place: Place) -> str:
     """Return what a place is claimed under."""
     return hashlib.sha256(str(place).encode()).hexdigest()
-
-
-def _held(place: Place) -> Update:
-    return update(Claim).where(Claim.mode == "place", Claim.place_key == place_key(place))
-
-
-def _hand_over(session: Session, statement: Update, place: Place) -> None:
-    if affected(session, statement) != 1:
-        raise InternalError(f"{place} is not held by the expected owner; nothing was changed")
 
 
 def _is_claimed(session: Session, object_id: UUID, mode: str) -> bool:

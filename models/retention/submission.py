@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.archive.archive_requests import ArchiveItem, ArchiveManyRequest
 from datamanager.domain.location import Place
 from datamanager.domain.requests import DeleteRequest
-from datamanager.domain.retention.decisions import Decision, Mark, Reason, Subject, Verdict, marked_by, rule_of
+from datamanager.domain.retention.decisions import Decision, Reason, Subject, Verdict, marked_by, rule_of
 from datamanager.domain.retention.rules import RetentionRules, Rule
 from datamanager.domain.states import BundleStatus, ObjectStatus, TransferKind, TransferStatus
 from datamanager.domain.timing import Priority
@@ -175,17 +175,14 @@ def _hindered(rules: RetentionRules, decision: Decision, subject: Subject | None
         return _spared(decision, Reason.IN_USE)
     if rule_of(rules, subject, time) is not rule:
         return _spared(decision, Reason.CHANGED, "the rule no longer selects it")
-    if subject.mark is not None and (not marked_by(subject, rule) or not _due(subject.mark, time)):
+    mark = subject.mark
+    if mark is not None and not (marked_by(subject, rule) and mark.transfer is None and mark.due <= time):
         return _spared(decision, Reason.CHANGED, "it has another mark by now")
     return None
 
 
 def _identity(one: Subject) -> tuple[Any, ...]:
     return one.status, one.machine, one.place, one.checksum, one.verified, one.size
-
-
-def _due(mark: Mark, time: datetime) -> bool:
-    return mark.transfer is None and mark.due <= time
 
 
 def _own_mark(session: Session, run: UUID, decision: Decision, time: datetime) -> RetentionMark | None:
