@@ -23,11 +23,6 @@ class Runtime:
     database: Database
     storages: Storages
 
-    @property
-    def run_directory(self) -> Path:
-        """Where the processes of this host find each other's sockets."""
-        return run_directory(self.settings)
-
     def close(self) -> None:
         """Close connections to machines and the database."""
         self.storages.close()
@@ -53,5 +48,5 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
 
 
 def run_directory(settings: Settings) -> Path:
-    """Return the folder of the local sockets."""
+    """Return the folder where the processes of this host find each other's sockets."""
     return settings.home / "run"

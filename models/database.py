@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, CursorResult, Engine, Table, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import Insert
 
 from datamanager.errors import CatalogueUnavailable, SettingsError
@@ -76,11 +76,6 @@ class Database:
         with translated(), self._turn, self._writing.begin() as connection:
             yield connection
 
-    def ping(self) -> None:
-        """Ask the database for a sign of life. Raises: CatalogueUnavailable."""
-        with self.read() as session:
-            session.execute(select(1))
-
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
@@ -113,30 +108,48 @@ def now(session: Session) -> datetime:
     return datetime.now(UTC)  # SQLite: one host, one clock
 
 
+def take_turns(session: Session, lock: int) -> None:
+    """Let transactions that name this number proceed one after the other, each until it ends. On SQLite every writing
+    transaction excludes others anyway.
+    """
+    if on_postgresql(session):
+        session.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
 def wake(session: Session, what: str) -> None:
     """Tell listeners on other hosts at commit; PostgreSQL only, elsewhere the caller uses the Unix socket."""
     if on_postgresql(session):
         session.execute(select(func.pg_notify(WAKE_CHANNEL, what)))
 
 
-def insert_if_free(session: Session, table: Table, values: dict[str, Any]) -> bool:
-    """Insert a row unless a unique index has it already; say whether it was inserted.
+def insert_if_free(session: Session, model: type[DeclarativeBase], values: dict[str, Any]) -> bool:
+    """Insert a row unless a unique index has it already; say whether it was inserted. See `insert_free`."""
+    return bool(insert_free(session, model, [values], *table_of(model).primary_key.columns.keys()))
+
+
+def insert_free(
+    session: Session, model: type[DeclarativeBase], rows: Sequence[dict[str, Any]], *columns: str
+) -> Sequence[Any]:
+    """Insert the rows that no unique index has already; return these columns of those that were inserted.
 
     The unique index decides the race, not a SELECT before it. On PostgreSQL this waits for a rival's transaction to
     end.
     """
-    statement: Insert
-    if on_postgresql(session):
-        statement = postgresql.insert(table).on_conflict_do_nothing()
-    else:
-        statement = sqlite.insert(table).on_conflict_do_nothing()
+    table, dialect = table_of(model), postgresql if on_postgresql(session) else sqlite
+    statement: Insert = dialect.insert(table).on_conflict_do_nothing()
     # not by rowcount: it is -1 where SQLAlchemy asks for a generated key itself
-    return session.execute(statement.values(**values).returning(*table.primary_key)).first() is not None
+    return session.execute(statement.returning(*(table.c[name] for name in columns)), rows).all()
 
 
-def insert_row(session: Session, table: Table, values: dict[str, Any]) -> None:
-    """Insert a row."""
-    session.execute(insert(table).values(**values))
+def insert_rows(session: Session, model: type[DeclarativeBase], rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows by one statement, if there are any."""
+    if rows:
+        session.execute(insert(table_of(model)), rows)
+
+
+def table_of(model: type[DeclarativeBase]) -> Table:
+    """Return the table of a class, for statements that pass by the session's objects."""
+    return cast(Table, model.__table__)
 
 
 def affected(session: Session, statement: Any) -> int:

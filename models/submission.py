@@ -109,12 +109,6 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
         flow_run_id=request.flow_run_id,
         reason=request.reason,
         created=now(session),
-        attempts=0,
-        epoch=0,
-        sequence=0,
-        bytes_done=0,
-        faults=[],
-        notes={},
     )
     _schedule(transfer, request.fields)
     match request.fields:

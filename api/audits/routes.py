@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.audits.views import AuditView, FindingView, audit_view, finding_view
+from api.audits.views import AuditView, FindingView, audit_view
 from api.context import In
 from api.http import openapi
 from api.http.bodies import read_request
@@ -28,7 +28,7 @@ from api.http.query import (
     page_size,
     read_query,
 )
-from api.http.responses import json_response
+from api.http.responses import json_response, view_of
 from datamanager import errors
 from datamanager.domain.audit.rules import AuditRequest, FindingKind
 from models.audit import findings
@@ -126,6 +126,6 @@ async def list_findings(audit: str, request: Request, context: In) -> Response:
     def look(session: Session) -> list[FindingView]:
         audit_runs.get_audit(session, audit_id)
         rows = findings.page(session, audit_id, kind=query.kind, after=query.cursor, limit=query.limit + 1)
-        return [finding_view(row) for row in rows]
+        return [view_of(FindingView, row, object=row.object_id) for row in rows]
 
     return numbered_page(f"/DM/audits/{audit_id}/findings", given, await context.reading(look), query.limit)

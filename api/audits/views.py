@@ -9,7 +9,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from api.http.problems import ErrorView, error_view
 from api.http.responses import view_of
-from models.tables import Audit, AuditFinding
+from models.tables import Audit
 
 
 class AuditView(TypedDict):
@@ -49,8 +49,3 @@ class FindingView(TypedDict):
 def audit_view(row: Audit) -> AuditView:
     """Show an audit."""
     return view_of(AuditView, row, audit=row.id, error=error_view(row.error_code, row.error_detail))
-
-
-def finding_view(row: AuditFinding) -> FindingView:
-    """Show a finding."""
-    return view_of(FindingView, row, object=row.object_id)

@@ -48,12 +48,11 @@ class Prober:
     def _joined(self, machine: Machine) -> asyncio.Task[ProbeResult]:
         task = self._under_way.get(machine.name)
         if task is None:
-            task = self._under_way[machine.name] = asyncio.create_task(self._probed(machine))
+            task = self._under_way[machine.name] = asyncio.create_task(
+                run_sync(self._probe, machine, limiter=self._limiter)
+            )
             task.add_done_callback(lambda _: self._under_way.pop(machine.name, None))
         return task
-
-    async def _probed(self, machine: Machine) -> ProbeResult:
-        return await run_sync(self._probe, machine, limiter=self._limiter)
 
     def _probe(self, machine: Machine) -> ProbeResult:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
@@ -12,12 +13,12 @@ from starlette.responses import Response
 from api.context import Context, In
 from api.http import openapi
 from api.http.bodies import read_request
-from api.http.idempotency import Slot, mutate
-from api.http.responses import json_response
+from api.http.idempotency import mutate
+from api.http.responses import json_response, view_of
 from api.machines.probe import prober_of
-from api.machines.views import HealthView, LimitsView, MachineView, health_view, limits_view, machine_view
+from api.machines.views import HealthView, LimitsView, MachineView, machine_view
 from datamanager import errors
-from datamanager.domain.limits import Limits, MachineLimitsRequest
+from datamanager.domain.limits import MachineLimitsRequest
 from models.machines import health, limits
 from models.machines.health import Health
 
@@ -62,10 +63,11 @@ async def limit_machine(name: str, request: Request, context: In) -> Response:
     machine = context.machines[name]
     fields = await read_request(request, MachineLimitsRequest)
 
-    def change(session: Session) -> Limits:
-        return limits.change(session, machine, bandwidth=fields.bandwidth, max_transfers=fields.max_transfers)
+    def change(session: Session) -> LimitsView:
+        wanted = {"bandwidth": fields.bandwidth, "max_transfers": fields.max_transfers}
+        return view_of(LimitsView, limits.change(session, machine, **wanted), name=name)
 
-    return await _change_limits(context, request, name, change, fields)
+    return await _change(context, request, change, fields, notify=limits.CHANGED)
 
 
 @router.delete(
@@ -77,7 +79,11 @@ async def limit_machine(name: str, request: Request, context: In) -> Response:
 async def reset_machine(name: str, request: Request, context: In) -> Response:
     """Reset a machine's limits to those of machines.toml; fine when they are that already."""
     machine = context.machines[name]
-    return await _change_limits(context, request, name, lambda session: limits.reset(session, machine))
+
+    def change(session: Session) -> LimitsView:
+        return view_of(LimitsView, limits.reset(session, machine), name=name)
+
+    return await _change(context, request, change, notify=limits.CHANGED)
 
 
 @router.post("/{name}/drain", summary="Drain a machine", responses=_HEALTH, openapi_extra=openapi.body())
@@ -94,27 +100,19 @@ async def undrain_machine(name: str, request: Request, context: In) -> Response:
     return await _change_health(context, request, name, health.undrain)
 
 
-async def _change_limits(
-    context: Context,
-    request: Request,
-    name: str,
-    change: Callable[[Session], Limits],
-    fields: MachineLimitsRequest | None = None,
-) -> Response:
-    """Change limits and have the movers of this host look at the queue: more may be allowed now."""
-
-    def inside(session: Session, _: Slot) -> Response:
-        return json_response(limits_view(name, change(session)))
-
-    return await mutate(context, request, inside, fields, notify=limits.CHANGED)
-
-
 async def _change_health(
     context: Context, request: Request, name: str, change: Callable[[Session, str], Health]
 ) -> Response:
-    machine = context.machines[name]
+    machine = context.machines[name].name
+    return await _change(context, request, lambda session: view_of(HealthView, change(session, machine), name=name))
 
-    def inside(session: Session, _: Slot) -> Response:
-        return json_response(health_view(name, change(session, machine.name)))
 
-    return await mutate(context, request, inside, notify="queued")
+async def _change(
+    context: Context,
+    request: Request,
+    change: Callable[[Session], Any],
+    fields: MachineLimitsRequest | None = None,
+    notify: str = "queued",
+) -> Response:
+    """Change a machine and have the movers of this host look at the queue: more may be allowed now."""
+    return await mutate(context, request, lambda session, _: json_response(change(session)), fields, notify=notify)

@@ -96,13 +96,3 @@ def machine_view(machine: Machine, finding: ProbeResult, limits: Limits, health:
         # the sentence, not the detail: that may quote what ssh says of files and logins of ours
         error=None if error is None else {"code": error.code, "detail": title_of(type(error))},
     )
-
-
-def limits_view(name: str, limits: Limits) -> LimitsView:
-    """Show a machine's limits."""
-    return view_of(LimitsView, limits, name=name)
-
-
-def health_view(name: str, health: Health) -> HealthView:
-    """Show a machine's health."""
-    return view_of(HealthView, health, name=name)

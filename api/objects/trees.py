@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 
 from fastapi import APIRouter
-from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +22,7 @@ from datamanager.engine.inspection.directory_walk import Walk, tree_root
 from datamanager.machines import Machine
 from datamanager.transports.port import Storage
 from models.objects.bulk import FoundFile, register_files
-from models.objects.catalogue import Facts, NewRow
+from models.objects.catalogue import Facts
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 
@@ -68,18 +67,7 @@ async def _register(context: Context, fields: TreeRequest) -> TreeView:
     storage = context.storages.get(machine.name)
     walk = Walk(fields.max_files)
     files = await context.remotely(lambda: _walked(fields, machine, storage, prefix, walk))
-
-    def enter(session: Session) -> list[NewRow]:
-        return register_files(
-            session,
-            files,
-            description=fields.description,
-            originator=fields.originator,
-            group=fields.group,
-            metadata=fields.metadata,
-        )
-
-    rows = await context.writing(enter) if files else []
+    rows = await context.writing(lambda session: register_files(session, files, fields)) if files else []
     context.notify_relay()
     return {
         "registered": len(rows),

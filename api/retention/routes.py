@@ -18,17 +18,9 @@ from api.http.bodies import read_request
 from api.http.idempotency import Slot, mutate, once
 from api.http.ids import object_id_of, retention_run_id_of
 from api.http.query import Cursor, Query, number, page_response, page_size, read_query
-from api.http.responses import json_response
+from api.http.responses import json_response, view_of
 from api.objects.views import ObjectView, object_view
-from api.retention.views import (
-    RestoredView,
-    RetentionPlanView,
-    RetentionRunDetailView,
-    RetentionRunView,
-    plan_view,
-    run_detail_view,
-    run_view,
-)
+from api.retention.views import RestoredView, RetentionPlanView, RetentionRunDetailView, RetentionRunView
 from datamanager import errors
 from datamanager.domain.requests import Request as OurRequest
 from datamanager.domain.retention.requests import (
@@ -138,7 +130,9 @@ async def show_plan(request: Request, context: In) -> Response:
 
     def work() -> Response:
         rules = load_rules(context.settings.retention_file)
-        return json_response(plan_view(*plan(context.database, rules, context.machines, terms)))
+        decider, report = plan(context.database, rules, context.machines, terms)
+        sentences = [rule.sentence() for rule in decider.rules.rule]
+        return json_response(view_of(RetentionPlanView, report, time=decider.now, rules=sentences))
 
     return await run_sync(work, limiter=context.limits.readers)
 
@@ -166,8 +160,8 @@ async def start_run(request: Request, context: In) -> Response:
                 make_decider(session, rules, context.machines, terms)  # raises what is wrong with the terms
                 run = runs.ask_for_run(session, terms)
                 slot.attach(session, run)
-            where = f"/DM/retention/runs/{run}"
-            return json_response(run_view(runs.get_run(session, run)), 202, {"Location": where})
+            view = view_of(RetentionRunView, runs.get_run(session, run), run=run)
+            return json_response(view, 202, {"Location": f"/DM/retention/runs/{run}"})
 
         response = await context.writing(enter)
         await context.notify_movers("queued")
@@ -215,7 +209,8 @@ async def list_runs(request: Request, context: In) -> Response:
     """List the stored runs, newest first; a `Link` header with `rel="next"` while there is more."""
     query = read_query(request.query_params.multi_items(), RunQuery)
     rows, cursor = await context.reading(lambda session: runs.list_runs(session, query.limit, query.cursor))
-    return page_response("/DM/retention/runs", [("limit", str(query.limit))], [run_view(row) for row in rows], cursor)
+    views = [view_of(RetentionRunView, row, run=row.id) for row in rows]
+    return page_response("/DM/retention/runs", [("limit", str(query.limit))], views, cursor)
 
 
 @router.get(
@@ -227,7 +222,7 @@ async def show_run(run: str, context: In) -> Response:
     """Show the report of a run, with its first objects."""
     run_id = retention_run_id_of(run)
     row = await context.reading(lambda session: runs.get_run(session, run_id))
-    return json_response(run_detail_view(row))
+    return json_response(view_of(RetentionRunDetailView, row, run=run_id))
 
 
 async def _change(

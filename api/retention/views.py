@@ -6,11 +6,7 @@ from datetime import datetime
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from api.http.responses import view_of
 from api.objects.views import ObjectView
-from datamanager.domain.retention.decisions import Decider
-from models.retention.report import Report
-from models.tables import RetentionRun
 
 
 class RetentionCountView(TypedDict):
@@ -89,18 +85,3 @@ class RestoredView(TypedDict):
 
     object: ObjectView
     task: str | None
-
-
-def plan_view(decider: Decider, report: Report) -> RetentionPlanView:
-    """Show a plan."""
-    return view_of(RetentionPlanView, report, time=decider.now, rules=[rule.sentence() for rule in decider.rules.rule])
-
-
-def run_view(row: RetentionRun) -> RetentionRunView:
-    """Show a run in a list."""
-    return view_of(RetentionRunView, row, run=row.id)
-
-
-def run_detail_view(row: RetentionRun) -> RetentionRunDetailView:
-    """Show a run."""
-    return view_of(RetentionRunDetailView, row, run=row.id)

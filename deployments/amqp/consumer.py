@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import assert_never
 from uuid import UUID
 
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 OnTransfer = Callable[[UUID], Awaitable[bool]]
 
 
+@dataclass
 class RequestConsumer:
     """Consumes `dm.requests`. Belongs to the broker's event loop; the broker is best one of its own.
 
@@ -48,30 +50,18 @@ class RequestConsumer:
     relay's `notify`).
     """
 
-    def __init__(
-        self,
-        database: Database,
-        machines: Machines,
-        broker: Broker,
-        on_transfer: OnTransfer,
-        *,
-        check: SourceCheck | None = None,
-        sealer: Sealer | None = None,
-        on_entered: Callable[[], None] | None = None,
-        later: float = LATER,
-    ) -> None:
-        self._database = database
-        self._machines = machines
-        self._broker = broker
-        self._on_transfer = on_transfer
-        self._check = check
-        self._sealer = sealer
-        self._on_entered = on_entered
-        self._later = later
+    database: Database
+    machines: Machines
+    broker: Broker
+    on_transfer: OnTransfer
+    check: SourceCheck | None = None
+    sealer: Sealer | None = None
+    on_entered: Callable[[], None] | None = None
+    later: float = LATER
 
     async def run(self) -> None:
         """Consume until cancelled; the broker may be away at the start and at any time."""
-        self._consumption = Consumption(self._broker, REQUESTS_QUEUE, self._handle, prefetch=PREFETCH)
+        self._consumption = Consumption(self.broker, REQUESTS_QUEUE, self._handle, prefetch=PREFETCH)
         await every(RETRY_AFTER, "consume requests", self._consume, retry_after=RETRY_AFTER)
 
     async def _consume(self) -> None:
@@ -90,7 +80,7 @@ class RequestConsumer:
                 case DeadLetter():
                     return message
                 case UUID():
-                    await self._on_transfer(message)
+                    await self.on_transfer(message)
                 case Call():
                     await self._answer(delivery, message)
                 case _:
@@ -99,20 +89,20 @@ class RequestConsumer:
             raise
         except ServiceError as exc:
             _log.info("a message of %s waits: %s", REQUESTS_QUEUE, exc.detail)
-            return Later(self._later)
+            return Later(self.later)
         return Done()
 
     async def _answer(self, delivery: Delivery, call: Call) -> None:
-        event = await asyncio.to_thread(enter, self._database, self._machines, call, self._check, self._sealer)
-        if self._on_entered is not None:
-            self._on_entered()
+        event = await asyncio.to_thread(enter, self.database, self.machines, call, self.check, self.sealer)
+        if self.on_entered is not None:
+            self.on_entered()
         if not delivery.reply_to:
             return
         if delivery.reply_to.startswith(OWN_PREFIX):
             # what others may not write to, they must not make us write to
             _log.warning("reply_to %r is one of our own queues; the answer is on dm.events only", delivery.reply_to)
             return
-        await self._broker.publish(
+        await self.broker.publish(
             DEFAULT_EXCHANGE,
             delivery.reply_to,
             json.dumps(event).encode(),

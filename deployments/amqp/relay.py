@@ -12,7 +12,7 @@ import contextlib
 import json
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
@@ -52,22 +52,20 @@ class _Waiting:
     body: bytes
 
 
+@dataclass
 class Relay:
     """Sends the outbox. `holder` names this process in the lease and must be unique. One event loop, except `notify`.
 
     `poll` is how many seconds pass between two looks at the outbox without a notification.
     """
 
-    def __init__(
-        self, database: Database, broker: Broker, holder: str, *, lease: timedelta = LEASE, poll: float = POLL
-    ) -> None:
-        self._database = database
-        self._broker = broker
-        self._holder = holder
-        self._lease = lease
-        self._poll = poll
-        self._notified = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
+    database: Database
+    broker: Broker
+    holder: str
+    lease: timedelta = LEASE
+    poll: float = POLL
+    _notified: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
 
     def notify(self) -> None:
         """Say that something was put into the outbox. Thread-safe, never waits."""
@@ -79,41 +77,41 @@ class Relay:
     async def run(self) -> None:
         """Send what there is, and what comes, until cancelled. Broker and catalogue may come and go."""
         self._loop = asyncio.get_running_loop()
-        await every(self._poll, "relay the outbox", self._turn, notified=self._notified, retry_after=RETRY_AFTER)
+        await every(self.poll, "relay the outbox", self._turn, notified=self._notified, retry_after=RETRY_AFTER)
 
     async def aclose(self) -> None:
         """Give up the lease, after `run` was cancelled, so that another process needn't wait for its end."""
         with contextlib.suppress(CatalogueUnavailable):
-            await write(self._database, self._settle, [])
+            await write(self.database, self._settle, [])
 
     async def _turn(self) -> float:
         """Send one batch; return how long to wait for the next. Raises: BrokerUnavailable, CatalogueUnavailable."""
-        if not await read(self._database, unsent, 1):
-            return self._poll
-        await self._broker.connect()  # before the lease: who can't send must not keep others from it
+        if not await read(self.database, unsent, 1):
+            return self.poll
+        await self.broker.connect()  # before the lease: who can't send must not keep others from it
         begun = time.monotonic()
-        batch = await write(self._database, self._take)
+        batch = await write(self.database, self._take)
         if batch is None:
             return RIVAL_PAUSE
         confirmed: list[int] = []
         try:
             await self._send(batch, begun, confirmed)
         finally:
-            await write(self._database, self._settle, confirmed)
-        return 0 if batch else self._poll
+            await write(self.database, self._settle, confirmed)
+        return 0 if batch else self.poll
 
     async def _send(self, batch: list[_Waiting], begun: float, confirmed: list[int]) -> None:
         """Publish subject by subject side by side, each subject's messages one after the other.
 
         All ends before the lease does: nothing is begun after half of it, and nothing waits longer than 0.4 of it.
         """
-        lease = self._lease.total_seconds()
+        lease = self.lease.total_seconds()
 
         async def send_in_order(messages: list[_Waiting]) -> None:
             for message in messages:
                 if time.monotonic() > begun + lease * 0.5:
                     return  # the rest is the next turn's
-                await self._broker.publish(
+                await self.broker.publish(
                     message.exchange,
                     message.routing_key,
                     message.body,
@@ -129,7 +127,7 @@ class Relay:
                 raise outcome
 
     def _take(self, session: Session) -> list[_Waiting] | None:
-        if not hold_lease(session, LEASE_NAME, self._holder, self._lease):
+        if not hold_lease(session, LEASE_NAME, self.holder, self.lease):
             return None
         return [_waiting(row) for row in unsent(session, BATCH)]
 
@@ -137,7 +135,7 @@ class Relay:
         # the lease goes in the same transaction: an idle relay holds nothing, so whoever writes next can send at once
         if confirmed:
             mark_sent(session, confirmed)
-        drop_lease(session, LEASE_NAME, self._holder)
+        drop_lease(session, LEASE_NAME, self.holder)
 
 
 def _waiting(row: OutboxMessage) -> _Waiting:

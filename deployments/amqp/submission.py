@@ -27,10 +27,9 @@ from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import refuse_secrets, secret_names
 from datamanager.sources.terms.urls import public_url
 from models.core import idempotency
-from models.core.outbox import EVENTS_EXCHANGE, cloud_event
-from models.database import Database, now
+from models.core.outbox import post_event
+from models.database import Database
 from models.submission import SealedRequest, SourceCheck, TransferRequest, prepare, submit
-from models.tables import OutboxMessage
 from models.transfers.stored_requests import REQUEST_OF_KIND
 
 BODY_MAX = 2**22
@@ -166,10 +165,7 @@ def _post(session: Session, call: Call, outcome: UUID | Refusal) -> Event:
         data = {"code": outcome.code, "detail": outcome.detail, "retryable": outcome.retryable, "request": request}
         if isinstance(outcome, InvalidRequest) and outcome.fields:
             data["fields"] = outcome.fields
-    time = now(session)
-    event = cloud_event(kind, subject, time, data)
-    session.add(OutboxMessage(exchange=EVENTS_EXCHANGE, routing_key=kind, subject=subject, body=event, created=time))
-    return event
+    return post_event(session, kind, subject, data)
 
 
 def _without_secrets(data: Any) -> Any:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -65,43 +66,43 @@ def main() -> int:
     return 0
 
 
+@dataclass
 class ReadinessCheck:
     """Looks whether the service is ready, says so once, and starts the self-check then."""
 
-    def __init__(self, settings: Settings, machines: Machines, supervisor: Supervisor, begun: float) -> None:
-        self._settings = settings
-        self._machines = machines
-        self._supervisor = supervisor
-        self._begun = begun
-        self._done = False
-        self._slow = False
+    settings: Settings
+    machines: Machines
+    supervisor: Supervisor
+    begun: float
+    done: bool = False
+    slow: bool = False
 
     def look(self) -> float:
         """Look; return seconds until the next look is wanted."""
-        if self._done:
+        if self.done:
             return LOOK_AFTERWARDS
-        seconds = time.monotonic() - self._begun
-        if not is_ready(self._settings):
-            if seconds > SLOW and not self._slow:
-                self._slow = True
-                say(f"not ready after {seconds:.0f} s; waiting for Prefect at {self._settings.prefect_url} and a mover")
-                say(f"  logs        {_logs(self._settings)}")
+        seconds = time.monotonic() - self.begun
+        if not is_ready(self.settings):
+            if seconds > SLOW and not self.slow:
+                self.slow = True
+                say(f"not ready after {seconds:.0f} s; waiting for Prefect at {self.settings.prefect_url} and a mover")
+                say(f"  logs        {_logs(self.settings)}")
             return LOOK_WHILE_STARTING
-        self._done = True
+        self.done = True
         self._announce(seconds)
-        if self._settings.machines is None and OWN_MACHINE in self._machines:
-            environment = prefect_environment(self._settings)
-            self._supervisor.start(
-                _child("self-check", self._settings, environment, "deployments.local.selfcheck", once=True)
+        if self.settings.machines is None and OWN_MACHINE in self.machines:
+            environment = prefect_environment(self.settings)
+            self.supervisor.start(
+                _child("self-check", self.settings, environment, "deployments.local.selfcheck", once=True)
             )
         return LOOK_AFTERWARDS
 
     def _announce(self, seconds: float) -> None:
-        settings = self._settings
+        settings = self.settings
         say(f"The Data Manager is ready ({seconds:.1f} s).")
         say(f"  API docs    {settings.api_url}/docs")
         say(f"  Prefect UI  {settings.prefect_ui}")
-        say(f"  machines    {settings.machines_file} ({', '.join(sorted(self._machines))})")
+        say(f"  machines    {settings.machines_file} ({', '.join(sorted(self.machines))})")
         say(f"  logs        {_logs(settings)}")
         say("Ctrl-C stops it.")
 

@@ -31,8 +31,7 @@ from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import cancel_pause, outcomes, queue
-from models.transfers.lookup import get_transfer
-from models.transfers.prefect_queries import held_by_priority
+from models.transfers.lookup import get_transfer, held_by_priority
 
 POLL = 1.0  # seconds; notifications make the start immediate, the poll only catches what they missed
 HAND_BACK_WITHIN = 20.0  # seconds that runs get at a stop to hand their work back

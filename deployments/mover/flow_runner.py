@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -35,13 +36,13 @@ BACK_IN = timedelta(seconds=1)
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
 class FlowRunner:
     """Runs what a mover has taken. `stopping` says whether the mover stops."""
 
-    def __init__(self, services: Services, gateway: PrefectGateway, stopping: Callable[[], bool]) -> None:
-        self._services = services
-        self._gateway = gateway
-        self._stopping = stopping
+    services: Services
+    gateway: PrefectGateway
+    stopping: Callable[[], bool]
 
     async def run_transfer(self, hold: queue.TransferLease, row: Transfer) -> None:
         """Make a transfer's run and run it to its end; give back what has not ended then. Raises: CancelledError."""
@@ -49,62 +50,62 @@ class FlowRunner:
         spent = True
         try:
             flow_run = await self._flow_run(flow, row, hold)
-            self._services.by_run[flow_run.id] = hold
+            self.services.by_run[flow_run.id] = hold
             state = await self.run(flow, flow_run, {"transfer": hold.transfer})
-            if hold in self._services.running and state is not None:
+            if hold in self.services.running and state is not None:
                 await self._did_not_begin(hold, state)
         except asyncio.CancelledError:
             spent = False  # the mover stops, which is no fault of the transfer
             raise
         except OrchestratorUnavailable as exc:
             spent = False  # Prefect is away, neither
-            self._gateway.there = False
+            self.gateway.there = False
             log.warning("prefect_unavailable", transfer=str(hold.transfer), error=exc.detail)
         finally:
-            if hold in self._services.running:  # the flow did not begin, so it did not end the transfer either
+            if hold in self.services.running:  # the flow did not begin, so it did not end the transfer either
                 await self.give_back(hold, spent=spent)
 
     async def run(self, flow: AnyFlow, flow_run: FlowRun, parameters: dict[str, Any]) -> State[Any] | None:
         """Run a flow to its end; None when another mover has its transfer and so the run. Gives back what is held when
         the mover stops: not before the flow run's state is written, or that would overwrite the next mover's.
         """
-        mine = self._services.by_run.get(flow_run.id)
+        mine = self.services.by_run.get(flow_run.id)
         try:
-            with provided(self._services), translated():
+            with provided(self.services), translated():
                 state = await run_warm(flow, flow_run, parameters)
             return await self._final(flow_run, state)
         except Abort:
             return None
         except asyncio.CancelledError:
-            hold = self._services.by_run.get(flow_run.id)
-            if hold is not None and hold in self._services.running:
+            hold = self.services.by_run.get(flow_run.id)
+            if hold is not None and hold in self.services.running:
                 # the engine has called it crashed
-                await self._gateway.show_waiting(flow_run.id, "returned to the queue: its mover stops")
+                await self.gateway.show_waiting(flow_run.id, "returned to the queue: its mover stops")
                 await self.give_back(hold, spent=False)
             raise
         finally:
-            if mine is None or self._services.by_run.get(flow_run.id) == mine:
-                self._services.by_run.pop(flow_run.id, None)
+            if mine is None or self.services.by_run.get(flow_run.id) == mine:
+                self.services.by_run.pop(flow_run.id, None)
 
     async def give_back(self, hold: queue.TransferLease, *, spent: bool) -> None:
         """Return a transfer to the queue; `spent`: the attempt counts. Never raises for a catalogue that is away."""
-        self._services.running.pop(hold, None)
-        after = timedelta(0) if self._stopping() else BACK_IN
+        self.services.running.pop(hold, None)
+        after = timedelta(0) if self.stopping() else BACK_IN
         with contextlib.suppress(LeaseLost, CatalogueUnavailable):  # ended, or the lease runs out by itself
-            await asyncio.shield(write(self._services.database, queue.requeue, hold, after=after, spent=spent))
+            await asyncio.shield(write(self.services.database, queue.requeue, hold, after=after, spent=spent))
 
     async def _final(self, flow_run: FlowRun, state: State[Any]) -> State[Any]:
         """Let a run end as its transfer did: the engine calls every error FAILED, also one after which the transfer
         waits for its next attempt, and can't say at all how a run ended that was cancelled.
         """
-        hold = self._services.by_run.get(flow_run.id)
+        hold = self.services.by_run.get(flow_run.id)
         if hold is None or state.is_completed() or state.is_cancelled():
             return state
-        row = await read(self._services.database, get_transfer, hold.transfer)
+        row = await read(self.services.database, get_transfer, hold.transfer)
         if row.ended is not None and (wanted := end_of(row)).type is not state.type:
-            await self._gateway.set_state(flow_run.id, wanted)
+            await self.gateway.set_state(flow_run.id, wanted)
         elif row.ended is None and row.owner is None and row.epoch == hold.epoch:
-            await self._gateway.show_waiting(flow_run.id, "waits in the queue for another attempt")
+            await self.gateway.show_waiting(flow_run.id, "waits in the queue for another attempt")
         return state
 
     async def _did_not_begin(self, hold: queue.TransferLease, state: State[Any]) -> None:
@@ -113,15 +114,15 @@ class FlowRunner:
             return
         reason = Cancelled("cancelled in Prefect") if state.is_cancelled() else InternalError(f"run {state.name}")
         with contextlib.suppress(LeaseLost):
-            await write(self._services.database, outcomes.fail, hold, reason)
-        self._services.running.pop(hold, None)
-        self._services.notify(f"ended:{hold.transfer}")
+            await write(self.services.database, outcomes.fail, hold, reason)
+        self.services.running.pop(hold, None)
+        self.services.notify(f"ended:{hold.transfer}")
 
     async def _flow_run(self, flow: AnyFlow, row: Transfer, hold: queue.TransferLease) -> FlowRun:
         """Return the transfer's flow run, RUNNING: the one it has, or a new one."""
-        run = None if row.flow_run_id is None else await self._gateway.read_run(row.flow_run_id)
+        run = None if row.flow_run_id is None else await self.gateway.read_run(row.flow_run_id)
         if run is None:
-            run = await self._gateway.create_run(
+            run = await self.gateway.create_run(
                 flow,
                 {"transfer": str(row.id)},
                 state=Running(),
@@ -131,8 +132,8 @@ class FlowRunner:
                 idempotency_key=str(row.id) if row.flow_run_id is None else f"{row.id}:{hold.epoch}",
             )
         if run.state is None or not run.state.is_running():
-            await self._gateway.set_state(run.id, Running(message="acquired again"))
-            run = await self._gateway.read_run(run.id)
+            await self.gateway.set_state(run.id, Running(message="acquired again"))
+            run = await self.gateway.read_run(run.id)
             if run is None:
                 raise OrchestratorUnavailable("the flow run was deleted in Prefect")
         return run

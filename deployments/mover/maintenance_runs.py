@@ -1,6 +1,7 @@
 """A mover's maintenance runs: flows that are no transfers (`flow_registry.MAINTENANCE`), beside its transfers' slots.
 
-They come from Prefect (a schedule, a person) or are audits that the API has entered in the catalogue. Each has a lease
+They come from Prefect (a schedule, a person) or are audits that the API has entered in the catalogue. Runs of retention
+that it has entered get their flow run here (`start_retention`), which any mover then takes. Each run has a lease
 `run:{flow run}` that this mover renews; a run whose lease is gone is called crashed
 (`deployments.orchestrator.reconcile`), and an audit whose run has no lease goes back to the queue.
 """
@@ -14,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 from prefect.states import Cancelled as CancelledState
 from prefect.states import Running
@@ -25,19 +26,19 @@ from datamanager.errors import Cancelled, CatalogueUnavailable, DataManagerError
 from deployments.mover.warm_engine import run_warm
 from deployments.orchestrator.flow_registry import AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway, translated
-from deployments.periodic import every
 from deployments.transactions import read, write
+from flows.apply_retention import retention
 from flows.audit_machine import audit
 from flows.runtime.services import Services, provided
 from models.audit import runs as audit_runs
 from models.audit.runs import AuditLease
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease
+from models.retention import runs as retention_runs
 
 AT_ONCE = 8
 """Maintenance runs of one mover at once. They mostly wait for a machine, and take none of the transfers' slots."""
 AUDITS_AT_ONCE = 4
 """As many of them may be audits that the API has entered: a row of those must not keep others from their time."""
-LOOK_EVERY = 1.0  # seconds between two looks for audits that wait
 STOP_WITHIN = 20.0
 """Seconds that runs get at a stop to give back what they work on."""
 
@@ -58,10 +59,6 @@ class MaintenanceRuns:
     def free(self) -> int:
         """How many more may run here now."""
         return 0 if self._stopping else max(0, AT_ONCE - len(self._tasks))
-
-    async def forever(self) -> None:
-        """Look each second for audits that wait, and for those whose mover is gone."""
-        await every(LOOK_EVERY, "take audits", self._look)
 
     async def run_scheduled(self, flow: AnyFlow, flow_run: FlowRun) -> None:
         """Run what was begun in Prefect."""
@@ -90,7 +87,8 @@ class MaintenanceRuns:
 
     # --- audits that the API has entered ------------------------------------------------------------------------------
 
-    async def _look(self) -> None:
+    async def take_audits(self) -> None:
+        """Begin the audits that wait, and give back those whose mover is gone."""
         if (
             not self.free
             or not self._gateway.there
@@ -147,7 +145,8 @@ class MaintenanceRuns:
             await write(services.database, self._hold, run)
             with provided(services), translated():
                 state = await run_warm(flow, flow_run, parameters)
-            await self._show_end(run, control, state)
+            if isinstance(control.stopping, Cancelled) and not state.is_completed():  # the engine calls it failed
+                await self._gateway.set_state(run, CancelledState(message="cancelled in Prefect"))
         except Abort:
             log.info("maintenance_run_abandoned", flow_run=str(run))
         except (CatalogueUnavailable, OrchestratorUnavailable) as exc:
@@ -158,10 +157,27 @@ class MaintenanceRuns:
                 drop = write(services.database, drop_lease, f"{RUN_PREFIX}{run}", services.owner)
                 await asyncio.shield(drop)
 
-    async def _show_end(self, run: UUID, control: Control, state: State[Any]) -> None:
-        """Call a run cancelled that was: the engine calls every error failed."""
-        if isinstance(control.stopping, Cancelled) and not state.is_completed():
-            await self._gateway.set_state(run, CancelledState(message="cancelled in Prefect"))
-
     def _hold(self, session: Session, run: UUID) -> None:
         hold_lease(session, f"{RUN_PREFIX}{run}", self._services.owner, self._services.settings.lease)
+
+
+async def start_retention(services: Services, gateway: PrefectGateway) -> None:
+    """Make the flow runs of requested runs of retention, and end the runs whose mover is gone.
+
+    With several movers two may see the same request: the idempotency key makes it one flow run.
+    """
+    database = services.database
+    if await read(database, retention_runs.any_lost):
+        for run in await write(database, retention_runs.end_lost):
+            log.warning("retention_run_lost", run=str(run))
+    if not gateway.there:
+        return
+    for run in await read(database, retention_runs.asked_for):
+        made = await gateway.create_run(
+            retention,
+            {"run_id": str(run)},
+            name=f"retention {str(run)[:8]}",
+            tags=["retention"],
+            idempotency_key=f"retention:{run}",
+        )
+        await write(database, retention_runs.attach, run, made.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -21,11 +22,10 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.source_context import SourceContext
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
-from deployments.composition import Runtime
+from deployments.composition import Runtime, run_directory
 from deployments.mover.dispatcher import Dispatcher
 from deployments.mover.machine_probes import MachineProbes
-from deployments.mover.maintenance_runs import AT_ONCE
-from deployments.mover.retention_requests import RetentionRequests
+from deployments.mover.maintenance_runs import AT_ONCE, start_retention
 from deployments.orchestrator.schedule_sync import ScheduleSync
 from deployments.periodic import every
 from deployments.transactions import write
@@ -35,8 +35,6 @@ from flows.runtime.services import Services
 from models.core.listen import Listener
 from models.housekeeping import tidy
 
-TIDY_EVERY = 600.0  # seconds
-CLEAR_UP_EVERY = 10.0  # seconds
 THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
 
 log = structlog.get_logger(__name__)
@@ -69,10 +67,6 @@ class MoverService:
         )
         self._services = services
         self.dispatcher = Dispatcher(services)
-        self._probes = MachineProbes(services, self.dispatcher.notify)
-        self._socket = NotificationSocket(runtime.run_directory, "mover")
-        self._socket.listen(self._on_notification)
-        self._listener = Listener(runtime.database, self._on_notification) if runtime.database.is_postgresql else None
         self._brokers: list[Broker] = []
         self._relay: Relay | None = None
         self._consumer: RequestConsumer | None = None
@@ -87,28 +81,32 @@ class MoverService:
                 sealer=Sealer.of(settings),
                 on_entered=self._relay.notify,
             )
+        self._socket = NotificationSocket(run_directory(settings), "mover")
+        self._socket.listen(self._on_notification)
+        self._listener = Listener(runtime.database, self._on_notification)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()
-        if self._listener is not None:
-            self._listener.close()
+        self._listener.close()
 
     async def work(self) -> None:
         """Run every loop of the mover until cancelled."""
-        dispatcher = self.dispatcher
+        services, dispatcher = self._services, self.dispatcher
+        gateway = dispatcher.gateway
         async with anyio.create_task_group() as loops:
-            loops.start_soon(dispatcher.monitor.forever)
             loops.start_soon(dispatcher.renew_forever)
             loops.start_soon(dispatcher.take_forever)
-            loops.start_soon(dispatcher.maintenance.forever)
-            loops.start_soon(self._probes.forever)
-            loops.start_soon(RetentionRequests(self._services, dispatcher.gateway).forever)
-            loops.start_soon(ScheduleSync(self._services, dispatcher.gateway).forever)
-            loops.start_soon(every, CLEAR_UP_EVERY, "clear up", self._clear_up)
-            loops.start_soon(every, TIDY_EVERY, "tidy", self._tidy)
+            # each is repeated after so many seconds
+            loops.start_soon(every, 2.0, "monitor Prefect", dispatcher.monitor.look)
+            loops.start_soon(every, 1.0, "take audits", dispatcher.maintenance.take_audits)
+            loops.start_soon(every, 1.0, "probe machines", MachineProbes(services, dispatcher.notify).look)
+            loops.start_soon(every, 1.0, "start retention", partial(start_retention, services, gateway))
+            loops.start_soon(every, 2.0, "sync schedules", ScheduleSync(services, gateway).look)
+            loops.start_soon(every, 10.0, "clear up", self._clear_up)
+            loops.start_soon(every, 600.0, "tidy", self._tidy)
             if self._relay is not None:
                 loops.start_soon(self._relay.run)
             if self._consumer is not None:
@@ -139,7 +137,7 @@ class MoverService:
 
     def _ended(self, message: str) -> None:
         """Notify the API on this host that a transfer ended, and the relay that there are events."""
-        notify(self._runtime.run_directory, "api", message)
+        notify(run_directory(self._settings), "api", message)
         if self._relay is not None:
             self._relay.notify()
 

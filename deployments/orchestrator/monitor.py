@@ -18,11 +18,9 @@ from datamanager.errors import Cancelled
 from deployments.orchestrator.gateway import PrefectGateway
 from deployments.orchestrator.reconcile import PAGE, Reconciler, in_states
 from deployments.orchestrator.work_pool import Caps, read_caps
-from deployments.periodic import every
 from flows.runtime.services import Services
 
-LOOK_EVERY = 2.0  # seconds between two looks at Prefect's health, its work pool and our runs
-RECONCILE_EVERY = 5  # such looks between two searches for runs that say something else than their transfer
+RECONCILE_EVERY = 5  # looks between two searches for runs that say something else than their transfer
 NOT_OURS_TO_SAY = (
     StateType.CANCELLING,
     StateType.CANCELLED,
@@ -38,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 class PrefectMonitor:
-    """Looks at the Prefect server as long as `forever` runs, and notes in the gateway whether it is there.
+    """Looks at the Prefect server, and notes in the gateway whether it is there.
 
     `caps` is what its work pool allowed at the last look. `queues` are the work queues that this mover serves; empty:
     all. `changed` is called when Prefect went away or came back.
@@ -54,12 +52,10 @@ class PrefectMonitor:
         self._misreported: set[UUID] = set()
         self.caps = Caps()
 
-    async def forever(self) -> None:
-        """Look every two seconds."""
-        await every(LOOK_EVERY, "monitor Prefect", self._look_and_reconcile)
-
     async def look(self) -> None:
-        """See whether Prefect answers and what its work pool allows; stop what was cancelled there."""
+        """See whether Prefect answers and what its work pool allows; stop what was cancelled there; now and then bring
+        its states and the catalogue together.
+        """
         gateway = self._gateway
         there = await gateway.answers()
         if there:
@@ -70,10 +66,7 @@ class PrefectMonitor:
             self._changed()
         if there and (self._services.by_run or self._services.maintenance):
             await self._check_our_runs()
-
-    async def _look_and_reconcile(self) -> None:
-        await self.look()
-        if self._gateway.there and self._looks % RECONCILE_EVERY == 0:
+        if gateway.there and self._looks % RECONCILE_EVERY == 0:
             await self._reconciler.reconcile()
         self._looks += 1
 

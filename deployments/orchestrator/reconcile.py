@@ -41,8 +41,7 @@ from flows.runtime.services import Services
 from models.core.leases import RUN_PREFIX, is_held
 from models.tables import Transfer
 from models.transfers import cancel_pause
-from models.transfers.lookup import get_transfer
-from models.transfers.prefect_queries import by_flow_run, unheld_with_a_run
+from models.transfers.lookup import by_flow_run, get_transfer, unheld_with_a_run
 
 PAGE = 200  # Prefect's own limit
 WAITING = "AwaitingRetry"
@@ -125,7 +124,9 @@ class Reconciler:
         if state.is_cancelled() or state.is_cancelling():
             log.info("cancelled_in_prefect", flow_run=str(run))
             await self._cancel(row.id)
-        elif await self._still_unheld(row):
+            return
+        now = await read(self._services.database, get_transfer, row.id)
+        if now.owner is None and now.ended is None and now.epoch == row.epoch:
             log.info("run_requeued", flow_run=str(run), transfer=str(row.id), was=state.name)
             await self._gateway.set_state(run, waiting("waits in the queue for another attempt"))
 
@@ -137,10 +138,6 @@ class Reconciler:
         if run.parameters.get("transfer") or not await self._gateway.is_maintenance(run.deployment_id):
             return False
         return not await read(self._services.database, is_held, f"{RUN_PREFIX}{run.id}")
-
-    async def _still_unheld(self, row: Transfer) -> bool:
-        now = await read(self._services.database, get_transfer, row.id)
-        return now.owner is None and now.ended is None and now.epoch == row.epoch
 
     async def _cancel(self, transfer: UUID) -> None:
         """End a waiting transfer, also one that is paused or not due yet; or ask the mover that has it to stop."""

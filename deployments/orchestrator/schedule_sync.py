@@ -22,7 +22,6 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
 from datamanager.domain.recurring import read_interval
 from deployments.orchestrator.gateway import PrefectGateway
-from deployments.periodic import every
 from deployments.transactions import leased, read, write
 from flows.external.versions import finish
 from flows.fetch_recurring import recurring
@@ -30,7 +29,6 @@ from flows.runtime.services import Services
 from models.external import schedules
 from models.external.schedules import Rhythm
 
-LOOK_EVERY = 2.0  # seconds between two looks at the catalogue
 CHECK_EVERY = 30.0  # seconds after which Prefect is compared although nothing has changed here
 LEASE = "schedules"
 WITHIN = timedelta(seconds=30)
@@ -40,17 +38,13 @@ log = structlog.get_logger(__name__)
 
 
 class ScheduleSync:
-    """Brings schedules to Prefect as long as `forever` runs. Belongs to the mover's event loop."""
+    """Brings schedules to Prefect. Belongs to the mover's event loop."""
 
     def __init__(self, services: Services, gateway: PrefectGateway) -> None:
         self._services = services
         self._gateway = gateway
         self._seen: list[Rhythm] | None = None
         self._due = 0.0
-
-    async def forever(self) -> None:
-        """Look every two seconds."""
-        await every(LOOK_EVERY, "sync schedules", self.look)
 
     async def look(self) -> None:
         """Note what ended, and bring to Prefect what changed. Raises: CatalogueUnavailable, OrchestratorUnavailable."""

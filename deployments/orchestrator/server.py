@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.host_origin import objection
@@ -48,14 +49,8 @@ class PrefectGuardMiddleware:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": refused.detail})
         else:
-            await _refuse(send, refused)
-
-
-async def _refuse(send: Send, error: DataManagerError) -> None:
-    body = json.dumps({"detail": error.detail, "code": error.code}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 403, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+            body = json.dumps({"detail": refused.detail, "code": refused.code})
+            await Response(body, status_code=403, media_type="application/json")(scope, receive, send)
 
 
 def main() -> int:

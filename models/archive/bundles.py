@@ -14,10 +14,10 @@ Functions that take a `TransferLease` are fenced; locks are taken in the order t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Table, bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive import bundle_model as domain
@@ -26,13 +26,14 @@ from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import DestinationExists, InternalError
 from datamanager.machines import Machine
 from models.core.outbox import post_object_events
-from models.database import affected, now
-from models.objects.bulk_claims import chunks, claim_places, lock_objects
+from models.database import affected, insert_rows, now, table_of
+from models.objects.bulk_claims import claim_places, execute_in, lock_objects, rows_in
+from models.objects.catalogue import told_of
+from models.objects.claims import free_place_of_object
 from models.tables import Bundle, BundleMember, Claim, DataObject
 from models.transfers.queue import TransferLease, held
 
-_members = cast(Table, BundleMember.__table__)
-_objects = cast(Table, DataObject.__table__)
+_objects = table_of(DataObject)
 _ACTIVE = ObjectStatus.ACTIVE.value
 
 
@@ -98,13 +99,9 @@ def seal(
     _insert_members(session, row.id, members)
     _archive_objects(session, row, members)
     archived = [one.uuid for one in members]
-    for some in chunks(archived):
-        places = Claim.mode == "place", Claim.object_id.in_(some), Claim.transfer_id.is_(None)
-        if keep_source:
-            session.execute(delete(Claim).where(*places))
-        else:
-            session.execute(update(Claim).where(*places).values(transfer_id=hold.transfer))
-    told = [(one.uuid, {**_told(found[one.uuid]), "bundle": _name(row), "size": one.size}) for one in members]
+    freed = delete(Claim) if keep_source else update(Claim).values(transfer_id=hold.transfer)
+    execute_in(session, freed.where(Claim.mode == "place", Claim.transfer_id.is_(None)), Claim.object_id, archived)
+    told = [(one.uuid, {**told_of(found[one.uuid]), "bundle": _name(row), "size": one.size}) for one in members]
     post_object_events(session, "archived", told, row.sealed)
     if not members:
         row.status = BundleStatus.UNNEEDED.value
@@ -113,13 +110,13 @@ def seal(
 
 def members_of(session: Session, objects: Collection[UUID]) -> dict[UUID, tuple[domain.SealedBundle, domain.Member]]:
     """Return for each of the objects that is archived its bundle, and its part of it."""
-    found: dict[UUID, tuple[domain.SealedBundle, domain.Member]] = {}
-    for some in chunks(list(objects)):
-        query = select(BundleMember, Bundle).join(Bundle, Bundle.id == BundleMember.bundle_id)
-        for member, bundle in session.execute(
-            query.where(BundleMember.released.is_(None), BundleMember.object_id.in_(some))
-        ):
-            found[member.object_id] = (bundle_of(bundle), _member_of(member))
+    query = select(BundleMember, Bundle).join(Bundle, Bundle.id == BundleMember.bundle_id)
+    rows = rows_in(session, query.where(BundleMember.released.is_(None)), BundleMember.object_id, objects)
+    found = {}
+    for row, bundle in rows:
+        source = Place(row.source_machine, row.source_place)
+        member = domain.Member(row.object_id, source, row.size, row.mode, row.mtime, row.sha256, row.offset)
+        found[row.object_id] = bundle_of(bundle), member
     return found
 
 
@@ -144,12 +141,10 @@ def note_removed(session: Session, bundle: UUID) -> None:
     gone = (BundleStatus.ABANDONED.value, BundleStatus.UNNEEDED.value)
     mine = update(Bundle).where(Bundle.id == bundle, Bundle.status.in_(gone))
     if affected(session, mine.values(status=BundleStatus.REMOVED.value, removed=now(session))):
-        session.execute(
-            delete(Claim).where(Claim.mode == "place", Claim.object_id == bundle, Claim.transfer_id.is_(None))
-        )
+        free_place_of_object(session, bundle)
 
 
-_LOCKED = (DataObject.id, DataObject.status, DataObject.machine, DataObject.place, DataObject.group)
+_LOCKED = (DataObject.id, DataObject.status, DataObject.machine, DataObject.place, DataObject.size, DataObject.group)
 
 
 def _open(session: Session, hold: TransferLease, bundle: UUID, *, sealed_too: bool = False) -> Bundle:
@@ -162,7 +157,7 @@ def _open(session: Session, hold: TransferLease, bundle: UUID, *, sealed_too: bo
 
 
 def _insert_members(session: Session, bundle: UUID, members: Sequence[domain.Member]) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "bundle_id": bundle,
             "object_id": one.uuid,
@@ -176,8 +171,7 @@ def _insert_members(session: Session, bundle: UUID, members: Sequence[domain.Mem
         }
         for one in members
     ]
-    if rows:
-        session.execute(insert(_members), rows)
+    insert_rows(session, BundleMember, rows)
 
 
 def _archive_objects(session: Session, row: Bundle, members: Sequence[domain.Member]) -> None:
@@ -201,14 +195,5 @@ def _archive_objects(session: Session, row: Bundle, members: Sequence[domain.Mem
     session.connection().execute(change, values)
 
 
-def _member_of(row: BundleMember) -> domain.Member:
-    source = Place(row.source_machine, row.source_place)
-    return domain.Member(row.object_id, source, row.size, row.mode, row.mtime, row.sha256, row.offset)
-
-
 def _name(row: Bundle) -> str:
     return f"{row.machine}:{row.place}"
-
-
-def _told(obj: Any) -> dict[str, Any]:
-    return {"machine": obj.machine, "place": obj.place, "group": obj.group}

@@ -26,13 +26,14 @@ from models.batches.results import (
     fail_items,
     finish_batch,
     free_items,
+    noting,
     open_items,
     update_items,
 )
 from models.core.outbox import post_object_events
 from models.database import now
 from models.objects.archived_parts import abandon, release
-from models.objects.bulk_claims import chunks, give_places_to_objects, lock_objects
+from models.objects.bulk_claims import give_places_to_objects, lock_objects, rows_in
 from models.objects.catalogue import Facts, get_object, relocate
 from models.tables import Bundle, DataObject, TransferItem
 from models.transfers import outcomes
@@ -46,11 +47,9 @@ DONE_WELL = {TransferKind.ARCHIVE: "Archive successful", TransferKind.ACTIVATE: 
 def items_among(session: Session, hold: TransferLease, numbers: Sequence[int]) -> list[TransferItem]:
     """Return those of the items that are QUEUED, in the order of `numbers`. Raises: LeaseLost."""
     held(session, hold)
-    found: dict[int, TransferItem] = {}
-    for some in chunks(numbers):
-        mine = TransferItem.transfer_id == hold.transfer, TransferItem.number.in_(some)
-        query = select(TransferItem).where(*mine, TransferItem.status == TransferStatus.QUEUED.value)
-        found.update((item.number, item) for item in session.scalars(query))
+    queued = TransferItem.transfer_id == hold.transfer, TransferItem.status == TransferStatus.QUEUED.value
+    rows = rows_in(session, select(TransferItem).where(*queued), TransferItem.number, numbers)
+    found = {item.number: item for (item,) in rows}
     return [found[number] for number in numbers if number in found]
 
 
@@ -65,11 +64,7 @@ def begin_bundle(
     """Let items become a new bundle on an archive machine. Raises: LeaseLost, PathNotAllowed."""
     row, items = open_items(session, hold, numbers)
     bundle = open_bundle(session, hold, machine, pack, level)
-    noted = [
-        {"number": item.number, "dest": bundle.place, "notes": {**item.notes, "bundle": str(bundle.id)}}
-        for item in items
-    ]
-    update_items(session, row, noted)
+    update_items(session, row, [{**noting(item, bundle=str(bundle.id)), "dest": bundle.place} for item in items])
     return bundle
 
 
@@ -83,25 +78,16 @@ def commit_archive(session: Session, hold: TransferLease, manifest: domain.Manif
     sources are removed; with `keep_source` they are done. One transaction, idempotent. Raises: LeaseLost.
     """
     members = {one.uuid: one for one in manifest.members}
-    row, items = open_items(session, hold, _numbers_of(session, hold, list(members)))
+    mine = select(TransferItem.number).where(TransferItem.transfer_id == hold.transfer)
+    numbers = [number for (number,) in rows_in(session, mine, TransferItem.object_id, members)]
+    row, items = open_items(session, hold, numbers)
     archived = set(seal(session, hold, manifest, {item.object_id for item in items}, keep_source=keep_source))
-    mine = [item for item in items if item.object_id in archived and not item.notes.get("committed")]
+    done = [item for item in items if item.object_id in archived and not item.notes.get("committed")]
     end: dict[str, Any] = DONE if keep_source else {}
-    update_items(
-        session,
-        row,
-        [
-            {
-                "number": item.number,
-                "size": members[item.object_id].size,
-                "notes": {**item.notes, "committed": True},
-                **end,
-            }
-            for item in mine
-        ],
-    )
+    changes = [{**noting(item, committed=True), "size": members[item.object_id].size, **end} for item in done]
+    update_items(session, row, changes)
     if keep_source:
-        free_items(session, row, mine)
+        free_items(session, row, done)
     others = [item for item in items if item.object_id not in archived]
     late = [(item.number, ObjectArchived(f"object {item.object_id} was archived meanwhile")) for item in others]
     fail_items(session, hold, late)
@@ -110,9 +96,7 @@ def commit_archive(session: Session, hold: TransferLease, manifest: domain.Manif
 def note_restart(session: Session, hold: TransferLease, number: int, restart: Mapping[str, Any]) -> None:
     """Record an item's restart marker before its first byte. Raises: LeaseLost."""
     row, items = open_items(session, hold, [number])
-    update_items(
-        session, row, [{"number": number, "notes": {**item.notes, "restart": dict(restart)}} for item in items]
-    )
+    update_items(session, row, [noting(item, restart=dict(restart)) for item in items])
 
 
 def commit_recalls(session: Session, hold: TransferLease, results: Sequence[tuple[int, Facts]]) -> None:
@@ -127,10 +111,9 @@ def commit_recalls(session: Session, hold: TransferLease, results: Sequence[tupl
     time = now(session)
     told = []
     for item in items:
-        obj, place, bundle = objects[item.object_id], destination(item), objects[item.object_id].archived_in
-        relocate(obj, place, item.dest, time, facts[item.number])
+        obj = objects[item.object_id]
+        data = {**relocate(obj, destination(item), item.dest, time, facts[item.number]), "bundle": obj.archived_in}
         obj.status, obj.archived_in = ObjectStatus.ACTIVE.value, None
-        data = {"machine": place.machine, "place": place.path, "bundle": bundle, "size": obj.size, "group": obj.group}
         told.append((obj.id, data))
     complete_items(session, row, items, facts)
     post_object_events(session, "activated", told, time)
@@ -156,14 +139,6 @@ def finish(session: Session, hold: TransferLease) -> str | DataManagerError:
     obj = get_object(session, only.object_id)
     outcomes.complete(session, row, DONE_WELL[kind], Facts(obj.size))
     return DONE_WELL[kind]
-
-
-def _numbers_of(session: Session, hold: TransferLease, objects: Sequence[UUID]) -> list[int]:
-    found: list[int] = []
-    for some in chunks(objects):
-        mine = TransferItem.transfer_id == hold.transfer, TransferItem.object_id.in_(some)
-        found += session.scalars(select(TransferItem.number).where(*mine))
-    return found
 
 
 def bundle_in(item: TransferItem) -> UUID | None:

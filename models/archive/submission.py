@@ -7,7 +7,6 @@ it alone, and the place where its file is to be.
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -40,9 +39,10 @@ from models.batches.item_admission import (
     find_sources,
     objects_below,
     open_items,
+    require_source,
     store,
 )
-from models.objects.bulk_claims import chunks, claim_objects, claims_on, free_claims_on
+from models.objects.bulk_claims import claim_objects, claims_on, free_claims_on, rows_in
 from models.objects.catalogue import given_path, require_usable
 from models.tables import Bundle, BundleMember, Transfer
 
@@ -65,8 +65,7 @@ def enter_archive(
         if many and item.source.status == ObjectStatus.ARCHIVED:
             item.skipped = True
             return
-        require_usable(item.source)
-        machines[item.source.machine]  # raises UnknownMachine
+        require_source(machines, item)
 
     find_sources(session, items, judge)
     for item in open_items(items):
@@ -142,12 +141,11 @@ def _judge_recall(machines: Machines, item: JudgedItem) -> None:
 def _find_bundles(session: Session, machines: Machines, items: list[JudgedItem]) -> None:
     """Note for each item the bundle that has its bytes, and the place in it: what recalls are grouped by."""
     columns = (BundleMember.object_id, BundleMember.bundle_id, BundleMember.offset, Bundle.machine, Bundle.place)
-    found: dict[UUID, Any] = {}
-    for some in chunks([item.object_id for item in open_items(items)]):
-        query = select(*columns).join(Bundle, Bundle.id == BundleMember.bundle_id)
-        rows = session.execute(query.where(BundleMember.released.is_(None), BundleMember.object_id.in_(some)))
-        found.update((row.object_id, row) for row in rows)
-    for item in open_items(items):
+    query = select(*columns).join(Bundle, Bundle.id == BundleMember.bundle_id).where(BundleMember.released.is_(None))
+    to_do = open_items(items)
+    rows = rows_in(session, query, BundleMember.object_id, [item.object_id for item in to_do])
+    found = {row.object_id: row for row in rows}
+    for item in to_do:
         row = found.get(item.object_id)
         if row is None:
             item.error = ObjectUnknown(f"the catalogue has no bundle with object {item.object_id}")

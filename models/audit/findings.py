@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, delete, func, insert, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.audit.rules import Finding, FindingKind, proves
@@ -21,8 +21,9 @@ from datamanager.domain.states import ObjectStatus, Verified
 from datamanager.transports.paths import to_wire
 from models.audit.runs import AuditLease, held
 from models.core.outbox import post_object_events
-from models.database import now, storable
-from models.objects.bulk_claims import chunks, claim_places, lock_objects
+from models.database import insert_rows, now, storable
+from models.objects.bulk_claims import claim_places, execute_in, lock_objects, rows_in
+from models.objects.catalogue import told_of
 from models.objects.claims import free_place_of_object
 from models.tables import AuditFinding, Claim, DataObject
 
@@ -30,8 +31,6 @@ FINDINGS_MAX = 100_000
 """Candidates of one audit that are looked at twice; how many more there were is counted."""
 BYTES = "bytes"
 """The key of a finding's `found` that has the path's bytes in base64, where they are not valid UTF-8."""
-
-_findings = cast(Table, AuditFinding.__table__)
 
 
 def add(session: Session, hold: AuditLease, findings: Sequence[Finding]) -> list[Finding]:
@@ -58,8 +57,7 @@ def add(session: Session, hold: AuditLease, findings: Sequence[Finding]) -> list
         }
         for number, one in enumerate(kept, first)
     ]
-    if values:
-        session.execute(insert(_findings), values)
+    insert_rows(session, AuditFinding, values)
     counts["candidates"] = first + len(kept)
     if left:
         counts["not_kept"] = int(counts.get("not_kept", 0)) + len(left)
@@ -108,14 +106,11 @@ def settle(session: Session, hold: AuditLease, numbers: Collection[int], confirm
     Raises: LeaseLost.
     """
     held(session, hold)
-    for some in chunks(sorted(set(numbers) - confirmed.keys())):
-        mine = AuditFinding.audit_id == hold.audit, AuditFinding.number.in_(some)
-        session.execute(delete(AuditFinding).where(*mine))
-    for some in chunks(sorted(confirmed)):
-        mine = AuditFinding.audit_id == hold.audit, AuditFinding.number.in_(some)
-        for row in session.scalars(select(AuditFinding).where(*mine)):
-            again = confirmed[row.number]
-            row.kind, row.confirmed, row.found = again.kind.value, True, {**again.found, **_bytes(again.place)}
+    mine, number = AuditFinding.audit_id == hold.audit, AuditFinding.number
+    execute_in(session, delete(AuditFinding).where(mine), number, sorted(set(numbers) - confirmed.keys()))
+    for (row,) in rows_in(session, select(AuditFinding).where(mine), number, sorted(confirmed)):
+        again = confirmed[row.number]
+        row.kind, row.confirmed, row.found = again.kind.value, True, {**again.found, **_bytes(again.place)}
 
 
 def count(session: Session, audit: UUID) -> dict[str, int]:
@@ -131,13 +126,10 @@ def count(session: Session, audit: UUID) -> dict[str, int]:
 def apply_lost(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
     """Make lost objects UNKNOWN: their places are free. Return how many. Raises: LeaseLost."""
     changed = _unchanged(session, hold, findings)
-    time = now(session)
     for row in changed:
-        row.status, row.date_modified = ObjectStatus.UNKNOWN.value, time
+        row.status = ObjectStatus.UNKNOWN.value
         free_place_of_object(session, row.id)
-    _note(session, hold, findings, {row.id for row in changed})
-    post_object_events(session, "lost", [(row.id, _told(row)) for row in changed], time)
-    return len(changed)
+    return _changed(session, hold, findings, changed, "lost")
 
 
 def apply_changed(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
@@ -146,12 +138,9 @@ def apply_changed(session: Session, hold: AuditLease, findings: Sequence[AuditFi
     Size, checksum and status stay what they were: only a person knows which is right, the row or the file.
     """
     changed = _unchanged(session, hold, findings)
-    time = now(session)
     for row in changed:
-        row.verified, row.date_modified = Verified.NONE.value, time
-    _note(session, hold, findings, {row.id for row in changed})
-    post_object_events(session, "changed", [(row.id, _told(row)) for row in changed], time)
-    return len(changed)
+        row.verified = Verified.NONE.value
+    return _changed(session, hold, findings, changed, "changed")
 
 
 def apply_found(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> int:
@@ -164,13 +153,10 @@ def apply_found(session: Session, hold: AuditLease, findings: Sequence[AuditFind
         canonical = Place(row.machine, proved[row.id].found.get("canonical") or row.place)
         wanted += [(one, row.id) for one in {here, canonical}]
     won = claim_places(session, wanted, transfer=None)
-    changed, time = [row for row in rows if row.id in won], now(session)
+    changed = [row for row in rows if row.id in won]
     for row in changed:
-        row.status, row.date_modified = ObjectStatus.ACTIVE.value, time
-        row.verified = Verified.SHA256.value
-    _note(session, hold, findings, won)
-    post_object_events(session, "found", [(row.id, _told(row)) for row in changed], time)
-    return len(changed)
+        row.status, row.verified = ObjectStatus.ACTIVE.value, Verified.SHA256.value
+    return _changed(session, hold, findings, changed, "found")
 
 
 def _unchanged(session: Session, hold: AuditLease, findings: Sequence[AuditFinding]) -> list[DataObject]:
@@ -191,22 +177,22 @@ def is_same(row: DataObject, expected: Mapping[str, Any]) -> bool:
 
 def claimed(session: Session, objects: Sequence[UUID]) -> set[UUID]:
     """Return those of the objects that transfers under way have claimed, or whose places they have."""
-    found = set[UUID]()
-    for some in chunks(objects):
-        query = select(Claim.object_id).where(Claim.object_id.in_(some), Claim.transfer_id.is_not(None)).distinct()
-        found.update(one for one in session.scalars(query) if one is not None)
-    return found
+    query = select(Claim.object_id).where(Claim.transfer_id.is_not(None)).distinct()
+    return {row.object_id for row in rows_in(session, query, Claim.object_id, objects)}
 
 
-def _note(session: Session, hold: AuditLease, findings: Sequence[AuditFinding], objects: Collection[UUID]) -> None:
+def _changed(
+    session: Session, hold: AuditLease, findings: Sequence[AuditFinding], rows: Sequence[DataObject], event: str
+) -> int:
+    """Note which findings were applied, to which rows, and tell of these; return how many."""
+    time, objects = now(session), {row.id for row in rows}
+    for row in rows:
+        row.date_modified = time
     numbers = [one.number for one in findings if one.object_id in objects]
-    for some in chunks(numbers):
-        mine = AuditFinding.audit_id == hold.audit, AuditFinding.number.in_(some)
-        session.execute(update(AuditFinding).where(*mine).values(applied=True))
-
-
-def _told(row: DataObject) -> dict[str, Any]:
-    return {"machine": row.machine, "place": row.place, "size": row.size, "group": row.group}
+    mine = update(AuditFinding).where(AuditFinding.audit_id == hold.audit)
+    execute_in(session, mine.values(applied=True), AuditFinding.number, numbers)
+    post_object_events(session, event, [(row.id, told_of(row)) for row in rows], time)
+    return len(rows)
 
 
 def _bytes(place: str) -> dict[str, str]:

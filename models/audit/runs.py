@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.audit.rules import AuditStatus, AuditTerms
 from datamanager.errors import AuditNotFound, DataManagerError, InternalError, LeaseLost
+from models.core.cursors import NEWEST, page_of
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease, is_held
 from models.core.outbox import post_event
 from models.database import affected, now, storable, wake
-from models.newest_first import page_of_newest
 from models.tables import Audit, AuditFinding
 
 LEASE = timedelta(seconds=60)
@@ -67,10 +67,6 @@ def submit(session: Session, machine: str, terms: AuditTerms, *, flow_run: UUID 
         machine=machine,
         status=AuditStatus.QUEUED.value,
         options=AuditTerms.model_validate(terms.model_dump()).model_dump(mode="json"),
-        counts={},
-        scrubbed_objects=0,
-        scrubbed_bytes=0,
-        attempts=0,
         flow_run_id=flow_run,
         created=now(session),
     )
@@ -212,7 +208,7 @@ def select_audits(
     query = select(Audit)
     if machine is not None:
         query = query.where(Audit.machine == machine)
-    return page_of_newest(session, query, Audit, limit, cursor)
+    return page_of(session, query, Audit.created, NEWEST, limit, cursor)
 
 
 def prune(session: Session, keep: timedelta, *, audits: int, findings: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, ObjectStatus
 from models.audit.runs import AuditLease, held
 from models.database import now
-from models.objects.bulk_claims import chunks
+from models.objects.bulk_claims import execute_in, rows_in
 from models.objects.claims import place_key
 from models.tables import Bundle, BundleMember, Claim, DataObject
 from models.tables.objects import PLACE_INDEXED
@@ -53,11 +53,8 @@ def objects_by_place(session: Session, machine: str, after: tuple[str, UUID] | N
 
 def objects_at(session: Session, machine: str, objects: Collection[UUID]) -> dict[UUID, Expected]:
     """Return what the catalogue says now of objects that still are on the machine, ACTIVE or UNKNOWN."""
-    found = dict[UUID, Expected]()
-    for some in chunks(list(objects)):
-        query = select(*_COLUMNS).where(DataObject.id.in_(some), DataObject.machine == machine)
-        found.update((row.id, _expected(row)) for row in session.execute(query.where(DataObject.status.in_(AUDITED))))
-    return found
+    query = select(*_COLUMNS).where(DataObject.machine == machine, DataObject.status.in_(AUDITED))
+    return {row.id: _expected(row) for row in rows_in(session, query, DataObject.id, objects)}
 
 
 def claimed_places(session: Session, machine: str, places: Collection[str]) -> set[str]:
@@ -70,14 +67,12 @@ def known_places(session: Session, machine: str, places: Collection[str]) -> set
     manifest, a transfer under way; or that an UNKNOWN object would have.
     """
     known = _claims(session, machine, places)
-    for some in chunks(sorted(set(places) - known)):
-        # by place alone: that is the index which finds few rows
-        query = select(DataObject.place, DataObject.machine, DataObject.status).where(DataObject.place.in_(some))
-        found = session.execute(query)
-        known.update(row.place for row in found if row.machine == machine and row.status in AUDITED)
-    for some in chunks(sorted(set(places) - known)):
-        of_bundles = select(Bundle.place).where(Bundle.place.in_(some), Bundle.machine == machine)
-        known.update(session.scalars(of_bundles.where(Bundle.status != BundleStatus.REMOVED.value)))
+    # by place alone: that is the index which finds few rows
+    of_objects = select(DataObject.place, DataObject.machine, DataObject.status)
+    found = rows_in(session, of_objects, DataObject.place, sorted(set(places) - known))
+    known.update(row.place for row in found if row.machine == machine and row.status in AUDITED)
+    of_bundles = select(Bundle.place).where(Bundle.machine == machine, Bundle.status != BundleStatus.REMOVED.value)
+    known.update(row.place for row in rows_in(session, of_bundles, Bundle.place, sorted(set(places) - known)))
     return known
 
 
@@ -175,10 +170,9 @@ def holds_objects(session: Session, machine: str, directory: str) -> bool:
 def note_checked(session: Session, hold: AuditLease, rows: Sequence[Expected], size: int) -> None:
     """Note that rows were hashed, and count them. Raises: LeaseLost."""
     audit, time = held(session, hold), now(session)
-    for some in chunks([row.object_id for row in rows if not row.is_bundle]):
-        session.execute(update(DataObject).where(DataObject.id.in_(some)).values(checked=time))
-    for some in chunks([row.object_id for row in rows if row.is_bundle]):
-        session.execute(update(Bundle).where(Bundle.id.in_(some)).values(checked=time))
+    objects, bundles = ([row.object_id for row in rows if row.is_bundle is wanted] for wanted in (False, True))
+    execute_in(session, update(DataObject).values(checked=time), DataObject.id, objects)
+    execute_in(session, update(Bundle).values(checked=time), Bundle.id, bundles)
     audit.scrubbed_objects += len(rows)
     audit.scrubbed_bytes += size
 
@@ -205,11 +199,9 @@ def _expected(row: Any) -> Expected:
 
 
 def _bundles(session: Session, rows: Sequence[Bundle]) -> list[Expected]:
-    members = dict[UUID, int]()
-    for some in chunks([row.id for row in rows]):
-        query = select(BundleMember.bundle_id, func.count()).where(BundleMember.bundle_id.in_(some))
-        counted = session.execute(query.where(BundleMember.released.is_(None)).group_by(BundleMember.bundle_id))
-        members.update((bundle, number) for bundle, number in counted)
+    query = select(BundleMember.bundle_id, func.count()).where(BundleMember.released.is_(None))
+    counted = query.group_by(BundleMember.bundle_id)
+    members = dict(rows_in(session, counted, BundleMember.bundle_id, [row.id for row in rows]))
     return [
         Expected(row.id, row.place, row.status, row.size, row.sha256, row.sealed or row.created, members.get(row.id, 0))
         for row in rows
@@ -218,8 +210,5 @@ def _bundles(session: Session, rows: Sequence[Bundle]) -> list[Expected]:
 
 def _claims(session: Session, machine: str, places: Collection[str], *conditions: Any) -> set[str]:
     by_key = {place_key(Place(machine, place)): place for place in places}
-    found = set[str]()
-    for some in chunks(list(by_key)):
-        query = select(Claim.place_key).where(Claim.mode == "place", Claim.place_key.in_(some), *conditions)
-        found.update(by_key[key] for key in session.scalars(query) if key is not None)
-    return found
+    query = select(Claim.place_key).where(Claim.mode == "place", *conditions)
+    return {by_key[row.place_key] for row in rows_in(session, query, Claim.place_key, by_key)}

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, insert, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, normalised_prefix
@@ -27,8 +27,9 @@ from datamanager.errors import (
     RequestError,
 )
 from datamanager.machines import Machine, Machines
-from models.database import storable
+from models.database import insert_rows, storable
 from models.objects.bulk_claims import claim_places, lock_objects
+from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer, TransferItem
 
 _SOURCE = (
@@ -46,7 +47,9 @@ _SOURCE = (
 
 @dataclass(slots=True)
 class JudgedItem:
-    """An item while it is judged. `source` has the object's columns; `origin` is where its bytes are, if not there."""
+    """An item while it is judged. `source` has the object's columns, or the size of what is no object yet; `origin` is
+    where its bytes are, if not there.
+    """
 
     object_id: UUID
     machine: str
@@ -116,6 +119,12 @@ def find_sources(session: Session, items: list[JudgedItem], judge: Callable[[Jud
             item.error = exc
 
 
+def require_source(machines: Machines, item: JudgedItem) -> None:
+    """Check that an item's object may be read where it is. Raises: what `require_usable` raises, UnknownMachine."""
+    require_usable(item.source)
+    machines[item.source.machine]  # raises UnknownMachine
+
+
 def busy(item: JudgedItem, claimed: str | None, *, writing: bool) -> ObjectBusy | None:
     """Return why an item can't have its object, which others have claimed: readers share, a writer excludes."""
     if claimed == "write":
@@ -137,12 +146,23 @@ def claim_destinations(session: Session, transfer: UUID, items: list[JudgedItem]
 
 def store(session: Session, transfer: Transfer, items: list[JudgedItem]) -> None:
     """Store the items, and write into `transfer` what those that are to be done have in common."""
+    insert_items(session, transfer.id, items)
+    to_do = open_items(items)
+    transfer.source_machine = _common(item.read_from.machine for item in to_do if item.read_from)
+    transfer.destination_machine = _common(item.machine for item in to_do)
+    transfer.group = _common(item.source.group for item in to_do) or ""
+    sizes = [item.source.size for item in to_do]
+    transfer.bytes_total = None if None in sizes else sum(sizes)
+
+
+def insert_items(session: Session, transfer: UUID, items: list[JudgedItem]) -> None:
+    """Store the items, numbered in this order."""
     rows: list[dict[str, Any]] = []
     for number, item in enumerate(items):
         origin = item.read_from
         rows.append(
             {
-                "transfer_id": transfer.id,
+                "transfer_id": transfer,
                 "number": number,
                 "object_id": item.object_id,
                 "result_object_id": item.result,
@@ -159,13 +179,7 @@ def store(session: Session, transfer: Transfer, items: list[JudgedItem]) -> None
                 "error_detail": storable(item.error.detail) if item.error else None,
             }
         )
-    session.execute(insert(cast(Table, TransferItem.__table__)), rows)
-    to_do = open_items(items)
-    transfer.source_machine = _common(item.read_from.machine for item in to_do if item.read_from)
-    transfer.destination_machine = _common(item.machine for item in to_do)
-    transfer.group = _common(item.source.group for item in to_do) or ""
-    sizes = [item.source.size for item in to_do]
-    transfer.bytes_total = None if None in sizes else sum(sizes)
+    insert_rows(session, TransferItem, rows)
 
 
 def open_items(items: list[JudgedItem]) -> list[JudgedItem]:

@@ -14,17 +14,17 @@ may have its name already), `committed` (the object is at its new place; only th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, bindparam, func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, DestinationExists, InternalError, ItemsFailed
 from models.core.outbox import post_object_events
-from models.database import now, storable
+from models.database import now, storable, table_of
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem
@@ -35,7 +35,7 @@ from models.transfers.queue import DETAIL_MAX, TransferLease, held
 CHUNK = 500
 """Items in one transaction: what others wait for at most."""
 
-_items = cast(Table, TransferItem.__table__)
+_items = table_of(TransferItem)
 DONE = {"status": TransferStatus.COMPLETE.value}
 """What ends an item well."""
 
@@ -65,7 +65,7 @@ def claim_canonicals(session: Session, hold: TransferLease, canonicals: Mapping[
     noted, lost = [], []
     for item, place in new:
         if item.result_object_id in won:
-            noted.append({"number": item.number, "notes": {**item.notes, "canonical": place.path}})
+            noted.append(noting(item, canonical=place.path))
         else:
             taken = f"{place} is held by a registered object, another item or a running transfer"
             lost.append((item, DestinationExists(taken)))
@@ -79,8 +79,7 @@ def record_intents(session: Session, hold: TransferLease, intents: Mapping[int, 
     notes: size, sha256, mtime). Raises: LeaseLost.
     """
     row, items = open_items(session, hold, intents)
-    notes = [{"number": item.number, "notes": {**item.notes, "intent": dict(intents[item.number])}} for item in items]
-    update_items(session, row, notes)
+    update_items(session, row, [noting(item, intent=dict(intents[item.number])) for item in items])
     row.past_commit_point = True
 
 
@@ -117,17 +116,10 @@ def commit_moves(session: Session, hold: TransferLease, results: Sequence[tuple[
     time = now(session)
     told, noted = [], []
     for item in items:
-        moved, place = objects[item.object_id], destination(item)
-        relocate(moved, place, item.dest, time, facts[item.number])
-        noted.append({"number": item.number, "size": moved.size, "notes": {**item.notes, "committed": True}})
-        data = {
-            "machine": place.machine,
-            "place": place.path,
-            "from": {"machine": item.source_machine, "place": item.source_place},
-            "size": moved.size,
-            "group": moved.group,
-        }
-        told.append((moved.id, data))
+        moved = objects[item.object_id]
+        data = relocate(moved, destination(item), item.dest, time, facts[item.number])
+        noted.append({**noting(item, committed=True), "size": moved.size})
+        told.append((moved.id, {**data, "from": {"machine": item.source_machine, "place": item.source_place}}))
     update_items(session, row, noted)
     post_object_events(session, "moved", told, time)
 
@@ -215,6 +207,11 @@ def update_items(session: Session, row: Transfer, changes: Sequence[Mapping[str,
     session.connection().execute(
         mine.values(columns), [{f"new_{name}": value for name, value in change.items()} for change in changes]
     )
+
+
+def noting(item: Any, **notes: Any) -> dict[str, Any]:
+    """Return the change that adds to an item's notes."""
+    return {"number": item.number, "notes": {**item.notes, **notes}}
 
 
 def complete_items(

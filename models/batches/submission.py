@@ -26,10 +26,10 @@ from models.batches.item_admission import (
     objects_below,
     open_items,
     prefix_of,
+    require_source,
     store,
 )
-from models.objects.bulk_claims import chunks, claim_objects, claims_on, holders
-from models.objects.catalogue import require_usable
+from models.objects.bulk_claims import claim_objects, claims_on, holders, rows_in
 from models.tables import DataObject, Transfer
 
 
@@ -42,7 +42,7 @@ def enter_items(
     too much is. Whatever is wrong with an item is the item's.
     """
     items = _wanted(session, machines, request)
-    find_sources(session, items, lambda item: _require_source(machines, item))
+    find_sources(session, items, lambda item: require_source(machines, item))
     _find_destinations(machines, items)
     _skip_what_is_there(session, items, moving=moving)
     _claim(session, transfer.id, items, moving=moving)
@@ -61,11 +61,6 @@ def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list
     return [JudgedItem(object_id, target.name, start + path) for object_id, path in below]
 
 
-def _require_source(machines: Machines, item: JudgedItem) -> None:
-    require_usable(item.source)
-    machines[item.source.machine]  # raises UnknownMachine
-
-
 def _find_destinations(machines: Machines, items: list[JudgedItem]) -> None:
     for item in open_items(items):
         try:
@@ -77,12 +72,10 @@ def _find_destinations(machines: Machines, items: list[JudgedItem]) -> None:
 def _skip_what_is_there(session: Session, items: list[JudgedItem], *, moving: bool) -> None:
     """Find the items whose destination an ACTIVE object holds that is what is wanted there."""
     holding = holders(session, [item.place for item in open_items(items) if item.place is not None])
-    there: dict[UUID, Any] = {}
-    for some in chunks(list(holding.values())):
-        columns = (DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
-        there.update((row.id, row) for row in session.execute(select(*columns).where(DataObject.id.in_(some))))
+    query = select(DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
+    there = {row.id: row for row in rows_in(session, query, DataObject.id, holding.values())}
     for item in open_items(items):
-        holder = there.get(holding.get(item.place)) if item.place is not None else None  # type: ignore[arg-type]
+        holder = there.get(holding.get(item.place)) if item.place is not None else None
         if holder is not None and (holder.id == item.object_id if moving else _is_copy(holder, item.source)):
             item.skipped, item.result = True, holder.id
 

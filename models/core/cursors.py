@@ -1,16 +1,42 @@
-"""Cursors: where a page of a listing ended. Opaque to clients, and checked like everything that comes from outside."""
+"""Pages of listings. Their cursors are opaque to clients, and checked like everything that comes from outside."""
 
 from __future__ import annotations
 
 import base64
 import json
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 from uuid import UUID
+
+from sqlalchemy import Select, and_, or_
+from sqlalchemy.orm import Session
 
 from datamanager.domain.requests import SIZE_MAX
 from datamanager.errors import InvalidRequest
 
+NEWEST = "-date_created"
+"""How a cursor names the order by the time when rows were made, the newest first."""
+
+Row = TypeVar("Row")
 SortValue = str | int | datetime
+
+
+def page_of(
+    session: Session, query: Select[Row], column: Any, sort: str, limit: int, cursor: str | None
+) -> tuple[list[Row], str | None]:
+    """Return one page of `query`, by `column` and identifier, and the cursor of the next one (None at the end).
+
+    `sort` is how the cursor names the order, descending with `-` in front. Raises: InvalidRequest for a bad cursor.
+    """
+    key, descending = query.column_descriptions[0]["entity"].id, sort.startswith("-")
+    if cursor is not None:
+        value, last = decode_cursor(cursor, sort)
+        after = or_(column > value, and_(column == value, key > last))
+        query = query.where(or_(column < value, and_(column == value, key < last)) if descending else after)
+    order = (column.desc(), key.desc()) if descending else (column, key)
+    rows = session.execute(query.add_columns(column).order_by(*order).limit(limit + 1)).all()
+    found = [row[0] for row in rows[:limit]]
+    return found, encode_cursor(rows[limit - 1][1], found[-1].id, sort) if len(rows) > limit else None
 
 
 def encode_cursor(value: SortValue, last: UUID, sort: str) -> str:

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.errors import CatalogueUnavailable, IdempotencyMismatch
 from models.database import affected, insert_if_free, now
 from models.tables import IdempotencyKey
-
-_keys = cast(Table, IdempotencyKey.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def begin(session: Session, key: str, fingerprint: str, holder: str, hold_for: t
         "headers": {},
     }
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.key == key, IdempotencyKey.created < time - keep))
-    if insert_if_free(session, _keys, values):
+    if insert_if_free(session, IdempotencyKey, values):
         return Begun(mine=True)
     row = session.get(IdempotencyKey, key, with_for_update=True, populate_existing=True)
     if row is None:

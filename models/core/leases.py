@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from models.database import insert_if_free, now
@@ -15,7 +15,6 @@ from models.tables import Lease
 MOVER_PREFIX = "mover:"
 RUN_PREFIX = "run:"
 """Of a flow run that has no transfer: its mover renews it as long as it works on the run."""
-_leases = cast(Table, Lease.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ def hold_lease(
     """Take or prolong a lease; False while another holder's has not run out."""
     time = now(session)
     values = {"name": name, "holder": holder, "until": time + duration, "details": details or {}}
-    if insert_if_free(session, _leases, values):
+    if insert_if_free(session, Lease, values):
         return True
     lease = session.get(Lease, name, with_for_update=True, populate_existing=True)
     if lease is None or (lease.holder != holder and lease.until > time):

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Table, delete, insert, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from models.database import affected, now
+from models.database import affected, insert_rows, now
 from models.tables import OutboxMessage, Transfer
 
 REQUESTS_QUEUE = "dm.requests"
 EVENTS_EXCHANGE = "dm.events"
 SOURCE = "/DM"
-
-_outbox = cast(Table, OutboxMessage.__table__)
 
 
 def cloud_event(kind: str, subject: UUID, time: datetime, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
@@ -77,15 +75,15 @@ def post_object_events(
         }
         for object_id, data in told
     ]
-    if rows:
-        session.execute(insert(_outbox), rows)
+    insert_rows(session, OutboxMessage, rows)
 
 
-def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> None:
-    """Tell of something (`kind` is the routing key too); `extensions`: see `cloud_event`."""
+def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
+    """Tell of something (`kind` is the routing key too); return the message's body. `extensions`: see `cloud_event`."""
     time = now(session)
     body = cloud_event(kind, subject, time, data, **extensions)
     session.add(OutboxMessage(exchange=EVENTS_EXCHANGE, routing_key=kind, subject=subject, body=body, created=time))
+    return body
 
 
 def unsent(session: Session, limit: int) -> list[OutboxMessage]:

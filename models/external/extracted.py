@@ -12,20 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import GetExternalRequest
-from datamanager.domain.states import TransferKind, TransferStatus
-from datamanager.errors import DestinationExists, InternalError, SourceChanged
+from datamanager.domain.states import TransferKind
+from datamanager.errors import SourceChanged
+from models.batches.item_admission import JudgedItem, claim_destinations, insert_items
 from models.batches.results import destination, enter_results, open_items, update_items
-from models.objects.bulk_claims import chunks, claim_places
 from models.objects.catalogue import Facts, NewRow
-from models.tables import Transfer, TransferItem
 from models.transfers import outcomes
 from models.transfers.queue import TransferLease, held
-from models.transfers.stored_requests import request_of
+from models.transfers.stored_requests import request_as
 
 ARCHIVE = "archive"
 """The note that says which archive the items are of."""
@@ -55,35 +53,18 @@ def enter(session: Session, hold: TransferLease, identity: str, files: Sequence[
     if known is not None:
         require_same(known, identity)
         return
-    request, archive = _request(row), outcomes.destination(row)
-    ids = [uuid4() for _ in files]
-    won = claim_places(session, [(one.place, id_) for one, id_ in zip(files, ids, strict=True)], transfer=row.id)
-    rows = []
-    for number, (file, id_) in enumerate(zip(files, ids, strict=True)):
-        taken = None
-        if id_ not in won:
-            taken = DestinationExists(f"{file.place} is held by a registered object or a running transfer")
-        rows.append(
-            {
-                "transfer_id": row.id,
-                "number": number,
-                "object_id": id_,
-                "result_object_id": None if taken else id_,
-                "source_machine": archive.machine,
-                "source_place": f"{archive.path}/{file.name}",
-                "destination_machine": file.place.machine,
-                "destination_place": file.place.path,
-                "dest": f"{request.path.rstrip('/')}/{file.name}" if request.path else file.name,
-                "size": file.size,
-                "status": (TransferStatus.ERROR if taken else TransferStatus.QUEUED).value,
-                "skipped": False,
-                "notes": {"member": file.member},
-                "error_code": taken.code if taken else None,
-                "error_detail": taken.detail if taken else None,
-            }
-        )
-    for some in chunks(rows):
-        session.execute(insert(TransferItem), some)
+    request, archive = request_as(row, GetExternalRequest, "download"), outcomes.destination(row)
+    items = []
+    for file in files:
+        dest = f"{request.path.rstrip('/')}/{file.name}" if request.path else file.name
+        origin = Place(archive.machine, f"{archive.path}/{file.name}")
+        item = JudgedItem(uuid4(), file.place.machine, dest, file, origin, file.place, notes={"member": file.member})
+        item.result = item.object_id
+        items.append(item)
+    claim_destinations(session, row.id, items)
+    for item in items:
+        item.result = None if item.error else item.object_id
+    insert_items(session, row.id, items)
     row.notes = {**row.notes, ARCHIVE: identity}
 
 
@@ -110,7 +91,7 @@ def complete(session: Session, hold: TransferLease, results: Sequence[tuple[int,
     """End items whose files have their names: for each a new object. Raises: LeaseLost."""
     facts = dict(results)
     row, items = open_items(session, hold, facts, TransferKind.GETEXTERNAL_MANY)
-    request = _request(row)
+    request = request_as(row, GetExternalRequest, "download")
     rows = [
         NewRow.of_request(
             item.object_id,
@@ -123,10 +104,3 @@ def complete(session: Session, hold: TransferLease, results: Sequence[tuple[int,
         for item in items
     ]
     enter_results(session, row, items, rows, "registered")
-
-
-def _request(row: Transfer) -> GetExternalRequest:
-    request = request_of(row)
-    if not isinstance(request, GetExternalRequest):
-        raise InternalError(f"transfer {row.id} is not a download")
-    return request

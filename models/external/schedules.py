@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.recurring import ScheduleRequest
@@ -27,8 +26,6 @@ from models.transfers.outcomes import UNCHANGED
 PENDING, FETCHED, SAME, FAILED, DROPPED = "pending", "fetched", "unchanged", "failed", "dropped"
 """What `outcome` of a run says."""
 RUNS_SHOWN = 20
-
-_runs = cast(Table, ScheduleRun.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +131,7 @@ def begin_moment(session: Session, machines: Machines, sealer: Sealer, schedule:
     # who changes moments of a schedule has its row: two runs at once would lock each other's moments
     wanted = request_of(get_schedule(session, schedule, lock=True))
     values = {"schedule_id": schedule, "moment": moment, "outcome": PENDING}
-    insert_if_free(session, _runs, values)
+    insert_if_free(session, ScheduleRun, values)
     run = session.get_one(ScheduleRun, (schedule, moment), with_for_update=True, populate_existing=True)
     settle(session, [run, *unsettled(session, schedule)])
     if run.outcome not in (PENDING, FAILED) or (run.outcome == PENDING and run.transfer_id is not None):

@@ -5,9 +5,7 @@ Objects are stored by their path below base_dir: another base_dir would silently
 
 from __future__ import annotations
 
-from typing import cast
-
-from sqlalchemy import Table, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.errors import SettingsError
@@ -15,8 +13,6 @@ from datamanager.machines import Machine, Machines
 from models.database import insert_if_free
 from models.objects.catalogue import has_objects
 from models.tables import MachineSeen, Transfer
-
-_seen = cast(Table, MachineSeen.__table__)
 
 
 def check_base_dirs(session: Session, machines: Machines, *, confirmed: bool) -> None:
@@ -26,7 +22,7 @@ def check_base_dirs(session: Session, machines: Machines, *, confirmed: bool) ->
     nothing is stored then.
     """
     for machine in machines.values():
-        if insert_if_free(session, _seen, {"name": machine.name, "base_dir": machine.base_dir}):
+        if insert_if_free(session, MachineSeen, {"name": machine.name, "base_dir": machine.base_dir}):
             continue
         seen = session.get_one(MachineSeen, machine.name, with_for_update=True, populate_existing=True)
         if seen.base_dir == machine.base_dir:

@@ -12,9 +12,8 @@ import random
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import cast
 
-from sqlalchemy import ColumnElement, Select, Table, or_, select, update
+from sqlalchemy import ColumnElement, Select, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import TransferStatus
@@ -29,8 +28,6 @@ PAUSE, PAUSE_MAX = timedelta(seconds=5), timedelta(minutes=5)
 """From a failure to the next probe: the first pause, and the longest one; each is jittered by a quarter."""
 PROBE_WITHIN = timedelta(seconds=60)
 """How long one mover may take for a probe; then another one makes it."""
-
-_health = cast(Table, MachineHealth.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +179,7 @@ _UNAVAILABLE = or_(MachineHealth.drained.is_not(None), MachineHealth.opened.is_n
 
 def _row(session: Session, machine: str) -> MachineHealth:
     """Return the machine's row, locked; it is made where there is none."""
-    insert_if_free(session, _health, {"name": machine, "failures": 0, "epoch": 0})
+    insert_if_free(session, MachineHealth, {"name": machine, "failures": 0, "epoch": 0})
     return session.get_one(MachineHealth, machine, with_for_update=True, populate_existing=True)
 
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 from uuid import UUID
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.limits import NO_LIMIT, Limits
-from datamanager.errors import TaskEnded, TaskNotFound
 from datamanager.machines import Machine, Machines
 from models.core.leases import movers_online
 from models.database import insert_if_free, now, wake
 from models.machines.health import unavailable
 from models.tables import MachineLimit, Transfer
+from models.transfers.lookup import get_transfer, lock_open_transfer
 
 CHANGED = "limits"
 """What movers are woken with."""
-_limits = cast(Table, MachineLimit.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ def pace(session: Session, machines: Machines, transfer: UUID, touched: Iterable
     movers = max(1, len(movers_online(session)))
     found = current(session, machines)
     shares = {name: share(found[name].bandwidth, movers) for name in touched if name in found}
-    return TransferPace(shares, _transfer(session, transfer).bandwidth)
+    return TransferPace(shares, get_transfer(session, transfer).bandwidth)
 
 
 def share(rate: int | None, movers: int) -> int | None:
@@ -78,7 +76,7 @@ def change(session: Session, machine: Machine, *, bandwidth: int | None, max_tra
 
     None leaves a limit as it is, NO_LIMIT lifts it. Wants a writing session.
     """
-    insert_if_free(session, _limits, {"name": machine.name, "changed": now(session)})
+    insert_if_free(session, MachineLimit, {"name": machine.name, "changed": now(session)})
     row = session.get_one(MachineLimit, machine.name, with_for_update=True, populate_existing=True)
     if bandwidth is not None:
         row.bandwidth = bandwidth
@@ -101,9 +99,7 @@ def change_transfer(session: Session, transfer: UUID, bandwidth: int | None) -> 
 
     Raises: TaskNotFound; TaskEnded, nothing is changed then.
     """
-    row = _transfer(session, transfer, lock=True)
-    if row.ended is not None:
-        raise TaskEnded(f"task {transfer} has ended in {row.status}")
+    row = lock_open_transfer(session, transfer)
     row.bandwidth = bandwidth
     wake(session, CHANGED)
     return row
@@ -123,10 +119,3 @@ def _effective(changed: int | None, configured: int | None) -> int | None:
     if changed is None:
         return configured
     return None if changed == NO_LIMIT else changed
-
-
-def _transfer(session: Session, transfer: UUID, *, lock: bool = False) -> Transfer:
-    found = session.get(Transfer, transfer, with_for_update=lock or None, populate_existing=True)
-    if found is None:
-        raise TaskNotFound(f"no task has the identifier {transfer}")
-    return found

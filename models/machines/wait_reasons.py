@@ -26,24 +26,17 @@ def reasons(session: Session, machines: Machines, rows: Collection[Transfer]) ->
     if not waiting:
         return {}
     time, bars = now(session), _bars(session, machines)
-    found = {row.id: _own(row, time) or _at_machines(row, bars) or _later(row, time) for row in waiting}
+    found = {row.id: _reason(row, time, bars) for row in waiting}
     return {transfer: reason for transfer, reason in found.items() if reason is not None}
 
 
-def _own(row: Transfer, time: datetime) -> str | None:
+def _reason(row: Transfer, time: datetime, bars: Mapping[str, str]) -> str | None:
     if row.paused:
         return "resume"
     if row.not_before is not None and row.not_before > time:
         return f"not_before {_text(row.not_before)}"
-    return None
-
-
-def _at_machines(row: Transfer, bars: Mapping[str, str]) -> str | None:
-    found = [f"machine {name}: {bars[name]}" for name in sorted(limits.ends(row)) if name in bars]
-    return "; ".join(found) or None
-
-
-def _later(row: Transfer, time: datetime) -> str | None:
+    if found := [f"machine {name}: {bars[name]}" for name in sorted(limits.ends(row)) if name in bars]:
+        return "; ".join(found)
     return f"retry at {_text(row.retry_at)}" if row.retry_at is not None and row.retry_at > time else None
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import uuid4
 
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
+from datamanager.domain.requests import TreeRequest
 from models.objects.bulk_claims import claim_places
 from models.objects.catalogue import Facts, NewRow, add_objects
 
@@ -26,16 +26,13 @@ class FoundFile:
     canonical: Place
 
 
-def register_files(
-    session: Session, files: Sequence[FoundFile], *, description: str, originator: str, group: str, metadata: Any
-) -> list[NewRow]:
-    """Enter the files whose places are free, and return them, in the order of `files`.
+def register_files(session: Session, files: Sequence[FoundFile], request: TreeRequest) -> list[NewRow]:
+    """Enter the files whose places are free, as `request` describes them, and return them, in the order of `files`.
 
     Left out are those that a registered object or a transfer under way has already.
     """
-    rows = [
-        NewRow(uuid4(), file.place, file.facts, file.path, description, originator, group, metadata) for file in files
-    ]
+    described = request.description, request.originator, request.group, request.metadata
+    rows = [NewRow(uuid4(), file.place, file.facts, file.path, *described) for file in files]
     wanted = [(row.place, row.id) for row in rows]
     wanted += [(file.canonical, row.id) for file, row in zip(files, rows, strict=True) if file.canonical != file.place]
     won = claim_places(session, wanted, transfer=None)

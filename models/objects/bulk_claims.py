@@ -8,19 +8,17 @@ never wait for each other in a circle.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Table, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Delete, Select, Update, delete, select, update
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.dml import Insert
 
 from datamanager.domain.location import Place
 from datamanager.errors import InternalError
-from models.database import on_postgresql
+from models.database import insert_free, insert_rows
 from models.objects.claims import place_key
 from models.tables import Claim, DataObject
 
@@ -28,13 +26,24 @@ IN_MAX = 500
 """Values in one IN (…)."""
 
 T = TypeVar("T")
-_claims = cast(Table, Claim.__table__)
 
 
 def chunks(values: Sequence[T], size: int = IN_MAX) -> Iterator[Sequence[T]]:
     """Yield `values` in pieces of at most `size`."""
     for start in range(0, len(values), size):
         yield values[start : start + size]
+
+
+def rows_in(session: Session, query: Select[*tuple[Any, ...]], column: Any, values: Collection[Any]) -> Iterator[Any]:
+    """Yield the rows of a query whose `column` has one of the values."""
+    for some in chunks(list(values)):
+        yield from session.execute(query.where(column.in_(some))).all()
+
+
+def execute_in(session: Session, statement: Update | Delete, column: Any, values: Collection[Any]) -> None:
+    """Update or delete the rows whose `column` has one of the values."""
+    for some in chunks(list(values)):
+        session.execute(statement.where(column.in_(some)))
 
 
 def claim_places(session: Session, wanted: Iterable[tuple[Place, UUID]], *, transfer: UUID | None) -> set[UUID]:
@@ -56,42 +65,32 @@ def claim_places(session: Session, wanted: Iterable[tuple[Place, UUID]], *, tran
         }
         for key, place, object_id in pairs
     ]
-    statement: Insert = (postgresql if on_postgresql(session) else sqlite).insert(_claims).on_conflict_do_nothing()
-    made = session.execute(statement.returning(_claims.c.id, _claims.c.object_id), rows).all()
+    made = insert_free(session, Claim, rows, "id", "object_id")
     missing = Counter(object_id for _, _, object_id in pairs)
     missing.subtract(object_id for _, object_id in made)
     losers = {object_id for object_id, places in missing.items() if places}
-    for some in chunks([claim for claim, object_id in made if object_id in losers]):
-        session.execute(delete(Claim).where(Claim.id.in_(some)))
+    execute_in(session, delete(Claim), Claim.id, [claim for claim, object_id in made if object_id in losers])
     return missing.keys() - losers
 
 
 def claims_on(session: Session, objects: Sequence[UUID]) -> dict[UUID, str]:
     """Return which of the objects are claimed, and how: `read` or `write`. The caller has locked their rows."""
-    found: dict[UUID, str] = {}
-    for some in chunks(objects):
-        query = select(Claim.object_id, Claim.mode).where(Claim.object_id.in_(some), Claim.mode != "place").distinct()
-        found.update((object_id, mode) for object_id, mode in session.execute(query) if object_id is not None)
-    return found
+    query = select(Claim.object_id, Claim.mode).where(Claim.mode != "place").distinct()
+    return dict(rows_in(session, query, Claim.object_id, objects))
 
 
 def claim_objects(session: Session, objects: Iterable[UUID], mode: str, transfer: UUID) -> None:
     """Claim objects for reading or writing. The caller has locked their rows and seen that `claims_on` allows it."""
     rows = [{"mode": mode, "object_id": object_id, "transfer_id": transfer} for object_id in objects]
-    if rows:
-        session.execute(insert(_claims), rows)
+    insert_rows(session, Claim, rows)
 
 
 def holders(session: Session, places: Sequence[Place]) -> dict[Place, UUID]:
     """Return the ACTIVE objects that hold some of the places."""
-    by_key: Mapping[str, Place] = {place_key(place): place for place in places}
-    found: dict[Place, UUID] = {}
-    for some in chunks(list(by_key)):
-        query = select(Claim.place_key, Claim.object_id).where(
-            Claim.mode == "place", Claim.place_key.in_(some), Claim.transfer_id.is_(None)
-        )
-        found.update((by_key[str(key)], object_id) for key, object_id in session.execute(query) if object_id)
-    return found
+    by_key = {place_key(place): place for place in places}
+    query = select(Claim.place_key, Claim.object_id).where(Claim.mode == "place", Claim.transfer_id.is_(None))
+    rows = rows_in(session, query, Claim.place_key, by_key)
+    return {by_key[key]: object_id for key, object_id in rows if object_id is not None}
 
 
 def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
@@ -103,14 +102,12 @@ def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: 
     held = update(Claim).where(*_places(objects), Claim.transfer_id == transfer).values(transfer_id=None)
     if set(session.scalars(held.returning(Claim.object_id))) != set(objects):
         raise InternalError(f"transfer {transfer} does not hold the expected places; nothing was changed")
-    for some in chunks(before):
-        session.execute(update(Claim).where(Claim.id.in_(some)).values(transfer_id=transfer))
+    execute_in(session, update(Claim).values(transfer_id=transfer), Claim.id, before)
 
 
 def free_claims_on(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
     """Free all that a transfer holds on objects, and the places that it holds for them."""
-    for some in chunks(objects):
-        session.execute(delete(Claim).where(Claim.transfer_id == transfer, Claim.object_id.in_(some)))
+    execute_in(session, delete(Claim).where(Claim.transfer_id == transfer), Claim.object_id, objects)
 
 
 def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> Iterator[Any]:

@@ -8,26 +8,25 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Table, Text, and_, func, insert, or_, select
+from sqlalchemy import ColumnElement, Text, func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import NewObject, RegisterRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import InvalidRequest, ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
-from models.core.cursors import decode_cursor, encode_cursor
+from models.core.cursors import page_of
 from models.core.outbox import post_object_events
-from models.database import now, on_postgresql
+from models.database import insert_rows, now, on_postgresql
 from models.objects.claims import claim_place
 from models.tables import Bundle, DataObject
 
 STREAM_CHUNK = 500
 LIMIT_MAX = 100_000
 GLOB_MAX = 1000  # characters; a name has at most 255 bytes
-_objects = cast(Table, DataObject.__table__)
 SORTABLE = ("date_registered", "date_modified", "filename", "size", "machine", "group", "status")
 
 
@@ -180,7 +179,7 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
         }
         for row in rows
     ]
-    session.execute(insert(_objects), values)
+    insert_rows(session, DataObject, values)
     told = (
         (
             row.id,
@@ -197,8 +196,10 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
     post_object_events(session, event, told, time)
 
 
-def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Facts) -> None:
-    """Give an object its new place after a move or a recall, which count as uses; `dest` as the client gave it."""
+def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Facts) -> dict[str, Any]:
+    """Give an object its new place after a move or a recall, which count as uses; `dest` as the client gave it. Return
+    what events tell of it.
+    """
     obj.machine = place.machine
     obj.path = split_dest(dest)[0]
     obj.filename = place.name
@@ -209,6 +210,12 @@ def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Fa
         obj.checksum = facts.checksum
     if facts.verified is not Verified.NONE:
         obj.verified = facts.verified.value
+    return told_of(obj)
+
+
+def told_of(obj: DataObject) -> dict[str, Any]:
+    """Return what events tell of an object."""
+    return {"machine": obj.machine, "place": obj.place, "size": obj.size, "group": obj.group}
 
 
 def given_path(obj: Any) -> str:
@@ -234,7 +241,7 @@ def select_objects(session: Session, selection: Selection) -> tuple[list[DataObj
 
     Raises: InvalidRequest for a bad cursor, limit, sort key or value.
     """
-    name, descending = selection.sort.removeprefix("-"), selection.sort.startswith("-")
+    name = selection.sort.removeprefix("-")
     if name not in SORTABLE:
         wanted = f"one of {', '.join(SORTABLE)}"
         raise InvalidRequest(f"sort: {name!r} is not {wanted}", {"sort": wanted})
@@ -244,19 +251,7 @@ def select_objects(session: Session, selection: Selection) -> tuple[list[DataObj
     if name == "size":
         column = func.coalesce(column, -1)  # a keyset has no place for NULL
     query = select(DataObject).where(*_conditions(session, selection))
-    if selection.cursor is not None:
-        value, last = decode_cursor(selection.cursor, selection.sort)
-        if descending:
-            query = query.where(or_(column < value, and_(column == value, DataObject.id < last)))
-        else:
-            query = query.where(or_(column > value, and_(column == value, DataObject.id > last)))
-    order = (column.desc(), DataObject.id.desc()) if descending else (column, DataObject.id)
-    rows = list(session.scalars(query.order_by(*order).limit(selection.limit + 1)).all())
-    if len(rows) <= selection.limit:
-        return rows, None
-    rows.pop()
-    value = getattr(rows[-1], name)
-    return rows, encode_cursor(-1 if value is None else value, rows[-1].id, selection.sort)
+    return page_of(session, query, column, selection.sort, selection.limit, selection.cursor)
 
 
 def has_objects(session: Session, machine: str) -> bool:

@@ -9,18 +9,15 @@ for many at once are in `models.objects.bulk_claims`.
 from __future__ import annotations
 
 import hashlib
-from typing import cast
 from uuid import UUID
 
-from sqlalchemy import Table, Update, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.errors import DestinationExists, InternalError, ObjectBusy
-from models.database import affected, insert_if_free, insert_row
+from models.database import affected, insert_if_free, insert_rows
 from models.tables import Claim
-
-_claims = cast(Table, Claim.__table__)
 
 
 def claim_place(session: Session, place: Place, *, transfer: UUID | None = None, object_id: UUID | None = None) -> None:
@@ -33,7 +30,7 @@ def claim_place(session: Session, place: Place, *, transfer: UUID | None = None,
         "transfer_id": transfer,
         "object_id": object_id,
     }
-    if not insert_if_free(session, _claims, values):
+    if not insert_if_free(session, Claim, values):
         raise DestinationExists(f"{place} is held by a registered object or a running transfer")
 
 
@@ -41,21 +38,23 @@ def claim_reading(session: Session, object_id: UUID, transfer: UUID) -> None:
     """Share an object with other readers. The caller has locked the object's row. Raises: ObjectBusy."""
     if _is_claimed(session, object_id, "write"):
         raise ObjectBusy(f"object {object_id} is being moved or deleted")
-    insert_row(session, _claims, {"mode": "read", "object_id": object_id, "transfer_id": transfer})
+    insert_rows(session, Claim, [{"mode": "read", "object_id": object_id, "transfer_id": transfer}])
 
 
 def claim_writing(session: Session, object_id: UUID, transfer: UUID) -> None:
     """Have an object alone. The caller has locked the object's row. Raises: ObjectBusy."""
     if _is_claimed(session, object_id, "read"):
         raise ObjectBusy(f"object {object_id} is being read by another transfer")
-    if not insert_if_free(session, _claims, {"mode": "write", "object_id": object_id, "transfer_id": transfer}):
+    if not insert_if_free(session, Claim, {"mode": "write", "object_id": object_id, "transfer_id": transfer}):
         raise ObjectBusy(f"object {object_id} is being moved or deleted")
 
 
 def give_place_to_object(session: Session, place: Place, transfer: UUID, object_id: UUID) -> None:
     """Hand a transfer's place to the object that now lives there."""
-    held = _held(place).where(Claim.transfer_id == transfer)
-    _hand_over(session, held.values(transfer_id=None, object_id=object_id), place)
+    held = update(Claim).where(Claim.mode == "place", Claim.place_key == place_key(place))
+    mine = held.where(Claim.transfer_id == transfer).values(transfer_id=None, object_id=object_id)
+    if affected(session, mine) != 1:
+        raise InternalError(f"{place} is not held by the expected owner; nothing was changed")
 
 
 def give_places_to_transfer(session: Session, object_id: UUID, transfer: UUID) -> None:
@@ -80,15 +79,6 @@ def free_claims_of_transfer(session: Session, transfer: UUID) -> None:
 def place_key(place: Place) -> str:
     """Return what a place is claimed under."""
     return hashlib.sha256(str(place).encode()).hexdigest()
-
-
-def _held(place: Place) -> Update:
-    return update(Claim).where(Claim.mode == "place", Claim.place_key == place_key(place))
-
-
-def _hand_over(session: Session, statement: Update, place: Place) -> None:
-    if affected(session, statement) != 1:
-        raise InternalError(f"{place} is not held by the expected owner; nothing was changed")
 
 
 def _is_claimed(session: Session, object_id: UUID, mode: str) -> bool:

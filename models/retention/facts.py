@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.retention.decisions import Mark, Reason, Subject, keeper_of
 from datamanager.domain.retention.rules import RetentionRules, statuses
 from datamanager.domain.states import ObjectStatus, Verified
-from models.objects.bulk_claims import chunks, claims_on
+from models.objects.bulk_claims import chunks, claims_on, rows_in
 from models.tables import DataObject, MachineHealth, RetentionMark, Transfer
 
 PAGE = 500
@@ -104,16 +104,13 @@ def open_marks(session: Session, ids: Sequence[UUID]) -> dict[UUID, Mark]:
     """Return the open marks of objects. One whose transfer has ended, and that no run has settled yet, is as if it were
     not acted on.
     """
-    found: dict[UUID, Mark] = {}
-    for some in chunks(ids):
-        query = (
-            select(RetentionMark, Transfer.id)
-            .outerjoin(Transfer, and_(Transfer.id == RetentionMark.transfer_id, Transfer.ended.is_(None)))
-            .where(RetentionMark.object_id.in_(some), RetentionMark.closed.is_(None))
-        )
-        for row, under_way in session.execute(query):
-            found[row.object_id] = Mark(row.rule, row.action, row.due, under_way)
-    return found
+    query = (
+        select(RetentionMark, Transfer.id)
+        .outerjoin(Transfer, and_(Transfer.id == RetentionMark.transfer_id, Transfer.ended.is_(None)))
+        .where(RetentionMark.closed.is_(None))
+    )
+    rows = rows_in(session, query, RetentionMark.object_id, ids)
+    return {row.object_id: Mark(row.rule, row.action, row.due, under_way) for row, under_way in rows}
 
 
 def bytes_on(row: DataObject) -> str:
@@ -135,12 +132,9 @@ def _in_pages(session: Session, query: Any, now: datetime) -> Iterator[Subject]:
 
 def _restored(session: Session, ids: Sequence[UUID], now: datetime) -> dict[UUID, set[str]]:
     found: dict[UUID, set[str]] = {}
-    for some in chunks(ids):
-        query = select(RetentionMark.object_id, RetentionMark.rule).where(
-            RetentionMark.object_id.in_(some), RetentionMark.spared_until > now
-        )
-        for object_id, rule in session.execute(query):
-            found.setdefault(object_id, set()).add(rule)
+    query = select(RetentionMark.object_id, RetentionMark.rule).where(RetentionMark.spared_until > now)
+    for object_id, rule in rows_in(session, query, RetentionMark.object_id, ids):
+        found.setdefault(object_id, set()).add(rule)
     return found
 
 

@@ -28,9 +28,7 @@ def hold(session: Session, object_id: UUID, reason: str, by: str) -> DataObject:
 
     Raises: ObjectNotFound, ObjectDeleted; ObjectBusy when its delete is under way.
     """
-    obj = lock_object(session, object_id)
-    _require_there(obj)
-    _require_no_delete(session, object_id)
+    obj = _lock_unless_deleting(session, object_id)
     obj.held_since = obj.held_since or now(session)
     obj.hold_reason, obj.held_by = reason, by or None
     void(session, [(object_id, "held")])
@@ -52,9 +50,7 @@ def set_expiry(session: Session, object_id: UUID, expires: datetime | None) -> D
 
     Raises: ObjectNotFound, ObjectDeleted; ObjectBusy when its delete is under way, which would not heed it.
     """
-    obj = lock_object(session, object_id)
-    _require_there(obj)
-    _require_no_delete(session, object_id)
+    obj = _lock_unless_deleting(session, object_id)
     obj.expires_at = expires
     return obj
 
@@ -105,12 +101,15 @@ def _archived_by(session: Session, object_id: UUID) -> RetentionMark | None:
     return session.scalar(query.order_by(RetentionMark.id.desc()).limit(1))
 
 
-def _require_no_delete(session: Session, object_id: UUID) -> None:
+def _lock_unless_deleting(session: Session, object_id: UUID) -> DataObject:
+    obj = lock_object(session, object_id)
+    _require_there(obj)
     claimed = exists().where(Claim.transfer_id == Transfer.id, Claim.object_id == object_id, Claim.mode == "write")
     query = select(Transfer.id).where(claimed, Transfer.kind == TransferKind.DELETE.value, Transfer.ended.is_(None))
     going = session.scalar(query.limit(1))
     if going is not None:
         raise ObjectBusy(f"object {object_id} is being deleted by task {going}; cancel that first")
+    return obj
 
 
 def _require_there(obj: DataObject) -> None:

@@ -12,35 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, and_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import and_, delete, select, update
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.dml import Insert
 
 from datamanager.domain.retention.decisions import Decision
 from datamanager.domain.retention.rules import Action
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
-from models.database import affected, now, on_postgresql
+from models.database import affected, insert_free, now, on_postgresql
 from models.objects.bulk_claims import chunks
 from models.tables import DataObject, RetentionMark, Transfer, TransferItem
 
 DETAIL_MAX = 1000
 SETTLED_AT_ONCE = 500
 
-_marks = cast(Table, RetentionMark.__table__)
 _OPEN = RetentionMark.closed.is_(None)
 
 
 def mark(session: Session, run: UUID, decisions: Sequence[Decision], time: datetime) -> int:
     """Mark objects; those that have an open mark keep it. Returns how many are marked anew."""
-    if not decisions:
-        return 0
-    statement: Insert = (postgresql if on_postgresql(session) else sqlite).insert(_marks).on_conflict_do_nothing()
     rows = [new_mark(run, decision, time) for decision in sorted(decisions, key=lambda one: one.subject.id)]
-    return len(session.execute(statement.returning(_marks.c.id), rows).all())
+    return len(insert_free(session, RetentionMark, rows, "id")) if rows else 0
 
 
 def new_mark(run: UUID, decision: Decision, time: datetime) -> dict[str, Any]:
@@ -125,7 +119,7 @@ def prune_marks(session: Session, before: datetime, limit: int = 1000) -> int:
     )
     gone = 0
     for some in chunks(list(session.scalars(old.order_by(RetentionMark.id).limit(limit)))):
-        gone += affected(session, _marks.delete().where(_marks.c.id.in_(some)))
+        gone += affected(session, delete(RetentionMark).where(RetentionMark.id.in_(some)))
     return gone
 
 

@@ -39,7 +39,9 @@ class Report:
     def add(self, decision: Decision) -> None:
         """Count a decision."""
         reason = None if decision.reason is None else decision.reason.value
-        self._count((decision.rule.name, decision.rule.action.value, decision.verdict.value, reason), decision.bytes)
+        key = decision.rule.name, decision.rule.action.value, decision.verdict.value, reason
+        self._objects[key] += 1
+        self._bytes[key] += decision.bytes
         lines = self._spared if decision.verdict is Verdict.SPARE else self._done
         if len(lines) < LINES:
             lines.append(_line(decision))
@@ -80,10 +82,6 @@ class Report:
     def bytes(self, verdict: Verdict) -> int:
         """Return how many bytes these have."""
         return sum(size for key, size in self._bytes.items() if key[2] == verdict.value)
-
-    def _count(self, key: _Key, size: int) -> None:
-        self._objects[key] += 1
-        self._bytes[key] += size
 
 
 def make_decider(session: Session, rules: RetentionRules, machines: Machines, terms: RetentionTerms) -> Decider:

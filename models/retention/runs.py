@@ -16,10 +16,10 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.errors import LeaseLost, RetentionRunNotFound
+from models.core.cursors import NEWEST, page_of
 from models.core.leases import is_held
 from models.core.outbox import post_event
 from models.database import affected, now, storable, wake
-from models.newest_first import page_of_newest
 from models.retention.marks import under_way
 from models.tables import DataObject, RetentionMark, RetentionRun
 
@@ -177,7 +177,7 @@ def get_run(session: Session, run: UUID, *, lock: bool = False) -> RetentionRun:
 
 def list_runs(session: Session, limit: int, cursor: str | None = None) -> tuple[list[RetentionRun], str | None]:
     """Return a page of runs, the newest first, and the cursor of the next one. Raises: InvalidRequest (the cursor)."""
-    return page_of_newest(session, select(RetentionRun), RetentionRun, limit, cursor)
+    return page_of(session, select(RetentionRun), RetentionRun.created, NEWEST, limit, cursor)
 
 
 def prune_runs(session: Session, before: datetime, limit: int = 1000) -> int:
@@ -232,10 +232,6 @@ def _new(session: Session, terms: RetentionTerms, status: str) -> RetentionRun:
         max_objects=terms.max_objects,
         max_bytes=terms.max_bytes,
         created=now(session),
-        bytes_freed=0,
-        pending=0,
-        counts=[],
-        lines=[],
     )
     session.add(row)
     session.flush()

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive.archive_requests import ArchiveItem, ArchiveManyRequest
 from datamanager.domain.location import Place
 from datamanager.domain.requests import DeleteRequest
-from datamanager.domain.retention.decisions import Decision, Mark, Reason, Subject, Verdict, marked_by, rule_of
+from datamanager.domain.retention.decisions import Decision, Reason, Subject, Verdict, marked_by, rule_of
 from datamanager.domain.retention.rules import RetentionRules, Rule
 from datamanager.domain.states import BundleStatus, ObjectStatus, TransferKind, TransferStatus
 from datamanager.domain.timing import Priority
@@ -34,8 +34,6 @@ from models.retention.marks import new_mark, open_mark
 from models.retention.runs import require_running
 from models.submission import TransferRequest, prepare, submit
 from models.tables import Bundle, BundleMember, RetentionMark, TransferItem
-
-_marks = cast(Table, RetentionMark.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +175,8 @@ def _hindered(rules: RetentionRules, decision: Decision, subject: Subject | None
         return _spared(decision, Reason.IN_USE)
     if rule_of(rules, subject, time) is not rule:
         return _spared(decision, Reason.CHANGED, "the rule no longer selects it")
-    if subject.mark is not None and (not marked_by(subject, rule) or not _due(subject.mark, time)):
+    mark = subject.mark
+    if mark is not None and not (marked_by(subject, rule) and mark.transfer is None and mark.due <= time):
         return _spared(decision, Reason.CHANGED, "it has another mark by now")
     return None
 
@@ -186,15 +185,11 @@ def _identity(one: Subject) -> tuple[Any, ...]:
     return one.status, one.machine, one.place, one.checksum, one.verified, one.size
 
 
-def _due(mark: Mark, time: datetime) -> bool:
-    return mark.transfer is None and mark.due <= time
-
-
 def _own_mark(session: Session, run: UUID, decision: Decision, time: datetime) -> RetentionMark | None:
     """Return the object's mark; without grace it is made now. None when it was taken back since the decision."""
     found = open_mark(session, decision.subject.id)
     if found is None and not decision.rule.grace:
-        insert_if_free(session, _marks, new_mark(run, replace(decision, due=time), time))
+        insert_if_free(session, RetentionMark, new_mark(run, replace(decision, due=time), time))
         found = open_mark(session, decision.subject.id)
     return found
 

@@ -7,7 +7,7 @@ transaction that acts (`models.retention.submission`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -41,10 +41,9 @@ class Survey:
                 rows = candidates(session, self._decider.rules, self._decider.now, after)
                 if not rows:
                     return
-                page = subjects(session, rows, self._decider.now)
-                kept = self._keepers_of(session, page)
-            for one in page:
-                found = self._decider.decide(one, kept.get(one.checksum or ""))
+                page = self._with_keepers(session, rows)
+            for one, keeper in page:
+                found = self._decider.decide(one, keeper)
                 if found is not None:
                     yield found
             after = rows[-1].date_registered, rows[-1].id
@@ -65,15 +64,17 @@ class Survey:
                 if not found:
                     return
                 last = found[-1][0]
-                page = subjects(session, [row for _, row in found], self._decider.now)
-                kept = self._keepers_of(session, page)
-            for one in page:
-                why = self._decider.voids(one, kept.get(one.checksum or ""))
+                page = self._with_keepers(session, [row for _, row in found])
+            for one, keeper in page:
+                why = self._decider.voids(one, keeper)
                 if why is not None:
                     yield one.id, why
 
-    def _keepers_of(self, session: Session, page: Iterable[Subject]) -> dict[str, UUID | None]:
-        """Return the keepers of a page's groups; the same ones for later pages, as far as they are remembered."""
+    def _with_keepers(self, session: Session, rows: Sequence[DataObject]) -> list[tuple[Subject, UUID | None]]:
+        """Return a page's subjects, each with its group's keeper: the same one for later pages, as far as they are
+        remembered.
+        """
+        page = subjects(session, rows, self._decider.now)
         wanted = {one.checksum for one in page if one.checksum is not None}
         known = {checksum: self._keepers[checksum] for checksum in wanted & self._keepers.keys()}
         decider, missing = self._decider, wanted - known.keys()
@@ -82,4 +83,5 @@ class Survey:
         self._keepers.update(new)
         while len(self._keepers) > REMEMBERED:
             self._keepers.popitem(last=False)
-        return known | new
+        kept = known | new
+        return [(one, kept.get(one.checksum or "")) for one in page]

@@ -16,10 +16,11 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded, TaskNotFound
+from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded
 from models.core.outbox import post_transfer_event
 from models.database import now, wake
 from models.tables import Transfer
+from models.transfers.lookup import lock_open_transfer
 from models.transfers.outcomes import fail_row
 from models.transfers.queue import CANCEL, PAUSE, keep_paused
 
@@ -32,7 +33,7 @@ def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") 
 
     What is past its commit point goes on: it may end COMPLETE. Raises: TaskNotFound, TaskEnded.
     """
-    row = _open(session, transfer)
+    row = lock_open_transfer(session, transfer)
     if row.owner is not None or row.past_commit_point:
         if row.paused:
             row.paused, row.phase = False, Phase.QUEUED.value
@@ -48,9 +49,7 @@ def pause(session: Session, transfer: UUID) -> Transfer:
     One that a mover has is stopped soon, unless it is past its commit point: that one goes on. Raises:
     TaskNotFound; TaskEnded, also for one that is being cancelled.
     """
-    row = _open(session, transfer)
-    if row.stop_requested == CANCEL:
-        raise TaskEnded(f"task {transfer} is being cancelled")
+    row = _not_cancelled(session, transfer)
     if row.owner is not None:
         _request(session, row, PAUSE)
     elif not row.paused:
@@ -63,9 +62,7 @@ def resume(session: Session, transfer: UUID) -> Transfer:
 
     Raises: TaskNotFound; TaskEnded, also for one that is being cancelled.
     """
-    row = _open(session, transfer)
-    if row.stop_requested == CANCEL:
-        raise TaskEnded(f"task {transfer} is being cancelled")
+    row = _not_cancelled(session, transfer)
     row.stop_requested = None
     if row.paused:
         row.paused, row.phase = False, Phase.QUEUED.value
@@ -134,12 +131,10 @@ def note_clean(session: Session, transfer: UUID) -> None:
     session.execute(update(Transfer).where(Transfer.id == transfer).values(leaves_partial=False))
 
 
-def _open(session: Session, transfer: UUID) -> Transfer:
-    row = session.get(Transfer, transfer, with_for_update=True, populate_existing=True)
-    if row is None:
-        raise TaskNotFound(f"no task has the identifier {transfer}")
-    if row.ended is not None:
-        raise TaskEnded(f"task {transfer} has ended in {row.status}")
+def _not_cancelled(session: Session, transfer: UUID) -> Transfer:
+    row = lock_open_transfer(session, transfer)
+    if row.stop_requested == CANCEL:
+        raise TaskEnded(f"task {transfer} is being cancelled")
     return row
 
 

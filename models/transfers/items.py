@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from models.database import storable
-from models.objects.bulk_claims import chunks
+from models.objects.bulk_claims import execute_in
 from models.tables import Transfer, TransferItem
 from models.transfers.queue import DETAIL_MAX
 
@@ -85,9 +85,8 @@ def give_up_items(session: Session, row: Transfer, error: DataManagerError) -> N
     ended = update(TransferItem).values(status=TransferStatus.ERROR.value)
     notes = session.execute(select(TransferItem.number, TransferItem.notes).where(*queued)).all()
     committed = [number for number, known in notes if known.get("committed")]
-    for some in chunks(committed):
-        where = "archived" if row.kind.startswith(TransferKind.ARCHIVE) else "at its new place"
-        left = f"the object is {where}, but its source may still be there: {detail}"
-        statement = ended.values(error_code=SourceNotRemoved.code, error_detail=left)
-        session.execute(statement.where(*queued, TransferItem.number.in_(some)))
+    where = "archived" if row.kind.startswith(TransferKind.ARCHIVE) else "at its new place"
+    left = f"the object is {where}, but its source may still be there: {detail}"
+    statement = ended.values(error_code=SourceNotRemoved.code, error_detail=left).where(*queued)
+    execute_in(session, statement, TransferItem.number, committed)
     session.execute(ended.values(error_code=error.code, error_detail=detail).where(*queued))

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.domain.timing import Priority
-from models.core.cursors import decode_cursor, encode_cursor
+from models.core.cursors import NEWEST, page_of
 from models.tables import Transfer
-
-NEWEST, OLDEST = "-date_created", "date_created"
-"""How a cursor names its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +35,9 @@ class TransferSelection:
 
 def select_transfers(session: Session, wanted: TransferSelection) -> tuple[list[Transfer], str | None]:
     """Return one page and the cursor of the next one (None at the end). Raises: InvalidRequest for a bad cursor."""
-    sort = OLDEST if wanted.oldest_first else NEWEST
-    created, key = Transfer.created, Transfer.id
+    sort = NEWEST.removeprefix("-") if wanted.oldest_first else NEWEST
     query = select(Transfer).where(*_conditions(wanted))
-    if wanted.cursor is not None:
-        value, last = decode_cursor(wanted.cursor, sort)
-        if wanted.oldest_first:
-            query = query.where(or_(created > value, and_(created == value, key > last)))
-        else:
-            query = query.where(or_(created < value, and_(created == value, key < last)))
-    order = (created, key) if wanted.oldest_first else (created.desc(), key.desc())
-    rows = list(session.scalars(query.order_by(*order).limit(wanted.limit + 1)))
-    if len(rows) <= wanted.limit:
-        return rows, None
-    rows.pop()
-    return rows, encode_cursor(rows[-1].created, rows[-1].id, sort)
+    return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor)
 
 
 def _conditions(wanted: TransferSelection) -> list[ColumnElement[bool]]:

@@ -1,25 +1,39 @@
-"""Transfers, looked up. What movers do with them is in `queue`, how they end in `outcomes`."""
+"""Transfers, looked up, also as Prefect's limits and states are compared with them. What movers do with them is in
+`queue`, how they end in `outcomes`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, extracting_place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, TransferTerms
-from datamanager.errors import TaskNotFound
+from datamanager.errors import TaskEnded, TaskNotFound
 from datamanager.machines import Machines
+from models.database import take_turns
 from models.tables import Transfer
 
+_LOCK = 0x646D736C  # of `take_turns`; no other number of ours
 
-def get_transfer(session: Session, transfer_id: UUID) -> Transfer:
+
+def get_transfer(session: Session, transfer_id: UUID, *, lock: bool = False) -> Transfer:
     """Return a transfer. Raises: TaskNotFound."""
-    found = session.get(Transfer, transfer_id)
+    found = session.get(Transfer, transfer_id, with_for_update=lock or None, populate_existing=lock)
     if found is None:
         raise TaskNotFound(f"no task has the identifier {transfer_id}")
     return found
+
+
+def lock_open_transfer(session: Session, transfer_id: UUID) -> Transfer:
+    """Return a transfer that has not ended, locked. Raises: TaskNotFound, TaskEnded."""
+    row = get_transfer(session, transfer_id, lock=True)
+    if row.ended is not None:
+        raise TaskEnded(f"task {transfer_id} has ended in {row.status}")
+    return row
 
 
 def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
@@ -43,3 +57,36 @@ def destination_of(machines: Machines, request: TransferTerms) -> Place | None:
             return Place.of(machines[machine], path, filename)
         case _:
             return None
+
+
+def held_by_priority(session: Session) -> dict[str, int]:
+    """Count what all movers hold, by priority, and keep others from counting until this transaction has ended.
+
+    So two movers never both take the last slot.
+    """
+    take_turns(session, _LOCK)
+    query = select(Transfer.priority, func.count().label("held")).group_by(Transfer.priority)
+    rows = session.execute(query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None)))
+    return {row.priority: row.held for row in rows}
+
+
+def unheld_with_a_run(session: Session, limit: int, *, beyond: UUID | None = None) -> list[Transfer]:
+    """Return up to `limit` transfers that wait although their run exists, by identifier, those `beyond` one.
+
+    They have been worked on before: what was never taken has no run yet.
+    """
+    query = (
+        select(Transfer)
+        .where(Transfer.ended.is_(None), Transfer.owner.is_(None), Transfer.flow_run_id.is_not(None))
+        .order_by(Transfer.id)
+        .limit(limit)
+    )
+    if beyond is not None:
+        query = query.where(Transfer.id > beyond)
+    return list(session.scalars(query))
+
+
+def by_flow_run(session: Session, flow_runs: Collection[UUID]) -> dict[UUID, Transfer]:
+    """Return the transfers of these flow runs, by flow run."""
+    rows = session.scalars(select(Transfer).where(Transfer.flow_run_id.in_(flow_runs)))
+    return {row.flow_run_id: row for row in rows if row.flow_run_id is not None}

@@ -29,7 +29,7 @@ from models.tables import Transfer
 from models.transfers.items import give_up_items
 from models.transfers.queue import TransferLease, advance, append_fault, held
 from models.transfers.secrets import forget
-from models.transfers.stored_requests import request_of
+from models.transfers.stored_requests import request_as
 
 MOVED = "Move successful"
 UNCHANGED = "unchanged"
@@ -39,9 +39,7 @@ UNCHANGED = "unchanged"
 def complete_copy(session: Session, hold: TransferLease, facts: Facts) -> UUID:
     """End a copy: the new object with the source's originator, group and lineage. Returns its identifier."""
     row = held(session, hold, lock=True)
-    request = request_of(row)
-    if not isinstance(request, CopyRequest):
-        raise InternalError(f"transfer {row.id} is not a copy")
+    request = request_as(row, CopyRequest, "copy")
     source, new = lock_object(session, _known(row.object_id)), _known(row.result_object_id)
     add_objects(session, [NewRow.of_copy(new, destination(row), facts, request.dest, source)], "copied")
     source.last_used = now(session)
@@ -53,9 +51,7 @@ def complete_copy(session: Session, hold: TransferLease, facts: Facts) -> UUID:
 def complete_getexternal(session: Session, hold: TransferLease, facts: Facts, originator: str) -> UUID:
     """End a download: the new object. Returns its identifier."""
     row = held(session, hold, lock=True)
-    request = request_of(row)
-    if not isinstance(request, GetExternalRequest):
-        raise InternalError(f"transfer {row.id} is not a download")
+    request = request_as(row, GetExternalRequest, "download")
     new = _known(row.result_object_id)
     entered = NewRow.of_request(new, destination(row), facts, request, originator=originator)
     add_objects(session, [entered], "registered")
@@ -100,28 +96,20 @@ def commit_move(session: Session, hold: TransferLease, facts: Facts) -> None:
     Idempotent: an attempt after the one that did it finds it done.
     """
     row = held(session, hold, lock=True)
-    request = request_of(row)
-    if not isinstance(request, MoveRequest):
-        raise InternalError(f"transfer {row.id} is not a move")
+    request = request_as(row, MoveRequest, "move")
     if row.notes.get("committed"):
         return
     if row.status != TransferStatus.RUNNING.value:
         raise InternalError(f"transfer {row.id} has not started")
-    obj, place = lock_object(session, _known(row.object_id)), destination(row)
+    obj = lock_object(session, _known(row.object_id))
     give_places_to_transfer(session, obj.id, row.id)
     _give_places_to_object(session, row, obj.id)
-    relocate(obj, place, request.dest, now(session), facts)
+    data = relocate(obj, destination(row), request.dest, now(session), facts)
     row.notes = {**row.notes, "committed": True}
     row.phase = Phase.CLEANUP.value
     row.bytes_total = row.bytes_done = facts.size or 0
-    data = {
-        "machine": place.machine,
-        "place": place.path,
-        "from": {"machine": row.source_machine, "place": row.source_place},
-        "size": facts.size,
-        "group": obj.group,
-    }
-    post_object_event(session, obj.id, "moved", data)
+    left = {"machine": row.source_machine, "place": row.source_place}
+    post_object_event(session, obj.id, "moved", {**data, "from": left})
 
 
 def finish_move(session: Session, hold: TransferLease) -> None:

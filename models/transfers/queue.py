@@ -22,7 +22,7 @@ from datamanager.domain.states import TRANSITIONS, Phase, TransferKind, Transfer
 from datamanager.domain.timing import Priority
 from datamanager.errors import InternalError, LeaseLost
 from models.core.outbox import post_transfer_event
-from models.database import affected, now, on_postgresql, storable, wake
+from models.database import affected, now, storable, take_turns, wake
 from models.tables import Transfer
 
 FAULTS_KEPT = 50
@@ -66,7 +66,7 @@ def take(
     `room`: how many of a priority may be taken; one that it does not name has no limit. `besides`: not these.
     """
     if caps:
-        _take_turns(session)
+        take_turns(session, TAKING_LOCK)  # what each mover counts stays true
     time = now(session)
     running = held_by_machine(session, caps)
     holds: list[TransferLease] = []
@@ -209,13 +209,6 @@ def reap(session: Session) -> list[Transfer]:
     if lost:
         wake(session, "queued")
     return lost
-
-
-def _take_turns(session: Session) -> None:
-    """Let movers take one after the other until the transaction ends: what each one counts stays true. On SQLite every
-    writing transaction excludes others anyway."""
-    if on_postgresql(session):
-        session.execute(select(func.pg_advisory_xact_lock(TAKING_LOCK)))
 
 
 def held_by_machine(session: Session, caps: Mapping[str, int]) -> Counter[str | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from datamanager.domain.archive.archive_requests import (
     AcceptedActivate,
     AcceptedArchive,
@@ -21,7 +23,10 @@ from datamanager.domain.requests import (
     TransferTerms,
 )
 from datamanager.domain.states import TransferKind
+from datamanager.errors import InternalError
 from models.tables import Transfer
+
+R = TypeVar("R", bound=TransferTerms)
 
 REQUEST_OF_KIND: dict[TransferKind, type[TransferTerms]] = {
     TransferKind.COPY: CopyRequest,
@@ -44,6 +49,14 @@ KEPT_OF_KIND: dict[TransferKind, type[TransferTerms]] = REQUEST_OF_KIND | {
     TransferKind.ACTIVATE_MANY: AcceptedActivate,
 }
 """What is kept of it."""
+
+
+def request_as(transfer: Transfer, model: type[R], what: str) -> R:
+    """Return the request of a transfer that must be a `what`. Raises: InternalError for another one."""
+    request = request_of(transfer)
+    if not isinstance(request, model):
+        raise InternalError(f"transfer {transfer.id} is not a {what}")
+    return request
 
 
 def request_of(transfer: Transfer) -> TransferTerms:

@@ -16,7 +16,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
-from datamanager.domain.requests import ITEMS_MAX, AcceptedBatch, CopyManyRequest, MoveManyRequest, validated
+from datamanager.domain.requests import (
+    ITEMS_MAX,
+    AcceptedBatch,
+    CopyManyRequest,
+    MoveManyRequest,
+    TreeRequest,
+    validated,
+)
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus, Verified
 from datamanager.errors import (
     ConnectionLost,
@@ -303,7 +310,7 @@ def register_many(database: Database, count: int, directory: str = "many") -> li
         for found in (place(f"{directory}/{number:05}") for number in range(count))
     ]
     with database.write() as session:
-        rows = register_files(session, files, description="", originator="", group="g", metadata={})
+        rows = register_files(session, files, TreeRequest(machine="a", group="g"))
         return [row.id for row in rows]
 
 

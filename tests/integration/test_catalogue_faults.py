@@ -149,11 +149,11 @@ def test_a_database_in_memory_is_refused() -> None:
 def test_a_database_that_is_not_there() -> None:
     database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
     with pytest.raises(CatalogueUnavailable) as away:
-        database.ping()
+        count(database, DataObject)
     assert "nobody" not in away.value.detail
     absent = Database("sqlite+pysqlite:////nowhere/at/all.db")
     with pytest.raises(CatalogueUnavailable):
-        absent.ping()
+        count(absent, DataObject)
 
 
 @pytest.fixture
@@ -176,11 +176,11 @@ def test_a_killed_server_is_away_and_comes_back(private: Postgres) -> None:
     assert heard.get(timeout=60) == RESUMED
     register(database, "before")
     private.kill()
-    for act in (database.ping, lambda: register(database, "meanwhile")):
+    for act in (lambda: count(database, DataObject), lambda: register(database, "meanwhile")):
         with pytest.raises(CatalogueUnavailable):
             act()
     private.start()
-    database.ping()
+    assert count(database, DataObject) == 1
     register(database, "after")
     assert heard.get(timeout=60) == RESUMED
     assert count(database, DataObject) == 2

@@ -10,7 +10,7 @@ import pytest
 from deployments.orchestrator.work_pool import Caps, Room
 from models.database import Database
 from models.transfers import queue
-from models.transfers.prefect_queries import by_flow_run, held_by_priority, unheld_with_a_run
+from models.transfers.lookup import by_flow_run, held_by_priority, unheld_with_a_run
 from tests.support.bookkeeping import LEASE, begin, get_transfer, order, submit
 
 pytestmark = pytest.mark.dialect

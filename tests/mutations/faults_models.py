@@ -145,8 +145,8 @@ MODEL_FAULTS = (
     ),
     Fault(
         "listing: a cursor skips objects with the same sort key",
-        "models/objects/catalogue.py",
-        "or_(column > value, and_(column == value, DataObject.id > last))",
+        "models/core/cursors.py",
+        "or_(column > value, and_(column == value, key > last))",
         "column > value",
         ("tests/integration/test_catalogue_listing.py::test_pages_of_every_sort_key_add_up[sqlite]",),
     ),

@@ -139,7 +139,7 @@ SERVICE_FAULTS = (
     Fault(
         "amqp: a message is acknowledged although its work could not be recorded",
         "deployments/amqp/consumer.py",
-        "            return Later(self._later)\n",
+        "            return Later(self.later)\n",
         "            return Done()\n",
         ("tests/integration/test_consumer.py::test_a_transfer_whose_orchestrator_is_away_comes_again",),
     ),

@@ -5,15 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from models.migrations.columns import BYTE_ORDERED, MACHINE_NAME, SERIAL, STATUS, create_partial_index
+
 revision = "0001_catalogue"
 down_revision = None
-branch_labels = None
-depends_on = None
-
-BYTE_ORDERED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-MACHINE_NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
-STATUS = sa.String(16).with_variant(sa.String(16, collation="C"), "postgresql")
-SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
@@ -31,8 +26,8 @@ def upgrade() -> None:
     )
     op.create_index("ix_claims_object_id", "claims", ["object_id"])
     op.create_index("ix_claims_transfer_id", "claims", ["transfer_id"])
-    _partial_index("uq_claims_place_key", "claims", ["place_key"], unique=True, where="mode = 'place'")
-    _partial_index("uq_claims_write", "claims", ["object_id"], unique=True, where="mode = 'write'")
+    create_partial_index("uq_claims_place_key", "claims", ["place_key"], "mode = 'place'", unique=True)
+    create_partial_index("uq_claims_write", "claims", ["object_id"], "mode = 'write'", unique=True)
     op.create_table(
         "idempotency_keys",
         sa.Column("key", sa.String(255), nullable=False),
@@ -100,7 +95,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_outbox"),
     )
     op.create_index("ix_outbox_created", "outbox", ["created"])
-    _partial_index("ix_outbox_unsent", "outbox", ["id"], where="sent IS NULL")
+    create_partial_index("ix_outbox_unsent", "outbox", ["id"], "sent IS NULL")
     op.create_table(
         "transfers",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -138,7 +133,7 @@ def upgrade() -> None:
     op.create_index("ix_transfers_created", "transfers", ["created", "id"])
     op.create_index("ix_transfers_ended", "transfers", ["ended"])
     op.create_index("ix_transfers_object_id", "transfers", ["object_id"])
-    _partial_index("ix_transfers_open", "transfers", ["status", "created", "id"], where="ended IS NULL")
+    create_partial_index("ix_transfers_open", "transfers", ["status", "created", "id"], "ended IS NULL")
     op.create_index("uq_transfers_flow_run_id", "transfers", ["flow_run_id"], unique=True)
 
 
@@ -146,8 +141,3 @@ def downgrade() -> None:
     """Drop every table, and all that is in them."""
     for table in ("transfers", "outbox", "objects", "machines_seen", "leases", "idempotency_keys", "claims"):
         op.drop_table(table)
-
-
-def _partial_index(name: str, table: str, columns: list[str], *, where: str, unique: bool = False) -> None:
-    condition = sa.text(where)
-    op.create_index(name, table, columns, unique=unique, sqlite_where=condition, postgresql_where=condition)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from models.migrations.columns import MACHINE_NAME, STATUS
+
 revision = "0002_batches"
 down_revision = "0001_catalogue"
-branch_labels = None
-depends_on = None
-
-MACHINE_NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
-STATUS = sa.String(16).with_variant(sa.String(16, collation="C"), "postgresql")
 
 
 def upgrade() -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from models.migrations.columns import MACHINE_NAME, create_partial_index
+
 revision = "0003_limits"
 down_revision = "0002_batches"
-branch_labels = None
-depends_on = None
-
-MACHINE_NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
-HELD = sa.text("owner IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -25,13 +22,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name="pk_machine_limits"),
     )
     op.add_column("transfers", sa.Column("bandwidth", sa.BigInteger()))
-    op.create_index(
-        "ix_transfers_held",
-        "transfers",
-        ["source_machine", "destination_machine"],
-        sqlite_where=HELD,
-        postgresql_where=HELD,
-    )
+    held_at = ["source_machine", "destination_machine"]
+    create_partial_index("ix_transfers_held", "transfers", held_at, "owner IS NOT NULL")
 
 
 def downgrade() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from models.migrations.columns import create_partial_index
+
 revision = "0004_control"
 down_revision = "0003_limits"
-branch_labels = None
-depends_on = None
 
 INDEXES = {
     "ix_transfers_queue": (["priority", "created", "id"], "ended IS NULL AND owner IS NULL"),
@@ -25,7 +25,7 @@ def upgrade() -> None:
     for column in _columns():
         op.add_column("transfers", column)
     for name, (columns, where) in INDEXES.items():
-        op.create_index(name, "transfers", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+        create_partial_index(name, "transfers", columns, where)
     begun = sa.table("transfers", sa.column("no_return", sa.Boolean), sa.column("epoch"), sa.column("ended"))
     op.execute(sa.update(begun).where(begun.c.epoch > 0, begun.c.ended.is_(None)).values(no_return=True))
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from models.migrations.columns import MACHINE_NAME
+
 revision = "0005_health"
 down_revision = "0004_control"
-branch_labels = None
-depends_on = None
-
-MACHINE_NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
 
 
 def upgrade() -> None:

@@ -6,14 +6,11 @@ import sqlalchemy as sa
 from alembic import op
 
 from datamanager.errors import SettingsError
+from models.migrations.columns import MACHINE_NAME, STATUS, create_partial_index
 
 revision = "0006_bundles"
 down_revision = "0005_health"
-branch_labels = None
-depends_on = None
 
-MACHINE_NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
-STATUS = sa.String(16).with_variant(sa.String(16, collation="C"), "postgresql")
 CLEAR = (
     "DELETE FROM claims WHERE object_id IN (SELECT id FROM bundles) OR transfer_id IN "
     "(SELECT id FROM transfers WHERE kind IN ('archive', 'activate', 'archive_many', 'activate_many'))",
@@ -43,8 +40,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_bundles"),
     )
     op.create_index("ix_bundles_transfer_id", "bundles", ["transfer_id"])
-    to_remove = sa.text("status IN ('UNNEEDED', 'ABANDONED')")
-    op.create_index("ix_bundles_to_remove", "bundles", ["id"], sqlite_where=to_remove, postgresql_where=to_remove)
+    create_partial_index("ix_bundles_to_remove", "bundles", ["id"], "status IN ('UNNEEDED', 'ABANDONED')")
     op.create_table(
         "bundle_members",
         sa.Column("bundle_id", sa.Uuid(), nullable=False),
@@ -60,15 +56,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["bundle_id"], ["bundles.id"], name="fk_bundle_members_bundle_id"),
         sa.PrimaryKeyConstraint("bundle_id", "object_id", name="pk_bundle_members"),
     )
-    live = sa.text("released IS NULL")
-    op.create_index(
-        "uq_bundle_members_object",
-        "bundle_members",
-        ["object_id"],
-        unique=True,
-        sqlite_where=live,
-        postgresql_where=live,
-    )
+    create_partial_index("uq_bundle_members_object", "bundle_members", ["object_id"], "released IS NULL", unique=True)
 
 
 def downgrade() -> None:

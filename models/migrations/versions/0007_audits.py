@@ -5,17 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from models.migrations.columns import BYTE_ORDERED, MACHINE_NAME, STATUS, create_partial_index
+
 revision = "0007_audits"
 down_revision = "0006_bundles"
-branch_labels = None
-depends_on = None
-
-MACHINE_NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
-STATUS = sa.String(16).with_variant(sa.String(16, collation="C"), "postgresql")
-BYTE_ORDERED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-SCRUBBED = sa.text("status = 'ACTIVE' AND checksum IS NOT NULL")
-AUDITED = sa.text("status IN ('ACTIVE', 'UNKNOWN')")
-OPEN = sa.text("ended IS NULL")
 
 
 def upgrade() -> None:
@@ -40,7 +33,7 @@ def upgrade() -> None:
         sa.Column("ended", sa.DateTime(timezone=True)),
         sa.PrimaryKeyConstraint("id", name="pk_audits"),
     )
-    op.create_index("ix_audits_open", "audits", ["status", "created", "id"], sqlite_where=OPEN, postgresql_where=OPEN)
+    create_partial_index("ix_audits_open", "audits", ["status", "created", "id"], "ended IS NULL")
     op.create_index("ix_audits_created", "audits", ["created", "id"])
     op.create_index("ix_audits_ended", "audits", ["ended"])
     op.create_table(
@@ -59,20 +52,10 @@ def upgrade() -> None:
     op.create_index("ix_audit_findings_kind", "audit_findings", ["audit_id", "kind", "number"])
     op.add_column("objects", sa.Column("checked", sa.DateTime(timezone=True)))
     op.add_column("bundles", sa.Column("checked", sa.DateTime(timezone=True)))
-    op.create_index(
-        "ix_objects_scrub",
-        "objects",
-        ["machine", "checked", "id"],
-        sqlite_where=SCRUBBED,
-        postgresql_where=SCRUBBED,
-    )
-    op.create_index(
-        "ix_objects_audit",
-        "objects",
-        ["machine", sa.text("substr(place, 1, 500)")],
-        sqlite_where=AUDITED,
-        postgresql_where=AUDITED,
-    )
+    scrubbed = "status = 'ACTIVE' AND checksum IS NOT NULL"
+    create_partial_index("ix_objects_scrub", "objects", ["machine", "checked", "id"], scrubbed)
+    audited = "status IN ('ACTIVE', 'UNKNOWN')"
+    create_partial_index("ix_objects_audit", "objects", ["machine", sa.text("substr(place, 1, 500)")], audited)
 
 
 def downgrade() -> None:

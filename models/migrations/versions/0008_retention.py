@@ -8,14 +8,11 @@ import sqlalchemy as sa
 from alembic import op
 
 from datamanager.errors import SettingsError
+from models.migrations.columns import SERIAL, STATUS, create_partial_index
 
 revision = "0008_retention"
 down_revision = "0007_audits"
-branch_labels = None
-depends_on = None
 
-STATUS = sa.String(16).with_variant(sa.String(16, collation="C"), "postgresql")
-SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 PARTIAL = {
     "uq_retention_marks_open": ("retention_marks", ["object_id"], "closed IS NULL"),
     "ix_retention_marks_spared": ("retention_marks", ["object_id"], "spared_until IS NOT NULL"),
@@ -75,14 +72,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_retention_runs_created", "retention_runs", ["created", "id"])
     for name, (table, columns, where) in PARTIAL.items():
-        op.create_index(
-            name,
-            table,
-            columns,
-            unique=name.startswith("uq_"),
-            sqlite_where=sa.text(where),
-            postgresql_where=sa.text(where),
-        )
+        create_partial_index(name, table, columns, where, unique=name.startswith("uq_"))
 
 
 def downgrade() -> None:
