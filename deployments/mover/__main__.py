@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from importlib import import_module
 
 import requests
 import structlog
@@ -43,7 +44,8 @@ def main() -> int:
     parser.add_argument("--deploy", action="store_true", help="wait for Prefect and apply prefect.yaml first")
     given = parser.parse_args()
     configure_logging()
-    from deployments.mover.worker import MoverWorker  # takes seconds; with --deploy while the Prefect server starts
+    import_module("deployments.mover.service")  # takes seconds; with --deploy while the Prefect server starts
+    from deployments.mover.worker import MoverWorker
 
     worker = MoverWorker(work_queues=given.work_queue)
     try:

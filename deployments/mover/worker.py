@@ -1,7 +1,8 @@
 """The Prefect worker type `mover`: long-lived, warm, runs the project's flows in its own process.
 
 `dm mover` and `prefect worker start --type mover --pool data-manager` both start it. It shows in the Prefect UI with
-heartbeats.
+heartbeats. A Prefect server imports this module too, as it does every worker type that is installed, so what only a
+mover needs is imported when it starts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
@@ -29,15 +30,16 @@ from prefect.workers.base import BaseJobConfiguration
 
 from datamanager.errors import NotSupported, SettingsError
 from datamanager.settings import Settings, load_settings
-from deployments.composition import open_runtime, run_directory
 from deployments.mover.loop_thread import in_own_loop
-from deployments.mover.service import MoverService
 from deployments.orchestrator.environment import RUN_HEARTBEAT, WORK_POOL
-from deployments.orchestrator.flow_registry import AnyFlow, flow_at
-from deployments.orchestrator.gateway import PrefectGateway, translated
 from deployments.orchestrator.prefect_private import MoverResult, PrefectWorker
 from deployments.orchestrator.work_pool import NO_JOB, QUEUES
 from deployments.periodic import every
+
+if TYPE_CHECKING:
+    from deployments.mover.service import MoverService
+    from deployments.orchestrator.flow_registry import AnyFlow
+    from deployments.orchestrator.gateway import PrefectGateway
 
 SYNC_EVERY = 10.0  # seconds between heartbeats to Prefect
 QUERY_EVERY = 2.0  # seconds between looks for runs begun in the UI or by a schedule
@@ -116,6 +118,9 @@ class MoverWorker(PrefectWorker):
         return settings
 
     async def _work(self, settings: Settings, run_once: bool, printer: Callable[..., None]) -> None:
+        from deployments.composition import open_runtime, run_directory
+        from deployments.mover.service import MoverService
+
         self._loop = asyncio.get_running_loop()
         self.limit = settings.concurrency
         self.name = self._given_name or worker_name(run_directory(settings))
@@ -155,10 +160,14 @@ class MoverWorker(PrefectWorker):
             await anyio.sleep(QUERY_EVERY)
 
     async def _sync(self) -> None:
+        from deployments.orchestrator.gateway import translated
+
         with translated():
             await self.sync_with_backend()
 
     async def _take_scheduled(self) -> None:
+        from deployments.orchestrator.gateway import translated
+
         with translated():
             await self.get_and_submit_flow_runs()
 
@@ -204,6 +213,8 @@ class MoverWorker(PrefectWorker):
         return MoverResult(identifier=str(flow_run.id), status_code=0)
 
     async def _flow_of(self, flow_run: FlowRun, gateway: PrefectGateway) -> AnyFlow:
+        from deployments.orchestrator.flow_registry import flow_at
+
         deployment = flow_run.deployment_id
         entrypoint = None if deployment is None else await gateway.entrypoint(deployment)
         flow = flow_at(entrypoint)
