@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,6 +30,7 @@ from datamanager.errors import (
     TaskNotFound,
 )
 from datamanager.sealing import Sealer
+from datamanager.sources.terms.request_secrets import refuse_secrets
 from flows.runtime.monitor import NOTE_EVERY, watched, wish
 from flows.runtime.naming import describe_run
 from flows.runtime.retry import Requeue, decide
@@ -43,6 +44,8 @@ from models.transfers.cancel_pause import note_partial
 from models.transfers.lookup import find_by_flow_run, get_transfer
 from models.transfers.stored_requests import REQUEST_OF_KIND
 
+DOWNLOAD_OPTIONS = ("extract", "decompress", "credential")
+"""Fields of forms that are options of a download."""
 log = logging.getLogger(__name__)
 
 
@@ -51,22 +54,33 @@ def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) 
     return TransferRequest(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
 
 
-def order_unless(
-    transfer: UUID | None, kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None
-) -> TransferRequest | None:
-    """Make an order of a person's fields (`asked`); None when the run was made for a transfer that is there already."""
-    return None if transfer is not None else asked(kind, fields, uuid)
+def order_of(kind: TransferKind, form: Mapping[str, Any]) -> TransferRequest | None:
+    """Make an order of a form in Prefect, which everybody can read; None when the run was made for a transfer that is
+    there already.
+
+    Raises: InvalidRequest, which names each wrong field; NotSupported for a URL with secrets in it.
+    """
+    fields = dict(form)
+    transfer, uuid = fields.pop("transfer"), fields.pop("uuid", None)
+    if transfer is not None:
+        return None
+    if "directory" in fields:
+        fields["directory"] = {"machine": fields.pop("source_machine"), "path": fields["directory"]}
+    if "url" in fields:
+        refuse_secrets({}, "in Prefect's forms, which everybody can read", fields["url"])
+        options = {name: value for name in DOWNLOAD_OPTIONS if (value := fields.pop(name, ""))}
+        fields |= {"protocol": fields["url"].partition(":")[0], "options": options}
+    return asked(kind, fields, uuid)
 
 
 @asynccontextmanager
-async def working_on(
-    kind: TransferKind, transfer: UUID | None, order: TransferRequest | None = None
-) -> AsyncIterator[TransferRun]:
-    """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises.
+async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterator[TransferRun]:
+    """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises. `form` are the
+    flow's parameters by name.
 
-    Raises: what the body raised; TaskNotFound when there is no such transfer waiting.
+    Raises: what the body raised; TaskNotFound when there is no such transfer waiting; what `order_of` raises.
     """
-    parts = services()
+    parts, transfer, order = services(), form["transfer"], order_of(kind, form)
     flow_run = UUID(str(running.get_id()))
     hold = await _acquire_lease(parts, kind, transfer, order, flow_run)
     run: TransferRun | None = None
