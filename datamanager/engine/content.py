@@ -14,11 +14,9 @@ class Digest(Protocol):
 
     def update(self, data: Bytes, /) -> None:
         """Take the next bytes."""
-        ...
 
     def hexdigest(self) -> str:
         """Return the sha256 (hex) of all bytes so far."""
-        ...
 
 
 class Content(Protocol):
@@ -26,12 +24,9 @@ class Content(Protocol):
 
     def open(self, session: Session) -> AbstractContextManager[Reader]:
         """Open it over a session of its machine. Raises: what makes it unreadable, maybe only while it is read."""
-        ...
 
     def digest(self) -> Digest:
         """Return a new hash for all of its bytes."""
-        ...
 
     def require_unchanged(self, session: Session) -> None:
         """Look whether it still is what was read. Raises: SourceChanged."""
-        ...

@@ -97,7 +97,6 @@ class ReadsMany(LooksMany, Protocol):
 
     def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | DataManagerError]:
         """Yield whole regular files of at most `most` bytes each, or why not; `likely`: bytes of the largest."""
-        ...
 
 
 class SmallFileSource(Looks, Protocol):
@@ -106,7 +105,6 @@ class SmallFileSource(Looks, Protocol):
     @property
     def bulk(self) -> ReadsMany:
         """Work on many small files at once."""
-        ...
 
 
 SourceT_co = TypeVar("SourceT_co", bound=SmallFileSource, covariant=True)

@@ -34,7 +34,6 @@ class Kept(Content, Protocol):
     @property
     def stat(self) -> FileStat:
         """What it will be as a file."""
-        ...
 
 
 class Share(Control):
