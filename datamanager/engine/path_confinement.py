@@ -211,6 +211,15 @@ def _leads_out(machine: Machine, given: str) -> PathNotAllowed:
     return PathNotAllowed(f"{machine.name}:{given} leads out of the machine's base directory through a symbolic link")
 
 
+def exists(session: Session, path: str) -> bool:
+    """Say whether there is anything at a path, be it a link that leads nowhere."""
+    try:
+        session.lstat(path)
+    except PathMissing:
+        return False
+    return True
+
+
 def _is_link(session: Session, path: str) -> bool:
     try:
         return session.lstat(path).kind is FileKind.SYMLINK

@@ -13,8 +13,7 @@ from typing import Protocol
 
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase, Verified
-from datamanager.engine.attempt import Attempt, Found, Intent, Proof
-from datamanager.engine.content import Content
+from datamanager.engine.attempt import Attempt, Content, Found, Intent, Proof
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer

@@ -18,11 +18,12 @@ from datamanager.transports.local.files import (
     opened,
     os_errors,
     real_path,
+    remove,
+    rename,
     reopened,
     sync_directory,
 )
 from datamanager.transports.local.host_programs import LocalPrograms
-from datamanager.transports.local.names import remove, rename
 from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
 from datamanager.transports.session_limiter import BoundedStorage
