@@ -18,7 +18,7 @@ from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
 from datamanager.engine.fetching.download import download
 from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.engine.fetching.remote_download import fetch
-from datamanager.engine.fetching.replica_fetch import ExpectedBytes
+from datamanager.engine.fetching.replica_fetch import ExpectedBytes, FetchContext
 from datamanager.engine.single import probe as probing
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
@@ -230,6 +230,5 @@ def _download(
     def answered(replica: str, answer: Download) -> None:
         said[:] = [Validators.of(answer)] if replica == own else []
 
-    if remote := opened.remote:
-        return fetch(job, found, remote, run.control, expected, run.remember, answered)
-    return download(job, found, opened.sources, run.control, expected, run.remember, answered)
+    context = FetchContext(job, found, run.control, expected, run.remember, answered)
+    return fetch(context, remote) if (remote := opened.remote) else download(context, opened.sources)
