@@ -116,6 +116,11 @@ class Attempt:
         return self.destination
 
     @property
+    def proof_level(self) -> Verified:
+        """What its policy proves of the bytes."""
+        return Verified.SHA256 if self.verify is VerifyPolicy.SHA256 else Verified.SIZE
+
+    @property
     def part_name(self) -> str:
         """The name of this attempt's partial file."""
         return temporary_name(self.target.place.name, self.transfer, self.epoch)

@@ -105,12 +105,6 @@ class Session(Protocol):
         """Yield (name, lstat) of each entry of a directory, without `.` and `..`; an entry that goes away meanwhile may
         be left out. Raises: PathMissing."""
 
-    def make_dirs(self, path: str) -> None:
-        """Make the directory and its missing parents; fine when it exists.
-
-        Raises: PathExists if a file exists there.
-        """
-
     def free_space(self, path: str) -> int | None:
         """Return the bytes that this login may still write on the file system of `path`, or None if unknown."""
 

@@ -41,8 +41,7 @@ async def whole_request(work: TransferRun) -> GetExternalRequest:
         raise InternalError("only getexternal downloads")
 
     def opened() -> GetExternalRequest:
-        with work.parts.database.read() as session:
-            blob = sealed_of(session, work.transfer)
+        blob = work.read(sealed_of, work.transfer)
         return request if blob is None else joined(request, Sealer.of(work.parts.settings).open(blob))
 
     whole = await asyncio.to_thread(opened)

@@ -31,6 +31,7 @@ from datamanager.errors import (
 )
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import refuse_secrets
+from flows.runtime.maintenance import writing
 from flows.runtime.monitor import NOTE_EVERY, watched, wish
 from flows.runtime.naming import describe_run
 from flows.runtime.retry import Requeue, decide
@@ -38,7 +39,6 @@ from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
-from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import note_partial
 from models.transfers.lookup import find_by_flow_run, get_transfer
@@ -85,7 +85,7 @@ async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterat
     hold = await _acquire_lease(parts, kind, transfer, order, flow_run)
     run: TransferRun | None = None
     try:
-        row = await asyncio.to_thread(_begin, parts, hold, flow_run)
+        row = await writing(parts, lambda session: queue.begin(session, hold, flow_run))
         run = TransferRun(parts, hold, row, parts.running[hold])
         make_current(run)
         if row.past_commit_point:
@@ -169,11 +169,6 @@ def _transfer_of(session: Session, parts: Services, order: TransferRequest | Non
         raise TaskNotFound("give the identifier of a transfer, or a request to make one")
     request = prepare(replace(order, flow_run_id=flow_run), sealer=Sealer.of(parts.settings))
     return submit(session, parts.machines, request).id
-
-
-def _begin(parts: Services, hold: queue.TransferLease, flow_run: UUID) -> Transfer:
-    with parts.database.write() as session:
-        return queue.begin(session, hold, flow_run)
 
 
 def _note_partial(parts: Services, hold: queue.TransferLease) -> None:

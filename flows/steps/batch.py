@@ -103,6 +103,5 @@ def _lasting(run: TransferRun, row: TransferItem, error: DataManagerError) -> Da
 
 
 def _waiting(run: TransferRun, after: int, last: int) -> list[TransferItem]:
-    with run.parts.database.read() as session:
-        rows = batch_results.items_to_do(session, run.hold, after, AT_ONCE)
-        return [row for row in rows if row.number <= last]
+    rows = run.read(batch_results.items_to_do, run.hold, after, AT_ONCE)
+    return [row for row in rows if row.number <= last]

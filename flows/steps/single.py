@@ -24,7 +24,6 @@ from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single import verify as verifying
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
-from datamanager.machines import VerifyPolicy
 from datamanager.sealing import Sealer
 from datamanager.sources.download_terms import parse_terms
 from datamanager.sources.network.source_context import SourceContext
@@ -169,8 +168,7 @@ async def deliver(found: Found) -> tuple[Intent, Verified]:
     """Move, verify and publish."""
     run = current()
     if found.published is not None:  # by an attempt before this one, which could not tell the catalogue
-        sha256 = run.job().verify is VerifyPolicy.SHA256
-        return found.published, Verified.SHA256 if sha256 else Verified.SIZE
+        return found.published, run.job().proof_level
     try:
         proof = await arrive(found)
         return await publish(found, proof), proof.verified

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from datamanager.domain.plan import Route
-from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Proof
 from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, SizeMismatch, SourceChanged
@@ -38,7 +37,7 @@ def verify(job: Attempt, found: Found, moved: Moved, control: Control) -> Proof:
             raise ChecksumMismatch(f"{job.target.place}: sha256 {far} is stored, {near} was read")
     if found.route is not Route.DOWNLOAD:
         require_unchanged(job, found)
-    return Proof(moved.size, near, Verified.SHA256 if hashed else Verified.SIZE)
+    return Proof(moved.size, near, job.proof_level)
 
 
 def require_unchanged(job: Attempt, found: Found) -> None:

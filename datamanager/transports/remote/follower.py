@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 from datamanager.errors import NotSupported, TransportError
@@ -63,8 +62,8 @@ class RemoteFollower:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._running.__exit__(kind, exc, tb)
+    def __exit__(self, *exc: object) -> None:
+        self._running.__exit__(*exc)
 
     def _tell(self) -> None:
         """Tell the program of what it has not heard of, as far as its input takes it now."""

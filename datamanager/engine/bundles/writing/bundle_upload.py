@@ -5,7 +5,7 @@
     # the caller records staged.ready.intent, for the bundle's row
     archive.publish(staged.ready)
     # the caller commits: objects ARCHIVED, each with its Member; the bundle's row
-    archive.remove_sources(job, staged.ready.manifest)  # unless keep_source
+    source_removal.remove_sources(job, staged.ready.manifest)  # unless keep_source
 
 A crash anywhere: do it again with the next epoch, the `intent` and the `restart` that were recorded. `stage` finds what
 was published and reads its manifest back.
@@ -38,7 +38,6 @@ from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
 from datamanager.engine.bundles.writing.bundle_content import BundleDigest, Making
 from datamanager.engine.bundles.writing.compressed_upload import send_compressed
 from datamanager.engine.bundles.writing.member_probe import look
-from datamanager.engine.bundles.writing.source_removal import remove_members
 from datamanager.engine.cancellable_storage import unwrapped
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
@@ -189,15 +188,6 @@ def discard(job: ArchiveAttempt) -> None:
                 session.remove(posixpath.join(directory, _part_name(job, place)))
             except PathMissing:
                 continue
-
-
-def remove_sources(job: ArchiveAttempt, manifest: Manifest) -> dict[UUID, DataManagerError]:
-    """Remove the members' files, those that still are what was read; return those that are left, and why.
-
-    Fine where one is gone already. SourceNotRemoved for one that changed or can't be removed. Raises: what breaks the
-    connection (retryable: do it again).
-    """
-    return remove_members(job.machine, job.storage, job.destination, manifest)
 
 
 def _published(job: ArchiveAttempt) -> ReadyBundle | None:
