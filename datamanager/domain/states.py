@@ -127,3 +127,34 @@ class Verified(StrEnum):
     SHA256 = "sha256"
     SIZE = "size"
     NONE = "none"
+
+
+# Prefect's states by type, and the names that mean something else than their type. Plain strings: the domain knows no
+# Prefect.
+_BY_TYPE: dict[str, TransferStatus] = {
+    "SCHEDULED": TransferStatus.QUEUED,
+    "PENDING": TransferStatus.QUEUED,
+    "PAUSED": TransferStatus.QUEUED,
+    "RUNNING": TransferStatus.RUNNING,
+    "CANCELLING": TransferStatus.RUNNING,
+    "COMPLETED": TransferStatus.COMPLETE,
+    "FAILED": TransferStatus.ERROR,
+    "CRASHED": TransferStatus.ERROR,
+    "CANCELLED": TransferStatus.ERROR,
+}
+
+
+def status_of_run(state_type: str, state_name: str, *, bytes_moved: bool) -> TransferStatus:
+    """Map a Prefect flow run's state to a transfer's status.
+
+    `AwaitingRetry` (a SCHEDULED state) after the first byte is RUNNING: clients must not see a transfer go back in
+    the queue
+    while it waits for its next attempt. Unknown types raise ValueError: a new Prefect must not pass unseen.
+    """
+    try:
+        status = _BY_TYPE[state_type.upper()]
+    except KeyError:
+        raise ValueError(f"Prefect state type {state_type!r} has no mapping") from None
+    if state_name in ("AwaitingRetry", "Retrying") and bytes_moved:
+        return TransferStatus.RUNNING
+    return status

@@ -13,6 +13,7 @@ REQUESTS_QUEUE = "dm.requests"
 EVENTS_EXCHANGE = "dm.events"
 DEAD_EXCHANGE = "dm.dead"
 DEAD_QUEUE = "dm.dead-letters"
+OWN_PREFIX = "dm."
 DELIVERY_LIMIT = 20
 """How often a message may come back unprocessed until it is a dead letter."""
 
