@@ -19,7 +19,7 @@ from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
 from datamanager.engine.fetching.download import download
-from datamanager.engine.fetching.replica_fetch import ExpectedBytes
+from datamanager.engine.fetching.replica_fetch import ExpectedBytes, FetchContext
 from datamanager.engine.single import direct, publish
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single.probe import probe
@@ -124,7 +124,7 @@ class Ours:
         found = probe(job)
         guard = EgressGuard(["127.0.0.0/8"])
         opened = parse_download(url, "http", {}).open(SourceContext(guard, LARGEST_DOWNLOAD, ca_file=ca_file))
-        moved = download(job, found, opened.sources, control, ExpectedBytes(LARGEST_DOWNLOAD))
+        moved = download(FetchContext(job, found, control, ExpectedBytes(LARGEST_DOWNLOAD)), opened.sources)
         self._finish(job, found, moved, control, DATE)
 
     def _finish(self, job: Attempt, found: Found, moved: Moved, control: Control, mtime: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +10,7 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from flows.runtime.lifecycle import order_unless, working_on
+from flows.runtime.lifecycle import working_on
 from flows.steps.archive import each, recall, stage_bundles
 from flows.steps.batch import conclude
 
@@ -35,8 +36,7 @@ async def activate_data(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
-    return await _perform(TransferKind.ACTIVATE, transfer, fields, uuid)
+    return await _perform(TransferKind.ACTIVATE, locals())
 
 
 @flow(name="activate many", persist_result=False)
@@ -60,13 +60,11 @@ async def activate_many(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    below = {"directory": {"machine": source_machine, "path": directory}}
-    fields = below | {"machine": machine, "overwrite": overwrite, "priority": priority, "deadline": deadline}
-    return await _perform(TransferKind.ACTIVATE_MANY, transfer, fields)
+    return await _perform(TransferKind.ACTIVATE_MANY, locals())
 
 
-async def _perform(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any], uuid: UUID | None = None) -> str:
-    async with working_on(kind, transfer, order_unless(transfer, kind, fields, uuid)):
+async def _perform(kind: TransferKind, form: Mapping[str, Any]) -> str:
+    async with working_on(kind, form):
         groups, staging = await stage_bundles()
         await each(groups, recall)
         if staging is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from uuid import UUID
 
 from prefect import flow
@@ -56,7 +57,9 @@ async def retention(
                 return await _carry_out(parts, terms, run_id, control)
         except DutyTaken as taken:
             if time.monotonic() >= until:
-                await _end_untaken(parts, run_id, taken)
+                if run_id is not None:
+                    why = f"{taken.code}: {taken.detail}"
+                    await writing(parts, partial(retention_runs.give_up, run=run_id, error=why))
                 raise
         await pause(control_of(parts), 1.0)
 
@@ -123,8 +126,3 @@ async def _end(parts: Services, run: UUID, report: Report, error: str | None) ->
 
     await asyncio.to_thread(forget)
     return await show_run(row)
-
-
-async def _end_untaken(parts: Services, run: UUID | None, taken: DutyTaken) -> None:
-    if run is not None:
-        await writing(parts, lambda session: retention_runs.give_up(session, run, f"{taken.code}: {taken.detail}"))

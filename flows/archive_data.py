@@ -5,6 +5,7 @@ A bundle is sent, verified and named before its objects are ARCHIVED, all at onc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from flows.runtime.lifecycle import order_unless, working_on
+from flows.runtime.lifecycle import working_on
 from flows.steps.archive import each, make_bundle, plan_bundles
 from flows.steps.batch import conclude
 
@@ -42,8 +43,7 @@ async def archive_data(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    fields = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
-    return await _perform(TransferKind.ARCHIVE, transfer, fields, uuid)
+    return await _perform(TransferKind.ARCHIVE, locals())
 
 
 @flow(name="archive many", persist_result=False)
@@ -73,26 +73,10 @@ async def archive_many(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    below = {"directory": {"machine": source_machine, "path": directory}}
-    terms = _terms(archive_to, verify, keep_source, pack, compress, priority, deadline)
-    return await _perform(TransferKind.ARCHIVE_MANY, transfer, below | terms)
+    return await _perform(TransferKind.ARCHIVE_MANY, locals())
 
 
-async def _perform(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any], uuid: UUID | None = None) -> str:
-    async with working_on(kind, transfer, order_unless(transfer, kind, fields, uuid)):
+async def _perform(kind: TransferKind, form: Mapping[str, Any]) -> str:
+    async with working_on(kind, form):
         await each(await plan_bundles(), make_bundle)
         return await conclude()
-
-
-def _terms(
-    archive_to: str, verify: str, keep_source: bool, pack: str, compress: str, priority: Priority, deadline: str
-) -> dict[str, Any]:
-    return {
-        "archive_to": archive_to,
-        "verify": verify,
-        "keep_source": keep_source,
-        "pack": pack,
-        "compress": compress,
-        "priority": priority,
-        "deadline": deadline,
-    }

@@ -50,19 +50,10 @@ async def audit(
         accept_losses: Accept any number of lost objects.
         audit_id: Leave it empty. It is set by the Data Manager.
     """
-    parts = services()
+    form, parts = locals(), services()
     rows: Sequence[UUID] = [audit_id] if audit_id is not None else []
     if audit_id is None:
-        terms = validated(
-            {
-                "scrub_share": scrub_share,
-                "scrub_bytes": scrub_bytes,
-                "second_look": second_look,
-                "most_lost": most_lost,
-                "accept_losses": accept_losses,
-            },
-            AuditTerms,
-        )
+        terms = validated(form, AuditTerms)
         rows = await _enter(parts, [parts.machines[machine].name] if machine else list(parts.machines), terms)
     said, failed = list[str](), list[DataManagerError]()
     for row in rows:

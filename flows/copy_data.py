@@ -8,9 +8,9 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from flows.runtime.lifecycle import order_unless, working_on
+from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise
-from flows.steps.batch import directory_fields, perform_batch
+from flows.steps.batch import perform_batch
 from flows.steps.single import commit, deliver, probe
 
 
@@ -35,9 +35,7 @@ async def copy_data(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
-    order = order_unless(transfer, TransferKind.COPY, fields, uuid)
-    async with working_on(TransferKind.COPY, transfer, order) as run:
+    async with working_on(TransferKind.COPY, locals()) as run:
         found = await probe()
         intent, verified = await deliver(found)
         copy = await commit(intent, verified)
@@ -68,5 +66,4 @@ async def copy_many(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    fields = directory_fields(source_machine, directory, machine, dest, overwrite, priority, deadline)
-    return await perform_batch(TransferKind.COPY_MANY, transfer, fields)
+    return await perform_batch(TransferKind.COPY_MANY, locals())

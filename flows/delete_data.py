@@ -8,7 +8,7 @@ from prefect import flow
 
 from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
-from flows.runtime.lifecycle import order_unless, working_on
+from flows.runtime.lifecycle import working_on
 from flows.steps.single import remove_file
 
 
@@ -27,7 +27,5 @@ async def delete_data(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    fields = {"priority": priority, "deadline": deadline}
-    order = order_unless(transfer, TransferKind.DELETE, fields, uuid)
-    async with working_on(TransferKind.DELETE, transfer, order):
+    async with working_on(TransferKind.DELETE, locals()):
         return await remove_file()

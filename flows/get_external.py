@@ -15,7 +15,6 @@ from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
 from datamanager.errors import InternalError
 from datamanager.sources.terms.urls import public_url
-from flows.external.request import filled_in
 from flows.external.unchanged import unchanged
 from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise
@@ -55,23 +54,7 @@ async def get_external(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    order = None
-    if transfer is None:
-        order = filled_in(
-            TransferKind.GETEXTERNAL,
-            url,
-            {"credential": credential},
-            machine=machine,
-            path=path,
-            filename=filename,
-            group=group,
-            description=description,
-            size=size,
-            overwrite=overwrite,
-            priority=priority,
-            deadline=deadline,
-        )
-    async with working_on(TransferKind.GETEXTERNAL, transfer, order) as work:
+    async with working_on(TransferKind.GETEXTERNAL, locals()) as work:
         if not isinstance(work.request, GetExternalRequest):
             raise InternalError(f"transfer {work.transfer} is not a download")
         found = await probe()
@@ -116,21 +99,6 @@ async def extract_data(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    order = None
-    if transfer is None:
-        order = filled_in(
-            TransferKind.GETEXTERNAL_MANY,
-            url,
-            {"extract": extract, "decompress": decompress, "credential": credential},
-            machine=machine,
-            path=path,
-            group=group,
-            description=description,
-            size=size,
-            overwrite=overwrite,
-            priority=priority,
-            deadline=deadline,
-        )
-    async with working_on(TransferKind.GETEXTERNAL_MANY, transfer, order):
+    async with working_on(TransferKind.GETEXTERNAL_MANY, locals()):
         await fetch_and_extract()
         return await conclude()

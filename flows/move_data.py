@@ -10,10 +10,10 @@ from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
-from flows.runtime.lifecycle import order_unless, working_on
+from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise
 from flows.runtime.transfer_run import TransferRun
-from flows.steps.batch import directory_fields, perform_batch
+from flows.steps.batch import perform_batch
 from flows.steps.single import commit, copied_instead, deliver, probe, remove_source, rename
 
 
@@ -38,9 +38,7 @@ async def move_data(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    fields = {"machine": machine, "dest": dest, "overwrite": overwrite, "priority": priority, "deadline": deadline}
-    order = order_unless(transfer, TransferKind.MOVE, fields, uuid)
-    async with working_on(TransferKind.MOVE, transfer, order) as run:
+    async with working_on(TransferKind.MOVE, locals()) as run:
         if not run.row.notes.get("committed"):
             found = await probe()
             intent, verified = None, Verified.NONE
@@ -77,8 +75,7 @@ async def move_many(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    fields = directory_fields(source_machine, directory, machine, dest, overwrite, priority, deadline)
-    return await perform_batch(TransferKind.MOVE_MANY, transfer, fields)
+    return await perform_batch(TransferKind.MOVE_MANY, locals())
 
 
 async def _finish(run: TransferRun) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from datamanager.cli.tables import Listing
-from datamanager.client import AuditClient, AuditFindingInfo, AuditInfo
+from datamanager.client import AuditClient, AuditInfo
 from datamanager.domain.audit.rules import AuditStatus
 from datamanager.settings import load_settings
 from datamanager.transports.paths import shown
@@ -65,7 +65,9 @@ def show(
                 print(json.dumps(one.model_dump(mode="json"), ensure_ascii=True))
             return
         _show([found])
-        _show_findings(findings)
+        for one in findings:
+            facts = f"{_facts(one.expected)} → {_facts(one.found)}"
+            print(f"{one.kind:<8}{shown(one.place)}  {facts}  {one.object or ''}".rstrip())
 
 
 def _client() -> AuditClient:
@@ -81,12 +83,6 @@ def _show(audits: Iterable[AuditInfo]) -> None:
         why = "" if one.error is None else f"{one.error.code}: {one.error.detail}"
         table.add(str(one.audit), one.machine, one.status, begun, *counts, f"{one.scrubbed_objects:,}", why)
     table.print()
-
-
-def _show_findings(findings: Iterable[AuditFindingInfo]) -> None:
-    for one in findings:
-        facts = f"{_facts(one.expected)} → {_facts(one.found)}"
-        print(f"{one.kind:<8}{shown(one.place)}  {facts}  {one.object or ''}".rstrip())
 
 
 def _facts(facts: dict[str, object]) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from datamanager.domain.forms import empty_is
 from datamanager.domain.requests import GetExternalRequest, JsonObject, Name, Request, Text, Verify
 from datamanager.domain.timing import WANTED, Priority, Rank, read_time
 
@@ -103,10 +104,6 @@ def checked_cron(text: str) -> str:
     return " ".join(fields)
 
 
-def _none_if_empty(value: object) -> object:
-    return None if value == "" or value is None else value
-
-
 def _time_or_none(value: object) -> datetime | None:
     if value is None or value == "":
         return None
@@ -115,11 +112,7 @@ def _time_or_none(value: object) -> datetime | None:
     return read_time(value).replace(microsecond=0)
 
 
-def _true_if_empty(value: object) -> object:
-    return True if value == "" or value is None else value
-
-
-Optional = Annotated[Text | None, BeforeValidator(_none_if_empty)]
+Optional = Annotated[Text | None, empty_is(None)]
 
 
 class ScheduleRequest(Request):
@@ -136,9 +129,9 @@ class ScheduleRequest(Request):
     """Instead of `interval`; UTC."""
     options: JsonObject = Field(default_factory=dict)
     """As of getexternal. Secrets only as `credential`."""
-    keep: Annotated[Annotated[int, Field(ge=1, le=KEEP_MAX)] | None, BeforeValidator(_none_if_empty)] = None
+    keep: Annotated[Annotated[int, Field(ge=1, le=KEEP_MAX)] | None, empty_is(None)] = None
     """How many versions stay; older ones are deleted. Null: all."""
-    skip_unchanged: Annotated[bool, BeforeValidator(_true_if_empty)] = True
+    skip_unchanged: Annotated[bool, empty_is(True)] = True
     """Fetch nothing while the source still has what the version before has."""
     description: Text = ""
     originator: Text = ""

@@ -54,14 +54,6 @@ def _json_object(value: object) -> object:
     return value
 
 
-def _storable(value: object) -> object:
-    if isinstance(value, str | dict):
-        wrong = objection(value)
-        if wrong is not None:
-            raise ValueError(wrong)
-    return value
-
-
 def with_default_machine(given: Any, read_item: Callable[[object], object] = lambda item: item) -> Any:
     """Give each item that names no machine that of its batch; for validators that see what was sent, right or wrong."""
     if not isinstance(given, Mapping) or not given.get("machine") or not isinstance(given.get("items"), list):
@@ -96,7 +88,9 @@ class Request(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _strings_can_be_stored(cls, value: Any) -> Any:
-        return _storable(value)
+        if isinstance(value, str | dict) and (wrong := objection(value)) is not None:
+            raise ValueError(wrong)
+        return value
 
 
 class NewObject(Request):

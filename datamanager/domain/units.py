@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
+from datamanager.domain.forms import empty_is
 from datamanager.domain.timing import read_time
 
 LONGEST = timedelta(days=365 * 100)
@@ -87,10 +88,6 @@ def _bounded(value: timedelta) -> timedelta:
     return value
 
 
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value
-
-
 def _time(value: object) -> object:
     return read_time(value) if isinstance(value, str) else value
 
@@ -98,7 +95,7 @@ def _time(value: object) -> object:
 Duration = Annotated[timedelta, BeforeValidator(read_duration, json_schema_input_type=str)]
 Bytes = Annotated[int, BeforeValidator(read_size, json_schema_input_type=int | str)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
-Expiry = Annotated[datetime | None, BeforeValidator(_time), BeforeValidator(_empty_is_none)]
+Expiry = Annotated[datetime | None, BeforeValidator(_time), empty_is(None)]
 """A time with a zone (RFC 3339); null or empty: never."""
-Lifetime = Annotated[Duration | None, BeforeValidator(_empty_is_none, json_schema_input_type=str | None)]
+Lifetime = Annotated[Duration | None, empty_is(None, json_schema_input_type=str | None)]
 """A duration from the request's arrival on, such as 30d or P30D; null or empty: for ever."""

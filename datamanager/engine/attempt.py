@@ -1,20 +1,44 @@
-"""One attempt at a transfer, as the engine sees it: two ends, names and rules. No catalogue, no Prefect."""
+"""One attempt at a transfer, as the engine sees it: two ends, names and rules, and what is read where that is no file
+as it lies there (a bundle in the making, a member of one). No catalogue, no Prefect."""
 
 from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.plan import Route
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.content import Content, Digest
 from datamanager.errors import InternalError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.port import Reader, Session, Storage
-from datamanager.transports.values import FileStat
+from datamanager.transports.values import Bytes, FileStat
+
+
+class Digest(Protocol):
+    """A hash that is fed in order; hashlib's are."""
+
+    def update(self, data: Bytes, /) -> None:
+        """Take the next bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the sha256 (hex) of all bytes so far."""
+
+
+class Content(Protocol):
+    """A virtual file: it has a size and bytes at every offset, and may be read over several sessions at once."""
+
+    def open(self, session: Session) -> AbstractContextManager[Reader]:
+        """Open it over a session of its machine. Raises: what makes it unreadable, maybe only while it is read."""
+
+    def digest(self) -> Digest:
+        """Return a new hash for all of its bytes."""
+
+    def require_unchanged(self, session: Session) -> None:
+        """Look whether it still is what was read. Raises: SourceChanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +114,11 @@ class Attempt:
         if self.destination is None:
             raise InternalError(f"{self.kind} has no destination")
         return self.destination
+
+    @property
+    def proof_level(self) -> Verified:
+        """What its policy proves of the bytes."""
+        return Verified.SHA256 if self.verify is VerifyPolicy.SHA256 else Verified.SIZE
 
     @property
     def part_name(self) -> str:

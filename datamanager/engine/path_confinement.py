@@ -47,11 +47,9 @@ class LooksMany(Protocol):
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
-        ...
 
     def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
         """Yield each path with every link resolved."""
-        ...
 
 
 class Looks(Protocol):
@@ -59,12 +57,10 @@ class Looks(Protocol):
 
     def real_path(self, path: str) -> str:
         """Return a path with every link resolved."""
-        ...
 
     @property
     def bulk(self) -> LooksMany:
         """Look at many names at once."""
-        ...
 
 
 def confined(session: Session, machine: Machine, place_path: str, *, follow: bool = True) -> str:
@@ -213,6 +209,15 @@ def _is_below(base: str, real: str) -> bool:
 
 def _leads_out(machine: Machine, given: str) -> PathNotAllowed:
     return PathNotAllowed(f"{machine.name}:{given} leads out of the machine's base directory through a symbolic link")
+
+
+def exists(session: Session, path: str) -> bool:
+    """Say whether there is anything at a path, be it a link that leads nowhere."""
+    try:
+        session.lstat(path)
+    except PathMissing:
+        return False
+    return True
 
 
 def _is_link(session: Session, path: str) -> bool:

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from datamanager.errors import BrokerUnavailable
-from datamanager.messaging.broker import CLOSE_TIMEOUT, CONNECT_TIMEOUT, Broker
-from datamanager.messaging.faults import translated
+from datamanager.messaging.broker import CLOSE_TIMEOUT, CONNECT_TIMEOUT, Broker, translated
 from datamanager.messaging.topology import DEAD_EXCHANGE, DEFAULT_EXCHANGE
 
 DRAIN_TIMEOUT = 10.0

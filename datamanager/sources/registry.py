@@ -40,11 +40,9 @@ class SourceTerms(Protocol):
     @property
     def hosts(self) -> Sequence[tuple[str, int]]:
         """Hosts and ports to which the first connections go; the egress guard checks them again when they are made."""
-        ...
 
     def open(self, context: SourceContext) -> Source:
         """Return the source; nothing is resolved or sent yet. The limits of the options are in the context already."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

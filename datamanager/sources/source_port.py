@@ -19,49 +19,40 @@ class Download(Protocol):
     @property
     def size(self) -> int | None:
         """The length of the whole file in bytes, not of the range; None when the source does not say."""
-        ...
 
     @property
     def start(self) -> int:
         """The offset at which `blocks` begins: the requested one, or 0 where the source can't begin there."""
-        ...
 
     @property
     def version(self) -> str | None:
         """Opaque text that another open returns again only while the bytes are the same: a strong validator
         (RFC 9110, 8.8.1), or a file server's size and modification time. None: the download can't be resumed.
         """
-        ...
 
     @property
     def ranges(self) -> bool:
         """Whether further opens may ask for ranges of this version, several at the same time."""
-        ...
 
     @property
     def etag(self) -> str | None:
         """The source's version mark as it was sent (RFC 9110, 8.8.3)."""
-        ...
 
     @property
     def last_modified(self) -> str | None:
         """The source's modification time as it was sent."""
-        ...
 
     @property
     def content_type(self) -> str | None:
         """The media type, as it was sent."""
-        ...
 
     @property
     def filename(self) -> str | None:
         """The name that the source suggests, as it was sent: hostile until `safe_name` made it safe."""
-        ...
 
     @property
     def url(self) -> str:
         """Where the bytes come from in the end, after redirects, as it may be shown: without credentials and query."""
-        ...
 
     def blocks(self) -> Iterator[memoryview]:
         """Yield the source's exact bytes from `start` on, in order, in blocks of at most 1 MiB; only once.
@@ -72,7 +63,6 @@ class Download(Protocol):
         Raises: ConnectionLost when the body ends early; SizeMismatch when there is more than announced; TooLarge;
         TransportTimeout when nothing, or next to nothing, arrives; DownloadFailed. A short body never ends quietly.
         """
-        ...
 
 
 class Source(Protocol):
@@ -91,4 +81,3 @@ class Source(Protocol):
         a redirect leads), SourceMissing, DownloadFailed, AuthenticationFailed, TooLarge, ConnectionLost,
         TransportTimeout.
         """
-        ...

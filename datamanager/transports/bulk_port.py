@@ -34,24 +34,20 @@ class Bulk(Protocol):
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat. PathMissing where there is nothing."""
-        ...
 
     def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
         """Yield each path with every link resolved. PathMissing where nothing is, or a link that leads nowhere."""
-        ...
 
     def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Make each directory; None too where there is one already. Their parents must exist, so none may be another's.
 
         PathMissing where the parent does not exist; PathExists where a file exists there.
         """
-        ...
 
     def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | TransportError]:
         """Yield whole regular files of at most `most` bytes each (a few hundred KiB); a larger one, or what is none,
         is RemoteFailure. The stat is that of the open file. `likely`: bytes of the largest, as far as is known; the
         smaller, the more are read at once."""
-        ...
 
     def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
         """Create each file (O_EXCL), write it, set mode and mtime, close it; None once all of that was answered well.
@@ -59,7 +55,6 @@ class Bulk(Protocol):
         Directories must exist. A file that failed after it was created here is removed again. `files` is read as far
         ahead as requests are in flight. Nothing is flushed to stable storage: see `syncing`.
         """
-        ...
 
     def unpack(self, files: Iterable[NewFile], directory: str) -> None:
         """Do what `write` does by one tar stream to a program on the machine; all paths lie below `directory`.
@@ -68,23 +63,18 @@ class Bulk(Protocol):
         `files` was not touched then), or when the program did not end well: the caller then removes what there may be
         of these names, and writes.
         """
-        ...
 
     def digest(self, paths: Sequence[str], most: int) -> Results[str | TransportError]:
         """Yield each file's hex sha256 from the machine's storage: by one program there, else read back, which needs
         files of at most `most` bytes."""
-        ...
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Do for each (source, destination) what the session's `rename` does; not flushed to stable storage."""
-        ...
 
     def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Remove each file; PathMissing where there is none."""
-        ...
 
     def syncing(self) -> AbstractContextManager[Sync]:
         """Make ready to put what will be written on stable storage: on a machine it takes a program, which starts now
         and does nothing before it is told which directories. The session may do anything meanwhile.
         """
-        ...

@@ -10,7 +10,6 @@ import abc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
 
 from datamanager.errors import ConnectionLost, MachineUnavailable, TransportError, TransportTimeout
@@ -68,7 +67,7 @@ class RemoteProgram(abc.ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._close()
 
     @abc.abstractmethod

@@ -36,14 +36,12 @@ class Reader(Protocol):
 
     def stat(self) -> FileStat:
         """Return the stat of the open file (not of whatever has its name now)."""
-        ...
 
     def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from `offset`, in order, in blocks of at most 1 MiB, up to `length` bytes or the end of file.
 
         A block is valid until the next one is asked for. Memory held is bounded, whatever the file's size.
         """
-        ...
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, block) of the ranges that `following` deals out, each range in order, one range after the
@@ -51,7 +49,6 @@ class Reader(Protocol):
 
         A block is valid until the next one is asked for. Ends where `following` does, or at the end of the file.
         """
-        ...
 
 
 class Writer(Protocol):
@@ -66,22 +63,18 @@ class Writer(Protocol):
 
         What lies before it, as far as it was written here, survives a kill of either side.
         """
-        ...
 
     def write(self, offset: int, data: Bytes) -> None:
         """Send `data` for `offset`; `data` may be reused when this returns.
 
         An earlier write's failure may surface here.
         """
-        ...
 
     def settle(self) -> None:
         """Return when every write so far was answered well."""
-        ...
 
     def flush(self) -> None:
         """Return when every write so far was answered well, and is on stable storage where the machine can do that."""
-        ...
 
 
 class Session(Protocol):
@@ -90,49 +83,33 @@ class Session(Protocol):
     @property
     def round_trip(self) -> float:
         """Seconds of the shortest round trip to the machine that this session has seen; 0 on this host."""
-        ...
 
     @property
     def bulk(self) -> Bulk:
         """Work on many small files at once, over this session."""
-        ...
 
     @property
     def programs(self) -> Programs:
         """What the machine does by itself, beside this session's own work."""
-        ...
 
     def stat(self, path: str) -> FileStat:
         """Return what is at `path`, following links. Raises: PathMissing."""
-        ...
 
     def lstat(self, path: str) -> FileStat:
         """Return what is at `path` itself, not following a last link. Raises: PathMissing."""
-        ...
 
     def real_path(self, path: str) -> str:
         """Return `path` with every link resolved. Raises: PathMissing when `path` does not exist."""
-        ...
 
     def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
         """Yield (name, lstat) of each entry of a directory, without `.` and `..`; an entry that goes away meanwhile may
         be left out. Raises: PathMissing."""
-        ...
-
-    def make_dirs(self, path: str) -> None:
-        """Make the directory and its missing parents; fine when it exists.
-
-        Raises: PathExists if a file exists there.
-        """
-        ...
 
     def free_space(self, path: str) -> int | None:
         """Return the bytes that this login may still write on the file system of `path`, or None if unknown."""
-        ...
 
     def open_read(self, path: str) -> AbstractContextManager[Reader]:
         """Open a file for reading. Raises: PathMissing."""
-        ...
 
     def create(self, path: str, *, mode: int = 0o600) -> AbstractContextManager[Writer]:
         """Create a new file, exclusively (O_EXCL).
@@ -140,12 +117,10 @@ class Session(Protocol):
         Leaving the context closes it and waits for every status; on an exception the file is closed and left where it
         is (its owner removes it). Raises: PathExists, PathMissing (no parent).
         """
-        ...
 
     def reopen(self, path: str) -> AbstractContextManager[Writer]:
         """Open an existing file for writing at any offset; nothing of it is cut off. A link is not followed where the
         machine can tell. Leaving the context does what leaving `create` does. Raises: PathMissing."""
-        ...
 
     def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
         """Give a file its new name atomically, within one file system.
@@ -153,22 +128,18 @@ class Session(Protocol):
         Raises: PathExists when `destination` is taken and `overwrite` is False (both are left as they were);
         PathMissing; RemoteFailure when the two names are on different file systems.
         """
-        ...
 
     def remove(self, path: str) -> None:
         """Remove a file (not a directory). Raises: PathMissing."""
-        ...
 
     def set_attributes(self, path: str, *, mode: int, mtime: int) -> None:
         """Set the permission bits (never setuid, setgid or sticky) and the modification time."""
-        ...
 
     def abort(self) -> None:
         """Break the session's connection: a thread that waits for the machine gets ConnectionLost at once.
 
         From any thread; idempotent. Nothing on this host.
         """
-        ...
 
 
 class Programs(Protocol):
@@ -182,7 +153,6 @@ class Programs(Protocol):
     @property
     def can_copy(self) -> bool:
         """Say whether `copy` is worth planning; the first call may run a program on the machine to find out."""
-        ...
 
     def copy(
         self,
@@ -197,21 +167,18 @@ class Programs(Protocol):
         the caller, which may share the work. Raises: NotSupported, and nothing is left at `destination`; PathMissing
         (source), PathExists (destination).
         """
-        ...
 
     def digest(self, path: str, progress: Progress = no_progress) -> str:
         """Return the lower-case hex sha256 that the machine itself computes from its storage.
 
         `progress` is called with 0 while it works. Raises: PathMissing.
         """
-        ...
 
     def follow(self, path: str) -> AbstractContextManager[Follower]:
         """Begin to hash a file that this session's user writes in order from its start.
 
         Takes no turn of the session: it may read and write meanwhile. Raises, when entered: NotSupported.
         """
-        ...
 
     def push(self, path: str, to: PushTarget, progress: Progress) -> None:
         """Let the machine itself send a file to another machine (a third-party transfer), by the ssh there.
@@ -220,7 +187,6 @@ class Programs(Protocol):
         NotSupported what arrived is a prefix. `progress` is called with 0 while it works; if it raises, the program is
         ended before the error goes on, and with it the one at the destination.
         """
-        ...
 
     def run(self, words: Sequence[str], progress: Progress = no_progress) -> int:
         """Run a program of the site's own on the machine and return its exit status; its output is dropped.
@@ -228,7 +194,6 @@ class Programs(Protocol):
         `words` are the program and its arguments, never interpreted by a shell. `progress` is called with 0 while it
         works. Raises: RemoteFailure when that program can't be run, or was killed.
         """
-        ...
 
     def curl(
         self,
@@ -245,7 +210,6 @@ class Programs(Protocol):
         certificates (PEM) to trust instead of those that the machine trusts. `path` is where the body goes if it is to
         be stored: a file that does not exist yet, or, with `start`, one of that many bytes.
         """
-        ...
 
 
 class Follower(Protocol):
@@ -256,7 +220,6 @@ class Follower(Protocol):
 
     def advance(self, end: int) -> None:
         """Say that all bytes before `end` are stored. Never waits for the hash; `result` raises what went wrong."""
-        ...
 
     def result(self, progress: Progress) -> str:
         """Return the lower-case hex sha256 of all bytes up to the last `end`, once it is there.
@@ -264,7 +227,6 @@ class Follower(Protocol):
         `progress` is called with 0 while it waits. Raises: NotSupported when the machine failed at it; what `progress`
         raises.
         """
-        ...
 
 
 class RunningCurl(Protocol):
@@ -277,25 +239,20 @@ class RunningCurl(Protocol):
     def head(self, patience: float) -> bytes:
         """Return the lines of the answer's next head, its empty last line included; fewer when the answer ends
         before, or when they have no end within 1 MiB. Raises: TransportTimeout after `patience` seconds."""
-        ...
 
     def same(self, count: int) -> bool:
         """Say whether the body's next `count` bytes are the last ones of the file; if not, the answer is ended."""
-        ...
 
     def store(self, most: int) -> None:
         """Have what follows written behind the file's end, at most `most` bytes; return when the answer has ended, or
         was ended for being longer. Raises: RemoteFailure when the file can't be written."""
-        ...
 
     def send(self, most: int) -> Iterator[bytes]:
         """Yield what follows, at most `most` bytes, until the answer has ended."""
-        ...
 
     @property
     def end(self) -> CurlExit | None:
         """How it ended; None while it runs, or was ended by leaving its context."""
-        ...
 
 
 class Storage(Protocol):
@@ -304,7 +261,6 @@ class Storage(Protocol):
     @property
     def machine(self) -> str:
         """The machine's name."""
-        ...
 
     def session(self, check: Check = no_check) -> AbstractContextManager[Session]:
         """Acquire a session, released with the context; blocks while all are in use, served in the order of asking. A
@@ -312,22 +268,18 @@ class Storage(Protocol):
 
         Raises: what `check` raises while it waits.
         """
-        ...
 
     def session_pair(self, check: Check = no_check) -> AbstractContextManager[tuple[Session, Session]]:
         """Acquire two sessions together (one reads, one writes); waits until both are free, holding neither meanwhile.
 
         Where the machine allows one only, both are the same one. Raises: what `check` raises while it waits.
         """
-        ...
 
     def extra_sessions(self, count: int) -> AbstractContextManager[list[Session]]:
         """Acquire up to `count` further sessions, as many as can be had without waiting for others; maybe none.
 
         For a caller who has a session already: it never waits for others, so nobody can wait in a circle.
         """
-        ...
 
     def close(self) -> None:
         """Close every idle connection; sessions in use are closed when they are released. Idempotent."""
-        ...

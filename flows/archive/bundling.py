@@ -17,6 +17,7 @@ from datamanager.domain.states import BundleStatus, Phase
 from datamanager.engine.attempt import Intent, Restart
 from datamanager.engine.bundles.writing import bundle_upload
 from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt
+from datamanager.engine.bundles.writing.source_removal import remove_sources
 from datamanager.engine.control import Control
 from datamanager.engine.single.staged_file import Share
 from datamanager.errors import DataManagerError, InternalError, LeaseLost, ServiceError
@@ -184,30 +185,24 @@ class BundleWork:
         if not rows:
             return
         self._control.enter(Phase.CLEANUP)
-        with self._run.parts.database.read() as session:
-            found = bundles.members_of(session, [row.object_id for row in rows])
+        found = self._run.read(bundles.members_of, [row.object_id for row in rows])
         gone: list[int] = []
         failed: dict[TransferItem, DataManagerError] = {}
         for bundle_id in {bundle.uuid for bundle, _ in found.values()}:
             mine = [row for row in rows if found[row.object_id][0].uuid == bundle_id]
-            left = self._removed(bundle_id, mine, [found[row.object_id][1] for row in mine])
+            with self._run.parts.database.read() as session:
+                bundle = session.get_one(Bundle, bundle_id)
+            members = [found[row.object_id][1] for row in mine]
+            left = remove_sources(self._job(bundle, mine), _manifest(bundle, members))
             gone += [row.number for row in mine if row.object_id not in left]
             failed |= {row: left[row.object_id] for row in mine if row.object_id in left}
         self._run.write_all(batch_results.end_committed, gone)
         self._fail(failed)
 
-    def _removed(
-        self, bundle: UUID, rows: Sequence[TransferItem], members: Sequence[Member]
-    ) -> dict[UUID, DataManagerError]:
-        with self._run.parts.database.read() as session:
-            row = session.get_one(Bundle, bundle)
-        return bundle_upload.remove_sources(self._job(row, rows), _manifest(row, members))
-
     # --- rows --------------------------------------------------------------------------------------------------------
 
     def _rows(self) -> list[TransferItem]:
-        with self._run.parts.database.read() as session:
-            return archive_items.items_among(session, self._run.hold, self._numbers)
+        return self._run.read(archive_items.items_among, self._run.hold, self._numbers)
 
     def _fail(self, failed: Mapping[TransferItem, DataManagerError]) -> None:
         errors = {row.number: error for row, error in failed.items()}

@@ -34,8 +34,7 @@ def performing(
     """Return what brings out those of the items that are not done. It blocks."""
 
     def perform() -> None:
-        with run.parts.database.read() as session:
-            rows = archive_items.items_among(session, run.hold, numbers)
+        rows = run.read(archive_items.items_among, run.hold, numbers)
         if rows:
             chunk(run, rows).perform()
 

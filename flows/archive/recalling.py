@@ -45,8 +45,7 @@ class RecallChunk(MembersChunk):
 
     def __init__(self, run: TransferRun, rows: Sequence[TransferItem]) -> None:
         super().__init__(run, rows)
-        with run.parts.database.read() as session:
-            found = bundles.members_of(session, [row.object_id for row in rows])
+        found = run.read(bundles.members_of, [row.object_id for row in rows])
         self._members = {row.number: found[row.object_id] for row in rows if row.object_id in found}
 
     def _describe(self, number: int) -> None:

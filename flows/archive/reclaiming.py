@@ -6,22 +6,15 @@ Any mover removes them, at any time: no bundle of these states is read, and none
 
 from __future__ import annotations
 
-import logging
-import posixpath
-
 from datamanager.domain.archive.bundle_model import manifest_place
 from datamanager.domain.location import Place, temporary_name
-from datamanager.engine.path_confinement import confined
-from datamanager.errors import DataManagerError, PathMissing
-from flows.cleanup.partial_files import EARLIER_EPOCHS
+from flows.cleanup.partial_files import EARLIER_EPOCHS, removed_beside
 from flows.runtime.services import Services
 from models.archive import bundles
 from models.tables import Bundle, Transfer
 
 AT_ONCE = 20
 """Bundles that are removed in one go."""
-
-log = logging.getLogger(__name__)
 
 
 def reclaim(parts: Services) -> int:
@@ -51,16 +44,4 @@ def _is_gone(parts: Services, row: Bundle, epoch: int) -> bool:
     names = [bundle.name, manifest_place(row.id, bundle).name]
     for attempt in range(max(1, epoch - EARLIER_EPOCHS), epoch + 1):
         names += [temporary_name(name, row.transfer_id, attempt) for name in names[:2]]
-    gone = True
-    try:
-        with parts.storages.get(row.machine).session() as session:
-            final = confined(session, parts.machines[row.machine], row.place, follow=False)
-            paths = [posixpath.join(posixpath.dirname(final), name) for name in names]
-            for index, error in session.bulk.remove(paths):
-                if error is not None and not isinstance(error, PathMissing):
-                    log.info("%s: %s could not be removed yet: %s", row.machine, names[index], error.detail)
-                    gone = False
-    except DataManagerError as away:
-        log.info("%s: bundle %s could not be removed yet: %s", row.machine, row.id, away.detail)
-        return False
-    return gone
+    return removed_beside(parts, row.machine, [(bundle, name) for name in names], f"bundle {row.id}")

@@ -61,14 +61,10 @@ def _is_online(run: TransferRun, machine: Machine, bundle: Place) -> bool:
             if status != 0:
                 raise RemoteFailure(f"{machine.name}: {machine.stage_command[0]} ended with {status} for {bundle}")
             run.log.info("%s: requested %s", machine.name, bundle.path)
-            _remember(run, {**asked, str(bundle): True})
+            asked = {**asked, str(bundle): True}
+            run.write_now(queue.remember, staged=asked)
+            run.row.notes = {**run.row.notes, "staged": asked}
     return False
-
-
-def _remember(run: TransferRun, asked: Mapping[str, bool]) -> None:
-    with run.parts.database.write() as session:
-        queue.remember(session, run.hold, staged=dict(asked))
-    run.row.notes = {**run.row.notes, "staged": dict(asked)}
 
 
 def _words(words: Sequence[str], path: str) -> list[str]:

@@ -50,7 +50,9 @@ def first_look(exam: Examination) -> None:
         _compare(exam, rows)
     for prefix in dict.fromkeys(prefixes):
         if not below_any(prefix, [other for other in prefixes if other != prefix]):
-            _look_below(exam, prefix)
+            pending = [prefix]
+            while pending:
+                _look_into(exam, pending.pop(), pending)
     exam.note()
 
 
@@ -81,12 +83,6 @@ def _compare(exam: Examination, rows: Sequence[Expected]) -> None:
     counts["left_out"] += len(rows) - len(free)
     counts["unseen"] += sum(look.sight is Sight.UNSEEN for look in looks)
     exam.add([judge(row, look) for row, look in zip(free, looks, strict=True)])
-
-
-def _look_below(exam: Examination, prefix: str) -> None:
-    pending = [prefix]
-    while pending:
-        _look_into(exam, pending.pop(), pending)
 
 
 def _look_into(exam: Examination, directory: str, pending: list[str] | None = None) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import Attempt, Intent, Restart
+from datamanager.engine.attempt import Attempt, Endpoint, Intent, Restart
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
 from datamanager.engine.endpoints import acquire_sessions
@@ -34,6 +35,8 @@ AT_ONCE = 4
 """Files of the one-file engine that are worked on at once."""
 PACKED_FROM = 100
 """Files from which on a tar stream is worth starting a program for."""
+Together = Callable[[Session, Sequence[Staged]], Sequence[DataManagerError | None]]
+"""What is done with small files in one session: why it failed with each, None where it did not."""
 
 
 class ItemsChunk:
@@ -197,18 +200,9 @@ class ItemsChunk:
         self._each(list(self._ready), publish)
 
     def _publish_small(self, job: Attempt, staged: list[Staged]) -> None:
-        try:
-            with job.target.storage.session() as sink:
-                outcomes = bulk_publish.publish(sink, staged, overwrite=job.overwrite)
-        except DataManagerError as error:
-            self._all_failed([one.number for one in staged], error)
-            return
-        verified = Verified.SHA256 if job.verify is VerifyPolicy.SHA256 else Verified.SIZE
-        for one, failure in zip(staged, outcomes, strict=True):
-            if failure is None:
-                self._named[one.number] = _Named(one.intent, verified, one)
-            else:
-                self.errors[one.number] = failure
+        publish = partial(bulk_publish.publish, overwrite=job.overwrite)
+        for one in self._done_together(job.target, staged, publish):
+            self._named[one.number] = _Named(one.intent, job.proof_level, one)
 
     def _commit(self) -> None:
         results = [(number, named.facts) for number, named in self._named.items()]
@@ -224,7 +218,8 @@ class ItemsChunk:
         gone: list[int] = []
         for job, staged in self._small:
             mine = [named.small for one in staged if (named := self._named.get(one.number)) and named.small]
-            gone += self._remove_small(job, mine)
+            done = self._done_together(job.origin, mine, bulk_publish.remove_sources) if mine else []
+            gone += [one.number for one in done]
 
         def remove(number: int) -> None:
             job, named = self._jobs[number], self._named.get(number)
@@ -235,22 +230,17 @@ class ItemsChunk:
         self._each([n for n in numbers if n not in self._named or self._named[n].small is None], remove)
         self._run.write_all(batch_results.end_committed, gone)
 
-    def _remove_small(self, job: Attempt, staged: list[Staged]) -> list[int]:
-        if not staged:
-            return []
+    def _done_together(self, end: Endpoint, staged: list[Staged], act: Together) -> list[Staged]:
+        """Do something with small files in one session; return those with which it went well."""
         try:
-            with job.origin.storage.session() as source:
-                outcomes = bulk_publish.remove_sources(source, staged)
+            with end.storage.session() as session:
+                outcomes = act(session, staged)
         except DataManagerError as error:
             self._all_failed([one.number for one in staged], error)
             return []
-        done = []
-        for one, failure in zip(staged, outcomes, strict=True):
-            if failure is None:
-                done.append(one.number)
-            else:
-                self.errors[one.number] = failure
-        return done
+        failures = {one.number: failure for one, failure in zip(staged, outcomes, strict=True) if failure is not None}
+        self.errors |= failures
+        return [one for one in staged if one.number not in failures]
 
     def _discard_small(self, job: Attempt, staged: list[Staged]) -> None:
         if staged:

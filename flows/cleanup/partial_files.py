@@ -62,7 +62,7 @@ def _removed(parts: Services, row: Transfer) -> bool:
     if not kind.itemised or kind is TransferKind.GETEXTERNAL_MANY:  # of that the archive whose files are its items
         place = outcomes.destination(row)
         names = [(place, temporary_name(place.name, row.id, epoch)) for epoch in epochs]
-        gone = _gone(parts, place.machine, names)
+        gone = removed_beside(parts, place.machine, names, "partial files")
     if not kind.itemised:
         return gone
     while items := _doubtful(parts, row, last):
@@ -77,7 +77,7 @@ def _removed(parts: Services, row: Transfer) -> bool:
                 together = part_name(row.id, item.number, place.name, epoch)
                 partials.setdefault(place.machine, []).extend([(place, alone), (place, together)])
         for machine, names in partials.items():
-            gone = _gone(parts, machine, names) and gone
+            gone = removed_beside(parts, machine, names, "partial files") and gone
     return gone
 
 
@@ -88,8 +88,8 @@ def _doubtful(parts: Services, row: Transfer, after: int) -> list[TransferItem]:
         return select_items(session, row.id, status=status, after=after, limit=ITEMS_AT_ONCE)
 
 
-def _gone(parts: Services, machine: str, names: Sequence[tuple[Place, str]]) -> bool:
-    """Remove files beside places of one machine; say whether all are gone."""
+def removed_beside(parts: Services, machine: str, names: Sequence[tuple[Place, str]], what: str) -> bool:
+    """Remove files beside places of one machine; say whether all are gone. `what` is said of a machine that is away."""
     try:
         configured = parts.machines[machine]
         with parts.storages.get(machine).session() as session:
@@ -101,11 +101,11 @@ def _gone(parts: Services, machine: str, names: Sequence[tuple[Place, str]]) -> 
                     directories[directory] = posixpath.dirname(confined(session, configured, place.path, follow=False))
                 paths.append(posixpath.join(directories[directory], name))
             gone = True
-            for _, error in session.bulk.remove(paths):
+            for index, error in session.bulk.remove(paths):
                 if error is not None and not isinstance(error, PathMissing):
-                    log.info("%s: a partial file could not be removed yet: %s", machine, error.detail)
+                    log.info("%s: %s could not be removed yet: %s", machine, names[index][1], error.detail)
                     gone = False
     except DataManagerError as away:
-        log.info("%s: partial files could not be removed yet: %s", machine, away.detail)
+        log.info("%s: %s could not be removed yet: %s", machine, what, away.detail)
         return False
     return gone

@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from uuid import UUID, uuid4
 
-from datamanager.domain.audit.partial_names import Part, read_part, spared
+from datamanager.domain.audit.partial_names import read_part, spared
 from datamanager.domain.audit.rules import Expected, below_any
 from datamanager.domain.location import PART_SUFFIX, temporary_name
 from datamanager.domain.states import ObjectStatus
@@ -32,6 +32,7 @@ from flows.audit.first_pass import Holders
 from flows.runtime.services import Services
 from models.audit import scan_queries, sweeps
 from models.database import storable
+from models.objects.bulk_claims import chunks
 
 PAGE = 500
 LINES = 1000
@@ -143,7 +144,7 @@ class Sweeper:
             return
         files = storage_scan.files_of(session, self._machine, canonical, below)
         parts = [one for one in files if one.name.endswith(PART_SUFFIX)]
-        for some in _chunks(parts):
+        for some in chunks(parts, PAGE):
             self._judge(session, posixpath.join(base, canonical), canonical, some, clock)
 
     def _judge(
@@ -155,7 +156,7 @@ class Sweeper:
             open_ones = sweeps.open_owners(catalogue, owners)
         for one in entries:
             part, age = read[one.name], clock - one.mtime
-            why = spared(part, age, self._older_than, open_owner=_is_open(part, open_ones))
+            why = spared(part, age, self._older_than, open_owner=part is not None and part.owner in open_ones)
             place = posixpath.join(directory, one.name)
             if why is None and not self._dry_run:
                 why = _removed(session, posixpath.join(real, one.name), one)
@@ -198,13 +199,3 @@ def _clock(session: Session, base: str) -> float:
     finally:
         with suppress(PathMissing, PermissionDenied, NoSpace, RemoteFailure):
             session.remove(path)
-
-
-def _is_open(part: Part | None, open_ones: set[str]) -> bool:
-    return part is not None and part.owner in open_ones
-
-
-def _chunks(entries: Sequence[storage_scan.ScannedFile]) -> Iterator[list[storage_scan.ScannedFile]]:
-    rest = iter(entries)
-    while some := list(islice(rest, PAGE)):
-        yield some

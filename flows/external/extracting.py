@@ -61,15 +61,13 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
         extracted.ArchivedFile(one.name, one.size, Place.of(target.machine, request.path, one.name), asdict(one))
         for one in members
     ]
-    with work.parts.database.write() as session:
-        extracted.enter(session, work.hold, identity, files)
+    work.write_now(extracted.enter, identity, files)
     work.log.info("the archive contains %d files, %d bytes", len(members), sum(one.size for one in members))
 
 
 def plan(work: TransferRun) -> list[Sequence[int]]:
     """Return which files are extracted together, by number, in the order of the archive."""
-    with work.parts.database.read() as session:
-        rows = batch_results.items_to_do(session, work.hold, -1, 2**31)
+    rows = work.read(batch_results.items_to_do, work.hold, -1, 2**31)
     control = work.control
     control.bytes_total = control.bytes_done + sum(row.size or 0 for row in rows)
     ordered = sorted(rows, key=lambda row: int(row.notes["member"]["offset"]))
@@ -80,8 +78,7 @@ def settle(work: TransferRun) -> None:
     """Complete the files that an earlier attempt published without committing them; no file is in doubt then. Blocks.
     Raises: what breaks a connection; LeaseLost.
     """
-    with work.parts.database.read() as session:
-        rows = [row for row in batch_results.items_to_do(session, work.hold, -1, 2**31) if row.notes.get("intent")]
+    rows = [row for row in work.read(batch_results.items_to_do, work.hold, -1, 2**31) if row.notes.get("intent")]
     for some in chunks(rows, AT_ONCE):
         Doubtful(work, some).settle()
 

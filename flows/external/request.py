@@ -14,7 +14,6 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from pydantic import SecretStr
 
 from datamanager.domain.requests import GetExternalRequest
-from datamanager.domain.states import TransferKind
 from datamanager.errors import CredentialUnknown, InternalError, OrchestratorUnavailable
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.credentials import (
@@ -24,23 +23,11 @@ from datamanager.sources.terms.credentials import (
     variable_end,
     with_credential,
 )
-from datamanager.sources.terms.request_secrets import joined, refuse_secrets
-from flows.runtime.lifecycle import asked
+from datamanager.sources.terms.request_secrets import joined
 from flows.runtime.transfer_run import TransferRun
-from models.submission import TransferRequest
 from models.transfers.secrets import sealed_of
 
 BLOCK_TYPE = "secret"
-
-
-def filled_in(kind: TransferKind, url: str, options: Mapping[str, str], **fields: object) -> TransferRequest:
-    """Make an order from a form in Prefect, which everybody can read.
-
-    Raises: InvalidRequest, which names each wrong field; NotSupported for a URL with secrets in it.
-    """
-    refuse_secrets({}, "in Prefect's forms, which everybody can read", url)
-    given = {name: value for name, value in options.items() if value}
-    return asked(kind, {"url": url, "protocol": url.partition(":")[0], "options": given, **fields})
 
 
 async def whole_request(work: TransferRun) -> GetExternalRequest:
@@ -54,8 +41,7 @@ async def whole_request(work: TransferRun) -> GetExternalRequest:
         raise InternalError("only getexternal downloads")
 
     def opened() -> GetExternalRequest:
-        with work.parts.database.read() as session:
-            blob = sealed_of(session, work.transfer)
+        blob = work.read(sealed_of, work.transfer)
         return request if blob is None else joined(request, Sealer.of(work.parts.settings).open(blob))
 
     whole = await asyncio.to_thread(opened)

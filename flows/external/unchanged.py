@@ -53,8 +53,7 @@ def _is_the_same(work: TransferRun, known: UUID, asked: tuple[tuple[str, str | N
     if asked is None:
         return False
     where, now = asked
-    with work.parts.database.read() as session:
-        found = comparable(session, known, where)
+    found = work.read(comparable, known, where)
     if found is None:
         return False
     origin, obj = found

@@ -16,7 +16,8 @@ TOP = 100
 async def show_run(row: RetentionRun) -> str:
     """Leave the report of a run on its flow run's page; return it in one line."""
     text = in_words(row)
-    lines = [_count_line(one) for one in row.counts] + [_object_line(one) for one in row.lines[:TOP]]
+    lines = [_line(one, one["objects"], "(all)") for one in row.counts]
+    lines += [_line(one, 1, f"{one['object']} {one['machine']}:{one['place']}") for one in row.lines[:TOP]]
     await show_table("retention", lines, f"{text}\n\nMore: `GET /DM/retention/runs/{row.id}`")
     return text
 
@@ -36,25 +37,13 @@ def in_words(row: RetentionRun) -> str:
     return f"{text}; {row.error}" if row.error else text
 
 
-def _count_line(one: dict[str, Any]) -> dict[str, Any]:
+def _line(one: dict[str, Any], objects: int, what: str) -> dict[str, Any]:
     return {
         "rule": one["rule"],
         "action": one["action"],
         "what": one["verdict"],
-        "why": one["reason"] or "",
-        "objects": one["objects"],
-        "bytes": human(one["bytes"]),
-        "object": "(all)",
-    }
-
-
-def _object_line(one: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "rule": one["rule"],
-        "action": one["action"],
-        "what": one["verdict"],
-        "why": one["detail"] or one["reason"] or "",
-        "objects": 1,
-        "bytes": "unknown" if one["bytes"] is None else human(one["bytes"]),
-        "object": f"{one['object']} {one['machine']}:{one['place']}",
+        "why": one.get("detail") or one["reason"] or "",
+        "objects": objects,
+        "bytes": human(one["bytes"]),  # unknown for None
+        "object": what,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,6 +30,8 @@ from datamanager.errors import (
     TaskNotFound,
 )
 from datamanager.sealing import Sealer
+from datamanager.sources.terms.request_secrets import refuse_secrets
+from flows.runtime.maintenance import writing
 from flows.runtime.monitor import NOTE_EVERY, watched, wish
 from flows.runtime.naming import describe_run
 from flows.runtime.retry import Requeue, decide
@@ -37,12 +39,13 @@ from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
-from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import note_partial
 from models.transfers.lookup import find_by_flow_run, get_transfer
 from models.transfers.stored_requests import REQUEST_OF_KIND
 
+DOWNLOAD_OPTIONS = ("extract", "decompress", "credential")
+"""Fields of forms that are options of a download."""
 log = logging.getLogger(__name__)
 
 
@@ -51,27 +54,38 @@ def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) 
     return TransferRequest(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
 
 
-def order_unless(
-    transfer: UUID | None, kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None
-) -> TransferRequest | None:
-    """Make an order of a person's fields (`asked`); None when the run was made for a transfer that is there already."""
-    return None if transfer is not None else asked(kind, fields, uuid)
+def order_of(kind: TransferKind, form: Mapping[str, Any]) -> TransferRequest | None:
+    """Make an order of a form in Prefect, which everybody can read; None when the run was made for a transfer that is
+    there already.
+
+    Raises: InvalidRequest, which names each wrong field; NotSupported for a URL with secrets in it.
+    """
+    fields = dict(form)
+    transfer, uuid = fields.pop("transfer"), fields.pop("uuid", None)
+    if transfer is not None:
+        return None
+    if "directory" in fields:
+        fields["directory"] = {"machine": fields.pop("source_machine"), "path": fields["directory"]}
+    if "url" in fields:
+        refuse_secrets({}, "in Prefect's forms, which everybody can read", fields["url"])
+        options = {name: value for name in DOWNLOAD_OPTIONS if (value := fields.pop(name, ""))}
+        fields |= {"protocol": fields["url"].partition(":")[0], "options": options}
+    return asked(kind, fields, uuid)
 
 
 @asynccontextmanager
-async def working_on(
-    kind: TransferKind, transfer: UUID | None, order: TransferRequest | None = None
-) -> AsyncIterator[TransferRun]:
-    """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises.
+async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterator[TransferRun]:
+    """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises. `form` are the
+    flow's parameters by name.
 
-    Raises: what the body raised; TaskNotFound when there is no such transfer waiting.
+    Raises: what the body raised; TaskNotFound when there is no such transfer waiting; what `order_of` raises.
     """
-    parts = services()
+    parts, transfer, order = services(), form["transfer"], order_of(kind, form)
     flow_run = UUID(str(running.get_id()))
     hold = await _acquire_lease(parts, kind, transfer, order, flow_run)
     run: TransferRun | None = None
     try:
-        row = await asyncio.to_thread(_begin, parts, hold, flow_run)
+        row = await writing(parts, lambda session: queue.begin(session, hold, flow_run))
         run = TransferRun(parts, hold, row, parts.running[hold])
         make_current(run)
         if row.past_commit_point:
@@ -155,11 +169,6 @@ def _transfer_of(session: Session, parts: Services, order: TransferRequest | Non
         raise TaskNotFound("give the identifier of a transfer, or a request to make one")
     request = prepare(replace(order, flow_run_id=flow_run), sealer=Sealer.of(parts.settings))
     return submit(session, parts.machines, request).id
-
-
-def _begin(parts: Services, hold: queue.TransferLease, flow_run: UUID) -> Transfer:
-    with parts.database.write() as session:
-        return queue.begin(session, hold, flow_run)
 
 
 def _note_partial(parts: Services, hold: queue.TransferLease) -> None:

@@ -9,13 +9,14 @@ thread left to end by itself: whatever it gets hold of then raises at once (`eng
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from datamanager.domain.states import Phase
 from datamanager.engine.control import WISHES
-from datamanager.engine.speed import Speed
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
 from flows.runtime.progress import ProgressArtifact
 from flows.runtime.transfer_run import TransferRun
@@ -24,6 +25,29 @@ from models.transfers import queue
 NOTE_EVERY = 1.0  # seconds between two looks at a transfer's row, and two notes of its progress there
 SHOW_AFTER = 5.0  # seconds until a transfer is worth a progress bar in the Prefect UI
 PATIENCE = 0.5  # seconds that the work gets to stop, before the next means is used
+
+
+SPAN = 5.0
+"""Seconds that `Speed` looks back: so it follows, but does not jump with each block."""
+
+
+class Speed:
+    """How fast a transfer's bytes move, told again and again how many are done. Used by one thread at a time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def of(self, done: int) -> int | None:
+        """Note that `done` bytes are done by now; return the bytes per second of late, None while it can't be known."""
+        now = self._clock()
+        if self._seen and done < self._seen[-1][1]:  # they are moved once more
+            self._seen.clear()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= SPAN:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return int((done - before) / (now - since)) if now > since else None
 
 
 @asynccontextmanager

@@ -61,7 +61,6 @@ def _answers(parts: Services, machine: str) -> bool:
 def _remote_machines(run: TransferRun) -> set[str]:
     machines = limits.ends(run.row)
     if TransferKind(run.row.kind).many:
-        with run.parts.database.read() as session:
-            machines |= machines_of(session, run.transfer)
+        machines |= run.read(machines_of, run.transfer)
     configured = run.parts.machines
     return {name for name in machines if name in configured and configured[name].transport is TransportKind.SFTP}

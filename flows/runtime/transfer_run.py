@@ -114,14 +114,12 @@ class TransferRun:
 
     def remember(self, marker: Restart) -> None:
         """Record a restart marker. Blocks. Raises: LeaseLost, CatalogueUnavailable."""
-        with self.parts.database.write() as session:
-            queue.remember(session, self.hold, restart=asdict(marker))
+        self.write_now(queue.remember, restart=asdict(marker))
         self.restart = marker
 
     def recorded_intent(self) -> Intent:
         """Read back what was recorded before publishing. Blocks. Raises: LeaseLost."""
-        with self.parts.database.read() as session:
-            return Intent(**queue.held(session, self.hold).notes["intent"])
+        return Intent(**self.read(queue.held, self.hold).notes["intent"])
 
     def apply_limits(self) -> None:
         """Apply the limits that are in force now. Blocks. Raises: CatalogueUnavailable."""
@@ -140,8 +138,7 @@ class TransferRun:
 
     def stop_reason(self) -> DataManagerError | None:
         """Return why users, or the deadline, want the transfer to stop. Blocks. Raises: CatalogueUnavailable."""
-        with self.parts.database.read() as session:
-            return stop_reason(session, self.transfer)
+        return self.read(stop_reason, self.transfer)
 
     async def is_ended_by(self, error: BaseException) -> bool:
         """Say whether this error ends the transfer; else another attempt follows, here or on another mover."""
@@ -159,6 +156,11 @@ class TransferRun:
             return await asyncio.to_thread(look)
         except CatalogueUnavailable:
             return False
+
+    def read(self, look: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Run `look(session, …)` in a reading transaction. Blocks. Raises: CatalogueUnavailable."""
+        with self.parts.database.read() as session:
+            return look(session, *args, **kwargs)
 
     async def write(self, change: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Run `change(session, hold, …)` in a writing transaction, in a thread. Raises: LeaseLost,

@@ -87,8 +87,7 @@ def _staged(run: TransferRun) -> tuple[list[Numbers], Staging | None]:
 
 
 def _to_do(run: TransferRun) -> list[TransferItem]:
-    with run.parts.database.read() as session:
-        return batch_results.items_to_do(session, run.hold, -1, 2**31)
+    return run.read(batch_results.items_to_do, run.hold, -1, 2**31)
 
 
 def _give_up(run: TransferRun, numbers: Numbers, error: DataManagerError) -> None:

@@ -6,14 +6,13 @@ An item that fails does so alone. A batch that was interrupted, or is submitted 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
 
 from datamanager.domain.states import Phase, TransferKind
-from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from flows.batch.chunk import ItemsChunk
-from flows.runtime.lifecycle import order_unless, working_on
+from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise_items
 from flows.runtime.tasks import require_items_fault, step, threaded
 from flows.runtime.transfer_run import TransferRun, current
@@ -27,9 +26,9 @@ for each."""
 END = 2**31
 
 
-async def perform_batch(kind: TransferKind, transfer: UUID | None, fields: dict[str, Any]) -> str:
-    """Perform a flow run that copies or moves all items; return its result. `fields`: see `directory_fields`."""
-    async with working_on(kind, transfer, order_unless(transfer, kind, fields)):
+async def perform_batch(kind: TransferKind, form: Mapping[str, Any]) -> str:
+    """Perform a flow run that copies or moves all items; return its result. `form`: see `working_on`."""
+    async with working_on(kind, form):
         last = -1
         while (numbers := await next_items(last)) is not None:
             first, last = numbers
@@ -39,20 +38,6 @@ async def perform_batch(kind: TransferKind, transfer: UUID | None, fields: dict[
                 require_items_fault(error)
                 await give_up_items(first, last, error)
         return await conclude()
-
-
-def directory_fields(
-    source_machine: str, directory: str, machine: str, dest: str, overwrite: bool, priority: Priority, deadline: str
-) -> dict[str, Any]:
-    """Return the request of a form in Prefect, for all objects below a directory."""
-    return {
-        "directory": {"machine": source_machine, "path": directory},
-        "machine": machine,
-        "dest": dest,
-        "overwrite": overwrite,
-        "priority": priority,
-        "deadline": deadline,
-    }
 
 
 async def next_items(last: int) -> tuple[int, int] | None:
@@ -118,6 +103,5 @@ def _lasting(run: TransferRun, row: TransferItem, error: DataManagerError) -> Da
 
 
 def _waiting(run: TransferRun, after: int, last: int) -> list[TransferItem]:
-    with run.parts.database.read() as session:
-        rows = batch_results.items_to_do(session, run.hold, after, AT_ONCE)
-        return [row for row in rows if row.number <= last]
+    rows = run.read(batch_results.items_to_do, run.hold, after, AT_ONCE)
+    return [row for row in rows if row.number <= last]

@@ -29,7 +29,7 @@ async def fetch_and_extract() -> None:
     The archive itself is never published: its partial file is removed when all files, or the transfer, have ended.
     """
     work = current()
-    if await asyncio.to_thread(_in_doubt, work):
+    if await asyncio.to_thread(work.read, in_doubt, work.transfer):
         await settle()
     if await asyncio.to_thread(_all_done, work):
         await work.write(_note_partial)  # the archive may be there still
@@ -86,13 +86,7 @@ async def remove_archive(found: Found) -> None:
 
 
 def _all_done(work: TransferRun) -> bool:
-    with work.parts.database.read() as session:
-        return work.row.notes.get(ARCHIVE) is not None and not count_items(session, work.transfer).queued
-
-
-def _in_doubt(work: TransferRun) -> bool:
-    with work.parts.database.read() as session:
-        return in_doubt(session, work.transfer)
+    return work.row.notes.get(ARCHIVE) is not None and not work.read(count_items, work.transfer).queued
 
 
 def _note_partial(session: Session, hold: TransferLease) -> None:

@@ -18,13 +18,12 @@ from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
 from datamanager.engine.fetching.download import download
 from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.engine.fetching.remote_download import fetch
-from datamanager.engine.fetching.replica_fetch import ExpectedBytes
+from datamanager.engine.fetching.replica_fetch import ExpectedBytes, FetchContext
 from datamanager.engine.single import probe as probing
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single import verify as verifying
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
-from datamanager.machines import VerifyPolicy
 from datamanager.sealing import Sealer
 from datamanager.sources.download_terms import parse_terms
 from datamanager.sources.network.source_context import SourceContext
@@ -169,8 +168,7 @@ async def deliver(found: Found) -> tuple[Intent, Verified]:
     """Move, verify and publish."""
     run = current()
     if found.published is not None:  # by an attempt before this one, which could not tell the catalogue
-        sha256 = run.job().verify is VerifyPolicy.SHA256
-        return found.published, Verified.SHA256 if sha256 else Verified.SIZE
+        return found.published, run.job().proof_level
     try:
         proof = await arrive(found)
         return await publish(found, proof), proof.verified
@@ -230,6 +228,5 @@ def _download(
     def answered(replica: str, answer: Download) -> None:
         said[:] = [Validators.of(answer)] if replica == own else []
 
-    if remote := opened.remote:
-        return fetch(job, found, remote, run.control, expected, run.remember, answered)
-    return download(job, found, opened.sources, run.control, expected, run.remember, answered)
+    context = FetchContext(job, found, run.control, expected, run.remember, answered)
+    return fetch(context, remote) if (remote := opened.remote) else download(context, opened.sources)

@@ -66,7 +66,7 @@ def test_a_name_is_only_a_name(session: Session, tmp_path: Path, raw: bytes) -> 
     session.set_attributes(path, mode=0o640, mtime=1_000_000_000)
     assert session.stat(path).mtime == 1_000_000_000
     session.remove(path)
-    session.make_dirs(f"{path}/inside")
+    assert list(session.bulk.make_dir([path])) == [(0, None)]
     assert session.stat(path).kind is FileKind.DIRECTORY
     assert os.listdir(os.fsencode(tmp_path)) == [raw]
 
@@ -218,22 +218,6 @@ def test_rename_to_another_file_system(session: Session, tmp_path: Path, overwri
         session.rename(str(tmp_path / "one"), str(elsewhere), overwrite=overwrite)
     assert (tmp_path / "one").exists()
     assert not elsewhere.exists()
-
-
-def test_make_dirs(session: Session, tmp_path: Path) -> None:
-    deep = tmp_path / "a" / "b" / "c"
-    session.make_dirs(str(deep))
-    session.make_dirs(str(deep))
-    session.make_dirs(f"{deep}/")
-    assert deep.is_dir()
-    (tmp_path / "file").write_text("")
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    (tmp_path / "dangling").symlink_to("nowhere")
-    session.make_dirs(str(tmp_path / "link" / "d"))
-    assert (tmp_path / "a" / "d").is_dir()
-    for way in ("file", "file/below", "file/below/that", "dangling"):
-        with pytest.raises(PathExists):
-            session.make_dirs(str(tmp_path / way))
 
 
 def test_stat_of_links_and_kinds(session: Session, tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def test_access_is_refused(machine: Machine, server: PrivateSshd, tmp_path: Path
                 pass
         with pytest.raises(PermissionDenied), session.create(str(tmp_path / "new")):
             pass
-        with pytest.raises(PermissionDenied):
-            session.make_dirs(str(tmp_path / "new" / "deep"))
+        [(_, refused)] = session.bulk.make_dir([str(tmp_path / "new")])
+        assert isinstance(refused, PermissionDenied)
         with pytest.raises(PermissionDenied):
             session.remove(str(secret / "file"))
     assert (secret / "file").read_text() == "mine"

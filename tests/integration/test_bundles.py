@@ -20,6 +20,7 @@ from datamanager.engine.bulk.bulk_chunk import SMALL, Deferred, Failed
 from datamanager.engine.bundles.format import manifest
 from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.writing import bundle_upload
+from datamanager.engine.bundles.writing.source_removal import remove_sources
 from datamanager.engine.control import Control
 from datamanager.errors import (
     ChecksumMismatch,
@@ -84,7 +85,7 @@ def test_there_and_back(ends: Ends, pack: Pack) -> None:
     }
     assert manifest.load(store.beside.read_bytes()) == made
     assert_debians_tar_agrees(store, made)
-    assert not bundle_upload.remove_sources(store.job(), made)
+    assert not remove_sources(store.job(), made)
     assert not any(store.file(uuid).exists() for uuid in uuids)
 
     for number in (0, 1, 4, 8, 20):
@@ -116,7 +117,7 @@ def test_to_and_from_the_same_machine(far: Ends) -> None:
     store = Archive(Ends(far.machines, far.folder("a") / "run2"))
     uuids = some_files(store, 10)
     made = store.make()
-    assert not bundle_upload.remove_sources(store.job(), made)
+    assert not remove_sources(store.job(), made)
     for uuid in uuids:
         store.assert_back(store.recall(made, uuid, f"back/{uuid}"), uuid)
     store.ends.storages.close()
@@ -147,7 +148,7 @@ def test_members_fail_alone(ends: Ends, pack: Pack) -> None:
     made = ready(staged).manifest
     assert [one.uuid for one in made.members] == [*good, linked]
     assert_debians_tar_agrees(store, made)
-    assert not bundle_upload.remove_sources(store.job(), made)
+    assert not remove_sources(store.job(), made)
     assert not (folder / "link").is_symlink()
 
 
@@ -217,10 +218,10 @@ def test_only_sources_that_are_what_was_read_are_removed(ends: Ends) -> None:
     made = store.make()
     store.file(uuids[0]).write_bytes(b"written since")
     store.file(uuids[1]).unlink()
-    left = bundle_upload.remove_sources(store.job(), made)
+    left = remove_sources(store.job(), made)
     assert {uuid: type(error) for uuid, error in left.items()} == {uuids[0]: SourceNotRemoved}
     assert [uuid for uuid in uuids if store.file(uuid).exists()] == [uuids[0]]
-    assert set(bundle_upload.remove_sources(store.job(), made)) == {uuids[0]}
+    assert set(remove_sources(store.job(), made)) == {uuids[0]}
 
 
 def test_directories_are_not_followed_out_of_the_base(far: Ends, tmp_path: Path) -> None:
@@ -369,7 +370,7 @@ def test_a_later_attempt_finds_what_was_published(ends: Ends, pack: Pack) -> Non
     assert ready(again).published
     assert ready(again).manifest == first.manifest
     bundle_upload.publish(ready(again))
-    assert not bundle_upload.remove_sources(store.job(), ready(again).manifest)
+    assert not remove_sources(store.job(), ready(again).manifest)
     assert ready(store.stage(intent=first.intent, epoch=3)).manifest == first.manifest
     assert not store.parts()
 

@@ -26,7 +26,7 @@ from datamanager.engine.control import Control
 from datamanager.engine.fetching import replica_fetch
 from datamanager.engine.fetching.machine_curl import on_machine
 from datamanager.engine.fetching.remote_download import fetch
-from datamanager.engine.fetching.replica_fetch import TAIL, ExpectedBytes
+from datamanager.engine.fetching.replica_fetch import TAIL, ExpectedBytes, FetchContext
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.publish import publish
 from datamanager.engine.single.transfer import discard
@@ -102,7 +102,7 @@ class Machine:
         self.begun = self.marker.done if self.marker is not None else 0
         wanted = ExpectedBytes(fetching.terms.limit(limit), size, fetching.checksum())
         assert set(fetching.remote) == set(fetching.sources), "the machine reads all of it"
-        moved = fetch(self.job, found, fetching.remote, self.control, wanted, self.remember)
+        moved = fetch(FetchContext(self.job, found, self.control, wanted, self.remember), fetching.remote)
         assert self.control.bytes_done == moved.size
         proof = verify(self.job, found, moved, self.control)
         assert proof.verified is Verified.SHA256

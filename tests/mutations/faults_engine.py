@@ -35,7 +35,7 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "publish: another file with the name is taken for ours",
-        "datamanager/engine/single/publish.py",
+        "datamanager/engine/single/verify.py",
         "    if there.kind is not FileKind.FILE or there.size != intent.size:\n        return False\n"
         "    return there.mtime == intent.mtime if intent.sha256 is None else"
         " stored_sha256(session, path) == intent.sha256\n",
@@ -138,7 +138,7 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "bundle: the hash of a small member is not compared",
-        "datamanager/engine/bundles/reading/bundle_members.py",
+        "datamanager/engine/bundles/reading/bulk_recall.py",
         "if sha256(memoryview(data)[head:]).hexdigest() != member.sha256:",
         "if False:",
         ("tests/integration/test_bundles.py::test_one_flipped_bit_among_small_members",),
@@ -183,7 +183,7 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "storage: a rename replaces a file unasked",
-        "datamanager/transports/local/names.py",
+        "datamanager/transports/local/files.py",
         "        if overwrite:\n",
         "        if True:\n",
         ("tests/contract/test_transport.py::test_rename_replaces_only_when_asked[local]",),

@@ -187,7 +187,7 @@ SERVICE_FAULTS = (
     ),
     Fault(
         "cli: passwords stand on the command line of a process",
-        "datamanager/cli/application.py",
+        "datamanager/cli/main.py",
         'argv = [sys.executable, "-m", module, *arguments]',
         'argv = [sys.executable, "-m", module, *arguments, *environment.values()]',
         ("tests/unit/test_cli.py::test_become_passes_passwords_in_environment_only",),

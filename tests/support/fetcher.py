@@ -13,7 +13,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Intent, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.fetching.download import download
-from datamanager.engine.fetching.replica_fetch import ExpectedBytes
+from datamanager.engine.fetching.replica_fetch import ExpectedBytes, FetchContext
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.publish import publish
 from datamanager.engine.single.transfer import discard
@@ -48,7 +48,7 @@ class Fetcher:
         control = Control()
         terms = fetching.terms
         wanted = ExpectedBytes(terms.limit(limit), size, fetching.checksum(), terms.options.decompress)
-        moved = download(self.job, found, fetching.sources, control, wanted, self.remember)
+        moved = download(FetchContext(self.job, found, control, wanted, self.remember), fetching.sources)
         proof = verify(self.job, found, moved, control)
         publish(self.job, found, Intent(proof.size, proof.sha256, 1_600_000_000))
         return (self.folder / "file").read_bytes()

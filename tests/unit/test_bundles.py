@@ -36,8 +36,8 @@ from datamanager.engine.bundles.format import frames as framing
 from datamanager.engine.bundles.format import manifest as manifests
 from datamanager.engine.bundles.format.frames_reader import FramesReader
 from datamanager.engine.bundles.format.layout import LARGE, BundleEntry, Layout, header
+from datamanager.engine.bundles.writing.bundle_content import BundleDigest
 from datamanager.engine.bundles.writing.content_reader import BATCH, BundleReader
-from datamanager.engine.bundles.writing.digests import BundleDigest
 from datamanager.errors import ChecksumMismatch, DataManagerError, RemoteFailure, SourceChanged, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session

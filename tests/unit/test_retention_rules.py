@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +22,6 @@ from datamanager.domain.retention.decisions import (
     Subject,
     Verdict,
     keeper_of,
-    plan,
     selects,
 )
 from datamanager.domain.retention.rules import RetentionRules, Rule, check_archives, fits_any, objections, parse_rules
@@ -31,6 +32,20 @@ from datamanager.machines import parse_machines
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+
+
+def plan(decider: Decider, subjects: Iterable[Subject]) -> Iterator[Decision]:
+    """Decide on all objects of a catalogue that fits into memory. `models.retention.survey` does it page by page."""
+    ordered = sorted(subjects, key=lambda one: (one.registered, one.id.hex))
+    groups: dict[str, list[Subject]] = defaultdict(list)
+    for one in ordered:
+        if one.checksum is not None:
+            groups[one.checksum].append(one)
+    keepers = {sum_: keeper_of(decider.rules, some, decider.now, decider.away) for sum_, some in groups.items()}
+    for one in ordered:
+        found = decider.decide(one, keepers.get(one.checksum or ""))
+        if found is not None:
+            yield found
 
 
 def subject(number: int = 1, **facts: Any) -> Subject:

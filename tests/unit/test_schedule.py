@@ -8,8 +8,8 @@ import pytest
 
 from datamanager.domain.requests import CopyRequest, DeleteRequest, GetExternalRequest, MoveManyRequest, validated
 from datamanager.domain.timing import Priority, read_time
-from datamanager.engine.speed import SPAN, Speed
 from datamanager.errors import InvalidRequest
+from flows.runtime.monitor import SPAN, Speed
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 PLACE = {"machine": "here", "dest": "a/b"}

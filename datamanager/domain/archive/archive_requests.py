@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from datamanager.domain.forms import empty_is
 from datamanager.domain.requests import (
@@ -26,6 +26,15 @@ _ITEMS = Field(min_length=1, max_length=ITEMS_MAX)
 
 def _with_uuid(item: object) -> object:
     return {"uuid": item} if isinstance(item, str | UUID) else item
+
+
+def _one_of_both(directory: Directory | None, others: ValidationInfo) -> Directory | None:
+    if "items" in others.data and (directory is None) == (others.data["items"] is None):
+        raise ValueError("either items or directory must be given")
+    return directory
+
+
+InsteadOfItems = Annotated[Directory | None, Field(validate_default=True), AfterValidator(_one_of_both)]
 
 
 class ArchiveTerms(TransferTerms):
@@ -66,12 +75,7 @@ class ArchiveManyRequest(ArchiveTerms):
 
     items: Annotated[list[Annotated[ArchiveItem, BeforeValidator(_with_uuid)]], _ITEMS] | None = None
     """Objects, or just their identifiers."""
-    directory: Annotated[Directory | None, Field(validate_default=True)] = None
-
-    @field_validator("directory")
-    @classmethod
-    def _items_or_directory(cls, value: Directory | None, others: ValidationInfo) -> Directory | None:
-        return _one_of_both(value, others)
+    directory: InsteadOfItems = None
 
     def accepted(self, count: int) -> AcceptedArchive:
         """Return what is kept of the request when it has `count` items."""
@@ -115,24 +119,13 @@ class ActivateManyRequest(ActivateTerms):
 
     items: Annotated[list[Annotated[ActivateItem, BeforeValidator(_with_uuid)]], _ITEMS] | None = None
     """Objects, or just their identifiers."""
-    directory: Annotated[Directory | None, Field(validate_default=True)] = None
+    directory: InsteadOfItems = None
 
     @model_validator(mode="before")
     @classmethod
     def _items_have_the_default_machine(cls, given: Any) -> Any:
         return with_default_machine(given, _with_uuid)
 
-    @field_validator("directory")
-    @classmethod
-    def _items_or_directory(cls, value: Directory | None, others: ValidationInfo) -> Directory | None:
-        return _one_of_both(value, others)
-
     def accepted(self, count: int) -> AcceptedActivate:
         """Return what is kept of the request when it has `count` items."""
         return AcceptedActivate(count=count, **{name: getattr(self, name) for name in ActivateTerms.model_fields})
-
-
-def _one_of_both(directory: Directory | None, others: ValidationInfo) -> Directory | None:
-    if "items" in others.data and (directory is None) == (others.data["items"] is None):
-        raise ValueError("either items or directory must be given")
-    return directory

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from datamanager.domain.retention.rules import Action, RetentionLimits, RetentionRules, Rule, fits_any
+from datamanager.domain.retention.rules import RetentionLimits, RetentionRules, Rule, fits_any
 from datamanager.domain.states import ObjectStatus, Verified
 
 
@@ -291,39 +291,7 @@ def keeper_of(
     return None if best is None else best[1]
 
 
-def plan(decider: Decider, subjects: Iterable[Subject]) -> Iterator[Decision]:
-    """Decide on all objects of a catalogue that fits into memory. `models.retention.survey` does it page by page."""
-    ordered = sorted(subjects, key=lambda one: (one.registered, one.id.hex))
-    groups: dict[str, list[Subject]] = defaultdict(list)
-    for one in ordered:
-        if one.checksum is not None:
-            groups[one.checksum].append(one)
-    keepers = {sum_: keeper_of(decider.rules, some, decider.now, decider.away) for sum_, some in groups.items()}
-    for one in ordered:
-        found = decider.decide(one, keepers.get(one.checksum or ""))
-        if found is not None:
-            yield found
-
-
 def _member(metadata: Mapping[str, Any], key: str) -> str | None:
     """Return a member of the metadata as text, as the catalogue's filters compare it."""
     value = metadata.get(key)
     return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-__all__ = [
-    "Action",
-    "Budget",
-    "Decider",
-    "Decision",
-    "Mark",
-    "Reason",
-    "Subject",
-    "Verdict",
-    "doomed_by",
-    "keeper_of",
-    "marked_by",
-    "plan",
-    "rule_of",
-    "selects",
-]

@@ -97,16 +97,14 @@ class ReadsMany(LooksMany, Protocol):
 
     def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | DataManagerError]:
         """Yield whole regular files of at most `most` bytes each, or why not; `likely`: bytes of the largest."""
-        ...
 
 
 class SmallFileSource(Looks, Protocol):
-    """Where small files are read; a Session is one, a bundle's members are another. (`engine.bundles.members`)"""
+    """Where small files are read; a Session is one, a bundle's members are another. (`bundles.reading.bulk_recall`)"""
 
     @property
     def bulk(self) -> ReadsMany:
         """Work on many small files at once."""
-        ...
 
 
 SourceT_co = TypeVar("SourceT_co", bound=SmallFileSource, covariant=True)

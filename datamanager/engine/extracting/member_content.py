@@ -54,7 +54,7 @@ def pieces(
 
 
 class ExtractedContent:
-    """One member, as a transfer's content; see `engine.content.Content`."""
+    """One member, as a transfer's content; see `engine.attempt.Content`."""
 
     def __init__(self, archive: StoredArchive, member: Packed) -> None:
         self._archive = archive
@@ -93,7 +93,7 @@ class ExtractedContent:
 
 
 class CheckedDigest:
-    """The sha256, and the CRC-32 that zip files have, of bytes that pass in order; see `engine.content.Digest`."""
+    """The sha256, and the CRC-32 that zip files have, of bytes that pass in order; see `engine.attempt.Digest`."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()

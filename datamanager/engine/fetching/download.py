@@ -10,16 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Attempt, Found, Moved, Restart
-from datamanager.engine.control import Control
+from datamanager.engine.attempt import Moved, Restart
 from datamanager.engine.fetching.replica_fetch import (
     TAIL,
-    Answered,
     ExpectedBytes,
     FetchContext,
     ReplicaFetch,
@@ -27,54 +25,38 @@ from datamanager.engine.fetching.replica_fetch import (
     StoredPart,
     changed_bytes,
     checkpoint_due,
-    ignore_answer,
     in_turn,
     raised_as,
     resumable,
 )
 from datamanager.engine.single.restart import parts_of
-from datamanager.engine.single.transfer import FOLLOWED_FROM, Remember, forget, remove_part
+from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
 from datamanager.engine.stored_hash import followed, following
 from datamanager.errors import ConnectionLost, Paused, TooLarge
 from datamanager.machines import VerifyPolicy
 from datamanager.sources.decompression import Decompressed
 from datamanager.sources.source_port import Download, Source
-from datamanager.transports.port import Follower, Writer
+from datamanager.transports.port import Follower, Session, Writer
 
 log = logging.getLogger(__name__)
 
 
-def download(
-    job: Attempt,
-    found: Found,
-    sources: Mapping[str, Source],
-    control: Control,
-    expected: ExpectedBytes,
-    remember: Remember = forget,
-    answered: Answered = ignore_answer,
-) -> Moved:
+def download(context: FetchContext, sources: Mapping[str, Source]) -> Moved:
     """Write what an external source sends. `sources` are the replicas, by names that stay the same over all attempts;
     they are tried in turn, first the one whose bytes the partial file has.
-
-    `remember` is called with the checkpoints.
 
     Raises: SizeMismatch, TooLarge, SourceChanged; ChecksumMismatch (retryable only after a resumption, which may be to
     blame); and what the source and the transports raise.
     """
-    control.enter(Phase.TRANSFER)
+    context.control.enter(Phase.TRANSFER)
     compressed = None
-    if expected.compression is not None:
-        compressed, expected = expected, ExpectedBytes(expected.limit)
-    control.bytes_done, control.bytes_total = 0, expected.size
-    with job.target.storage.session() as session:
-        context = FetchContext(job, found, session, control, expected, remember, answered)
-        stored = _read_back(context, sources) if job.restart is not None else None
-
-        def fetch(replica: str) -> Moved:
-            mine = stored if stored is not None and stored.replica == replica else None
-            return _Fetch(context, replica, sources[replica], compressed).run(mine)
-
-        return in_turn(sources, stored.replica if stored is not None else None, fetch)
+    if context.expected.compression is not None:
+        compressed = context.expected
+        context = replace(context, expected=ExpectedBytes(compressed.limit))
+    context.control.bytes_done, context.control.bytes_total = 0, context.expected.size
+    with context.job.target.storage.session() as session:
+        stored = _read_back(context, session, sources) if context.job.restart is not None else None
+        return in_turn(sources, stored, lambda name, source: _Fetch(context, session, name, source, compressed))
 
 
 @dataclass(slots=True)
@@ -99,13 +81,13 @@ class _HashedPart(StoredPart):
         self.tail = (self.tail[-short:] if short > 0 else b"") + bytes(block[-TAIL:])
 
 
-def _read_back(context: FetchContext, sources: Mapping[str, Source]) -> _HashedPart | None:
+def _read_back(context: FetchContext, session: Session, replicas: Container[str]) -> _HashedPart | None:
     """Return what an earlier try or attempt stored, verified by its checkpoint; None when nothing can be resumed, and
     no partial file of this transfer is left then.
     """
-    job, found, session = context.job, context.found, context.session
+    job, found = context.job, context.found
     parts = parts_of(job, found.directory, session)
-    noted, path = resumable(job.restart, parts, sources) or (None, None)
+    noted, path = resumable(job.restart, parts, replicas) or (None, None)
     for _, other in parts:
         if other != path:
             session.remove(other)
@@ -130,9 +112,9 @@ class _Fetch(ReplicaFetch[_HashedPart]):
     """One replica's bytes into the partial file; `compressed` is what is expected before they are decompressed."""
 
     def __init__(
-        self, context: FetchContext, replica: str, source: Source, compressed: ExpectedBytes | None = None
+        self, context: FetchContext, session: Session, replica: str, source: Source, compressed: ExpectedBytes | None
     ) -> None:
-        super().__init__(context, replica)
+        super().__init__(context, session, replica)
         self._source = source
         self._compressed = compressed
         self._due = 0.0
@@ -144,7 +126,7 @@ class _Fetch(ReplicaFetch[_HashedPart]):
 
     def write(self, stored: _HashedPart) -> Moved:
         """See ReplicaFetch.write."""
-        session, part = self.context.session, self.context.found.part
+        session, part = self.session, self.context.found.part
         begin = stored.position
         if not begin:
             remove_part(session, self.context.found)

@@ -16,13 +16,11 @@ from collections.abc import Container, Mapping
 
 from datamanager.domain.location import temporary_name
 from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Attempt, Found, Moved
+from datamanager.engine.attempt import Moved
 from datamanager.engine.control import Control
 from datamanager.engine.fetching.machine_curl import into_file, named
 from datamanager.engine.fetching.replica_fetch import (
     TAIL,
-    Answered,
-    ExpectedBytes,
     FetchContext,
     MachineFailed,
     ReplicaFetch,
@@ -30,13 +28,12 @@ from datamanager.engine.fetching.replica_fetch import (
     StoredPart,
     changed_bytes,
     checkpoint_due,
-    ignore_answer,
     in_turn,
     raised_as,
     resumable,
 )
 from datamanager.engine.single.restart import parts_of
-from datamanager.engine.single.transfer import Remember, forget, remove_part
+from datamanager.engine.single.transfer import remove_part
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import (
     DataManagerError,
@@ -59,15 +56,7 @@ _COPY = 'umask 077; set -C; head -c "$1" <"$2" >"$3"'
 log = logging.getLogger(__name__)
 
 
-def fetch(
-    job: Attempt,
-    found: Found,
-    sources: Mapping[str, RemoteHttpSource],
-    control: Control,
-    expected: ExpectedBytes,
-    remember: Remember = forget,
-    answered: Answered = ignore_answer,
-) -> Moved:
+def fetch(context: FetchContext, sources: Mapping[str, RemoteHttpSource]) -> Moved:
     """Have the machine write what an external source sends into the partial file; see `download.download`.
 
     No program of ours runs on the machine any more when this returns or raises, unless the connection to it broke: then
@@ -76,30 +65,25 @@ def fetch(
     Raises: NotSupported when the machine lacks a program for it; SizeMismatch, TooLarge, SourceChanged,
     ChecksumMismatch; and what the source and the transports raise.
     """
+    target, control = context.job.target, context.control
     control.enter(Phase.TRANSFER)
-    control.bytes_done, control.bytes_total = 0, expected.size
-    with named(job.target), job.target.storage.session() as session:
-        context = FetchContext(job, found, session, control, expected, remember, answered)
-        stored = _take_over(context, sources)
-
-        def at(replica: str) -> Moved:
-            mine = stored if stored is not None and stored.replica == replica else None
-            return _RemoteFetch(context, replica, sources[replica]).run(mine)
-
+    control.bytes_done, control.bytes_total = 0, context.expected.size
+    with named(target), target.storage.session() as session:
+        stored = _take_over(context, session, sources)
         try:
-            return in_turn(sources, stored.replica if stored is not None else None, at)
+            return in_turn(sources, stored, lambda name, source: _RemoteFetch(context, session, name, source))
         except MachineFailed as end:
             raise end.error from end
 
 
-def _take_over(context: FetchContext, replicas: Container[str]) -> StoredPart | None:
+def _take_over(context: FetchContext, session: Session, replicas: Container[str]) -> StoredPart | None:
     """Return what is stored and can be resumed, copied into the attempt's own partial file; None when there is nothing.
     No other partial file of this transfer is left then. It is a copy, as a curl that is out of reach, because the
     connection to its machine broke, may still write into the old file.
 
     An interrupted copy leaves the old file for the next try. Raises: what the transports and `control` raise.
     """
-    job, found, session = context.job, context.found, context.session
+    job, found = context.job, context.found
     parts = parts_of(job, found.directory, session)
     stored, old = resumable(job.restart, parts, replicas) or (None, None)
     if stored is not None and old is not None:
@@ -133,8 +117,8 @@ def _copied(session: Session, source: str, destination: str, size: int, control:
 class _RemoteFetch(ReplicaFetch[StoredPart]):
     """One replica's bytes into the partial file."""
 
-    def __init__(self, context: FetchContext, replica: str, source: RemoteHttpSource) -> None:
-        super().__init__(context, replica)
+    def __init__(self, context: FetchContext, session: Session, replica: str, source: RemoteHttpSource) -> None:
+        super().__init__(context, session, replica)
         self._source = source
 
     def empty(self) -> StoredPart:
@@ -145,7 +129,7 @@ class _RemoteFetch(ReplicaFetch[StoredPart]):
         """See ReplicaFetch.write. Raises, besides: MachineFailed."""
         if not stored.position:
             with raised_as(MachineFailed):
-                remove_part(self.context.session, self.context.found)
+                remove_part(self.session, self.context.found)
 
         def connection() -> None:
             try:
@@ -166,7 +150,7 @@ class _RemoteFetch(ReplicaFetch[StoredPart]):
         context = self.context
         begun, tail = stored.position, min(TAIL, stored.position)
         growth = _Growth(self, stored)
-        run = into_file(context.session, context.found.part, begun, growth.look)
+        run = into_file(self.session, context.found.part, begun, growth.look)
         rate = None if context.control.throttle is None else context.control.throttle.rate
         try:
             with self._source.by(run, rate).open(begun - tail, version=stored.version) as download:
@@ -196,7 +180,7 @@ class _RemoteFetch(ReplicaFetch[StoredPart]):
             with contextlib.suppress(MachineFailed):
                 self.count(stored)
                 if isinstance(end.error, RemoteFailure):
-                    free = self.context.session.free_space(posixpath.dirname(self.context.found.part))
+                    free = self.session.free_space(posixpath.dirname(self.context.found.part))
                     if free is not None and free < NO_ROOM:
                         name = self.context.job.target.machine.name
                         raise MachineFailed(NoSpace(f"{name}: no space left")) from end
@@ -222,13 +206,13 @@ class _RemoteFetch(ReplicaFetch[StoredPart]):
         before = stored.position
         with raised_as(MachineFailed):
             try:
-                stored.position = self.context.session.stat(self.context.found.part).size
+                stored.position = self.session.stat(self.context.found.part).size
             except PathMissing:
                 stored.position = 0
             self.context.control.skip(max(0, stored.position - before))
 
     def _flush(self) -> None:
-        with self.context.session.reopen(self.context.found.part) as writer:
+        with self.session.reopen(self.context.found.part) as writer:
             writer.flush()
 
     def _hashed(self, stored: StoredPart) -> Moved:
@@ -239,13 +223,13 @@ class _RemoteFetch(ReplicaFetch[StoredPart]):
         sha256 = None
         if context.job.verify is VerifyPolicy.SHA256 or (checksum is not None and checksum[0] == "sha256"):
             with raised_as(MachineFailed):
-                sha256 = stored_sha256(context.session, context.found.part, context.control.watch)
+                sha256 = stored_sha256(self.session, context.found.part, context.control.watch)
         self.require_checksum(lambda algorithm: sha256 if algorithm == "sha256" else self._read_back(algorithm))
         return Moved(stored.position, sha256, sha256)
 
     def _read_back(self, algorithm: str) -> str:
         digest = hashlib.new(algorithm, usedforsecurity=False)
-        with raised_as(MachineFailed), self.context.session.open_read(self.context.found.part) as reader:
+        with raised_as(MachineFailed), self.session.open_read(self.context.found.part) as reader:
             for block in reader.blocks():
                 digest.update(block)
                 self.context.control.check()

@@ -12,14 +12,14 @@ from __future__ import annotations
 import abc
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from datamanager.engine.attempt import Attempt, Found, Moved, Restart
 from datamanager.engine.control import Control
-from datamanager.engine.single.transfer import Remember
+from datamanager.engine.single.transfer import Remember, forget
 from datamanager.errors import (
     ChecksumMismatch,
     ConnectionLost,
@@ -70,15 +70,14 @@ class ExpectedBytes:
 
 @dataclass(frozen=True, slots=True)
 class FetchContext:
-    """What one download works with, whatever the replica; `session` is of the destination's machine."""
+    """What one download works with, whatever the replica; `remember` is called with the checkpoints."""
 
     job: Attempt
     found: Found
-    session: Session
     control: Control
     expected: ExpectedBytes
-    remember: Remember
-    answered: Answered
+    remember: Remember = forget
+    answered: Answered = ignore_answer
 
 
 @dataclass(slots=True)
@@ -95,6 +94,10 @@ class StoredPart:
         if self.version is None or self.size is None or not self.position:
             return None
         return Restart(self.size, 0, 0, f"{self.replica} {self.version}", self.position, sha256)
+
+
+P = TypeVar("P", bound=StoredPart)
+S = TypeVar("S")
 
 
 def resumable(
@@ -144,14 +147,15 @@ class StartOver(Exception):
     """What is stored can't be resumed."""
 
 
-def in_turn(names: Iterable[str], first: str | None, fetch: Callable[[str], Moved]) -> Moved:
-    """Fetch from the first replica that does not fail for a reason that another one may not have; `first` is tried
-    before the others. Raises: the last reason.
+def in_turn(sources: Mapping[str, S], stored: P | None, fetch: Callable[[str, S], ReplicaFetch[P]]) -> Moved:
+    """Fetch from the first replica that does not fail for a reason that another one may not have; the one whose bytes
+    are `stored` is tried before the others. Raises: the last reason.
     """
-    ordered = sorted(names, key=lambda name: name != first)  # stable
+    first = None if stored is None else stored.replica
+    ordered = sorted(sources, key=lambda name: name != first)  # stable
     for name in ordered:
         try:
-            return fetch(name)
+            return fetch(name, sources[name]).run(stored if name == first else None)
         except SourceFailed as failed:
             error = failed.error
         except (SizeMismatch, ChecksumMismatch) as mismatch:
@@ -162,14 +166,12 @@ def in_turn(names: Iterable[str], first: str | None, fetch: Callable[[str], Move
     raise DownloadFailed("there is no source")
 
 
-P = TypeVar("P", bound=StoredPart)
-
-
 class ReplicaFetch(abc.ABC, Generic[P]):
-    """The fetch of one replica's bytes into the partial file."""
+    """The fetch of one replica's bytes into the partial file; `session` is of the destination's machine."""
 
-    def __init__(self, context: FetchContext, replica: str) -> None:
+    def __init__(self, context: FetchContext, session: Session, replica: str) -> None:
         self.context = context
+        self.session = session
         self.replica = replica
         self._changed = False
         self._resumed = False

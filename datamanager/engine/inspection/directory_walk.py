@@ -51,7 +51,7 @@ class Walk:
         while pending:
             below = pending.pop()
             try:
-                with closing(_listed(session, posixpath.join(root, below) if below else root)) as entries:
+                with closing(listed(session, posixpath.join(root, below) if below else root)) as entries:
                     for name, stat in entries:
                         path = posixpath.join(below, name)
                         self._count()
@@ -113,6 +113,6 @@ def tree_root(session: Session, machine: Machine, prefix: str) -> tuple[str, str
     return real, "" if canonical == "." else canonical
 
 
-def _listed(session: Session, path: str) -> Generator[tuple[str, FileStat], None, None]:
-    # a generator of ours, so that leaving early closes the machine's handle at once
+def listed(session: Session, path: str) -> Generator[tuple[str, FileStat], None, None]:
+    """Yield a directory's entries: a generator of ours, so that leaving early closes the machine's handle at once."""
     yield from session.list_dir(path)

@@ -7,11 +7,12 @@ everywhere (`engine.confine`) and never followed out of base_dir; what lies behi
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 from datamanager.domain.audit.rules import Expected, Look, Sight
+from datamanager.engine.inspection.directory_walk import listed
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, confined, directories_of, real_base
 from datamanager.engine.single.verify import READ_BACK, stored_sha256
 from datamanager.errors import DataManagerError, PathMissing, RemoteFailure, TransportError
@@ -47,7 +48,7 @@ def look_at_base(session: Session, machine: Machine) -> BaseDirectory:
     path = real_base(session, machine)
     if session.stat(path).kind is not FileKind.DIRECTORY:
         raise RemoteFailure(f"base_dir {machine.base_dir} of {machine.name} is not a directory")
-    with closing(_listed(session, path)) as entries:
+    with closing(listed(session, path)) as entries:
         return BaseDirectory(path, next(entries, None) is None)
 
 
@@ -144,7 +145,7 @@ def files_of(
     """
     path = posixpath.join(real_base(session, machine), directory) if directory else real_base(session, machine)
     try:
-        with closing(_listed(session, path)) as entries:
+        with closing(listed(session, path)) as entries:
             for name, stat in entries:
                 if stat.kind is FileKind.FILE:
                     yield ScannedFile(name, stat.size, stat.mtime)
@@ -152,11 +153,6 @@ def files_of(
                     below(name)
     except PathMissing:
         return
-
-
-def _listed(session: Session, path: str) -> Generator[tuple[str, FileStat], None, None]:
-    # a generator of ours, so that leaving early closes the machine's handle at once
-    yield from session.list_dir(path)
 
 
 def _seen(machine: Machine, base: str, path: str, stat: FileStat | TransportError) -> Look:

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datamanager.domain.plan import Route, plan
-from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
-from datamanager.engine.content import Content
+from datamanager.engine.attempt import Attempt, Content, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
 from datamanager.engine.single import direct
 from datamanager.engine.single.restart import part_paths, parts_among
-from datamanager.engine.single.verify import stored_sha256
+from datamanager.engine.single.verify import holds
 from datamanager.errors import (
     DestinationExists,
     NoSpace,
@@ -166,15 +165,7 @@ def published_before(session: Session, job: Attempt, final: str, source: FileSta
         return None
     if intent.sha256 is None and source is not None and job.overwrite:
         return None  # size and mtime could be those of the file that is to be replaced; doing it again is safe
-    try:
-        there = session.lstat(final)
-    except PathMissing:
-        return None
-    if there.kind is not FileKind.FILE or there.size != intent.size:
-        return None
-    if intent.sha256 is None:
-        return intent if there.mtime == intent.mtime else None
-    return intent if stored_sha256(session, final) == intent.sha256 else None
+    return intent if holds(session, final, intent) else None
 
 
 def _require_another_file(job: Attempt, source_path: str, final: str) -> None:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
-from datamanager.engine.path_confinement import confined
-from datamanager.engine.single.verify import stored_sha256
+from datamanager.engine.path_confinement import confined, exists
+from datamanager.engine.single.verify import holds
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
@@ -18,7 +18,6 @@ from datamanager.errors import (
     SourceMissing,
     SourceNotRemoved,
 )
-from datamanager.transports.port import Session
 from datamanager.transports.values import FileKind
 
 PLAIN_MODE = 0o644  # of a downloaded file; a copy carries its source's mode
@@ -39,10 +38,10 @@ def publish(job: Attempt, found: Found, intent: Intent) -> None:
             session.rename(found.part, found.final, overwrite=job.overwrite)
         except PathMissing as exc:
             # our own earlier try may have renamed it before its answer was lost
-            if not _holds(session, found.final, intent):
+            if not holds(session, found.final, intent):
                 raise RemoteFailure(f"{job.target.place}: the partial file disappeared") from exc
         except PathExists as exc:
-            if not _holds(session, found.final, intent):
+            if not holds(session, found.final, intent):
                 raise DestinationExists(f"{job.target.place}: another file was created there") from exc
             session.remove(found.part)
 
@@ -64,12 +63,12 @@ def rename(job: Attempt, found: Found) -> bool:
         except PathExists as exc:
             raise DestinationExists(f"{job.target.place}: another file exists there") from exc
         except PathMissing as exc:
-            if _holds(session, found.final, Intent(source.size, None, source.mtime)):
+            if holds(session, found.final, Intent(source.size, None, source.mtime)):
                 return True
             raise SourceMissing(f"{job.origin.place}: no such file") from exc
         except RemoteFailure:
             # SFTP v3 has no code for EXDEV; if both names are as they were, copy instead
-            if _exists(session, found.source_path) and (job.overwrite or not _exists(session, found.final)):
+            if exists(session, found.source_path) and (job.overwrite or not exists(session, found.final)):
                 return False
             raise
     return True
@@ -108,23 +107,4 @@ def remove_file(end: Endpoint) -> bool:
             session.remove(path)
         except PathMissing:
             return False
-    return True
-
-
-def _holds(session: Session, path: str, intent: Intent) -> bool:
-    """Say whether the file at `path` has the bytes of `intent`; without a checksum, its size and mtime."""
-    try:
-        there = session.lstat(path)
-    except PathMissing:
-        return False
-    if there.kind is not FileKind.FILE or there.size != intent.size:
-        return False
-    return there.mtime == intent.mtime if intent.sha256 is None else stored_sha256(session, path) == intent.sha256
-
-
-def _exists(session: Session, path: str) -> bool:
-    try:
-        session.lstat(path)
-    except PathMissing:
-        return False
     return True

@@ -13,8 +13,7 @@ from typing import Protocol
 
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase, Verified
-from datamanager.engine.attempt import Attempt, Found, Intent, Proof
-from datamanager.engine.content import Content
+from datamanager.engine.attempt import Attempt, Content, Found, Intent, Proof
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer
@@ -34,7 +33,6 @@ class Kept(Content, Protocol):
     @property
     def stat(self) -> FileStat:
         """What it will be as a file."""
-        ...
 
 
 class Share(Control):
@@ -86,7 +84,7 @@ def stage(job: Attempt, whole: Control) -> ReadyFile:
     """
     found = probe(job)
     if found.published is not None:
-        return ReadyFile(job, found, found.published, _promised(job))
+        return ReadyFile(job, found, found.published, job.proof_level)
     source = found.source_stat
     if found.route is Route.RENAME:
         return ReadyFile(job, found, Intent(source.size, None, source.mtime), Verified.NONE)
@@ -109,33 +107,26 @@ def stage_content(
     """
     control.enter(Phase.PROBE)
     job = replace(job, verify=VerifyPolicy.SHA256)
+
+    def send() -> ReadyFile:
+        stat = content.stat
+        found = probe_content(job, Read(path, stat, content=content), size=stat.size)
+        if found.published is not None:
+            return ReadyFile(job, found, found.published, Verified.SHA256)
+        try:
+            proof = verify(job, found, transfer.relay(job, found, control, remember), control)
+            judge(proof)
+        except ChecksumMismatch:
+            _discard(job, found)
+            raise
+        control.enter(Phase.PUBLISH)
+        return ReadyFile(job, found, Intent(proof.size, proof.sha256, stat.mtime), proof.verified)
+
     try:
-        return _content_sent(job, content, path, judge, control, remember)
+        return send()
     except ChecksumMismatch as damaged:
         log.warning("%s; sending again", damaged.detail)
-        return _content_sent(job, content, path, judge, control, remember)
-
-
-def _content_sent(
-    job: Attempt,
-    content: Kept,
-    path: str,
-    judge: Callable[[Proof], None],
-    control: Control,
-    remember: Remember,
-) -> ReadyFile:
-    stat = content.stat
-    found = probe_content(job, Read(path, stat, content=content), size=stat.size)
-    if found.published is not None:
-        return ReadyFile(job, found, found.published, Verified.SHA256)
-    try:
-        proof = verify(job, found, transfer.relay(job, found, control, remember), control)
-        judge(proof)
-    except ChecksumMismatch:
-        _discard(job, found)
-        raise
-    control.enter(Phase.PUBLISH)
-    return ReadyFile(job, found, Intent(proof.size, proof.sha256, stat.mtime), proof.verified)
+        return send()
 
 
 def publish(ready: ReadyFile, whole: Control) -> ReadyFile:
@@ -186,7 +177,3 @@ def _discard(job: Attempt, found: Found) -> None:
         transfer.discard(job, found)
     except DataManagerError as exc:
         log.warning("%s: a partial file could not be removed yet: %s", job.target.place, exc.detail)
-
-
-def _promised(job: Attempt) -> Verified:
-    return Verified.SHA256 if job.verify is VerifyPolicy.SHA256 else Verified.SIZE

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from datamanager.engine.attempt import Attempt
-from datamanager.engine.content import Digest
+from datamanager.engine.attempt import Attempt, Digest
 from datamanager.engine.control import Control
 from datamanager.engine.single.parallel_streams import CHUNK, ParallelStreams, Seen
 from datamanager.transports.port import Follower, Reader, Session, Storage, Writer

@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from datamanager.domain.plan import Route
-from datamanager.domain.states import Verified
-from datamanager.engine.attempt import Attempt, Endpoint, Found, Moved, Proof
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Proof
 from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, SizeMismatch, SourceChanged
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
-from datamanager.transports.values import Progress, no_progress
+from datamanager.transports.values import FileKind, Progress, no_progress
 
 READ_BACK = 1024 * 1024
 """Bytes up to which a file is read back rather than hashed by a program there, which takes 90 ms to start."""
@@ -38,7 +37,7 @@ def verify(job: Attempt, found: Found, moved: Moved, control: Control) -> Proof:
             raise ChecksumMismatch(f"{job.target.place}: sha256 {far} is stored, {near} was read")
     if found.route is not Route.DOWNLOAD:
         require_unchanged(job, found)
-    return Proof(moved.size, near, Verified.SHA256 if hashed else Verified.SIZE)
+    return Proof(moved.size, near, job.proof_level)
 
 
 def require_unchanged(job: Attempt, found: Found) -> None:
@@ -72,6 +71,17 @@ def stored_sha256(session: Session, path: str, progress: Progress = no_progress)
             sha256.update(block)
             progress(0)
     return sha256.hexdigest()
+
+
+def holds(session: Session, path: str, intent: Intent) -> bool:
+    """Say whether the file at `path` has the bytes of `intent`; without a checksum, its size and mtime."""
+    try:
+        there = session.lstat(path)
+    except PathMissing:
+        return False
+    if there.kind is not FileKind.FILE or there.size != intent.size:
+        return False
+    return there.mtime == intent.mtime if intent.sha256 is None else stored_sha256(session, path) == intent.sha256
 
 
 def source_sha256(job: Attempt, found: Found, control: Control) -> str:

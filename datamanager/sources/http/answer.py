@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
+from email.message import Message
+from email.utils import collapse_rfc2231_value, parsedate_to_datetime
+from typing import Any
 
 import requests
 from urllib3 import HTTPHeaderDict, HTTPResponse
@@ -20,7 +22,6 @@ from datamanager.sources.http.pinned import PinnedResponse
 from datamanager.sources.network.blocks import gathered
 from datamanager.sources.network.connection_errors import translated
 from datamanager.sources.source_port import BLOCK
-from datamanager.sources.terms.suggested_name import disposition_name
 from datamanager.sources.terms.urls import Target, public_url
 
 STRONG_AFTER = timedelta(seconds=60)
@@ -212,6 +213,26 @@ class HttpDownload(CheckedHead):
         if surplus or (self._announced is not None and received != self._announced):
             sent = "more" if surplus else str(received)
             raise SizeMismatch(f"{self.url} announced {self._announced} bytes and sent {sent}")
+
+
+HEADER_MAX = 8192
+"""Longest header that is parsed, in characters."""
+
+
+def disposition_name(header: str | None) -> str | None:
+    """Return the name in a Content-Disposition header as it was sent: `filename*` (RFC 8187) before `filename`."""
+    if not header or len(header) > HEADER_MAX:
+        return None
+    message = Message()
+    message["Content-Disposition"] = " ".join(header.split())
+    try:
+        given: list[tuple[str, Any]] = message.get_params([], "content-disposition")
+        named = [value for name, value in given if name.lower() == "filename"]
+        extended = [collapse_rfc2231_value(value, errors="replace") for value in named if isinstance(value, tuple)]
+    except ValueError:  # charsets that decode nothing, numbers without end: it names nothing
+        return None
+    plain = [str(value) for value in named if not isinstance(value, tuple)]
+    return next(filter(None, [*extended, *plain]), None)
 
 
 def _date(text: str | None) -> datetime | None:

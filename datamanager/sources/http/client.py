@@ -53,7 +53,7 @@ class HttpTerms:
     """An http or https URL with its options, parsed.
 
     Other protocols over HTTP use it with an `auth` of their own (it sees the request as it will be sent, Range
-    included).
+    included), and their own errors (`refusal`).
     """
 
     target: Target
@@ -100,6 +100,11 @@ class HttpTerms:
         """See SourceTerms.open."""
         return HttpSource(self, context)
 
+    def refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+        """Return the error of the protocol for an answer; None leaves it to the checks of every answer."""
+        del response, asked, shown
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class HttpSource:
@@ -136,15 +141,10 @@ class HttpSource:
             request = self.terms.auth(request)
         return request
 
-    def _refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
-        """Return the error of the protocol for an answer; None leaves it to the checks of every answer."""
-        del response, asked, shown
-        return None
-
     def _get(self, target: Target, asked: RangeRequest, *, trusted: bool) -> requests.Response:
         response = self._send(self.request(target, asked, trusted=trusted), target, trusted=trusted)
         try:
-            refusal = self._refusal(response, asked, public_url(target.url))
+            refusal = self.terms.refusal(response, asked, public_url(target.url))
             if refusal is not None:
                 raise refusal
         except BaseException:

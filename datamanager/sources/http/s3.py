@@ -26,11 +26,9 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources.http.answer import RangeRequest
-from datamanager.sources.http.client import HttpSource, HttpTerms
+from datamanager.sources.http.client import HttpTerms
 from datamanager.sources.network.connection_errors import translated
-from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.network.tls import Trust
-from datamanager.sources.source_port import Source
 from datamanager.sources.terms.source_options import S3Options, option_error, plain_text
 from datamanager.sources.terms.urls import parse_target, public_url, require_plain
 
@@ -107,15 +105,8 @@ class S3Terms(HttpTerms):
             expect_type=options.expect_type,
         )
 
-    def open(self, context: SourceContext) -> Source:
-        """See SourceTerms.open."""
-        return S3Source(self, context)
-
-
-class S3Source(HttpSource):
-    """The HTTP source with S3's own errors; it follows no redirect, whose signature would be another one."""
-
-    def _refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+    def refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+        """Return S3's own errors; no redirect is followed, whose signature would be another one."""
         sound = (requests.codes.ok, requests.codes.partial, requests.codes.requested_range_not_satisfiable)
         if response.status_code not in sound:
             return refusal(response, shown)

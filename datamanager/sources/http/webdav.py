@@ -19,9 +19,7 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources.http.answer import RangeRequest
-from datamanager.sources.http.client import HttpSource, HttpTerms, auth_of
-from datamanager.sources.network.source_context import SourceContext
-from datamanager.sources.source_port import Source
+from datamanager.sources.http.client import HttpTerms, auth_of
 from datamanager.sources.terms.source_options import plain_text
 from datamanager.sources.terms.urls import public_url, scheme_of
 
@@ -41,8 +39,8 @@ class ChallengedAuth(HTTPDigestAuth):
         """Answer a challenge, once."""
         if r.status_code != requests.codes.unauthorized:
             return self._by_digest(r, **kwargs)
-        # the error's page may have any length: marked as read, or the base class would read all of it; and closed before
-        # that class takes it for read to its end, and leaves the connection open
+        # the error's page may have any length: marked as read, or the base class would read all of it; and closed
+        # before that class takes it for read to its end, and leaves the connection open
         r._content = b""  # noqa: SLF001
         r.close()
         offered = r.headers.get("WWW-Authenticate", "").lower()
@@ -86,15 +84,8 @@ class WebdavTerms(HttpTerms):
             auth = ChallengedAuth(options.username, plain_text(options.password) or "")
         return cls.with_auth(http_url(url), options, auth)
 
-    def open(self, context: SourceContext) -> Source:
-        """See SourceTerms.open."""
-        return WebdavSource(self, context)
-
-
-class WebdavSource(HttpSource):
-    """The HTTP source with errors for each kind of refusal."""
-
-    def _refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+    def refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+        """Return an error for each kind of refusal."""
         del asked
         kind = _REFUSALS.get(response.status_code)
         return None if kind is None else kind(f"{shown} answered {response.status_code}")

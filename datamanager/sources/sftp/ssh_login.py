@@ -22,8 +22,8 @@ from datamanager.errors import AuthenticationFailed, ConnectionLost, DownloadFai
 from datamanager.known_hosts import DEFAULT_FILES, entry_name, fingerprint, lines_for, signature_algorithms
 from datamanager.sources.terms.source_options import option_error
 from datamanager.sources.terms.urls import FileUrl
+from datamanager.transports.ssh.paramiko import FAST_CIPHERS, preferred
 
-_FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _WINDOW = 4 * 2**20
 """Bytes that the server may send ahead."""
 _KEYS: tuple[type[paramiko.PKey], ...] = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
@@ -128,8 +128,8 @@ def _exchange_keys(transport: paramiko.Transport, url: FileUrl, trusted: Trusted
     transport.daemon = True
     transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = timeout
     options = transport.get_security_options()
-    options.ciphers = _first(_FAST_CIPHERS, options.ciphers)
-    options.key_types = _first(trusted.algorithms(), options.key_types)
+    options.ciphers = preferred(FAST_CIPHERS, options.ciphers)
+    options.key_types = preferred(trusted.algorithms(), options.key_types)
     transport.start_client(timeout=timeout)
     if not transport.initial_kex_done:  # start_client comes back then, too
         raise TransportTimeout(f"{url.shown}: no SSH connection within {timeout:g} seconds")
@@ -169,9 +169,3 @@ def ssh_errors(shown: str) -> Iterator[None]:
         raise DownloadFailed(f"{shown}: no algorithm in common with the SSH server") from exc
     except (paramiko.SSHException, EOFError, OSError) as exc:
         raise ConnectionLost(f"the SSH connection to {shown} broke ({type(exc).__name__})") from exc
-
-
-def _first(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
-    """Return what is offered, with the wanted ones of it in front."""
-    front = [one for one in wanted if one in offered]
-    return (*front, *(one for one in offered if one not in front))

@@ -14,7 +14,6 @@ from uuid import UUID
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -23,6 +22,7 @@ from pydantic import (
     field_validator,
 )
 
+from datamanager.domain.forms import empty_is
 from datamanager.domain.requests import Size
 from datamanager.errors import InvalidRequest, NotSupported
 
@@ -48,10 +48,6 @@ _OWN_HEADERS = frozenset(
 )
 
 
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value
-
-
 def _one_line(value: str | SecretStr | None) -> str | SecretStr | None:
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if text is not None and not text.isprintable():
@@ -59,8 +55,8 @@ def _one_line(value: str | SecretStr | None) -> str | SecretStr | None:
     return value
 
 
-Text = Annotated[str | None, BeforeValidator(_empty_is_none)]
-Secret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
+Text = Annotated[str | None, empty_is(None)]
+Secret = Annotated[SecretStr | None, empty_is(None)]
 Line = Annotated[Text, AfterValidator(_one_line)]
 SecretLine = Annotated[Secret, AfterValidator(_one_line)]
 
@@ -86,11 +82,11 @@ class CommonOptions(BaseModel):
     """How often the transfer's step is tried again after a failure that may pass."""
     mirrors: Annotated[tuple[str, ...], Field(max_length=MIRRORS_MAX)] = ()
     """Further URLs of the same bytes, tried in turn."""
-    decompress: Annotated[Literal["gzip", "zstd"] | None, BeforeValidator(_empty_is_none)] = None
+    decompress: Annotated[Literal["gzip", "zstd"] | None, empty_is(None)] = None
     """Decompress it on the way; `size` and `checksum` are of the file as the source has it."""
-    extract: Annotated[Literal["tar", "zip"] | None, BeforeValidator(_empty_is_none)] = None
+    extract: Annotated[Literal["tar", "zip"] | None, empty_is(None)] = None
     """Make each file in it an object, instead of itself; `size` and `checksum` are of the archive."""
-    if_newer_than: Annotated[UUID | None, BeforeValidator(_empty_is_none)] = None
+    if_newer_than: Annotated[UUID | None, empty_is(None)] = None
     """An object that was fetched earlier: when the source is still the same, there is no second copy."""
     expect_type: Text = None
     """Media type that the source must name: `application/x-netcdf`, `image/*`."""
@@ -145,7 +141,7 @@ class HttpOptions(TlsOptions):
     """`http://host:port`; the egress guard checks it as well."""
     proxy_username: Line = None
     proxy_password: SecretLine = None
-    fetch: Annotated[Literal["mover", "remote"] | None, BeforeValidator(_empty_is_none)] = None
+    fetch: Annotated[Literal["mover", "remote"] | None, empty_is(None)] = None
     """Who reads the source: the mover, or the machine itself by its curl."""
 
     @field_validator("username")
@@ -211,7 +207,7 @@ class FtpOptions(TlsOptions):
 
     username: Line = None
     password: SecretLine = None
-    tls: Annotated[Literal["explicit", "implicit"] | None, BeforeValidator(_empty_is_none)] = None
+    tls: Annotated[Literal["explicit", "implicit"] | None, empty_is(None)] = None
     """`explicit`: the connection begins in clear text and AUTH TLS is asked for; `implicit`: TLS from the first byte.
     Default: none for ftp; for ftps explicit on port 21 and implicit on any other."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from types import TracebackType
 from typing import Self
 
 from datamanager.errors import NotSupported
@@ -52,7 +51,7 @@ class LocalFollower:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         with self._changed:
             self._left = True
             self._changed.notify_all()

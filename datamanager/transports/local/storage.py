@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from datamanager.errors import PathExists, PathMissing
+from datamanager.errors import PathMissing
 from datamanager.transports.local.bulk import LocalBulk
 from datamanager.transports.local.files import (
     LocalReader,
@@ -18,12 +18,12 @@ from datamanager.transports.local.files import (
     opened,
     os_errors,
     real_path,
+    remove,
+    rename,
     reopened,
     sync_directory,
 )
 from datamanager.transports.local.host_programs import LocalPrograms
-from datamanager.transports.local.names import remove, rename
-from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
 from datamanager.transports.session_limiter import BoundedStorage
 from datamanager.transports.values import FileStat
@@ -85,14 +85,6 @@ class LocalSession:
                     return
                 with contextlib.suppress(PathMissing):
                     yield entry.name, lstat(entry.path)
-
-    def make_dirs(self, path: str) -> None:
-        """Make the directory and its missing parents."""
-        try:
-            with os_errors(path):
-                os.makedirs(path, exist_ok=True)
-        except PathMissing as exc:  # ENOTDIR: part of the way is a file
-            raise PathExists(f"{shown(path)}: a file exists there") from exc
 
     def free_space(self, path: str) -> int | None:
         """Return f_bavail in bytes."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure, TransportTimeout
@@ -110,7 +109,7 @@ class RemoteCurl:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         with self._remote:
             if not self._over:
                 self._over = end_by_input(self._remote, _ENDING, "the program that fetched")

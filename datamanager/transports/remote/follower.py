@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 from datamanager.errors import NotSupported, TransportError
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import shown
-from datamanager.transports.remote.digest import SHA256
 from datamanager.transports.remote.running import POLL, Running
 from datamanager.transports.values import Progress
 
+SHA256 = re.compile(rb"\b[0-9a-f]{64}\b")
 _WHOLE = re.compile(rb"^dm-whole$", re.MULTILINE)
 _STEP = 32 * 1024 * 1024
 """Bytes that are worth a process of their own (measured: a fifth more time with 8 MiB, nothing with these)."""
@@ -63,8 +62,8 @@ class RemoteFollower:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._running.__exit__(kind, exc, tb)
+    def __exit__(self, *exc: object) -> None:
+        self._running.__exit__(*exc)
 
     def _tell(self) -> None:
         """Tell the program of what it has not heard of, as far as its input takes it now."""

@@ -9,10 +9,8 @@ from datamanager.errors import NotSupported, RemoteFailure
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
-from datamanager.transports.remote.copy import copy_by_program
 from datamanager.transports.remote.curl import RemoteCurl
-from datamanager.transports.remote.digest import digest
-from datamanager.transports.remote.follower import RemoteFollower
+from datamanager.transports.remote.follower import SHA256, RemoteFollower
 from datamanager.transports.remote.running import InstalledPrograms, Running
 from datamanager.transports.remote.third_party_push import push
 from datamanager.transports.values import FileKind, Progress, PushTarget, no_progress
@@ -41,16 +39,43 @@ class RemotePrograms:
         progress: Progress = no_progress,
         beside: Sequence[Session] = (),  # noqa: ARG002 - cp needs no help
     ) -> None:
-        """Copy a file by the machine's `cp`."""
+        """Copy a file by the machine's `cp`, into a file that the session creates and asks how far it got."""
+        session = self._session
         if not self._installed.have(self._channel, "cp"):
             raise NotSupported("the machine has no shell for us, or no cp that knows --reflink")
-        copy_by_program(self._channel, self._session, source, destination, progress)
+        if session.stat(source).kind is not FileKind.FILE:
+            raise RemoteFailure(f"{shown(source)}: is not a regular file")
+        done = 0
+
+        def look(_: int) -> None:
+            nonlocal done
+            size = session.stat(destination).size
+            count, done = size - done, size
+            progress(count)
+
+        with session.create(destination):
+            pass
+        with Running(self._channel, "run", ["cp", "--reflink=auto", "--", source, destination]) as running:
+            status = running.wait(look, f"the machine copied {shown(source)}")
+        if status != 0:
+            session.remove(destination)
+            raise NotSupported(f"the machine's cp of {shown(source)} failed with status {status}")
+        look(0)
+        with session.reopen(destination) as writer:
+            writer.flush()
 
     def digest(self, path: str, progress: Progress = no_progress) -> str:
-        """Return the sha256 that a program on the machine computes."""
+        """Return the sha256 that a program on the machine, which hashes its standard input, computes: the other end's
+        own view of its storage."""
         if self._session.stat(path).kind is not FileKind.FILE:
             raise RemoteFailure(f"{shown(path)}: is not a regular file")
-        return digest(self._channel, self._hasher(), path, progress)
+        program = self._hasher()
+        with Running(self._channel, "digest", [path, *program]) as running:
+            status = running.wait(progress, f"the machine hashed {shown(path)}")
+        found = running.said(SHA256)
+        if status != 0 or found is None:
+            raise NotSupported(f"the machine could not hash {shown(path)}: {program[0]} ended with status {status}")
+        return found[0].decode("ascii")
 
     @contextmanager
     def follow(self, path: str) -> Iterator[RemoteFollower]:

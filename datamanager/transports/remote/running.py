@@ -11,7 +11,6 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
@@ -80,7 +79,7 @@ class Running:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         with self.remote:
             if not self.ended:
                 self._end()

@@ -37,7 +37,6 @@ class Connector(Protocol):
 
     def open_channel(self) -> Channel:
         """Return a new channel. Raises: MachineUnavailable, HostKeyMismatch, AuthenticationFailed."""
-        ...
 
 
 class SftpStorage(BoundedStorage):

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from paramiko.sftp import (
     CMD_ATTRS,
-    CMD_CLOSE,
     CMD_EXTENDED_REPLY,
     CMD_HANDLE,
     CMD_LSTAT,
@@ -34,6 +33,7 @@ from datamanager.transports.sftp.attributes import NO_ATTRIBUTES, pack_attribute
 from datamanager.transports.sftp.bulk import NEW, STATVFS, SftpBulk
 from datamanager.transports.sftp.errors import SFTP_FAILURE, check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
+from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.server_copy import SftpPrograms
 from datamanager.transports.sftp.wire import Wire, string, u32
 from datamanager.transports.values import FileKind, FileStat
@@ -101,18 +101,7 @@ class SftpSession:
                     if name not in (".", ".."):
                         yield name, attributes
         finally:
-            self._close(handle)
-
-    def make_dirs(self, path: str) -> None:
-        """Make the directory and its missing parents, the deepest tried first: mostly it is there."""
-        try:
-            _only(self.bulk.make_dir([path]))
-        except PathMissing:
-            parent = posixpath.dirname(path.rstrip("/"))
-            if parent in ("", "/"):
-                raise
-            self.make_dirs(parent)
-            _only(self.bulk.make_dir([path]))
+            close_handle(self._wire, handle)
 
     def free_space(self, path: str) -> int | None:
         """Return f_bavail in bytes."""
@@ -175,10 +164,6 @@ class SftpSession:
 
     def _handle(self, kind: int, path: str, *fields: bytes) -> bytes:
         return expect(self._wire.call(kind, string(path), *fields), CMD_HANDLE, path).fields().get_string()
-
-    def _close(self, handle: bytes) -> None:
-        if not self._wire.broken:
-            self._wire.forget([self._wire.post(CMD_CLOSE, string(handle))])
 
     @contextmanager
     def _written(self, handle: bytes, path: str) -> Iterator[SftpWriter]:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import paramiko
-
 from datamanager.errors import MachineUnavailable
 from datamanager.known_hosts import fingerprint, matches, parse, signature_algorithms
 from datamanager.machines import Machine
@@ -46,7 +44,9 @@ def fetch_host_keys(machine: Machine) -> list[HostKey]:
             refused = exc
             continue
         try:
-            keys.append(_host_key(transport.get_remote_server_key()))
+            key = transport.get_remote_server_key()
+            blob = key.asbytes()
+            keys.append(HostKey(key.get_name(), base64.b64encode(blob).decode("ascii"), fingerprint(blob)))
         finally:
             transport.close()
     if not keys and refused is not None:
@@ -71,11 +71,6 @@ def pin(machine: Machine, key: HostKey, file: Path) -> bool:
         gap = b"\n" if old and not old.endswith(b"\n") else b""
         _replace(file, old + gap + f"{name} {key.type} {key.base64}\n".encode())
     return True
-
-
-def _host_key(key: paramiko.PKey) -> HostKey:
-    blob = key.asbytes()
-    return HostKey(key.get_name(), base64.b64encode(blob).decode("ascii"), fingerprint(blob))
 
 
 @contextlib.contextmanager

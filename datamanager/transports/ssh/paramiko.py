@@ -25,7 +25,7 @@ from datamanager.transports.values import Bytes
 
 _LOOK = 0.05
 """Seconds to wait for room to send before looking whether the server waits for us to receive."""
-_FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _WINDOW, _WIDE_WINDOW = 4 * 1024 * 1024, 16 * 1024 * 1024
 """Bytes that the server may send ahead over a short path, where larger ones are slower (measured), and a long one."""
 _ROUND_TRIP_AT = 68
@@ -232,8 +232,8 @@ def connect_transport(
         transport.daemon = True
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = machine.connect_timeout
         options = transport.get_security_options()
-        options.ciphers = _first(_FAST_CIPHERS, options.ciphers)
-        options.key_types = key_algorithms if only else _first(key_algorithms, options.key_types)
+        options.ciphers = preferred(FAST_CIPHERS, options.ciphers)
+        options.key_types = key_algorithms if only else preferred(key_algorithms, options.key_types)
         transport.start_client(timeout=machine.connect_timeout)
     return transport
 
@@ -245,7 +245,7 @@ def _round_trip(sock: socket.socket) -> float:
     return microseconds / 1e6
 
 
-def _first(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
+def preferred(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
     """Return what is offered, with the wanted ones of it in front."""
     front = [one for one in wanted if one in offered]
     return (*front, *(one for one in offered if one not in front))

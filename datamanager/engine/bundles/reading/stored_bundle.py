@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datamanager.domain.archive.bundle_model import Frame, Member, Pack, SealedBundle, manifest_place
+from datamanager.engine.attempt import Digest
 from datamanager.engine.bundles.format import manifest
 from datamanager.engine.bundles.format.frames import FOOTER, read_table, require_whole, table_size
 from datamanager.engine.bundles.format.frames_reader import FramesReader
 from datamanager.engine.bundles.format.layout import header_of
-from datamanager.engine.content import Digest
 from datamanager.errors import ChecksumMismatch, PathMissing, RemoteFailure, SourceChanged, SourceMissing
 from datamanager.transports.port import Reader, Session
 from datamanager.transports.values import FileKind, FileStat, NextRange
@@ -41,7 +41,7 @@ class StoredBundle:
 
 
 class BundleMemberContent:
-    """One member, as a transfer's content; see `engine.content.Content`."""
+    """One member, as a transfer's content; see `engine.attempt.Content`."""
 
     def __init__(self, stored: StoredBundle, member: Member) -> None:
         self._stored = stored

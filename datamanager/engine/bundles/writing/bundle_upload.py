@@ -5,7 +5,7 @@
     # the caller records staged.ready.intent, for the bundle's row
     archive.publish(staged.ready)
     # the caller commits: objects ARCHIVED, each with its Member; the bundle's row
-    archive.remove_sources(job, staged.ready.manifest)  # unless keep_source
+    source_removal.remove_sources(job, staged.ready.manifest)  # unless keep_source
 
 A crash anywhere: do it again with the next epoch, the `intent` and the `restart` that were recorded. `stage` finds what
 was published and reads its manifest back.
@@ -34,11 +34,10 @@ from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Restart
 from datamanager.engine.bundles.format import manifest as manifests
 from datamanager.engine.bundles.format.layout import Layout
-from datamanager.engine.bundles.writing.bundle_content import Making
+from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
+from datamanager.engine.bundles.writing.bundle_content import BundleDigest, Making
 from datamanager.engine.bundles.writing.compressed_upload import send_compressed
-from datamanager.engine.bundles.writing.deep_verify import require_members
 from datamanager.engine.bundles.writing.member_probe import look
-from datamanager.engine.bundles.writing.source_removal import remove_members
 from datamanager.engine.cancellable_storage import unwrapped
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
@@ -191,15 +190,6 @@ def discard(job: ArchiveAttempt) -> None:
                 continue
 
 
-def remove_sources(job: ArchiveAttempt, manifest: Manifest) -> dict[UUID, DataManagerError]:
-    """Remove the members' files, those that still are what was read; return those that are left, and why.
-
-    Fine where one is gone already. SourceNotRemoved for one that changed or can't be removed. Raises: what breaks the
-    connection (retryable: do it again).
-    """
-    return remove_members(job.machine, job.storage, job.destination, manifest)
-
-
 def _published(job: ArchiveAttempt) -> ReadyBundle | None:
     """Return what an earlier attempt, which recorded its intent, has published."""
     end, intent = job.destination, job.intent
@@ -257,8 +247,26 @@ def _send(job: ArchiveAttempt, making: Making, control: Control, remember: Remem
         frames=frames,
     )
     if job.level is VerifyLevel.PARANOID:
-        require_members(job.destination, found.part, manifest, layout, control)
+        _require_members(job.destination, found.part, manifest, layout, control)
     return ReadyBundle(job, found, manifest, Intent(moved.size, sha256, int(made_at.timestamp())))
+
+
+def _require_members(end: Endpoint, path: str, manifest: Manifest, layout: Layout, control: Control) -> None:
+    """Give the last proof (htar's `-Hverify=paranoid`): read the bundle at `path` back and compare every member.
+
+    Raises: ChecksumMismatch.
+    """
+    stored = StoredBundle(path, manifest.bundle, manifest.frames)
+    digest = BundleDigest(layout)
+    with end.storage.session() as session, stored.open(session) as reader:
+        for block in reader.blocks(0, layout.size):
+            digest.update(block)
+            control.check()
+    if not digest.complete:
+        raise ChecksumMismatch(f"{end.place}: shorter than when it was stored")
+    for member, sha256 in zip(manifest.members, digest.sums, strict=True):
+        if sha256 != member.sha256:
+            raise ChecksumMismatch(f"{end.place}: {member.name}: sha256 {sha256} is stored, {member.sha256} was read")
 
 
 def _publish_manifest(ready: ReadyBundle) -> None:

@@ -146,7 +146,8 @@ class BundleReader:
         """Give out what lies between large members' bytes."""
         while offset < stop:
             following = self._batch(index, offset, stop)
-            until = min(stop, self._end(following, stop))
+            # the last batch has all that follows its entries
+            until = stop if following == len(self._layout.entries) else min(stop, self._layout.start(following))
             stretch = memoryview(self._stretch(index, following, offset, until))
             for at in range(0, len(stretch), _BLOCK):
                 yield offset + at, stretch[at : at + _BLOCK]
@@ -160,10 +161,6 @@ class BundleReader:
             if start(last) - offset >= BATCH:
                 break
         return last
-
-    def _end(self, following: int, stop: int) -> int:
-        """Return where a batch ends: with what follows the last entry, if that is all that is left."""
-        return stop if following == len(self._layout.entries) else self._layout.start(following)
 
     def _stretch(self, index: int, following: int, offset: int, stop: int) -> bytearray:
         """Return the bytes from `offset` to `stop`, where these entries lie, and maybe padding before and the end mark

@@ -8,21 +8,21 @@ from datamanager.domain.archive.bundle_model import Manifest, Member
 from datamanager.engine.attempt import Endpoint, Intent
 from datamanager.engine.bulk.bulk_chunk import Staged
 from datamanager.engine.bulk.bulk_publish import remove_sources as remove_files
+from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt
 from datamanager.engine.bundles.writing.member_probe import real_paths
 from datamanager.engine.single import publish as publishing
 from datamanager.errors import DataManagerError, PathMissing, SourceNotRemoved
-from datamanager.machines import Machine
-from datamanager.transports.port import Storage
 from datamanager.transports.values import FileKind, FileStat
 
 
-def remove_members(
-    machine: Machine, storage: Storage, bundle: Endpoint, manifest: Manifest
-) -> dict[UUID, DataManagerError]:
-    """Remove the members' files from their machine; return those that are left, and why. `bundle` is never removed.
+def remove_sources(job: ArchiveAttempt, manifest: Manifest) -> dict[UUID, DataManagerError]:
+    """Remove the members' files, those that still are what was read; return those that are left, and why. The bundle is
+    never removed. A link goes, too, if what it leads to is what was read.
 
-    A link goes, too, if what it leads to is what was read. Raises: what breaks the connection.
+    Fine where one is gone already. SourceNotRemoved for one that changed or can't be removed. Raises: what breaks the
+    connection (retryable: do it again).
     """
+    machine, storage = job.machine, job.storage
     left: dict[UUID, DataManagerError] = {}
     files, links = list[Staged](), list[Member]()
     with storage.session() as session:
@@ -42,7 +42,7 @@ def remove_members(
     for one in links:  # before what they lead to
         try:
             intent = Intent(one.size, one.sha256, one.mtime)
-            publishing.remove_source(Endpoint(one.source, machine, storage), intent, bundle)
+            publishing.remove_source(Endpoint(one.source, machine, storage), intent, job.destination)
         except SourceNotRemoved as exc:
             left[one.uuid] = exc
     with storage.session() as session:
