@@ -10,6 +10,7 @@ module that is, `dialect("sqlite")` takes one out). What needs a server of any k
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Generator, Iterator
@@ -27,6 +28,7 @@ from tests.support.web import OddServer, Web
 
 for _name in [name for name in os.environ if name.startswith("DM_") and not name.startswith("DM_TEST_")]:
     del os.environ[_name]  # the developer's own settings are not the tests'
+gc.disable()  # until all tests are collected: a quarter of that time else
 os.environ["DO_NOT_TRACK"] = "1"  # Prefect's client asks it when it is imported
 structlog.configure(  # rich's traces take seconds each, and what a command prints is not to be mixed with logs
     processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer(key_order=["event"])],
@@ -91,6 +93,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for group, names in GROUPS.items():
             if fixtures.intersection(names) and item.get_closest_marker("xdist_group") is None:
                 item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what stays to the end: modules and tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
