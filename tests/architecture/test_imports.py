@@ -22,8 +22,14 @@ for package in packages:
         if "migrations" not in parts and parts[-1] != "__main__":
             ours.append((".".join(parts).removesuffix(".__init__"), path))
 
+def statements(body):
+    for node in body:
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):  # what is imported there is not imported now
+            yield node
+            yield from statements([one for one in ast.iter_child_nodes(node) if isinstance(one, ast.stmt)])
+
 for _, path in ours:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(ast.parse(path.read_text()).body):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

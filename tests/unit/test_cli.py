@@ -16,6 +16,7 @@ from datamanager.cli.main import become
 from datamanager.cli.options import SETTINGS, flag
 from datamanager.cli.tables import Listing
 from datamanager.settings import Settings
+from deployments import db
 from tests.support import command
 from tests.support.process import clean_environment
 
@@ -117,12 +118,21 @@ def test_become_imports_nothing_from_current_folder(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "empty\n"), done.stderr
 
 
-def test_db_upgrade_current_downgrade(tmp_path: Path) -> None:
-    env = {"DM_HOME": str(tmp_path / "home")}
-    assert dm("db", "current", env=env).stdout == "empty\n"
-    revision = dm("db", "upgrade", env=env).stdout
-    assert revision == dm("db", "current", env=env).stdout != "empty\n"
-    assert dm("db", "downgrade", "base", env=env).stdout == "empty\n"
+def test_db_upgrade_current_downgrade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process; test_become_imports_nothing_from_current_folder starts the same as a real one."""
+    monkeypatch.setenv("DM_HOME", str(tmp_path / "home"))
+
+    def printed(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["dm db", *arguments])
+        assert db.main() == 0
+        return capsys.readouterr().out
+
+    assert printed("current") == "empty\n"
+    revision = printed("upgrade")
+    assert revision == printed("current") != "empty\n"
+    assert printed("downgrade", "base") == "empty\n"
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
 
 
