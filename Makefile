@@ -5,8 +5,8 @@ CHECKED := datamanager models api flows deployments tests $(wildcard benchmarks)
 SCRIPTS := .ci/run $(wildcard deployments/*.sh deployments/images/*/*.sh tests/*.sh benchmarks/*.sh datamanager/transports/remote/scripts/*.sh)
 # e.g. make test ARGS="tests/unit -k plan"; a `-m` in it takes the place of ours, and `-n 0` gives one process
 ARGS ?=
-# Tests run in so many processes; what shares a server stays in one of them (xdist_group).
-WORKERS ?= 2
+# Tests run in so many processes, two a core because many wait; what shares a server stays in one (xdist_group).
+WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15
 TESTS := $(PYTEST) -q --ignore=tests/faults/test_matrix.py
 

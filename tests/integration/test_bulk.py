@@ -390,7 +390,7 @@ class Stopping(Control):
 
 
 def test_a_cancel_leaves_nothing(batch: Batch) -> None:
-    some_files(batch, 900, largest=3000)  # more than are read ahead
+    some_files(batch, 600, largest=3000)  # more than are read ahead
     seen = []
 
     def cancel() -> None:
@@ -520,7 +520,7 @@ def test_what_does_not_fit_fails_alone(ends: Ends) -> None:
 def test_a_connection_that_breaks_ends_the_chunk(
     batch: Batch, sshd_pair: tuple[PrivateSshd, PrivateSshd], which: int
 ) -> None:
-    some_files(batch, 900, largest=3000)  # more than are read ahead
+    some_files(batch, 600, largest=3000)  # more than are read ahead
 
     def kill() -> None:
         for pid in sshd_pair[which].descendants():
