@@ -7,8 +7,8 @@ SCRIPTS := .ci/run $(wildcard deployments/*.sh deployments/images/*/*.sh tests/*
 ARGS ?=
 # Tests run in so many processes, two a core because many wait; what shares a server stays in one (xdist_group).
 WORKERS ?= 4
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15
-TESTS := $(PYTEST) -q --ignore=tests/faults/test_matrix.py
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15
+TESTS = $(PYTEST) -q --ignore=tests/faults/test_matrix.py
 
 .PHONY: run quick test test-slow check faults format bench-bytes bench-control bench-archive bench-sources lock clean
 
@@ -31,6 +31,7 @@ test:
 	@$(TESTS) -m "not slow" $(ARGS)
 
 # DM_TEST_KILLS=n kills a mover n times in the middle of an archive, an extraction and a batch, instead of once.
+test-slow: WORKERS = 3
 test-slow:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
@@ -41,6 +42,7 @@ test-slow:
 # e.g. make faults RUNS=3 ARGS="-k sshd"; seeds are printed, DM_TEST_FAULT_SEED=n makes them begin at n.
 RUNS ?= 1
 RESULTS ?= tests/faults/results.json
+faults: WORKERS = 2
 faults:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh

@@ -24,8 +24,7 @@ from pydantic import (
 )
 
 from datamanager.domain.file_names import name_of_url, unpacked_name
-from datamanager.domain.forms import empty_is
-from datamanager.domain.json_values import objection
+from datamanager.domain.forms import empty_is, objection
 from datamanager.domain.timing import Moment, Priority, Rank
 from datamanager.domain.units import Expiry, Lifetime
 from datamanager.errors import InvalidRequest

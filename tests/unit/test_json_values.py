@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from datamanager.domain.json_values import DEPTH_MAX, objection
+from datamanager.domain.forms import DEPTH_MAX, objection
 from datamanager.domain.requests import GetExternalRequest, RegisterRequest
 
 

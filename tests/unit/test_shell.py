@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.transports.remote import shell
-from datamanager.transports.remote.shell import joined, script, shell_words
+from datamanager.transports.remote import running
+from datamanager.transports.remote.running import joined, script, shell_words
 
-SCRIPTS = sorted((Path(shell.__file__).parent / "scripts").glob("*.sh"))
+SCRIPTS = sorted((Path(running.__file__).parent / "scripts").glob("*.sh"))
 NAMES = [path.stem for path in SCRIPTS]
 
 

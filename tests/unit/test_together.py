@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from datamanager.engine.concurrent_contexts import concurrently
+from datamanager.engine.endpoints import concurrently
 
 
 class Doors:

@@ -31,7 +31,7 @@ from datamanager.engine.fetching.replica_fetch import (
 )
 from datamanager.engine.single.restart import parts_of
 from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
-from datamanager.engine.stored_hash import followed, following
+from datamanager.engine.single.verify import followed, following
 from datamanager.errors import ConnectionLost, Paused, TooLarge
 from datamanager.machines import VerifyPolicy
 from datamanager.sources.decompression import Decompressed

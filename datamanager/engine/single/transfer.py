@@ -14,13 +14,12 @@ from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Attempt, Found, Moved, Restart
 from datamanager.engine.cancellable_storage import unwrapped
-from datamanager.engine.concurrent_contexts import concurrently
 from datamanager.engine.control import Control
-from datamanager.engine.endpoints import acquire_sessions, refuse_one_place
+from datamanager.engine.endpoints import acquire_sessions, concurrently, refuse_one_place
 from datamanager.engine.single.direct import push
 from datamanager.engine.single.restart import marker_of, resume
 from datamanager.engine.single.stream_plan import Stretch, connections
-from datamanager.engine.stored_hash import followed, following
+from datamanager.engine.single.verify import followed, following
 from datamanager.errors import (
     NotSupported,
     PathMissing,

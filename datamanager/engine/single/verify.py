@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from datamanager.domain.plan import Route
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Proof
 from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, SizeMismatch, SourceChanged
 from datamanager.machines import VerifyPolicy
-from datamanager.transports.port import Session
+from datamanager.transports.port import Follower, Session
 from datamanager.transports.values import FileKind, Progress, no_progress
 
 READ_BACK = 1024 * 1024
 """Bytes up to which a file is read back rather than hashed by a program there, which takes 90 ms to start."""
+
+_log = logging.getLogger(__name__)
 
 
 def verify(job: Attempt, found: Found, moved: Moved, control: Control) -> Proof:
@@ -118,3 +122,24 @@ def _both_sha256(job: Attempt, found: Found, moved: Moved, control: Control) -> 
 def _hashed(end: Endpoint, path: str, control: Control) -> str:
     with end.storage.session() as session:
         return stored_sha256(session, path, control.watch)
+
+
+@contextmanager
+def following(session: Session, path: str) -> Iterator[Follower | None]:
+    """Begin to hash a file beside its writing; None where the machine can't."""
+    with ExitStack() as stack:
+        follower = None
+        try:
+            follower = stack.enter_context(session.programs.follow(path))
+        except NotSupported as exc:
+            _log.info("what is stored is hashed afterwards: %s", exc.detail)
+        yield follower
+
+
+def followed(follower: Follower | None, progress: Progress) -> str | None:
+    """Return the sha256 (hex) that the follower has of what is stored; None without one, or if the machine failed."""
+    try:
+        return None if follower is None else follower.result(progress)
+    except NotSupported as exc:
+        _log.info("what is stored is hashed once more: %s", exc.detail)
+        return None

@@ -16,8 +16,7 @@ from typing import Self
 
 from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure, TransportTimeout
 from datamanager.transports.channel import Channel
-from datamanager.transports.remote.running import POLL, end_by_input
-from datamanager.transports.remote.shell import shell_words
+from datamanager.transports.remote.running import POLL, end_by_input, shell_words
 from datamanager.transports.values import CurlExit, Progress
 
 _READY = b"\ndm-ready\n"

@@ -1,21 +1,23 @@
 """A program at work on the machine: how one is started, heard, waited for and ended, and which ones a machine has.
 
-A program says its process id first: closing an SSH channel does not end one that is busy, so it is ended by a second
-one.
+Our programs are the files in `scripts/`. Each is sent as one line: a csh as login shell passes on neither a newline nor
+a `!` without a blank after it. A program says its process id first: closing an SSH channel does not end one that is
+busy, so it is ended by a second one.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import threading
 import time
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Self
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
 from datamanager.transports.channel import Channel, RemoteProgram
-from datamanager.transports.remote.shell import shell_words
 from datamanager.transports.values import Progress
 
 _log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ _PID = re.compile(rb"^dm-pid (\d+)$", re.MULTILINE)
 _GRACE = 2.0
 """Seconds for a program that is to be ended to say its process id."""
 _MOST_OUTPUT = 64 * 1024
+_OPEN = re.compile(r"(?:^|; *)(?:do|then|else)$|\bcase .+ in$|[;&|{(]$")
+"""Where a line ends so, no `;` belongs behind it."""
 
 
 class Running:
@@ -173,3 +177,24 @@ def _probe(channel: Channel) -> frozenset[str]:
     except RemoteFailure:
         return frozenset()  # no exec on this machine
     return frozenset(name.decode("ascii") for name in _HAS.findall(out))
+
+
+def shell_words(name: str, words: Sequence[str]) -> list[str]:
+    """Return the command line that runs `scripts/<name>.sh` on a machine; `words` are its $1, $2, …"""
+    return ["sh", "-c", script(name), "sh", *words]
+
+
+@functools.cache
+def script(name: str) -> str:
+    """Return a program of `scripts/` as one line."""
+    return joined((files(__package__) / "scripts" / f"{name}.sh").read_text("utf-8"))
+
+
+def joined(text: str) -> str:
+    """Join a program's lines into one that does the same: comments and blank lines go, commands get their `;`.
+
+    A comment has a line of its own, and no word goes over the end of a line.
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    return "".join(line + (" " if _OPEN.search(line) else " ; ") for line in lines).rstrip("; ")

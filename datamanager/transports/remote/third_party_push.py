@@ -14,8 +14,7 @@ from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import shown
-from datamanager.transports.remote.running import end_by_input
-from datamanager.transports.remote.shell import shell_words
+from datamanager.transports.remote.running import end_by_input, shell_words
 from datamanager.transports.ssh.hostkeys import KnownHosts, address
 from datamanager.transports.ssh.openssh_client import option_words
 from datamanager.transports.values import Progress, PushTarget

@@ -23,8 +23,7 @@ from pathlib import Path
 from datamanager.errors import TransportError
 from datamanager.machines import Machine
 from datamanager.transports.channel import LONG_PATH, Channel, RemoteProgram
-from datamanager.transports.ssh.openssh_client import classify, start_ssh
-from datamanager.transports.ssh.openssh_program import OpenSshProgram
+from datamanager.transports.ssh.openssh_client import OpenSshProgram, classify, start_ssh
 from datamanager.transports.values import Bytes
 
 _log = logging.getLogger(__name__)

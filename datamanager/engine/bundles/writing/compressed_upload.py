@@ -14,7 +14,7 @@ from datamanager.engine.bundles.writing.bundle_content import Making
 from datamanager.engine.control import Control
 from datamanager.engine.endpoints import acquire_sessions
 from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
-from datamanager.engine.stored_hash import followed, following
+from datamanager.engine.single.verify import followed, following
 from datamanager.machines import VerifyPolicy
 
 
