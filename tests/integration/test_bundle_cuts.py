@@ -35,7 +35,7 @@ from tests.support.proxy import Proxy
 from tests.support.sshd import PrivateSshd
 
 WINDOW = 16 * MIB
-OVERHEAD = 4 * MIB
+OVERHEAD = 8 * MIB
 """Bytes of a connection that are no file's."""
 
 

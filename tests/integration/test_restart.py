@@ -31,7 +31,7 @@ MIB = 2**20
 BLOCK = 8 * MIB
 WINDOW = 2 * BLOCK
 SIZE = WINDOW + 24 * MIB + 12345
-OVERHEAD = 4 * MIB
+OVERHEAD = 8 * MIB
 """Bytes of a connection that are no file's: handshakes, packet headers, statuses."""
 
 
