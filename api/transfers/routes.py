@@ -27,7 +27,7 @@ from api.transfers.submit import enqueue, wait_for
 from datamanager import errors
 from datamanager.domain.states import TransferKind as Kind
 from models.submission import TransferRequest
-from models.transfers.stored_requests import REQUEST_OF_KIND
+from models.transfers.lookup import REQUEST_OF_KIND
 
 router = APIRouter(prefix="/DM", default_response_class=Response)
 

@@ -30,7 +30,7 @@ from models.core import idempotency
 from models.core.outbox import post_event
 from models.database import Database
 from models.submission import SealedRequest, SourceCheck, TransferRequest, prepare, submit
-from models.transfers.stored_requests import REQUEST_OF_KIND
+from models.transfers.lookup import REQUEST_OF_KIND
 
 BODY_MAX = 2**22
 """Bytes of a message: a batch of 10,000 items, unless their paths are long."""

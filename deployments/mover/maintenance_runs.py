@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.engine.control import Control
 from datamanager.errors import Cancelled, CatalogueUnavailable, DataManagerError, OrchestratorUnavailable
-from deployments.mover.warm_engine import run_warm
+from deployments.mover.flow_runner import run_warm
 from deployments.orchestrator.flow_registry import AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway, translated
 from deployments.transactions import read, write

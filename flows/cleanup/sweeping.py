@@ -20,8 +20,7 @@ from datamanager.domain.audit.partial_names import read_part, spared
 from datamanager.domain.audit.rules import Expected, below_any
 from datamanager.domain.location import PART_SUFFIX, temporary_name
 from datamanager.domain.states import ObjectStatus
-from datamanager.engine.cancellable_storage import CancellableStorage
-from datamanager.engine.control import Control
+from datamanager.engine.control import CancellableStorage, Control
 from datamanager.engine.inspection import storage_scan
 from datamanager.engine.inspection.directory_walk import DEPTH_MAX
 from datamanager.errors import DataManagerError, NoSpace, PathMissing, PathNotAllowed, PermissionDenied, RemoteFailure

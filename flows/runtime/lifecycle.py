@@ -41,8 +41,7 @@ from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import note_partial
-from models.transfers.lookup import find_by_flow_run, get_transfer
-from models.transfers.stored_requests import REQUEST_OF_KIND
+from models.transfers.lookup import REQUEST_OF_KIND, find_by_flow_run, get_transfer
 
 DOWNLOAD_OPTIONS = ("extract", "decompress", "credential")
 """Fields of forms that are options of a download."""

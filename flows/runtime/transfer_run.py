@@ -21,8 +21,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import TransferTerms
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Intent, Restart
-from datamanager.engine.cancellable_storage import CancellableStorage
-from datamanager.engine.control import WISHES, Control
+from datamanager.engine.control import WISHES, CancellableStorage, Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Storage
@@ -35,8 +34,7 @@ from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
 from models.transfers.items import in_doubt, machines_of
-from models.transfers.lookup import get_transfer
-from models.transfers.stored_requests import request_of
+from models.transfers.lookup import get_transfer, request_of
 
 Result = TypeVar("Result")
 

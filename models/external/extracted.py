@@ -22,8 +22,8 @@ from models.batches.item_admission import JudgedItem, claim_destinations, insert
 from models.batches.results import destination, enter_results, open_items, update_items
 from models.objects.catalogue import Facts, NewRow
 from models.transfers import outcomes
+from models.transfers.lookup import request_as
 from models.transfers.queue import TransferLease, held
-from models.transfers.stored_requests import request_as
 
 ARCHIVE = "archive"
 """The note that says which archive the items are of."""

@@ -1,21 +1,64 @@
-"""Transfers, looked up, also as Prefect's limits and states are compared with them. What movers do with them is in
-`queue`, how they end in `outcomes`.
+"""Transfers, looked up, also as Prefect's limits and states are compared with them; and their requests, typed again.
+What movers do with transfers is in `queue`, how they end in `outcomes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from datamanager.domain.archive.archive_requests import (
+    AcceptedActivate,
+    AcceptedArchive,
+    ActivateManyRequest,
+    ActivateRequest,
+    ArchiveManyRequest,
+    ArchiveRequest,
+)
 from datamanager.domain.location import Place, extracting_place
-from datamanager.domain.requests import CopyRequest, GetExternalRequest, TransferTerms
-from datamanager.errors import TaskEnded, TaskNotFound
+from datamanager.domain.requests import (
+    AcceptedBatch,
+    CopyManyRequest,
+    CopyRequest,
+    DeleteRequest,
+    GetExternalRequest,
+    MoveManyRequest,
+    MoveRequest,
+    TransferTerms,
+)
+from datamanager.domain.states import TransferKind
+from datamanager.errors import InternalError, TaskEnded, TaskNotFound
 from datamanager.machines import Machines
 from models.database import take_turns
 from models.tables import Transfer
+
+R = TypeVar("R", bound=TransferTerms)
+
+REQUEST_OF_KIND: dict[TransferKind, type[TransferTerms]] = {
+    TransferKind.COPY: CopyRequest,
+    TransferKind.MOVE: MoveRequest,
+    TransferKind.GETEXTERNAL: GetExternalRequest,
+    TransferKind.DELETE: DeleteRequest,
+    TransferKind.COPY_MANY: CopyManyRequest,
+    TransferKind.MOVE_MANY: MoveManyRequest,
+    TransferKind.ARCHIVE: ArchiveRequest,
+    TransferKind.ACTIVATE: ActivateRequest,
+    TransferKind.ARCHIVE_MANY: ArchiveManyRequest,
+    TransferKind.ACTIVATE_MANY: ActivateManyRequest,
+    TransferKind.GETEXTERNAL_MANY: GetExternalRequest,
+}
+"""The model of a request of each kind, as it comes in."""
+KEPT_OF_KIND: dict[TransferKind, type[TransferTerms]] = REQUEST_OF_KIND | {
+    TransferKind.COPY_MANY: AcceptedBatch,
+    TransferKind.MOVE_MANY: AcceptedBatch,
+    TransferKind.ARCHIVE_MANY: AcceptedArchive,
+    TransferKind.ACTIVATE_MANY: AcceptedActivate,
+}
+"""The same as it is kept on the row."""
 
 _LOCK = 0x646D736C  # of `take_turns`; no other number of ours
 
@@ -90,3 +133,16 @@ def by_flow_run(session: Session, flow_runs: Collection[UUID]) -> dict[UUID, Tra
     """Return the transfers of these flow runs, by flow run."""
     rows = session.scalars(select(Transfer).where(Transfer.flow_run_id.in_(flow_runs)))
     return {row.flow_run_id: row for row in rows if row.flow_run_id is not None}
+
+
+def request_as(transfer: Transfer, model: type[R], what: str) -> R:
+    """Return the request of a transfer that must be a `what`. Raises: InternalError for another one."""
+    request = request_of(transfer)
+    if not isinstance(request, model):
+        raise InternalError(f"transfer {transfer.id} is not a {what}")
+    return request
+
+
+def request_of(transfer: Transfer) -> TransferTerms:
+    """Return the transfer's request, typed again; of a batch what is kept of it."""
+    return KEPT_OF_KIND[TransferKind(transfer.kind)].model_validate(transfer.request)

@@ -27,9 +27,9 @@ from models.objects.claims import (
 from models.objects.origins import keep_origin
 from models.tables import Transfer
 from models.transfers.items import give_up_items
+from models.transfers.lookup import request_as
 from models.transfers.queue import TransferLease, advance, append_fault, held
 from models.transfers.secrets import forget
-from models.transfers.stored_requests import request_as
 
 MOVED = "Move successful"
 UNCHANGED = "unchanged"

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.engine.cancellable_storage import CancellableStorage, unwrapped
-from datamanager.engine.control import Control
+from datamanager.engine.control import CancellableStorage, Control, unwrapped
 from datamanager.errors import Cancelled, ConnectionLost
 from datamanager.machines import Machine
 from tests.contract.conftest import kill_sessions, opened

@@ -46,7 +46,7 @@ from models.objects.catalogue import Facts
 from models.objects.claims import claim_place
 from models.submission import SealedRequest
 from models.tables import Claim, DataObject, Transfer, TransferItem
-from models.transfers import outcomes, queue, stored_requests
+from models.transfers import lookup, outcomes, queue
 from models.transfers.items import count_items, select_items
 from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
@@ -144,7 +144,7 @@ def test_a_batch_is_one_transfer_and_its_items_are_rows(database: Database) -> N
         15,
     )
     assert (row.source_machine, row.destination_machine, row.destination_place) == ("alpha", "beta", None)
-    terms = stored_requests.request_of(row)
+    terms = lookup.request_of(row)
     assert isinstance(terms, AcceptedBatch)
     assert (terms.count, terms.overwrite, terms.verify, terms.machine) == (3, False, "size", "beta")
     assert set(row.request) == set(AcceptedBatch.model_fields)  # not the items

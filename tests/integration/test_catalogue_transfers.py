@@ -15,7 +15,7 @@ from datamanager.errors import InternalError, InvalidRequest, NoSpace, ObjectDel
 from models import submission
 from models.database import Database
 from models.objects.catalogue import Facts
-from models.transfers import lookup, outcomes, queue, stored_requests
+from models.transfers import lookup, outcomes, queue
 from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
     MACHINES,
@@ -54,7 +54,7 @@ def test_a_request_is_one_row_its_claims_and_its_messages(database: Database) ->
     assert (row.group, row.bytes_done, row.bytes_total) == ("fire", 0, 5)
     assert (row.attempts, row.epoch, row.owner, row.ended, row.faults, row.notes) == (0, 0, None, None, [], {})
     assert row.created.tzinfo is not None
-    assert stored_requests.request_of(row) == order("copy", source, "out/b.nc").fields
+    assert lookup.request_of(row) == order("copy", source, "out/b.nc").fields
     assert claims(database) == {
         ("place", "alpha:in/a.nc", source, None),
         ("read", None, source, transfer),

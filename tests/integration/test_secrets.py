@@ -23,7 +23,7 @@ from models.submission import SealedRequest, TransferRequest, prepare
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer
 from models.transfers import cancel_pause, outcomes, queue
 from models.transfers import secrets as transfer_secrets
-from models.transfers.stored_requests import request_of
+from models.transfers.lookup import request_of
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, submit
 
 SECRET = "hunter2-5ecret"

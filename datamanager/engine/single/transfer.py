@@ -13,8 +13,7 @@ from dataclasses import replace
 from datamanager.domain.plan import Route
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Attempt, Found, Moved, Restart
-from datamanager.engine.cancellable_storage import unwrapped
-from datamanager.engine.control import Control
+from datamanager.engine.control import Control, unwrapped
 from datamanager.engine.endpoints import acquire_sessions, concurrently, refuse_one_place
 from datamanager.engine.single.direct import push
 from datamanager.engine.single.restart import marker_of, resume

@@ -36,10 +36,9 @@ from datamanager.sources.sftp.ssh_login import Login, TrustedKeys, logged_in, pa
 from datamanager.sources.source_port import Source
 from datamanager.sources.terms.source_options import SftpOptions, option_error, plain_text, refuse_expect_type
 from datamanager.sources.terms.urls import FileUrl, parse_file_url
-from datamanager.transports.sftp.attributes import NO_ATTRIBUTES
 from datamanager.transports.sftp.errors import expect
 from datamanager.transports.sftp.files import SftpReader
-from datamanager.transports.sftp.wire import Wire, string, u32
+from datamanager.transports.sftp.wire import NO_ATTRIBUTES, Wire, string, u32
 
 PORTS = {"sftp": 22}
 

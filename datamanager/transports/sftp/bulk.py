@@ -44,10 +44,18 @@ from datamanager.transports.paths import from_wire, shown
 from datamanager.transports.remote.batch import digests, no_sync, syncing
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.remote.untar import unpack
-from datamanager.transports.sftp.attributes import NO_ATTRIBUTES, pack_attributes, unpack_space, unpack_stat
 from datamanager.transports.sftp.errors import SFTP_FAILURE, SPACE_IS_GONE, check, expect, status_error, write_error
 from datamanager.transports.sftp.pipeline import Work, close_handle, pipelined
-from datamanager.transports.sftp.wire import Wire, string, u32, u64
+from datamanager.transports.sftp.wire import (
+    NO_ATTRIBUTES,
+    Wire,
+    pack_attributes,
+    string,
+    u32,
+    u64,
+    unpack_space,
+    unpack_stat,
+)
 from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile
 
 _IN_FLIGHT = 64

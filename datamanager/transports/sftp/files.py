@@ -22,7 +22,6 @@ from paramiko.sftp import (
 from datamanager.errors import RemoteFailure, TransportError
 from datamanager.transports.channel import SLOW
 from datamanager.transports.paths import shown
-from datamanager.transports.sftp.attributes import unpack_stat
 from datamanager.transports.sftp.errors import (
     SFTP_FAILURE,
     SFTP_OP_UNSUPPORTED,
@@ -31,7 +30,7 @@ from datamanager.transports.sftp.errors import (
     expect,
     write_error,
 )
-from datamanager.transports.sftp.wire import Reply, Wire, string, u32, u64
+from datamanager.transports.sftp.wire import Reply, Wire, string, u32, u64, unpack_stat
 from datamanager.transports.values import Bytes, FileStat, NextRange
 
 WRITES_IN_FLIGHT = 16

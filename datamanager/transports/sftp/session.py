@@ -29,13 +29,20 @@ from datamanager.transports.bulk_port import Results
 from datamanager.transports.channel import Channel
 from datamanager.transports.paths import from_wire, shown
 from datamanager.transports.remote.running import InstalledPrograms
-from datamanager.transports.sftp.attributes import NO_ATTRIBUTES, pack_attributes, unpack_space, unpack_stat
 from datamanager.transports.sftp.bulk import NEW, STATVFS, SftpBulk
 from datamanager.transports.sftp.errors import SFTP_FAILURE, check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
 from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.server_copy import SftpPrograms
-from datamanager.transports.sftp.wire import Wire, string, u32
+from datamanager.transports.sftp.wire import (
+    NO_ATTRIBUTES,
+    Wire,
+    pack_attributes,
+    string,
+    u32,
+    unpack_space,
+    unpack_stat,
+)
 from datamanager.transports.values import FileKind, FileStat
 
 T = TypeVar("T")

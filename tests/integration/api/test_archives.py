@@ -12,8 +12,7 @@ import requests
 
 from datamanager.client import Client
 from datamanager.domain.states import ObjectStatus
-from models.transfers.lookup import get_transfer
-from models.transfers.stored_requests import request_of
+from models.transfers.lookup import get_transfer, request_of
 from tests.support.archiving import perform
 from tests.support.live_api import LiveApi
 

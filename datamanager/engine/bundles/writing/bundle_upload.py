@@ -38,8 +38,7 @@ from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
 from datamanager.engine.bundles.writing.bundle_content import BundleDigest, Making
 from datamanager.engine.bundles.writing.compressed_upload import send_compressed
 from datamanager.engine.bundles.writing.member_probe import look
-from datamanager.engine.cancellable_storage import unwrapped
-from datamanager.engine.control import Control
+from datamanager.engine.control import Control, unwrapped
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
