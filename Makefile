@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # What needs no server. CONTRIBUTING.md has the minutes of all targets.
 quick:
 	@sh deployments/bootstrap.sh dev
-	@$(TESTS) -m "not server and not slow" $(ARGS)
+	@$(TESTS) --ignore=tests/e2e -m "not server and not slow" $(ARGS)
 
 # All but what is marked as slow; CI runs both.
 test:

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import event
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import NewObject
@@ -34,13 +36,19 @@ _ENGINES: dict[str, Database] = {}
 
 
 def kept(url: str) -> Database:
-    """Return the catalogue at `url`, the same object each time.
+    """Return the catalogue at `url`, the same object each time; what it commits need not survive a power cut.
 
     SQLAlchemy keeps what it compiled with the engine: a new engine a test costs as much as the rest of many tests.
     """
     if url not in _ENGINES:
-        _ENGINES[url] = Database(url)
+        database = _ENGINES[url] = Database(url)
+        if not database.is_postgresql:
+            event.listen(database.engine, "connect", _commit_lazily)
     return _ENGINES[url]
+
+
+def _commit_lazily(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous=OFF").close()
 
 
 @contextmanager
