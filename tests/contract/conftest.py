@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.sftp.pool import SftpStorage
+from tests.support.process import signal_each
 from tests.support.sshd import PrivateSshd
 
 MachineMaker = Callable[..., Machine]
@@ -72,9 +73,7 @@ def usable(storage: SftpStorage) -> int:
 
 
 def kill_sessions(server: PrivateSshd, which: signal.Signals = signal.SIGKILL) -> None:
-    for pid in server.descendants():
-        with suppress(ProcessLookupError):  # one goes as the other was killed
-            os.kill(pid, which)
+    signal_each(server.descendants(), which)
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from datamanager.transports.values import FileKind, NewFile
 from tests.contract.conftest import ask_for_programs, commands, until, usable
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
+from tests.support.process import signal_each
 from tests.support.sshd import PrivateSshd
 
 R = TypeVar("R")
@@ -390,8 +391,7 @@ def test_without_a_shell(tmp_path: Path, control_dir: Path, connection: str) -> 
 
 
 def kill(server: PrivateSshd) -> None:
-    for pid in server.descendants():
-        os.kill(pid, signal.SIGKILL)
+    signal_each(server.descendants(), signal.SIGKILL)
 
 
 def open_files(server: PrivateSshd, folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ from datamanager.transports.port import Session
 from datamanager.transports.values import no_progress
 from tests.contract.conftest import ask_for_programs, commands, kill_sessions, opened, until
 from tests.contract.test_transport import BLOCK, NAMES
+from tests.support.process import signal_each
 from tests.support.sshd import PrivateSshd
 
 STEP = 32 * 1024 * 1024
@@ -135,8 +136,7 @@ def test_a_follower_whose_server_is_killed(
             if killed == "everything":
                 kill_sessions(alone)
             else:
-                for pid in alone.children():
-                    os.kill(pid, signal.SIGKILL)
+                signal_each(alone.children(), signal.SIGKILL)
             follower.advance(2 * STEP)
             with pytest.raises(NotSupported):
                 follower.result(no_progress)
@@ -158,12 +158,10 @@ def test_advance_does_not_wait_for_a_program_that_stands_still(
         with session.programs.follow(str(file)) as follower:
             assert until(lambda: at_work(file))
             programs = set(alone.descendants()) - before
-            for pid in programs:
-                os.kill(pid, signal.SIGSTOP)
+            signal_each(programs, signal.SIGSTOP)
             for end in range(0, 450_000 * STEP, STEP):
                 follower.advance(end)
-            for pid in programs:
-                os.kill(pid, signal.SIGCONT)
+            signal_each(programs, signal.SIGCONT)
             with pytest.raises(NotSupported):
                 follower.result(no_progress)
         assert until(lambda: set(alone.descendants()) <= before)

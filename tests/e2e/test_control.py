@@ -6,11 +6,9 @@ so a transfer that waits for a frozen machine ends only because it was stopped.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from sqlalchemy import select
 from models.database import Database
 from models.tables import OutboxMessage
 from tests.support.prefect import PrefectApi
+from tests.support.process import signal_each
 from tests.support.proxy import Proxy
 from tests.support.site import Site, eventually, make_site, sha256, some_bytes
 from tests.support.sshd import PrivateSshd
@@ -150,8 +149,7 @@ def test_cancelled_while_a_machine_is_frozen(
     task = copy(site, uuid, f"frozen/{end}.bin", bandwidth=SLOW)
     moving(site, task)
     frozen = servers[0 if end == "archer2" else 1].descendants()
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+    signal_each(frozen, signal.SIGSTOP)
     try:
         done = -1
         while done != (done := site.status(task)["bytes_done"]):
@@ -159,9 +157,7 @@ def test_cancelled_while_a_machine_is_frozen(
         assert site.ask("DELETE", f"async/status/{task}").status_code == 202
         status = site.wait(task)
     finally:
-        for pid in frozen:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        signal_each(frozen, signal.SIGCONT)
     assert (status["status"], status["error"]["code"]) == ("ERROR", "cancelled")
     wait_clean(site)
     assert site.wait(copy(site, uuid, f"frozen/{end}.bin"))["status"] == "COMPLETE"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamanager.machines import Machine
+from tests.support.process import signal_each
 from tests.support.programs import find_program
 from tests.support.proxy import Proxy
 from tests.support.sshd import PrivateSshd, find_sshd
@@ -47,15 +47,9 @@ class FarSshd(PrivateSshd):
     def freeze(self, seconds: float) -> int:
         """Stop every session that there is now for so long; return how many processes that were."""
         frozen = self.descendants()
-        _signal(frozen, signal.SIGSTOP)
+        signal_each(frozen, signal.SIGSTOP)
         try:
             time.sleep(seconds)
         finally:
-            _signal(frozen, signal.SIGCONT)
+            signal_each(frozen, signal.SIGCONT)
         return len(frozen)
-
-
-def _signal(pids: list[int], signum: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signum)

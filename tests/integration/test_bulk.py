@@ -49,6 +49,7 @@ from datamanager.transports.values import NewFile
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
 from tests.support.ends import Ends
+from tests.support.process import signal_each
 from tests.support.sshd import PrivateSshd
 
 MTIME = 1_500_000_000
@@ -523,8 +524,7 @@ def test_a_connection_that_breaks_ends_the_chunk(
     some_files(batch, 600, largest=3000)  # more than are read ahead
 
     def kill() -> None:
-        for pid in sshd_pair[which].descendants():
-            os.kill(pid, signal.SIGKILL)
+        signal_each(sshd_pair[which].descendants(), signal.SIGKILL)
 
     with pytest.raises(DataManagerError) as caught:
         batch.stage(Stopping(batch, kill))

@@ -24,7 +24,7 @@ from datamanager.engine.single.probe import probe
 from datamanager.engine.single.verify import verify
 from datamanager.errors import Cancelled, DestinationExists, SourceChanged
 from tests.support.ends import Ends
-from tests.support.process import Process, command_line
+from tests.support.process import Process, command_line, signal_each
 from tests.support.sshd import PrivateSshd
 
 pytestmark = pytest.mark.server
@@ -106,6 +106,10 @@ def programs_left(*servers: PrivateSshd) -> list[str]:
 def serving(server: PrivateSshd, program: str) -> list[int]:
     """Return the pids below the server that run a program."""
     return [pid for pid in server.descendants() if command_line(pid).split(" ")[0] == program]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def carry(job: Attempt) -> Found:
@@ -296,11 +300,9 @@ def test_a_cut_connection_leaves_a_prefix_and_the_relay_goes_on(
         Path(found.part).write_bytes(DATA[:offset])
 
     def cut() -> None:
-        for pid in serving(servers[1], "cat"):
-            session = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            os.kill(session, signal.SIGKILL)  # of the server; the program sees the end of its input
-        for pid in serving(servers[0], str(shutil.which("ssh"))):
-            os.kill(pid, signal.SIGKILL)
+        sessions = [parent_of(pid) for pid in serving(servers[1], "cat")]
+        signal_each(sessions, signal.SIGKILL)  # of the server; the program sees the end of its input
+        signal_each(serving(servers[0], str(shutil.which("ssh"))), signal.SIGKILL)
 
     thread = in_the_middle(cut, job, found)
     assert direct.push(job, found, Control(), offset) is None
@@ -320,15 +322,13 @@ def test_a_stall_is_given_up(servers: tuple[PrivateSshd, PrivateSshd], tmp_path:
         stopped: list[int] = []
 
         def stall() -> None:
-            for pid in serving(second, "cat"):
-                os.kill(pid, signal.SIGSTOP)
-                stopped.append(pid)
+            stopped.extend(serving(second, "cat"))
+            signal_each(stopped, signal.SIGSTOP)
 
         thread = in_the_middle(stall, job, found)
         assert direct.push(job, found, Control()) is None
         thread.join()
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+        signal_each(stopped, signal.SIGCONT)
         assert not programs_left(*servers)
         assert Path(found.part).stat().st_size < LARGE
 
@@ -341,8 +341,7 @@ def test_programs_end_when_the_mover_dies(servers: tuple[PrivateSshd, PrivateSsh
         found = probe(job)
 
         def cut() -> None:
-            for pid in first.children():  # our own connections to the source, as if we were gone
-                os.kill(pid, signal.SIGKILL)
+            signal_each(first.children(), signal.SIGKILL)  # our own connections to the source, as if we were gone
             control.stop(Cancelled("enough"))
 
         thread = in_the_middle(cut, job, found)

@@ -54,7 +54,7 @@ from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, check_download, chunked, open_download
 from tests.support.ends import Ends
 from tests.support.odd_http import OddServer, Step, answer, ok, redirect
-from tests.support.process import command_line
+from tests.support.process import command_line, signal_each
 from tests.support.source_servers import CutProxy
 from tests.support.sshd import PrivateSshd
 from tests.support.web import PASSWORD, USER, Web
@@ -523,8 +523,7 @@ def test_a_curl_that_hangs(machine: Machine, server: OddServer, monkeypatch: pyt
     def stop() -> None:
         waited(lambda: server.heads)  # before that, a curl is asked for its version
         pids.extend(machine.running())
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        signal_each(pids, signal.SIGSTOP)
 
     thread = threading.Thread(target=stop)
     thread.start()
@@ -536,8 +535,7 @@ def test_a_curl_that_hangs(machine: Machine, server: OddServer, monkeypatch: pyt
     finally:
         giving_up.cancel()
         thread.join()
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        signal_each(pids, signal.SIGCONT)
     assert pids
     machine.require_nothing()
 
@@ -713,8 +711,7 @@ def test_the_leash_ends_curl_when_the_connection_goes(tmp_path: Path, server: Od
 
         def cut() -> None:
             pids.extend(made.running())
-            for pid in sshd.children():
-                os.kill(pid, signal.SIGKILL)
+            signal_each(sshd.children(), signal.SIGKILL)
 
         thread = in_the_middle(made, cut)
         with pytest.raises(DataManagerError) as lost:
@@ -823,8 +820,7 @@ def test_a_curl_that_is_killed_is_followed_by_another_one(machine: Machine, serv
     server.answers["/"] = parts = Parts(server)
 
     def kill() -> None:
-        for pid in machine.running():
-            os.kill(pid, signal.SIGKILL)
+        signal_each(machine.running(), signal.SIGKILL)
 
     thread = in_the_middle(machine, kill, 2 * MIB)
     assert machine.got(server.url("/")) == BODY
@@ -847,9 +843,7 @@ def test_cut_at_random_places(tmp_path: Path, server: OddServer, monkeypatch: py
             blow = chance.choice(["curl", "connection", "attempt"])
             if blow == "attempt":
                 made.control.stop(Paused("later"))
-            for pid in {"curl": made.running, "connection": sshd.children}.get(blow, list)():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            signal_each({"curl": made.running, "connection": sshd.children}.get(blow, list)(), signal.SIGKILL)
 
         def attempt(ended: threading.Event) -> bytes | None:
             try:

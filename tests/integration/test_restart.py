@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -24,6 +23,7 @@ from datamanager.engine.single.verify import verify
 from datamanager.errors import Cancelled, ChecksumMismatch, ConnectionLost, DataManagerError, MachineUnavailable
 from datamanager.machines import Machine
 from tests.support.ends import Ends
+from tests.support.process import signal_each
 from tests.support.proxy import Proxy
 from tests.support.sshd import PrivateSshd
 
@@ -188,9 +188,7 @@ def test_the_same_try_goes_on_after_the_sftp_server_was_killed(
             before = self.bytes_done
             super().advance(count)
             if before < WINDOW + 12 * MIB <= self.bytes_done:
-                for pid in sshd_pair[1].descendants():
-                    with contextlib.suppress(ProcessLookupError):  # it went with its parent
-                        os.kill(pid, signal.SIGKILL)
+                signal_each(sshd_pair[1].descendants(), signal.SIGKILL)
 
     with pytest.raises((ConnectionLost, MachineUnavailable)):
         site.attempt(job, Kills())

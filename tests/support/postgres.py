@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
 from tests.support.ports import free_port
-from tests.support.process import Process, children_of, command_line
+from tests.support.process import Process, children_of, command_line, signal_each
 from tests.support.programs import find_program
 
 START_TIMEOUT = 60.0
@@ -141,9 +140,7 @@ class Postgres(Databases):
             os.kill(self.process.pid, signal.SIGSTOP)
             family = children_of(self.process.pid)
             self.process.kill()
-            for pid in family:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            signal_each(family, signal.SIGKILL)
             while any(command_line(pid) for pid in family):
                 time.sleep(0.01)
 

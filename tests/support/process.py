@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -160,12 +160,17 @@ def session_members(session: int) -> list[int]:
     return found
 
 
+def signal_each(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to each process that is still there: one may end because another one was killed."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def kill_session(session: int) -> None:
     """Kill every process of a session, also those that are being started meanwhile."""
     while members := session_members(session):
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        signal_each(members, signal.SIGKILL)
         time.sleep(0.01)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from models import migrate
 from models.database import Database
 from tests.support.ports import free_port
 from tests.support.prefect import answers, prefect_environment
-from tests.support.process import Process, clean_environment
+from tests.support.process import Process, clean_environment, signal_each
 
 START_TIMEOUT = 300.0
 """Seconds until a service that is not ready fails the test."""
@@ -104,8 +103,7 @@ class DataManagerService:
         Raises: AssertionError if a child outlives it.
         """
         session = self.supervisor.pid
-        for pid in self.supervisor.members():
-            os.kill(pid, signal.SIGINT)
+        signal_each(self.supervisor.members(), signal.SIGINT)
         deadline = time.monotonic() + STOP_TIMEOUT
         while self.supervisor.running and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -240,8 +238,7 @@ class DataManagerService:
         pids = self._pids(words)
         if not pids:
             raise RuntimeError(f"no process with {words} in its command line")
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        signal_each(pids, signal.SIGKILL)
         deadline = time.monotonic() + STOP_TIMEOUT
         # a killed process is not gone at once: its command line is, before it can be waited for
         while time.monotonic() < deadline and (

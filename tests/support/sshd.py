@@ -19,7 +19,7 @@ import pytest
 
 from datamanager.machines import Machine
 from tests.support.ports import free_port
-from tests.support.process import children_of
+from tests.support.process import children_of, signal_each
 
 START_TIMEOUT = 60.0
 """Seconds until a server that does not listen fails the test."""
@@ -82,9 +82,7 @@ class PrivateSshd:
             return
         deadline = time.monotonic() + START_TIMEOUT
         while (sessions := self.descendants()) and time.monotonic() < deadline:
-            for pid in sessions:  # first, while the server is there to reap them
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            signal_each(sessions, signal.SIGKILL)  # first, while the server is there to reap them
             time.sleep(0.02)
         self._process.terminate()
         self._process.wait(START_TIMEOUT)
