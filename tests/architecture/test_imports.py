@@ -36,11 +36,12 @@ for _, path in ours:
         elif isinstance(node, ast.ImportFrom):
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
-            if name.partition(".")[0] not in packages:
+            module, _, attribute = name.rpartition(".")
+            if name.partition(".")[0] not in packages and not hasattr(sys.modules.get(module), attribute):
                 try:
                     importlib.import_module(name)
                 except ImportError:
-                    pass  # a name in a module
+                    pass  # a name for type checkers, or a module of another Python
 
 seen = []
 WATCHED = ("socket.connect", "socket.bind", "socket.__new__", "subprocess.Popen", "os.fork", "os.mkdir", "os.remove",

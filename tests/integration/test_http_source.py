@@ -191,13 +191,13 @@ def test_a_server_that_stalls_or_drips_is_given_up(server: OddServer, name: str)
 
 def test_a_slow_reader_is_not_a_slow_server(server: OddServer) -> None:
     server.answers["/"] = [ok(BODY)]
-    source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, connect_timeout=30, read_timeout=2)
+    source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, connect_timeout=30, read_timeout=1)
     with source.open() as download:
         total = 0
         for number, block in enumerate(download.blocks()):
             total += len(block)
             if number < 2:
-                time.sleep(2.5)
+                time.sleep(1.2)
     assert total == len(BODY)
 
 

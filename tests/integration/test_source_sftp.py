@@ -224,7 +224,7 @@ def test_only_regular_files(sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_path
 
 def test_short_reads_are_completed(odd: OddSftp) -> None:
     whole = honest(BODY)
-    odd.read = lambda offset, length: whole(offset, min(length, 7000 + offset % 11))
+    odd.read = lambda offset, length: whole(offset, min(length, 20_000 + offset % 11))
     assert fetch(odd.url, options(odd)) == BODY
 
 

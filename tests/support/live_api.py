@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +39,15 @@ MOVER = "mover-of-the-test"
 Judge = Callable[[Transfer], DataManagerError | None]
 
 
+class _Server(uvicorn.Server):
+    """Ends when it is told to: uvicorn itself looks ten times a second only."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # sets the headers of all answers
+        while not self.should_exit:
+            await asyncio.sleep(0.01)
+
+
 class LiveApi:
     """An API served from a thread, with the local machines `here` and `there`, and `gone`, which can't be reached;
     `archives` are further local ones, that keep bundles. The catalogue at `catalogue_url` has its schema.
@@ -71,7 +81,7 @@ class LiveApi:
         self.context = make_context(self.settings, self.machines, self.database, self.storages, self._count)
         self.app = create_app(self.context)
         config = uvicorn.Config(self.app, port=self.settings.port, log_config=None, access_log=False, ws="none")
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, name="live-api")
         self.url = self.settings.api_url
 
