@@ -1,10 +1,11 @@
-"""The flow that carries out the rules of retention.toml. It is no transfer: it takes none of their slots."""
+"""The flow that carries out the rules of retention.toml, and its report in Prefect. It takes no transfer's slot."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from prefect import flow
@@ -16,19 +17,23 @@ from datamanager.domain.retention.decisions import Decider
 from datamanager.domain.retention.rules import RetentionRules, load_rules
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, DutyTaken, InternalError, LeaseLost
-from flows.retention.report import show_run
+from flows.audit.report import show_table
 from flows.retention.run import Retaining
 from flows.runtime.maintenance import control_of, duty, pause, this_run, threaded, writing
+from flows.runtime.progress import human
 from flows.runtime.services import Services, services
 from models.database import now
 from models.retention import marks
 from models.retention import runs as retention_runs
-from models.retention.report import Report, make_decider, plan
+from models.retention.report import Report, make_decider, plan, total
 from models.retention.runs import DUTY, RetentionTerms
 from models.tables import RetentionRun
 
 PATIENCE = 60.0
 """Seconds that a run waits for another one to end, or for the lease of a dead one to run out."""
+
+TOP = 100
+"""Objects that the artifact shows; more of them are at /DM/retention/runs/{id}."""
 
 
 @flow(name="retention", persist_result=False)
@@ -126,3 +131,39 @@ async def _end(parts: Services, run: UUID, report: Report, error: str | None) ->
 
     await asyncio.to_thread(forget)
     return await show_run(row)
+
+
+async def show_run(row: RetentionRun) -> str:
+    """Leave the report of a run on its flow run's page; return it in one line."""
+    text = in_words(row)
+    lines = [_line(one, one["objects"], "(all)") for one in row.counts]
+    lines += [_line(one, 1, f"{one['object']} {one['machine']}:{one['place']}") for one in row.lines[:TOP]]
+    await show_table("retention", lines, f"{text}\n\nMore: `GET /DM/retention/runs/{row.id}`")
+    return text
+
+
+def in_words(row: RetentionRun) -> str:
+    """Say what a run did, in one line."""
+    acted, size = total(row.counts, "act")
+    marked, spared = total(row.counts, "mark")[0], total(row.counts, "spare")[0]
+    failed, voided = total(row.counts, "failed")[0], total(row.counts, "void")[0]
+    if row.dry_run:
+        text = f"dry run: {acted:,} objects ({human(size)}) would be acted on, {marked:,} marked, {spared:,} spared"
+    else:
+        text = f"{acted:,} objects acted on, {marked:,} marked, {spared:,} spared, {human(row.bytes_freed)} freed"
+    text += f", {failed:,} failed" if failed else ""
+    text += f", {voided:,} marks removed" if voided else ""
+    text += f", {row.pending:,} pending" if row.pending else ""
+    return f"{text}; {row.error}" if row.error else text
+
+
+def _line(one: dict[str, Any], objects: int, what: str) -> dict[str, Any]:
+    return {
+        "rule": one["rule"],
+        "action": one["action"],
+        "what": one["verdict"],
+        "why": one.get("detail") or one["reason"] or "",
+        "objects": objects,
+        "bytes": human(one["bytes"]),  # unknown for None
+        "object": what,
+    }

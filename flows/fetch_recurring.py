@@ -1,8 +1,10 @@
-"""The flow that fetches one moment of a schedule. It is no transfer: it makes one, which movers run as any other."""
+"""The flow that fetches one moment of a schedule, and the end of such runs. It is no transfer: it submits one."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from datetime import UTC, datetime
 from uuid import UUID
@@ -12,9 +14,8 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 
 from datamanager.domain.timing import read_time
-from datamanager.errors import InternalError, InvalidRequest, by_code
+from datamanager.errors import InternalError, InvalidRequest, ScheduleNotFound, by_code
 from datamanager.sealing import Sealer
-from flows.external.versions import finish
 from flows.runtime.maintenance import control_of, pause, writing
 from flows.runtime.services import Services, services
 from models.external import schedules
@@ -23,6 +24,8 @@ from models.tables import ScheduleRun, Transfer
 LOOK_EVERY = 1.0  # seconds
 PATIENCE = 900.0
 """Seconds that a run waits for its transfer. A mover notes the end of a longer one, whether or not a run waits."""
+
+log = logging.getLogger(__name__)
 
 
 @flow(name="recurring", persist_result=False)
@@ -77,3 +80,17 @@ def _why(parts: Services, run: ScheduleRun) -> str:
         if transfer is not None and transfer.error_detail:
             return transfer.error_detail
     return f"the scheduled time was refused: {run.code}"
+
+
+def finish(parts: Services, only: UUID | None = None) -> None:
+    """Record how the runs of all schedules, or of one, ended, and submit deletes of old versions. Blocks; any mover may
+    do it at any time. Raises: CatalogueUnavailable.
+    """
+    with parts.database.read() as session:
+        ended = {run.schedule_id for run in schedules.unsettled(session, only)}
+    for schedule in ended:
+        dropped: list[UUID] = []
+        with contextlib.suppress(ScheduleNotFound), parts.database.write() as session:
+            dropped = schedules.drop_old_versions(session, parts.machines, schedule)
+        if dropped:
+            log.info("schedule %s: %d old versions are deleted", schedule, len(dropped))

@@ -7,7 +7,7 @@ from prefect.logging import get_run_logger
 
 from datamanager.errors import DataManagerError, DutyTaken, InvalidRequest
 from flows.audit.report import show_table
-from flows.cleanup.partial_files import clear_up
+from flows.cleanup.leftovers import clear_up
 from flows.cleanup.sweeping import Sweeper, Swept
 from flows.runtime.maintenance import duty, threaded
 from flows.runtime.progress import human

@@ -37,8 +37,7 @@ from models.database import now, wake
 from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
-from models.transfers.lookup import destination_of
-from models.transfers.secrets import keep
+from models.transfers.lookup import destination_of, keep_secrets
 
 SourceCheck = Callable[[GetExternalRequest], None]
 """Refuses at once what would be refused before a byte is fetched, such as the address of a URL. May block."""
@@ -123,7 +122,7 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
     session.add(transfer)
     session.flush()
     if request.sealed is not None:
-        keep(session, transfer.id, request.sealed)
+        keep_secrets(session, transfer.id, request.sealed)
     post_request(session, transfer)
     post_transfer_event(session, transfer, "queued", {})
     wake(session, "queued")

@@ -16,9 +16,8 @@ from starlette.responses import Response
 
 from api.context import Context, In
 from api.http import openapi
-from api.http.bodies import read_request
 from api.http.idempotency import Slot, mutate
-from api.http.ids import schedule_id_of
+from api.http.request_parts import read_request, schedule_id_of
 from api.http.responses import json_response
 from api.schedules.views import RemovedView, ScheduleView, schedule_view
 from datamanager import errors

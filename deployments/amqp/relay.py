@@ -22,9 +22,9 @@ from datamanager.errors import CatalogueUnavailable
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.topology import REQUESTS_QUEUE
 from deployments.periodic import every
-from deployments.transactions import read, write
 from models.core.leases import drop_lease, hold_lease
 from models.core.outbox import mark_sent, unsent
+from models.core.transactions import read, write
 from models.database import Database
 from models.tables import OutboxMessage
 

@@ -28,11 +28,10 @@ from deployments.mover.machine_probes import MachineProbes
 from deployments.mover.maintenance_runs import AT_ONCE, start_retention
 from deployments.orchestrator.schedule_sync import ScheduleSync
 from deployments.periodic import every
-from deployments.transactions import write
-from flows.archive.reclaiming import reclaim
-from flows.cleanup.partial_files import clear_up
+from flows.cleanup.leftovers import clear_up, reclaim
 from flows.runtime.services import Services
 from models.core.listen import Listener
+from models.core.transactions import write
 from models.housekeeping import tidy
 
 THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare

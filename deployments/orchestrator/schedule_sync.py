@@ -22,10 +22,9 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
 from datamanager.domain.recurring import read_interval
 from deployments.orchestrator.gateway import PrefectGateway
-from deployments.transactions import leased, read, write
-from flows.external.versions import finish
-from flows.fetch_recurring import recurring
+from flows.fetch_recurring import finish, recurring
 from flows.runtime.services import Services
+from models.core.transactions import leased, read, write
 from models.external import schedules
 from models.external.schedules import Rhythm
 

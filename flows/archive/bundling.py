@@ -154,7 +154,7 @@ class BundleWork:
         return self._run.write_now(archive_items.begin_bundle, numbers, machine, pack, VerifyLevel(self._terms.verify))
 
     def _abandon(self) -> None:
-        """Give the bundle up, if it was begun; a mover removes what there is of it (`flows.archive.reclaiming`)."""
+        """Give the bundle up, if it was begun; a mover removes what there is of it (`flows.cleanup.leftovers`)."""
         if self._bundle is not None:
             self._run.write_now(archive_items.abandon_bundle, self._bundle)
 

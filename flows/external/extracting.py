@@ -27,7 +27,7 @@ from datamanager.machines import VerifyPolicy
 from datamanager.sources.download_terms import parse_terms
 from datamanager.sources.terms.urls import public_url
 from datamanager.transports.port import Session
-from flows.archive.members import MembersChunk
+from flows.archive.recalling import MembersChunk
 from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
 from models.external import extracted

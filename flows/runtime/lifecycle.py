@@ -33,7 +33,7 @@ from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import refuse_secrets
 from flows.runtime.maintenance import writing
 from flows.runtime.monitor import NOTE_EVERY, watched, wish
-from flows.runtime.naming import describe_run
+from flows.runtime.progress import describe_run
 from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current

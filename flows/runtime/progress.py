@@ -1,4 +1,4 @@
-"""What a person sees of a transfer in the Prefect UI: a bar that moves while bytes move, and a summary at the end."""
+"""What a person sees of a transfer in the Prefect UI: the run's name and tags, a bar while bytes move, a summary."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
+from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 
-from datamanager.domain.states import TransferStatus, Verified
+from datamanager.domain.states import TransferKind, TransferStatus, Verified
 from datamanager.engine.attempt import Found, Intent
 from datamanager.engine.control import Control
 from datamanager.sources.terms.urls import public_url
-from flows.runtime.naming import run_name
 from flows.runtime.transfer_run import TransferRun
-from models.tables import TransferItem
+from models.tables import Transfer, TransferItem
 from models.transfers.items import BatchCounts, count_items, select_items
 
 FAILED_SHOWN = 50  # failed items of a batch
@@ -24,6 +24,9 @@ SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
 log = logging.getLogger(__name__)
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+NAME_MAX = 200
+log = logging.getLogger(__name__)
 
 
 class ProgressArtifact:
@@ -114,3 +117,39 @@ def _cell(text: str) -> str:
     for sign in "\\`*_{}[]<>|#":
         plain = plain.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
     return plain
+
+
+def run_name(row: Transfer) -> str:
+    """Return the run's name for a transfer."""
+    kind = TransferKind(row.kind)
+    places = [row.source_place, row.destination_place]
+    path = next(filter(None, reversed(places) if kind is TransferKind.ACTIVATE else places), "")  # not the bundle's
+    name = path.rpartition("/")[2]
+    if kind.many and kind is not TransferKind.GETEXTERNAL_MANY:
+        verb, count = kind.value.partition("_")[0], row.request.get("count", "many")
+        ends = f"{row.source_machine or 'several'} → {row.destination_machine or 'several'}"
+        return f"{verb} {count} objects {ends}"[:NAME_MAX]
+    if kind is TransferKind.DELETE:
+        text = f"delete {name} on {row.source_machine or 'its archive'}"
+    elif kind is TransferKind.GETEXTERNAL_MANY:
+        text = f"getexternal files of {row.request.get('filename', '')} → {row.destination_machine}"
+    elif kind is TransferKind.GETEXTERNAL:
+        text = f"getexternal {name} → {row.destination_machine}"
+    else:
+        text = f"{kind} {name} {row.source_machine} → {row.destination_machine}"
+    return " ".join(text.split())[:NAME_MAX]
+
+
+def run_tags(row: Transfer) -> list[str]:
+    """Return the run's tags: kind, machines, group."""
+    tags = [row.kind, *(m for m in (row.source_machine, row.destination_machine) if m), row.group]
+    return sorted({tag[:100] for tag in tags if tag})
+
+
+async def describe_run(flow_run: UUID, row: Transfer) -> None:
+    """Name and tag a run that was begun in the UI or by a schedule, now that its transfer is known."""
+    try:
+        async with get_client() as client:
+            await client.update_flow_run(flow_run, name=run_name(row), tags=run_tags(row))
+    except (httpx.HTTPError, PrefectException) as exc:
+        log.warning("run %s can't be named: %s", flow_run, exc)

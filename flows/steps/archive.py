@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.errors import DataManagerError, SourceNotRemoved, Staging
-from flows.archive import bundling, members, recalling, staging
+from flows.archive import bundling, recalling
 from flows.runtime.tasks import require_items_fault, step, threaded
 from flows.runtime.transfer_run import TransferRun, current
 from models.archive import items as archive_items
@@ -47,7 +47,7 @@ async def make_bundle(number: int, count: int, items: Numbers) -> None:
 async def recall(number: int, count: int, items: Numbers) -> None:
     """Bring back those of a bundle's items that are not done yet."""
     run = current()
-    perform = members.performing(run, items, recalling.RecallChunk)
+    perform = recalling.performing(run, items, recalling.RecallChunk)
     await carry(run, perform, f"recall {number} of {count}", run.item_errors)
 
 
@@ -82,8 +82,7 @@ def _staged(run: TransferRun) -> tuple[list[Numbers], Staging | None]:
     if not any(row.notes.get("intent") for row in rows):
         run.control.unshield()  # no file can have its name: whoever wants this to stop is heard
     run.control.check()
-    groups, again = staging.split(run, recalling.plan(run, rows), rows)
-    return groups, staging.waiting(again) if again else None
+    return recalling.split(run, recalling.plan(run, rows), rows)
 
 
 def _to_do(run: TransferRun) -> list[TransferItem]:

@@ -202,7 +202,7 @@ def _transferring(run: TransferRun) -> Task[[Found], Coroutine[Any, Any, Moved]]
 
 async def discard(run: TransferRun, found: Found) -> None:
     """Remove what a failed transfer left beside the destination; on a machine that is away it stays for now: see
-    `flows.cleanup.partial_files`."""
+    `flows.cleanup.leftovers`."""
     try:
         await asyncio.to_thread(stream.discard, run.job(), found)
         run.leaves_partial = False

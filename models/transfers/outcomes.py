@@ -27,9 +27,8 @@ from models.objects.claims import (
 from models.objects.origins import keep_origin
 from models.tables import Transfer
 from models.transfers.items import give_up_items
-from models.transfers.lookup import request_as
+from models.transfers.lookup import forget_secrets, request_as
 from models.transfers.queue import TransferLease, advance, append_fault, held
-from models.transfers.secrets import forget
 
 MOVED = "Move successful"
 UNCHANGED = "unchanged"
@@ -205,7 +204,7 @@ def _end(session: Session, row: Transfer, status: TransferStatus, event: str, da
     row.bytes_per_second = None
     row.paused, row.stop_requested = False, None
     free_claims_of_transfer(session, row.id)
-    forget(session, row.id)
+    forget_secrets(session, row.id)
     post_transfer_event(session, row, event, data)
     wake(session, f"ended:{row.id}")
 

@@ -25,8 +25,8 @@ from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
-from flows.archive import members
-from flows.cleanup.partial_files import clear_up
+from flows.archive import recalling
+from flows.cleanup.leftovers import clear_up
 from flows.external import extracting
 from flows.runtime import transfer_run
 from flows.runtime.services import Services
@@ -114,7 +114,7 @@ def extract(work: TransferRun, data: bytes) -> None:
     """Do all but the end of a transfer, as its flow does."""
     archive = enter(work, data)
     for numbers in extracting.plan(work):
-        members.performing(work, numbers, lambda by, rows: extracting.ExtractChunk(by, rows, archive))()
+        recalling.performing(work, numbers, lambda by, rows: extracting.ExtractChunk(by, rows, archive))()
 
 
 def dies(parts: Services, transfer: UUID, data: bytes, control: Control) -> None:

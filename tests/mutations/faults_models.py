@@ -236,7 +236,7 @@ MODEL_FAULTS = (
     Fault(
         "secrets: they stay when the transfer has ended",
         "models/transfers/outcomes.py",
-        "    forget(session, row.id)\n",
+        "    forget_secrets(session, row.id)\n",
         "",
         ("tests/integration/test_secrets.py::test_the_secrets_go_with_the_end[sqlite-complete]",),
     ),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.objects.listing import ObjectQuery, selection_of
+from api.objects.routes import ObjectQuery, selection_of
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
 from datamanager.machines import Machine, Machines, TransportKind
