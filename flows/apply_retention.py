@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,15 +12,15 @@ from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from sqlalchemy.orm import Session
 
-from datamanager.domain.retention.decisions import Decider
 from datamanager.domain.retention.rules import RetentionRules, load_rules
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, DutyTaken, InternalError, LeaseLost
 from flows.audit.report import show_table
 from flows.retention.run import Retaining
-from flows.runtime.maintenance import control_of, duty, pause, this_run, threaded, writing
+from flows.runtime.maintenance import control_of, duty, pause, this_run, threaded
 from flows.runtime.progress import human
 from flows.runtime.services import Services, services
+from models.core.transactions import read, write
 from models.database import now
 from models.retention import marks
 from models.retention import runs as retention_runs
@@ -64,7 +63,7 @@ async def retention(
             if time.monotonic() >= until:
                 if run_id is not None:
                     why = f"{taken.code}: {taken.detail}"
-                    await writing(parts, partial(retention_runs.give_up, run=run_id, error=why))
+                    await write(parts.database, retention_runs.give_up, run_id, why)
                 raise
         await pause(control_of(parts), 1.0)
 
@@ -78,7 +77,7 @@ async def _carry_out(parts: Services, terms: RetentionTerms, run_id: UUID | None
         return row
 
     try:
-        row = await writing(parts, begin)
+        row = await write(parts.database, begin)
     except LeaseLost as lost:
         raise Abort(lost.detail) from lost  # another flow run has begun it, and says how it ended
     terms = RetentionTerms(row.dry_run, row.rule, row.max_objects, row.max_bytes)
@@ -103,33 +102,24 @@ async def _carry_out(parts: Services, terms: RetentionTerms, run_id: UUID | None
 async def _act(
     parts: Services, run: UUID, rules: RetentionRules, terms: RetentionTerms, control: Control, report: Report
 ) -> None:
-    def decider() -> Decider:
-        with parts.database.read() as session:
-            return make_decider(session, rules, parts.machines, terms)
-
-    log = get_run_logger()
-    work = Retaining(parts, run, rules, await threaded(control, decider), control, log, report)
-    await work.work()
+    decider = await read(parts.database, make_decider, rules, parts.machines, terms)
+    await Retaining(parts, run, rules, decider, control, get_run_logger(), report).work()
 
 
 async def _end(parts: Services, run: UUID, report: Report, error: str | None) -> str:
     """End the run's row, tell of it, forget what is old, and leave the table on the run's page."""
-    row = await writing(
-        parts,
-        lambda session: retention_runs.end_run(
-            session, run, counts=report.counts, lines=report.lines, error=error, truncated=report.truncated
-        ),
+    counts, lines, truncated = report.counts, report.lines, report.truncated
+    row = await write(
+        parts.database, retention_runs.end_run, run, counts=counts, lines=lines, error=error, truncated=truncated
     )
     parts.notify(f"ended:{run}")
 
-    def forget() -> None:
-        keep = parts.settings.keep_transfers
-        with parts.database.write() as session:
-            before = now(session) - keep
-            retention_runs.prune_runs(session, before)
-            marks.prune_marks(session, before)
+    def forget(session: Session) -> None:
+        before = now(session) - parts.settings.keep_transfers
+        retention_runs.prune_runs(session, before)
+        marks.prune_marks(session, before)
 
-    await asyncio.to_thread(forget)
+    await write(parts.database, forget)
     return await show_run(row)
 
 

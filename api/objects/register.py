@@ -28,8 +28,7 @@ from datamanager.engine.single.verify import stored_sha256
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
-from models.objects.bulk import FoundFile, register_files
-from models.objects.catalogue import Facts, register_object
+from models.objects.catalogue import Facts, FoundFile, register_files, register_object
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 log = structlog.get_logger(__name__)

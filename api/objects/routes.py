@@ -28,7 +28,8 @@ from datamanager.domain.states import ObjectStatus
 from datamanager.errors import PathNotAllowed
 from datamanager.machines import Machines
 from models.database import Database
-from models.objects.catalogue import SORTABLE, Selection, get_object, select_objects, stream_all
+from models.objects.catalogue import get_object
+from models.objects.listing import SORTABLE, Selection, select_objects, stream_all
 
 CHUNK = 200  # objects sent at once
 LIMIT_MAX = 10_000

@@ -67,7 +67,7 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
 
 def plan(work: TransferRun) -> list[Sequence[int]]:
     """Return which files are extracted together, by number, in the order of the archive."""
-    rows = work.read(batch_results.items_to_do, work.hold, -1, 2**31)
+    rows = work.items_to_do()
     control = work.control
     control.bytes_total = control.bytes_done + sum(row.size or 0 for row in rows)
     ordered = sorted(rows, key=lambda row: int(row.notes["member"]["offset"]))
@@ -78,7 +78,7 @@ def settle(work: TransferRun) -> None:
     """Complete the files that an earlier attempt published without committing them; no file is in doubt then. Blocks.
     Raises: what breaks a connection; LeaseLost.
     """
-    rows = [row for row in work.read(batch_results.items_to_do, work.hold, -1, 2**31) if row.notes.get("intent")]
+    rows = [row for row in work.items_to_do() if row.notes.get("intent")]
     for some in chunks(rows, AT_ONCE):
         Doubtful(work, some).settle()
 

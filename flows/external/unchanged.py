@@ -14,7 +14,7 @@ from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.source_validators import OPTION, Validators, ask, identity_or_none
 from flows.external.request import whole_request
 from flows.runtime.transfer_run import TransferRun
-from models.objects.origins import comparable
+from models.objects.catalogue import comparable
 from models.transfers import outcomes
 
 

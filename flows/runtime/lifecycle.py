@@ -31,12 +31,12 @@ from datamanager.errors import (
 )
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import refuse_secrets
-from flows.runtime.maintenance import writing
 from flows.runtime.monitor import NOTE_EVERY, watched, wish
 from flows.runtime.progress import describe_run
 from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
+from models.core.transactions import write
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
 from models.transfers import outcomes, queue
@@ -84,7 +84,7 @@ async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterat
     hold = await _acquire_lease(parts, kind, transfer, order, flow_run)
     run: TransferRun | None = None
     try:
-        row = await writing(parts, lambda session: queue.begin(session, hold, flow_run))
+        row = await write(parts.database, queue.begin, hold, flow_run)
         run = TransferRun(parts, hold, row, parts.running[hold])
         make_current(run)
         if row.past_commit_point:
@@ -101,7 +101,7 @@ async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterat
         raise reason from None
     except LeaseLost as lost:
         parts.running.pop(hold, None)
-        await asyncio.to_thread(_note_partial, parts, hold)
+        await _note_partial(parts, hold)
         # another mover has the transfer, and its flow run too: this one must not say how that ended
         raise Abort(lost.detail) from lost
     except DataManagerError as error:
@@ -170,11 +170,10 @@ def _transfer_of(session: Session, parts: Services, order: TransferRequest | Non
     return submit(session, parts.machines, request).id
 
 
-def _note_partial(parts: Services, hold: queue.TransferLease) -> None:
+async def _note_partial(parts: Services, hold: queue.TransferLease) -> None:
     """Have this attempt's partial file removed after the transfer's end. Nothing here writes any more."""
     try:
-        with parts.database.write() as session:
-            note_partial(session, hold.transfer)
+        await write(parts.database, note_partial, hold.transfer)
     except CatalogueUnavailable:
         log.warning("transfer %s: a partial file of epoch %d may remain", hold.transfer, hold.epoch)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from uuid import UUID
 
@@ -16,8 +15,9 @@ from datamanager.engine.attempt import Found, Intent
 from datamanager.engine.control import Control
 from datamanager.sources.terms.urls import public_url
 from flows.runtime.transfer_run import TransferRun
-from models.tables import Transfer, TransferItem
-from models.transfers.items import BatchCounts, count_items, select_items
+from models.core.transactions import read
+from models.tables import Transfer
+from models.transfers.items import count_items, select_items
 
 FAILED_SHOWN = 50  # failed items of a batch
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
@@ -82,12 +82,9 @@ async def summarise(run: TransferRun, found: Found, intent: Intent, verified: Ve
 async def summarise_items(run: TransferRun) -> None:
     """Leave the summary of a batch: how many items ended how, and the first of those that failed."""
 
-    def read() -> tuple[BatchCounts, list[TransferItem]]:
-        with run.parts.database.read() as session:
-            failed = select_items(session, run.transfer, status=TransferStatus.ERROR, limit=FAILED_SHOWN)
-            return count_items(session, run.transfer), failed
-
-    counts, failed = await asyncio.to_thread(read)
+    database, transfer = run.parts.database, run.transfer
+    failed = await read(database, select_items, transfer, status=TransferStatus.ERROR, limit=FAILED_SHOWN)
+    counts = await read(database, count_items, transfer)
     rows = {
         "Items": f"{counts.total:,}",
         "Done": f"{counts.complete:,}, of which {counts.skipped:,} already present",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
+from sqlalchemy.orm import Session
+
 from datamanager.domain.states import TransferKind
 from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavailable, TransportTimeout
 from datamanager.machines import TransportKind
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
+from models.core.transactions import write
 from models.machines import health, limits
 from models.transfers.items import machines_of
 
@@ -36,14 +39,13 @@ async def note_unreachable(run: TransferRun) -> None:
     touched = await asyncio.to_thread(_remote_machines, run)
     away = touched if len(touched) == 1 else await unreachable(parts, touched, ASKED_WITHIN)
 
-    def note() -> set[str]:
-        with parts.database.write() as session:
-            for machine in sorted(away):
-                health.failed(session, machine)
-            return health.unreachable_among(session, limits.ends(run.row))
+    def note(session: Session) -> set[str]:
+        for machine in sorted(away):
+            health.failed(session, machine)
+        return health.unreachable_among(session, limits.ends(run.row))
 
     if away:
-        run.machine_away = bool(await asyncio.to_thread(note)) and not run.row.fail_fast
+        run.machine_away = bool(await write(parts.database, note)) and not run.row.fail_fast
 
 
 def _answers(parts: Services, machine: str) -> bool:

@@ -6,7 +6,6 @@ A task is retried as `flows.runtime.retry` decides, with jittered pauses of unde
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,12 +16,11 @@ from prefect.tasks import Task
 
 from datamanager.engine.control import WISHES
 from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
+from flows.runtime.maintenance import note_abandoned
 from flows.runtime.reachability import note_unreachable
 from flows.runtime.retry import AttemptState, Retry, decide, may_pass
 from flows.runtime.transfer_run import current
 from models.transfers import queue
-
-log = logging.getLogger(__name__)
 
 RETRIES = 3
 PAUSES = [1.0, 4.0, 12.0]  # seconds; with jitter under 30 in all
@@ -52,7 +50,7 @@ async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
         if isinstance(run.control.stopping, WISHES):
-            thread.add_done_callback(_forget)
+            thread.add_done_callback(note_abandoned)
         else:
             run.control.stop(InternalError("the mover stops"))
             await asyncio.wait([thread])
@@ -84,12 +82,6 @@ def require_items_fault(error: DataManagerError) -> None:
     run.control.check()
     if not may_pass(error, fail_fast=run.row.fail_fast):
         raise error
-
-
-def _forget(thread: asyncio.Future[Any]) -> None:
-    """Take note of how a thread ended that nobody waits for."""
-    if not thread.cancelled() and (error := thread.exception()) is not None:
-        log.info("an abandoned thread ended: %r", error)
 
 
 def step(name: str, run_name: str | None = None) -> Callable[[Callable[P, T]], Task[P, T]]:

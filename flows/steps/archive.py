@@ -21,7 +21,7 @@ Numbers = Sequence[int]
 async def plan_bundles() -> list[Numbers]:
     """Say which items become a bundle together."""
     run = current()
-    return await asyncio.to_thread(lambda: list[Numbers](bundling.plan(run, _to_do(run))))
+    return await asyncio.to_thread(lambda: list[Numbers](bundling.plan(run, run.items_to_do())))
 
 
 @step("stage")
@@ -78,15 +78,11 @@ async def carry(run: TransferRun, perform: Callable[[], None], what: str, errors
 
 
 def _staged(run: TransferRun) -> tuple[list[Numbers], Staging | None]:
-    rows = _to_do(run)
+    rows = run.items_to_do()
     if not any(row.notes.get("intent") for row in rows):
         run.control.unshield()  # no file can have its name: whoever wants this to stop is heard
     run.control.check()
     return recalling.split(run, recalling.plan(run, rows), rows)
-
-
-def _to_do(run: TransferRun) -> list[TransferItem]:
-    return run.read(batch_results.items_to_do, run.hold, -1, 2**31)
 
 
 def _give_up(run: TransferRun, numbers: Numbers, error: DataManagerError) -> None:

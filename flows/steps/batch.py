@@ -103,5 +103,5 @@ def _lasting(run: TransferRun, row: TransferItem, error: DataManagerError) -> Da
 
 
 def _waiting(run: TransferRun, after: int, last: int) -> list[TransferItem]:
-    rows = run.read(batch_results.items_to_do, run.hold, after, AT_ONCE)
+    rows = run.items_to_do(after, AT_ONCE)
     return [row for row in rows if row.number <= last]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from datamanager.domain.recurring import ScheduleRequest
@@ -18,7 +18,7 @@ from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import CatalogueError, InvalidRequest, RequestError, ScheduleNotFound, SecretsUnreadable
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
-from models.database import insert_if_free, now
+from models.database import affected, insert_if_free, now
 from models.submission import TransferRequest, prepare, submit
 from models.tables import DataObject, Schedule, ScheduleRun, Transfer
 from models.transfers.outcomes import UNCHANGED
@@ -254,10 +254,8 @@ def drop_old_versions(session: Session, machines: Machines, schedule: UUID) -> l
 
 def prune_runs(session: Session, before: datetime, limit: int = 1000) -> int:
     """Forget moments that came to nothing (or to a version that is gone) before then; return how many."""
-    old = select(ScheduleRun.schedule_id, ScheduleRun.moment).where(
+    key = ScheduleRun.schedule_id, ScheduleRun.moment
+    old = select(*key).where(
         ScheduleRun.moment < before, ScheduleRun.outcome.in_((SAME, FAILED, DROPPED)), ScheduleRun.delete_id.is_(None)
     )
-    rows = session.execute(old.limit(limit)).all()
-    for schedule, moment in rows:
-        session.execute(delete(ScheduleRun).where(ScheduleRun.schedule_id == schedule, ScheduleRun.moment == moment))
-    return len(rows)
+    return affected(session, delete(ScheduleRun).where(tuple_(*key).in_(old.limit(limit))))

@@ -16,7 +16,7 @@ from datamanager.errors import DataManagerError, InternalError
 from models.core.outbox import post_object_event, post_transfer_event
 from models.database import now, storable, wake
 from models.objects.archived_parts import abandon, release
-from models.objects.catalogue import Facts, NewRow, add_objects, given_path, lock_object, relocate
+from models.objects.catalogue import Facts, NewRow, add_objects, given_path, keep_origin, lock_object, relocate
 from models.objects.claims import (
     claim_place,
     free_claims_of_transfer,
@@ -24,7 +24,6 @@ from models.objects.claims import (
     give_place_to_object,
     give_places_to_transfer,
 )
-from models.objects.origins import keep_origin
 from models.tables import Transfer
 from models.transfers.items import give_up_items
 from models.transfers.lookup import forget_secrets, request_as
