@@ -17,7 +17,7 @@ from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, DutyTaken, InternalError, LeaseLost
 from flows.audit.report import show_table
 from flows.retention.run import Retaining
-from flows.runtime.maintenance import control_of, duty, pause, this_run, threaded
+from flows.runtime.maintenance import control_of, pause, sole_run, this_run, threaded
 from flows.runtime.progress import human
 from flows.runtime.services import Services, services
 from models.core.transactions import read, write
@@ -57,7 +57,7 @@ async def retention(
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            async with duty(parts, DUTY) as control:
+            async with sole_run(parts, DUTY) as control:
                 return await _carry_out(parts, terms, run_id, control)
         except DutyTaken as taken:
             if time.monotonic() >= until:
@@ -69,7 +69,7 @@ async def retention(
 
 
 async def _carry_out(parts: Services, terms: RetentionTerms, run_id: UUID | None, control: Control) -> str:
-    """Do a run that has the duty, and end its row whatever happens; only a mover that stops leaves that to others."""
+    """Do a run that has the lease, and end its row whatever happens; only a mover that stops leaves that to others."""
 
     def begin(session: Session) -> RetentionRun:
         row = retention_runs.begin_run(session, terms, run_id, parts.owner, this_run())
@@ -107,7 +107,7 @@ async def _act(
 
 
 async def _end(parts: Services, run: UUID, report: Report, error: str | None) -> str:
-    """End the run's row, tell of it, forget what is old, and leave the table on the run's page."""
+    """End the run's row with an event, forget what is old, and leave the table on the run's page."""
     counts, lines, truncated = report.counts, report.lines, report.truncated
     row = await write(
         parts.database, retention_runs.end_run, run, counts=counts, lines=lines, error=error, truncated=truncated

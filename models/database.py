@@ -82,7 +82,7 @@ class Database:
 
 
 class _Turn:
-    """A lock that is given up waiting for after the busy timeout."""
+    """A lock that nobody waits for longer than the busy timeout."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -117,7 +117,7 @@ def take_turns(session: Session, lock: int) -> None:
 
 
 def wake(session: Session, what: str) -> None:
-    """Tell listeners on other hosts at commit; PostgreSQL only, elsewhere the caller uses the Unix socket."""
+    """Notify listeners on other hosts at commit; PostgreSQL only, elsewhere the caller uses the Unix socket."""
     if on_postgresql(session):
         session.execute(select(func.pg_notify(WAKE_CHANNEL, what)))
 

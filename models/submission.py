@@ -130,7 +130,7 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
 
 
 def _kind(request: TransferRequest) -> TransferKind:
-    """Return what is to be done: a download whose files are wanted is asked for in the same words as any other."""
+    """Return what is to be done: a download whose files are wanted has the same request as any other."""
     if not isinstance(request.fields, GetExternalRequest):
         return request.kind
     return TransferKind.GETEXTERNAL_MANY if request.fields.extract else TransferKind.GETEXTERNAL
@@ -148,8 +148,8 @@ def _schedule(transfer: Transfer, fields: TransferTerms) -> None:
         raise InvalidRequest.of({"not_before": "must be before deadline"})
 
 
-def _moment(given: datetime | timedelta | None, asked: datetime) -> datetime | None:
-    return asked + given if isinstance(given, timedelta) else given
+def _moment(given: datetime | timedelta | None, created: datetime) -> datetime | None:
+    return created + given if isinstance(given, timedelta) else given
 
 
 def _enter_one(session: Session, machines: Machines, transfer: Transfer, request: SealedRequest) -> None:

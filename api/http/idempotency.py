@@ -2,7 +2,7 @@
 
 (IETF draft-ietf-httpapi-idempotency-key-header.) The fingerprint is taken over method, path and parsed fields, so a
 form and JSON with the same fields are the same request. What the request makes is written into its key in the same
-transaction: a process that dies leaves a key whose next holder finds the object or transfer and goes on from there.
+transaction: a process that dies leaves a key whose next holder finds the object or transfer and continues from there.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ async def _until_left(context: Context, key: str) -> None:
 
 @asynccontextmanager
 async def _held(context: Context, slot: Slot) -> AsyncIterator[None]:
-    """Prolong the hold while the work runs; afterwards notify those who joined in this process."""
+    """Prolong the lease while the work runs; afterwards notify those who joined in this process."""
     finished = context.keys[slot.key or ""] = asyncio.Event()
     prolonging = asyncio.create_task(_prolong(context, slot))
     try:
@@ -207,5 +207,5 @@ async def _settle(context: Context, slot: Slot, change: Callable[[Session, str, 
     try:
         await context.writing(lambda session: change(session, slot.key or "", slot.holder))
     except CatalogueUnavailable as exc:
-        # the answer is right as it is; the hold runs out and a retry finds what was made
+        # the answer is right as it is; the lease runs out and a retry finds what was made
         log.warning("idempotency_key_not_settled", error=exc.detail)

@@ -213,7 +213,7 @@ def query(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Make the app's OpenAPI document from its routes and our shapes, when it is first asked for."""
+    """Make the app's OpenAPI document from its routes and our shapes, when it is first read."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

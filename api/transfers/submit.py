@@ -29,14 +29,14 @@ from models.transfers.outcomes import UNCHANGED
 
 async def wait_for(context: Context, request: Request, wanted: TransferRequest) -> Response:
     """Submit a transfer and answer with how it ended; 202 with the task to a client that does not wait (so long)."""
-    wishes = preferences(request)
-    wanted = replace(wanted, fail_fast=wishes.patience != 0)
+    preferred = preferences(request)
+    wanted = replace(wanted, fail_fast=preferred.patience != 0)
 
     async def work(slot: Slot) -> Response:
         task = slot.subject or await _submit(context, wanted, slot)
-        row = None if wishes.patience == 0 else await waiter_of(request).ended(task, wishes.patience)
+        row = None if preferred.patience == 0 else await waiter_of(request).ended(task, preferred.patience)
         if row is None:
-            return task_answer(request, task, 202, wishes.applied)
+            return task_answer(request, task, 202, preferred.applied)
         slot.ended = True
         return _outcome(request, row)
 

@@ -70,7 +70,7 @@ class Dispatcher:
         self._loop.call_soon_threadsafe(self._notified.set)
 
     async def on_transfer(self, _transfer: UUID) -> bool:
-        """Note a transfer that the broker tells of. The queue in the catalogue decides what is taken."""
+        """Note a transfer of which the broker has a message. The queue in the catalogue decides what is taken."""
         self._notified.set()
         return True
 

@@ -112,7 +112,7 @@ class MoverService:
                 loops.start_soon(self._consumer.run)
 
     async def hand_back(self) -> None:
-        """Return the running transfers to the queue; another mover goes on with them."""
+        """Return the running transfers to the queue; another mover resumes them."""
         await self.dispatcher.stop()
         if self._relay is not None:
             await self._relay.aclose()

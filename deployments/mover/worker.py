@@ -65,7 +65,7 @@ class MoverWorker(PrefectWorker):
         self._given_name = name
         self._mover: MoverService | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._asked_to_stop = 0
+        self._stops = 0
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
 
     async def start(
@@ -92,14 +92,14 @@ class MoverWorker(PrefectWorker):
         """Take nothing new, let what runs end within `stop_grace`, hand back the rest, end `start`. Called twice: hand
         back at once. Safe from any thread.
         """
-        self._asked_to_stop += 1
+        self._stops += 1
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._heed)
+            self._loop.call_soon_threadsafe(self._apply_stops)
 
-    def _heed(self) -> None:
-        if self._asked_to_stop:
+    def _apply_stops(self) -> None:
+        if self._stops:
             self._stop.set()
-        if self._asked_to_stop > 1:
+        if self._stops > 1:
             self._hurry.set()
 
     def _settings(self) -> Settings:
@@ -137,7 +137,7 @@ class MoverWorker(PrefectWorker):
                 await stack.enter_async_context(AsyncClientContext())
                 stack.enter_context(SyncClientContext())  # Prefect makes such a client for each run, if there is none
                 async with anyio.create_task_group() as loops:
-                    self._heed()  # what was asked for during the start
+                    self._apply_stops()  # a stop that came during the start
                     loops.start_soon(mover.work)
                     if run_once:
                         await self._once(mover)

@@ -93,7 +93,7 @@ class ScheduleSync:
             )
 
     async def _begin(self, schedule: UUID, moment: datetime) -> None:
-        """Make the run that somebody asked for: one, however many movers see the wish."""
+        """Make the requested run: one, however many movers see the request."""
         text = f"{moment:%Y-%m-%dT%H:%M:%SZ}"
         await self._gateway.create_run(
             recurring,

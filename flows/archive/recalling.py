@@ -91,16 +91,16 @@ class RecallChunk(MembersChunk):
         _, member = self._members[number]
         # what it will be is known before: a file at its place that is just this is accepted (`keep_source` left it)
         known = Intent(member.size, member.sha256, member.mtime)
-        self._jobs[number] = replace(self._jobs[number], intent=known)
+        self._attempts[number] = replace(self._attempts[number], intent=known)
 
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         bundle, _ = self._members[group[0]]
-        items = [bulk_recall.RecallItem(n, self._members[n][1], self._jobs[n].target.place) for n in group]
+        items = [bulk_recall.RecallItem(n, self._members[n][1], self._attempts[n].target.place) for n in group]
         return bulk_recall.stage(ends, bundle, items, replace(rules, verify=VerifyPolicy.SHA256), self._run.control)
 
     def _stage_one(self, number: int) -> ReadyFile:
         bundle, member = self._members[number]
-        return recall.stage(self._jobs[number], bundle, member, Share(self._run.control), self._remembering(number))
+        return recall.stage(self._attempts[number], bundle, member, Share(self._run.control), self._remembering(number))
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         self._run.write_all(archive_items.commit_recalls, results)

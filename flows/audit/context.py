@@ -1,4 +1,4 @@
-"""What the parts of an audit share: the machine, the catalogue, the hold, and the counts. All of it blocks.
+"""What the parts of an audit share: the machine, the catalogue, the lease, and the counts. All of it blocks.
 
 A session is borrowed for a page, so that an audit never keeps transfers from a machine's connections.
 """
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 
 class Examination:
-    """One audit of one machine under a hold. Used by one thread at a time.
+    """One audit of one machine under a lease. Used by one thread at a time.
 
-    Every method may raise what `control` was told to stop with, LeaseLost and CatalogueUnavailable.
+    Every method may raise what `control` was stopped with, LeaseLost and CatalogueUnavailable.
     """
 
     def __init__(self, parts: Services, hold: AuditLease, terms: AuditTerms, control: Control) -> None:
@@ -48,7 +48,7 @@ class Examination:
         self.name = self.machine.name
         self.audit = hold.audit
         self.storage = CancellableStorage(parts.storages.get(hold.machine), control)
-        self.begun = math.floor(time.time())  # what machines tell are whole seconds
+        self.begun = math.floor(time.time())  # machines report whole seconds
         """When it began, in seconds since 1970 by our clock: younger files are nobody's fault yet."""
         names = ("objects", "left_out", "unseen", "bundles", "directories", "unlisted")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
@@ -148,7 +148,7 @@ class Examination:
     def writing(
         self, change: Callable[Concatenate[CatalogueSession, AuditLease, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Change the catalogue under the hold, in one transaction."""
+        """Change the catalogue under the lease, in one transaction."""
         self.check()
         with self._database.write() as session:
             return change(session, self._hold, *args, **kwargs)

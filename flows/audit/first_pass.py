@@ -147,7 +147,7 @@ def _note_dark(exam: Examination, directory: str, entries: Sequence[storage_scan
 
 
 class Holders:
-    """The directories that hold the places that come by, in their order: each is told once.
+    """The directories that hold the places that come by, in their order, each once.
 
     All places below a directory come together, so only those above the last one need to be remembered.
     """
@@ -156,7 +156,7 @@ class Holders:
         self._above: list[str] = []
 
     def new(self, places: Iterable[str]) -> Iterator[str]:
-        """Yield the directories that were not told yet."""
+        """Yield the directories that are new."""
         for place in places:
             directory = posixpath.dirname(place)
             while self._above and not below_any(directory, self._above[-1:]):

@@ -1,7 +1,7 @@
 """Partial files that nobody needs any more: found below the directories that audits search, and removed.
 
 Only names of our exact form go, old ones by the machine's own clock, whose transfer has ended in the catalogue or is
-not known there any more. Whose they are is asked after the directory was read: a transfer that begins later makes
+not known there any more. Whose they are is looked up after the directory was read: a transfer that begins later makes
 names that are young.
 """
 
@@ -38,7 +38,7 @@ LINES = 1000
 """Files that a report names; all are counted."""
 DAY = 86_400.0
 MEANWHILE = 300.0
-"""Seconds: a partial file younger than that is never removed, whatever is asked."""
+"""Seconds: a partial file younger than that is never removed, whatever the request says."""
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Swept:
 
 
 class Sweeper:
-    """Sweeps one machine; blocks. Every method may raise what `control` was told to stop with."""
+    """Sweeps one machine; blocks. Every method may raise what `control` was stopped with."""
 
     def __init__(
         self, parts: Services, machine: Machine, older_than: float, control: Control, *, dry_run: bool

@@ -1,7 +1,7 @@
 """A run of retention: it surveys, marks, acts on what is due, waits for the transfers, and reports.
 
 Whatever it does is an ordinary transfer that a mover performs; the run itself moves nothing, holds no slot, and waits
-in the catalogue. It may die anywhere: what it had submitted goes on, and no object is submitted twice.
+in the catalogue. It may die anywhere: what it had submitted continues, and no object is submitted twice.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class Retaining:
-    """One run that works; it has the duty `retention` alone."""
+    """One run that works; it alone has the lease `duty:retention`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Retaining:
         log: Log = _log,
         report: Report | None = None,
     ) -> None:
-        """`report` is written to as the work goes on: whoever stops it has what was done until then."""
+        """`report` is written to during the work: whoever stops it has what was done until then."""
         self._parts = parts
         self._run = run
         self._rules = rules
@@ -69,7 +69,7 @@ class Retaining:
         self._log = log
 
     async def work(self) -> None:
-        """Do all of it. Raises: CatalogueUnavailable; what the run was told to stop with."""
+        """Do all of it. Raises: CatalogueUnavailable; what the run is stopped with."""
         await threaded(self._control, self._settle)
         due = await threaded(self._control, self._survey)
         self._log.info("%d marked, %d due", self.report.objects(Verdict.MARK), len(due))

@@ -38,13 +38,13 @@ def this_run() -> UUID:
 
 
 def control_of(parts: Services) -> Control:
-    """Return what the current run is told to stop by."""
+    """Return what stops the current run."""
     return parts.maintenance.setdefault(this_run(), Control())
 
 
 @asynccontextmanager
-async def duty(parts: Services, name: str) -> AsyncIterator[Control]:
-    """Have a named duty alone while the body works. Raises: DutyTaken when another run has it."""
+async def sole_run(parts: Services, name: str) -> AsyncIterator[Control]:
+    """Hold the lease of a kind of maintenance while the body works. Raises: DutyTaken when another run has it."""
     holder, lease = f"{parts.owner}:{this_run()}", parts.settings.lease
 
     def hold(session: Session) -> None:
@@ -75,7 +75,7 @@ async def kept(parts: Services, renew: Callable[[Session], None], control: Contr
 
 
 async def threaded(control: Control, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do blocking work in a thread; what it was told to stop with is what it raises then."""
+    """Do blocking work in a thread. Raises: what `control` was stopped with, whatever the work raises then."""
     thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
     try:
         return await asyncio.shield(thread)
@@ -122,7 +122,7 @@ async def _keep(parts: Services, renew: Callable[[Session], None], control: Cont
         except LeaseLost as lost:
             control.stop(lost)
         except CatalogueUnavailable:
-            continue  # what is written later asks it anyway
+            continue  # what is written later reads it anyway
         renewed = time.monotonic()
 
 

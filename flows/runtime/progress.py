@@ -63,12 +63,12 @@ async def show_summary(title: str, rows: dict[str, str]) -> None:
 
 async def summarise(run: TransferRun, found: Found, intent: Intent, verified: Verified) -> None:
     """Leave the summary of a file that arrived: how much, how long, how fast, what was proved, and where it is."""
-    job, seconds = run.job(), run.seconds
+    attempt, seconds = run.attempt(), run.seconds
     await show_summary(
         run_name(run.row),
         {
-            "From": str(job.source.place) if job.source else public_url(str(getattr(run.request, "url", ""))),
-            "To": str(job.target.place),
+            "From": str(attempt.source.place) if attempt.source else public_url(str(getattr(run.request, "url", ""))),
+            "To": str(attempt.target.place),
             "Size": f"{human(intent.size)} ({intent.size:,} bytes)",
             "Time": f"{seconds:.2f} s",
             "Speed": f"{intent.size / seconds / 1e6:.1f} MB/s" if seconds else "",

@@ -41,8 +41,8 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do blocking work in a thread, and keep a fault on the transfer.
 
-    When the mover stops, the thread is told to stop and waited for: it must not touch a machine any more. When the run
-    is cancelled for a user's wish, the thread was told before, and is left to itself: see `flows.runtime.monitor`.
+    When the mover stops, the thread is stopped and waited for: it must not touch a machine any more. When users cancel
+    the run, the thread was stopped before, and is left to itself: see `flows.runtime.monitor`.
     """
     run = current()
     thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
@@ -63,7 +63,7 @@ async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         if isinstance(error, MachineUnavailable):
             await note_unreachable(run)
         if not may_pass(error, fail_fast=run.row.fail_fast):
-            raise  # a client waits: it hears at once that the machine is away, and nothing was changed
+            raise  # a client waits: it gets the error at once, and nothing was changed
         run.log.warning("%s: %s", error.code, error.detail)
         if not isinstance(error, ServiceError):
             await run.write(queue.add_fault, error.code, error.detail)

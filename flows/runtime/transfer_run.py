@@ -74,7 +74,7 @@ class TransferRun:
         """How long this run has worked."""
         return time.monotonic() - self.started
 
-    def job(self) -> Attempt:
+    def attempt(self) -> Attempt:
         """Describe this attempt to the engine."""
         row = self.row
         source = None if row.source_machine is None else self.end_at(outcomes.source(row))

@@ -28,7 +28,7 @@ async def plan_bundles() -> list[Numbers]:
 async def stage_bundles() -> tuple[list[Numbers], Staging | None]:
     """Say which items come back together: those of one bundle, in the order in which they lie there.
 
-    Left out are bundles that are still on tape. They were asked for, and the attempt ends with what is returned too.
+    Left out are bundles that are still on tape. They were requested, and the attempt ends with what is returned too.
     """
     run = current()
     run.control.enter(Phase.PROBE)
@@ -80,7 +80,7 @@ async def carry(run: TransferRun, perform: Callable[[], None], what: str, errors
 def _staged(run: TransferRun) -> tuple[list[Numbers], Staging | None]:
     rows = run.items_to_do()
     if not any(row.notes.get("intent") for row in rows):
-        run.control.unshield()  # no file can have its name: whoever wants this to stop is heard
+        run.control.unshield()  # no file can have its name: users may stop it
     run.control.check()
     return recalling.split(run, recalling.plan(run, rows), rows)
 

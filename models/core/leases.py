@@ -1,4 +1,4 @@
-"""Named leases: which process has a duty (the outbox relay), and which movers are alive."""
+"""Named leases: which process does what one does at a time (the outbox relay), and which movers are alive."""
 
 from __future__ import annotations
 

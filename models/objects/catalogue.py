@@ -126,7 +126,7 @@ def register_object(
 
 
 def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
-    """Insert ACTIVE objects whose places are already claimed, and tell of them (`dm.object.{event}`)."""
+    """Insert ACTIVE objects whose places are already claimed, and post the events (`dm.object.{event}`)."""
     if not rows:
         return
     time = now(session)
@@ -171,7 +171,7 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
 
 def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Facts) -> dict[str, Any]:
     """Give an object its new place after a move or a recall, which count as uses; `dest` as the client gave it. Return
-    what events tell of it.
+    what events say of it.
     """
     obj.machine = place.machine
     obj.path = split_dest(dest)[0]
@@ -187,7 +187,7 @@ def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Fa
 
 
 def told_of(obj: DataObject) -> dict[str, Any]:
-    """Return what events tell of an object."""
+    """Return what events say of an object."""
     return {"machine": obj.machine, "place": obj.place, "size": obj.size, "group": obj.group}
 
 

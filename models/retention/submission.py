@@ -53,7 +53,7 @@ class Survivor:
 
 def survivor_of(session: Session, object_id: UUID) -> Survivor | None:
     """Return what would have to be proved of a copy, None when it is none any more: not live, not verified, or in a
-    bundle that is not sealed. What it is now is told, whoever has a claim on it.
+    bundle that is not sealed. Claims of others do not matter.
     """
     for row in lock_objects(session, [object_id]):
         (found,) = subjects(session, [row], now(session))

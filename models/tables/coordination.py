@@ -38,7 +38,7 @@ class Claim(Base):
 
 
 class Lease(Base):
-    """A named duty that one process has at a time (the outbox relay), and the movers that are alive."""
+    """What one process does at a time, by name (the outbox relay), and the movers that are alive."""
 
     __tablename__ = "leases"
 
@@ -70,7 +70,7 @@ class IdempotencyKey(Base):
 
 
 class OutboxMessage(Base):
-    """A message that must reach the broker; written with the change it tells of, sent by the relay."""
+    """A message that must reach the broker; written with the change it reports, sent by the relay."""
 
     __tablename__ = "outbox"
 

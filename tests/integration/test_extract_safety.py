@@ -96,10 +96,10 @@ def submit(parts: Services, **fields: Any) -> UUID:
 
 def fetched(work: TransferRun, data: bytes) -> tuple[Found, Proof]:
     """Let the archive be what an attempt has downloaded."""
-    found = probing.probe(work.job())
+    found = probing.probe(work.attempt())
     Path(found.part).write_bytes(data)
     moved = Moved(len(data), hashlib.sha256(data).hexdigest())
-    return found, verifying.verify(work.job(), found, moved, work.control)
+    return found, verifying.verify(work.attempt(), found, moved, work.control)
 
 
 def enter(work: TransferRun, data: bytes) -> StoredArchive:
