@@ -28,6 +28,10 @@ from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.errors import InternalError, InvalidRequest, ObjectHeld
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
+from datamanager.settings import Settings
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
 from models.archive.submission import enter_activate, enter_archive
@@ -41,6 +45,11 @@ from models.transfers.lookup import destination_of, keep_secrets
 
 SourceCheck = Callable[[GetExternalRequest], None]
 """Refuses at once what would be refused before a byte is fetched, such as the address of a URL. May block."""
+
+
+def source_check(guard: EgressGuard, settings: Settings) -> SourceCheck:
+    """Return the check of downloads' sources that is made for clients, by HTTP and by AMQP alike."""
+    return lambda request: parse_terms(request).check(SourceContext.of(guard, settings))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,9 @@ from datamanager.domain.location import Place
 from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.errors import InvalidRequest
 from datamanager.sealing import Sealer
-from datamanager.sources.download_terms import parse_terms
-from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
 from models.external import schedules
+from models.submission import source_check
 
 router = APIRouter(prefix="/DM/schedules", tags=["schedules"], default_response_class=Response)
 
@@ -195,4 +194,4 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
         wanted = "must result in a valid URL, path and file name"
         raise InvalidRequest.of({"filename": wanted}) from None
     Place.of(context.machines[example.machine], example.path, example.filename)
-    parse_terms(example).check(SourceContext.of(context.guard, context.settings))
+    source_check(context.guard, context.settings)(example)

@@ -17,12 +17,10 @@ from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InternalError, OrchestratorUnavailable, by_code
 from datamanager.sealing import Sealer
-from datamanager.sources.download_terms import parse_terms
-from datamanager.sources.network.source_context import SourceContext
 from models.core.leases import movers_online
 from models.machines.health import require_open
 from models.machines.limits import ends
-from models.submission import SealedRequest, TransferRequest, prepare, submit
+from models.submission import SealedRequest, TransferRequest, prepare, source_check, submit
 from models.tables import Transfer
 from models.transfers.outcomes import UNCHANGED
 
@@ -76,10 +74,7 @@ async def _prepared(context: Context, wanted: TransferRequest) -> SealedRequest:
     """Check a download's source and seal its secrets. What has no source must not wait for those that resolve names."""
     if not isinstance(wanted.fields, GetExternalRequest):
         return prepare(wanted)
-
-    def check(fields: GetExternalRequest) -> None:
-        parse_terms(fields).check(SourceContext.of(context.guard, context.settings))
-
+    check = source_check(context.guard, context.settings)
     return await context.remotely(lambda: prepare(wanted, check, Sealer.of(context.settings)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.orm import Session as CatalogueSession
@@ -21,7 +21,7 @@ from datamanager.transports.port import Session
 from flows.runtime.services import Services
 from models.audit import findings as audit_findings
 from models.audit import scan_queries
-from models.audit.runs import AuditLease, get_audit
+from models.audit.runs import AuditLease
 
 PAGE = 500
 """Rows, entries or candidates in one go."""
@@ -102,14 +102,6 @@ class Examination:
             left = self.writing(audit_findings.add, some)
             self.lost_not_kept += sum(one.kind is FindingKind.LOST for one in left)
 
-    def noted(self) -> dict[str, int]:
-        """Return the counts in the audit's row: what `take_back` goes back to."""
-        return dict(self.reading(get_audit, self.audit).counts)
-
-    def take_back(self, counts: Mapping[str, int]) -> None:
-        """Forget the candidates since `noted` returned these counts."""
-        self.writing(audit_findings.take_back, counts)
-
     def note(self, **further: int) -> None:
         """Note the counts in the audit's row."""
         self.counts |= further
@@ -133,11 +125,6 @@ class Examination:
     def check(self) -> None:
         """Raise what the audit is to stop with."""
         self._control.check()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it is to stop."""
-        return self._control.stopping is not None
 
     def reading(self, look: Callable[Concatenate[CatalogueSession, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read the catalogue."""

@@ -116,10 +116,6 @@ class TransferRun:
         self.write_now(queue.remember, restart=asdict(marker))
         self.restart = marker
 
-    def recorded_intent(self) -> Intent:
-        """Read back what was recorded before publishing. Blocks. Raises: LeaseLost."""
-        return Intent(**self.read(queue.held, self.hold).notes["intent"])
-
     def apply_limits(self) -> None:
         """Apply the limits that are in force now. Blocks. Raises: CatalogueUnavailable."""
         throttles, control = self.parts.throttles, self.control

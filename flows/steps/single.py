@@ -139,9 +139,9 @@ async def remove_source() -> str:
     """End a move: its source goes, if it still is what was read (after a rename it has gone already)."""
     run = current()
     run.control.enter(Phase.CLEANUP)
-    recorded = await asyncio.to_thread(run.recorded_intent)
+    row = await asyncio.to_thread(run.read, queue.held, run.hold)
     attempt = run.attempt()
-    await threaded(publishing.remove_source, attempt.origin, recorded, attempt.target)
+    await threaded(publishing.remove_source, attempt.origin, Intent(**row.notes["intent"]), attempt.target)
     await run.write(outcomes.finish_move)
     return outcomes.MOVED
 

@@ -159,7 +159,7 @@ MODEL_FAULTS = (
     ),
     Fault(
         "archive: a bundle is removed while an object needs it",
-        "models/objects/archived_parts.py",
+        "models/objects/claims.py",
         "set(touched) - set(session.scalars(needed.distinct()))",
         "set(touched)",
         ("tests/integration/test_archives.py::test_an_activated_object_has_its_place_and_frees_its_part[sqlite]",),
