@@ -1,4 +1,9 @@
-"""What every request passes: its identifier and log line, and the check of Host and Origin."""
+"""What every request passes: its identifier and log line, and the check of Host and Origin.
+
+There is no authentication yet, so a web page that a user happens to read must not reach the service through the user's
+browser: not under a foreign name that was rebound to our address (Host), not by a form or script of its own (Origin).
+A fault of ours is logged and answered plainly here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,6 @@ from datamanager.errors import InternalError, OriginNotAllowed
 from datamanager.settings import Settings, is_loopback
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-
 HEADER = "X-Request-ID"
 _SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

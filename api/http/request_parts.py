@@ -145,6 +145,7 @@ def _no_constant(name: str) -> NoReturn:
 def _reader(thing: str, not_found: type[DataManagerError]) -> Callable[[str], UUID]:
     def read(text: str) -> UUID:
         if not _UUID.fullmatch(text):
+            # one that can't exist is one that was not found
             raise not_found(f"no {thing} has the identifier {text[:64]!r}")
         return UUID(text)
 

@@ -56,7 +56,7 @@ async def _submit(context: Context, wanted: TransferRequest, slot: Slot) -> UUID
     sealed = await _prepared(context, wanted)
 
     def enter(session: Session) -> UUID:
-        if sealed.fail_fast and not any(mover.prefect for mover in movers_online(session)):
+        if sealed.fail_fast and not any(movers_online(session).values()):
             raise OrchestratorUnavailable("no mover that can reach Prefect is online; nothing was changed")
         transfer = submit(session, context.machines, sealed)
         if sealed.fail_fast:

@@ -41,7 +41,7 @@ from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import note_partial
-from models.transfers.lookup import REQUEST_OF_KIND, find_by_flow_run, get_transfer
+from models.transfers.lookup import REQUEST_OF_KIND, by_flow_run, get_transfer
 
 DOWNLOAD_OPTIONS = ("extract", "decompress", "credential")
 """Fields of forms that are options of a download."""
@@ -161,7 +161,7 @@ def _try_lease(
 
 def _transfer_of(session: Session, parts: Services, request: TransferRequest | None, flow_run: UUID) -> UUID:
     """Return the transfer that this run has made, now or before a crash."""
-    known = find_by_flow_run(session, flow_run)
+    known = by_flow_run(session, [flow_run]).get(flow_run)
     if known is not None:
         return known.id
     if request is None:

@@ -20,13 +20,11 @@ from models.tables import Transfer
 from models.transfers.items import count_items, select_items
 
 FAILED_SHOWN = 50  # failed items of a batch
+NAME_MAX = 200  # characters of a run's name
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
 log = logging.getLogger(__name__)
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-
-NAME_MAX = 200
-log = logging.getLogger(__name__)
 
 
 class ProgressArtifact:
@@ -117,7 +115,7 @@ def _cell(text: str) -> str:
 
 
 def run_name(row: Transfer) -> str:
-    """Return the run's name for a transfer."""
+    """Return the name of a transfer's run: `copy weather.nc archer2 → cirrus`."""
     kind = TransferKind(row.kind)
     places = [row.source_place, row.destination_place]
     path = next(filter(None, reversed(places) if kind is TransferKind.ACTIVATE else places), "")  # not the bundle's

@@ -41,7 +41,7 @@ from models.transfers.items import count_items, select_items
 from models.transfers.queue import TransferLease, held
 
 DONE_WELL = {TransferKind.ARCHIVE: "Archive successful", TransferKind.ACTIVATE: "Activate successful"}
-"""What a client hears of a single object."""
+"""The result of a single object, for its client."""
 
 
 def items_among(session: Session, hold: TransferLease, numbers: Sequence[int]) -> list[TransferItem]:

@@ -1,9 +1,8 @@
-"""Named leases: which process does what one does at a time (the outbox relay), and which movers are alive."""
+"""Named leases: work that one process does at a time (the outbox relay), and which movers are alive."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, select
@@ -15,15 +14,6 @@ from models.tables import Lease
 MOVER_PREFIX = "mover:"
 RUN_PREFIX = "run:"
 """Of a flow run that has no transfer: its mover renews it as long as it works on the run."""
-
-
-@dataclass(frozen=True, slots=True)
-class MoverOnline:
-    """A mover that lives, the end of its lease, and whether it reaches Prefect: so it does unless it says otherwise."""
-
-    name: str
-    until: datetime
-    prefect: bool
 
 
 def hold_lease(
@@ -56,10 +46,7 @@ def is_held(session: Session, name: str, holder: str | None = None) -> bool:
     return session.scalar(query) is not None
 
 
-def movers_online(session: Session) -> list[MoverOnline]:
-    """Return the movers that live, by name."""
+def movers_online(session: Session) -> dict[str, bool]:
+    """Return the movers that live, by name, and whether each reaches Prefect: so it does unless it says otherwise."""
     query = select(Lease).where(Lease.name.startswith(MOVER_PREFIX), Lease.until > now(session)).order_by(Lease.name)
-    return [
-        MoverOnline(lease.holder, lease.until, lease.details.get("prefect") is not False)
-        for lease in session.scalars(query)
-    ]
+    return {lease.holder: lease.details.get("prefect") is not False for lease in session.scalars(query)}

@@ -90,11 +90,6 @@ def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
     return list(session.scalars(select(Transfer).where(Transfer.id.in_(ids), Transfer.ended.is_not(None))))
 
 
-def find_by_flow_run(session: Session, flow_run_id: UUID) -> Transfer | None:
-    """Return the transfer that a Prefect flow run performs, if it has one."""
-    return session.scalar(select(Transfer).where(Transfer.flow_run_id == flow_run_id))
-
-
 def destination_of(machines: Machines, request: TransferTerms) -> Place | None:
     """Return where the request wants its file, None for a delete. Raises: UnknownMachine, PathNotAllowed."""
     match request:
