@@ -20,8 +20,7 @@ from flows.retention.run import Retaining
 from flows.runtime.maintenance import control_of, pause, sole_run, this_run, threaded
 from flows.runtime.progress import human
 from flows.runtime.services import Services, services
-from models.core.transactions import read, write
-from models.database import now
+from models.database import now, read, write
 from models.retention import marks
 from models.retention import runs as retention_runs
 from models.retention.report import Report, make_decider, plan, total

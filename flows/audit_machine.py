@@ -24,7 +24,7 @@ from flows.runtime.maintenance import control_of, kept, pause, this_run, threade
 from flows.runtime.services import Services, services
 from models.audit import runs as audit_runs
 from models.audit.runs import AuditLease
-from models.core.transactions import read, write
+from models.database import read, write
 from models.machines import health
 
 TURN_EVERY = 5.0  # seconds between two looks whether another run has ended its audit of the same machine

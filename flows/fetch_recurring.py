@@ -19,7 +19,7 @@ from datamanager.errors import InternalError, InvalidRequest, ScheduleNotFound, 
 from datamanager.sealing import Sealer
 from flows.runtime.maintenance import control_of, pause
 from flows.runtime.services import Services, services
-from models.core.transactions import read, write
+from models.database import read, write
 from models.external import schedules
 from models.tables import ScheduleRun, Transfer
 

@@ -24,8 +24,7 @@ from datamanager.messaging.topology import REQUESTS_QUEUE
 from deployments.periodic import every
 from models.core.leases import drop_lease, hold_lease
 from models.core.outbox import mark_sent, unsent
-from models.core.transactions import read, write
-from models.database import Database
+from models.database import Database, read, write
 from models.tables import OutboxMessage
 
 LEASE_NAME = "relay"

@@ -27,7 +27,7 @@ from deployments.orchestrator.monitor import PrefectMonitor
 from deployments.periodic import every
 from flows.runtime.services import Services
 from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
-from models.core.transactions import write
+from models.database import write
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import cancel_pause, outcomes, queue

@@ -34,7 +34,7 @@ from deployments.orchestrator.prefect_private import Nowhere, UnobservedEngine
 from deployments.orchestrator.reconcile import end_of
 from flows.runtime.progress import run_name, run_tags
 from flows.runtime.services import Services, provided
-from models.core.transactions import read, write
+from models.database import read, write
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.lookup import get_transfer

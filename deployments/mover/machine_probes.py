@@ -14,7 +14,7 @@ import structlog
 from datamanager.errors import CatalogueUnavailable
 from flows.runtime.reachability import unreachable
 from flows.runtime.services import Services
-from models.core.transactions import read, write
+from models.database import read, write
 from models.machines import health
 
 PATIENCE = health.PROBE_WITHIN.total_seconds() * 0.75

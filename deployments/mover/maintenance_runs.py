@@ -32,7 +32,7 @@ from flows.runtime.services import Services, provided
 from models.audit import runs as audit_runs
 from models.audit.runs import AuditLease
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease
-from models.core.transactions import read, write
+from models.database import read, write
 from models.retention import runs as retention_runs
 
 AT_ONCE = 8

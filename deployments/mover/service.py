@@ -27,7 +27,7 @@ from deployments.periodic import every
 from flows.cleanup.leftovers import clear_up, reclaim
 from flows.runtime.services import Services
 from models.core.listen import Listener
-from models.core.transactions import write
+from models.database import write
 from models.housekeeping import tidy
 from models.submission import source_check
 

@@ -25,7 +25,7 @@ from datamanager.errors import OrchestratorUnavailable
 from deployments.orchestrator.deploy import apply
 from deployments.orchestrator.flow_registry import DEPLOYMENT, MAINTENANCE, AnyFlow, flow_at
 from flows.runtime.services import Services
-from models.core.transactions import leased
+from models.core.leases import leased
 
 ANSWER_WITHIN = 2.0  # seconds
 WAITS = timedelta(days=1)

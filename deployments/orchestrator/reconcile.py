@@ -38,7 +38,7 @@ from deployments.orchestrator.flow_registry import DEPLOYMENT
 from deployments.orchestrator.gateway import PrefectGateway, waiting
 from flows.runtime.services import Services
 from models.core.leases import RUN_PREFIX, is_held
-from models.core.transactions import read, write
+from models.database import read, write
 from models.tables import Transfer
 from models.transfers import cancel_pause
 from models.transfers.lookup import by_flow_run, get_transfer, unheld_with_a_run

@@ -24,7 +24,8 @@ from datamanager.domain.recurring import read_interval
 from deployments.orchestrator.gateway import PrefectGateway
 from flows.fetch_recurring import finish, recurring
 from flows.runtime.services import Services
-from models.core.transactions import leased, read, write
+from models.core.leases import leased
+from models.database import read, write
 from models.external import schedules
 from models.external.schedules import Rhythm
 

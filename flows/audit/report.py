@@ -15,7 +15,7 @@ from flows.runtime.progress import SHOWN_WITHIN, human
 from flows.runtime.services import Services
 from models.audit import findings as audit_findings
 from models.audit.runs import get_audit
-from models.core.transactions import read
+from models.database import read
 from models.tables import Audit
 
 TOP = 100

@@ -36,7 +36,7 @@ from flows.runtime.progress import describe_run
 from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
-from models.core.transactions import write
+from models.database import write
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
 from models.transfers import outcomes, queue

@@ -21,7 +21,7 @@ from datamanager.engine.control import Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, DutyTaken, InternalError, LeaseLost
 from flows.runtime.services import Services
 from models.core.leases import drop_lease, hold_lease
-from models.core.transactions import write
+from models.database import write
 
 LOOK_EVERY = 1.0  # seconds
 STOP_WITHIN = 10.0

@@ -15,7 +15,7 @@ from datamanager.engine.attempt import Found, Intent
 from datamanager.engine.control import Control
 from datamanager.sources.terms.urls import public_url
 from flows.runtime.transfer_run import TransferRun
-from models.core.transactions import read
+from models.database import read
 from models.tables import Transfer
 from models.transfers.items import count_items, select_items
 

@@ -12,7 +12,7 @@ from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavaila
 from datamanager.machines import TransportKind
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
-from models.core.transactions import write
+from models.database import write
 from models.machines import health, limits
 from models.transfers.items import machines_of
 

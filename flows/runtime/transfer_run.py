@@ -28,7 +28,7 @@ from datamanager.transports.port import Storage
 from flows.runtime.retry import AttemptState, Fail, decide
 from flows.runtime.services import Services
 from models.batches.results import CHUNK, items_to_do
-from models.core.transactions import read
+from models.database import read
 from models.machines import limits
 from models.objects.bulk_claims import chunks
 from models.tables import Transfer, TransferItem

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from models.database import insert_if_free, now
+from models.database import Database, insert_if_free, now, write
 from models.tables import Lease
 
 MOVER_PREFIX = "mover:"
@@ -50,3 +52,15 @@ def movers_online(session: Session) -> dict[str, bool]:
     """Return the movers that live, by name, and whether each reaches Prefect: so it does unless it says otherwise."""
     query = select(Lease).where(Lease.name.startswith(MOVER_PREFIX), Lease.until > now(session)).order_by(Lease.name)
     return {lease.holder: lease.details.get("prefect") is not False for lease in session.scalars(query)}
+
+
+@asynccontextmanager
+async def leased(database: Database, lease: str, owner: str, within: timedelta) -> AsyncIterator[bool]:
+    """Hold a lease inside. False: another process holds it; if it dies, the lease is free after `within`."""
+    if not await write(database, hold_lease, lease, owner, within):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        await write(database, drop_lease, lease, owner)
