@@ -14,8 +14,9 @@ import itertools
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +143,10 @@ class MoverWorker(PrefectWorker):
                     if run_once:
                         await self._once(mover)
                     else:
-                        loops.start_soon(every, SYNC_EVERY, "send heartbeat to Prefect", self._sync)
-                        loops.start_soon(every, QUERY_EVERY, "take scheduled runs", self._take_scheduled)
+                        beat = partial(self._translated, self.sync_with_backend)
+                        query = partial(self._translated, self.get_and_submit_flow_runs)
+                        loops.start_soon(every, SYNC_EVERY, "send heartbeat to Prefect", beat)
+                        loops.start_soon(every, QUERY_EVERY, "take scheduled runs", query)
                         printer(f"mover {self.name} is ready")
                         await self._stop.wait()
                     printer(f"mover {self.name} stops")
@@ -154,22 +157,17 @@ class MoverWorker(PrefectWorker):
             runtime.close()
 
     async def _once(self, mover: MoverService) -> None:
-        await self._sync()
-        await self._take_scheduled()
+        await self._translated(self.sync_with_backend)
+        await self._translated(self.get_and_submit_flow_runs)
         while not self._stop.is_set() and (self.limiter.borrowed_tokens or mover.dispatcher.busy):  # noqa: ASYNC110 - untold
             await anyio.sleep(QUERY_EVERY)
 
-    async def _sync(self) -> None:
+    async def _translated(self, work: Callable[[], Awaitable[Any]]) -> None:
+        """Do work of the base class; Prefect's errors are ours then."""
         from deployments.orchestrator.gateway import translated
 
         with translated():
-            await self.sync_with_backend()
-
-    async def _take_scheduled(self) -> None:
-        from deployments.orchestrator.gateway import translated
-
-        with translated():
-            await self.get_and_submit_flow_runs()
+            await work()
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Take as many of Prefect's runs as there are slots free, which transfers of the catalogue share, and
