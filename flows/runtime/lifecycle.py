@@ -74,8 +74,8 @@ def request_of_form(kind: TransferKind, form: Mapping[str, Any]) -> TransferRequ
 
 @asynccontextmanager
 async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterator[TransferRun]:
-    """Acquire the run's transfer, watch it while the body works, and end it in ERROR when the body raises. `form` are the
-    flow's parameters by name: its `locals()`, before another name is bound there.
+    """Acquire the run's transfer, watch it while the body works, and end it in ERROR when the body raises. `form` are
+    the flow's parameters by name: its `locals()`, before another name is bound there.
 
     Raises: what the body raised; TaskNotFound when there is no such transfer waiting; what `request_of_form` raises.
     """

@@ -240,7 +240,7 @@ def open_owners(session: Session, owners: Collection[str]) -> set[str]:
             break
         items = select(TransferItem.number).where(TransferItem.transfer_id == transfer)
         for number in session.scalars(items.execution_options(yield_per=CHUNK)):
-            # what `engine.chunk.item_id` makes
+            # what `engine.bulk.bulk_chunk.item_id` makes
             if (digits := uuid5(transfer, str(number)).hex[:DIGITS]) in wanted:
                 found.add(digits)
     return found

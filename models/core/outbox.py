@@ -1,6 +1,6 @@
 """The outbox: messages written in the transaction of the change that they report.
 
-The relay (`datamanager.messaging`) sends them and marks them; what the broker has not confirmed stays here.
+The relay (`deployments.amqp.relay`) sends them and marks them; what the broker has not confirmed stays here.
 Bodies are CloudEvents 1.0 in JSON (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md).
 """
 
