@@ -21,13 +21,12 @@ from api import health
 from api.audits import routes as audits
 from api.context import Context
 from api.http import openapi
-from api.http.host_origin import HostOriginMiddleware
+from api.http.middleware import HostOriginMiddleware, RequestLogMiddleware
 from api.http.problems import describe_code, http_problem_response, problem_response
-from api.http.request_log import RequestLogMiddleware
 from api.http.responses import json_response
 from api.machines import routes as machines
 from api.machines.probe import Prober
-from api.objects import register, trees
+from api.objects import register
 from api.objects import routes as objects
 from api.retention import routes as retention
 from api.schedules import routes as schedules
@@ -38,7 +37,7 @@ from api.transfers.wait import Waiter, listening
 from datamanager.errors import DataManagerError, InternalError
 
 ROUTED = (
-    *(objects, register, trees, transfers, tasks, task_listing),
+    *(objects, register, transfers, tasks, task_listing),
     *(retention, schedules, audits, machines, health),
 )
 

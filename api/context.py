@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -69,21 +70,11 @@ class Context:
 
     async def reading(self, work: Callable[[Session], T]) -> T:
         """Run `work` in a thread with a session for reading. Raises: CatalogueUnavailable and what `work` raises."""
-
-        def inside() -> T:
-            with self.database.read() as session:
-                return work(session)
-
-        return await run_sync(inside, limiter=self.limits.readers)
+        return await run_sync(_in_session, self.database.read, work, limiter=self.limits.readers)
 
     async def writing(self, work: Callable[[Session], T]) -> T:
         """Run `work` in a thread as one writing transaction. Raises: CatalogueUnavailable and what `work` raises."""
-
-        def inside() -> T:
-            with self.database.write() as session:
-                return work(session)
-
-        return await run_sync(inside, limiter=self.limits.writers)
+        return await run_sync(_in_session, self.database.write, work, limiter=self.limits.writers)
 
     async def notify_movers(self, topic: str) -> None:
         """Have the movers of this host look at the queue, or at what `topic` names."""
@@ -92,6 +83,11 @@ class Context:
     async def remotely(self, work: Callable[[], T]) -> T:
         """Run `work`, which talks to machines or resolves names, in a thread."""
         return await run_sync(work, limiter=self.limits.remote)
+
+
+def _in_session(session_of: Callable[[], AbstractContextManager[Session]], work: Callable[[Session], T]) -> T:
+    with session_of() as session:
+        return work(session)
 
 
 def make_context(

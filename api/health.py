@@ -52,7 +52,7 @@ async def ready(request: Request, context: In) -> Response:
 async def _catalogue(context: Context) -> list[str] | CatalogueUnavailable:
     try:
         # one that does not reach Prefect (yet) can't work, and requests that wait would be refused
-        return [mover.name for mover in await context.reading(movers_online) if mover.prefect]
+        return [name for name, prefect in (await context.reading(movers_online)).items() if prefect]
     except CatalogueUnavailable as exc:
         return exc
 

@@ -40,7 +40,7 @@ def main() -> int:
             host=runtime.settings.host,
             port=runtime.settings.port,
             log_config=None,  # ours
-            access_log=False,  # api.http.request_log writes a line a request
+            access_log=False,  # api.http.middleware writes a line a request
             server_header=False,
             proxy_headers=False,
             ws="none",

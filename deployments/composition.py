@@ -22,6 +22,8 @@ class Runtime:
     machines: Machines
     database: Database
     storages: Storages
+    guard: EgressGuard
+    """Which addresses may be downloaded from."""
 
     def close(self) -> None:
         """Close connections to machines and the database."""
@@ -36,15 +38,14 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     CatalogueUnavailable.
     """
     machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
-    # a bad entry stops the start here, not each process later
-    EgressGuard(settings.download_allow, settings.download_deny)
+    guard = EgressGuard(settings.download_allow, settings.download_deny)
     directory = run_directory(settings)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = Database(settings.catalogue_url, pool_size=pool_size)
     require_current(database)
     with database.write() as session:
         check_base_dirs(session, machines, confirmed=settings.confirm_base_dir)
-    return Runtime(settings, machines, database, Storages(machines, control_dir=directory))
+    return Runtime(settings, machines, database, Storages(machines, control_dir=directory), guard)
 
 
 def run_directory(settings: Settings) -> Path:

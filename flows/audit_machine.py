@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 from uuid import UUID
 
 from prefect import flow
 from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
+from sqlalchemy.orm import Session
 
 from datamanager.domain.audit.rules import AuditTerms
 from datamanager.domain.requests import validated
@@ -20,10 +20,11 @@ from flows.audit.first_pass import first_look
 from flows.audit.report import show_audit
 from flows.audit.scrub import scrub
 from flows.audit.second_pass import conclude, second_look
-from flows.runtime.maintenance import control_of, kept, pause, this_run, threaded, writing
+from flows.runtime.maintenance import control_of, kept, pause, this_run, threaded
 from flows.runtime.services import Services, services
 from models.audit import runs as audit_runs
 from models.audit.runs import AuditLease
+from models.database import read, write
 from models.machines import health
 
 TURN_EVERY = 5.0  # seconds between two looks whether another run has ended its audit of the same machine
@@ -63,7 +64,7 @@ async def audit(
             raise Abort(lost.detail) from lost  # another run has it: this one must not say how it ended
         except DataManagerError as error:
             if control_of(parts).stopping is not None:
-                await writing(parts, partial(audit_runs.drop_rest, flow_run=this_run(), error=error))
+                await write(parts.database, audit_runs.drop_rest, this_run(), error)
                 raise
             get_run_logger().warning("%s: %s", error.code, error.detail)
             failed.append(error)
@@ -73,8 +74,10 @@ async def audit(
 
 
 async def _enter(parts: Services, machines: Sequence[str], terms: AuditTerms) -> list[UUID]:
-    run = this_run()
-    return await writing(parts, lambda s: [audit_runs.submit(s, name, terms, flow_run=run).id for name in machines])
+    def enter(session: Session, run: UUID) -> list[UUID]:
+        return [audit_runs.submit(session, name, terms, flow_run=run).id for name in machines]
+
+    return await write(parts.database, enter, this_run())
 
 
 async def _audited(parts: Services, audit: UUID) -> str:
@@ -89,10 +92,10 @@ async def _audited(parts: Services, audit: UUID) -> str:
             await pause(control, terms.second_look)
             await threaded(control, second_look, exam)
             await threaded(control, conclude, exam)
-            await writing(parts, lambda session: audit_runs.end(session, hold))
+            await write(parts.database, audit_runs.end, hold)
     except asyncio.CancelledError:
         # the mover stops: another one begins anew
-        await asyncio.shield(writing(parts, lambda session: audit_runs.release(session, hold)))
+        await asyncio.shield(write(parts.database, audit_runs.release, hold))
         raise
     except (LeaseLost, CatalogueUnavailable):
         raise
@@ -108,7 +111,7 @@ async def _audited(parts: Services, audit: UUID) -> str:
 
 
 async def _end_in_error(parts: Services, hold: AuditLease, error: DataManagerError) -> None:
-    await writing(parts, lambda session: audit_runs.end(session, hold, error))
+    await write(parts.database, audit_runs.end, hold, error)
     parts.notify("posted")
     await show_audit(parts, hold.audit)
 
@@ -117,16 +120,13 @@ async def _begun(parts: Services, audit: UUID) -> tuple[AuditLease, AuditTerms]:
     """Begin when it is this audit's turn: one run audits a machine at a time."""
     run, control = this_run(), control_of(parts)
     while True:
-        hold = await writing(parts, lambda session: audit_runs.begin(session, audit, run, parts.settings.lease))
+        hold = await write(parts.database, audit_runs.begin, audit, run, parts.settings.lease)
         if hold is not None:
             break
         await pause(control, TURN_EVERY)
 
-    def read() -> AuditTerms:
-        with parts.database.read() as session:
-            return AuditTerms.model_validate(audit_runs.get_audit(session, audit).options)
-
-    return hold, await asyncio.to_thread(read)
+    row = await read(parts.database, audit_runs.get_audit, audit)
+    return hold, AuditTerms.model_validate(row.options)
 
 
 def _examination(parts: Services, hold: AuditLease, terms: AuditTerms, control: Control) -> Examination:

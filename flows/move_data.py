@@ -86,7 +86,6 @@ async def _finish(run: TransferRun) -> str:
     except DataManagerError as error:
         if not await run.is_ended_by(error):
             raise  # it is tried again, here or on another mover
-        job = run.job()
-        raise SourceNotRemoved(
-            f"the object is at {job.target.place}, but its source {job.origin.place} is still there: {error.detail}"
-        ) from error
+        target, origin = run.attempt().target.place, run.attempt().origin.place
+        what = f"the object is at {target}, but its source {origin} is still there: {error.detail}"
+        raise SourceNotRemoved(what) from error

@@ -7,9 +7,9 @@ from prefect.logging import get_run_logger
 
 from datamanager.errors import DataManagerError, DutyTaken, InvalidRequest
 from flows.audit.report import show_table
-from flows.cleanup.partial_files import clear_up
+from flows.cleanup.leftovers import clear_up
 from flows.cleanup.sweeping import Sweeper, Swept
-from flows.runtime.maintenance import duty, threaded
+from flows.runtime.maintenance import sole_run, threaded
 from flows.runtime.progress import human
 from flows.runtime.services import Services, services
 from models.housekeeping import tidy
@@ -32,7 +32,7 @@ async def sweep(machine: str = "", older_than: float = 24 * 3600.0, dry_run: boo
     machines = [parts.machines[machine]] if machine else list(parts.machines.values())
     lines, said, failed = list[dict[str, object]](), list[str](), list[DataManagerError]()
     try:
-        async with duty(parts, "sweep") as control:
+        async with sole_run(parts, "sweep") as control:
             for one in machines:
                 sweeper = Sweeper(parts, one, older_than, control, dry_run=dry_run)
                 try:

@@ -1,4 +1,4 @@
-"""One catalogue database: connections, transactions, its clock.
+"""One catalogue database: connections, transactions (in threads, for event loops), its clock.
 
 SQLite runs in WAL mode and every writing transaction begins IMMEDIATE: a read that turns into a write fails at once
 there, whatever the busy timeout. `synchronous=FULL`: what was answered survives a power cut.
@@ -6,13 +6,14 @@ there, whatever the busy timeout. `synchronous=FULL`: what was answered survives
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from threading import Lock
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy import Connection, CursorResult, Engine, Table, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -25,6 +26,9 @@ from datamanager.errors import CatalogueUnavailable, SettingsError
 
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
 WAKE_CHANNEL = "dm_wake"
+P = ParamSpec("P")
+T = TypeVar("T")
+Query = Callable[Concatenate[Session, P], T]
 
 
 class Database:
@@ -82,7 +86,7 @@ class Database:
 
 
 class _Turn:
-    """A lock that is given up waiting for after the busy timeout."""
+    """A lock that nobody waits for longer than the busy timeout."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -93,6 +97,26 @@ class _Turn:
 
     def __exit__(self, *_exc: object) -> None:
         self._lock.release()
+
+
+async def read(database: Database, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Return `query(session, …)`, run in a thread. Raises: CatalogueUnavailable, and what the query raises."""
+
+    def transaction() -> T:
+        with database.read() as session:
+            return query(session, *args, **options)
+
+    return await asyncio.to_thread(transaction)
+
+
+async def write(database: Database, change: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Return `change(session, …)`, run in a thread and committed. Raises: CatalogueUnavailable, and what it raises."""
+
+    def transaction() -> T:
+        with database.write() as session:
+            return change(session, *args, **options)
+
+    return await asyncio.to_thread(transaction)
 
 
 def on_postgresql(session: Session) -> bool:
@@ -117,7 +141,7 @@ def take_turns(session: Session, lock: int) -> None:
 
 
 def wake(session: Session, what: str) -> None:
-    """Tell listeners on other hosts at commit; PostgreSQL only, elsewhere the caller uses the Unix socket."""
+    """Notify listeners on other hosts at commit; PostgreSQL only, elsewhere the caller uses the Unix socket."""
     if on_postgresql(session):
         session.execute(select(func.pg_notify(WAKE_CHANNEL, what)))
 

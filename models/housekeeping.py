@@ -15,7 +15,7 @@ from models.core import idempotency, outbox
 from models.database import affected, now
 from models.external import schedules
 from models.tables import Lease, Transfer, TransferItem
-from models.transfers import secrets as transfer_secrets
+from models.transfers.lookup import prune_secrets
 
 BATCH = 1000
 ITEMS_BATCH = 10_000
@@ -77,7 +77,7 @@ def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
         messages=outbox.prune(session, durations.keep_outbox, broker=broker, limit=BATCH),
         keys=idempotency.prune(session, durations.idempotency_keep, limit=BATCH),
         leases=affected(session, delete(Lease).where(Lease.until < now(session) - DEAD_LEASE)),
-        secrets=transfer_secrets.prune(session, BATCH),
+        secrets=prune_secrets(session, BATCH),
         findings=findings,
         audits=gone,
         moments=schedules.prune_runs(session, now(session) - durations.keep_transfers, BATCH),

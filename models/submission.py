@@ -28,6 +28,10 @@ from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.errors import InternalError, InvalidRequest, ObjectHeld
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
+from datamanager.settings import Settings
+from datamanager.sources.download_terms import parse_terms
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
 from models.archive.submission import enter_activate, enter_archive
@@ -37,11 +41,15 @@ from models.database import now, wake
 from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
-from models.transfers.lookup import destination_of
-from models.transfers.secrets import keep
+from models.transfers.lookup import destination_of, keep_secrets
 
 SourceCheck = Callable[[GetExternalRequest], None]
 """Refuses at once what would be refused before a byte is fetched, such as the address of a URL. May block."""
+
+
+def source_check(guard: EgressGuard, settings: Settings) -> SourceCheck:
+    """Return the check of downloads' sources that is made for clients, by HTTP and by AMQP alike."""
+    return lambda request: parse_terms(request).check(SourceContext.of(guard, settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,7 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
     session.add(transfer)
     session.flush()
     if request.sealed is not None:
-        keep(session, transfer.id, request.sealed)
+        keep_secrets(session, transfer.id, request.sealed)
     post_request(session, transfer)
     post_transfer_event(session, transfer, "queued", {})
     wake(session, "queued")
@@ -131,7 +139,7 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
 
 
 def _kind(request: TransferRequest) -> TransferKind:
-    """Return what is to be done: a download whose files are wanted is asked for in the same words as any other."""
+    """Return what is to be done: a download whose files are wanted has the same request as any other."""
     if not isinstance(request.fields, GetExternalRequest):
         return request.kind
     return TransferKind.GETEXTERNAL_MANY if request.fields.extract else TransferKind.GETEXTERNAL
@@ -149,8 +157,8 @@ def _schedule(transfer: Transfer, fields: TransferTerms) -> None:
         raise InvalidRequest.of({"not_before": "must be before deadline"})
 
 
-def _moment(given: datetime | timedelta | None, asked: datetime) -> datetime | None:
-    return asked + given if isinstance(given, timedelta) else given
+def _moment(given: datetime | timedelta | None, created: datetime) -> datetime | None:
+    return created + given if isinstance(given, timedelta) else given
 
 
 def _enter_one(session: Session, machines: Machines, transfer: Transfer, request: SealedRequest) -> None:

@@ -13,9 +13,7 @@ from starlette.responses import Response
 from api.audits.views import AuditView, FindingView, audit_view
 from api.context import In
 from api.http import openapi
-from api.http.bodies import read_request
 from api.http.idempotency import Slot, mutate
-from api.http.ids import audit_id_of
 from api.http.query import (
     Cursor,
     Position,
@@ -28,6 +26,7 @@ from api.http.query import (
     page_size,
     read_query,
 )
+from api.http.request_parts import audit_id_of, read_request
 from api.http.responses import json_response, view_of
 from datamanager import errors
 from datamanager.domain.audit.rules import AuditRequest, FindingKind

@@ -2,7 +2,7 @@
 
 (IETF draft-ietf-httpapi-idempotency-key-header.) The fingerprint is taken over method, path and parsed fields, so a
 form and JSON with the same fields are the same request. What the request makes is written into its key in the same
-transaction: a process that dies leaves a key whose next holder finds the object or transfer and goes on from there.
+transaction: a process that dies leaves a key whose next holder finds the object or transfer and continues from there.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Slot:
-    """The key that a request works under (None: without one), and what was made under it: by this request, or by a
+    """The key that a request works under ("": without one), and what was made under it: by this request, or by a
     predecessor that did not end."""
 
-    key: str | None = None
+    key: str = ""
     holder: str = ""
     subject: UUID | None = None
     ended: bool = False
@@ -57,7 +57,7 @@ class Slot:
 
     def attach(self, session: Session, subject: UUID) -> None:
         """Write what was made into the key, in the transaction that makes it."""
-        if self.key is not None:
+        if self.key:
             idempotency.attach(session, self.key, self.holder, subject)
 
 
@@ -131,7 +131,7 @@ def fingerprint_of(method: str, path: str, fields: OurRequest, sealer: Sealer | 
 
 async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> StoredAnswer | None:
     """Return the stored answer, or None when the key is ours now."""
-    key, keep = slot.key or "", context.settings.idempotency_keep
+    key, keep = slot.key, context.settings.idempotency_keep
     while True:
         begun = await context.writing(
             lambda session: idempotency.begin(session, key, fingerprint, slot.holder, HOLD, keep)
@@ -158,15 +158,15 @@ async def _until_left(context: Context, key: str) -> None:
 
 @asynccontextmanager
 async def _held(context: Context, slot: Slot) -> AsyncIterator[None]:
-    """Prolong the hold while the work runs; afterwards notify those who joined in this process."""
-    finished = context.keys[slot.key or ""] = asyncio.Event()
+    """Prolong the lease while the work runs; afterwards notify those who joined in this process."""
+    finished = context.keys[slot.key] = asyncio.Event()
     prolonging = asyncio.create_task(_prolong(context, slot))
     try:
         yield
     finally:
         prolonging.cancel()
-        if context.keys.get(slot.key or "") is finished:
-            del context.keys[slot.key or ""]
+        if context.keys.get(slot.key) is finished:
+            del context.keys[slot.key]
         finished.set()
 
 
@@ -174,7 +174,7 @@ async def _prolong(context: Context, slot: Slot) -> None:
     while True:
         await asyncio.sleep(PROLONG_EVERY)
         try:
-            await context.writing(lambda session: idempotency.prolong(session, slot.key or "", slot.holder, HOLD))
+            await context.writing(lambda session: idempotency.prolong(session, slot.key, slot.holder, HOLD))
         except CatalogueUnavailable as exc:
             log.warning("idempotency_key_not_renewed", error=exc.detail)
 
@@ -205,7 +205,7 @@ def _store(response: Response, session: Session, key: str, holder: str) -> None:
 async def _settle(context: Context, slot: Slot, change: Callable[[Session, str, str], None]) -> None:
     """Store the answer, forget the key (a 5xx must not be repeated) or release it."""
     try:
-        await context.writing(lambda session: change(session, slot.key or "", slot.holder))
+        await context.writing(lambda session: change(session, slot.key, slot.holder))
     except CatalogueUnavailable as exc:
-        # the answer is right as it is; the hold runs out and a retry finds what was made
+        # the answer is right as it is; the lease runs out and a retry finds what was made
         log.warning("idempotency_key_not_settled", error=exc.detail)

@@ -8,11 +8,30 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from api.http.bodies import FORM, JSON, MULTIPART
-from api.http.examples import EXAMPLES, MAY_BE_EMPTY, TASK_EXAMPLE, UUID_EXAMPLE
 from api.http.problems import MEDIA_TYPE, by_status, problem_of
+from api.http.request_parts import FORM, JSON, MULTIPART
 from datamanager import errors
+from datamanager.domain.archive.archive_requests import (
+    ActivateManyRequest,
+    ActivateRequest,
+    ArchiveManyRequest,
+    ArchiveRequest,
+)
+from datamanager.domain.audit.rules import AuditRequest
+from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
+from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
+from datamanager.domain.requests import (
+    CopyManyRequest,
+    CopyRequest,
+    DeleteRequest,
+    GetExternalRequest,
+    MoveManyRequest,
+    MoveRequest,
+    RegisterRequest,
+    TreeRequest,
+)
 from datamanager.domain.requests import Request as OurRequest
+from datamanager.domain.retention.requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
 from datamanager.errors import DataManagerError
 
 Errors = tuple[type[DataManagerError], ...]
@@ -43,6 +62,60 @@ BYTES: Errors = (errors.SourceChanged, errors.SizeMismatch, errors.ChecksumMisma
 RESPOND_ASYNC = "`respond-async`: answer 202 with the task at once."
 WAIT = f"{RESPOND_ASYNC} `wait=n`: answer 202 with the task after n seconds."
 """What an endpoint knows of `Prefer`."""
+
+UUID_EXAMPLE = "0e4f2b5c-5d3a-4c1b-9f0e-6d2a7c8b9e10"
+TASK_EXAMPLE = "7c9b1e7e-2f64-4a53-8a35-1f0b6a4d2c33"
+
+EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
+    RegisterRequest: {"machine": "archer2", "path": "weather", "filename": "june.nc", "size": 1048576, "group": "fire"},
+    CopyRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
+    MoveRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
+    DeleteRequest: {"priority": "low"},
+    MachineLimitsRequest: {"bandwidth": "200MB/s", "max_transfers": 4},
+    TransferLimitsRequest: {"bandwidth": "50MB/s"},
+    AuditRequest: {"machine": "archer2", "scrub_share": 0.05},
+    CopyManyRequest: {
+        "machine": "cirrus",
+        "items": [{"uuid": UUID_EXAMPLE, "dest": "weather/june.nc"}, {"uuid": TASK_EXAMPLE, "dest": "weather/july.nc"}],
+    },
+    MoveManyRequest: {
+        "directory": {"machine": "archer2", "path": "weather"},
+        "machine": "cirrus",
+        "dest": "weather",
+    },
+    ArchiveRequest: {"archive_to": "tape", "verify": "checksums"},
+    ActivateRequest: {"machine": "cirrus", "dest": "weather/june.nc"},
+    ArchiveManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE}], "compress": "zstd"},
+    ActivateManyRequest: {"items": [{"uuid": UUID_EXAMPLE}, {"uuid": TASK_EXAMPLE, "machine": "cirrus"}]},
+    ScheduleRequest: {
+        "url": "https://data.example/{date:%Y%m%d}/forecast-{date:%H}.nc",
+        "machine": "archer2",
+        "path": "weather/{date:%Y}",
+        "filename": "forecast-{date:%Y%m%d%H}.nc",
+        "interval": "6h",
+        "keep": 12,
+        "options": {"credential": "weather"},
+    },
+    ScheduleRunRequest: {"moment": "2026-01-31T06:00:00Z"},
+    HoldRequest: {"reason": "figures of a paper", "by": "maria"},
+    LifetimeRequest: {"lifetime": "90d"},
+    RestoreRequest: {"spare_for": "30d"},
+    RetentionRunRequest: {"dry_run": True, "rule": "old forecasts to tape"},
+    TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
+    GetExternalRequest: {
+        "machine": "archer2",
+        "path": "weather",
+        "filename": "june.nc",
+        "url": "https://data.example/june.nc",
+        "protocol": "http",
+        "group": "fire",
+    },
+}
+
+MAY_BE_EMPTY = frozenset(
+    {DeleteRequest, ArchiveRequest, ActivateRequest, RestoreRequest, RetentionRunRequest, ScheduleRunRequest}
+)
+"""Requests whose body may be left out."""
 
 
 class FieldProblem(BaseModel):
@@ -140,7 +213,7 @@ def query(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Make the app's OpenAPI document from its routes and our shapes, when it is first asked for."""
+    """Make the app's OpenAPI document from its routes and our shapes, when it is first read."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from api.context import Context, In
 from api.http import openapi
-from api.http.bodies import read_request
 from api.http.idempotency import mutate
+from api.http.request_parts import read_request
 from api.http.responses import json_response, view_of
 from api.machines.probe import prober_of
 from api.machines.views import HealthView, LimitsView, MachineView, machine_view

@@ -14,10 +14,9 @@ from starlette.responses import Response
 
 from api.context import Context, In
 from api.http import openapi
-from api.http.bodies import read_request
 from api.http.idempotency import Slot, mutate, once
-from api.http.ids import object_id_of, retention_run_id_of
 from api.http.query import Cursor, Query, number, page_response, page_size, read_query
+from api.http.request_parts import object_id_of, read_request, retention_run_id_of
 from api.http.responses import json_response, view_of
 from api.objects.views import ObjectView, object_view
 from api.retention.views import RestoredView, RetentionPlanView, RetentionRunDetailView, RetentionRunView

@@ -16,9 +16,8 @@ from starlette.responses import Response
 
 from api.context import Context, In
 from api.http import openapi
-from api.http.bodies import read_request
 from api.http.idempotency import Slot, mutate
-from api.http.ids import schedule_id_of
+from api.http.request_parts import read_request, schedule_id_of
 from api.http.responses import json_response
 from api.schedules.views import RemovedView, ScheduleView, schedule_view
 from datamanager import errors
@@ -26,10 +25,9 @@ from datamanager.domain.location import Place
 from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.errors import InvalidRequest
 from datamanager.sealing import Sealer
-from datamanager.sources.download_terms import parse_terms
-from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
 from models.external import schedules
+from models.submission import source_check
 
 router = APIRouter(prefix="/DM/schedules", tags=["schedules"], default_response_class=Response)
 
@@ -196,4 +194,4 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
         wanted = "must result in a valid URL, path and file name"
         raise InvalidRequest.of({"filename": wanted}) from None
     Place.of(context.machines[example.machine], example.path, example.filename)
-    parse_terms(example).check(SourceContext.of(context.guard, context.settings))
+    source_check(context.guard, context.settings)(example)

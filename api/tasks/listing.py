@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from api.context import In
 from api.http import openapi
-from api.http.ids import task_id_of
 from api.http.query import (
     Cursor,
     Position,
@@ -27,13 +26,13 @@ from api.http.query import (
     page_size,
     read_query,
 )
+from api.http.request_parts import task_id_of
 from api.tasks.views import ItemView, TaskView, item_view, show_tasks
 from datamanager import errors
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.domain.timing import Priority
 from models.transfers.items import select_items
-from models.transfers.listing import TransferSelection, select_transfers
-from models.transfers.lookup import get_transfer
+from models.transfers.lookup import TransferSelection, get_transfer, select_transfers
 
 TASKS_MAX = 1000
 ITEMS_MAX = 10_000

@@ -12,9 +12,8 @@ from starlette.responses import Response
 
 from api.context import Context, In
 from api.http import openapi
-from api.http.bodies import read_request
 from api.http.idempotency import Slot, mutate
-from api.http.ids import task_id_of
+from api.http.request_parts import read_request, task_id_of
 from api.http.responses import json_response
 from api.tasks.views import TaskView, show_task
 from api.transfers.wait import ENDED, waiter_of

@@ -20,9 +20,8 @@ from starlette.responses import Response
 
 from api.context import Context, In
 from api.http import openapi
-from api.http.bodies import read_large_request, read_request
-from api.http.ids import object_id_of
 from api.http.openapi import BODY, BYTES, OBJECT, PLACE, URL, WAITING, Errors
+from api.http.request_parts import object_id_of, read_large_request, read_request
 from api.transfers.submit import enqueue, wait_for
 from datamanager import errors
 from datamanager.domain.states import TransferKind as Kind

@@ -17,26 +17,24 @@ from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InternalError, OrchestratorUnavailable, by_code
 from datamanager.sealing import Sealer
-from datamanager.sources.download_terms import parse_terms
-from datamanager.sources.network.source_context import SourceContext
 from models.core.leases import movers_online
 from models.machines.health import require_open
 from models.machines.limits import ends
-from models.submission import SealedRequest, TransferRequest, prepare, submit
+from models.submission import SealedRequest, TransferRequest, prepare, source_check, submit
 from models.tables import Transfer
 from models.transfers.outcomes import UNCHANGED
 
 
 async def wait_for(context: Context, request: Request, wanted: TransferRequest) -> Response:
     """Submit a transfer and answer with how it ended; 202 with the task to a client that does not wait (so long)."""
-    wishes = preferences(request)
-    wanted = replace(wanted, fail_fast=wishes.patience != 0)
+    preferred = preferences(request)
+    wanted = replace(wanted, fail_fast=preferred.patience != 0)
 
     async def work(slot: Slot) -> Response:
         task = slot.subject or await _submit(context, wanted, slot)
-        row = None if wishes.patience == 0 else await waiter_of(request).ended(task, wishes.patience)
+        row = None if preferred.patience == 0 else await waiter_of(request).ended(task, preferred.patience)
         if row is None:
-            return task_answer(request, task, 202, wishes.applied)
+            return task_answer(request, task, 202, preferred.applied)
         slot.ended = True
         return _outcome(request, row)
 
@@ -58,7 +56,7 @@ async def _submit(context: Context, wanted: TransferRequest, slot: Slot) -> UUID
     sealed = await _prepared(context, wanted)
 
     def enter(session: Session) -> UUID:
-        if sealed.fail_fast and not any(mover.prefect for mover in movers_online(session)):
+        if sealed.fail_fast and not any(movers_online(session).values()):
             raise OrchestratorUnavailable("no mover that can reach Prefect is online; nothing was changed")
         transfer = submit(session, context.machines, sealed)
         if sealed.fail_fast:
@@ -76,10 +74,7 @@ async def _prepared(context: Context, wanted: TransferRequest) -> SealedRequest:
     """Check a download's source and seal its secrets. What has no source must not wait for those that resolve names."""
     if not isinstance(wanted.fields, GetExternalRequest):
         return prepare(wanted)
-
-    def check(fields: GetExternalRequest) -> None:
-        parse_terms(fields).check(SourceContext.of(context.guard, context.settings))
-
+    check = source_check(context.guard, context.settings)
     return await context.remotely(lambda: prepare(wanted, check, Sealer.of(context.settings)))
 
 

@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 class Waiter:
     """The clients of this process that wait for transfers. Belongs to the event loop that runs `run`.
 
-    `poll` is how many seconds pass between two looks at the catalogue that no message has asked for.
+    `poll` is how many seconds pass between two looks at the catalogue without a message.
     """
 
     def __init__(self, database: Database, poll: float = POLL) -> None:

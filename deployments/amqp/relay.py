@@ -22,10 +22,9 @@ from datamanager.errors import CatalogueUnavailable
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.topology import REQUESTS_QUEUE
 from deployments.periodic import every
-from deployments.transactions import read, write
 from models.core.leases import drop_lease, hold_lease
 from models.core.outbox import mark_sent, unsent
-from models.database import Database
+from models.database import Database, read, write
 from models.tables import OutboxMessage
 
 LEASE_NAME = "relay"
@@ -38,18 +37,6 @@ RIVAL_PAUSE = 0.1
 """Seconds until the next look while another process holds the lease."""
 RETRY_AFTER = 0.1
 """Seconds until the second attempt while the broker or the catalogue is away."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A message of the outbox, ready to be sent."""
-
-    row: int
-    subject: UUID | None
-    exchange: str
-    routing_key: str
-    message_id: str
-    body: bytes
 
 
 @dataclass
@@ -100,36 +87,36 @@ class Relay:
             await write(self.database, self._settle, confirmed)
         return 0 if batch else self.poll
 
-    async def _send(self, batch: list[_Waiting], begun: float, confirmed: list[int]) -> None:
+    async def _send(self, batch: list[OutboxMessage], begun: float, confirmed: list[int]) -> None:
         """Publish subject by subject side by side, each subject's messages one after the other.
 
         All ends before the lease does: nothing is begun after half of it, and nothing waits longer than 0.4 of it.
         """
         lease = self.lease.total_seconds()
 
-        async def send_in_order(messages: list[_Waiting]) -> None:
+        async def send_in_order(messages: list[OutboxMessage]) -> None:
             for message in messages:
                 if time.monotonic() > begun + lease * 0.5:
                     return  # the rest is the next turn's
                 await self.broker.publish(
                     message.exchange,
                     message.routing_key,
-                    message.body,
-                    message_id=message.message_id,
+                    json.dumps(message.body, separators=(",", ":")).encode(),
+                    message_id=str(message.body["id"]),
                     mandatory=message.routing_key == REQUESTS_QUEUE,
                     timeout=lease * 0.4,
                 )
-                confirmed.append(message.row)
+                confirmed.append(message.id)
 
         outcomes = await asyncio.gather(*map(send_in_order, _by_subject(batch)), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _take(self, session: Session) -> list[_Waiting] | None:
+    def _take(self, session: Session) -> list[OutboxMessage] | None:
         if not hold_lease(session, LEASE_NAME, self.holder, self.lease):
             return None
-        return [_waiting(row) for row in unsent(session, BATCH)]
+        return unsent(session, BATCH)
 
     def _settle(self, session: Session, confirmed: list[int]) -> None:
         # the lease goes in the same transaction: an idle relay holds nothing, so whoever writes next can send at once
@@ -138,13 +125,8 @@ class Relay:
         drop_lease(session, LEASE_NAME, self.holder)
 
 
-def _waiting(row: OutboxMessage) -> _Waiting:
-    body = json.dumps(row.body, separators=(",", ":")).encode()
-    return _Waiting(row.id, row.subject, row.exchange, row.routing_key, str(row.body["id"]), body)
-
-
-def _by_subject(batch: list[_Waiting]) -> list[list[_Waiting]]:
-    subjects: defaultdict[UUID | None, list[_Waiting]] = defaultdict(list)
+def _by_subject(batch: list[OutboxMessage]) -> list[list[OutboxMessage]]:
+    subjects: defaultdict[UUID | None, list[OutboxMessage]] = defaultdict(list)
     for message in batch:
         subjects[message.subject].append(message)
     return list(subjects.values())

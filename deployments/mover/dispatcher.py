@@ -25,9 +25,9 @@ from deployments.orchestrator.flow_registry import MAINTENANCE, AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway
 from deployments.orchestrator.monitor import PrefectMonitor
 from deployments.periodic import every
-from deployments.transactions import write
 from flows.runtime.services import Services
 from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
+from models.database import write
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import cancel_pause, outcomes, queue
@@ -70,7 +70,7 @@ class Dispatcher:
         self._loop.call_soon_threadsafe(self._notified.set)
 
     async def on_transfer(self, _transfer: UUID) -> bool:
-        """Note a transfer that the broker tells of. The queue in the catalogue decides what is taken."""
+        """Note a transfer of which the broker has a message. The queue in the catalogue decides what is taken."""
         self._notified.set()
         return True
 

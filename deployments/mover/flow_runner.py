@@ -32,9 +32,9 @@ from deployments.orchestrator.flow_registry import FLOW_OF_KIND, AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway, translated
 from deployments.orchestrator.prefect_private import Nowhere, UnobservedEngine
 from deployments.orchestrator.reconcile import end_of
-from deployments.transactions import read, write
-from flows.runtime.naming import run_name, run_tags
+from flows.runtime.progress import run_name, run_tags
 from flows.runtime.services import Services, provided
+from models.database import read, write
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.lookup import get_transfer

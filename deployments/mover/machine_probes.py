@@ -12,9 +12,9 @@ from collections.abc import Callable
 import structlog
 
 from datamanager.errors import CatalogueUnavailable
-from deployments.transactions import read, write
 from flows.runtime.reachability import unreachable
 from flows.runtime.services import Services
+from models.database import read, write
 from models.machines import health
 
 PATIENCE = health.PROBE_WITHIN.total_seconds() * 0.75

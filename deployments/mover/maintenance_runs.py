@@ -26,13 +26,13 @@ from datamanager.errors import Cancelled, CatalogueUnavailable, DataManagerError
 from deployments.mover.flow_runner import run_warm
 from deployments.orchestrator.flow_registry import AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway, translated
-from deployments.transactions import read, write
 from flows.apply_retention import retention
 from flows.audit_machine import audit
 from flows.runtime.services import Services, provided
 from models.audit import runs as audit_runs
 from models.audit.runs import AuditLease
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease
+from models.database import read, write
 from models.retention import runs as retention_runs
 
 AT_ONCE = 8

@@ -12,14 +12,10 @@ import anyio
 import structlog
 from pydantic import SecretStr
 
-from datamanager.domain.requests import GetExternalRequest
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.notifications import NotificationSocket, notify
 from datamanager.sealing import Sealer
 from datamanager.settings import load_credentials
-from datamanager.sources.download_terms import parse_terms
-from datamanager.sources.network.egress_guard import EgressGuard
-from datamanager.sources.network.source_context import SourceContext
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
 from deployments.composition import Runtime, run_directory
@@ -28,12 +24,12 @@ from deployments.mover.machine_probes import MachineProbes
 from deployments.mover.maintenance_runs import AT_ONCE, start_retention
 from deployments.orchestrator.schedule_sync import ScheduleSync
 from deployments.periodic import every
-from deployments.transactions import write
-from flows.archive.reclaiming import reclaim
-from flows.cleanup.partial_files import clear_up
+from flows.cleanup.leftovers import clear_up, reclaim
 from flows.runtime.services import Services
 from models.core.listen import Listener
+from models.database import write
 from models.housekeeping import tidy
+from models.submission import source_check
 
 THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
 
@@ -47,7 +43,6 @@ class MoverService:
         self._runtime = runtime
         self._settings = runtime.settings
         self._name = name
-        self._guard = EgressGuard(runtime.settings.download_allow, runtime.settings.download_deny)
         self.dispatcher: Dispatcher
 
     async def __aenter__(self) -> Self:
@@ -60,7 +55,7 @@ class MoverService:
             machines=runtime.machines,
             database=runtime.database,
             storages=runtime.storages,
-            guard=self._guard,
+            guard=runtime.guard,
             credentials=load_credentials(),
             owner=self._name,
             notify=self._ended,
@@ -77,7 +72,7 @@ class MoverService:
                 runtime.machines,
                 self._broker(amqp, "requests"),
                 self.dispatcher.on_transfer,
-                check=self._check_source,
+                check=source_check(runtime.guard, settings),
                 sealer=Sealer.of(settings),
                 on_entered=self._relay.notify,
             )
@@ -113,7 +108,7 @@ class MoverService:
                 loops.start_soon(self._consumer.run)
 
     async def hand_back(self) -> None:
-        """Return the running transfers to the queue; another mover goes on with them."""
+        """Return the running transfers to the queue; another mover resumes them."""
         await self.dispatcher.stop()
         if self._relay is not None:
             await self._relay.aclose()
@@ -125,10 +120,6 @@ class MoverService:
         broker = Broker(url.get_secret_value(), name=f"{self._name} {purpose}")
         self._brokers.append(broker)
         return broker
-
-    def _check_source(self, request: GetExternalRequest) -> None:
-        """Refuse a download that arrives as a message where HTTP would refuse it. Raises: RequestError."""
-        parse_terms(request).check(SourceContext.of(self._guard, self._settings))
 
     def _on_notification(self, _message: str) -> None:
         self.dispatcher.notify()

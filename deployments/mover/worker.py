@@ -14,8 +14,9 @@ import itertools
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ class MoverWorker(PrefectWorker):
         self._given_name = name
         self._mover: MoverService | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._asked_to_stop = 0
+        self._stops = 0
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
 
     async def start(
@@ -92,14 +93,14 @@ class MoverWorker(PrefectWorker):
         """Take nothing new, let what runs end within `stop_grace`, hand back the rest, end `start`. Called twice: hand
         back at once. Safe from any thread.
         """
-        self._asked_to_stop += 1
+        self._stops += 1
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._heed)
+            self._loop.call_soon_threadsafe(self._apply_stops)
 
-    def _heed(self) -> None:
-        if self._asked_to_stop:
+    def _apply_stops(self) -> None:
+        if self._stops:
             self._stop.set()
-        if self._asked_to_stop > 1:
+        if self._stops > 1:
             self._hurry.set()
 
     def _settings(self) -> Settings:
@@ -137,13 +138,15 @@ class MoverWorker(PrefectWorker):
                 await stack.enter_async_context(AsyncClientContext())
                 stack.enter_context(SyncClientContext())  # Prefect makes such a client for each run, if there is none
                 async with anyio.create_task_group() as loops:
-                    self._heed()  # what was asked for during the start
+                    self._apply_stops()  # a stop that came during the start
                     loops.start_soon(mover.work)
                     if run_once:
                         await self._once(mover)
                     else:
-                        loops.start_soon(every, SYNC_EVERY, "send heartbeat to Prefect", self._sync)
-                        loops.start_soon(every, QUERY_EVERY, "take scheduled runs", self._take_scheduled)
+                        beat = partial(self._translated, self.sync_with_backend)
+                        query = partial(self._translated, self.get_and_submit_flow_runs)
+                        loops.start_soon(every, SYNC_EVERY, "send heartbeat to Prefect", beat)
+                        loops.start_soon(every, QUERY_EVERY, "take scheduled runs", query)
                         printer(f"mover {self.name} is ready")
                         await self._stop.wait()
                     printer(f"mover {self.name} stops")
@@ -154,22 +157,17 @@ class MoverWorker(PrefectWorker):
             runtime.close()
 
     async def _once(self, mover: MoverService) -> None:
-        await self._sync()
-        await self._take_scheduled()
+        await self._translated(self.sync_with_backend)
+        await self._translated(self.get_and_submit_flow_runs)
         while not self._stop.is_set() and (self.limiter.borrowed_tokens or mover.dispatcher.busy):  # noqa: ASYNC110 - untold
             await anyio.sleep(QUERY_EVERY)
 
-    async def _sync(self) -> None:
+    async def _translated(self, work: Callable[[], Awaitable[Any]]) -> None:
+        """Do work of the base class; Prefect's errors are ours then."""
         from deployments.orchestrator.gateway import translated
 
         with translated():
-            await self.sync_with_backend()
-
-    async def _take_scheduled(self) -> None:
-        from deployments.orchestrator.gateway import translated
-
-        with translated():
-            await self.get_and_submit_flow_runs()
+            await work()
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Take as many of Prefect's runs as there are slots free, which transfers of the catalogue share, and

@@ -24,8 +24,8 @@ from prefect.states import AwaitingRetry
 from datamanager.errors import OrchestratorUnavailable
 from deployments.orchestrator.deploy import apply
 from deployments.orchestrator.flow_registry import DEPLOYMENT, MAINTENANCE, AnyFlow, flow_at
-from deployments.transactions import leased
 from flows.runtime.services import Services
+from models.core.leases import leased
 
 ANSWER_WITHIN = 2.0  # seconds
 WAITS = timedelta(days=1)

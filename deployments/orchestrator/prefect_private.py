@@ -35,7 +35,7 @@ class Nowhere(WritableFileSystem):
 
 
 class UnobservedEngine(AsyncFlowRunEngine[..., Any]):
-    """Prefect's flow engine without the thread, event loop and WebSocket by which each run hears of its suspension."""
+    """Prefect's flow engine without the thread, event loop and WebSocket by which each run learns of its suspension."""
 
     @contextmanager
     def setup_flow_run_suspension_request(self) -> Generator[FlowRunSuspensionRequest, None, None]:

@@ -36,9 +36,9 @@ from datamanager.domain.states import TransferStatus
 from datamanager.errors import Cancelled, TaskEnded
 from deployments.orchestrator.flow_registry import DEPLOYMENT
 from deployments.orchestrator.gateway import PrefectGateway, waiting
-from deployments.transactions import read, write
 from flows.runtime.services import Services
 from models.core.leases import RUN_PREFIX, is_held
+from models.database import read, write
 from models.tables import Transfer
 from models.transfers import cancel_pause
 from models.transfers.lookup import by_flow_run, get_transfer, unheld_with_a_run
@@ -46,6 +46,8 @@ from models.transfers.lookup import by_flow_run, get_transfer, unheld_with_a_run
 PAGE = 200  # Prefect's own limit
 WAITING = "AwaitingRetry"
 LOST_AFTER = timedelta(minutes=1)
+WAITS = (StateType.SCHEDULED, StateType.PAUSED)
+"""States that a waiting transfer's run may have; who paused a run resumes it."""
 OPEN = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 
 log = structlog.get_logger(__name__)
@@ -117,7 +119,7 @@ class Reconciler:
                 found = await client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids), limit=PAGE)
             for run in found:
                 row = of_run[run.id]
-                if run.state is not None and not is_waiting(run.state) and self._again((run.id, row.epoch), before):
+                if run.state is not None and run.state.type not in WAITS and self._again((run.id, row.epoch), before):
                     await self._bring_back(run.id, run.state, row)
 
     async def _bring_back(self, run: UUID, state: State[Any], row: Transfer) -> None:
@@ -149,11 +151,6 @@ class Reconciler:
             return
         if row.ended is not None:
             services.notify(f"ended:{transfer}")
-
-
-def is_waiting(state: State[Any]) -> bool:
-    """Say whether a run's state is honest about a transfer that waits; a paused run is somebody else's business."""
-    return state.type in (StateType.SCHEDULED, StateType.PAUSED)
 
 
 def end_of(row: Transfer) -> State[Any]:

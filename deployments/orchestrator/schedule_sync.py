@@ -22,10 +22,10 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
 from datamanager.domain.recurring import read_interval
 from deployments.orchestrator.gateway import PrefectGateway
-from deployments.transactions import leased, read, write
-from flows.external.versions import finish
-from flows.fetch_recurring import recurring
+from flows.fetch_recurring import finish, recurring
 from flows.runtime.services import Services
+from models.core.leases import leased
+from models.database import read, write
 from models.external import schedules
 from models.external.schedules import Rhythm
 
@@ -94,7 +94,7 @@ class ScheduleSync:
             )
 
     async def _begin(self, schedule: UUID, moment: datetime) -> None:
-        """Make the run that somebody asked for: one, however many movers see the wish."""
+        """Make the requested run: one, however many movers see the request."""
         text = f"{moment:%Y-%m-%dT%H:%M:%SZ}"
         await self._gateway.create_run(
             recurring,

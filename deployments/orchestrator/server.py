@@ -23,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.http.host_origin import objection
+from api.http.middleware import objection
 from datamanager.errors import DataManagerError
 from datamanager.settings import Settings, load_settings
 from deployments.orchestrator.environment import run_with, server_environment

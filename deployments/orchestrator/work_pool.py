@@ -37,7 +37,7 @@ class Room:
 class Caps:
     """How many transfers may run at once, over all movers. What has no limit is None, or absent from `queues`.
 
-    A pool or queue that is paused allows none; what runs there already goes on.
+    A pool or queue that is paused allows none; what runs there already continues.
     """
 
     pool: int | None = None

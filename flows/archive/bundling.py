@@ -57,7 +57,7 @@ def plan(run: TransferRun, rows: Sequence[TransferItem]) -> list[list[int]]:
 
 
 def terms_of(run: TransferRun) -> ArchiveTerms:
-    """Return what was asked for. Raises: InternalError when this is no archive."""
+    """Return the request. Raises: InternalError when this is no archive."""
     if not isinstance(run.request, ArchiveTerms):
         raise InternalError(f"transfer {run.transfer} is not an archive")
     return run.request
@@ -81,7 +81,7 @@ class BundleWork:
         """Bring every item to its end, but for those whose failure may pass.
 
         Raises: such a failure; LeaseLost, Cancelled and the like at once. Once the bundle may have its name, users'
-        wishes to stop wait for its end.
+        cancel and pause wait for its end.
         """
         rows = self._rows()
         to_make = [row for row in rows if not row.notes.get("committed")]
@@ -118,12 +118,12 @@ class BundleWork:
         self._bundle = bundle.id
         if "intent" in bundle.notes:
             self._run.control.shield()  # it may have its name: this attempt looks first
-        job, by_object = self._job(bundle, rows), {row.object_id: row for row in rows}
+        attempt, by_object = self._attempt(bundle, rows), {row.object_id: row for row in rows}
 
         def remember(marker: Restart) -> None:
             self._run.write_now(bundles.note_restart, bundle.id, asdict(marker))
 
-        staged = bundle_upload.stage(job, self._control, remember)
+        staged = bundle_upload.stage(attempt, self._control, remember)
         self._fail({by_object[uuid]: error for uuid, error in staged.failed.items()})
         ready = staged.ready
         if ready is None:
@@ -154,11 +154,11 @@ class BundleWork:
         return self._run.write_now(archive_items.begin_bundle, numbers, machine, pack, VerifyLevel(self._terms.verify))
 
     def _abandon(self) -> None:
-        """Give the bundle up, if it was begun; a mover removes what there is of it (`flows.archive.reclaiming`)."""
+        """Give the bundle up, if it was begun; a mover removes what there is of it (`flows.cleanup.leftovers`)."""
         if self._bundle is not None:
             self._run.write_now(archive_items.abandon_bundle, self._bundle)
 
-    def _job(self, bundle: Bundle, rows: Sequence[TransferItem]) -> ArchiveAttempt:
+    def _attempt(self, bundle: Bundle, rows: Sequence[TransferItem]) -> ArchiveAttempt:
         machines, run = self._run.parts.machines, self._run
         source = batch_results.source(rows[0]).machine
         intent, restart = bundle.notes.get("intent"), bundle.notes.get("restart")
@@ -193,7 +193,7 @@ class BundleWork:
             with self._run.parts.database.read() as session:
                 bundle = session.get_one(Bundle, bundle_id)
             members = [found[row.object_id][1] for row in mine]
-            left = remove_sources(self._job(bundle, mine), _manifest(bundle, members))
+            left = remove_sources(self._attempt(bundle, mine), _manifest(bundle, members))
             gone += [row.number for row in mine if row.object_id not in left]
             failed |= {row: left[row.object_id] for row in mine if row.object_id in left}
         self._run.write_all(batch_results.end_committed, gone)

@@ -1,4 +1,4 @@
-"""What the parts of an audit share: the machine, the catalogue, the hold, and the counts. All of it blocks.
+"""What the parts of an audit share: the machine, the catalogue, the lease, and the counts. All of it blocks.
 
 A session is borrowed for a page, so that an audit never keeps transfers from a machine's connections.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.orm import Session as CatalogueSession
@@ -21,7 +21,7 @@ from datamanager.transports.port import Session
 from flows.runtime.services import Services
 from models.audit import findings as audit_findings
 from models.audit import scan_queries
-from models.audit.runs import AuditLease, get_audit
+from models.audit.runs import AuditLease
 
 PAGE = 500
 """Rows, entries or candidates in one go."""
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 
 class Examination:
-    """One audit of one machine under a hold. Used by one thread at a time.
+    """One audit of one machine under a lease. Used by one thread at a time.
 
-    Every method may raise what `control` was told to stop with, LeaseLost and CatalogueUnavailable.
+    Every method may raise what `control` was stopped with, LeaseLost and CatalogueUnavailable.
     """
 
     def __init__(self, parts: Services, hold: AuditLease, terms: AuditTerms, control: Control) -> None:
@@ -48,7 +48,7 @@ class Examination:
         self.name = self.machine.name
         self.audit = hold.audit
         self.storage = CancellableStorage(parts.storages.get(hold.machine), control)
-        self.begun = math.floor(time.time())  # what machines tell are whole seconds
+        self.begun = math.floor(time.time())  # machines report whole seconds
         """When it began, in seconds since 1970 by our clock: younger files are nobody's fault yet."""
         names = ("objects", "left_out", "unseen", "bundles", "directories", "unlisted")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
@@ -102,14 +102,6 @@ class Examination:
             left = self.writing(audit_findings.add, some)
             self.lost_not_kept += sum(one.kind is FindingKind.LOST for one in left)
 
-    def noted(self) -> dict[str, int]:
-        """Return the counts in the audit's row: what `take_back` goes back to."""
-        return dict(self.reading(get_audit, self.audit).counts)
-
-    def take_back(self, counts: Mapping[str, int]) -> None:
-        """Forget the candidates since `noted` returned these counts."""
-        self.writing(audit_findings.take_back, counts)
-
     def note(self, **further: int) -> None:
         """Note the counts in the audit's row."""
         self.counts |= further
@@ -134,11 +126,6 @@ class Examination:
         """Raise what the audit is to stop with."""
         self._control.check()
 
-    @property
-    def stopping(self) -> bool:
-        """Whether it is to stop."""
-        return self._control.stopping is not None
-
     def reading(self, look: Callable[Concatenate[CatalogueSession, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read the catalogue."""
         self.check()
@@ -148,7 +135,7 @@ class Examination:
     def writing(
         self, change: Callable[Concatenate[CatalogueSession, AuditLease, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Change the catalogue under the hold, in one transaction."""
+        """Change the catalogue under the lease, in one transaction."""
         self.check()
         with self._database.write() as session:
             return change(session, self._hold, *args, **kwargs)

@@ -20,7 +20,8 @@ from datamanager.errors import PathNotAllowed, PermissionDenied, RemoteFailure
 from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
 from flows.audit.context import PAGE, Examination
-from models.audit import scan_queries
+from models.audit import findings, scan_queries
+from models.audit.runs import get_audit
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +102,7 @@ def _look_into(exam: Examination, directory: str, pending: list[str] | None = No
         exam.counts["directories"] += 1
         _list(exam, canonical, pending)
     except (PermissionDenied, PathNotAllowed, RemoteFailure) as exc:
-        if exam.stopping:
-            raise
+        exam.check()
         exam.look_at_base()  # unless all of it is gone
         exam.counts["unlisted"] += 1
         log.info("%s:%s can't be listed: %s", exam.name, shown(directory), exc.detail)
@@ -110,13 +110,13 @@ def _look_into(exam: Examination, directory: str, pending: list[str] | None = No
 
 def _list(exam: Examination, directory: str, pending: list[str] | None) -> None:
     """List a directory; when its connection breaks, from the beginning: what was noted of it is taken back."""
-    before = exam.noted()
+    before = exam.reading(get_audit, exam.audit).counts
     names, begun = list[str](), False
 
     def list_all(session: Session) -> None:
         nonlocal begun
         if begun:
-            exam.take_back(before)
+            exam.writing(findings.take_back, before)
             names.clear()
         begun = True
         files = storage_scan.files_of(session, exam.machine, directory, None if pending is None else names.append)
@@ -147,7 +147,7 @@ def _note_dark(exam: Examination, directory: str, entries: Sequence[storage_scan
 
 
 class Holders:
-    """The directories that hold the places that come by, in their order: each is told once.
+    """The directories that hold the places that come by, in their order, each once.
 
     All places below a directory come together, so only those above the last one need to be remembered.
     """
@@ -156,7 +156,7 @@ class Holders:
         self._above: list[str] = []
 
     def new(self, places: Iterable[str]) -> Iterator[str]:
-        """Yield the directories that were not told yet."""
+        """Yield the directories that are new."""
         for place in places:
             directory = posixpath.dirname(place)
             while self._above and not below_any(directory, self._above[-1:]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from flows.runtime.progress import SHOWN_WITHIN, human
 from flows.runtime.services import Services
 from models.audit import findings as audit_findings
 from models.audit.runs import get_audit
-from models.tables import Audit, AuditFinding
+from models.database import read
+from models.tables import Audit
 
 TOP = 100
 """Findings that the artifact shows; all of them are at /DM/audits/{id}/findings."""
@@ -26,11 +26,8 @@ log = logging.getLogger(__name__)
 async def show_audit(parts: Services, audit: UUID) -> str:
     """Leave the report of an audit on the run's page; return it in one line."""
 
-    def read() -> tuple[Audit, list[AuditFinding]]:
-        with parts.database.read() as session:
-            return get_audit(session, audit), audit_findings.page(session, audit, limit=TOP)
-
-    row, findings = await asyncio.to_thread(read)
+    row = await read(parts.database, get_audit, audit)
+    findings = await read(parts.database, audit_findings.page, audit, limit=TOP)
     text = in_words(row)
     lines = [
         {

@@ -1,6 +1,6 @@
 """The scrub of an audit: a share of the files is hashed again, those first that were not for longest.
 
-What was hashed is noted as it goes on, so that an audit that is broken off has not hashed in vain.
+What was hashed is noted page by page, so that an interrupted audit has not hashed in vain.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One chunk of a batch, from its rows to their ends: moved, verified, recorded, named, committed, all in step.
 
 Small files of two machines go together (`engine.bulk`), the others by the one-file engine. An item that fails for good
-fails alone; one whose failure may pass stays QUEUED, and the chunk is told to be done again.
+fails alone; one whose failure may pass stays QUEUED, and the chunk is done again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ItemsChunk:
         self._overwrite = bool(getattr(run.request, "overwrite", False))
         self._moving = run.row.kind == TransferKind.MOVE_MANY.value
         self._rows = {row.number: row for row in rows}
-        self._jobs: dict[int, Attempt] = {}
+        self._attempts: dict[int, Attempt] = {}
         self._small: list[tuple[Attempt, list[Staged]]] = []
         self._ready: dict[int, ReadyFile] = {}
         self._named: dict[int, _Named] = {}
@@ -64,7 +64,7 @@ class ItemsChunk:
         """Bring every item to its end, but for those whose failure may pass.
 
         Raises: one of such failures, when all others are done; LeaseLost, Cancelled and the like at once. Once a file
-        may have its name, users' wishes to stop wait for the chunk's end.
+        may have its name, users' cancel and pause wait for the chunk's end.
         """
         control = self._run.control
         if any(row.notes.get("intent") for row in self._rows.values()):
@@ -80,7 +80,7 @@ class ItemsChunk:
         committed = [number for number, row in self._rows.items() if row.notes.get("committed")]
         for number in self._rows:
             self._trying(number, self._describe)
-        fresh = [number for number in self._jobs if number not in committed]
+        fresh = [number for number in self._attempts if number not in committed]
         self._stage_single(self._stage_small(fresh))
         self._claim_links()
         self._publish()
@@ -91,7 +91,7 @@ class ItemsChunk:
         self._run.write_all(batch_results.fail_items, lasting)
         self._run.item_errors |= self.errors
         passing = [error for error in self.errors.values() if may_pass(error, resend=self.resends)]
-        if passing:  # that a machine is away is told first: the whole may wait for it
+        if passing:  # that a machine is away is raised first: the whole may wait for it
             raise next((error for error in passing if isinstance(error, MachineUnavailable)), passing[0])
 
     # --- what is to be done ------------------------------------------------------------------------------------------
@@ -99,16 +99,16 @@ class ItemsChunk:
     def _describe(self, number: int) -> None:
         row, run = self._rows[number], self._run
         destination = run.end_at(batch_results.destination(row))
-        asked: VerifyPolicy | None = getattr(run.request, "verify", None)
+        wanted: VerifyPolicy | None = getattr(run.request, "verify", None)
         intent, restart = row.notes.get("intent"), row.notes.get("restart")
-        self._jobs[number] = Attempt(
+        self._attempts[number] = Attempt(
             transfer=item_id(run.transfer, number),
             epoch=run.hold.epoch,
             kind=TransferKind.MOVE if self._moving else TransferKind.COPY,
             source=run.end_at(batch_results.source(row)),
             destination=destination,
             overwrite=self._overwrite,
-            verify=asked or destination.machine.verify,
+            verify=wanted or destination.machine.verify,
             intent=Intent(**intent) if intent else None,
             restart=Restart(**restart) if restart else None,
             limited=run.limited,
@@ -123,16 +123,16 @@ class ItemsChunk:
             if origin == target and not self.within_one_machine:
                 rest += group
                 continue
-            job = self._jobs[group[0]]
+            attempt = self._attempts[group[0]]
             try:
-                with acquire_sessions(job) as (source, sink):
-                    ends = BulkEndpoints(source, sink, job.origin.machine, job.target.machine)
-                    outcomes = self._stage_together(ends, group, self._rules(job, group))
+                with acquire_sessions(attempt) as (source, sink):
+                    ends = BulkEndpoints(source, sink, attempt.origin.machine, attempt.target.machine)
+                    outcomes = self._stage_together(ends, group, self._rules(attempt, group))
             except DataManagerError as error:
                 self._all_failed(group, error)
                 continue
             staged = [one for one in outcomes if isinstance(one, Staged)]
-            self._small.append((job, staged))
+            self._small.append((attempt, staged))
             self.errors |= {one.number: one.error for one in outcomes if isinstance(one, Failed)}
             known = {one.number for one in staged} | self.errors.keys()
             rest += [number for number in group if number not in known]
@@ -140,18 +140,18 @@ class ItemsChunk:
 
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         """Stage the small ones of a group."""
-        items = [SmallItem(n, self._jobs[n].origin.place, self._jobs[n].target.place) for n in group]
+        items = [SmallItem(n, self._attempts[n].origin.place, self._attempts[n].target.place) for n in group]
         return bulk_staging.stage(ends, items, rules, self._run.control)
 
-    def _rules(self, job: Attempt, group: Sequence[int]) -> BulkRules:
-        """Return what holds for a group; `job` is that of any of them."""
+    def _rules(self, attempt: Attempt, group: Sequence[int]) -> BulkRules:
+        """Return what holds for a group; `attempt` is that of any of them."""
         return BulkRules(
             self._run.transfer,
             self._run.hold.epoch,
-            job.verify,
-            job.overwrite,
+            attempt.verify,
+            attempt.overwrite,
             packed=len(group) >= PACKED_FROM,
-            ours={n: intent for n in group if (intent := self._jobs[n].intent) is not None},
+            ours={n: intent for n in group if (intent := self._attempts[n].intent) is not None},
         )
 
     def _stage_single(self, numbers: Sequence[int]) -> None:
@@ -161,11 +161,11 @@ class ItemsChunk:
         self._each(numbers, stage)
 
     def _stage_one(self, number: int) -> ReadyFile:
-        return staged_file.stage(self._jobs[number], self._run.control)
+        return staged_file.stage(self._attempts[number], self._run.control)
 
     def _way(self, number: int) -> tuple[str, str, VerifyPolicy]:
-        job = self._jobs[number]
-        return job.origin.machine.name, job.target.machine.name, job.verify
+        attempt = self._attempts[number]
+        return attempt.origin.machine.name, attempt.target.machine.name, attempt.verify
 
     # --- names and catalogue -----------------------------------------------------------------------------------------
 
@@ -175,9 +175,9 @@ class ItemsChunk:
         canonical |= {number: ready.found.canonical for number, ready in self._ready.items()}
         linked = {n: path for n, path in canonical.items() if path != self._rows[n].destination_place}
         taken = set(self._run.write_now(batch_results.claim_canonicals, linked)) if linked else set()
-        for job, staged in self._small:
-            self._discard_small(job, [one for one in staged if one.number in taken])
-        self._small = [(job, [one for one in staged if one.number not in taken]) for job, staged in self._small]
+        for attempt, staged in self._small:
+            self._discard_small(attempt, [one for one in staged if one.number in taken])
+        self._small = [(attempt, [one for one in staged if one.number not in taken]) for attempt, staged in self._small]
         for number in taken & self._ready.keys():
             staged_file.discard(self._ready.pop(number))
 
@@ -190,8 +190,8 @@ class ItemsChunk:
         self._run.control.shield()
         for part in chunks(list(intents.items()), batch_results.CHUNK):
             self._run.write_now(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
-        for job, staged in self._small:
-            self._publish_small(job, staged)
+        for attempt, staged in self._small:
+            self._publish_small(attempt, staged)
 
         def publish(number: int) -> None:
             ready = staged_file.publish(self._ready[number], self._run.control)
@@ -199,10 +199,10 @@ class ItemsChunk:
 
         self._each(list(self._ready), publish)
 
-    def _publish_small(self, job: Attempt, staged: list[Staged]) -> None:
-        publish = partial(bulk_publish.publish, overwrite=job.overwrite)
-        for one in self._done_together(job.target, staged, publish):
-            self._named[one.number] = _Named(one.intent, job.proof_level, one)
+    def _publish_small(self, attempt: Attempt, staged: list[Staged]) -> None:
+        publish = partial(bulk_publish.publish, overwrite=attempt.overwrite)
+        for one in self._done_together(attempt.target, staged, publish):
+            self._named[one.number] = _Named(one.intent, attempt.proof_level, one)
 
     def _commit(self) -> None:
         results = [(number, named.facts) for number, named in self._named.items()]
@@ -210,21 +210,21 @@ class ItemsChunk:
         self.bytes_done = sum(named.intent.size for named in self._named.values())
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
-        """Tell the catalogue of the files that have their names."""
+        """Commit the files that have their names."""
         self._run.write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
 
     def _remove_sources(self, numbers: Sequence[int]) -> None:
         """End moves: the sources go, if they still are what was read."""
         gone: list[int] = []
-        for job, staged in self._small:
+        for attempt, staged in self._small:
             mine = [named.small for one in staged if (named := self._named.get(one.number)) and named.small]
-            done = self._done_together(job.origin, mine, bulk_publish.remove_sources) if mine else []
+            done = self._done_together(attempt.origin, mine, bulk_publish.remove_sources) if mine else []
             gone += [one.number for one in done]
 
         def remove(number: int) -> None:
-            job, named = self._jobs[number], self._named.get(number)
+            attempt, named = self._attempts[number], self._named.get(number)
             intent = named.intent if named else Intent(**self._rows[number].notes["intent"])
-            publishing.remove_source(job.origin, intent, job.target)
+            publishing.remove_source(attempt.origin, intent, attempt.target)
             gone.append(number)
 
         self._each([n for n in numbers if n not in self._named or self._named[n].small is None], remove)
@@ -242,9 +242,9 @@ class ItemsChunk:
         self.errors |= failures
         return [one for one in staged if one.number not in failures]
 
-    def _discard_small(self, job: Attempt, staged: list[Staged]) -> None:
+    def _discard_small(self, attempt: Attempt, staged: list[Staged]) -> None:
         if staged:
-            with job.target.storage.session() as sink:
+            with attempt.target.storage.session() as sink:
                 bulk_publish.discard(sink, staged)
 
     # --- failures ----------------------------------------------------------------------------------------------------
@@ -258,8 +258,8 @@ class ItemsChunk:
 
     def _trying(self, number: int, act: Callable[[int], None]) -> None:
         """Do something for an item; a failure is the item's own, unless the whole is to stop."""
-        job = self._jobs.get(number)
-        away = None if job is None else self._away(job)
+        attempt = self._attempts.get(number)
+        away = None if attempt is None else self._away(attempt)
         if away is not None:
             self.errors[number] = away
             return
@@ -271,11 +271,11 @@ class ItemsChunk:
             self._run.control.check()
             self.errors[number] = error
 
-    def _away(self, job: Attempt) -> DataManagerError | None:
+    def _away(self, attempt: Attempt) -> DataManagerError | None:
         """Return why an item need not be tried: a machine of its own was found away by another item just now."""
         for number, error in list(self.errors.items()):
-            other = self._jobs.get(number)
-            if isinstance(error, MachineUnavailable) and other is not None and _machines(other) == _machines(job):
+            other = self._attempts.get(number)
+            if isinstance(error, MachineUnavailable) and other is not None and _machines(other) == _machines(attempt):
                 return error
         return None
 
@@ -300,8 +300,8 @@ class _Named:
         return Facts(self.intent.size, f"sha256:{sha256}" if sha256 else None, self.verified)
 
 
-def _machines(job: Attempt) -> tuple[str, str]:
-    return job.origin.machine.name, job.target.machine.name
+def _machines(attempt: Attempt) -> tuple[str, str]:
+    return attempt.origin.machine.name, attempt.target.machine.name
 
 
 def _grouped(numbers: Iterable[int], key: Callable[[int], Any]) -> Iterable[tuple[Any, list[int]]]:

@@ -1,7 +1,7 @@
 """Partial files that nobody needs any more: found below the directories that audits search, and removed.
 
 Only names of our exact form go, old ones by the machine's own clock, whose transfer has ended in the catalogue or is
-not known there any more. Whose they are is asked after the directory was read: a transfer that begins later makes
+not known there any more. Whose they are is looked up after the directory was read: a transfer that begins later makes
 names that are young.
 """
 
@@ -29,7 +29,7 @@ from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
 from flows.audit.first_pass import Holders
 from flows.runtime.services import Services
-from models.audit import scan_queries, sweeps
+from models.audit import scan_queries
 from models.database import storable
 from models.objects.bulk_claims import chunks
 
@@ -38,7 +38,7 @@ LINES = 1000
 """Files that a report names; all are counted."""
 DAY = 86_400.0
 MEANWHILE = 300.0
-"""Seconds: a partial file younger than that is never removed, whatever is asked."""
+"""Seconds: a partial file younger than that is never removed, whatever the request says."""
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Swept:
 
 
 class Sweeper:
-    """Sweeps one machine; blocks. Every method may raise what `control` was told to stop with."""
+    """Sweeps one machine; blocks. Every method may raise what `control` was stopped with."""
 
     def __init__(
         self, parts: Services, machine: Machine, older_than: float, control: Control, *, dry_run: bool
@@ -123,7 +123,7 @@ class Sweeper:
     def _further_directories(self) -> Iterator[str]:
         name = self._machine.name
         with self._parts.database.read() as session:
-            found = sweeps.bundle_directories(session, name) | sweeps.failed_directories(session, name)
+            found = scan_queries.bundle_directories(session, name) | scan_queries.failed_directories(session, name)
             further = sorted(one for one in found if not scan_queries.holds_objects(session, name, one))
         yield from further
 
@@ -152,7 +152,7 @@ class Sweeper:
         read = {one.name: read_part(one.name) for one in entries}
         owners = {part.owner for part in read.values() if part is not None}
         with self._parts.database.read() as catalogue:
-            open_ones = sweeps.open_owners(catalogue, owners)
+            open_ones = scan_queries.open_owners(catalogue, owners)
         for one in entries:
             part, age = read[one.name], clock - one.mtime
             why = spared(part, age, self._older_than, open_owner=part is not None and part.owner in open_ones)

@@ -27,7 +27,7 @@ from datamanager.machines import VerifyPolicy
 from datamanager.sources.download_terms import parse_terms
 from datamanager.sources.terms.urls import public_url
 from datamanager.transports.port import Session
-from flows.archive.members import MembersChunk
+from flows.archive.recalling import MembersChunk
 from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
 from models.external import extracted
@@ -51,7 +51,7 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
         extracted.require_same(known, identity)
         return
     terms = parse_terms(request)
-    target, limit = work.job().target, terms.limit(work.parts.settings.max_download)
+    target, limit = work.attempt().target, terms.limit(work.parts.settings.max_download)
     packaging: Packaging | None = terms.options.extract
     if packaging is None:
         raise InternalError(f"transfer {work.transfer} extracts nothing")
@@ -67,7 +67,7 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
 
 def plan(work: TransferRun) -> list[Sequence[int]]:
     """Return which files are extracted together, by number, in the order of the archive."""
-    rows = work.read(batch_results.items_to_do, work.hold, -1, 2**31)
+    rows = work.items_to_do()
     control = work.control
     control.bytes_total = control.bytes_done + sum(row.size or 0 for row in rows)
     ordered = sorted(rows, key=lambda row: int(row.notes["member"]["offset"]))
@@ -78,7 +78,7 @@ def settle(work: TransferRun) -> None:
     """Complete the files that an earlier attempt published without committing them; no file is in doubt then. Blocks.
     Raises: what breaks a connection; LeaseLost.
     """
-    rows = [row for row in work.read(batch_results.items_to_do, work.hold, -1, 2**31) if row.notes.get("intent")]
+    rows = [row for row in work.items_to_do() if row.notes.get("intent")]
     for some in chunks(rows, AT_ONCE):
         Doubtful(work, some).settle()
 
@@ -102,13 +102,13 @@ class Doubtful(FilesChunk):
         there: dict[int, Intent] = {}
 
         def look(number: int) -> None:
-            job = self._jobs[number]
-            with job.target.storage.session() as session:
-                final = confined(session, job.target.machine, job.target.place.path, follow=False)
-                if (intent := published_before(session, job, final, None)) is not None:
+            attempt = self._attempts[number]
+            with attempt.target.storage.session() as session:
+                final = confined(session, attempt.target.machine, attempt.target.place.path, follow=False)
+                if (intent := published_before(session, attempt, final, None)) is not None:
                     there[number] = intent
 
-        self._each(list(self._jobs), look)
+        self._each(list(self._attempts), look)
         for error in self.errors.values():
             if error.retryable:
                 raise error
@@ -127,15 +127,17 @@ class ExtractChunk(FilesChunk):
     def _describe(self, number: int) -> None:
         super()._describe(number)
         looked_for = self._rows[number].notes.get(extracted.LOOKED_FOR)
-        if looked_for is not None and self._jobs[number].intent is None:
-            self._jobs[number] = replace(self._jobs[number], intent=Intent(**looked_for))
+        if looked_for is not None and self._attempts[number].intent is None:
+            self._attempts[number] = replace(self._attempts[number], intent=Intent(**looked_for))
 
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
-        jobs = self._jobs
-        items = [ExtractItem(n, self._members[n], jobs[n].origin.place, jobs[n].target.place) for n in group]
+        attempts = self._attempts
+        items = [ExtractItem(n, self._members[n], attempts[n].origin.place, attempts[n].target.place) for n in group]
         rules = replace(rules, verify=VerifyPolicy.SHA256)
         return member_staging.stage_small(ends, self._archive, items, rules, self._run.control)
 
     def _stage_one(self, number: int) -> ReadyFile:
-        job, control = self._jobs[number], Share(self._run.control)
-        return member_staging.stage_large(job, self._archive, self._members[number], control, self._remembering(number))
+        attempt, control = self._attempts[number], Share(self._run.control)
+        return member_staging.stage_large(
+            attempt, self._archive, self._members[number], control, self._remembering(number)
+        )

@@ -25,7 +25,7 @@ from datamanager.sources.terms.credentials import (
 )
 from datamanager.sources.terms.request_secrets import joined
 from flows.runtime.transfer_run import TransferRun
-from models.transfers.secrets import sealed_of
+from models.transfers.lookup import sealed_of
 
 BLOCK_TYPE = "secret"
 

@@ -14,7 +14,7 @@ from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.source_validators import OPTION, Validators, ask, identity_or_none
 from flows.external.request import whole_request
 from flows.runtime.transfer_run import TransferRun
-from models.objects.origins import comparable
+from models.objects.catalogue import comparable
 from models.transfers import outcomes
 
 
@@ -40,7 +40,7 @@ async def _ask_source(work: TransferRun) -> tuple[tuple[str, str | None], Valida
     where = await asyncio.to_thread(identity_or_none, whole, Sealer.of(work.parts.settings))
     if where is None:
         return None
-    run = on_machine(work.job().target, work.control.watch)
+    run = on_machine(work.attempt().target, work.control.watch)
     opened = parse_terms(whole).open(SourceContext.of(work.parts.guard, work.parts.settings, run))
     try:
         return where, await asyncio.to_thread(_ask, opened)
@@ -49,10 +49,10 @@ async def _ask_source(work: TransferRun) -> tuple[tuple[str, str | None], Valida
         return None
 
 
-def _is_the_same(work: TransferRun, known: UUID, asked: tuple[tuple[str, str | None], Validators] | None) -> bool:
-    if asked is None:
+def _is_the_same(work: TransferRun, known: UUID, found_now: tuple[tuple[str, str | None], Validators] | None) -> bool:
+    if found_now is None:
         return False
-    where, now = asked
+    where, now = found_now
     found = work.read(comparable, known, where)
     if found is None:
         return False

@@ -1,7 +1,7 @@
 """A run of retention: it surveys, marks, acts on what is due, waits for the transfers, and reports.
 
 Whatever it does is an ordinary transfer that a mover performs; the run itself moves nothing, holds no slot, and waits
-in the catalogue. It may die anywhere: what it had submitted goes on, and no object is submitted twice.
+in the catalogue. It may die anywhere: what it had submitted continues, and no object is submitted twice.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class Retaining:
-    """One run that works; it has the duty `retention` alone."""
+    """One run that works; it alone has the lease `duty:retention`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Retaining:
         log: Log = _log,
         report: Report | None = None,
     ) -> None:
-        """`report` is written to as the work goes on: whoever stops it has what was done until then."""
+        """`report` is written to during the work: whoever stops it has what was done until then."""
         self._parts = parts
         self._run = run
         self._rules = rules
@@ -69,7 +69,7 @@ class Retaining:
         self._log = log
 
     async def work(self) -> None:
-        """Do all of it. Raises: CatalogueUnavailable; what the run was told to stop with."""
+        """Do all of it. Raises: CatalogueUnavailable; what the run is stopped with."""
         await threaded(self._control, self._settle)
         due = await threaded(self._control, self._survey)
         self._log.info("%d marked, %d due", self.report.objects(Verdict.MARK), len(due))
@@ -82,7 +82,7 @@ class Retaining:
                     await self._archive(rule, some)
                 else:
                     for one in some:
-                        self.report.add(acts.too_late(one))
+                        self.report.add(_too_late(one))
         await self._until(0)
         for one in due:
             if not one.rule.action.deletes:
@@ -90,7 +90,7 @@ class Retaining:
             if await self._until(OPEN_AT_ONCE - 1):
                 self.report.add(await threaded(self._control, self._delete, one))
             else:
-                self.report.add(acts.too_late(one))
+                self.report.add(_too_late(one))
         await self._until(0)
 
     # --- what is done ------------------------------------------------------------------------------------------------
@@ -136,21 +136,22 @@ class Retaining:
     def _delete(self, decision: Decision) -> Decision:
         """Prove the copy that remains, and that this is one, then delete it; return how it came out. Blocks."""
         survivor: Survivor | None = None
+        unproved = Reason.SURVIVOR_NOT_PROVED
         try:
             if not decision.rule.even_last_copy:
                 wanted = decision.survivor
                 if wanted is not None:
                     survivor = self._write(lambda session: acts.survivor_of(session, wanted))
                 if survivor is None:
-                    return acts.not_proved(decision, f"object {wanted} is no longer a verified copy")
+                    return acts.spared(decision, unproved, f"object {wanted} is no longer a verified copy")
                 why = self._why_not(decision, survivor)
                 if why is not None:
                     self._log.warning("%s is spared: %s", decision.subject.id, why)
-                    return acts.not_proved(decision, why)
+                    return acts.spared(decision, unproved, why)
                 why = self._why_no_copy(decision)
                 if why is not None:
                     self._log.warning("%s is spared: %s", decision.subject.id, why)
-                    return acts.not_proved(decision, why, Reason.CHANGED)
+                    return acts.spared(decision, Reason.CHANGED, why)
             proved, machines = survivor, self._parts.machines
             return self._write(
                 lambda session: acts.submit_delete(session, machines, self._run, self._rules, decision, proved)
@@ -227,6 +228,10 @@ class Retaining:
                 self._control.check()
                 time.sleep(LOOK_EVERY)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _too_late(decision: Decision) -> Decision:
+    return acts.spared(decision, Reason.OVER_CAP, "the run's time (limits.wait) was over")
 
 
 def _place_of(subject: Subject) -> Place:

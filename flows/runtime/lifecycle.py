@@ -31,30 +31,30 @@ from datamanager.errors import (
 )
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import refuse_secrets
-from flows.runtime.maintenance import writing
-from flows.runtime.monitor import NOTE_EVERY, watched, wish
-from flows.runtime.naming import describe_run
+from flows.runtime.monitor import NOTE_EVERY, user_stop, watched
+from flows.runtime.progress import describe_run
 from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
+from models.database import write
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import note_partial
-from models.transfers.lookup import REQUEST_OF_KIND, find_by_flow_run, get_transfer
+from models.transfers.lookup import REQUEST_OF_KIND, by_flow_run, get_transfer
 
 DOWNLOAD_OPTIONS = ("extract", "decompress", "credential")
 """Fields of forms that are options of a download."""
 log = logging.getLogger(__name__)
 
 
-def asked(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> TransferRequest:
-    """Make an order of the fields that a person gave. Raises: InvalidRequest, which names each field that is wrong."""
+def typed_request(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> TransferRequest:
+    """Make a request of the fields that a person gave. Raises: InvalidRequest, which names each field that is wrong."""
     return TransferRequest(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
 
 
-def order_of(kind: TransferKind, form: Mapping[str, Any]) -> TransferRequest | None:
-    """Make an order of a form in Prefect, which everybody can read; None when the run was made for a transfer that is
+def request_of_form(kind: TransferKind, form: Mapping[str, Any]) -> TransferRequest | None:
+    """Make a request of a form in Prefect, which everybody can read; None when the run was made for a transfer that is
     there already.
 
     Raises: InvalidRequest, which names each wrong field; NotSupported for a URL with secrets in it.
@@ -69,39 +69,39 @@ def order_of(kind: TransferKind, form: Mapping[str, Any]) -> TransferRequest | N
         refuse_secrets({}, "in Prefect's forms, which everybody can read", fields["url"])
         options = {name: value for name in DOWNLOAD_OPTIONS if (value := fields.pop(name, ""))}
         fields |= {"protocol": fields["url"].partition(":")[0], "options": options}
-    return asked(kind, fields, uuid)
+    return typed_request(kind, fields, uuid)
 
 
 @asynccontextmanager
 async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterator[TransferRun]:
-    """Hold the run's transfer, watch it while the body works, and end it in ERROR when the body raises. `form` are the
-    flow's parameters by name: its `locals()`, before another name is bound there.
+    """Acquire the run's transfer, watch it while the body works, and end it in ERROR when the body raises. `form` are
+    the flow's parameters by name: its `locals()`, before another name is bound there.
 
-    Raises: what the body raised; TaskNotFound when there is no such transfer waiting; what `order_of` raises.
+    Raises: what the body raised; TaskNotFound when there is no such transfer waiting; what `request_of_form` raises.
     """
-    parts, transfer, order = services(), form["transfer"], order_of(kind, form)
+    parts, transfer, request = services(), form["transfer"], request_of_form(kind, form)
     flow_run = UUID(str(running.get_id()))
-    hold = await _acquire_lease(parts, kind, transfer, order, flow_run)
+    hold = await _acquire_lease(parts, kind, transfer, request, flow_run)
     run: TransferRun | None = None
     try:
-        row = await writing(parts, lambda session: queue.begin(session, hold, flow_run))
+        row = await write(parts.database, queue.begin, hold, flow_run)
         run = TransferRun(parts, hold, row, parts.running[hold])
         make_current(run)
         if row.past_commit_point:
             run.control.shield()  # the probe finds out what an attempt before this one did
-        if order is not None:
+        if request is not None:
             await describe_run(flow_run, row)
         async with watched(run):
             yield run
     except asyncio.CancelledError:
-        reason = None if run is None else wish(run)
+        reason = None if run is None else user_stop(run)
         if reason is None:
-            raise  # the mover stops: it gives the hold back when Prefect has been told, not before
+            raise  # the mover stops: it gives the lease back when the state in Prefect is written, not before
         await asyncio.to_thread(_record_failure, parts, hold, reason, run)
         raise reason from None
     except LeaseLost as lost:
         parts.running.pop(hold, None)
-        await asyncio.to_thread(_note_partial, parts, hold)
+        await _note_partial(parts, hold)
         # another mover has the transfer, and its flow run too: this one must not say how that ended
         raise Abort(lost.detail) from lost
     except DataManagerError as error:
@@ -123,27 +123,27 @@ class _MachineFull(Exception):
 
 
 async def _acquire_lease(
-    parts: Services, kind: TransferKind, transfer: UUID | None, order: TransferRequest | None, flow_run: UUID
+    parts: Services, kind: TransferKind, transfer: UUID | None, request: TransferRequest | None, flow_run: UUID
 ) -> queue.TransferLease:
-    """Return the hold under which this run works, as soon as its machines have room for it and the catalogue is there:
+    """Return the lease under which this run works, as soon as its machines have room for it and the catalogue is there:
     a run must not fail for either."""
     while True:
         try:
-            return await asyncio.to_thread(_try_lease, parts, kind, transfer, order, flow_run)
+            return await asyncio.to_thread(_try_lease, parts, kind, transfer, request, flow_run)
         except (_MachineFull, CatalogueUnavailable):
             await asyncio.sleep(NOTE_EVERY)
 
 
 def _try_lease(
-    parts: Services, kind: TransferKind, transfer: UUID | None, order: TransferRequest | None, flow_run: UUID
+    parts: Services, kind: TransferKind, transfer: UUID | None, request: TransferRequest | None, flow_run: UUID
 ) -> queue.TransferLease:
-    """Return the hold under which this run works: the mover's, or one that is taken now when the run was begun in
+    """Return the lease under which this run works: the mover's, or one that is taken now when the run was begun in
     Prefect, on the transfer that it names or has made.
     """
     hold = parts.by_run.get(flow_run)
     with parts.database.write() as session:
         if hold is None:
-            wanted = transfer or _transfer_of(session, parts, order, flow_run)
+            wanted = transfer or _transfer_of(session, parts, request, flow_run)
             caps = limits.caps(session, parts.machines)
             taken = queue.take(session, parts.owner, parts.settings.lease, 1, only=wanted, caps=caps)
             if not taken and caps and queue.waits(session, wanted):
@@ -159,22 +159,21 @@ def _try_lease(
     return hold
 
 
-def _transfer_of(session: Session, parts: Services, order: TransferRequest | None, flow_run: UUID) -> UUID:
+def _transfer_of(session: Session, parts: Services, request: TransferRequest | None, flow_run: UUID) -> UUID:
     """Return the transfer that this run has made, now or before a crash."""
-    known = find_by_flow_run(session, flow_run)
+    known = by_flow_run(session, [flow_run]).get(flow_run)
     if known is not None:
         return known.id
-    if order is None:
+    if request is None:
         raise TaskNotFound("give the identifier of a transfer, or a request to make one")
-    request = prepare(replace(order, flow_run_id=flow_run), sealer=Sealer.of(parts.settings))
-    return submit(session, parts.machines, request).id
+    sealed = prepare(replace(request, flow_run_id=flow_run), sealer=Sealer.of(parts.settings))
+    return submit(session, parts.machines, sealed).id
 
 
-def _note_partial(parts: Services, hold: queue.TransferLease) -> None:
+async def _note_partial(parts: Services, hold: queue.TransferLease) -> None:
     """Have this attempt's partial file removed after the transfer's end. Nothing here writes any more."""
     try:
-        with parts.database.write() as session:
-            note_partial(session, hold.transfer)
+        await write(parts.database, note_partial, hold.transfer)
     except CatalogueUnavailable:
         log.warning("transfer %s: a partial file of epoch %d may remain", hold.transfer, hold.epoch)
 

@@ -7,10 +7,11 @@ ends it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from prefect.runtime import flow_run as running
@@ -20,11 +21,13 @@ from datamanager.engine.control import Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, DutyTaken, InternalError, LeaseLost
 from flows.runtime.services import Services
 from models.core.leases import drop_lease, hold_lease
+from models.database import write
 
 LOOK_EVERY = 1.0  # seconds
 STOP_WITHIN = 10.0
 """Seconds that a thread gets to end when the mover stops; then it is left to itself: it only reads, or was fenced."""
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -35,32 +38,29 @@ def this_run() -> UUID:
 
 
 def control_of(parts: Services) -> Control:
-    """Return what the current run is told to stop by."""
+    """Return what stops the current run."""
     return parts.maintenance.setdefault(this_run(), Control())
 
 
 @asynccontextmanager
-async def duty(parts: Services, name: str) -> AsyncIterator[Control]:
-    """Have a named duty alone while the body works. Raises: DutyTaken when another run has it."""
+async def sole_run(parts: Services, name: str) -> AsyncIterator[Control]:
+    """Hold the lease of a kind of maintenance while the body works. Raises: DutyTaken when another run has it."""
     holder, lease = f"{parts.owner}:{this_run()}", parts.settings.lease
 
     def hold(session: Session) -> None:
         if not hold_lease(session, f"duty:{name}", holder, lease):
             raise LeaseLost(f"another run performs {name} now")
 
-    def drop(session: Session) -> None:
-        drop_lease(session, f"duty:{name}", holder)
-
     control = control_of(parts)
     try:
-        await writing(parts, hold)
+        await write(parts.database, hold)
     except LeaseLost as taken:
         raise DutyTaken(taken.detail) from None
     try:
         async with kept(parts, hold, control):
             yield control
     finally:
-        await asyncio.shield(writing(parts, drop))
+        await asyncio.shield(write(parts.database, drop_lease, f"duty:{name}", holder))
 
 
 @asynccontextmanager
@@ -75,14 +75,14 @@ async def kept(parts: Services, renew: Callable[[Session], None], control: Contr
 
 
 async def threaded(control: Control, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do blocking work in a thread; what it was told to stop with is what it raises then."""
+    """Do blocking work in a thread. Raises: what `control` was stopped with, whatever the work raises then."""
     thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
         control.stop(InternalError("the mover stops"))
         control.abort()
-        thread.add_done_callback(_forget)
+        thread.add_done_callback(note_abandoned)
         await asyncio.wait([thread], timeout=STOP_WITHIN)
         raise
     except DataManagerError as error:
@@ -101,16 +101,6 @@ async def pause(control: Control, seconds: float) -> None:
     control.check()
 
 
-async def writing(parts: Services, change: Callable[[Session], T]) -> T:
-    """Run `change` in a writing transaction, in a thread."""
-
-    def transaction() -> T:
-        with parts.database.write() as session:
-            return change(session)
-
-    return await asyncio.to_thread(transaction)
-
-
 async def _keep(parts: Services, renew: Callable[[Session], None], control: Control) -> None:
     every = parts.settings.heartbeat.total_seconds()
     renewed = time.monotonic()
@@ -121,21 +111,22 @@ async def _keep(parts: Services, renew: Callable[[Session], None], control: Cont
             continue
         if time.monotonic() - renewed < every:
             continue
-        renewal = asyncio.ensure_future(writing(parts, renew))
+        renewal = asyncio.ensure_future(write(parts.database, renew))
         try:
             await asyncio.shield(renewal)
         except asyncio.CancelledError:
             # its thread can't be stopped: a renewal that comes after the lease was dropped would take it again
-            renewal.add_done_callback(_forget)
+            renewal.add_done_callback(note_abandoned)
             await asyncio.wait([renewal])
             raise
         except LeaseLost as lost:
             control.stop(lost)
         except CatalogueUnavailable:
-            continue  # what is written later asks it anyway
+            continue  # what is written later reads it anyway
         renewed = time.monotonic()
 
 
-def _forget(thread: asyncio.Future[T]) -> None:
-    if not thread.cancelled():
-        thread.exception()  # nobody waits for it any more
+def note_abandoned(thread: asyncio.Future[Any]) -> None:
+    """Log how a thread ended that nobody waits for."""
+    if not thread.cancelled() and (error := thread.exception()) is not None:
+        log.info("an abandoned thread ended: %r", error)

@@ -1,9 +1,9 @@
 """The watch over a run while it works: notes its progress, keeps its limits in force, and makes it stop when it is to.
 
-A stop is a word first: the work ends at its next step. If it has not after a moment, the sessions that it uses are
+A stop is a flag first: the work ends at its next step. If it has not after a moment, the sessions that it uses are
 broken, so that a thread which waits for a silent machine wakes up; and if even that does not help (a system call that
 hangs, a connection that is being made), or nothing works but a pause between two tries, the run is cancelled, and the
-thread left to end by itself: whatever it gets hold of then raises at once (`engine.stoppable`).
+thread left to end by itself: whatever it opens then raises at once (`engine.control`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPAN = 5.0
 
 
 class Speed:
-    """How fast a transfer's bytes move, told again and again how many are done. Used by one thread at a time."""
+    """How fast a transfer's bytes move, from how many are done at each look. Used by one thread at a time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -53,10 +53,12 @@ class Speed:
 @asynccontextmanager
 async def watched(run: TransferRun) -> AsyncIterator[None]:
     """Watch the work while the body runs, in the task that runs it. Raises: what the work is to stop with already."""
-    await asyncio.to_thread(_heed, run)
+    await asyncio.to_thread(_look, run)
     run.control.check()
     runner = asyncio.current_task()
-    watching = [asyncio.create_task(part, name=f"watch {run.transfer}") for part in (_note(run), _mind(run, runner))]
+    watching = [
+        asyncio.create_task(part, name=f"watch {run.transfer}") for part in (_note(run), _stop_when_due(run, runner))
+    ]
     try:
         yield
     finally:
@@ -65,18 +67,18 @@ async def watched(run: TransferRun) -> AsyncIterator[None]:
         await asyncio.wait(watching)
 
 
-def wish(run: TransferRun) -> DataManagerError | None:
-    """Return the user's wish that this run was cancelled for, and take the cancel back; None if the mover stops."""
+def user_stop(run: TransferRun) -> DataManagerError | None:
+    """Return why users had this run stop, and take the cancel back; None if the mover stops."""
     runner, reason = asyncio.current_task(), run.control.stopping
     return reason if isinstance(reason, WISHES) and runner is not None and runner.uncancel() == 0 else None
 
 
-async def _mind(run: TransferRun, runner: asyncio.Task[Any] | None) -> None:
-    """Look each second whether the work is to stop, and see to it that it does."""
+async def _stop_when_due(run: TransferRun, runner: asyncio.Task[Any] | None) -> None:
+    """Look each second whether the work is to stop, and stop it by the next means while it does not."""
     while True:
         await asyncio.sleep(NOTE_EVERY)
         with suppress(CatalogueUnavailable):
-            await asyncio.to_thread(_heed, run)
+            await asyncio.to_thread(_look, run)
         if run.control.stopping is None:
             continue
         await asyncio.sleep(PATIENCE)
@@ -88,8 +90,8 @@ async def _mind(run: TransferRun, runner: asyncio.Task[Any] | None) -> None:
             return
 
 
-def _heed(run: TransferRun) -> None:
-    """Let the limits that are in force now hold, and hear whether the work is to stop."""
+def _look(run: TransferRun) -> None:
+    """Apply the limits in force, and read whether the work is to stop."""
     run.apply_limits()
     reason = run.stop_reason()
     if reason is not None:
@@ -119,6 +121,6 @@ async def _note(run: TransferRun) -> None:
             control.stop(lost)
             return
         except CatalogueUnavailable:
-            continue  # the next note tells more; publishing asks the catalogue anyway
+            continue  # the next note says more; publishing reads the catalogue anyway
         if run.seconds > SHOW_AFTER:
             await artifact.show(control, run.seconds)

@@ -1,25 +1,26 @@
-"""What a person sees of a transfer in the Prefect UI: a bar that moves while bytes move, and a summary at the end."""
+"""What a person sees of a transfer in the Prefect UI: the run's name and tags, a bar while bytes move, a summary."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from uuid import UUID
 
 import httpx
 from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
+from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 
-from datamanager.domain.states import TransferStatus, Verified
+from datamanager.domain.states import TransferKind, TransferStatus, Verified
 from datamanager.engine.attempt import Found, Intent
 from datamanager.engine.control import Control
 from datamanager.sources.terms.urls import public_url
-from flows.runtime.naming import run_name
 from flows.runtime.transfer_run import TransferRun
-from models.tables import TransferItem
-from models.transfers.items import BatchCounts, count_items, select_items
+from models.database import read
+from models.tables import Transfer
+from models.transfers.items import count_items, select_items
 
 FAILED_SHOWN = 50  # failed items of a batch
+NAME_MAX = 200  # characters of a run's name
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,12 @@ async def show_summary(title: str, rows: dict[str, str]) -> None:
 
 async def summarise(run: TransferRun, found: Found, intent: Intent, verified: Verified) -> None:
     """Leave the summary of a file that arrived: how much, how long, how fast, what was proved, and where it is."""
-    job, seconds = run.job(), run.seconds
+    attempt, seconds = run.attempt(), run.seconds
     await show_summary(
         run_name(run.row),
         {
-            "From": str(job.source.place) if job.source else public_url(str(getattr(run.request, "url", ""))),
-            "To": str(job.target.place),
+            "From": str(attempt.source.place) if attempt.source else public_url(str(getattr(run.request, "url", ""))),
+            "To": str(attempt.target.place),
             "Size": f"{human(intent.size)} ({intent.size:,} bytes)",
             "Time": f"{seconds:.2f} s",
             "Speed": f"{intent.size / seconds / 1e6:.1f} MB/s" if seconds else "",
@@ -79,12 +80,9 @@ async def summarise(run: TransferRun, found: Found, intent: Intent, verified: Ve
 async def summarise_items(run: TransferRun) -> None:
     """Leave the summary of a batch: how many items ended how, and the first of those that failed."""
 
-    def read() -> tuple[BatchCounts, list[TransferItem]]:
-        with run.parts.database.read() as session:
-            failed = select_items(session, run.transfer, status=TransferStatus.ERROR, limit=FAILED_SHOWN)
-            return count_items(session, run.transfer), failed
-
-    counts, failed = await asyncio.to_thread(read)
+    database, transfer = run.parts.database, run.transfer
+    failed = await read(database, select_items, transfer, status=TransferStatus.ERROR, limit=FAILED_SHOWN)
+    counts = await read(database, count_items, transfer)
     rows = {
         "Items": f"{counts.total:,}",
         "Done": f"{counts.complete:,}, of which {counts.skipped:,} already present",
@@ -114,3 +112,39 @@ def _cell(text: str) -> str:
     for sign in "\\`*_{}[]<>|#":
         plain = plain.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
     return plain
+
+
+def run_name(row: Transfer) -> str:
+    """Return the name of a transfer's run: `copy weather.nc archer2 → cirrus`."""
+    kind = TransferKind(row.kind)
+    places = [row.source_place, row.destination_place]
+    path = next(filter(None, reversed(places) if kind is TransferKind.ACTIVATE else places), "")  # not the bundle's
+    name = path.rpartition("/")[2]
+    if kind.many and kind is not TransferKind.GETEXTERNAL_MANY:
+        verb, count = kind.value.partition("_")[0], row.request.get("count", "many")
+        ends = f"{row.source_machine or 'several'} → {row.destination_machine or 'several'}"
+        return f"{verb} {count} objects {ends}"[:NAME_MAX]
+    if kind is TransferKind.DELETE:
+        text = f"delete {name} on {row.source_machine or 'its archive'}"
+    elif kind is TransferKind.GETEXTERNAL_MANY:
+        text = f"getexternal files of {row.request.get('filename', '')} → {row.destination_machine}"
+    elif kind is TransferKind.GETEXTERNAL:
+        text = f"getexternal {name} → {row.destination_machine}"
+    else:
+        text = f"{kind} {name} {row.source_machine} → {row.destination_machine}"
+    return " ".join(text.split())[:NAME_MAX]
+
+
+def run_tags(row: Transfer) -> list[str]:
+    """Return the run's tags: kind, machines, group."""
+    tags = [row.kind, *(m for m in (row.source_machine, row.destination_machine) if m), row.group]
+    return sorted({tag[:100] for tag in tags if tag})
+
+
+async def describe_run(flow_run: UUID, row: Transfer) -> None:
+    """Name and tag a run that was begun in the UI or by a schedule, now that its transfer is known."""
+    try:
+        async with get_client() as client:
+            await client.update_flow_run(flow_run, name=run_name(row), tags=run_tags(row))
+    except (httpx.HTTPError, PrefectException) as exc:
+        log.warning("run %s can't be named: %s", flow_run, exc)

@@ -1,49 +1,51 @@
-"""Whether machines can be reached: asked when a transfer could not connect, and when a circuit may be closed again."""
+"""Whether machines can be reached: probed when a transfer could not connect, and when a circuit may be closed again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
 
+from sqlalchemy.orm import Session
+
 from datamanager.domain.states import TransferKind
 from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavailable, TransportTimeout
 from datamanager.machines import TransportKind
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
+from models.database import write
 from models.machines import health, limits
 from models.transfers.items import machines_of
 
-ASKED_WITHIN = 5.0
+ANSWER_WITHIN = 5.0
 """Seconds that a machine gets to answer when it is to be found out which of a transfer's machines is away."""
 
 
 async def unreachable(parts: Services, machines: Collection[str], patience: float) -> set[str]:
     """Return which of the machines can't be reached: no connection, or no answer within `patience` seconds."""
-    asked = {asyncio.ensure_future(asyncio.to_thread(_answers, parts, name)): name for name in machines}
-    if not asked:
+    answers = {asyncio.ensure_future(asyncio.to_thread(_answers, parts, name)): name for name in machines}
+    if not answers:
         return set()
-    done, late = await asyncio.wait(asked, timeout=patience)
-    return {asked[one] for one in late} | {asked[one] for one in done if not one.result()}
+    done, late = await asyncio.wait(answers, timeout=patience)
+    return {answers[one] for one in late} | {answers[one] for one in done if not one.result()}
 
 
 async def note_unreachable(run: TransferRun) -> None:
     """Count a failure to connect for the machine that is away, and let the transfer wait when its circuit is open.
 
-    The error does not say which of two machines it was: both are asked. A transfer that a client waits for ends, and
+    The error does not say which of two machines it was: both are probed. A transfer that a client waits for ends, and
     so do items of a batch between several machines: the others must not wait for one.
     """
     parts = run.parts
     touched = await asyncio.to_thread(_remote_machines, run)
-    away = touched if len(touched) == 1 else await unreachable(parts, touched, ASKED_WITHIN)
+    away = touched if len(touched) == 1 else await unreachable(parts, touched, ANSWER_WITHIN)
 
-    def note() -> set[str]:
-        with parts.database.write() as session:
-            for machine in sorted(away):
-                health.failed(session, machine)
-            return health.unreachable_among(session, limits.ends(run.row))
+    def note(session: Session) -> set[str]:
+        for machine in sorted(away):
+            health.failed(session, machine)
+        return health.unreachable_among(session, limits.ends(run.row))
 
     if away:
-        run.machine_away = bool(await asyncio.to_thread(note)) and not run.row.fail_fast
+        run.machine_away = bool(await write(parts.database, note)) and not run.row.fail_fast
 
 
 def _answers(parts: Services, machine: str) -> bool:

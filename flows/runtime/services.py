@@ -41,9 +41,9 @@ class Services:
     running: dict[TransferLease, Control] = field(default_factory=dict)
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
     by_run: dict[UUID, TransferLease] = field(default_factory=dict)
-    """Which flow run works under which hold, from before it begins until it has ended. Another run can't get at it."""
+    """Which flow run works under which lease, from before it begins until it has ended. Another run can't get at it."""
     maintenance: dict[UUID, Control] = field(default_factory=dict)
-    """What this mover's runs without a transfer (maintenance) are told to stop by; their leases are renewed with its
+    """What stops this mover's runs without a transfer (maintenance); their leases are renewed with its
     heartbeat."""
 
 

@@ -6,7 +6,6 @@ A task is retried as `flows.runtime.retry` decides, with jittered pauses of unde
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,12 +16,11 @@ from prefect.tasks import Task
 
 from datamanager.engine.control import WISHES
 from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
+from flows.runtime.maintenance import note_abandoned
 from flows.runtime.reachability import note_unreachable
 from flows.runtime.retry import AttemptState, Retry, decide, may_pass
 from flows.runtime.transfer_run import current
 from models.transfers import queue
-
-log = logging.getLogger(__name__)
 
 RETRIES = 3
 PAUSES = [1.0, 4.0, 12.0]  # seconds; with jitter under 30 in all
@@ -43,8 +41,8 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do blocking work in a thread, and keep a fault on the transfer.
 
-    When the mover stops, the thread is told to stop and waited for: it must not touch a machine any more. When the run
-    is cancelled for a user's wish, the thread was told before, and is left to itself: see `flows.runtime.monitor`.
+    When the mover stops, the thread is stopped and waited for: it must not touch a machine any more. When users cancel
+    the run, the thread was stopped before, and is left to itself: see `flows.runtime.monitor`.
     """
     run = current()
     thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
@@ -52,7 +50,7 @@ async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
         if isinstance(run.control.stopping, WISHES):
-            thread.add_done_callback(_forget)
+            thread.add_done_callback(note_abandoned)
         else:
             run.control.stop(InternalError("the mover stops"))
             await asyncio.wait([thread])
@@ -65,7 +63,7 @@ async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         if isinstance(error, MachineUnavailable):
             await note_unreachable(run)
         if not may_pass(error, fail_fast=run.row.fail_fast):
-            raise  # a client waits: it hears at once that the machine is away, and nothing was changed
+            raise  # a client waits: it gets the error at once, and nothing was changed
         run.log.warning("%s: %s", error.code, error.detail)
         if not isinstance(error, ServiceError):
             await run.write(queue.add_fault, error.code, error.detail)
@@ -84,12 +82,6 @@ def require_items_fault(error: DataManagerError) -> None:
     run.control.check()
     if not may_pass(error, fail_fast=run.row.fail_fast):
         raise error
-
-
-def _forget(thread: asyncio.Future[Any]) -> None:
-    """Take note of how a thread ended that nobody waits for."""
-    if not thread.cancelled() and (error := thread.exception()) is not None:
-        log.info("an abandoned thread ended: %r", error)
 
 
 def step(name: str, run_name: str | None = None) -> Callable[[Callable[P, T]], Task[P, T]]:

@@ -27,10 +27,11 @@ from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Storage
 from flows.runtime.retry import AttemptState, Fail, decide
 from flows.runtime.services import Services
-from models.batches.results import CHUNK
+from models.batches.results import CHUNK, items_to_do
+from models.database import read
 from models.machines import limits
 from models.objects.bulk_claims import chunks
-from models.tables import Transfer
+from models.tables import Transfer, TransferItem
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
 from models.transfers.items import in_doubt, machines_of
@@ -73,7 +74,7 @@ class TransferRun:
         """How long this run has worked."""
         return time.monotonic() - self.started
 
-    def job(self) -> Attempt:
+    def attempt(self) -> Attempt:
         """Describe this attempt to the engine."""
         row = self.row
         source = None if row.source_machine is None else self.end_at(outcomes.source(row))
@@ -115,10 +116,6 @@ class TransferRun:
         self.write_now(queue.remember, restart=asdict(marker))
         self.restart = marker
 
-    def recorded_intent(self) -> Intent:
-        """Read back what was recorded before publishing. Blocks. Raises: LeaseLost."""
-        return Intent(**self.read(queue.held, self.hold).notes["intent"])
-
     def apply_limits(self) -> None:
         """Apply the limits that are in force now. Blocks. Raises: CatalogueUnavailable."""
         throttles, control = self.parts.throttles, self.control
@@ -145,15 +142,17 @@ class TransferRun:
         if not isinstance(error, Exception) or isinstance(error, LeaseLost):
             return False  # the mover stops, or another one has the transfer
 
-        def look() -> bool:
-            with self.parts.database.read() as session:
-                state = attempt_state(session, self.parts, get_transfer(session, self.transfer), self)
-            return isinstance(decide(error, state), Fail)
+        def look(session: Session) -> AttemptState:
+            return attempt_state(session, self.parts, get_transfer(session, self.transfer), self)
 
         try:
-            return await asyncio.to_thread(look)
+            return isinstance(decide(error, await read(self.parts.database, look)), Fail)
         except CatalogueUnavailable:
             return False
+
+    def items_to_do(self, after: int = -1, limit: int = 2**31) -> list[TransferItem]:
+        """Return up to `limit` QUEUED items beyond the number `after`. Blocks. Raises: LeaseLost."""
+        return self.read(items_to_do, self.hold, after, limit)
 
     def read(self, look: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Run `look(session, …)` in a reading transaction. Blocks. Raises: CatalogueUnavailable."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.errors import DataManagerError, SourceNotRemoved, Staging
-from flows.archive import bundling, members, recalling, staging
+from flows.archive import bundling, recalling
 from flows.runtime.tasks import require_items_fault, step, threaded
 from flows.runtime.transfer_run import TransferRun, current
 from models.archive import items as archive_items
@@ -21,14 +21,14 @@ Numbers = Sequence[int]
 async def plan_bundles() -> list[Numbers]:
     """Say which items become a bundle together."""
     run = current()
-    return await asyncio.to_thread(lambda: list[Numbers](bundling.plan(run, _to_do(run))))
+    return await asyncio.to_thread(lambda: list[Numbers](bundling.plan(run, run.items_to_do())))
 
 
 @step("stage")
 async def stage_bundles() -> tuple[list[Numbers], Staging | None]:
     """Say which items come back together: those of one bundle, in the order in which they lie there.
 
-    Left out are bundles that are still on tape. They were asked for, and the attempt ends with what is returned too.
+    Left out are bundles that are still on tape. They were requested, and the attempt ends with what is returned too.
     """
     run = current()
     run.control.enter(Phase.PROBE)
@@ -47,7 +47,7 @@ async def make_bundle(number: int, count: int, items: Numbers) -> None:
 async def recall(number: int, count: int, items: Numbers) -> None:
     """Bring back those of a bundle's items that are not done yet."""
     run = current()
-    perform = members.performing(run, items, recalling.RecallChunk)
+    perform = recalling.performing(run, items, recalling.RecallChunk)
     await carry(run, perform, f"recall {number} of {count}", run.item_errors)
 
 
@@ -78,16 +78,11 @@ async def carry(run: TransferRun, perform: Callable[[], None], what: str, errors
 
 
 def _staged(run: TransferRun) -> tuple[list[Numbers], Staging | None]:
-    rows = _to_do(run)
+    rows = run.items_to_do()
     if not any(row.notes.get("intent") for row in rows):
-        run.control.unshield()  # no file can have its name: whoever wants this to stop is heard
+        run.control.unshield()  # no file can have its name: users may stop it
     run.control.check()
-    groups, again = staging.split(run, recalling.plan(run, rows), rows)
-    return groups, staging.waiting(again) if again else None
-
-
-def _to_do(run: TransferRun) -> list[TransferItem]:
-    return run.read(batch_results.items_to_do, run.hold, -1, 2**31)
+    return recalling.split(run, recalling.plan(run, rows), rows)
 
 
 def _give_up(run: TransferRun, numbers: Numbers, error: DataManagerError) -> None:

@@ -23,7 +23,6 @@ from models.tables import TransferItem
 AT_ONCE = 2000
 """Items of one step: so many that what is done once for all of them (programs started, directories looked at) is little
 for each."""
-END = 2**31
 
 
 async def perform_batch(kind: TransferKind, form: Mapping[str, Any]) -> str:
@@ -42,7 +41,7 @@ async def perform_batch(kind: TransferKind, form: Mapping[str, Any]) -> str:
 
 async def next_items(last: int) -> tuple[int, int] | None:
     """Return the first and the last number of the items to be carried after `last`; None when there are no more."""
-    rows = await asyncio.to_thread(_waiting, current(), last, END)
+    rows = await asyncio.to_thread(current().items_to_do, last, AT_ONCE)
     return (rows[0].number, rows[-1].number) if rows else None
 
 
@@ -103,5 +102,5 @@ def _lasting(run: TransferRun, row: TransferItem, error: DataManagerError) -> Da
 
 
 def _waiting(run: TransferRun, after: int, last: int) -> list[TransferItem]:
-    rows = run.read(batch_results.items_to_do, run.hold, after, AT_ONCE)
+    rows = run.items_to_do(after, AT_ONCE)
     return [row for row in rows if row.number <= last]

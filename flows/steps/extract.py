@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Found, Proof
 from datamanager.engine.extracting.member_content import StoredArchive
-from flows.archive import members
+from flows.archive import recalling
 from flows.external import extracting
 from flows.external.request import whole_request
 from flows.runtime.tasks import step, threaded
@@ -72,7 +72,7 @@ async def examine(found: Found, proof: Proof) -> None:
 async def extract(number: int, count: int, items: Sequence[int], archive: StoredArchive) -> None:
     """Extract those files that are not done yet."""
     work = current()
-    perform = members.performing(work, items, lambda by, rows: extracting.ExtractChunk(by, rows, archive))
+    perform = recalling.performing(work, items, lambda by, rows: extracting.ExtractChunk(by, rows, archive))
     await carry(work, perform, f"part {number} of {count}", work.item_errors)
 
 

@@ -45,12 +45,12 @@ async def probe() -> Found:
     run = current()
     run.control.enter(Phase.PROBE)
     size = run.request.size if isinstance(run.request, GetExternalRequest) else None
-    found = await threaded(probing.probe, run.job(), size=size)
+    found = await threaded(probing.probe, run.attempt(), size=size)
     if found.published is None:
         run.control.unshield()
-    job = run.job()
-    from_where = job.source.place if job.source else public_url(str(getattr(run.request, "url", "")))
-    run.log.info("%s → %s, %s, by %s", from_where, job.target.place, human(found.size), found.route)
+    attempt = run.attempt()
+    from_where = attempt.source.place if attempt.source else public_url(str(getattr(run.request, "url", "")))
+    run.log.info("%s → %s, %s, by %s", from_where, attempt.target.place, human(found.size), found.route)
     if found.canonical != run.row.destination_place:
         await run.write(outcomes.claim_also, found.canonical)  # the same file by another way through links
     return found
@@ -60,16 +60,16 @@ async def probe() -> Found:
 async def transfer(found: Found) -> Moved:
     """Move the bytes into the partial file."""
     run = current()
-    job, control = run.job(), run.control
+    attempt, control = run.attempt(), run.control
     run.leaves_partial = True
     if found.route is Route.DOWNLOAD:
         request, said = await whole_request(run), list[Validators]()
-        moved = await threaded(_download, run, job, found, request, said)
+        moved = await threaded(_download, run, attempt, found, request, said)
         where = await threaded(identity_or_none, request, Sealer.of(run.parts.settings))
         if where is not None and said and not is_empty(note := as_note(where, said[-1])):
             await run.write(queue.remember, origin=note)
     else:
-        moved = await threaded(stream.send, job, found, control, run.remember)
+        moved = await threaded(stream.send, attempt, found, control, run.remember)
     run.log.info("transferred %s, %.1f s since the run began", human(moved.size), run.seconds)
     return moved
 
@@ -79,7 +79,7 @@ async def verify(found: Found, moved: Moved) -> Proof:
     """Compare both ends."""
     run = current()
     run.control.enter(Phase.VERIFY)
-    proof = await threaded(verifying.verify, run.job(), found, moved, run.control)
+    proof = await threaded(verifying.verify, run.attempt(), found, moved, run.control)
     run.log.info("verified by %s%s", proof.verified, f": {proof.sha256} at both ends" if proof.sha256 else "")
     return proof
 
@@ -95,7 +95,7 @@ async def publish(found: Found, proof: Proof) -> Intent:
     mtime = found.source.mtime if found.source else int(run.row.created.timestamp())
     intent = Intent(proof.size, proof.sha256, mtime)
     await _record(run, intent)
-    await threaded(publishing.publish, run.job(), found, intent)
+    await threaded(publishing.publish, run.attempt(), found, intent)
     run.log.info("published %s", found.final)
     return intent
 
@@ -109,7 +109,7 @@ async def rename(found: Found) -> Intent | None:
     source = found.source_stat
     intent = Intent(source.size, None, source.mtime)
     await _record(run, intent)
-    if await threaded(publishing.rename, run.job(), found):
+    if await threaded(publishing.rename, run.attempt(), found):
         return intent
     run.control.unshield()
     return None
@@ -117,7 +117,7 @@ async def rename(found: Found) -> Intent | None:
 
 @step("commit")
 async def commit(intent: Intent, verified: Verified, originator: str = "") -> str:
-    """Tell the catalogue; return the result for the client."""
+    """Commit to the catalogue; return the result for the client."""
     run = current()
     run.control.enter(Phase.COMMIT)
     facts = Facts(intent.size, f"sha256:{intent.sha256}" if intent.sha256 else None, verified)
@@ -139,22 +139,22 @@ async def remove_source() -> str:
     """End a move: its source goes, if it still is what was read (after a rename it has gone already)."""
     run = current()
     run.control.enter(Phase.CLEANUP)
-    recorded = await asyncio.to_thread(run.recorded_intent)
-    job = run.job()
-    await threaded(publishing.remove_source, job.origin, recorded, job.target)
+    row = await asyncio.to_thread(run.read, queue.held, run.hold)
+    attempt = run.attempt()
+    await threaded(publishing.remove_source, attempt.origin, Intent(**row.notes["intent"]), attempt.target)
     await run.write(outcomes.finish_move)
     return outcomes.MOVED
 
 
 @step("remove file")
 async def remove_file() -> str:
-    """Remove an object's file and tell the catalogue. Of an archived object there is none: its part of a bundle is free
+    """Remove an object's file and record it. Of an archived object there is none: its part of a bundle is free
     then.
     """
     run = current()
     run.control.enter(Phase.CLEANUP)
     if run.row.source_machine is not None:
-        await threaded(publishing.remove_file, run.job().origin)
+        await threaded(publishing.remove_file, run.attempt().origin)
     run.control.enter(Phase.COMMIT)
     return await run.write(outcomes.complete_delete)
 
@@ -167,8 +167,8 @@ def copied_instead(found: Found) -> Found:
 async def deliver(found: Found) -> tuple[Intent, Verified]:
     """Move, verify and publish."""
     run = current()
-    if found.published is not None:  # by an attempt before this one, which could not tell the catalogue
-        return found.published, run.job().proof_level
+    if found.published is not None:  # by an attempt before this one, which could not record it
+        return found.published, run.attempt().proof_level
     try:
         proof = await arrive(found)
         return await publish(found, proof), proof.verified
@@ -192,7 +192,7 @@ async def arrive(found: Found) -> Proof:
 
 
 def _transferring(run: TransferRun) -> Task[[Found], Coroutine[Any, Any, Moved]]:
-    """Return the step that moves the bytes, tried again as often as the request of a download asks for."""
+    """Return the step that moves the bytes, with the retries that the request of a download names."""
     request = run.request
     if not isinstance(request, GetExternalRequest):
         return transfer
@@ -202,9 +202,9 @@ def _transferring(run: TransferRun) -> Task[[Found], Coroutine[Any, Any, Moved]]
 
 async def discard(run: TransferRun, found: Found) -> None:
     """Remove what a failed transfer left beside the destination; on a machine that is away it stays for now: see
-    `flows.cleanup.partial_files`."""
+    `flows.cleanup.leftovers`."""
     try:
-        await asyncio.to_thread(stream.discard, run.job(), found)
+        await asyncio.to_thread(stream.discard, run.attempt(), found)
         run.leaves_partial = False
     except DataManagerError as error:
         run.log.warning("transfer %s: partial file %s not removed yet: %s", run.transfer, found.part, error.detail)
@@ -215,10 +215,10 @@ async def _record(run: TransferRun, intent: Intent) -> None:
 
 
 def _download(
-    run: TransferRun, job: Attempt, found: Found, request: GetExternalRequest, said: list[Validators]
+    run: TransferRun, attempt: Attempt, found: Found, request: GetExternalRequest, said: list[Validators]
 ) -> Moved:
     """Fetch; `said` gets the validators of the URL itself, and nothing when the bytes came from a mirror."""
-    program = on_machine(job.target, run.control.watch)
+    program = on_machine(attempt.target, run.control.watch)
     terms = parse_terms(request)
     opened = terms.open(SourceContext.of(run.parts.guard, run.parts.settings, program))
     limit = terms.limit(run.parts.settings.max_download)
@@ -228,5 +228,5 @@ def _download(
     def answered(replica: str, answer: Download) -> None:
         said[:] = [Validators.of(answer)] if replica == own else []
 
-    context = FetchContext(job, found, run.control, expected, run.remember, answered)
+    context = FetchContext(attempt, found, run.control, expected, run.remember, answered)
     return fetch(context, remote) if (remote := opened.remote) else download(context, opened.sources)

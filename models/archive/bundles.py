@@ -2,8 +2,8 @@
 
     OPEN      `open_bundle`, then `note_restart`, `record_intent`, as the bytes go
     SEALED    `seal`: its objects are ARCHIVED, their places are free (or the transfer's until the sources are removed)
-    UNNEEDED  `release`: the last object that needed it was activated or deleted
-    ABANDONED `abandon`: its transfer ended before it was sealed
+    UNNEEDED  `release_parts`: the last object that needed it was activated or deleted
+    ABANDONED `abandon_bundles`: its transfer ended before it was sealed
     REMOVED   `note_removed`: its files are gone, and its places are free
 
 No bundle gets members after it is sealed, and one that is to be removed has no member that anybody could be reading:

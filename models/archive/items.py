@@ -32,16 +32,16 @@ from models.batches.results import (
 )
 from models.core.outbox import post_object_events
 from models.database import now
-from models.objects.archived_parts import abandon, release
 from models.objects.bulk_claims import give_places_to_objects, lock_objects, rows_in
 from models.objects.catalogue import Facts, get_object, relocate
+from models.objects.claims import abandon_bundles, release_parts
 from models.tables import Bundle, DataObject, TransferItem
 from models.transfers import outcomes
 from models.transfers.items import count_items, select_items
 from models.transfers.queue import TransferLease, held
 
 DONE_WELL = {TransferKind.ARCHIVE: "Archive successful", TransferKind.ACTIVATE: "Activate successful"}
-"""What a client hears of a single object."""
+"""The result of a single object, for its client."""
 
 
 def items_among(session: Session, hold: TransferLease, numbers: Sequence[int]) -> list[TransferItem]:
@@ -70,7 +70,7 @@ def begin_bundle(
 
 def abandon_bundle(session: Session, hold: TransferLease, bundle: UUID) -> None:
     """Give up a bundle that is not sealed; its items may become another one. Raises: LeaseLost."""
-    abandon(session, held(session, hold, lock=True).id, bundle)
+    abandon_bundles(session, held(session, hold, lock=True).id, bundle)
 
 
 def commit_archive(session: Session, hold: TransferLease, manifest: domain.Manifest, *, keep_source: bool) -> None:
@@ -105,7 +105,7 @@ def commit_recalls(session: Session, hold: TransferLease, results: Sequence[tupl
     """
     facts = dict(results)
     row, items = open_items(session, hold, facts)
-    release(session, [item.object_id for item in items])
+    release_parts(session, [item.object_id for item in items])
     objects: dict[UUID, DataObject] = {obj.id: obj for obj in lock_objects(session, (item.object_id for item in items))}
     give_places_to_objects(session, list(objects), row.id)
     time = now(session)

@@ -184,7 +184,7 @@ def claimed(session: Session, objects: Sequence[UUID]) -> set[UUID]:
 def _changed(
     session: Session, hold: AuditLease, findings: Sequence[AuditFinding], rows: Sequence[DataObject], event: str
 ) -> int:
-    """Note which findings were applied, to which rows, and tell of these; return how many."""
+    """Note which findings were applied, to which rows, with an event for each; return how many."""
     time, objects = now(session), {row.id for row in rows}
     for row in rows:
         row.date_modified = time

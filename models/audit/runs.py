@@ -1,4 +1,4 @@
-"""Audits in the catalogue: asked for, taken by a mover, performed by a flow run, ended with an event.
+"""Audits in the catalogue: queued, taken by a mover, performed by a flow run, ended with an event.
 
     QUEUED    `submit`; without a `flow_run_id` any mover takes it (`take`), else that run performs it (`begin`)
     RUNNING   `begin`; a run that fell silent gives it back to the queue (`give_back_lost`)
@@ -38,7 +38,7 @@ _WAITS = (Audit.status == AuditStatus.QUEUED.value, Audit.ended.is_(None), Audit
 
 @dataclass(frozen=True, slots=True)
 class AuditLease:
-    """An attempt's hold on an audit."""
+    """An attempt's lease on an audit."""
 
     audit: UUID
     machine: str
@@ -148,13 +148,13 @@ def begin(session: Session, audit: UUID, flow_run: UUID, lease: timedelta) -> Au
 
 
 def renew(session: Session, hold: AuditLease, lease: timedelta) -> None:
-    """Prolong the hold. Raises: LeaseLost."""
+    """Prolong the lease. Raises: LeaseLost."""
     if not hold_lease(session, hold.lease, hold.holder, lease):
         raise LeaseLost(f"machine {hold.machine} is audited by another run now")
 
 
 def held(session: Session, hold: AuditLease) -> Audit:
-    """Return the row if the hold still stands, and keep it so until the transaction ends. Raises: LeaseLost."""
+    """Return the row if the lease still stands, and keep it so until the transaction ends. Raises: LeaseLost."""
     row = session.get(Audit, hold.audit, with_for_update=True, populate_existing=True)
     running = row is not None and row.status == AuditStatus.RUNNING.value and row.attempts == hold.attempt
     if row is None or not running or not is_held(session, hold.lease, hold.holder):
@@ -163,7 +163,7 @@ def held(session: Session, hold: AuditLease) -> Audit:
 
 
 def end(session: Session, hold: AuditLease, error: DataManagerError | None = None) -> Audit:
-    """End an audit and tell of it (`dm.audit.completed`). With an error that is not just suspicion what was found is
+    """End an audit, with an event (`dm.audit.completed`). With an error that is not just suspicion what was found is
     forgotten: it was not looked at to the end. Raises: LeaseLost.
     """
     row = held(session, hold)
@@ -251,7 +251,7 @@ def _is_alive(session: Session, row: Audit, time: datetime) -> bool:
 
 
 def _end(session: Session, row: Audit, error: DataManagerError | None) -> None:
-    """End a row, and tell of it (`dm.audit.completed`)."""
+    """End a row, with an event (`dm.audit.completed`)."""
     row.status = (AuditStatus.COMPLETE if error is None else AuditStatus.ERROR).value
     row.ended = now(session)
     if error is not None:

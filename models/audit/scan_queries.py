@@ -1,12 +1,13 @@
-"""What audits read of the catalogue, a page at a time, and what they note of it: which rows were hashed, and when."""
+"""What audits and sweeps read of the catalogue: rows to compare, owners of partial files; what was hashed."""
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from sqlalchemy import and_, func, or_, select, text, update
 from sqlalchemy.orm import Session
@@ -14,12 +15,12 @@ from sqlalchemy.orm import Session
 from datamanager.domain.archive.bundle_model import manifest_place
 from datamanager.domain.audit.rules import Expected
 from datamanager.domain.location import Place
-from datamanager.domain.states import BundleStatus, ObjectStatus
+from datamanager.domain.states import BundleStatus, ObjectStatus, TransferKind, TransferStatus
 from models.audit.runs import AuditLease, held
 from models.database import now
 from models.objects.bulk_claims import execute_in, rows_in
 from models.objects.claims import place_key
-from models.tables import Bundle, BundleMember, Claim, DataObject
+from models.tables import Bundle, BundleMember, Claim, DataObject, Transfer, TransferItem
 from models.tables.objects import PLACE_INDEXED
 
 AUDITED = (ObjectStatus.ACTIVE.value, ObjectStatus.UNKNOWN.value)
@@ -36,6 +37,11 @@ _indexed_place = func.substr(DataObject.place, text("1"), text(str(PLACE_INDEXED
 # words of the partial indexes: with parameters in their stead neither database would use these
 _LIVE = text("objects.status IN ('ACTIVE', 'UNKNOWN')")
 _ACTIVE = text("objects.status = 'ACTIVE'")
+
+DIGITS = 8
+"""Of a transfer's identifier, in the names of its partial files."""
+CHUNK = 1000
+FAILED_MAX = 10_000
 
 
 def objects_by_place(session: Session, machine: str, after: tuple[str, UUID] | None, limit: int) -> list[Expected]:
@@ -212,3 +218,50 @@ def _claims(session: Session, machine: str, places: Collection[str], *conditions
     by_key = {place_key(Place(machine, place)): place for place in places}
     query = select(Claim.place_key).where(Claim.mode == "place", *conditions)
     return {by_key[row.place_key] for row in rows_in(session, query, Claim.place_key, by_key)}
+
+
+def open_owners(session: Session, owners: Collection[str]) -> set[str]:
+    """Return those of the owners (first hex digits of a transfer, or of an item of one) that have not ended.
+
+    Two may share their first digits: then the file of an ended one stays until the other has ended too.
+    """
+    wanted, found = set(owners), set[str]()
+    if not wanted:
+        return found
+    query = select(Transfer.id, Transfer.kind).where(Transfer.ended.is_(None))
+    itemised = list[UUID]()
+    for transfer, kind in session.execute(query.execution_options(yield_per=CHUNK)):
+        if (digits := transfer.hex[:DIGITS]) in wanted:
+            found.add(digits)
+        if TransferKind(kind).itemised:
+            itemised.append(transfer)
+    for transfer in itemised:
+        if wanted <= found:
+            break
+        items = select(TransferItem.number).where(TransferItem.transfer_id == transfer)
+        for number in session.scalars(items.execution_options(yield_per=CHUNK)):
+            # what `engine.bulk.bulk_chunk.item_id` makes
+            if (digits := uuid5(transfer, str(number)).hex[:DIGITS]) in wanted:
+                found.add(digits)
+    return found
+
+
+def failed_directories(session: Session, machine: str) -> set[str]:
+    """Return the directories that transfers which ended in ERROR were to write to, the newest FAILED_MAX."""
+    query = select(Transfer.destination_place).where(
+        Transfer.destination_machine == machine,
+        Transfer.destination_place.is_not(None),
+        Transfer.ended.is_not(None),
+        Transfer.status == TransferStatus.ERROR.value,
+    )
+    places = session.scalars(query.order_by(Transfer.ended.desc()).limit(FAILED_MAX))
+    return {posixpath.dirname(place) for place in places if place is not None}
+
+
+def bundle_directories(session: Session, machine: str) -> set[str]:
+    """Return the directories that bundles of a machine lie in, or lay in: one a month."""
+    query = select(Bundle.place).where(Bundle.machine == machine, Bundle.status != BundleStatus.REMOVED.value)
+    found = set[str]()
+    for place in session.scalars(query.execution_options(yield_per=CHUNK)):
+        found.add(posixpath.dirname(place))
+    return found

@@ -1,7 +1,7 @@
 """Idempotency keys: one request works under a key, others with the same fingerprint wait for its answer.
 
 The object or transfer that the request makes is written into the key's row in the same transaction (`attach`). So when
-the process that held the key dies, a retry finds what was made and goes on from there, and nothing is made twice.
+the process that held the key dies, a retry finds what was made and continues from there, and nothing is made twice.
 (IETF draft-ietf-httpapi-idempotency-key-header.)
 """
 
@@ -31,7 +31,7 @@ class StoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What `begin` found: `answer` to repeat; or `mine` (go on; `subject` was already made by a predecessor that died);
+    """What `begin` found: `answer` to repeat; or `mine` (continue; a predecessor that died made `subject`);
     or neither: another request works under the key, wait and ask again.
     """
 
@@ -70,7 +70,7 @@ def begin(session: Session, key: str, fingerprint: str, holder: str, hold_for: t
 def attach(session: Session, key: str, holder: str, subject: UUID) -> None:
     """Write what the request made into its key, in the transaction that makes it.
 
-    Raises: CatalogueUnavailable when the hold ran out and another request works under the key now: what was made here
+    Raises: CatalogueUnavailable when the lease ran out and another request works under the key now: what was made here
     must not stay, or it would be there twice.
     """
     if not _update(session, key, holder, subject=subject):
@@ -78,7 +78,7 @@ def attach(session: Session, key: str, holder: str, subject: UUID) -> None:
 
 
 def prolong(session: Session, key: str, holder: str, hold_for: timedelta) -> None:
-    """Keep the key while the request goes on."""
+    """Prolong the lease on the key while the request is performed."""
     _update(session, key, holder, held_until=now(session) + hold_for)
 
 
@@ -100,7 +100,7 @@ def release(session: Session, key: str, holder: str) -> None:
 
 
 def is_held(session: Session, key: str) -> bool:
-    """Say whether a request works under the key: entered, not answered, and its hold has not run out."""
+    """Say whether a request works under the key: entered, not answered, and its lease has not run out."""
     held = IdempotencyKey.status.is_(None), IdempotencyKey.held_until > now(session)
     return session.scalar(select(IdempotencyKey.key).where(IdempotencyKey.key == key, *held)) is not None
 

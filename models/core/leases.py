@@ -1,29 +1,21 @@
-"""Named leases: which process has a duty (the outbox relay), and which movers are alive."""
+"""Named leases: work that one process does at a time (the outbox relay), and which movers are alive."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from models.database import insert_if_free, now
+from models.database import Database, insert_if_free, now, write
 from models.tables import Lease
 
 MOVER_PREFIX = "mover:"
 RUN_PREFIX = "run:"
 """Of a flow run that has no transfer: its mover renews it as long as it works on the run."""
-
-
-@dataclass(frozen=True, slots=True)
-class MoverOnline:
-    """A mover that lives, the end of its lease, and whether it reaches Prefect: so it does unless it says otherwise."""
-
-    name: str
-    until: datetime
-    prefect: bool
 
 
 def hold_lease(
@@ -56,10 +48,19 @@ def is_held(session: Session, name: str, holder: str | None = None) -> bool:
     return session.scalar(query) is not None
 
 
-def movers_online(session: Session) -> list[MoverOnline]:
-    """Return the movers that live, by name."""
+def movers_online(session: Session) -> dict[str, bool]:
+    """Return the movers that live, by name, and whether each reaches Prefect: so it does unless it says otherwise."""
     query = select(Lease).where(Lease.name.startswith(MOVER_PREFIX), Lease.until > now(session)).order_by(Lease.name)
-    return [
-        MoverOnline(lease.holder, lease.until, lease.details.get("prefect") is not False)
-        for lease in session.scalars(query)
-    ]
+    return {lease.holder: lease.details.get("prefect") is not False for lease in session.scalars(query)}
+
+
+@asynccontextmanager
+async def leased(database: Database, lease: str, owner: str, within: timedelta) -> AsyncIterator[bool]:
+    """Hold a lease inside. False: another process holds it; if it dies, the lease is free after `within`."""
+    if not await write(database, hold_lease, lease, owner, within):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        await write(database, drop_lease, lease, owner)

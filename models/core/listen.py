@@ -1,4 +1,4 @@
-"""Hear what `models.database.wake` says on other hosts: PostgreSQL's LISTEN.
+"""Receive what `models.database.wake` sends from other hosts: PostgreSQL's LISTEN.
 
 (https://www.postgresql.org/docs/current/sql-notify.html)
 """
@@ -23,14 +23,14 @@ log = structlog.get_logger(__name__)
 
 
 class Listener:
-    """A daemon thread with a connection of its own that hands each notification's text to `heard`.
+    """A daemon thread with a connection of its own that passes each notification's text to `received`.
 
-    `heard` is called in that thread, must return soon and must not raise. On SQLite there is nothing to hear: no
+    `received` is called in that thread, must return soon and must not raise. On SQLite there is nothing to receive: no
     thread.
     """
 
-    def __init__(self, database: Database, heard: Callable[[str], None]) -> None:
-        self._heard = heard
+    def __init__(self, database: Database, received: Callable[[str], None]) -> None:
+        self._received = received
         self._stopped = threading.Event()
         dialect = database.engine.dialect
         _, self._address = dialect.create_connect_args(database.engine.url)
@@ -50,7 +50,7 @@ class Listener:
             try:
                 with self._connect() as connection:
                     pause = RETRY_FIRST
-                    self._heard(RESUMED)
+                    self._received(RESUMED)
                     self._listen(connection)
             except psycopg.OperationalError as exc:
                 if not self._stopped.wait(pause):
@@ -74,4 +74,4 @@ class Listener:
     def _listen(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
         while not self._stopped.is_set():
             for notification in connection.notifies(timeout=CHECK_EVERY):
-                self._heard(notification.payload)
+                self._received(notification.payload)

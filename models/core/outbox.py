@@ -1,6 +1,6 @@
-"""The outbox: messages written in the transaction of the change that they tell of.
+"""The outbox: messages written in the transaction of the change that they report.
 
-The relay (`datamanager.messaging`) sends them and marks them; what the broker has not confirmed stays here.
+The relay (`deployments.amqp.relay`) sends them and marks them; what the broker has not confirmed stays here.
 Bodies are CloudEvents 1.0 in JSON (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md).
 """
 
@@ -38,7 +38,7 @@ def cloud_event(kind: str, subject: UUID, time: datetime, data: dict[str, Any], 
 
 
 def post_request(session: Session, transfer: Transfer) -> None:
-    """Tell the movers of a new transfer (queue `dm.requests`)."""
+    """Notify the movers of a new transfer (queue `dm.requests`)."""
     body = cloud_event("dm.transfer.requested", transfer.id, now(session), {"transfer": str(transfer.id)})
     session.add(
         OutboxMessage(exchange="", routing_key=REQUESTS_QUEUE, subject=transfer.id, body=body, created=transfer.created)
@@ -46,7 +46,7 @@ def post_request(session: Session, transfer: Transfer) -> None:
 
 
 def post_transfer_event(session: Session, transfer: Transfer, what: str, data: dict[str, Any]) -> None:
-    """Tell of a transfer's change (`dm.transfer.{what}`), with the next number in the transfer's sequence.
+    """Post a transfer's change (`dm.transfer.{what}`), with the next number in the transfer's sequence.
 
     `transfer` must belong to the session.
     """
@@ -56,14 +56,14 @@ def post_transfer_event(session: Session, transfer: Transfer, what: str, data: d
 
 
 def post_object_event(session: Session, object_id: UUID, what: str, data: dict[str, Any]) -> None:
-    """Tell of an object's change (`dm.object.registered|copied|moved|deleted`)."""
+    """Post an object's change (`dm.object.registered|copied|moved|deleted`)."""
     post_event(session, f"dm.object.{what}", object_id, {"object": str(object_id), **data})
 
 
 def post_object_events(
-    session: Session, what: str, told: Iterable[tuple[UUID, dict[str, Any]]], time: datetime
+    session: Session, what: str, changes: Iterable[tuple[UUID, dict[str, Any]]], time: datetime
 ) -> None:
-    """Tell of the same change of many objects, by one statement."""
+    """Post the same change of many objects, by one statement."""
     kind = f"dm.object.{what}"
     rows = [
         {
@@ -73,13 +73,13 @@ def post_object_events(
             "body": cloud_event(kind, object_id, time, {"object": str(object_id), **data}),
             "created": time,
         }
-        for object_id, data in told
+        for object_id, data in changes
     ]
     insert_rows(session, OutboxMessage, rows)
 
 
 def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
-    """Tell of something (`kind` is the routing key too); return the message's body. `extensions`: see `cloud_event`."""
+    """Post an event (`kind` is the routing key too); return the message's body. `extensions`: see `cloud_event`."""
     time = now(session)
     body = cloud_event(kind, subject, time, data, **extensions)
     session.add(OutboxMessage(exchange=EVENTS_EXCHANGE, routing_key=kind, subject=subject, body=body, created=time))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from datamanager.domain.recurring import ScheduleRequest
@@ -18,7 +18,7 @@ from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import CatalogueError, InvalidRequest, RequestError, ScheduleNotFound, SecretsUnreadable
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
-from models.database import insert_if_free, now
+from models.database import affected, insert_if_free, now
 from models.submission import TransferRequest, prepare, submit
 from models.tables import DataObject, Schedule, ScheduleRun, Transfer
 from models.transfers.outcomes import UNCHANGED
@@ -40,7 +40,7 @@ class Rhythm:
 
 
 def request_of(row: Schedule) -> ScheduleRequest:
-    """Return what was asked for, typed again."""
+    """Return the request, typed again."""
     return ScheduleRequest.model_validate(row.request)
 
 
@@ -74,7 +74,7 @@ def rhythms(session: Session) -> list[Rhythm]:
 
 
 def remove_schedule(session: Session, schedule: UUID) -> None:
-    """Forget a schedule and its moments; its versions stay, and a transfer under way goes on. Raises:
+    """Forget a schedule and its moments; its versions stay, and a transfer under way continues. Raises:
     ScheduleNotFound.
     """
     row = get_schedule(session, schedule, lock=True)
@@ -90,7 +90,7 @@ def pause_schedule(session: Session, schedule: UUID, *, paused: bool) -> Schedul
 
 
 def want_run(session: Session, schedule: UUID) -> Schedule:
-    """Ask for a run now, also of a paused schedule; a mover brings it to Prefect. Asked for twice before that it is
+    """Request a run now, also of a paused schedule; a mover brings it to Prefect. Requested twice before that it is
     one. Raises: ScheduleNotFound.
     """
     row = get_schedule(session, schedule, lock=True)
@@ -99,7 +99,7 @@ def want_run(session: Session, schedule: UUID) -> Schedule:
 
 
 def run_is_made(session: Session, schedule: UUID, wanted_at: datetime) -> None:
-    """Note that Prefect has the run that was asked for."""
+    """Note that Prefect has the run that was requested."""
     row = session.get(Schedule, schedule, with_for_update=True, populate_existing=True)
     if row is not None and row.wanted_at == wanted_at:
         row.wanted_at = None
@@ -212,7 +212,7 @@ def _last_version(session: Session, schedule: UUID, before: datetime) -> UUID | 
 
 
 def drop_old_versions(session: Session, machines: Machines, schedule: UUID) -> list[UUID]:
-    """Note how moments ended, and ask for the deletion of the versions beyond those that are kept; return these. A
+    """Note how moments ended, and submit the deletion of the versions beyond those that are kept; return these. A
     deletion is an ordinary transfer.
 
     Never the newest verified one, and none that is held; what is busy, or could not be deleted just now, has its turn
@@ -254,10 +254,8 @@ def drop_old_versions(session: Session, machines: Machines, schedule: UUID) -> l
 
 def prune_runs(session: Session, before: datetime, limit: int = 1000) -> int:
     """Forget moments that came to nothing (or to a version that is gone) before then; return how many."""
-    old = select(ScheduleRun.schedule_id, ScheduleRun.moment).where(
+    key = ScheduleRun.schedule_id, ScheduleRun.moment
+    old = select(*key).where(
         ScheduleRun.moment < before, ScheduleRun.outcome.in_((SAME, FAILED, DROPPED)), ScheduleRun.delete_id.is_(None)
     )
-    rows = session.execute(old.limit(limit)).all()
-    for schedule, moment in rows:
-        session.execute(delete(ScheduleRun).where(ScheduleRun.schedule_id == schedule, ScheduleRun.moment == moment))
-    return len(rows)
+    return affected(session, delete(ScheduleRun).where(tuple_(*key).in_(old.limit(limit))))

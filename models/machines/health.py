@@ -138,7 +138,7 @@ def probed(session: Session, probe: Probe, *, answered: bool) -> bool:
 def refuse_waiting(session: Session, owner: str, lease: timedelta) -> list[Transfer]:
     """End the transfers at unavailable machines that were not begun and whose clients wait for the answer; return them.
 
-    They asked when the machine was thought well: they hear at once that it is away. Wants a writing session;
+    They were accepted while the machine was well: the client gets the error at once. Wants a writing session;
     `somebody_waits` says whether it is worth one.
     """
     refused = []
@@ -158,14 +158,14 @@ def somebody_waits(session: Session) -> bool:
 
 
 def drain(session: Session, machine: str) -> Health:
-    """Drain a machine until `undrain`; those that run go on. Idempotent. Wants a writing session."""
+    """Drain a machine until `undrain`; those that run continue. Idempotent. Wants a writing session."""
     row = _row(session, machine)
     row.drained = row.drained or now(session)
     return _health_of(row)
 
 
 def undrain(session: Session, machine: str) -> Health:
-    """Let a machine's transfers be taken again. Movers hear of it. Idempotent. Wants a writing session."""
+    """Let a machine's transfers be taken again. Movers are notified. Idempotent. Wants a writing session."""
     row = _row(session, machine)
     row.drained = None
     wake(session, "queued")

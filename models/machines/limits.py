@@ -72,7 +72,7 @@ def ends(row: Transfer) -> set[str]:
 
 
 def change(session: Session, machine: Machine, *, bandwidth: int | None, max_transfers: int | None) -> Limits:
-    """Change a machine's limits until they are set back; return those in force. Movers hear of it.
+    """Change a machine's limits until they are set back; return those in force. Movers are notified.
 
     None leaves a limit as it is, NO_LIMIT lifts it. Wants a writing session.
     """
@@ -88,7 +88,7 @@ def change(session: Session, machine: Machine, *, bandwidth: int | None, max_tra
 
 
 def reset(session: Session, machine: Machine) -> Limits:
-    """Set a machine's limits back to what machines.toml says, and return those. Movers hear of it. Idempotent."""
+    """Set a machine's limits back to what machines.toml says, and return those. Movers are notified. Idempotent."""
     session.execute(delete(MachineLimit).where(MachineLimit.name == machine.name))
     wake(session, CHANGED)
     return _in_force(machine, None)

@@ -1,33 +1,29 @@
-"""The catalogue's objects: enter, look up, select.
+"""The catalogue's objects: enter, look up, move; and their origins, as the sources described themselves then.
 
-Functions take the caller's session; those that change something want a writing one (`Database.write`).
+Functions take the caller's session; those that change something want a writing one (`Database.write`). Pages of objects
+are in `models.objects.listing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Text, func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, split_dest
-from datamanager.domain.requests import NewObject, RegisterRequest
+from datamanager.domain.requests import NewObject, RegisterRequest, TreeRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
-from datamanager.errors import InvalidRequest, ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
-from models.core.cursors import page_of
+from datamanager.errors import ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
 from models.core.outbox import post_object_events
-from models.database import insert_rows, now, on_postgresql
+from models.database import insert_rows, now, storable
+from models.objects.bulk_claims import claim_places
 from models.objects.claims import claim_place
-from models.tables import Bundle, DataObject
-
-STREAM_CHUNK = 500
-LIMIT_MAX = 100_000
-GLOB_MAX = 1000  # characters; a name has at most 255 bytes
-SORTABLE = ("date_registered", "date_modified", "filename", "size", "machine", "group", "status")
+from models.tables import Bundle, DataObject, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +69,6 @@ class NewRow:
 
 CARRIED = (DataObject.id, DataObject.description, DataObject.originator, DataObject.group, DataObject.meta)
 """What a copy has from its source."""
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which objects to list.
-
-    `filename` is a glob (`*`, `?`); `path_prefix` a directory, normalised below base_dir; `metadata` compares members
-    as text (5 is "5", true is "true"); `sort` is a key of SORTABLE, with `-` in front for descending, texts by their
-    UTF-8 bytes and unknown sizes before all others; `cursor` is what the page before returned.
-    """
-
-    machine: str | None = None
-    group: str | None = None
-    status: ObjectStatus | None = None
-    originator: str | None = None
-    filename: str | None = None
-    path_prefix: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
-    sort: str = "date_registered"
-    limit: int = 1000
-    cursor: str | None = None
 
 
 def get_object(session: Session, object_id: UUID, *, lock: bool = False) -> DataObject:
@@ -153,7 +126,7 @@ def register_object(
 
 
 def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
-    """Insert ACTIVE objects whose places are already claimed, and tell of them (`dm.object.{event}`)."""
+    """Insert ACTIVE objects whose places are already claimed, and post the events (`dm.object.{event}`)."""
     if not rows:
         return
     time = now(session)
@@ -198,7 +171,7 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
 
 def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Facts) -> dict[str, Any]:
     """Give an object its new place after a move or a recall, which count as uses; `dest` as the client gave it. Return
-    what events tell of it.
+    what events say of it.
     """
     obj.machine = place.machine
     obj.path = split_dest(dest)[0]
@@ -214,44 +187,13 @@ def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Fa
 
 
 def told_of(obj: DataObject) -> dict[str, Any]:
-    """Return what events tell of an object."""
+    """Return what events say of an object."""
     return {"machine": obj.machine, "place": obj.place, "size": obj.size, "group": obj.group}
 
 
 def given_path(obj: Any) -> str:
     """Return an object's directory and name as the client gave them; `obj` has its columns."""
     return f"{obj.path.rstrip('/')}/{obj.filename}" if obj.path else str(obj.filename)
-
-
-def stream_all(session: Session) -> Generator[DataObject, None, None]:
-    """Yield every object, oldest first, as the catalogue was at the first one, never holding more than a chunk.
-
-    One statement in one transaction: a server-side cursor on PostgreSQL, a WAL snapshot on SQLite. Close it when you
-    stop early.
-    """
-    query = select(DataObject).order_by(DataObject.date_registered, DataObject.id)
-    with session.execute(query.execution_options(yield_per=STREAM_CHUNK)) as result:
-        for obj in result.scalars():
-            yield obj
-            session.expunge(obj)
-
-
-def select_objects(session: Session, selection: Selection) -> tuple[list[DataObject], str | None]:
-    """Return one page and the cursor of the next one (None at the end).
-
-    Raises: InvalidRequest for a bad cursor, limit, sort key or value.
-    """
-    name = selection.sort.removeprefix("-")
-    if name not in SORTABLE:
-        wanted = f"one of {', '.join(SORTABLE)}"
-        raise InvalidRequest(f"sort: {name!r} is not {wanted}", {"sort": wanted})
-    if not 1 <= selection.limit <= LIMIT_MAX:
-        raise InvalidRequest(f"limit: must be 1 to {LIMIT_MAX}", {"limit": f"1 to {LIMIT_MAX}"})
-    column: ColumnElement[Any] = getattr(DataObject, name)
-    if name == "size":
-        column = func.coalesce(column, -1)  # a keyset has no place for NULL
-    query = select(DataObject).where(*_conditions(session, selection))
-    return page_of(session, query, column, selection.sort, selection.limit, selection.cursor)
 
 
 def has_objects(session: Session, machine: str) -> bool:
@@ -264,60 +206,43 @@ def has_objects(session: Session, machine: str) -> bool:
     return session.scalar(query) is not None or session.scalar(bundle) is not None
 
 
-def glob_to_like(glob: str) -> str:
-    """Translate a shell glob (`*` and `?`) to LIKE with backslash as escape."""
-    escaped = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return escaped.replace("*", "%").replace("?", "_")
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file of a tree: its place, its directory as the client would give it, what is known of its bytes, and its
+    canonical place (another one than `place` where links lead to it).
+    """
+
+    place: Place
+    path: str
+    facts: Facts
+    canonical: Place
 
 
-def _conditions(session: Session, selection: Selection) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    for name in ("machine", "group", "originator"):
-        wanted = getattr(selection, name)
-        if wanted is not None:
-            conditions.append(getattr(DataObject, name) == _text(name, wanted))
-    if selection.status is not None:
-        conditions.append(DataObject.status == selection.status.value)
-    if selection.filename is not None:
-        pattern = glob_to_like(_text("filename", selection.filename, GLOB_MAX))
-        conditions.append(DataObject.filename.like(pattern, escape="\\"))
-    if selection.path_prefix:
-        prefix = _text("path", selection.path_prefix)
-        # all that begins with "prefix/": "0" is the character after "/"
-        conditions += [DataObject.place > f"{prefix}/", DataObject.place < f"{prefix}0"]
-    if selection.since is not None:
-        conditions.append(DataObject.date_registered >= _time("since", selection.since))
-    if selection.until is not None:
-        conditions.append(DataObject.date_registered < _time("until", selection.until))
-    for key, text in selection.metadata.items():
-        member = _member(session, _text("metadata", key))
-        conditions.append(member == _text(f"metadata.{key}", text))
-    return conditions
+def register_files(session: Session, files: Sequence[FoundFile], request: TreeRequest) -> list[NewRow]:
+    """Enter the files whose places are free, as `request` describes them, and return them, in the order of `files`.
+
+    Left out are those that a registered object or a transfer under way has already.
+    """
+    described = request.description, request.originator, request.group, request.metadata
+    rows = [NewRow(uuid4(), file.place, file.facts, file.path, *described) for file in files]
+    wanted = [(row.place, row.id) for row in rows]
+    wanted += [(file.canonical, row.id) for file, row in zip(files, rows, strict=True) if file.canonical != file.place]
+    won = claim_places(session, wanted, transfer=None)
+    entered = [row for row in rows if row.id in won]
+    add_objects(session, entered, "registered")
+    return entered
 
 
-def _member(session: Session, key: str) -> ColumnElement[str]:
-    """Return a member of the metadata as text."""
-    member: ColumnElement[str] = (
-        DataObject.meta[key].as_string()
-        if on_postgresql(session)
-        else func.dm_json_member(DataObject.meta, key, type_=Text())
-    )
-    return member
+def keep_origin(session: Session, object_id: UUID, note: Mapping[str, Any]) -> None:
+    """Keep what a source said of a new object's bytes."""
+    texts = {name: None if note[name] is None else storable(note[name]) for name in note}
+    session.add(Origin(object_id=object_id, **texts))
 
 
-def _text(name: str, value: str, longest: int | None = None) -> str:
-    """Refuse a text that no row can hold and that PostgreSQL doesn't take as a parameter."""
-    if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
-        raise InvalidRequest(f"{name}: must be Unicode without NUL", {name: "Unicode without NUL"})
-    if longest is not None and len(value) > longest:
-        raise InvalidRequest(f"{name}: at most {longest} characters", {name: f"at most {longest} characters"})
-    return value
-
-
-def _time(name: str, value: datetime) -> datetime:
-    try:
-        if value.tzinfo is not None:
-            return value.astimezone(UTC)
-    except OverflowError:
-        pass
-    raise InvalidRequest(f"{name}: must be a time with a zone", {name: "a time with a zone"})
+def comparable(session: Session, object_id: UUID, where: tuple[str, str | None]) -> tuple[Origin, DataObject] | None:
+    """Return an object that is ACTIVE and came from there, with its origin; None for any other."""
+    obj, origin = session.get(DataObject, object_id), session.get(Origin, object_id)
+    if obj is None or origin is None or obj.status != ObjectStatus.ACTIVE.value:
+        return None
+    url, mark = where
+    return (origin, obj) if (origin.url, origin.url_mark) == (storable(url), mark) else None

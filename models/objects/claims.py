@@ -1,23 +1,25 @@
-"""Claims: who holds a place or an object.
+"""Claims: who holds a place or an object; and which parts of bundles are still needed.
 
 A place is held by a live object or by a transfer under way. On an object readers share and writers exclude. All
 functions work inside the caller's writing transaction, after `lock_object` where an object is concerned. Locks are
 always taken in the order transfer row, object row, claim, so that two transactions never wait for each other. Those
-for many at once are in `models.objects.bulk_claims`.
+for many at once are in `models.objects.bulk_claims`. Bundles are made in `models.archive.bundles`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
+from datamanager.domain.states import BundleStatus
 from datamanager.errors import DestinationExists, InternalError, ObjectBusy
-from models.database import affected, insert_if_free, insert_rows
-from models.tables import Claim
+from models.database import affected, insert_if_free, insert_rows, now
+from models.tables import Bundle, BundleMember, Claim
 
 
 def claim_place(session: Session, place: Place, *, transfer: UUID | None = None, object_id: UUID | None = None) -> None:
@@ -84,3 +86,30 @@ def place_key(place: Place) -> str:
 def _is_claimed(session: Session, object_id: UUID, mode: str) -> bool:
     query = select(Claim.id).where(Claim.object_id == object_id, Claim.mode == mode).limit(1)
     return session.scalar(query) is not None
+
+
+def release_parts(session: Session, objects: Sequence[UUID]) -> None:
+    """Note that objects do not need their parts of bundles any more; a bundle that nobody needs then is UNNEEDED.
+
+    The caller has the objects alone.
+    """
+    query = select(BundleMember.bundle_id).where(BundleMember.object_id.in_(objects), BundleMember.released.is_(None))
+    touched = sorted(set(session.scalars(query)))
+    for bundle in touched:  # always in one order, and before members are counted
+        session.get_one(Bundle, bundle, with_for_update=True, populate_existing=True)
+    mine = update(BundleMember).where(BundleMember.object_id.in_(objects), BundleMember.released.is_(None))
+    session.execute(mine.values(released=now(session)))
+    needed = select(BundleMember.bundle_id).where(BundleMember.bundle_id.in_(touched), BundleMember.released.is_(None))
+    for bundle in set(touched) - set(session.scalars(needed.distinct())):
+        session.get_one(Bundle, bundle).status = BundleStatus.UNNEEDED.value
+
+
+def abandon_bundles(session: Session, transfer: UUID, *bundles: UUID) -> None:
+    """Give up the bundles of a transfer (or just these) that were not sealed; what there is of them is removed later.
+
+    The caller has the transfer's row locked.
+    """
+    mine = update(Bundle).where(Bundle.transfer_id == transfer, Bundle.status == BundleStatus.OPEN.value)
+    if bundles:
+        mine = mine.where(Bundle.id.in_(bundles))
+    session.execute(mine.values(status=BundleStatus.ABANDONED.value))

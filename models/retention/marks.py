@@ -22,7 +22,6 @@ from datamanager.domain.retention.decisions import Decision
 from datamanager.domain.retention.rules import Action
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from models.database import affected, insert_free, now, on_postgresql
-from models.objects.bulk_claims import chunks
 from models.tables import DataObject, RetentionMark, Transfer, TransferItem
 
 DETAIL_MAX = 1000
@@ -117,10 +116,7 @@ def prune_marks(session: Session, before: datetime, limit: int = 1000) -> int:
     old = select(RetentionMark.id).where(
         RetentionMark.closed < before, (RetentionMark.spared_until.is_(None)) | (RetentionMark.spared_until < before)
     )
-    gone = 0
-    for some in chunks(list(session.scalars(old.order_by(RetentionMark.id).limit(limit)))):
-        gone += affected(session, delete(RetentionMark).where(RetentionMark.id.in_(some)))
-    return gone
+    return affected(session, delete(RetentionMark).where(RetentionMark.id.in_(old.limit(limit))))
 
 
 def _error(

@@ -1,4 +1,4 @@
-"""Runs of retention: asked for, begun, reported. Their rows are the truth about them; Prefect only runs and shows them.
+"""Runs of retention: requested, begun, reported. Their rows are the truth about them; Prefect only runs and shows them.
 
 One run works at a time, under a named lease. A run whose mover died is finished by the next one, from what the
 catalogue knows of its transfers.
@@ -24,9 +24,9 @@ from models.retention.marks import under_way
 from models.tables import DataObject, RetentionMark, RetentionRun
 
 DUTY = "retention"
-"""The duty that one run has at a time; its lease is `duty:retention`."""
+"""What one run does at a time; its lease is `duty:retention`."""
 NEVER_BEGUN = timedelta(days=1)
-"""A run that was asked for and has not begun by then was lost in Prefect."""
+"""A run that was requested and has not begun by then was lost in Prefect."""
 FAILED_SHOWN = 100
 COMPLETED = "dm.retention.completed"
 QUEUED, RUNNING, COMPLETE, ERROR = "QUEUED", "RUNNING", "COMPLETE", "ERROR"
@@ -35,7 +35,7 @@ INTERRUPTED = "its mover ended before it; the transfers that it submitted contin
 
 @dataclass(frozen=True, slots=True)
 class RetentionTerms:
-    """What is asked of a run: `rule` is the only one to carry out ("": all); caps of None are those of the file."""
+    """The terms of a run: `rule` is the only one to carry out ("": all); caps of None are those of the file."""
 
     dry_run: bool = False
     rule: str = ""
@@ -53,7 +53,7 @@ def ask_for_run(session: Session, terms: RetentionTerms) -> UUID:
 def begin_run(
     session: Session, terms: RetentionTerms, run: UUID | None, holder: str, flow_run: UUID | None
 ) -> RetentionRun:
-    """Begin the run that was asked for, or (None) a new one. Raises: RetentionRunNotFound; LeaseLost when another has
+    """Begin the run that was requested, or (None) a new one. Raises: RetentionRunNotFound; LeaseLost when another has
     begun it.
     """
     if run is None:
@@ -69,7 +69,7 @@ def begin_run(
 
 
 def require_running(session: Session, run: UUID) -> None:
-    """Make sure that a run may still act: a mover that was stopped for long may have lost the duty to another one,
+    """Make sure that a run may still act: a mover that was stopped for long may have lost the lease to another one,
     which then ended its run. Nobody ends it until the transaction is over. Raises: LeaseLost.
     """
     query = select(RetentionRun.status).where(RetentionRun.id == run).with_for_update(read=True)
@@ -86,7 +86,7 @@ def end_run(
     error: str | None = None,
     truncated: bool = False,
 ) -> RetentionRun:
-    """End a run and tell of it (`dm.retention.completed`). Bytes are counted from the transfers that ended, and those
+    """End a run, with an event (`dm.retention.completed`). Bytes are counted from the transfers that ended, and those
     that failed are reported, too. Idempotent: one that has ended stays as it is.
     """
     row = get_run(session, run, lock=True)
@@ -115,13 +115,13 @@ def end_run(
 
 
 def give_up(session: Session, run: UUID, error: str) -> None:
-    """End a run that was asked for and could not begin; one that was begun meanwhile stays as it is."""
+    """End a run that was requested and could not begin; one that was begun meanwhile stays as it is."""
     if get_run(session, run, lock=True).status == QUEUED:
         end_run(session, run, counts=[], lines=[], error=error)
 
 
 def asked_for(session: Session) -> list[UUID]:
-    """Return the runs that were asked for and have no flow run yet."""
+    """Return the runs that were requested and have no flow run yet."""
     query = select(RetentionRun.id).where(RetentionRun.status == QUEUED, RetentionRun.flow_run_id.is_(None))
     return list(session.scalars(query.order_by(RetentionRun.created).limit(10)))
 
@@ -134,18 +134,18 @@ def attach(session: Session, run: UUID, flow_run: UUID) -> None:
 
 
 def any_lost(session: Session) -> bool:
-    """Say whether a run is called RUNNING though nobody has the duty."""
+    """Say whether a run is called RUNNING though nobody has the lease."""
     query = select(RetentionRun.id).where(RetentionRun.status == RUNNING).limit(1)
     return session.scalar(query) is not None and not is_held(session, f"duty:{DUTY}")
 
 
 def end_lost(session: Session) -> list[UUID]:
-    """End the runs that are called RUNNING though nobody has the duty."""
+    """End the runs that are called RUNNING though nobody has the lease."""
     return end_abandoned(session, None) if any_lost(session) else []
 
 
 def end_abandoned(session: Session, mine: UUID | None) -> list[UUID]:
-    """End the runs that are called RUNNING though the caller has the duty (or nobody): their movers are gone."""
+    """End the runs that are called RUNNING though the caller has the lease (or nobody): their movers are gone."""
     late = RetentionRun.created < now(session) - NEVER_BEGUN
     query = select(RetentionRun.id).where(
         or_(RetentionRun.status == RUNNING, and_(RetentionRun.status == QUEUED, late))

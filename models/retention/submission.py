@@ -53,7 +53,7 @@ class Survivor:
 
 def survivor_of(session: Session, object_id: UUID) -> Survivor | None:
     """Return what would have to be proved of a copy, None when it is none any more: not live, not verified, or in a
-    bundle that is not sealed. What it is now is told, whoever has a claim on it.
+    bundle that is not sealed. Claims of others do not matter.
     """
     for row in lock_objects(session, [object_id]):
         (found,) = subjects(session, [row], now(session))
@@ -86,15 +86,15 @@ def submit_delete(
         return hindered
     if not rule.even_last_copy:
         if proved is None or proved.object_id == decision.subject.id:
-            return _spared(decision, Reason.LAST_VERIFIED_COPY)
+            return spared(decision, Reason.LAST_VERIFIED_COPY)
         other = found.get(proved.object_id)
         if other is None or _survivor(session, other) != proved or other.checksum != decision.subject.checksum:
-            return _spared(decision, Reason.CHANGED, "the remaining copy has changed")
+            return spared(decision, Reason.CHANGED, "the remaining copy has changed")
         if other.claim == "write" or (other.mark is not None and other.mark.action != "archive"):
-            return _spared(decision, Reason.CHANGED, "the remaining copy is being deleted or moved")
+            return spared(decision, Reason.CHANGED, "the remaining copy is being deleted or moved")
     mark = _own_mark(session, run, decision, time)
     if mark is None:
-        return _spared(decision, Reason.CHANGED, "its mark was removed")
+        return spared(decision, Reason.CHANGED, "its mark was removed")
     fields = DeleteRequest(priority=Priority.LOW)
     request = TransferRequest(TransferKind.DELETE, fields, decision.subject.id, reason=_why(rule))
     transfer = submit(session, machines, prepare(request))
@@ -126,7 +126,7 @@ def submit_archive(
             continue
         mark = _own_mark(session, run, decision, time)
         if mark is None:
-            outcome[subject.id] = _spared(decision, Reason.CHANGED, "its mark was removed")
+            outcome[subject.id] = spared(decision, Reason.CHANGED, "its mark was removed")
         else:
             going[subject.id] = decision, mark
     if going:
@@ -140,7 +140,7 @@ def submit_archive(
             decision, mark = going[uuid]
             if status == TransferStatus.ERROR.value:
                 mark.detail = f"{code}: {detail}"
-                outcome[uuid] = _spared(decision, Reason.REFUSED, mark.detail)
+                outcome[uuid] = spared(decision, Reason.REFUSED, mark.detail)
             else:
                 _acted(mark, run, transfer.id, decision)
                 outcome[uuid] = decision
@@ -149,35 +149,25 @@ def submit_archive(
 
 def refused(decision: Decision, error: DataManagerError) -> Decision:
     """Return a decision that the catalogue, or a machine, did not let happen."""
-    return _spared(decision, Reason.REFUSED, f"{error.code}: {error.detail}")
-
-
-def not_proved(decision: Decision, why: str, reason: Reason = Reason.SURVIVOR_NOT_PROVED) -> Decision:
-    """Return a decision whose survivor (or, CHANGED, whose object itself) was looked at in storage in vain."""
-    return _spared(decision, reason, why)
-
-
-def too_late(decision: Decision) -> Decision:
-    """Return a decision that the run has no time left for."""
-    return _spared(decision, Reason.OVER_CAP, "the run's time (limits.wait) was over")
+    return spared(decision, Reason.REFUSED, f"{error.code}: {error.detail}")
 
 
 def _hindered(rules: RetentionRules, decision: Decision, subject: Subject | None, time: datetime) -> Decision | None:
     """Return the decision as it has to be now; None while it still holds."""
     rule = decision.rule
     if subject is None or _identity(subject) != _identity(decision.subject):
-        return _spared(decision, Reason.CHANGED, "it changed after the decision")
+        return spared(decision, Reason.CHANGED, "it changed after the decision")
     if subject.held:
-        return _spared(decision, Reason.HELD)
+        return spared(decision, Reason.HELD)
     if rule.name in subject.restored:
-        return _spared(decision, Reason.RESTORED)
+        return spared(decision, Reason.RESTORED)
     if subject.claim is not None:
-        return _spared(decision, Reason.IN_USE)
+        return spared(decision, Reason.IN_USE)
     if rule_of(rules, subject, time) is not rule:
-        return _spared(decision, Reason.CHANGED, "the rule no longer selects it")
+        return spared(decision, Reason.CHANGED, "the rule no longer selects it")
     mark = subject.mark
     if mark is not None and not (marked_by(subject, rule) and mark.transfer is None and mark.due <= time):
-        return _spared(decision, Reason.CHANGED, "it has another mark by now")
+        return spared(decision, Reason.CHANGED, "it has another mark by now")
     return None
 
 
@@ -223,7 +213,8 @@ def _acted(mark: RetentionMark, run: UUID, transfer: UUID, decision: Decision) -
     mark.detail = None
 
 
-def _spared(decision: Decision, reason: Reason, detail: str = "") -> Decision:
+def spared(decision: Decision, reason: Reason, detail: str = "") -> Decision:
+    """Return a decision as one that nothing is done for, and why."""
     return replace(decision, verdict=Verdict.SPARE, reason=reason, detail=detail)
 
 

@@ -7,14 +7,12 @@ the two.
 
 from __future__ import annotations
 
-from models.tables.archives import Bundle, BundleMember
 from models.tables.audits import Audit, AuditFinding
 from models.tables.base import Base
-from models.tables.coordination import Claim, Lease
+from models.tables.coordination import Claim, IdempotencyKey, Lease, OutboxMessage
 from models.tables.external import Origin, Schedule, ScheduleRun, SealedSecrets
 from models.tables.machines import MachineHealth, MachineLimit, MachineSeen
-from models.tables.messaging import IdempotencyKey, OutboxMessage
-from models.tables.objects import DataObject
+from models.tables.objects import Bundle, BundleMember, DataObject
 from models.tables.retention import RetentionMark, RetentionRun
 from models.tables.transfers import Transfer, TransferItem
 

@@ -14,7 +14,7 @@ from models.tables.base import Base, ByteOrdered, MachineName, Status, partial
 
 
 class Audit(Base):
-    """One comparison of a machine with the catalogue: asked for, under way or done."""
+    """One comparison of a machine with the catalogue: queued, under way or done."""
 
     __tablename__ = "audits"
 
@@ -22,7 +22,7 @@ class Audit(Base):
     machine: Mapped[str] = mapped_column(MachineName)
     status: Mapped[str] = mapped_column(Status, default=AuditStatus.QUEUED.value)
     options: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    """What was asked (`domain.audit.AuditTerms`)."""
+    """The terms of the request (`domain.audit.rules.AuditTerms`)."""
     counts: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     """What was looked at, and how much of each kind was found. Give it a new dict to change it."""
     scrubbed_objects: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -1,4 +1,4 @@
-"""What decides races: claims on places and objects, and duties that one process has at a time."""
+"""What processes share: claims on places and objects, leases, idempotency keys, messages to the broker."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Claim(Base):
 
 
 class Lease(Base):
-    """A named duty that one process has at a time (the outbox relay), and the movers that are alive."""
+    """What one process does at a time, by name (the outbox relay), and the movers that are alive."""
 
     __tablename__ = "leases"
 
@@ -46,3 +46,43 @@ class Lease(Base):
     holder: Mapped[str] = mapped_column(String(200))
     until: Mapped[datetime]
     details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+
+
+class IdempotencyKey(Base):
+    """A key that a client gave, and the answer it got. Kept 24 h."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    holder: Mapped[str] = mapped_column(String(200))
+    """The request that works under the key; another may take over when `held_until` has passed."""
+    held_until: Mapped[datetime | None]
+    """Null once the answer is stored."""
+    subject: Mapped[UUID | None]
+    """The object or transfer that the request made, written in the same transaction: a retry finds it."""
+    status: Mapped[int | None]
+    headers: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    body: Mapped[str | None] = mapped_column(Text)
+    created: Mapped[datetime]
+
+    __table_args__ = (Index("ix_idempotency_keys_created", "created"),)
+
+
+class OutboxMessage(Base):
+    """A message that must reach the broker; written with the change it reports, sent by the relay."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    exchange: Mapped[str] = mapped_column(String(64))
+    routing_key: Mapped[str] = mapped_column(String(128))
+    subject: Mapped[UUID | None]
+    body: Mapped[dict[str, Any]]
+    created: Mapped[datetime]
+    sent: Mapped[datetime | None]
+
+    __table_args__ = (
+        partial("ix_outbox_unsent", "id", where="sent IS NULL"),
+        Index("ix_outbox_created", "created"),
+    )

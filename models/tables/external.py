@@ -23,7 +23,7 @@ class SealedSecrets(Base):
 
 
 class Origin(Base):
-    """What the source said of an object that was fetched from it: whether it has a newer one is told by these."""
+    """What the source said of an object that was fetched from it: whether it has a newer one is decided by these."""
 
     __tablename__ = "origins"
 
@@ -45,10 +45,10 @@ class Schedule(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     request: Mapped[dict[str, Any]]
-    """As it was asked for: templates, options (without secrets), when, how many versions are kept."""
+    """As it was requested: templates, options (without secrets), when, how many versions are kept."""
     paused: Mapped[bool] = mapped_column(default=False, server_default=false())
     wanted_at: Mapped[datetime | None]
-    """Somebody asked for a run besides the ordinary ones; null again once Prefect has it."""
+    """A run was requested besides the ordinary ones; null again once Prefect has it."""
     created: Mapped[datetime]
 
 

@@ -54,13 +54,13 @@ class RetentionMark(Base):
 
 
 class RetentionRun(Base):
-    """One run of retention, as it was asked for and what came of it."""
+    """One run of retention, as it was requested and what came of it."""
 
     __tablename__ = "retention_runs"
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(Status)
-    """QUEUED (asked for, a mover makes its flow run), RUNNING, COMPLETE or ERROR."""
+    """QUEUED (requested, a mover makes its flow run), RUNNING, COMPLETE or ERROR."""
     dry_run: Mapped[bool] = mapped_column(default=False, server_default=false())
     rule: Mapped[str] = mapped_column(Text, default="")
     """The one rule that was carried out; empty: all."""

@@ -63,7 +63,7 @@ class Transfer(Base):
     notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     """What a later attempt must know: intents recorded before acts that can't be repeated."""
     reason: Mapped[str | None] = mapped_column(Text)
-    """Why there is this transfer, when no client asked for it: `retention: ` and the rule."""
+    """Why there is this transfer, when no client requested it: `retention: ` and the rule."""
     result: Mapped[str | None] = mapped_column(Text)
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_detail: Mapped[str | None] = mapped_column(Text)

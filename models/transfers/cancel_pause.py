@@ -31,7 +31,7 @@ EXPIRED_AT_ONCE = 200
 def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") -> Transfer:
     """End a transfer as `cancelled`, now or, when a mover has it, soon. Idempotent while it is being stopped.
 
-    What is past its commit point goes on: it may end COMPLETE. Raises: TaskNotFound, TaskEnded.
+    What is past its commit point continues: it may end COMPLETE. Raises: TaskNotFound, TaskEnded.
     """
     row = lock_open_transfer(session, transfer)
     if row.owner is not None or row.past_commit_point:
@@ -44,9 +44,9 @@ def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") 
 
 
 def pause(session: Session, transfer: UUID) -> Transfer:
-    """Keep a transfer from going on until it is resumed; what it has moved is kept. Idempotent.
+    """Pause a transfer until it is resumed; what it has moved is kept. Idempotent.
 
-    One that a mover has is stopped soon, unless it is past its commit point: that one goes on. Raises:
+    One that a mover has is stopped soon, unless it is past its commit point: that one continues. Raises:
     TaskNotFound; TaskEnded, also for one that is being cancelled.
     """
     row = _not_cancelled(session, transfer)
@@ -58,7 +58,7 @@ def pause(session: Session, transfer: UUID) -> Transfer:
 
 
 def resume(session: Session, transfer: UUID) -> Transfer:
-    """Let a paused transfer go on where it was. Idempotent.
+    """Resume a paused transfer where it was. Idempotent.
 
     Raises: TaskNotFound; TaskEnded, also for one that is being cancelled.
     """

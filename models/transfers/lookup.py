@@ -1,14 +1,18 @@
-"""Transfers, looked up, also as Prefect's limits and states are compared with them; and their requests, typed again.
-What movers do with transfers is in `queue`, how they end in `outcomes`.
+"""Transfers, looked up one by one, by their runs and in pages; their requests, typed again, and the sealed secrets.
+
+What movers do with transfers is in `queue`, how they end in `outcomes`. Secrets are written in the transaction that
+makes a transfer and deleted in the one that ends it; only `datamanager.sealing` opens them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive.archive_requests import (
@@ -30,11 +34,13 @@ from datamanager.domain.requests import (
     MoveRequest,
     TransferTerms,
 )
-from datamanager.domain.states import TransferKind
+from datamanager.domain.states import Phase, TransferKind, TransferStatus
+from datamanager.domain.timing import Priority
 from datamanager.errors import InternalError, TaskEnded, TaskNotFound
 from datamanager.machines import Machines
-from models.database import take_turns
-from models.tables import Transfer
+from models.core.cursors import NEWEST, page_of
+from models.database import affected, now, take_turns
+from models.tables import SealedSecrets, Transfer
 
 R = TypeVar("R", bound=TransferTerms)
 
@@ -82,11 +88,6 @@ def lock_open_transfer(session: Session, transfer_id: UUID) -> Transfer:
 def ended_among(session: Session, ids: list[UUID]) -> list[Transfer]:
     """Return those of the transfers that have ended."""
     return list(session.scalars(select(Transfer).where(Transfer.id.in_(ids), Transfer.ended.is_not(None))))
-
-
-def find_by_flow_run(session: Session, flow_run_id: UUID) -> Transfer | None:
-    """Return the transfer that a Prefect flow run performs, if it has one."""
-    return session.scalar(select(Transfer).where(Transfer.flow_run_id == flow_run_id))
 
 
 def destination_of(machines: Machines, request: TransferTerms) -> Place | None:
@@ -146,3 +147,74 @@ def request_as(transfer: Transfer, model: type[R], what: str) -> R:
 def request_of(transfer: Transfer) -> TransferTerms:
     """Return the transfer's request, typed again; of a batch what is kept of it."""
     return KEPT_OF_KIND[TransferKind(transfer.kind)].model_validate(transfer.request)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSelection:
+    """Which transfers are wanted; None: any. `machine` is at either end, `since` is included, `until` is not."""
+
+    status: TransferStatus | None = None
+    kind: TransferKind | None = None
+    phase: Phase | None = None
+    priority: Priority | None = None
+    machine: str | None = None
+    group: str | None = None
+    object: UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: int = 100
+    cursor: str | None = None
+    oldest_first: bool = False
+
+
+def select_transfers(session: Session, wanted: TransferSelection) -> tuple[list[Transfer], str | None]:
+    """Return one page and the cursor of the next one (None at the end). Raises: InvalidRequest for a bad cursor."""
+    sort = NEWEST.removeprefix("-") if wanted.oldest_first else NEWEST
+    query = select(Transfer).where(*_conditions(wanted))
+    return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor)
+
+
+def _conditions(wanted: TransferSelection) -> list[ColumnElement[bool]]:
+    equal = {
+        Transfer.status: wanted.status,
+        Transfer.kind: wanted.kind,
+        Transfer.phase: wanted.phase,
+        Transfer.priority: wanted.priority,
+        Transfer.group: wanted.group,
+    }
+    conditions: list[ColumnElement[bool]] = [
+        column == str(value) for column, value in equal.items() if value is not None
+    ]
+    if wanted.object is not None:
+        conditions.append(or_(Transfer.object_id == wanted.object, Transfer.result_object_id == wanted.object))
+    if wanted.machine is not None:
+        conditions.append(
+            or_(Transfer.source_machine == wanted.machine, Transfer.destination_machine == wanted.machine)
+        )
+    if wanted.since is not None:
+        conditions.append(Transfer.created >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(Transfer.created < wanted.until)
+    return conditions
+
+
+def keep_secrets(session: Session, transfer: UUID, blob: str) -> None:
+    """Keep the sealed secrets of a transfer that this transaction makes."""
+    session.add(SealedSecrets(transfer_id=transfer, blob=blob, created=now(session)))
+
+
+def sealed_of(session: Session, transfer: UUID) -> str | None:
+    """Return the sealed secrets of a transfer; None when it has none, or has ended."""
+    return session.scalar(select(SealedSecrets.blob).where(SealedSecrets.transfer_id == transfer))
+
+
+def forget_secrets(session: Session, transfer: UUID) -> None:
+    """Delete the secrets of a transfer that this transaction ends."""
+    session.execute(delete(SealedSecrets).where(SealedSecrets.transfer_id == transfer))
+
+
+def prune_secrets(session: Session, limit: int = 1000) -> int:
+    """Delete up to `limit` secrets whose transfer has ended, or is gone; return how many. There should be none."""
+    live = select(Transfer.id).where(Transfer.id == SealedSecrets.transfer_id, Transfer.ended.is_(None))
+    left = select(SealedSecrets.transfer_id).where(~live.exists()).limit(limit)
+    return affected(session, delete(SealedSecrets).where(SealedSecrets.transfer_id.in_(left)))

@@ -15,21 +15,20 @@ from datamanager.domain.states import ObjectStatus, Phase, TransferKind, Transfe
 from datamanager.errors import DataManagerError, InternalError
 from models.core.outbox import post_object_event, post_transfer_event
 from models.database import now, storable, wake
-from models.objects.archived_parts import abandon, release
-from models.objects.catalogue import Facts, NewRow, add_objects, given_path, lock_object, relocate
+from models.objects.catalogue import Facts, NewRow, add_objects, given_path, keep_origin, lock_object, relocate
 from models.objects.claims import (
+    abandon_bundles,
     claim_place,
     free_claims_of_transfer,
     free_place_of_object,
     give_place_to_object,
     give_places_to_transfer,
+    release_parts,
 )
-from models.objects.origins import keep_origin
 from models.tables import Transfer
 from models.transfers.items import give_up_items
-from models.transfers.lookup import request_as
+from models.transfers.lookup import forget_secrets, request_as
 from models.transfers.queue import TransferLease, advance, append_fault, held
-from models.transfers.secrets import forget
 
 MOVED = "Move successful"
 UNCHANGED = "unchanged"
@@ -126,7 +125,7 @@ def complete_delete(session: Session, hold: TransferLease) -> str:
     row = held(session, hold, lock=True)
     obj = lock_object(session, _known(row.object_id))
     if obj.status == ObjectStatus.ARCHIVED:
-        release(session, [obj.id])
+        release_parts(session, [obj.id])
     obj.status = ObjectStatus.DELETED.value
     obj.archived_in = None
     obj.date_modified = now(session)
@@ -154,7 +153,7 @@ def fail_row(session: Session, row: Transfer, error: DataManagerError, *, leaves
     kind = TransferKind(row.kind)
     if kind.itemised:
         give_up_items(session, row, error)
-        abandon(session, row.id)
+        abandon_bundles(session, row.id)
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
     begun = row.started is not None if leaves_partial is None else leaves_partial
@@ -205,7 +204,7 @@ def _end(session: Session, row: Transfer, status: TransferStatus, event: str, da
     row.bytes_per_second = None
     row.paused, row.stop_requested = False, None
     free_claims_of_transfer(session, row.id)
-    forget(session, row.id)
+    forget_secrets(session, row.id)
     post_transfer_event(session, row, event, data)
     wake(session, f"ended:{row.id}")
 

@@ -1,4 +1,4 @@
-"""What movers do with transfer rows: take one under a lease, say that they live, note progress and faults, give back.
+"""What movers do with transfer rows: acquire one under a lease, renew it, note progress and faults, release it.
 
 Lease and fencing (docs/transfer-protocol.md): a mover acquires a transfer by raising its epoch in one UPDATE; every
 later write names that epoch. A runner that lost its lease finds a higher epoch (LeaseLost), and touches nothing that is
@@ -39,7 +39,7 @@ TAKING_LOCK = 0x646D5F74616B696E  # "dm_takin": any number that nobody else uses
 
 @dataclass(frozen=True, slots=True)
 class TransferLease:
-    """A mover's hold on a transfer: who, and under which epoch."""
+    """A mover's lease on a transfer: who, and under which epoch."""
 
     transfer: UUID
     owner: str
@@ -112,13 +112,13 @@ def waits(session: Session, transfer: UUID) -> bool:
 
 
 def renew(session: Session, holds: list[TransferLease], lease: timedelta) -> list[TransferLease]:
-    """Prolong leases; return the holds that were lost."""
+    """Prolong leases; return those that were lost."""
     until = now(session) + lease
     return [hold for hold in holds if not _write(session, hold, lease_until=until)]
 
 
 def held(session: Session, hold: TransferLease, *, lock: bool = False) -> Transfer:
-    """Return the transfer if the hold still stands. Raises: LeaseLost."""
+    """Return the transfer if the lease still stands. Raises: LeaseLost."""
     query = select(Transfer).where(*_fence(hold)).execution_options(populate_existing=True)
     if lock:
         query = query.with_for_update()

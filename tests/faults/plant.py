@@ -106,9 +106,9 @@ class Plant:
         deadline = time.monotonic() + MENDED
         while time.monotonic() < deadline:
             with contextlib.suppress(CatalogueUnavailable), self.database.read() as session:
-                online = [mover for mover in movers_online(session) if mover.prefect]
+                online = [name for name, prefect in movers_online(session).items() if prefect]
                 pids = {str(mover.pid) for mover in self.movers if mover.running}
-                if sum(re.split(r"[:-]", mover.name)[-2] in pids for mover in online) == len(self.movers):
+                if sum(re.split(r"[:-]", name)[-2] in pids for name in online) == len(self.movers):
                     return
             time.sleep(0.1)
         said = "\n".join(f"--- {mover.log.name}\n{mover.tail(3000)}" for mover in self.movers)

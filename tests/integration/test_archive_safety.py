@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
-from flows.archive import recalling, staging
-from flows.archive.reclaiming import reclaim
+from flows.archive import recalling
+from flows.cleanup.leftovers import reclaim
 from flows.runtime.services import Services
 from models.archive import bundles
 from models.database import Database
@@ -197,9 +198,11 @@ def test_bundles_on_tape_are_left_for_later(parts: Services) -> None:
         rows = select_items(session, work.transfer, limit=10)
     groups = recalling.plan(work, rows)
     assert sorted(map(list, groups)) == [[0], [1]]
-    here, again = staging.split(work, groups, rows)
-    assert ([list(group) for group in here], again) == ([[1]], 60.0)
+    here, staging = recalling.split(work, groups, rows)
+    assert [list(group) for group in here] == [[1]]
+    assert staging is not None
+    assert staging.again == timedelta(seconds=60)
     on_tape.unlink()
-    assert staging.split(work, groups, rows) == (groups, 0.0)
+    assert recalling.split(work, groups, rows) == (groups, None)
     with parts.database.read() as session:
         assert set(bundles.members_of(session, uuids)) == set(uuids)

@@ -19,7 +19,7 @@ from datamanager.machines import Machines
 from datamanager.settings import load_settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
-from flows.archive.reclaiming import reclaim
+from flows.cleanup.leftovers import reclaim
 from flows.runtime.services import Services
 from models.archive import bundles
 from models.database import Database

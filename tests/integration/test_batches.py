@@ -40,9 +40,8 @@ from models import migrate
 from models.batches import results as batch_results
 from models.database import Database
 from models.housekeeping import Tidied, tidy
-from models.objects.bulk import FoundFile, register_files
 from models.objects.bulk_claims import claim_places
-from models.objects.catalogue import Facts
+from models.objects.catalogue import Facts, FoundFile, register_files
 from models.objects.claims import claim_place
 from models.submission import SealedRequest
 from models.tables import Claim, DataObject, Transfer, TransferItem

@@ -168,8 +168,9 @@ def test_movers_online(database: Database) -> None:
                 session, f"{leases.MOVER_PREFIX}{name}", name, timedelta(seconds=60), {"prefect": prefect}
             )
         found = leases.movers_online(session)
-        assert [(mover.name, mover.prefect) for mover in found] == [("a", True), ("d", False), ("e", True)]
-        assert all(mover.until > now(session) for mover in found)
+        assert list(found.items()) == [("a", True), ("d", False), ("e", True)]
+        rows = [session.get_one(Lease, f"{leases.MOVER_PREFIX}{name}") for name in found]
+        assert all(row.until > now(session) for row in rows)
 
 
 # --- machines seen ---

@@ -21,7 +21,7 @@ from datamanager.domain.requests import SIZE_MAX
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
 from models.database import Database
-from models.objects.catalogue import SORTABLE, Selection, glob_to_like, select_objects, stream_all
+from models.objects.listing import SORTABLE, Selection, glob_to_like, select_objects, stream_all
 from models.tables import DataObject
 from tests.support.bookkeeping import register
 

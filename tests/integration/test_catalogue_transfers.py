@@ -305,10 +305,10 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
             session, MACHINES, submission.SealedRequest(wanted.kind, wanted.fields, flow_run_id=run)
         ).id
     with database.read() as session:
-        found = lookup.find_by_flow_run(session, run)
+        found = lookup.by_flow_run(session, [run]).get(run)
         assert found is not None
         assert found.id == made
-        assert lookup.find_by_flow_run(session, uuid4()) is None
+        assert lookup.by_flow_run(session, [uuid4()]) == {}
         assert lookup.ended_among(session, [made, uuid4()]) == []
         with pytest.raises(TaskNotFound):
             lookup.get_transfer(session, uuid4())

@@ -29,7 +29,7 @@ from models.database import Database, now
 from models.objects.catalogue import Facts
 from models.tables import Claim, OutboxMessage, Transfer
 from models.transfers import cancel_pause, outcomes, queue
-from models.transfers.listing import TransferSelection, select_transfers
+from models.transfers.lookup import TransferSelection, select_transfers
 from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import LEASE, get_transfer, order, register, submit
 

@@ -25,8 +25,8 @@ from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
-from flows.archive import members
-from flows.cleanup.partial_files import clear_up
+from flows.archive import recalling
+from flows.cleanup.leftovers import clear_up
 from flows.external import extracting
 from flows.runtime import transfer_run
 from flows.runtime.services import Services
@@ -96,10 +96,10 @@ def submit(parts: Services, **fields: Any) -> UUID:
 
 def fetched(work: TransferRun, data: bytes) -> tuple[Found, Proof]:
     """Let the archive be what an attempt has downloaded."""
-    found = probing.probe(work.job())
+    found = probing.probe(work.attempt())
     Path(found.part).write_bytes(data)
     moved = Moved(len(data), hashlib.sha256(data).hexdigest())
-    return found, verifying.verify(work.job(), found, moved, work.control)
+    return found, verifying.verify(work.attempt(), found, moved, work.control)
 
 
 def enter(work: TransferRun, data: bytes) -> StoredArchive:
@@ -114,7 +114,7 @@ def extract(work: TransferRun, data: bytes) -> None:
     """Do all but the end of a transfer, as its flow does."""
     archive = enter(work, data)
     for numbers in extracting.plan(work):
-        members.performing(work, numbers, lambda by, rows: extracting.ExtractChunk(by, rows, archive))()
+        recalling.performing(work, numbers, lambda by, rows: extracting.ExtractChunk(by, rows, archive))()
 
 
 def dies(parts: Services, transfer: UUID, data: bytes, control: Control) -> None:

@@ -20,7 +20,7 @@ from datamanager.machines import Machines, parse_machines
 from datamanager.settings import load_settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
-from flows.cleanup.partial_files import GIVEN_UP_AFTER, clear_up
+from flows.cleanup.leftovers import GIVEN_UP_AFTER, clear_up
 from flows.runtime.services import Services
 from models import submission
 from models.database import Database, now

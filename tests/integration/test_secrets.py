@@ -22,8 +22,7 @@ from models.objects.catalogue import Facts
 from models.submission import SealedRequest, TransferRequest, prepare
 from models.tables import Base, IdempotencyKey, SealedSecrets, Transfer
 from models.transfers import cancel_pause, outcomes, queue
-from models.transfers import secrets as transfer_secrets
-from models.transfers.lookup import request_of
+from models.transfers.lookup import keep_secrets, request_of, sealed_of
 from tests.support.bookkeeping import LEASE, MACHINES, begin, get_transfer, submit
 
 SECRET = "hunter2-5ecret"
@@ -68,7 +67,7 @@ def test_no_row_has_the_secret_and_the_mover_gets_it_back(database: Database, se
     assert isinstance(kept, GetExternalRequest)
     assert kept.options == {"password": "***", "username": "bob", "headers": {"X-Key": "***"}}
     with database.read() as session:
-        blob = transfer_secrets.sealed_of(session, task)
+        blob = sealed_of(session, task)
     assert blob is not None
     assert joined(kept, sealer.open(blob)) == wanted()
 
@@ -117,9 +116,9 @@ def test_housekeeping_removes_what_should_not_be_there(database: Database, seale
 
     task = asked(database, sealer)
     with database.write() as session:
-        transfer_secrets.keep(session, uuid4(), sealer.seal({}))  # of a transfer that is gone
+        keep_secrets(session, uuid4(), sealer.seal({}))  # of a transfer that is gone
         done = submit_done(session, sealer)
-        transfer_secrets.keep(session, done, sealer.seal({}))  # of one that has ended
+        keep_secrets(session, done, sealer.seal({}))  # of one that has ended
     assert blobs(database) == 3
     with database.write() as session:
         gone = housekeeping.tidy(session, Settings(), broker=False)

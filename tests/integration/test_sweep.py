@@ -17,7 +17,7 @@ from datamanager.engine.control import Control
 from datamanager.errors import Cancelled, RemoteFailure
 from datamanager.machines import Machine, TransportKind
 from flows.cleanup.sweeping import Sweeper, Swept
-from models.audit import sweeps
+from models.audit import scan_queries
 from models.database import Database, now
 from models.tables import Transfer, TransferItem
 from tests.support.auditing import OLD, Plant
@@ -51,8 +51,8 @@ def test_whose_partial_files_are_still_needed(database: Database) -> None:
     batch, done = transfer(database, items=3), transfer(database, items=3, ended=True)
     wanted = {one.hex[:8]: one for one in (living, ended, batch, done, uuid4(), item_id(batch, 2), item_id(done, 2))}
     with database.read() as session:
-        found = sweeps.open_owners(session, wanted)
-        assert sweeps.open_owners(session, []) == set()
+        found = scan_queries.open_owners(session, wanted)
+        assert scan_queries.open_owners(session, []) == set()
     assert {wanted[one] for one in found} == {living, batch, item_id(batch, 2)}
 
 

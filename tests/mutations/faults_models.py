@@ -159,7 +159,7 @@ MODEL_FAULTS = (
     ),
     Fault(
         "archive: a bundle is removed while an object needs it",
-        "models/objects/archived_parts.py",
+        "models/objects/claims.py",
         "set(touched) - set(session.scalars(needed.distinct()))",
         "set(touched)",
         ("tests/integration/test_archives.py::test_an_activated_object_has_its_place_and_frees_its_part[sqlite]",),
@@ -236,7 +236,7 @@ MODEL_FAULTS = (
     Fault(
         "secrets: they stay when the transfer has ended",
         "models/transfers/outcomes.py",
-        "    forget(session, row.id)\n",
+        "    forget_secrets(session, row.id)\n",
         "",
         ("tests/integration/test_secrets.py::test_the_secrets_go_with_the_end[sqlite-complete]",),
     ),

@@ -7,21 +7,21 @@ from tests.mutations.planting import Fault
 SERVICE_FAULTS = (
     Fault(
         "api: the Host header is not checked",
-        "api/http/host_origin.py",
+        "api/http/middleware.py",
         "if len(hosts) != 1 or not host_allowed(hosts[0], settings):",
         "if len(hosts) != 1:",
         ("tests/integration/api/test_http.py::test_host_and_origin",),
     ),
     Fault(
         "api: the Origin header is not checked",
-        "api/http/host_origin.py",
+        "api/http/middleware.py",
         'if any(not same_origin(origin, hosts[0]) for origin in headers.getlist("origin")):',
         "if False:",
         ("tests/unit/test_api_guard.py::test_one_host_and_no_foreign_origin",),
     ),
     Fault(
         "api: a body without a length has no limit",
-        "api/http/bodies.py",
+        "api/http/request_parts.py",
         "            if len(body) > limit:\n",
         "            if False:\n",
         ("tests/integration/api/test_http.py::test_a_body_without_a_length_is_limited_too",),

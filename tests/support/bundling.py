@@ -19,7 +19,7 @@ from datamanager.domain.requests import RegisterRequest, TransferTerms, validate
 from datamanager.domain.states import TransferKind
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError
-from flows.archive import bundling, members, recalling
+from flows.archive import bundling, recalling
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
 from models import submission
@@ -83,7 +83,7 @@ def perform(work: TransferRun) -> str | DataManagerError:
             bundling.BundleWork(work, group, whole=len(groups) == 1).perform()
     else:
         for group in recalling.plan(work, rows):
-            members.performing(work, group, recalling.RecallChunk)()
+            recalling.performing(work, group, recalling.RecallChunk)()
     with work.parts.database.write() as session:
         return archive_items.finish(session, work.hold)
 

@@ -6,8 +6,8 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from api.http.ids import object_id_of, task_id_of
-from api.http.request_log import request_id_of
+from api.http.middleware import request_id_of
+from api.http.request_parts import object_id_of, task_id_of
 from api.http.responses import Preferences, preferences, prefers_json
 from datamanager.errors import ObjectNotFound, TaskNotFound
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.http.bodies import FORM, JSON, parse_fields
+from api.http.request_parts import FORM, JSON, parse_fields
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, RegisterRequest, validated
 from datamanager.errors import InvalidRequest, MalformedBody, RequestError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.datastructures import Headers
 
-from api.http.host_origin import host_allowed, objection, same_origin
+from api.http.middleware import host_allowed, objection, same_origin
 from datamanager.settings import Settings
 
 LOCAL = Settings(home=Path("/nowhere"), allowed_hosts=("dm.example",))

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.objects.listing import ObjectQuery, selection_of
+from api.objects.routes import ObjectQuery, selection_of
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
 from datamanager.machines import Machine, Machines, TransportKind
-from models.objects.catalogue import SORTABLE, Selection
+from models.objects.listing import SORTABLE, Selection
 
 MACHINES = Machines({"here": Machine(name="here", transport=TransportKind.LOCAL, base_dir="/data")})
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -12,7 +12,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.domain.timing import Priority
 from datamanager.errors import InvalidRequest
 from deployments.orchestrator.flow_registry import FLOW_OF_KIND
-from flows.runtime.lifecycle import asked
+from flows.runtime.lifecycle import typed_request
 
 FILLED_IN: dict[TransferKind, dict[str, Any]] = {
     TransferKind.COPY: {"machine": "archer2", "dest": "a/b.nc"},
@@ -41,9 +41,11 @@ def test_a_form_asks_how_urgent_it_is_and_checks_the_answer(kind: TransferKind) 
     assert schema["definitions"]["Priority"]["enum"] == list(Priority)
     assert "transfer" in list(form)[-1]
     uuid = None if kind.many or kind is TransferKind.GETEXTERNAL else uuid4()
-    order = asked(kind, {**FILLED_IN[kind], "priority": Priority.HIGH, "deadline": "PT1H"}, uuid)
-    assert (order.fields.priority, order.fields.deadline is None) == (Priority.HIGH, False)
-    assert asked(kind, {**FILLED_IN[kind], "priority": Priority.LOW, "deadline": ""}, uuid).fields.deadline is None
+    request = typed_request(kind, {**FILLED_IN[kind], "priority": Priority.HIGH, "deadline": "PT1H"}, uuid)
+    assert (request.fields.priority, request.fields.deadline is None) == (Priority.HIGH, False)
+    assert (
+        typed_request(kind, {**FILLED_IN[kind], "priority": Priority.LOW, "deadline": ""}, uuid).fields.deadline is None
+    )
     with pytest.raises(InvalidRequest) as wrong:
-        asked(kind, {**FILLED_IN[kind], "deadline": "tomorrow"}, uuid)
+        typed_request(kind, {**FILLED_IN[kind], "deadline": "tomorrow"}, uuid)
     assert list(wrong.value.fields) == ["deadline"]

@@ -1,15 +1,16 @@
-"""Bodies: a form or JSON, read within a limit, to a typed request.
-
-Both kinds mean the same. Bodies are UTF-8. Of a field that comes twice the last one counts, in a form as in JSON.
+"""The parts of a request: the identifiers in its address, and its body, a form or JSON, read within a limit.
+Forms and JSON mean the same. Bodies are UTF-8. Of a field that comes twice the last one counts, in a form as in JSON.
 Fields that are not known are ignored, as old clients send some.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 from anyio.to_thread import run_sync
 from python_multipart.multipart import parse_options_header
@@ -19,7 +20,17 @@ from starlette.requests import ClientDisconnect, Request
 
 from datamanager.domain.requests import Request as OurRequest
 from datamanager.domain.requests import validated
-from datamanager.errors import InvalidRequest, MalformedBody, TooLarge
+from datamanager.errors import (
+    AuditNotFound,
+    DataManagerError,
+    InvalidRequest,
+    MalformedBody,
+    ObjectNotFound,
+    RetentionRunNotFound,
+    ScheduleNotFound,
+    TaskNotFound,
+    TooLarge,
+)
 
 LIMIT = 2**20  # bytes of a body
 LARGE_LIMIT = 2**24  # bytes of a batch's: 10,000 items with long paths
@@ -29,6 +40,8 @@ MULTIPART = "multipart/form-data"
 JSON = "application/json"
 
 M = TypeVar("M", bound=OurRequest)
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 async def read_request(request: Request, model: type[M]) -> M:
@@ -127,3 +140,20 @@ def _json(text: str) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _reader(thing: str, not_found: type[DataManagerError]) -> Callable[[str], UUID]:
+    def read(text: str) -> UUID:
+        if not _UUID.fullmatch(text):
+            # one that can't exist is one that was not found
+            raise not_found(f"no {thing} has the identifier {text[:64]!r}")
+        return UUID(text)
+
+    return read
+
+
+object_id_of = _reader("object", ObjectNotFound)
+task_id_of = _reader("task", TaskNotFound)
+audit_id_of = _reader("audit", AuditNotFound)
+schedule_id_of = _reader("schedule", ScheduleNotFound)
+retention_run_id_of = _reader("run of retention", RetentionRunNotFound)

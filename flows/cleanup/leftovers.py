@@ -1,8 +1,10 @@
-"""Partial files that ended transfers left behind: on a machine that was away, or where a mover died. Removed later.
+"""What transfers left behind: partial files of ended ones, and bundles that nobody needs. Movers remove it later.
 
-A transfer that ends without having removed its partial file says so on its row, and so does a mover that lost one: it
-may have made its partial file after the next one had looked for it. Movers come back to it until it is done, or given
-up after a week.
+A transfer that ends without having removed its partial file notes so on its row (its machine was away, or a mover
+died), and so does a mover that lost one: it may have made its partial file after the next one had looked for it. Movers
+try until it is removed, or given up after a week.
+Bundles go whose transfer ended before they were sealed, and those whose last object has left: no bundle of these states
+is read, and none ever gets needed again (see `models.archive.bundles`).
 """
 
 from __future__ import annotations
@@ -12,20 +14,22 @@ import posixpath
 from collections.abc import Sequence
 from datetime import timedelta
 
+from datamanager.domain.archive.bundle_model import manifest_place
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.engine.bulk.bulk_chunk import item_id, part_name
 from datamanager.engine.path_confinement import confined
 from datamanager.errors import DataManagerError, PathMissing
 from flows.runtime.services import Services
+from models.archive import bundles
 from models.batches import results as batch_results
 from models.database import now
-from models.tables import Transfer, TransferItem
+from models.tables import Bundle, Transfer, TransferItem
 from models.transfers import cancel_pause, outcomes
 from models.transfers.items import select_items
 
 AT_ONCE = 20
-"""Transfers that are cleared up in one go."""
+"""Transfers, or bundles, that are cleared up in one go."""
 ITEMS_AT_ONCE = 500
 """Items of a batch that are cleared up in one go."""
 GIVEN_UP_AFTER = timedelta(days=7)
@@ -109,3 +113,29 @@ def removed_beside(parts: Services, machine: str, names: Sequence[tuple[Place, s
         log.info("%s: %s could not be removed yet: %s", machine, what, away.detail)
         return False
     return gone
+
+
+def reclaim(parts: Services) -> int:
+    """Remove some bundles that nobody needs; return how many. Blocks: call it in a thread.
+
+    Those that were sealed once stay where the setting `reclaim` is off. Raises: CatalogueUnavailable.
+    """
+    with parts.database.read() as session:
+        rows = bundles.to_remove(session, AT_ONCE, list(parts.machines), unneeded=parts.settings.reclaim)
+        makers = {row.id: session.get(Transfer, row.transfer_id) for row in rows}
+    removed = 0
+    for row in rows:
+        if _removed_bundle(parts, row, makers[row.id]):
+            with parts.database.write() as session:
+                bundles.note_removed(session, row.id)
+            removed += 1
+    return removed
+
+
+def _removed_bundle(parts: Services, row: Bundle, maker: Transfer | None) -> bool:
+    """Remove bundle, manifest and partial files; say whether all of it is gone."""
+    bundle, epoch = Place(row.machine, row.place), 0 if maker is None else maker.epoch
+    names = [bundle.name, manifest_place(row.id, bundle).name]
+    for attempt in range(max(1, epoch - EARLIER_EPOCHS), epoch + 1):
+        names += [temporary_name(name, row.transfer_id, attempt) for name in names[:2]]
+    return removed_beside(parts, row.machine, [(bundle, name) for name in names], f"bundle {row.id}")
