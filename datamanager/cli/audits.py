@@ -13,7 +13,7 @@ from datamanager.cli.tables import Listing
 from datamanager.client import AuditClient, AuditInfo
 from datamanager.domain.audit.rules import AuditStatus
 from datamanager.settings import load_settings
-from datamanager.transports.paths import shown
+from datamanager.transports.values import shown
 
 app = typer.Typer(help="Compare the files on a machine with the catalogue.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's identifier.")]

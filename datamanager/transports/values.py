@@ -1,5 +1,7 @@
-"""The vocabulary of the transports: what is at a path, what a session can do, who deals out ranges, hears of progress
-or may end a wait."""
+"""The vocabulary of the transports: paths, what is at one, and the callbacks for ranges, progress and cancellation.
+
+A path is a string whose bytes need not be UTF-8 (PEP 383).
+"""
 
 from __future__ import annotations
 
@@ -29,6 +31,23 @@ def no_progress(_: int) -> None:
 
 def no_check() -> None:
     """Continue waiting."""
+
+
+def to_wire(path: str) -> bytes:
+    """Return the path's bytes, surrogate escapes undone. Raises: ValueError for a NUL, which C servers would cut at."""
+    if "\0" in path:
+        raise ValueError("a path cannot contain a NUL")
+    return path.encode("utf-8", "surrogateescape")
+
+
+def from_wire(raw: bytes) -> str:
+    """Return bytes as a path; those that are not UTF-8 become surrogate escapes."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def shown(path: str) -> str:
+    """Return the path for a message: quoted, odd characters escaped, so that it can be stored and printed anywhere."""
+    return repr(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 class FileKind(enum.Enum):

@@ -17,8 +17,7 @@ from typing import TypeVar
 from datamanager.errors import NotSupported, PathExists, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results, Sync
 from datamanager.transports.local.files import file_stat, lstat, os_errors, real_path, remove, rename
-from datamanager.transports.paths import shown
-from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile
+from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile, shown
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
-from datamanager.transports.paths import shown
-from datamanager.transports.values import Bytes, FileKind, FileStat, NextRange
+from datamanager.transports.values import Bytes, FileKind, FileStat, NextRange, shown
 
 _BLOCK = 1 << 20
 

@@ -8,8 +8,7 @@ import threading
 from typing import Self
 
 from datamanager.errors import NotSupported
-from datamanager.transports.paths import shown
-from datamanager.transports.values import Progress
+from datamanager.transports.values import Progress, shown
 
 _BLOCK = 1 << 20
 _POLL = 0.2

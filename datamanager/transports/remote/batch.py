@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from datamanager.errors import NotSupported, RemoteFailure
 from datamanager.transports.bulk_port import Sync
 from datamanager.transports.channel import SLOW, Channel, RemoteProgram
-from datamanager.transports.paths import from_wire, to_wire
 from datamanager.transports.remote.running import read_to_end, shell_words
+from datamanager.transports.values import from_wire, to_wire
 
 _NAMES_AT_ONCE = 8000
 _BYTES_AT_ONCE = 256 * 1024

@@ -12,9 +12,8 @@ from typing import Self
 
 from datamanager.errors import NotSupported, TransportError
 from datamanager.transports.channel import Channel
-from datamanager.transports.paths import shown
 from datamanager.transports.remote.running import POLL, Running
-from datamanager.transports.values import Progress
+from datamanager.transports.values import Progress, shown
 
 SHA256 = re.compile(rb"\b[0-9a-f]{64}\b")
 _WHOLE = re.compile(rb"^dm-whole$", re.MULTILINE)

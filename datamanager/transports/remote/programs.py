@@ -7,13 +7,12 @@ from contextlib import contextmanager
 
 from datamanager.errors import NotSupported, RemoteFailure
 from datamanager.transports.channel import Channel
-from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
 from datamanager.transports.remote.curl import RemoteCurl
 from datamanager.transports.remote.follower import SHA256, RemoteFollower
 from datamanager.transports.remote.running import InstalledPrograms, Running
 from datamanager.transports.remote.third_party_push import push
-from datamanager.transports.values import FileKind, Progress, PushTarget, no_progress
+from datamanager.transports.values import FileKind, Progress, PushTarget, no_progress, shown
 
 _NOT_RUN = (126, 127)
 """What a shell ends with when there is no such program, or none that may be run (POSIX)."""

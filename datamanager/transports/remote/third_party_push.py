@@ -13,11 +13,10 @@ import shlex
 from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.channel import Channel
-from datamanager.transports.paths import shown
 from datamanager.transports.remote.running import end_by_input, shell_words
 from datamanager.transports.ssh.hostkeys import KnownHosts, address
 from datamanager.transports.ssh.openssh_client import option_words
-from datamanager.transports.values import Progress, PushTarget
+from datamanager.transports.values import Progress, PushTarget, shown
 
 # what every OpenSSH since 6.5 knows, the fastest first (`^` to put one in front came with 8.0)
 _CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes256-ctr"

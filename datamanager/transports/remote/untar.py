@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator
 
 from datamanager.errors import NotSupported, RemoteFailure, TransportTimeout
 from datamanager.transports.channel import SLOW, Channel
-from datamanager.transports.paths import shown
 from datamanager.transports.remote.running import Running, end_by_input, read_to_end
-from datamanager.transports.values import Bytes, NewFile
+from datamanager.transports.values import Bytes, NewFile, shown
 
 _log = logging.getLogger(__name__)
 

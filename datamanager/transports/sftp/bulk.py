@@ -40,7 +40,6 @@ from paramiko.sftp import (
 
 from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Results, Sync
-from datamanager.transports.paths import from_wire, shown
 from datamanager.transports.remote.batch import digests, no_sync, syncing
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.remote.untar import unpack
@@ -56,7 +55,7 @@ from datamanager.transports.sftp.wire import (
     unpack_space,
     unpack_stat,
 )
-from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile
+from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile, from_wire, shown
 
 _IN_FLIGHT = 64
 """Open files at once on a machine that does not say how many it allows."""

@@ -26,8 +26,8 @@ from datamanager.errors import (
     RemoteFailure,
     TransportError,
 )
-from datamanager.transports.paths import shown, to_wire
 from datamanager.transports.sftp.wire import Reply
+from datamanager.transports.values import shown, to_wire
 
 __all__ = ["SFTP_FAILURE", "SFTP_OP_UNSUPPORTED", "check", "expect", "status_error"]
 

@@ -21,7 +21,6 @@ from paramiko.sftp import (
 
 from datamanager.errors import RemoteFailure, TransportError
 from datamanager.transports.channel import SLOW
-from datamanager.transports.paths import shown
 from datamanager.transports.sftp.errors import (
     SFTP_FAILURE,
     SFTP_OP_UNSUPPORTED,
@@ -31,7 +30,7 @@ from datamanager.transports.sftp.errors import (
     write_error,
 )
 from datamanager.transports.sftp.wire import Reply, Wire, string, u32, u64, unpack_stat
-from datamanager.transports.values import Bytes, FileStat, NextRange
+from datamanager.transports.values import Bytes, FileStat, NextRange, shown
 
 WRITES_IN_FLIGHT = 16
 """Twice what OpenSSH's window lets through. More would make no connection faster, and with several of them what is not

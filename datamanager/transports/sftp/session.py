@@ -27,7 +27,6 @@ from paramiko.sftp import (
 from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.channel import Channel
-from datamanager.transports.paths import from_wire, shown
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.bulk import NEW, STATVFS, SftpBulk
 from datamanager.transports.sftp.errors import SFTP_FAILURE, check, expect
@@ -43,7 +42,7 @@ from datamanager.transports.sftp.wire import (
     unpack_space,
     unpack_stat,
 )
-from datamanager.transports.values import FileKind, FileStat
+from datamanager.transports.values import FileKind, FileStat, from_wire, shown
 
 T = TypeVar("T")
 

@@ -20,8 +20,7 @@ from paramiko.sftp import CMD_EXTENDED, CMD_INIT, CMD_REALPATH, CMD_STATUS, CMD_
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportError
 from datamanager.transports.channel import LONG_PATH, Channel
-from datamanager.transports.paths import from_wire, to_wire
-from datamanager.transports.values import Bytes, FileKind, FileStat
+from datamanager.transports.values import Bytes, FileKind, FileStat, from_wire, to_wire
 
 _VERSION = 3
 _HEADER = struct.Struct(">IBI")  # length of what follows, kind, number

@@ -22,7 +22,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machine
 from datamanager.transports.channel import RemoteProgram
-from datamanager.transports.paths import to_wire
+from datamanager.transports.values import to_wire
 
 CONNECTION_FAILED = 255
 """ssh's own exit status, as opposed to the remote program's."""
