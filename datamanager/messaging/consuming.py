@@ -11,8 +11,14 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from datamanager.errors import BrokerUnavailable
-from datamanager.messaging.broker import CLOSE_TIMEOUT, CONNECT_TIMEOUT, Broker, translated
-from datamanager.messaging.topology import DEAD_EXCHANGE, DEFAULT_EXCHANGE
+from datamanager.messaging.broker import (
+    CLOSE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    DEAD_EXCHANGE,
+    DEFAULT_EXCHANGE,
+    Broker,
+    translated,
+)
 
 DRAIN_TIMEOUT = 10.0
 """Seconds that messages in hand get to be finished when consuming ends."""
