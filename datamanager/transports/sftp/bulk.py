@@ -40,9 +40,8 @@ from paramiko.sftp import (
 
 from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Results, Sync
-from datamanager.transports.remote.batch import digests, no_sync, syncing
+from datamanager.transports.remote.batch import digests, no_sync, syncing, unpack
 from datamanager.transports.remote.running import InstalledPrograms
-from datamanager.transports.remote.untar import unpack
 from datamanager.transports.sftp.errors import SFTP_FAILURE, SPACE_IS_GONE, check, expect, status_error, write_error
 from datamanager.transports.sftp.pipeline import Work, close_handle, pipelined
 from datamanager.transports.sftp.wire import (
