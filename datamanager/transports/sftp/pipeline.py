@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from paramiko.sftp import CMD_CLOSE, CMD_HANDLE
+from paramiko import sftp
 
 from datamanager.errors import TransportError
 from datamanager.transports.bulk_port import Results
@@ -83,11 +83,11 @@ def _drop(wire: Wire, waiting: deque[_Under[T]]) -> None:
 
 def close_opened(wire: Wire, reply: Reply) -> None:
     """Close the file that this reply opened, if it did; nobody waits for the answer."""
-    if reply.kind == CMD_HANDLE and not wire.broken:
+    if reply.kind == sftp.CMD_HANDLE and not wire.broken:
         close_handle(wire, reply.fields().get_string())
 
 
 def close_handle(wire: Wire, handle: bytes) -> None:
     """Close an open file of which nothing can be lost; nobody waits for the answer."""
     if not wire.broken:
-        wire.forget([wire.post(CMD_CLOSE, string(handle))])
+        wire.forget([wire.post(sftp.CMD_CLOSE, string(handle))])
