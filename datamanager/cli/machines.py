@@ -78,7 +78,7 @@ def trust(
     print(f"{name} ({host}) presents:")
     for key in keys:
         print(f"  {key.type:<20} {key.fingerprint}")
-    known, other = _compare(KnownHosts.of(machine), keys)
+    known, other = _compare(KnownHosts(machine), keys)
     if other:
         raise HostKeyMismatch(_warning(name, host, file, other))
     if known:
@@ -90,7 +90,7 @@ def trust(
     for key in keys:
         pin(machine, key, file)
     for key in keys:
-        KnownHosts.of(machine).check(_public(key))  # another line of the file may revoke it
+        KnownHosts(machine).check(_public(key))  # another line of the file may revoke it
     print(f"Pinned in {file}.")
 
 

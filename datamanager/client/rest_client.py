@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -11,9 +10,7 @@ from uuid import UUID
 from datamanager.client.answers import ItemInfo, MachineHealthInfo, MachineInfo, MachineLimits, ObjectInfo, Task, Tree
 from datamanager.client.connection import HOLD, RestConnection, at
 from datamanager.domain.states import TransferStatus
-from datamanager.errors import InvalidRequest, TransportTimeout, by_code
-
-POLL_MAX = 2.0  # seconds between two looks at a task
+from datamanager.errors import InvalidRequest, by_code
 
 
 class Client(RestConnection):
@@ -178,26 +175,20 @@ class Client(RestConnection):
     def wait(self, task: UUID | str, *, timeout: float | None = None) -> Task:
         """Return the task when it is COMPLETE; raise its error when it ended in ERROR.
 
-        Raises: TransportTimeout when `timeout` seconds have passed; the task goes on.
+        Raises: TransportTimeout when `timeout` seconds have passed; the task continues.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = 0.05
-        while True:
-            found = self.status(task)
-            if found.error is not None:
-                raise by_code(found.error.code, found.error.detail)
-            if found.status.ended:
-                return found
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TransportTimeout(f"task {task} has not ended within {timeout:g} s; it continues")
-            time.sleep(pause)
-            pause = min(pause * 1.5, POLL_MAX)
+        found = self._until(
+            lambda: self.status(task), lambda one: one.error is not None or one.status.ended, f"task {task}", timeout
+        )
+        if found.error is not None:
+            raise by_code(found.error.code, found.error.detail)
+        return found
 
     # --- the service -------------------------------------------------------------------------------------------------
 
     def machines(self) -> list[MachineInfo]:
         """Return the configured machines, each just probed; takes some seconds when one does not answer."""
-        return [MachineInfo.model_validate(item) for item in self._read(at("machines"))]
+        return list(self._list(MachineInfo, at("machines"), {}))
 
     def limit_machine(self, name: str, **limits: int | str | None) -> MachineLimits:
         """Change a machine's limits for all its transfers, those under way included; return those in force.
@@ -228,13 +219,12 @@ class Client(RestConnection):
 
     def schedules(self) -> list[dict[str, Any]]:
         """Return every schedule, oldest first."""
-        found: list[dict[str, Any]] = self._read(at("schedules"))
+        found: list[dict[str, Any]] = self._send("GET", at("schedules")).json()
         return found
 
     def schedule(self, schedule: UUID | str) -> dict[str, Any]:
         """Return a schedule with its last runs."""
-        found: dict[str, Any] = self._read(at("schedules", schedule))
-        return found
+        return self._read(at("schedules", schedule))
 
     def change_schedule(self, schedule: UUID | str, what: Literal["pause", "resume", "run"]) -> dict[str, Any]:
         """Pause or resume a schedule, or run it now besides; return it."""
@@ -252,8 +242,7 @@ class Client(RestConnection):
 
     def health(self) -> dict[str, Any]:
         """Return what was checked. Raises: ServiceError when the service is not ready."""
-        found: dict[str, Any] = self._read(at("health", "ready"))
-        return found
+        return self._read(at("health", "ready"))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 

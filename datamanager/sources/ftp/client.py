@@ -17,7 +17,7 @@ from email.utils import format_datetime
 from datamanager.errors import ConnectionLost, SizeMismatch, SourceChanged, TooLarge
 from datamanager.sources.ftp.ftp_control import FtpControl, FtpLogin, ftp_errors
 from datamanager.sources.network.blocks import MinimumRate, gathered
-from datamanager.sources.network.connect import connect_guarded, time_limit
+from datamanager.sources.network.connections import connect_guarded, time_limit
 from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.source_port import Source

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from datamanager.errors import AuthenticationFailed, ConnectionLost, DataManagerError, DownloadFailed, SourceMissing
-from datamanager.sources.network.connection_errors import as_ours
+from datamanager.sources.network.connections import as_ours
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.terms.urls import Address
 

@@ -20,7 +20,7 @@ from urllib3 import HTTPHeaderDict, HTTPResponse
 from datamanager.errors import DownloadFailed, SizeMismatch, SourceChanged, TooLarge
 from datamanager.sources.http.pinned import PinnedResponse
 from datamanager.sources.network.blocks import gathered
-from datamanager.sources.network.connection_errors import translated
+from datamanager.sources.network.connections import translated
 from datamanager.sources.source_port import BLOCK
 from datamanager.sources.terms.urls import Target, public_url
 

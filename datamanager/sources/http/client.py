@@ -20,8 +20,7 @@ from datamanager.errors import DataManagerError, DownloadFailed, InvalidRequest,
 from datamanager.sources.http.answer import Head, HttpDownload, RangeRequest
 from datamanager.sources.http.pinned import PinnedAdapter
 from datamanager.sources.http.proxy import Proxy
-from datamanager.sources.network.connect import MAX_ADDRESSES
-from datamanager.sources.network.connection_errors import causes, translated
+from datamanager.sources.network.connections import MAX_ADDRESSES, causes, translated
 from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.source_port import Source

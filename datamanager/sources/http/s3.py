@@ -27,7 +27,7 @@ from datamanager.errors import (
 )
 from datamanager.sources.http.answer import RangeRequest
 from datamanager.sources.http.client import HttpTerms
-from datamanager.sources.network.connection_errors import translated
+from datamanager.sources.network.connections import translated
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.terms.source_options import S3Options, option_error, plain_text
 from datamanager.sources.terms.urls import parse_target, public_url, require_plain

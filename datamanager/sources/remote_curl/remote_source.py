@@ -25,7 +25,7 @@ from datamanager.sources.http.answer import CheckedHead, Head, RangeRequest
 from datamanager.sources.http.client import HttpSource, HttpTerms, followed
 from datamanager.sources.http.pinned import MAX_HEAD
 from datamanager.sources.network.blocks import gathered
-from datamanager.sources.network.connect import MAX_ADDRESSES
+from datamanager.sources.network.connections import MAX_ADDRESSES
 from datamanager.sources.network.source_context import RunCurl, SourceContext
 from datamanager.sources.remote_curl.curl_config import NOT_TAKEN, STALLED, UNREACHED, curl_config, curl_error
 from datamanager.sources.source_port import Source

@@ -42,7 +42,7 @@ def push_target(machine: Machine, path: str, offset: int = 0, *, forward_agent: 
     Raises: NotSupported when we don't know its host key ourselves; MachineUnavailable when ssh can't read its
     configuration.
     """
-    known = KnownHosts.of(machine)
+    known = KnownHosts(machine)
     host, port = address(machine)
     lines = known.lines()
     if lines is None:
