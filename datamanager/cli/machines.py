@@ -11,6 +11,7 @@ from typing import Annotated
 import paramiko
 import typer
 
+from datamanager.cli.options import connected
 from datamanager.cli.tables import Listing
 from datamanager.client import Client
 from datamanager.errors import HostKeyMismatch, SettingsError
@@ -109,7 +110,7 @@ def limit(
     changes = {key: None if value == "none" else value for key, value in given.items() if value is not None}
     if reset and changes:
         raise SettingsError("--reset: cannot be combined with a limit")
-    with Client(load_settings().api_url) as dm:
+    with connected(Client) as dm:
         found = dm.reset_machine(name) if reset else dm.limit_machine(name, **changes)
     rate = "any number of" if found.bandwidth is None else f"{found.bandwidth:,}"
     count = "any number of" if found.max_transfers is None else found.max_transfers
@@ -122,7 +123,7 @@ def drain(name: Name) -> None:
 
     Draining lasts until `dm machine undrain`, also over restarts.
     """
-    with Client(load_settings().api_url) as dm:
+    with connected(Client) as dm:
         found = dm.drain_machine(name)
     print(f"{name}: drained since {found.drained:%Y-%m-%d %H:%M:%S %Z}; its transfers wait in the queue")
 
@@ -130,7 +131,7 @@ def drain(name: Name) -> None:
 @app.command()
 def undrain(name: Name) -> None:
     """Start the transfers of a drained machine again."""
-    with Client(load_settings().api_url) as dm:
+    with connected(Client) as dm:
         found = dm.undrain_machine(name)
     waits = "" if found.circuit is None else ", but it can't be reached: its transfers wait in the queue"
     print(f"{name}: not drained{waits}")

@@ -57,7 +57,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Something that the message needs is away: put it back after `pause` seconds, as often as it takes."""
+    """Something that the message needs is unavailable: put it back after `pause` seconds, as often as it takes."""
 
     pause: float
 

@@ -105,6 +105,8 @@ class _ParallelDownload:
         self._first = first
         self._close_first = close_first
         self._end = end
+        self._granted: bool | None = None
+        """Whether the source grants a second connection; None until that is known."""
         self.size, self.start, self.version, self.ranges = first.size, first.start, first.version, first.ranges
         self.etag, self.last_modified = first.etag, first.last_modified
         self.content_type, self.filename, self.url = first.content_type, first.filename, first.url
@@ -127,12 +129,15 @@ class _ParallelDownload:
                 yield block
                 if second is None and self._is_slow(alone):
                     budget.callback(self._budget.release, WORKERS - 1)
-                    second = _SecondConnection(self._source, self._position, self.version)
-                    second.thread.join(GRANT_WAIT)
-                if second is not None and second.granted is False:
+                    second = threading.Thread(
+                        target=self._ask, args=(self._position,), name="download part", daemon=True
+                    )
+                    second.start()
+                    second.join(GRANT_WAIT)
+                if self._granted is False:
                     self._parent.single = True
                     budget.close()
-                elif second is not None and second.granted and self._is_long:
+                elif self._granted and self._is_long:
                     break
             else:
                 return
@@ -155,6 +160,17 @@ class _ParallelDownload:
         if not worth:
             alone.reset()
         return worth
+
+    def _ask(self, start: int) -> None:
+        """Request a byte of this version over a second connection."""
+        granted = False
+        try:
+            with self._source.open(start, start + 1, version=self.version) as part:
+                granted = part.start == start
+        except DataManagerError as error:
+            log.info("only one connection is possible: %s", error.detail)
+        finally:
+            self._granted = granted
 
     def _by_workers(self, rate: float) -> Generator[memoryview, None, bool]:
         """Yield bytes from several connections; return whether that was all of them."""
@@ -192,29 +208,6 @@ class _ParallelDownload:
             if rest.start != self._position:
                 raise SourceChanged(f"{self.url} no longer supports ranges")
             yield from rest.blocks()
-
-
-class _SecondConnection:
-    """Asks in the background whether the source grants a second connection, for a part of this version."""
-
-    def __init__(self, source: Source, start: int, version: str | None) -> None:
-        self.granted: bool | None = None
-        """None until it is known."""
-        self._source = source
-        self._start = start
-        self._version = version
-        self.thread = threading.Thread(target=self._ask, name="download part", daemon=True)
-        self.thread.start()
-
-    def _ask(self) -> None:
-        granted = False
-        try:
-            with self._source.open(self._start, self._start + 1, version=self._version) as part:
-                granted = part.start == self._start
-        except DataManagerError as error:
-            log.info("only one connection is possible: %s", error.detail)
-        finally:
-            self.granted = granted
 
 
 class _PartRefused(Exception):

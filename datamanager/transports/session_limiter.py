@@ -112,13 +112,8 @@ class BoundedStorage(abc.ABC):
     """The port's Storage, of at most the machine's `max_connections` sessions in use. Safe to share between threads."""
 
     def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+        self.machine = machine.name
         self._limiter = SessionLimiter(machine.name, machine.max_connections)
-
-    @property
-    def machine(self) -> str:
-        """The machine's name."""
-        return self._machine.name
 
     @property
     def in_use(self) -> int:

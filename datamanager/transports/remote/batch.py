@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from datamanager.errors import NotSupported, RemoteFailure, TransportTimeout
+from datamanager.errors import NotSupported, RemoteFailure
 from datamanager.transports.bulk_port import Sync
 from datamanager.transports.channel import SLOW, Channel, RemoteProgram
 from datamanager.transports.remote.running import Running, end_by_input, read_to_end, shell_words
@@ -32,7 +32,7 @@ _LINE = re.compile(rb"([0-9a-f]{64}) [ *](.*)", re.DOTALL)
 def digests(channel: Channel, paths: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Yield (place in `paths`, hex sha256) of the files that the machine's `sha256sum` reported without ambiguity.
 
-    The rest (no such program, one that escapes odd names, a file that went away) is left out. Raises: ConnectionLost,
+    The rest (no such program, one that escapes odd names, a file that was removed) is left out. Raises: ConnectionLost,
     TransportTimeout.
     """
     start = 0
@@ -58,9 +58,9 @@ def digests(channel: Channel, paths: Sequence[str]) -> Iterator[tuple[int, str]]
 
 @contextmanager
 def syncing(channel: Channel) -> Iterator[Sync]:
-    """Start what puts file systems on stable storage (coreutils' `sync -f`), and yield what tells it the directories.
+    """Start what puts file systems on stable storage (coreutils' `sync -f`), and yield what sends it the directories.
 
-    Raises, when told: NotSupported, ConnectionLost, TransportTimeout.
+    Raises, when called: NotSupported, ConnectionLost, TransportTimeout.
     """
     with ExitStack() as stack:
         remote = _start(channel, ["sync", "-f", "--"], stack)
@@ -86,7 +86,8 @@ def unpack(channel: Channel, files: Iterable[NewFile], directory: str) -> None:
     """
     try:
         with Running(channel, "unpack", [directory], stdin=True) as running:
-            _wait_for_start(running, channel.patience)
+            if not running.starts():
+                raise NotSupported("the machine has no shell for us, or no GNU tar")
             try:
                 for piece in _pieces(tar_stream(files, directory)):
                     running.remote.write(piece)
@@ -128,17 +129,6 @@ def _pieces(stream: Iterable[Bytes]) -> Iterator[Bytes]:
             yield joined
             joined.clear()
     yield joined
-
-
-def _wait_for_start(running: Running, patience: float) -> None:
-    """Return once the program has said its process id. Raises: NotSupported when it ends, or says anything else at
-    length, instead; TransportTimeout."""
-    while not running.started:
-        before = running.out
-        if not running.listen(patience) or running.noisy:
-            raise NotSupported("the machine has no shell for us, or no GNU tar")
-        if running.out == before:
-            raise TransportTimeout(f"the machine started no program within {patience:g} seconds")
 
 
 def _batches(names: Sequence[str]) -> Iterator[list[str]]:

@@ -31,7 +31,7 @@ _SETTINGS = {
 _POLL = 0.3
 """Seconds between two calls of `progress` while the program works."""
 _ENDING = 10.0
-"""Seconds that the program may take to end when it is told to."""
+"""Seconds that the program may take to end once its input is closed."""
 _MOST_OUTPUT = 8192
 _MOST_WORDS = 300
 

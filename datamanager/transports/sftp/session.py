@@ -12,7 +12,6 @@ from paramiko import sftp
 
 from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results
-from datamanager.transports.channel import Channel
 from datamanager.transports.port import Session
 from datamanager.transports.remote.programs import RemotePrograms
 from datamanager.transports.remote.running import InstalledPrograms
@@ -43,28 +42,20 @@ class SftpSession:
     """One SFTP conversation as a Session of the port."""
 
     def __init__(self, wire: Wire, installed: InstalledPrograms) -> None:
+        self.bulk = SftpBulk(wire, installed)
+        self.channel = wire.channel
         self._wire = wire
         self._installed = installed
 
     @property
-    def channel(self) -> Channel:
-        """The channel that carries the session."""
-        return self._wire.channel
-
-    @property
     def usable(self) -> bool:
         """Say whether the session may be used again."""
-        return not self._wire.broken and self._wire.channel.alive()
+        return not self._wire.broken and self.channel.alive()
 
     @property
     def round_trip(self) -> float:
         """Seconds of the shortest round trip seen."""
         return self._wire.round_trip
-
-    @property
-    def bulk(self) -> SftpBulk:
-        """Work on many small files at once."""
-        return SftpBulk(self._wire, self._installed)
 
     @property
     def programs(self) -> SftpPrograms:
@@ -152,13 +143,13 @@ class SftpSession:
 
     def abort(self) -> None:
         """Break the channel, from any thread."""
-        self._wire.channel.abort()
+        self.channel.abort()
 
     def close(self) -> None:
         """Close the channel; nothing can be asked of the session afterwards."""
         if self._wire.broken:
-            self._wire.channel.abort()
-        self._wire.channel.close()
+            self.channel.abort()
+        self.channel.close()
 
     def _handle(self, kind: int, path: str, *fields: bytes) -> bytes:
         return expect(self._wire.call(kind, string(path), *fields), sftp.CMD_HANDLE, path).fields().get_string()
