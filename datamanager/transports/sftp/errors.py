@@ -19,7 +19,7 @@ from datamanager.errors import (
     TransportError,
 )
 from datamanager.transports.sftp.wire import Reply
-from datamanager.transports.values import shown, to_wire
+from datamanager.transports.values import from_wire, shown, to_wire
 
 SPACE_IS_GONE = 1 << 20
 """Free bytes below which a bare FAILURE of a write is taken for a full file system."""
@@ -39,14 +39,16 @@ _ERRORS: dict[int, type[TransportError]] = {
 
 def status_error(reply: Reply, path: str) -> TransportError:
     """Return the error for a reply that is not the wanted one."""
-    status = reply.status()
-    if status is None:
+    code = reply.code
+    if code is None:
         return RemoteFailure(f"{shown(path)}: the server answered with packet {reply.kind}, which does not fit")
-    code, text = status
-    # a quota has no code in version 3; the server's own words are all there is
+    message = reply.fields()
+    message.get_int()
+    text = from_wire(message.get_string())
+    # a quota has no code in version 3; the server's own text is all there is
     kind = NoSpace if code == sftp.SFTP_FAILURE and "quota" in text.lower() else _ERRORS.get(code, RemoteFailure)
-    words = to_wire(text.replace("\0", "")).decode("utf-8", "replace")[:_SAFE_TEXT]
-    return kind(f"{shown(path)}: {words or 'status'} (SFTP {code})")
+    safe = to_wire(text.replace("\0", "")).decode("utf-8", "replace")[:_SAFE_TEXT]
+    return kind(f"{shown(path)}: {safe or 'status'} (SFTP {code})")
 
 
 def check(reply: Reply, path: str) -> None:

@@ -77,13 +77,6 @@ class Reply:
         """The code of a status, None for any other reply; most are looked at no further."""
         return int.from_bytes(self.body[:4], "big") if self.kind == sftp.CMD_STATUS else None
 
-    def status(self) -> tuple[int, str] | None:
-        """Return (code, text) of a status, None for any other reply."""
-        if self.kind != sftp.CMD_STATUS:
-            return None
-        message = self.fields()
-        return message.get_int(), from_wire(message.get_string())
-
 
 class Wire:
     """One SFTP conversation. Used by one thread at a time.
@@ -246,7 +239,7 @@ class Wire:
             self._arrived[number] = Reply(kind, body)
         else:
             self.broken = True
-            raise ConnectionLost(f"the server answered request {number}, which was not asked")
+            raise ConnectionLost(f"the server answered request {number}, which was not sent")
         self._waiting.discard(number)
 
     def _packet(self) -> tuple[int, int, memoryview]:
@@ -255,7 +248,7 @@ class Wire:
         try:
             length, kind, number = _HEADER.unpack(self._read(_HEADER.size))
             if not 5 <= length <= _MAX_PACKET:
-                raise RemoteFailure("the server's words are not SFTP; does a login script on the machine print text?")
+                raise RemoteFailure("the server does not send SFTP; does a login script on the machine print text?")
             return kind, number, self._read(length - 5)
         except BaseException:
             self.broken = True  # part of a packet may be lost
