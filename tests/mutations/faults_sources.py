@@ -122,7 +122,7 @@ SOURCE_FAULTS = (
     ),
     Fault(
         "curl: a quote in a value is not escaped",
-        "datamanager/sources/remote_curl/curl_config.py",
+        "datamanager/sources/http/curl_config.py",
         """.replace('"', '\\\\"')""",
         "",
         ("tests/unit/test_curl.py::test_each_value_is_one_quoted_line",),

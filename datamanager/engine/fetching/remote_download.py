@@ -46,7 +46,7 @@ from datamanager.errors import (
     TransportTimeout,
 )
 from datamanager.machines import VerifyPolicy
-from datamanager.sources.remote_curl.remote_source import CurlDownload, RemoteHttpSource
+from datamanager.sources.http.remote_source import CurlDownload, RemoteHttpSource
 from datamanager.transports.port import Session
 from datamanager.transports.remote.running import shell_words
 

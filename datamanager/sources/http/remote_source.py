@@ -23,11 +23,11 @@ from urllib3.util.response import assert_header_parsing
 from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch
 from datamanager.sources.http.answer import CheckedHead, Head, RangeRequest
 from datamanager.sources.http.client import HttpSource, HttpTerms, followed
+from datamanager.sources.http.curl_config import NOT_TAKEN, STALLED, UNREACHED, curl_config, curl_error
 from datamanager.sources.http.pinned import MAX_HEAD
 from datamanager.sources.network.blocks import gathered
 from datamanager.sources.network.connections import MAX_ADDRESSES
 from datamanager.sources.network.source_context import RunCurl, SourceContext
-from datamanager.sources.remote_curl.curl_config import NOT_TAKEN, STALLED, UNREACHED, curl_config, curl_error
 from datamanager.sources.source_port import Source
 from datamanager.sources.terms.source_options import option_error
 from datamanager.sources.terms.urls import Target, public_url
