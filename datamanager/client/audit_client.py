@@ -14,7 +14,7 @@ from datamanager.domain.audit.rules import AuditStatus, FindingKind
 
 
 class AuditInfo(ServiceAnswer):
-    """An audit of a machine. `counts` says what was looked at and found; empty until it is done."""
+    """An audit of a machine. `counts` says what was examined and found; empty until it is done."""
 
     audit: UUID
     machine: str
@@ -42,10 +42,10 @@ class AuditFindingInfo(ServiceAnswer):
 
 
 class AuditClient(Client):
-    """What a client asks about audits."""
+    """A client with the calls for audits."""
 
     def start_audit(self, machine: str, **terms: Any) -> AuditInfo:
-        """Ask for an audit; terms are `scrub_share`, `scrub_bytes`, `second_look`, `most_lost`, `accept_losses`."""
+        """Start an audit; terms are `scrub_share`, `scrub_bytes`, `second_look`, `most_lost`, `accept_losses`."""
         return self._ask(AuditInfo, "POST", at("audits"), {"machine": machine, **terms})
 
     def audit(self, audit: UUID | str) -> AuditInfo:

@@ -24,7 +24,7 @@ from datamanager.errors import (
 from datamanager.settings import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:5000"
-HOLD = 30  # seconds that one request waits for a transfer; then its task is polled
+WAIT = 30  # seconds that one request waits for a transfer; then its task is polled
 ATTEMPTS = 3
 PAUSE = 0.5  # seconds before a request whose connection broke is repeated
 
@@ -109,7 +109,7 @@ class RestConnection:
         url = urljoin(self._base, path)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                answer = self._session.request(method, url, timeout=(5, self._timeout + HOLD), **options)
+                answer = self._session.request(method, url, timeout=(5, self._timeout + WAIT), **options)
             except requests.RequestException as exc:
                 if attempt == ATTEMPTS or not isinstance(exc, requests.ConnectionError | requests.Timeout):
                     raise ServiceError(f"the Data Manager at {self._base} does not answer") from exc

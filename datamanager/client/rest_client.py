@@ -8,7 +8,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from datamanager.client.answers import ItemInfo, MachineHealthInfo, MachineInfo, MachineLimits, ObjectInfo, Task, Tree
-from datamanager.client.connection import HOLD, RestConnection, at
+from datamanager.client.connection import WAIT, RestConnection, at
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import InvalidRequest, by_code
 
@@ -203,7 +203,7 @@ class Client(RestConnection):
         return self._ask(MachineLimits, "DELETE", at("machines", name, "limits"))
 
     def drain_machine(self, name: str) -> MachineHealthInfo:
-        """Begin no more transfers of a machine, those that run go on; return its health."""
+        """Begin no more transfers of a machine, running ones continue; return its health."""
         return self._ask(MachineHealthInfo, "POST", at("machines", name, "drain"))
 
     def undrain_machine(self, name: str) -> MachineHealthInfo:
@@ -248,7 +248,7 @@ class Client(RestConnection):
 
     def _ended(self, method: str, path: str, fields: Mapping[str, Any]) -> str:
         """Send a request that waits; return the new identifier or message."""
-        answer = self._write(method, path, fields, prefer=f"wait={HOLD}")
+        answer = self._write(method, path, fields, prefer=f"wait={WAIT}")
         if "task" in answer:
             return self.wait(answer["task"]).result or ""
         return str(answer.get("message") or answer["uuid"])

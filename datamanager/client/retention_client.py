@@ -51,7 +51,7 @@ class RetentionRunInfo(ServiceAnswer):
 
 
 class RetentionClient(Client):
-    """A client that knows retention, too."""
+    """A client with the calls for retention."""
 
     def hold(self, object_id: UUID | str, reason: str, by: str = "") -> ObjectInfo:
         """Keep an object from being deleted until `release`. Raises: ObjectBusy when its delete is under way."""
@@ -83,7 +83,7 @@ class RetentionClient(Client):
         return self._get(RetentionPlan, at("retention", "plan"), query)
 
     def start_retention(self, *, rule: str = "", dry_run: bool = False, **caps: int | str | None) -> RetentionRunInfo:
-        """Ask for a run; `caps`: max_objects, max_bytes."""
+        """Start a run; `caps`: max_objects, max_bytes."""
         fields = {"rule": rule, "dry_run": dry_run, **caps}
         return self._ask(RetentionRunInfo, "POST", at("retention", "run"), fields)
 

@@ -105,7 +105,7 @@ class Broker:
                 target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
                 await target.publish(message, routing_key, mandatory=mandatory, timeout=timeout)
         except BrokerUnavailable:
-            if self._publishing is channel:  # not the one that somebody made since
+            if self._publishing is channel:  # not a newer one
                 await self.close()
             raise
 

@@ -124,7 +124,7 @@ class Consumption:
                 # the raw channel says when it ends, and hands out messages that nobody has interpreted
                 raw = await channel.get_underlay_channel()
                 raw.closing.add_done_callback(lambda _: broken.set())
-                raw.on_consumer_cancel_callbacks.add(lambda _: broken.set())  # somebody deleted the queue
+                raw.on_consumer_cancel_callbacks.add(lambda _: broken.set())  # the queue was deleted
                 if self._broke_before:
                     await self._taste(raw)
                 await raw.basic_qos(prefetch_count=self._prefetch, timeout=CONNECT_TIMEOUT)
@@ -182,7 +182,7 @@ class Consumption:
                 await raw.basic_ack(tag)
         except BrokerUnavailable as exc:
             _log.info("a message of %s will be redelivered: %s", self._queue, exc.detail)
-        except Exception:  # noqa: BLE001 - whatever it is, this message must go back and the others must go on
+        except Exception:  # noqa: BLE001 - whatever it is, this message must go back and the others must be processed
             _log.exception("a message of %s could not be processed; it is returned to the queue", self._queue)
             await asyncio.sleep(self._retry_pause)
             with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):

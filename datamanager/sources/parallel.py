@@ -118,7 +118,7 @@ class _ParallelDownload:
         return self._blocks
 
     def close(self) -> None:
-        """End the workers, even while somebody still holds `blocks` (the traceback of an error does)."""
+        """End the workers, even while `blocks` is still referenced (the traceback of an error does)."""
         self._blocks.close()
 
     def _read(self) -> Generator[memoryview]:

@@ -99,9 +99,9 @@ class HttpTerms:
         """See SourceTerms.open."""
         return HttpSource(self, context)
 
-    def refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+    def refusal(self, response: requests.Response, wanted: RangeRequest, shown: str) -> DataManagerError | None:
         """Return the error of the protocol for an answer; None leaves it to the checks of every answer."""
-        del response, asked, shown
+        del response, wanted, shown
         return None
 
 
@@ -118,32 +118,32 @@ class HttpSource:
 
         Raises: SourceChanged, UrlNotAllowed, DownloadFailed, TooLarge, ConnectionLost, TransportTimeout.
         """
-        asked = RangeRequest(start, stop, version)
+        wanted = RangeRequest(start, stop, version)
         target, response = followed(
-            self.terms.target, lambda at, trusted: self._get(at, asked, trusted=trusted), Head.of, _close
+            self.terms.target, lambda at, trusted: self._get(at, wanted, trusted=trusted), Head.of, _close
         )
         try:
-            yield HttpDownload(response, target, self.context.max_size, asked, self.terms.expect_type)
+            yield HttpDownload(response, target, self.context.max_size, wanted, self.terms.expect_type)
         finally:
             _close(response)
 
-    def request(self, target: Target, asked: RangeRequest, *, trusted: bool) -> requests.PreparedRequest:
+    def request(self, target: Target, wanted: RangeRequest, *, trusted: bool) -> requests.PreparedRequest:
         """Return the request as it is to be sent. `trusted`: the target is of the origin that the client's login and
         headers are for.
         """
         own = self.terms.headers if trusted else NO_HEADERS
         replaced = {name.lower() for name in own}
         headers = {name: value for name, value in _HEADERS.items() if name.lower() not in replaced}
-        headers = {**headers, **own, **asked.headers(), "Host": target.netloc}
+        headers = {**headers, **own, **wanted.headers(), "Host": target.netloc}
         request = requests.Request("GET", target.url, headers=headers).prepare()
         if trusted and self.terms.auth is not None:
             request = self.terms.auth(request)
         return request
 
-    def _get(self, target: Target, asked: RangeRequest, *, trusted: bool) -> requests.Response:
-        response = self._send(self.request(target, asked, trusted=trusted), target, trusted=trusted)
+    def _get(self, target: Target, wanted: RangeRequest, *, trusted: bool) -> requests.Response:
+        response = self._send(self.request(target, wanted, trusted=trusted), target, trusted=trusted)
         try:
-            refusal = self.terms.refusal(response, asked, public_url(target.url))
+            refusal = self.terms.refusal(response, wanted, public_url(target.url))
             if refusal is not None:
                 raise refusal
         except BaseException:

@@ -92,12 +92,12 @@ class S3Terms(HttpTerms):
             expect_type=options.expect_type,
         )
 
-    def refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+    def refusal(self, response: requests.Response, wanted: RangeRequest, shown: str) -> DataManagerError | None:
         """Return S3's own errors; no redirect is followed, whose signature would be another one."""
         sound = (requests.codes.ok, requests.codes.partial, requests.codes.requested_range_not_satisfiable)
         if response.status_code not in sound:
             return refusal(response, shown)
-        if asked.partial and response.status_code == requests.codes.ok and "Content-Range" in response.headers:
+        if wanted.partial and response.status_code == requests.codes.ok and "Content-Range" in response.headers:
             # rclone's server answers 200 to a range; which range it sends is checked as ever
             response.status_code = requests.codes.partial
         return None

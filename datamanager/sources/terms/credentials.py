@@ -44,7 +44,7 @@ class Credential:
 
 
 def credential_name(options: Mapping[str, Any]) -> str | None:
-    """Return the name of the credential that is asked for. Raises: InvalidRequest when it can't be a name."""
+    """Return the name of the credential that the options name. Raises: InvalidRequest when it can't be a name."""
     name = options.get(OPTION)
     if name is None or name == "":
         return None

@@ -1,4 +1,4 @@
-"""Many small files on this host: the port's `Many` by plain system calls, one file after the other.
+"""Many small files on this host: the port's `Bulk` by plain system calls, one file after the other.
 
 There is no round trip to save here.
 """

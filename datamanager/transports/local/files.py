@@ -1,4 +1,4 @@
-"""Open files of this host, and what its errors are called here."""
+"""Open files of this host, and our errors for those of the system."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class LocalWriter:
         self.settle()
 
     def abandon(self) -> None:
-        """Close the file without asking how that went: it is not wanted any more."""
+        """Close the file, whatever its errors: it is not wanted any more."""
         with contextlib.suppress(OSError):
             os.close(self._handle)
 
@@ -194,7 +194,7 @@ def _require_file(found: FileStat, path: str) -> None:
 
 
 def file_stat(found: os.stat_result) -> FileStat:
-    """Return what a stat says, in the port's words."""
+    """Return what a stat says, as the port's FileStat."""
     return FileStat(FileKind.of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
 
 
@@ -243,7 +243,7 @@ def _rename_to_free_name(source: str, destination: str) -> None:
 
     Where links don't exist the name is looked at first, and one that appears in between is replaced.
 
-    Raises: OSError; PermissionDenied and the like, naming the source, when it can't be taken away.
+    Raises: OSError; PermissionDenied and the like, naming the source, when it can't be removed.
     """
     try:
         os.link(source, destination, follow_symlinks=False)

@@ -22,7 +22,7 @@ from datamanager.transports.values import Progress, PushTarget, no_progress, sho
 _COPY_RANGE = 128 * 1024 * 1024
 """Bytes per copy_file_range: between two of them progress is reported, and a cancellation noticed."""
 _BLOCK = 1 << 20
-_LOOK = 0.2
+_POLL = 0.2
 """Seconds between two calls of `progress` while a program or a hash is waited for."""
 
 
@@ -75,7 +75,7 @@ class LocalPrograms:
             try:
                 while True:
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        program.wait(_LOOK)
+                        program.wait(_POLL)
                         break
                     progress(0)
             except BaseException:
@@ -124,7 +124,7 @@ class LocalFollower:
             self._changed.notify_all()
         while self._thread.is_alive():
             progress(0)
-            self._thread.join(_LOOK)
+            self._thread.join(_POLL)
         if self._failure is not None:
             raise NotSupported(f"{shown(self._path)} can't be followed: {self._failure}")
         return self._digest.hexdigest()

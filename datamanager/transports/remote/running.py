@@ -1,4 +1,4 @@
-"""A program at work on the machine: how one is started, heard, waited for and ended, and which ones a machine has.
+"""A program at work on the machine: how one is started, read, waited for and ended, and which ones a machine has.
 
 Our programs are the files in `scripts/`. Each is sent as one line: a csh as login shell passes on neither a newline nor
 a `!` without a blank after it. A program says its process id first: closing an SSH channel does not end one that is

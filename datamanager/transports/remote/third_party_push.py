@@ -1,8 +1,8 @@
 """One machine sends a file straight to another one: the program that does it, on the source, with the ssh there.
 
-It ends with its standard input, which we hold open: a cancel, a mover that dies and a connection that breaks all end
-it, and with its ssh the program at the destination. That one writes at positions of its own, never "at the end", so
-that even a pair of which nobody knows any more writes nothing but the right bytes at their right places.
+It ends with its standard input, which the mover keeps open: a cancellation, the mover's death and a broken connection
+all end it, and with its ssh the program at the destination. That one writes at positions of its own, never "at the
+end", so that even an orphaned pair writes nothing but the right bytes at their right places.
 (docs/adr/0007-direct-transfers.md)
 """
 

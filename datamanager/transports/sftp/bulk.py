@@ -1,6 +1,6 @@
-"""Many small files over SFTP version 3, pipelined: the port's `Many` in the protocol's requests.
+"""Many small files over SFTP version 3, pipelined: the port's `Bulk` in the protocol's requests.
 
-Each file's work is a generator (see `sftp_pipeline`) and waits for its own answers alone. Where the machine has a
+Each file's work is a generator (see `pipeline`) and waits for its own replies alone. Where the machine has a
 shell, a program there does what SFTP can't: hash, unpack, sync.
 """
 
@@ -90,12 +90,12 @@ class SftpBulk:
                 yield index, RemoteFailure(f"{shown(paths[index])}: is not a regular file")
             else:
                 files.append(index)
-        told = set[int]()
+        hashed = set[int]()
         if files and self._has_shell():
             for place, digest in digests(self._wire.channel, [paths[index] for index in files]):
-                told.add(files[place])
+                hashed.add(files[place])
                 yield files[place], digest
-        rest = [index for index in files if index not in told]
+        rest = [index for index in files if index not in hashed]
         for place, file in self.read([paths[index] for index in rest], most):
             yield rest[place], file if isinstance(file, TransportError) else sha256(file.data).hexdigest()
 
@@ -124,7 +124,7 @@ class SftpBulk:
         return unpack_stat(expect(reply, sftp.CMD_ATTRS, path).fields())
 
     def _real_path(self, path: str) -> Work[str]:
-        # asked together: servers resolve a path whose last part is missing, too
+        # sent together: servers resolve a path whose last part is missing, too
         resolved, there = yield [self._wire.post(kind, string(path)) for kind in (sftp.CMD_REALPATH, sftp.CMD_STAT)]
         expect(there, sftp.CMD_ATTRS, path)
         message = expect(resolved, sftp.CMD_NAME, path).fields()
@@ -154,7 +154,7 @@ class SftpBulk:
         handle = expect(reply, sftp.CMD_HANDLE, path).fields().get_string()
         try:
             # one byte more than allowed shows a file that is larger
-            status, first = yield [self._wire.post(sftp.CMD_FSTAT, string(handle)), self._ask(handle, 0, most + 1)]
+            status, first = yield [self._wire.post(sftp.CMD_FSTAT, string(handle)), self._request(handle, 0, most + 1)]
             stat = unpack_stat(expect(status, sftp.CMD_ATTRS, path).fields())
             _require_small(stat, path, most)
             data = bytearray()
@@ -164,7 +164,7 @@ class SftpBulk:
                     raise _too_large(path, most)
                 if len(data) == stat.size:
                     break
-                [first] = yield [self._ask(handle, len(data), most + 1 - len(data))]
+                [first] = yield [self._request(handle, len(data), most + 1 - len(data))]
             return SmallFile(stat, bytes(data))
         finally:
             close_handle(self._wire, handle)
@@ -176,14 +176,14 @@ class SftpBulk:
             raise PathExists(f"{shown(path)}: is taken")
         handle = string(expect(reply, sftp.CMD_HANDLE, path).fields().get_string())
         data, block, post = memoryview(file.data), self._wire.write_block, self._wire.post
-        asked = []
+        posted = []
         for start in range(0, len(data), block):
             piece = data[start : start + block]
-            asked.append(post(sftp.CMD_WRITE, handle + u64(start) + u32(len(piece)), piece))
-        asked.append(post(sftp.CMD_FSETSTAT, handle + pack_attributes(mode=file.mode, mtime=file.mtime)))
-        asked.append(post(sftp.CMD_CLOSE, handle))
+            posted.append(post(sftp.CMD_WRITE, handle + u64(start) + u32(len(piece)), piece))
+        posted.append(post(sftp.CMD_FSETSTAT, handle + pack_attributes(mode=file.mode, mtime=file.mtime)))
+        posted.append(post(sftp.CMD_CLOSE, handle))
         del file, data  # what was sent need not be kept until the answers are there
-        replies = yield asked
+        replies = yield posted
         bad = next((reply for reply in replies if reply.code != sftp.SFTP_OK), None)
         if bad is None:
             return
@@ -233,7 +233,7 @@ class SftpBulk:
                 self._full = unpack_space(reply.fields()) < SPACE_IS_GONE
         return self._full
 
-    def _ask(self, handle: bytes, offset: int, size: int) -> int:
+    def _request(self, handle: bytes, offset: int, size: int) -> int:
         return self._wire.post(sftp.CMD_READ, string(handle) + u64(offset) + u32(min(self._wire.read_block, size)))
 
 

@@ -71,4 +71,4 @@ def write_error(reply: Reply, path: str, full: bool) -> TransportError:
     if full:
         return NoSpace(f"{shown(path)}: the file system is full")
     error = status_error(reply, path)
-    return type(error)(error.detail, retryable=True)  # it may have been full until somebody made room
+    return type(error)(error.detail, retryable=True)  # it may have been full until files were removed

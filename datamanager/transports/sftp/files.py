@@ -68,8 +68,8 @@ class SftpReader:
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, block) of the ranges dealt out, with reads in flight beyond the end of each."""
-        flying: deque[tuple[int, int, int]] = deque()  # (request, offset, size), in the order of asking
-        offset = length = 0  # what is still to be asked for of the range dealt last
+        flying: deque[tuple[int, int, int]] = deque()  # (request, offset, size), in the order of sending
+        offset = length = 0  # what is still to be requested of the last range
         try:
             while True:
                 while len(flying) < self._wire.reads_in_flight:
@@ -80,7 +80,7 @@ class SftpReader:
                         offset, length = dealt
                         continue
                     size = min(self._wire.read_block, length)
-                    flying.append((self._ask(offset, size), offset, size))
+                    flying.append((self._request(offset, size), offset, size))
                     offset, length = offset + size, length - size
                 if not flying:
                     return
@@ -92,21 +92,21 @@ class SftpReader:
                 if not block:
                     return
                 if len(block) > size:
-                    raise RemoteFailure(f"{shown(self._path)}: the server answered a read with more than was asked for")
-                if len(block) < size:  # a short read is no end: ask for the rest before anything behind it is given out
+                    raise RemoteFailure(f"{shown(self._path)}: the server answered a read with more than was requested")
+                if len(block) < size:  # a short read is no end: request the rest before anything behind it is given out
                     rest = at + len(block)
-                    flying.appendleft((self._ask(rest, size - len(block)), rest, size - len(block)))
+                    flying.appendleft((self._request(rest, size - len(block)), rest, size - len(block)))
                 yield at, block
                 self._wire.give_back(reply)
         finally:
             self._wire.forget(number for number, _, _ in flying)
 
     def close(self) -> None:
-        """Close the file; nothing can be lost by a failure, so none is told."""
+        """Close the file; nothing can be lost by a failure, so none is raised."""
         with contextlib.suppress(TransportError):
             self._wire.forget([self._wire.post(sftp.CMD_CLOSE, self.handle)])
 
-    def _ask(self, offset: int, size: int) -> int:
+    def _request(self, offset: int, size: int) -> int:
         return self._wire.post(sftp.CMD_READ, self.handle + u64(offset) + u32(size))
 
 
@@ -161,7 +161,7 @@ class SftpWriter:
             self._check(reply)
 
     def begin_copy(self, reader: SftpReader, offset: int, count: int) -> int:
-        """Ask the server to copy a range of an open file to the same range of this one, by its copy-data extension;
+        """Have the server copy a range of an open file to the same range of this one, by its copy-data extension;
         return the request's number, which is `copied` or `forget`ten later."""
         ranges = reader.handle + u64(offset) + u64(count) + self._handle + u64(offset)
         return self._wire.post(sftp.CMD_EXTENDED, string("copy-data") + ranges)
@@ -176,11 +176,11 @@ class SftpWriter:
         return True
 
     def forget(self, number: int) -> None:
-        """Drop the answer to a copy when it comes: nobody wants the file any more."""
+        """Drop the answer to a copy when it comes: the file is not wanted any more."""
         self._wire.forget([number])
 
     def close(self) -> None:
-        """Wait for every status, and for that of the close (NFS tells a full disk or quota only there)."""
+        """Wait for every status, and for that of the close (NFS reports a full disk or quota only there)."""
         try:
             self.settle()
         except TransportError:

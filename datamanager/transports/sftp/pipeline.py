@@ -1,4 +1,4 @@
-"""Work on many files over one SFTP conversation at once: while one file's replies are on their way, others go on.
+"""Work on many files over one SFTP conversation at once: while one file's replies are on their way, others continue.
 
 Each file's work is a generator: it posts requests, yields their numbers and is sent the replies. Replies are taken in
 the order of the requests, so no work waits for another one's, and nothing polls.
@@ -63,7 +63,7 @@ def _oldest(wire: Wire, waiting: Waiting[T]) -> Iterator[tuple[int, T | Transpor
 
 def _drop(wire: Wire, waiting: Waiting[T]) -> None:
     """End work in the middle: close what its last requests opened, and let it close what it had open."""
-    with contextlib.suppress(TransportError):  # broken now, which the next request tells
+    with contextlib.suppress(TransportError):  # broken now: the next request raises
         if not wire.broken:
             for _, _, numbers in waiting:
                 for reply in map(wire.take, numbers):

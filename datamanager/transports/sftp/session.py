@@ -146,7 +146,7 @@ class SftpSession:
         self.channel.abort()
 
     def close(self) -> None:
-        """Close the channel; nothing can be asked of the session afterwards."""
+        """Close the channel; the session can't be used afterwards."""
         if self._wire.broken:
             self.channel.abort()
         self.channel.close()

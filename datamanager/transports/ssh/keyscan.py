@@ -30,7 +30,7 @@ class HostKey:
 
 
 def fetch_host_keys(machine: Machine) -> list[HostKey]:
-    """Ask the machine for its host keys, one of each type that it has, without logging in.
+    """Fetch the machine's host keys, one of each type that it has, without logging in.
 
     What comes back is not proved in any way: a person compares the fingerprint. Raises: MachineUnavailable.
     """
@@ -40,7 +40,7 @@ def fetch_host_keys(machine: Machine) -> list[HostKey]:
         try:
             transport = connect_transport(machine, address(machine), signature_algorithms(one), only=True)
         except MachineUnavailable as exc:
-            # a server without a key of this type ends the exchange; one that is away does so for every type
+            # a server without a key of this type ends the exchange; one that is unreachable does so for every type
             refused = exc
             continue
         try:

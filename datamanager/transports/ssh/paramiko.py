@@ -23,7 +23,7 @@ from datamanager.transports.ssh.hostkeys import KnownHosts, address
 from datamanager.transports.ssh.paramiko_program import ParamikoProgram
 from datamanager.transports.values import Bytes
 
-_LOOK = 0.05
+_POLL = 0.05
 """Seconds to wait for room to send before looking whether the server waits for us to receive."""
 _FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _WINDOW, _WIDE_WINDOW = 4 * 1024 * 1024, 16 * 1024 * 1024
@@ -71,7 +71,7 @@ class ParamikoChannel(Channel):
             self._channel = transport.open_session(timeout=machine.connect_timeout)
             self._channel.in_buffer = _ByteQueue()  # before any data can come
             self._channel.invoke_subsystem("sftp")
-            self._channel.settimeout(_LOOK)
+            self._channel.settimeout(_POLL)
 
     def send_some(self, parts: Sequence[Bytes]) -> int:
         """Send what the server's window takes; 0 when there is only something to receive."""
