@@ -213,9 +213,8 @@ class _PacedChannel(Channel):
         """Say whether the connection is open."""
         return self._transport.is_active()
 
-    def run(self, argv: Sequence[str], *, stdin: bool = False, forward_agent: bool = False) -> RemoteProgram:
+    def run(self, *_: object, **__: object) -> RemoteProgram:
         """Refuse: nothing but SFTP is spoken with a source."""
-        del argv, stdin, forward_agent
         raise InternalError("no program is run on the server of a download")
 
     def abort(self) -> None:

@@ -55,7 +55,7 @@ class LocalBulk:
         """Create each file, write it, set its mode and mtime, close it."""
         return _each(_write, files)
 
-    def unpack(self, files: Iterable[NewFile], directory: str) -> None:  # noqa: ARG002
+    def unpack(self, *_: object, **__: object) -> None:
         """Refuse: a program would do nothing here that `write` does not."""
         raise NotSupported("this host writes files as quickly as it unpacks them")
 

@@ -17,7 +17,7 @@ from typing import Self
 from datamanager.errors import NotSupported, RemoteFailure
 from datamanager.transports.local.files import created, opened
 from datamanager.transports.port import RunningCurl, Session
-from datamanager.transports.values import Progress, PushTarget, no_progress, shown
+from datamanager.transports.values import Progress, no_progress, shown
 
 _COPY_RANGE = 128 * 1024 * 1024
 """Bytes per copy_file_range: between two of them progress is reported, and a cancellation noticed."""
@@ -60,7 +60,7 @@ class LocalPrograms:
         """Begin to hash a file that is being written, in a thread."""
         return LocalFollower(path)
 
-    def push(self, path: str, to: PushTarget, progress: Progress) -> None:  # noqa: ARG002
+    def push(self, *_: object, **__: object) -> None:
         """Refuse: what the mover itself sends is as direct."""
         raise NotSupported("this host sends by the mover itself")
 
@@ -85,15 +85,7 @@ class LocalPrograms:
             raise RemoteFailure(f"{words[0]} was killed by signal {-program.returncode}")
         return program.returncode
 
-    def curl(
-        self,
-        config: bytes,  # noqa: ARG002
-        authorities: bytes = b"",  # noqa: ARG002
-        *,
-        path: str = "",  # noqa: ARG002
-        start: int = 0,  # noqa: ARG002
-        progress: Progress = no_progress,  # noqa: ARG002
-    ) -> AbstractContextManager[RunningCurl]:
+    def curl(self, *_: object, **__: object) -> AbstractContextManager[RunningCurl]:
         """Refuse: what the mover itself fetches is on this host already."""
         raise NotSupported("on this host the mover itself downloads")
 
