@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
+from datamanager.errors import RemoteFailure
+
 Bytes = bytes | bytearray | memoryview
 
 NextRange = Callable[[bool], tuple[int, int] | None]
@@ -76,6 +78,12 @@ class FileStat:
     size: int
     mtime: int
     mode: int
+
+
+def require_file(found: FileStat, path: str) -> None:
+    """Return when a regular file was found at `path`. Raises: RemoteFailure."""
+    if found.kind is not FileKind.FILE:
+        raise RemoteFailure(f"{shown(path)}: is not a regular file")
 
 
 @dataclass(frozen=True, slots=True)

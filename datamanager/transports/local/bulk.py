@@ -17,7 +17,7 @@ from typing import TypeVar
 from datamanager.errors import NotSupported, PathExists, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results, Sync
 from datamanager.transports.local.files import file_stat, lstat, os_errors, real_path, remove, rename
-from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile, shown
+from datamanager.transports.values import FileStat, NewFile, SmallFile, require_file, shown
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -112,8 +112,7 @@ def _read(path: str, most: int) -> SmallFile:
         handle = os.open(path, _READ)
         try:
             stat = file_stat(os.fstat(handle))
-            if stat.kind is not FileKind.FILE:
-                raise RemoteFailure(f"{shown(path)}: is not a regular file")
+            require_file(stat, path)
             data = bytearray()
             while len(data) <= most and (block := os.read(handle, most + 1 - len(data))):
                 data += block

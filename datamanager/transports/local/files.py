@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
-from datamanager.transports.values import Bytes, FileKind, FileStat, NextRange, shown
+from datamanager.transports.values import Bytes, FileKind, FileStat, NextRange, require_file, shown
 
 _BLOCK = 1 << 20
 
@@ -156,7 +156,7 @@ def opened(path: str) -> Iterator[LocalReader]:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         reader = LocalReader(handle, path)
-        _require_file(reader.stat(), path)
+        require_file(reader.stat(), path)
         yield reader
     finally:
         os.close(handle)
@@ -180,17 +180,12 @@ def _written(path: str, flags: int, mode: int = 0o600) -> Iterator[LocalWriter]:
     writer = LocalWriter(handle, path)
     try:
         with os_errors(path):
-            _require_file(file_stat(os.fstat(handle)), path)
+            require_file(file_stat(os.fstat(handle)), path)
         yield writer
     except BaseException:
         writer.abandon()
         raise
     writer.close()
-
-
-def _require_file(found: FileStat, path: str) -> None:
-    if found.kind is not FileKind.FILE:
-        raise RemoteFailure(f"{shown(path)}: is not a regular file")
 
 
 def file_stat(found: os.stat_result) -> FileStat:

@@ -12,7 +12,7 @@ from datamanager.transports.port import Session
 from datamanager.transports.remote.curl import RemoteCurl
 from datamanager.transports.remote.running import POLL, InstalledPrograms, Running
 from datamanager.transports.remote.third_party_push import push
-from datamanager.transports.values import FileKind, Progress, PushTarget, no_progress, shown
+from datamanager.transports.values import Progress, PushTarget, no_progress, require_file, shown
 
 _SHA256 = re.compile(rb"\b[0-9a-f]{64}\b")
 _WHOLE = re.compile(rb"^dm-whole$", re.MULTILINE)
@@ -46,8 +46,7 @@ class RemotePrograms:
         session = self._session
         if not self._installed.have(self._channel, "cp"):
             raise NotSupported("the machine has no shell for us, or no cp that knows --reflink")
-        if session.stat(source).kind is not FileKind.FILE:
-            raise RemoteFailure(f"{shown(source)}: is not a regular file")
+        require_file(session.stat(source), source)
         done = 0
 
         def look(_: int) -> None:
@@ -70,8 +69,7 @@ class RemotePrograms:
     def digest(self, path: str, progress: Progress = no_progress) -> str:
         """Return the sha256 that a program on the machine, which hashes its standard input, computes: the other end's
         own view of its storage."""
-        if self._session.stat(path).kind is not FileKind.FILE:
-            raise RemoteFailure(f"{shown(path)}: is not a regular file")
+        require_file(self._session.stat(path), path)
         program = self._hasher()
         with Running(self._channel, "digest", [path, *program]) as running:
             status = running.wait(progress, f"the machine hashed {shown(path)}")

@@ -29,7 +29,7 @@ from datamanager.transports.sftp.wire import (
     unpack_space,
     unpack_stat,
 )
-from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile, from_wire, shown
+from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile, from_wire, require_file, shown
 
 _IN_FLIGHT = 64
 """Open files at once on a machine that does not say how many it allows."""
@@ -238,8 +238,7 @@ class SftpBulk:
 
 
 def _require_small(stat: FileStat, path: str, most: int) -> None:
-    if stat.kind is not FileKind.FILE:
-        raise RemoteFailure(f"{shown(path)}: is not a regular file")
+    require_file(stat, path)
     if stat.size > most:
         raise _too_large(path, most)
 

@@ -28,7 +28,7 @@ from datamanager.transports.sftp.wire import (
     unpack_space,
     unpack_stat,
 )
-from datamanager.transports.values import FileKind, FileStat, Progress, from_wire, no_progress, shown
+from datamanager.transports.values import FileStat, Progress, from_wire, no_progress, require_file, shown
 
 T = TypeVar("T")
 
@@ -123,8 +123,7 @@ class SftpSession:
 
         A link is looked for before: SFTP can't open a file without following one, so a gap stays.
         """
-        if self.lstat(path).kind is not FileKind.FILE:
-            raise RemoteFailure(f"{shown(path)}: is not a regular file")
+        require_file(self.lstat(path), path)
         handle = self._handle(sftp.CMD_OPEN, path, u32(sftp.SFTP_FLAG_WRITE), NO_ATTRIBUTES)
         with self._written(handle, path) as writer:
             yield writer
