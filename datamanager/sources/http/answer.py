@@ -97,7 +97,7 @@ class CheckedHead:
     """The checked head of an answer to a GET. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
-        self, head: Head, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None = None
+        self, head: Head, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None
     ) -> None:
         headers = self._headers = head.headers
         self.url = public_url(target.url)
@@ -173,12 +173,7 @@ class HttpDownload(CheckedHead):
     """The answer to a GET, its head checked. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
-        self,
-        response: requests.Response,
-        target: Target,
-        max_size: int,
-        wanted: RangeRequest,
-        expect_type: str | None = None,
+        self, response: requests.Response, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None
     ) -> None:
         super().__init__(Head.of(response), target, max_size, wanted, expect_type)
         self._raw: HTTPResponse = response.raw

@@ -9,8 +9,8 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import TypeVar
 
@@ -71,10 +71,9 @@ class LocalBulk:
         """Remove each file."""
         return _each(remove, paths)
 
-    @contextmanager
-    def syncing(self) -> Iterator[Sync]:
+    def syncing(self) -> AbstractContextManager[Sync]:
         """Put directories' file systems on stable storage, by coreutils' `sync`: Python has no syncfs."""
-        yield _sync
+        return contextlib.nullcontext(_sync)
 
 
 def _sync(directories: Sequence[str]) -> None:

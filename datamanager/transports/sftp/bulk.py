@@ -7,8 +7,8 @@ shell, a program there does what SFTP can't: hash, unpack, sync.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 
 from paramiko import sftp
@@ -105,11 +105,9 @@ class SftpBulk:
             raise NotSupported("the machine has no shell for us")
         unpack(self._wire.channel, files, directory)
 
-    @contextmanager
-    def syncing(self) -> Iterator[Sync]:
+    def syncing(self) -> AbstractContextManager[Sync]:
         """Make ready to put directories' file systems on stable storage, by a program."""
-        with ExitStack() as stack:
-            yield stack.enter_context(syncing(self._wire.channel)) if self._has_shell() else no_sync
+        return syncing(self._wire.channel) if self._has_shell() else nullcontext(no_sync)
 
     @property
     def _open_at_once(self) -> int:
