@@ -35,18 +35,6 @@ NO_HEADERS: Mapping[str, str] = {}
 A = TypeVar("A")
 
 
-class BearerAuth(AuthBase):
-    """Authorization by a bearer token (RFC 6750)."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the header."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
 @dataclass(frozen=True, slots=True)
 class HttpTerms:
     """An http or https URL with its options, parsed.
@@ -80,9 +68,12 @@ class HttpTerms:
             base, hash_sign, fragment = url.partition("#")
             query = urlencode({name: value.get_secret_value() for name, value in options.query.items()})
             url = f"{base}{'&' if '?' in base else '?'}{query}{hash_sign}{fragment}"
+        headers = {name: value.get_secret_value() for name, value in options.headers.items()}
+        if options.token is not None:  # RFC 6750
+            headers["Authorization"] = f"Bearer {options.token.get_secret_value()}"
         return cls(
             parse_target(url),
-            headers={name: value.get_secret_value() for name, value in options.headers.items()},
+            headers=headers,
             auth=auth,
             trust=Trust.of(options),
             proxy=Proxy.of(options),
@@ -182,7 +173,7 @@ class HttpSource:
 
 
 def auth_of(options: HttpOptions) -> AuthBase | None:
-    """Return what adds the login that the options ask for. Raises: InvalidRequest when they ask for two."""
+    """Return what adds the username and password of the options. Raises: InvalidRequest when they have two logins."""
     named = any(name.lower() == "authorization" for name in options.headers)
     logins = {
         "username": options.username is not None,
@@ -192,8 +183,6 @@ def auth_of(options: HttpOptions) -> AuthBase | None:
     if sum(logins.values()) > 1:
         chosen = " and ".join(name for name, given in logins.items() if given)
         raise InvalidRequest(f"options: {chosen} are two logins; give one", {"options": f"{chosen} are two logins"})
-    if options.token is not None:
-        return BearerAuth(options.token.get_secret_value())
     if options.username is not None:
         return HTTPBasicAuth(options.username.encode(), (plain_text(options.password) or "").encode())
     if options.password is not None:
