@@ -19,7 +19,7 @@ class Client(RestConnection):
     # --- objects -----------------------------------------------------------------------------------------------------
 
     def register(self, machine: str, filename: str, path: str = "", **fields: Any) -> UUID:
-        """Enter a file that lies on a machine into the catalogue; return the new object's identifier.
+        """Register a file that is on a machine; return the new object's identifier.
 
         `fields`: size, description, originator, group, metadata, verify.
         """
@@ -27,7 +27,7 @@ class Client(RestConnection):
         return UUID(self._write("PUT", at("register"), given)["uuid"])
 
     def register_tree(self, machine: str, path: str = "", **fields: Any) -> Tree:
-        """Enter every regular file below a directory into the catalogue.
+        """Register every regular file below a directory.
 
         `fields`: description, originator, group, metadata, verify, max_files.
         """
@@ -59,7 +59,7 @@ class Client(RestConnection):
         self._ended("POST", at("move", object_id), {"machine": machine, "dest": dest, **fields})
 
     def archive(self, object_id: UUID | str, **fields: Any) -> None:
-        """Put an object into an archive; its place is free then.
+        """Archive an object, which frees its place.
 
         `fields`: archive_to (the archive machine), verify (sizes, checksums, paranoid), keep_source, pack (tar, none),
         compress (none, zstd), and those of every transfer.
@@ -67,7 +67,7 @@ class Client(RestConnection):
         self._ended("POST", at("archive", object_id), fields)
 
     def activate(self, object_id: UUID | str, **fields: Any) -> None:
-        """Bring an archived object back, to where it was; `fields`: machine and dest for another place, overwrite."""
+        """Activate an archived object where it was; `fields`: machine and dest for another place, overwrite."""
         self._ended("POST", at("activate", object_id), fields)
 
     def delete(self, object_id: UUID | str, **fields: Any) -> None:
@@ -104,7 +104,7 @@ class Client(RestConnection):
         return self._started(at("async", "archive", object_id), fields)
 
     def start_activate(self, object_id: UUID | str, **fields: Any) -> UUID:
-        """Begin to bring an archived object back; return the task. `fields` are those of `activate`."""
+        """Begin to activate an archived object; return the task. `fields` are those of `activate`."""
         return self._started(at("async", "activate", object_id), fields)
 
     def archive_many(self, objects: Iterable[UUID | str] | None = None, **fields: Any) -> UUID:
@@ -116,7 +116,7 @@ class Client(RestConnection):
         return self._started(at("async", "archive"), _batch(items, fields))
 
     def activate_many(self, items: Iterable[Mapping[str, Any]] | None = None, **fields: Any) -> UUID:
-        """Begin to bring up to 10,000 archived objects back; return the task. A failing one fails alone.
+        """Begin to activate up to 10,000 archived objects; return the task. A failing one fails alone.
 
         `items` have uuid each, and machine and dest for another place than it had. `fields`: machine (of items that
         name none), overwrite; directory (machine, path) instead of `items` for all that was below it.
@@ -147,7 +147,7 @@ class Client(RestConnection):
         return self._get(Task, at("async", "status", task))
 
     def set_bandwidth(self, task: UUID | str, bandwidth: int | str | None) -> Task:
-        """Limit how fast a task moves bytes (per second, a number or like "50MB/s"), or lift its limit with None.
+        """Set the bandwidth of a task (bytes per second, a number or like "50MB/s"), or lift its limit with None.
 
         Raises: TaskEnded.
         """
@@ -227,12 +227,12 @@ class Client(RestConnection):
         return self._read(at("schedules", schedule))
 
     def change_schedule(self, schedule: UUID | str, what: Literal["pause", "resume", "run"]) -> dict[str, Any]:
-        """Pause or resume a schedule, or run it now besides; return it."""
+        """Pause or resume a schedule, or run it now; return it."""
         return self._write("POST", at("schedules", schedule, what))
 
     def run_schedule(self, schedule: UUID | str, moment: datetime | str | None = None) -> dict[str, Any]:
-        """Fetch besides the ordinary times: a moment that is over (an aware time), or now; return the schedule, with a
-        named moment alone as its `runs`. A moment that was fetched is not fetched again; one that failed is.
+        """Run a schedule besides its times: for a moment in the past (an aware time), or now; return the schedule, with
+        that moment alone as its `runs`. A moment that was fetched is not fetched again; one that failed is.
         """
         return self._write("POST", at("schedules", schedule, "run"), {"moment": moment})
 

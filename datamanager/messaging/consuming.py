@@ -121,7 +121,7 @@ class Consumption:
         broken = asyncio.Event()
         try:
             with translated(address):
-                # the raw channel says when it ends, and hands out messages that nobody has interpreted
+                # the raw channel says when it ends, and hands out messages as they are
                 raw = await channel.get_underlay_channel()
                 raw.closing.add_done_callback(lambda _: broken.set())
                 raw.on_consumer_cancel_callbacks.add(lambda _: broken.set())  # the queue was deleted

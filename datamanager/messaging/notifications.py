@@ -92,7 +92,7 @@ def notify(directory: Path, role: Role, message: str) -> int:
         try:
             opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return 0  # nobody has listened yet
+            return 0  # no process has listened yet
         stack.callback(os.close, opened)
         sender = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
         names = [name for name in os.listdir(opened) if name.startswith(f"{role}-") and name.endswith(".sock")]

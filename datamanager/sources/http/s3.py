@@ -85,9 +85,10 @@ class S3Terms(HttpTerms):
         region = options.region or DEFAULT_REGION
         if not _REGION.fullmatch(region):
             raise option_error("region", "must be like eu-west-1")
+        auth = _auth(options, region)
         return cls(
             parse_target(object_url(url, options.endpoint, region)),
-            auth=_auth(options, region),
+            auth=auth,
             trust=Trust.of(options),
             expect_type=options.expect_type,
         )

@@ -122,7 +122,7 @@ class SftpDownload:
         self._wire = wire
         self._context = context
         path = url.path.removeprefix(b"/~/")
-        self._attributes_of(sftp.CMD_STAT, string(path))  # before: to open a pipe waits for somebody who writes
+        self._attributes_of(sftp.CMD_STAT, string(path))  # before: to open a pipe waits for a writer
         opened = expect(
             wire.call(sftp.CMD_OPEN, string(path), u32(sftp.SFTP_FLAG_READ), NO_ATTRIBUTES), sftp.CMD_HANDLE, self.url
         )

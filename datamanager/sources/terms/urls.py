@@ -43,7 +43,7 @@ def scheme_of(url: str) -> str:
 def canonical_host(host: str) -> str | Address:
     """Return `host` as an address, or as a lower-case ASCII name without a final dot.
 
-    A host that ends in a number is an IPv4 address to somebody's parser (WHATWG URL, inet_aton): only the plain dotted
+    A host that ends in a number is an IPv4 address to some parsers (WHATWG URL, inet_aton): only the plain dotted
     form is read; `127.1`, `0x7f.0.0.1`, `2130706433` and `0177.0.0.1` are refused, as are zones (`fe80::1%eth0`) and
     `%` escapes.
 

@@ -103,7 +103,7 @@ class OpenSshChannel(Channel):
         self._master = master
         self._closed = False
         self._stderr = b""
-        # the watchdog looks from another thread: never at a descriptor that was closed and is somebody else's now
+        # the watchdog looks from another thread: never at a descriptor that was closed and may be another file's now
         self._descriptors = threading.Lock()
         self._socket, theirs = socket.socketpair()
         self._stderr_fd, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
