@@ -81,7 +81,7 @@ SOURCE_FAULTS = (
     Fault(
         "resume: bytes of another version are appended",
         "datamanager/sources/http/answer.py",
-        "if asked.version is not None and self.version != asked.version:",
+        "if wanted.version is not None and self.version != wanted.version:",
         "if False:",
         ("tests/contract/test_sources.py::test_parts_and_versions[http]",),
     ),
