@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+from datamanager.cli.options import connected
 from datamanager.cli.tables import Listing
 from datamanager.client import AuditClient, AuditInfo
 from datamanager.domain.audit.rules import AuditStatus
-from datamanager.settings import load_settings
-from datamanager.transports.paths import shown
+from datamanager.transports.values import shown
 
 app = typer.Typer(help="Compare the files on a machine with the catalogue.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's identifier.")]
@@ -32,7 +32,7 @@ def run(
     """Start an audit of a machine, which a mover runs. Audits delete nothing."""
     terms = {"scrub_share": scrub, "scrub_bytes": scrub_bytes, "second_look": second_look}
     given = {name: value for name, value in terms.items() if value is not None}
-    with _client() as dm:
+    with connected(AuditClient) as dm:
         audit = dm.start_audit(machine, accept_losses=accept_losses, **given)
         if wait:
             audit = dm.wait_for_audit(audit.audit)
@@ -47,7 +47,7 @@ def list_audits(
     count: Annotated[int, typer.Option("--count", min=1, help="Maximum number of audits.")] = 20,
 ) -> None:
     """List audits, newest first."""
-    with _client() as dm:
+    with connected(AuditClient) as dm:
         _show(islice(dm.audits(machine, limit=min(count, 1000)), count))
 
 
@@ -58,7 +58,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Show an audit and its findings."""
-    with _client() as dm:
+    with connected(AuditClient) as dm:
         found, findings = dm.audit(audit), dm.audit_findings(audit, kind)
         if as_json:
             for one in findings:
@@ -68,10 +68,6 @@ def show(
         for one in findings:
             facts = f"{_facts(one.expected)} → {_facts(one.found)}"
             print(f"{one.kind:<8}{shown(one.place)}  {facts}  {one.object or ''}".rstrip())
-
-
-def _client() -> AuditClient:
-    return AuditClient(load_settings().api_url)
 
 
 def _show(audits: Iterable[AuditInfo]) -> None:

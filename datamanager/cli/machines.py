@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 import paramiko
 import typer
 
+from datamanager.cli.options import connected
 from datamanager.cli.tables import Listing
 from datamanager.client import Client
 from datamanager.errors import HostKeyMismatch, SettingsError
@@ -18,7 +18,7 @@ from datamanager.machines import Machines, TransportKind, load_machines
 from datamanager.settings import load_settings
 from datamanager.transports.factory import open_storage
 from datamanager.transports.ssh.hostkeys import KnownHosts, known_hosts_name
-from datamanager.transports.ssh.keyscan import HostKey, fetch_host_keys, pin
+from datamanager.transports.ssh.keyscan import fetch_host_keys, pin
 
 DEFAULT_FILE = Path("~/.ssh/known_hosts")
 
@@ -77,12 +77,12 @@ def trust(
     host = known_hosts_name(machine)
     print(f"{name} ({host}) presents:")
     for key in keys:
-        print(f"  {key.type:<20} {key.fingerprint}")
-    known, other = _compare(KnownHosts.of(machine), keys)
+        print(f"  {key.get_name():<20} {key.fingerprint}")
+    known, other = _compare(KnownHosts(machine), keys)
     if other:
         raise HostKeyMismatch(_warning(name, host, file, other))
     if known:
-        print(f"Already pinned: {', '.join(key.type for key in known)}. Nothing was changed.")
+        print(f"Already pinned: {', '.join(key.get_name() for key in known)}. Nothing was changed.")
         return
     if not yes and not typer.confirm(f"Are these the host keys of {name}? Pin them in {file}?"):
         print("Nothing was pinned.")
@@ -90,7 +90,7 @@ def trust(
     for key in keys:
         pin(machine, key, file)
     for key in keys:
-        KnownHosts.of(machine).check(_public(key))  # another line of the file may revoke it
+        KnownHosts(machine).check(key)  # another line of the file may revoke it
     print(f"Pinned in {file}.")
 
 
@@ -109,7 +109,7 @@ def limit(
     changes = {key: None if value == "none" else value for key, value in given.items() if value is not None}
     if reset and changes:
         raise SettingsError("--reset: cannot be combined with a limit")
-    with Client(load_settings().api_url) as dm:
+    with connected(Client) as dm:
         found = dm.reset_machine(name) if reset else dm.limit_machine(name, **changes)
     rate = "any number of" if found.bandwidth is None else f"{found.bandwidth:,}"
     count = "any number of" if found.max_transfers is None else found.max_transfers
@@ -122,7 +122,7 @@ def drain(name: Name) -> None:
 
     Draining lasts until `dm machine undrain`, also over restarts.
     """
-    with Client(load_settings().api_url) as dm:
+    with connected(Client) as dm:
         found = dm.drain_machine(name)
     print(f"{name}: drained since {found.drained:%Y-%m-%d %H:%M:%S %Z}; its transfers wait in the queue")
 
@@ -130,39 +130,35 @@ def drain(name: Name) -> None:
 @app.command()
 def undrain(name: Name) -> None:
     """Start the transfers of a drained machine again."""
-    with Client(load_settings().api_url) as dm:
+    with connected(Client) as dm:
         found = dm.undrain_machine(name)
     waits = "" if found.circuit is None else ", but it can't be reached: its transfers wait in the queue"
     print(f"{name}: not drained{waits}")
 
 
-def _compare(pinned: KnownHosts, keys: list[HostKey]) -> tuple[list[HostKey], list[HostKey]]:
+def _compare(pinned: KnownHosts, keys: list[paramiko.PKey]) -> tuple[list[paramiko.PKey], list[paramiko.PKey]]:
     """Return the presented keys that are pinned, and those that contradict pinned keys."""
     known, unknown = [], []
     for key in keys:
         try:
-            pinned.check(_public(key))
+            pinned.check(key)
             known.append(key)
         except HostKeyMismatch:
             unknown.append(key)
     types = {"ssh-rsa" if name.startswith("rsa-") else name for name in pinned.key_algorithms()}
     # another key of a type that is pinned, or none of the pinned ones at all
-    other = [key for key in unknown if key.type in types] if known else unknown if types else []
+    other = [key for key in unknown if key.get_name() in types] if known else unknown if types else []
     return known, other
 
 
-def _warning(name: str, host: str, file: Path, other: list[HostKey]) -> str:
-    types = ", ".join(key.type for key in other)
+def _warning(name: str, host: str, file: Path, other: list[paramiko.PKey]) -> str:
+    types = ", ".join(key.get_name() for key in other)
     quoted = f"{shlex.quote(host)} -f {shlex.quote(str(file))}"
     return (
         f"REFUSED: {name} presents another host key ({types}) than the pinned one. Either its operators changed it, "
         f"or the connection is intercepted. Ask the operators. To show the pinned key: ssh-keygen -F {quoted}; "
         f"to remove it: ssh-keygen -R {quoted}"
     )
-
-
-def _public(key: HostKey) -> paramiko.PKey:
-    return paramiko.PKey.from_type_string(key.type, base64.b64decode(key.base64))
 
 
 def _machines() -> Machines:

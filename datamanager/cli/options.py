@@ -1,17 +1,34 @@
-"""The settings as command-line flags: one for each field of `Settings`, with the field's description as help."""
+"""The options of commands: a flag for each field of `Settings`, with its description as help; and the client of the
+service that the settings name."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from datamanager.client import Client
 from datamanager.settings import PREFIX, Settings, load_settings
+
+C = TypeVar("C", bound=Client)
 
 SETTINGS = {name: " ".join((field.description or "").split()) for name, field in Settings.model_fields.items()}
 """The description of each setting, in one line."""
+
+
+def connected(kind: type[C]) -> C:
+    """Return a client of the service."""
+    return kind(load_settings().api_url)
+
+
+def name_value(text: str) -> tuple[str, str]:
+    """Return the parts of NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"{text!r}: must be NAME=VALUE")
+    return name, value
 
 
 def flag(name: str) -> str:

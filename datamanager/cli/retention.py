@@ -7,6 +7,7 @@ from uuid import UUID
 
 import typer
 
+from datamanager.cli.options import connected
 from datamanager.cli.tables import Listing
 from datamanager.client import RetentionClient, RetentionRunInfo
 from datamanager.domain.retention.rules import check_archives, load_rules, objections
@@ -48,7 +49,7 @@ def check() -> None:
 def plan(rule: RuleName = "", max_objects: MaxObjects = None, max_bytes: MaxBytes = None) -> None:
     """Show the actions of a run, with reasons, without changing anything."""
     caps = {"max_objects": max_objects, "max_bytes": max_bytes}
-    with _client() as dm:
+    with connected(RetentionClient) as dm:
         found = dm.plan(rule, **{name: value for name, value in caps.items() if value is not None})
     _print_counts(found.counts)
     _print_lines(found.lines, truncated=found.truncated)
@@ -63,7 +64,7 @@ def run(
     max_bytes: MaxBytes = None,
 ) -> None:
     """Start a run now, in addition to the schedule."""
-    with _client() as dm:
+    with connected(RetentionClient) as dm:
         begun = dm.start_retention(rule=rule, dry_run=dry_run, max_objects=max_objects, max_bytes=max_bytes)
         if not wait:
             print(begun.run)
@@ -75,7 +76,7 @@ def run(
 def runs() -> None:
     """List the stored runs, newest first."""
     table = Listing("run", "status", "begun", "acted on", "freed", "spared", "error")
-    with _client() as dm:
+    with connected(RetentionClient) as dm:
         for one in dm.retention_runs():
             begun = "" if one.started is None else f"{one.started:%Y-%m-%d %H:%M}"
             status = f"{one.status} (dry)" if one.dry_run else one.status
@@ -87,7 +88,7 @@ def runs() -> None:
 @app.command()
 def show(run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's identifier.")]) -> None:
     """Show the report of a run."""
-    with _client() as dm:
+    with connected(RetentionClient) as dm:
         _print_run(dm.retention_run(_uuid(run_id)))
 
 
@@ -98,7 +99,7 @@ def hold(
     by: Annotated[str, typer.Option(help="Person or system that places the hold.")] = "",
 ) -> None:
     """Protect an object from deletion by retention rules and by clients."""
-    with _client() as dm:
+    with connected(RetentionClient) as dm:
         found = dm.hold(_uuid(uuid), reason, by)
     print(f"{found.machine}:{found.path}/{found.filename} is held: {reason}")
 
@@ -106,7 +107,7 @@ def hold(
 @app.command()
 def release(uuid: Object) -> None:
     """Remove the hold of an object."""
-    with _client() as dm:
+    with connected(RetentionClient) as dm:
         found = dm.release(_uuid(uuid))
     print(f"{found.machine}:{found.path}/{found.filename} is no longer held")
 
@@ -117,7 +118,7 @@ def lifetime(
     duration: Annotated[str, typer.Argument(metavar="DURATION", help="Duration from now, such as 30d, or never.")],
 ) -> None:
     """Set the lifetime of an object, which rules with `expired = true` evaluate."""
-    with _client() as dm:
+    with connected(RetentionClient) as dm:
         found = dm.set_lifetime(_uuid(uuid), None if duration == "never" else duration)
     until = "does not expire" if found.expires_at is None else f"expires {found.expires_at:%Y-%m-%d %H:%M:%S %Z}"
     print(f"{found.id} {until}")
@@ -132,13 +133,9 @@ def restore(
     ] = None,
 ) -> None:
     """Remove the mark of an object, or activate an object that a rule archived. Deleted objects cannot be restored."""
-    with _client() as dm:
+    with connected(RetentionClient) as dm:
         task = dm.restore(_uuid(uuid), spare_for)
     print(f"{uuid} restored" if task is None else f"{uuid} is being activated by task {task}")
-
-
-def _client() -> RetentionClient:
-    return RetentionClient(load_settings().api_url)
 
 
 def _uuid(text: str) -> UUID:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from datamanager.cli.options import connected, name_value
 from datamanager.cli.tables import Listing
 from datamanager.client import Client
-from datamanager.settings import load_settings
 
 app = typer.Typer(help="Manage recurring downloads.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="SCHEDULE", help="The schedule's identifier.")]
@@ -39,21 +39,21 @@ def add(
     if credential is not None:
         options["credential"] = credential
     rhythm = {"interval": interval, "cron": cron, "keep": keep, "skip_unchanged": not again}
-    with _client() as dm:
+    with connected(Client) as dm:
         print(dm.add_schedule(url, machine, filename, path, group=group, options=options, **rhythm)["id"])
 
 
 @app.command("list")
 def list_schedules() -> None:
     """List schedules, oldest first."""
-    with _client() as dm:
+    with connected(Client) as dm:
         _show(dm.schedules())
 
 
 @app.command()
 def show(schedule: Id) -> None:
     """Show a schedule and the results of its latest runs."""
-    with _client() as dm:
+    with connected(Client) as dm:
         found = dm.schedule(schedule)
     _show([found])
     _show_runs(found)
@@ -62,14 +62,14 @@ def show(schedule: Id) -> None:
 @app.command()
 def pause(schedule: Id) -> None:
     """Pause a schedule."""
-    with _client() as dm:
+    with connected(Client) as dm:
         _show([dm.change_schedule(schedule, "pause")])
 
 
 @app.command()
 def resume(schedule: Id) -> None:
     """Resume a schedule."""
-    with _client() as dm:
+    with connected(Client) as dm:
         _show([dm.change_schedule(schedule, "resume")])
 
 
@@ -81,7 +81,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a schedule once: for the current time, or for a scheduled time in the past."""
-    with _client() as dm:
+    with connected(Client) as dm:
         found = dm.run_schedule(schedule, moment)
     _show([found])
     if moment is not None:
@@ -91,19 +91,13 @@ def run(
 @app.command()
 def remove(schedule: Id) -> None:
     """Delete a schedule; the objects that it created are kept."""
-    with _client() as dm:
+    with connected(Client) as dm:
         dm.remove_schedule(schedule)
     print(f"{schedule} removed")
 
 
-def _client() -> Client:
-    return Client(load_settings().api_url)
-
-
 def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise typer.BadParameter(f"{text!r}: must be NAME=VALUE")
+    name, value = name_value(text)
     try:
         return name, json.loads(value)
     except ValueError:

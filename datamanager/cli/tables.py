@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from datamanager.transports.paths import shown
+from datamanager.transports.values import shown
 
 _WIDEST = 100_000
 """Characters per line: a terminal wraps longer lines itself, and a pipe gets one line per row."""

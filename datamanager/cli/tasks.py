@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from datamanager.cli.options import connected
 from datamanager.cli.tables import Listing
 from datamanager.client import Client, Task
-from datamanager.settings import load_settings
 
 app = typer.Typer(help="Manage tasks (transfers).", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="TASK", help="The task's identifier.")]
@@ -27,40 +27,36 @@ def list_tasks(
 ) -> None:
     """List tasks, newest first."""
     filters = dict(_filter(text) for text in only or [])
-    with _client() as dm:
+    with connected(Client) as dm:
         _show(islice(dm.tasks(limit=min(count, 1000), **filters), count))
 
 
 @app.command()
 def status(task: Id) -> None:
     """Show the status of a task."""
-    with _client() as dm:
+    with connected(Client) as dm:
         _show([dm.status(task)])
 
 
 @app.command()
 def cancel(task: Id) -> None:
     """Cancel a task; its source is kept, transferred data is removed."""
-    with _client() as dm:
+    with connected(Client) as dm:
         _show([dm.cancel(task)])
 
 
 @app.command()
 def pause(task: Id) -> None:
     """Pause a task; transferred data is kept."""
-    with _client() as dm:
+    with connected(Client) as dm:
         _show([dm.pause(task)])
 
 
 @app.command()
 def resume(task: Id) -> None:
     """Resume a paused task."""
-    with _client() as dm:
+    with connected(Client) as dm:
         _show([dm.resume(task)])
-
-
-def _client() -> Client:
-    return Client(load_settings().api_url)
 
 
 def _filter(text: str) -> tuple[str, str]:

@@ -104,9 +104,9 @@ class Task(ServiceAnswer):
     not_before: datetime | None = None
     paused: bool = False
     reason: str | None = None
-    """Why there is one that no client asked for."""
+    """Why there is one that no client requested."""
     waiting_for: str | None = None
-    """Why a queued one is not begun; null when it is just not its turn yet."""
+    """Why a queued one has not started; null when others precede it."""
     created: datetime | None = None
     error: TaskError | None
     flow_run_url: str | None
@@ -137,7 +137,7 @@ class MachineInfo(ServiceAnswer):
     free_bytes: int | None
     error: dict[str, str] | None
     drained: datetime | None = None
-    """Since when its transfers are held back."""
+    """Since when its transfers wait in the queue."""
     circuit: CircuitInfo | None = None
     """Open: its transfers wait."""
 

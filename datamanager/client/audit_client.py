@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -13,11 +12,9 @@ from datamanager.client.connection import at
 from datamanager.client.rest_client import Client
 from datamanager.domain.audit.rules import AuditStatus, FindingKind
 
-LOOK_EVERY = 1.0  # seconds between two looks at an audit that is waited for
-
 
 class AuditInfo(ServiceAnswer):
-    """An audit of a machine. `counts` says what was looked at and found; empty until it is done."""
+    """An audit of a machine. `counts` says what was examined and found; empty until it is done."""
 
     audit: UUID
     machine: str
@@ -33,7 +30,7 @@ class AuditInfo(ServiceAnswer):
 
 
 class AuditFindingInfo(ServiceAnswer):
-    """A difference that two looks have found; see docs/audit.md."""
+    """A difference that both passes found; see docs/audit.md."""
 
     number: int
     kind: FindingKind
@@ -45,10 +42,10 @@ class AuditFindingInfo(ServiceAnswer):
 
 
 class AuditClient(Client):
-    """What a client asks about audits."""
+    """A client with the calls for audits."""
 
     def start_audit(self, machine: str, **terms: Any) -> AuditInfo:
-        """Ask for an audit; terms are `scrub_share`, `scrub_bytes`, `second_look`, `most_lost`, `accept_losses`."""
+        """Start an audit; terms are `scrub_share`, `scrub_bytes`, `second_look`, `most_lost`, `accept_losses`."""
         return self._ask(AuditInfo, "POST", at("audits"), {"machine": machine, **terms})
 
     def audit(self, audit: UUID | str) -> AuditInfo:
@@ -57,9 +54,7 @@ class AuditClient(Client):
 
     def wait_for_audit(self, audit: UUID | str) -> AuditInfo:
         """Return an audit when it has ended, well or not."""
-        while not (found := self.audit(audit)).status.ended:
-            time.sleep(LOOK_EVERY)
-        return found
+        return self._until(lambda: self.audit(audit), lambda one: one.status.ended, f"audit {audit}")
 
     def audits(self, machine: str | None = None, **query: str | int) -> Iterator[AuditInfo]:
         """Yield audits, the newest first."""

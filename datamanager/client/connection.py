@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
@@ -18,14 +18,17 @@ from datamanager.errors import (
     InvalidRequest,
     RegisteredSizeMismatch,
     ServiceError,
+    TransportTimeout,
     by_code,
 )
 from datamanager.settings import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:5000"
-HOLD = 30  # seconds that one request waits for a transfer; then the task is asked for
+WAIT = 30  # seconds that one request waits for a transfer; then its task is polled
 ATTEMPTS = 3
 PAUSE = 0.5  # seconds before a request whose connection broke is repeated
+
+POLL_MIN, POLL_MAX = 0.05, 2.0  # seconds between two requests for a status
 
 M = TypeVar("M", bound=BaseModel)
 Filters = Mapping[str, str | int]
@@ -76,8 +79,20 @@ class RestConnection:
                 return
             answer = self._send("GET", urljoin(answer.url, following["url"]))
 
-    def _read(self, path: str, query: Filters | None = None) -> Any:
-        return self._send("GET", path, params=query).json()
+    def _until(self, get: Callable[[], M], ended: Callable[[M], bool], what: str, timeout: float | None = None) -> M:
+        """Return what `get` returns once it has ended. Raises: TransportTimeout after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = POLL_MIN
+        while not ended(found := get()):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TransportTimeout(f"{what} has not ended within {timeout:g} s; it continues")
+            time.sleep(pause)
+            pause = min(pause * 1.5, POLL_MAX)
+        return found
+
+    def _read(self, path: str, query: Filters | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = self._send("GET", path, params=query).json()
+        return answer
 
     def _write(
         self, method: str, path: str, fields: Mapping[str, Any] | None = None, prefer: str | None = None
@@ -94,7 +109,7 @@ class RestConnection:
         url = urljoin(self._base, path)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                answer = self._session.request(method, url, timeout=(5, self._timeout + HOLD), **options)
+                answer = self._session.request(method, url, timeout=(5, self._timeout + WAIT), **options)
             except requests.RequestException as exc:
                 if attempt == ATTEMPTS or not isinstance(exc, requests.ConnectionError | requests.Timeout):
                     raise ServiceError(f"the Data Manager at {self._base} does not answer") from exc
@@ -123,8 +138,8 @@ def problem_error(answer: requests.Response) -> DataManagerError:
         code, detail = str(document["code"]), str(document["detail"])
     except (ValueError, KeyError, TypeError):
         return InternalError(f"{answer.url} answered {answer.status_code} {answer.reason}")
-    told = document.get("retryable")
-    retryable = None if told is None else bool(told)
+    retryable = document.get("retryable")
+    retryable = None if retryable is None else bool(retryable)
     if code == InvalidRequest.code:
         fields = {item["field"]: item["detail"] for item in document.get("errors", ())}
         return InvalidRequest(detail, fields, retryable=retryable)

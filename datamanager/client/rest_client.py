@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
 from datamanager.client.answers import ItemInfo, MachineHealthInfo, MachineInfo, MachineLimits, ObjectInfo, Task, Tree
-from datamanager.client.connection import HOLD, RestConnection, at
+from datamanager.client.connection import WAIT, RestConnection, at
 from datamanager.domain.states import TransferStatus
-from datamanager.errors import InvalidRequest, TransportTimeout, by_code
-
-POLL_MAX = 2.0  # seconds between two looks at a task
+from datamanager.errors import InvalidRequest, by_code
 
 
 class Client(RestConnection):
@@ -22,7 +19,7 @@ class Client(RestConnection):
     # --- objects -----------------------------------------------------------------------------------------------------
 
     def register(self, machine: str, filename: str, path: str = "", **fields: Any) -> UUID:
-        """Enter a file that lies on a machine into the catalogue; return the new object's identifier.
+        """Register a file that is on a machine; return the new object's identifier.
 
         `fields`: size, description, originator, group, metadata, verify.
         """
@@ -30,7 +27,7 @@ class Client(RestConnection):
         return UUID(self._write("PUT", at("register"), given)["uuid"])
 
     def register_tree(self, machine: str, path: str = "", **fields: Any) -> Tree:
-        """Enter every regular file below a directory into the catalogue.
+        """Register every regular file below a directory.
 
         `fields`: description, originator, group, metadata, verify, max_files.
         """
@@ -62,7 +59,7 @@ class Client(RestConnection):
         self._ended("POST", at("move", object_id), {"machine": machine, "dest": dest, **fields})
 
     def archive(self, object_id: UUID | str, **fields: Any) -> None:
-        """Put an object into an archive; its place is free then.
+        """Archive an object, which frees its place.
 
         `fields`: archive_to (the archive machine), verify (sizes, checksums, paranoid), keep_source, pack (tar, none),
         compress (none, zstd), and those of every transfer.
@@ -70,7 +67,7 @@ class Client(RestConnection):
         self._ended("POST", at("archive", object_id), fields)
 
     def activate(self, object_id: UUID | str, **fields: Any) -> None:
-        """Bring an archived object back, to where it was; `fields`: machine and dest for another place, overwrite."""
+        """Activate an archived object where it was; `fields`: machine and dest for another place, overwrite."""
         self._ended("POST", at("activate", object_id), fields)
 
     def delete(self, object_id: UUID | str, **fields: Any) -> None:
@@ -107,7 +104,7 @@ class Client(RestConnection):
         return self._started(at("async", "archive", object_id), fields)
 
     def start_activate(self, object_id: UUID | str, **fields: Any) -> UUID:
-        """Begin to bring an archived object back; return the task. `fields` are those of `activate`."""
+        """Begin to activate an archived object; return the task. `fields` are those of `activate`."""
         return self._started(at("async", "activate", object_id), fields)
 
     def archive_many(self, objects: Iterable[UUID | str] | None = None, **fields: Any) -> UUID:
@@ -119,7 +116,7 @@ class Client(RestConnection):
         return self._started(at("async", "archive"), _batch(items, fields))
 
     def activate_many(self, items: Iterable[Mapping[str, Any]] | None = None, **fields: Any) -> UUID:
-        """Begin to bring up to 10,000 archived objects back; return the task. A failing one fails alone.
+        """Begin to activate up to 10,000 archived objects; return the task. A failing one fails alone.
 
         `items` have uuid each, and machine and dest for another place than it had. `fields`: machine (of items that
         name none), overwrite; directory (machine, path) instead of `items` for all that was below it.
@@ -150,7 +147,7 @@ class Client(RestConnection):
         return self._get(Task, at("async", "status", task))
 
     def set_bandwidth(self, task: UUID | str, bandwidth: int | str | None) -> Task:
-        """Limit how fast a task moves bytes (per second, a number or like "50MB/s"), or lift its limit with None.
+        """Set the bandwidth of a task (bytes per second, a number or like "50MB/s"), or lift its limit with None.
 
         Raises: TaskEnded.
         """
@@ -178,26 +175,20 @@ class Client(RestConnection):
     def wait(self, task: UUID | str, *, timeout: float | None = None) -> Task:
         """Return the task when it is COMPLETE; raise its error when it ended in ERROR.
 
-        Raises: TransportTimeout when `timeout` seconds have passed; the task goes on.
+        Raises: TransportTimeout when `timeout` seconds have passed; the task continues.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = 0.05
-        while True:
-            found = self.status(task)
-            if found.error is not None:
-                raise by_code(found.error.code, found.error.detail)
-            if found.status.ended:
-                return found
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TransportTimeout(f"task {task} has not ended within {timeout:g} s; it continues")
-            time.sleep(pause)
-            pause = min(pause * 1.5, POLL_MAX)
+        found = self._until(
+            lambda: self.status(task), lambda one: one.error is not None or one.status.ended, f"task {task}", timeout
+        )
+        if found.error is not None:
+            raise by_code(found.error.code, found.error.detail)
+        return found
 
     # --- the service -------------------------------------------------------------------------------------------------
 
     def machines(self) -> list[MachineInfo]:
         """Return the configured machines, each just probed; takes some seconds when one does not answer."""
-        return [MachineInfo.model_validate(item) for item in self._read(at("machines"))]
+        return list(self._list(MachineInfo, at("machines"), {}))
 
     def limit_machine(self, name: str, **limits: int | str | None) -> MachineLimits:
         """Change a machine's limits for all its transfers, those under way included; return those in force.
@@ -212,7 +203,7 @@ class Client(RestConnection):
         return self._ask(MachineLimits, "DELETE", at("machines", name, "limits"))
 
     def drain_machine(self, name: str) -> MachineHealthInfo:
-        """Begin no more transfers of a machine, those that run go on; return its health."""
+        """Begin no more transfers of a machine, running ones continue; return its health."""
         return self._ask(MachineHealthInfo, "POST", at("machines", name, "drain"))
 
     def undrain_machine(self, name: str) -> MachineHealthInfo:
@@ -228,21 +219,20 @@ class Client(RestConnection):
 
     def schedules(self) -> list[dict[str, Any]]:
         """Return every schedule, oldest first."""
-        found: list[dict[str, Any]] = self._read(at("schedules"))
+        found: list[dict[str, Any]] = self._send("GET", at("schedules")).json()
         return found
 
     def schedule(self, schedule: UUID | str) -> dict[str, Any]:
         """Return a schedule with its last runs."""
-        found: dict[str, Any] = self._read(at("schedules", schedule))
-        return found
+        return self._read(at("schedules", schedule))
 
     def change_schedule(self, schedule: UUID | str, what: Literal["pause", "resume", "run"]) -> dict[str, Any]:
-        """Pause or resume a schedule, or run it now besides; return it."""
+        """Pause or resume a schedule, or run it now; return it."""
         return self._write("POST", at("schedules", schedule, what))
 
     def run_schedule(self, schedule: UUID | str, moment: datetime | str | None = None) -> dict[str, Any]:
-        """Fetch besides the ordinary times: a moment that is over (an aware time), or now; return the schedule, with a
-        named moment alone as its `runs`. A moment that was fetched is not fetched again; one that failed is.
+        """Run a schedule besides its times: for a moment in the past (an aware time), or now; return the schedule, with
+        that moment alone as its `runs`. A moment that was fetched is not fetched again; one that failed is.
         """
         return self._write("POST", at("schedules", schedule, "run"), {"moment": moment})
 
@@ -252,14 +242,13 @@ class Client(RestConnection):
 
     def health(self) -> dict[str, Any]:
         """Return what was checked. Raises: ServiceError when the service is not ready."""
-        found: dict[str, Any] = self._read(at("health", "ready"))
-        return found
+        return self._read(at("health", "ready"))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _ended(self, method: str, path: str, fields: Mapping[str, Any]) -> str:
         """Send a request that waits; return the new identifier or message."""
-        answer = self._write(method, path, fields, prefer=f"wait={HOLD}")
+        answer = self._write(method, path, fields, prefer=f"wait={WAIT}")
         if "task" in answer:
             return self.wait(answer["task"]).result or ""
         return str(answer.get("message") or answer["uuid"])

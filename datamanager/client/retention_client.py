@@ -8,7 +8,6 @@ with RetentionClient("http://127.0.0.1:5000") as dm:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,8 +17,8 @@ from pydantic import Field
 
 from datamanager.client.answers import ObjectInfo, ServiceAnswer
 from datamanager.client.connection import at
-from datamanager.client.rest_client import POLL_MAX, Client
-from datamanager.errors import TransferError, TransportTimeout
+from datamanager.client.rest_client import Client
+from datamanager.errors import TransferError
 
 
 class RetentionPlan(ServiceAnswer):
@@ -33,7 +32,7 @@ class RetentionPlan(ServiceAnswer):
 
 
 class RetentionRunInfo(ServiceAnswer):
-    """A run. `lines` are there when it was asked for alone."""
+    """A run. `lines` are there in the answer for one run."""
 
     run: UUID
     status: str
@@ -52,7 +51,7 @@ class RetentionRunInfo(ServiceAnswer):
 
 
 class RetentionClient(Client):
-    """A client that knows retention, too."""
+    """A client with the calls for retention."""
 
     def hold(self, object_id: UUID | str, reason: str, by: str = "") -> ObjectInfo:
         """Keep an object from being deleted until `release`. Raises: ObjectBusy when its delete is under way."""
@@ -84,7 +83,7 @@ class RetentionClient(Client):
         return self._get(RetentionPlan, at("retention", "plan"), query)
 
     def start_retention(self, *, rule: str = "", dry_run: bool = False, **caps: int | str | None) -> RetentionRunInfo:
-        """Ask for a run; `caps`: max_objects, max_bytes."""
+        """Start a run; `caps`: max_objects, max_bytes."""
         fields = {"rule": rule, "dry_run": dry_run, **caps}
         return self._ask(RetentionRunInfo, "POST", at("retention", "run"), fields)
 
@@ -100,13 +99,7 @@ class RetentionClient(Client):
         """Return a run when it is COMPLETE. Raises: TransferError with what it ended with; TransportTimeout when
         `timeout` seconds have passed.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            found = self.retention_run(run)
-            if found.ended is not None:
-                if found.error is not None:
-                    raise TransferError(f"run {run}: {found.error}")
-                return found
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TransportTimeout(f"run {run} has not ended within {timeout:g} s; it continues")
-            time.sleep(POLL_MAX / 2)
+        found = self._until(lambda: self.retention_run(run), lambda one: one.ended is not None, f"run {run}", timeout)
+        if found.error is not None:
+            raise TransferError(f"run {run}: {found.error}")
+        return found

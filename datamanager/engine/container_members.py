@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from datamanager.errors import ChecksumMismatch, DataManagerError, PathMissing, TransportError
 from datamanager.transports.bulk_port import Results
-from datamanager.transports.paths import shown
 from datamanager.transports.port import Reader, Session
-from datamanager.transports.values import FileStat, SmallFile
+from datamanager.transports.values import FileStat, SmallFile, shown
 
 
 @dataclass(frozen=True, slots=True)

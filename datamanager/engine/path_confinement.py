@@ -16,9 +16,8 @@ from typing import Protocol
 from datamanager.errors import DataManagerError, PathMissing, PathNotAllowed, RemoteFailure, TransportError
 from datamanager.machines import Machine
 from datamanager.transports.bulk_port import Results
-from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileKind, FileStat
+from datamanager.transports.values import FileKind, FileStat, shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,19 +13,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import aio_pika
+from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from yarl import URL
 
 from datamanager.errors import BrokerUnavailable, SettingsError
-from datamanager.messaging.topology import declare
+
+DEFAULT_EXCHANGE = ""
+REQUESTS_QUEUE = "dm.requests"
+EVENTS_EXCHANGE = "dm.events"
+DEAD_EXCHANGE = "dm.dead"
+DEAD_QUEUE = "dm.dead-letters"
+OWN_PREFIX = "dm."
+DELIVERY_LIMIT = 20
+"""How often a message may come back unprocessed until it is a dead letter."""
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection, its channel and the declarations together."""
 PUBLISH_TIMEOUT = 5.0
 """Seconds for the broker's confirm."""
 CLOSE_TIMEOUT = 2.0
-"""Seconds for an orderly farewell."""
+"""Seconds for an orderly close."""
 HEARTBEAT = 10
 """Seconds between heartbeats; a broker that stopped answering is noticed after about three of them."""
 CLOUD_EVENT = "application/cloudevents+json"
@@ -58,7 +67,7 @@ class Broker:
         connection, self._connection, self._publishing = self._connection, None, None
         if connection is not None:
             with contextlib.suppress(BrokerUnavailable), translated(self.address):
-                await _farewell(connection)
+                await _close(connection)
 
     async def publish(
         self,
@@ -96,7 +105,7 @@ class Broker:
                 target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
                 await target.publish(message, routing_key, mandatory=mandatory, timeout=timeout)
         except BrokerUnavailable:
-            if self._publishing is channel:  # not the one that somebody made since
+            if self._publishing is channel:  # not a newer one
                 await self.close()
             raise
 
@@ -125,15 +134,38 @@ async def _open(url: URL) -> tuple[AbstractConnection, AbstractChannel]:
     connection = await aio_pika.connect(url)
     try:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        await declare(channel)
+        await _declare(channel)
     except BaseException:
         with contextlib.suppress(TimeoutError):
-            await _farewell(connection)
+            await _close(connection)
         raise
     return connection, channel
 
 
-async def _farewell(connection: AbstractConnection) -> None:
+async def _declare(channel: AbstractChannel) -> None:
+    """Declare exchanges, queues and the binding of the dead letters. Idempotent. Written for RabbitMQ 3.10 and later.
+
+    Everything is durable; queues are quorum queues (https://www.rabbitmq.com/docs/quorum-queues).
+    """
+    await channel.declare_exchange(EVENTS_EXCHANGE, ExchangeType.TOPIC, durable=True)
+    dead = await channel.declare_exchange(DEAD_EXCHANGE, ExchangeType.FANOUT, durable=True)
+    dead_letters = await channel.declare_queue(DEAD_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+    await dead_letters.bind(dead, "")
+    await channel.declare_queue(
+        REQUESTS_QUEUE,
+        durable=True,
+        arguments={
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": DEAD_EXCHANGE,
+            # a dead letter leaves this queue only when the other has it; that goes only with refusing when full
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        },
+    )
+
+
+async def _close(connection: AbstractConnection) -> None:
     async with asyncio.timeout(CLOSE_TIMEOUT):
         await connection.close()
 

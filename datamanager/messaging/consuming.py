@@ -11,8 +11,14 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from datamanager.errors import BrokerUnavailable
-from datamanager.messaging.broker import CLOSE_TIMEOUT, CONNECT_TIMEOUT, Broker, translated
-from datamanager.messaging.topology import DEAD_EXCHANGE, DEFAULT_EXCHANGE
+from datamanager.messaging.broker import (
+    CLOSE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    DEAD_EXCHANGE,
+    DEFAULT_EXCHANGE,
+    Broker,
+    translated,
+)
 
 DRAIN_TIMEOUT = 10.0
 """Seconds that messages in hand get to be finished when consuming ends."""
@@ -51,7 +57,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Something that the message needs is away: put it back after `pause` seconds, as often as it takes."""
+    """Something that the message needs is unavailable: put it back after `pause` seconds, as often as it takes."""
 
     pause: float
 
@@ -115,10 +121,10 @@ class Consumption:
         broken = asyncio.Event()
         try:
             with translated(address):
-                # the raw channel says when it ends, and hands out messages that nobody has interpreted
+                # the raw channel says when it ends, and hands out messages as they are
                 raw = await channel.get_underlay_channel()
                 raw.closing.add_done_callback(lambda _: broken.set())
-                raw.on_consumer_cancel_callbacks.add(lambda _: broken.set())  # somebody deleted the queue
+                raw.on_consumer_cancel_callbacks.add(lambda _: broken.set())  # the queue was deleted
                 if self._broke_before:
                     await self._taste(raw)
                 await raw.basic_qos(prefetch_count=self._prefetch, timeout=CONNECT_TIMEOUT)
@@ -176,7 +182,7 @@ class Consumption:
                 await raw.basic_ack(tag)
         except BrokerUnavailable as exc:
             _log.info("a message of %s will be redelivered: %s", self._queue, exc.detail)
-        except Exception:  # noqa: BLE001 - whatever it is, this message must go back and the others must go on
+        except Exception:  # noqa: BLE001 - whatever it is, this message must go back and the others must be processed
             _log.exception("a message of %s could not be processed; it is returned to the queue", self._queue)
             await asyncio.sleep(self._retry_pause)
             with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):

@@ -1,7 +1,7 @@
 """Notifications between the processes of one host: datagrams to Unix sockets in a private directory.
 
-A notification is only a hint. The catalogue has the truth and everybody polls it too, so a datagram that finds nobody
-or a full queue is dropped, and nothing here ever waits.
+A notification is only a hint. The catalogue has the truth and everybody polls it too, so a datagram without receiver
+or for a full queue is dropped, and nothing here ever waits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
 
@@ -92,16 +92,11 @@ def notify(directory: Path, role: Role, message: str) -> int:
         try:
             opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return 0  # nobody has listened yet
+            return 0  # no process has listened yet
         stack.callback(os.close, opened)
         sender = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
-        return sum(_send(sender, opened, name, data) for name in _sockets(opened, role))
-
-
-def _sockets(directory: int, role: Role) -> Iterator[str]:
-    for name in os.listdir(directory):
-        if name.startswith(f"{role}-") and name.endswith(".sock"):
-            yield name
+        names = [name for name in os.listdir(opened) if name.startswith(f"{role}-") and name.endswith(".sock")]
+        return sum(_send(sender, opened, name, data) for name in names)
 
 
 def _send(sender: socket.socket, directory: int, name: str, data: bytes) -> bool:

@@ -1,7 +1,7 @@
 """`decompress`: a download whose bytes are decompressed while they pass (gzip, RFC 1952; zstd, RFC 8878).
 
 The expected size and checksum are those of the file as the source has it, as publishers list them. It can't be resumed:
-where a byte of the content begins in a compressed stream can't be told.
+where a byte of the content begins in a compressed stream can't be known.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from datamanager.domain.requests import GetExternalRequest
+from datamanager.sources.http.remote_source import RemoteHttpSource
 from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.parallel import Parallel
 from datamanager.sources.registry import SourceTerms, parse_source
-from datamanager.sources.remote_curl.remote_source import RemoteHttpSource
 from datamanager.sources.source_port import Source
 from datamanager.sources.terms.checksums import SUMS_MAX, Checksum, fetch_checksum, is_url, parse_checksum
 from datamanager.sources.terms.source_options import CommonOptions, HttpOptions, option_error, secret_fields

@@ -72,51 +72,41 @@ class Parallel:
     """A source that is read over parallel connections where that is faster."""
 
     def __init__(self, source: Source, budget: ConnectionBudget = _BUDGET) -> None:
-        self._source = source
-        self._budget = budget
-        self._single = False
+        self.source = source
+        self.budget = budget
+        self.single = False
         """Several connections were tried, and were not faster."""
 
     @contextmanager
     def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[Download]:
         """See Source.open."""
-        self._budget.acquire(1, always=True)
+        self.budget.acquire(1, always=True)
         try:
             with ExitStack() as stack:
-                first = stack.enter_context(self._source.open(start, stop, version=version))
+                first = stack.enter_context(self.source.open(start, stop, version=version))
                 end = first.size if stop is None else stop
-                parts = first.ranges and first.version is not None and not self._single
+                parts = first.ranges and first.version is not None and not self.single
                 if parts and end is not None and end - first.start >= PARALLEL_FROM:
-                    download = _ParallelDownload(self._source, first, stack.close, end, self._budget, self._stay_single)
+                    download = _ParallelDownload(self, first, stack.close, end)
                     with closing(download):
                         yield download
                 else:
                     yield first
         finally:
-            self._budget.release(1)
-
-    def _stay_single(self) -> None:
-        self._single = True
+            self.budget.release(1)
 
 
 class _ParallelDownload:
     """The first answer's head, and its bytes over one or several connections; see Download."""
 
-    def __init__(
-        self,
-        source: Source,
-        first: Download,
-        close_first: Callable[[], None],
-        end: int,
-        budget: ConnectionBudget,
-        stay_single: Callable[[], None],
-    ) -> None:
-        self._source = source
+    def __init__(self, parent: Parallel, first: Download, close_first: Callable[[], None], end: int) -> None:
+        self._parent = parent
+        self._source, self._budget = parent.source, parent.budget
         self._first = first
         self._close_first = close_first
         self._end = end
-        self._budget = budget
-        self._stay_single = stay_single
+        self._granted: bool | None = None
+        """Whether the source grants a second connection; None until that is known."""
         self.size, self.start, self.version, self.ranges = first.size, first.start, first.version, first.ranges
         self.etag, self.last_modified = first.etag, first.last_modified
         self.content_type, self.filename, self.url = first.content_type, first.filename, first.url
@@ -128,7 +118,7 @@ class _ParallelDownload:
         return self._blocks
 
     def close(self) -> None:
-        """End the workers, even while somebody still holds `blocks` (the traceback of an error does)."""
+        """End the workers, even while `blocks` is still referenced (the traceback of an error does)."""
         self._blocks.close()
 
     def _read(self) -> Generator[memoryview]:
@@ -139,19 +129,22 @@ class _ParallelDownload:
                 yield block
                 if second is None and self._is_slow(alone):
                     budget.callback(self._budget.release, WORKERS - 1)
-                    second = _SecondConnection(self._source, self._position, self.version)
-                    second.thread.join(GRANT_WAIT)
-                if second is not None and second.granted is False:
-                    self._stay_single()
+                    second = threading.Thread(
+                        target=self._ask, args=(self._position,), name="download part", daemon=True
+                    )
+                    second.start()
+                    second.join(GRANT_WAIT)
+                if self._granted is False:
+                    self._parent.single = True
                     budget.close()
-                elif second is not None and second.granted and self._is_long:
+                elif self._granted and self._is_long:
                     break
             else:
                 return
             self._close_first()
             if (yield from self._by_workers(alone.rate)):
                 return
-        self._stay_single()
+        self._parent.single = True
         yield from self._rest()
 
     @property
@@ -167,6 +160,17 @@ class _ParallelDownload:
         if not worth:
             alone.reset()
         return worth
+
+    def _ask(self, start: int) -> None:
+        """Request a byte of this version over a second connection."""
+        granted = False
+        try:
+            with self._source.open(start, start + 1, version=self.version) as part:
+                granted = part.start == start
+        except DataManagerError as error:
+            log.info("only one connection is possible: %s", error.detail)
+        finally:
+            self._granted = granted
 
     def _by_workers(self, rate: float) -> Generator[memoryview, None, bool]:
         """Yield bytes from several connections; return whether that was all of them."""
@@ -204,29 +208,6 @@ class _ParallelDownload:
             if rest.start != self._position:
                 raise SourceChanged(f"{self.url} no longer supports ranges")
             yield from rest.blocks()
-
-
-class _SecondConnection:
-    """Asks in the background whether the source grants a second connection, for a part of this version."""
-
-    def __init__(self, source: Source, start: int, version: str | None) -> None:
-        self.granted: bool | None = None
-        """None until it is known."""
-        self._source = source
-        self._start = start
-        self._version = version
-        self.thread = threading.Thread(target=self._ask, name="download part", daemon=True)
-        self.thread.start()
-
-    def _ask(self) -> None:
-        granted = False
-        try:
-            with self._source.open(self._start, self._start + 1, version=self._version) as part:
-                granted = part.start == self._start
-        except DataManagerError as error:
-            log.info("only one connection is possible: %s", error.detail)
-        finally:
-            self.granted = granted
 
 
 class _PartRefused(Exception):
@@ -343,9 +324,9 @@ class _RateMeter:
     def metered(self, blocks: Iterator[memoryview]) -> Iterator[memoryview]:
         """Yield blocks, counted."""
         while True:
-            asked = time.monotonic()
+            began = time.monotonic()
             block = next(blocks, None)
-            self.waited += time.monotonic() - asked
+            self.waited += time.monotonic() - began
             if block is None:
                 return
             self._bytes += len(block)

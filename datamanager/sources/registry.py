@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from datamanager.errors import NotSupported, UrlNotAllowed
 from datamanager.sources.ftp.client import FtpTerms
 from datamanager.sources.http.client import HttpTerms
+from datamanager.sources.http.remote_source import RemoteHttpTerms
 from datamanager.sources.http.s3 import S3Terms
 from datamanager.sources.http.webdav import WebdavTerms
 from datamanager.sources.network.source_context import SourceContext
-from datamanager.sources.remote_curl.remote_source import RemoteHttpTerms
 from datamanager.sources.sftp.client import SftpTerms
 from datamanager.sources.source_port import Source
 from datamanager.sources.terms.source_options import (

@@ -57,7 +57,7 @@ class Download(Protocol):
     def blocks(self) -> Iterator[memoryview]:
         """Yield the source's exact bytes from `start` on, in order, in blocks of at most 1 MiB; only once.
 
-        A block is valid until the next one is asked for. Memory held is bounded, whatever the size. What trickles in is
+        A block is valid until the next one is taken. Memory held is bounded, whatever the size. What trickles in is
         yielded about every half second, so that the caller can show progress or stop.
 
         Raises: ConnectionLost when the body ends early; SizeMismatch when there is more than announced; TooLarge;

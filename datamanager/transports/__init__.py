@@ -1,1 +1,1 @@
-"""How the Data Manager reaches machines: one port (`base`), the local file system and SFTP behind it (`factory`)."""
+"""How the Data Manager reaches machines: one port (`port`), the local file system and SFTP behind it (`factory`)."""

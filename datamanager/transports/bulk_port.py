@@ -1,9 +1,9 @@
 """The port for many small files at once: requests of many files in flight, so that a round trip is paid once, not per
 file.
 
-Results come in any order, each with the index of what was asked. One file's failure (a TransportError) is its own
-result and hinders no other; what breaks the connection is raised and ends all. Used by the session's thread. Nothing
-else may be asked of the session while an iteration is under way. One that is left early must be closed, which drops
+Results come in any order, each with the index of its argument. One file's failure (a TransportError) is its own
+result and hinders no other; what breaks the connection is raised and ends all. Used by the session's thread. The
+session may do nothing else while an iteration is under way. One that is left early must be closed, which drops
 what is in flight; what was made by then stays (its owner knows the names).
 """
 
@@ -23,7 +23,7 @@ Sync = Callable[[Sequence[str]], None]
 NotSupported when the machine can't."""
 
 Results = Generator[tuple[int, R], None, None]
-"""Each result with the index of what was asked; `close` leaves early."""
+"""Each result with the index of its argument; `close` leaves early."""
 
 MOST_IN_FLIGHT = 256
 """Open files at once on any machine."""
@@ -76,5 +76,5 @@ class Bulk(Protocol):
 
     def syncing(self) -> AbstractContextManager[Sync]:
         """Make ready to put what will be written on stable storage: on a machine it takes a program, which starts now
-        and does nothing before it is told which directories. The session may do anything meanwhile.
+        and does nothing before it gets the directories. The session may do anything meanwhile.
         """

@@ -1,6 +1,6 @@
 """A channel: the byte stream to one SFTP server, whichever SSH implementation carries it.
 
-A stalled peer must not hold a thread for ever, and neither a blocked system call nor paramiko's write path gives up by
+A stalled peer must not block a thread for ever, and neither a blocked system call nor paramiko's write path gives up by
 itself. So a channel notes since when it is blocked, and a watchdog (see `pool`) aborts it from outside.
 """
 
@@ -39,7 +39,7 @@ class RemoteProgram(abc.ABC):
     def write(self, data: Bytes) -> None:
         """Write all of `data` to its standard input, blocking; `data` may be reused when this returns.
 
-        Output that nobody reads meanwhile can block the program. Raises: TransportTimeout when it takes no byte for
+        Output that is not read meanwhile can block the program. Raises: TransportTimeout when it takes no byte for
         `patience` seconds; ConnectionLost; RemoteFailure when its input is closed at either end.
         """
         rest = memoryview(data).cast("B")
@@ -77,7 +77,7 @@ class RemoteProgram(abc.ABC):
 
     @abc.abstractmethod
     def _close(self) -> None:
-        """Free all that it holds."""
+        """Free its resources."""
 
 
 class Channel(abc.ABC):
@@ -126,7 +126,7 @@ class Channel(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """End the stream and free all that it holds. Idempotent."""
+        """End the stream and free its resources. Idempotent."""
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
@@ -149,7 +149,7 @@ class Channel(abc.ABC):
             self.abort()
 
     def lost(self, reason: str) -> TransportError:
-        """Return the error that tells why the stream broke: we gave it up, or it went by itself."""
+        """Return the error that tells why the stream broke: it was aborted for a stall, or it was lost."""
         if self.stalled:
             return TransportTimeout(f"no data for {self.patience:g} seconds")
         return ConnectionLost(reason)

@@ -21,7 +21,7 @@ def open_storage(machine: Machine, *, control_dir: Path) -> Storage:
     """Return the machine's storage; nothing is connected before the first session.
 
     `control_dir` holds OpenSSH's control sockets: a short path, made here (0700) where it is missing. Who can write
-    there can use our connections. Raises: SettingsError when somebody else can.
+    there can use our connections. Raises: SettingsError when another user can.
     """
     if machine.transport is TransportKind.LOCAL:
         return LocalStorage(machine)
@@ -35,7 +35,7 @@ def open_storage(machine: Machine, *, control_dir: Path) -> Storage:
 
 
 class Storages:
-    """The storages of all machines, each opened when it is first asked for. Safe to share between threads."""
+    """The storages of all machines, each opened when it is first needed. Safe to share between threads."""
 
     def __init__(self, machines: Machines, control_dir: Path) -> None:
         self._machines = machines

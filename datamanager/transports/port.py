@@ -1,4 +1,4 @@
-"""The port: what the engine asks of a machine's storage, and nothing more.
+"""The port: what the engine needs of a machine's storage, and nothing more.
 
 A `Storage` belongs to one machine and is a bounded pool of `Session`s; a session is used by one thread at a time. A
 session has verbs for files, `bulk` for many small files at once (see `bulk_port`), and `programs` for what the machine
@@ -40,14 +40,14 @@ class Reader(Protocol):
     def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from `offset`, in order, in blocks of at most 1 MiB, up to `length` bytes or the end of file.
 
-        A block is valid until the next one is asked for. Memory held is bounded, whatever the file's size.
+        A block is valid until the next one is taken. Memory held is bounded, whatever the file's size.
         """
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, block) of the ranges that `following` deals out, each range in order, one range after the
         other, with reads of the next range in flight before the last one's bytes are given out.
 
-        A block is valid until the next one is asked for. Ends where `following` does, or at the end of the file.
+        A block is valid until the next one is taken. Ends where `following` does, or at the end of the file.
         """
 
 
@@ -102,8 +102,8 @@ class Session(Protocol):
         """Return `path` with every link resolved. Raises: PathMissing when `path` does not exist."""
 
     def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
-        """Yield (name, lstat) of each entry of a directory, without `.` and `..`; an entry that goes away meanwhile may
-        be left out. Raises: PathMissing."""
+        """Yield (name, lstat) of each entry of a directory, without `.` and `..`; an entry that is removed meanwhile
+        may be left out. Raises: PathMissing."""
 
     def free_space(self, path: str) -> int | None:
         """Return the bytes that this login may still write on the file system of `path`, or None if unknown."""
@@ -147,7 +147,7 @@ class Programs(Protocol):
 
     Every method raises NotSupported when the machine can't (no shell, no such program) or its program failed: the
     caller then does the work over the session, or says that it can't be done. A program is ended before any other error
-    goes on, among them what `progress` raises. Used by the session's thread.
+    is raised, among them what `progress` raises. Used by the session's thread.
     """
 
     @property
@@ -185,7 +185,7 @@ class Programs(Protocol):
 
         When this returns, all was written at the destination, but is not yet on stable storage there. After
         NotSupported what arrived is a prefix. `progress` is called with 0 while it works; if it raises, the program is
-        ended before the error goes on, and with it the one at the destination.
+        ended before the error is raised, and with it the one at the destination.
         """
 
     def run(self, words: Sequence[str], progress: Progress = no_progress) -> int:
@@ -230,7 +230,7 @@ class Follower(Protocol):
 
 
 class RunningCurl(Protocol):
-    """A curl at work on the machine: one answer, whose body goes where it is told to. Used by one thread.
+    """A curl at work on the machine: one answer, whose body goes where the methods say. Used by one thread.
 
     Leaving its context ends it, whatever the reason. While one waits, the `progress` it was begun with is called with
     0; if that raises, so does the method.
@@ -263,7 +263,7 @@ class Storage(Protocol):
         """The machine's name."""
 
     def session(self, check: Check = no_check) -> AbstractContextManager[Session]:
-        """Acquire a session, released with the context; blocks while all are in use, served in the order of asking. A
+        """Acquire a session, released with the context; blocks while all are in use, served in the order of requests. A
         session whose connection broke is not used again.
 
         Raises: what `check` raises while it waits.

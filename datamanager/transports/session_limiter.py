@@ -1,4 +1,4 @@
-"""How many sessions of a machine are in use at once: bounded, and served in the order of asking."""
+"""How many sessions of a machine are in use at once: bounded, and served in the order of their requests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from datamanager.transports.values import Check, no_check
 
 _log = logging.getLogger(__name__)
 
-_LOOK = 0.2
-"""Seconds between two looks at whether to continue waiting."""
+_CHECK_EVERY = 0.2
+"""Seconds between two calls of `check`."""
 
 _FEW = 4
 """Sessions of which none is kept free."""
@@ -42,22 +42,12 @@ class SessionLimiter:
     def __init__(self, machine: str, most: int) -> None:
         self.most = most
         self._machine = machine
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[_Ticket] = deque()
-        self._in_use = 0
-        self._closed = False
-
-    @property
-    def in_use(self) -> int:
+        self.in_use = 0
         """How many are acquired."""
-        with self._changed:
-            return self._in_use
-
-    @property
-    def closed(self) -> bool:
+        self.closed = False
         """Whether no more can be acquired."""
-        with self._changed:
-            return self._closed
 
     @contextmanager
     def acquired(self, count: int, check: Check = no_check) -> Iterator[None]:
@@ -70,14 +60,14 @@ class SessionLimiter:
         with self._changed:
             self._waiting.append(ticket)
             try:
-                while not (self._closed or (self._waiting[0] is ticket and self._in_use + count <= self.most)):
+                while not (self.closed or (self._waiting[0] is ticket and self.in_use + count <= self.most)):
                     check()
-                    self._changed.wait(_LOOK)
+                    self._changed.wait(_CHECK_EVERY)
                     if ticket.refused is not None:
                         raise MachineUnavailable(ticket.refused)
-                if self._closed:
+                if self.closed:
                     raise MachineUnavailable(f"{self._machine}: the storage is closed")
-                self._in_use += count
+                self.in_use += count
             finally:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
@@ -93,19 +83,19 @@ class SessionLimiter:
         have them all for hours.
         """
         with self._changed:
-            free = self.most - (self.most > _FEW) - self._in_use
-            acquired = 0 if self._closed or self._waiting else max(0, min(count, free))
-            self._in_use += acquired
+            free = self.most - (self.most > _FEW) - self.in_use
+            acquired = 0 if self.closed or self._waiting else max(0, min(count, free))
+            self.in_use += acquired
             return acquired
 
     def release(self, count: int) -> None:
         """Release what `try_acquire` acquired."""
         with self._changed:
-            self._in_use -= count
+            self.in_use -= count
             self._changed.notify_all()
 
     def refuse_waiting(self, why: str) -> None:
-        """End the wait of all callers that wait now; later ones ask anew."""
+        """End the wait of all callers that wait now; later ones are not affected."""
         with self._changed:
             for ticket in self._waiting:
                 ticket.refused = why
@@ -114,7 +104,7 @@ class SessionLimiter:
     def close(self) -> None:
         """Let no more be acquired; those in use are released as usual. Idempotent."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
 
 
@@ -122,13 +112,8 @@ class BoundedStorage(abc.ABC):
     """The port's Storage, of at most the machine's `max_connections` sessions in use. Safe to share between threads."""
 
     def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+        self.machine = machine.name
         self._limiter = SessionLimiter(machine.name, machine.max_connections)
-
-    @property
-    def machine(self) -> str:
-        """The machine's name."""
-        return self._machine.name
 
     @property
     def in_use(self) -> int:
@@ -157,9 +142,9 @@ class BoundedStorage(abc.ABC):
         with ExitStack() as stack:
             acquired = self._limiter.try_acquire(count)
             with ThreadPoolExecutor(max(1, acquired)) as makers:
-                asked = [makers.submit(stack.enter_context, self._extra()) for _ in range(acquired)]
+                opening = [makers.submit(stack.enter_context, self._extra()) for _ in range(acquired)]
             sessions: list[Session] = []
-            for one in asked:
+            for one in opening:
                 try:
                     sessions.append(one.result())
                 except TransportError as exc:

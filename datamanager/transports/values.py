@@ -1,5 +1,7 @@
-"""The vocabulary of the transports: what is at a path, what a session can do, who deals out ranges, hears of progress
-or may end a wait."""
+"""The vocabulary of the transports: paths, what is at one, and the callbacks for ranges, progress and cancellation.
+
+A path is a string whose bytes need not be UTF-8 (PEP 383).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
+
+from datamanager.errors import RemoteFailure
 
 Bytes = bytes | bytearray | memoryview
 
@@ -29,6 +33,23 @@ def no_progress(_: int) -> None:
 
 def no_check() -> None:
     """Continue waiting."""
+
+
+def to_wire(path: str) -> bytes:
+    """Return the path's bytes, surrogate escapes undone. Raises: ValueError for a NUL, which C servers would cut at."""
+    if "\0" in path:
+        raise ValueError("a path cannot contain a NUL")
+    return path.encode("utf-8", "surrogateescape")
+
+
+def from_wire(raw: bytes) -> str:
+    """Return bytes as a path; those that are not UTF-8 become surrogate escapes."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def shown(path: str) -> str:
+    """Return the path for a message: quoted, odd characters escaped, so that it can be stored and printed anywhere."""
+    return repr(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 class FileKind(enum.Enum):
@@ -57,6 +78,12 @@ class FileStat:
     size: int
     mtime: int
     mode: int
+
+
+def require_file(found: FileStat, path: str) -> None:
+    """Return when a regular file was found at `path`. Raises: RemoteFailure."""
+    if found.kind is not FileKind.FILE:
+        raise RemoteFailure(f"{shown(path)}: is not a regular file")
 
 
 @dataclass(frozen=True, slots=True)

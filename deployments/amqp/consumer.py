@@ -17,9 +17,8 @@ from uuid import UUID
 
 from datamanager.errors import BrokerUnavailable, ServiceError
 from datamanager.machines import Machines
-from datamanager.messaging.broker import Broker
+from datamanager.messaging.broker import DEFAULT_EXCHANGE, OWN_PREFIX, REQUESTS_QUEUE, Broker
 from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, Done, Later, Verdict
-from datamanager.messaging.topology import DEFAULT_EXCHANGE, OWN_PREFIX, REQUESTS_QUEUE
 from datamanager.sealing import Sealer
 from deployments.amqp.submission import Call, enter, read_message
 from deployments.periodic import every

@@ -19,8 +19,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from datamanager.errors import CatalogueUnavailable
-from datamanager.messaging.broker import Broker
-from datamanager.messaging.topology import REQUESTS_QUEUE
+from datamanager.messaging.broker import REQUESTS_QUEUE, Broker
 from deployments.periodic import every
 from models.core.leases import drop_lease, hold_lease
 from models.core.outbox import mark_sent, unsent

@@ -17,8 +17,8 @@ from datamanager.domain.states import ObjectStatus
 from datamanager.engine.inspection import storage_scan
 from datamanager.engine.inspection.directory_walk import DEPTH_MAX
 from datamanager.errors import PathNotAllowed, PermissionDenied, RemoteFailure
-from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
+from datamanager.transports.values import shown
 from flows.audit.context import PAGE, Examination
 from models.audit import findings, scan_queries
 from models.audit.runs import get_audit

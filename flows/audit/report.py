@@ -10,7 +10,7 @@ from uuid import UUID
 
 from prefect.artifacts import acreate_table_artifact
 
-from datamanager.transports.paths import shown
+from datamanager.transports.values import shown
 from flows.runtime.progress import SHOWN_WITHIN, human
 from flows.runtime.services import Services
 from models.audit import findings as audit_findings

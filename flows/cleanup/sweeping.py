@@ -25,8 +25,8 @@ from datamanager.engine.inspection import storage_scan
 from datamanager.engine.inspection.directory_walk import DEPTH_MAX
 from datamanager.errors import DataManagerError, NoSpace, PathMissing, PathNotAllowed, PermissionDenied, RemoteFailure
 from datamanager.machines import Machine
-from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
+from datamanager.transports.values import shown
 from flows.audit.first_pass import Holders
 from flows.runtime.services import Services
 from models.audit import scan_queries

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.audit.rules import Finding, FindingKind, proves
 from datamanager.domain.location import Place
 from datamanager.domain.states import ObjectStatus, Verified
-from datamanager.transports.paths import to_wire
+from datamanager.transports.values import to_wire
 from models.audit.runs import AuditLease, held
 from models.core.outbox import post_object_events
 from models.database import insert_rows, now, storable

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from datamanager.errors import HostKeyMismatch, MachineUnavailable
 from datamanager.transports.factory import open_storage
-from datamanager.transports.ssh.keyscan import HostKey, fetch_host_keys, pin
+from datamanager.transports.ssh.keyscan import fetch_host_keys, pin
 from tests.contract.conftest import MachineMaker
 from tests.support.ports import free_port
 from tests.support.sshd import PrivateSshd, make_key
@@ -129,7 +131,7 @@ def test_a_server_is_asked_for_the_key_that_is_known(tmp_path: Path, control_dir
         with storage.session() as session:
             session.stat("/")
         storage.close()
-        assert {one.type for one in fetch_host_keys(machine)} == {"ssh-ed25519", "ecdsa-sha2-nistp256"}
+        assert {one.get_name() for one in fetch_host_keys(machine)} == {"ssh-ed25519", "ecdsa-sha2-nistp256"}
 
 
 def test_fetch_shows_what_ssh_shows_and_pin_makes_it_known(
@@ -161,7 +163,7 @@ def test_pin_keeps_what_is_there(ssh_machine: MachineMaker, server: PrivateSshd,
     link.symlink_to(real)
     machine = ssh_machine()
     kind, text = key_of(server).split()
-    key = HostKey(kind, text, "")
+    key = paramiko.PKey.from_type_string(kind, base64.b64decode(text))
     threads = [threading.Thread(target=pin, args=(machine, key, link)) for _ in range(8)]
     for thread in threads:
         thread.start()

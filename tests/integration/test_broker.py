@@ -13,8 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from datamanager.errors import BrokerUnavailable, SettingsError
-from datamanager.messaging import topology
-from datamanager.messaging.broker import Broker
+from datamanager.messaging.broker import DEAD_QUEUE, EVENTS_EXCHANGE, REQUESTS_QUEUE, Broker
 from models.core import outbox
 from tests.support.amqp import (
     client,
@@ -23,7 +22,7 @@ from tests.support.amqp import (
 from tests.support.ports import free_port
 from tests.support.rabbitmq import RabbitMq
 
-QUEUE, DEAD = topology.REQUESTS_QUEUE, topology.DEAD_QUEUE
+QUEUE, DEAD = REQUESTS_QUEUE, DEAD_QUEUE
 
 
 @asynccontextmanager
@@ -36,7 +35,7 @@ async def opened(url: str) -> AsyncIterator[Broker]:
 
 
 def test_outbox_and_broker_mean_the_same_names() -> None:
-    assert (outbox.REQUESTS_QUEUE, outbox.EVENTS_EXCHANGE) == (topology.REQUESTS_QUEUE, topology.EVENTS_EXCHANGE)
+    assert (outbox.REQUESTS_QUEUE, outbox.EVENTS_EXCHANGE) == (REQUESTS_QUEUE, EVENTS_EXCHANGE)
 
 
 def test_what_is_declared_is_durable_quorum_and_has_a_delivery_limit(rabbitmq: RabbitMq) -> None:

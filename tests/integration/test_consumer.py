@@ -17,8 +17,7 @@ from sqlalchemy import select
 
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import OrchestratorUnavailable, UrlNotAllowed
-from datamanager.messaging.broker import Broker
-from datamanager.messaging.topology import DEAD_QUEUE, REQUESTS_QUEUE
+from datamanager.messaging.broker import DEAD_QUEUE, REQUESTS_QUEUE, Broker
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
 from deployments.amqp.submission import BODY_MAX

@@ -12,8 +12,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from datamanager.errors import BrokerUnavailable
-from datamanager.messaging import topology
-from datamanager.messaging.broker import Broker
+from datamanager.messaging.broker import DEAD_QUEUE, DELIVERY_LIMIT, REQUESTS_QUEUE, Broker
 from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, Done, Handler, Later, Verdict
 from tests.support.amqp import (
     REPLY_TO_NOT_UTF8,
@@ -28,7 +27,7 @@ from tests.support.amqp import (
 )
 from tests.support.rabbitmq import RabbitMq
 
-QUEUE, DEAD = topology.REQUESTS_QUEUE, topology.DEAD_QUEUE
+QUEUE, DEAD = REQUESTS_QUEUE, DEAD_QUEUE
 
 
 @asynccontextmanager
@@ -111,7 +110,7 @@ def test_a_message_may_wait_longer_than_the_delivery_limit(amqp_url: str) -> Non
     async def not_yet(_: Delivery) -> Verdict:
         nonlocal seen
         seen += 1
-        return Later(0) if seen <= 2 * topology.DELIVERY_LIMIT else Done()
+        return Later(0) if seen <= 2 * DELIVERY_LIMIT else Done()
 
     async def scene() -> None:
         async with opened(amqp_url) as broker, client(amqp_url) as channel:
@@ -119,7 +118,7 @@ def test_a_message_may_wait_longer_than_the_delivery_limit(amqp_url: str) -> Non
             await put(channel, QUEUE, b"patient")
             async with consuming(broker, not_yet):
                 async with asyncio.timeout(60):
-                    while seen <= 2 * topology.DELIVERY_LIMIT:
+                    while seen <= 2 * DELIVERY_LIMIT:
                         await asyncio.sleep(0.02)
                 await asyncio.sleep(0.2)
             assert await rest(channel, DEAD) == []

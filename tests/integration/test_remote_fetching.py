@@ -513,7 +513,7 @@ def test_a_silent_and_a_dripping_source(machine: Machine, server: OddServer) -> 
 
 def test_a_curl_that_hangs(machine: Machine, server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own limits of time are of no use then."""
-    monkeypatch.setattr("datamanager.sources.remote_curl.remote_source.LATE", 0.5)
+    monkeypatch.setattr("datamanager.sources.http.remote_source.LATE", 0.5)
     monkeypatch.setattr("datamanager.transports.remote.curl._ENDING", 0.5)
     server.answers["/"] = [60.0]
     run, pids = on_machine(machine.job.target), list[int]()

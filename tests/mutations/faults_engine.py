@@ -198,7 +198,7 @@ ENGINE_FAULTS = (
     Fault(
         "transport: more sessions than max_connections",
         "datamanager/transports/session_limiter.py",
-        "self._in_use + count <= self.most",
+        "self.in_use + count <= self.most",
         "True",
         ("tests/contract/test_transport_faults.py::test_sessions_are_bounded_and_waiters_wake[local]",),
     ),

@@ -81,7 +81,7 @@ SOURCE_FAULTS = (
     Fault(
         "resume: bytes of another version are appended",
         "datamanager/sources/http/answer.py",
-        "if asked.version is not None and self.version != asked.version:",
+        "if wanted.version is not None and self.version != wanted.version:",
         "if False:",
         ("tests/contract/test_sources.py::test_parts_and_versions[http]",),
     ),
@@ -122,7 +122,7 @@ SOURCE_FAULTS = (
     ),
     Fault(
         "curl: a quote in a value is not escaped",
-        "datamanager/sources/remote_curl/curl_config.py",
+        "datamanager/sources/http/curl_config.py",
         """.replace('"', '\\\\"')""",
         "",
         ("tests/unit/test_curl.py::test_each_value_is_one_quoted_line",),

@@ -11,7 +11,7 @@ import pytest
 
 from datamanager.errors import ConnectionLost, DataManagerError, DownloadFailed, InternalError, NotSupported
 from datamanager.errors import TransportTimeout as Timeout
-from datamanager.sources.remote_curl.curl_config import curl_config, curl_error
+from datamanager.sources.http.curl_config import curl_config, curl_error
 from datamanager.sources.terms.urls import Target, parse_target
 from datamanager.transports.local.storage import LocalSession
 from tests.support.odd_http import OddServer, ok

@@ -17,7 +17,7 @@ from datamanager.errors import (
     TransportTimeout,
     UrlNotAllowed,
 )
-from datamanager.sources.network.connection_errors import as_ours, translated
+from datamanager.sources.network.connections import as_ours, translated
 
 
 def every_class(root: type[BaseException]) -> Iterator[type[BaseException]]:

@@ -46,12 +46,12 @@ from datamanager.errors import (
     TransportTimeout,
 )
 from datamanager.machines import VerifyPolicy
-from datamanager.sources.remote_curl.remote_source import CurlDownload, RemoteHttpSource
+from datamanager.sources.http.remote_source import CurlDownload, RemoteHttpSource
 from datamanager.transports.port import Session
+from datamanager.transports.remote.running import shell_words
 
 NO_ROOM = 2**20
 """Bytes of free space below which a failed write is put down to a full file system."""
-_COPY = 'umask 077; set -C; head -c "$1" <"$2" >"$3"'
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,8 @@ def _take_over(context: FetchContext, session: Session, replicas: Container[str]
 def _copied(session: Session, source: str, destination: str, size: int, control: Control) -> bool:
     """Have the machine copy the first `size` bytes of a file to a new name; say whether it could."""
     try:
-        status = session.programs.run(["sh", "-c", _COPY, "sh", str(size), source, destination], control.watch)
+        words = shell_words("copy_head", [str(size), source, destination])
+        status = session.programs.run(words, control.watch)
     except RemoteFailure as error:
         log.info("what is stored can't be resumed: %s", error.detail)
         return False

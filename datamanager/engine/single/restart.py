@@ -17,9 +17,8 @@ from contextlib import AbstractContextManager
 from datamanager.engine.attempt import Attempt, Found, Restart
 from datamanager.engine.control import Control
 from datamanager.errors import PathMissing, TransportError
-from datamanager.transports.paths import shown
 from datamanager.transports.port import Reader, Session
-from datamanager.transports.values import FileKind, FileStat
+from datamanager.transports.values import FileKind, FileStat, shown
 
 BLOCK = 32 * 1024 * 1024
 """Bytes before the point of restart that are compared at both ends before it is believed."""

@@ -1,7 +1,7 @@
 """ftp and ftps: one RETR in binary mode over a passive data connection.
 
 The path is below the login's directory; `ftp://host/%2Fetc/motd` is absolute (RFC 1738, 3.2.2). Size and modification
-time are the version, where the server tells both.
+time are the version, where the server reports both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from email.utils import format_datetime
 from datamanager.errors import ConnectionLost, SizeMismatch, SourceChanged, TooLarge
 from datamanager.sources.ftp.ftp_control import FtpControl, FtpLogin, ftp_errors
 from datamanager.sources.network.blocks import MinimumRate, gathered
-from datamanager.sources.network.connect import connect_guarded, time_limit
+from datamanager.sources.network.connections import connect_guarded, time_limit
 from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.source_port import Source
@@ -145,7 +145,7 @@ class FtpDownload:
         while piece := self._receive(rate):
             if self._stop is not None and received + len(piece) >= self._stop and self._stop != self.size:
                 yield memoryview(piece)[: self._stop - received]
-                return  # the rest was not asked for; leaving the context ends the transfer
+                return  # the rest was not requested; leaving the context ends the transfer
             received += len(piece)
             if self.size is not None and received > self.size:
                 raise SizeMismatch(f"{self.url} announced {self.size} bytes and sent more")

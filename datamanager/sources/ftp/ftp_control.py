@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from datamanager.errors import AuthenticationFailed, ConnectionLost, DataManagerError, DownloadFailed, SourceMissing
-from datamanager.sources.network.connection_errors import as_ours
+from datamanager.sources.network.connections import as_ours
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.terms.urls import Address
 
@@ -63,7 +63,7 @@ class FtpControl(ftplib.FTP_TLS):
         self._ragged = True
 
     def begin(self) -> None:
-        """Read the welcome, secure both connections, log in and ask for binary mode.
+        """Read the welcome, secure both connections, log in and set binary mode.
 
         Raises: ftplib's errors, OSError, EOFError.
         """
@@ -96,7 +96,7 @@ class FtpControl(ftplib.FTP_TLS):
         return None
 
     def can_begin_at(self, offset: int) -> bool:
-        """Ask whether a file can be had from this offset on; False when the server can't do that."""
+        """Say whether a file can be read from this offset on; False when the server can't do that."""
         try:
             return self.sendcmd(f"REST {offset}").startswith("350")
         except ftplib.error_perm:
@@ -110,7 +110,7 @@ class FtpControl(ftplib.FTP_TLS):
         Raises: UrlNotAllowed, ftplib's errors, OSError, EOFError.
         """
         self._ragged = size_known
-        # once more, although it was asked for: it has to be the last command before this one (RFC 3659, 5.3)
+        # once more, although it was sent before: it has to be the last command before this one (RFC 3659, 5.3)
         return self.ntransfercmd(f"RETR {path}", start or None)[0]
 
     def abort_waits(self) -> None:
@@ -123,7 +123,7 @@ class FtpControl(ftplib.FTP_TLS):
         try:
             return wanted.fullmatch(self.sendcmd(f"{command} {path}"))
         except ftplib.error_perm:
-            return None  # not supported, or no such file: which of them, RETR will tell
+            return None  # not supported, or no such file: RETR shows which
 
     # --- what ftplib does, within bounds ------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class FtpControl(ftplib.FTP_TLS):
         return super().getline()
 
     def makepasv(self) -> tuple[str, int]:
-        """Ask for the data connection's port; the address is the control connection's, whatever the server says.
+        """Request the data connection's port; the address is the control connection's, whatever the server says.
 
         Raises: UrlNotAllowed for a port that DM_DOWNLOAD_DENY denies.
         """

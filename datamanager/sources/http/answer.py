@@ -20,7 +20,7 @@ from urllib3 import HTTPHeaderDict, HTTPResponse
 from datamanager.errors import DownloadFailed, SizeMismatch, SourceChanged, TooLarge
 from datamanager.sources.http.pinned import PinnedResponse
 from datamanager.sources.network.blocks import gathered
-from datamanager.sources.network.connection_errors import translated
+from datamanager.sources.network.connections import translated
 from datamanager.sources.source_port import BLOCK
 from datamanager.sources.terms.urls import Target, public_url
 
@@ -97,7 +97,7 @@ class CheckedHead:
     """The checked head of an answer to a GET. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
-        self, head: Head, target: Target, max_size: int, asked: RangeRequest, expect_type: str | None = None
+        self, head: Head, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None
     ) -> None:
         headers = self._headers = head.headers
         self.url = public_url(target.url)
@@ -108,11 +108,11 @@ class CheckedHead:
         self.version = strong_version(headers)
         self._max_size = max_size
         self.start = 0
-        self._announced = self._checked_head(head.status, asked)
+        self._announced = self._checked_head(head.status, wanted)
         self.size = self._announced
         if head.status == requests.codes.partial:
-            self._take_range(headers.get("Content-Range"), asked)
-        if asked.version is not None and self.version != asked.version:
+            self._take_range(headers.get("Content-Range"), wanted)
+        if wanted.version is not None and self.version != wanted.version:
             raise SourceChanged(f"{self.url} is not the version any more that the download began with")
         if self.size is not None and self.size > max_size:
             raise TooLarge(f"{self.url} is {self.size} bytes, the maximum is {max_size}")
@@ -120,11 +120,11 @@ class CheckedHead:
         accepts = headers.get("Accept-Ranges", "").strip().lower() == "bytes"
         self.ranges = self.version is not None and (accepts or head.status == requests.codes.partial)
 
-    def _checked_head(self, status: int, asked: RangeRequest) -> int | None:
+    def _checked_head(self, status: int, wanted: RangeRequest) -> int | None:
         """Return the announced length of the body in bytes, if there is one."""
-        if status == requests.codes.requested_range_not_satisfiable and asked.version is not None:
-            raise SourceChanged(f"{self.url} ends before byte {asked.start}, where the download was to resume")
-        sound = (requests.codes.ok, requests.codes.partial) if asked.partial else (requests.codes.ok,)
+        if status == requests.codes.requested_range_not_satisfiable and wanted.version is not None:
+            raise SourceChanged(f"{self.url} ends before byte {wanted.start}, where the download was to resume")
+        sound = (requests.codes.ok, requests.codes.partial) if wanted.partial else (requests.codes.ok,)
         if status not in sound:
             retryable = status in _RETRYABLE or status >= 500
             raise DownloadFailed(f"{self.url} answered {status}", retryable=retryable)
@@ -143,17 +143,17 @@ class CheckedHead:
             raise DownloadFailed(f"{self.url} sends an invalid Content-Length")
         return int(lengths[0])
 
-    def _take_range(self, content_range: str | None, asked: RangeRequest) -> None:
+    def _take_range(self, content_range: str | None, wanted: RangeRequest) -> None:
         """Store the whole size and the range. Raises: SourceChanged when it is not the requested one."""
         match = _CONTENT_RANGE.fullmatch((content_range or "").strip())
         if match is None or len(self._headers.getlist("Content-Range")) != 1:
             raise SourceChanged(f"{self.url} sends a range without naming it (Content-Range)")
         first, last = int(match[1]), int(match[2])
         self.size = None if match[3] == "*" else int(match[3])
-        end = self.size if asked.stop is None else asked.stop if self.size is None else min(asked.stop, self.size)
+        end = self.size if wanted.stop is None else wanted.stop if self.size is None else min(wanted.stop, self.size)
         count = last + 1 - first
-        if first != asked.start or count <= 0 or (end is not None and last + 1 != end):
-            raise SourceChanged(f"{self.url} sends bytes {first} to {last}, requested were {asked.start} to {end}")
+        if first != wanted.start or count <= 0 or (end is not None and last + 1 != end):
+            raise SourceChanged(f"{self.url} sends bytes {first} to {last}, requested were {wanted.start} to {end}")
         if self._announced is not None and self._announced != count:
             raise SourceChanged(f"{self.url} sends {self._announced} bytes as its range of {count}")
         self.start, self._announced = first, count
@@ -173,14 +173,9 @@ class HttpDownload(CheckedHead):
     """The answer to a GET, its head checked. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
-        self,
-        response: requests.Response,
-        target: Target,
-        max_size: int,
-        asked: RangeRequest,
-        expect_type: str | None = None,
+        self, response: requests.Response, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None
     ) -> None:
-        super().__init__(Head.of(response), target, max_size, asked, expect_type)
+        super().__init__(Head.of(response), target, max_size, wanted, expect_type)
         self._raw: HTTPResponse = response.raw
 
     def blocks(self) -> Iterator[memoryview]:

@@ -20,8 +20,7 @@ from datamanager.errors import DataManagerError, DownloadFailed, InvalidRequest,
 from datamanager.sources.http.answer import Head, HttpDownload, RangeRequest
 from datamanager.sources.http.pinned import PinnedAdapter
 from datamanager.sources.http.proxy import Proxy
-from datamanager.sources.network.connect import MAX_ADDRESSES
-from datamanager.sources.network.connection_errors import causes, translated
+from datamanager.sources.network.connections import MAX_ADDRESSES, causes, translated
 from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.source_port import Source
@@ -34,18 +33,6 @@ _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close
 NO_HEADERS: Mapping[str, str] = {}
 
 A = TypeVar("A")
-
-
-class BearerAuth(AuthBase):
-    """Authorization by a bearer token (RFC 6750)."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the header."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +68,12 @@ class HttpTerms:
             base, hash_sign, fragment = url.partition("#")
             query = urlencode({name: value.get_secret_value() for name, value in options.query.items()})
             url = f"{base}{'&' if '?' in base else '?'}{query}{hash_sign}{fragment}"
+        headers = {name: value.get_secret_value() for name, value in options.headers.items()}
+        if options.token is not None:  # RFC 6750
+            headers["Authorization"] = f"Bearer {options.token.get_secret_value()}"
         return cls(
             parse_target(url),
-            headers={name: value.get_secret_value() for name, value in options.headers.items()},
+            headers=headers,
             auth=auth,
             trust=Trust.of(options),
             proxy=Proxy.of(options),
@@ -100,9 +90,9 @@ class HttpTerms:
         """See SourceTerms.open."""
         return HttpSource(self, context)
 
-    def refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+    def refusal(self, response: requests.Response, wanted: RangeRequest, shown: str) -> DataManagerError | None:
         """Return the error of the protocol for an answer; None leaves it to the checks of every answer."""
-        del response, asked, shown
+        del response, wanted, shown
         return None
 
 
@@ -119,32 +109,32 @@ class HttpSource:
 
         Raises: SourceChanged, UrlNotAllowed, DownloadFailed, TooLarge, ConnectionLost, TransportTimeout.
         """
-        asked = RangeRequest(start, stop, version)
+        wanted = RangeRequest(start, stop, version)
         target, response = followed(
-            self.terms.target, lambda at, trusted: self._get(at, asked, trusted=trusted), Head.of, _close
+            self.terms.target, lambda at, trusted: self._get(at, wanted, trusted=trusted), Head.of, _close
         )
         try:
-            yield HttpDownload(response, target, self.context.max_size, asked, self.terms.expect_type)
+            yield HttpDownload(response, target, self.context.max_size, wanted, self.terms.expect_type)
         finally:
             _close(response)
 
-    def request(self, target: Target, asked: RangeRequest, *, trusted: bool) -> requests.PreparedRequest:
+    def request(self, target: Target, wanted: RangeRequest, *, trusted: bool) -> requests.PreparedRequest:
         """Return the request as it is to be sent. `trusted`: the target is of the origin that the client's login and
         headers are for.
         """
         own = self.terms.headers if trusted else NO_HEADERS
         replaced = {name.lower() for name in own}
         headers = {name: value for name, value in _HEADERS.items() if name.lower() not in replaced}
-        headers = {**headers, **own, **asked.headers(), "Host": target.netloc}
+        headers = {**headers, **own, **wanted.headers(), "Host": target.netloc}
         request = requests.Request("GET", target.url, headers=headers).prepare()
         if trusted and self.terms.auth is not None:
             request = self.terms.auth(request)
         return request
 
-    def _get(self, target: Target, asked: RangeRequest, *, trusted: bool) -> requests.Response:
-        response = self._send(self.request(target, asked, trusted=trusted), target, trusted=trusted)
+    def _get(self, target: Target, wanted: RangeRequest, *, trusted: bool) -> requests.Response:
+        response = self._send(self.request(target, wanted, trusted=trusted), target, trusted=trusted)
         try:
-            refusal = self.terms.refusal(response, asked, public_url(target.url))
+            refusal = self.terms.refusal(response, wanted, public_url(target.url))
             if refusal is not None:
                 raise refusal
         except BaseException:
@@ -183,7 +173,7 @@ class HttpSource:
 
 
 def auth_of(options: HttpOptions) -> AuthBase | None:
-    """Return what adds the login that the options ask for. Raises: InvalidRequest when they ask for two."""
+    """Return what adds the username and password of the options. Raises: InvalidRequest when they have two logins."""
     named = any(name.lower() == "authorization" for name in options.headers)
     logins = {
         "username": options.username is not None,
@@ -193,8 +183,6 @@ def auth_of(options: HttpOptions) -> AuthBase | None:
     if sum(logins.values()) > 1:
         chosen = " and ".join(name for name, given in logins.items() if given)
         raise InvalidRequest(f"options: {chosen} are two logins; give one", {"options": f"{chosen} are two logins"})
-    if options.token is not None:
-        return BearerAuth(options.token.get_secret_value())
     if options.username is not None:
         return HTTPBasicAuth(options.username.encode(), (plain_text(options.password) or "").encode())
     if options.password is not None:

@@ -19,7 +19,7 @@ from typing import Any
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HeaderParsingError, NewConnectionError
 from urllib3.util.response import assert_header_parsing
 
@@ -174,14 +174,6 @@ class _TlsConnection(_Tunnelled, HTTPSConnection):
     response_class = PinnedResponse
 
 
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
 class PinnedAdapter(HTTPAdapter):
     """Sends requests for one target to one checked address, and nowhere else; no retry, no redirect, and no proxy but
     `tunnel`. Over https, `context` says whom to trust.
@@ -196,7 +188,6 @@ class PinnedAdapter(HTTPAdapter):
         self._context = context
         self._tunnel = tunnel
         self._pool: HTTPConnectionPool | None = None
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def get_connection_with_tls_context(
         self,

@@ -11,7 +11,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from datamanager.sources.network.connect import connect_first
+from datamanager.sources.network.connections import connect_first
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.terms.source_options import HttpOptions, option_error, plain_text
 from datamanager.sources.terms.urls import Address, Target, parse_target

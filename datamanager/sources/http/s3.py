@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
 
@@ -27,7 +27,7 @@ from datamanager.errors import (
 )
 from datamanager.sources.http.answer import RangeRequest
 from datamanager.sources.http.client import HttpTerms
-from datamanager.sources.network.connection_errors import translated
+from datamanager.sources.network.connections import translated
 from datamanager.sources.network.tls import Trust
 from datamanager.sources.terms.source_options import S3Options, option_error, plain_text
 from datamanager.sources.terms.urls import parse_target, public_url, require_plain
@@ -54,27 +54,15 @@ _ELSEWHERE = frozenset({"PermanentRedirect", "TemporaryRedirect", "Authorization
 _LATER = frozenset({"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted"})
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Whose requests they are."""
-
-    access_key: str
-    secret_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
-
-
 class S3Auth(AuthBase):
     """Signs each request anew; safe to share between threads."""
 
-    def __init__(self, keys: Keys, region: str) -> None:
-        self._keys = keys
-        self._region = region
+    def __init__(self, access_key: str, secret_key: str, region: str, session_token: str | None) -> None:
+        self._signer = partial(_Signer, access_key, secret_key, region, "s3", session_token=session_token)
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Add the signature: made by a signer of its own, because the library's keep state."""
-        keys = self._keys
-        signer = _Signer(keys.access_key, keys.secret_key, self._region, "s3", session_token=keys.session_token)
-        signed: requests.PreparedRequest = signer(request)
+        signed: requests.PreparedRequest = self._signer()(request)
         return signed
 
 
@@ -97,20 +85,20 @@ class S3Terms(HttpTerms):
         region = options.region or DEFAULT_REGION
         if not _REGION.fullmatch(region):
             raise option_error("region", "must be like eu-west-1")
-        keys = _keys(options)
+        auth = _auth(options, region)
         return cls(
             parse_target(object_url(url, options.endpoint, region)),
-            auth=None if keys is None else S3Auth(keys, region),
+            auth=auth,
             trust=Trust.of(options),
             expect_type=options.expect_type,
         )
 
-    def refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+    def refusal(self, response: requests.Response, wanted: RangeRequest, shown: str) -> DataManagerError | None:
         """Return S3's own errors; no redirect is followed, whose signature would be another one."""
         sound = (requests.codes.ok, requests.codes.partial, requests.codes.requested_range_not_satisfiable)
         if response.status_code not in sound:
             return refusal(response, shown)
-        if asked.partial and response.status_code == requests.codes.ok and "Content-Range" in response.headers:
+        if wanted.partial and response.status_code == requests.codes.ok and "Content-Range" in response.headers:
             # rclone's server answers 200 to a range; which range it sends is checked as ever
             response.status_code = requests.codes.partial
         return None
@@ -163,8 +151,8 @@ def _parts(url: str) -> tuple[str, bytes, str | None]:
     return parts.netloc, key, query[0][1] if query else None
 
 
-def _keys(options: S3Options) -> Keys | None:
-    """Return the keys to sign with; None: unsigned. Raises: InvalidRequest."""
+def _auth(options: S3Options, region: str) -> S3Auth | None:
+    """Return what signs requests; None: unsigned. Raises: InvalidRequest."""
     if options.unsigned:
         if options.access_key or options.secret_key or options.session_token:
             raise option_error("unsigned", "can't be true when keys are given")
@@ -178,7 +166,7 @@ def _keys(options: S3Options) -> Keys | None:
     token = plain_text(options.session_token)
     if token is not None and not (token.isascii() and token.isprintable()):
         raise option_error("session_token", "must be printable ASCII")
-    return Keys(options.access_key, options.secret_key.get_secret_value(), token)
+    return S3Auth(options.access_key, options.secret_key.get_secret_value(), region, token)
 
 
 def refusal(response: requests.Response, shown: str) -> DataManagerError:

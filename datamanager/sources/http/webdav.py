@@ -33,7 +33,7 @@ _REFUSALS: dict[int, type[DataManagerError]] = {
 
 
 class ChallengedAuth(HTTPDigestAuth):
-    """Sends no password before the server asked for one; then as digest where it offers that, else as basic."""
+    """Sends no password before the server requires one; then as digest where it offers that, else as basic."""
 
     def handle_401(self, r: requests.Response, **kwargs: Any) -> requests.Response:
         """Answer a challenge, once."""
@@ -84,8 +84,8 @@ class WebdavTerms(HttpTerms):
             auth = ChallengedAuth(options.username, plain_text(options.password) or "")
         return cls.with_auth(http_url(url), options, auth)
 
-    def refusal(self, response: requests.Response, asked: RangeRequest, shown: str) -> DataManagerError | None:
+    def refusal(self, response: requests.Response, wanted: RangeRequest, shown: str) -> DataManagerError | None:
         """Return an error for each kind of refusal."""
-        del asked
+        del wanted
         kind = _REFUSALS.get(response.status_code)
         return None if kind is None else kind(f"{shown} answered {response.status_code}")

@@ -41,20 +41,16 @@ class MinimumRate:
             self._waited, self._received = 0.0, 0
 
 
-def _never_pauses(_: float) -> bool:
-    return False
-
-
 def gathered(
     pieces: Iterable[bytes | memoryview],
     url: str,
     most: int,
     max_size: int,
-    pauses: Callable[[float], bool] = _never_pauses,
+    pauses: Callable[[float], bool] = lambda _: False,
 ) -> Iterator[memoryview]:
     """Yield the bytes of `pieces` in blocks of at most 1 MiB; what trickles in is yielded every half second.
 
-    A block is valid until the next one is asked for. `most` is how many bytes may come, `max_size` how many the whole
+    A block is valid until the next one is taken. `most` is how many bytes may come, `max_size` how many the whole
     file may have: the error names that. `pauses` says whether the next piece would take longer than so many seconds.
 
     Raises: TooLarge, and what `pieces` raises.

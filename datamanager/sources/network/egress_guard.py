@@ -58,7 +58,7 @@ def is_public(address: Address) -> bool:
 
 
 def _nat64(address: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address that a NAT64 gateway would be asked for (RFC 6052), if it is such an address."""
+    """Return the IPv4 address that a NAT64 gateway would connect to (RFC 6052), if it is such an address."""
     return IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
 
 
@@ -136,7 +136,7 @@ class EgressGuard:
         for address in addresses:
             if any(entry.allows_address(address, port) for entry in self._entries):
                 continue
-            # The error does not name the address: it would tell any client about names of the inner network.
+            # The error does not name the address: it would show names of the inner network to any client.
             if not is_public(address):
                 raise UrlNotAllowed(f"host {host!r} has an address that is not public (DM_DOWNLOAD_ALLOW can allow it)")
             if port not in PUBLIC_PORTS:

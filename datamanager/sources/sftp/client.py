@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 
-from paramiko.sftp import CMD_ATTRS, CMD_FSTAT, CMD_HANDLE, CMD_OPEN, CMD_STAT, SFTP_FLAG_READ
+import paramiko
+from paramiko import sftp
 
 from datamanager.errors import (
     ConnectionLost,
     DownloadFailed,
+    InternalError,
     PathMissing,
     PermissionDenied,
     SizeMismatch,
@@ -29,18 +31,20 @@ from datamanager.errors import (
     TransportError,
 )
 from datamanager.sources.network.blocks import MinimumRate, gathered
-from datamanager.sources.network.connect import connect_guarded, time_limit
+from datamanager.sources.network.connections import connect_guarded, time_limit
 from datamanager.sources.network.source_context import SourceContext
-from datamanager.sources.sftp.paced_channel import start_sftp
 from datamanager.sources.sftp.ssh_login import Login, TrustedKeys, logged_in, parse_private_key, ssh_errors
 from datamanager.sources.source_port import Source
 from datamanager.sources.terms.source_options import SftpOptions, option_error, plain_text, refuse_expect_type
 from datamanager.sources.terms.urls import FileUrl, parse_file_url
+from datamanager.transports.channel import Channel, RemoteProgram
 from datamanager.transports.sftp.errors import expect
 from datamanager.transports.sftp.files import SftpReader
 from datamanager.transports.sftp.wire import NO_ATTRIBUTES, Wire, string, u32
+from datamanager.transports.values import Bytes
 
 PORTS = {"sftp": 22}
+_RECEIVE = 2**18
 
 _SIZE, _OWNER, _PERMISSIONS, _TIMES = 0x1, 0x2, 0x4, 0x8
 
@@ -99,7 +103,7 @@ class SftpSource:
             transport = stack.enter_context(login)
             # only what this source does is translated, not what goes wrong where the bytes are stored
             with sftp_errors(url.shown):
-                wire = start_sftp(transport, context.connect_timeout, context.read_timeout)
+                wire = _start_sftp(transport, context.connect_timeout, context.read_timeout)
                 with time_limit(context.read_timeout, transport.close):
                     download = SftpDownload(wire, url, context, start, stop)
             if version is not None and version != download.version:
@@ -118,10 +122,12 @@ class SftpDownload:
         self._wire = wire
         self._context = context
         path = url.path.removeprefix(b"/~/")
-        self._attributes_of(CMD_STAT, string(path))  # before: to open a pipe waits for somebody who writes
-        opened = expect(wire.call(CMD_OPEN, string(path), u32(SFTP_FLAG_READ), NO_ATTRIBUTES), CMD_HANDLE, self.url)
+        self._attributes_of(sftp.CMD_STAT, string(path))  # before: to open a pipe waits for a writer
+        opened = expect(
+            wire.call(sftp.CMD_OPEN, string(path), u32(sftp.SFTP_FLAG_READ), NO_ATTRIBUTES), sftp.CMD_HANDLE, self.url
+        )
         self._file = SftpReader(wire, opened.fields().get_string(), self.url)
-        self._attributes = size, mtime = self._attributes_of(CMD_FSTAT, self._file.handle)
+        self._attributes = size, mtime = self._attributes_of(sftp.CMD_FSTAT, self._file.handle)
         if size > context.max_size:
             raise TooLarge(f"{self.url} is {size} bytes, the maximum is {context.max_size}")
         self.size: int | None = size
@@ -149,7 +155,7 @@ class SftpDownload:
                 received += len(piece)
                 yield piece
             with time_limit(window, self._wire.channel.abort):
-                changed = self._attributes_of(CMD_FSTAT, self._file.handle) != self._attributes
+                changed = self._attributes_of(sftp.CMD_FSTAT, self._file.handle) != self._attributes
         if changed:
             raise SourceChanged(f"{self.url} changed while it was read")
         if received != self._stop - self.start:
@@ -157,7 +163,7 @@ class SftpDownload:
 
     def _attributes_of(self, kind: int, what: bytes) -> tuple[int, int]:
         """Return the size and modification time of a regular file, by path or handle."""
-        message = expect(self._wire.call(kind, what), CMD_ATTRS, self.url).fields()
+        message = expect(self._wire.call(kind, what), sftp.CMD_ATTRS, self.url).fields()
         flags = message.get_int()
         size = message.get_int64() if flags & _SIZE else None
         if flags & _OWNER:
@@ -168,6 +174,70 @@ class SftpDownload:
             raise DownloadFailed(f"{self.url}: the server does not send the file's size and modification time")
         message.get_int()
         return size, message.get_int()
+
+
+class _PacedChannel(Channel):
+    """A channel over a connection that is logged in, which its owner closes. Errors are paramiko's.
+
+    Waiting is bounded, and the server must keep a minimum rate.
+    """
+
+    def __init__(self, transport: paramiko.Transport, connect_timeout: float, window: float) -> None:
+        super().__init__(window)
+        self._rate = MinimumRate(window)
+        self._buffer = bytearray()
+        self._transport = transport
+        self._channel = transport.open_session(timeout=connect_timeout)
+        self._channel.invoke_subsystem("sftp")
+        self._channel.settimeout(window)
+
+    def send_some(self, parts: Sequence[Bytes]) -> int:
+        """Send what the server's window takes. Raises: TimeoutError, and what paramiko raises."""
+        sent = self._channel.send(parts[0])  # type: ignore[arg-type]  # a memoryview is as good
+        if not sent:
+            raise self.lost("the server closed the connection")
+        return sent
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte; 0 at the end. Raises: TimeoutError, also at less than the minimum rate."""
+        if not self._buffer:
+            began = time.monotonic()
+            self._buffer += self._channel.recv(_RECEIVE)
+            self._rate.add(time.monotonic() - began, len(self._buffer))
+        count = min(len(buffer), len(self._buffer))
+        buffer[:count] = self._buffer[:count]
+        del self._buffer[:count]
+        return count
+
+    def alive(self) -> bool:
+        """Say whether the connection is open."""
+        return self._transport.is_active()
+
+    def run(self, *_: object, **__: object) -> RemoteProgram:
+        """Refuse: nothing but SFTP is spoken with a source."""
+        raise InternalError("no program is run on the server of a download")
+
+    def abort(self) -> None:
+        """Break the connection."""
+        self._transport.close()
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def start_error(self, cause: TransportError) -> TransportError:
+        """Return the cause: whoever opens the source says which server it is."""
+        return cause
+
+
+def _start_sftp(transport: paramiko.Transport, connect_timeout: float, window: float) -> Wire:
+    """Start the SFTP server over a connection that is logged in; timeouts are seconds.
+
+    Raises: TransportError, and what paramiko raises.
+    """
+    # paramiko waits without end for the answer to a request for a subsystem
+    with time_limit(2 * connect_timeout, transport.close):
+        return Wire(_PacedChannel(transport, connect_timeout, window))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from datamanager.errors import AuthenticationFailed, ConnectionLost, DownloadFai
 from datamanager.known_hosts import DEFAULT_FILES, entry_name, fingerprint, lines_for, signature_algorithms
 from datamanager.sources.terms.source_options import option_error
 from datamanager.sources.terms.urls import FileUrl
-from datamanager.transports.ssh.paramiko import FAST_CIPHERS, preferred
+from datamanager.transports.ssh.paramiko import exchange_keys
 
 _WINDOW = 4 * 2**20
 """Bytes that the server may send ahead."""
@@ -115,24 +115,15 @@ def logged_in(
         raise
     try:
         with ssh_errors(url.shown):
-            _exchange_keys(transport, url, trusted, timeout)
+            exchange_keys(transport, trusted.algorithms(), timeout)
+            if not transport.initial_kex_done:  # start_client comes back then, too
+                raise TransportTimeout(f"{url.shown}: no SSH connection within {timeout:g} seconds")
             trusted.check(transport.get_remote_server_key())
             _log_in(transport, url, login)
         yield transport
     finally:
         transport.close()
         transport.join(timeout)
-
-
-def _exchange_keys(transport: paramiko.Transport, url: FileUrl, trusted: TrustedKeys, timeout: float) -> None:
-    transport.daemon = True
-    transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = timeout
-    options = transport.get_security_options()
-    options.ciphers = preferred(FAST_CIPHERS, options.ciphers)
-    options.key_types = preferred(trusted.algorithms(), options.key_types)
-    transport.start_client(timeout=timeout)
-    if not transport.initial_kex_done:  # start_client comes back then, too
-        raise TransportTimeout(f"{url.shown}: no SSH connection within {timeout:g} seconds")
 
 
 def _log_in(transport: paramiko.Transport, url: FileUrl, login: Login) -> None:

@@ -38,13 +38,9 @@ class Credential:
     """Host and port; without a port the usual one of an encrypted protocol is meant."""
     options: Mapping[str, Any] = field(repr=False)
 
-    def allows(self, host: str, port: int, *, usual: bool) -> bool:
-        """Say whether it may be sent there; `usual`: to the usual port of an encrypted protocol."""
-        return (host, port) in self.hosts or (usual and (host, None) in self.hosts)
-
 
 def credential_name(options: Mapping[str, Any]) -> str | None:
-    """Return the name of the credential that is asked for. Raises: InvalidRequest when it can't be a name."""
+    """Return the name of the credential that the options name. Raises: InvalidRequest when it can't be a name."""
     name = options.get(OPTION)
     if name is None or name == "":
         return None
@@ -115,7 +111,7 @@ def _check(credential: Credential, url: object) -> None:
             port = (None if scheme == "s3" else parts.port) or usual or _PLAIN[scheme]
     except (ValueError, UrlNotAllowed):
         raise CredentialNotAllowed(f"credential {credential.name} may not be sent to an address like this") from None
-    if not credential.allows(host, port, usual=port == usual):
+    if (host, port) not in credential.hosts and not (port == usual and (host, None) in credential.hosts):
         shown = f"[{host}]" if ":" in host else host
         hint = "" if usual else "; unencrypted only where its hosts name the port"
         raise CredentialNotAllowed(f"credential {credential.name} may not be sent to {shown}:{port}{hint}")

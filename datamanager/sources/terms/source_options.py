@@ -208,7 +208,7 @@ class FtpOptions(TlsOptions):
     username: Line = None
     password: SecretLine = None
     tls: Annotated[Literal["explicit", "implicit"] | None, empty_is(None)] = None
-    """`explicit`: the connection begins in clear text and AUTH TLS is asked for; `implicit`: TLS from the first byte.
+    """`explicit`: the connection begins in clear text and AUTH TLS is requested; `implicit`: TLS from the first byte.
     Default: none for ftp; for ftps explicit on port 21 and implicit on any other."""
 
 

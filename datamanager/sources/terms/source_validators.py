@@ -51,21 +51,16 @@ class Validators:
         return dated and (self.last_modified, self.size) == (other.last_modified, other.size)
 
 
-def identity(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None]:
+def identity_or_none(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None] | None:
     """Return what identifies a request's bytes: the `public_url`, and a keyed digest of the whole URL, endpoint and
-    compression where there is more than that. Raises: SecretsUnreadable.
+    compression where there is more than that. None where there is no key for the digest: nothing can be compared then.
     """
     shown, query = public_url(request.url), request.options.get("query")
     endpoint, packing = request.options.get("endpoint"), request.options.get("decompress")
     if shown == request.url and not query and not endpoint and not packing:
         return shown, None
-    return shown, sealer.mark(json.dumps([request.url, query, endpoint, packing], sort_keys=True, default=str))
-
-
-def identity_or_none(request: GetExternalRequest, sealer: Sealer) -> tuple[str, str | None] | None:
-    """Return the identity; None where there is no key for the digest: nothing can be compared then."""
     try:
-        return identity(request, sealer)
+        return shown, sealer.mark(json.dumps([request.url, query, endpoint, packing], sort_keys=True, default=str))
     except SecretsUnreadable:
         return None
 

@@ -43,7 +43,7 @@ def scheme_of(url: str) -> str:
 def canonical_host(host: str) -> str | Address:
     """Return `host` as an address, or as a lower-case ASCII name without a final dot.
 
-    A host that ends in a number is an IPv4 address to somebody's parser (WHATWG URL, inet_aton): only the plain dotted
+    A host that ends in a number is an IPv4 address to some parsers (WHATWG URL, inet_aton): only the plain dotted
     form is read; `127.1`, `0x7f.0.0.1`, `2130706433` and `0177.0.0.1` are refused, as are zones (`fe80::1%eth0`) and
     `%` escapes.
 
@@ -109,7 +109,7 @@ def origin_of(url: str) -> tuple[str, str, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An http(s) URL as it is requested: the host that is checked is the host that is asked."""
+    """An http(s) URL as it is requested: the host that is checked is the host that is connected to."""
 
     scheme: str
     host: str
@@ -142,21 +142,21 @@ def parse_target(url: str) -> Target:
     try:
         prepared = requests.Request("GET", url).prepare()
         parts = parse_url(prepared.url or "")
-        asked_port = parse_url(url).port  # requests drops port 0
+        given_port = parse_url(url).port  # requests drops port 0
     except (requests.RequestException, LocationParseError, ValueError):
         raise UrlNotAllowed(f"the URL {public_url(url)} is malformed") from None  # the parsers quote the URL as it is
     if parts.auth is not None:
         raise UrlNotAllowed("user and password in the URL are not supported")
     if parts.scheme != scheme or not parts.host:
         raise UrlNotAllowed(f"the URL {public_url(url)} is malformed")
-    port = _DEFAULT_PORTS[scheme] if asked_port is None else asked_port
+    port = _DEFAULT_PORTS[scheme] if given_port is None else given_port
     target = Target(scheme, str(canonical_host(parts.host)), port, "")
     return Target(scheme, target.host, port, f"{scheme}://{target.netloc}{prepared.path_url}")
 
 
 @dataclass(frozen=True, slots=True)
 class FileUrl:
-    """A file of an SFTP or FTP server: the host that is checked is the host that is asked."""
+    """A file of an SFTP or FTP server: the host that is checked is the host that is connected to."""
 
     scheme: str
     host: str

@@ -1,4 +1,4 @@
-"""Many small files on this host: the port's `Many` by plain system calls, one file after the other.
+"""Many small files on this host: the port's `Bulk` by plain system calls, one file after the other.
 
 There is no round trip to save here.
 """
@@ -9,16 +9,15 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import TypeVar
 
 from datamanager.errors import NotSupported, PathExists, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results, Sync
 from datamanager.transports.local.files import file_stat, lstat, os_errors, real_path, remove, rename
-from datamanager.transports.paths import shown
-from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile
+from datamanager.transports.values import FileStat, NewFile, SmallFile, require_file, shown
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -56,7 +55,7 @@ class LocalBulk:
         """Create each file, write it, set its mode and mtime, close it."""
         return _each(_write, files)
 
-    def unpack(self, files: Iterable[NewFile], directory: str) -> None:  # noqa: ARG002
+    def unpack(self, *_: object, **__: object) -> None:
         """Refuse: a program would do nothing here that `write` does not."""
         raise NotSupported("this host writes files as quickly as it unpacks them")
 
@@ -72,10 +71,9 @@ class LocalBulk:
         """Remove each file."""
         return _each(remove, paths)
 
-    @contextmanager
-    def syncing(self) -> Iterator[Sync]:
+    def syncing(self) -> AbstractContextManager[Sync]:
         """Put directories' file systems on stable storage, by coreutils' `sync`: Python has no syncfs."""
-        yield _sync
+        return contextlib.nullcontext(_sync)
 
 
 def _sync(directories: Sequence[str]) -> None:
@@ -113,8 +111,7 @@ def _read(path: str, most: int) -> SmallFile:
         handle = os.open(path, _READ)
         try:
             stat = file_stat(os.fstat(handle))
-            if stat.kind is not FileKind.FILE:
-                raise RemoteFailure(f"{shown(path)}: is not a regular file")
+            require_file(stat, path)
             data = bytearray()
             while len(data) <= most and (block := os.read(handle, most + 1 - len(data))):
                 data += block

@@ -1,4 +1,4 @@
-"""Open files of this host, and what its errors are called here."""
+"""Open files of this host, and our errors for those of the system."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
-from datamanager.transports.paths import shown
-from datamanager.transports.values import Bytes, FileKind, FileStat, NextRange
+from datamanager.transports.values import Bytes, FileKind, FileStat, NextRange, require_file, shown
 
 _BLOCK = 1 << 20
 
@@ -119,7 +118,7 @@ class LocalWriter:
         self.settle()
 
     def abandon(self) -> None:
-        """Close the file without asking how that went: it is not wanted any more."""
+        """Close the file, whatever its errors: it is not wanted any more."""
         with contextlib.suppress(OSError):
             os.close(self._handle)
 
@@ -157,7 +156,7 @@ def opened(path: str) -> Iterator[LocalReader]:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         reader = LocalReader(handle, path)
-        _require_file(reader.stat(), path)
+        require_file(reader.stat(), path)
         yield reader
     finally:
         os.close(handle)
@@ -181,7 +180,7 @@ def _written(path: str, flags: int, mode: int = 0o600) -> Iterator[LocalWriter]:
     writer = LocalWriter(handle, path)
     try:
         with os_errors(path):
-            _require_file(file_stat(os.fstat(handle)), path)
+            require_file(file_stat(os.fstat(handle)), path)
         yield writer
     except BaseException:
         writer.abandon()
@@ -189,13 +188,8 @@ def _written(path: str, flags: int, mode: int = 0o600) -> Iterator[LocalWriter]:
     writer.close()
 
 
-def _require_file(found: FileStat, path: str) -> None:
-    if found.kind is not FileKind.FILE:
-        raise RemoteFailure(f"{shown(path)}: is not a regular file")
-
-
 def file_stat(found: os.stat_result) -> FileStat:
-    """Return what a stat says, in the port's words."""
+    """Return what a stat says, as the port's FileStat."""
     return FileStat(FileKind.of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
 
 
@@ -244,7 +238,7 @@ def _rename_to_free_name(source: str, destination: str) -> None:
 
     Where links don't exist the name is looked at first, and one that appears in between is replaced.
 
-    Raises: OSError; PermissionDenied and the like, naming the source, when it can't be taken away.
+    Raises: OSError; PermissionDenied and the like, naming the source, when it can't be removed.
     """
     try:
         os.link(source, destination, follow_symlinks=False)

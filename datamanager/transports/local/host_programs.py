@@ -1,23 +1,29 @@
-"""What the mover's own host does by itself: the port's Programs by system calls and threads."""
+"""What the mover's own host does by itself: the port's Programs by system calls and threads.
+
+A file that is being written is hashed beside by a thread, which reads what it knows to be stored.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import subprocess
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Self
 
 from datamanager.errors import NotSupported, RemoteFailure
 from datamanager.transports.local.files import created, opened
-from datamanager.transports.local.follower import LocalFollower
 from datamanager.transports.port import RunningCurl, Session
-from datamanager.transports.values import Progress, PushTarget, no_progress
+from datamanager.transports.values import Progress, no_progress, shown
 
 _COPY_RANGE = 128 * 1024 * 1024
-"""Bytes per copy_file_range: how often progress is told and a cancel heard."""
-_LOOK = 0.2
-"""Seconds between two looks at a program that runs."""
+"""Bytes per copy_file_range: between two of them progress is reported, and a cancellation noticed."""
+_BLOCK = 1 << 20
+_POLL = 0.2
+"""Seconds between two calls of `progress` while a program or a hash is waited for."""
 
 
 class LocalPrograms:
@@ -54,7 +60,7 @@ class LocalPrograms:
         """Begin to hash a file that is being written, in a thread."""
         return LocalFollower(path)
 
-    def push(self, path: str, to: PushTarget, progress: Progress) -> None:  # noqa: ARG002
+    def push(self, *_: object, **__: object) -> None:
         """Refuse: what the mover itself sends is as direct."""
         raise NotSupported("this host sends by the mover itself")
 
@@ -69,7 +75,7 @@ class LocalPrograms:
             try:
                 while True:
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        program.wait(_LOOK)
+                        program.wait(_POLL)
                         break
                     progress(0)
             except BaseException:
@@ -79,14 +85,73 @@ class LocalPrograms:
             raise RemoteFailure(f"{words[0]} was killed by signal {-program.returncode}")
         return program.returncode
 
-    def curl(
-        self,
-        config: bytes,  # noqa: ARG002
-        authorities: bytes = b"",  # noqa: ARG002
-        *,
-        path: str = "",  # noqa: ARG002
-        start: int = 0,  # noqa: ARG002
-        progress: Progress = no_progress,  # noqa: ARG002
-    ) -> AbstractContextManager[RunningCurl]:
+    def curl(self, *_: object, **__: object) -> AbstractContextManager[RunningCurl]:
         """Refuse: what the mover itself fetches is on this host already."""
         raise NotSupported("on this host the mover itself downloads")
+
+
+class LocalFollower:
+    """See the port's Follower. Reads and hashes at most 1 MiB at a time, while Python's lock is free for others."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self._changed = threading.Condition()  # guards what follows
+        self._end = 0
+        self._last = False
+        self._left = False
+        self._failure: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="dm-follower", daemon=True)
+
+    def advance(self, end: int) -> None:
+        """Say that all bytes before `end` are stored."""
+        with self._changed:
+            self._end = end
+            self._changed.notify_all()
+
+    def result(self, progress: Progress) -> str:
+        """Return the hash once all is read. Raises: NotSupported when it could not be, or the file is shorter."""
+        with self._changed:
+            self._last = True
+            self._changed.notify_all()
+        while self._thread.is_alive():
+            progress(0)
+            self._thread.join(_POLL)
+        if self._failure is not None:
+            raise NotSupported(f"{shown(self._path)} can't be followed: {self._failure}")
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                self._follow(handle)
+            finally:
+                os.close(handle)
+        except OSError as exc:
+            self._failure = exc
+
+    def _follow(self, handle: int) -> None:
+        buffer, done = memoryview(bytearray(_BLOCK)), 0
+        while (end := self._next_end(done)) is not None:
+            count = os.preadv(handle, [buffer[: end - done]], done)
+            if not count:
+                raise OSError(f"ends at byte {done}, {end} were announced")
+            self._digest.update(buffer[:count])
+            done += count
+
+    def _next_end(self, done: int) -> int | None:
+        """Return up to where there is something to read now, waiting for it; None when that was all."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or self._last or self._end > done)
+            return None if self._left or self._end <= done else self._end

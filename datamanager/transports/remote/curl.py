@@ -20,18 +20,18 @@ from datamanager.transports.remote.running import POLL, end_by_input, shell_word
 from datamanager.transports.values import CurlExit, Progress
 
 _READY = b"\ndm-ready\n"
-# what curl was told to note (bytes of the body, seconds until it was connected; nothing when it was killed), its status
+# curl's `write-out` (bytes of the body, seconds until it was connected; nothing when it was killed), and its status
 _END = re.compile(rb"\0dm-end (?:(\d+)\S* (\S+) )?(\d+)\n$")
 _END_MAX = 100
 _UNFIT, _FULL, _OPTION_UNKNOWN = 91, 92, 2
 _ENDING = 10.0
-"""Seconds that the program may take to end when it is told to."""
+"""Seconds that the program may take to end once its input is closed."""
 _MOST_NOISE = 64 * 1024
 _MOST_HEAD = 2**20
 
 
 class RemoteCurl:
-    """See the port's Curl. Raises (when entered): NotSupported when the machine has not what it takes."""
+    """See the port's RunningCurl. Raises (when entered): NotSupported when the machine has not what it takes."""
 
     def __init__(
         self, channel: Channel, config: bytes, authorities: bytes, path: str, start: int, progress: Progress
@@ -40,9 +40,10 @@ class RemoteCurl:
         self._progress = progress
         self._input = config + authorities
         self._out = b""
-        """What it said and nobody took yet."""
+        """What it said, and was not taken yet."""
         self._over = False
-        self._end: CurlExit | None = None
+        self.end: CurlExit | None = None
+        """How curl ended; None while it runs."""
         words = [path, str(start), str(len(config)), str(len(authorities))]
         try:
             self._remote = channel.run(shell_words("fetch", words), stdin=True)
@@ -95,11 +96,6 @@ class RemoteCurl:
         if rest := self._rest():
             yield rest
 
-    @property
-    def end(self) -> CurlExit | None:
-        """How curl ended; None while it runs."""
-        return self._end
-
     def __enter__(self) -> Self:
         try:
             self._begin()
@@ -114,7 +110,7 @@ class RemoteCurl:
                 self._over = end_by_input(self._remote, _ENDING, "the program that fetched")
 
     def _begin(self) -> None:
-        """Wait for the program's first word, whatever a login shell says before, and give it curl's configuration."""
+        """Wait until the program is ready, whatever a login shell says before, and send it curl's configuration."""
         deadline = time.monotonic() + self._patience
         while _READY not in self._out:
             if not self._listen() or len(self._out) > _MOST_NOISE:
@@ -133,7 +129,7 @@ class RemoteCurl:
             return  # it has ended; how, its output and status say
 
     def _listen(self) -> bool:
-        """Take in what it says within a moment; say whether it goes on."""
+        """Take in what it says within a moment; say whether it still runs."""
         if self._over:
             return False
         piece = self._remote.read(POLL)
@@ -153,15 +149,15 @@ class RemoteCurl:
 
         Raises: ConnectionLost; RemoteFailure when the file can't be written.
         """
-        if self._end is None:
+        if self.end is None:
             self._judge(self._remote.exit_status())
             match = _END.search(self._out[-_END_MAX:])
             if match is None:
                 raise RemoteFailure("the program that fetches was killed")
             self._out = self._out[: -len(match[0])]
             connected = float((match[2] or b"0").replace(b",", b".")) > 0
-            self._end = CurlExit(int(match[3]), int(match[1] or b"0"), connected)
-            if self._end.status == _OPTION_UNKNOWN:
+            self.end = CurlExit(int(match[3]), int(match[1] or b"0"), connected)
+            if self.end.status == _OPTION_UNKNOWN:
                 raise NotSupported("its curl is too old")
         return self._take(len(self._out))
 

@@ -1,4 +1,4 @@
-"""A program at work on the machine: how one is started, heard, waited for and ended, and which ones a machine has.
+"""A program at work on the machine: how one is started, read, waited for and ended, and which ones a machine has.
 
 Our programs are the files in `scripts/`. Each is sent as one line: a csh as login shell passes on neither a newline nor
 a `!` without a blank after it. A program says its process id first: closing an SSH channel does not end one that is
@@ -49,15 +49,18 @@ class Running:
         self.ended = False
         """Whether its output has ended, and so there is nothing to be ended any more."""
 
-    @property
-    def started(self) -> bool:
-        """Whether the program has said its process id."""
-        return _PID.search(self.out) is not None
+    def starts(self) -> bool:
+        """Wait until the program has said its process id; False when it ends, or says anything else at length, instead.
 
-    @property
-    def noisy(self) -> bool:
-        """Whether so much was said that no more is kept."""
-        return len(self.out) >= _MOST_OUTPUT
+        Raises: TransportTimeout.
+        """
+        while not _PID.search(self.out):
+            before = self.out
+            if not self.listen(self._channel.patience) or len(self.out) >= _MOST_OUTPUT:
+                return False
+            if self.out == before:
+                raise TransportTimeout(f"the machine started no program within {self._channel.patience:g} seconds")
+        return True
 
     def listen(self, timeout: float) -> bool:
         """Take in what it says within `timeout` seconds; return whether it still runs."""
@@ -91,7 +94,7 @@ class Running:
     def _end(self) -> None:
         """End the program. The error that leads here matters more than this one's."""
         if not self._channel.alive():
-            return  # nobody can be asked any more
+            return  # no program can be started any more
         deadline = time.monotonic() + _GRACE
         try:
             self.remote.close_input()
@@ -108,7 +111,7 @@ class Running:
 
 
 class InstalledPrograms:
-    """What one machine can run for us; asked once, shared by its sessions."""
+    """What one machine can run for us; found out once, shared by its sessions."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -147,13 +150,13 @@ def read_to_end(channel: Channel, remote: RemoteProgram, patience: float, what: 
     out = bytearray()
     while (piece := remote.read(patience)) != b"":
         if piece is None:
-            raise TransportTimeout(f"no word for {patience:g} seconds while {what}")
+            raise TransportTimeout(f"no output for {patience:g} seconds while {what}")
         out += piece
     return exit_status(channel, remote, what), bytes(out)
 
 
 def end_by_input(remote: RemoteProgram, seconds: float, what: str) -> bool:
-    """Close the input of a program that ends with it, and say whether it ended, or went away, within so many seconds.
+    """Close the input of a program that ends with it, and say whether it ended, or was lost, within so many seconds.
 
     Its output is lost. Never raises: the error that leads here matters more than this one's.
     """
@@ -164,7 +167,7 @@ def end_by_input(remote: RemoteProgram, seconds: float, what: str) -> bool:
             if remote.read(left) == b"":
                 return True
     except TransportError as exc:
-        _log.info("%s went away: %s", what, exc.detail)
+        _log.info("%s was lost: %s", what, exc.detail)
         return True
     _log.warning("%s did not end within %g seconds", what, seconds)
     return False
@@ -173,7 +176,7 @@ def end_by_input(remote: RemoteProgram, seconds: float, what: str) -> bool:
 def _probe(channel: Channel) -> frozenset[str]:
     try:
         with channel.run(shell_words("probe", [])) as remote:
-            _, out = read_to_end(channel, remote, channel.patience, "the machine was asked for its programs")
+            _, out = read_to_end(channel, remote, channel.patience, "the machine looked for its programs")
     except RemoteFailure:
         return frozenset()  # no exec on this machine
     return frozenset(name.decode("ascii") for name in _HAS.findall(out))

@@ -1,8 +1,8 @@
 """One machine sends a file straight to another one: the program that does it, on the source, with the ssh there.
 
-It ends with its standard input, which we hold open: a cancel, a mover that dies and a connection that breaks all end
-it, and with its ssh the program at the destination. That one writes at positions of its own, never "at the end", so
-that even a pair of which nobody knows any more writes nothing but the right bytes at their right places.
+It ends with its standard input, which the mover keeps open: a cancellation, the mover's death and a broken connection
+all end it, and with its ssh the program at the destination. That one writes at positions of its own, never "at the
+end", so that even an orphaned pair writes nothing but the right bytes at their right places.
 (docs/adr/0007-direct-transfers.md)
 """
 
@@ -13,11 +13,10 @@ import shlex
 from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.channel import Channel
-from datamanager.transports.paths import shown
 from datamanager.transports.remote.running import end_by_input, shell_words
 from datamanager.transports.ssh.hostkeys import KnownHosts, address
 from datamanager.transports.ssh.openssh_client import option_words
-from datamanager.transports.values import Progress, PushTarget
+from datamanager.transports.values import Progress, PushTarget, shown
 
 # what every OpenSSH since 6.5 knows, the fastest first (`^` to put one in front came with 8.0)
 _CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes256-ctr"
@@ -32,7 +31,7 @@ _SETTINGS = {
 _POLL = 0.3
 """Seconds between two calls of `progress` while the program works."""
 _ENDING = 10.0
-"""Seconds that the program may take to end when it is told to."""
+"""Seconds that the program may take to end once its input is closed."""
 _MOST_OUTPUT = 8192
 _MOST_WORDS = 300
 
@@ -43,7 +42,7 @@ def push_target(machine: Machine, path: str, offset: int = 0, *, forward_agent: 
     Raises: NotSupported when we don't know its host key ourselves; MachineUnavailable when ssh can't read its
     configuration.
     """
-    known = KnownHosts.of(machine)
+    known = KnownHosts(machine)
     host, port = address(machine)
     lines = known.lines()
     if lines is None:

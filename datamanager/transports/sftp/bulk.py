@@ -1,50 +1,23 @@
-"""Many small files over SFTP version 3, pipelined: the port's `Many` in the protocol's requests.
+"""Many small files over SFTP version 3, pipelined: the port's `Bulk` in the protocol's requests.
 
-Each file's work is a generator (see `sftp_pipeline`) and waits for its own answers alone. Where the machine has a
+Each file's work is a generator (see `pipeline`) and waits for its own replies alone. Where the machine has a
 shell, a program there does what SFTP can't: hash, unpack, sync.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 
-from paramiko.sftp import (
-    CMD_ATTRS,
-    CMD_CLOSE,
-    CMD_DATA,
-    CMD_EXTENDED,
-    CMD_EXTENDED_REPLY,
-    CMD_FSETSTAT,
-    CMD_FSTAT,
-    CMD_HANDLE,
-    CMD_LSTAT,
-    CMD_MKDIR,
-    CMD_NAME,
-    CMD_OPEN,
-    CMD_READ,
-    CMD_REALPATH,
-    CMD_REMOVE,
-    CMD_RENAME,
-    CMD_STAT,
-    CMD_WRITE,
-    SFTP_EOF,
-    SFTP_FLAG_CREATE,
-    SFTP_FLAG_EXCL,
-    SFTP_FLAG_READ,
-    SFTP_FLAG_WRITE,
-    SFTP_OK,
-)
+from paramiko import sftp
 
 from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Results, Sync
-from datamanager.transports.paths import from_wire, shown
-from datamanager.transports.remote.batch import digests, no_sync, syncing
+from datamanager.transports.remote.batch import digests, no_sync, syncing, unpack
 from datamanager.transports.remote.running import InstalledPrograms
-from datamanager.transports.remote.untar import unpack
-from datamanager.transports.sftp.errors import SFTP_FAILURE, SPACE_IS_GONE, check, expect, status_error, write_error
+from datamanager.transports.sftp.errors import SPACE_IS_GONE, check, expect, status_error, write_error
 from datamanager.transports.sftp.pipeline import Work, close_handle, pipelined
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
@@ -56,7 +29,7 @@ from datamanager.transports.sftp.wire import (
     unpack_space,
     unpack_stat,
 )
-from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile
+from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile, from_wire, require_file, shown
 
 _IN_FLIGHT = 64
 """Open files at once on a machine that does not say how many it allows."""
@@ -64,7 +37,7 @@ _MEMORY = 32 * 1024 * 1024
 """Bytes of files that are read at once."""
 _NAMES_IN_FLIGHT = 512
 """Requests at once that open nothing and carry no file's bytes."""
-NEW = u32(SFTP_FLAG_WRITE | SFTP_FLAG_CREATE | SFTP_FLAG_EXCL)
+NEW = u32(sftp.SFTP_FLAG_WRITE | sftp.SFTP_FLAG_CREATE | sftp.SFTP_FLAG_EXCL)
 _RENAME, STATVFS = "posix-rename@openssh.com", "statvfs@openssh.com"
 
 
@@ -117,12 +90,12 @@ class SftpBulk:
                 yield index, RemoteFailure(f"{shown(paths[index])}: is not a regular file")
             else:
                 files.append(index)
-        told = set[int]()
+        hashed = set[int]()
         if files and self._has_shell():
             for place, digest in digests(self._wire.channel, [paths[index] for index in files]):
-                told.add(files[place])
+                hashed.add(files[place])
                 yield files[place], digest
-        rest = [index for index in files if index not in told]
+        rest = [index for index in files if index not in hashed]
         for place, file in self.read([paths[index] for index in rest], most):
             yield rest[place], file if isinstance(file, TransportError) else sha256(file.data).hexdigest()
 
@@ -132,11 +105,9 @@ class SftpBulk:
             raise NotSupported("the machine has no shell for us")
         unpack(self._wire.channel, files, directory)
 
-    @contextmanager
-    def syncing(self) -> Iterator[Sync]:
+    def syncing(self) -> AbstractContextManager[Sync]:
         """Make ready to put directories' file systems on stable storage, by a program."""
-        with ExitStack() as stack:
-            yield stack.enter_context(syncing(self._wire.channel)) if self._has_shell() else no_sync
+        return syncing(self._wire.channel) if self._has_shell() else nullcontext(no_sync)
 
     @property
     def _open_at_once(self) -> int:
@@ -147,75 +118,75 @@ class SftpBulk:
         return self._installed.sha256(self._wire.channel) is not None
 
     def _lstat(self, path: str) -> Work[FileStat]:
-        [reply] = yield [self._wire.post(CMD_LSTAT, string(path))]
-        return unpack_stat(expect(reply, CMD_ATTRS, path).fields())
+        [reply] = yield [self._wire.post(sftp.CMD_LSTAT, string(path))]
+        return unpack_stat(expect(reply, sftp.CMD_ATTRS, path).fields())
 
     def _real_path(self, path: str) -> Work[str]:
-        # asked together: servers resolve a path whose last part is missing, too
-        resolved, there = yield [self._wire.post(kind, string(path)) for kind in (CMD_REALPATH, CMD_STAT)]
-        expect(there, CMD_ATTRS, path)
-        message = expect(resolved, CMD_NAME, path).fields()
+        # sent together: servers resolve a path whose last part is missing, too
+        resolved, there = yield [self._wire.post(kind, string(path)) for kind in (sftp.CMD_REALPATH, sftp.CMD_STAT)]
+        expect(there, sftp.CMD_ATTRS, path)
+        message = expect(resolved, sftp.CMD_NAME, path).fields()
         message.get_int()  # always one name
         return from_wire(message.get_string())
 
     def _make_dir(self, path: str) -> Work[None]:
-        [reply] = yield [self._wire.post(CMD_MKDIR, string(path) + NO_ATTRIBUTES)]
-        if reply.code == SFTP_OK:
+        [reply] = yield [self._wire.post(sftp.CMD_MKDIR, string(path) + NO_ATTRIBUTES)]
+        if reply.code == sftp.SFTP_OK:
             return
         error = status_error(reply, path)
         if isinstance(error, PathMissing):
             raise error
         # FAILURE mostly means that it exists; automounters answer "permission denied" for what exists
-        there, itself = yield [self._wire.post(kind, string(path)) for kind in (CMD_STAT, CMD_LSTAT)]
-        if there.kind == CMD_ATTRS:
+        there, itself = yield [self._wire.post(kind, string(path)) for kind in (sftp.CMD_STAT, sftp.CMD_LSTAT)]
+        if there.kind == sftp.CMD_ATTRS:
             if unpack_stat(there.fields()).kind is not FileKind.DIRECTORY:
                 raise PathExists(f"{shown(path)}: a file exists there")
-        elif itself.kind == CMD_ATTRS:
+        elif itself.kind == sftp.CMD_ATTRS:
             raise PathExists(f"{shown(path)}: a link that leads nowhere is in the way")
         else:
             raise error
 
     def _read(self, path: str, most: int) -> Work[SmallFile]:
         _require_small((yield from self._lstat(path)), path, most)
-        [reply] = yield [self._wire.post(CMD_OPEN, string(path), u32(SFTP_FLAG_READ) + NO_ATTRIBUTES)]
-        handle = expect(reply, CMD_HANDLE, path).fields().get_string()
+        [reply] = yield [self._wire.post(sftp.CMD_OPEN, string(path), u32(sftp.SFTP_FLAG_READ) + NO_ATTRIBUTES)]
+        handle = expect(reply, sftp.CMD_HANDLE, path).fields().get_string()
         try:
             # one byte more than allowed shows a file that is larger
-            status, first = yield [self._wire.post(CMD_FSTAT, string(handle)), self._ask(handle, 0, most + 1)]
-            stat = unpack_stat(expect(status, CMD_ATTRS, path).fields())
+            status, first = yield [self._wire.post(sftp.CMD_FSTAT, string(handle)), self._request(handle, 0, most + 1)]
+            stat = unpack_stat(expect(status, sftp.CMD_ATTRS, path).fields())
             _require_small(stat, path, most)
             data = bytearray()
-            while first.code != SFTP_EOF and (block := expect(first, CMD_DATA, path).body[4:]):
+            while first.code != sftp.SFTP_EOF and (block := expect(first, sftp.CMD_DATA, path).body[4:]):
                 data += block
                 if len(data) > most:
                     raise _too_large(path, most)
                 if len(data) == stat.size:
                     break
-                [first] = yield [self._ask(handle, len(data), most + 1 - len(data))]
+                [first] = yield [self._request(handle, len(data), most + 1 - len(data))]
             return SmallFile(stat, bytes(data))
         finally:
             close_handle(self._wire, handle)
 
     def _write(self, file: NewFile) -> Work[None]:
         path = file.path
-        [reply] = yield [self._wire.post(CMD_OPEN, string(path), NEW + pack_attributes(mode=0o600))]
-        if reply.code == SFTP_FAILURE and (yield from self._exists(path)):
+        [reply] = yield [self._wire.post(sftp.CMD_OPEN, string(path), NEW + pack_attributes(mode=0o600))]
+        if reply.code == sftp.SFTP_FAILURE and (yield from self._exists(path)):
             raise PathExists(f"{shown(path)}: is taken")
-        handle = string(expect(reply, CMD_HANDLE, path).fields().get_string())
+        handle = string(expect(reply, sftp.CMD_HANDLE, path).fields().get_string())
         data, block, post = memoryview(file.data), self._wire.write_block, self._wire.post
-        asked = []
+        posted = []
         for start in range(0, len(data), block):
             piece = data[start : start + block]
-            asked.append(post(CMD_WRITE, handle + u64(start) + u32(len(piece)), piece))
-        asked.append(post(CMD_FSETSTAT, handle + pack_attributes(mode=file.mode, mtime=file.mtime)))
-        asked.append(post(CMD_CLOSE, handle))
+            posted.append(post(sftp.CMD_WRITE, handle + u64(start) + u32(len(piece)), piece))
+        posted.append(post(sftp.CMD_FSETSTAT, handle + pack_attributes(mode=file.mode, mtime=file.mtime)))
+        posted.append(post(sftp.CMD_CLOSE, handle))
         del file, data  # what was sent need not be kept until the answers are there
-        replies = yield asked
-        bad = next((reply for reply in replies if reply.code != SFTP_OK), None)
+        replies = yield posted
+        bad = next((reply for reply in replies if reply.code != sftp.SFTP_OK), None)
         if bad is None:
             return
-        error = write_error(bad, path, full=bad.code == SFTP_FAILURE and (yield from self._space_is_gone(path)))
-        yield [post(CMD_REMOVE, string(path))]
+        error = write_error(bad, path, full=bad.code == sftp.SFTP_FAILURE and (yield from self._space_is_gone(path)))
+        yield [post(sftp.CMD_REMOVE, string(path))]
         raise error
 
     def _rename(self, source: str, destination: str, overwrite: bool) -> Work[None]:
@@ -223,29 +194,29 @@ class SftpBulk:
         names, has_posix = string(source) + string(destination), _RENAME in self._wire.extensions
         replacing = string(_RENAME) + names
         if overwrite and has_posix:
-            [reply] = yield [self._wire.post(CMD_EXTENDED, replacing)]
+            [reply] = yield [self._wire.post(sftp.CMD_EXTENDED, replacing)]
             check(reply, source)
             return
-        [reply] = yield [self._wire.post(CMD_RENAME, names)]
-        if reply.code == SFTP_OK:
+        [reply] = yield [self._wire.post(sftp.CMD_RENAME, names)]
+        if reply.code == sftp.SFTP_OK:
             return
-        if reply.code == SFTP_FAILURE and (yield from self._exists(destination)):
+        if reply.code == sftp.SFTP_FAILURE and (yield from self._exists(destination)):
             if overwrite:
                 raise RemoteFailure(f"{shown(destination)}: the server can't replace a file atomically")
             raise PathExists(f"{shown(destination)}: is taken")
-        if reply.code != SFTP_FAILURE or not has_posix:
+        if reply.code != sftp.SFTP_FAILURE or not has_posix:
             raise status_error(reply, source)
         # no hard links there, so the server's RENAME can't work; the other has a gap since the look above
-        [reply] = yield [self._wire.post(CMD_EXTENDED, replacing)]
+        [reply] = yield [self._wire.post(sftp.CMD_EXTENDED, replacing)]
         check(reply, destination)
 
     def _remove(self, path: str) -> Work[None]:
-        [reply] = yield [self._wire.post(CMD_REMOVE, string(path))]
+        [reply] = yield [self._wire.post(sftp.CMD_REMOVE, string(path))]
         check(reply, path)
 
     def _exists(self, path: str) -> Work[bool]:
-        [reply] = yield [self._wire.post(CMD_LSTAT, string(path))]
-        return reply.kind == CMD_ATTRS
+        [reply] = yield [self._wire.post(sftp.CMD_LSTAT, string(path))]
+        return reply.kind == sftp.CMD_ATTRS
 
     def _space_is_gone(self, path: str) -> Work[bool]:
         """Say whether a full file system is what made a write fail.
@@ -255,18 +226,17 @@ class SftpBulk:
         """
         if not self._full and STATVFS in self._wire.extensions:
             directory = string(posixpath.dirname(path) or "/")
-            [reply] = yield [self._wire.post(CMD_EXTENDED, string(STATVFS) + directory)]
-            if reply.kind == CMD_EXTENDED_REPLY:
+            [reply] = yield [self._wire.post(sftp.CMD_EXTENDED, string(STATVFS) + directory)]
+            if reply.kind == sftp.CMD_EXTENDED_REPLY:
                 self._full = unpack_space(reply.fields()) < SPACE_IS_GONE
         return self._full
 
-    def _ask(self, handle: bytes, offset: int, size: int) -> int:
-        return self._wire.post(CMD_READ, string(handle) + u64(offset) + u32(min(self._wire.read_block, size)))
+    def _request(self, handle: bytes, offset: int, size: int) -> int:
+        return self._wire.post(sftp.CMD_READ, string(handle) + u64(offset) + u32(min(self._wire.read_block, size)))
 
 
 def _require_small(stat: FileStat, path: str, most: int) -> None:
-    if stat.kind is not FileKind.FILE:
-        raise RemoteFailure(f"{shown(path)}: is not a regular file")
+    require_file(stat, path)
     if stat.size > most:
         raise _too_large(path, most)
 

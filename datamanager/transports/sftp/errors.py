@@ -7,15 +7,7 @@ later drafts, which some version 3 servers send.
 
 from __future__ import annotations
 
-from paramiko.sftp import (
-    SFTP_CONNECTION_LOST,
-    SFTP_FAILURE,
-    SFTP_NO_CONNECTION,
-    SFTP_NO_SUCH_FILE,
-    SFTP_OK,
-    SFTP_OP_UNSUPPORTED,
-    SFTP_PERMISSION_DENIED,
-)
+from paramiko import sftp
 
 from datamanager.errors import (
     ConnectionLost,
@@ -26,19 +18,17 @@ from datamanager.errors import (
     RemoteFailure,
     TransportError,
 )
-from datamanager.transports.paths import shown, to_wire
 from datamanager.transports.sftp.wire import Reply
-
-__all__ = ["SFTP_FAILURE", "SFTP_OP_UNSUPPORTED", "check", "expect", "status_error"]
+from datamanager.transports.values import from_wire, shown, to_wire
 
 SPACE_IS_GONE = 1 << 20
 """Free bytes below which a bare FAILURE of a write is taken for a full file system."""
 _SAFE_TEXT = 200
 _ERRORS: dict[int, type[TransportError]] = {
-    SFTP_NO_SUCH_FILE: PathMissing,
-    SFTP_PERMISSION_DENIED: PermissionDenied,
-    SFTP_NO_CONNECTION: ConnectionLost,
-    SFTP_CONNECTION_LOST: ConnectionLost,
+    sftp.SFTP_NO_SUCH_FILE: PathMissing,
+    sftp.SFTP_PERMISSION_DENIED: PermissionDenied,
+    sftp.SFTP_NO_CONNECTION: ConnectionLost,
+    sftp.SFTP_CONNECTION_LOST: ConnectionLost,
     10: PathMissing,  # NO_SUCH_PATH
     11: PathExists,  # FILE_ALREADY_EXISTS
     12: PermissionDenied,  # WRITE_PROTECT
@@ -49,19 +39,21 @@ _ERRORS: dict[int, type[TransportError]] = {
 
 def status_error(reply: Reply, path: str) -> TransportError:
     """Return the error for a reply that is not the wanted one."""
-    status = reply.status()
-    if status is None:
+    code = reply.code
+    if code is None:
         return RemoteFailure(f"{shown(path)}: the server answered with packet {reply.kind}, which does not fit")
-    code, text = status
-    # a quota has no code in version 3; the server's own words are all there is
-    kind = NoSpace if code == SFTP_FAILURE and "quota" in text.lower() else _ERRORS.get(code, RemoteFailure)
-    words = to_wire(text.replace("\0", "")).decode("utf-8", "replace")[:_SAFE_TEXT]
-    return kind(f"{shown(path)}: {words or 'status'} (SFTP {code})")
+    message = reply.fields()
+    message.get_int()
+    text = from_wire(message.get_string())
+    # a quota has no code in version 3; the server's own text is all there is
+    kind = NoSpace if code == sftp.SFTP_FAILURE and "quota" in text.lower() else _ERRORS.get(code, RemoteFailure)
+    safe = to_wire(text.replace("\0", "")).decode("utf-8", "replace")[:_SAFE_TEXT]
+    return kind(f"{shown(path)}: {safe or 'status'} (SFTP {code})")
 
 
 def check(reply: Reply, path: str) -> None:
     """Return when the reply is a status OK, else raise its error."""
-    if reply.code != SFTP_OK:
+    if reply.code != sftp.SFTP_OK:
         raise status_error(reply, path)
 
 
@@ -74,9 +66,9 @@ def expect(reply: Reply, kind: int, path: str) -> Reply:
 
 def write_error(reply: Reply, path: str, full: bool) -> TransportError:
     """Return the error for a write that was refused; `full` says whether the file system is."""
-    if reply.code != SFTP_FAILURE:
+    if reply.code != sftp.SFTP_FAILURE:
         return status_error(reply, path)
     if full:
         return NoSpace(f"{shown(path)}: the file system is full")
     error = status_error(reply, path)
-    return type(error)(error.detail, retryable=True)  # it may have been full until somebody made room
+    return type(error)(error.detail, retryable=True)  # it may have been full until files were removed

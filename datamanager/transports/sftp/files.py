@@ -7,31 +7,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from paramiko.sftp import (
-    CMD_ATTRS,
-    CMD_CLOSE,
-    CMD_DATA,
-    CMD_EXTENDED,
-    CMD_FSTAT,
-    CMD_READ,
-    CMD_WRITE,
-    SFTP_EOF,
-    SFTP_OK,
-)
+from paramiko import sftp
 
 from datamanager.errors import RemoteFailure, TransportError
 from datamanager.transports.channel import SLOW
-from datamanager.transports.paths import shown
-from datamanager.transports.sftp.errors import (
-    SFTP_FAILURE,
-    SFTP_OP_UNSUPPORTED,
-    SPACE_IS_GONE,
-    check,
-    expect,
-    write_error,
-)
+from datamanager.transports.sftp.errors import SPACE_IS_GONE, check, expect, write_error
 from datamanager.transports.sftp.wire import Reply, Wire, string, u32, u64, unpack_stat
-from datamanager.transports.values import Bytes, FileStat, NextRange
+from datamanager.transports.values import Bytes, FileStat, NextRange, shown
 
 WRITES_IN_FLIGHT = 16
 """Twice what OpenSSH's window lets through. More would make no connection faster, and with several of them what is not
@@ -59,7 +41,7 @@ class SftpReader:
 
     def stat(self) -> FileStat:
         """Return the stat of the open file."""
-        reply = expect(self._wire.call(CMD_FSTAT, self.handle), CMD_ATTRS, self._path)
+        reply = expect(self._wire.call(sftp.CMD_FSTAT, self.handle), sftp.CMD_ATTRS, self._path)
         return unpack_stat(reply.fields())
 
     def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
@@ -86,8 +68,8 @@ class SftpReader:
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, block) of the ranges dealt out, with reads in flight beyond the end of each."""
-        flying: deque[tuple[int, int, int]] = deque()  # (request, offset, size), in the order of asking
-        offset = length = 0  # what is still to be asked for of the range dealt last
+        flying: deque[tuple[int, int, int]] = deque()  # (request, offset, size), in the order of sending
+        offset = length = 0  # what is still to be requested of the last range
         try:
             while True:
                 while len(flying) < self._wire.reads_in_flight:
@@ -98,34 +80,34 @@ class SftpReader:
                         offset, length = dealt
                         continue
                     size = min(self._wire.read_block, length)
-                    flying.append((self._ask(offset, size), offset, size))
+                    flying.append((self._request(offset, size), offset, size))
                     offset, length = offset + size, length - size
                 if not flying:
                     return
                 number, at, size = flying.popleft()
                 reply = self._wire.take(number)
-                if reply.code == SFTP_EOF:
+                if reply.code == sftp.SFTP_EOF:
                     return
-                block = expect(reply, CMD_DATA, self._path).body[4:]
+                block = expect(reply, sftp.CMD_DATA, self._path).body[4:]
                 if not block:
                     return
                 if len(block) > size:
-                    raise RemoteFailure(f"{shown(self._path)}: the server answered a read with more than was asked for")
-                if len(block) < size:  # a short read is no end: ask for the rest before anything behind it is given out
+                    raise RemoteFailure(f"{shown(self._path)}: the server answered a read with more than was requested")
+                if len(block) < size:  # a short read is no end: request the rest before anything behind it is given out
                     rest = at + len(block)
-                    flying.appendleft((self._ask(rest, size - len(block)), rest, size - len(block)))
+                    flying.appendleft((self._request(rest, size - len(block)), rest, size - len(block)))
                 yield at, block
                 self._wire.give_back(reply)
         finally:
             self._wire.forget(number for number, _, _ in flying)
 
     def close(self) -> None:
-        """Close the file; nothing can be lost by a failure, so none is told."""
+        """Close the file; nothing can be lost by a failure, so none is raised."""
         with contextlib.suppress(TransportError):
-            self._wire.forget([self._wire.post(CMD_CLOSE, self.handle)])
+            self._wire.forget([self._wire.post(sftp.CMD_CLOSE, self.handle)])
 
-    def _ask(self, offset: int, size: int) -> int:
-        return self._wire.post(CMD_READ, self.handle + u64(offset) + u32(size))
+    def _request(self, offset: int, size: int) -> int:
+        return self._wire.post(sftp.CMD_READ, self.handle + u64(offset) + u32(size))
 
 
 class SftpWriter:
@@ -159,7 +141,7 @@ class SftpWriter:
             while len(self._flying) >= WRITES_IN_FLIGHT:
                 self._settle_one()
             head = self._handle + u64(offset + start) + u32(len(piece))
-            self._flying.append((self._wire.post(CMD_WRITE, head, piece), offset + start))
+            self._flying.append((self._wire.post(sftp.CMD_WRITE, head, piece), offset + start))
 
     def settle(self) -> None:
         """Wait for every status."""
@@ -175,56 +157,56 @@ class SftpWriter:
             return
         with patient(self._wire):
             reply = self._wire.extended("fsync@openssh.com", self._handle)
-        if reply.code != SFTP_OP_UNSUPPORTED:
+        if reply.code != sftp.SFTP_OP_UNSUPPORTED:
             self._check(reply)
 
     def begin_copy(self, reader: SftpReader, offset: int, count: int) -> int:
-        """Ask the server to copy a range of an open file to the same range of this one, by its copy-data extension;
+        """Have the server copy a range of an open file to the same range of this one, by its copy-data extension;
         return the request's number, which is `copied` or `forget`ten later."""
         ranges = reader.handle + u64(offset) + u64(count) + self._handle + u64(offset)
-        return self._wire.post(CMD_EXTENDED, string("copy-data") + ranges)
+        return self._wire.post(sftp.CMD_EXTENDED, string("copy-data") + ranges)
 
     def copied(self, number: int) -> bool:
         """Return once the range is copied; False when the server has no such extension."""
         with patient(self._wire):
             reply = self._wire.take(number)
-        if reply.code == SFTP_OP_UNSUPPORTED:
+        if reply.code == sftp.SFTP_OP_UNSUPPORTED:
             return False
         self._check(reply)
         return True
 
     def forget(self, number: int) -> None:
-        """Drop the answer to a copy when it comes: nobody wants the file any more."""
+        """Drop the answer to a copy when it comes: the file is not wanted any more."""
         self._wire.forget([number])
 
     def close(self) -> None:
-        """Wait for every status, and for that of the close (NFS tells a full disk or quota only there)."""
+        """Wait for every status, and for that of the close (NFS reports a full disk or quota only there)."""
         try:
             self.settle()
         except TransportError:
             self.abandon()
             raise
         with patient(self._wire):
-            self._check(self._wire.call(CMD_CLOSE, self._handle))
+            self._check(self._wire.call(sftp.CMD_CLOSE, self._handle))
 
     def abandon(self) -> None:
         """Close the file without asking how the writes went: the file is not wanted any more."""
         with contextlib.suppress(TransportError):
             self._wire.forget(number for number, _ in self._flying)
             self._flying.clear()
-            check(self._wire.call(CMD_CLOSE, self._handle), self._path)
+            check(self._wire.call(sftp.CMD_CLOSE, self._handle), self._path)
 
     def _settle_one(self) -> None:
         number, offset = self._flying[0]
         reply = self._wire.take(number)
         self._flying.popleft()
-        if reply.code != SFTP_OK:
+        if reply.code != sftp.SFTP_OK:
             self._failed_at = offset if self._failed_at is None else min(self._failed_at, offset)
         self._check(reply)
 
     def _check(self, reply: Reply) -> None:
-        if reply.code != SFTP_OK:
-            free = self._free_space() if reply.code == SFTP_FAILURE else None
+        if reply.code != sftp.SFTP_OK:
+            free = self._free_space() if reply.code == sftp.SFTP_FAILURE else None
             full = free is not None and free < SPACE_IS_GONE
             self._failure = self._failure or write_error(reply, self._path, full)
             raise self._failure

@@ -1,7 +1,7 @@
-"""Work on many files over one SFTP conversation at once: while one file's replies are on their way, others go on.
+"""Work on many files over one SFTP conversation at once: while one file's replies are on their way, others continue.
 
-Each file's work is a generator: it posts requests, yields their numbers and is sent the replies. Taken in the order in
-which they were asked, so no work waits for another one's, and nobody polls.
+Each file's work is a generator: it posts requests, yields their numbers and is sent the replies. Replies are taken in
+the order of the requests, so no work waits for another one's, and nothing polls.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from paramiko.sftp import CMD_CLOSE, CMD_HANDLE
+from paramiko import sftp
 
 from datamanager.errors import TransportError
 from datamanager.transports.bulk_port import Results
@@ -24,28 +23,22 @@ Work = Generator[list[int], list[Reply], T]
 """One file's work: yields the numbers of requests that it posted, is sent their replies in that order, returns its
 result or raises its TransportError. Between two yields it never waits."""
 
-
-@dataclass(slots=True)
-class _Under(Generic[T]):
-    """Work under way, and the requests whose replies it waits for."""
-
-    index: int
-    work: Work[T]
-    numbers: list[int]
+Waiting = deque[tuple[int, Work[T], list[int]]]
+"""Work under way: its index, and the requests whose replies it waits for."""
 
 
 def pipelined(wire: Wire, works: Iterable[Work[T]], at_once: int) -> Results[T | TransportError]:
     """Do the work, `at_once` pieces at a time, and yield each one's place in `works` and its result or error.
 
-    `works` is asked for the next piece only when there is room for it. What breaks the conversation is raised, as is
-    what `works` raises; then, and when the iteration is left early, open files are closed and replies taken in, so that
-    the conversation stays usable.
+    `works` is iterated only as far as there is room. What breaks the conversation is raised, as is what `works` raises;
+    then, and when the iteration is left early, open files are closed and replies taken in, so that the conversation
+    stays usable.
     """
-    waiting: deque[_Under[T]] = deque()
+    waiting: Waiting[T] = deque()
     with wire.joined():
         try:
             for index, work in enumerate(works):
-                waiting.append(_Under(index, work, next(work)))
+                waiting.append((index, work, next(work)))
                 while len(waiting) >= at_once:
                     yield from _oldest(wire, waiting)
             while waiting:
@@ -54,40 +47,33 @@ def pipelined(wire: Wire, works: Iterable[Work[T]], at_once: int) -> Results[T |
             _drop(wire, waiting)
 
 
-def _oldest(wire: Wire, waiting: deque[_Under[T]]) -> Iterator[tuple[int, T | TransportError]]:
-    """Let the work go on whose replies come next; yield its end, if that is it."""
-    under = waiting.popleft()
-    replies = [wire.take(number) for number in under.numbers]
+def _oldest(wire: Wire, waiting: Waiting[T]) -> Iterator[tuple[int, T | TransportError]]:
+    """Resume the work whose replies come next; yield its result, if that was its end."""
+    index, work, numbers = waiting.popleft()
+    replies = [wire.take(number) for number in numbers]
     try:
-        under.numbers = under.work.send(replies)
+        waiting.append((index, work, work.send(replies)))
     except StopIteration as end:
-        yield under.index, end.value
+        yield index, end.value
     except TransportError as exc:
         if wire.broken:
             raise
-        yield under.index, exc.with_traceback(None)  # whose frames would keep the file's bytes
-    else:
-        waiting.append(under)
+        yield index, exc.with_traceback(None)  # whose frames would keep the file's bytes
 
 
-def _drop(wire: Wire, waiting: deque[_Under[T]]) -> None:
+def _drop(wire: Wire, waiting: Waiting[T]) -> None:
     """End work in the middle: close what its last requests opened, and let it close what it had open."""
-    with contextlib.suppress(TransportError):  # broken now, which the next request tells
+    with contextlib.suppress(TransportError):  # broken now: the next request raises
         if not wire.broken:
-            for under in waiting:
-                for number in under.numbers:
-                    close_opened(wire, wire.take(number))
-    for under in waiting:
-        under.work.close()
-
-
-def close_opened(wire: Wire, reply: Reply) -> None:
-    """Close the file that this reply opened, if it did; nobody waits for the answer."""
-    if reply.kind == CMD_HANDLE and not wire.broken:
-        close_handle(wire, reply.fields().get_string())
+            for _, _, numbers in waiting:
+                for reply in map(wire.take, numbers):
+                    if reply.kind == sftp.CMD_HANDLE:
+                        close_handle(wire, reply.fields().get_string())
+    for _, work, _ in waiting:
+        work.close()
 
 
 def close_handle(wire: Wire, handle: bytes) -> None:
     """Close an open file of which nothing can be lost; nobody waits for the answer."""
     if not wire.broken:
-        wire.forget([wire.post(CMD_CLOSE, string(handle))])
+        wire.forget([wire.post(sftp.CMD_CLOSE, string(handle))])

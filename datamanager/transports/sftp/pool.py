@@ -1,6 +1,6 @@
 """One machine's SFTP storage: a bounded pool of sessions, and the watch over them.
 
-A session is made when one is asked for and none is idle; it is kept for the next user while it works. A thread of the
+A session is made when one is acquired and none is idle; it is kept for the next user while it works. A thread of the
 pool looks at every channel about once a second: it aborts those that stall and closes those not used for a minute.
 """
 
@@ -33,7 +33,7 @@ class Connector(Protocol):
     """Makes channels to one machine. Safe to share between threads."""
 
     round_trip: float
-    """Seconds to the machine, as a session measured last; told by the pool, 0 before."""
+    """Seconds to the machine, as a session measured last; set by the pool, 0 before."""
 
     def open_channel(self) -> Channel:
         """Return a new channel. Raises: MachineUnavailable, HostKeyMismatch, AuthenticationFailed."""
@@ -48,6 +48,7 @@ class SftpStorage(BoundedStorage):
 
     def __init__(self, machine: Machine, connector: Connector, *, idle_seconds: float = IDLE_SECONDS) -> None:
         super().__init__(machine)
+        self._machine = machine
         self._connector = connector
         self._idle_seconds = idle_seconds
         self._installed = InstalledPrograms()

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
-from paramiko.sftp import (
-    CMD_ATTRS,
-    CMD_EXTENDED_REPLY,
-    CMD_HANDLE,
-    CMD_LSTAT,
-    CMD_NAME,
-    CMD_OPEN,
-    CMD_OPENDIR,
-    CMD_READDIR,
-    CMD_REMOVE,
-    CMD_SETSTAT,
-    CMD_STAT,
-    SFTP_EOF,
-    SFTP_FLAG_READ,
-    SFTP_FLAG_WRITE,
-)
+from paramiko import sftp
 
 from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results
-from datamanager.transports.channel import Channel
-from datamanager.transports.paths import from_wire, shown
+from datamanager.transports.port import Session
+from datamanager.transports.remote.programs import RemotePrograms
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.bulk import NEW, STATVFS, SftpBulk
-from datamanager.transports.sftp.errors import SFTP_FAILURE, check, expect
+from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
 from datamanager.transports.sftp.pipeline import close_handle
-from datamanager.transports.sftp.server_copy import SftpPrograms
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
     Wire,
@@ -43,37 +28,34 @@ from datamanager.transports.sftp.wire import (
     unpack_space,
     unpack_stat,
 )
-from datamanager.transports.values import FileKind, FileStat
+from datamanager.transports.values import FileStat, Progress, from_wire, no_progress, require_file, shown
 
 T = TypeVar("T")
+
+_COPY_DATA = "copy-data"
+_COPY_RANGE = 128 * 1024 * 1024
+"""Bytes per `copy-data`, which blocks the channel: between two of them progress is reported, and a cancellation
+noticed."""
 
 
 class SftpSession:
     """One SFTP conversation as a Session of the port."""
 
     def __init__(self, wire: Wire, installed: InstalledPrograms) -> None:
+        self.bulk = SftpBulk(wire, installed)
+        self.channel = wire.channel
         self._wire = wire
         self._installed = installed
 
     @property
-    def channel(self) -> Channel:
-        """The channel that carries the session."""
-        return self._wire.channel
-
-    @property
     def usable(self) -> bool:
         """Say whether the session may be used again."""
-        return not self._wire.broken and self._wire.channel.alive()
+        return not self._wire.broken and self.channel.alive()
 
     @property
     def round_trip(self) -> float:
         """Seconds of the shortest round trip seen."""
         return self._wire.round_trip
-
-    @property
-    def bulk(self) -> SftpBulk:
-        """Work on many small files at once."""
-        return SftpBulk(self._wire, self._installed)
 
     @property
     def programs(self) -> SftpPrograms:
@@ -82,11 +64,11 @@ class SftpSession:
 
     def stat(self, path: str) -> FileStat:
         """Return what is at `path`, following links."""
-        return unpack_stat(expect(self._wire.call(CMD_STAT, string(path)), CMD_ATTRS, path).fields())
+        return unpack_stat(expect(self._wire.call(sftp.CMD_STAT, string(path)), sftp.CMD_ATTRS, path).fields())
 
     def lstat(self, path: str) -> FileStat:
         """Return what is at `path` itself."""
-        return unpack_stat(expect(self._wire.call(CMD_LSTAT, string(path)), CMD_ATTRS, path).fields())
+        return unpack_stat(expect(self._wire.call(sftp.CMD_LSTAT, string(path)), sftp.CMD_ATTRS, path).fields())
 
     def real_path(self, path: str) -> str:
         """Return `path` with every link resolved."""
@@ -94,13 +76,13 @@ class SftpSession:
 
     def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
         """Yield (name, lstat) of each entry."""
-        handle = self._handle(CMD_OPENDIR, path)
+        handle = self._handle(sftp.CMD_OPENDIR, path)
         try:
             while True:
-                reply = self._wire.call(CMD_READDIR, string(handle))
-                if reply.code == SFTP_EOF:
+                reply = self._wire.call(sftp.CMD_READDIR, string(handle))
+                if reply.code == sftp.SFTP_EOF:
                     return
-                message = expect(reply, CMD_NAME, path).fields()
+                message = expect(reply, sftp.CMD_NAME, path).fields()
                 for _ in range(message.get_int()):
                     name = from_wire(message.get_string())
                     message.get_string()  # the line that `ls -l` would show
@@ -114,12 +96,12 @@ class SftpSession:
         """Return f_bavail in bytes."""
         if STATVFS not in self._wire.extensions:
             return None
-        return unpack_space(expect(self._wire.extended(STATVFS, string(path)), CMD_EXTENDED_REPLY, path).fields())
+        return unpack_space(expect(self._wire.extended(STATVFS, string(path)), sftp.CMD_EXTENDED_REPLY, path).fields())
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[SftpReader]:
         """Open a file for reading."""
-        handle = self._handle(CMD_OPEN, path, u32(SFTP_FLAG_READ), NO_ATTRIBUTES)
+        handle = self._handle(sftp.CMD_OPEN, path, u32(sftp.SFTP_FLAG_READ), NO_ATTRIBUTES)
         reader = SftpReader(self._wire, handle, path)
         try:
             yield reader
@@ -129,10 +111,10 @@ class SftpSession:
     @contextmanager
     def create(self, path: str, *, mode: int = 0o600) -> Iterator[SftpWriter]:
         """Create a new file, exclusively; leaving the context waits for every status."""
-        reply = self._wire.call(CMD_OPEN, string(path), NEW, pack_attributes(mode=mode))
-        if reply.code == SFTP_FAILURE and self._wire.call(CMD_LSTAT, string(path)).kind == CMD_ATTRS:
+        reply = self._wire.call(sftp.CMD_OPEN, string(path), NEW, pack_attributes(mode=mode))
+        if reply.code == sftp.SFTP_FAILURE and self._wire.call(sftp.CMD_LSTAT, string(path)).kind == sftp.CMD_ATTRS:
             raise PathExists(f"{shown(path)}: is taken")
-        with self._written(expect(reply, CMD_HANDLE, path).fields().get_string(), path) as writer:
+        with self._written(expect(reply, sftp.CMD_HANDLE, path).fields().get_string(), path) as writer:
             yield writer
 
     @contextmanager
@@ -141,9 +123,8 @@ class SftpSession:
 
         A link is looked for before: SFTP can't open a file without following one, so a gap stays.
         """
-        if self.lstat(path).kind is not FileKind.FILE:
-            raise RemoteFailure(f"{shown(path)}: is not a regular file")
-        handle = self._handle(CMD_OPEN, path, u32(SFTP_FLAG_WRITE), NO_ATTRIBUTES)
+        require_file(self.lstat(path), path)
+        handle = self._handle(sftp.CMD_OPEN, path, u32(sftp.SFTP_FLAG_WRITE), NO_ATTRIBUTES)
         with self._written(handle, path) as writer:
             yield writer
 
@@ -153,24 +134,24 @@ class SftpSession:
 
     def remove(self, path: str) -> None:
         """Remove a file."""
-        check(self._wire.call(CMD_REMOVE, string(path)), path)
+        check(self._wire.call(sftp.CMD_REMOVE, string(path)), path)
 
     def set_attributes(self, path: str, *, mode: int, mtime: int) -> None:
         """Set permission bits and modification time."""
-        check(self._wire.call(CMD_SETSTAT, string(path), pack_attributes(mode=mode, mtime=mtime)), path)
+        check(self._wire.call(sftp.CMD_SETSTAT, string(path), pack_attributes(mode=mode, mtime=mtime)), path)
 
     def abort(self) -> None:
         """Break the channel, from any thread."""
-        self._wire.channel.abort()
+        self.channel.abort()
 
     def close(self) -> None:
-        """Close the channel; nothing can be asked of the session afterwards."""
+        """Close the channel; the session can't be used afterwards."""
         if self._wire.broken:
-            self._wire.channel.abort()
-        self._wire.channel.close()
+            self.channel.abort()
+        self.channel.close()
 
     def _handle(self, kind: int, path: str, *fields: bytes) -> bytes:
-        return expect(self._wire.call(kind, string(path), *fields), CMD_HANDLE, path).fields().get_string()
+        return expect(self._wire.call(kind, string(path), *fields), sftp.CMD_HANDLE, path).fields().get_string()
 
     @contextmanager
     def _written(self, handle: bytes, path: str) -> Iterator[SftpWriter]:
@@ -197,3 +178,73 @@ def _only(results: Results[T | TransportError]) -> T:
     if isinstance(result, TransportError):
         raise result
     return result
+
+
+class SftpPrograms(RemotePrograms):
+    """See the port's Programs. A copy is made by the SFTP server where that has the copy-data extension
+    (draft-ietf-secsh-filexfer-extensions-00, section 7). `session` is the one that `wire` carries."""
+
+    def __init__(self, session: SftpSession, wire: Wire, installed: InstalledPrograms) -> None:
+        super().__init__(session, wire.channel, installed)
+        self._copying = session
+        self._wire = wire
+
+    @property
+    def can_copy(self) -> bool:
+        """Say whether the server or a program can copy."""
+        return _COPY_DATA in self._wire.extensions or super().can_copy
+
+    def copy(
+        self, source: str, destination: str, progress: Progress = no_progress, beside: Sequence[Session] = ()
+    ) -> None:
+        """Copy on the machine by the extension, else by a `cp` there."""
+        if _COPY_DATA in self._wire.extensions:
+            others = [one for one in beside if isinstance(one, SftpSession)]
+            if _copy_by_server([self._copying, *others], source, destination, progress):
+                return
+            del self._wire.extensions[_COPY_DATA]  # it does not know it after all
+        super().copy(source, destination, progress)
+
+
+def _copy_by_server(sessions: Sequence[SftpSession], source: str, destination: str, progress: Progress) -> bool:
+    """Copy a file to a new name, ranges in turn by each session; False when the server does not know the extension
+    after all, nothing is left then."""
+    first = sessions[0]
+    with ExitStack() as stack:
+        opened, created = stack.enter_context(first.open_read(source)), stack.enter_context(first.create(destination))
+        size = opened.stat().size
+        helpers = sessions[1:] if size > _COPY_RANGE else ()
+        readers = [opened, *(stack.enter_context(one.open_read(source)) for one in helpers)]
+        writers = [created, *(stack.enter_context(one.reopen(destination)) for one in helpers)]
+        copied = _copy_ranges(list(zip(readers, writers, strict=True)), size, progress)
+        if copied:
+            created.flush()
+    if not copied:
+        first.remove(destination)
+    return copied
+
+
+def _copy_ranges(pairs: Sequence[tuple[SftpReader, SftpWriter]], size: int, progress: Progress) -> bool:
+    """Have one range at work in each session; return False when a server does not know how."""
+    offsets = iter(range(0, size, _COPY_RANGE))
+    working: deque[tuple[SftpReader, SftpWriter, int, int]] = deque()
+
+    def begin(reader: SftpReader, writer: SftpWriter) -> None:
+        offset = next(offsets, None)
+        if offset is not None:
+            count = min(_COPY_RANGE, size - offset)
+            working.append((reader, writer, count, writer.begin_copy(reader, offset, count)))
+
+    try:
+        for pair in pairs:
+            begin(*pair)
+        while working:
+            reader, writer, count, number = working.popleft()
+            if not writer.copied(number):
+                return False
+            begin(reader, writer)
+            progress(count)
+    finally:
+        for _, writer, _, number in working:
+            writer.forget(number)
+    return True

@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from paramiko import sftp
 from paramiko.message import Message
-from paramiko.sftp import CMD_EXTENDED, CMD_INIT, CMD_REALPATH, CMD_STATUS, CMD_VERSION
 
 from datamanager.errors import ConnectionLost, RemoteFailure, TransportError
 from datamanager.transports.channel import LONG_PATH, Channel
-from datamanager.transports.paths import from_wire, to_wire
-from datamanager.transports.values import Bytes, FileKind, FileStat
+from datamanager.transports.values import Bytes, FileKind, FileStat, from_wire, to_wire
 
 _VERSION = 3
 _HEADER = struct.Struct(">IBI")  # length of what follows, kind, number
@@ -76,14 +75,7 @@ class Reply:
     @property
     def code(self) -> int | None:
         """The code of a status, None for any other reply; most are looked at no further."""
-        return int.from_bytes(self.body[:4], "big") if self.kind == CMD_STATUS else None
-
-    def status(self) -> tuple[int, str] | None:
-        """Return (code, text) of a status, None for any other reply."""
-        if self.kind != CMD_STATUS:
-            return None
-        message = self.fields()
-        return message.get_int(), from_wire(message.get_string())
+        return int.from_bytes(self.body[:4], "big") if self.kind == sftp.CMD_STATUS else None
 
 
 class Wire:
@@ -117,7 +109,7 @@ class Wire:
         self._ask_limits()
         for _ in range(_LOOKS):
             if self.round_trip >= LONG_PATH:
-                self.call(CMD_REALPATH, string("/"))
+                self.call(sftp.CMD_REALPATH, string("/"))
 
     @property
     def reads_in_flight(self) -> int:
@@ -174,7 +166,7 @@ class Wire:
 
     def extended(self, name: str, *fields: bytes) -> Reply:
         """Send a request of an extension that the server advertised, and return its reply."""
-        return self.call(CMD_EXTENDED, string(name), *fields)
+        return self.call(sftp.CMD_EXTENDED, string(name), *fields)
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Let the replies to these requests be dropped when they come; nothing waits for them any more."""
@@ -191,9 +183,9 @@ class Wire:
 
     def _greet(self) -> dict[str, bytes]:
         # INIT and VERSION have the version where all other packets have a number
-        self._send(_HEADER.pack(5, CMD_INIT, _VERSION), b"")
+        self._send(_HEADER.pack(5, sftp.CMD_INIT, _VERSION), b"")
         kind, version, body = self._packet()
-        if kind != CMD_VERSION or version < _VERSION:
+        if kind != sftp.CMD_VERSION or version < _VERSION:
             self.broken = True
             raise RemoteFailure(f"the server does not speak SFTP version {_VERSION}")
         message, extensions = Message(body), dict[str, bytes]()
@@ -205,7 +197,7 @@ class Wire:
         if "limits@openssh.com" not in self.extensions:
             return
         reply = self.extended("limits@openssh.com")
-        if reply.kind == CMD_STATUS:
+        if reply.kind == sftp.CMD_STATUS:
             return
         message = reply.fields()
         message.get_int64()  # the largest packet; the two that follow are smaller
@@ -247,7 +239,7 @@ class Wire:
             self._arrived[number] = Reply(kind, body)
         else:
             self.broken = True
-            raise ConnectionLost(f"the server answered request {number}, which was not asked")
+            raise ConnectionLost(f"the server answered request {number}, which was not sent")
         self._waiting.discard(number)
 
     def _packet(self) -> tuple[int, int, memoryview]:
@@ -256,7 +248,7 @@ class Wire:
         try:
             length, kind, number = _HEADER.unpack(self._read(_HEADER.size))
             if not 5 <= length <= _MAX_PACKET:
-                raise RemoteFailure("the server's words are not SFTP; does a login script on the machine print text?")
+                raise RemoteFailure("the server does not send SFTP; does a login script on the machine print text?")
             return kind, number, self._read(length - 5)
         except BaseException:
             self.broken = True  # part of a packet may be lost

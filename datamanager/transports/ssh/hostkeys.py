@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import re
 import subprocess
-from pathlib import Path
 
 import paramiko
 
@@ -25,18 +24,13 @@ from datamanager.machines import Connection, Machine
 
 
 class KnownHosts:
-    """What the known_hosts files say of one host name, `host` or `[host]:port`."""
+    """What the known_hosts files say of a machine: its own file, else the user's and the system's."""
 
-    def __init__(self, machine: Machine, name: str, files: list[Path]) -> None:
-        self._machine = machine
-        self._name = name
-        self._lines = lines_for(name, files)
-
-    @classmethod
-    def of(cls, machine: Machine) -> KnownHosts:
-        """Read the machine's own file, else the user's and the system's."""
+    def __init__(self, machine: Machine) -> None:
         files = [file.expanduser() for file in DEFAULT_FILES] if machine.known_hosts is None else [machine.known_hosts]
-        return cls(machine, known_hosts_name(machine), files)
+        self._machine = machine
+        self._name = known_hosts_name(machine)
+        self._lines = lines_for(self._name, files)
 
     @property
     def alias(self) -> str:
@@ -45,8 +39,8 @@ class KnownHosts:
         return with_port[1] if with_port else self._name
 
     def lines(self) -> str | None:
-        """Return the known_hosts lines under `alias`, markers included, to be told to another machine; None when no key
-        is trusted.
+        """Return the known_hosts lines under `alias`, markers included, for another machine; None when no key is
+        trusted.
         """
         if all(line.marker == "@revoked" for line in self._lines):
             return None
@@ -98,7 +92,7 @@ def _ssh_config(machine: Machine) -> dict[str, str]:
         return plain
     port = [] if machine.port is None else ["-p", str(machine.port)]
     try:
-        asked = subprocess.run(
+        answer = subprocess.run(
             ["ssh", "-G", *port, "--", host],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -109,4 +103,4 @@ def _ssh_config(machine: Machine) -> dict[str, str]:
         return plain
     except subprocess.CalledProcessError as exc:
         raise MachineUnavailable(f"{machine.name}: {str(exc.stderr).strip()[-300:]}") from exc
-    return plain | dict(line.partition(" ")[::2] for line in asked.stdout.splitlines())
+    return plain | dict(line.partition(" ")[::2] for line in answer.stdout.splitlines())

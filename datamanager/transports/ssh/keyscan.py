@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import paramiko
+
 from datamanager.errors import MachineUnavailable
-from datamanager.known_hosts import fingerprint, matches, parse, signature_algorithms
+from datamanager.known_hosts import matches, parse, signature_algorithms
 from datamanager.machines import Machine
 from datamanager.transports.ssh.hostkeys import address, known_hosts_name
 from datamanager.transports.ssh.paramiko import connect_transport
@@ -20,33 +20,22 @@ from datamanager.transports.ssh.paramiko import connect_transport
 _KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 
 
-@dataclass(frozen=True, slots=True)
-class HostKey:
-    """A machine's public host key: its type, its base64 as in known_hosts, its fingerprint as ssh shows it."""
-
-    type: str
-    base64: str
-    fingerprint: str
-
-
-def fetch_host_keys(machine: Machine) -> list[HostKey]:
-    """Ask the machine for its host keys, one of each type that it has, without logging in.
+def fetch_host_keys(machine: Machine) -> list[paramiko.PKey]:
+    """Fetch the machine's host keys, one of each type that it has, without logging in.
 
     What comes back is not proved in any way: a person compares the fingerprint. Raises: MachineUnavailable.
     """
-    keys: list[HostKey] = []
+    keys: list[paramiko.PKey] = []
     refused: MachineUnavailable | None = None
     for one in _KEY_TYPES:
         try:
             transport = connect_transport(machine, address(machine), signature_algorithms(one), only=True)
         except MachineUnavailable as exc:
-            # a server without a key of this type ends the exchange; one that is away does so for every type
+            # a server without a key of this type ends the exchange; one that is unreachable does so for every type
             refused = exc
             continue
         try:
-            key = transport.get_remote_server_key()
-            blob = key.asbytes()
-            keys.append(HostKey(key.get_name(), base64.b64encode(blob).decode("ascii"), fingerprint(blob)))
+            keys.append(transport.get_remote_server_key())
         finally:
             transport.close()
     if not keys and refused is not None:
@@ -54,7 +43,7 @@ def fetch_host_keys(machine: Machine) -> list[HostKey]:
     return keys
 
 
-def pin(machine: Machine, key: HostKey, file: Path) -> bool:
+def pin(machine: Machine, key: paramiko.PKey, file: Path) -> bool:
     """Add the key to a known_hosts file and return whether that was needed.
 
     The file is replaced in one step (mode 0600) under a lock of its directory; a key that stands there is not added
@@ -66,10 +55,10 @@ def pin(machine: Machine, key: HostKey, file: Path) -> bool:
     with _locked(file.parent):
         old = file.read_bytes() if file.exists() else b""
         for line in parse(old):
-            if not line.marker and line.key == base64.b64decode(key.base64) and matches(line.hosts, name):
+            if not line.marker and line.key == key.asbytes() and matches(line.hosts, name):
                 return False
         gap = b"\n" if old and not old.endswith(b"\n") else b""
-        _replace(file, old + gap + f"{name} {key.type} {key.base64}\n".encode())
+        _replace(file, old + gap + f"{name} {key.get_name()} {key.get_base64()}\n".encode())
     return True
 
 

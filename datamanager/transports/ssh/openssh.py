@@ -18,6 +18,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from datamanager.errors import TransportError
@@ -79,13 +80,13 @@ class OpenSshConnector:
             self._masters = [one for one in self._masters if one.channels or not one.retired]
 
 
+@dataclass(eq=False, slots=True)
 class _Master:
     """A shared connection: its control socket (None: not shared) and how many channels it carries."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.channels = 0
-        self.retired = False
+    path: Path | None
+    channels: int = 0
+    retired: bool = False
 
     @property
     def has_room(self) -> bool:
@@ -102,7 +103,7 @@ class OpenSshChannel(Channel):
         self._master = master
         self._closed = False
         self._stderr = b""
-        # the watchdog looks from another thread: never at a descriptor that was closed and is somebody else's now
+        # the watchdog looks from another thread: never at a descriptor that was closed and may be another file's now
         self._descriptors = threading.Lock()
         self._socket, theirs = socket.socketpair()
         self._stderr_fd, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

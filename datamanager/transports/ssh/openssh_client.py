@@ -22,12 +22,12 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machine
 from datamanager.transports.channel import RemoteProgram
-from datamanager.transports.paths import to_wire
+from datamanager.transports.values import to_wire
 
 CONNECTION_FAILED = 255
 """ssh's own exit status, as opposed to the remote program's."""
 _GRACE = 2.0
-"""Seconds for ssh to say why it took no more input."""
+"""Seconds for ssh to end after it took no more input."""
 
 
 def ssh_program() -> str | None:
@@ -38,7 +38,7 @@ def ssh_program() -> str | None:
 def classify(machine: Machine, status: int | None, stderr: str, cause: TransportError) -> TransportError:
     """Return why ssh ended before the SFTP server spoke.
 
-    ssh has one exit status for all its failures; only its words tell them apart. These are OpenSSH's own
+    ssh has one exit status for all its failures; only its messages tell them apart. These are OpenSSH's own
     (sshconnect.c, sshconnect2.c, sshkey.c), the same since 5.x.
     """
     words = " ".join(line.strip() for line in stderr.splitlines() if line.strip(" \r@"))
@@ -140,7 +140,7 @@ class OpenSshProgram(RemoteProgram):
     """See RemoteProgram. `master` is the control socket of the connection to share.
 
     A forwarded agent needs a connection of its own: the one that is shared was made without, and the process that holds
-    it refuses what was not asked for then.
+    it refuses what was not requested then.
     """
 
     def __init__(

@@ -23,9 +23,9 @@ from datamanager.transports.ssh.hostkeys import KnownHosts, address
 from datamanager.transports.ssh.paramiko_program import ParamikoProgram
 from datamanager.transports.values import Bytes
 
-_LOOK = 0.05
+_POLL = 0.05
 """Seconds to wait for room to send before looking whether the server waits for us to receive."""
-FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+_FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _WINDOW, _WIDE_WINDOW = 4 * 1024 * 1024, 16 * 1024 * 1024
 """Bytes that the server may send ahead over a short path, where larger ones are slower (measured), and a long one."""
 _ROUND_TRIP_AT = 68
@@ -50,7 +50,7 @@ class ParamikoConnector:
     def connect(self) -> paramiko.Transport:
         """Connect, check the host key and log in. Raises: as `open_channel`."""
         machine = self._machine
-        known = KnownHosts.of(machine)
+        known = KnownHosts(machine)
         transport = connect_transport(machine, address(machine), known.key_algorithms(), round_trip=self.round_trip)
         with _closed_on_failure(machine, transport):
             known.check(transport.get_remote_server_key())
@@ -71,7 +71,7 @@ class ParamikoChannel(Channel):
             self._channel = transport.open_session(timeout=machine.connect_timeout)
             self._channel.in_buffer = _ByteQueue()  # before any data can come
             self._channel.invoke_subsystem("sftp")
-            self._channel.settimeout(_LOOK)
+            self._channel.settimeout(_POLL)
 
     def send_some(self, parts: Sequence[Bytes]) -> int:
         """Send what the server's window takes; 0 when there is only something to receive."""
@@ -229,13 +229,20 @@ def connect_transport(
         sock.close()
         raise
     with _closed_on_failure(machine, transport):
-        transport.daemon = True
-        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = machine.connect_timeout
-        options = transport.get_security_options()
-        options.ciphers = preferred(FAST_CIPHERS, options.ciphers)
-        options.key_types = key_algorithms if only else preferred(key_algorithms, options.key_types)
-        transport.start_client(timeout=machine.connect_timeout)
+        exchange_keys(transport, key_algorithms, machine.connect_timeout, only=only)
     return transport
+
+
+def exchange_keys(
+    transport: paramiko.Transport, key_algorithms: Sequence[str], timeout: float, *, only: bool = False
+) -> None:
+    """Exchange keys within `timeout` seconds; see `connect_transport`. Raises: what paramiko raises."""
+    transport.daemon = True
+    transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = timeout
+    options = transport.get_security_options()
+    options.ciphers = _preferred(_FAST_CIPHERS, options.ciphers)
+    options.key_types = key_algorithms if only else _preferred(key_algorithms, options.key_types)
+    transport.start_client(timeout=timeout)
 
 
 def _round_trip(sock: socket.socket) -> float:
@@ -245,7 +252,7 @@ def _round_trip(sock: socket.socket) -> float:
     return microseconds / 1e6
 
 
-def preferred(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
+def _preferred(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
     """Return what is offered, with the wanted ones of it in front."""
     front = [one for one in wanted if one in offered]
     return (*front, *(one for one in offered if one not in front))

@@ -12,7 +12,7 @@ from paramiko.agent import AgentRequestHandler
 
 from datamanager.errors import RemoteFailure, TransportError
 from datamanager.transports.channel import Channel, RemoteProgram
-from datamanager.transports.paths import to_wire
+from datamanager.transports.values import to_wire
 
 
 class ParamikoProgram(RemoteProgram):

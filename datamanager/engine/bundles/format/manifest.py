@@ -22,9 +22,8 @@ from datamanager.domain.archive.bundle_model import (
 from datamanager.domain.location import PATH_MAX, Place
 from datamanager.errors import RemoteFailure
 from datamanager.machines import describe
-from datamanager.transports.paths import shown
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileKind
+from datamanager.transports.values import FileKind, shown
 
 FORMAT = "datamanager-bundle"
 VERSION = 1

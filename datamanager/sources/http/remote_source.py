@@ -23,11 +23,11 @@ from urllib3.util.response import assert_header_parsing
 from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch
 from datamanager.sources.http.answer import CheckedHead, Head, RangeRequest
 from datamanager.sources.http.client import HttpSource, HttpTerms, followed
+from datamanager.sources.http.curl_config import NOT_TAKEN, STALLED, UNREACHED, curl_config, curl_error
 from datamanager.sources.http.pinned import MAX_HEAD
 from datamanager.sources.network.blocks import gathered
-from datamanager.sources.network.connect import MAX_ADDRESSES
+from datamanager.sources.network.connections import MAX_ADDRESSES
 from datamanager.sources.network.source_context import RunCurl, SourceContext
-from datamanager.sources.remote_curl.curl_config import NOT_TAKEN, STALLED, UNREACHED, curl_config, curl_error
 from datamanager.sources.source_port import Source
 from datamanager.sources.terms.source_options import option_error
 from datamanager.sources.terms.urls import Target, public_url
@@ -67,8 +67,8 @@ class RemoteHttpTerms(HttpTerms):
 class CurlDownload(CheckedHead):
     """An answer that a machine receives. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
-    def __init__(self, curl: RunningCurl, head: Head, target: Target, source: HttpSource, asked: RangeRequest) -> None:
-        super().__init__(head, target, source.context.max_size, asked, source.terms.expect_type)
+    def __init__(self, curl: RunningCurl, head: Head, target: Target, source: HttpSource, wanted: RangeRequest) -> None:
+        super().__init__(head, target, source.context.max_size, wanted, source.terms.expect_type)
         self.patience = source.context.read_timeout
         """Seconds in which something must arrive."""
         self._curl = curl
@@ -129,20 +129,20 @@ class RemoteHttpSource:
     @contextmanager
     def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[CurlDownload]:
         """Have the machine ask for the URL, and follow redirects by hand; see Source.open."""
-        asked = RangeRequest(start, stop, version)
+        wanted = RangeRequest(start, stop, version)
         target, answer = followed(
             self.source.terms.target,
-            lambda at, trusted: self._get(at, asked, trusted=trusted),
+            lambda at, trusted: self._get(at, wanted, trusted=trusted),
             lambda one: one.head,
             lambda one: one.running.close(),
         )
         with answer.running:
-            yield CurlDownload(answer.curl, answer.head, target, self.source, asked)
+            yield CurlDownload(answer.curl, answer.head, target, self.source, wanted)
 
-    def _get(self, target: Target, asked: RangeRequest, *, trusted: bool) -> _Answer:
+    def _get(self, target: Target, wanted: RangeRequest, *, trusted: bool) -> _Answer:
         """Have the request sent to the first of the host's checked addresses that accepts the connection."""
         context = self.source.context
-        headers = self.source.request(target, asked, trusted=trusted).headers
+        headers = self.source.request(target, wanted, trusted=trusted).headers
         addresses = context.guard.check(target.host, target.port)[:MAX_ADDRESSES]
         for number, address in enumerate(addresses, 1):
             config = curl_config(

@@ -1,16 +1,25 @@
-"""Our errors for those of requests, urllib3, http.client and sockets, by class, in one place."""
+"""Connections to checked addresses: how they are made, a deadline for conversations over them, and our errors for those
+of requests, urllib3, http.client and sockets, by class.
+"""
 
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import requests
 import urllib3.exceptions
 
 from datamanager.errors import ConnectionLost, DataManagerError, DownloadFailed, TransportTimeout, UrlNotAllowed
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.terms.urls import Address, FileUrl
+
+MAX_ADDRESSES = 4
+"""How many of a host's addresses are tried until one accepts the connection."""
 
 FOREIGN = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 """Everything that reading over HTTP may raise."""
@@ -31,11 +40,56 @@ _BROKEN = (
     requests.exceptions.ChunkedEncodingError,
     urllib3.exceptions.ProtocolError,
     urllib3.exceptions.PoolError,
-    urllib3.exceptions.NewConnectionError,
-    urllib3.exceptions.IncompleteRead,
-    urllib3.exceptions.InvalidChunkLength,
     *_CLOSED,
 )
+
+
+def connect_first(addresses: Sequence[Address], port: int, timeout: float | None) -> tuple[socket.socket, Address]:
+    """Connect to the first of at most four addresses that accepts; return the socket and that address.
+
+    `timeout` is seconds for each. Raises: OSError, of the last address tried.
+    """
+    *others, last = addresses[:MAX_ADDRESSES]
+    for address in others:
+        try:
+            return socket.create_connection((str(address), port), timeout), address
+        except OSError:
+            continue
+    return socket.create_connection((str(last), port), timeout), last
+
+
+def connect_guarded(guard: EgressGuard, url: FileUrl, timeout: float) -> tuple[socket.socket, Address]:
+    """Connect to a file server; see `connect_first`. Raises: UrlNotAllowed, ConnectionLost, TransportTimeout."""
+    addresses = guard.check(url.host, url.port)
+    with translated(url.shown):
+        return connect_first(addresses, url.port, timeout)
+
+
+@contextmanager
+def time_limit(seconds: float, abort: Callable[[], object]) -> Iterator[None]:
+    """Call `abort` from another thread when the block takes longer; it has to end every wait inside.
+
+    Raises: TimeoutError in that case, whatever the block raised.
+    """
+    expired = threading.Event()
+
+    def end() -> None:
+        expired.set()
+        abort()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as exc:
+        if expired.is_set():
+            raise TimeoutError("timed out") from exc
+        raise
+    finally:
+        timer.cancel()
+    if expired.is_set():
+        raise TimeoutError("timed out")
 
 
 def causes(exc: BaseException) -> Iterator[BaseException]:

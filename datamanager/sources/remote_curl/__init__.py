@@ -1,1 +1,0 @@
-"""HTTP sources that a machine reads by its own curl."""
