@@ -12,8 +12,7 @@ from typing import Self
 from uuid import uuid4
 
 from datamanager.domain.location import Place
-from datamanager.domain.plan import Route
-from datamanager.domain.states import TransferKind
+from datamanager.domain.states import Route, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged

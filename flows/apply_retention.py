@@ -12,8 +12,8 @@ from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from sqlalchemy.orm import Session
 
-from datamanager.domain.retention.decisions import Decider
-from datamanager.domain.retention.rules import RetentionRules, load_rules
+from datamanager.domain.retention_decisions import Decider
+from datamanager.domain.retention_rules import RetentionRules, load_rules
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, DutyTaken, InternalError, LeaseLost
 from flows.retention.report import show_run

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 
-from datamanager.domain.timing import read_time
+from datamanager.domain.fields import read_time
 from datamanager.errors import InternalError, InvalidRequest, by_code
 from datamanager.sealing import Sealer
 from flows.external.versions import finish

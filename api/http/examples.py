@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamanager.domain.archive.archive_requests import (
+from datamanager.domain.archive_requests import (
     ActivateManyRequest,
     ActivateRequest,
     ArchiveManyRequest,
     ArchiveRequest,
 )
-from datamanager.domain.audit.rules import AuditRequest
+from datamanager.domain.audit_rules import AuditRequest
 from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
 from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.domain.requests import (
@@ -24,7 +24,7 @@ from datamanager.domain.requests import (
     Request,
     TreeRequest,
 )
-from datamanager.domain.retention.requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
+from datamanager.domain.retention_requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
 
 UUID_EXAMPLE = "0e4f2b5c-5d3a-4c1b-9f0e-6d2a7c8b9e10"
 TASK_EXAMPLE = "7c9b1e7e-2f64-4a53-8a35-1f0b6a4d2c33"

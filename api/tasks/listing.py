@@ -29,8 +29,8 @@ from api.http.query import (
 )
 from api.tasks.views import ItemView, TaskView, item_view, show_tasks
 from datamanager import errors
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from datamanager.domain.timing import Priority
 from models.transfers.items import select_items
 from models.transfers.listing import TransferSelection, select_transfers
 from models.transfers.lookup import get_transfer

@@ -9,10 +9,9 @@ from functools import partial
 from uuid import UUID, uuid4
 
 from benchmarks.ours import Ours
-from datamanager.domain.archive.bundle_model import Manifest, Pack, VerifyLevel, WantedMember, bundle_place
+from datamanager.domain.bundle_model import Manifest, Pack, VerifyLevel, WantedMember, bundle_place
 from datamanager.domain.location import Place
-from datamanager.domain.plan import Route
-from datamanager.domain.states import TransferKind
+from datamanager.domain.states import Route, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint
 from datamanager.engine.bundles.reading import recall
 from datamanager.engine.bundles.reading.stored_bundle import StoredBundle

@@ -11,7 +11,7 @@ import typer
 
 from datamanager.cli.tables import Listing
 from datamanager.client import AuditClient, AuditInfo
-from datamanager.domain.audit.rules import AuditStatus
+from datamanager.domain.audit_rules import AuditStatus
 from datamanager.settings import load_settings
 from datamanager.transports.paths import shown
 

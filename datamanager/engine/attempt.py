@@ -10,8 +10,7 @@ from typing import Protocol
 from uuid import UUID
 
 from datamanager.domain.location import Place, temporary_name
-from datamanager.domain.plan import Route
-from datamanager.domain.states import TransferKind, Verified
+from datamanager.domain.states import Route, TransferKind, Verified
 from datamanager.errors import InternalError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.port import Reader, Session, Storage

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from uuid import UUID
 
-from datamanager.domain.archive.archive_requests import ArchiveTerms
-from datamanager.domain.archive.bundle_model import Group, Manifest, Member, Pack, VerifyLevel, WantedMember
+from datamanager.domain.archive_requests import ArchiveTerms
+from datamanager.domain.bundle_model import Group, Manifest, Member, Pack, VerifyLevel, WantedMember
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, Phase
 from datamanager.engine.attempt import Intent, Restart

@@ -6,7 +6,7 @@ Any mover removes them, at any time: no bundle of these states is read, and none
 
 from __future__ import annotations
 
-from datamanager.domain.archive.bundle_model import manifest_place
+from datamanager.domain.bundle_model import manifest_place
 from datamanager.domain.location import Place, temporary_name
 from flows.cleanup.partial_files import EARLIER_EPOCHS, removed_beside
 from flows.runtime.services import Services

@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from datamanager.domain.timing import Priority
 from models.core.cursors import NEWEST, page_of
 from models.tables import Transfer
 

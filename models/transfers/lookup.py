@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive.archive_requests import (
+from datamanager.domain.archive_requests import (
     AcceptedActivate,
     AcceptedArchive,
     ActivateManyRequest,

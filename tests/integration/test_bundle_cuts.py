@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from datamanager.domain.archive.bundle_model import Frame, Pack, SealedBundle, VerifyLevel, bundle_place
+from datamanager.domain.bundle_model import Frame, Pack, SealedBundle, VerifyLevel, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt

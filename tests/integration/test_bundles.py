@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from datamanager.domain.archive.bundle_model import Manifest, Pack, SealedBundle, VerifyLevel
+from datamanager.domain.bundle_model import Manifest, Pack, SealedBundle, VerifyLevel
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Intent

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from datamanager.domain.archive.bundle_model import Manifest, Member, Pack, VerifyLevel, WantedMember, bundle_place
+from datamanager.domain.bundle_model import Manifest, Member, Pack, VerifyLevel, WantedMember, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Restart

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamanager.domain.archive.bundle_model import (
+from datamanager.domain.bundle_model import (
     MEMBERS_MAX,
     Frame,
     Group,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from datamanager.domain.audit.rules import Expected, Look, Sight
+from datamanager.domain.audit_rules import Expected, Look, Sight
 from datamanager.engine.inspection.directory_walk import listed
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, confined, directories_of, real_base
 from datamanager.engine.single.verify import READ_BACK, stored_sha256

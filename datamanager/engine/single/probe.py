@@ -11,7 +11,7 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datamanager.domain.plan import Route, plan
+from datamanager.domain.states import Route, plan
 from datamanager.engine.attempt import Attempt, Content, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
 from datamanager.engine.single import direct

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from datamanager.domain.plan import Route
-from datamanager.domain.states import Phase, Verified
+from datamanager.domain.states import Phase, Route, Verified
 from datamanager.engine.attempt import Attempt, Content, Found, Intent, Proof
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing

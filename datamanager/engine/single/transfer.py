@@ -10,8 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from datamanager.domain.plan import Route
-from datamanager.domain.states import Phase
+from datamanager.domain.states import Phase, Route
 from datamanager.engine.attempt import Attempt, Found, Moved, Restart
 from datamanager.engine.control import Control, unwrapped
 from datamanager.engine.endpoints import acquire_sessions, concurrently, refuse_one_place

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
-from datamanager.domain.plan import Route
+from datamanager.domain.states import Route
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Proof
 from datamanager.engine.control import Control
 from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, SizeMismatch, SourceChanged

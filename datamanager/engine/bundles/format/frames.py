@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from datamanager.domain.archive.bundle_model import Frame
+from datamanager.domain.bundle_model import Frame
 from datamanager.engine.bundles.format.layout import Layout
 from datamanager.errors import ChecksumMismatch, RemoteFailure
 

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import accumulate, takewhile
 
-from datamanager.domain.archive.bundle_model import Frame
+from datamanager.domain.bundle_model import Frame
 from datamanager.engine.bundles.format.frames import expanded
 from datamanager.engine.bundles.format.ranges import Deals, just
 from datamanager.errors import ChecksumMismatch

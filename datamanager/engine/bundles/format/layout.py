@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from datamanager.domain.archive.bundle_model import Member, Pack, member_name
+from datamanager.domain.bundle_model import Member, Pack, member_name
 from datamanager.domain.location import Place
 from datamanager.transports.values import FileKind, FileStat
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from datamanager.domain.archive.bundle_model import Member, Pack, SealedBundle
+from datamanager.domain.bundle_model import Member, Pack, SealedBundle
 from datamanager.domain.location import Place
 from datamanager.engine.bulk import bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome, SmallItem

@@ -10,7 +10,7 @@ of a compressed bundle the frames that hold them. Goes on where an earlier attem
 
 from __future__ import annotations
 
-from datamanager.domain.archive.bundle_model import Member, SealedBundle
+from datamanager.domain.bundle_model import Member, SealedBundle
 from datamanager.engine.attempt import Attempt, Proof
 from datamanager.engine.bundles.reading.stored_bundle import BundleMemberContent, StoredBundle
 from datamanager.engine.control import Control

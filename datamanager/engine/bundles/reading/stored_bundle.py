@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datamanager.domain.archive.bundle_model import Frame, Member, Pack, SealedBundle, manifest_place
+from datamanager.domain.bundle_model import Frame, Member, Pack, SealedBundle, manifest_place
 from datamanager.engine.attempt import Digest
 from datamanager.engine.bundles.format import manifest
 from datamanager.engine.bundles.format.frames import FOOTER, read_table, require_whole, table_size

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datamanager.domain.archive.bundle_model import Pack
+from datamanager.domain.bundle_model import Pack
 from datamanager.engine.bundles.format.layout import Layout
 from datamanager.engine.bundles.writing.content_reader import Blamed, BundleReader, changed, same
 from datamanager.errors import InternalError, PathMissing, TransportError

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from datamanager.domain.archive.bundle_model import (
+from datamanager.domain.bundle_model import (
     Frame,
     Manifest,
     Pack,
@@ -29,8 +29,7 @@ from datamanager.domain.archive.bundle_model import (
     manifest_place,
 )
 from datamanager.domain.location import Place, temporary_name
-from datamanager.domain.plan import Route
-from datamanager.domain.states import Phase, TransferKind
+from datamanager.domain.states import Phase, Route, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Restart
 from datamanager.engine.bundles.format import manifest as manifests
 from datamanager.engine.bundles.format.layout import Layout

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from datamanager.domain.archive.bundle_model import Frame
+from datamanager.domain.bundle_model import Frame
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Attempt, Found, Moved
 from datamanager.engine.bundles.format.frames import compressed, cuts, seek_table

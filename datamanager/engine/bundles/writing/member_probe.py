@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Sequence
 from uuid import UUID
 
-from datamanager.domain.archive.bundle_model import WantedMember
+from datamanager.domain.bundle_model import WantedMember
 from datamanager.domain.location import Place
 from datamanager.engine.bundles.format.layout import BundleEntry
 from datamanager.engine.path_confinement import ResolvedDirectory, confined, directories_of, real_base

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from datamanager.domain.archive.bundle_model import Manifest, Member
+from datamanager.domain.bundle_model import Manifest, Member
 from datamanager.engine.attempt import Endpoint, Intent
 from datamanager.engine.bulk.bulk_chunk import Staged
 from datamanager.engine.bulk.bulk_publish import remove_sources as remove_files

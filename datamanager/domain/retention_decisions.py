@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from datamanager.domain.retention.rules import RetentionLimits, RetentionRules, Rule, fits_any
+from datamanager.domain.retention_rules import RetentionLimits, RetentionRules, Rule, fits_any
 from datamanager.domain.states import ObjectStatus, Verified
 
 

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from datamanager.domain.fields import Bytes, Count, Duration, duration_text, size_text
 from datamanager.domain.states import ObjectStatus
-from datamanager.domain.units import Bytes, Count, Duration, duration_text, size_text
 from datamanager.errors import DataManagerError, InvalidRules
 from datamanager.machines import Machines, describe
 

@@ -15,8 +15,9 @@ from uuid import UUID
 
 from pydantic import Field
 
+from datamanager.domain.fields import SIZE_MAX, Name
 from datamanager.domain.location import PART_SUFFIX
-from datamanager.domain.requests import SIZE_MAX, Name, Request
+from datamanager.domain.requests import Request
 from datamanager.domain.states import ObjectStatus
 
 FEW = 10
