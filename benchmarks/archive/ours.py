@@ -13,10 +13,10 @@ from datamanager.domain.bundle_model import Manifest, Pack, VerifyLevel, WantedM
 from datamanager.domain.location import Place
 from datamanager.domain.states import Route, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint
-from datamanager.engine.bundles.reading import recall
-from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
-from datamanager.engine.bundles.writing import bundle_upload as archive
-from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt
+from datamanager.engine.bundles import bundle_upload as archive
+from datamanager.engine.bundles import recall
+from datamanager.engine.bundles.bundle_content import ArchiveAttempt
+from datamanager.engine.bundles.stored_bundle import StoredBundle
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import staged_file
@@ -60,7 +60,7 @@ class Archiving(Ours):
         [member] = [one for one in made.members if one.uuid == uuid]
         ends = Endpoint(made.bundle.place, archive, self.storage(archive)), self._end(*destination)
         job, control = Attempt(uuid4(), 1, TransferKind.COPY, *ends, verify=VerifyPolicy.SHA256), Control()
-        staged_file.publish(recall.stage(job, made.bundle, member, control), control)
+        staged_file.publish(recall.stage_large(job, made.bundle, member, control), control)
 
     def sums(self, made: Manifest, archive: Machine) -> dict[str, str]:
         """Read a bundle from its storage; return the sha256 (hex) of the files in it, by their names."""

@@ -15,9 +15,9 @@ from datamanager.domain.bundle_model import Group, Manifest, Member, Pack, Verif
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, Phase
 from datamanager.engine.attempt import Intent, Restart
-from datamanager.engine.bundles.writing import bundle_upload
-from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt
-from datamanager.engine.bundles.writing.source_removal import remove_sources
+from datamanager.engine.bundles import bundle_upload
+from datamanager.engine.bundles.bundle_content import ArchiveAttempt
+from datamanager.engine.bundles.member_files import remove_sources
 from datamanager.engine.control import Control
 from datamanager.engine.single.staged_file import Share
 from datamanager.errors import DataManagerError, InternalError, LeaseLost, ServiceError

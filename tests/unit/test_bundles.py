@@ -32,12 +32,12 @@ from datamanager.domain.bundle_model import (
     manifest_place,
 )
 from datamanager.domain.location import Place
-from datamanager.engine.bundles.format import frames as framing
-from datamanager.engine.bundles.format import manifest as manifests
-from datamanager.engine.bundles.format.frames_reader import FramesReader
-from datamanager.engine.bundles.format.layout import LARGE, BundleEntry, Layout, header
-from datamanager.engine.bundles.writing.bundle_content import BundleDigest
-from datamanager.engine.bundles.writing.content_reader import BATCH, BundleReader
+from datamanager.engine.bundles import frames as framing
+from datamanager.engine.bundles import manifest as manifests
+from datamanager.engine.bundles.bundle_content import BundleDigest
+from datamanager.engine.bundles.content_reader import BATCH, BundleReader
+from datamanager.engine.bundles.frames import FramesReader
+from datamanager.engine.bundles.layout import LARGE, BundleEntry, Layout, header
 from datamanager.errors import ChecksumMismatch, DataManagerError, RemoteFailure, SourceChanged, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session

@@ -100,7 +100,7 @@ class ReadsMany(LooksMany, Protocol):
 
 
 class SmallFileSource(Looks, Protocol):
-    """Where small files are read; a Session is one, a bundle's members are another. (`bundles.reading.bulk_recall`)"""
+    """Where small files are read; a Session is one, a bundle's members are another. (`bundles.recall`)"""
 
     @property
     def bulk(self) -> ReadsMany:

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 
 from datamanager.domain.bundle_model import Frame, Member, Pack, SealedBundle, manifest_place
 from datamanager.engine.attempt import Digest
-from datamanager.engine.bundles.format import manifest
-from datamanager.engine.bundles.format.frames import FOOTER, read_table, require_whole, table_size
-from datamanager.engine.bundles.format.frames_reader import FramesReader
-from datamanager.engine.bundles.format.layout import header_of
+from datamanager.engine.bundles import manifest
+from datamanager.engine.bundles.frames import FOOTER, FramesReader, read_table, require_whole, table_size
+from datamanager.engine.bundles.layout import header_of
 from datamanager.errors import ChecksumMismatch, PathMissing, RemoteFailure, SourceChanged, SourceMissing
 from datamanager.transports.port import Reader, Session
 from datamanager.transports.values import FileKind, FileStat, NextRange

@@ -1,7 +1,14 @@
-"""Many small members of one bundle at once, by the machinery of `engine.bulk`: few round trips, in their order.
+"""Members out of their bundle, into partial files beside their destinations, by the publish protocol: a large one
+(`engine.single`), or many small ones at once, with few round trips (`engine.bulk`).
 
-outcomes = recall_many.stage(ends, bundle, items, rules, control)  # engine.chunk's Staged, Failed, Deferred
-bulk_publish.publish(target, staged, overwrite=...)  # as for files
+    ready = recall.stage_large(attempt, bundle, member, control, remember)
+    # the caller records ready.intent
+    staged_file.publish(ready, control)                                         # as for a file
+
+    outcomes = recall.stage_small(ends, bundle, items, rules, control)          # Staged, Failed, Deferred
+    bulk_publish.publish(target, staged, overwrite=...)                         # as for files
+
+Only the members' bytes are read from the archive, or of a compressed bundle the frames that hold them.
 """
 
 from __future__ import annotations
@@ -13,13 +20,16 @@ from hashlib import sha256
 
 from datamanager.domain.bundle_model import Member, Pack, SealedBundle
 from datamanager.domain.location import Place
+from datamanager.engine.attempt import Attempt, Proof
 from datamanager.engine.bulk import bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome, SmallItem
-from datamanager.engine.bundles.format.layout import header_of
-from datamanager.engine.bundles.reading.stored_bundle import StoredBundle, require_header, require_there
+from datamanager.engine.bundles.layout import header_of
+from datamanager.engine.bundles.stored_bundle import BundleMemberContent, StoredBundle, require_header, require_there
 from datamanager.engine.container_members import BulkContainerMembers, ContainerMember, ContainerMembers
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
+from datamanager.engine.single.staged_file import ReadyFile, stage_content
+from datamanager.engine.single.transfer import Remember, forget
 from datamanager.errors import ChecksumMismatch, PathMissing, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
@@ -35,25 +45,44 @@ class RecallItem:
     destination: Place
 
 
-def stage(
+def stage_large(
+    job: Attempt, bundle: SealedBundle, member: Member, control: Control, remember: Remember = forget
+) -> ReadyFile:
+    """Do all that comes before the name is given: probe, transfer, verify. `job.source` is the bundle's place,
+    `job.destination` the file's. An interrupted transfer is resumed, as that of a file. An error leaves the partial
+    file (retry, or `staged_file.discard`/`transfer.discard`).
+
+    The bytes are compared with the member's sha256, whatever `job.verify` says; the tar header before them with its
+    name, type and size.
+
+    Raises: ChecksumMismatch (the bundle is damaged there: nothing is published), SourceMissing (no such bundle),
+    SourceChanged (the bundle has another size), DestinationExists, NoSpace, what the transports raise.
+    """
+    with job.origin.storage.session() as session:
+        stored = _find(session, job.origin.machine, bundle)
+
+    def judge(proof: Proof) -> None:
+        if proof.sha256 != member.sha256:
+            raise ChecksumMismatch(f"{bundle.place}: {member.name} has sha256 {proof.sha256}, not {member.sha256}")
+
+    return stage_content(job, BundleMemberContent(stored, member), stored.path, judge, control, remember)
+
+
+def stage_small(
     ends: BulkEndpoints[Session], bundle: SealedBundle, items: Sequence[RecallItem], rules: BulkRules, control: Control
 ) -> list[Outcome]:
     """Bring the items' bytes into partial files beside their destinations and verify them; see
     `bulk_staging.stage`. The source of `ends` is a session of the archive.
 
     One outcome per item, in their order: Staged, Failed (ChecksumMismatch where the bundle is damaged), or Deferred for
-    a member larger than `rules.most` bytes: `recall.stage` is for those. The sessions may be of one machine, but must
+    a member larger than `rules.most` bytes: `stage_large` is for those. The sessions may be of one machine, but must
     be two.
 
     Raises: SourceMissing (no such bundle), SourceChanged (it has another size), what breaks a connection (retryable)
     and what `control` raises.
     """
-    source, archive = ends.source, ends.origin
-    try:
-        path = confined(source, archive, bundle.place.path)
-    except PathMissing:
-        raise SourceMissing(f"{bundle.place}: no such bundle") from None
-    members = Members(source, archive, StoredBundle.find(source, path, bundle), [item.member for item in items])
+    archive = ends.origin
+    members = Members(ends.source, archive, _find(ends.source, archive, bundle), [item.member for item in items])
     small = [SmallItem(item.number, members.place(item.member), item.destination) for item in items]
     return bulk_staging.stage(BulkEndpoints(members, ends.target, archive, ends.destination), small, rules, control)
 
@@ -94,3 +123,11 @@ class Members(ContainerMembers):
             return SmallFile(stat, data[head:])
 
         return ContainerMember(member.offset - head, head + member.size, stat, unfold)
+
+
+def _find(session: Session, archive: Machine, bundle: SealedBundle) -> StoredBundle:
+    try:
+        path = confined(session, archive, bundle.place.path)
+    except PathMissing:
+        raise SourceMissing(f"{bundle.place}: no such bundle") from None
+    return StoredBundle.find(session, path, bundle)

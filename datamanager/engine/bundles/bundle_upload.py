@@ -1,11 +1,11 @@
 """From objects to a bundle in an archive, by the publish protocol: `stage`, (record the intent,) `publish`, (commit,)
 `remove_sources`.
 
-    staged = archive.stage(job, control, remember)      # staged.failed: members that are left out, each with its error
+    staged = bundle_upload.stage(job, control, remember)  # staged.failed: members left out, each with its error
     # the caller records staged.ready.intent, for the bundle's row
-    archive.publish(staged.ready)
+    bundle_upload.publish(staged.ready)
     # the caller commits: objects ARCHIVED, each with its Member; the bundle's row
-    source_removal.remove_sources(job, staged.ready.manifest)  # unless keep_source
+    member_files.remove_sources(job, staged.ready.manifest)  # unless keep_source
 
 A crash anywhere: do it again with the next epoch, the `intent` and the `restart` that were recorded. `stage` finds what
 was published and reads its manifest back.
@@ -25,18 +25,15 @@ from datamanager.domain.bundle_model import (
     Pack,
     SealedBundle,
     VerifyLevel,
-    WantedMember,
-    manifest_place,
 )
 from datamanager.domain.location import Place, temporary_name
-from datamanager.domain.states import Phase, Route, TransferKind
-from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Restart
-from datamanager.engine.bundles.format import manifest as manifests
-from datamanager.engine.bundles.format.layout import Layout
-from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
-from datamanager.engine.bundles.writing.bundle_content import BundleDigest, Making
-from datamanager.engine.bundles.writing.compressed_upload import send_compressed
-from datamanager.engine.bundles.writing.member_probe import look
+from datamanager.domain.states import Phase, Route
+from datamanager.engine.attempt import Endpoint, Found, Intent, Moved
+from datamanager.engine.bundles import manifest as manifests
+from datamanager.engine.bundles.bundle_content import ArchiveAttempt, BundleDigest, Making, send_compressed
+from datamanager.engine.bundles.layout import Layout
+from datamanager.engine.bundles.member_files import look
+from datamanager.engine.bundles.stored_bundle import StoredBundle
 from datamanager.engine.control import Control, unwrapped
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import publish as publishing
@@ -51,59 +48,13 @@ from datamanager.errors import (
     RemoteFailure,
     SourceChanged,
 )
-from datamanager.machines import Machine, VerifyPolicy
-from datamanager.transports.port import Storage
+from datamanager.machines import VerifyPolicy
 
 ROUNDS = 3
 """How often a bundle is begun anew because of members that fail."""
 _MODE = 0o600  # of a bundle and its manifest: whoever reads it reads every member
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveAttempt:
-    """One attempt to make one bundle of files that lie on one machine.
-
-    `destination` is the bundle's place (`domain.bundles.bundle_place`). `made_by` goes into the manifest. `wanted`, its
-    order included, must be the same at each attempt, but for members that failed for good.
-    """
-
-    transfer: UUID
-    epoch: int
-    bundle: UUID
-    pack: Pack
-    level: VerifyLevel
-    machine: Machine
-    storage: Storage
-    """The sources'."""
-    wanted: tuple[WantedMember, ...]
-    destination: Endpoint
-    made_by: str
-    intent: Intent | None = None
-    """Recorded for this bundle by an earlier attempt that may have published."""
-    restart: Restart | None = None
-    """Recorded for this bundle by an earlier try or attempt before it wrote a partial file."""
-
-    @property
-    def as_transfer(self) -> Attempt:
-        """The bundle's way as a transfer of one file."""
-        there = Place(self.machine.name, f"the files of bundle {self.bundle}")
-        return Attempt(
-            self.transfer,
-            self.epoch,
-            TransferKind.COPY,
-            Endpoint(there, self.machine, self.storage),
-            self.destination,
-            verify=VerifyPolicy.SIZE if self.level is VerifyLevel.SIZES else VerifyPolicy.SHA256,
-            intent=self.intent,
-            restart=None if self.pack is Pack.TAR_ZST else self.restart,
-        )
-
-    @property
-    def manifest(self) -> Place:
-        """The manifest's place."""
-        return manifest_place(self.bundle, self.destination.place)
 
 
 @dataclass(frozen=True, slots=True)

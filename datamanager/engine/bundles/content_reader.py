@@ -10,8 +10,8 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import NoReturn
 
-from datamanager.engine.bundles.format.layout import LARGE, BundleEntry, Layout
-from datamanager.engine.bundles.format.ranges import Deals, just
+from datamanager.engine.bundles.layout import LARGE, BundleEntry, Layout
+from datamanager.engine.bundles.ranges import Deals, just
 from datamanager.errors import (
     DataManagerError,
     PathMissing,
