@@ -28,8 +28,8 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "publish: the file gets its name before it is on stable storage",
-        "datamanager/engine/single/stream_plan.py",
-        "        self._writers[0].flush()\n",
+        "datamanager/engine/single/parallel_streams.py",
+        "    writers[0].flush()\n",
         "",
         ("tests/integration/test_engine.py::test_relay_flushes_the_partial_file_before_it_is_renamed[local]",),
     ),

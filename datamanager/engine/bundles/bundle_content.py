@@ -17,7 +17,7 @@ from datamanager.engine.bundles.content_reader import Blamed, BundleReader, chan
 from datamanager.engine.bundles.frames import compressed, cuts, seek_table
 from datamanager.engine.bundles.layout import Layout
 from datamanager.engine.control import Control
-from datamanager.engine.endpoints import acquire_sessions
+from datamanager.engine.single.endpoints import acquire_sessions
 from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
 from datamanager.engine.single.verify import followed, following
 from datamanager.errors import InternalError, PathMissing, TransportError

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datamanager.domain.states import Route, plan
 from datamanager.engine.attempt import Attempt, Content, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
-from datamanager.engine.single import direct
 from datamanager.engine.single.restart import part_paths, parts_among
+from datamanager.engine.single.transfer import can_go_direct
 from datamanager.engine.single.verify import holds
 from datamanager.errors import (
     DestinationExists,
@@ -103,7 +103,7 @@ def _route(job: Attempt, read: Read, session: Session) -> Route:
         source_machine=job.source.machine.name if job.source else None,
         destination_machine=job.target.machine.name,
         can_copy_within=session.programs.can_copy,
-        can_go_direct=direct.possible(job, limited=job.limited),
+        can_go_direct=can_go_direct(job),
     )
     if route is Route.RENAME and read.is_link:
         # renaming a link would move the link and leave the bytes; the bytes are what was asked for

@@ -1,11 +1,14 @@
-"""The second step: bytes into the attempt's partial file, hashed while they pass. Constant memory, no staging.
+"""The second step: bytes into the attempt's partial file, by the route that the probe chose: copied by the machine
+itself, pushed by the source (`push`), or read and written by the mover and hashed while they pass (`relay`). Constant
+memory, no staging.
 
-(docs/transfer-protocol.md, the publish protocol, 3)
+(docs/transfer-protocol.md, the publish protocol, 3; docs/adr/0007-direct-transfers.md)
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,19 +16,22 @@ from dataclasses import replace
 from datamanager.domain.states import Phase, Route
 from datamanager.engine.attempt import Attempt, Found, Moved, Restart
 from datamanager.engine.control import Control, unwrapped
-from datamanager.engine.endpoints import acquire_sessions, concurrently, refuse_one_place
-from datamanager.engine.single.direct import push
+from datamanager.engine.single.endpoints import acquire_sessions, concurrently, refuse_one_place, with_parallel_sessions
+from datamanager.engine.single.parallel_streams import stream
 from datamanager.engine.single.restart import marker_of, resume
-from datamanager.engine.single.stream_plan import Stretch, connections
-from datamanager.engine.single.verify import followed, following
+from datamanager.engine.single.verify import followed, following, require_unchanged
 from datamanager.errors import (
+    ConnectionLost,
     NotSupported,
     PathMissing,
     SourceChanged,
     SourceMissing,
+    TransportTimeout,
 )
-from datamanager.machines import VerifyPolicy
+from datamanager.machines import Machine, TransportKind, VerifyPolicy
 from datamanager.transports.port import Session
+from datamanager.transports.remote.third_party_push import push_target
+from datamanager.transports.values import FileStat
 
 _log = logging.getLogger(__name__)
 
@@ -46,23 +52,18 @@ def send(job: Attempt, found: Found, control: Control, remember: Remember = forg
     """Bring the source's bytes into the partial file, by the route that the probe found; see `relay`."""
     if found.route is Route.WITHIN:
         return copy_within(job, found, control)
-    if found.route is Route.DIRECT:
-        return direct_or_relay(job, found, control, remember)
-    return relay(job, found, control, remember)
-
-
-def direct_or_relay(job: Attempt, found: Found, control: Control, remember: Remember) -> Moved:
-    """Let the source push to the destination; what arrived before that failed, the relay goes on with."""
+    if found.route is not Route.DIRECT:
+        return relay(job, found, control, remember)
     with acquire_sessions(job) as (source, target):
         start = resume(job, found, source, target, control)
     marker = _marked(job, found, start, remember)
-    moved = push(job, found, control, start)
-    return moved or relay(replace(job, restart=marker), found, control, remember)
+    # what arrived before a push failed, the relay resumes
+    return push(job, found, control, start) or relay(replace(job, restart=marker), found, control, remember)
 
 
 def relay(job: Attempt, found: Found, control: Control, remember: Remember = forget) -> Moved:
-    """Read the source, write the partial file, through the mover; goes on with the partial file of an earlier try or
-    attempt where there is a good one.
+    """Read the source, write the partial file, through the mover; resumes the partial file of an earlier try or attempt
+    where there is a good one.
 
     Several connections are used for a large file over a long path. `remember` is told the restart marker before the
     first byte, and must have recorded it when it returns.
@@ -76,25 +77,24 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
         start = resume(job, found, source, target, control)
         _marked(job, found, start, remember)
         control.bytes_done = start
-        ways = stack.enter_context(connections(job, source, target, wanted - start))
+        sources, targets = stack.enter_context(with_parallel_sessions(job, source, target, wanted - start))
         try:
-            readers = stack.enter_context(concurrently([found.open(one) for one in ways.sources]))
+            readers = stack.enter_context(concurrently([found.open(one) for one in sources]))
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
         first = target.reopen(found.part) if start else target.create(found.part)
-        further = [one.reopen(found.part) for one in ways.targets[1:]]
+        further = [one.reopen(found.part) for one in targets[1:]]
         writers = stack.enter_context(concurrently([first, *further], after_first=True))
         refuse_one_place(job, found, source)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
         follower = stack.enter_context(following(target, found.part)) if hashed and wanted >= FOLLOWED_FROM else None
         digest = found.digest() if hashed or (found.content is not None and not start) else None
-        stretch = Stretch(readers, writers, start, wanted, follower, digest)
-        size = stretch.move(control)
+        size = stream(readers, writers, start, wanted, control, follower, digest)
         if size != wanted:
             raise SourceChanged(f"{job.origin.place} ended after {size} of {wanted} bytes")
         stored = followed(follower, control.watch)
-    return Moved(size, stretch.sha256, stored)
+    return Moved(size, digest.hexdigest() if digest is not None else None, stored)
 
 
 def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
@@ -114,6 +114,50 @@ def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
         except NotSupported as exc:
             _log.info("%s is copied through the mover: %s", job.origin.place, exc.detail)
     return relay(job, found, control)
+
+
+def can_go_direct(job: Attempt) -> bool:
+    """Say whether the source may push to the destination: two SFTP machines that both allow it, and no bandwidth limit
+    in force, which nobody could keep to."""
+    if job.limited or job.source is None or job.destination is None:
+        return False
+    source, destination = job.source.machine, job.destination.machine
+    allowed = all(one.direct and one.transport is TransportKind.SFTP for one in (source, destination))
+    return allowed and source.name != destination.name
+
+
+def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved | None:
+    """Let the source push its bytes from `offset` on into the partial file (a third-party transfer); None when that did
+    not work, which is no error of the transfer.
+
+    The reason is logged then, and the partial file, if there is one, holds a prefix of the source. With `offset` 0 it
+    must not exist yet, else it must, and its bytes before `offset` must be the source's. Nothing runs on either machine
+    any more when this returns or raises.
+
+    Raises: SourceChanged; DestinationExists (both names are one file); what `control` was told to stop with; what the
+    transports raise when a machine can't be reached at all.
+    """
+    wanted = found.source_stat.size
+    control.enter(Phase.TRANSFER, wanted)
+    control.bytes_done = offset
+    machine = job.target.machine
+    with acquire_sessions(job) as (source, target):
+        growth = _Growth(target, found.part, control, machine)
+        try:
+            to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
+            source.programs.push(found.source_path, to, growth.look)
+            stored = growth.count()
+            refuse_one_place(job, found, source)
+            if stored == wanted:
+                with target.reopen(found.part) as writer:
+                    writer.flush()
+                return Moved(stored)
+        except (ConnectionLost, NotSupported, TransportTimeout) as exc:
+            _log.info("%s could not be pushed to %s: %s", job.origin.place, machine.name, exc.detail)
+            return None
+    require_unchanged(job, found)
+    _log.info("%s: %d bytes arrived at %s, %d were pushed", job.origin.place, stored, machine.name, wanted)
+    return None
 
 
 def remove_part(session: Session, found: Found) -> None:
@@ -136,3 +180,37 @@ def _marked(job: Attempt, found: Found, start: int, remember: Remember) -> Resta
     if marker is not None and (not start or marker != job.restart):
         remember(marker)
     return marker
+
+
+class _Growth:
+    """The progress of a file that somebody else writes: its size, asked for again and again over our own session."""
+
+    def __init__(self, session: Session, path: str, control: Control, machine: Machine) -> None:
+        self._session = session
+        self._path = path
+        self._control = control
+        self._patience = machine.stall_timeout
+        self._seen: FileStat | None = None
+        self._since = time.monotonic() + machine.connect_timeout  # the first byte waits for a connection, too
+
+    def look(self, _: int) -> None:
+        """Count what came since the last look. Raises: TransportTimeout when the machine's stall_timeout passed without
+        a byte; what `control` was told to stop with."""
+        self._control.check()
+        before = self._seen
+        self.count()
+        now = time.monotonic()
+        if self._seen != before:  # a part that is written once more grows late, but its mtime moves
+            self._since = now
+        elif now - self._since > self._patience:
+            raise TransportTimeout(f"no data arrived for {self._patience:g} seconds")
+
+    def count(self) -> int:
+        """Count what came since the last look, and return the file's size in bytes."""
+        try:
+            self._seen = self._session.stat(self._path)
+        except PathMissing:
+            self._seen = None
+            return 0
+        self._control.advance(max(0, self._seen.size - self._control.bytes_done))
+        return self._seen.size
