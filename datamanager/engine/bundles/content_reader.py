@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import NoReturn
 
 from datamanager.engine.bundles.layout import LARGE, BundleEntry, Layout
-from datamanager.engine.bundles.ranges import Deals, just
+from datamanager.engine.virtual_files import Deals, VirtualReader, just
 from datamanager.errors import (
     DataManagerError,
     PathMissing,
@@ -33,12 +33,13 @@ Blamed = MutableMapping[int, DataManagerError]
 """What is wrong with entries, by their place in the layout."""
 
 
-class BundleReader:
+class BundleReader(VirtualReader):
     """See the port's Reader. An entry that is not what it was is noted in `blamed`, and its error raised."""
 
     def __init__(self, session: Session, layout: Layout, blamed: Blamed) -> None:
         self._session = session
         self._layout = layout
+        self.size = layout.size
         self._blamed = blamed
         self._open = ExitStack()
         self._large: tuple[int, Reader] | None = None
@@ -52,19 +53,13 @@ class BundleReader:
         self._large = None
         self._open.close()
 
-    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
-        """Yield the bytes in order."""
-        left = max(0, self._layout.size - offset)
-        for _, block in self.ranges(just(offset, left if length is None else min(left, length))):
-            yield block
-
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, block) of the ranges dealt out; within a large member, reads of the next range are in flight
         before the last one's bytes are given out."""
         deals, layout = Deals(following), self._layout
         while (dealt := deals(True)) is not None:
             offset, length = dealt
-            stop = min(offset + length, layout.size)
+            stop = min(offset + length, self.size)
             if offset >= stop:
                 return
             index = layout.at(offset)
@@ -85,7 +80,7 @@ class BundleReader:
         layout, index = self._layout, 0
         while index < len(layout.entries):
             check()
-            following = self._batch(index, layout.start(index), layout.size)
+            following = self._batch(index, layout.start(index), self.size)
             for one in range(index, following):
                 if layout.entries[one].size > LARGE:
                     with _blamed_alone():

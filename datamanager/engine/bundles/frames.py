@@ -19,7 +19,7 @@ from itertools import accumulate, takewhile
 
 from datamanager.domain.bundle_model import Frame
 from datamanager.engine.bundles.layout import Layout
-from datamanager.engine.bundles.ranges import Deals, just
+from datamanager.engine.virtual_files import Deals, VirtualReader
 from datamanager.errors import ChecksumMismatch, RemoteFailure
 from datamanager.transports.port import Reader
 from datamanager.transports.values import FileKind, FileStat, NextRange
@@ -154,7 +154,7 @@ TOGETHER = 4 * 1024 * 1024
 _BLOCK = 1 << 20
 
 
-class FramesReader:
+class FramesReader(VirtualReader):
     """See the port's Reader. ChecksumMismatch is raised where a damaged frame is needed, and not before."""
 
     def __init__(self, stored: Reader, frames: Sequence[Frame]) -> None:
@@ -162,19 +162,14 @@ class FramesReader:
         self._frames = frames
         self._at = array("Q", accumulate((one.stored for one in frames), initial=0))
         self._starts = array("Q", accumulate((one.size for one in frames), initial=0))
+        self.size = self._starts[-1]
         self._last: tuple[int, bytes] = (-1, b"")
         self._damaged: set[int] = set()
 
     def stat(self) -> FileStat:
         """Return the stat of the tar file in the bundle."""
         stored = self._stored.stat()
-        return FileStat(FileKind.FILE, self._starts[-1], stored.mtime, stored.mode)
-
-    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
-        """Yield the bytes in order."""
-        left = max(0, self._starts[-1] - offset)
-        for _, block in self.ranges(just(offset, left if length is None else min(left, length))):
-            yield block
+        return FileStat(FileKind.FILE, self.size, stored.mtime, stored.mode)
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, block) of the ranges dealt out."""
@@ -182,7 +177,7 @@ class FramesReader:
         while together := self._together(deals):
             with closing(self._read(self._needed(together))) as frames:
                 for offset, length in together:
-                    stop = min(offset + length, self._starts[-1])
+                    stop = min(offset + length, self.size)
                     while offset < stop:
                         number = self._number(offset)
                         while self._last[0] != number:
@@ -208,7 +203,7 @@ class FramesReader:
         """Yield the frames that hold the ranges, but for the one that is at hand, each once, in order."""
         before = self._last[0] if ranges and self._number(ranges[0][0]) == self._last[0] else -1
         for offset, length in ranges:
-            stop = min(offset + length, self._starts[-1])
+            stop = min(offset + length, self.size)
             if offset >= stop:
                 continue
             for number in range(max(self._number(offset), before + 1), self._number(stop - 1) + 1):

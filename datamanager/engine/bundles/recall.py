@@ -25,11 +25,11 @@ from datamanager.engine.bulk import bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome, SmallItem
 from datamanager.engine.bundles.layout import header_of
 from datamanager.engine.bundles.stored_bundle import BundleMemberContent, StoredBundle, require_header, require_there
-from datamanager.engine.container_members import BulkContainerMembers, ContainerMember, ContainerMembers
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.staged_file import ReadyFile, stage_content
 from datamanager.engine.single.transfer import Remember, forget
+from datamanager.engine.virtual_files import BulkContainerMembers, ContainerMember, ContainerMembers
 from datamanager.errors import ChecksumMismatch, PathMissing, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session

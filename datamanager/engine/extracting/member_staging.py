@@ -14,13 +14,17 @@ from datamanager.domain.location import Place
 from datamanager.engine.attempt import Attempt, Proof
 from datamanager.engine.bulk import bulk_staging
 from datamanager.engine.bulk.bulk_chunk import SMALL, BulkEndpoints, BulkRules, Deferred, Outcome, SmallItem
-from datamanager.engine.bundles.ranges import just
-from datamanager.engine.bundles.stored_bundle import Slice
-from datamanager.engine.container_members import BulkContainerMembers, ContainerMember, ContainerMembers
 from datamanager.engine.control import Control
 from datamanager.engine.extracting.archive_member import Packed, shown
 from datamanager.engine.single.staged_file import ReadyFile, stage_content
 from datamanager.engine.single.transfer import Remember
+from datamanager.engine.virtual_files import (
+    BulkContainerMembers,
+    ContainerMember,
+    ContainerMembers,
+    Slice,
+    VirtualReader,
+)
 from datamanager.errors import ChecksumMismatch, InternalError, PathMissing, SourceChanged
 from datamanager.machines import Machine
 from datamanager.transports.port import Reader, Session
@@ -119,7 +123,7 @@ class CheckedDigest:
         return self._sha256.hexdigest()
 
 
-class Inflated:
+class Inflated(VirtualReader):
     """A member that is compressed by deflate, as an open file; see the port's Reader.
 
     It can be read in order only: what comes before a range is inflated and dropped.
@@ -128,23 +132,18 @@ class Inflated:
     def __init__(self, reader: Reader, member: Packed) -> None:
         self._reader = reader
         self._member = member
+        self.size = member.size
 
     def stat(self) -> FileStat:
         """Return what it will be."""
         return self._member.stat
-
-    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
-        """Yield the bytes in order."""
-        left = max(0, self._member.size - offset)
-        for _, block in self.ranges(just(offset, left if length is None else min(left, length))):
-            yield block
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, block) of the requested ranges."""
         blocks, begin, block = self._inflated(), 0, memoryview(b"")
         while (dealt := following(True)) is not None:
             offset, length = dealt
-            stop = min(offset + length, self._member.size)
+            stop = min(offset + length, self.size)
             if offset < begin:
                 blocks, begin, block = self._inflated(), 0, memoryview(b"")
             while offset < stop:
