@@ -1,4 +1,4 @@
-"""What clients may ask of archives: objects into bundles (archive), and back out of them (activate).
+"""What clients may request of archives: objects into bundles (archive), and back out of them (activate).
 
 Old clients send nothing, or form fields: an empty field means its default.
 """

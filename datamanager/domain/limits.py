@@ -1,4 +1,4 @@
-"""Limits that are changed while transfers run: what may be asked, and what is in force."""
+"""Limits that are changed while transfers run: what may be requested, and what is in force."""
 
 from __future__ import annotations
 

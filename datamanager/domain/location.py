@@ -88,7 +88,7 @@ def temporary_name(name: str, transfer: UUID, epoch: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a partial file's name tells: the first 8 hex digits of whose it is (a transfer, or an item of one), and of
+    """What a partial file's name says: the first 8 hex digits of whose it is (a transfer, or an item of one), and of
     which attempt.
     """
 

@@ -1,4 +1,4 @@
-"""What clients may ask: typed, checked, and the same over HTTP, AMQP and in the catalogue.
+"""What clients may request: typed, checked, and the same over HTTP, AMQP and in the catalogue.
 
 Unknown fields are ignored (old clients send `type`, `storage_technology`, …). Fields may be strings, as a form sends
 them.
@@ -297,5 +297,5 @@ def validated(fields: Mapping[str, Any], model: type[M]) -> M:
         for fault in exc.errors(include_url=False, include_input=False, include_context=False)[:NAMED_MAX]:
             name = ".".join(str(part) for part in fault["loc"]) or "body"
             wrong.setdefault(name, fault["msg"].removeprefix("Value error, "))
-        # not `from exc`: pydantic's text quotes what was sent, which may hold a secret
+        # not `from exc`: pydantic's text quotes what was sent, which may contain a secret
         raise InvalidRequest.of(wrong) from None

@@ -1,4 +1,4 @@
-"""What clients may ask of retention: holds, lifetimes, taking back, runs."""
+"""What clients may request of retention: holds, lifetimes, restoring, runs."""
 
 from __future__ import annotations
 

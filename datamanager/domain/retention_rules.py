@@ -97,7 +97,7 @@ class Rule(BaseModel):
     status: Annotated[tuple[Literal["ACTIVE", "ARCHIVED"], ...], Field(min_length=1), BeforeValidator(_listed)] = (
         "ACTIVE",
     )
-    """Of which status; to delete archived objects must be asked for."""
+    """Of which status; to delete archived objects it must be given."""
 
     grace: Duration = timedelta(days=7)
     """From the mark to the act."""

@@ -15,7 +15,7 @@ class ObjectStatus(StrEnum):
     DELETED = "DELETED"
     """The file was deleted; the row stays as a record."""
     UNKNOWN = "UNKNOWN"
-    """The file was not found at its place; somebody has to look."""
+    """The file was not found at its place; an operator has to look."""
 
 
 class TransferStatus(StrEnum):
@@ -98,7 +98,7 @@ class Phase(StrEnum):
     PUBLISH = "publish"
     """The file gets its name."""
     COMMIT = "commit"
-    """The catalogue is told."""
+    """The catalogue is updated."""
     CLEANUP = "cleanup"
     """A move or an archive removes its source."""
     STAGING = "staging"
@@ -148,8 +148,7 @@ def status_of_run(state_type: str, state_name: str, *, bytes_moved: bool) -> Tra
     """Map a Prefect flow run's state to a transfer's status.
 
     `AwaitingRetry` (a SCHEDULED state) after the first byte is RUNNING: clients must not see a transfer go back in
-    the queue
-    while it waits for its next attempt. Unknown types raise ValueError: a new Prefect must not pass unseen.
+    the queue while it waits for its next attempt. Unknown types raise ValueError: a new Prefect must not pass unseen.
     """
     try:
         status = _BY_TYPE[state_type.upper()]

@@ -1,8 +1,7 @@
 """Confinement on the machine: symbolic links are resolved there, and must not lead out of the base directory.
 
-SFTP v3 knows no `openat`, so somebody who may write below `base_dir` can still swap a directory for a link between
-this check and
-the use; docs/security.md says so.
+SFTP v3 has no `openat`, so a user who may write below `base_dir` can still swap a directory for a link between this
+check and the use; docs/security.md says so.
 """
 
 from __future__ import annotations
@@ -67,9 +66,8 @@ def confined(session: Session, machine: Machine, place_path: str, *, follow: boo
     """Return the absolute path on the machine of a normalised path below its base directory, links resolved.
 
     The nearest existing ancestor is resolved and compared with the resolved base directory (on HPC it often is a link
-    itself).
-    With `follow`, a last component that is a link is resolved too and must stay inside; without, the link itself is
-    meant.
+    itself). With `follow`, a last component that is a link is resolved too and must stay inside; without, the link
+    itself is meant.
 
     Raises: PathNotAllowed when links lead out; RemoteFailure when the base directory does not exist.
     """
@@ -136,9 +134,11 @@ def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str
     return faults
 
 
-def relative(session: Session, machine: Machine, real: str) -> str:
-    """Return a resolved path of `confined` relative to the resolved base directory: the file's one canonical place."""
-    return canonical_of(machine, real_base(session, machine), real)
+def canonical_below(session: Session, machine: Machine, real: str) -> str:
+    """Return a directory's resolved path relative to the resolved base directory, "" for that itself. Raises:
+    PathNotAllowed."""
+    path = canonical_of(machine, real_base(session, machine), real)
+    return "" if path == "." else path
 
 
 def canonical_of(machine: Machine, base: str, real: str) -> str:

@@ -97,8 +97,8 @@ ENGINE_FAULTS = (
     Fault(
         "control: a cancel stops what is past its commit point",
         "datamanager/engine/control.py",
-        "self._stop or (None if self._shielded else self._wish)",
-        "self._stop or self._wish",
+        "self._stop or (None if self._shielded else self._user_stop)",
+        "self._stop or self._user_stop",
         ("tests/unit/test_stopping.py::test_past_the_point_of_no_return_wishes_wait",),
     ),
     Fault(

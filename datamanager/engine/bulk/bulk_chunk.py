@@ -123,7 +123,7 @@ class BulkEndpoints(Generic[SourceT_co]):
 @dataclass(frozen=True, slots=True)
 class BulkRules:
     """What holds for every item. `packed`: by a tar stream where the target can. `most`: bytes of the largest file.
-    `ours`: what earlier attempts recorded before they published, by item number; a destination that holds just that
+    `ours`: what earlier attempts recorded before they published, by item number; a destination that has just that
     counts as published.
     """
 
@@ -201,7 +201,7 @@ class Chunk:
         self.outcomes[number] = Failed(number, error)
 
     def count(self, task: SmallTask) -> None:
-        """Count an item's bytes as done, once. Raises: what the control was told to stop with."""
+        """Count an item's bytes as done, once. Raises: the reason that the control was stopped with."""
         if task.number not in self.counted:
             self.counted.add(task.number)
             self.control.advance(task.stat.size)
@@ -209,6 +209,6 @@ class Chunk:
     def remove_parts(self, tasks: Sequence[SmallTask]) -> None:
         """Remove what there is of these partial files. Raises: what breaks the connection."""
         for _ in self.ends.target.bulk.remove([task.part for task in tasks]):
-            pass  # it was not there, or can't be removed: the sweep of partial files tells
+            pass  # it was not there, or can't be removed: the sweep of partial files reports it
         for task in tasks:
             self.made.pop(task.number, None)

@@ -143,7 +143,7 @@ def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataMana
 
 
 def _unpack(chunk: Chunk, tasks: Sequence[SmallTask]) -> bool:
-    """Bring all by one stream, whose end alone tells how it went; False when that was not well, and nothing is left."""
+    """Bring all by one stream, whose end alone shows whether it succeeded; False when not, and nothing is left."""
     sent = list[SmallTask]()
     base = real_base(chunk.ends.target, chunk.ends.destination)
     try:
@@ -159,7 +159,7 @@ def _unpack(chunk: Chunk, tasks: Sequence[SmallTask]) -> bool:
 
 
 def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> Generator[NewFile, None, None]:
-    """Read the sources and yield what is to be written; `sent` tells whose each one is."""
+    """Read the sources and yield what is to be written; `sent` receives the task of each one."""
     waiting = [task for task in tasks if task.number not in chunk.outcomes]
     paths = [task.source_path for task in waiting]
     largest = max((task.stat.size for task in waiting), default=0)

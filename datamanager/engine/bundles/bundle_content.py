@@ -120,7 +120,7 @@ class BundleDigest:
 
 
 class Making:
-    """See `engine.attempt.Content`. `blamed` tells which entries made it fail."""
+    """See `engine.attempt.Content`. `blamed`: the entries that made it fail."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout

@@ -17,6 +17,7 @@ import logging
 import posixpath
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from uuid import UUID
 
 from datamanager.domain.bundle_model import (
@@ -38,7 +39,8 @@ from datamanager.engine.control import Control, unwrapped
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
-from datamanager.engine.single.probe import Read, probe_content, published_before
+from datamanager.engine.single.probe import Read, probe_destination, published_before
+from datamanager.engine.single.staged_file import again_if_damaged
 from datamanager.engine.single.transfer import Remember, forget
 from datamanager.engine.single.verify import source_sha256, verify
 from datamanager.errors import (
@@ -85,7 +87,7 @@ def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) ->
     the first byte. Phases: PROBE, TRANSFER, VERIFY. On an error the partial file is left for the next try (`discard`).
 
     Raises: DestinationExists, NoSpace, ChecksumMismatch, SizeMismatch, SourceChanged (members keep changing), what the
-    transports raise and what `control` was told to stop with.
+    transports raise and the reason that `control` was stopped with.
     """
     control.enter(Phase.PROBE)
     if (ready := _published(job)) is not None:
@@ -101,7 +103,8 @@ def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) ->
             return StagedBundle(None, failed)
         making = Making(Layout(entries, job.pack))
         try:
-            return StagedBundle(_sent(job, making, control, remember), failed)
+            ready = again_if_damaged(partial(_send, job, making, control, remember), partial(discard, job))
+            return StagedBundle(ready, failed)
         except DataManagerError as exc:
             if exc.retryable or not making.blamed:
                 raise
@@ -119,7 +122,7 @@ def publish(ready: ReadyBundle) -> None:
 
     The caller has recorded `ready.intent`. A bundle that has its name has its manifest beside it.
 
-    Raises: DestinationExists (somebody else's file has the bundle's name), and what the transports raise.
+    Raises: DestinationExists (another file has the bundle's name), and what the transports raise.
     """
     if ready.published:
         return
@@ -157,21 +160,11 @@ def _published(job: ArchiveAttempt) -> ReadyBundle | None:
     return ReadyBundle(job, found, manifest, intent, published=True)
 
 
-def _sent(job: ArchiveAttempt, making: Making, control: Control, remember: Remember) -> ReadyBundle:
-    """Send and verify; what was damaged on the way is sent once more."""
-    try:
-        return _send(job, making, control, remember)
-    except ChecksumMismatch as damaged:
-        log.warning("%s; sending again", damaged.detail)
-        discard(job)
-        return _send(job, making, control, remember)
-
-
 def _send(job: ArchiveAttempt, making: Making, control: Control, remember: Remember) -> ReadyBundle:
     layout, transfer = making.layout, job.as_transfer
     compress = job.pack is Pack.TAR_ZST
     read = Read("", layout.stat, content=making)
-    found = probe_content(transfer, read, size=None if compress else layout.size)
+    found = probe_destination(transfer, read, size=None if compress else layout.size)
     moved: Moved
     frames: tuple[Frame, ...] = ()
     if compress:

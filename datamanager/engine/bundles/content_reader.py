@@ -99,10 +99,10 @@ class BundleReader(VirtualReader):
         """Give out ranges as long as they begin in this member."""
         begin = self._layout.data(index)
         end = begin + self._layout.entries[index].size
-        asked = given = 0
+        requested = given = 0
 
         def within(wait: bool) -> tuple[int, int] | None:
-            nonlocal asked
+            nonlocal requested
             dealt = deals(wait)
             if dealt is None:
                 return None
@@ -112,7 +112,7 @@ class BundleReader(VirtualReader):
                 return None
             mine = min(length, end - offset)
             deals.give_back(offset + mine, length - mine)
-            asked += mine
+            requested += mine
             return offset - begin, mine
 
         try:
@@ -124,7 +124,7 @@ class BundleReader(VirtualReader):
                 raise
             entry = self._layout.entries[index]
             self._blame(index, missing(entry) if isinstance(exc, PathMissing) else exc)
-        if given < asked:
+        if given < requested:
             self._blame(index, changed(self._layout.entries[index]))
 
     def _reader(self, index: int) -> Reader:

@@ -150,7 +150,7 @@ def require_whole(frames: Sequence[Frame], stored: int) -> None:
 
 
 TOGETHER = 4 * 1024 * 1024
-"""Bytes of ranges from which on no further one is asked for before they are given out."""
+"""Bytes of ranges from which on no further one is requested before they are yielded."""
 _BLOCK = 1 << 20
 
 
@@ -214,22 +214,22 @@ class FramesReader(VirtualReader):
         return bisect_right(self._starts, offset) - 1
 
     def _read(self, numbers: Iterator[int]) -> Generator[tuple[int, bytes], None, None]:
-        """Read these frames, up to one that is known to be damaged; several of them are asked for at once."""
-        asked = list[int]()
+        """Read these frames, up to one that is known to be damaged; several of them are requested at once."""
+        requested = list[int]()
         good = takewhile(lambda number: number not in self._damaged, numbers)
 
         def dealt(_: bool) -> tuple[int, int] | None:
             number = next(good, None)
             if number is None:
                 return None
-            asked.append(number)
+            requested.append(number)
             return self._at[number], self._frames[number].stored
 
         data = bytearray()
         for _, block in self._stored.ranges(dealt):
             data += block
-            while asked and len(data) >= self._frames[asked[0]].stored:
-                number = asked.pop(0)
+            while requested and len(data) >= self._frames[requested[0]].stored:
+                number = requested.pop(0)
                 size = self._frames[number].stored
                 yield number, self._expanded(number, data[:size])
                 del data[:size]

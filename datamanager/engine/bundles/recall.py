@@ -96,8 +96,8 @@ class Members(ContainerMembers):
         self._stored = stored
         pieces = {posixpath.join(machine.base_dir, self.place(one).path): self._piece(one) for one in members}
 
-        def there(asked: Session) -> None:
-            require_there(asked, stored.path, stored.bundle)
+        def there(by: Session) -> None:
+            require_there(by, stored.path, stored.bundle)
 
         super().__init__(BulkContainerMembers(session, stored.open, there, pieces))
 

@@ -193,9 +193,7 @@ def _piece(member: Packed) -> ContainerMember:
                 data = inflate.decompress(data, member.size + 1)
             except zlib.error:
                 return damaged(member)
-            if not inflate.eof and inflate.decompress(inflate.unconsumed_tail, 1):
-                return damaged(member)
-            if not inflate.eof:
+            if not inflate.eof and (inflate.decompress(inflate.unconsumed_tail, 1) or not inflate.eof):
                 return damaged(member)
         if len(data) != member.size or (member.crc is not None and zlib.crc32(data) != member.crc):
             return damaged(member)
@@ -221,7 +219,7 @@ def stage_small(
     rules: BulkRules,
     control: Control,
 ) -> list[Outcome]:
-    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk.run.stage`.
+    """Bring the items' bytes into partial files beside their destinations and verify them; see `bulk_staging.stage`.
     Members with many stored bytes are for later, however few they are said to become: all of them would be in memory.
 
     `ends` are two sessions of the machine on which the archive lies and the members are to lie. Raises: SourceChanged
@@ -242,7 +240,7 @@ def stage_large(
     """Do all that comes before the rename; the bytes are hashed at both ends, whatever `job.verify` says.
 
     Raises: ChecksumMismatch (the archive is damaged there), SourceChanged, DestinationExists, NoSpace, what the
-    transports raise. An error leaves the partial file: retry, or `stream.discard`.
+    transports raise. An error leaves the partial file: retry, or `transfer.discard`.
     """
     content = ExtractedContent(archive, member)
 

@@ -24,7 +24,7 @@ CHANNEL_WINDOW = 2 * 1024 * 1024
 """Bytes that OpenSSH lets a channel have under way."""
 WANTED_RATE = 800e6
 """Bytes per second that the windows of all connections together allow. What gets through is half of it where the ends'
-cores are busy: a window is opened again when somebody has had the time to empty it."""
+cores are busy: a window is opened again when its reader has had the time to empty it."""
 
 T = TypeVar("T")
 

@@ -24,11 +24,11 @@ THREAD = "stream"
 BUFFERS = 32
 """Chunks held in memory at once."""
 AHEAD = 2
-"""Chunks that one reader has asked for at once, twice what a channel's window lets through. More would wait in its
+"""Chunks that one reader requests at once, twice what a channel's window lets through. More would wait in its
 connection, and all that comes after them in the file, while other connections have nothing to do."""
 
 Seen = Callable[[memoryview, int], None]
-"""Told each block in the file's order, and up to where bytes are surely stored."""
+"""Called with each block in the file's order, and up to where bytes are surely stored."""
 
 
 def stream(
@@ -43,7 +43,7 @@ def stream(
     """Move the bytes from `start` to `stop`, put them on stable storage, and return where they end: before `stop` if
     the source did. `digest` is fed with what is read; `follower` is notified of what is stored.
 
-    Raises: what the transports raise; what `control` was told to stop with.
+    Raises: what the transports raise; the reason that `control` was stopped with.
     """
 
     def seen(block: memoryview, stored: int) -> None:
@@ -96,7 +96,7 @@ class ParallelStreams:
         self._failure: BaseException | None = None
 
     def move(self, seen: Seen) -> int:
-        """Move all bytes and return `stop`; the writers' last statuses are still to be asked for.
+        """Move all bytes and return `stop`; the writers' last statuses are still to be read.
 
         Raises: the first failure of a reader, a writer or `seen`; every thread has ended then.
         """

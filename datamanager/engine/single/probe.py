@@ -45,25 +45,21 @@ class Read:
 def probe(job: Attempt, *, size: int | None = None) -> Found:
     """Look at both ends and say how the bytes will go; `size` is a download's announced length (None: unknown).
 
-    Makes the destination's directory; removes partial files of this transfer there that nobody can go on with.
+    Makes the destination's directory; removes partial files of this transfer there that can't be resumed.
 
     Raises: SourceMissing, DestinationExists, NoSpace, PathNotAllowed, and what the transports raise.
     """
     if job.source is None:
-        return _look(job, Read("", None), size)
+        return probe_destination(job, Read("", None), size=size)
     read = _probe_source(job.source)
-    return _look(job, read, read.stat.size if read.stat else size)
+    return probe_destination(job, read, size=read.stat.size if read.stat else size)
 
 
-def probe_content(job: Attempt, read: Read, *, size: int | None) -> Found:
-    """Look at the destination of a content, which goes by relay; `size`: the bytes that it needs there (None: unknown).
+def probe_destination(job: Attempt, read: Read, *, size: int | None) -> Found:
+    """Look at the destination of what is to be read; `size`: the bytes that it needs there (None: unknown).
 
-    Raises: what `probe` raises but SourceMissing.
+    Raises: what `probe` raises.
     """
-    return _look(job, read, size)
-
-
-def _look(job: Attempt, read: Read, size: int | None) -> Found:
     target = job.target
     with target.storage.session() as session:
         base = real_base(session, target.machine)
@@ -106,7 +102,7 @@ def _route(job: Attempt, read: Read, session: Session) -> Route:
         can_go_direct=can_go_direct(job),
     )
     if route is Route.RENAME and read.is_link:
-        # renaming a link would move the link and leave the bytes; the bytes are what was asked for
+        # renaming a link would move the link and leave the bytes; the bytes are what is to be moved
         return Route.WITHIN if session.programs.can_copy else Route.RELAY
     return route
 
@@ -191,7 +187,7 @@ def _require_space(session: Session, directory: str, size: int | None, there: in
 
 
 def _resumable(session: Session, job: Attempt, found: Found, parts: Sequence[tuple[int, str]]) -> int:
-    """Return the bytes that earlier attempts stored and this one can go on from; removes the parts that it can't."""
+    """Return the bytes that earlier attempts stored and this one can resume; removes the parts that it can't."""
     sent = found.route in (Route.RELAY, Route.DIRECT) and found.published is None
     if sent and found.source is not None and job.restart is not None and job.restart.fits(found.source):
         return sum(size for size, _ in parts)

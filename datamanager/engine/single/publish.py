@@ -26,7 +26,7 @@ PLAIN_MODE = 0o644  # of a downloaded file; a copy carries its source's mode
 def publish(job: Attempt, found: Found, intent: Intent) -> None:
     """Give the verified partial file its name, atomically; readers see nothing or the whole file.
 
-    A file that already has the name is accepted when it holds the right bytes and the intent was recorded (a retry of
+    A file that already has the name is accepted when it has the right bytes and the intent was recorded (a retry of
     ours).
 
     Raises: DestinationExists, and what the transports raise.

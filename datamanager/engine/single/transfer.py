@@ -65,8 +65,8 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
     """Read the source, write the partial file, through the mover; resumes the partial file of an earlier try or attempt
     where there is a good one.
 
-    Several connections are used for a large file over a long path. `remember` is told the restart marker before the
-    first byte, and must have recorded it when it returns.
+    Several connections are used for a large file over a long path. `remember` is called with the restart marker before
+    the first byte, and must have recorded it when it returns.
 
     Raises: SourceMissing, SourceChanged (other length than probed), DestinationExists (both names are one file), and
     what the transports raise.
@@ -98,7 +98,7 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
 
 
 def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
-    """Let the machine copy the file itself; falls back to the relay when it can't after all."""
+    """Have the machine copy the file itself; falls back to the relay when it can't after all."""
     size = found.source_stat.size
     control.enter(Phase.TRANSFER, size)
     storage = job.target.storage
@@ -127,15 +127,15 @@ def can_go_direct(job: Attempt) -> bool:
 
 
 def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved | None:
-    """Let the source push its bytes from `offset` on into the partial file (a third-party transfer); None when that did
-    not work, which is no error of the transfer.
+    """Have the source push its bytes from `offset` on into the partial file (a third-party transfer); None when that
+    did not work, which is no error of the transfer.
 
     The reason is logged then, and the partial file, if there is one, holds a prefix of the source. With `offset` 0 it
     must not exist yet, else it must, and its bytes before `offset` must be the source's. Nothing runs on either machine
     any more when this returns or raises.
 
-    Raises: SourceChanged; DestinationExists (both names are one file); what `control` was told to stop with; what the
-    transports raise when a machine can't be reached at all.
+    Raises: SourceChanged; DestinationExists (both names are one file); the reason that `control` was stopped with;
+    what the transports raise when a machine can't be reached at all.
     """
     wanted = found.source_stat.size
     control.enter(Phase.TRANSFER, wanted)
@@ -183,7 +183,7 @@ def _marked(job: Attempt, found: Found, start: int, remember: Remember) -> Resta
 
 
 class _Growth:
-    """The progress of a file that somebody else writes: its size, asked for again and again over our own session."""
+    """The progress of a file that another program writes: its size, polled over our own session."""
 
     def __init__(self, session: Session, path: str, control: Control, machine: Machine) -> None:
         self._session = session
@@ -195,7 +195,7 @@ class _Growth:
 
     def look(self, _: int) -> None:
         """Count what came since the last look. Raises: TransportTimeout when the machine's stall_timeout passed without
-        a byte; what `control` was told to stop with."""
+        a byte; the reason that `control` was stopped with."""
         self._control.check()
         before = self._seen
         self.count()
