@@ -73,7 +73,9 @@ def confined(session: Session, machine: Machine, place_path: str, *, follow: boo
     """
     base = real_base(session, machine)
     real = posixpath.join(directory_of(session, machine, base, place_path).path, posixpath.basename(place_path))
-    return followed(session, machine, base, place_path, real) if follow and _is_link(session, real) else real
+    there = lstat_or_none(session, real) if follow else None
+    is_link = there is not None and there.kind is FileKind.SYMLINK
+    return followed(session, machine, base, place_path, real) if is_link else real
 
 
 def followed(session: Session, machine: Machine, base: str, place_path: str, link: str) -> str:
@@ -134,9 +136,10 @@ def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str
     return faults
 
 
-def canonical_below(session: Session, machine: Machine, real: str) -> str:
-    """Return a directory's resolved path relative to the resolved base directory, "" for that itself. Raises:
-    PathNotAllowed."""
+def relative(session: Session, machine: Machine, real: str) -> str:
+    """Return a resolved path of `confined` relative to the resolved base directory: the one canonical place of a file
+    or directory, "" for the base directory itself. Raises: PathNotAllowed.
+    """
     path = canonical_of(machine, real_base(session, machine), real)
     return "" if path == "." else path
 
@@ -211,17 +214,9 @@ def _leads_out(machine: Machine, given: str) -> PathNotAllowed:
     return PathNotAllowed(f"{machine.name}:{given} leads out of the machine's base directory through a symbolic link")
 
 
-def exists(session: Session, path: str) -> bool:
-    """Say whether there is anything at a path, be it a link that leads nowhere."""
+def lstat_or_none(session: Session, path: str) -> FileStat | None:
+    """Return what is at a path, be it a link that leads nowhere; None when there is nothing."""
     try:
-        session.lstat(path)
+        return session.lstat(path)
     except PathMissing:
-        return False
-    return True
-
-
-def _is_link(session: Session, path: str) -> bool:
-    try:
-        return session.lstat(path).kind is FileKind.SYMLINK
-    except PathMissing:
-        return False
+        return None

@@ -38,7 +38,7 @@ from datamanager.errors import (
     SourceMissing,
     TransportError,
 )
-from datamanager.transports.values import FileKind, NewFile
+from datamanager.transports.values import FileKind, FileStat, NewFile
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _bring(chunk: Chunk, tasks: Sequence[SmallTask], *, packed: bool) -> dict[Sm
     if not (packed and _unpack(chunk, tasks)):
         wrong |= _write(chunk, tasks)
     stored = [task for task in tasks if task not in wrong and task.number not in chunk.outcomes]
-    return wrong | (_compare_hashes(chunk, stored) if chunk.rules.hashed else _compare_sizes(chunk, stored))
+    return wrong | _compare(chunk, stored)
 
 
 def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
@@ -180,28 +180,19 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
                 yield NewFile(task.part, found.data, task.stat.mode & 0o777, task.stat.mtime)
 
 
-def _compare_hashes(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
+def _compare(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
+    """Compare what is stored with what was read: the hashes, or with the policy `size` the sizes."""
     wrong: dict[SmallTask, DataManagerError] = {}
-    parts = [task.part for task in tasks]
-    for index, far in chunk.ends.target.bulk.digest(parts, chunk.rules.most):
-        task = tasks[index]
+    bulk, parts = chunk.ends.target.bulk, [task.part for task in tasks]
+    for index, far in bulk.digest(parts, chunk.rules.most) if chunk.rules.hashed else bulk.lstat(parts):
+        task, place = tasks[index], tasks[index].item.destination
         if isinstance(far, TransportError):
             wrong[task] = far
+        elif isinstance(far, FileStat):
+            if far.size != task.stat.size:
+                wrong[task] = SizeMismatch(f"{place}: {far.size} bytes are stored, {task.stat.size} were sent")
         elif far != task.sha256:
-            place = task.item.destination
             wrong[task] = ChecksumMismatch(f"{place}: sha256 {far} is stored, {task.sha256} was read")
-    return wrong
-
-
-def _compare_sizes(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
-    wrong: dict[SmallTask, DataManagerError] = {}
-    for index, found in chunk.ends.target.bulk.lstat([task.part for task in tasks]):
-        task = tasks[index]
-        if isinstance(found, TransportError):
-            wrong[task] = found
-        elif found.size != task.stat.size:
-            place = task.item.destination
-            wrong[task] = SizeMismatch(f"{place}: {found.size} bytes are stored, {task.stat.size} were sent")
     return wrong
 
 

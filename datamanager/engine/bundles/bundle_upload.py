@@ -40,6 +40,7 @@ from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single.probe import Read, probe_destination, published_before
+from datamanager.engine.single.restart import part_paths
 from datamanager.engine.single.staged_file import again_if_damaged
 from datamanager.engine.single.transfer import Remember, forget
 from datamanager.engine.single.verify import source_sha256, verify
@@ -215,11 +216,11 @@ def _publish_manifest(ready: ReadyBundle) -> None:
     """Write the manifest beside the bundle, over one that an earlier attempt may have left."""
     job, data = ready.job, manifests.dump(ready.manifest)
     as_transfer = replace(job.as_transfer, destination=replace(job.destination, place=job.manifest))
-    names = [as_transfer.part_name, *as_transfer.earlier_part_names]
-    part, *earlier = [posixpath.join(ready.found.directory, name) for name in names]
+    parts = part_paths(as_transfer, ready.found.directory)
+    part = parts[0]
     final = posixpath.join(ready.found.directory, job.manifest.name)
     with job.destination.storage.session() as session:
-        for _ in session.bulk.remove([part, *earlier]):
+        for _ in session.bulk.remove(parts):
             pass  # mostly there is none
         with session.create(part) as writer:
             writer.write(0, data)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import NoReturn
 
 from datamanager.engine.bundles.layout import LARGE, BundleEntry, Layout
+from datamanager.engine.path_confinement import lstat_or_none
 from datamanager.engine.virtual_files import Deals, VirtualReader, just
 from datamanager.errors import (
     DataManagerError,
@@ -199,10 +200,8 @@ class BundleReader(VirtualReader):
                     data[index] = found.data
         for index in doubtful:  # it may have grown, or be no file any more
             entry = self._layout.entries[index]
-            try:
-                unreadable = same(entry, self._session.lstat(entry.path))
-            except PathMissing:
-                unreadable = False
+            now = lstat_or_none(self._session, entry.path)
+            unreadable = now is not None and same(entry, now)
             self._blamed[index] = RemoteFailure(f"{entry.source} can't be read") if unreadable else changed(entry)
         for index in indices:
             if index not in data:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 from datamanager.domain.bundle_model import Member, Pack, SealedBundle
@@ -95,10 +96,7 @@ class Members(ContainerMembers):
     def __init__(self, session: Session, machine: Machine, stored: StoredBundle, members: Sequence[Member]) -> None:
         self._stored = stored
         pieces = {posixpath.join(machine.base_dir, self.place(one).path): self._piece(one) for one in members}
-
-        def there(by: Session) -> None:
-            require_there(by, stored.path, stored.bundle)
-
+        there = partial(require_there, path=stored.path, bundle=stored.bundle)
         super().__init__(BulkContainerMembers(session, stored.open, there, pieces))
 
     def place(self, member: Member) -> Place:

@@ -55,14 +55,10 @@ def pieces(
     session: Session, machine: Machine, archive: StoredArchive, members: Mapping[Place, Packed]
 ) -> ContainerMembers:
     """Return small members as files of a machine, by the places that stand for them."""
-
-    @contextmanager
-    def opened(by: Session) -> Iterator[Reader]:
-        with by.open_read(archive.path) as reader:
-            yield reader
-
     known = {posixpath.join(machine.base_dir, place.path): _piece(member) for place, member in members.items()}
-    return ContainerMembers(BulkContainerMembers(session, opened, archive.require_unchanged, known))
+    return ContainerMembers(
+        BulkContainerMembers(session, lambda by: by.open_read(archive.path), archive.require_unchanged, known)
+    )
 
 
 class ExtractedContent:

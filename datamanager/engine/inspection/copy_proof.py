@@ -14,7 +14,7 @@ from uuid import uuid4
 from datamanager.domain.location import temporary_name
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import confined, exists
+from datamanager.engine.path_confinement import confined, lstat_or_none
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import PathMissing
 from datamanager.transports.values import FileKind
@@ -105,7 +105,7 @@ def _shown_at_both(going: Endpoint, path: str, staying: Endpoint, theirs: str, c
             pass
     try:
         with staying.storage.session(control.check) as far:
-            if exists(far, posixpath.join(posixpath.dirname(theirs), name)):
+            if lstat_or_none(far, posixpath.join(posixpath.dirname(theirs), name)):
                 return f"{going.place} and {staying.place} are the same file on a shared file system"
     finally:
         with going.storage.session() as near:

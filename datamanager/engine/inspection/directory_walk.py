@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from datamanager.domain.location import NAME_MAX, PART_SUFFIX, PATH_MAX
-from datamanager.engine.path_confinement import canonical_below, confined
+from datamanager.engine.path_confinement import confined, relative
 from datamanager.errors import InvalidRequest, PathMissing, SourceMissing, TooLarge
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
@@ -109,7 +109,7 @@ def tree_root(session: Session, machine: Machine, prefix: str) -> tuple[str, str
     if found.kind is not FileKind.DIRECTORY:
         what = f"{machine.name}:{prefix} is a {found.kind.value}, not a directory"
         raise InvalidRequest(f"path: {what}", {"path": what})
-    return real, canonical_below(session, machine, real)
+    return real, relative(session, machine, real)
 
 
 def listed(session: Session, path: str) -> Generator[tuple[str, FileStat], None, None]:

@@ -15,11 +15,11 @@ from datamanager.domain.audit_rules import Expected, Look, Sight
 from datamanager.engine.inspection.directory_walk import listed
 from datamanager.engine.path_confinement import (
     ResolvedDirectory,
-    canonical_below,
     canonical_of,
     confined,
     directories_of,
     real_base,
+    relative,
 )
 from datamanager.engine.single.verify import READ_BACK, stored_sha256
 from datamanager.errors import DataManagerError, PathMissing, RemoteFailure, TransportError
@@ -138,7 +138,7 @@ def canonical_directory(session: Session, machine: Machine, directory: str) -> s
         session.stat(real)
     except PathMissing:
         return None
-    return canonical_below(session, machine, real)
+    return relative(session, machine, real)
 
 
 def files_of(

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Found
+from datamanager.engine.path_confinement import lstat_or_none
 from datamanager.engine.single.parallel_streams import CHUNK
-from datamanager.errors import DestinationExists, PathMissing
+from datamanager.errors import DestinationExists
 from datamanager.transports.port import Session, Storage
 
 LONG_PATH = 0.004
@@ -78,11 +79,8 @@ def refuse_one_place(job: Attempt, found: Found, source: Session) -> None:
     directory, name = posixpath.split(found.source_path)
     if name != posixpath.basename(found.final):
         return
-    try:
-        source.lstat(posixpath.join(directory, posixpath.basename(found.part)))
-    except PathMissing:
-        return
-    raise DestinationExists(f"{job.origin.place} and {job.target.place} are the same file")
+    if lstat_or_none(source, posixpath.join(directory, posixpath.basename(found.part))) is not None:
+        raise DestinationExists(f"{job.origin.place} and {job.target.place} are the same file")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from datamanager.domain.location import Place
 from datamanager.domain.states import Route, plan
 from datamanager.engine.attempt import Attempt, Content, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
@@ -84,7 +85,11 @@ def probe_destination(job: Attempt, read: Read, *, size: int | None) -> Found:
             if read.stat is None and job.source is not None:
                 raise SourceMissing(f"{job.source.place}: no such file")
             _require_another_file(job, read.path, final)
-            _require_free_name(job, looks.get(final))
+            there = looks.get(final)
+            if isinstance(there, FileStat) and (
+                fault := why_not_replaced(target.place, there.kind, overwrite=job.overwrite)
+            ):
+                raise fault
         stored = _resumable(session, job, found, parts)
         if found.published is None and route is not Route.RENAME:
             _require_space(session, directory, size, stored, target)
@@ -170,14 +175,11 @@ def _require_another_file(job: Attempt, source_path: str, final: str) -> None:
         raise DestinationExists(f"{job.source.place} and {job.target.place} are the same file")
 
 
-def _require_free_name(job: Attempt, there: FileStat | TransportError | None) -> None:
-    if not isinstance(there, FileStat):
-        return  # nothing is there
-    place = job.target.place
-    if there.kind is FileKind.DIRECTORY:
-        raise DestinationExists(f"{place} is a directory")
-    if not job.overwrite:
-        raise DestinationExists(f"{place}: an unregistered file exists; overwrite=true replaces it")
+def why_not_replaced(place: Place, there: FileKind, *, overwrite: bool) -> DestinationExists | None:
+    """Return why what is at a destination can't be replaced, None when it can."""
+    if there is FileKind.DIRECTORY:
+        return DestinationExists(f"{place} is a directory")
+    return None if overwrite else DestinationExists(f"{place}: an unregistered file exists; overwrite=true replaces it")
 
 
 def _require_space(session: Session, directory: str, size: int | None, there: int, target: Endpoint) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
-from datamanager.engine.path_confinement import confined, exists
+from datamanager.engine.path_confinement import confined, lstat_or_none
 from datamanager.engine.single.verify import holds
 from datamanager.errors import (
     DataManagerError,
@@ -68,7 +68,7 @@ def rename(job: Attempt, found: Found) -> bool:
             raise SourceMissing(f"{job.origin.place}: no such file") from exc
         except RemoteFailure:
             # SFTP v3 has no code for EXDEV; if both names are as they were, copy instead
-            if exists(session, found.source_path) and (job.overwrite or not exists(session, found.final)):
+            if lstat_or_none(session, found.source_path) and (job.overwrite or not lstat_or_none(session, found.final)):
                 return False
             raise
     return True

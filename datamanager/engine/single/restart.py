@@ -2,8 +2,8 @@
 
 Bytes are written in the order of the file, on several connections at most `WINDOW` apart, so everything that lies more
 than that before the end of a partial file was answered well: its own size says where to resume, and no journal has to
-be written while bytes move. The marker, recorded before the first byte, says whose bytes they are: a source of this size
-and modification time. (GridFTP calls it a restart marker: GFD.20, 3.5. docs/adr/0006 says why it is not a journal.)
+be written while bytes move. The marker, recorded before the first byte, says whose bytes they are: a source of this
+size and modification time. (GridFTP has the term: GFD.20, 3.5. docs/adr/0006 says why it is not a journal.)
 """
 
 from __future__ import annotations
