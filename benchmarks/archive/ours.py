@@ -18,7 +18,6 @@ from datamanager.engine.bundles import recall
 from datamanager.engine.bundles.bundle_content import ArchiveAttempt
 from datamanager.engine.bundles.stored_bundle import StoredBundle
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import staged_file
 from datamanager.machines import Machine, VerifyPolicy
 from flows.archive.bundling import TOGETHER
@@ -66,8 +65,7 @@ class Archiving(Ours):
         """Read a bundle from its storage; return the sha256 (hex) of the files in it, by their names."""
         sums = dict[str, str]()
         with self.storage(archive).session() as session:
-            path = confined(session, archive, made.bundle.place.path)
-            with StoredBundle.find(session, path, made.bundle).open(session) as reader:
+            with StoredBundle.find(session, archive, made.bundle).open(session) as reader:
                 for member in made.members:
                     digest = hashlib.sha256()
                     for block in reader.blocks(member.offset, member.size):

@@ -28,7 +28,7 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "publish: the file gets its name before it is on stable storage",
-        "datamanager/engine/single/parallel_streams.py",
+        "datamanager/engine/single/transfer.py",
         "    writers[0].flush()\n",
         "",
         ("tests/integration/test_engine.py::test_relay_flushes_the_partial_file_before_it_is_renamed[local]",),
@@ -36,7 +36,7 @@ ENGINE_FAULTS = (
     Fault(
         "publish: another file with the name is taken for ours",
         "datamanager/engine/single/verify.py",
-        "    if there.kind is not FileKind.FILE or there.size != intent.size:\n        return False\n"
+        "    if there is None or there.kind is not FileKind.FILE or there.size != intent.size:\n        return False\n"
         "    return there.mtime == intent.mtime if intent.sha256 is None else"
         " stored_sha256(session, path) == intent.sha256\n",
         "    return True\n",
@@ -52,8 +52,8 @@ ENGINE_FAULTS = (
     Fault(
         "probe: overwriting is not guarded",
         "datamanager/engine/single/probe.py",
-        "    if not job.overwrite:\n",
-        "    if False:\n",
+        "    return None if overwrite else DestinationExists(",
+        "    return None if True else DestinationExists(",
         ("tests/integration/test_engine.py::test_nothing_is_overwritten_unless_asked[local]",),
     ),
     Fault(

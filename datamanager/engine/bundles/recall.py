@@ -27,11 +27,10 @@ from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
 from datamanager.engine.bundles.layout import header_of
 from datamanager.engine.bundles.stored_bundle import BundleMemberContent, StoredBundle, require_header, require_there
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.staged_file import ReadyFile, stage_content
 from datamanager.engine.single.transfer import Remember, forget
 from datamanager.engine.virtual_files import BulkContainerMembers, ContainerMember, ContainerMembers
-from datamanager.errors import ChecksumMismatch, PathMissing, SourceMissing
+from datamanager.errors import ChecksumMismatch
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
 from datamanager.transports.values import FileKind, FileStat, SmallFile
@@ -60,7 +59,7 @@ def stage_large(
     SourceChanged (the bundle has another size), DestinationExists, NoSpace, what the transports raise.
     """
     with job.origin.storage.session() as session:
-        stored = _find(session, job.origin.machine, bundle)
+        stored = StoredBundle.find(session, job.origin.machine, bundle)
 
     def judge(proof: Proof) -> None:
         if proof.sha256 != member.sha256:
@@ -83,7 +82,8 @@ def stage_small(
     and what `control` raises.
     """
     archive = ends.origin
-    members = Members(ends.source, archive, _find(ends.source, archive, bundle), [item.member for item in items])
+    stored = StoredBundle.find(ends.source, archive, bundle)
+    members = Members(ends.source, archive, stored, [item.member for item in items])
     small = [SmallItem(item.number, members.place(item.member), item.destination) for item in items]
     return bulk_staging.stage(BulkEndpoints(members, ends.target, archive, ends.destination), small, rules, control)
 
@@ -121,11 +121,3 @@ class Members(ContainerMembers):
             return SmallFile(stat, data[head:])
 
         return ContainerMember(member.offset - head, head + member.size, stat, unfold)
-
-
-def _find(session: Session, archive: Machine, bundle: SealedBundle) -> StoredBundle:
-    try:
-        path = confined(session, archive, bundle.place.path)
-    except PathMissing:
-        raise SourceMissing(f"{bundle.place}: no such bundle") from None
-    return StoredBundle.find(session, path, bundle)

@@ -13,8 +13,10 @@ from datamanager.engine.attempt import Digest
 from datamanager.engine.bundles import manifest
 from datamanager.engine.bundles.frames import FOOTER, FramesReader, read_table, require_whole, table_size
 from datamanager.engine.bundles.layout import header_of
+from datamanager.engine.path_confinement import confined
 from datamanager.engine.virtual_files import Slice
 from datamanager.errors import ChecksumMismatch, PathMissing, RemoteFailure, SourceChanged, SourceMissing
+from datamanager.machines import Machine
 from datamanager.transports.port import Reader, Session
 from datamanager.transports.values import FileKind, FileStat
 
@@ -28,8 +30,13 @@ class StoredBundle:
         self._frames = frames
 
     @classmethod
-    def find(cls, session: Session, path: str, bundle: SealedBundle) -> StoredBundle:
-        """Look at a bundle. Raises: SourceMissing, SourceChanged (it has another size), RemoteFailure."""
+    def find(cls, session: Session, archive: Machine, bundle: SealedBundle) -> StoredBundle:
+        """Look at a bundle on its machine. Raises: SourceMissing, SourceChanged (it has another size), RemoteFailure,
+        PathNotAllowed."""
+        try:
+            path = confined(session, archive, bundle.place.path)
+        except PathMissing:
+            raise SourceMissing(f"{bundle.place}: no such bundle") from None
         require_there(session, path, bundle)
         return cls(path, bundle, _frames(session, path, bundle) if bundle.pack is Pack.TAR_ZST else ())
 

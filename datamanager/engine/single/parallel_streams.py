@@ -1,5 +1,4 @@
-"""The bytes of a file from its readers to its writers: one of each in this thread, or several, each a thread on its own
-connection, and the one thread that sees all bytes.
+"""Several readers and writers of one file, each a thread on its own connection, and the one thread that sees all bytes.
 
 Chunks are dealt to whoever reads next, in the file's order; they arrive in any order, are seen in the file's order, and
 are written by whoever writes next. Nothing is dealt that lies `WINDOW` or more ahead of what is surely stored.
@@ -11,11 +10,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from datamanager.engine.attempt import Digest
-from datamanager.engine.control import Control
 from datamanager.engine.single.restart import WINDOW
 from datamanager.errors import SourceChanged
-from datamanager.transports.port import Follower, Reader, Writer
+from datamanager.transports.port import Reader, Writer
 
 CHUNK = 2 * 1024 * 1024
 """Bytes dealt at once."""
@@ -29,50 +26,6 @@ connection, and all that comes after them in the file, while other connections h
 
 Seen = Callable[[memoryview, int], None]
 """Called with each block in the file's order, and up to where bytes are surely stored."""
-
-
-def stream(
-    readers: Sequence[Reader],
-    writers: Sequence[Writer],
-    start: int,
-    stop: int,
-    control: Control,
-    follower: Follower | None = None,
-    digest: Digest | None = None,
-) -> int:
-    """Move the bytes from `start` to `stop`, put them on stable storage, and return where they end: before `stop` if
-    the source did. `digest` is fed with what is read; `follower` is notified of what is stored.
-
-    Raises: what the transports raise; the reason that `control` was stopped with.
-    """
-
-    def seen(block: memoryview, stored: int) -> None:
-        if digest is not None:
-            digest.update(block)
-        if follower is not None:
-            follower.advance(stored)
-        control.advance(len(block))
-
-    if len(readers) == len(writers) == 1:
-        position = _stream_alone(readers[0], writers[0], start, stop, seen)
-    else:
-        position = ParallelStreams(readers, writers, start, stop).move(seen)
-    for writer in writers:
-        writer.settle()
-    writers[0].flush()
-    if follower is not None:
-        follower.advance(position)
-    return position
-
-
-def _stream_alone(reader: Reader, writer: Writer, start: int, stop: int, seen: Seen) -> int:
-    position = start
-    for block in reader.blocks(start, stop - start):
-        writer.write(position, block)
-        position += len(block)
-        unsettled = writer.unsettled
-        seen(block, position if unsettled is None else unsettled)
-    return position
 
 
 class ParallelStreams:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from datamanager.domain.states import Phase, Route
-from datamanager.engine.attempt import Attempt, Found, Moved, Restart
+from datamanager.engine.attempt import Attempt, Digest, Found, Moved, Restart
 from datamanager.engine.control import Control, unwrapped
 from datamanager.engine.single.endpoints import acquire_sessions, concurrently, refuse_one_place, with_parallel_sessions
-from datamanager.engine.single.parallel_streams import stream
+from datamanager.engine.single.parallel_streams import ParallelStreams, Seen
 from datamanager.engine.single.restart import marker_of, resume
 from datamanager.engine.single.verify import followed, following, require_unchanged
 from datamanager.errors import (
@@ -29,7 +29,7 @@ from datamanager.errors import (
     TransportTimeout,
 )
 from datamanager.machines import Machine, TransportKind, VerifyPolicy
-from datamanager.transports.port import Session
+from datamanager.transports.port import Follower, Reader, Session, Writer
 from datamanager.transports.remote.third_party_push import push_target
 from datamanager.transports.values import FileStat
 
@@ -90,11 +90,55 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
         hashed = job.verify is VerifyPolicy.SHA256 and not start
         follower = stack.enter_context(following(target, found.part)) if hashed and wanted >= FOLLOWED_FROM else None
         digest = found.digest() if hashed or (found.content is not None and not start) else None
-        size = stream(readers, writers, start, wanted, control, follower, digest)
+        size = _stream(readers, writers, start, wanted, control, follower, digest)
         if size != wanted:
             raise SourceChanged(f"{job.origin.place} ended after {size} of {wanted} bytes")
         stored = followed(follower, control.watch)
     return Moved(size, digest.hexdigest() if digest is not None else None, stored)
+
+
+def _stream(
+    readers: Sequence[Reader],
+    writers: Sequence[Writer],
+    start: int,
+    stop: int,
+    control: Control,
+    follower: Follower | None = None,
+    digest: Digest | None = None,
+) -> int:
+    """Move the bytes from `start` to `stop`, put them on stable storage, and return where they end: before `stop` if
+    the source did. `digest` is fed with what is read; `follower` is notified of what is stored.
+
+    Raises: what the transports raise; the reason that `control` was stopped with.
+    """
+
+    def seen(block: memoryview, stored: int) -> None:
+        if digest is not None:
+            digest.update(block)
+        if follower is not None:
+            follower.advance(stored)
+        control.advance(len(block))
+
+    if len(readers) == len(writers) == 1:
+        position = _stream_alone(readers[0], writers[0], start, stop, seen)
+    else:
+        position = ParallelStreams(readers, writers, start, stop).move(seen)
+    for writer in writers:
+        writer.settle()
+    writers[0].flush()
+    if follower is not None:
+        follower.advance(position)
+    return position
+
+
+def _stream_alone(reader: Reader, writer: Writer, start: int, stop: int, seen: Seen) -> int:
+    position = start
+    for block in reader.blocks(start, stop - start):
+        writer.write(position, block)
+        position += len(block)
+        unsettled = writer.unsettled
+        seen(block, position if unsettled is None else unsettled)
+    return position
 
 
 def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
