@@ -83,41 +83,37 @@ def stage_small(
     """
     archive = ends.origin
     stored = StoredBundle.find(ends.source, archive, bundle)
-    members = Members(ends.source, archive, stored, [item.member for item in items])
-    small = [SmallItem(item.number, members.place(item.member), item.destination) for item in items]
+    members = _members(ends.source, archive, stored, [item.member for item in items])
+    small = [SmallItem(item.number, _place(bundle, item.member), item.destination) for item in items]
     return bulk_staging.stage(BulkEndpoints(members, ends.target, archive, ends.destination), small, rules, control)
 
 
-class Members(ContainerMembers):
-    """The members of a stored bundle as small files of a machine; see `bulk_chunk.SmallFileSource`. A member's place is
-    below the bundle's, as if that were a directory.
-    """
+def _members(session: Session, machine: Machine, stored: StoredBundle, members: Sequence[Member]) -> ContainerMembers:
+    """Return the members of a stored bundle as small files of a machine."""
+    bundle = stored.bundle
+    pieces = {posixpath.join(machine.base_dir, _place(bundle, one).path): _piece(bundle, one) for one in members}
+    there = partial(require_there, path=stored.path, bundle=bundle)
+    return ContainerMembers(BulkContainerMembers(session, stored.open, there, pieces))
 
-    def __init__(self, session: Session, machine: Machine, stored: StoredBundle, members: Sequence[Member]) -> None:
-        self._stored = stored
-        pieces = {posixpath.join(machine.base_dir, self.place(one).path): self._piece(one) for one in members}
-        there = partial(require_there, path=stored.path, bundle=stored.bundle)
-        super().__init__(BulkContainerMembers(session, stored.open, there, pieces))
 
-    def place(self, member: Member) -> Place:
-        """Return a member's place."""
-        bundle = self._stored.bundle.place
-        return Place(bundle.machine, posixpath.join(bundle.path, member.name))
+def _place(bundle: SealedBundle, member: Member) -> Place:
+    """Return the place that stands for a member: below the bundle's, as if that were a directory."""
+    return Place(bundle.place.machine, posixpath.join(bundle.place.path, member.name))
 
-    def _piece(self, member: Member) -> ContainerMember:
-        """Return where a member's header begins, the length of both, and how they are judged."""
-        bundle = self._stored.bundle
-        head = 0 if bundle.pack is Pack.NONE else len(header_of(member))
-        stat = FileStat(FileKind.FILE, member.size, member.mtime, member.mode)
 
-        def unfold(data: bytes) -> SmallFile | ChecksumMismatch:
+def _piece(bundle: SealedBundle, member: Member) -> ContainerMember:
+    """Return where a member's header begins, the length of both, and how they are judged."""
+    head = 0 if bundle.pack is Pack.NONE else len(header_of(member))
+    stat = FileStat(FileKind.FILE, member.size, member.mtime, member.mode)
+
+    def unfold(data: bytes) -> SmallFile | ChecksumMismatch:
+        if head:
             try:
-                if head:
-                    require_header(member, data[:head])
+                require_header(member, data[:head])
             except ChecksumMismatch as other:
                 return other
-            if sha256(memoryview(data)[head:]).hexdigest() != member.sha256:
-                return ChecksumMismatch(f"{bundle.place}: {member.name} has a different sha256 than the stored one")
-            return SmallFile(stat, data[head:])
+        if sha256(memoryview(data)[head:]).hexdigest() != member.sha256:
+            return ChecksumMismatch(f"{bundle.place}: {member.name} has a different sha256 than the stored one")
+        return SmallFile(stat, data[head:])
 
-        return ContainerMember(member.offset - head, head + member.size, stat, unfold)
+    return ContainerMember(member.offset - head, head + member.size, stat, unfold)
