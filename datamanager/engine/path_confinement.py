@@ -41,7 +41,7 @@ class ResolvedDirectory:
         return paths
 
 
-class LooksMany(Protocol):
+class BulkLookup(Protocol):
     """Looks at many names at once; see the port's Many."""
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
@@ -51,14 +51,14 @@ class LooksMany(Protocol):
         """Yield each path with every link resolved."""
 
 
-class Looks(Protocol):
+class PathLookup(Protocol):
     """What directories are resolved with; a Session is one."""
 
     def real_path(self, path: str) -> str:
         """Return a path with every link resolved."""
 
     @property
-    def bulk(self) -> LooksMany:
+    def bulk(self) -> BulkLookup:
         """Look at many names at once."""
 
 
@@ -92,7 +92,7 @@ def followed(session: Session, machine: Machine, base: str, place_path: str, lin
     return real
 
 
-def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -> ResolvedDirectory:
+def directory_of(session: PathLookup, machine: Machine, base: str, place_path: str) -> ResolvedDirectory:
     """Resolve and confine a place's directory below `base` (`real_base`) as `confined` does. Raises: PathNotAllowed."""
     directory = posixpath.dirname(place_path)
     found = _resolved(session, machine, base, [directory])[directory]
@@ -102,7 +102,7 @@ def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -
 
 
 def directories_of(
-    session: Looks, machine: Machine, base: str, directories: Iterable[str]
+    session: PathLookup, machine: Machine, base: str, directories: Iterable[str]
 ) -> dict[str, ResolvedDirectory | DataManagerError]:
     """Resolve and confine many directories below `base`, as `confined` does one; "" is that itself (`real_base`).
 
@@ -154,7 +154,7 @@ def canonical_of(machine: Machine, base: str, real: str) -> str:
     return path
 
 
-def real_base(session: Looks, machine: Machine) -> str:
+def real_base(session: PathLookup, machine: Machine) -> str:
     """Return the machine's base directory with links resolved. Raises: RemoteFailure when it does not exist."""
     try:
         return session.real_path(machine.base_dir)
@@ -163,7 +163,7 @@ def real_base(session: Looks, machine: Machine) -> str:
 
 
 def _resolved(
-    session: Looks, machine: Machine, base: str, directories: Iterable[str]
+    session: PathLookup, machine: Machine, base: str, directories: Iterable[str]
 ) -> dict[str, ResolvedDirectory | DataManagerError]:
     """Resolve the nearest existing ancestor of each directory below base and append the rest, which does not exist yet.
 
@@ -190,7 +190,7 @@ def _resolved(
 
 
 def _real_paths(
-    session: Looks, machine: Machine, base: str, places: Sequence[str]
+    session: PathLookup, machine: Machine, base: str, places: Sequence[str]
 ) -> dict[str, str | DataManagerError]:
     """Resolve what exists; PathMissing for what does not, and can be made."""
     paths = [posixpath.join(base, place) for place in places]

@@ -19,8 +19,8 @@ from datamanager.transports.port import Reader, Session
 from datamanager.transports.values import FileStat, NextRange, SmallFile
 
 
-class Deals:
-    """A `NextRange`, with one range on top that was taken and given back."""
+class RangeQueue:
+    """A `NextRange`, with one range on top that was taken and put back."""
 
     def __init__(self, following: NextRange) -> None:
         self._following = following
@@ -31,7 +31,7 @@ class Deals:
         top, self._top = self._top, None
         return top or self._following(wait)
 
-    def give_back(self, offset: int, length: int) -> None:
+    def put_back(self, offset: int, length: int) -> None:
         """Have a range, or the rest of one, come next."""
         if length:
             self._top = (offset, length)
@@ -121,7 +121,7 @@ class ContainerMembers:
 
 
 class BulkContainerMembers:
-    """See `bulk_chunk.ReadsMany`. One damaged piece is its own failure."""
+    """See `bulk_chunk.BulkReads`. One damaged piece is its own failure."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.attempt import Intent
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import Looks, LooksMany
+from datamanager.engine.path_confinement import BulkLookup, PathLookup
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.bulk_port import Results
@@ -92,18 +92,18 @@ _NOTHING_SEEN = FileStat(FileKind.OTHER, 0, 0, 0)
 Outcome = Staged | Failed | Deferred
 
 
-class ReadsMany(LooksMany, Protocol):
+class BulkReads(BulkLookup, Protocol):
     """Looks at many small files and reads them; see the port's Many."""
 
     def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | DataManagerError]:
         """Yield whole regular files of at most `most` bytes each, or why not; `likely`: bytes of the largest."""
 
 
-class SmallFileSource(Looks, Protocol):
+class SmallFileSource(PathLookup, Protocol):
     """Where small files are read; a Session is one, a bundle's members are another. (`bundles.recall`)"""
 
     @property
-    def bulk(self) -> ReadsMany:
+    def bulk(self) -> BulkReads:
         """Work on many small files at once."""
 
 

@@ -119,7 +119,7 @@ class BundleDigest:
             self._member = hashlib.sha256()
 
 
-class Making:
+class BundleContent:
     """See `engine.attempt.Content`. `blamed`: the entries that made it fail."""
 
     def __init__(self, layout: Layout) -> None:
@@ -165,20 +165,22 @@ class Making:
             raise next(iter(self.blamed.values()))
 
 
-def send_compressed(job: Attempt, found: Found, making: Making, control: Control) -> tuple[Moved, tuple[Frame, ...]]:
+def send_compressed(
+    job: Attempt, found: Found, content: BundleContent, control: Control
+) -> tuple[Moved, tuple[Frame, ...]]:
     """Write frames and their table; return what was written, and the frames. Progress counts uncompressed bytes.
 
     Raises: what the members' reading and the transports raise.
     """
-    layout = making.layout
+    layout = content.layout
     control.enter(Phase.TRANSFER, layout.size)
     with acquire_sessions(job) as (source, target), ExitStack() as stack:
         remove_part(target, found)
-        reader = stack.enter_context(making.open(source))
+        reader = stack.enter_context(content.open(source))
         writer = stack.enter_context(target.create(found.part))
         hashed = job.verify is VerifyPolicy.SHA256 and layout.size >= FOLLOWED_FROM
         follower = stack.enter_context(following(target, found.part)) if hashed else None
-        digest, stored = making.digest(), hashlib.sha256()
+        digest, stored = content.digest(), hashlib.sha256()
         frames, position = list[Frame](), 0
 
         def write(data: bytes) -> None:

@@ -31,7 +31,7 @@ from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase, Route
 from datamanager.engine.attempt import Endpoint, Found, Intent, Moved
 from datamanager.engine.bundles import manifest as manifests
-from datamanager.engine.bundles.bundle_content import ArchiveAttempt, BundleDigest, Making, send_compressed
+from datamanager.engine.bundles.bundle_content import ArchiveAttempt, BundleContent, BundleDigest, send_compressed
 from datamanager.engine.bundles.layout import Layout
 from datamanager.engine.bundles.member_files import look
 from datamanager.engine.bundles.stored_bundle import StoredBundle
@@ -102,16 +102,16 @@ def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) ->
         if not entries:
             discard(job)
             return StagedBundle(None, failed)
-        making = Making(Layout(entries, job.pack))
+        content = BundleContent(Layout(entries, job.pack))
         try:
-            ready = again_if_damaged(partial(_send, job, making, control, remember), partial(discard, job))
+            ready = again_if_damaged(partial(_send, job, content, control, remember), partial(discard, job))
             return StagedBundle(ready, failed)
         except DataManagerError as exc:
-            if exc.retryable or not making.blamed:
+            if exc.retryable or not content.blamed:
                 raise
         with job.storage.session() as session:
-            making.examine(session, control.check)
-        for index, error in making.blamed.items():
+            content.examine(session, control.check)
+        for index, error in content.blamed.items():
             log.warning("%s; the bundle is built again without it", error.detail)
             failed[entries[index].uuid] = error
         discard(job)
@@ -161,22 +161,22 @@ def _published(job: ArchiveAttempt) -> ReadyBundle | None:
     return ReadyBundle(job, found, manifest, intent, published=True)
 
 
-def _send(job: ArchiveAttempt, making: Making, control: Control, remember: Remember) -> ReadyBundle:
-    layout, transfer = making.layout, job.as_transfer
+def _send(job: ArchiveAttempt, content: BundleContent, control: Control, remember: Remember) -> ReadyBundle:
+    layout, transfer = content.layout, job.as_transfer
     compress = job.pack is Pack.TAR_ZST
-    read = Read("", layout.stat, content=making)
+    read = Read("", layout.stat, content=content)
     found = probe_destination(transfer, read, size=None if compress else layout.size)
     moved: Moved
     frames: tuple[Frame, ...] = ()
     if compress:
-        moved, frames = send_compressed(transfer, found, making, control)
+        moved, frames = send_compressed(transfer, found, content, control)
     else:
         moved = stream.relay(transfer, found, control, remember)
     control.enter(Phase.VERIFY)
     if moved.sha256 is None and transfer.verify is VerifyPolicy.SIZE:  # resumed, so not hashed as it passed
         source_sha256(transfer, found, control)
     verify(transfer, found, moved, control)
-    digest = making.hashed
+    digest = content.hashed
     sha256 = moved.sha256 if compress and moved.sha256 is not None else digest.hexdigest()
     made_at = datetime.now(UTC).replace(microsecond=0)
     manifest = Manifest(

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from datamanager.engine.bundles.layout import LARGE, BundleEntry, Layout
 from datamanager.engine.path_confinement import lstat_or_none
-from datamanager.engine.virtual_files import Deals, VirtualReader, just
+from datamanager.engine.virtual_files import RangeQueue, VirtualReader, just
 from datamanager.errors import (
     DataManagerError,
     PathMissing,
@@ -55,22 +55,22 @@ class BundleReader(VirtualReader):
         self._open.close()
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
-        """Yield (offset, block) of the ranges dealt out; within a large member, reads of the next range are in flight
+        """Yield (offset, block) of the requested ranges; within a large member, reads of the next range are in flight
         before the last one's bytes are given out."""
-        deals, layout = Deals(following), self._layout
-        while (dealt := deals(True)) is not None:
+        queue, layout = RangeQueue(following), self._layout
+        while (dealt := queue(True)) is not None:
             offset, length = dealt
             stop = min(offset + length, self.size)
             if offset >= stop:
                 return
             index = layout.at(offset)
             if self._within_large(index, offset):
-                deals.give_back(offset, stop - offset)
-                yield from self._read_large(index, deals)
+                queue.put_back(offset, stop - offset)
+                yield from self._read_large(index, queue)
                 continue
             large = layout.next_large(offset)
             until = stop if large is None else min(stop, layout.data(large))
-            deals.give_back(until, stop - until)
+            queue.put_back(until, stop - until)
             yield from self._read_small(index, offset, until)
 
     def examine(self, check: Check) -> None:
@@ -96,7 +96,7 @@ class BundleReader(VirtualReader):
         size, begin = self._layout.entries[index].size, self._layout.data(index)
         return size > LARGE and begin <= offset < begin + size
 
-    def _read_large(self, index: int, deals: Deals) -> Iterator[tuple[int, memoryview]]:
+    def _read_large(self, index: int, queue: RangeQueue) -> Iterator[tuple[int, memoryview]]:
         """Give out ranges as long as they begin in this member."""
         begin = self._layout.data(index)
         end = begin + self._layout.entries[index].size
@@ -104,15 +104,15 @@ class BundleReader(VirtualReader):
 
         def within(wait: bool) -> tuple[int, int] | None:
             nonlocal requested
-            dealt = deals(wait)
+            dealt = queue(wait)
             if dealt is None:
                 return None
             offset, length = dealt
             if not begin <= offset < end:
-                deals.give_back(offset, length)
+                queue.put_back(offset, length)
                 return None
             mine = min(length, end - offset)
-            deals.give_back(offset + mine, length - mine)
+            queue.put_back(offset + mine, length - mine)
             requested += mine
             return offset - begin, mine
 

@@ -19,7 +19,7 @@ from itertools import accumulate, takewhile
 
 from datamanager.domain.bundle_model import Frame
 from datamanager.engine.bundles.layout import Layout
-from datamanager.engine.virtual_files import Deals, VirtualReader
+from datamanager.engine.virtual_files import RangeQueue, VirtualReader
 from datamanager.errors import ChecksumMismatch, RemoteFailure
 from datamanager.transports.port import Reader
 from datamanager.transports.values import FileKind, FileStat, NextRange
@@ -172,9 +172,9 @@ class FramesReader(VirtualReader):
         return FileStat(FileKind.FILE, self.size, stored.mtime, stored.mode)
 
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
-        """Yield (offset, block) of the ranges dealt out."""
-        deals = Deals(following)
-        while together := self._together(deals):
+        """Yield (offset, block) of the requested ranges."""
+        queue = RangeQueue(following)
+        while together := self._together(queue):
             with closing(self._read(self._needed(together))) as frames:
                 for offset, length in together:
                     stop = min(offset + length, self.size)
@@ -187,13 +187,13 @@ class FramesReader(VirtualReader):
                         yield offset, block
                         offset += len(block)
 
-    def _together(self, deals: Deals) -> list[tuple[int, int]]:
+    def _together(self, queue: RangeQueue) -> list[tuple[int, int]]:
         """Return the ranges to read next: ascending ones, as far as they are dealt without waiting."""
         together = list[tuple[int, int]]()
         total = end = 0
-        while total < TOGETHER and (dealt := deals(not together)) is not None:
+        while total < TOGETHER and (dealt := queue(not together)) is not None:
             if dealt[0] < end:
-                deals.give_back(*dealt)
+                queue.put_back(*dealt)
                 break
             together.append(dealt)
             total, end = total + dealt[1], sum(dealt)

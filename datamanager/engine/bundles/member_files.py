@@ -39,7 +39,8 @@ def look(
         indices = list(paths)
         for number, stat in session.bulk.lstat(list(paths.values())):
             stats[indices[number]] = stat
-        for index in [index for index, stat in stats.items() if _is_link(stat)]:
+        links = [n for n, stat in stats.items() if isinstance(stat, FileStat) and stat.kind is FileKind.SYMLINK]
+        for index in links:
             paths[index], stats[index] = _followed(session, machine, wanted[index].source, paths[index])
     entries = list[BundleEntry]()
     for index, path in paths.items():
@@ -104,10 +105,6 @@ def _real_paths(session: Session, machine: Machine, places: Sequence[Place]) -> 
         found = directories[posixpath.dirname(place.path)]
         paths.append(posixpath.join(found.path, place.name) if isinstance(found, ResolvedDirectory) else found)
     return paths
-
-
-def _is_link(stat: FileStat | DataManagerError) -> bool:
-    return isinstance(stat, FileStat) and stat.kind is FileKind.SYMLINK
 
 
 def _followed(session: Session, machine: Machine, place: Place, path: str) -> tuple[str, FileStat | DataManagerError]:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Kept(Content, Protocol):
+class KnownContent(Content, Protocol):
     """A content that is known before it is read: a member of a bundle or an archive."""
 
     @property
@@ -94,7 +94,7 @@ def stage(job: Attempt, whole: Control) -> ReadyFile:
 
 def stage_content(
     job: Attempt,
-    content: Kept,
+    content: KnownContent,
     path: str,
     judge: Callable[[Proof], None],
     control: Control,
