@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.ours import Ours
-from datamanager.domain.plan import Route
+from datamanager.domain.states import Route
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.sftp.pool import SftpStorage
 

@@ -12,15 +12,14 @@ from typing import Self
 from uuid import uuid4
 
 from datamanager.domain.location import Place
-from datamanager.domain.plan import Route
-from datamanager.domain.states import TransferKind
+from datamanager.domain.states import Route, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
 from datamanager.engine.fetching.download import download
 from datamanager.engine.fetching.replica_fetch import ExpectedBytes, FetchContext
-from datamanager.engine.single import direct, publish
+from datamanager.engine.single import publish
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.verify import verify
@@ -82,7 +81,7 @@ class Ours:
         job = Attempt(uuid4(), 1, TransferKind.COPY, self._end(*source), self._end(*destination), verify=policy)
         control = Control()
         found = probe(job)
-        moved = direct.push(job, found, control)
+        moved = stream.push(job, found, control)
         if moved is None:
             raise RuntimeError("the source did not push the file; the relay is not what is to be measured")
         self._finish(job, found, moved, control, found.source_stat.mtime)

@@ -53,7 +53,7 @@
     │   ├── SecretsUnreadable        secrets_unreadable
     │   ├── Cancelled                cancelled
     │   ├── DeadlineExceeded         deadline_exceeded
-    │   ├── Paused                   paused               (not an end: it goes on when it is resumed)
+    │   ├── Paused                   paused               (not an end: it continues when it is resumed)
     │   ├── Staging                  staging              (not an end: an archive brings bundles from its tapes)
     │   ├── ItemsFailed              items_failed         (of a batch; each item has its own error)
     │   └── LeaseLost                lease_lost           (another mover has the transfer)

@@ -20,8 +20,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from datamanager.errors import InvalidRequest, SettingsError, UnknownMachine
 
 MACHINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B?/?s?")
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[kMGT]i?)?)B?/?s?")
+BYTE_UNITS = {"": 1} | {
+    f"{letter}{i}": (1024 if i else 1000) ** power
+    for power, letters in enumerate(("kK", "M", "G", "T", "P"), 1)
+    for letter in letters
+    for i in ("", "i")
+}
+"""How many bytes a unit of sizes and rates stands for."""
 
 
 class TransportKind(StrEnum):
@@ -56,7 +62,7 @@ def parse_rate(value: object) -> object:
     if isinstance(value, str):
         match = _RATE.fullmatch(value.strip())
         if match is not None:
-            return int(Decimal(match[1]) * _UNITS[match[2]])
+            return int(Decimal(match[1]) * BYTE_UNITS[match[2]])
     if isinstance(value, str | bool):
         raise ValueError('must be bytes per second, as a number or like "200MB/s"')
     return value

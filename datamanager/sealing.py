@@ -52,7 +52,7 @@ class Sealer:
         return cls(settings.secrets_key_file, made_here=settings.secrets_key is None)
 
     def seal(self, value: Mapping[str, Any]) -> str:
-        """Return `value`, which is JSON-able, as a text that tells nothing without the key.
+        """Return `value`, which is JSON-able, as a text that cannot be read without the key.
 
         Raises: SecretsUnreadable when there is no key and none can be made.
         """

@@ -12,7 +12,7 @@ from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from sqlalchemy.orm import Session
 
-from datamanager.domain.retention.rules import RetentionRules, load_rules
+from datamanager.domain.retention_rules import RetentionRules, load_rules
 from datamanager.engine.control import Control
 from datamanager.errors import DataManagerError, DutyTaken, InternalError, LeaseLost
 from flows.audit.report import show_table

@@ -11,8 +11,8 @@ from uuid import UUID
 
 from prefect import flow
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import TransferKind
-from datamanager.domain.timing import Priority
 from flows.runtime.lifecycle import working_on
 from flows.steps.archive import each, make_bundle, plan_bundles
 from flows.steps.batch import conclude

@@ -11,7 +11,7 @@ from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from sqlalchemy.orm import Session
 
-from datamanager.domain.audit.rules import AuditTerms
+from datamanager.domain.audit_rules import AuditTerms
 from datamanager.domain.requests import validated
 from datamanager.engine.control import Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError, LeaseLost

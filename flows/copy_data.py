@@ -6,8 +6,8 @@ from uuid import UUID
 
 from prefect import flow
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import TransferKind
-from datamanager.domain.timing import Priority
 from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise
 from flows.steps.batch import perform_batch

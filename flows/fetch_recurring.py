@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from sqlalchemy.orm import Session
 
-from datamanager.domain.timing import read_time
+from datamanager.domain.fields import read_time
 from datamanager.errors import InternalError, InvalidRequest, ScheduleNotFound, by_code
 from datamanager.sealing import Sealer
 from flows.runtime.maintenance import control_of, pause

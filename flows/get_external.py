@@ -10,9 +10,9 @@ from uuid import UUID
 
 from prefect import flow
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind
-from datamanager.domain.timing import Priority
 from datamanager.errors import InternalError
 from datamanager.sources.terms.urls import public_url
 from flows.external.unchanged import unchanged

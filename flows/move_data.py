@@ -6,9 +6,8 @@ from uuid import UUID
 
 from prefect import flow
 
-from datamanager.domain.plan import Route
-from datamanager.domain.states import TransferKind, Verified
-from datamanager.domain.timing import Priority
+from datamanager.domain.fields import Priority
+from datamanager.domain.states import Route, TransferKind, Verified
 from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
 from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise

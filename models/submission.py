@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive.archive_requests import ActivateTerms, ArchiveTerms
+from datamanager.domain.archive_requests import ActivateTerms, ArchiveTerms
 from datamanager.domain.location import Place
 from datamanager.domain.requests import (
     BatchRequest,

@@ -29,7 +29,7 @@ from api.http.query import (
 from api.http.request_parts import audit_id_of, read_request
 from api.http.responses import json_response, view_of
 from datamanager import errors
-from datamanager.domain.audit.rules import AuditRequest, FindingKind
+from datamanager.domain.audit_rules import AuditRequest, FindingKind
 from models.audit import findings
 from models.audit import runs as audit_runs
 

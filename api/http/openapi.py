@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from api.http.problems import MEDIA_TYPE, by_status, problem_of
 from api.http.request_parts import FORM, JSON, MULTIPART
 from datamanager import errors
-from datamanager.domain.archive.archive_requests import (
+from datamanager.domain.archive_requests import (
     ActivateManyRequest,
     ActivateRequest,
     ArchiveManyRequest,
     ArchiveRequest,
 )
-from datamanager.domain.audit.rules import AuditRequest
+from datamanager.domain.audit_rules import AuditRequest
 from datamanager.domain.limits import MachineLimitsRequest, TransferLimitsRequest
 from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.domain.requests import (
@@ -31,7 +31,7 @@ from datamanager.domain.requests import (
     TreeRequest,
 )
 from datamanager.domain.requests import Request as OurRequest
-from datamanager.domain.retention.requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
+from datamanager.domain.retention_requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
 from datamanager.errors import DataManagerError
 
 Errors = tuple[type[DataManagerError], ...]

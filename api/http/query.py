@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.responses import Response
 
 from api.http.responses import json_response
-from datamanager.domain.timing import read_time
+from datamanager.domain.fields import read_time
 from datamanager.errors import InvalidRequest
 
 Q = TypeVar("Q", bound="Query")

@@ -22,7 +22,7 @@ from api.objects.views import ObjectView, object_view
 from api.retention.views import RestoredView, RetentionPlanView, RetentionRunDetailView, RetentionRunView
 from datamanager import errors
 from datamanager.domain.requests import Request as OurRequest
-from datamanager.domain.retention.requests import (
+from datamanager.domain.retention_requests import (
     HoldRequest,
     LifetimeRequest,
     Number,
@@ -31,7 +31,7 @@ from datamanager.domain.retention.requests import (
     ShortText,
     Size,
 )
-from datamanager.domain.retention.rules import load_rules
+from datamanager.domain.retention_rules import load_rules
 from models.database import now
 from models.retention import holds, runs
 from models.retention.report import make_decider, plan

@@ -29,8 +29,8 @@ from api.http.query import (
 from api.http.request_parts import task_id_of
 from api.tasks.views import ItemView, TaskView, item_view, show_tasks
 from datamanager import errors
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from datamanager.domain.timing import Priority
 from models.transfers.items import select_items
 from models.transfers.lookup import TransferSelection, get_transfer, select_transfers
 

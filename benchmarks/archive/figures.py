@@ -13,8 +13,8 @@ from benchmarks.archive.scale import Scale
 from benchmarks.figures.files import MB, one_file
 from benchmarks.race import Claim, Contender, Race
 from benchmarks.servers import Stage
-from datamanager.domain.archive.bundle_model import Pack
-from datamanager.domain.plan import Route
+from datamanager.domain.bundle_model import Pack
+from datamanager.domain.states import Route
 from datamanager.engine.bulk.bulk_chunk import SMALL
 from datamanager.machines import VerifyPolicy
 from flows.batch.chunk import AT_ONCE

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from benchmarks.archive.ours import Archiving
 from benchmarks.race import WrongResult
 from benchmarks.servers import Stage, fill
-from datamanager.domain.archive.bundle_model import Manifest, Pack
+from datamanager.domain.bundle_model import Manifest, Pack
 from datamanager.engine.bulk.bulk_chunk import SMALL
 
 PER_FOLDER = 100

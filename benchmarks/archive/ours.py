@@ -9,17 +9,15 @@ from functools import partial
 from uuid import UUID, uuid4
 
 from benchmarks.ours import Ours
-from datamanager.domain.archive.bundle_model import Manifest, Pack, VerifyLevel, WantedMember, bundle_place
+from datamanager.domain.bundle_model import Manifest, Pack, VerifyLevel, WantedMember, bundle_place
 from datamanager.domain.location import Place
-from datamanager.domain.plan import Route
-from datamanager.domain.states import TransferKind
+from datamanager.domain.states import Route, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint
-from datamanager.engine.bundles.reading import recall
-from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
-from datamanager.engine.bundles.writing import bundle_upload as archive
-from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt
+from datamanager.engine.bundles import bundle_upload as archive
+from datamanager.engine.bundles import recall
+from datamanager.engine.bundles.bundle_content import ArchiveAttempt
+from datamanager.engine.bundles.stored_bundle import StoredBundle
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import staged_file
 from datamanager.machines import Machine, VerifyPolicy
 from flows.archive.bundling import TOGETHER
@@ -61,14 +59,13 @@ class Archiving(Ours):
         [member] = [one for one in made.members if one.uuid == uuid]
         ends = Endpoint(made.bundle.place, archive, self.storage(archive)), self._end(*destination)
         job, control = Attempt(uuid4(), 1, TransferKind.COPY, *ends, verify=VerifyPolicy.SHA256), Control()
-        staged_file.publish(recall.stage(job, made.bundle, member, control), control)
+        staged_file.publish(recall.stage_large(job, made.bundle, member, control), control)
 
     def sums(self, made: Manifest, archive: Machine) -> dict[str, str]:
         """Read a bundle from its storage; return the sha256 (hex) of the files in it, by their names."""
         sums = dict[str, str]()
         with self.storage(archive).session() as session:
-            path = confined(session, archive, made.bundle.place.path)
-            with StoredBundle.find(session, path, made.bundle).open(session) as reader:
+            with StoredBundle.find(session, archive, made.bundle).open(session) as reader:
                 for member in made.members:
                     digest = hashlib.sha256()
                     for block in reader.blocks(member.offset, member.size):

@@ -12,7 +12,7 @@ from benchmarks.libraries import StockParamiko
 from benchmarks.ours import Ours
 from benchmarks.race import Claim, Contender, Race
 from benchmarks.servers import Stage
-from datamanager.domain.plan import Route
+from datamanager.domain.states import Route
 from datamanager.machines import VerifyPolicy
 
 OURS = "ours"

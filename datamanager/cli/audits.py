@@ -12,7 +12,7 @@ import typer
 from datamanager.cli.options import connected
 from datamanager.cli.tables import Listing
 from datamanager.client import AuditClient, AuditInfo
-from datamanager.domain.audit.rules import AuditStatus
+from datamanager.domain.audit_rules import AuditStatus
 from datamanager.transports.values import shown
 
 app = typer.Typer(help="Compare the files on a machine with the catalogue.", no_args_is_help=True)

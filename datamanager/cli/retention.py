@@ -10,8 +10,8 @@ import typer
 from datamanager.cli.options import connected
 from datamanager.cli.tables import Listing
 from datamanager.client import RetentionClient, RetentionRunInfo
-from datamanager.domain.retention.rules import check_archives, load_rules, objections
-from datamanager.domain.units import size_text
+from datamanager.domain.fields import size_text
+from datamanager.domain.retention_rules import check_archives, load_rules, objections
 from datamanager.errors import InvalidRequest
 from datamanager.machines import load_machines
 from datamanager.settings import load_settings

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import ObjectStatus, TransferStatus
-from datamanager.domain.timing import Priority
 
 
 class ServiceAnswer(BaseModel):

@@ -10,7 +10,7 @@ from uuid import UUID
 from datamanager.client.answers import ServiceAnswer, TaskError
 from datamanager.client.connection import at
 from datamanager.client.rest_client import Client
-from datamanager.domain.audit.rules import AuditStatus, FindingKind
+from datamanager.domain.audit_rules import AuditStatus, FindingKind
 
 
 class AuditInfo(ServiceAnswer):

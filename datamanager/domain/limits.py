@@ -1,4 +1,4 @@
-"""Limits that are changed while transfers run: what may be asked, and what is in force."""
+"""Limits that are changed while transfers run: what may be requested, and what is in force."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from datamanager.domain.requests import Bandwidth, Request
+from datamanager.domain.fields import Bandwidth
+from datamanager.domain.requests import Request
 from datamanager.errors import InvalidRequest
 from datamanager.machines import MAX_TRANSFERS, Rate
 

@@ -1,15 +1,17 @@
-"""Places: where an object lies, checked where it is made, and the temporary names beside it.
+"""Places, where objects lie, checked where they are made; and names of files: partial files, defaults from a URL.
 
 A `Place` with `..`, NUL, an absolute part or a name the file system can't hold does not exist. Symbolic links can
-only be judged
-on the machine; the engine does that before each use (`engine.confine`).
+only be judged on the machine; the engine does that before each use (`engine.path_confinement`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import posixpath
+import re
 from dataclasses import dataclass
 from typing import Self
+from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
 from datamanager.errors import PathNotAllowed
@@ -18,6 +20,11 @@ from datamanager.machines import Machine
 NAME_MAX = 255  # bytes, POSIX
 PATH_MAX = 4096
 PART_SUFFIX = ".dmpart"
+DEFAULT_NAME_MAX = 200
+"""Bytes of a name that we choose: less than file systems take, so that a partial file's name fits as well."""
+_SUFFIX_MAX = 20
+_PACKED = frozenset({".gz", ".zst"})
+_PART = re.compile(rf"\..+\.([0-9a-f]{{8}})\.(0|[1-9]\d{{0,9}}){re.escape(PART_SUFFIX)}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,35 @@ def temporary_name(name: str, transfer: UUID, epoch: int) -> str:
     return f".{kept}{tail}"
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a partial file's name says: the first 8 hex digits of whose it is (a transfer, or an item of one), and of
+    which attempt.
+    """
+
+    owner: str
+    epoch: int
+
+
+def read_part(name: str) -> Part | None:
+    """Read a name that `temporary_name` gives; None for any other, however it ends."""
+    found = _PART.fullmatch(name)
+    if found is None or len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+        return None
+    return Part(found[1], int(found[2]))
+
+
+def spared(part: Part | None, age: float, older_than: float, *, open_owner: bool) -> str | None:
+    """Say why a file that ends like a partial file stays; None: it may go. Ages in seconds, by the machine's clock."""
+    if part is None:
+        return "not the name of a partial file"
+    if open_owner:
+        return "its transfer has not ended"
+    if age < older_than:
+        return f"younger than {older_than:.0f} s"
+    return None
+
+
 def extracting_place(machine: Machine, directory: str, name: str) -> Place:
     """Make the place beside which an archive lies while its files are extracted: a name that no file ever gets.
 
@@ -87,6 +123,37 @@ def extracting_place(machine: Machine, directory: str, name: str) -> Place:
     as_file = Place.of(machine, directory, name)
     digest = hashlib.sha256(as_file.name.encode()).hexdigest()
     return Place.of(machine, directory, f".{digest[:16]}.extracting")
+
+
+def safe_name(text: str) -> str | None:
+    """Return a file's name made of `text`, None when nothing is left of it.
+
+    Only the part behind the last slash or backslash counts; what can't be printed goes, and dots and blanks at the
+    beginning, so that the file is neither hidden nor a directory.
+    """
+    name = text.replace("\\", "/").rpartition("/")[2]
+    name = "".join(char for char in name if char.isprintable()).strip().lstrip(". ").rstrip()
+    if len(_bytes(name)) > DEFAULT_NAME_MAX:
+        stem, suffix = posixpath.splitext(name)
+        if len(_bytes(suffix)) > _SUFFIX_MAX:
+            stem, suffix = name, ""
+        name = _bytes(stem)[: DEFAULT_NAME_MAX - len(_bytes(suffix))].decode("utf-8", "ignore").rstrip() + suffix
+    return name or None
+
+
+def name_of_url(url: str) -> str | None:
+    """Return a file's name made of the last part of a URL's path, None when it has none."""
+    try:
+        path = urlsplit(url).path
+    except ValueError:
+        return None
+    return safe_name(unquote(path.rpartition("/")[2], errors="replace"))
+
+
+def unpacked_name(name: str) -> str:
+    """Return the name of what a packed file holds: without `.gz` or `.zst`."""
+    stem, suffix = posixpath.splitext(name)
+    return stem if suffix.lower() in _PACKED else name
 
 
 def _below(base_dir: str, given: str) -> str:
@@ -117,3 +184,7 @@ def _normalised(path: str, given: str) -> str:
     if any(part.endswith(PART_SUFFIX) for part in parts):
         raise PathNotAllowed(f"names that end with {PART_SUFFIX} are reserved for running transfers")
     return "/".join(parts)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")

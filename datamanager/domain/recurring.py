@@ -12,9 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from datamanager.domain.forms import empty_is
-from datamanager.domain.requests import GetExternalRequest, JsonObject, Name, Request, Text, Verify
-from datamanager.domain.timing import WANTED, Priority, Rank, read_time
+from datamanager.domain.fields import TIME_WANTED, JsonObject, Name, Priority, Rank, Text, Verify, empty_is, read_time
+from datamanager.domain.requests import GetExternalRequest, Request
 
 KEEP_MAX = 10_000
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(days=366)
@@ -108,7 +107,7 @@ def _time_or_none(value: object) -> datetime | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise ValueError(WANTED)
+        raise ValueError(TIME_WANTED)
     return read_time(value).replace(microsecond=0)
 
 

@@ -1,4 +1,4 @@
-"""What clients may ask: typed, checked, and the same over HTTP, AMQP and in the catalogue.
+"""What clients may request: typed, checked, and the same over HTTP, AMQP and in the catalogue.
 
 Unknown fields are ignored (old clients send `type`, `storage_technology`, …). Fields may be strings, as a form sends
 them.
@@ -6,13 +6,13 @@ them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -23,34 +23,32 @@ from pydantic import (
     model_validator,
 )
 
-from datamanager.domain.file_names import name_of_url, unpacked_name
-from datamanager.domain.forms import empty_is, objection
-from datamanager.domain.timing import Moment, Priority, Rank
-from datamanager.domain.units import Expiry, Lifetime
+from datamanager.domain.fields import (
+    TEXT_MAX,
+    Bandwidth,
+    Expiry,
+    JsonObject,
+    Lifetime,
+    Moment,
+    Name,
+    OptionalName,
+    Priority,
+    Rank,
+    Size,
+    Text,
+    Verify,
+    objection,
+    read_json_object,
+)
+from datamanager.domain.location import name_of_url, unpacked_name
 from datamanager.errors import InvalidRequest
-from datamanager.machines import Rate, VerifyPolicy
 
 M = TypeVar("M", bound=BaseModel)
 
-SIZE_MAX = 2**63 - 1
-TEXT_MAX = 65_536
 ITEMS_MAX = 10_000
 """Items of one batch, files of one tree."""
 NAMED_MAX = 100
 """Wrong fields that are named: of 10,000 items every one may be wrong."""
-
-
-def _json_object(value: object) -> object:
-    if value is None or value == "":
-        return {}
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise ValueError('must be a JSON object such as {"key": "value"}') from None
-    if not isinstance(value, dict):
-        raise ValueError('must be a JSON object such as {"key": "value"}')
-    return value
 
 
 def with_default_machine(given: Any, read_item: Callable[[object], object] = lambda item: item) -> Any:
@@ -62,21 +60,6 @@ def with_default_machine(given: Any, read_item: Callable[[object], object] = lam
         return {**item, "machine": item.get("machine") or given["machine"]} if isinstance(item, dict) else item
 
     return {**given, "items": [named(read_item(item)) for item in given["items"]]}
-
-
-def _unknown_is_none(value: object) -> object:
-    return None if value in ("", 0, "0") else value
-
-
-Text = Annotated[str, Field(max_length=TEXT_MAX)]
-Name = Annotated[str, Field(min_length=1)]
-Size = Annotated[Annotated[int, Field(ge=0, le=SIZE_MAX)] | None, BeforeValidator(_unknown_is_none)]
-"""Bytes; absent, empty or 0 means unknown (what the seed's clients send)."""
-JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
-OptionalName = Annotated[Name | None, empty_is(None)]
-Verify = Annotated[VerifyPolicy | None, empty_is(None)]
-Bandwidth = Annotated[Rate | None, empty_is(None)]
-"""Bytes per second, also as text with a unit; null or empty: no limit of its own."""
 
 
 class Request(BaseModel):
@@ -191,7 +174,7 @@ class GetExternalRequest(NewObject, TransferTerms):
 
 def _unpacks(options: object) -> bool:
     try:
-        parsed = _json_object(options)
+        parsed = read_json_object(options)
     except ValueError:  # said of the field itself
         return False
     return isinstance(parsed, dict) and bool(parsed.get("decompress"))
@@ -235,11 +218,20 @@ class Directory(Request):
     """Below the machine's base_dir, or absolute; empty means base_dir itself."""
 
 
+def _items_or_directory(directory: Directory | None, others: ValidationInfo) -> Directory | None:
+    if "items" in others.data and (directory is None) == (others.data["items"] is None):
+        raise ValueError("either items or directory must be given")
+    return directory
+
+
+InsteadOfItems = Annotated[Directory | None, Field(validate_default=True), AfterValidator(_items_or_directory)]
+
+
 class BatchRequest(BatchTerms):
     """Many objects in one task: `items` one by one, or all that lie below `directory` to `dest`."""
 
     items: Annotated[list[BatchItem], Field(min_length=1, max_length=ITEMS_MAX)] | None = None
-    directory: Annotated[Directory | None, Field(validate_default=True)] = None
+    directory: InsteadOfItems = None
     dest: Annotated[Text | None, Field(validate_default=True)] = None
     """The directory on `machine` that becomes what `directory` is; empty means base_dir itself."""
 
@@ -250,9 +242,7 @@ class BatchRequest(BatchTerms):
 
     @field_validator("directory")
     @classmethod
-    def _items_or_directory(cls, value: Directory | None, others: ValidationInfo) -> Directory | None:
-        if "items" in others.data and (value is None) == (others.data["items"] is None):
-            raise ValueError("either items or directory must be given")
+    def _directory_has_machine(cls, value: Directory | None, others: ValidationInfo) -> Directory | None:
         if value is not None and others.data.get("machine") is None:
             raise ValueError("requires machine, the destination")
         return value
@@ -307,5 +297,5 @@ def validated(fields: Mapping[str, Any], model: type[M]) -> M:
         for fault in exc.errors(include_url=False, include_input=False, include_context=False)[:NAMED_MAX]:
             name = ".".join(str(part) for part in fault["loc"]) or "body"
             wrong.setdefault(name, fault["msg"].removeprefix("Value error, "))
-        # not `from exc`: pydantic's text quotes what was sent, which may hold a secret
+        # not `from exc`: pydantic's text quotes what was sent, which may contain a secret
         raise InvalidRequest.of(wrong) from None

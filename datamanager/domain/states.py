@@ -1,4 +1,4 @@
-"""The states of objects and transfers, what each means, and which may follow which."""
+"""The states of objects and transfers, what each means, and which may follow which; the route of a transfer's bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ObjectStatus(StrEnum):
     DELETED = "DELETED"
     """The file was deleted; the row stays as a record."""
     UNKNOWN = "UNKNOWN"
-    """The file was not found at its place; somebody has to look."""
+    """The file was not found at its place; an operator has to look."""
 
 
 class TransferStatus(StrEnum):
@@ -98,7 +98,7 @@ class Phase(StrEnum):
     PUBLISH = "publish"
     """The file gets its name."""
     COMMIT = "commit"
-    """The catalogue is told."""
+    """The catalogue is updated."""
     CLEANUP = "cleanup"
     """A move or an archive removes its source."""
     STAGING = "staging"
@@ -148,8 +148,7 @@ def status_of_run(state_type: str, state_name: str, *, bytes_moved: bool) -> Tra
     """Map a Prefect flow run's state to a transfer's status.
 
     `AwaitingRetry` (a SCHEDULED state) after the first byte is RUNNING: clients must not see a transfer go back in
-    the queue
-    while it waits for its next attempt. Unknown types raise ValueError: a new Prefect must not pass unseen.
+    the queue while it waits for its next attempt. Unknown types raise ValueError: a new Prefect must not pass unseen.
     """
     try:
         status = _BY_TYPE[state_type.upper()]
@@ -158,3 +157,40 @@ def status_of_run(state_type: str, state_name: str, *, bytes_moved: bool) -> Tra
     if state_name in ("AwaitingRetry", "Retrying") and bytes_moved:
         return TransferStatus.RUNNING
     return status
+
+
+class Route(StrEnum):
+    """The way of a transfer's bytes."""
+
+    RENAME = "rename"
+    """A move on one machine: the file gets another name, no byte moves."""
+    WITHIN = "within"
+    """A copy that the machine makes itself."""
+    DIRECT = "direct"
+    """Pushed by the source machine to the destination; the mover watches. What fails becomes a RELAY."""
+    RELAY = "relay"
+    """Read from the one machine, written to the other, through the mover."""
+    DOWNLOAD = "download"
+    """Read from a URL, written to a machine, through the mover."""
+
+
+def plan(
+    kind: TransferKind,
+    *,
+    source_machine: str | None,
+    destination_machine: str,
+    can_copy_within: bool,
+    can_go_direct: bool = False,
+) -> Route:
+    """Choose the route. `can_copy_within`: the machine can copy a file by itself; `can_go_direct`: the source may push
+    to the destination.
+
+    A RENAME may turn out to cross file systems; the engine then falls back to WITHIN or RELAY.
+    """
+    if kind in (TransferKind.GETEXTERNAL, TransferKind.GETEXTERNAL_MANY):
+        return Route.DOWNLOAD
+    if source_machine != destination_machine:
+        return Route.DIRECT if can_go_direct else Route.RELAY
+    if kind is TransferKind.MOVE:
+        return Route.RENAME
+    return Route.WITHIN if can_copy_within else Route.RELAY

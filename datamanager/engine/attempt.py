@@ -1,5 +1,5 @@
-"""One attempt at a transfer, as the engine sees it: two ends, names and rules, and what is read where that is no file
-as it lies there (a bundle in the making, a member of one). No catalogue, no Prefect."""
+"""One attempt at a transfer, as the engine sees it: two ends, names and rules, and what is read where that is a virtual
+file (a bundle in the making, a member of one). No catalogue, no Prefect."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Protocol
 from uuid import UUID
 
 from datamanager.domain.location import Place, temporary_name
-from datamanager.domain.plan import Route
-from datamanager.domain.states import TransferKind, Verified
+from datamanager.domain.states import Route, TransferKind, Verified
 from datamanager.errors import InternalError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.port import Reader, Session, Storage
@@ -64,7 +63,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The restart marker: whose bytes a partial file holds, recorded before the first of them (`engine.restart`).
+    """The restart marker: whose bytes a partial file has, recorded before the first of them (`single.restart`).
 
     `size` (bytes) and `mtime` (seconds) are the source's; `window` is how many bytes may be missing before the partial
     file's end. An external source has no `mtime` (0) but a `version`; then the first `done` bytes were stored, and
@@ -147,7 +146,7 @@ class Found:
     source_path: str = ""
     source: FileStat | None = None
     canonical: str = ""
-    """The destination below the base directory with links resolved; differs from the place asked for below a linked
+    """The destination below the base directory with links resolved; differs from the requested place below a linked
     directory, and is claimed too then."""
     published: Intent | None = None
     """An earlier attempt of this transfer has published already: go straight to the catalogue."""

@@ -1,6 +1,6 @@
-"""What a running transfer tells and is told: bytes done, where it is, and that it must stop.
+"""The control of a running transfer: its progress, its limits, and how it is stopped.
 
-What its storages lend is broken when it is to stop and its machine does not answer.
+The sessions in use are aborted when it is to stop and its machine does not answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Control:
         self.bytes_done = 0
         self.bytes_total: int | None = None
         self._stop: DataManagerError | None = None
-        self._wish: DataManagerError | None = None
+        self._user_stop: DataManagerError | None = None
         self._shielded = False
         self._sessions: set[Session] = set()
 
@@ -59,20 +59,20 @@ class Control:
         self.check()
 
     def watch(self, _: int) -> None:
-        """Let work that moves no bytes of its own be stopped (remote hashing)."""
+        """Make work stoppable that moves no bytes of its own (remote hashing)."""
         self.check()
 
     def stop(self, reason: DataManagerError) -> None:
-        """Make the work end with `reason` at its next step; the first reason counts, but a user's wish the least."""
+        """Make the work end with `reason` at its next step; the first reason counts, one that a user gave the least."""
         if isinstance(reason, WISHES):
-            self._wish = self._wish or reason
+            self._user_stop = self._user_stop or reason
         else:
             self._stop = self._stop or reason
 
     @property
     def stopping(self) -> DataManagerError | None:
         """The reason to stop, if there is one now."""
-        return self._stop or (None if self._shielded else self._wish)
+        return self._stop or (None if self._shielded else self._user_stop)
 
     def check(self) -> None:
         """Raise the reason to stop, if there is one now."""
@@ -80,12 +80,12 @@ class Control:
             raise reason
 
     def shield(self) -> None:
-        """Pass the commit point: from here on users' wishes are not heard. Raises: whatever `stop` was given."""
+        """Pass the commit point: from here on users can't stop it. Raises: whatever `stop` was given."""
         self.check()
         self._shielded = True
 
     def unshield(self) -> None:
-        """Hear users' wishes again, also those of before: nothing was done that needs its other half."""
+        """Let users stop it again, also by a request made before: nothing was done that needs its other half."""
         self._shielded = False
 
     @contextmanager
@@ -106,46 +106,42 @@ class Control:
 
 
 class CancellableStorage:
-    """The port's Storage around another one. Waiting for a session ends, and a session is given back at once, when the
+    """The port's Storage around another one. Waiting for a session ends, and a session is released at once, when the
     transfer is to stop.
 
-    Every method may raise what `control` was told to stop with.
+    Every method may raise the reason that `control` was stopped with.
     """
 
     def __init__(self, storage: Storage, control: Control) -> None:
-        self._storage = storage
+        self.unwrapped = storage
+        """The storage itself, for clearing up after a stop."""
         self._control = control
 
     @property
     def machine(self) -> str:
         """The machine's name."""
-        return self._storage.machine
+        return self.unwrapped.machine
 
     @contextmanager
     def session(self, check: Check = no_check) -> Iterator[Session]:
-        """Lend a session; see the port."""
-        with self._storage.session(self._both(check)) as session, self._control.using([session]):
+        """Acquire a session; see the port."""
+        with self.unwrapped.session(self._both(check)) as session, self._control.using([session]):
             yield session
 
     @contextmanager
     def session_pair(self, check: Check = no_check) -> Iterator[tuple[Session, Session]]:
-        """Lend two sessions together; see the port."""
-        with self._storage.session_pair(self._both(check)) as sessions, self._control.using(sessions):
+        """Acquire two sessions together; see the port."""
+        with self.unwrapped.session_pair(self._both(check)) as sessions, self._control.using(sessions):
             yield sessions
 
     @contextmanager
     def extra_sessions(self, count: int) -> Iterator[list[Session]]:
-        """Lend up to `count` further sessions without waiting; see the port."""
-        with self._storage.extra_sessions(count) as sessions, self._control.using(sessions):
+        """Acquire up to `count` further sessions without waiting; see the port."""
+        with self.unwrapped.extra_sessions(count) as sessions, self._control.using(sessions):
             yield sessions
 
     def close(self) -> None:
         """Do nothing: the storage is others' too."""
-
-    @property
-    def unwrapped(self) -> Storage:
-        """The storage itself, for clearing up after a stop."""
-        return self._storage
 
     def _both(self, check: Check) -> Check:
         def both() -> None:
@@ -156,5 +152,5 @@ class CancellableStorage:
 
 
 def unwrapped(storage: Storage) -> Storage:
-    """Return the storage itself, which lends also after a stop: for clearing up."""
+    """Return the storage itself, whose sessions can be acquired also after a stop: for clearing up."""
     return storage.unwrapped if isinstance(storage, CancellableStorage) else storage

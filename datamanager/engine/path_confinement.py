@@ -1,8 +1,7 @@
 """Confinement on the machine: symbolic links are resolved there, and must not lead out of the base directory.
 
-SFTP v3 knows no `openat`, so somebody who may write below `base_dir` can still swap a directory for a link between
-this check and
-the use; docs/security.md says so.
+SFTP v3 has no `openat`, so a user who may write below `base_dir` can still swap a directory for a link between this
+check and the use; docs/security.md says so.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class ResolvedDirectory:
         return paths
 
 
-class LooksMany(Protocol):
+class BulkLookup(Protocol):
     """Looks at many names at once; see the port's Many."""
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
@@ -51,14 +50,14 @@ class LooksMany(Protocol):
         """Yield each path with every link resolved."""
 
 
-class Looks(Protocol):
+class PathLookup(Protocol):
     """What directories are resolved with; a Session is one."""
 
     def real_path(self, path: str) -> str:
         """Return a path with every link resolved."""
 
     @property
-    def bulk(self) -> LooksMany:
+    def bulk(self) -> BulkLookup:
         """Look at many names at once."""
 
 
@@ -66,15 +65,16 @@ def confined(session: Session, machine: Machine, place_path: str, *, follow: boo
     """Return the absolute path on the machine of a normalised path below its base directory, links resolved.
 
     The nearest existing ancestor is resolved and compared with the resolved base directory (on HPC it often is a link
-    itself).
-    With `follow`, a last component that is a link is resolved too and must stay inside; without, the link itself is
-    meant.
+    itself). With `follow`, a last component that is a link is resolved too and must stay inside; without, the link
+    itself is meant.
 
     Raises: PathNotAllowed when links lead out; RemoteFailure when the base directory does not exist.
     """
     base = real_base(session, machine)
     real = posixpath.join(directory_of(session, machine, base, place_path).path, posixpath.basename(place_path))
-    return followed(session, machine, base, place_path, real) if follow and _is_link(session, real) else real
+    there = lstat_or_none(session, real) if follow else None
+    is_link = there is not None and there.kind is FileKind.SYMLINK
+    return followed(session, machine, base, place_path, real) if is_link else real
 
 
 def followed(session: Session, machine: Machine, base: str, place_path: str, link: str) -> str:
@@ -91,7 +91,7 @@ def followed(session: Session, machine: Machine, base: str, place_path: str, lin
     return real
 
 
-def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -> ResolvedDirectory:
+def directory_of(session: PathLookup, machine: Machine, base: str, place_path: str) -> ResolvedDirectory:
     """Resolve and confine a place's directory below `base` (`real_base`) as `confined` does. Raises: PathNotAllowed."""
     directory = posixpath.dirname(place_path)
     found = _resolved(session, machine, base, [directory])[directory]
@@ -101,7 +101,7 @@ def directory_of(session: Looks, machine: Machine, base: str, place_path: str) -
 
 
 def directories_of(
-    session: Looks, machine: Machine, base: str, directories: Iterable[str]
+    session: PathLookup, machine: Machine, base: str, directories: Iterable[str]
 ) -> dict[str, ResolvedDirectory | DataManagerError]:
     """Resolve and confine many directories below `base`, as `confined` does one; "" is that itself (`real_base`).
 
@@ -136,8 +136,11 @@ def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str
 
 
 def relative(session: Session, machine: Machine, real: str) -> str:
-    """Return a resolved path of `confined` relative to the resolved base directory: the file's one canonical place."""
-    return canonical_of(machine, real_base(session, machine), real)
+    """Return a resolved path of `confined` relative to the resolved base directory: the one canonical place of a file
+    or directory, "" for the base directory itself. Raises: PathNotAllowed.
+    """
+    path = canonical_of(machine, real_base(session, machine), real)
+    return "" if path == "." else path
 
 
 def canonical_of(machine: Machine, base: str, real: str) -> str:
@@ -150,7 +153,7 @@ def canonical_of(machine: Machine, base: str, real: str) -> str:
     return path
 
 
-def real_base(session: Looks, machine: Machine) -> str:
+def real_base(session: PathLookup, machine: Machine) -> str:
     """Return the machine's base directory with links resolved. Raises: RemoteFailure when it does not exist."""
     try:
         return session.real_path(machine.base_dir)
@@ -159,7 +162,7 @@ def real_base(session: Looks, machine: Machine) -> str:
 
 
 def _resolved(
-    session: Looks, machine: Machine, base: str, directories: Iterable[str]
+    session: PathLookup, machine: Machine, base: str, directories: Iterable[str]
 ) -> dict[str, ResolvedDirectory | DataManagerError]:
     """Resolve the nearest existing ancestor of each directory below base and append the rest, which does not exist yet.
 
@@ -186,7 +189,7 @@ def _resolved(
 
 
 def _real_paths(
-    session: Looks, machine: Machine, base: str, places: Sequence[str]
+    session: PathLookup, machine: Machine, base: str, places: Sequence[str]
 ) -> dict[str, str | DataManagerError]:
     """Resolve what exists; PathMissing for what does not, and can be made."""
     paths = [posixpath.join(base, place) for place in places]
@@ -210,17 +213,9 @@ def _leads_out(machine: Machine, given: str) -> PathNotAllowed:
     return PathNotAllowed(f"{machine.name}:{given} leads out of the machine's base directory through a symbolic link")
 
 
-def exists(session: Session, path: str) -> bool:
-    """Say whether there is anything at a path, be it a link that leads nowhere."""
+def lstat_or_none(session: Session, path: str) -> FileStat | None:
+    """Return what is at a path, be it a link that leads nowhere; None when there is nothing."""
     try:
-        session.lstat(path)
+        return session.lstat(path)
     except PathMissing:
-        return False
-    return True
-
-
-def _is_link(session: Session, path: str) -> bool:
-    try:
-        return session.lstat(path).kind is FileKind.SYMLINK
-    except PathMissing:
-        return False
+        return None

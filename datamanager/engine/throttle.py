@@ -29,8 +29,8 @@ Sleep = Callable[[float], object]
 class Bucket:
     """One limit, in bytes per second; None: none. Safe to share between threads.
 
-    Whoever charges bytes gets a ticket, and may go on once `due` says 0. Over any time t with one rate, at most
-    burst + rate · t bytes may go on, where the burst is `max(BURST, BURST_SECONDS · rate)`.
+    Whoever charges bytes gets a ticket, and may continue once `due` says 0. Over any time t with one rate, at most
+    burst + rate · t bytes may pass, where the burst is `max(BURST, BURST_SECONDS · rate)`.
     """
 
     def __init__(self, rate: int | None = None, clock: Clock = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Bucket:
         self._lock = threading.Lock()
         self._rate = rate
         self._level = _burst(rate)
-        """Bytes that may pass now, at most a burst; negative while somebody waits."""
+        """Bytes that may pass now, at most a burst; negative while a transfer waits."""
         self._charged = 0
         """All bytes ever charged: a ticket is this number at its time."""
         self._time = clock()
@@ -138,7 +138,7 @@ class Throttle:
 
 
 class Throttles:
-    """The buckets of a mover's machines, made when first asked for. Safe to share between threads."""
+    """The buckets of a mover's machines, made at the first use. Safe to share between threads."""
 
     def __init__(self, clock: Clock = time.monotonic, sleep: Sleep = time.sleep) -> None:
         self._clock = clock
@@ -149,7 +149,7 @@ class Throttles:
     def set(self, machine: str, rate: int | None) -> None:
         """Set what all of this mover's transfers of a machine may move together, in bytes per second; None: no limit.
 
-        It holds at once, also for those under way.
+        It takes effect at once, also for those under way.
         """
         bucket = self._bucket(machine)
         if bucket.rate != rate:

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from uuid import UUID
 
-from datamanager.domain.archive.archive_requests import ArchiveTerms
-from datamanager.domain.archive.bundle_model import Group, Manifest, Member, Pack, VerifyLevel, WantedMember
+from datamanager.domain.archive_requests import ArchiveTerms
+from datamanager.domain.bundle_model import Group, Manifest, Member, Pack, VerifyLevel, WantedMember
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, Phase
 from datamanager.engine.attempt import Intent, Restart
-from datamanager.engine.bundles.writing import bundle_upload
-from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt
-from datamanager.engine.bundles.writing.source_removal import remove_sources
+from datamanager.engine.bundles import bundle_upload
+from datamanager.engine.bundles.bundle_content import ArchiveAttempt
+from datamanager.engine.bundles.member_files import remove_sources
 from datamanager.engine.control import Control
 from datamanager.engine.single.staged_file import Share
 from datamanager.errors import DataManagerError, InternalError, LeaseLost, ServiceError

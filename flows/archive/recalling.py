@@ -17,7 +17,7 @@ from operator import itemgetter
 from datamanager.domain.location import Place
 from datamanager.engine.attempt import Intent, Restart
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
-from datamanager.engine.bundles.reading import bulk_recall, recall
+from datamanager.engine.bundles import recall
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.staged_file import ReadyFile, Share
 from datamanager.engine.single.transfer import Remember
@@ -95,12 +95,14 @@ class RecallChunk(MembersChunk):
 
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         bundle, _ = self._members[group[0]]
-        items = [bulk_recall.RecallItem(n, self._members[n][1], self._attempts[n].target.place) for n in group]
-        return bulk_recall.stage(ends, bundle, items, replace(rules, verify=VerifyPolicy.SHA256), self._run.control)
+        items = [recall.RecallItem(n, self._members[n][1], self._attempts[n].target.place) for n in group]
+        return recall.stage_small(ends, bundle, items, replace(rules, verify=VerifyPolicy.SHA256), self._run.control)
 
     def _stage_one(self, number: int) -> ReadyFile:
         bundle, member = self._members[number]
-        return recall.stage(self._attempts[number], bundle, member, Share(self._run.control), self._remembering(number))
+        return recall.stage_large(
+            self._attempts[number], bundle, member, Share(self._run.control), self._remembering(number)
+        )
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         self._run.write_all(archive_items.commit_recalls, results)

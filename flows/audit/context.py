@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.orm import Session as CatalogueSession
 
-from datamanager.domain.audit.rules import AuditTerms, Expected, Finding, FindingKind, Look
+from datamanager.domain.audit_rules import AuditTerms, Expected, Finding, FindingKind, Look
 from datamanager.engine.control import CancellableStorage, Control
 from datamanager.engine.inspection import storage_scan
 from datamanager.errors import DataManagerError, RemoteFailure

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from uuid import UUID
 
-from datamanager.domain.audit.rules import Expected, Finding, FindingKind, Sight, below_any, judge, may_be_dark
+from datamanager.domain.audit_rules import Expected, Finding, FindingKind, Sight, below_any, judge, may_be_dark
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine.inspection import storage_scan
 from datamanager.engine.inspection.directory_walk import DEPTH_MAX

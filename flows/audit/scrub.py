@@ -10,7 +10,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from datamanager.domain.audit.rules import Expected, FindingKind, Sight, judge, scrub_count
+from datamanager.domain.audit_rules import Expected, FindingKind, Sight, judge, scrub_count
 from flows.audit.context import PAGE, Examination
 from models.audit import scan_queries
 from models.audit.scan_queries import Turn

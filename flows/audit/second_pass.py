@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from datamanager.domain.audit.rules import (
+from datamanager.domain.audit_rules import (
     Expected,
     Finding,
     FindingKind,

@@ -17,9 +17,9 @@ from datamanager.domain.states import TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Endpoint, Intent, Restart
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
-from datamanager.engine.endpoints import acquire_sessions
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import staged_file
+from datamanager.engine.single.endpoints import acquire_sessions
 from datamanager.engine.single.staged_file import ReadyFile
 from datamanager.errors import DataManagerError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy

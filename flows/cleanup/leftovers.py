@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Sequence
 from datetime import timedelta
 
-from datamanager.domain.archive.bundle_model import manifest_place
+from datamanager.domain.bundle_model import manifest_place
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.engine.bulk.bulk_chunk import item_id, part_name

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from uuid import UUID, uuid4
 
-from datamanager.domain.audit.partial_names import read_part, spared
-from datamanager.domain.audit.rules import Expected, below_any
-from datamanager.domain.location import PART_SUFFIX, temporary_name
+from datamanager.domain.audit_rules import Expected, below_any
+from datamanager.domain.location import PART_SUFFIX, read_part, spared, temporary_name
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine.control import CancellableStorage, Control
 from datamanager.engine.inspection import storage_scan

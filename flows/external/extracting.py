@@ -17,8 +17,7 @@ from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Outcome
 from datamanager.engine.extracting import member_staging
 from datamanager.engine.extracting.archive_listing import Packaging, members_of
 from datamanager.engine.extracting.archive_member import Packed
-from datamanager.engine.extracting.member_content import StoredArchive
-from datamanager.engine.extracting.member_staging import ExtractItem
+from datamanager.engine.extracting.member_staging import ExtractItem, StoredArchive
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single.probe import published_before
 from datamanager.engine.single.staged_file import ReadyFile, Share

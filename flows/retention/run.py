@@ -16,8 +16,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
-from datamanager.domain.retention.decisions import Decider, Decision, Reason, Subject, Verdict
-from datamanager.domain.retention.rules import Action, RetentionRules, Rule
+from datamanager.domain.retention_decisions import Decider, Decision, Reason, Subject, Verdict
+from datamanager.domain.retention_rules import Action, RetentionRules, Rule
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control

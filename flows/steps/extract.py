@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Found, Proof
-from datamanager.engine.extracting.member_content import StoredArchive
+from datamanager.engine.extracting.member_staging import StoredArchive
 from flows.archive import recalling
 from flows.external import extracting
 from flows.external.request import whole_request

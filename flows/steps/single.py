@@ -11,9 +11,8 @@ from typing import Any
 
 from prefect.tasks import Task
 
-from datamanager.domain.plan import Route
 from datamanager.domain.requests import GetExternalRequest
-from datamanager.domain.states import Phase, TransferKind, Verified
+from datamanager.domain.states import Phase, Route, TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
 from datamanager.engine.fetching.download import download
 from datamanager.engine.fetching.machine_curl import on_machine

@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive import bundle_model as domain
+from datamanager.domain import bundle_model as domain
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import DestinationExists, InternalError

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive import bundle_model as domain
+from datamanager.domain import bundle_model as domain
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, ObjectArchived, by_code
 from datamanager.machines import Machine

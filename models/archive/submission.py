@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive.archive_requests import (
+from datamanager.domain.archive_requests import (
     ActivateManyRequest,
     ActivateRequest,
     ActivateTerms,

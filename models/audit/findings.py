@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.audit.rules import Finding, FindingKind, proves
+from datamanager.domain.audit_rules import Finding, FindingKind, proves
 from datamanager.domain.location import Place
 from datamanager.domain.states import ObjectStatus, Verified
 from datamanager.transports.values import to_wire

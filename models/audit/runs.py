@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.audit.rules import AuditStatus, AuditTerms
+from datamanager.domain.audit_rules import AuditStatus, AuditTerms
 from datamanager.errors import AuditNotFound, DataManagerError, InternalError, LeaseLost
 from models.core.cursors import NEWEST, page_of
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease, is_held

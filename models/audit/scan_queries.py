@@ -12,8 +12,8 @@ from uuid import UUID, uuid5
 from sqlalchemy import and_, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive.bundle_model import manifest_place
-from datamanager.domain.audit.rules import Expected
+from datamanager.domain.audit_rules import Expected
+from datamanager.domain.bundle_model import manifest_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, ObjectStatus, TransferKind, TransferStatus
 from models.audit.runs import AuditLease, held

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import Select, and_, or_
 from sqlalchemy.orm import Session
 
-from datamanager.domain.requests import SIZE_MAX
+from datamanager.domain.fields import SIZE_MAX
 from datamanager.errors import InvalidRequest
 
 NEWEST = "-date_created"

@@ -11,8 +11,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.retention.decisions import Mark, Reason, Subject, keeper_of
-from datamanager.domain.retention.rules import RetentionRules, statuses
+from datamanager.domain.retention_decisions import Mark, Reason, Subject, keeper_of
+from datamanager.domain.retention_rules import RetentionRules, statuses
 from datamanager.domain.states import ObjectStatus, Verified
 from models.objects.bulk_claims import chunks, claims_on, rows_in
 from models.tables import DataObject, MachineHealth, RetentionMark, Transfer

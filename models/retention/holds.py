@@ -8,8 +8,8 @@ from uuid import UUID
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive.archive_requests import ActivateRequest
-from datamanager.domain.retention.rules import Action
+from datamanager.domain.archive_requests import ActivateRequest
+from datamanager.domain.retention_rules import Action
 from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.errors import NotMarked, ObjectBusy, ObjectDeleted
 from datamanager.machines import Machines

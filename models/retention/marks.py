@@ -18,8 +18,8 @@ from uuid import UUID
 from sqlalchemy import and_, delete, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.retention.decisions import Decision
-from datamanager.domain.retention.rules import Action
+from datamanager.domain.retention_decisions import Decision
+from datamanager.domain.retention_rules import Action
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from models.database import affected, insert_free, now, on_postgresql
 from models.tables import DataObject, RetentionMark, Transfer, TransferItem

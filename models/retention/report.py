@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from datamanager.domain.retention.decisions import Decider, Decision, Verdict
-from datamanager.domain.retention.rules import RetentionRules, check_archives
+from datamanager.domain.retention_decisions import Decider, Decision, Verdict
+from datamanager.domain.retention_rules import RetentionRules, check_archives
 from datamanager.errors import InvalidRequest
 from datamanager.machines import Machines
 from models.database import Database, now

@@ -17,13 +17,13 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive.archive_requests import ArchiveItem, ArchiveManyRequest
+from datamanager.domain.archive_requests import ArchiveItem, ArchiveManyRequest
+from datamanager.domain.fields import Priority
 from datamanager.domain.location import Place
 from datamanager.domain.requests import DeleteRequest
-from datamanager.domain.retention.decisions import Decision, Reason, Subject, Verdict, marked_by, rule_of
-from datamanager.domain.retention.rules import RetentionRules, Rule
+from datamanager.domain.retention_decisions import Decision, Reason, Subject, Verdict, marked_by, rule_of
+from datamanager.domain.retention_rules import RetentionRules, Rule
 from datamanager.domain.states import BundleStatus, ObjectStatus, TransferKind, TransferStatus
-from datamanager.domain.timing import Priority
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machines
 from models.database import insert_if_free, now

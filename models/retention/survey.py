@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.retention.decisions import Decider, Decision, Subject
+from datamanager.domain.retention_decisions import Decider, Decision, Subject
 from models.database import Database
 from models.retention.facts import PAGE, candidates, keepers, subjects
 from models.tables import DataObject, RetentionMark

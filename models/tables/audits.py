@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, Index, Integer, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
-from datamanager.domain.audit.rules import AuditStatus
+from datamanager.domain.audit_rules import AuditStatus
 from models.tables.base import Base, ByteOrdered, MachineName, Status, partial
 
 
@@ -22,7 +22,7 @@ class Audit(Base):
     machine: Mapped[str] = mapped_column(MachineName)
     status: Mapped[str] = mapped_column(Status, default=AuditStatus.QUEUED.value)
     options: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    """The terms of the request (`domain.audit.rules.AuditTerms`)."""
+    """The terms of the request (`domain.audit_rules.AuditTerms`)."""
     counts: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     """What was looked at, and how much of each kind was found. Give it a new dict to change it."""
     scrubbed_objects: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, Index, Integer, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferStatus
-from datamanager.domain.timing import Priority
 from models.tables.base import Base, MachineName, Status, partial
 
 

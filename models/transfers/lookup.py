@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.archive.archive_requests import (
+from datamanager.domain.archive_requests import (
     AcceptedActivate,
     AcceptedArchive,
     ActivateManyRequest,
@@ -23,6 +23,7 @@ from datamanager.domain.archive.archive_requests import (
     ArchiveManyRequest,
     ArchiveRequest,
 )
+from datamanager.domain.fields import Priority
 from datamanager.domain.location import Place, extracting_place
 from datamanager.domain.requests import (
     AcceptedBatch,
@@ -35,7 +36,6 @@ from datamanager.domain.requests import (
     TransferTerms,
 )
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from datamanager.domain.timing import Priority
 from datamanager.errors import InternalError, TaskEnded, TaskNotFound
 from datamanager.machines import Machines
 from models.core.cursors import NEWEST, page_of

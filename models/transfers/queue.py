@@ -18,8 +18,8 @@ from uuid import UUID
 from sqlalchemy import and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import TRANSITIONS, Phase, TransferKind, TransferStatus
-from datamanager.domain.timing import Priority
 from datamanager.errors import InternalError, LeaseLost
 from models.core.outbox import post_transfer_event
 from models.database import affected, now, storable, take_turns, wake

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from datamanager.domain.retention.rules import parse_rules
+from datamanager.domain.retention_rules import parse_rules
 from datamanager.machines import load_machines
 from datamanager.settings import PREFIX, Settings
 

@@ -8,13 +8,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from datamanager.domain.archive.archive_requests import (
+from datamanager.domain.archive_requests import (
     ActivateManyRequest,
     ActivateRequest,
     ArchiveManyRequest,
     ArchiveRequest,
 )
-from datamanager.domain.archive.bundle_model import Pack, VerifyLevel
+from datamanager.domain.bundle_model import Pack, VerifyLevel
 from datamanager.domain.requests import validated
 from datamanager.domain.states import BundleStatus, ObjectStatus, TransferKind, Verified
 from datamanager.errors import (

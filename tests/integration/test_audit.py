@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select, update
 
-from datamanager.domain.audit.rules import AuditTerms
+from datamanager.domain.audit_rules import AuditTerms
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine.inspection import storage_scan

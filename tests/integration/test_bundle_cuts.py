@@ -16,15 +16,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from datamanager.domain.archive.bundle_model import Frame, Pack, SealedBundle, VerifyLevel, bundle_place
+from datamanager.domain.bundle_model import Frame, Pack, SealedBundle, VerifyLevel, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt
-from datamanager.engine.bundles.format import frames
-from datamanager.engine.bundles.format.layout import BundleEntry, Layout
-from datamanager.engine.bundles.reading import recall
-from datamanager.engine.bundles.writing import bundle_upload
-from datamanager.engine.bundles.writing.bundle_upload import StagedBundle
+from datamanager.engine.bundles import bundle_upload, frames, recall
+from datamanager.engine.bundles.bundle_upload import StagedBundle
+from datamanager.engine.bundles.layout import BundleEntry, Layout
 from datamanager.engine.control import Control
 from datamanager.engine.single import parallel_streams, restart, staged_file
 from datamanager.errors import ConnectionLost, MachineUnavailable
@@ -192,9 +190,9 @@ def test_a_recall_that_was_cut_off_goes_on(cuttable: Cuttable) -> None:
     cuttable.proxy.cut_after = before + WINDOW + 10 * MIB
     one = member(made, uuid)
     with pytest.raises((ConnectionLost, MachineUnavailable)):
-        recall.stage(job, made.bundle, one, Control(), store.remember)
+        recall.stage_large(job, made.bundle, one, Control(), store.remember)
     again = dataclasses.replace(job, epoch=2, restart=store.marker)
-    staged_file.publish(recall.stage(again, made.bundle, one, Control(), store.remember), Control())
+    staged_file.publish(recall.stage_large(again, made.bundle, one, Control(), store.remember), Control())
     assert cuttable.proxy.sent - before <= size + WINDOW + OVERHEAD
     store.assert_back(cuttable.ends.folder("b") / "back", uuid)
     store.ends.storages.close()
@@ -229,7 +227,7 @@ def test_one_member_of_8_gib_is_recalled_reading_little_more(
         session.stat(far.machines["b"].base_dir)
     before = bytes_read(sshd_pair[1])
     job = Attempt(uuid4(), 1, TransferKind.COPY, far.end("b", place.path), far.end("a", "back"))
-    staged_file.publish(recall.stage(job, bundle, one, Control()), Control())
+    staged_file.publish(recall.stage_large(job, bundle, one, Control()), Control())
     read = bytes_read(sshd_pair[1]) - before
     assert len(data) <= read < 1.01 * len(data)
     store.assert_back(far.folder("a") / "back", uuid)

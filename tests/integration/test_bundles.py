@@ -12,15 +12,13 @@ from typing import Any
 
 import pytest
 
-from datamanager.domain.archive.bundle_model import Manifest, Pack, SealedBundle, VerifyLevel
+from datamanager.domain.bundle_model import Manifest, Pack, SealedBundle, VerifyLevel
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase
 from datamanager.engine.attempt import Intent
 from datamanager.engine.bulk.bulk_chunk import SMALL, Deferred, Failed
-from datamanager.engine.bundles.format import manifest
-from datamanager.engine.bundles.reading import recall
-from datamanager.engine.bundles.writing import bundle_upload
-from datamanager.engine.bundles.writing.source_removal import remove_sources
+from datamanager.engine.bundles import bundle_upload, manifest, recall
+from datamanager.engine.bundles.member_files import remove_sources
 from datamanager.engine.control import Control
 from datamanager.errors import (
     ChecksumMismatch,
@@ -318,7 +316,7 @@ def test_the_catalogue_must_name_what_is_there(far: Ends) -> None:
     made = store.make()
     wrong = dataclasses.replace(member(made, first), offset=member(made, second).offset)
     with pytest.raises(ChecksumMismatch):
-        recall.stage(store.recall_job(made, "back"), made.bundle, wrong, Control())
+        recall.stage_large(store.recall_job(made, "back"), made.bundle, wrong, Control())
     with pytest.raises(SourceMissing):
         store.recall(dataclasses.replace(made, bundle=other(made.bundle, "long/term/none.tar")), first, "back")
     with store.stored.open("ab") as file:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, event, insert, text
 
-from datamanager.domain.requests import SIZE_MAX
+from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
 from models.database import Database

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.orm import Session
 
-from datamanager.domain.requests import SIZE_MAX
+from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.states import TRANSITIONS, ObjectStatus, Phase, TransferStatus, Verified
 from datamanager.errors import InternalError, InvalidRequest, NoSpace, ObjectDeleted, SourceNotRemoved, TaskNotFound
 from models import submission

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.domain.location import Place
-from datamanager.domain.plan import Route
-from datamanager.domain.states import TransferKind, Verified
+from datamanager.domain.states import Route, TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing

@@ -16,7 +16,7 @@ from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import Found, Moved, Proof
 from datamanager.engine.control import Control
-from datamanager.engine.extracting.member_content import StoredArchive
+from datamanager.engine.extracting.member_staging import StoredArchive
 from datamanager.engine.single import probe as probing
 from datamanager.engine.single import verify as verifying
 from datamanager.engine.single.staged_file import Share

@@ -27,7 +27,7 @@ from datamanager.engine.control import Control
 from datamanager.engine.extracting import archive_member, member_staging
 from datamanager.engine.extracting.archive_listing import Packaging, members_of
 from datamanager.engine.extracting.archive_member import Packed
-from datamanager.engine.extracting.member_content import StoredArchive
+from datamanager.engine.extracting.member_staging import StoredArchive
 from datamanager.engine.single import staged_file
 from datamanager.errors import ChecksumMismatch, DataManagerError, DownloadFailed, SourceChanged, TooLarge
 from datamanager.machines import Machine

@@ -13,9 +13,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event, select, update
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.limits import NO_LIMIT, Limits
 from datamanager.domain.states import TransferStatus
-from datamanager.domain.timing import Priority
 from datamanager.engine.control import Control
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single.probe import probe

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import update
 
-from datamanager.domain.archive.archive_requests import ArchiveRequest
+from datamanager.domain.archive_requests import ArchiveRequest
 from datamanager.domain.requests import CopyRequest, DeleteRequest
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.errors import (

@@ -16,8 +16,8 @@ from sqlalchemy import delete, select, update
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, DeleteRequest, RegisterRequest
-from datamanager.domain.retention.decisions import Verdict
-from datamanager.domain.retention.rules import RetentionRules, Rule
+from datamanager.domain.retention_decisions import Verdict
+from datamanager.domain.retention_rules import RetentionRules, Rule
 from datamanager.domain.states import ObjectStatus, TransferKind, Verified
 from datamanager.errors import CatalogueError, RemoteFailure
 from datamanager.machines import parse_machines

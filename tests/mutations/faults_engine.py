@@ -28,15 +28,15 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "publish: the file gets its name before it is on stable storage",
-        "datamanager/engine/single/stream_plan.py",
-        "        self._writers[0].flush()\n",
+        "datamanager/engine/single/transfer.py",
+        "    writers[0].flush()\n",
         "",
         ("tests/integration/test_engine.py::test_relay_flushes_the_partial_file_before_it_is_renamed[local]",),
     ),
     Fault(
         "publish: another file with the name is taken for ours",
         "datamanager/engine/single/verify.py",
-        "    if there.kind is not FileKind.FILE or there.size != intent.size:\n        return False\n"
+        "    if there is None or there.kind is not FileKind.FILE or there.size != intent.size:\n        return False\n"
         "    return there.mtime == intent.mtime if intent.sha256 is None else"
         " stored_sha256(session, path) == intent.sha256\n",
         "    return True\n",
@@ -52,8 +52,8 @@ ENGINE_FAULTS = (
     Fault(
         "probe: overwriting is not guarded",
         "datamanager/engine/single/probe.py",
-        "    if not job.overwrite:\n",
-        "    if False:\n",
+        "    return None if overwrite else DestinationExists(",
+        "    return None if True else DestinationExists(",
         ("tests/integration/test_engine.py::test_nothing_is_overwritten_unless_asked[local]",),
     ),
     Fault(
@@ -97,8 +97,8 @@ ENGINE_FAULTS = (
     Fault(
         "control: a cancel stops what is past its commit point",
         "datamanager/engine/control.py",
-        "self._stop or (None if self._shielded else self._wish)",
-        "self._stop or self._wish",
+        "self._stop or (None if self._shielded else self._user_stop)",
+        "self._stop or self._user_stop",
         ("tests/unit/test_stopping.py::test_past_the_point_of_no_return_wishes_wait",),
     ),
     Fault(
@@ -110,7 +110,7 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "bulk: hashes of small files are not compared",
-        "datamanager/engine/bulk/bulk_transfer.py",
+        "datamanager/engine/bulk/bulk_staging.py",
         "elif far != task.sha256:",
         "elif False:",
         ("tests/integration/test_bulk.py::test_damage_to_what_was_stored_is_caught[sha256-local-flip-2]",),
@@ -124,21 +124,21 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "bulk: a file that disappears before it is read fails the whole chunk",
-        "datamanager/engine/bulk/bulk_transfer.py",
+        "datamanager/engine/bulk/bulk_staging.py",
         '                chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))\n',
         '                raise SourceMissing(f"{task.item.source}: no such file")\n',
         ("tests/integration/test_bulk.py::test_a_source_that_changes_is_caught[sha256-local]",),
     ),
     Fault(
         "bundle: the header of a member is not compared",
-        "datamanager/engine/bundles/reading/stored_bundle.py",
+        "datamanager/engine/bundles/stored_bundle.py",
         "if found != header_of(member):",
         "if False:",
         ("tests/integration/test_bundles.py::test_the_catalogue_must_name_what_is_there",),
     ),
     Fault(
         "bundle: the hash of a small member is not compared",
-        "datamanager/engine/bundles/reading/bulk_recall.py",
+        "datamanager/engine/bundles/recall.py",
         "if sha256(memoryview(data)[head:]).hexdigest() != member.sha256:",
         "if False:",
         ("tests/integration/test_bundles.py::test_one_flipped_bit_among_small_members",),
@@ -169,7 +169,7 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "extract: a damaged member of a zip file is accepted",
-        "datamanager/engine/extracting/member_content.py",
+        "datamanager/engine/extracting/member_staging.py",
         "if len(data) != member.size or (member.crc is not None and zlib.crc32(data) != member.crc):",
         "if len(data) != member.size:",
         ("tests/integration/test_extracting.py::test_no_damage_gets_past[zip]",),

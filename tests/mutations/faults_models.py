@@ -173,7 +173,7 @@ MODEL_FAULTS = (
     ),
     Fault(
         "retention: the last verified copy is deleted",
-        "datamanager/domain/retention/decisions.py",
+        "datamanager/domain/retention_decisions.py",
         "if not subject.proved or keeper is None or keeper == subject.id:",
         "if keeper is None:",
         ("tests/unit/test_retention_rules.py::test_no_rule_deletes_the_last_verified_copy_or_a_held_object",),

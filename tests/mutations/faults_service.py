@@ -101,7 +101,7 @@ SERVICE_FAULTS = (
     ),
     Fault(
         "sweep: the partial file of an open transfer is removed",
-        "datamanager/domain/audit/partial_names.py",
+        "datamanager/domain/location.py",
         "    if open_owner:\n",
         "    if False:\n",
         ("tests/unit/test_audit_rules.py::test_what_a_sweep_spares",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from datamanager.domain.archive.bundle_model import Manifest, Member, Pack, SealedBundle, VerifyLevel
+from datamanager.domain.bundle_model import Manifest, Member, Pack, SealedBundle, VerifyLevel
 from datamanager.domain.location import Place
 from datamanager.domain.states import Verified
 from datamanager.errors import DataManagerError

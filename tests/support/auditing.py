@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from datamanager.domain.audit.rules import AuditTerms
+from datamanager.domain.audit_rules import AuditTerms
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.states import Verified

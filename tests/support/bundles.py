@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from datamanager.domain.archive.bundle_model import Manifest, Member, Pack, VerifyLevel, WantedMember, bundle_place
+from datamanager.domain.bundle_model import Manifest, Member, Pack, VerifyLevel, WantedMember, bundle_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Restart
 from datamanager.engine.bulk import bulk_publish
 from datamanager.engine.bulk.bulk_chunk import SMALL, BulkEndpoints, BulkRules, Outcome
 from datamanager.engine.bulk.bulk_chunk import Staged as StagedFile
-from datamanager.engine.bundles.reading import bulk_recall, recall
-from datamanager.engine.bundles.writing import bundle_upload
-from datamanager.engine.bundles.writing.bundle_upload import ArchiveAttempt, ReadyBundle, StagedBundle
+from datamanager.engine.bundles import bundle_upload, recall
+from datamanager.engine.bundles.bundle_content import ArchiveAttempt
+from datamanager.engine.bundles.bundle_upload import ReadyBundle, StagedBundle
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.machines import Machine
@@ -107,7 +107,7 @@ class Archive:
     def recall(self, made: Manifest, uuid: UUID, to: str, control: Control | None = None, **rules: Any) -> Path:
         """Bring a member back by itself."""
         job = dataclasses.replace(self.recall_job(made, to), **rules)
-        ready = recall.stage(job, made.bundle, member(made, uuid), control or Control(), self.remember)
+        ready = recall.stage_large(job, made.bundle, member(made, uuid), control or Control(), self.remember)
         staged_file.publish(ready, Control())
         return self.ends.folder("a") / to
 
@@ -120,14 +120,14 @@ class Archive:
         """Bring members back together, into a directory."""
         machines = self.ends.machines
         items = [
-            bulk_recall.RecallItem(number, member(made, uuid), Place.of(machines["a"], f"{to}/{uuid}"))
+            recall.RecallItem(number, member(made, uuid), Place.of(machines["a"], f"{to}/{uuid}"))
             for number, uuid in enumerate(uuids)
         ]
         with ExitStack() as stack:
             source = stack.enter_context(self.ends.storages.get("b").session())
             target = stack.enter_context(self.ends.storages.get("a").session())
             ends = BulkEndpoints(source, target, machines["b"], machines["a"])
-            outcomes = bulk_recall.stage(ends, made.bundle, items, BulkRules(uuid4(), 1, **rules), Control())
+            outcomes = recall.stage_small(ends, made.bundle, items, BulkRules(uuid4(), 1, **rules), Control())
             staged = [one for one in outcomes if isinstance(one, StagedFile)]
             assert set(bulk_publish.publish(target, staged, overwrite=False)) <= {None}
         return {uuids[one.number]: one for one in outcomes}

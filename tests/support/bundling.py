@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from prefect.logging import disable_run_logger
 
-from datamanager.domain.archive.archive_requests import (
+from datamanager.domain.archive_requests import (
     ActivateManyRequest,
     ActivateRequest,
     ArchiveManyRequest,

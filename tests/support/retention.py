@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
-from datamanager.domain.retention.rules import RetentionRules, parse_rules
+from datamanager.domain.retention_rules import RetentionRules, parse_rules
 from datamanager.domain.states import TransferKind, Verified
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control

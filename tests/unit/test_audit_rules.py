@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamanager.domain.audit.partial_names import Part, read_part, spared
-from datamanager.domain.audit.rules import (
+from datamanager.domain.audit_rules import (
     AuditRequest,
     AuditTerms,
     Expected,
@@ -24,7 +23,7 @@ from datamanager.domain.audit.rules import (
     proves,
     scrub_count,
 )
-from datamanager.domain.location import NAME_MAX, temporary_name
+from datamanager.domain.location import NAME_MAX, Part, read_part, spared, temporary_name
 from datamanager.domain.requests import validated
 from datamanager.engine.bulk.bulk_chunk import part_name
 from datamanager.errors import InvalidRequest, SettingsError

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamanager.domain.archive.bundle_model import (
+from datamanager.domain.bundle_model import (
     MEMBERS_MAX,
     Frame,
     Group,
@@ -32,12 +32,12 @@ from datamanager.domain.archive.bundle_model import (
     manifest_place,
 )
 from datamanager.domain.location import Place
-from datamanager.engine.bundles.format import frames as framing
-from datamanager.engine.bundles.format import manifest as manifests
-from datamanager.engine.bundles.format.frames_reader import FramesReader
-from datamanager.engine.bundles.format.layout import LARGE, BundleEntry, Layout, header
-from datamanager.engine.bundles.writing.bundle_content import BundleDigest
-from datamanager.engine.bundles.writing.content_reader import BATCH, BundleReader
+from datamanager.engine.bundles import frames as framing
+from datamanager.engine.bundles import manifest as manifests
+from datamanager.engine.bundles.bundle_content import BundleDigest
+from datamanager.engine.bundles.content_reader import BATCH, BundleReader
+from datamanager.engine.bundles.frames import FramesReader
+from datamanager.engine.bundles.layout import LARGE, BundleEntry, Layout, header_of
 from datamanager.errors import ChecksumMismatch, DataManagerError, RemoteFailure, SourceChanged, SourceMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
@@ -121,8 +121,8 @@ def test_a_layout_is_what_the_standard_library_reads(given_entries: list[tuple[s
 
 def test_headers_never_change() -> None:
     """They are compared byte by byte when a member is recalled, years later."""
-    plain = header(uuid(1), "a", 5, 0o640, MTIME)
-    odd = header(uuid(2), "é" * 127, 9 * 2**30, 0o600, MTIME)
+    plain = header_of(BundleEntry(uuid(1), Place("m", "a"), "", 5, 0o640, MTIME))
+    odd = header_of(BundleEntry(uuid(2), Place("m", "é" * 127), "", 9 * 2**30, 0o600, MTIME))
     assert (len(plain), len(odd)) == (512, 1536)
     digests = [hashlib.sha256(one).hexdigest()[:16] for one in (plain, odd)]
     assert digests == HEADERS

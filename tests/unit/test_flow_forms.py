@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 from prefect.utilities.callables import parameter_schema
 
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import TransferKind
-from datamanager.domain.timing import Priority
 from datamanager.errors import InvalidRequest
 from deployments.orchestrator.flow_registry import FLOW_OF_KIND
 from flows.runtime.lifecycle import typed_request

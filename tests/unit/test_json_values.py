@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from datamanager.domain.forms import DEPTH_MAX, objection
+from datamanager.domain.fields import DEPTH_MAX, objection
 from datamanager.domain.requests import GetExternalRequest, RegisterRequest
 
 

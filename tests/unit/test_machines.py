@@ -141,7 +141,7 @@ def test_rates(given: object, rate: int) -> None:
     assert parse_rate(given) == rate
 
 
-@pytest.mark.parametrize("given", ["", "MB", "-5", "1e6", "5 PB", "1,5MB"])
+@pytest.mark.parametrize("given", ["5i", "", "MB", "-5", "1e6", "5 PB", "1,5MB"])
 def test_what_is_no_rate(given: str) -> None:
     with pytest.raises(ValueError, match="bytes per second"):
         parse_rate(given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datamanager.domain.file_names import NAME_MAX, name_of_url, safe_name
+from datamanager.domain.location import DEFAULT_NAME_MAX, name_of_url, safe_name
 from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.errors import InvalidRequest
 
@@ -34,7 +34,7 @@ def test_safe_name(text: str, name: str | None) -> None:
 def test_long_names_are_cut(text: str) -> None:
     name = safe_name(text)
     assert name is not None
-    assert 100 < len(name.encode()) <= NAME_MAX
+    assert 100 < len(name.encode()) <= DEFAULT_NAME_MAX
     assert name.endswith((".gz", ".nc", "y", "€"))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datamanager.domain.plan import Route, plan
-from datamanager.domain.states import TransferKind
+from datamanager.domain.states import Route, TransferKind, plan
 
 COPY, MOVE, FETCH = TransferKind.COPY, TransferKind.MOVE, TransferKind.GETEXTERNAL
 

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from datamanager.domain.fields import SIZE_MAX, TEXT_MAX
 from datamanager.domain.requests import (
     ITEMS_MAX,
     NAMED_MAX,
-    SIZE_MAX,
-    TEXT_MAX,
     AcceptedBatch,
     CopyManyRequest,
     CopyRequest,

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from datamanager.domain.retention.decisions import (
+from datamanager.domain.fields import duration_text, read_duration, read_size, size_text
+from datamanager.domain.retention_decisions import (
     Decider,
     Decision,
     Mark,
@@ -24,9 +25,8 @@ from datamanager.domain.retention.decisions import (
     keeper_of,
     selects,
 )
-from datamanager.domain.retention.rules import RetentionRules, Rule, check_archives, fits_any, objections, parse_rules
+from datamanager.domain.retention_rules import RetentionRules, Rule, check_archives, fits_any, objections, parse_rules
 from datamanager.domain.states import ObjectStatus, Verified
-from datamanager.domain.units import duration_text, read_duration, read_size, size_text
 from datamanager.errors import InvalidRules
 from datamanager.machines import parse_machines
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from datamanager.domain.fields import Priority, read_time
 from datamanager.domain.requests import CopyRequest, DeleteRequest, GetExternalRequest, MoveManyRequest, validated
-from datamanager.domain.timing import Priority, read_time
 from datamanager.errors import InvalidRequest
 from flows.runtime.monitor import SPAN, Speed
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from datamanager.engine.endpoints import concurrently
+from datamanager.engine.single.endpoints import concurrently
 
 
 class Doors:

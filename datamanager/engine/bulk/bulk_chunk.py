@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.attempt import Intent
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import Looks, LooksMany
+from datamanager.engine.path_confinement import BulkLookup, PathLookup
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.bulk_port import Results
@@ -92,18 +92,18 @@ _NOTHING_SEEN = FileStat(FileKind.OTHER, 0, 0, 0)
 Outcome = Staged | Failed | Deferred
 
 
-class ReadsMany(LooksMany, Protocol):
+class BulkReads(BulkLookup, Protocol):
     """Looks at many small files and reads them; see the port's Many."""
 
     def read(self, paths: Sequence[str], most: int, likely: int | None = None) -> Results[SmallFile | DataManagerError]:
         """Yield whole regular files of at most `most` bytes each, or why not; `likely`: bytes of the largest."""
 
 
-class SmallFileSource(Looks, Protocol):
-    """Where small files are read; a Session is one, a bundle's members are another. (`bundles.reading.bulk_recall`)"""
+class SmallFileSource(PathLookup, Protocol):
+    """Where small files are read; a Session is one, a bundle's members are another. (`bundles.recall`)"""
 
     @property
-    def bulk(self) -> ReadsMany:
+    def bulk(self) -> BulkReads:
         """Work on many small files at once."""
 
 
@@ -123,7 +123,7 @@ class BulkEndpoints(Generic[SourceT_co]):
 @dataclass(frozen=True, slots=True)
 class BulkRules:
     """What holds for every item. `packed`: by a tar stream where the target can. `most`: bytes of the largest file.
-    `ours`: what earlier attempts recorded before they published, by item number; a destination that holds just that
+    `ours`: what earlier attempts recorded before they published, by item number; a destination that has just that
     counts as published.
     """
 
@@ -201,7 +201,7 @@ class Chunk:
         self.outcomes[number] = Failed(number, error)
 
     def count(self, task: SmallTask) -> None:
-        """Count an item's bytes as done, once. Raises: what the control was told to stop with."""
+        """Count an item's bytes as done, once. Raises: the reason that the control was stopped with."""
         if task.number not in self.counted:
             self.counted.add(task.number)
             self.control.advance(task.stat.size)
@@ -209,6 +209,6 @@ class Chunk:
     def remove_parts(self, tasks: Sequence[SmallTask]) -> None:
         """Remove what there is of these partial files. Raises: what breaks the connection."""
         for _ in self.ends.target.bulk.remove([task.part for task in tasks]):
-            pass  # it was not there, or can't be removed: the sweep of partial files tells
+            pass  # it was not there, or can't be removed: the sweep of partial files reports it
         for task in tasks:
             self.made.pop(task.number, None)

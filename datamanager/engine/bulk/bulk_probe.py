@@ -13,6 +13,7 @@ from dataclasses import replace
 from datamanager.domain.location import Place
 from datamanager.engine.bulk.bulk_chunk import Chunk, Deferred, SmallItem, SmallTask
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directories_of, make, real_base
+from datamanager.engine.single.probe import why_not_replaced
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
@@ -161,12 +162,9 @@ def _accept_ours(chunk: Chunk, candidates: Sequence[SmallTask]) -> None:
 
 
 def _require_replaceable(chunk: Chunk, task: SmallTask, kind: FileKind) -> None:
-    place = task.item.destination
-    if kind is FileKind.DIRECTORY:
-        chunk.fail(task.number, DestinationExists(f"{place} is a directory"))
-    elif not chunk.rules.overwrite:
-        there = "an unregistered file exists; overwrite=true replaces it"
-        chunk.fail(task.number, DestinationExists(f"{place}: {there}"))
+    fault = why_not_replaced(task.item.destination, kind, overwrite=chunk.rules.overwrite)
+    if fault is not None:
+        chunk.fail(task.number, fault)
 
 
 def _remove_earlier_parts(chunk: Chunk) -> None:

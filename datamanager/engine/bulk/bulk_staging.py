@@ -2,15 +2,17 @@
 
 Each step is done for the whole chunk before the next begins, with many requests in flight: look at both ends, read and
 write into partial files, verify what is stored, look at the sources again. `bulk_publish` then gives the names. One
-item's failure is its own; what breaks a connection ends the chunk, which a later attempt does again.
-(docs/transfer-protocol.md, the publish protocol)
+item's failure is its own; what breaks a connection ends the chunk, which a later attempt does again. Reading feeds
+writing: what is in memory is what both ends have in flight. (docs/transfer-protocol.md, the publish protocol, 3 and 4)
 """
 
 from __future__ import annotations
 
+import logging
 import posixpath
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
+from hashlib import sha256
 
 from datamanager.engine.bulk.bulk_chunk import (
     BulkEndpoints,
@@ -19,11 +21,29 @@ from datamanager.engine.bulk.bulk_chunk import (
     Outcome,
     SmallFileSource,
     SmallItem,
+    SmallTask,
 )
 from datamanager.engine.bulk.bulk_probe import look, require_space, resolve
-from datamanager.engine.bulk.bulk_transfer import carry, refuse_one_place, require_unchanged
 from datamanager.engine.control import Control
-from datamanager.errors import NotSupported, TransportError
+from datamanager.engine.path_confinement import real_base
+from datamanager.errors import (
+    ChecksumMismatch,
+    DataManagerError,
+    DestinationExists,
+    NotSupported,
+    PathExists,
+    PathMissing,
+    SizeMismatch,
+    SourceChanged,
+    SourceMissing,
+    TransportError,
+)
+from datamanager.transports.values import FileKind, FileStat, NewFile
+
+_log = logging.getLogger(__name__)
+
+_WORTH_REPEATING = (PathExists, SizeMismatch, ChecksumMismatch)
+"""What a second writing mends: a partial file left by an earlier try of this attempt, a fault of the storage."""
 
 
 def stage(
@@ -43,9 +63,9 @@ def stage(
         look(chunk)
         require_space(chunk)
         with ends.target.bulk.syncing() as sync:
-            carry(chunk)
-            refuse_one_place(chunk)
-            require_unchanged(chunk)
+            _carry(chunk)
+            _refuse_one_place(chunk)
+            _require_unchanged(chunk)
             directories = sorted({posixpath.dirname(task.part) for task in chunk.left()})
             if directories:
                 with suppress(NotSupported):  # some machines have no way to do it
@@ -58,3 +78,123 @@ def stage(
     chunk.remove_parts([task for task in chunk.made.values() if task.number in chunk.outcomes])
     outcomes = chunk.outcomes | {task.number: task.staged() for task in chunk.left()}
     return [outcomes[item.number] for item in items]
+
+
+def _carry(chunk: Chunk) -> None:
+    """Bring every item's bytes into its partial file; what is stored wrongly is brought once more."""
+    wrong = _bring(chunk, chunk.left(), packed=chunk.rules.packed)
+    again = [task for task, error in wrong.items() if isinstance(error, _WORTH_REPEATING)]
+    chunk.remove_parts(again)
+    for task in again:
+        del wrong[task]
+    wrong |= _bring(chunk, again, packed=False)
+    for task, error in wrong.items():
+        chunk.fail(task.number, error)
+
+
+def _refuse_one_place(chunk: Chunk) -> None:
+    """Refuse to replace a file by itself: two machine names can stand for one directory.
+
+    If a partial file, just made, shows beside the source, both are one place. Without `overwrite` the destination,
+    which is the source then, was found to be taken.
+    """
+    if not chunk.rules.overwrite:
+        return
+    tasks = [task for task in chunk.left() if task.item.source.name == task.item.destination.name]
+    names = [posixpath.join(posixpath.dirname(task.source_path), posixpath.basename(task.part)) for task in tasks]
+    for index, found in chunk.ends.source.bulk.lstat(names):
+        if not isinstance(found, PathMissing):
+            item = tasks[index].item
+            chunk.fail(item.number, DestinationExists(f"{item.source} and {item.destination} are the same file"))
+
+
+def _require_unchanged(chunk: Chunk) -> None:
+    """Check that the sources still have the size and mtime that they had at first."""
+    tasks = chunk.left()
+    for index, now in chunk.ends.source.bulk.lstat([task.source_path for task in tasks]):
+        task, place = tasks[index], tasks[index].item.source
+        if isinstance(now, PathMissing):
+            chunk.fail(task.number, SourceChanged(f"{place} disappeared during the transfer"))
+        elif isinstance(now, TransportError):
+            chunk.fail(task.number, now)
+        elif (now.kind, now.size, now.mtime) != (FileKind.FILE, task.stat.size, task.stat.mtime):
+            chunk.fail(task.number, _changed(task))
+
+
+def _bring(chunk: Chunk, tasks: Sequence[SmallTask], *, packed: bool) -> dict[SmallTask, DataManagerError]:
+    """Write and compare; return what went wrong at the target. What is wrong with a source is noted."""
+    wrong: dict[SmallTask, DataManagerError] = {}
+    if not (packed and _unpack(chunk, tasks)):
+        wrong |= _write(chunk, tasks)
+    stored = [task for task in tasks if task not in wrong and task.number not in chunk.outcomes]
+    return wrong | _compare(chunk, stored)
+
+
+def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
+    wrong: dict[SmallTask, DataManagerError] = {}
+    sent = list[SmallTask]()
+    with closing(_files(chunk, tasks, sent)) as files, closing(chunk.ends.target.bulk.write(files)) as results:
+        for index, error in results:
+            if error is None:
+                chunk.count(sent[index])
+            else:
+                wrong[sent[index]] = error
+    return wrong
+
+
+def _unpack(chunk: Chunk, tasks: Sequence[SmallTask]) -> bool:
+    """Bring all by one stream, whose end alone shows whether it succeeded; False when not, and nothing is left."""
+    sent = list[SmallTask]()
+    base = real_base(chunk.ends.target, chunk.ends.destination)
+    try:
+        with closing(_files(chunk, tasks, sent)) as files:
+            chunk.ends.target.bulk.unpack(files, base)
+    except NotSupported as exc:
+        _log.info("%d files are written one by one: %s", len(tasks), exc.detail)
+        chunk.remove_parts(sent)
+        return False
+    for task in sent:
+        chunk.count(task)
+    return True
+
+
+def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> Generator[NewFile, None, None]:
+    """Read the sources and yield what is to be written; `sent` receives the task of each one."""
+    waiting = [task for task in tasks if task.number not in chunk.outcomes]
+    paths = [task.source_path for task in waiting]
+    largest = max((task.stat.size for task in waiting), default=0)
+    with closing(chunk.ends.source.bulk.read(paths, chunk.rules.most, largest)) as results:
+        for index, found in results:
+            chunk.control.check()
+            task = waiting[index]
+            if isinstance(found, PathMissing):
+                chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
+            elif isinstance(found, DataManagerError):
+                chunk.fail(task.number, found)
+            elif not len(found.data) == found.stat.size == task.stat.size or found.stat.mtime != task.stat.mtime:
+                chunk.fail(task.number, _changed(task))
+            else:
+                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed else None
+                sent.append(task)
+                chunk.made[task.number] = task
+                yield NewFile(task.part, found.data, task.stat.mode & 0o777, task.stat.mtime)
+
+
+def _compare(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
+    """Compare what is stored with what was read: the hashes, or with the policy `size` the sizes."""
+    wrong: dict[SmallTask, DataManagerError] = {}
+    bulk, parts = chunk.ends.target.bulk, [task.part for task in tasks]
+    for index, far in bulk.digest(parts, chunk.rules.most) if chunk.rules.hashed else bulk.lstat(parts):
+        task, place = tasks[index], tasks[index].item.destination
+        if isinstance(far, TransportError):
+            wrong[task] = far
+        elif isinstance(far, FileStat):
+            if far.size != task.stat.size:
+                wrong[task] = SizeMismatch(f"{place}: {far.size} bytes are stored, {task.stat.size} were sent")
+        elif far != task.sha256:
+            wrong[task] = ChecksumMismatch(f"{place}: sha256 {far} is stored, {task.sha256} was read")
+    return wrong
+
+
+def _changed(task: SmallTask) -> SourceChanged:
+    return SourceChanged(f"{task.item.source} changed during the transfer")

@@ -14,7 +14,7 @@ from uuid import uuid4
 from datamanager.domain.location import temporary_name
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import confined, exists
+from datamanager.engine.path_confinement import confined, lstat_or_none
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import PathMissing
 from datamanager.transports.values import FileKind
@@ -26,7 +26,7 @@ def why_not_proved(
     """Look at a file or bundle; return why it is not what it should be, None when it is. Reads all of it with
     `checksum`, on the machine itself where that can. By `size` nothing of unknown size is proved. Blocks.
 
-    Raises: what the transports raise when the machine can't be asked, what `control` was told to stop with.
+    Raises: what the transports raise when the machine can't be reached, the reason that `control` was stopped with.
     """
     with end.storage.session(control.check) as session:
         try:
@@ -58,7 +58,7 @@ def why_not_proved(
 def why_no_copy(
     end: Endpoint, size: int | None, sha256: str, how: Literal["checksum", "size"], control: Control
 ) -> str | None:
-    """Look at the file that is to go; return why it is no copy (somebody has written other bytes to it since it was
+    """Look at the file that is to go; return why it is no copy (other bytes were written to it since it was
     registered, which may be nowhere else), None when it is one, or is gone already. Blocks.
 
     Raises: as `why_not_proved`.
@@ -77,7 +77,7 @@ def why_one_file(going: Endpoint, staying: Endpoint, control: Control) -> str | 
 
     On one machine their real paths are compared. Where two machines may share a file system, or one has it at two
     places, names in two directories are one file only if they are alike: then an empty file is made beside the one that
-    goes, and if it shows beside the other, both are one place. Their times say nothing: SFTP tells others than a local
+    goes, and if it shows beside the other, both are one place. Their times say nothing: SFTP has others than a local
     file system, before 1970 and after 2106. Blocks.
 
     Raises: what the transports raise.
@@ -105,7 +105,7 @@ def _shown_at_both(going: Endpoint, path: str, staying: Endpoint, theirs: str, c
             pass
     try:
         with staying.storage.session(control.check) as far:
-            if exists(far, posixpath.join(posixpath.dirname(theirs), name)):
+            if lstat_or_none(far, posixpath.join(posixpath.dirname(theirs), name)):
                 return f"{going.place} and {staying.place} are the same file on a shared file system"
     finally:
         with going.storage.session() as near:

@@ -1,7 +1,7 @@
 """Walk a directory on a machine: every regular file below it, for registering a whole tree.
 
-Symbolic links are never followed, so the walk can't leave the directory nor run in a circle. What it holds is bounded:
-the names of directories still to be looked into, one open directory, nothing of the files that it has told.
+Symbolic links are never followed, so the walk can't leave the directory nor run in a circle. Its memory is bounded:
+the names of directories still to be read, one open directory, nothing of the files that it has yielded.
 """
 
 from __future__ import annotations
@@ -109,8 +109,7 @@ def tree_root(session: Session, machine: Machine, prefix: str) -> tuple[str, str
     if found.kind is not FileKind.DIRECTORY:
         what = f"{machine.name}:{prefix} is a {found.kind.value}, not a directory"
         raise InvalidRequest(f"path: {what}", {"path": what})
-    canonical = relative(session, machine, real)
-    return real, "" if canonical == "." else canonical
+    return real, relative(session, machine, real)
 
 
 def listed(session: Session, path: str) -> Generator[tuple[str, FileStat], None, None]:

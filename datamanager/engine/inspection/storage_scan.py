@@ -1,7 +1,7 @@
-"""A census: look at what lies on a machine, for audits. It reads names, sizes and bytes, and changes nothing.
+"""Scan what lies on a machine, for audits. It reads names, sizes and bytes, and changes nothing.
 
 Bounded: the caller brings rows a page at a time, and takes the entries of a directory one by one. Links are resolved as
-everywhere (`engine.confine`) and never followed out of base_dir; what lies behind such a link is unseen.
+everywhere (`engine.path_confinement`) and never followed out of base_dir; what lies behind such a link is unseen.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from datamanager.domain.audit.rules import Expected, Look, Sight
+from datamanager.domain.audit_rules import Expected, Look, Sight
 from datamanager.engine.inspection.directory_walk import listed
-from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, confined, directories_of, real_base
+from datamanager.engine.path_confinement import (
+    ResolvedDirectory,
+    canonical_of,
+    confined,
+    directories_of,
+    real_base,
+    relative,
+)
 from datamanager.engine.single.verify import READ_BACK, stored_sha256
 from datamanager.errors import DataManagerError, PathMissing, RemoteFailure, TransportError
 from datamanager.machines import Machine
@@ -131,14 +138,13 @@ def canonical_directory(session: Session, machine: Machine, directory: str) -> s
         session.stat(real)
     except PathMissing:
         return None
-    found = canonical_of(machine, real_base(session, machine), real)
-    return "" if found == "." else found
+    return relative(session, machine, real)
 
 
 def files_of(
     session: Session, machine: Machine, directory: str, below: Callable[[str], None] | None = None
 ) -> Iterator[ScannedFile]:
-    """Yield the regular files of a canonical directory, links not followed; `below` is told the names of directories.
+    """Yield the regular files of a canonical directory, links not followed; `below` gets the directories' names.
 
     A directory that is gone has none. The session must not be used for anything else meanwhile. Raises:
     PermissionDenied, RemoteFailure, what breaks the connection.

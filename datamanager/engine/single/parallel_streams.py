@@ -16,16 +16,16 @@ from datamanager.transports.port import Reader, Writer
 
 CHUNK = 2 * 1024 * 1024
 """Bytes dealt at once."""
-THREAD = "crew"
+THREAD = "stream"
 """What the threads are called."""
 BUFFERS = 32
 """Chunks held in memory at once."""
 AHEAD = 2
-"""Chunks that one reader has asked for at once, twice what a channel's window lets through. More would wait in its
+"""Chunks that one reader requests at once, twice what a channel's window lets through. More would wait in its
 connection, and all that comes after them in the file, while other connections have nothing to do."""
 
 Seen = Callable[[memoryview, int], None]
-"""Told each block in the file's order, and up to where bytes are surely stored."""
+"""Called with each block in the file's order, and up to where bytes are surely stored."""
 
 
 class ParallelStreams:
@@ -49,7 +49,7 @@ class ParallelStreams:
         self._failure: BaseException | None = None
 
     def move(self, seen: Seen) -> int:
-        """Move all bytes and return `stop`; the writers' last statuses are still to be asked for.
+        """Move all bytes and return `stop`; the writers' last statuses are still to be read.
 
         Raises: the first failure of a reader, a writer or `seen`; every thread has ended then.
         """

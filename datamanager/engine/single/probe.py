@@ -11,11 +11,12 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datamanager.domain.plan import Route, plan
+from datamanager.domain.location import Place
+from datamanager.domain.states import Route, plan
 from datamanager.engine.attempt import Attempt, Content, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
-from datamanager.engine.single import direct
 from datamanager.engine.single.restart import part_paths, parts_among
+from datamanager.engine.single.transfer import can_go_direct
 from datamanager.engine.single.verify import holds
 from datamanager.errors import (
     DestinationExists,
@@ -45,25 +46,21 @@ class Read:
 def probe(job: Attempt, *, size: int | None = None) -> Found:
     """Look at both ends and say how the bytes will go; `size` is a download's announced length (None: unknown).
 
-    Makes the destination's directory; removes partial files of this transfer there that nobody can go on with.
+    Makes the destination's directory; removes partial files of this transfer there that can't be resumed.
 
     Raises: SourceMissing, DestinationExists, NoSpace, PathNotAllowed, and what the transports raise.
     """
     if job.source is None:
-        return _look(job, Read("", None), size)
+        return probe_destination(job, Read("", None), size=size)
     read = _probe_source(job.source)
-    return _look(job, read, read.stat.size if read.stat else size)
+    return probe_destination(job, read, size=read.stat.size if read.stat else size)
 
 
-def probe_content(job: Attempt, read: Read, *, size: int | None) -> Found:
-    """Look at the destination of a content, which goes by relay; `size`: the bytes that it needs there (None: unknown).
+def probe_destination(job: Attempt, read: Read, *, size: int | None) -> Found:
+    """Look at the destination of what is to be read; `size`: the bytes that it needs there (None: unknown).
 
-    Raises: what `probe` raises but SourceMissing.
+    Raises: what `probe` raises.
     """
-    return _look(job, read, size)
-
-
-def _look(job: Attempt, read: Read, size: int | None) -> Found:
     target = job.target
     with target.storage.session() as session:
         base = real_base(session, target.machine)
@@ -88,7 +85,11 @@ def _look(job: Attempt, read: Read, size: int | None) -> Found:
             if read.stat is None and job.source is not None:
                 raise SourceMissing(f"{job.source.place}: no such file")
             _require_another_file(job, read.path, final)
-            _require_free_name(job, looks.get(final))
+            there = looks.get(final)
+            if isinstance(there, FileStat) and (
+                fault := why_not_replaced(target.place, there.kind, overwrite=job.overwrite)
+            ):
+                raise fault
         stored = _resumable(session, job, found, parts)
         if found.published is None and route is not Route.RENAME:
             _require_space(session, directory, size, stored, target)
@@ -103,10 +104,10 @@ def _route(job: Attempt, read: Read, session: Session) -> Route:
         source_machine=job.source.machine.name if job.source else None,
         destination_machine=job.target.machine.name,
         can_copy_within=session.programs.can_copy,
-        can_go_direct=direct.possible(job, limited=job.limited),
+        can_go_direct=can_go_direct(job),
     )
     if route is Route.RENAME and read.is_link:
-        # renaming a link would move the link and leave the bytes; the bytes are what was asked for
+        # renaming a link would move the link and leave the bytes; the bytes are what is to be moved
         return Route.WITHIN if session.programs.can_copy else Route.RELAY
     return route
 
@@ -174,14 +175,11 @@ def _require_another_file(job: Attempt, source_path: str, final: str) -> None:
         raise DestinationExists(f"{job.source.place} and {job.target.place} are the same file")
 
 
-def _require_free_name(job: Attempt, there: FileStat | TransportError | None) -> None:
-    if not isinstance(there, FileStat):
-        return  # nothing is there
-    place = job.target.place
-    if there.kind is FileKind.DIRECTORY:
-        raise DestinationExists(f"{place} is a directory")
-    if not job.overwrite:
-        raise DestinationExists(f"{place}: an unregistered file exists; overwrite=true replaces it")
+def why_not_replaced(place: Place, there: FileKind, *, overwrite: bool) -> DestinationExists | None:
+    """Return why what is at a destination can't be replaced, None when it can."""
+    if there is FileKind.DIRECTORY:
+        return DestinationExists(f"{place} is a directory")
+    return None if overwrite else DestinationExists(f"{place}: an unregistered file exists; overwrite=true replaces it")
 
 
 def _require_space(session: Session, directory: str, size: int | None, there: int, target: Endpoint) -> None:
@@ -191,7 +189,7 @@ def _require_space(session: Session, directory: str, size: int | None, there: in
 
 
 def _resumable(session: Session, job: Attempt, found: Found, parts: Sequence[tuple[int, str]]) -> int:
-    """Return the bytes that earlier attempts stored and this one can go on from; removes the parts that it can't."""
+    """Return the bytes that earlier attempts stored and this one can resume; removes the parts that it can't."""
     sent = found.route in (Route.RELAY, Route.DIRECT) and found.published is None
     if sent and found.source is not None and job.restart is not None and job.restart.fits(found.source):
         return sum(size for size, _ in parts)

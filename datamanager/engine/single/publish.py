@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
-from datamanager.engine.path_confinement import confined, exists
+from datamanager.engine.path_confinement import confined, lstat_or_none
 from datamanager.engine.single.verify import holds
 from datamanager.errors import (
     DataManagerError,
@@ -26,7 +26,7 @@ PLAIN_MODE = 0o644  # of a downloaded file; a copy carries its source's mode
 def publish(job: Attempt, found: Found, intent: Intent) -> None:
     """Give the verified partial file its name, atomically; readers see nothing or the whole file.
 
-    A file that already has the name is accepted when it holds the right bytes and the intent was recorded (a retry of
+    A file that already has the name is accepted when it has the right bytes and the intent was recorded (a retry of
     ours).
 
     Raises: DestinationExists, and what the transports raise.
@@ -68,7 +68,7 @@ def rename(job: Attempt, found: Found) -> bool:
             raise SourceMissing(f"{job.origin.place}: no such file") from exc
         except RemoteFailure:
             # SFTP v3 has no code for EXDEV; if both names are as they were, copy instead
-            if exists(session, found.source_path) and (job.overwrite or not exists(session, found.final)):
+            if lstat_or_none(session, found.source_path) and (job.overwrite or not lstat_or_none(session, found.final)):
                 return False
             raise
     return True

@@ -1,9 +1,9 @@
 """The restart marker: how another try, or another mover's attempt, resumes an interrupted transfer.
 
 Bytes are written in the order of the file, on several connections at most `WINDOW` apart, so everything that lies more
-than that before the end of a partial file was answered well: its own size says where to go on, and no journal has to be
-written while bytes move. The marker, recorded before the first byte, says whose bytes they are: a source of this size
-and modification time. (GridFTP calls it a restart marker: GFD.20, 3.5. docs/adr/0006 says why it is not a journal.)
+than that before the end of a partial file was answered well: its own size says where to resume, and no journal has to
+be written while bytes move. The marker, recorded before the first byte, says whose bytes they are: a source of this
+size and modification time. (GridFTP has the term: GFD.20, 3.5. docs/adr/0006 says why it is not a journal.)
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def marker_of(found: Found) -> Restart | None:
 
 
 def resume(job: Attempt, found: Found, source: Session, target: Session, control: Control) -> int:
-    """Return the offset from which to go on: the partial file of an earlier try or attempt is this one's then.
+    """Return the offset from which to resume: the partial file of an earlier try or attempt is this one's then.
 
     0 when there is none, when it stems from another source, or when its last block is not the source's; no partial
     file of this transfer is left then. The block is compared at the ends themselves, not with a hash noted earlier.
 
-    Raises: what the transports raise, and what `control` was told to stop with.
+    Raises: what the transports raise, and the reason that `control` was stopped with.
     """
     parts = parts_of(job, found.directory, target)
     kept, offset = None, 0

@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from datamanager.domain.plan import Route
-from datamanager.domain.states import Phase, Verified
+from datamanager.domain.states import Phase, Route, Verified
 from datamanager.engine.attempt import Attempt, Content, Found, Intent, Proof
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer
-from datamanager.engine.single.probe import Read, probe, probe_content
+from datamanager.engine.single.probe import Read, probe, probe_destination
 from datamanager.engine.single.transfer import Remember
 from datamanager.engine.single.verify import verify
 from datamanager.errors import ChecksumMismatch, DataManagerError
@@ -26,8 +25,10 @@ from datamanager.transports.values import FileStat
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-class Kept(Content, Protocol):
+
+class KnownContent(Content, Protocol):
     """A content that is known before it is read: a member of a bundle or an archive."""
 
     @property
@@ -51,7 +52,7 @@ class Share(Control):
             self._counted = 0
 
     def advance(self, count: int) -> None:
-        """Count bytes here and for the whole, whose limits hold."""
+        """Count bytes here and for the whole, whose limits apply."""
         super().skip(count)
         self._counted += count
         self._whole.advance(count)
@@ -93,7 +94,7 @@ def stage(job: Attempt, whole: Control) -> ReadyFile:
 
 def stage_content(
     job: Attempt,
-    content: Kept,
+    content: KnownContent,
     path: str,
     judge: Callable[[Proof], None],
     control: Control,
@@ -103,14 +104,14 @@ def stage_content(
     whatever `job.verify` says. What was damaged on the way is sent once more.
 
     `judge` raises ChecksumMismatch when the proof is that of other bytes than were to come; what was written is
-    removed then. Another error leaves the partial file. Goes on where an earlier attempt was cut off.
+    removed then. Another error leaves the partial file. Resumes an earlier attempt that was interrupted.
     """
     control.enter(Phase.PROBE)
     job = replace(job, verify=VerifyPolicy.SHA256)
 
     def send() -> ReadyFile:
         stat = content.stat
-        found = probe_content(job, Read(path, stat, content=content), size=stat.size)
+        found = probe_destination(job, Read(path, stat, content=content), size=stat.size)
         if found.published is not None:
             return ReadyFile(job, found, found.published, Verified.SHA256)
         try:
@@ -122,10 +123,16 @@ def stage_content(
         control.enter(Phase.PUBLISH)
         return ReadyFile(job, found, Intent(proof.size, proof.sha256, stat.mtime), proof.verified)
 
+    return again_if_damaged(send)
+
+
+def again_if_damaged(send: Callable[[], T], discard: Callable[[], None] = lambda: None) -> T:
+    """Send and verify; what was damaged on the way is discarded and sent once more."""
     try:
         return send()
     except ChecksumMismatch as damaged:
         log.warning("%s; sending again", damaged.detail)
+        discard()
         return send()
 
 
@@ -159,12 +166,9 @@ def _sent(job: Attempt, found: Found, whole: Control) -> ReadyFile:
     """Send and verify; what was damaged on the way is sent once more."""
     share = Share(whole)
     try:
-        try:
-            proof = verify(job, found, transfer.send(job, found, share), share)
-        except ChecksumMismatch as damaged:
-            log.warning("%s; sending again", damaged.detail)
-            transfer.discard(job, found)
-            proof = verify(job, found, transfer.send(job, found, share), share)
+        proof = again_if_damaged(
+            lambda: verify(job, found, transfer.send(job, found, share), share), lambda: transfer.discard(job, found)
+        )
     except DataManagerError:
         _discard(job, found)
         raise

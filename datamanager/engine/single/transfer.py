@@ -1,32 +1,37 @@
-"""The second step: bytes into the attempt's partial file, hashed while they pass. Constant memory, no staging.
+"""The second step: bytes into the attempt's partial file, by the route that the probe chose: copied by the machine
+itself, pushed by the source (`push`), or read and written by the mover and hashed while they pass (`relay`). Constant
+memory, no staging.
 
-(docs/transfer-protocol.md, the publish protocol, 3)
+(docs/transfer-protocol.md, the publish protocol, 3; docs/adr/0007-direct-transfers.md)
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from datamanager.domain.plan import Route
-from datamanager.domain.states import Phase
-from datamanager.engine.attempt import Attempt, Found, Moved, Restart
+from datamanager.domain.states import Phase, Route
+from datamanager.engine.attempt import Attempt, Digest, Found, Moved, Restart
 from datamanager.engine.control import Control, unwrapped
-from datamanager.engine.endpoints import acquire_sessions, concurrently, refuse_one_place
-from datamanager.engine.single.direct import push
+from datamanager.engine.single.endpoints import acquire_sessions, concurrently, refuse_one_place, with_parallel_sessions
+from datamanager.engine.single.parallel_streams import ParallelStreams, Seen
 from datamanager.engine.single.restart import marker_of, resume
-from datamanager.engine.single.stream_plan import Stretch, connections
-from datamanager.engine.single.verify import followed, following
+from datamanager.engine.single.verify import followed, following, require_unchanged
 from datamanager.errors import (
+    ConnectionLost,
     NotSupported,
     PathMissing,
     SourceChanged,
     SourceMissing,
+    TransportTimeout,
 )
-from datamanager.machines import VerifyPolicy
-from datamanager.transports.port import Session
+from datamanager.machines import Machine, TransportKind, VerifyPolicy
+from datamanager.transports.port import Follower, Reader, Session, Writer
+from datamanager.transports.remote.third_party_push import push_target
+from datamanager.transports.values import FileStat
 
 _log = logging.getLogger(__name__)
 
@@ -47,26 +52,21 @@ def send(job: Attempt, found: Found, control: Control, remember: Remember = forg
     """Bring the source's bytes into the partial file, by the route that the probe found; see `relay`."""
     if found.route is Route.WITHIN:
         return copy_within(job, found, control)
-    if found.route is Route.DIRECT:
-        return direct_or_relay(job, found, control, remember)
-    return relay(job, found, control, remember)
-
-
-def direct_or_relay(job: Attempt, found: Found, control: Control, remember: Remember) -> Moved:
-    """Let the source push to the destination; what arrived before that failed, the relay goes on with."""
+    if found.route is not Route.DIRECT:
+        return relay(job, found, control, remember)
     with acquire_sessions(job) as (source, target):
         start = resume(job, found, source, target, control)
     marker = _marked(job, found, start, remember)
-    moved = push(job, found, control, start)
-    return moved or relay(replace(job, restart=marker), found, control, remember)
+    # what arrived before a push failed, the relay resumes
+    return push(job, found, control, start) or relay(replace(job, restart=marker), found, control, remember)
 
 
 def relay(job: Attempt, found: Found, control: Control, remember: Remember = forget) -> Moved:
-    """Read the source, write the partial file, through the mover; goes on with the partial file of an earlier try or
-    attempt where there is a good one.
+    """Read the source, write the partial file, through the mover; resumes the partial file of an earlier try or attempt
+    where there is a good one.
 
-    Several connections are used for a large file over a long path. `remember` is told the restart marker before the
-    first byte, and must have recorded it when it returns.
+    Several connections are used for a large file over a long path. `remember` is called with the restart marker before
+    the first byte, and must have recorded it when it returns.
 
     Raises: SourceMissing, SourceChanged (other length than probed), DestinationExists (both names are one file), and
     what the transports raise.
@@ -77,29 +77,72 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
         start = resume(job, found, source, target, control)
         _marked(job, found, start, remember)
         control.bytes_done = start
-        ways = stack.enter_context(connections(job, source, target, wanted - start))
+        sources, targets = stack.enter_context(with_parallel_sessions(job, source, target, wanted - start))
         try:
-            readers = stack.enter_context(concurrently([found.open(one) for one in ways.sources]))
+            readers = stack.enter_context(concurrently([found.open(one) for one in sources]))
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
         first = target.reopen(found.part) if start else target.create(found.part)
-        further = [one.reopen(found.part) for one in ways.targets[1:]]
+        further = [one.reopen(found.part) for one in targets[1:]]
         writers = stack.enter_context(concurrently([first, *further], after_first=True))
         refuse_one_place(job, found, source)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
         follower = stack.enter_context(following(target, found.part)) if hashed and wanted >= FOLLOWED_FROM else None
         digest = found.digest() if hashed or (found.content is not None and not start) else None
-        stretch = Stretch(readers, writers, start, wanted, follower, digest)
-        size = stretch.move(control)
+        size = _stream(readers, writers, start, wanted, control, follower, digest)
         if size != wanted:
             raise SourceChanged(f"{job.origin.place} ended after {size} of {wanted} bytes")
         stored = followed(follower, control.watch)
-    return Moved(size, stretch.sha256, stored)
+    return Moved(size, digest.hexdigest() if digest is not None else None, stored)
+
+
+def _stream(
+    readers: Sequence[Reader],
+    writers: Sequence[Writer],
+    start: int,
+    stop: int,
+    control: Control,
+    follower: Follower | None = None,
+    digest: Digest | None = None,
+) -> int:
+    """Move the bytes from `start` to `stop`, put them on stable storage, and return where they end: before `stop` if
+    the source did. `digest` is fed with what is read; `follower` is notified of what is stored.
+
+    Raises: what the transports raise; the reason that `control` was stopped with.
+    """
+
+    def seen(block: memoryview, stored: int) -> None:
+        if digest is not None:
+            digest.update(block)
+        if follower is not None:
+            follower.advance(stored)
+        control.advance(len(block))
+
+    if len(readers) == len(writers) == 1:
+        position = _stream_alone(readers[0], writers[0], start, stop, seen)
+    else:
+        position = ParallelStreams(readers, writers, start, stop).move(seen)
+    for writer in writers:
+        writer.settle()
+    writers[0].flush()
+    if follower is not None:
+        follower.advance(position)
+    return position
+
+
+def _stream_alone(reader: Reader, writer: Writer, start: int, stop: int, seen: Seen) -> int:
+    position = start
+    for block in reader.blocks(start, stop - start):
+        writer.write(position, block)
+        position += len(block)
+        unsettled = writer.unsettled
+        seen(block, position if unsettled is None else unsettled)
+    return position
 
 
 def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
-    """Let the machine copy the file itself; falls back to the relay when it can't after all."""
+    """Have the machine copy the file itself; falls back to the relay when it can't after all."""
     size = found.source_stat.size
     control.enter(Phase.TRANSFER, size)
     storage = job.target.storage
@@ -115,6 +158,50 @@ def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
         except NotSupported as exc:
             _log.info("%s is copied through the mover: %s", job.origin.place, exc.detail)
     return relay(job, found, control)
+
+
+def can_go_direct(job: Attempt) -> bool:
+    """Say whether the source may push to the destination: two SFTP machines that both allow it, and no bandwidth limit
+    in force, which nobody could keep to."""
+    if job.limited or job.source is None or job.destination is None:
+        return False
+    source, destination = job.source.machine, job.destination.machine
+    allowed = all(one.direct and one.transport is TransportKind.SFTP for one in (source, destination))
+    return allowed and source.name != destination.name
+
+
+def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved | None:
+    """Have the source push its bytes from `offset` on into the partial file (a third-party transfer); None when that
+    did not work, which is no error of the transfer.
+
+    The reason is logged then, and the partial file, if there is one, holds a prefix of the source. With `offset` 0 it
+    must not exist yet, else it must, and its bytes before `offset` must be the source's. Nothing runs on either machine
+    any more when this returns or raises.
+
+    Raises: SourceChanged; DestinationExists (both names are one file); the reason that `control` was stopped with;
+    what the transports raise when a machine can't be reached at all.
+    """
+    wanted = found.source_stat.size
+    control.enter(Phase.TRANSFER, wanted)
+    control.bytes_done = offset
+    machine = job.target.machine
+    with acquire_sessions(job) as (source, target):
+        growth = _Growth(target, found.part, control, machine)
+        try:
+            to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
+            source.programs.push(found.source_path, to, growth.look)
+            stored = growth.count()
+            refuse_one_place(job, found, source)
+            if stored == wanted:
+                with target.reopen(found.part) as writer:
+                    writer.flush()
+                return Moved(stored)
+        except (ConnectionLost, NotSupported, TransportTimeout) as exc:
+            _log.info("%s could not be pushed to %s: %s", job.origin.place, machine.name, exc.detail)
+            return None
+    require_unchanged(job, found)
+    _log.info("%s: %d bytes arrived at %s, %d were pushed", job.origin.place, stored, machine.name, wanted)
+    return None
 
 
 def remove_part(session: Session, found: Found) -> None:
@@ -137,3 +224,37 @@ def _marked(job: Attempt, found: Found, start: int, remember: Remember) -> Resta
     if marker is not None and (not start or marker != job.restart):
         remember(marker)
     return marker
+
+
+class _Growth:
+    """The progress of a file that another program writes: its size, polled over our own session."""
+
+    def __init__(self, session: Session, path: str, control: Control, machine: Machine) -> None:
+        self._session = session
+        self._path = path
+        self._control = control
+        self._patience = machine.stall_timeout
+        self._seen: FileStat | None = None
+        self._since = time.monotonic() + machine.connect_timeout  # the first byte waits for a connection, too
+
+    def look(self, _: int) -> None:
+        """Count what came since the last look. Raises: TransportTimeout when the machine's stall_timeout passed without
+        a byte; the reason that `control` was stopped with."""
+        self._control.check()
+        before = self._seen
+        self.count()
+        now = time.monotonic()
+        if self._seen != before:  # a part that is written once more grows late, but its mtime moves
+            self._since = now
+        elif now - self._since > self._patience:
+            raise TransportTimeout(f"no data arrived for {self._patience:g} seconds")
+
+    def count(self) -> int:
+        """Count what came since the last look, and return the file's size in bytes."""
+        try:
+            self._seen = self._session.stat(self._path)
+        except PathMissing:
+            self._seen = None
+            return 0
+        self._control.advance(max(0, self._seen.size - self._control.bytes_done))
+        return self._seen.size

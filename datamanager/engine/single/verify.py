@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
-from datamanager.domain.plan import Route
+from datamanager.domain.states import Route
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Proof
 from datamanager.engine.control import Control
+from datamanager.engine.path_confinement import lstat_or_none
 from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, SizeMismatch, SourceChanged
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Follower, Session
@@ -79,11 +80,8 @@ def stored_sha256(session: Session, path: str, progress: Progress = no_progress)
 
 def holds(session: Session, path: str, intent: Intent) -> bool:
     """Say whether the file at `path` has the bytes of `intent`; without a checksum, its size and mtime."""
-    try:
-        there = session.lstat(path)
-    except PathMissing:
-        return False
-    if there.kind is not FileKind.FILE or there.size != intent.size:
+    there = lstat_or_none(session, path)
+    if there is None or there.kind is not FileKind.FILE or there.size != intent.size:
         return False
     return there.mtime == intent.mtime if intent.sha256 is None else stored_sha256(session, path) == intent.sha256
 

@@ -22,8 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from datamanager.domain.forms import empty_is
-from datamanager.domain.requests import Size
+from datamanager.domain.fields import Size, empty_is
 from datamanager.errors import InvalidRequest, NotSupported
 
 O = TypeVar("O", bound="CommonOptions")  # noqa: E741

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from datamanager.client import AuditClient, AuditInfo
-from datamanager.domain.audit.rules import Finding, FindingKind
+from datamanager.domain.audit_rules import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
 from models.audit import findings
 from models.audit import runs as audit_runs

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from datamanager.client import Client
+from datamanager.domain.fields import Priority
 from datamanager.domain.states import TransferStatus
-from datamanager.domain.timing import Priority
 from datamanager.errors import Cancelled, TaskEnded
 from models.tables import Transfer
 from models.transfers import queue

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from datamanager.client import Client, RetentionClient
-from datamanager.domain.retention.rules import load_rules
+from datamanager.domain.retention_rules import load_rules
 from datamanager.errors import NotMarked, ObjectHeld, RetentionRunNotFound
 from models.database import now
 from models.retention import marks

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from datamanager.domain.fields import Bytes, Count, Duration, duration_text, size_text
 from datamanager.domain.states import ObjectStatus
-from datamanager.domain.units import Bytes, Count, Duration, duration_text, size_text
 from datamanager.errors import DataManagerError, InvalidRules
 from datamanager.machines import Machines, describe
 
@@ -97,7 +97,7 @@ class Rule(BaseModel):
     status: Annotated[tuple[Literal["ACTIVE", "ARCHIVED"], ...], Field(min_length=1), BeforeValidator(_listed)] = (
         "ACTIVE",
     )
-    """Of which status; to delete archived objects must be asked for."""
+    """Of which status; to delete archived objects it must be given."""
 
     grace: Duration = timedelta(days=7)
     """From the mark to the act."""

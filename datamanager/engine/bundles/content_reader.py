@@ -10,8 +10,9 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import NoReturn
 
-from datamanager.engine.bundles.format.layout import LARGE, BundleEntry, Layout
-from datamanager.engine.bundles.format.ranges import Deals, just
+from datamanager.engine.bundles.layout import LARGE, BundleEntry, Layout
+from datamanager.engine.path_confinement import lstat_or_none
+from datamanager.engine.virtual_files import RangeQueue, VirtualReader, just
 from datamanager.errors import (
     DataManagerError,
     PathMissing,
@@ -33,12 +34,13 @@ Blamed = MutableMapping[int, DataManagerError]
 """What is wrong with entries, by their place in the layout."""
 
 
-class BundleReader:
+class BundleReader(VirtualReader):
     """See the port's Reader. An entry that is not what it was is noted in `blamed`, and its error raised."""
 
     def __init__(self, session: Session, layout: Layout, blamed: Blamed) -> None:
         self._session = session
         self._layout = layout
+        self.size = layout.size
         self._blamed = blamed
         self._open = ExitStack()
         self._large: tuple[int, Reader] | None = None
@@ -52,29 +54,23 @@ class BundleReader:
         self._large = None
         self._open.close()
 
-    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
-        """Yield the bytes in order."""
-        left = max(0, self._layout.size - offset)
-        for _, block in self.ranges(just(offset, left if length is None else min(left, length))):
-            yield block
-
     def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
-        """Yield (offset, block) of the ranges dealt out; within a large member, reads of the next range are in flight
+        """Yield (offset, block) of the requested ranges; within a large member, reads of the next range are in flight
         before the last one's bytes are given out."""
-        deals, layout = Deals(following), self._layout
-        while (dealt := deals(True)) is not None:
+        queue, layout = RangeQueue(following), self._layout
+        while (dealt := queue(True)) is not None:
             offset, length = dealt
-            stop = min(offset + length, layout.size)
+            stop = min(offset + length, self.size)
             if offset >= stop:
                 return
             index = layout.at(offset)
             if self._within_large(index, offset):
-                deals.give_back(offset, stop - offset)
-                yield from self._read_large(index, deals)
+                queue.put_back(offset, stop - offset)
+                yield from self._read_large(index, queue)
                 continue
             large = layout.next_large(offset)
             until = stop if large is None else min(stop, layout.data(large))
-            deals.give_back(until, stop - until)
+            queue.put_back(until, stop - until)
             yield from self._read_small(index, offset, until)
 
     def examine(self, check: Check) -> None:
@@ -85,7 +81,7 @@ class BundleReader:
         layout, index = self._layout, 0
         while index < len(layout.entries):
             check()
-            following = self._batch(index, layout.start(index), layout.size)
+            following = self._batch(index, layout.start(index), self.size)
             for one in range(index, following):
                 if layout.entries[one].size > LARGE:
                     with _blamed_alone():
@@ -100,24 +96,24 @@ class BundleReader:
         size, begin = self._layout.entries[index].size, self._layout.data(index)
         return size > LARGE and begin <= offset < begin + size
 
-    def _read_large(self, index: int, deals: Deals) -> Iterator[tuple[int, memoryview]]:
+    def _read_large(self, index: int, queue: RangeQueue) -> Iterator[tuple[int, memoryview]]:
         """Give out ranges as long as they begin in this member."""
         begin = self._layout.data(index)
         end = begin + self._layout.entries[index].size
-        asked = given = 0
+        requested = given = 0
 
         def within(wait: bool) -> tuple[int, int] | None:
-            nonlocal asked
-            dealt = deals(wait)
+            nonlocal requested
+            dealt = queue(wait)
             if dealt is None:
                 return None
             offset, length = dealt
             if not begin <= offset < end:
-                deals.give_back(offset, length)
+                queue.put_back(offset, length)
                 return None
             mine = min(length, end - offset)
-            deals.give_back(offset + mine, length - mine)
-            asked += mine
+            queue.put_back(offset + mine, length - mine)
+            requested += mine
             return offset - begin, mine
 
         try:
@@ -129,7 +125,7 @@ class BundleReader:
                 raise
             entry = self._layout.entries[index]
             self._blame(index, missing(entry) if isinstance(exc, PathMissing) else exc)
-        if given < asked:
+        if given < requested:
             self._blame(index, changed(self._layout.entries[index]))
 
     def _reader(self, index: int) -> Reader:
@@ -204,10 +200,8 @@ class BundleReader:
                     data[index] = found.data
         for index in doubtful:  # it may have grown, or be no file any more
             entry = self._layout.entries[index]
-            try:
-                unreadable = same(entry, self._session.lstat(entry.path))
-            except PathMissing:
-                unreadable = False
+            now = lstat_or_none(self._session, entry.path)
+            unreadable = now is not None and same(entry, now)
             self._blamed[index] = RemoteFailure(f"{entry.source} can't be read") if unreadable else changed(entry)
         for index in indices:
             if index not in data:

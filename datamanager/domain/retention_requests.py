@@ -1,4 +1,4 @@
-"""What clients may ask of retention: holds, lifetimes, taking back, runs."""
+"""What clients may request of retention: holds, lifetimes, restoring, runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from datamanager.domain.forms import empty_is
+from datamanager.domain.fields import Bytes, Expiry, Lifetime, empty_is, read_duration
 from datamanager.domain.requests import Request
-from datamanager.domain.units import Bytes, Expiry, Lifetime, read_duration
 
 TEXT_MAX = 2000
 

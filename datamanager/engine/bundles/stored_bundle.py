@@ -8,15 +8,17 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datamanager.domain.archive.bundle_model import Frame, Member, Pack, SealedBundle, manifest_place
+from datamanager.domain.bundle_model import Frame, Member, Pack, SealedBundle, manifest_place
 from datamanager.engine.attempt import Digest
-from datamanager.engine.bundles.format import manifest
-from datamanager.engine.bundles.format.frames import FOOTER, read_table, require_whole, table_size
-from datamanager.engine.bundles.format.frames_reader import FramesReader
-from datamanager.engine.bundles.format.layout import header_of
+from datamanager.engine.bundles import manifest
+from datamanager.engine.bundles.frames import FOOTER, FramesReader, read_table, require_whole, table_size
+from datamanager.engine.bundles.layout import header_of
+from datamanager.engine.path_confinement import confined
+from datamanager.engine.virtual_files import Slice
 from datamanager.errors import ChecksumMismatch, PathMissing, RemoteFailure, SourceChanged, SourceMissing
+from datamanager.machines import Machine
 from datamanager.transports.port import Reader, Session
-from datamanager.transports.values import FileKind, FileStat, NextRange
+from datamanager.transports.values import FileKind, FileStat
 
 
 class StoredBundle:
@@ -28,8 +30,13 @@ class StoredBundle:
         self._frames = frames
 
     @classmethod
-    def find(cls, session: Session, path: str, bundle: SealedBundle) -> StoredBundle:
-        """Look at a bundle. Raises: SourceMissing, SourceChanged (it has another size), RemoteFailure."""
+    def find(cls, session: Session, archive: Machine, bundle: SealedBundle) -> StoredBundle:
+        """Look at a bundle on its machine. Raises: SourceMissing, SourceChanged (it has another size), RemoteFailure,
+        PathNotAllowed."""
+        try:
+            path = confined(session, archive, bundle.place.path)
+        except PathMissing:
+            raise SourceMissing(f"{bundle.place}: no such bundle") from None
         require_there(session, path, bundle)
         return cls(path, bundle, _frames(session, path, bundle) if bundle.pack is Pack.TAR_ZST else ())
 
@@ -72,36 +79,6 @@ class BundleMemberContent:
             require_there(session, self._stored.path, self._stored.bundle)
         except SourceMissing:
             raise SourceChanged(f"{self._stored.bundle.place} disappeared during the transfer") from None
-
-
-class Slice:
-    """A part of an open file, as a file; see the port's Reader."""
-
-    def __init__(self, reader: Reader, offset: int, stat: FileStat) -> None:
-        self._reader = reader
-        self._offset = offset
-        self._stat = stat
-
-    def stat(self) -> FileStat:
-        """Return what it was given."""
-        return self._stat
-
-    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
-        """Yield the bytes in order."""
-        left = max(0, self._stat.size - offset)
-        return self._reader.blocks(self._offset + offset, left if length is None else min(left, length))
-
-    def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
-        """Yield (offset, block) of the ranges dealt out."""
-
-        def shifted(wait: bool) -> tuple[int, int] | None:
-            dealt = following(wait)
-            if dealt is None or dealt[0] >= self._stat.size:
-                return None
-            return self._offset + dealt[0], min(dealt[1], self._stat.size - dealt[0])
-
-        for offset, block in self._reader.ranges(shifted):
-            yield offset - self._offset, block
 
 
 def require_header(member: Member, found: bytes | memoryview) -> None:

@@ -1,4 +1,4 @@
-"""What clients may ask of archives: objects into bundles (archive), and back out of them (activate).
+"""What clients may request of archives: objects into bundles (archive), and back out of them (activate).
 
 Old clients send nothing, or form fields: an empty field means its default.
 """
@@ -8,33 +8,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from datamanager.domain.forms import empty_is
-from datamanager.domain.requests import (
-    ITEMS_MAX,
-    Bandwidth,
-    Directory,
-    OptionalName,
-    Request,
-    TransferTerms,
-    with_default_machine,
-)
+from datamanager.domain.fields import Bandwidth, OptionalName, empty_is
+from datamanager.domain.requests import ITEMS_MAX, InsteadOfItems, Request, TransferTerms, with_default_machine
 
 _ITEMS = Field(min_length=1, max_length=ITEMS_MAX)
 
 
 def _with_uuid(item: object) -> object:
     return {"uuid": item} if isinstance(item, str | UUID) else item
-
-
-def _one_of_both(directory: Directory | None, others: ValidationInfo) -> Directory | None:
-    if "items" in others.data and (directory is None) == (others.data["items"] is None):
-        raise ValueError("either items or directory must be given")
-    return directory
-
-
-InsteadOfItems = Annotated[Directory | None, Field(validate_default=True), AfterValidator(_one_of_both)]
 
 
 class ArchiveTerms(TransferTerms):

@@ -1,11 +1,11 @@
 """From objects to a bundle in an archive, by the publish protocol: `stage`, (record the intent,) `publish`, (commit,)
 `remove_sources`.
 
-    staged = archive.stage(job, control, remember)      # staged.failed: members that are left out, each with its error
+    staged = bundle_upload.stage(job, control, remember)  # staged.failed: members left out, each with its error
     # the caller records staged.ready.intent, for the bundle's row
-    archive.publish(staged.ready)
+    bundle_upload.publish(staged.ready)
     # the caller commits: objects ARCHIVED, each with its Member; the bundle's row
-    source_removal.remove_sources(job, staged.ready.manifest)  # unless keep_source
+    member_files.remove_sources(job, staged.ready.manifest)  # unless keep_source
 
 A crash anywhere: do it again with the next epoch, the `intent` and the `restart` that were recorded. `stage` finds what
 was published and reads its manifest back.
@@ -17,32 +17,31 @@ import logging
 import posixpath
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from uuid import UUID
 
-from datamanager.domain.archive.bundle_model import (
+from datamanager.domain.bundle_model import (
     Frame,
     Manifest,
     Pack,
     SealedBundle,
     VerifyLevel,
-    WantedMember,
-    manifest_place,
 )
 from datamanager.domain.location import Place, temporary_name
-from datamanager.domain.plan import Route
-from datamanager.domain.states import Phase, TransferKind
-from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Restart
-from datamanager.engine.bundles.format import manifest as manifests
-from datamanager.engine.bundles.format.layout import Layout
-from datamanager.engine.bundles.reading.stored_bundle import StoredBundle
-from datamanager.engine.bundles.writing.bundle_content import BundleDigest, Making
-from datamanager.engine.bundles.writing.compressed_upload import send_compressed
-from datamanager.engine.bundles.writing.member_probe import look
+from datamanager.domain.states import Phase, Route
+from datamanager.engine.attempt import Endpoint, Found, Intent, Moved
+from datamanager.engine.bundles import manifest as manifests
+from datamanager.engine.bundles.bundle_content import ArchiveAttempt, BundleContent, BundleDigest, send_compressed
+from datamanager.engine.bundles.layout import Layout
+from datamanager.engine.bundles.member_files import look
+from datamanager.engine.bundles.stored_bundle import StoredBundle
 from datamanager.engine.control import Control, unwrapped
 from datamanager.engine.path_confinement import confined
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
-from datamanager.engine.single.probe import Read, probe_content, published_before
+from datamanager.engine.single.probe import Read, probe_destination, published_before
+from datamanager.engine.single.restart import part_paths
+from datamanager.engine.single.staged_file import again_if_damaged
 from datamanager.engine.single.transfer import Remember, forget
 from datamanager.engine.single.verify import source_sha256, verify
 from datamanager.errors import (
@@ -52,59 +51,13 @@ from datamanager.errors import (
     RemoteFailure,
     SourceChanged,
 )
-from datamanager.machines import Machine, VerifyPolicy
-from datamanager.transports.port import Storage
+from datamanager.machines import VerifyPolicy
 
 ROUNDS = 3
 """How often a bundle is begun anew because of members that fail."""
 _MODE = 0o600  # of a bundle and its manifest: whoever reads it reads every member
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveAttempt:
-    """One attempt to make one bundle of files that lie on one machine.
-
-    `destination` is the bundle's place (`domain.bundles.bundle_place`). `made_by` goes into the manifest. `wanted`, its
-    order included, must be the same at each attempt, but for members that failed for good.
-    """
-
-    transfer: UUID
-    epoch: int
-    bundle: UUID
-    pack: Pack
-    level: VerifyLevel
-    machine: Machine
-    storage: Storage
-    """The sources'."""
-    wanted: tuple[WantedMember, ...]
-    destination: Endpoint
-    made_by: str
-    intent: Intent | None = None
-    """Recorded for this bundle by an earlier attempt that may have published."""
-    restart: Restart | None = None
-    """Recorded for this bundle by an earlier try or attempt before it wrote a partial file."""
-
-    @property
-    def as_transfer(self) -> Attempt:
-        """The bundle's way as a transfer of one file."""
-        there = Place(self.machine.name, f"the files of bundle {self.bundle}")
-        return Attempt(
-            self.transfer,
-            self.epoch,
-            TransferKind.COPY,
-            Endpoint(there, self.machine, self.storage),
-            self.destination,
-            verify=VerifyPolicy.SIZE if self.level is VerifyLevel.SIZES else VerifyPolicy.SHA256,
-            intent=self.intent,
-            restart=None if self.pack is Pack.TAR_ZST else self.restart,
-        )
-
-    @property
-    def manifest(self) -> Place:
-        """The manifest's place."""
-        return manifest_place(self.bundle, self.destination.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +88,7 @@ def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) ->
     the first byte. Phases: PROBE, TRANSFER, VERIFY. On an error the partial file is left for the next try (`discard`).
 
     Raises: DestinationExists, NoSpace, ChecksumMismatch, SizeMismatch, SourceChanged (members keep changing), what the
-    transports raise and what `control` was told to stop with.
+    transports raise and the reason that `control` was stopped with.
     """
     control.enter(Phase.PROBE)
     if (ready := _published(job)) is not None:
@@ -149,15 +102,16 @@ def stage(job: ArchiveAttempt, control: Control, remember: Remember = forget) ->
         if not entries:
             discard(job)
             return StagedBundle(None, failed)
-        making = Making(Layout(entries, job.pack))
+        content = BundleContent(Layout(entries, job.pack))
         try:
-            return StagedBundle(_sent(job, making, control, remember), failed)
+            ready = again_if_damaged(partial(_send, job, content, control, remember), partial(discard, job))
+            return StagedBundle(ready, failed)
         except DataManagerError as exc:
-            if exc.retryable or not making.blamed:
+            if exc.retryable or not content.blamed:
                 raise
         with job.storage.session() as session:
-            making.examine(session, control.check)
-        for index, error in making.blamed.items():
+            content.examine(session, control.check)
+        for index, error in content.blamed.items():
             log.warning("%s; the bundle is built again without it", error.detail)
             failed[entries[index].uuid] = error
         discard(job)
@@ -169,7 +123,7 @@ def publish(ready: ReadyBundle) -> None:
 
     The caller has recorded `ready.intent`. A bundle that has its name has its manifest beside it.
 
-    Raises: DestinationExists (somebody else's file has the bundle's name), and what the transports raise.
+    Raises: DestinationExists (another file has the bundle's name), and what the transports raise.
     """
     if ready.published:
         return
@@ -207,32 +161,22 @@ def _published(job: ArchiveAttempt) -> ReadyBundle | None:
     return ReadyBundle(job, found, manifest, intent, published=True)
 
 
-def _sent(job: ArchiveAttempt, making: Making, control: Control, remember: Remember) -> ReadyBundle:
-    """Send and verify; what was damaged on the way is sent once more."""
-    try:
-        return _send(job, making, control, remember)
-    except ChecksumMismatch as damaged:
-        log.warning("%s; sending again", damaged.detail)
-        discard(job)
-        return _send(job, making, control, remember)
-
-
-def _send(job: ArchiveAttempt, making: Making, control: Control, remember: Remember) -> ReadyBundle:
-    layout, transfer = making.layout, job.as_transfer
+def _send(job: ArchiveAttempt, content: BundleContent, control: Control, remember: Remember) -> ReadyBundle:
+    layout, transfer = content.layout, job.as_transfer
     compress = job.pack is Pack.TAR_ZST
-    read = Read("", layout.stat, content=making)
-    found = probe_content(transfer, read, size=None if compress else layout.size)
+    read = Read("", layout.stat, content=content)
+    found = probe_destination(transfer, read, size=None if compress else layout.size)
     moved: Moved
     frames: tuple[Frame, ...] = ()
     if compress:
-        moved, frames = send_compressed(transfer, found, making, control)
+        moved, frames = send_compressed(transfer, found, content, control)
     else:
         moved = stream.relay(transfer, found, control, remember)
     control.enter(Phase.VERIFY)
     if moved.sha256 is None and transfer.verify is VerifyPolicy.SIZE:  # resumed, so not hashed as it passed
         source_sha256(transfer, found, control)
     verify(transfer, found, moved, control)
-    digest = making.hashed
+    digest = content.hashed
     sha256 = moved.sha256 if compress and moved.sha256 is not None else digest.hexdigest()
     made_at = datetime.now(UTC).replace(microsecond=0)
     manifest = Manifest(
@@ -272,11 +216,11 @@ def _publish_manifest(ready: ReadyBundle) -> None:
     """Write the manifest beside the bundle, over one that an earlier attempt may have left."""
     job, data = ready.job, manifests.dump(ready.manifest)
     as_transfer = replace(job.as_transfer, destination=replace(job.destination, place=job.manifest))
-    names = [as_transfer.part_name, *as_transfer.earlier_part_names]
-    part, *earlier = [posixpath.join(ready.found.directory, name) for name in names]
+    parts = part_paths(as_transfer, ready.found.directory)
+    part = parts[0]
     final = posixpath.join(ready.found.directory, job.manifest.name)
     with job.destination.storage.session() as session:
-        for _ in session.bulk.remove([part, *earlier]):
+        for _ in session.bulk.remove(parts):
             pass  # mostly there is none
         with session.create(part) as writer:
             writer.write(0, data)

@@ -9,7 +9,7 @@ from uuid import UUID
 import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from datamanager.domain.archive.bundle_model import (
+from datamanager.domain.bundle_model import (
     MEMBERS_MAX,
     Frame,
     Manifest,

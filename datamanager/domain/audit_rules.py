@@ -15,8 +15,9 @@ from uuid import UUID
 
 from pydantic import Field
 
+from datamanager.domain.fields import SIZE_MAX, Name
 from datamanager.domain.location import PART_SUFFIX
-from datamanager.domain.requests import SIZE_MAX, Name, Request
+from datamanager.domain.requests import Request
 from datamanager.domain.states import ObjectStatus
 
 FEW = 10
@@ -40,7 +41,7 @@ class AuditStatus(StrEnum):
     """Where an audit is."""
 
     QUEUED = "QUEUED"
-    """Asked for; a mover will take it."""
+    """Requested; a mover will take it."""
     RUNNING = "RUNNING"
     """A mover looks, or waits for its second look."""
     COMPLETE = "COMPLETE"
@@ -89,7 +90,7 @@ class Sight(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What the catalogue says of a file: `size` in bytes, `sha256` in hex, None where unknown. `modified` is the row's
-    date_modified, which tells whether it is still the same row. `members`: of a bundle, the objects in it.
+    date_modified, which shows whether it is still the same row. `members`: of a bundle, the objects in it.
     """
 
     object_id: UUID

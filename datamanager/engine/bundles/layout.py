@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from datamanager.domain.archive.bundle_model import Member, Pack, member_name
+from datamanager.domain.bundle_model import Member, Pack, member_name
 from datamanager.domain.location import Place
 from datamanager.transports.values import FileKind, FileStat
 
 LARGE = 512 * 1024
-"""Bytes from which on a member is read by itself; smaller ones are read together. (`engine.bulk.SMALL`)"""
+"""Bytes from which on a member is read by itself; smaller ones are read together. (`bulk_chunk.SMALL`)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,11 @@ class BundleEntry:
     mtime: int
 
 
-def header(uuid: UUID, filename: str, size: int, mode: int, mtime: int) -> bytes:
+def header_of(member: BundleEntry | Member) -> bytes:
     """Return what stands before a member's bytes in the tar file."""
-    info = tarfile.TarInfo(member_name(uuid, filename))
-    info.size, info.mode, info.mtime = size, mode, mtime
+    info = tarfile.TarInfo(member_name(member.uuid, member.source.name))
+    info.size, info.mode, info.mtime = member.size, member.mode, member.mtime
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
-def header_of(member: Member) -> bytes:
-    """Return what stands before a member's bytes in its tar file."""
-    return header(member.uuid, member.source.name, member.size, member.mode, member.mtime)
 
 
 def padded(size: int) -> int:
@@ -61,7 +56,7 @@ class Layout:
         self._data = array("Q")
         fingerprint = position = 0
         for entry in self.entries:
-            head = _header(entry)
+            head = header_of(entry)
             fingerprint = zlib.crc32(head, fingerprint)
             self._starts.append(position)
             self._data.append(position if pack is Pack.NONE else position + len(head))
@@ -97,7 +92,7 @@ class Layout:
 
     def header(self, index: int) -> bytes:
         """Return an entry's header."""
-        return b"" if self.pack is Pack.NONE else _header(self.entries[index])
+        return b"" if self.pack is Pack.NONE else header_of(self.entries[index])
 
     def members(self, sums: Sequence[str]) -> tuple[Member, ...]:
         """Return the members; `sums` are the entries' sha256 (hex)."""
@@ -105,10 +100,6 @@ class Layout:
             Member(one.uuid, one.source, one.size, one.mode, one.mtime, sha256, self._data[index])
             for index, (one, sha256) in enumerate(zip(self.entries, sums, strict=True))
         )
-
-
-def _header(entry: BundleEntry) -> bytes:
-    return header(entry.uuid, entry.source.name, entry.size, entry.mode, entry.mtime)
 
 
 def _with_end(position: int) -> int:

@@ -1,9 +1,12 @@
-"""Small files that lie in a larger one, as small files of a machine, for the bulk engine: looked at in the words of
-whoever knows them, read in the order in which they lie there, with many reads in flight.
+"""Virtual files: what is read like a file but lies in a larger one, or is made while it is read.
+
+One of them is a reader of ranges. Many small ones that lie in a larger file are small files of a machine to the bulk
+engine: they are read in the sequence in which they lie there, with many reads in flight.
 """
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +15,86 @@ from dataclasses import dataclass
 from datamanager.errors import ChecksumMismatch, DataManagerError, PathMissing, TransportError
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.port import Reader, Session
-from datamanager.transports.values import FileStat, SmallFile, shown
+from datamanager.transports.values import FileStat, NextRange, SmallFile, shown
+
+
+class RangeQueue:
+    """A `NextRange`, with one range on top that was taken and put back."""
+
+    def __init__(self, following: NextRange) -> None:
+        self._following = following
+        self._top: tuple[int, int] | None = None
+
+    def __call__(self, wait: bool) -> tuple[int, int] | None:
+        """Return the next range; see `NextRange`."""
+        top, self._top = self._top, None
+        return top or self._following(wait)
+
+    def put_back(self, offset: int, length: int) -> None:
+        """Have a range, or the rest of one, come next."""
+        if length:
+            self._top = (offset, length)
+
+
+def just(offset: int, length: int) -> NextRange:
+    """Deal out one range."""
+    ranges = iter([(offset, length)] if length > 0 else [])
+    return lambda _: next(ranges, None)
+
+
+class VirtualReader(abc.ABC):
+    """What the readers of virtual files have in common; see the port's Reader."""
+
+    size: int
+    """In bytes."""
+
+    @abc.abstractmethod
+    def stat(self) -> FileStat:
+        """Return the virtual file's stat."""
+
+    @abc.abstractmethod
+    def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
+        """Yield (offset, block) of the requested ranges."""
+
+    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
+        """Yield the bytes in sequence."""
+        left = self._left(offset, length)
+        for _, block in self.ranges(just(offset, left)):
+            yield block
+
+    def _left(self, offset: int, length: int | None) -> int:
+        left = max(0, self.size - offset)
+        return left if length is None else min(left, length)
+
+
+class Slice(VirtualReader):
+    """A part of an open file, as a file; see the port's Reader."""
+
+    def __init__(self, reader: Reader, offset: int, stat: FileStat) -> None:
+        self._reader = reader
+        self._offset = offset
+        self._stat = stat
+        self.size = stat.size
+
+    def stat(self) -> FileStat:
+        """Return what it was given."""
+        return self._stat
+
+    def ranges(self, following: NextRange) -> Iterator[tuple[int, memoryview]]:
+        """Yield (offset, block) of the requested ranges."""
+
+        def shifted(wait: bool) -> tuple[int, int] | None:
+            dealt = following(wait)
+            if dealt is None or dealt[0] >= self.size:
+                return None
+            return self._offset + dealt[0], min(dealt[1], self.size - dealt[0])
+
+        for offset, block in self._reader.ranges(shifted):
+            yield offset - self._offset, block
+
+    def blocks(self, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
+        """Yield the bytes in sequence."""
+        return self._reader.blocks(self._offset + offset, self._left(offset, length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +109,7 @@ class ContainerMember:
 
 
 class ContainerMembers:
-    """See `engine.chunk.SmallFileSource`. The pieces are known by paths, as if the larger file were a directory."""
+    """See `bulk_chunk.SmallFileSource`. The pieces are known by paths, as if the larger file were a directory."""
 
     def __init__(self, many: BulkContainerMembers) -> None:
         self.bulk = many
@@ -38,7 +120,7 @@ class ContainerMembers:
 
 
 class BulkContainerMembers:
-    """See `engine.chunk.ReadsMany`. One damaged piece is its own failure."""
+    """See `bulk_chunk.BulkReads`. One damaged piece is its own failure."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from datamanager.domain.retention.rules import RetentionLimits, RetentionRules, Rule, fits_any
+from datamanager.domain.retention_rules import RetentionLimits, RetentionRules, Rule, fits_any
 from datamanager.domain.states import ObjectStatus, Verified
 
 
@@ -37,9 +37,9 @@ class Reason(StrEnum):
     """Why an object is spared."""
 
     HELD = "held"
-    """Somebody holds it."""
+    """A user holds it."""
     RESTORED = "restored"
-    """Somebody took it back from this rule, and the time given has not passed."""
+    """A user restored it from this rule, and the time given has not passed."""
     UNDER_WAY = "under_way"
     """An earlier run's transfer of it has not ended."""
     LAST_VERIFIED_COPY = "last_verified_copy"
@@ -76,7 +76,7 @@ class Mark:
 class Subject:
     """What is to be known of an object. `bytes_on` is the machine that has its bytes: the archive of an ARCHIVED one.
 
-    `claim`: `read` or `write` when a transfer has it. `restored`: the rules that it was taken back from, for now.
+    `claim`: `read` or `write` when a transfer has it. `restored`: the rules that it was restored from, for now.
     """
 
     id: UUID
@@ -151,7 +151,7 @@ class Budget:
 
 
 class Decider:
-    """Decides on objects, one after the other, the oldest first. `away` are machines that nothing may be asked of now,
+    """Decides on objects, one after the other, the oldest first. `away` are machines that may not be used now,
     and why; `only` is the one rule that is to be carried out ("": all) - the others still decide what is a copy.
     """
 
@@ -187,7 +187,7 @@ class Decider:
         return found
 
     def voids(self, subject: Subject, keeper: UUID | None) -> str | None:
-        """Return why an object's mark does not hold any more, None while it does."""
+        """Return why an object's mark is no longer valid, None while it is."""
         rule = rule_of(self.rules, subject, self.now)
         if rule is None or not marked_by(subject, rule):
             return "its rule no longer selects it"
