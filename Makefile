@@ -20,6 +20,7 @@ run:
 export PYTHONDONTWRITEBYTECODE :=
 
 # What needs no server. CONTRIBUTING.md has the minutes of all targets.
+quick: WORKERS = 3
 quick:
 	@sh deployments/bootstrap.sh dev
 	@$(TESTS) --ignore=tests/e2e -m "not server and not slow" $(ARGS)
