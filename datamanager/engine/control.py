@@ -14,7 +14,7 @@ from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Pa
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import Check, no_check
 
-WISHES = (Cancelled, DeadlineExceeded, Paused)
+USER_STOPS = (Cancelled, DeadlineExceeded, Paused)
 """Reasons to stop that come from users: what is past its commit point is done first."""
 
 
@@ -64,7 +64,7 @@ class Control:
 
     def stop(self, reason: DataManagerError) -> None:
         """Make the work end with `reason` at its next step; the first reason counts, one that a user gave the least."""
-        if isinstance(reason, WISHES):
+        if isinstance(reason, USER_STOPS):
             self._user_stop = self._user_stop or reason
         else:
             self._stop = self._stop or reason

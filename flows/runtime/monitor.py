@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from datamanager.domain.states import Phase
-from datamanager.engine.control import WISHES
+from datamanager.engine.control import USER_STOPS
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
 from flows.runtime.progress import ProgressArtifact
 from flows.runtime.transfer_run import TransferRun
@@ -70,7 +70,7 @@ async def watched(run: TransferRun) -> AsyncIterator[None]:
 def user_stop(run: TransferRun) -> DataManagerError | None:
     """Return why users had this run stop, and take the cancel back; None if the mover stops."""
     runner, reason = asyncio.current_task(), run.control.stopping
-    return reason if isinstance(reason, WISHES) and runner is not None and runner.uncancel() == 0 else None
+    return reason if isinstance(reason, USER_STOPS) and runner is not None and runner.uncancel() == 0 else None
 
 
 async def _stop_when_due(run: TransferRun, runner: asyncio.Task[Any] | None) -> None:
@@ -85,7 +85,7 @@ async def _stop_when_due(run: TransferRun, runner: asyncio.Task[Any] | None) -> 
         if run.control.stopping is not None:
             run.control.abort()
         await asyncio.sleep(PATIENCE)
-        if isinstance(run.control.stopping, WISHES) and runner is not None:
+        if isinstance(run.control.stopping, USER_STOPS) and runner is not None:
             runner.cancel()
             return
 

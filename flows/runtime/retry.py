@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from datamanager.domain.states import Phase
-from datamanager.engine.control import WISHES
+from datamanager.engine.control import USER_STOPS
 from datamanager.errors import ChecksumMismatch, DataManagerError, MachineUnavailable, Paused, ServiceError, Staging
 
 REQUEUE_AFTER = timedelta(seconds=2)
@@ -78,7 +78,7 @@ def decide(error: BaseException, attempt: AttemptState) -> Decision:
     if attempt.last:
         return Fail()
     waited_for = isinstance(error, ServiceError | MachineUnavailable) or attempt.intent
-    if (passing and waited_for) or (isinstance(error, WISHES) and attempt.items_in_doubt):
+    if (passing and waited_for) or (isinstance(error, USER_STOPS) and attempt.items_in_doubt):
         return Requeue(REQUEUE_AFTER, spent=True)
     return Fail()
 

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from datamanager.engine.control import WISHES
+from datamanager.engine.control import USER_STOPS
 from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
 from flows.runtime.maintenance import note_abandoned
 from flows.runtime.reachability import note_unreachable
@@ -49,7 +49,7 @@ async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
-        if isinstance(run.control.stopping, WISHES):
+        if isinstance(run.control.stopping, USER_STOPS):
             thread.add_done_callback(note_abandoned)
         else:
             run.control.stop(InternalError("the mover stops"))

@@ -21,7 +21,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import TransferTerms
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Intent, Restart
-from datamanager.engine.control import WISHES, CancellableStorage, Control
+from datamanager.engine.control import USER_STOPS, CancellableStorage, Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Storage
@@ -137,7 +137,7 @@ class TransferRun:
 
     async def is_ended_by(self, error: BaseException) -> bool:
         """Say whether this error ends the transfer; else another attempt follows, here or on another mover."""
-        if isinstance(error, asyncio.CancelledError) and isinstance(self.control.stopping, WISHES):
+        if isinstance(error, asyncio.CancelledError) and isinstance(self.control.stopping, USER_STOPS):
             error = self.control.stopping
         if not isinstance(error, Exception) or isinstance(error, LeaseLost):
             return False  # the mover stops, or another one has the transfer

@@ -212,7 +212,7 @@ def test_moves_have_their_objects_alone(database: Database) -> None:
         database,
         batch("move", (read, "out/a"), (first, "out/b"), (first, "out/b2"), (second, "out/b"), (second, "out/c")),
     )
-    # the second object's first wish was refused before it had its object
+    # the second object's first request was refused before it had its object
     assert ends(database, transfer) == ["object_busy", "QUEUED", "object_busy", "destination_exists", "QUEUED"]
     assert Counter(mode for mode, *_, held in claims(database) if held == transfer) == {"write": 2, "place": 2}
 

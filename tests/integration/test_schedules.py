@@ -280,7 +280,7 @@ def test_a_removed_schedule_leaves_its_versions(database: Database, sealer: Seal
 
 
 @pytest.mark.dialect
-def test_a_wish_is_noted_until_prefect_has_it(database: Database) -> None:
+def test_schedule_change_is_noted_until_prefect_has_it(database: Database) -> None:
     schedule = add(database)
     with database.write() as session:
         wanted = schedules.want_run(session, schedule).wanted_at

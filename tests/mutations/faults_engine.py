@@ -99,7 +99,7 @@ ENGINE_FAULTS = (
         "datamanager/engine/control.py",
         "self._stop or (None if self._shielded else self._user_stop)",
         "self._stop or self._user_stop",
-        ("tests/unit/test_stopping.py::test_past_the_point_of_no_return_wishes_wait",),
+        ("tests/unit/test_stopping.py::test_control_delays_stop_past_commit_point",),
     ),
     Fault(
         "bulk: a cancel leaves partial files behind",

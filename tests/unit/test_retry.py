@@ -68,7 +68,7 @@ AGAIN = Requeue(REQUEUE_AFTER, spent=True)
         (SourceChanged("other bytes"), OVER, Fail()),
         (InternalError("unexpected ValueError"), AttemptState(last=False, intent=True), Fail()),
         (ValueError("internal error"), AttemptState(last=False, intent=True), Fail()),
-        # users' wishes, and tapes
+        # stops by users, and tapes
         (Paused("by request"), OVER, Requeue()),
         (Paused("by request"), LAST, Requeue()),
         (Staging("on tape", timedelta(seconds=30)), LAST, Requeue(timedelta(seconds=30), phase=Phase.STAGING)),

@@ -8,14 +8,14 @@ from datamanager.domain.states import Phase
 from datamanager.engine.control import Control
 from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, InternalError, LeaseLost, Paused
 
-WISHES = [Cancelled("c"), DeadlineExceeded("d"), Paused("p")]
+USER_STOPS = [Cancelled("c"), DeadlineExceeded("d"), Paused("p")]
 
 
-@pytest.mark.parametrize("wish", WISHES, ids=lambda error: error.code)
-def test_a_wish_stops_the_work_at_its_next_step(wish: DataManagerError) -> None:
+@pytest.mark.parametrize("stop", USER_STOPS, ids=lambda error: error.code)
+def test_control_stops_work_at_its_next_step(stop: DataManagerError) -> None:
     control = Control()
     control.check()
-    control.stop(wish)
+    control.stop(stop)
     control.stop(Cancelled("later"))
     for step in (
         control.check,
@@ -23,27 +23,27 @@ def test_a_wish_stops_the_work_at_its_next_step(wish: DataManagerError) -> None:
         lambda: control.skip(1),
         lambda: control.enter(Phase.VERIFY),
     ):
-        with pytest.raises(type(wish)) as raised:
+        with pytest.raises(type(stop)) as raised:
             step()
-        assert raised.value is wish
+        assert raised.value is stop
 
 
-@pytest.mark.parametrize("wish", WISHES, ids=lambda error: error.code)
-def test_past_the_point_of_no_return_wishes_wait(wish: DataManagerError) -> None:
+@pytest.mark.parametrize("stop", USER_STOPS, ids=lambda error: error.code)
+def test_control_delays_stop_past_commit_point(stop: DataManagerError) -> None:
     control = Control()
     control.shield()
-    control.stop(wish)
+    control.stop(stop)
     control.check()
     control.enter(Phase.COMMIT)
     control.unshield()
-    with pytest.raises(type(wish)):
+    with pytest.raises(type(stop)):
         control.check()
-    with pytest.raises(type(wish)):
+    with pytest.raises(type(stop)):
         control.shield()
 
 
 @pytest.mark.parametrize("reason", [LeaseLost("l"), InternalError("the mover stops")])
-def test_who_lost_the_lease_stops_whatever_was_wished(reason: DataManagerError) -> None:
+def test_lost_lease_outranks_user_stop(reason: DataManagerError) -> None:
     control = Control()
     control.stop(Cancelled("c"))
     control.stop(reason)
