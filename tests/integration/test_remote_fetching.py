@@ -234,18 +234,16 @@ def test_what_the_source_says_is_asked_from_the_machine(machine: Machine, server
 
 def test_nothing_but_the_machine_reaches_the_source(sshd: PrivateSshd, tmp_path: Path, server: OddServer) -> None:
     """What asks is a child of the machine's SSH server."""
-    server.answers["/"] = [answer("200 OK", "Content-Length: 3"), 1.0, b"abc"]
     made = Machine(sshd, tmp_path, connection="paramiko")
     seen: list[int] = []
 
-    def look() -> None:
-        waited(made.running)
-        seen.extend(made.running())
+    def steps() -> Iterator[Step]:
+        yield answer("200 OK", "Content-Length: 3")
+        seen.extend(made.running())  # while it waits for the rest
+        yield b"abc"
 
-    thread = threading.Thread(target=look)
-    thread.start()
+    server.answers["/"] = steps()
     assert made.got(server.url("/")) == b"abc"
-    thread.join()
     assert len(seen) == 1
     assert server.connections == 1
     made.ends.storages.close()
