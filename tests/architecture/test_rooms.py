@@ -16,7 +16,6 @@ MOST_LINES = 400
 ROLES = {
     # what a module is within its room; the room says of what
     "__init__",
-    "__main__",
     "routes",
     "views",
     "submission",
@@ -29,18 +28,13 @@ ROLES = {
     "context",
     "monitor",
     "idempotency",
-    "rules",
-    "requests",
     # one port, and what stands behind it
-    "port",
     "client",
     "files",
     "bulk",
     "batch",
-    "follower",
     "errors",
     "probe",
-    "control",
 }
 """Names of modules that several rooms may have."""
 ROOMS_BY_CAPABILITY = ("datamanager/cli", "models/tables", "models/migrations/versions")
