@@ -32,10 +32,15 @@ def run(steps: list[Any], seconds: float = LONG, notify: bool = False, **options
             raise StopAsyncIteration
         return None if step is None else float(step)
 
-    async def sleep(wait: float) -> None:
-        pauses.append(wait)
-
     async def main() -> None:
+        real_sleep, loop = asyncio.sleep, asyncio.get_running_loop()
+
+        async def sleep(wait: float) -> None:
+            if asyncio.get_running_loop() is loop:
+                pauses.append(wait)
+            else:  # of a server that another thread of this process runs
+                await real_sleep(wait)
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(asyncio, "sleep", sleep)
             await every(seconds, "the work", work, notified=notified if notify else None, **options)
