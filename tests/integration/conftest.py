@@ -1,4 +1,4 @@
-"""A catalogue with its newest schema, and a running API over one."""
+"""A catalogue with its newest schema, and HTTP servers that answer as a test says."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from models import migrate
 from models.database import Database
 from tests.support.auditing import Plant
 from tests.support.catalogue import empty_catalogue, kept
+from tests.support.odd_http import OddServer
 from tests.support.postgres import Databases
 from tests.support.sshd import PrivateSshd
 
@@ -75,3 +76,17 @@ def plant(request: pytest.FixtureRequest, tmp_path: Path, database: Database) ->
     made = Plant(database, machine, folder, tmp_path / "home")
     yield made
     made.services.storages.close()
+
+
+@pytest.fixture
+def server() -> Iterator[OddServer]:
+    """An HTTP server that answers as a test says."""
+    with OddServer() as running:
+        yield running
+
+
+@pytest.fixture
+def other() -> Iterator[OddServer]:
+    """A second such server, of another origin."""
+    with OddServer() as running:
+        yield running

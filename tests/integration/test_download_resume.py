@@ -78,12 +78,6 @@ def part(
 
 
 @pytest.fixture
-def server() -> Iterator[OddServer]:
-    with OddServer() as running:
-        yield running
-
-
-@pytest.fixture
 def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
     monkeypatch.setattr(replica_fetch, "CHECKPOINT_EVERY", 0.0)
     monkeypatch.setattr(replica_fetch, "RECONNECT_FROM", 2**40)  # each cut ends the attempt, as a kill does

@@ -40,18 +40,6 @@ SECRET = "hunter2-s3cret"
 
 
 @pytest.fixture
-def server() -> Iterator[OddServer]:
-    with OddServer() as running:
-        yield running
-
-
-@pytest.fixture
-def other() -> Iterator[OddServer]:
-    with OddServer() as running:
-        yield running
-
-
-@pytest.fixture
 def fetcher(tmp_path: Path) -> Iterator[Fetcher]:
     made = Fetcher(tmp_path)
     yield made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,6 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, chunked, fetch, open_source
 from tests.support.odd_http import OddServer, answer, ok, redirect
-
-
-@pytest.fixture
-def server() -> Iterator[OddServer]:
-    with OddServer() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,12 +32,6 @@ def assert_untold(error: DataManagerError) -> None:
     assert "Traceback" in shown
     for text in (str(error), repr(error), error.detail, shown):
         assert TOKEN not in text
-
-
-@pytest.fixture
-def server() -> Iterator[OddServer]:
-    with OddServer() as running:
-        yield running
 
 
 def nowhere() -> str:

@@ -27,12 +27,6 @@ from tests.support.web import Web
 
 
 @pytest.fixture
-def server() -> Iterator[OddServer]:
-    with OddServer() as running:
-        yield running
-
-
-@pytest.fixture
 def nginx(web: Web) -> Web:
     (web.root / "body.bin").write_bytes(BODY)
     (web.root / "empty").write_bytes(b"")

@@ -38,12 +38,6 @@ ZSTD = zstd.compress(BODY)
 
 
 @pytest.fixture
-def server() -> Iterator[OddServer]:
-    with OddServer() as running:
-        yield running
-
-
-@pytest.fixture
 def fetcher(tmp_path: Path) -> Iterator[Fetcher]:
     made = Fetcher(tmp_path)
     yield made

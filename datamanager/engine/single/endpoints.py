@@ -15,10 +15,9 @@ from datamanager.engine.attempt import Attempt, Found
 from datamanager.engine.path_confinement import lstat_or_none
 from datamanager.engine.single.parallel_streams import CHUNK
 from datamanager.errors import DestinationExists
+from datamanager.transports.channel import LONG_PATH
 from datamanager.transports.port import Session, Storage
 
-LONG_PATH = 0.004
-"""Seconds of a round trip from which on one connection's window is the bottleneck."""
 LARGE = 32 * 1024 * 1024
 """Bytes from which on several connections are worth their making."""
 CHANNEL_WINDOW = 2 * 1024 * 1024

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from datamanager.engine.fetching import replica_fetch
-from tests.support.odd_http import OddServer
 from tests.support.remote_machine import Machine
 from tests.support.sshd import PrivateSshd
 
@@ -16,18 +15,6 @@ from tests.support.sshd import PrivateSshd
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSshd]:
     with PrivateSshd(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
-@pytest.fixture
-def server() -> Iterator[OddServer]:
-    with OddServer() as running:
-        yield running
-
-
-@pytest.fixture
-def other() -> Iterator[OddServer]:
-    with OddServer() as running:
         yield running
 
 
