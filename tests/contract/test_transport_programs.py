@@ -10,14 +10,18 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from paramiko.common import cMSG_CHANNEL_DATA, cMSG_CHANNEL_EOF
 
 from datamanager.errors import ConnectionLost, NotSupported, PathExists, PathMissing, RemoteFailure, TransportTimeout
 from datamanager.machines import Machine
 from datamanager.transports.channel import RemoteProgram
 from datamanager.transports.sftp.session import SftpSession
-from datamanager.transports.values import no_progress
+from datamanager.transports.ssh.paramiko import ParamikoChannel
+from datamanager.transports.ssh.paramiko_program import ParamikoProgram
+from datamanager.transports.values import FileKind, no_progress
 from tests.contract.conftest import MachineMaker, ask_for_programs, commands, impatient, kill_sessions, opened, until
 from tests.contract.test_transport import NAMES
 from tests.support.sshd import PrivateSshd
@@ -43,6 +47,33 @@ def sessions(machine: Machine, control_dir: Path) -> Iterator[SftpSession]:
 def ssh_session(ssh_machine: MachineMaker, control_dir: Path) -> Iterator[SftpSession]:
     with sessions(ssh_machine(), control_dir) as session:
         yield session
+
+
+@pytest.mark.parametrize("message", [cMSG_CHANNEL_EOF, cMSG_CHANNEL_DATA], ids=["eof", "data"])
+def test_input_that_meets_the_end_of_its_program_keeps_the_connection(
+    server: PrivateSshd, tmp_path: Path, control_dir: Path, monkeypatch: pytest.MonkeyPatch, message: bytes
+) -> None:
+    """Paramiko's thread learns of the program's end after our message was made, and before it is sent."""
+    with sessions(server.machine("remote", tmp_path, connection="paramiko"), control_dir) as session:
+        assert isinstance(session.channel, ParamikoChannel)
+        with session.channel.run(["true"], stdin=True) as program:
+            assert isinstance(program, ParamikoProgram)
+            transport: Any = program._transport
+            send, held = transport._send_user_message, []
+
+            def late(made: Any) -> None:
+                if made.asbytes()[:1] == message:
+                    held.append(made)
+                    assert until(lambda: program._channel.closed)
+                send(made)
+
+            monkeypatch.setattr(transport, "_send_user_message", late)
+            if message == cMSG_CHANNEL_DATA:
+                program._send(memoryview(b"x"), 10)
+            program.close_input()
+            assert output(program) == b""
+        assert held
+        assert session.stat(str(tmp_path)).kind is FileKind.DIRECTORY
 
 
 @pytest.mark.parametrize("size", [0, 1, 30_000_001])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import paramiko
 from paramiko.agent import AgentRequestHandler
@@ -40,14 +42,17 @@ class ParamikoProgram(RemoteProgram):
         self._input_open = stdin
         if not transport.is_active():
             raise parent.lost("the connection broke before")
+        self._answers = list[paramiko.Message]()
         try:
             self._channel = transport.open_session(timeout=connect_timeout)
+            self._answers = _answers_later(self._channel)
             if own_agent:
                 self._agent = AgentRequestHandler(self._channel)
             self._channel.exec_command(to_wire(shlex.join(argv)))
             if not stdin:
                 self._channel.shutdown_write()
         except (paramiko.SSHException, OSError, EOFError) as exc:
+            self._answer()
             self._end_connection()
             if not transport.is_active():
                 raise parent.lost(f"the connection broke: {exc}") from exc
@@ -98,7 +103,15 @@ class ParamikoProgram(RemoteProgram):
     def _close(self) -> None:
         with contextlib.suppress(paramiko.SSHException, OSError, EOFError):  # the peer is gone
             self._channel.close()
+        self._answer()
         self._end_connection()
+
+    def _answer(self) -> None:
+        """Answer the server's close of the channel, if it came: nothing else is sent on this channel any more."""
+        transport: Any = self._transport
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+            while self._answers:
+                transport._send_user_message(self._answers.pop(0))  # noqa: SLF001
 
     def _ended(self, cause: Exception | None = None) -> TransportError:
         """Say whether the connection went or only the program, which then has said so by its output's end or status.
@@ -116,3 +129,23 @@ class ParamikoProgram(RemoteProgram):
             self._agent.close()
         if self._owned is not None:
             self._owned.close()
+
+
+def _answers_later(channel: Any) -> list[paramiko.Message]:
+    """Keep what the connection's own thread would send when the server closes the channel in the list returned.
+
+    Paramiko makes a message under the channel's lock but sends it afterwards. Its thread may answer a CLOSE in between,
+    and OpenSSH ends the whole connection for an EOF that comes behind that (paramiko issue 1115, open in 5.1).
+    """
+    later = list[paramiko.Message]()
+    close = channel._close_internal  # noqa: SLF001
+
+    def close_internal() -> Sequence[paramiko.Message | None]:
+        messages: Sequence[paramiko.Message | None] = close()
+        if threading.current_thread() is not channel.transport:
+            return messages
+        later.extend(message for message in messages if message is not None)
+        return ()
+
+    channel._close_internal = close_internal  # noqa: SLF001
+    return later
