@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     `home`."""
     amqp_url: SecretStr | None = None
     """RabbitMQ: `amqp://user:password@host/vhost`; if not set, no broker is used."""
+    reply_prefix: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,100}$")] = "dm-reply."
+    """How the names of queues begin that the answers of messages may go to (`reply_to`); no other queue is written to,
+    but RabbitMQ's direct reply-to."""
     machines: Path | None = None
     """Path of machines.toml; default: `machines.toml` in `home`, created at the first start."""
     download_allow: Annotated[tuple[str, ...], NoDecode] = ()

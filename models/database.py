@@ -7,7 +7,9 @@ there, whatever the busy timeout. `synchronous=FULL`: what was answered survives
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -199,7 +201,27 @@ def _json_member(document: str | None, key: str) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
+def _keep_private(file: str) -> None:
+    """Make the database's file, or what there is of it, its owner's alone (0600); SQLite gives its journals that mode.
+
+    What is there is never opened: closing it would release the locks that this process has on it
+    (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
+    with contextlib.suppress(OSError):  # connecting says what is wrong with the place
+        try:
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            for name in (file, f"{file}-wal", f"{file}-shm"):
+                if os.stat(name).st_mode & 0o077:
+                    os.chmod(name, 0o600)
+
+
 def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "do_connect")
+    def _make_private(*_what: Any) -> None:
+        if engine.url.database is not None:
+            _keep_private(engine.url.database)
+
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves

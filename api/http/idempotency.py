@@ -38,6 +38,8 @@ HOLD = timedelta(seconds=30)
 PROLONG_EVERY = 10.0  # seconds
 JOIN_POLL = 0.25  # seconds between two looks at a key that another process holds
 KEY_MAX = 255
+_HASHED = "http:"
+"""Begins the stored form of keys that would be taken for those of messages."""
 
 KEPT_HEADERS = ("content-type", "location", "preference-applied", "vary")
 
@@ -102,7 +104,9 @@ async def mutate(
 
 
 def key_of(request: Request) -> str | None:
-    """Return the request's key. Raises: InvalidRequest when it is empty, too long or not printable ASCII."""
+    """Return the request's key, as it is stored. Raises: InvalidRequest when it is empty, too long or not printable
+    ASCII.
+    """
     given = request.headers.getlist("idempotency-key")
     if not given:
         return None
@@ -110,6 +114,8 @@ def key_of(request: Request) -> str | None:
     if len(given) > 1 or not 0 < len(key) <= KEY_MAX or not (key.isascii() and key.isprintable()):
         what = f"one value of 1 to {KEY_MAX} printable ASCII characters"
         raise InvalidRequest(f"Idempotency-Key: must be {what}", {"Idempotency-Key": what})
+    if key.startswith((idempotency.AMQP, _HASHED)):  # nobody may ask by HTTP what a message was answered
+        return _HASHED + hashlib.sha256(key.encode()).hexdigest()
     return key
 
 

@@ -26,6 +26,8 @@ EVENTS_EXCHANGE = "dm.events"
 DEAD_EXCHANGE = "dm.dead"
 DEAD_QUEUE = "dm.dead-letters"
 OWN_PREFIX = "dm."
+DIRECT_REPLY_TO = "amq.rabbitmq.reply-to."
+"""Begins an address that only the requester's channel can have (https://www.rabbitmq.com/docs/direct-reply-to)."""
 DELIVERY_LIMIT = 20
 """How often a message may come back unprocessed until it is a dead letter."""
 

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from datamanager.errors import BrokerUnavailable, ServiceError
 from datamanager.machines import Machines
-from datamanager.messaging.broker import DEFAULT_EXCHANGE, OWN_PREFIX, REQUESTS_QUEUE, Broker
+from datamanager.messaging.broker import DEFAULT_EXCHANGE, DIRECT_REPLY_TO, OWN_PREFIX, REQUESTS_QUEUE, Broker
 from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, Done, Later, Verdict
 from datamanager.sealing import Sealer
 from deployments.amqp.submission import Call, enter, read_message
@@ -45,14 +45,16 @@ class RequestConsumer:
 
     `on_transfer` takes a transfer; it returns when the flow run exists, or the transfer can't be taken (now, or ever).
     A ServiceError of it brings the message back later. `check` is what HTTP checks of a request besides its fields.
-    `sealer` seals what is secret in their URLs. `on_entered` is called after something was put into the outbox (the
-    relay's `notify`).
+    `sealer` seals what is secret in their URLs. Answers go to `reply_to` only where that begins with `reply_prefix`, or
+    is a reply address that RabbitMQ made for the requester. `on_entered` is called after something was put into the
+    outbox (the relay's `notify`).
     """
 
     database: Database
     machines: Machines
     broker: Broker
     on_transfer: OnTransfer
+    reply_prefix: str
     check: SourceCheck | None = None
     sealer: Sealer | None = None
     on_entered: Callable[[], None] | None = None
@@ -97,9 +99,14 @@ class RequestConsumer:
             self.on_entered()
         if not delivery.reply_to:
             return
-        if delivery.reply_to.startswith(OWN_PREFIX):
-            # what others may not write to, they must not make us write to
-            _log.warning("reply_to %r is one of our own queues; the answer is on dm.events only", delivery.reply_to)
+        allowed = (self.reply_prefix, DIRECT_REPLY_TO)
+        if delivery.reply_to.startswith(OWN_PREFIX) or not delivery.reply_to.startswith(allowed):
+            # who may send us requests may not be allowed to write to every queue that we can write to
+            _log.warning(
+                "reply_to %r does not begin with %r (DM_REPLY_PREFIX); the answer is on dm.events only",
+                delivery.reply_to,
+                self.reply_prefix,
+            )
             return
         await self.broker.publish(
             DEFAULT_EXCHANGE,

@@ -60,7 +60,7 @@ class Call:
     @property
     def key(self) -> str:
         """The idempotency key: of fixed length, whatever the names are."""
-        return "amqp:" + _digest([self.source, self.id])
+        return idempotency.AMQP + _digest([self.source, self.id])
 
 
 def read_message(body: bytes) -> UUID | Call | DeadLetter:

@@ -68,7 +68,7 @@ class FlowRunner:
             raise
         except OrchestratorUnavailable as exc:
             spent = False  # Prefect is away, neither
-            self.gateway.there = False
+            self.gateway.miss()
             log.warning("prefect_unavailable", transfer=str(hold.transfer), error=exc.detail)
         finally:
             if hold in self.services.running:  # the flow did not begin, so it did not end the transfer either

@@ -72,6 +72,7 @@ class MoverService:
                 runtime.machines,
                 self._broker(amqp, "requests"),
                 self.dispatcher.on_transfer,
+                settings.reply_prefix,
                 check=source_check(runtime.guard, settings),
                 sealer=Sealer.of(settings),
                 on_entered=self._relay.notify,

@@ -28,6 +28,8 @@ from flows.runtime.services import Services
 from models.core.leases import leased
 
 ANSWER_WITHIN = 2.0  # seconds
+MISSES_UNTIL_AWAY = 3
+"""Looks in a row without an answer until Prefect counts as away: one that takes long must not refuse requests."""
 WAITS = timedelta(days=1)
 """A waiting run is scheduled so far ahead that Prefect hands it out to nobody: a mover takes its transfer, and the run
 with it. If none has by then, the run asks for just that transfer, and waits again."""
@@ -47,16 +49,18 @@ def translated() -> Iterator[None]:
 
 
 class PrefectGateway:
-    """Asks Prefect on behalf of one mover. Its methods raise OrchestratorUnavailable.
-
-    `there` says whether Prefect answered the last time somebody looked.
-    """
+    """Asks Prefect on behalf of one mover. Its methods raise OrchestratorUnavailable."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._deployments: dict[str, UUID] = {}
         self._maintenance: dict[UUID, bool] = {}
-        self.there = False
+        self._misses = MISSES_UNTIL_AWAY  # nobody has looked yet
+
+    @property
+    def there(self) -> bool:
+        """Say whether Prefect answered one of the last looks."""
+        return self._misses < MISSES_UNTIL_AWAY
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[PrefectClient]:
@@ -65,14 +69,24 @@ class PrefectGateway:
             async with AsyncClientContext.get_or_create() as context:
                 yield context.client
 
-    async def answers(self) -> bool:
-        """Ask without Prefect's own client, which would try for a minute before it says no."""
+    async def look(self) -> bool:
+        """See whether Prefect answers, and note it. Without Prefect's own client, which would try for a minute before
+        it says no.
+        """
         try:
             async with httpx.AsyncClient(trust_env=False, timeout=ANSWER_WITHIN) as client:
-                answer = await client.get(f"{self._services.settings.prefect_url}/health")
+                answers = (await client.get(f"{self._services.settings.prefect_url}/health")).status_code < 500
         except httpx.HTTPError:
-            return False
-        return answer.status_code < 500
+            answers = False
+        if answers:
+            self._misses = 0
+        else:
+            self.miss()
+        return answers
+
+    def miss(self) -> None:
+        """Note that Prefect did not answer, or did not do what it was asked."""
+        self._misses += 1
 
     async def deployment(self, flow: AnyFlow) -> DeploymentResponse:
         """Return a flow's deployment, which is made if it is missing."""

@@ -49,6 +49,7 @@ class PrefectMonitor:
         self.queues: Collection[str] = ()
         self._reconciler = Reconciler(services, gateway)
         self._looks = 0
+        self._was_there = False
         self._misreported: set[UUID] = set()
         self.caps = Caps()
 
@@ -57,16 +58,16 @@ class PrefectMonitor:
         its states and the catalogue together.
         """
         gateway = self._gateway
-        there = await gateway.answers()
-        if there:
+        answers = await gateway.look()
+        if answers:
             self.caps = await self._read_caps()
-        was_there, gateway.there = gateway.there, there
-        if there != was_there:
-            log.info("prefect_reachable" if there else "prefect_unreachable")
+        if gateway.there != self._was_there:
+            self._was_there = gateway.there
+            log.info("prefect_reachable" if gateway.there else "prefect_unreachable")
             self._changed()
-        if there and (self._services.by_run or self._services.maintenance):
+        if answers and (self._services.by_run or self._services.maintenance):
             await self._check_our_runs()
-        if gateway.there and self._looks % RECONCILE_EVERY == 0:
+        if answers and self._looks % RECONCILE_EVERY == 0:
             await self._reconciler.reconcile()
         self._looks += 1
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import ExitStack
 from urllib.parse import urlsplit
@@ -55,6 +56,7 @@ class PrefectGuardMiddleware:
 
 def main() -> int:
     """Serve Prefect's API and UI until SIGTERM; return the exit code."""
+    os.umask(0o077)  # Prefect's database holds parameters and logs: its owner's alone
     try:
         settings = load_settings()
         given = _arguments(settings)

@@ -19,6 +19,9 @@ from datamanager.errors import CatalogueUnavailable, IdempotencyMismatch
 from models.database import affected, insert_if_free, now
 from models.tables import IdempotencyKey
 
+AMQP = "amqp:"
+"""Begins the keys of requests that came as messages; no key of an HTTP request is stored under such a name."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:

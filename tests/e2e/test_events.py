@@ -108,7 +108,7 @@ def test_a_workflow_system_may_ask_by_message(site: Site) -> None:
 
     async def run() -> None:
         async with client(url) as channel:
-            replies = await channel.declare_queue(exclusive=True)
+            replies = await channel.declare_queue("dm-reply.events", exclusive=True)
             message = aio_pika.Message(json.dumps(request).encode(), reply_to=replies.name, correlation_id="c1")
             for _ in range(2):  # delivered twice, done once
                 await channel.default_exchange.publish(message, "dm.requests", mandatory=True)

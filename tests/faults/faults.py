@@ -307,10 +307,10 @@ async def _put(url: str, bodies: list[bytes]) -> None:
 
 async def _ask(url: str, bodies: list[bytes]) -> list[dict[str, Any]]:
     async with client(url) as channel:
-        await channel.declare_queue("fault-answers", durable=True)
+        await channel.declare_queue("dm-reply.faults", durable=True)
         for body in bodies:
-            await put(channel, "dm.requests", body, reply_to="fault-answers")
-        answers = await take(channel, "fault-answers", len(bodies))
+            await put(channel, "dm.requests", body, reply_to="dm-reply.faults")
+        answers = await take(channel, "dm-reply.faults", len(bodies))
     return [json.loads(answer.body) for answer in answers]
 
 

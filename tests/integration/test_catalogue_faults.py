@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +90,22 @@ def test_a_full_disk_is_the_catalogue_being_away(tmp_path: Path) -> None:
     assert "INSERT" not in away.value.detail
     assert count(database, OutboxMessage) == before
     database.close()
+
+
+def test_sqlite_files_are_their_owners_alone(tmp_path: Path) -> None:
+    was = os.umask(0)
+    try:
+        for name in ("new.db", "old.db"):
+            if name == "old.db":
+                sqlite3.connect(tmp_path / name).close()
+                (tmp_path / name).touch()
+            database = Database(f"sqlite+pysqlite:///{tmp_path / name}")
+            migrate.upgrade(database)
+            modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob(f"{name}*")}
+            database.close()
+            assert modes == dict.fromkeys((name, f"{name}-wal", f"{name}-shm"), 0o600)
+    finally:
+        os.umask(was)
 
 
 def test_a_writer_that_never_ends_is_the_catalogue_being_busy(

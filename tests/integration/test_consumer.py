@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from sqlalchemy import select
 
 from datamanager.domain.requests import GetExternalRequest
@@ -37,7 +37,7 @@ async def consuming(
         return False
 
     broker = Broker(url)
-    consumer = RequestConsumer(database, machines(), broker, on_transfer or nobody, later=0.3, **options)
+    consumer = RequestConsumer(database, machines(), broker, on_transfer or nobody, "dm-reply.", later=0.3, **options)
     task = asyncio.create_task(consumer.run())
     try:
         yield
@@ -55,7 +55,7 @@ async def ready(url: str) -> AsyncIterator[tuple[AbstractChannel, str]]:
     await broker.connect()
     await broker.close()
     async with client(url) as channel:
-        answers = await channel.declare_queue("answers", durable=True)
+        answers = await channel.declare_queue("dm-reply.answers", durable=True)
         yield channel, answers.name
 
 
@@ -78,8 +78,8 @@ def transfers(database: Database) -> list[Transfer]:
 async def ask(channel: AbstractChannel, body: bytes) -> dict[str, Any]:
     """Send a request; return its answer."""
     correlation = str(uuid4())
-    await put(channel, REQUESTS_QUEUE, body, reply_to="answers", correlation_id=correlation)
-    (message,) = await take(channel, "answers", 1)
+    await put(channel, REQUESTS_QUEUE, body, reply_to="dm-reply.answers", correlation_id=correlation)
+    (message,) = await take(channel, "dm-reply.answers", 1)
     assert message.correlation_id == correlation
     answer: dict[str, Any] = json.loads(message.body)
     assert answer["id"] == message.message_id
@@ -261,14 +261,39 @@ def test_hostile_messages_become_dead_letters_and_the_consumer_goes_on(catalogue
         asyncio.run(scene(database))
 
 
-def test_an_answer_is_never_sent_to_a_queue_of_ours(catalogue_url: str, amqp_url: str) -> None:
+def test_answers_go_to_queues_of_the_declared_prefix_only(catalogue_url: str, amqp_url: str) -> None:
+    closed = ("payroll", "dm-reply", "DM-REPLY.x", "answers.dm-reply.")
+
     async def scene(database: Database) -> None:
         async with ready(amqp_url) as (channel, _), consuming(database, amqp_url):
-            for target in (REQUESTS_QUEUE, DEAD_QUEUE, "nobody's"):
+            for name in closed:
+                await channel.declare_queue(name, durable=True)
+            for target in (REQUESTS_QUEUE, DEAD_QUEUE, "dm-reply.nobody", *closed):
                 await put(channel, REQUESTS_QUEUE, request("delete", {"uuid": str(uuid4())}), reply_to=target)
-            await ask(channel, request("delete", {"uuid": str(uuid4())}))
-            await asyncio.sleep(0.3)
-            assert await rest(channel, DEAD_QUEUE) == []
+            await ask(channel, request("delete", {"uuid": str(uuid4())}))  # answered after all of them
+            assert [await rest(channel, name) for name in (DEAD_QUEUE, *closed)] == [[]] * 5
+
+    with catalogue(catalogue_url) as database:
+        asyncio.run(scene(database))
+
+
+def test_rabbitmqs_direct_reply_to_is_answered(catalogue_url: str, amqp_url: str) -> None:
+    async def scene(database: Database) -> None:
+        async with ready(amqp_url) as (channel, _), consuming(database, amqp_url):
+            answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+            async def keep(message: AbstractIncomingMessage) -> None:
+                answers.put_nowait(message.body)
+
+            direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+            await direct.consume(keep, no_ack=True)
+            body = request("delete", {"uuid": str(uuid4())})
+            await put(channel, REQUESTS_QUEUE, body, reply_to="amq.rabbitmq.reply-to")
+            async with asyncio.timeout(30):
+                assert json.loads(await answers.get())["type"] == "dm.request.refused"
+
+    with catalogue(catalogue_url) as database:
+        asyncio.run(scene(database))
 
     with catalogue(catalogue_url) as database:
         asyncio.run(scene(database))

@@ -393,6 +393,17 @@ def test_the_base_directory_by_its_own_path(there: Workbench) -> None:
     assert len(there.listed(tar_of({".zattrs": b"{}"}), "tar", directory=f"{base}/in")) == 1
 
 
+def test_the_base_directory_through_a_link_is_no_place_for_dot_names(there: Workbench) -> None:
+    (there.folder / "in").mkdir()
+    (there.folder / "top").symlink_to(".")
+    (there.folder / "in" / "up").symlink_to("..")
+    (there.folder / ".cache").mkdir()
+    for top, name in (("top", ".ssh/x"), ("in/up", ".bashrc"), ("in", "up/.ssh/x"), ("top", "in/up/.x")):
+        assert "hidden" in there.refused(DownloadFailed, tar_of({"good": b"", name: b"x"}), "tar", directory=top)
+    for top, name in (("in", ".zattrs"), ("top", "in/.zattrs"), (".cache", "a"), ("top/.cache", ".b")):
+        assert len(there.listed(tar_of({name: b"{}"}), "tar", directory=top)) == 1
+
+
 def test_many_digits_are_no_record(there: Workbench) -> None:
     """The standard library looks for a record in time that grows with the square of them (CVE-2024-6232)."""
     data = extended(b"1" * 40_000) + tar_of({"a": b""})

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import calendar
 import io
+import posixpath
 import re
 import stat
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from datamanager.domain.location import NAME_MAX
+from datamanager.domain.location import NAME_MAX, Place
 from datamanager.engine.extracting.archive_member import MEMBERS_MAX, Packed, clamped, shown, sound
+from datamanager.engine.path_confinement import directories_of, real_base
 from datamanager.errors import DataManagerError, DownloadFailed, TooLarge
 from datamanager.machines import Machine
 from datamanager.transports.port import Reader, Session
@@ -66,9 +68,34 @@ def members_of(
         else:
             found = _zip(_Seekable(reader, size, check))
         try:
-            return list(sound(found, machine, directory, limit))
+            members = list(sound(found, machine, directory, limit))
         except RecursionError:
             raise DownloadFailed("the archive has headers without a file") from None
+    _refuse_hidden(session, machine, directory, members)
+    return members
+
+
+def _refuse_hidden(session: Session, machine: Machine, directory: str, members: Sequence[Packed]) -> None:
+    """Judge dot names by where links lead: a directory may be the base directory under another name, in the request as
+    in the archive. Raises: DownloadFailed.
+    """
+    base = real_base(session, machine)
+    places = [Place.of(machine, directory, one.name).path for one in members]
+    wanted = Place.of(machine, directory, "x").path
+    above = [posixpath.dirname(path) for path in places]
+    found = directories_of(session, machine, base, {posixpath.dirname(wanted), *above})
+
+    def first(parent: str, name: str) -> str | None:
+        resolved = found[parent]  # one that leads out, or is a file, is refused when its files are stored
+        if isinstance(resolved, DataManagerError):
+            return None
+        return posixpath.relpath(posixpath.join(resolved.path, name), base).split("/")[0]
+
+    own = first(posixpath.dirname(wanted), "x")
+    for member, path, parent in zip(members, places, above, strict=True):
+        top = first(parent, posixpath.basename(path))
+        if top is not None and top.startswith(".") and top != own:
+            raise DownloadFailed(f"the archive's member {shown(member.name)} is hidden in the base directory")
 
 
 class _Seekable(io.RawIOBase):

@@ -30,6 +30,16 @@ _V6_NETWORK = re.compile(r"(?P<net>[0-9a-fA-F:.]*:[0-9a-fA-F:.]*/[0-9]+)(:(?P<po
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
+_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
+_6TO4 = IPv6Network("2002::/16")
+_TEREDO = IPv6Network("2001::/32")
+_LAST_32_BITS = (
+    _NAT64,
+    IPv6Network("::/96"),  # IPv4-compatible (RFC 4291, 2.5.5.1)
+    IPv6Network("::ffff:0:0/96"),  # IPv4-mapped
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated: SIIT (RFC 2765)
+)
+_ISATAP = (0x00005EFE, 0x02005EFE)
 # Written out because `is_global` differs between patch levels of Python 3.11: IANA's special-purpose registries
 # (RFC 6890), the tunnels 6to4 and Teredo, whose addresses hide an IPv4 one, and Azure's host agent, which has a public
 # address.
@@ -47,9 +57,8 @@ _NEVER_PUBLIC: tuple[IPv4Network | IPv6Network, ...] = tuple(
 def is_public(address: Address) -> bool:
     """Say whether `address` is one of the public internet; one that carries an IPv4 address is judged by that too."""
     if isinstance(address, IPv6Address):
-        carried = address.ipv4_mapped or _nat64(address)
-        if carried is not None:
-            return is_public(carried)
+        if address.ipv4_mapped is not None or address in _NAT64:
+            return all(is_public(carried) for carried in carried_by(address))
         if address.scope_id is not None or address not in _GLOBAL_UNICAST:
             return False
     if address.is_multicast or address.is_reserved or address.is_unspecified or not address.is_global:
@@ -57,9 +66,25 @@ def is_public(address: Address) -> bool:
     return not any(address in network for network in _NEVER_PUBLIC)
 
 
-def _nat64(address: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address that a NAT64 gateway would connect to (RFC 6052), if it is such an address."""
-    return IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+def carried_by(address: Address) -> list[IPv4Address]:
+    """Return the IPv4 addresses to which a gateway or tunnel would connect for an IPv6 address; none for most.
+
+    Mapped and compatible (RFC 4291), translated (SIIT, RFC 2765), NAT64 (RFC 6052; of the local-use prefix of RFC 8215
+    as /48 and as /96), 6to4 (RFC 3056), ISATAP (RFC 5214) and Teredo (RFC 4380: server and client).
+    """
+    if isinstance(address, IPv4Address):
+        return []
+    bits = int(address)
+    found = list[int]()
+    if any(address in network for network in _LAST_32_BITS) or bits >> 32 & 0xFFFFFFFF in _ISATAP:
+        found.append(bits)
+    if address in _NAT64_LOCAL:
+        found += [bits, bits >> 48 & 0xFFFF0000 | bits >> 40 & 0xFFFF]  # bits 64 to 71 are not part of it
+    if address in _6TO4:
+        found.append(bits >> 80)
+    if address in _TEREDO:
+        found += [bits >> 64, ~bits]
+    return [IPv4Address(one & 0xFFFFFFFF) for one in found]
 
 
 def system_resolve(host: str, port: int) -> list[str]:
@@ -82,11 +107,10 @@ class _Entry:
         return self.what is None or name == self.what or name.endswith(f".{self.what}")
 
     def denies_address(self, address: Address, port: int) -> bool:
-        """Say whether an address is denied, or the IPv4 address that it carries."""
+        """Say whether an address is denied, or an IPv4 address that it carries."""
         if self.port not in (None, port):
             return False
-        carried = _nat64(address) if isinstance(address, IPv6Address) else None
-        return self.what is None or any(self.allows_address(one, port) for one in (address, carried) if one is not None)
+        return self.what is None or any(self.allows_address(one, port) for one in (address, *carried_by(address)))
 
     def allows_name(self, name: str, port: int) -> bool:
         return self.what == name and self.port in (None, port)

@@ -18,6 +18,8 @@ from api.http.idempotency import fingerprint_of
 from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
+from datamanager.domain.states import TransferKind
+from deployments.amqp.submission import Call
 from models.core import idempotency
 from models.core.idempotency import StoredAnswer
 from models.database import Database, now
@@ -234,6 +236,23 @@ def test_joining_another_process_keeps_no_writer_from_work(
     assert answer.status_code == 201
     assert (answer.text == "of the other") == (end == "store")
     assert objects(api) == (end != "store")
+
+
+def test_no_http_key_is_that_of_a_message(api: LiveApi) -> None:
+    call = Call("/workflow/7", "once", TransferKind.DELETE, {}, "fingerprint")
+    with api.database.write() as session:
+        begun = idempotency.begin(session, call.key, call.fingerprint, "mover", timedelta(hours=1), timedelta(hours=1))
+        assert begun.mine
+        idempotency.store(session, call.key, "mover", StoredAnswer(202, {}, "a message's answer"))
+    where = {"machine": "there", "filename": "a", "path": "spaces/a", "verify": "none"}
+    first = keyed(api, "PUT", "/DM/register", call.key, data=where)
+    assert first.status_code == 201
+    assert keyed(api, "PUT", "/DM/register", call.key, data=where).text == first.text
+    with api.database.read() as session:
+        stored = set(session.scalars(select(IdempotencyKey.key)))
+    # nor can an HTTP key stand for the stored form of another one
+    (other,) = (key for key in stored if key.startswith("http:"))
+    assert keyed(api, "PUT", "/DM/register", other, data=where | {"path": "spaces/b"}).status_code == 201
 
 
 def test_keys_that_are_none(api: LiveApi) -> None:
