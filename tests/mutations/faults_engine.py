@@ -225,9 +225,9 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "ssh: words of a command are not quoted",
-        "datamanager/transports/ssh/openssh_client.py",
-        "words = [shlex.join(argv)]",
-        'words = [" ".join(argv)]',
+        "datamanager/transports/login_shell.py",
+        "shlex.join(argv)",
+        '" ".join(argv)',
         ("tests/contract/test_transport_programs.py::test_a_word_is_only_a_word[openssh-$(id)]",),
     ),
 )
