@@ -31,8 +31,12 @@ def command_line(argv: Sequence[str]) -> str:
     The program's words are code of a POSIX sh, of which every byte that any shell could take for more than itself is
     written as printf's `\\0ooo`; two backslashes without quotes are one to each shell. Raises: ValueError for a NUL.
     """
-    code = to_wire("exec " + shlex.join(argv))
-    return _SH + "".join(chr(byte) if byte in _PLAIN else f"\\\\0{byte:03o}" for byte in code)
+    match argv:
+        case ["sh", "-c", code, "sh", *words]:  # the sh that decodes it will do
+            code = f"set -- {shlex.join(words)}\n{code}"
+        case _:
+            code = "exec " + shlex.join(argv)
+    return _SH + "".join(chr(byte) if byte in _PLAIN else f"\\\\0{byte:03o}" for byte in to_wire(code))
 
 
 def printed_text(text: bytes) -> str:

@@ -71,14 +71,16 @@ def content(folder: str | Path) -> dict[bytes, bytes]:
     return {entry.name: Path(os.fsdecode(entry.path)).read_bytes() for entry in os.scandir(os.fsencode(folder))}
 
 
+@pytest.mark.parametrize("posix", ["bash", "dash", "zsh"])
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_command_line_is_read_alike(shell: str, tmp_path: Path) -> None:
-    """As sshd calls it: no name is seen by the shell."""
-    line = command_line(["printf", "%s\\0", *map(os.fsdecode, NAMES)])
-    ran = subprocess.run(
-        [find_program(shell), "-c", line], cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True
-    )
-    assert ran.stdout.split(b"\0") == [START + NAMES[0], *NAMES[1:], b""]
+def test_a_command_line_is_read_alike(shell: str, posix: str, tmp_path: Path) -> None:
+    """As sshd calls it, whichever shell is the machine's `sh`."""
+    (tmp_path / "sh").symlink_to(find_program(posix))
+    env = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for argv in (["printf", "%s\\0"], ["sh", "-c", 'printf "%s\\0" "$@"', "sh"]):
+        line = command_line([*argv, *map(os.fsdecode, NAMES)])
+        ran = subprocess.run([find_program(shell), "-c", line], cwd=tmp_path, env=env, capture_output=True)
+        assert ran.stdout.split(b"\0") == [START + NAMES[0], *NAMES[1:], b""]
     assert not list(tmp_path.rglob("PWNED"))
 
 
@@ -160,7 +162,7 @@ def test_text_before_sftp_is_named(printing: LoginShells, tmp_path: Path, shell:
     try:
         with pytest.raises(LoginOutput) as caught, storages.get("m").session():
             pass
-        assert f"m: no SFTP server answered, but text came first: 'hello from {shell}'. Let the" in caught.value.detail
+        assert f"m: SFTP was expected, but text came first: 'hello from {shell}'. Let the" in caught.value.detail
         assert not caught.value.retryable
         found = asyncio.run(Prober(Machines({"m": machine}), storages).probe_all(60.0))["m"]
     finally:

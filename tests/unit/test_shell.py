@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from datamanager.errors import RemoteFailure
+from datamanager.transports.channel import RemoteProgram
 from datamanager.transports.login_shell import START, command_line, printed_text
 from datamanager.transports.remote import running
 from datamanager.transports.remote.running import script, shell_words
@@ -68,6 +70,51 @@ def test_shell_words_are_a_program() -> None:
     pid, said = output(words).split(b"\n", 1)
     assert re.fullmatch(rb"dm-pid \d+", pid)
     assert said == b"a b|$(id)||"
+
+
+class Said(RemoteProgram):
+    """A program that said this, piece by piece; None where it was silent for a while."""
+
+    def __init__(self, *pieces: bytes | None) -> None:
+        super().__init__(1.0)
+        self._pieces = iter(pieces)
+
+    def _receive(self, timeout: float) -> bytes | None:
+        return next(self._pieces, b"")
+
+    def close_input(self) -> None:
+        raise NotImplementedError
+
+    def exit_status(self) -> int | None:
+        raise NotImplementedError
+
+    def _send(self, data: memoryview, timeout: float) -> int:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("pieces", "output"),
+    [
+        ([START, b"a", None, b"b"], [b"a", None, b"b", b""]),
+        ([b"hello" + START + b"a"], [b"a", b""]),
+        ([b"hello\n\ndm-", b"sta", b"rt\na\ndm-start\n"], [b"a\ndm-start\n", b""]),
+        ([b"hello", None, START], [None, b""]),
+        ([b"this account runs no programs\n"], [b""]),
+        ([], [b""]),
+    ],
+)
+def test_output_begins_behind_what_login_scripts_print(pieces: list[bytes | None], output: list[bytes | None]) -> None:
+    program = Said(*pieces)
+    assert [program.read(60.0) for _ in output] == output
+
+
+def test_login_scripts_that_print_without_end_are_refused() -> None:
+    program = Said(*[b"fortune\n" * 1000] * 1000)
+    with pytest.raises(RemoteFailure, match="no program started, but text came first: 'fortune'"):
+        program.read(60.0)
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ class Wire:
         try:
             length, kind, number = _HEADER.unpack(head := self._read(_HEADER.size))
             if not 5 <= length <= _MAX_PACKET:
-                raise LoginOutput(f"no SFTP server answered, {printed_text(self._line(bytes(head)))}")
+                raise LoginOutput(f"SFTP was expected, {printed_text(self._line(bytes(head)))}")
             return kind, number, self._read(length - 5)
         except BaseException:
             self.broken = True  # part of a packet may be lost
