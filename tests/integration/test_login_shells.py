@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from api.machines.probe import Prober
 from api.machines.views import machine_view
 from datamanager.domain.limits import Limits
-from datamanager.errors import LoginOutput
+from datamanager.errors import Cancelled, LoginOutput
 from datamanager.machines import Machines
 from datamanager.transports.factory import Storages, open_storage
 from datamanager.transports.login_shell import START, command_line
@@ -22,6 +23,8 @@ from datamanager.transports.port import Session
 from datamanager.transports.remote.third_party_push import push_target
 from datamanager.transports.values import NewFile, no_progress
 from models.machines.health import WELL
+from tests.contract.conftest import commands, until
+from tests.support.command import run
 from tests.support.login_shells import SCRIPTS, SHELLS, LoginShells
 from tests.support.odd_http import OddServer, ok
 from tests.support.programs import find_program
@@ -153,6 +156,25 @@ def test_the_machine_fetches(server: LoginShells, tmp_path: Path, shell: str, co
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_program_is_ended(server: LoginShells, tmp_path: Path, shell: str) -> None:
+    word = f"98765.{os.getpid()}{SHELLS.index(shell)}"
+
+    def give_up(_: int) -> None:
+        if commands(f"sleep {word}"):
+            raise Cancelled("enough")
+
+    machine = server.machine("m", tmp_path, shell=shell, connection="paramiko")
+    storage = open_storage(machine, control_dir=server.directory / "run")
+    try:
+        with storage.session() as session, pytest.raises(Cancelled):
+            session.programs.run(["sleep", word], give_up)
+        assert until(lambda: not commands(f"sleep {word}"))
+    finally:
+        storage.close()
+
+
+@pytest.mark.server
 @pytest.mark.parametrize("connection", ["openssh", "paramiko"])
 @pytest.mark.parametrize("shell", SCRIPTS)
 def test_text_before_sftp_is_named(printing: LoginShells, tmp_path: Path, shell: str, connection: str) -> None:
@@ -169,3 +191,19 @@ def test_text_before_sftp_is_named(printing: LoginShells, tmp_path: Path, shell:
         storages.close()
     view = machine_view(machine, found, Limits(None, None), WELL)
     assert (view["reachable"], view["error"]) == (False, {"code": "login_output", "detail": caught.value.detail})
+
+
+@pytest.mark.server
+def test_machine_check_names_text_before_sftp(printing: LoginShells, tmp_path: Path) -> None:
+    machine = printing.machine("m", tmp_path, shell="bash")
+    given = machine.model_dump(mode="json", include={"transport", "host", "port", "username", "base_dir"})
+    lines = [
+        *(f"{key} = {json.dumps(value)}" for key, value in given.items()),
+        f'identity_file = "{machine.identity_file}"',
+    ]
+    lines.append(f'known_hosts = "{machine.known_hosts}"')
+    (tmp_path / "machines.toml").write_text("\n".join(["[machines.m]", *lines, ""]))
+    env = {"DM_HOME": str(tmp_path / "home"), "DM_MACHINES": str(tmp_path / "machines.toml")}
+    done = run("machine", "check", "m", env=env)
+    assert done.returncode != 0
+    assert "m: SFTP was expected, but text came first: 'hello from bash'. Let the login scripts" in done.stderr

@@ -46,6 +46,9 @@ class LoginShells(PrivateSshd):
             script.write_text(f"{line}\n")
         self._bin.mkdir(exist_ok=True)
         ssh = self._bin / "ssh"
+        kill = self._bin / "kill"
+        kill.write_text("#!/bin/sh\nexit 1\n")  # as good as none: a machine may have the shell's own only
+        kill.chmod(0o755)
         login = f"-F none -o IdentitiesOnly=yes -i {shlex.quote(os.fspath(self.client_key))}"
         ssh.write_text(f'#!/bin/sh\nexec {shlex.quote(str(shutil.which("ssh")))} {login} "$@"\n')
         ssh.chmod(0o755)

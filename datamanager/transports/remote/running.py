@@ -101,7 +101,7 @@ class Running:
             if pid is None:
                 _log.warning("a remote program did not report its process id, and could not be stopped")
                 return
-            with self._channel.run(["kill", pid[1].decode("ascii")]) as killer:
+            with self._channel.run(shell_words("end", [pid[1].decode("ascii")])) as killer:
                 killer.read(self._channel.patience)
         except TransportError as exc:
             _log.warning("a remote program could not be stopped: %s", exc.detail)
