@@ -37,6 +37,7 @@
     │   ├── TransportTimeout         timeout              (retryable)
     │   ├── HostKeyMismatch          host_key_mismatch
     │   ├── AuthenticationFailed     authentication_failed
+    │   ├── LoginOutput              login_output         (its operator has to change a login script)
     │   ├── PermissionDenied         permission_denied
     │   ├── NoSpace                  no_space
     │   ├── PathMissing              path_missing         (the engine says which side: source_missing)
@@ -253,6 +254,10 @@ class HostKeyMismatch(TransportError, code="host_key_mismatch"):
 
 class AuthenticationFailed(TransportError, code="authentication_failed"):
     """The machine refused our login."""
+
+
+class LoginOutput(TransportError, code="login_output"):
+    """The machine's login scripts print text where SFTP is expected."""
 
 
 class PermissionDenied(TransportError, code="permission_denied"):

@@ -15,10 +15,15 @@ has ssh && has ssh-keygen || missing="$missing openssh-client"
 has nginx || missing="$missing nginx-light"
 has openssl || missing="$missing openssl"
 has zstd || missing="$missing zstd" # reads bundles that we wrote
+for shell in zsh fish tcsh; do # login shells of machines
+    has $shell || missing="$missing $shell"
+done
 [ -n "${DM_TEST_AMQP:-}" ] || has rabbitmq-server || missing="$missing rabbitmq-server"
 [ -n "${DM_TEST_POSTGRES:-}" ] || has_postgres || missing="$missing postgresql"
 # a mover's clock is stepped with it; loaded into the process, so there is no program to look for
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
+# gives a private sshd users, one for each login shell; loaded as well
+ls /usr/lib/*/libnss_wrapper.so >/dev/null 2>&1 || missing="$missing libnss-wrapper"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || [ ! -e /etc/debian_version ] || ! has apt-get; then

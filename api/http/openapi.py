@@ -47,7 +47,13 @@ OBJECT: Errors = (
     errors.ObjectBusy,
 )
 URL: Errors = (errors.UrlNotAllowed, errors.NotSupported)
-MACHINE: Errors = (errors.HostKeyMismatch, errors.AuthenticationFailed, errors.PermissionDenied, errors.RemoteFailure)
+MACHINE: Errors = (
+    errors.HostKeyMismatch,
+    errors.AuthenticationFailed,
+    errors.LoginOutput,
+    errors.PermissionDenied,
+    errors.RemoteFailure,
+)
 WAITING: Errors = (
     errors.OrchestratorUnavailable,
     errors.MachineUnavailable,

@@ -10,6 +10,7 @@ from api.http.problems import title_of
 from api.http.responses import view_of
 from api.machines.probe import ProbeResult
 from datamanager.domain.limits import Limits
+from datamanager.errors import DataManagerError, LoginOutput
 from datamanager.machines import Machine
 from models.machines.health import Health
 
@@ -93,6 +94,11 @@ def machine_view(machine: Machine, finding: ProbeResult, limits: Limits, health:
         reachable=error is None,
         latency_ms=None if finding.latency is None else round(finding.latency * 1000, 2),
         free_bytes=finding.free,
-        # the sentence, not the detail: that may quote what ssh says of files and logins of ours
-        error=None if error is None else {"code": error.code, "detail": title_of(type(error))},
+        error=None if error is None else {"code": error.code, "detail": _reason(error)},
     )
+
+
+def _reason(error: DataManagerError) -> str:
+    """Return the sentence of an error, not its detail, which may quote what ssh says of files and logins of ours; but
+    for what a login prints, which has to be known to be changed."""
+    return error.detail if isinstance(error, LoginOutput) else title_of(type(error))

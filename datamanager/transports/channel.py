@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
-from datamanager.errors import ConnectionLost, MachineUnavailable, TransportError, TransportTimeout
+from datamanager.errors import ConnectionLost, MachineUnavailable, RemoteFailure, TransportError, TransportTimeout
+from datamanager.transports.login_shell import MOST_TEXT, START, printed_text
 from datamanager.transports.values import Bytes
 
 LONG_PATH = 0.004
@@ -23,7 +24,7 @@ the server, an unpacking tar."""
 
 
 class RemoteProgram(abc.ABC):
-    """A program that runs on the machine, used by one thread.
+    """A program that runs on the machine, started by a `command_line`; used by one thread.
 
     Leaving the context closes its channel and its standard input; that alone does not end one that reads neither.
     """
@@ -31,10 +32,23 @@ class RemoteProgram(abc.ABC):
     def __init__(self, patience: float) -> None:
         self.patience = patience
         """How many seconds `write` waits for a byte to be taken."""
+        self._before: bytes | None = b""
+        """What login scripts printed so far; None once the program has started."""
 
-    @abc.abstractmethod
     def read(self, timeout: float) -> bytes | None:
-        """Return the next piece of its standard output, `b""` at the end, None when none came for `timeout` seconds."""
+        """Return the next piece of its standard output, `b""` at the end, None when none came for `timeout` seconds.
+
+        What login scripts print before is no part of it. Raises: RemoteFailure when they print more than 64 KiB.
+        """
+        deadline = time.monotonic() + timeout
+        while (piece := self._receive(max(0.0, deadline - time.monotonic()))) and self._before is not None:
+            text, start, piece = (self._before + piece).partition(START)
+            self._before = None if start else text
+            if len(text) > MOST_TEXT:
+                raise RemoteFailure(f"no program started, {printed_text(text)}")
+            if piece:
+                break
+        return piece
 
     def write(self, data: Bytes) -> None:
         """Write all of `data` to its standard input, blocking; `data` may be reused when this returns.
@@ -69,6 +83,10 @@ class RemoteProgram(abc.ABC):
 
     def __exit__(self, *exc: object) -> None:
         self._close()
+
+    @abc.abstractmethod
+    def _receive(self, timeout: float) -> bytes | None:
+        """Return what comes next, `b""` at the end, None when nothing came for `timeout` seconds."""
 
     @abc.abstractmethod
     def _send(self, data: memoryview, timeout: float) -> int:
@@ -116,7 +134,7 @@ class Channel(abc.ABC):
     def run(self, argv: Sequence[str], *, stdin: bool = False, forward_agent: bool = False) -> RemoteProgram:
         """Start a program on the machine, over the same connection; its standard input is empty without `stdin`.
 
-        The words reach the machine's login shell quoted, as one line. `forward_agent` lets it use our SSH agent's keys
+        The words reach the program as they are, by a `command_line`. `forward_agent` lets it use our SSH agent's keys
         while it runs, perhaps over a connection of its own. Raises: RemoteFailure when it is refused.
         """
 

@@ -7,8 +7,8 @@ does by itself. Paths are absolute strings on the machine; bytes that are not UT
 are bytes, times are seconds.
 
 Every method may raise `MachineUnavailable`, `ConnectionLost`, `TransportTimeout` (retryable), `AuthenticationFailed`,
-`HostKeyMismatch`, `PermissionDenied`, `NoSpace` or `RemoteFailure`; docstrings name only what is particular to a
-method.
+`HostKeyMismatch`, `LoginOutput`, `PermissionDenied`, `NoSpace` or `RemoteFailure`; docstrings name only what is
+particular to a method.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pytest
 from datamanager.errors import (
     AuthenticationFailed,
     ConnectionLost,
+    LoginOutput,
     MachineUnavailable,
     NotSupported,
     TransportTimeout,
@@ -164,7 +165,7 @@ def test_no_shell(tmp_path: Path, control_dir: Path, connection: str, extra: str
         machine = server.machine("remote", tmp_path, connection=connection, connect_timeout=30 if works else 3)
         with opened(machine, control_dir) as storage:
             if not works:
-                with pytest.raises(MachineUnavailable), storage.session():
+                with pytest.raises(LoginOutput, match="'This is not SFTP, it is text'"), storage.session():
                     pass
                 return
             with storage.session() as session:

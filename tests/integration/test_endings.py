@@ -19,6 +19,7 @@ from datamanager.errors import (
     DataManagerError,
     DeadlineExceeded,
     DestinationExists,
+    LoginOutput,
     MachineUnavailable,
 )
 from datamanager.settings import load_settings
@@ -83,6 +84,7 @@ def row_of(parts: Services, hold: TransferLease) -> Transfer:
         (DestinationExists("taken"), True, 1, "ERROR"),
         (MachineUnavailable("away"), False, 1, "QUEUED"),  # it waits for the machine
         (MachineUnavailable("away"), False, 3, "ERROR"),
+        (LoginOutput("hello"), False, 1, "ERROR"),  # an operator is needed
         (ConnectionLost("cut"), False, 1, "ERROR"),  # its tries are spent, and nothing was published
         (ConnectionLost("cut"), True, 1, "QUEUED"),  # perhaps the file has its name: the next probe looks
         (ConnectionLost("cut"), True, 3, "ERROR"),  # but not for ever
@@ -98,7 +100,7 @@ def test_an_error_ends_a_transfer_only_when_that_is_sure(
     row = row_of(parts, hold)
     assert (row.status, row.owner) == (status, None)
     assert row.faults[-1]["code"] == error.code
-    assert row.error_code == (error.code if status == "ERROR" else None)
+    assert (row.error_code, row.error_detail) == ((error.code, error.detail) if status == "ERROR" else (None, None))
     assert hold not in parts.running
 
 

@@ -224,10 +224,17 @@ ENGINE_FAULTS = (
         ("tests/contract/test_host_keys.py::test_every_other_key_is_refused[openssh-nothing]",),
     ),
     Fault(
+        "ssh: a login shell sees what shells differ in",
+        "datamanager/transports/login_shell.py",
+        '"_./=+-"',
+        '"_./=+-!"',
+        ("tests/unit/test_shell.py::test_a_command_line_shows_no_word[words1]",),
+    ),
+    Fault(
         "ssh: words of a command are not quoted",
-        "datamanager/transports/ssh/openssh_client.py",
-        "words = [shlex.join(argv)]",
-        'words = [" ".join(argv)]',
+        "datamanager/transports/login_shell.py",
+        "shlex.join(argv)",
+        '" ".join(argv)',
         ("tests/contract/test_transport_programs.py::test_a_word_is_only_a_word[openssh-$(id)]",),
     ),
 )

@@ -55,6 +55,8 @@ class PrivateSshd:
         self.directory = directory
         self.extra = list(extra)
         self.path = path
+        self.env: dict[str, str] | None = None
+        """The server's own environment, None: this process's."""
         self.host = "127.0.0.1"
         self.port = port or free_port()
         self.host_key = directory / "host_key"
@@ -73,6 +75,7 @@ class PrivateSshd:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=self.env,
             )
         self._wait_until_listening(self._process)
 

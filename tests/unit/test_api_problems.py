@@ -56,6 +56,7 @@ CONTRACT = {
     "connection_lost": {502},
     "host_key_mismatch": {502},
     "authentication_failed": {502},
+    "login_output": {502},
     "permission_denied": {502},
     "remote_error": {502},
     "checksum_mismatch": {502},

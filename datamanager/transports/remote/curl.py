@@ -26,7 +26,6 @@ _END_MAX = 100
 _UNFIT, _FULL, _OPTION_UNKNOWN = 91, 92, 2
 _ENDING = 10.0
 """Seconds that the program may take to end once its input is closed."""
-_MOST_NOISE = 64 * 1024
 _MOST_HEAD = 2**20
 
 
@@ -110,12 +109,12 @@ class RemoteCurl:
                 self._over = end_by_input(self._remote, _ENDING, "the program that fetched")
 
     def _begin(self) -> None:
-        """Wait until the program is ready, whatever a login shell says before, and send it curl's configuration."""
+        """Wait until the program is ready, and send it curl's configuration."""
         deadline = time.monotonic() + self._patience
         while _READY not in self._out:
-            if not self._listen() or len(self._out) > _MOST_NOISE:
-                self._judge(self._remote.exit_status() if self._over else None)
-                raise NotSupported("it has no shell, or one whose first words have no end")
+            if not self._listen():
+                self._judge(self._remote.exit_status())
+                raise NotSupported("it has no shell for us")
             if time.monotonic() > deadline:
                 raise TransportTimeout(f"the machine began no program within {self._patience:g} seconds")
         self._take(self._out.index(_READY) + len(_READY))

@@ -1,8 +1,7 @@
 """A program at work on the machine: how one is started, read, waited for and ended, and which ones a machine has.
 
-Our programs are the files in `scripts/`. Each is sent as one line: a csh as login shell passes on neither a newline nor
-a `!` without a blank after it. A program says its process id first: closing an SSH channel does not end one that is
-busy, so it is ended by a second one.
+Our programs are the files in `scripts/`, sent as they are (see `login_shell`). A program says its process id first:
+closing an SSH channel does not end one that is busy, so it is ended by a second one.
 """
 
 from __future__ import annotations
@@ -30,8 +29,6 @@ _PID = re.compile(rb"^dm-pid (\d+)$", re.MULTILINE)
 _GRACE = 2.0
 """Seconds for a program that is to be ended to say its process id."""
 _MOST_OUTPUT = 64 * 1024
-_OPEN = re.compile(r"(?:^|; *)(?:do|then|else)$|\bcase .+ in$|[;&|{(]$")
-"""Where a line ends so, no `;` belongs behind it."""
 
 
 class Running:
@@ -45,7 +42,7 @@ class Running:
         self._channel = channel
         self.remote = channel.run(shell_words(name, words), stdin=stdin)
         self.out = b""
-        """What it, and maybe a login shell before it, said so far: at most 64 KiB."""
+        """What it said so far: at most 64 KiB."""
         self.ended = False
         """Whether its output has ended, and so there is nothing to be ended any more."""
 
@@ -79,7 +76,7 @@ class Running:
         return exit_status(self._channel, self.remote, what)
 
     def said(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
-        """Return the first match in what it said after its process id: nothing that a login shell said counts."""
+        """Return the first match in what it said after its process id."""
         pid = _PID.search(self.out)
         return pattern.search(self.out, pid.end()) if pid else None
 
@@ -104,7 +101,7 @@ class Running:
             if pid is None:
                 _log.warning("a remote program did not report its process id, and could not be stopped")
                 return
-            with self._channel.run(["kill", pid[1].decode("ascii")]) as killer:
+            with self._channel.run(shell_words("end", [pid[1].decode("ascii")])) as killer:
                 killer.read(self._channel.patience)
         except TransportError as exc:
             _log.warning("a remote program could not be stopped: %s", exc.detail)
@@ -183,21 +180,16 @@ def _probe(channel: Channel) -> frozenset[str]:
 
 
 def shell_words(name: str, words: Sequence[str]) -> list[str]:
-    """Return the command line that runs `scripts/<name>.sh` on a machine; `words` are its $1, $2, …"""
+    """Return the words of a program that runs `scripts/<name>.sh` on a machine; `words` are its $1, $2, …"""
     return ["sh", "-c", script(name), "sh", *words]
 
 
 @functools.cache
 def script(name: str) -> str:
-    """Return a program of `scripts/` as one line."""
-    return joined((files(__package__) / "scripts" / f"{name}.sh").read_text("utf-8"))
-
-
-def joined(text: str) -> str:
-    """Join a program's lines into one that does the same: comments and blank lines go, commands get their `;`.
+    """Return a program of `scripts/` without its comments and indentation, which would be sent each time.
 
     A comment has a line of its own, and no word goes over the end of a line.
     """
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    return "".join(line + (" " if _OPEN.search(line) else " ; ") for line in lines).rstrip("; ")
+    text = (files(__package__) / "scripts" / f"{name}.sh").read_text("utf-8")
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("#"))

@@ -8,11 +8,10 @@ end", so that even an orphaned pair writes nothing but the right bytes at their 
 
 from __future__ import annotations
 
-import shlex
-
 from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.channel import Channel
+from datamanager.transports.login_shell import command_line
 from datamanager.transports.remote.running import end_by_input, shell_words
 from datamanager.transports.ssh.hostkeys import KnownHosts, address
 from datamanager.transports.ssh.openssh_client import option_words
@@ -89,7 +88,7 @@ def _ssh_words(to: PushTarget) -> list[str]:
     settings = _SETTINGS | {"HostKeyAlias": to.host_key_alias}
     options = option_words(settings, to.connect_timeout, to.stall_timeout)
     login = [] if to.username is None else ["-l", to.username]
-    remote = shlex.join(shell_words("receive_rest" if to.offset else "receive_new", [to.path, str(to.offset)]))
+    remote = command_line(shell_words("receive_rest" if to.offset else "receive_new", [to.path, str(to.offset)]))
     return ["-c", _CIPHERS, *options, *login, "-p", str(to.port), "--", to.host, remote]
 
 

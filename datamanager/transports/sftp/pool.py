@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from datamanager.errors import MachineUnavailable, TransportError, TransportTimeout
+from datamanager.errors import LoginOutput, MachineUnavailable, TransportError, TransportTimeout
 from datamanager.machines import Machine
 from datamanager.transports.channel import Channel
 from datamanager.transports.port import Session
@@ -122,6 +122,8 @@ class SftpStorage(BoundedStorage):
             channel.abort()
             self._forget(channel)
             channel.close()
+            if isinstance(exc, LoginOutput):
+                raise LoginOutput(f"{self.machine}: {exc.detail}") from exc
             if isinstance(exc, TransportTimeout):
                 raise MachineUnavailable(f"{self.machine}: the SFTP server did not answer: {exc.detail}") from exc
             raise

@@ -8,24 +8,27 @@ its reply.
 from __future__ import annotations
 
 import math
+import re
 import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from paramiko import sftp
 from paramiko.message import Message
 
-from datamanager.errors import ConnectionLost, RemoteFailure, TransportError
+from datamanager.errors import ConnectionLost, LoginOutput, RemoteFailure, TransportError
 from datamanager.transports.channel import LONG_PATH, Channel
+from datamanager.transports.login_shell import printed_text
 from datamanager.transports.values import Bytes, FileKind, FileStat, from_wire, to_wire
 
 _VERSION = 3
+_ENDED_LINE = re.compile(rb"[^\s\0][^\n\0]*[\n\0]")
 _HEADER = struct.Struct(">IBI")  # length of what follows, kind, number
 _MAX_PACKET = 1 << 20
-"""No server sends more; a greater length is not SFTP but text that a login shell printed."""
+"""No server sends more; a greater length is not SFTP but text that a login script printed."""
 _SMALL = 16 * 1024
 """Bytes of the receive buffer: many statuses fit, while the bulk of a DATA packet goes straight to its own memory."""
 
@@ -85,7 +88,7 @@ class Wire:
     """
 
     def __init__(self, channel: Channel) -> None:
-        """Open the conversation. Raises: the channel's reason when the server does not answer."""
+        """Open the conversation. Raises: LoginOutput; the channel's reason when the server does not answer."""
         self.channel = channel
         self.broken = False
         self.round_trip = math.inf
@@ -102,6 +105,8 @@ class Wire:
         self._start = self._end = 0
         try:
             self.extensions = self._greet()
+        except LoginOutput:
+            raise
         except TransportError as exc:
             raise channel.start_error(exc) from exc
         self.open_handles = 0
@@ -246,13 +251,24 @@ class Wire:
         if self.broken:
             raise ConnectionLost("the connection broke before")
         try:
-            length, kind, number = _HEADER.unpack(self._read(_HEADER.size))
+            length, kind, number = _HEADER.unpack(head := self._read(_HEADER.size))
             if not 5 <= length <= _MAX_PACKET:
-                raise RemoteFailure("the server does not send SFTP; does a login script on the machine print text?")
+                raise LoginOutput(f"SFTP was expected, {printed_text(self._line(bytes(head)))}")
             return kind, number, self._read(length - 5)
         except BaseException:
             self.broken = True  # part of a packet may be lost
             raise
+
+    def _line(self, text: bytes) -> bytes:
+        """Return what came instead of a packet, up to the end of its first line that is not blank, as far as it comes.
+
+        A packet that follows ends it as well: each begins with a zero byte.
+        """
+        text += self._buffer[self._start : self._end]
+        with suppress(TransportError):
+            while len(text) < _SMALL and not _ENDED_LINE.search(text):
+                text += self._buffer[: self._more(self._buffer)]
+        return text
 
     def _read(self, count: int) -> memoryview:
         out = self._memory(count)

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import select
-import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machine
 from datamanager.transports.channel import RemoteProgram
+from datamanager.transports.login_shell import command_line
 from datamanager.transports.values import to_wire
 
 CONNECTION_FAILED = 255
@@ -155,7 +155,7 @@ class OpenSshProgram(RemoteProgram):
                 theirs, self._input = os.pipe2(os.O_CLOEXEC)
                 os.set_blocking(self._input, False)
             options, connection = (["-A"], None) if forward_agent else ([], master)
-            words = [shlex.join(argv)]
+            words = [command_line(argv)]
             self._process = start_ssh(
                 machine, connection, options, words, stdin=theirs, stdout=output, stderr=subprocess.DEVNULL
             )
@@ -172,8 +172,8 @@ class OpenSshProgram(RemoteProgram):
         if self._input is not None:
             self._writable.register(self._input, select.POLLOUT)
 
-    def read(self, timeout: float) -> bytes | None:
-        """Return the next output, `b""` at the end, None after `timeout` seconds without."""
+    def _receive(self, timeout: float) -> bytes | None:
+        """Return what comes next; see RemoteProgram."""
         if not self._readable.poll(timeout * 1000):
             return None
         return os.read(self._output, 65536)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import threading
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from paramiko.agent import AgentRequestHandler
 
 from datamanager.errors import RemoteFailure, TransportError
 from datamanager.transports.channel import Channel, RemoteProgram
-from datamanager.transports.values import to_wire
+from datamanager.transports.login_shell import command_line
 
 
 class ParamikoProgram(RemoteProgram):
@@ -48,7 +47,7 @@ class ParamikoProgram(RemoteProgram):
             self._answers = _answers_later(self._channel)
             if own_agent:
                 self._agent = AgentRequestHandler(self._channel)
-            self._channel.exec_command(to_wire(shlex.join(argv)))
+            self._channel.exec_command(command_line(argv))
             if not stdin:
                 self._channel.shutdown_write()
         except (paramiko.SSHException, OSError, EOFError) as exc:
@@ -58,8 +57,8 @@ class ParamikoProgram(RemoteProgram):
                 raise parent.lost(f"the connection broke: {exc}") from exc
             raise RemoteFailure(f"the machine refuses to run programs: {exc}") from exc
 
-    def read(self, timeout: float) -> bytes | None:
-        """Return the next output, `b""` at the end, None after `timeout` seconds without."""
+    def _receive(self, timeout: float) -> bytes | None:
+        """Return what comes next; see RemoteProgram."""
         self._channel.settimeout(timeout)
         try:
             return self._channel.recv(65536)

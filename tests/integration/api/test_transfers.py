@@ -185,6 +185,7 @@ ENDS: dict[type[DataManagerError], int] = {
     errors.ConnectionLost: 502,
     errors.HostKeyMismatch: 502,
     errors.AuthenticationFailed: 502,
+    errors.LoginOutput: 502,
     errors.PermissionDenied: 502,
     errors.RemoteFailure: 502,
     errors.DownloadFailed: 502,

@@ -2,7 +2,8 @@
 # Send a file to another machine. $1: the file, $2: the offset to begin at, $3: the destination's known_hosts lines;
 # then ssh's words.
 #
-# It ends at the end of our input (3), which the second process in the background waits for.
+# It ends at the end of our input (3), which the second process in the background waits for. What login scripts print at
+# the destination is not passed on: our output is what ssh says.
 exec 3<&0 2>&1
 umask 077
 f=$1
@@ -17,9 +18,9 @@ trap 'kill $p $w 2>/dev/null; rm -f "$k"' EXIT
 printf %s "$h" > "$k" || exit 1
 set -- -o "UserKnownHostsFile=\"$k\"" "$@"
 if [ "$o" = 0 ]; then
-    ssh "$@" < "$f" &
+    ssh "$@" < "$f" > /dev/null &
 else
-    tail -c "+$((o + 1))" < "$f" | ssh "$@" &
+    tail -c "+$((o + 1))" < "$f" | ssh "$@" > /dev/null &
 fi
 p=$!
 { read -r _; kill $p; } <&3 >/dev/null 2>&1 &
