@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from api.http.responses import view_of
+from api.http.responses import OMIT, view_of
 from models.tables import DataObject
 
 
@@ -21,7 +21,8 @@ class HoldView(TypedDict):
 
 class ObjectView(TypedDict):
     """A data object. `path` is the directory as the client gave it, `checksum` is `sha256:…` or null. `last_used` is
-    when it was last copied from, moved or activated; `expires_at` until when it is wanted.
+    when it was last copied from, moved or activated; `expires_at` until when it is wanted. `not_kept` is there if the
+    machine did not keep something when the file was put there: of `mode`, `mtime`, `fsync` (on stable storage).
     """
 
     id: str
@@ -43,6 +44,7 @@ class ObjectView(TypedDict):
     last_used: datetime | None
     expires_at: datetime | None
     hold: HoldView | None
+    not_kept: NotRequired[list[str]]
 
 
 class TreeFileView(TypedDict):
@@ -71,4 +73,4 @@ def object_view(row: DataObject) -> ObjectView:
     hold: HoldView | None = None
     if row.held_since is not None:
         hold = {"since": row.held_since, "by": row.held_by, "reason": row.hold_reason}
-    return view_of(ObjectView, row, metadata=row.meta, hold=hold)
+    return view_of(ObjectView, row, metadata=row.meta, hold=hold, not_kept=row.not_kept or OMIT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from datamanager.domain.states import Route, TransferKind, Verified
 from datamanager.errors import InternalError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.port import Reader, Session, Storage
-from datamanager.transports.values import Bytes, FileStat
+from datamanager.transports.values import Bytes, FileStat, KeptAttributes
 
 
 class Digest(Protocol):
@@ -53,12 +53,30 @@ class Endpoint:
 class Intent:
     """What was recorded before a name was given: how a later attempt recognises its own work after a crash.
 
-    `size` in bytes, `sha256` hex or None, `mtime` of the file whose bytes these are (seconds).
+    `size` in bytes, `sha256` hex or None, `mtime` of the file whose bytes these are (seconds). `stored_mtime` is what
+    the destination's file has instead, where the machine does not keep it; `not_kept`: what of `mode`, `mtime` and
+    `fsync` it does not keep.
     """
 
     size: int
     sha256: str | None
     mtime: int
+    not_kept: tuple[str, ...] = ()
+    stored_mtime: int | None = None
+
+    def __post_init__(self) -> None:
+        """Accept what was read back from a note, which is JSON."""
+        object.__setattr__(self, "not_kept", tuple(self.not_kept))
+
+    @property
+    def file_mtime(self) -> int:
+        """The mtime by which the destination's file is known again (seconds)."""
+        return self.mtime if self.stored_mtime is None else self.stored_mtime
+
+    def stored_as(self, kept: KeptAttributes) -> Intent:
+        """Return the intent with what the machine keeps of mode, mtime and fsync."""
+        stored = None if kept.mtime == self.mtime else kept.mtime
+        return replace(self, stored_mtime=stored, not_kept=tuple(dict.fromkeys((*self.not_kept, *kept.not_kept))))
 
 
 @dataclass(frozen=True, slots=True)

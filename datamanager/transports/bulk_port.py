@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from datamanager.errors import TransportError
-from datamanager.transports.values import FileStat, NewFile, SmallFile
+from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile
 
 R = TypeVar("R")
 
@@ -49,8 +49,9 @@ class Bulk(Protocol):
         is RemoteFailure. The stat is that of the open file. `likely`: bytes of the largest, as far as is known; the
         smaller, the more are read at once."""
 
-    def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
-        """Create each file (O_EXCL), write it, set mode and mtime, close it; None once all of that was answered well.
+    def write(self, files: Iterable[NewFile]) -> Results[KeptAttributes | TransportError]:
+        """Create each file (O_EXCL), write it, set mode and mtime, close it; yield what the machine keeps of mode and
+        mtime once all else was answered well.
 
         Directories must exist. A file that failed after it was created here is removed again. `files` is read as far
         ahead as requests are in flight. Nothing is flushed to stable storage: see `syncing`.

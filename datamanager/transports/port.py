@@ -23,6 +23,7 @@ from datamanager.transports.values import (
     Check,
     CurlExit,
     FileStat,
+    KeptAttributes,
     NextRange,
     Progress,
     PushTarget,
@@ -74,7 +75,10 @@ class Writer(Protocol):
         """Return when every write so far was answered well."""
 
     def flush(self) -> None:
-        """Return when every write so far was answered well, and is on stable storage where the machine can do that."""
+        """Return when every write so far was answered well, and is on stable storage where the machine can do that.
+
+        That it can't is no error: `Session.set_attributes` says so.
+        """
 
 
 class Session(Protocol):
@@ -106,7 +110,8 @@ class Session(Protocol):
         may be left out. Raises: PathMissing."""
 
     def free_space(self, path: str) -> int | None:
-        """Return the bytes that this login may still write on the file system of `path`, or None if unknown."""
+        """Return the bytes that this login may still write on the file system of `path`, or None if the machine does
+        not say, or says what can't be (a file system of no bytes)."""
 
     def open_read(self, path: str) -> AbstractContextManager[Reader]:
         """Open a file for reading. Raises: PathMissing."""
@@ -125,6 +130,9 @@ class Session(Protocol):
     def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
         """Give a file its new name atomically, within one file system.
 
+        On a machine that can't refuse a name that is taken, the name is looked at before, without `overwrite`: a file
+        that appears between that and the rename is replaced (docs/transfer-protocol.md, the publish protocol, 5).
+
         Raises: PathExists when `destination` is taken and `overwrite` is False (both are left as they were);
         PathMissing; RemoteFailure when the two names are on different file systems.
         """
@@ -132,8 +140,12 @@ class Session(Protocol):
     def remove(self, path: str) -> None:
         """Remove a file (not a directory). Raises: PathMissing."""
 
-    def set_attributes(self, path: str, *, mode: int, mtime: int) -> None:
-        """Set the permission bits (never setuid, setgid or sticky) and the modification time."""
+    def set_attributes(self, path: str, *, mode: int, mtime: int) -> KeptAttributes:
+        """Set the permission bits (never setuid, setgid or sticky) and the modification time of a file that was
+        flushed; return what of that the machine keeps. That it refuses or ignores one of them is no error.
+
+        Raises: PathMissing.
+        """
 
     def abort(self) -> None:
         """Break the session's connection: a thread that waits for the machine gets ConnectionLost at once.

@@ -105,6 +105,21 @@ class NewFile:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptAttributes:
+    """What a machine keeps of what it was told of a file: the `mtime` that the file has (seconds), and which of `mode`,
+    `mtime` and `fsync` (the bytes are on stable storage) were not kept."""
+
+    mtime: int
+    not_kept: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, found: FileStat, *, mode: int, mtime: int) -> Self:
+        """Compare what a file has with what was wanted."""
+        wanted = {"mode": found.mode & 0o777 == mode & 0o777, "mtime": found.mtime == mtime}
+        return cls(found.mtime, tuple(name for name, kept in wanted.items() if not kept))
+
+
+@dataclass(frozen=True, slots=True)
 class CurlExit:
     """How a machine's curl ended: its exit status, how many bytes of the body it received, and whether it had a
     connection at all."""

@@ -297,7 +297,8 @@ class _Named:
     @property
     def facts(self) -> Facts:
         sha256 = self.intent.sha256
-        return Facts(self.intent.size, f"sha256:{sha256}" if sha256 else None, self.verified)
+        checksum = f"sha256:{sha256}" if sha256 else None
+        return Facts(self.intent.size, checksum, self.verified, not_kept=self.intent.not_kept)
 
 
 def _machines(attempt: Attempt) -> tuple[str, str]:

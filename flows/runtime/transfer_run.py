@@ -53,6 +53,8 @@ class TransferRun:
         restart = row.notes.get("restart")
         self.restart = Restart(**restart) if restart else None
         """The restart marker of the partial file, recorded by this attempt or one before."""
+        self.stored: Intent | None = None
+        """What this attempt recorded before it gave the file its name."""
         self.item_errors: dict[int, DataManagerError] = {}
         """Why items of a batch failed last, by number."""
         self.machine_away = False

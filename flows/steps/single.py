@@ -92,10 +92,15 @@ async def publish(found: Found, proof: Proof) -> Intent:
     run.control.enter(Phase.PUBLISH)
     run.control.shield()
     mtime = found.source.mtime if found.source else int(run.row.created.timestamp())
-    intent = Intent(proof.size, proof.sha256, mtime)
+    intent = run.stored  # by an earlier try of this step, which may have given the name before its answer was lost
+    if intent is None:
+        intent = Intent(proof.size, proof.sha256, mtime)
+        intent = await threaded(publishing.set_attributes, run.attempt(), found, intent)
     await _record(run, intent)
+    run.stored = intent
     await threaded(publishing.publish, run.attempt(), found, intent)
-    run.log.info("published %s", found.final)
+    kept = f", without {', '.join(intent.not_kept)}" if intent.not_kept else ""
+    run.log.info("published %s%s", found.final, kept)
     return intent
 
 
@@ -119,7 +124,8 @@ async def commit(intent: Intent, verified: Verified, originator: str = "") -> st
     """Commit to the catalogue; return the result for the client."""
     run = current()
     run.control.enter(Phase.COMMIT)
-    facts = Facts(intent.size, f"sha256:{intent.sha256}" if intent.sha256 else None, verified)
+    checksum = f"sha256:{intent.sha256}" if intent.sha256 else None
+    facts = Facts(intent.size, checksum, verified, not_kept=intent.not_kept)
     match TransferKind(run.row.kind):
         case TransferKind.COPY:
             return str(await run.write(outcomes.complete_copy, facts))
@@ -210,7 +216,7 @@ async def discard(run: TransferRun, found: Found) -> None:
 
 
 async def _record(run: TransferRun, intent: Intent) -> None:
-    await run.write(queue.remember, intent={"size": intent.size, "sha256": intent.sha256, "mtime": intent.mtime})
+    await run.write(queue.remember, intent=dataclasses.asdict(intent))
 
 
 def _download(

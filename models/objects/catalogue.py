@@ -28,11 +28,13 @@ from models.tables import Bundle, DataObject, Origin
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a file's bytes: size in bytes, `sha256:…` or None, and what was proved."""
+    """What is known of a file's bytes: size in bytes, `sha256:…` or None, and what was proved; `not_kept`: what of
+    `mode`, `mtime` and `fsync` its machine does not keep."""
 
     size: int | None
     checksum: str | None = None
     verified: Verified = Verified.NONE
+    not_kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
             "group": row.group,
             "checksum": row.facts.checksum,
             "verified": row.facts.verified.value,
+            "not_kept": list(row.facts.not_kept) or None,
             "derived_from": row.derived_from,
             "expires_at": row.expires_at,
         }
@@ -183,6 +186,7 @@ def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Fa
         obj.checksum = facts.checksum
     if facts.verified is not Verified.NONE:
         obj.verified = facts.verified.value
+        obj.not_kept = list(facts.not_kept) or None
     return told_of(obj)
 
 

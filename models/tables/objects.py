@@ -39,6 +39,8 @@ class DataObject(Base):
     checksum: Mapped[str | None] = mapped_column(String(80))
     """`sha256:…` or null."""
     verified: Mapped[str] = mapped_column(String(16), default=Verified.NONE.value)
+    not_kept: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """What of `mode`, `mtime` and `fsync` the machine did not keep when the file was put there; null: nothing."""
     derived_from: Mapped[UUID | None] = mapped_column(ForeignKey("objects.id"))
     archived_in: Mapped[str | None] = mapped_column(Text)
     """The bundle (machine:path) that has the bytes of an ARCHIVED object."""

@@ -26,7 +26,7 @@ from datamanager.transports.bulk_port import MOST_IN_FLIGHT
 from datamanager.transports.factory import open_storage
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.sftp.pool import SftpStorage
-from datamanager.transports.values import FileKind, NewFile
+from datamanager.transports.values import FileKind, KeptAttributes, NewFile
 from tests.contract.conftest import ask_for_programs, commands, until, usable
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
@@ -89,7 +89,7 @@ def store(request: pytest.FixtureRequest, machine: Machine, session: Session) ->
         if request.param == "unpack":
             with pytest.raises(NotSupported):
                 session.bulk.unpack(files, str(folder))
-        assert everything(session.bulk.write(files), len(files)) == [None] * len(files)
+        assert everything(session.bulk.write(files), len(files)) == [KeptAttributes(file.mtime) for file in files]
 
     return stored
 
@@ -252,7 +252,7 @@ def test_an_iteration_that_is_left_early_leaves_a_session_that_works(session: Se
     assert len(os.listdir(tmp_path)) <= 2 * MOST_IN_FLIGHT
     assert all(found is None for _, found in session.bulk.remove([entry.path for entry in os.scandir(tmp_path)]))
     assert_made_again = everything(session.bulk.write(files), COUNT)
-    assert assert_made_again == [None] * COUNT
+    assert assert_made_again == [KeptAttributes(file.mtime) for file in files]
 
 
 def test_a_source_that_fails_passes_through(session: Session, machine: Machine, tmp_path: Path) -> None:

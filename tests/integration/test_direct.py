@@ -122,7 +122,8 @@ def carry(job: Attempt) -> Found:
     assert control.bytes_done == moved.size
     proof = verify(job, found, moved, control)
     assert proof.verified is Verified.SHA256
-    publishing.publish(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime))
+    intent = Intent(proof.size, proof.sha256, found.source_stat.mtime)
+    publishing.publish(job, found, publishing.set_attributes(job, found, intent))
     return found
 
 

@@ -71,7 +71,8 @@ def carry(job: Attempt, control: Control | None = None) -> tuple[Found, Verified
         else transfer.relay(job, found, control)
     )
     proof = verify(job, found, moved, control)
-    publishing.publish(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime))
+    intent = Intent(proof.size, proof.sha256, found.source_stat.mtime)
+    publishing.publish(job, found, publishing.set_attributes(job, found, intent))
     return found, proof.verified
 
 

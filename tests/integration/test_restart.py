@@ -67,7 +67,8 @@ class Site:
         job, control = dataclasses.replace(job, restart=self.marker), control or Control()
         found = probe(job)
         proof = verify(job, found, transfer.relay(job, found, control, self.remember), control)
-        publishing.publish(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime))
+        intent = Intent(proof.size, proof.sha256, found.source_stat.mtime)
+        publishing.publish(job, found, publishing.set_attributes(job, found, intent))
         return proof.verified
 
     def attempts(self, job: Attempt, most: int = 6) -> int:

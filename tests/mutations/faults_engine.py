@@ -37,7 +37,7 @@ ENGINE_FAULTS = (
         "publish: another file with the name is taken for ours",
         "datamanager/engine/single/verify.py",
         "    if there is None or there.kind is not FileKind.FILE or there.size != intent.size:\n        return False\n"
-        "    return there.mtime == intent.mtime if intent.sha256 is None else"
+        "    return there.mtime == intent.file_mtime if intent.sha256 is None else"
         " stored_sha256(session, path) == intent.sha256\n",
         "    return True\n",
         ("tests/integration/test_engine.py::test_a_file_that_appears_in_the_last_moment_is_left[local]",),
@@ -190,10 +190,27 @@ ENGINE_FAULTS = (
     ),
     Fault(
         "storage: setuid is carried over",
-        "datamanager/transports/local/storage.py",
-        "os.chmod(path, mode & 0o777)",
-        "os.chmod(path, mode)",
+        "datamanager/transports/local/files.py",
+        "os.chmod(file, mode & 0o777)",
+        "os.chmod(file, mode)",
         ("tests/contract/test_transport.py::test_set_attributes_never_sets_setuid[local]",),
+    ),
+    Fault(
+        "sftp: a server whose rename replaces is not found out",
+        "datamanager/transports/sftp/server_behaviour.py",
+        "            if (self._size(first), self._size(second)) == (1, 2):\n                return Naming.RENAME",
+        "            if True:\n                return Naming.RENAME",
+        ("tests/integration/test_sftp_servers.py::test_a_file_that_appears_during_a_copy_is_left[links-alone]",),
+    ),
+    Fault(
+        "batch: the time that a machine does not keep is taken for that of the file",
+        "datamanager/engine/bulk/bulk_chunk.py",
+        "return intent if self.kept is None else intent.stored_as(self.kept)",
+        "return intent",
+        (
+            "tests/integration/test_sftp_servers.py::"
+            "test_a_file_without_its_time_is_recognised_after_a_crash[together-refused]",
+        ),
     ),
     Fault(
         "transport: more sessions than max_connections",

@@ -16,7 +16,7 @@ from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileKind, FileStat, SmallFile
+from datamanager.transports.values import FileKind, FileStat, KeptAttributes, SmallFile
 
 SMALL = 512 * 1024
 """Bytes up to which a file is small: 64 are in memory at each end of the way, 64 MiB at the most."""
@@ -51,8 +51,8 @@ class Staged:
     """An item whose verified bytes are in the partial file `part`, ready for its name `final`.
 
     Paths are absolute on their machines, links resolved; `canonical` is the destination below its base directory. Size
-    in bytes, mtime in seconds and mode are the source's; sha256 (hex) is there with that policy. `published`: an
-    earlier attempt got that far, and there is no partial file.
+    in bytes, mtime in seconds and mode are the source's; sha256 (hex) is there with that policy. `kept`: what the
+    machine keeps of mode, mtime and fsync. `published`: an earlier attempt got that far, and there is no partial file.
     """
 
     number: int
@@ -65,11 +65,13 @@ class Staged:
     mode: int
     sha256: str | None
     published: bool = False
+    kept: KeptAttributes | None = None
 
     @property
     def intent(self) -> Intent:
         """What is to be recorded before the file gets its name."""
-        return Intent(self.size, self.sha256, self.mtime)
+        intent = Intent(self.size, self.sha256, self.mtime)
+        return intent if self.kept is None else intent.stored_as(self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class SmallTask:
     canonical: str
     stat: FileStat = _NOTHING_SEEN
     sha256: str | None = None
+    kept: KeptAttributes | None = None
+    """What the machine keeps of mode, mtime and fsync; None: all, as far as is known."""
 
     @property
     def number(self) -> int:
@@ -175,6 +179,7 @@ class SmallTask:
             self.stat.mode & 0o777,
             self.sha256,
             published,
+            self.kept,
         )
 
 

@@ -24,7 +24,7 @@ from datamanager.errors import (
     SourceMissing,
     TransportError,
 )
-from datamanager.transports.values import FileKind, FileStat
+from datamanager.transports.values import FileKind, FileStat, KeptAttributes
 
 EARLIER_EPOCHS = 20
 """How many earlier attempts' partial files are looked for."""
@@ -130,6 +130,7 @@ def _look_at_destinations(chunk: Chunk) -> None:
         elif _may_be_ours(chunk, task, found):
             intent = chunk.rules.ours[task.number]
             task.stat = replace(found, mtime=intent.mtime)
+            task.kept = KeptAttributes(intent.file_mtime, intent.not_kept)
             candidates.append(task)
         else:
             _require_replaceable(chunk, task, found.kind)
@@ -143,7 +144,7 @@ def _may_be_ours(chunk: Chunk, task: SmallTask, there: FileStat) -> bool:
         return False
     if intent.sha256 is None:
         # to be overwritten it could be the old file of that size and mtime: doing it again is safe
-        return not chunk.rules.overwrite and there.mtime == intent.mtime
+        return not chunk.rules.overwrite and there.mtime == intent.file_mtime
     return True
 
 

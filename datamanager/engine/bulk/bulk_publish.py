@@ -87,7 +87,7 @@ def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
         one = staged[place]
         if isinstance(found, TransportError) or (found.kind, found.size) != (FileKind.FILE, one.size):
             continue
-        if one.sha256 is not None or found.mtime == one.mtime:
+        if one.sha256 is not None or found.mtime == one.intent.file_mtime:
             alike.append(one)
     held = {one.number for one in alike if one.sha256 is None}
     hashed = [one for one in alike if one.sha256 is not None]

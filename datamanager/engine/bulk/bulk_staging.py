@@ -12,6 +12,7 @@ import logging
 import posixpath
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from hashlib import sha256
 
 from datamanager.engine.bulk.bulk_chunk import (
@@ -38,7 +39,7 @@ from datamanager.errors import (
     SourceMissing,
     TransportError,
 )
-from datamanager.transports.values import FileKind, FileStat, NewFile
+from datamanager.transports.values import FileKind, FileStat, KeptAttributes, NewFile
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +69,10 @@ def stage(
             _require_unchanged(chunk)
             directories = sorted({posixpath.dirname(task.part) for task in chunk.left()})
             if directories:
-                with suppress(NotSupported):  # some machines have no way to do it
+                try:
                     sync(directories)
+                except NotSupported:  # some machines have no way to do it
+                    _note_unsynced(chunk)
         control.check()
     except BaseException:
         with suppress(TransportError):  # what leads here matters more, and a later attempt removes these names, too
@@ -78,6 +81,13 @@ def stage(
     chunk.remove_parts([task for task in chunk.made.values() if task.number in chunk.outcomes])
     outcomes = chunk.outcomes | {task.number: task.staged() for task in chunk.left()}
     return [outcomes[item.number] for item in items]
+
+
+def _note_unsynced(chunk: Chunk) -> None:
+    """Note that what is staged may not be on stable storage."""
+    for task in chunk.left():
+        kept = task.kept or KeptAttributes(task.stat.mtime)
+        task.kept = replace(kept, not_kept=(*kept.not_kept, "fsync"))
 
 
 def _carry(chunk: Chunk) -> None:
@@ -134,11 +144,12 @@ def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataMana
     wrong: dict[SmallTask, DataManagerError] = {}
     sent = list[SmallTask]()
     with closing(_files(chunk, tasks, sent)) as files, closing(chunk.ends.target.bulk.write(files)) as results:
-        for index, error in results:
-            if error is None:
-                chunk.count(sent[index])
+        for index, kept in results:
+            if isinstance(kept, TransportError):
+                wrong[sent[index]] = kept
             else:
-                wrong[sent[index]] = error
+                sent[index].kept = kept
+                chunk.count(sent[index])
     return wrong
 
 

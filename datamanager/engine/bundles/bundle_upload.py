@@ -191,7 +191,8 @@ def _send(job: ArchiveAttempt, content: BundleContent, control: Control, remembe
     )
     if job.level is VerifyLevel.PARANOID:
         _require_members(job.destination, found.part, manifest, layout, control)
-    return ReadyBundle(job, found, manifest, Intent(moved.size, sha256, int(made_at.timestamp())))
+    intent = Intent(moved.size, sha256, int(made_at.timestamp()))
+    return ReadyBundle(job, found, manifest, publishing.set_attributes(transfer, found, intent))
 
 
 def _require_members(end: Endpoint, path: str, manifest: Manifest, layout: Layout, control: Control) -> None:

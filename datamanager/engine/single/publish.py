@@ -23,6 +23,20 @@ from datamanager.transports.values import FileKind
 PLAIN_MODE = 0o644  # of a downloaded file; a copy carries its source's mode
 
 
+def set_attributes(job: Attempt, found: Found, intent: Intent) -> Intent:
+    """Give the verified partial file its mode and modification time; return the intent with what the machine keeps of
+    them, to be recorded before `publish`.
+
+    Raises: RemoteFailure when the partial file is gone, and what the transports raise.
+    """
+    mode = found.source.mode & 0o777 if found.source else PLAIN_MODE
+    with job.target.storage.session() as session:
+        try:
+            return intent.stored_as(session.set_attributes(found.part, mode=mode, mtime=intent.mtime))
+        except PathMissing as exc:
+            raise RemoteFailure(f"{job.target.place}: the partial file disappeared") from exc
+
+
 def publish(job: Attempt, found: Found, intent: Intent) -> None:
     """Give the verified partial file its name, atomically; readers see nothing or the whole file.
 
@@ -32,9 +46,7 @@ def publish(job: Attempt, found: Found, intent: Intent) -> None:
     Raises: DestinationExists, and what the transports raise.
     """
     with job.target.storage.session() as session:
-        mode = found.source.mode & 0o777 if found.source else PLAIN_MODE
         try:
-            session.set_attributes(found.part, mode=mode, mtime=intent.mtime)
             session.rename(found.part, found.final, overwrite=job.overwrite)
         except PathMissing as exc:
             # our own earlier try may have renamed it before its answer was lost

@@ -117,11 +117,12 @@ def stage_content(
         try:
             proof = verify(job, found, transfer.relay(job, found, control, remember), control)
             judge(proof)
+            intent = publishing.set_attributes(job, found, Intent(proof.size, proof.sha256, stat.mtime))
         except ChecksumMismatch:
             _discard(job, found)
             raise
         control.enter(Phase.PUBLISH)
-        return ReadyFile(job, found, Intent(proof.size, proof.sha256, stat.mtime), proof.verified)
+        return ReadyFile(job, found, intent, proof.verified)
 
     return again_if_damaged(send)
 
@@ -169,11 +170,13 @@ def _sent(job: Attempt, found: Found, whole: Control) -> ReadyFile:
         proof = again_if_damaged(
             lambda: verify(job, found, transfer.send(job, found, share), share), lambda: transfer.discard(job, found)
         )
+        intent = Intent(proof.size, proof.sha256, found.source_stat.mtime)
+        intent = publishing.set_attributes(job, found, intent)
     except DataManagerError:
         _discard(job, found)
         raise
     share.enter(Phase.PUBLISH)
-    return ReadyFile(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime), proof.verified)
+    return ReadyFile(job, found, intent, proof.verified)
 
 
 def _discard(job: Attempt, found: Found) -> None:

@@ -83,7 +83,7 @@ def holds(session: Session, path: str, intent: Intent) -> bool:
     there = lstat_or_none(session, path)
     if there is None or there.kind is not FileKind.FILE or there.size != intent.size:
         return False
-    return there.mtime == intent.mtime if intent.sha256 is None else stored_sha256(session, path) == intent.sha256
+    return there.mtime == intent.file_mtime if intent.sha256 is None else stored_sha256(session, path) == intent.sha256
 
 
 def source_sha256(job: Attempt, found: Found, control: Control) -> str:

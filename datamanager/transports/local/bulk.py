@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from datamanager.errors import NotSupported, PathExists, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results, Sync
-from datamanager.transports.local.files import file_stat, lstat, os_errors, real_path, remove, rename
-from datamanager.transports.values import FileStat, NewFile, SmallFile, require_file, shown
+from datamanager.transports.local.files import file_stat, lstat, os_errors, real_path, remove, rename, set_attributes
+from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile, require_file, shown
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -51,7 +51,7 @@ class LocalBulk:
         """Yield whole regular files; a link is not followed."""
         return _each(lambda path: _read(path, most), paths)
 
-    def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
+    def write(self, files: Iterable[NewFile]) -> Results[KeptAttributes | TransportError]:
         """Create each file, write it, set its mode and mtime, close it."""
         return _each(_write, files)
 
@@ -122,7 +122,7 @@ def _read(path: str, most: int) -> SmallFile:
     return SmallFile(stat, bytes(data))
 
 
-def _write(file: NewFile) -> None:
+def _write(file: NewFile) -> KeptAttributes:
     with os_errors(file.path):
         handle = os.open(file.path, _NEW, 0o600)
         try:
@@ -130,8 +130,7 @@ def _write(file: NewFile) -> None:
                 rest = memoryview(file.data).cast("B")
                 while rest:
                     rest = rest[os.write(handle, rest) :]
-                os.fchmod(handle, file.mode & 0o777)
-                os.utime(handle, (file.mtime, file.mtime))
+                return set_attributes(handle, mode=file.mode, mtime=file.mtime)
             finally:
                 os.close(handle)
         except BaseException:

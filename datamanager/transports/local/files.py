@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
-from datamanager.transports.values import Bytes, FileKind, FileStat, NextRange, require_file, shown
+from datamanager.transports.values import Bytes, FileKind, FileStat, KeptAttributes, NextRange, require_file, shown
 
 _BLOCK = 1 << 20
 
@@ -24,6 +24,10 @@ _ERRORS: dict[int, type[TransportError]] = {
     errno.ENOSPC: NoSpace,
     errno.EDQUOT: NoSpace,
 }
+_NOT_KEPT = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+"""A file system that has no such attributes."""
+_NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+"""A file system that can't: network and user-space ones say so for directories."""
 _NO_RANGE_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -108,7 +112,7 @@ class LocalWriter:
     def flush(self) -> None:
         """Put the file and its name on stable storage."""
         with self._keeping_failures():
-            os.fsync(self._handle)
+            _fsync(self._handle)
         sync_directory(os.path.dirname(self._path))
 
     def close(self) -> None:
@@ -210,9 +214,33 @@ def sync_directory(path: str) -> None:
     with os_errors(path):
         handle = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(handle)
+            _fsync(handle)
         finally:
             os.close(handle)
+
+
+def set_attributes(file: str | int, *, mode: int, mtime: int) -> KeptAttributes:
+    """Set permission bits and modification time of a path or an open file, as far as its file system has them; return
+    what it keeps. Raises: OSError."""
+    with _suppressed(_NOT_KEPT):
+        os.chmod(file, mode & 0o777)
+    with _suppressed(_NOT_KEPT):
+        os.utime(file, (mtime, mtime))
+    return KeptAttributes.of(file_stat(os.stat(file)), mode=mode, mtime=mtime)
+
+
+def _fsync(handle: int) -> None:
+    with _suppressed(_NO_SYNC):
+        os.fsync(handle)
+
+
+@contextmanager
+def _suppressed(numbers: set[int]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in numbers:
+            raise
 
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}

@@ -14,7 +14,7 @@ from datamanager.transports.local.files import file_stat, os_errors
 from datamanager.transports.local.host_programs import LocalPrograms
 from datamanager.transports.port import Session
 from datamanager.transports.session_limiter import BoundedStorage
-from datamanager.transports.values import FileStat
+from datamanager.transports.values import FileStat, KeptAttributes
 
 
 class LocalStorage(BoundedStorage):
@@ -61,21 +61,20 @@ class LocalSession:
                     yield entry.name, files.lstat(entry.path)
 
     def free_space(self, path: str) -> int | None:
-        """Return f_bavail in bytes."""
+        """Return f_bavail in bytes; None for a file system of no blocks."""
         with os_errors(path):
             found = os.statvfs(path)
-        return found.f_bavail * found.f_frsize
+        return found.f_bavail * found.f_frsize if found.f_blocks else None
 
     def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
         """Give a file its new name, and put the change on stable storage."""
         files.rename(source, destination, overwrite=overwrite)
         files.sync_directory(os.path.dirname(destination))
 
-    def set_attributes(self, path: str, *, mode: int, mtime: int) -> None:
+    def set_attributes(self, path: str, *, mode: int, mtime: int) -> KeptAttributes:
         """Set permission bits and modification time."""
         with os_errors(path):
-            os.chmod(path, mode & 0o777)
-            os.utime(path, (mtime, mtime))
+            return files.set_attributes(path, mode=mode, mtime=mtime)
 
     def abort(self) -> None:
         """Do nothing: a system call that hangs can't be broken."""

@@ -19,17 +19,29 @@ from datamanager.transports.remote.batch import digests, no_sync, syncing, unpac
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.errors import SPACE_IS_GONE, check, expect, status_error, write_error
 from datamanager.transports.sftp.pipeline import Work, close_handle, pipelined
+from datamanager.transports.sftp.server_behaviour import HARDLINK, RENAME, STATVFS, Naming, ServerBehaviour
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
+    Reply,
     Wire,
     pack_attributes,
+    pack_mtime,
     string,
     u32,
     u64,
     unpack_space,
     unpack_stat,
 )
-from datamanager.transports.values import FileKind, FileStat, NewFile, SmallFile, from_wire, require_file, shown
+from datamanager.transports.values import (
+    FileKind,
+    FileStat,
+    KeptAttributes,
+    NewFile,
+    SmallFile,
+    from_wire,
+    require_file,
+    shown,
+)
 
 _IN_FLIGHT = 64
 """Open files at once on a machine that does not say how many it allows."""
@@ -38,15 +50,15 @@ _MEMORY = 32 * 1024 * 1024
 _NAMES_IN_FLIGHT = 512
 """Requests at once that open nothing and carry no file's bytes."""
 NEW = u32(sftp.SFTP_FLAG_WRITE | sftp.SFTP_FLAG_CREATE | sftp.SFTP_FLAG_EXCL)
-_RENAME, STATVFS = "posix-rename@openssh.com", "statvfs@openssh.com"
 
 
 class SftpBulk:
     """One SFTP conversation's work on many small files."""
 
-    def __init__(self, wire: Wire, installed: InstalledPrograms) -> None:
+    def __init__(self, wire: Wire, installed: InstalledPrograms, server: ServerBehaviour) -> None:
         self._wire = wire
         self._installed = installed
+        self._server = server
         self._full = False
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
@@ -66,15 +78,26 @@ class SftpBulk:
         at_once = max(1, min(self._open_at_once, _MEMORY // max(1, most if likely is None else likely)))
         return pipelined(self._wire, (self._read(path, most) for path in paths), at_once)
 
-    def write(self, files: Iterable[NewFile]) -> Results[TransportError | None]:
+    def write(self, files: Iterable[NewFile]) -> Results[KeptAttributes | TransportError]:
         """Create each file, write it, set its mode and mtime, close it."""
         self._full = False
         return pipelined(self._wire, map(self._write, files), self._open_at_once)
 
+    def set_attributes(self, files: Sequence[tuple[str, int, int]]) -> Results[KeptAttributes | TransportError]:
+        """Set mode and mtime of each (path, mode, mtime), and yield what the server keeps of them."""
+        works = (self._set_attributes(path, mode, mtime) for path, mode, mtime in files)
+        return pipelined(self._wire, works, _NAMES_IN_FLIGHT)
+
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
-        works = (self._rename(source, destination, overwrite) for source, destination in names)
-        return pipelined(self._wire, works, _NAMES_IN_FLIGHT)
+        if overwrite:
+            works = (self._replace(source, destination) for source, destination in names)
+        elif names:
+            naming = self._server.naming(self._wire, posixpath.dirname(names[0][1]) or "/")
+            works = (self._rename(source, destination, naming) for source, destination in names)
+        else:
+            return
+        yield from pipelined(self._wire, works, _NAMES_IN_FLIGHT)
 
     def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Remove each file."""
@@ -167,7 +190,7 @@ class SftpBulk:
         finally:
             close_handle(self._wire, handle)
 
-    def _write(self, file: NewFile) -> Work[None]:
+    def _write(self, file: NewFile) -> Work[KeptAttributes]:
         path = file.path
         [reply] = yield [self._wire.post(sftp.CMD_OPEN, string(path), NEW + pack_attributes(mode=0o600))]
         if reply.code == sftp.SFTP_FAILURE and (yield from self._exists(path)):
@@ -178,37 +201,93 @@ class SftpBulk:
         for start in range(0, len(data), block):
             piece = data[start : start + block]
             posted.append(post(sftp.CMD_WRITE, handle + u64(start) + u32(len(piece)), piece))
-        posted.append(post(sftp.CMD_FSETSTAT, handle + pack_attributes(mode=file.mode, mtime=file.mtime)))
         posted.append(post(sftp.CMD_CLOSE, handle))
+        # set by name, after the close: some servers take a time that an open file was given back
+        posted += self._post_attributes(path, file.mode, file.mtime)
+        mode, mtime = file.mode, file.mtime
         del file, data  # what was sent need not be kept until the answers are there
-        replies = yield posted
+        *replies, told, seen = yield posted
         bad = next((reply for reply in replies if reply.code != sftp.SFTP_OK), None)
         if bad is None:
-            return
+            return (yield from self._kept(path, mode, mtime, told, seen))
         error = write_error(bad, path, full=bad.code == sftp.SFTP_FAILURE and (yield from self._space_is_gone(path)))
         yield [post(sftp.CMD_REMOVE, string(path))]
         raise error
 
-    def _rename(self, source: str, destination: str, overwrite: bool) -> Work[None]:
-        """To overwrite, the server needs OpenSSH's posix-rename; the plain RENAME refuses an existing name."""
-        names, has_posix = string(source) + string(destination), _RENAME in self._wire.extensions
-        replacing = string(_RENAME) + names
-        if overwrite and has_posix:
-            [reply] = yield [self._wire.post(sftp.CMD_EXTENDED, replacing)]
-            check(reply, source)
+    def _post_attributes(self, path: str, mode: int, mtime: int) -> list[int]:
+        """Set both, and look: a server may accept what it ignores. Costs no round trip of its own."""
+        post, name = self._wire.post, string(path)
+        return [post(sftp.CMD_SETSTAT, name + pack_attributes(mode=mode, mtime=mtime)), post(sftp.CMD_LSTAT, name)]
+
+    def _set_attributes(self, path: str, mode: int, mtime: int) -> Work[KeptAttributes]:
+        told, seen = yield self._post_attributes(path, mode, mtime)
+        return (yield from self._kept(path, mode, mtime, told, seen))
+
+    def _kept(self, path: str, mode: int, mtime: int, told: Reply, seen: Reply) -> Work[KeptAttributes]:
+        """Return what the server keeps. One that refuses both may take each alone; one that answers several requests
+        at once may have looked too early."""
+        post, name = self._wire.post, string(path)
+        kept = KeptAttributes.of(unpack_stat(expect(seen, sftp.CMD_ATTRS, path).fields()), mode=mode, mtime=mtime)
+        if told.code == sftp.SFTP_OK and not kept.not_kept:
+            return kept
+        if told.code != sftp.SFTP_OK:
+            if isinstance(error := status_error(told, path), PathMissing):
+                raise error
+            yield [post(sftp.CMD_SETSTAT, name + one) for one in (pack_attributes(mode=mode), pack_mtime(mtime))]
+        [seen] = yield [post(sftp.CMD_LSTAT, name)]
+        kept = KeptAttributes.of(unpack_stat(expect(seen, sftp.CMD_ATTRS, path).fields()), mode=mode, mtime=mtime)
+        for lost in kept.not_kept:
+            self._server.note(f"does not keep the {lost} of files")
+        return kept
+
+    def _replace(self, source: str, destination: str) -> Work[None]:
+        """Rename and replace, by OpenSSH's posix-rename; a plain RENAME that replaces will do, too."""
+        names = string(source) + string(destination)
+        if RENAME in self._wire.extensions:
+            [reply] = yield [self._wire.post(sftp.CMD_EXTENDED, string(RENAME) + names)]
+            if reply.code != sftp.SFTP_OP_UNSUPPORTED:
+                return check(reply, source)
+        [reply] = yield [self._wire.post(sftp.CMD_RENAME, names)]
+        if reply.code == sftp.SFTP_FAILURE and (yield from self._exists(destination)):
+            raise RemoteFailure(f"{shown(destination)}: the server can't replace a file atomically")
+        check(reply, source)
+
+    def _rename(self, source: str, destination: str, naming: Naming) -> Work[None]:
+        """Rename to a name that must be free, as this server does it."""
+        names = string(source) + string(destination)
+        if naming is Naming.LINK and (yield from self._link(source, destination)):
             return
+        if naming is not Naming.RENAME and (yield from self._exists(destination)):
+            raise PathExists(f"{shown(destination)}: is taken")
         [reply] = yield [self._wire.post(sftp.CMD_RENAME, names)]
         if reply.code == sftp.SFTP_OK:
             return
         if reply.code == sftp.SFTP_FAILURE and (yield from self._exists(destination)):
-            if overwrite:
-                raise RemoteFailure(f"{shown(destination)}: the server can't replace a file atomically")
             raise PathExists(f"{shown(destination)}: is taken")
-        if reply.code != sftp.SFTP_FAILURE or not has_posix:
+        if reply.code != sftp.SFTP_FAILURE or RENAME not in self._wire.extensions:
             raise status_error(reply, source)
         # no hard links there, so the server's RENAME can't work; the other has a gap since the look above
-        [reply] = yield [self._wire.post(sftp.CMD_EXTENDED, replacing)]
+        [reply] = yield [self._wire.post(sftp.CMD_EXTENDED, string(RENAME) + names)]
         check(reply, destination)
+
+    def _link(self, source: str, destination: str) -> Work[bool]:
+        """Rename by link and unlink; False where hard links don't work, nothing is changed then."""
+        names = string(source) + string(destination)
+        [linked] = yield [self._wire.post(sftp.CMD_EXTENDED, string(HARDLINK) + names)]
+        if linked.code != sftp.SFTP_OK:
+            there, itself = yield [self._wire.post(sftp.CMD_LSTAT, string(path)) for path in (destination, source)]
+            if there.kind == sftp.CMD_ATTRS:
+                raise PathExists(f"{shown(destination)}: is taken")
+            expect(itself, sftp.CMD_ATTRS, source)
+            return False
+        [reply] = yield [self._wire.post(sftp.CMD_REMOVE, string(source))]
+        if reply.code in (sftp.SFTP_OK, sftp.SFTP_NO_SUCH_FILE):
+            return True
+        # as OpenSSH's server does it: left there, our own link would be in the way of the next try
+        looks = yield [self._wire.post(sftp.CMD_LSTAT, string(path)) for path in (source, destination)]
+        if all(look.kind == sftp.CMD_ATTRS for look in looks) and looks[0].body == looks[1].body:
+            yield [self._wire.post(sftp.CMD_REMOVE, string(destination))]
+        raise status_error(reply, source)
 
     def _remove(self, path: str) -> Work[None]:
         [reply] = yield [self._wire.post(sftp.CMD_REMOVE, string(path))]
@@ -228,7 +307,8 @@ class SftpBulk:
             directory = string(posixpath.dirname(path) or "/")
             [reply] = yield [self._wire.post(sftp.CMD_EXTENDED, string(STATVFS) + directory)]
             if reply.kind == sftp.CMD_EXTENDED_REPLY:
-                self._full = unpack_space(reply.fields()) < SPACE_IS_GONE
+                free = unpack_space(reply.fields())
+                self._full = free is not None and free < SPACE_IS_GONE
         return self._full
 
     def _request(self, handle: bytes, offset: int, size: int) -> int:

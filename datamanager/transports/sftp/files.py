@@ -12,6 +12,7 @@ from paramiko import sftp
 from datamanager.errors import RemoteFailure, TransportError
 from datamanager.transports.channel import SLOW
 from datamanager.transports.sftp.errors import SPACE_IS_GONE, check, expect, write_error
+from datamanager.transports.sftp.server_behaviour import FSYNC, REFUSED, ServerBehaviour
 from datamanager.transports.sftp.wire import Reply, Wire, string, u32, u64, unpack_stat
 from datamanager.transports.values import Bytes, FileStat, NextRange, shown
 
@@ -116,10 +117,13 @@ class SftpWriter:
     The first failure is kept: a file of which a write failed is never called good.
     """
 
-    def __init__(self, wire: Wire, handle: bytes, path: str, free_space: Callable[[], int | None]) -> None:
+    def __init__(
+        self, wire: Wire, handle: bytes, path: str, server: ServerBehaviour, free_space: Callable[[], int | None]
+    ) -> None:
         self._wire = wire
         self._handle = string(handle)
         self._path = path
+        self._server = server
         self._free_space = free_space
         self._flying: deque[tuple[int, int]] = deque()  # (request, offset), in the order of sending
         self._failed_at: int | None = None
@@ -153,11 +157,13 @@ class SftpWriter:
     def flush(self) -> None:
         """Wait for every status, then fsync where the server can."""
         self.settle()
-        if "fsync@openssh.com" not in self._wire.extensions:
+        if FSYNC not in self._wire.extensions:
             return
         with patient(self._wire):
-            reply = self._wire.extended("fsync@openssh.com", self._handle)
-        if reply.code != sftp.SFTP_OP_UNSUPPORTED:
+            reply = self._wire.extended(FSYNC, self._handle)
+        if reply.code in REFUSED:
+            self._server.syncs = False
+        else:
             self._check(reply)
 
     def begin_copy(self, reader: SftpReader, offset: int, count: int) -> int:
@@ -170,7 +176,7 @@ class SftpWriter:
         """Return once the range is copied; False when the server has no such extension."""
         with patient(self._wire):
             reply = self._wire.take(number)
-        if reply.code == sftp.SFTP_OP_UNSUPPORTED:
+        if reply.code in REFUSED:
             return False
         self._check(reply)
         return True

@@ -20,6 +20,7 @@ from datamanager.transports.channel import Channel
 from datamanager.transports.port import Session
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.session_limiter import BoundedStorage
+from datamanager.transports.sftp.server_behaviour import ServerBehaviour
 from datamanager.transports.sftp.session import SftpSession
 from datamanager.transports.sftp.wire import Wire
 
@@ -52,6 +53,7 @@ class SftpStorage(BoundedStorage):
         self._connector = connector
         self._idle_seconds = idle_seconds
         self._installed = InstalledPrograms()
+        self._server = ServerBehaviour(machine.name)
         self._changed = threading.Condition()
         self._idle: deque[tuple[float, SftpSession]] = deque()  # (since when, session), longest idle first
         self._channels: set[Channel] = set()
@@ -129,7 +131,7 @@ class SftpStorage(BoundedStorage):
             raise
         channel.patience = self._machine.stall_timeout
         self._connector.round_trip = wire.round_trip
-        return SftpSession(wire, self._installed)
+        return SftpSession(wire, self._installed, self._server)
 
     def _end(self, session: SftpSession) -> None:
         self._forget(session.channel)

@@ -10,15 +10,16 @@ from typing import TypeVar
 
 from paramiko import sftp
 
-from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
+from datamanager.errors import PathExists, TransportError
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.port import Session
 from datamanager.transports.remote.programs import RemotePrograms
 from datamanager.transports.remote.running import InstalledPrograms
-from datamanager.transports.sftp.bulk import NEW, STATVFS, SftpBulk
+from datamanager.transports.sftp.bulk import NEW, SftpBulk
 from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
 from datamanager.transports.sftp.pipeline import close_handle
+from datamanager.transports.sftp.server_behaviour import FSYNC, STATVFS, ServerBehaviour
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
     Wire,
@@ -28,7 +29,15 @@ from datamanager.transports.sftp.wire import (
     unpack_space,
     unpack_stat,
 )
-from datamanager.transports.values import FileStat, Progress, from_wire, no_progress, require_file, shown
+from datamanager.transports.values import (
+    FileStat,
+    KeptAttributes,
+    Progress,
+    from_wire,
+    no_progress,
+    require_file,
+    shown,
+)
 
 T = TypeVar("T")
 
@@ -41,11 +50,12 @@ noticed."""
 class SftpSession:
     """One SFTP conversation as a Session of the port."""
 
-    def __init__(self, wire: Wire, installed: InstalledPrograms) -> None:
-        self.bulk = SftpBulk(wire, installed)
+    def __init__(self, wire: Wire, installed: InstalledPrograms, server: ServerBehaviour) -> None:
+        self.bulk = SftpBulk(wire, installed, server)
         self.channel = wire.channel
         self._wire = wire
         self._installed = installed
+        self._server = server
 
     @property
     def usable(self) -> bool:
@@ -93,10 +103,14 @@ class SftpSession:
             close_handle(self._wire, handle)
 
     def free_space(self, path: str) -> int | None:
-        """Return f_bavail in bytes."""
+        """Return f_bavail in bytes; None where the server has no answer."""
         if STATVFS not in self._wire.extensions:
             return None
-        return unpack_space(expect(self._wire.extended(STATVFS, string(path)), sftp.CMD_EXTENDED_REPLY, path).fields())
+        reply = self._wire.extended(STATVFS, string(path))
+        free = unpack_space(reply.fields()) if reply.kind == sftp.CMD_EXTENDED_REPLY else None
+        if free is None:
+            self._server.note("does not say how much space is free")
+        return free
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[SftpReader]:
@@ -136,9 +150,13 @@ class SftpSession:
         """Remove a file."""
         check(self._wire.call(sftp.CMD_REMOVE, string(path)), path)
 
-    def set_attributes(self, path: str, *, mode: int, mtime: int) -> None:
-        """Set permission bits and modification time."""
-        check(self._wire.call(sftp.CMD_SETSTAT, string(path), pack_attributes(mode=mode, mtime=mtime)), path)
+    def set_attributes(self, path: str, *, mode: int, mtime: int) -> KeptAttributes:
+        """Set permission bits and modification time; `fsync` is kept as far as the server was seen to do it."""
+        kept = _only(self.bulk.set_attributes([(path, mode, mtime)]))
+        if FSYNC in self._wire.extensions and self._server.syncs:
+            return kept
+        self._server.note("does not put files on stable storage")
+        return KeptAttributes(kept.mtime, (*kept.not_kept, "fsync"))
 
     def abort(self) -> None:
         """Break the channel, from any thread."""
@@ -156,7 +174,7 @@ class SftpSession:
     @contextmanager
     def _written(self, handle: bytes, path: str) -> Iterator[SftpWriter]:
         """Close the file in the end, and wait for every status unless there was an error already."""
-        writer = SftpWriter(self._wire, handle, path, lambda: self._space_left(path))
+        writer = SftpWriter(self._wire, handle, path, self._server, lambda: self._space_left(path))
         try:
             yield writer
         except BaseException:
@@ -166,10 +184,7 @@ class SftpSession:
 
     def _space_left(self, path: str) -> int | None:
         """Return the free space, to judge a failed write by; None when it can't be known."""
-        try:
-            return self.free_space(posixpath.dirname(path) or "/")
-        except (PathMissing, PermissionDenied, RemoteFailure):
-            return None
+        return self.free_space(posixpath.dirname(path) or "/")
 
 
 def _only(results: Results[T | TransportError]) -> T:
@@ -202,13 +217,13 @@ class SftpPrograms(RemotePrograms):
             others = [one for one in beside if isinstance(one, SftpSession)]
             if _copy_by_server([self._copying, *others], source, destination, progress):
                 return
-            del self._wire.extensions[_COPY_DATA]  # it does not know it after all
+            self._wire.extensions.pop(_COPY_DATA)  # it does not know it after all
         super().copy(source, destination, progress)
 
 
 def _copy_by_server(sessions: Sequence[SftpSession], source: str, destination: str, progress: Progress) -> bool:
     """Copy a file to a new name, ranges in turn by each session; False when the server does not know the extension
-    after all, nothing is left then."""
+    after all, or copied something else by it; nothing is left then."""
     first = sessions[0]
     with ExitStack() as stack:
         opened, created = stack.enter_context(first.open_read(source)), stack.enter_context(first.create(destination))
@@ -219,6 +234,7 @@ def _copy_by_server(sessions: Sequence[SftpSession], source: str, destination: s
         copied = _copy_ranges(list(zip(readers, writers, strict=True)), size, progress)
         if copied:
             created.flush()
+            copied = first.stat(destination).size == size
     if not copied:
         first.remove(destination)
     return copied

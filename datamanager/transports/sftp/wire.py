@@ -202,15 +202,15 @@ class Wire:
         if "limits@openssh.com" not in self.extensions:
             return
         reply = self.extended("limits@openssh.com")
-        if reply.kind == sftp.CMD_STATUS:
+        if reply.kind != sftp.CMD_EXTENDED_REPLY:
             return
         message = reply.fields()
         message.get_int64()  # the largest packet; the two that follow are smaller
         read, write, self.open_handles = (message.get_int64() for _ in range(3))
-        # 0 means that the server names no limit
+        # 0: the server names no limit, so what every server takes is used, as OpenSSH's client does
         self.read_block, self.write_block = (
-            min(read or LARGEST_BLOCK, LARGEST_BLOCK),
-            min(write or LARGEST_BLOCK, LARGEST_BLOCK),
+            min(read or DEFAULT_BLOCK, LARGEST_BLOCK),
+            min(write or DEFAULT_BLOCK, LARGEST_BLOCK),
         )
 
     def _flush(self) -> None:
@@ -312,6 +312,11 @@ def pack_attributes(*, mode: int, mtime: int | None = None) -> bytes:
     return u32(_PERMISSIONS | _TIMES) + u32(mode & 0o777) + u32(mtime) * 2
 
 
+def pack_mtime(mtime: int) -> bytes:
+    """Encode the time of access and modification alone."""
+    return u32(_TIMES) + pack_attributes(mode=0, mtime=mtime)[8:]
+
+
 def unpack_stat(message: Message) -> FileStat:
     """Decode attributes; what the server leaves out is 0, a file without a type is OTHER."""
     flags = message.get_int()
@@ -328,7 +333,8 @@ def unpack_stat(message: Message) -> FileStat:
     return FileStat(FileKind.of(mode), size, mtime, stat.S_IMODE(mode))
 
 
-def unpack_space(message: Message) -> int:
-    """Decode a reply of OpenSSH's statvfs: the bytes that this login may still write."""
-    _, fragment, _, _, available = (message.get_int64() for _ in range(5))
-    return available * fragment
+def unpack_space(message: Message) -> int | None:
+    """Decode a reply of OpenSSH's statvfs: the bytes that this login may still write; None where the file system has no
+    blocks at all, as servers answer that don't know."""
+    _, fragment, blocks, _, available = (message.get_int64() for _ in range(5))
+    return available * fragment if blocks and fragment else None
