@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.support.filtered_sshd import FilteredSshd
 from tests.support.postgres import Databases
 from tests.support.prefect import PrefectApi, PrefectServer
 from tests.support.rabbitmq import RabbitMq
@@ -164,17 +165,21 @@ def bare_site(
 def open_site(
     tmp_path_factory: pytest.TempPathFactory, prefect_server: PrefectServer, sshd_pair: tuple[PrivateSshd, PrivateSshd]
 ) -> Iterator[Site]:
-    """A site in a home as the README says, `~/.dm`, which may download from any port of this host."""
+    """A site in a home as the README says, `~/.dm`, which may download from any port of this host.
+
+    Its machine `box` keeps neither modes nor times, and says nothing of free space.
+    """
     home = tmp_path_factory.mktemp("open")
-    folders = {"localhost": home / ".dm" / "data", "archer2": home / "archer2"}
+    folders = {"localhost": home / ".dm" / "data", "archer2": home / "archer2", "box": home / "box"}
     for folder in folders.values():
         folder.mkdir(parents=True)
     machines = home / ".dm" / "machines.toml"
-    write_machines(machines, folders, {"archer2": sshd_pair[0]})
     env = {"DM_PREFECT_API_URL": prefect_server.api_url, "DM_DOWNLOAD_ALLOW": "127.0.0.0/8"}
     service = DataManagerService(home / ".dm", env)
-    with service:
-        yield Site(service, folders)
+    with FilteredSshd(home / "box-sshd", ["setstat=3", "statvfs@openssh.com=zeroes"]) as box:
+        write_machines(machines, folders, {"archer2": sshd_pair[0], "box": box})
+        with service:
+            yield Site(service, folders)
 
 
 @pytest.fixture

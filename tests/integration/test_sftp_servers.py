@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from datamanager.engine.attempt import Attempt, Intent
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
-from datamanager.engine.single import staged_file
+from datamanager.engine.single import endpoints, restart, staged_file, transfer
+from datamanager.engine.single.probe import probe
 from datamanager.errors import DestinationExists, NoSpace, PathExists, PathMissing, RemoteFailure
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.port import Session
@@ -304,6 +305,39 @@ def test_a_file_without_its_time_is_recognised_after_a_crash(
         os.utime(target.folder / "june.nc", (MTIME, MTIME))  # the source's time is not that of our file there
         with pytest.raises((DestinationExists, AssertionError), match="unregistered file exists"):
             Copy(target, "june.nc", together=together, **later(copy))
+
+
+def test_a_partial_file_that_can_not_be_written_on_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(restart, "BLOCK", 1 << 16)
+    monkeypatch.setattr(restart, "WINDOW", 1 << 17)
+    with rclone(tmp_path) as target:
+        data = os.urandom(1_000_000)
+        target.source("june.nc", data)
+        job = target.job("june.nc")
+        found = probe(job)
+        (target.folder / job.part_name).write_bytes(data[:700_000])
+        again = replace(job, epoch=2, restart=restart.marker_of(found))
+        transfer.relay(again, probe(again), Control())
+        assert "can't be written on" in caplog.text
+        assert (target.folder / again.part_name).read_bytes() == data
+        assert target.names() == [again.part_name]
+
+
+def test_a_server_that_does_not_write_a_file_over_several_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(endpoints, "LONG_PATH", 1e-9)
+    monkeypatch.setattr(endpoints, "WANTED_RATE", 1e12)
+    monkeypatch.setattr(endpoints, "LARGE", 1 << 20)
+    with rclone(tmp_path) as target:
+        data = os.urandom(9_000_000)
+        target.source("june.nc", data)
+        Copy(target, "june.nc", together=False).publish()
+        assert "is written over one connection" in caplog.text
+        assert (target.folder / "june.nc").read_bytes() == data
+        assert target.names() == ["june.nc"]
 
 
 def test_a_failed_fsync_is_an_error(tmp_path: Path) -> None:

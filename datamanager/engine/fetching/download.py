@@ -29,7 +29,7 @@ from datamanager.engine.fetching.replica_fetch import (
     raised_as,
     resumable,
 )
-from datamanager.engine.single.restart import parts_of
+from datamanager.engine.single.restart import can_continue, parts_of
 from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
 from datamanager.engine.single.verify import followed, following
 from datamanager.errors import ConnectionLost, Paused, TooLarge
@@ -101,9 +101,10 @@ def _read_back(context: FetchContext, session: Session, replicas: Container[str]
         for block in reader.blocks(0, noted.position):
             stored.add(block)
             context.control.check()
-    if stored.position == noted.position and stored.digests["sha256"].hexdigest() == job.restart.sha256:
+    if stored.position != noted.position or stored.digests["sha256"].hexdigest() != job.restart.sha256:
+        log.warning("%s: what is stored does not match its checkpoint: from the start", job.target.place)
+    elif not stored.position or can_continue(session, found.part, stored.position):
         return stored
-    log.warning("%s: what is stored does not match its checkpoint: from the start", job.target.place)
     session.remove(found.part)
     return None
 

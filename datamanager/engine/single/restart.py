@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 
 from datamanager.engine.attempt import Attempt, Found, Restart
 from datamanager.engine.control import Control
-from datamanager.errors import PathMissing, TransportError
+from datamanager.errors import PathMissing, PermissionDenied, RemoteFailure, TransportError
 from datamanager.transports.port import Reader, Session
 from datamanager.transports.values import FileKind, FileStat, shown
 
@@ -37,8 +37,9 @@ def marker_of(found: Found) -> Restart | None:
 def resume(job: Attempt, found: Found, source: Session, target: Session, control: Control) -> int:
     """Return the offset from which to resume: the partial file of an earlier try or attempt is this one's then.
 
-    0 when there is none, when it stems from another source, or when its last block is not the source's; no partial
-    file of this transfer is left then. The block is compared at the ends themselves, not with a hash noted earlier.
+    0 when there is none, when it stems from another source, when its last block is not the source's, or when the
+    machine can't continue a file; no partial file of this transfer is left then. The block is compared at the ends
+    themselves, not with a hash noted earlier.
 
     Raises: what the transports raise, and the reason that `control` was stopped with.
     """
@@ -60,7 +61,27 @@ def resume(job: Attempt, found: Found, source: Session, target: Session, control
         log.warning("%s: the partial file's last block differs from the source: starting again", shown(found.part))
         target.remove(found.part)
         return 0
+    if not can_continue(target, found.part, offset):
+        target.remove(found.part)
+        return 0
     return offset
+
+
+def can_continue(session: Session, path: str, offset: int) -> bool:
+    """Say whether a partial file can be written on from `offset` (bytes, not 0): some servers write new files only.
+
+    Its last byte before that is written once more.
+    """
+    with session.open_read(path) as reader:
+        last = b"".join(bytes(block) for block in reader.blocks(offset - 1, 1))
+    try:
+        with session.reopen(path) as writer:
+            writer.write(offset - 1, last)
+            writer.settle()
+    except (PermissionDenied, RemoteFailure) as exc:
+        log.warning("%s can't be written on: starting again: %s", shown(path), exc.detail)
+        return False
+    return True
 
 
 def parts_of(job: Attempt, directory: str, session: Session) -> list[tuple[int, str]]:

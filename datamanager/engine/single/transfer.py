@@ -24,6 +24,7 @@ from datamanager.errors import (
     ConnectionLost,
     NotSupported,
     PathMissing,
+    RemoteFailure,
     SourceChanged,
     SourceMissing,
     TransportTimeout,
@@ -65,19 +66,37 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
     """Read the source, write the partial file, through the mover; resumes the partial file of an earlier try or attempt
     where there is a good one.
 
-    Several connections are used for a large file over a long path. `remember` is called with the restart marker before
-    the first byte, and must have recorded it when it returns.
+    Several connections are used for a large file over a long path; a server that does not write one file over several
+    gets it over one. `remember` is called with the restart marker before the first byte, and must have recorded it when
+    it returns.
 
     Raises: SourceMissing, SourceChanged (other length than probed), DestinationExists (both names are one file), and
     what the transports raise.
     """
+    several = list[Session]()
+    try:
+        return _relay(job, found, control, remember, several)
+    except RemoteFailure as exc:
+        if not several:
+            raise
+        _log.warning("%s is written over one connection: %s", job.target.place, exc.detail)
+    return _relay(job, found, control, remember)
+
+
+def _relay(
+    job: Attempt, found: Found, control: Control, remember: Remember, several: list[Session] | None = None
+) -> Moved:
+    """See `relay`; `several` gets the further sessions that write, None: there may be none."""
     wanted = found.source_stat.size
     control.enter(Phase.TRANSFER, wanted)
     with acquire_sessions(job) as (source, target), ExitStack() as stack:
         start = resume(job, found, source, target, control)
         _marked(job, found, start, remember)
         control.bytes_done = start
-        sources, targets = stack.enter_context(with_parallel_sessions(job, source, target, wanted - start))
+        worth = 0 if several is None else wanted - start
+        sources, targets = stack.enter_context(with_parallel_sessions(job, source, target, worth))
+        if several is not None:
+            several += targets[1:]
         try:
             readers = stack.enter_context(concurrently([found.open(one) for one in sources]))
         except PathMissing:

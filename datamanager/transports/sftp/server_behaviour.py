@@ -2,7 +2,7 @@
 
 Version 3 says that RENAME fails where the new name exists; Go's pkg/sftp (`rclone serve sftp`) replaces. So the server
 is asked once, with own files, before it first gives a name that must be free. What need not work is not required: that
-it is not there is noted, and logged once. (docs/adr/0020-what-a-server-does-is-probed.md)
+it is not there is noted, and logged once. (docs/adr/0020-what-a-server-does-is-tried.md)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uuid import uuid4
 from paramiko import sftp
 
 from datamanager.domain.location import temporary_name
-from datamanager.errors import TransportError
+from datamanager.errors import RemoteFailure, TransportError
 from datamanager.transports.sftp.errors import expect
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
@@ -130,7 +130,10 @@ class _Trial:
         self._wire.extended(HARDLINK, string(first), string(third))
         if self._size(third) != 1:
             return False
-        self._write(third, b"333", sftp.SFTP_FLAG_WRITE)
+        try:
+            self._write(third, b"333", sftp.SFTP_FLAG_WRITE)
+        except RemoteFailure:
+            return False
         if self._size(first) != 3:
             return False  # a copy, which others see half made
         self._remove(first)
