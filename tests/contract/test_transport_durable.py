@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
+from datamanager.transports.values import KeptAttributes, NewFile
 from tests.contract.conftest import opened, until
 from tests.support.sshd import PrivateSshd
 
@@ -61,3 +64,31 @@ def test_a_copy_on_this_host(tmp_path: Path, control_dir: Path, monkeypatch: pyt
     with open_storage(here, control_dir=control_dir).session() as session:
         session.programs.copy(str(tmp_path / "file"), str(tmp_path / "copy"))
     assert str(tmp_path / "copy") in synced
+
+
+def test_a_file_system_of_this_host_that_has_no_modes_times_or_fsync(
+    tmp_path: Path, control_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FAT and file systems in user space answer; none of them can be mounted everywhere."""
+
+    def refused(number: int) -> Callable[..., None]:
+        def call(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    monkeypatch.setattr(os, "chmod", refused(errno.EPERM))
+    monkeypatch.setattr(os, "utime", refused(errno.EPERM))
+    monkeypatch.setattr(os, "fsync", refused(errno.EINVAL))
+    here = Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(tmp_path)})
+    with open_storage(here, control_dir=control_dir).session() as session:
+        with session.create(str(tmp_path / "part")) as writer:
+            writer.write(0, b"bytes")
+            writer.flush()
+        kept = session.set_attributes(str(tmp_path / "part"), mode=0o640, mtime=1_500_000_000)
+        [(_, small)] = session.bulk.write([NewFile(str(tmp_path / "small"), b"few", 0o640, 1_500_000_000)])
+        session.rename(str(tmp_path / "part"), str(tmp_path / "file"), overwrite=False)
+    assert isinstance(small, KeptAttributes)
+    assert kept.not_kept == small.not_kept == ("mode", "mtime")
+    assert kept.mtime == int((tmp_path / "file").stat().st_mtime)
+    assert (tmp_path / "file").read_bytes() == b"bytes"

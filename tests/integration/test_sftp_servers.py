@@ -4,12 +4,15 @@ required. rclone's server (Go's pkg/sftp) is one; what it does not show, OpenSSH
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,6 +207,23 @@ def test_how_a_server_renames_is_found_out_and_told_once(
     assert all(said in one for one in told)
 
 
+def test_a_full_disk_is_not_taken_for_a_server_that_replaces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with small_file_system(tmp_path / "b", size=1 << 20):
+        folder = tmp_path / "b"
+        with FilteredSshd(tmp_path / "sshd", ()) as server, on(server.machine("b", folder), folder, tmp_path) as target:
+            (folder / "one").write_bytes(b"1")
+            (folder / "taken").write_bytes(b"2")
+            with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(1 << 12))
+            with target.session() as session:
+                with pytest.raises(PathExists):
+                    session.rename(f"{folder}/one", f"{folder}/taken", overwrite=False)
+                session.rename(f"{folder}/one", f"{folder}/two", overwrite=False)
+            assert target.names() == ["filler", "taken", "two"]
+    assert "RENAME" not in caplog.text
+
+
 def test_a_link_made_before_a_crash_is_recognised(tmp_path: Path, together: bool) -> None:
     with filtered(tmp_path, *REPLACING) as target:
         target.source("june.nc", b"ours")
@@ -369,13 +389,7 @@ def test_a_full_disk_is_told_where_free_space_is_known(tmp_path: Path) -> None:
                 Copy(target, "june.nc", together=False)
 
 
-def later(copy: Copy) -> dict[str, object]:
-    """Return what the attempt after a crash knows of this copy."""
-    intent = Intent(**json_like(copy.intent))
+def later(copy: Copy) -> dict[str, Any]:
+    """Return what the attempt after a crash knows of this copy; its intent comes back from a note, which is JSON."""
+    intent = Intent(**json.loads(json.dumps(asdict(copy.intent))))
     return {"transfer": copy.job.transfer, "epoch": 2, "verify": copy.job.verify, "intent": intent}
-
-
-def json_like(intent: Intent) -> dict[str, object]:
-    """Return an intent as a note gives it back."""
-    names = ("size", "sha256", "mtime", "stored_mtime")
-    return {**{name: getattr(intent, name) for name in names}, "not_kept": list(intent.not_kept)}

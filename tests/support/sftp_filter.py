@@ -22,14 +22,14 @@ def main(rules: dict[str, str]) -> None:
     server = subprocess.Popen([_PROGRAM, "-e"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdin is not None
     assert server.stdout is not None
-    lock = threading.Lock()
+    to, out, lock = server.stdin.fileno(), server.stdout.fileno(), threading.Lock()
 
     def answer(packet: bytes) -> None:
         with lock:
             _send(1, packet)
 
     def answers() -> None:
-        while (packet := _packet(server.stdout.fileno())) is not None:
+        while (packet := _packet(out)) is not None:
             answer(packet)
         os._exit(0)
 
@@ -38,10 +38,10 @@ def main(rules: dict[str, str]) -> None:
         kind, number = packet[0], packet[1:5]
         rule = rules.get(_name(kind, packet))
         if rule is None:
-            _send(server.stdin.fileno(), packet)
+            _send(to, packet)
         elif rule == "replaces":
             name = b"posix-rename@openssh.com"
-            _send(server.stdin.fileno(), bytes([_EXTENDED]) + number + struct.pack(">I", len(name)) + name + packet[5:])
+            _send(to, bytes([_EXTENDED]) + number + struct.pack(">I", len(name)) + name + packet[5:])
         elif rule == "zeroes":
             answer(bytes([_REPLY]) + number + bytes(88))
         else:

@@ -18,7 +18,7 @@ from paramiko import sftp
 
 from datamanager.domain.location import temporary_name
 from datamanager.errors import RemoteFailure, TransportError
-from datamanager.transports.sftp.errors import expect
+from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
     Wire,
@@ -149,7 +149,7 @@ class _Trial:
         handle = string(opened.fields().get_string())
         written = call(sftp.CMD_WRITE, handle, u64(0), string(data))
         for reply in (written, call(sftp.CMD_CLOSE, handle)):
-            expect(reply, sftp.CMD_STATUS, name)
+            check(reply, name)
 
     def _size(self, name: str) -> int | None:
         """Return a file's size, None where there is no regular file."""
