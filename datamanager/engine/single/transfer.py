@@ -24,6 +24,7 @@ from datamanager.errors import (
     ConnectionLost,
     NotSupported,
     PathMissing,
+    PermissionDenied,
     RemoteFailure,
     SourceChanged,
     SourceMissing,
@@ -76,7 +77,7 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
     several = list[Session]()
     try:
         return _relay(job, found, control, remember, several)
-    except RemoteFailure as exc:
+    except (PermissionDenied, RemoteFailure) as exc:
         if not several:
             raise
         _log.warning("%s is written over one connection: %s", job.target.place, exc.detail)

@@ -217,7 +217,7 @@ class SftpPrograms(RemotePrograms):
             others = [one for one in beside if isinstance(one, SftpSession)]
             if _copy_by_server([self._copying, *others], source, destination, progress):
                 return
-            self._wire.extensions.pop(_COPY_DATA)  # it does not know it after all
+            del self._wire.extensions[_COPY_DATA]  # it does not know it after all
         super().copy(source, destination, progress)
 
 
