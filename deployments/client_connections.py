@@ -35,7 +35,7 @@ from datamanager.errors import ServerBusy
 
 LOOK_EVERY = 1.0  # seconds
 RATE = 500  # bytes a second; slower counts as nothing
-OUTPUT_MAX = 2**28  # bytes
+OUTPUT_MAX = 2**27  # bytes
 DESCRIPTORS = 128
 """Files that the process may need besides connections of clients; and for each machine:"""
 DESCRIPTORS_PER_MACHINE = 32

@@ -24,6 +24,8 @@ from tests.support.process import Process, clean_environment
 
 START_TIMEOUT = 120.0
 ANSWER_TIMEOUT = 60.0
+ESTABLISHED = "01"
+"""A connection's state in /proc/net/tcp."""
 MACHINE = '[machines.here]\ntransport = "local"\nbase_dir = "{}"\n'
 
 
@@ -86,6 +88,13 @@ class ApiProcess:
     def get(self, path: str, **options: Any) -> socket.socket:
         """Send the head of a GET request; nothing is read."""
         return self.connect(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode(), **options)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        lines = Path("/proc/net/tcp").read_text().splitlines()
+        rows = [line.split() for line in lines]
+        return sum(row[1].endswith(f":{self.port:04X}") and row[3] == ESTABLISHED for row in rows)
 
     def fill(self, objects: int, size: int) -> None:
         """Put objects into the catalogue, each with a description of `size` bytes."""
