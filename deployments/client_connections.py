@@ -72,7 +72,7 @@ class Progress:
     since: float
     count: int
 
-    def stalled(self, now: float, count: int) -> float:
+    def standstill(self, now: float, count: int) -> float:
         """Note the present count; return for how many seconds it has not grown fast enough."""
         if count - self.count >= RATE * (now - self.since):
             self.since, self.count = now, count
@@ -124,7 +124,7 @@ class ClientConnection(H11Protocol):
         super().pause_writing()
         ours = self._ours()
         while sum(one.unsent for one in ours) > OUTPUT_MAX:
-            slowest = min((one for one in ours if one.unsent), key=lambda one: (one.taking_since, -one.unsent))
+            slowest = max(ours, key=lambda one: (one.stalled, one.unsent))
             slowest.disconnect("too many bytes wait for clients")
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -135,16 +135,17 @@ class ClientConnection(H11Protocol):
         return self.transport.get_write_buffer_size()
 
     @property
-    def taking_since(self) -> float:
-        """Since when the client takes nothing of its answer; now, when that is not known."""
-        return self.loop.time() if self._output is None else self._output.since
+    def stalled(self) -> float:
+        """For how many seconds the client has taken nothing of its answer; 0 as long as that may be chance."""
+        seconds = 0.0 if self._output is None else self.loop.time() - self._output.since
+        return seconds if seconds > 2 * LOOK_EVERY else 0.0
 
     @property
     def idle_since(self) -> tuple[bool, float] | None:
         """Since when a head (first) or a body is waited for; None while a request is answered."""
         if self.unsent:
             return None
-        if self.cycle is None or self.cycle.response_complete:
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
             return False, self._head_since
         return (True, self._head_since) if self.cycle.more_body else None
 
@@ -167,7 +168,7 @@ class ClientConnection(H11Protocol):
         if self.unsent:
             self._head_since = now  # the next request need not come before this answer is taken
             self._output = self._output or Progress(now, taken)
-            if self._output.stalled(now, taken) >= self.timeout:
+            if self._output.standstill(now, taken) >= self.timeout:
                 return "takes no answer"
             return None
         self._output = None
@@ -179,7 +180,7 @@ class ClientConnection(H11Protocol):
         if not of_body:
             return "sends no head" if now - since >= self.timeout else None
         self._input = self._input or Progress(now, received)
-        return "sends no body" if self._input.stalled(now, received) >= self.timeout else None
+        return "sends no body" if self._input.standstill(now, received) >= self.timeout else None
 
     def _bytes(self) -> tuple[int, int]:
         """Return how many bytes the client's host has acknowledged, and has sent."""
