@@ -67,4 +67,7 @@ async def _orchestrator(context: Context) -> OrchestratorUnavailable | None:
                 return OrchestratorUnavailable("the Prefect server does not answer")
         return None
 
-    return await context.remotely(ask)
+    try:
+        return await context.limits.prefect.run(ask)
+    except OrchestratorUnavailable as exc:
+        return exc

@@ -13,7 +13,8 @@
     │   ├── CredentialNotAllowed     credential_not_allowed
     │   ├── IdempotencyMismatch      idempotency_mismatch
     │   ├── OriginNotAllowed         origin_not_allowed
-    │   └── NotSupported             not_supported
+    │   ├── NotSupported             not_supported
+    │   └── TooManyStreams           too_many_streams     (retryable)
     ├── CatalogueError               the catalogue says no
     │   ├── ObjectNotFound           object_not_found
     │   ├── TaskNotFound             task_not_found
@@ -61,7 +62,8 @@
     ├── ServiceError                 a part of the service itself is away
     │   ├── CatalogueUnavailable     catalogue_unavailable    (retryable)
     │   ├── OrchestratorUnavailable  orchestrator_unavailable (retryable)
-    │   └── BrokerUnavailable        broker_unavailable       (retryable)
+    │   ├── BrokerUnavailable        broker_unavailable       (retryable)
+    │   └── ServerBusy               server_busy              (retryable)
     ├── SettingsError                invalid_settings     (stops the start)
     │   └── InvalidRules             invalid_rules        (of retention)
     └── InternalError                internal             (a fault of ours)
@@ -162,6 +164,10 @@ class OriginNotAllowed(RequestError, code="origin_not_allowed"):
 
 class NotSupported(RequestError, code="not_supported"):
     """The protocol, option or operation is not supported."""
+
+
+class TooManyStreams(RequestError, code="too_many_streams", retryable=True):
+    """The client receives as many listings of all objects as it may at once."""
 
 
 class CatalogueError(DataManagerError, code="catalogue_error"):
@@ -358,6 +364,10 @@ class OrchestratorUnavailable(ServiceError, code="orchestrator_unavailable"):
 
 class BrokerUnavailable(ServiceError, code="broker_unavailable"):
     """RabbitMQ does not answer."""
+
+
+class ServerBusy(ServiceError, code="server_busy"):
+    """Too much is under way already."""
 
 
 class SettingsError(DataManagerError, code="invalid_settings"):

@@ -17,6 +17,7 @@ from datamanager.logs import configure_logging
 from datamanager.messaging.broker import Broker
 from datamanager.settings import load_settings
 from deployments.amqp.relay import Relay
+from deployments.client_connections import ClientConnection, connections_allowed
 from deployments.composition import Runtime, open_runtime
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
@@ -34,11 +35,15 @@ def main() -> int:
     configure_logging()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
+    settings = runtime.settings
+    connections, backlog = connections_allowed(settings.connections, len(runtime.machines))
     try:
         uvicorn.run(
             make_app(runtime),
-            host=runtime.settings.host,
-            port=runtime.settings.port,
+            host=settings.host,
+            port=settings.port,
+            http=ClientConnection.limited(connections, settings.client_timeout),
+            backlog=backlog,
             log_config=None,  # ours
             access_log=False,  # api.http.middleware writes a line a request
             server_header=False,

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive_requests import ActivateTerms, ArchiveTerms
+from datamanager.domain.fields import require_metadata_fits
 from datamanager.domain.location import Place
 from datamanager.domain.requests import (
     BatchRequest,
@@ -49,7 +50,12 @@ SourceCheck = Callable[[GetExternalRequest], None]
 
 def source_check(guard: EgressGuard, settings: Settings) -> SourceCheck:
     """Return the check of downloads' sources that is made for clients, by HTTP and by AMQP alike."""
-    return lambda request: parse_terms(request).check(SourceContext.of(guard, settings))
+
+    def check(request: GetExternalRequest) -> None:
+        require_metadata_fits(request.metadata, settings.max_metadata)
+        parse_terms(request).check(SourceContext.of(guard, settings))
+
+    return check
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from datamanager.settings import Settings, is_loopback
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 HEADER = "X-Request-ID"
+PATH_SHOWN = 1000  # characters in the log
 _SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 log = structlog.get_logger("api.access")
@@ -110,7 +111,7 @@ class RequestLogMiddleware:
             return
         request_id = request_id_of(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        status, shown = 0, scope["path"][:PATH_SHOWN]
         begun = time.monotonic()
 
         async def sending(message: Message) -> None:
@@ -124,13 +125,13 @@ class RequestLogMiddleware:
             try:
                 await self.app(scope, receive, sending)
             except Exception:  # the last resort: a fault of ours is logged, and never described to the client
-                log.exception("request_failed", method=scope["method"], path=scope["path"])
+                log.exception("request_failed", method=scope["method"], path=shown)
                 if status:
                     raise  # the answer has begun: the server cuts the connection, so nobody takes it for whole
                 await problem_response(InternalError("unexpected"), request_id)(scope, receive, sending)
             finally:
                 milliseconds = round((time.monotonic() - begun) * 1000, 1)
-                log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
+                log.info("request", method=scope["method"], path=shown, status=status, ms=milliseconds)
 
 
 def request_id_of(headers: Headers) -> str:

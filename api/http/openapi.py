@@ -36,7 +36,7 @@ from datamanager.errors import DataManagerError
 
 Errors = tuple[type[DataManagerError], ...]
 
-ALWAYS: Errors = (errors.OriginNotAllowed, errors.InternalError, errors.CatalogueUnavailable)
+ALWAYS: Errors = (errors.OriginNotAllowed, errors.InternalError, errors.CatalogueUnavailable, errors.ServerBusy)
 BODY: Errors = (errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch)
 PLACE: Errors = (errors.UnknownMachine, errors.PathNotAllowed, errors.DestinationExists)
 OBJECT: Errors = (

@@ -17,7 +17,7 @@ from datamanager import errors
 from datamanager.errors import DataManagerError, InvalidRequest, by_code, every_error
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER = 5  # seconds, for 503
+RETRY_AFTER = 5  # seconds, for 429 and 503
 
 STATUS: dict[type[DataManagerError], int] = {
     errors.DataManagerError: 500,
@@ -25,6 +25,7 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.MalformedBody: 400,
     errors.OriginNotAllowed: 403,
     errors.NotSupported: 501,
+    errors.TooManyStreams: 429,
     errors.CatalogueError: 409,
     errors.ObjectNotFound: 404,
     errors.TaskNotFound: 404,
@@ -119,9 +120,9 @@ def error_view(code: str | None, detail: str | None) -> ErrorView | None:
 
 
 def document_response(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """Send a problem document; 503 says when to come again."""
+    """Send a problem document; 429 and 503 say when to come again."""
     sent = dict(headers or {})
-    if document["status"] == 503:
+    if document["status"] in (429, 503):
         sent.setdefault("Retry-After", str(RETRY_AFTER))
     body = orjson.dumps(_presentable(document))
     return Response(body, status_code=int(document["status"]), headers=sent, media_type=MEDIA_TYPE)

@@ -5,18 +5,19 @@ A field's description documents its parameter; its alias is the parameter's name
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
-from api.http.responses import json_response
 from datamanager.domain.fields import read_time
 from datamanager.errors import InvalidRequest
+from models.core.cursors import PAGE_BYTES, Rendering
 
 Q = TypeVar("Q", bound="Query")
 Parameters = Iterable[tuple[str, str]]
@@ -99,16 +100,17 @@ def read_query(given: Parameters, model: type[Q], wrong: dict[str, str] | None =
     return query
 
 
-def numbered_page(path: str, given: Parameters, views: Sequence[Any], limit: int) -> Response:
-    """Answer with the first `limit` of views that have a `number`; one more says that there is a next page."""
-    shown = views[:limit]
-    return page_response(path, given, shown, shown[-1]["number"] if len(views) > limit else None)
+def rendered(view: Callable[[Any], Any], most: int = PAGE_BYTES) -> Rendering:
+    """Return how a listing shows rows: each as the JSON of its view, made while the rows are read, in their thread."""
+    return Rendering(lambda row: orjson.dumps(view(row)), lambda text: len(text) + 1, most)
 
 
-def page_response(path: str, given: Parameters, views: Sequence[Any], cursor: object | None) -> Response:
-    """Answer with one page; a `Link` header repeats the query with the cursor of the next page, if there is one."""
+def page_response(path: str, given: Parameters, texts: Sequence[bytes], cursor: object | None) -> Response:
+    """Answer with one page of JSON texts; a `Link` header repeats the query with the cursor of the next page, if there
+    is one.
+    """
     headers = {}
     if cursor is not None:
         query = urlencode([*((name, value) for name, value in given if name != "cursor"), ("cursor", cursor)])
         headers["Link"] = f'<{path}?{query}>; rel="next"'
-    return json_response(views, headers=headers)
+    return Response(b"[" + b",".join(texts) + b"]", headers=headers, media_type="application/json")

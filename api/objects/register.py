@@ -19,6 +19,7 @@ from api.http.request_parts import read_request
 from api.http.responses import json_response, object_answer
 from api.objects.views import TreeView
 from datamanager import errors
+from datamanager.domain.fields import require_metadata_fits
 from datamanager.domain.location import Place, normalised_prefix
 from datamanager.domain.requests import RegisterRequest, TreeRequest
 from datamanager.domain.states import Verified
@@ -56,6 +57,7 @@ async def register(request: Request, context: In) -> Response:
     reached, the object is registered with `verified: none`.
     """
     fields = await read_request(request, RegisterRequest)
+    require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     async def work(slot: Slot) -> Response:
         return object_answer(request, slot.subject or await _register(context, fields, slot))
@@ -67,7 +69,12 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
     storage = context.storages.get(machine.name)
-    facts, canonical = await context.remotely(lambda: verify(fields, machine, storage, place))
+    if fields.verify == "none":  # waits for no machine
+        facts, canonical = verify(fields, machine, storage, place)
+    else:
+        facts, canonical = await context.on_machine(
+            machine.name, lambda: verify(fields, machine, storage, place), long=fields.verify == "hash"
+        )
 
     def enter(session: CatalogueSession) -> UUID:
         new = register_object(session, fields, place, facts, canonical=canonical)
@@ -145,6 +152,7 @@ async def register_tree(request: Request, context: In) -> Response:
     nothing is registered.
     """
     fields = await read_request(request, TreeRequest)
+    require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
     async def work(_: Slot) -> Response:
@@ -158,7 +166,7 @@ async def _register_tree(context: Context, fields: TreeRequest) -> TreeView:
     prefix = normalised_prefix(machine, f"{fields.path}/" if fields.path else "")
     storage = context.storages.get(machine.name)
     walk = Walk(fields.max_files)
-    files = await context.remotely(lambda: _walked(fields, machine, storage, prefix, walk))
+    files = await context.on_machine(machine.name, lambda: _walked(fields, machine, storage, prefix, walk), long=True)
     rows = await context.writing(lambda session: register_files(session, files, fields)) if files else []
     context.notify_relay()
     return {

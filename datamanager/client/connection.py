@@ -71,9 +71,14 @@ class RestConnection:
 
     def _list(self, shape: type[M], path: str, query: Filters) -> Iterator[M]:
         """Yield what a listing has, page by page."""
+        for page in self._pages(path, query):
+            yield from map(shape.model_validate, page)
+
+    def _pages(self, path: str, query: Filters | None = None) -> Iterator[list[dict[str, Any]]]:
+        """Yield the pages of a listing."""
         answer = self._send("GET", path, params=query)
         while True:
-            yield from map(shape.model_validate, answer.json())
+            yield answer.json()
             following = answer.links.get("next")
             if following is None:
                 return

@@ -219,8 +219,7 @@ class Client(RestConnection):
 
     def schedules(self) -> list[dict[str, Any]]:
         """Return every schedule, oldest first."""
-        found: list[dict[str, Any]] = self._send("GET", at("schedules")).json()
-        return found
+        return [one for page in self._pages(at("schedules")) for one in page]
 
     def schedule(self, schedule: UUID | str) -> dict[str, Any]:
         """Return a schedule with its last runs."""

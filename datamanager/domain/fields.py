@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
+from datamanager.errors import InvalidRequest
 from datamanager.machines import BYTE_UNITS, Rate, VerifyPolicy
 
 SIZE_MAX = 2**63 - 1
@@ -72,6 +73,13 @@ def objection(value: object, depth: int = 1) -> str | None:
         case _:
             return "must be JSON"
     return next((wrong for part in parts if (wrong := objection(part, depth + 1)) is not None), None)
+
+
+def require_metadata_fits(metadata: dict[str, Any], most: int) -> None:
+    """Refuse metadata of more than `most` bytes of JSON: each listing repeats it. Raises: InvalidRequest."""
+    size = len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > most:
+        raise InvalidRequest.of({"metadata": f"has {size} bytes of JSON; at most {most} are kept (DM_MAX_METADATA)"})
 
 
 def read_json_object(value: object) -> object:

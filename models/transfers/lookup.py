@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from datamanager.domain.archive_requests import (
     AcceptedActivate,
@@ -38,7 +38,7 @@ from datamanager.domain.requests import (
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.errors import InternalError, TaskEnded, TaskNotFound
 from datamanager.machines import Machines
-from models.core.cursors import NEWEST, page_of
+from models.core.cursors import NEWEST, ROWS, Rendering, page_of
 from models.database import affected, now, take_turns
 from models.tables import SealedSecrets, Transfer
 
@@ -167,11 +167,15 @@ class TransferSelection:
     oldest_first: bool = False
 
 
-def select_transfers(session: Session, wanted: TransferSelection) -> tuple[list[Transfer], str | None]:
-    """Return one page and the cursor of the next one (None at the end). Raises: InvalidRequest for a bad cursor."""
+def select_transfers(
+    session: Session, wanted: TransferSelection, rendering: Rendering = ROWS
+) -> tuple[list[Any], str | None]:
+    """Return one page of transfers, shown as `rendering` says, and the cursor of the next one (None at the end); their
+    requests are read when they are asked for. Raises: InvalidRequest for a bad cursor.
+    """
     sort = NEWEST.removeprefix("-") if wanted.oldest_first else NEWEST
-    query = select(Transfer).where(*_conditions(wanted))
-    return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor)
+    query = select(Transfer).options(defer(Transfer.request)).where(*_conditions(wanted))
+    return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor, rendering)
 
 
 def _conditions(wanted: TransferSelection) -> list[ColumnElement[bool]]:

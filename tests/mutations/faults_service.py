@@ -165,6 +165,20 @@ SERVICE_FAULTS = (
         ("tests/unit/test_client.py::test_what_the_service_raises_is_raised_here",),
     ),
     Fault(
+        "api: a client that takes nothing of its answer stays connected",
+        "deployments/client_connections.py",
+        'return "takes no answer"',
+        "return None",
+        ("tests/security/test_slow_clients.py::test_clients_that_take_nothing_are_disconnected",),
+    ),
+    Fault(
+        "api: all machines have the same slots",
+        "api/context.py",
+        "slots = self.limits.machines[name]",
+        "slots = next(iter(self.limits.machines.values()))",
+        ("tests/security/test_hung_machine.py::test_register_waits_for_its_own_machine_only",),
+    ),
+    Fault(
         "client: a listing ends after its first page",
         "datamanager/client/connection.py",
         "            if following is None:\n",

@@ -51,6 +51,8 @@ CONTRACT = {
     "orchestrator_unavailable": {503},
     "broker_unavailable": {503},
     "service_unavailable": {503},
+    "server_busy": {503},
+    "too_many_streams": {429},
     "timeout": {504},
     "deadline_exceeded": {504},
     "connection_lost": {502},
@@ -104,7 +106,7 @@ def test_a_problem_document_is_complete(cls: type[DataManagerError]) -> None:
     response = problem_response(example(cls), "the-request")
     assert response.status_code == document["status"]
     assert response.headers["content-type"] == "application/problem+json"
-    assert ("retry-after" in response.headers) == (document["status"] == 503)
+    assert ("retry-after" in response.headers) == (document["status"] in (429, 503))
 
 
 def test_a_fault_of_ours_is_not_described() -> None:
