@@ -15,6 +15,7 @@ has ssh && has ssh-keygen || missing="$missing openssh-client"
 has nginx || missing="$missing nginx-light"
 has openssl || missing="$missing openssl"
 has zstd || missing="$missing zstd" # reads bundles that we wrote
+has chromium || missing="$missing chromium" # shows Prefect's UI
 [ -n "${DM_TEST_AMQP:-}" ] || has rabbitmq-server || missing="$missing rabbitmq-server"
 [ -n "${DM_TEST_POSTGRES:-}" ] || has_postgres || missing="$missing postgresql"
 # a mover's clock is stepped with it; loaded into the process, so there is no program to look for
