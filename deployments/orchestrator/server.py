@@ -6,6 +6,7 @@
   are refused, as on our own API, and no other origin is allowed by CORS.
 - Prefect copies its UI into its own installation; where that can't be written there is no UI. Here it goes to DM_HOME.
   The page asks for `/api` of the address by which it was opened, so that it works under every name and through tunnels.
+- Its automations can call any address that a client names. Here they call none.
 - On SQLite, writing transactions wait for each other instead of failing (docs/adr/0005). PostgreSQL is used where
   PREFECT_SERVER_DATABASE_CONNECTION_URL names it.
 """
@@ -70,8 +71,10 @@ def main() -> int:
     from prefect.server.database.dependencies import temporary_database_config
     from prefect.settings import get_current_settings
 
+    from deployments.orchestrator.prefect_private import refuse_calls
     from deployments.orchestrator.server_sqlite import WritesImmediately
 
+    refuse_calls()
     url = get_current_settings().server.database.connection_url
     if url is None:
         raise RuntimeError("Prefect names no database for its server")

@@ -114,6 +114,12 @@ def held_by_priority(session: Session) -> dict[str, int]:
     return {row.priority: row.held for row in rows}
 
 
+def count_held(session: Session, host: str, pid: int) -> int:
+    """Count what the mover of this process holds: leases name host, number, process and a random part."""
+    mine = Transfer.owner.startswith(f"{host}-", autoescape=True), Transfer.owner.contains(f":{pid}-", autoescape=True)
+    return session.scalar(select(func.count()).select_from(Transfer).where(*mine, Transfer.ended.is_(None))) or 0
+
+
 def unheld_with_a_run(session: Session, limit: int, *, beyond: UUID | None = None) -> list[Transfer]:
     """Return up to `limit` transfers that wait although their run exists, by identifier, those `beyond` one.
 
