@@ -72,12 +72,20 @@ _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlin
 @dataclass(frozen=True, slots=True)
 class FileStat:
     """What a machine says of a path: `size` in bytes, `mtime` in whole seconds since 1970 (SFTP v3 has no finer),
-    `mode` the permission bits (0o7777)."""
+    `mode` the permission bits (0o7777).
+
+    `identity` (device and inode), `links` (hard links), `mtime_ns` and `ctime_ns` (nanoseconds since 1970; ctime is the
+    last change, which no program can set) where they can be had, which SFTP v3 does not tell.
+    """
 
     kind: FileKind
     size: int
     mtime: int
     mode: int
+    identity: tuple[int, int] | None = None
+    links: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
 
 
 def require_file(found: FileStat, path: str) -> None:

@@ -190,7 +190,16 @@ def _written(path: str, flags: int, mode: int = 0o600) -> Iterator[LocalWriter]:
 
 def file_stat(found: os.stat_result) -> FileStat:
     """Return what a stat says, as the port's FileStat."""
-    return FileStat(FileKind.of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
+    return FileStat(
+        FileKind.of(found.st_mode),
+        found.st_size,
+        found.st_mtime_ns // 1_000_000_000,
+        stat.S_IMODE(found.st_mode),
+        identity=(found.st_dev, found.st_ino),
+        links=found.st_nlink,
+        mtime_ns=found.st_mtime_ns,
+        ctime_ns=found.st_ctime_ns,
+    )
 
 
 def lstat(path: str) -> FileStat:
