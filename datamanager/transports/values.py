@@ -6,12 +6,15 @@ A path is a string whose bytes need not be UTF-8 (PEP 383).
 from __future__ import annotations
 
 import enum
+import logging
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from datamanager.errors import RemoteFailure
+from datamanager.errors import PathReplaced, RemoteFailure
+
+_log = logging.getLogger(__name__)
 
 Bytes = bytes | bytearray | memoryview
 
@@ -50,6 +53,12 @@ def from_wire(raw: bytes) -> str:
 def shown(path: str) -> str:
     """Return the path for a message: quoted, odd characters escaped, so that it can be stored and printed anywhere."""
     return repr(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+
+
+def path_replaced(detail: str) -> PathReplaced:
+    """Return the error, and have the log tell it whatever becomes of it: somebody may be trying to get out."""
+    _log.warning("%s: %s", PathReplaced.code, detail)
+    return PathReplaced(detail)
 
 
 class FileKind(enum.Enum):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,9 +196,9 @@ def test_relay_flushes_the_partial_file_before_it_is_renamed(ends: Ends, monkeyp
         done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).suffix)
         fsync(handle)
 
-    def note_link(source: str, destination: str, *, follow_symlinks: bool = True) -> None:
+    def note_link(source: str, destination: str, **rules: Any) -> None:
         done.append("named")
-        link(source, destination, follow_symlinks=follow_symlinks)
+        link(source, destination, **rules)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "link", note_link)

@@ -191,8 +191,8 @@ ENGINE_FAULTS = (
     Fault(
         "storage: setuid is carried over",
         "datamanager/transports/local/storage.py",
-        "os.chmod(path, mode & 0o777)",
-        "os.chmod(path, mode)",
+        "os.chmod(here, mode & 0o777)",
+        "os.chmod(here, mode)",
         ("tests/contract/test_transport.py::test_set_attributes_never_sets_setuid[local]",),
     ),
     Fault(
