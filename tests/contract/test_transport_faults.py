@@ -233,7 +233,7 @@ def test_a_waiter_waits_and_is_woken_by_close(machine: Machine, control_dir: Pat
             with storage.session():
                 entered.set()
             with storage.session_pair() as (one, two):
-                assert one.stat(machine.base_dir) == two.stat("/")
+                assert one.stat(machine.base_dir) == two.stat(machine.base_dir)
         except MachineUnavailable:
             refused.set()
 

@@ -109,8 +109,8 @@ class Beneath:
             yield walks.entry(path)
 
     def open_base(self, path: str) -> tuple[int, list[str]]:
-        """Return a new descriptor of the base directory that `path` begins with, its own links followed, and the names
-        that lead from there to `path`.
+        """Return a new descriptor of the base directory that `path` begins with, its own links followed, or of the
+        directory above it if `path` is it; and the names that lead from there to `path`.
 
         Raises: OSError; PathReplaced when the path lies elsewhere.
         """
@@ -123,6 +123,9 @@ class Beneath:
         names = [name for name in (below or "").split("/") if name not in ("", ".")]
         if below is None or ".." in names:
             raise path_replaced(f"{shown(path)} is not below {self._base_dir}; nothing was changed")
+        if not names:  # the base directory itself, which may be none
+            start, name = os.path.split(os.path.realpath(start, strict=True))
+            names = [name] if name else []
         return os.open(start, _WALKED), names
 
 
@@ -151,7 +154,7 @@ class Walks:
             os.close(handle)
             handle = self._handle = below
         if not names:
-            return Entry(handle, ".", path)  # the base directory itself
+            return Entry(handle, ".", path)  # the root
         if names[-1] == name:
             self._path = directory
         return Entry(handle, names[-1], path)

@@ -3,9 +3,9 @@
 SFTP version 3 knows names, no directory handles: whoever may write below the base directory can exchange a directory
 for a link between the engine's check of a path and its use. What was done then can't be undone, but it is seen. The
 look is sent together with the request, so it costs no round trip: where the directory is, what has the name, and once
-more where the directory is. A file that was created is there, one that was removed is not, one that was opened has the
-size, owner, mode and mtime of the one at its name. A directory exchanged back in time would have to be exchanged
-twice more within the look, to and fro at the right moments, to be missed; docs/security.md says what remains.
+more where the directory is, several times. A file that was created is there, one that was removed is not, one that was
+opened has the size, owner, mode and mtime of the one at its name. To be missed, a directory that was exchanged back in
+time has to be exchanged to and fro within each look, at the right moments; docs/security.md says what remains.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.wire import Reply, Wire, string, unpack_facts, unpack_stat
 from datamanager.transports.values import FileStat, from_wire, path_replaced, require_file, shown
 
+_TIMES = 5
+"""How often a look looks: a directory that is exchanged all the time is seen where it is not to be in half of them."""
 _AGAIN = 3
 """Looks at an open file and its name, which may be growing."""
 
@@ -66,11 +68,7 @@ def same_file(wire: Wire, handle: bytes, path: str) -> FileStat:
             number, look = wire.post(sftp.CMD_FSTAT, string(handle)), _post_look(wire, path)
         opened = expect(wire.take(number), sftp.CMD_ATTRS, path)
         named = _seen([wire.take(one) for one in look], path)
-        if named.kind != sftp.CMD_ATTRS:
-            continue
-        require_file(unpack_stat(named.fields()), path)
-        facts = zip(unpack_facts(opened.fields()), unpack_facts(named.fields()), strict=True)
-        if all(one == other for one, other in facts if None not in (one, other)):
+        if all(_alike(opened, one, path) for one in named):
             return unpack_stat(opened.fields())
     raise path_replaced(f"{shown(path)}: the file that was opened is not the one that has this name")
 
@@ -81,29 +79,41 @@ def require_in_place(wire: Wire, directory: str) -> None:
 
 
 def _post_look(wire: Wire, path: str) -> list[int]:
-    directory = string(posixpath.dirname(path) or "/")
-    kinds = ((sftp.CMD_REALPATH, directory), (sftp.CMD_LSTAT, string(path)), (sftp.CMD_REALPATH, directory))
+    """Ask where the directory is, what has the name, where the directory is, and so on."""
+    directory = (sftp.CMD_REALPATH, string(posixpath.dirname(path) or "/"))
+    kinds = [directory, *[(sftp.CMD_LSTAT, string(path)), directory] * _TIMES]
     return [wire.post(kind, name) for kind, name in kinds]
 
 
+def _seen(look: Sequence[Reply], path: str) -> Sequence[Reply]:
+    """Return what was seen at the name. Raises: PathReplaced when its directory was elsewhere."""
+    for reply in look[0::2]:
+        _require_real(reply, posixpath.dirname(path) or "/", path)
+    return look[1::2]
+
+
 def _require(wire: Wire, path: str, look: Sequence[Reply], *, there: bool) -> None:
-    wrong = {True: sftp.CMD_STATUS, False: sftp.CMD_ATTRS}[there]
-    if _seen(look, path).kind != wrong:
+    if not any(_wrong(one, there=there) for one in _seen(look, path)):
         return
     # a server that answers several requests at once may have looked too early
     again = _seen([wire.take(one) for one in _post_look(wire, path)], path)
-    missing = again.code == sftp.SFTP_NO_SUCH_FILE
-    if missing if there else again.kind == sftp.CMD_ATTRS:
+    if any(_wrong(one, there=there) for one in again):
         what = "was made or changed, but is not there" if there else "was removed or renamed, but is still there"
         raise path_replaced(f"{shown(path)}: {what}; it may have been another file, outside of the base directory")
 
 
-def _seen(look: Sequence[Reply], path: str) -> Reply:
-    """Return what was seen at the name. Raises: PathReplaced when its directory is elsewhere."""
-    before, named, after = look
-    for reply in (before, after):
-        _require_real(reply, posixpath.dirname(path) or "/", path)
-    return named
+def _wrong(named: Reply, *, there: bool) -> bool:
+    """Say whether what was seen at a name is not as it should be; what the server can't tell is not wrong."""
+    return named.code == sftp.SFTP_NO_SUCH_FILE if there else named.kind == sftp.CMD_ATTRS
+
+
+def _alike(opened: Reply, named: Reply, path: str) -> bool:
+    """Say whether two stats can be one file's. Raises: RemoteFailure when the second one is no file's."""
+    if named.kind != sftp.CMD_ATTRS:
+        return named.code != sftp.SFTP_NO_SUCH_FILE
+    require_file(unpack_stat(named.fields()), path)
+    facts = zip(unpack_facts(opened.fields()), unpack_facts(named.fields()), strict=True)
+    return all(one == other for one, other in facts if None not in (one, other))
 
 
 def _require_real(reply: Reply, directory: str, path: str) -> None:
