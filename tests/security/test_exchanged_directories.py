@@ -323,11 +323,22 @@ def test_a_directory_that_was_exchanged_back_in_time_is_noticed(site: Site) -> N
     base, run = os.fspath(site.ends.folder("a")), os.fspath(site.run)
     with site.ends.storages.get("a").session() as session:
         assert isinstance(session, SftpSession)
+        before = looks.begin_look(session._wire, f"{run}/in.nc")
+        session.stat(base)  # until it was answered
         site.exchange()
         assert list(session.bulk.rename([(f"{run}/in.nc", f"{base}/taken")], overwrite=False)) == [(0, None)]
         site.exchange()
         with pytest.raises(PathReplaced, match="is still there"):
-            looks.look_at_rename(session._wire, f"{run}/in.nc", f"{base}/taken")
+            looks.look_at_rename(session._wire, before, f"{run}/in.nc", f"{base}/taken")
+        site.restore()
+        Path(base, "taken").unlink()
+        # a server that renames by link and unlink may do each of them in another directory
+        before = looks.begin_look(session._wire, f"{run}/in.nc")
+        session.stat(base)
+        os.link(site.outside / "in.nc", Path(base, "taken"))
+        Path(run, "in.nc").unlink()
+        with pytest.raises(PathReplaced, match="another file"):
+            looks.look_at_rename(session._wire, before, f"{run}/in.nc", f"{base}/taken")
         site.restore()
         site.exchange()
         handle = session._handle(sftp.CMD_OPEN, f"{run}/in.nc", u32(sftp.SFTP_FLAG_READ), NO_ATTRIBUTES)

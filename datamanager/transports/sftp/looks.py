@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
+from itertools import pairwise
 
 from paramiko import sftp
 
@@ -48,13 +49,26 @@ def act_and_look(wire: Wire, kind: int, path: str, *fields: bytes, there: bool) 
     return reply
 
 
-def look_at_rename(wire: Wire, source: str, destination: str) -> None:
-    """Look at both names of a rename that was answered well. Raises: PathReplaced when it was done elsewhere."""
+def begin_look(wire: Wire, path: str) -> list[int]:
+    """Begin to look at a name; return the requests' numbers, which must be taken or forgotten."""
+    with wire.joined():
+        return _post_look(wire, path)
+
+
+def look_at_rename(wire: Wire, before: Sequence[int], source: str, destination: str) -> None:
+    """Look at both names of a rename that was answered well; `before`: the look at the source that was begun before.
+
+    Servers rename by a link and an unlink, which may happen in two directories: the file that has the new name must
+    have the owner and mode of the one that was meant. Raises: PathReplaced when it was done elsewhere.
+    """
     with wire.joined():
         looks = [_post_look(wire, destination), _post_look(wire, source)]
-    new, old = [[wire.take(one) for one in look] for look in looks]
+    was, new, old = [[wire.take(one) for one in look] for look in (before, *looks)]
     _require(wire, destination, new, there=True)
     _require(wire, source, old, there=False)
+    meant = [_owner_and_mode(one) for one in [*_seen(was, source), *_seen(new, destination)]]
+    if any(None not in (one, other) and one != other for one, other in pairwise(meant)):
+        raise path_replaced(f"{shown(destination)}: another file than {shown(source)} has this name now")
 
 
 def same_file(wire: Wire, handle: bytes, path: str) -> FileStat:
@@ -105,6 +119,10 @@ def _require(wire: Wire, path: str, look: Sequence[Reply], *, there: bool) -> No
 def _wrong(named: Reply, *, there: bool) -> bool:
     """Say whether what was seen at a name is not as it should be; what the server can't tell is not wrong."""
     return named.code == sftp.SFTP_NO_SUCH_FILE if there else named.kind == sftp.CMD_ATTRS
+
+
+def _owner_and_mode(named: Reply) -> tuple[int | None, ...] | None:
+    return unpack_facts(named.fields())[1:4] if named.kind == sftp.CMD_ATTRS else None
 
 
 def _alike(opened: Reply, named: Reply, path: str) -> bool:

@@ -18,7 +18,7 @@ from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.bulk import NEW, STATVFS, SftpBulk
 from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
-from datamanager.transports.sftp.looks import act_and_look, look_at_rename, require_in_place, same_file
+from datamanager.transports.sftp.looks import act_and_look, begin_look, look_at_rename, require_in_place, same_file
 from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
@@ -138,8 +138,13 @@ class SftpSession:
 
     def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
         """Give a file its new name; see the port's bulk work for how."""
-        _only(self.bulk.rename([(source, destination)], overwrite=overwrite))
-        look_at_rename(self._wire, source, destination)
+        before = begin_look(self._wire, source)
+        try:
+            _only(self.bulk.rename([(source, destination)], overwrite=overwrite))
+        except BaseException:
+            self._wire.forget(before)
+            raise
+        look_at_rename(self._wire, before, source, destination)
 
     def remove(self, path: str) -> None:
         """Remove a file."""
