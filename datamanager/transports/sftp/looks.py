@@ -22,8 +22,9 @@ from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.wire import Reply, Wire, string, unpack_facts, unpack_stat
 from datamanager.transports.values import FileStat, from_wire, path_replaced, require_file, shown
 
-_TIMES = 5
-"""How often a look looks: a directory that is exchanged all the time is seen where it is not to be in half of them."""
+_LAST, _RENAMED, _MADE = 4, 2, 1
+"""How often a look looks. A directory that is exchanged all the time is elsewhere in half of them. Nothing later shows
+that another file was read or removed; a rename is looked at three times; what was made is used by its name again."""
 _AGAIN = 3
 """Looks at an open file and its name, which may be growing."""
 
@@ -36,7 +37,7 @@ def act_and_look(wire: Wire, kind: int, path: str, *fields: bytes, there: bool) 
     """
     with wire.joined():
         number = wire.post(kind, string(path) + b"".join(fields))
-        look = _post_look(wire, path)
+        look = _post_look(wire, path, _MADE if there else _LAST)
     reply = wire.take(number)
     seen = [wire.take(one) for one in look]
     if reply.kind == sftp.CMD_HANDLE or reply.code == sftp.SFTP_OK:
@@ -52,7 +53,7 @@ def act_and_look(wire: Wire, kind: int, path: str, *fields: bytes, there: bool) 
 def begin_look(wire: Wire, path: str) -> list[int]:
     """Begin to look at a name; return the requests' numbers, which must be taken or forgotten."""
     with wire.joined():
-        return _post_look(wire, path)
+        return _post_look(wire, path, _RENAMED)
 
 
 def look_at_rename(wire: Wire, before: Sequence[int], source: str, destination: str) -> None:
@@ -62,7 +63,7 @@ def look_at_rename(wire: Wire, before: Sequence[int], source: str, destination: 
     have the owner and mode of the one that was meant. Raises: PathReplaced when it was done elsewhere.
     """
     with wire.joined():
-        looks = [_post_look(wire, destination), _post_look(wire, source)]
+        looks = [_post_look(wire, destination, _RENAMED), _post_look(wire, source, _RENAMED)]
     was, new, old = [[wire.take(one) for one in look] for look in (before, *looks)]
     _require(wire, destination, new, there=True)
     _require(wire, source, old, there=False)
@@ -79,7 +80,7 @@ def same_file(wire: Wire, handle: bytes, path: str) -> FileStat:
     """
     for _ in range(_AGAIN):
         with wire.joined():
-            number, look = wire.post(sftp.CMD_FSTAT, string(handle)), _post_look(wire, path)
+            number, look = wire.post(sftp.CMD_FSTAT, string(handle)), _post_look(wire, path, _LAST)
         opened = expect(wire.take(number), sftp.CMD_ATTRS, path)
         named = _seen([wire.take(one) for one in look], path)
         if all(_alike(opened, one, path) for one in named):
@@ -92,10 +93,10 @@ def require_in_place(wire: Wire, directory: str) -> None:
     _require_real(wire.call(sftp.CMD_REALPATH, string(directory)), directory, directory)
 
 
-def _post_look(wire: Wire, path: str) -> list[int]:
+def _post_look(wire: Wire, path: str, times: int) -> list[int]:
     """Ask where the directory is, what has the name, where the directory is, and so on."""
     directory = (sftp.CMD_REALPATH, string(posixpath.dirname(path) or "/"))
-    kinds = [directory, *[(sftp.CMD_LSTAT, string(path)), directory] * _TIMES]
+    kinds = [directory, *[(sftp.CMD_LSTAT, string(path)), directory] * times]
     return [wire.post(kind, name) for kind, name in kinds]
 
 
@@ -110,7 +111,7 @@ def _require(wire: Wire, path: str, look: Sequence[Reply], *, there: bool) -> No
     if not any(_wrong(one, there=there) for one in _seen(look, path)):
         return
     # a server that answers several requests at once may have looked too early
-    again = _seen([wire.take(one) for one in _post_look(wire, path)], path)
+    again = _seen([wire.take(one) for one in _post_look(wire, path, _LAST)], path)
     if any(_wrong(one, there=there) for one in again):
         what = "was made or changed, but is not there" if there else "was removed or renamed, but is still there"
         raise path_replaced(f"{shown(path)}: {what}; it may have been another file, outside of the base directory")
