@@ -43,6 +43,7 @@
     │   ├── NoSpace                  no_space
     │   ├── PathMissing              path_missing         (the engine says which side: source_missing)
     │   ├── PathExists               path_exists          (the engine says: destination_exists)
+    │   ├── PathReplaced             path_replaced        (by a link that may lead out of the base directory)
     │   └── RemoteFailure            remote_error         (the other side's own error)
     ├── TransferError                a transfer that began and can't be completed
     │   ├── SourceMissing            source_missing
@@ -280,6 +281,10 @@ class PathMissing(TransportError, code="path_missing"):
 
 class PathExists(TransportError, code="path_exists"):
     """The path exists already; it was not changed."""
+
+
+class PathReplaced(TransportError, code="path_replaced"):
+    """A directory of the path was replaced, as by a link, while it was used; the detail says what was done by then."""
 
 
 class RemoteFailure(TransportError, code="remote_error"):

@@ -6,12 +6,15 @@ A path is a string whose bytes need not be UTF-8 (PEP 383).
 from __future__ import annotations
 
 import enum
+import logging
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from datamanager.errors import RemoteFailure
+from datamanager.errors import PathReplaced, RemoteFailure
+
+_log = logging.getLogger(__name__)
 
 Bytes = bytes | bytearray | memoryview
 
@@ -52,6 +55,12 @@ def shown(path: str) -> str:
     return repr(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
+def path_replaced(detail: str) -> PathReplaced:
+    """Return the error, and have the log tell it whatever becomes of it: somebody may be trying to get out."""
+    _log.warning("%s: %s", PathReplaced.code, detail)
+    return PathReplaced(detail)
+
+
 class FileKind(enum.Enum):
     """What is at a path."""
 
@@ -72,12 +81,20 @@ _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlin
 @dataclass(frozen=True, slots=True)
 class FileStat:
     """What a machine says of a path: `size` in bytes, `mtime` in whole seconds since 1970 (SFTP v3 has no finer),
-    `mode` the permission bits (0o7777)."""
+    `mode` the permission bits (0o7777).
+
+    `identity` (device and inode), `links` (hard links), `mtime_ns` and `ctime_ns` (nanoseconds since 1970; ctime is the
+    last change, which no program can set) where they can be had, which SFTP v3 does not tell.
+    """
 
     kind: FileKind
     size: int
     mtime: int
     mode: int
+    identity: tuple[int, int] | None = None
+    links: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
 
 
 def require_file(found: FileStat, path: str) -> None:

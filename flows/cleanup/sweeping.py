@@ -22,7 +22,15 @@ from datamanager.domain.states import ObjectStatus
 from datamanager.engine.control import CancellableStorage, Control
 from datamanager.engine.inspection import storage_scan
 from datamanager.engine.inspection.directory_walk import DEPTH_MAX
-from datamanager.errors import DataManagerError, NoSpace, PathMissing, PathNotAllowed, PermissionDenied, RemoteFailure
+from datamanager.errors import (
+    DataManagerError,
+    NoSpace,
+    PathMissing,
+    PathNotAllowed,
+    PathReplaced,
+    PermissionDenied,
+    RemoteFailure,
+)
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
 from datamanager.transports.values import shown
@@ -86,7 +94,7 @@ class Sweeper:
             try:
                 with self._storage.session() as session:
                     self._sweep_directory(session, base.path, directory, pending, clock)
-            except (PermissionDenied, PathNotAllowed, RemoteFailure) as exc:
+            except (PermissionDenied, PathNotAllowed, PathReplaced, RemoteFailure) as exc:
                 if self._control.stopping is not None:
                     raise
                 self.swept.unlisted += 1

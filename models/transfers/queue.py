@@ -20,8 +20,8 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import TRANSITIONS, Phase, TransferKind, TransferStatus
-from datamanager.errors import InternalError, LeaseLost
-from models.core.outbox import post_transfer_event
+from datamanager.errors import InternalError, LeaseLost, PathReplaced
+from models.core.outbox import post_path_replaced, post_transfer_event
 from models.database import affected, now, storable, take_turns, wake
 from models.tables import Transfer
 
@@ -170,6 +170,8 @@ def add_fault(session: Session, hold: TransferLease, code: str, detail: str) -> 
 
 def append_fault(session: Session, row: Transfer, code: str, detail: str) -> None:
     """Append a fault to a row of the session; the oldest go when there are too many."""
+    if code == PathReplaced.code:
+        post_path_replaced(session, row, storable(detail))
     fault = {"time": now(session).isoformat(), "code": code, "detail": storable(detail)[:DETAIL_MAX]}
     row.faults = [*row.faults, {**fault, "attempt": row.attempts}][-FAULTS_KEPT:]
 

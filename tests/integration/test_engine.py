@@ -6,8 +6,10 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +34,7 @@ from datamanager.errors import (
     SourceNotRemoved,
 )
 from datamanager.machines import Machine, VerifyPolicy
+from datamanager.transports.factory import open_storage
 from tests.support.ends import Ends
 from tests.support.sshd import PrivateSshd
 
@@ -195,9 +198,9 @@ def test_relay_flushes_the_partial_file_before_it_is_renamed(ends: Ends, monkeyp
         done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).suffix)
         fsync(handle)
 
-    def note_link(source: str, destination: str, *, follow_symlinks: bool = True) -> None:
+    def note_link(source: str, destination: str, **rules: Any) -> None:
         done.append("named")
-        link(source, destination, follow_symlinks=follow_symlinks)
+        link(source, destination, **rules)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "link", note_link)
@@ -325,8 +328,9 @@ def test_a_base_dir_that_is_a_link_is_fine(ends: Ends, tmp_path: Path) -> None:
     (real / "in").write_bytes(DATA)
     (tmp_path / "linked").symlink_to(real)
     machine = ends.machines["a"].model_copy(update={"base_dir": str(tmp_path / "linked")})
-    end = Endpoint(Place.of(machine, "in"), machine, ends.storages.get("a"))
-    found, _ = carry(replace(ends.job("a:x", "b:out"), source=end))
+    with closing(open_storage(machine, control_dir=tmp_path / "run")) as storage:
+        end = Endpoint(Place.of(machine, "in"), machine, storage)
+        found, _ = carry(replace(ends.job("a:x", "b:out"), source=end))
     assert Path(found.final).read_bytes() == DATA
 
 

@@ -72,6 +72,7 @@ CONTRACT = {
     "staging": {502},
     "path_missing": {502},
     "path_exists": {502},
+    "path_replaced": {502},
     "catalogue_error": {409},
     "invalid_settings": {500},
     "internal": {500},

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 
 from datamanager.engine.bulk.bulk_chunk import Staged
+from datamanager.engine.path_confinement import moved_away
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
     PathExists,
     PathMissing,
+    PathReplaced,
     RemoteFailure,
     SourceNotRemoved,
     TransportError,
@@ -24,8 +27,8 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
     """Give the staged files their names, each atomically; None for each that has it, in the order of `staged`.
 
     The caller has recorded each one's `intent`. A name that holds just those bytes is accepted: an earlier answer was
-    lost. What was not published keeps its partial file (see `discard`). Raises: what breaks the connection (retryable:
-    publish again).
+    lost. What was not published keeps its partial file (see `discard`). PathReplaced where the directory leads
+    elsewhere now: the file may have its name there. Raises: what breaks the connection (retryable: publish again).
     """
     results: list[DataManagerError | None] = [None] * len(staged)
     places = [place for place, one in enumerate(staged) if not one.published]
@@ -37,10 +40,13 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
             doubtful[places[index]] = error
         else:
             results[places[index]] = error
+    away = moved_away(target, [posixpath.dirname(staged[place].final) for place in places])
+    for place in places:
+        results[place] = results[place] or away.get(posixpath.dirname(staged[place].final))
     held = _holding(target, [staged[place] for place in doubtful])
     for place, error in doubtful.items():
         one = staged[place]
-        if one.number in held:
+        if one.number in held or results[place] is not None:
             continue
         elif isinstance(error, PathExists):
             results[place] = DestinationExists(f"{one.canonical}: another file was created there")
@@ -59,8 +65,8 @@ def discard(target: Session, staged: Sequence[Staged]) -> None:
 def remove_sources(source: Session, staged: Sequence[Staged]) -> list[DataManagerError | None]:
     """Remove a move's sources, those that still are what was read; None for each that is gone, in order.
 
-    SourceNotRemoved for one that changed or can't be removed; it is left where it is. Raises: what breaks the
-    connection.
+    SourceNotRemoved for one that changed or can't be removed; it is left where it is. PathReplaced for one whose
+    directory leads elsewhere now: another file may have been removed. Raises: what breaks the connection.
     """
     results: list[DataManagerError | None] = [None] * len(staged)
     same = list[int]()
@@ -69,14 +75,17 @@ def remove_sources(source: Session, staged: Sequence[Staged]) -> list[DataManage
         if isinstance(found, PathMissing):
             continue
         elif isinstance(found, TransportError):
-            results[place] = _not_removed(one, found.detail)
+            results[place] = _left(one, found)
         elif (found.kind, found.size, found.mtime) != (FileKind.FILE, one.size, one.mtime):
             results[place] = _not_removed(one, "it changed after it was read")
         else:
             same.append(place)
     for index, error in source.bulk.remove([staged[place].source_path for place in same]):
         if error is not None and not isinstance(error, PathMissing):
-            results[same[index]] = _not_removed(staged[same[index]], error.detail)
+            results[same[index]] = _left(staged[same[index]], error)
+    away = moved_away(source, [posixpath.dirname(staged[place].source_path) for place in same])
+    for place in same:
+        results[place] = away.get(posixpath.dirname(staged[place].source_path)) or results[place]
     return results
 
 
@@ -97,6 +106,10 @@ def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
         if digest == hashed[place].sha256:
             held.add(hashed[place].number)
     return held
+
+
+def _left(one: Staged, error: TransportError) -> DataManagerError:
+    return error if isinstance(error, PathReplaced) else _not_removed(one, error.detail)
 
 
 def _not_removed(one: Staged, reason: str) -> SourceNotRemoved:

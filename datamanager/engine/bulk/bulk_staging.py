@@ -25,7 +25,7 @@ from datamanager.engine.bulk.bulk_chunk import (
 )
 from datamanager.engine.bulk.bulk_probe import look, require_space, resolve
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import real_base
+from datamanager.engine.path_confinement import moved_away, real_base
 from datamanager.errors import (
     ChecksumMismatch,
     DataManagerError,
@@ -38,7 +38,7 @@ from datamanager.errors import (
     SourceMissing,
     TransportError,
 )
-from datamanager.transports.values import FileKind, FileStat, NewFile
+from datamanager.transports.values import FileKind, FileStat, NewFile, path_replaced
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def stage(
             _carry(chunk)
             _refuse_one_place(chunk)
             _require_unchanged(chunk)
+            _require_in_place(chunk)
             directories = sorted({posixpath.dirname(task.part) for task in chunk.left()})
             if directories:
                 with suppress(NotSupported):  # some machines have no way to do it
@@ -119,6 +120,17 @@ def _require_unchanged(chunk: Chunk) -> None:
             chunk.fail(task.number, now)
         elif (now.kind, now.size, now.mtime) != (FileKind.FILE, task.stat.size, task.stat.mtime):
             chunk.fail(task.number, _changed(task))
+
+
+def _require_in_place(chunk: Chunk) -> None:
+    """Check that the items' directories are where they were when the bytes were read and written."""
+    ends = chunk.ends
+    sources = moved_away(ends.source, [posixpath.dirname(task.source_path) for task in chunk.left()])
+    targets = moved_away(ends.target, [posixpath.dirname(task.part) for task in chunk.left()])
+    for task in chunk.left():
+        away = sources.get(posixpath.dirname(task.source_path)) or targets.get(posixpath.dirname(task.part))
+        if away is not None:
+            chunk.fail(task.number, away)
 
 
 def _bring(chunk: Chunk, tasks: Sequence[SmallTask], *, packed: bool) -> dict[SmallTask, DataManagerError]:
@@ -186,7 +198,9 @@ def _compare(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataMa
     bulk, parts = chunk.ends.target.bulk, [task.part for task in tasks]
     for index, far in bulk.digest(parts, chunk.rules.most) if chunk.rules.hashed else bulk.lstat(parts):
         task, place = tasks[index], tasks[index].item.destination
-        if isinstance(far, TransportError):
+        if isinstance(far, PathMissing):
+            wrong[task] = path_replaced(f"{place}: its partial file was written, but is not in its directory")
+        elif isinstance(far, TransportError):
             wrong[task] = far
         elif isinstance(far, FileStat):
             if far.size != task.stat.size:

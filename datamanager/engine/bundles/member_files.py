@@ -15,7 +15,7 @@ from datamanager.engine.bundles.bundle_content import ArchiveAttempt
 from datamanager.engine.bundles.layout import BundleEntry
 from datamanager.engine.path_confinement import ResolvedDirectory, confined, directories_of, real_base
 from datamanager.engine.single import publish as publishing
-from datamanager.errors import DataManagerError, PathMissing, SourceMissing, SourceNotRemoved
+from datamanager.errors import DataManagerError, PathMissing, PathReplaced, SourceMissing, SourceNotRemoved
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind, FileStat
@@ -84,7 +84,7 @@ def remove_sources(job: ArchiveAttempt, manifest: Manifest) -> dict[UUID, DataMa
         try:
             intent = Intent(one.size, one.sha256, one.mtime)
             publishing.remove_source(Endpoint(one.source, machine, storage), intent, job.destination)
-        except SourceNotRemoved as exc:
+        except (SourceNotRemoved, PathReplaced) as exc:
             left[one.uuid] = exc
     with storage.session() as session:
         for file, error in zip(files, remove_files(session, files), strict=True):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import confined, lstat_or_none
-from datamanager.engine.single.verify import holds
+from datamanager.engine.single.verify import holds, part_is_gone
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
     PathExists,
     PathMissing,
+    PathReplaced,
     RemoteFailure,
     SourceChanged,
     SourceMissing,
@@ -39,7 +40,7 @@ def publish(job: Attempt, found: Found, intent: Intent) -> None:
         except PathMissing as exc:
             # our own earlier try may have renamed it before its answer was lost
             if not holds(session, found.final, intent):
-                raise RemoteFailure(f"{job.target.place}: the partial file disappeared") from exc
+                raise part_is_gone(job) from exc
         except PathExists as exc:
             if not holds(session, found.final, intent):
                 raise DestinationExists(f"{job.target.place}: another file was created there") from exc
@@ -77,7 +78,8 @@ def rename(job: Attempt, found: Found) -> bool:
 def remove_source(end: Endpoint, intent: Intent, kept: Endpoint) -> None:
     """Remove a move's source, if it still is what was read. Fine when it is gone already. Never removes `kept`.
 
-    Raises: SourceNotRemoved when it changed, or can't be removed; retryable transport errors as they are.
+    Raises: SourceNotRemoved when it changed, or can't be removed; PathReplaced when another file may have been removed
+    instead; retryable transport errors as they are.
     """
     with end.storage.session() as session:
         try:
@@ -92,7 +94,7 @@ def remove_source(end: Endpoint, intent: Intent, kept: Endpoint) -> None:
         except PathMissing:
             return
         except DataManagerError as exc:
-            if exc.retryable or isinstance(exc, SourceNotRemoved):
+            if exc.retryable or isinstance(exc, SourceNotRemoved | PathReplaced):
                 raise
             raise SourceNotRemoved(f"{end.place} can't be removed: {exc.detail}") from exc
 

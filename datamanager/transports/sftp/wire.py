@@ -328,6 +328,16 @@ def unpack_stat(message: Message) -> FileStat:
     return FileStat(FileKind.of(mode), size, mtime, stat.S_IMODE(mode))
 
 
+def unpack_facts(message: Message) -> tuple[int | None, ...]:
+    """Decode attributes that tell files apart: size, owner, group, mode, mtime; None for what the server leaves out."""
+    flags = message.get_int()
+    size = message.get_int64() if flags & _SIZE else None
+    owner, group = (message.get_int(), message.get_int()) if flags & _OWNER else (None, None)
+    mode = message.get_int() if flags & _PERMISSIONS else None
+    _, mtime = (message.get_int(), message.get_int()) if flags & _TIMES else (None, None)
+    return size, owner, group, mode, mtime
+
+
 def unpack_space(message: Message) -> int:
     """Decode a reply of OpenSSH's statvfs: the bytes that this login may still write."""
     _, fragment, _, _, available = (message.get_int64() for _ in range(5))
