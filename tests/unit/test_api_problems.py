@@ -53,6 +53,7 @@ CONTRACT = {
     "service_unavailable": {503},
     "timeout": {504},
     "deadline_exceeded": {504},
+    "query_too_slow": {504},
     "connection_lost": {502},
     "host_key_mismatch": {502},
     "authentication_failed": {502},
