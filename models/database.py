@@ -26,6 +26,9 @@ from sqlalchemy.sql.dml import Insert
 from datamanager.errors import CatalogueUnavailable, QueryTooSlow, SettingsError
 
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
+LET_OTHERS = 0.1
+"""Seconds that a loop of writing transactions pauses between two of them on SQLite: a writer of another process looks
+for its turn ten times a second, and without pauses it would miss them all."""
 WAKE_CHANNEL = "dm_wake"
 LOOK_AFTER = 10_000
 """Steps of SQLite's machine between two looks at the clock while a query's time is limited; about 100 µs."""

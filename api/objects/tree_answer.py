@@ -23,14 +23,12 @@ from api.objects.views import TreeFileView
 from datamanager.domain.requests import TreeRequest
 from datamanager.engine.inspection.directory_walk import Walk
 from datamanager.errors import DataManagerError, InternalError
+from models.database import LET_OTHERS
 from models.objects.bulk_claims import chunks
 from models.objects.catalogue import FoundFile, register_files
 
 AT_ONCE = 250
 """Files that are registered in one transaction."""
-LET_OTHERS = 0.1
-"""Seconds between two of them on SQLite. A writer of another process looks for its turn ten times a second: without a
-pause it would miss every one."""
 
 log = structlog.get_logger(__name__)
 
