@@ -52,7 +52,7 @@ class TreeRegistration:
         part under way. Raises: what the first part raises; nothing is registered then.
         """
         parts = self._parts()
-        first = await anext(parts, [])
+        first: list[TreeFileView] = await anext(parts, [])
         return StreamingResponse(self._pieces(first, parts), status_code=201, media_type="application/json")
 
     async def whole(self) -> Response:

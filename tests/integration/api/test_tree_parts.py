@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,7 +61,7 @@ def transactions(api: LiveApi) -> Iterator[tuple[list[int], threading.Event]]:
             rows = 0
             begun.set()
 
-    listeners = {"after_cursor_execute": inserted, "commit": committed}
+    listeners: dict[str, Callable[..., Any]] = {"after_cursor_execute": inserted, "commit": committed}
     for name, listener in listeners.items():
         event.listen(api.database.engine, name, listener)
     yield sizes, begun
