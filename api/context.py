@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 from uuid import uuid4
@@ -54,8 +55,11 @@ class Context:
         return self.settings.home / "run"
 
     async def reading(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in a thread with a session for reading. Raises: CatalogueUnavailable and what `work` raises."""
-        return await run_sync(_in_session, self.database.read, work, limiter=self.limits.readers)
+        """Run `work` in a thread with a session for reading, whose queries end after `settings.query_timeout`. Raises:
+        CatalogueUnavailable, QueryTooSlow and what `work` raises.
+        """
+        session_of = partial(self.database.read, self.settings.query_timeout)
+        return await run_sync(_in_session, session_of, work, limiter=self.limits.readers)
 
     async def writing(self, work: Callable[[Session], T]) -> T:
         """Run `work` in a thread as one writing transaction. Raises: CatalogueUnavailable and what `work` raises."""

@@ -31,6 +31,7 @@
     │   ├── ObjectHeld               object_held
     │   ├── NotMarked                not_marked
     │   ├── RetentionRunNotFound     retention_run_not_found
+    │   ├── QueryTooSlow             query_too_slow       (narrow it)
     │   └── DestinationExists        destination_exists
     ├── TransportError               a machine, or the way to it
     │   ├── MachineUnavailable       machine_unavailable  (retryable)
@@ -233,6 +234,10 @@ class NotMarked(CatalogueError, code="not_marked"):
 
 class RetentionRunNotFound(CatalogueError, code="retention_run_not_found"):
     """No retention run has this identifier."""
+
+
+class QueryTooSlow(CatalogueError, code="query_too_slow"):
+    """The query took longer than the service allows; nothing was changed."""
 
 
 class DestinationExists(CatalogueError, code="destination_exists"):

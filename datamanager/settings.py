@@ -103,6 +103,8 @@ class Settings(BaseSettings):
     """Seconds that a stopping mover lets its transfers run before it returns them to the queue."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """Maximum number of attempts of a transfer before it ends in ERROR."""
+    query_timeout: timedelta = timedelta(seconds=10)
+    """Seconds after which a query of the API that only reads ends with `query_too_slow`."""
     idempotency_keep: timedelta = timedelta(hours=24)
     """Seconds for which answers to an Idempotency-Key are kept."""
     keep_transfers: timedelta = timedelta(days=90)
@@ -125,7 +127,8 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        *("client_timeout", "lease", "heartbeat", "stop_grace", "idempotency_keep", "keep_transfers", "keep_outbox"),
+        *("client_timeout", "query_timeout", "lease", "heartbeat", "stop_grace"),
+        *("idempotency_keep", "keep_transfers", "keep_outbox"),
         mode="before",
     )
     @classmethod
@@ -189,6 +192,8 @@ class Settings(BaseSettings):
             raise ValueError("lease: must be at least twice the heartbeat")
         if self.client_timeout < timedelta(seconds=1):
             raise ValueError("client_timeout: must be at least one second")
+        if self.query_timeout <= timedelta(0):
+            raise ValueError("query_timeout: must be more than 0")
         if self.stop_grace < timedelta(0):
             raise ValueError("stop_grace: must not be negative")
         return self

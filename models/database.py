@@ -11,9 +11,10 @@ import contextlib
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -24,10 +25,17 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import Insert
 
-from datamanager.errors import CatalogueUnavailable, SettingsError
+from datamanager.errors import CatalogueUnavailable, QueryTooSlow, SettingsError
 
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
+LET_OTHERS = 0.1
+"""Seconds that a loop of writing transactions pauses between two of them on SQLite: a writer of another process looks
+for its turn ten times a second, and without pauses it would miss them all."""
 WAKE_CHANNEL = "dm_wake"
+LOOK_AFTER = 10_000
+"""Steps of SQLite's machine between two looks at the clock while a query's time is limited; about 100 µs."""
+QUERY_CANCELLED = "57014"
+"""PostgreSQL's code for a statement that took too long."""
 P = ParamSpec("P")
 T = TypeVar("T")
 Query = Callable[Concatenate[Session, P], T]
@@ -56,14 +64,20 @@ class Database:
         self.engine = create_engine(url, **options)
         if sqlite_file:
             _prepare_sqlite(self.engine)
+        else:
+            _prepare_postgresql(self.engine)
         self._writing = self.engine.execution_options(dm_write=True)
         # SQLite's own waiting is polling with pauses; threads of one process queue here instead
         self._turn: AbstractContextManager[None] | _Turn = _Turn() if sqlite_file else nullcontext()
 
     @contextmanager
-    def read(self) -> Iterator[Session]:
-        """Open a session for reading. Raises: CatalogueUnavailable."""
-        with translated(), Session(self.engine, expire_on_commit=False) as session:
+    def read(self, within: timedelta | None = None) -> Iterator[Session]:
+        """Open a session for reading; `within`: how long its queries may take (on SQLite all together, on PostgreSQL
+        each), so that none holds the connection for ever. Raises: CatalogueUnavailable, QueryTooSlow.
+        """
+        with translated(within), Session(self.engine, expire_on_commit=False) as session:
+            if within is not None:
+                session.connection(execution_options={"dm_within": within.total_seconds()})
             yield session
 
     @contextmanager
@@ -233,17 +247,44 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        writing = connection.get_execution_options().get("dm_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        options = connection.get_execution_options()
+        within = options.get("dm_within")
+        # set or taken away at each begin: a connection of the pool may have it from the transaction before
+        late = None if within is None else _late_after(within)
+        cast(sqlite3.Connection, connection.connection.driver_connection).set_progress_handler(late, LOOK_AFTER)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("dm_write", False) else "BEGIN")
+
+
+def _late_after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        within = connection.get_execution_options().get("dm_within")
+        if within is not None:  # 0 would be no limit
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, int(within * 1000))}")
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn a database that is away, full or locked for too long into CatalogueUnavailable; no SQL in its text."""
+def translated(within: timedelta | None = None) -> Iterator[None]:
+    """Turn a database that is away, full or locked for too long into CatalogueUnavailable, and a query that took longer
+    than `within` into QueryTooSlow; no SQL in their texts.
+    """
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as exc:
-        if getattr(getattr(exc, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+        orig = getattr(exc, "orig", None)
+        code = getattr(orig, "sqlite_errorcode", None)
+        late = code == sqlite3.SQLITE_INTERRUPT or getattr(orig, "sqlstate", None) == QUERY_CANCELLED
+        if within is not None and late:
+            raise QueryTooSlow(
+                f"the query was ended after {within.total_seconds():g} s; narrow it by machine, group, path, since or "
+                "until, or sort it by date_registered"
+            ) from exc
+        if code == sqlite3.SQLITE_ERROR:
             raise  # wrong SQL or a missing table: a fault of ours, and no waiting will mend it
         raise CatalogueUnavailable("the catalogue's database does not answer") from exc
     except DBAPIError as exc:

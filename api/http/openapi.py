@@ -186,8 +186,9 @@ def task(*, status: int) -> dict[int | str, dict[str, Any]]:
 def json_answer(
     shape: type, description: str, *classes: type[DataManagerError], many: bool = False, status: int = 200
 ) -> dict[int | str, Any]:
-    """Document an answer that is always JSON."""
+    """Document an answer that is always JSON; `many`: a list, whose query may be too slow."""
     schema = {"type": "array", "items": _ref(shape)} if many else _ref(shape)
+    classes = (*classes, errors.QueryTooSlow) if many else classes
     return {status: {"description": description, "content": {JSON: {"schema": schema}}}, **problems(*classes)}
 
 

@@ -34,6 +34,7 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.ScheduleNotFound: 404,
     errors.ObjectDeleted: 410,
     errors.InvalidRules: 409,
+    errors.QueryTooSlow: 504,
     errors.TransportError: 502,
     errors.MachineUnavailable: 503,
     errors.TransportTimeout: 504,

@@ -16,7 +16,8 @@ from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, once
 from api.http.request_parts import read_request
-from api.http.responses import json_response, object_answer
+from api.http.responses import object_answer
+from api.objects.tree_answer import TreeRegistration
 from api.objects.views import TreeView
 from datamanager import errors
 from datamanager.domain.fields import require_metadata_fits
@@ -29,7 +30,7 @@ from datamanager.engine.single.verify import stored_sha256
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
-from models.objects.catalogue import Facts, FoundFile, register_files, register_object
+from models.objects.catalogue import Facts, FoundFile, register_object
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 log = structlog.get_logger(__name__)
@@ -148,36 +149,31 @@ def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -
 async def register_tree(request: Request, context: In) -> Response:
     """Register every regular file below a directory of a machine, as one object each.
 
-    Links are not followed. Registered files are skipped. With more than `max_files` files
-    nothing is registered.
+    Links are not followed. Registered files are skipped. With more than `max_files` files nothing is registered.
+
+    Files are registered 250 at a time, and the answer is streamed: `objects` come as they are registered. If that fails
+    in the middle, what is registered stays so, and the answer ends with `left`, the number of files that are not, and
+    `error`, a problem document; the same request again registers the rest. With an `Idempotency-Key` the answer is sent
+    when all is registered, or the problem document, with `objects` and the counts, is the answer; it is not kept.
     """
     fields = await read_request(request, TreeRequest)
     require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
-    async def work(_: Slot) -> Response:
-        return json_response(await _register_tree(context, fields), 201)
+    async def work(slot: Slot) -> Response:
+        tree = await _walk_tree(context, fields, request.state.request_id)
+        return await (tree.whole() if slot.key else tree.stream())  # what is kept for a key must be whole
 
     return await once(context, request, fields, work)
 
 
-async def _register_tree(context: Context, fields: TreeRequest) -> TreeView:
+async def _walk_tree(context: Context, fields: TreeRequest, request_id: str) -> TreeRegistration:
     machine = context.machines[fields.machine]
     prefix = normalised_prefix(machine, f"{fields.path}/" if fields.path else "")
     storage = context.storages.get(machine.name)
     walk = Walk(fields.max_files)
     files = await context.on_machine(machine.name, lambda: _walked(fields, machine, storage, prefix, walk), long=True)
-    rows = await context.writing(lambda session: register_files(session, files, fields)) if files else []
-    context.notify_relay()
-    return {
-        "registered": len(rows),
-        "already": len(files) - len(rows),
-        "skipped": walk.skipped,
-        "unnameable": walk.unnameable,
-        "objects": [
-            {"uuid": str(row.id), "path": row.path, "filename": row.place.name, "size": row.facts.size} for row in rows
-        ],
-    }
+    return TreeRegistration(context, fields, files, walk, request_id)
 
 
 def _walked(fields: TreeRequest, machine: Machine, storage: Storage, prefix: str, walk: Walk) -> list[FoundFile]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -57,6 +57,7 @@ class TreeFileView(TypedDict):
 class TreeView(TypedDict):
     """What became of a tree: `registered` new objects, `already` files that an object or a transfer under way has,
     `skipped` links, special files and partial files, `unnameable` names that no object can have (not UTF-8, too long).
+    Only when it failed in the middle: `left`, files that are not registered, and `error`, why.
     """
 
     registered: int
@@ -64,6 +65,8 @@ class TreeView(TypedDict):
     skipped: int
     unnameable: int
     objects: list[TreeFileView]
+    left: NotRequired[int]
+    error: NotRequired[dict[str, Any]]
 
 
 def object_view(row: DataObject) -> ObjectView:

@@ -27,7 +27,7 @@ from deployments.periodic import every
 from flows.cleanup.leftovers import clear_up, reclaim
 from flows.runtime.services import Services
 from models.core.listen import Listener
-from models.database import write
+from models.database import LET_OTHERS, write
 from models.housekeeping import tidy
 from models.submission import source_check
 
@@ -139,7 +139,7 @@ class MoverService:
         await asyncio.to_thread(reclaim, self._services)
 
     async def _tidy(self) -> float | None:
-        """Forget a bounded batch of old rows, so that nobody waits for it; at once again while there are more."""
+        """Forget a bounded batch of old rows, so that nobody waits for it; soon again while there are more."""
         settings = self._settings
         done = await write(self._runtime.database, tidy, settings, broker=settings.amqp_url is not None)
-        return 0 if done.more else None
+        return LET_OTHERS if done.more else None

@@ -6,6 +6,7 @@ makes a transfer and deleted in the one that ends it; only `datamanager.sealing`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -109,9 +110,12 @@ def held_by_priority(session: Session) -> dict[str, int]:
     So two movers never both take the last slot.
     """
     take_turns(session, _LOCK)
-    query = select(Transfer.priority, func.count().label("held")).group_by(Transfer.priority)
-    rows = session.execute(query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None)))
-    return {row.priority: row.held for row in rows}
+    by = Transfer.source_machine, Transfer.destination_machine, Transfer.priority  # as their index has it
+    query = select(Transfer.priority, func.count()).group_by(*by)
+    held: Counter[str] = Counter()
+    for priority, count in session.execute(query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None))):
+        held[priority] += count
+    return dict(held)
 
 
 def count_held(session: Session, host: str, pid: int) -> int:

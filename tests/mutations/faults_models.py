@@ -39,7 +39,7 @@ MODEL_FAULTS = (
     Fault(
         "fence: taking a transfer does not raise its epoch",
         "models/transfers/queue.py",
-        "                row.epoch += 1\n",
+        "        row.epoch += 1\n",
         "",
         ("tests/integration/test_catalogue_fencing.py::test_reaping[sqlite]",),
     ),
@@ -111,6 +111,20 @@ MODEL_FAULTS = (
         "for priority in Priority:",
         "for priority in reversed(Priority):",
         ("tests/integration/test_control.py::test_the_higher_priority_is_taken_first_and_of_one_the_older[sqlite]",),
+    ),
+    Fault(
+        "queue: of one priority the same pair of machines goes again and again",
+        "models/transfers/fair_share.py",
+        "        return turn.served + PATIENCE * self._held[turn.pair], turn.pair\n",
+        "        return 0, turn.pair\n",
+        ("tests/integration/test_fair_share.py::test_two_machines_share_the_slots_whatever_waits_for_each[sqlite]",),
+    ),
+    Fault(
+        "queue: a new group goes before those that wait",
+        "models/transfers/fair_share.py",
+        ', Transfer.created <= bindparam("round_began"))',
+        ")",
+        ("tests/integration/test_fair_share.py::test_a_stream_of_new_groups_keeps_no_old_one_waiting[sqlite]",),
     ),
     Fault(
         "queue: a machine's limit of transfers is not applied",

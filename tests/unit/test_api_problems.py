@@ -55,6 +55,7 @@ CONTRACT = {
     "too_many_streams": {429},
     "timeout": {504},
     "deadline_exceeded": {504},
+    "query_too_slow": {504},
     "connection_lost": {502},
     "host_key_mismatch": {502},
     "authentication_failed": {502},
