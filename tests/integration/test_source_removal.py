@@ -28,7 +28,7 @@ from datamanager.engine.single.transfer import send
 from datamanager.engine.single.verify import verify
 from datamanager.errors import DataManagerError, RemoteFailure, SourceChanged, SourceNotRemoved
 from datamanager.machines import Machine, VerifyPolicy
-from datamanager.transports.port import Storage
+from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind, FileStat
 from tests.support.ends import Ends
 from tests.support.sshd import PrivateSshd
@@ -272,6 +272,34 @@ def test_remove_sources_keeps_what_was_written_since(ends: Ends) -> None:
     error = outcomes["taken again"]
     assert isinstance(error, DataManagerError)
     assert again in error.detail
+
+
+class CountedRounds:
+    """A session's bulk work, which says what was asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.bulk = self
+        self.rounds = list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.rounds.append(name)
+        return getattr(self._session.bulk, name)
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_remove_sources_needs_as_many_rounds_for_many_files_as_for_one(ends: Ends, count: int) -> None:
+    removals = []
+    for number in range(count):
+        file = ends.folder("a") / f"{number}"
+        file.write_bytes(FIRST)
+        intent = Intent(len(FIRST), hashlib.sha256(FIRST).hexdigest(), int(file.stat().st_mtime))
+        removals.append(Removal(str(file), intent, "b:there", uuid4()))
+    with ends.storages.get("a").session() as session:
+        counted = CountedRounds(session)
+        assert set(remove_sources(cast("Session", counted), removals)) == {None}
+    assert counted.rounds == ["lstat", "rename", "lstat", "digest", "remove", "rename"]
+    assert files(ends) == {}
 
 
 # --- renames ---
