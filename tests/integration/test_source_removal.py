@@ -381,6 +381,19 @@ def test_remove_file_removes_the_objects_file(ends: Ends, what: KnownFile) -> No
         remove_file(end, what, key, force=True)
 
 
+def test_remove_file_compares_what_a_link_leads_to(ends: Ends) -> None:
+    folder, end = ends.folder("a"), ends.end("a", "link")
+    (folder / "june.nc").write_bytes(SECOND)
+    (folder / "link").symlink_to("june.nc")
+    with pytest.raises(SourceChanged):
+        remove_file(end, known(FIRST), uuid4())
+    assert remove_file(end, known(SECOND), uuid4())
+    assert files(ends) == {"june.nc": SECOND}
+    (folder / "link").symlink_to("nowhere")
+    assert remove_file(end, known(FIRST), uuid4())
+    assert not (folder / "link").is_symlink()
+
+
 def test_remove_file_may_be_stopped_until_it_changes_something(ends: Ends) -> None:
     file, end = ends.folder("a") / "june.nc", ends.end("a", "june.nc")
     file.write_bytes(FIRST)

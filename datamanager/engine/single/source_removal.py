@@ -121,7 +121,12 @@ def remove_file(
                 session.remove(path)
                 return True
             read = machine_time(session, posixpath.dirname(path))
-            now = session.stat(_followed(session, end, path))
+            try:
+                now = session.stat(_followed(session, end, path))
+            except PathMissing:  # a link that leads nowhere
+                commit()
+                session.remove(path)
+                return True
             known.require(end.place, now.size)
             if known.sha256 is None:
                 commit()
