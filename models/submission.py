@@ -42,6 +42,7 @@ from models.database import now, wake
 from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
+from models.transfers.items import known_note
 from models.transfers.lookup import destination_of, keep_secrets
 
 SourceCheck = Callable[[GetExternalRequest], None]
@@ -183,6 +184,7 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
     match request.fields:
         case MoveRequest() | DeleteRequest():
             claim_writing(session, _id(obj), transfer.id)
+            transfer.notes = known_note(obj.size, obj.checksum) if obj is not None else {}
         case CopyRequest():
             claim_reading(session, _id(obj), transfer.id)
             transfer.result_object_id = uuid4()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NotRequired
+from typing import Any, NotRequired
 
 import orjson
 from sqlalchemy.orm import Session
@@ -63,6 +63,8 @@ class ItemView(TypedDict):
     result: str | None
     size: int | None
     error: ErrorView | None
+    not_kept: NotRequired[list[str]]
+    """What the destination could not be told as the source has it, if there is something: `mtime`."""
 
 
 class TaskView(TypedDict):
@@ -103,6 +105,8 @@ class TaskView(TypedDict):
     items: NotRequired[ItemCountsView]
     unchanged: NotRequired[bool]
     """Of a getexternal that found nothing newer than the object that it was given, which is its `result`."""
+    not_kept: NotRequired[list[str]]
+    """What the destination could not be told as the source has it, if there is something: `mtime`."""
 
 
 def show_tasks(session: Session, context: Context, rows: Sequence[Transfer]) -> list[TaskView]:
@@ -134,6 +138,7 @@ def _task_view(row: Transfer, settings: Settings, items: BatchCounts | None, wai
         object=row.object_id,
         items=OMIT if items is None else items,
         unchanged=True if row.notes.get(UNCHANGED) else OMIT,
+        not_kept=_not_kept(row),
     )
 
 
@@ -151,7 +156,12 @@ def item_view(row: TransferItem) -> ItemView:
         machine=row.destination_machine,
         result=row.result_object_id if row.status == TransferStatus.COMPLETE.value else None,
         error=error_view(row.error_code, row.error_detail),
+        not_kept=_not_kept(row),
     )
+
+
+def _not_kept(row: Transfer | TransferItem) -> Any:
+    return (row.notes.get("intent") or {}).get("not_kept") or OMIT
 
 
 def _eta(row: Transfer) -> datetime | None:

@@ -86,10 +86,12 @@ Nothing is overwritten unless `overwrite` is true, and never a registered object
         "Delete an object's file",
         """Delete an object's file. The object stays listed as DELETED; a file that is already gone is no error.
 
-The part of a bundle that an archived object uses is freed, without connecting to a machine.""",
+A file that is not the object's any more (other size or, where the catalogue has it, sha256) is left: `source_changed`.
+`force=true` deletes what is there. The part of a bundle that an archived object uses is freed, without connecting to a
+machine.""",
         (
             *(errors.ObjectNotFound, errors.ObjectDeleted, errors.ObjectBusy, errors.ObjectHeld),
-            *(errors.DestinationExists, errors.UnknownMachine, errors.IdempotencyMismatch),
+            *(errors.DestinationExists, errors.UnknownMachine, errors.IdempotencyMismatch, errors.SourceChanged),
             *WAITING,
         ),
         "archer2:weather/june.nc deleted",

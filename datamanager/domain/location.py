@@ -78,7 +78,19 @@ def temporary_name(name: str, transfer: UUID, epoch: int) -> str:
 
     The epoch is in the name, so an attempt can never write into, or clean up, another one's file.
     """
-    tail = f".{transfer.hex[:8]}.{epoch}{PART_SUFFIX}"
+    return _hidden(name, f".{transfer.hex[:8]}.{epoch}{PART_SUFFIX}")
+
+
+def aside_name(name: str, transfer: UUID) -> str:
+    """Name a source that is about to be removed: `.{name}.{transfer8}.aside.dmpart`, at most 255 bytes.
+
+    All attempts have the same name for it, so a later one finds what an earlier one left. It is no partial file's name:
+    what has it may be the only copy, and is never removed unseen.
+    """
+    return _hidden(name, f".{transfer.hex[:8]}.aside{PART_SUFFIX}")
+
+
+def _hidden(name: str, tail: str) -> str:
     raw = name.encode("utf-8", "surrogateescape")
     if len(raw) > NAME_MAX - 1 - len(tail):  # names of one batch that begin alike must not become the same
         tail = f"~{hashlib.sha256(raw).hexdigest()[:8]}{tail}"

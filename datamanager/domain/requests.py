@@ -183,6 +183,9 @@ def _unpacks(options: object) -> bool:
 class DeleteRequest(TransferTerms):
     """Delete an object's file; its row stays."""
 
+    force: bool = False
+    """Delete the file even if it is not what the catalogue knows of it: size, or sha256 where that is known."""
+
 
 class BatchTerms(TransferTerms):
     """What holds for every item of a batch."""

@@ -96,6 +96,29 @@ class FileStat:
     mtime_ns: int | None = None
     ctime_ns: int | None = None
 
+    @property
+    def inode(self) -> int | None:
+        """The number of the file on its file system; None where it can't be had."""
+        return None if self.identity is None else self.identity[1]
+
+    @property
+    def last_change(self) -> float:
+        """Seconds since 1970, by the machine's clock: of the last change where it is told, else of the last writing."""
+        return float(self.mtime) if self.ctime_ns is None else self.ctime_ns / 1e9
+
+    def is_version(self, then: FileStat) -> bool:
+        """Say whether this has the size and mtime of an earlier look at a file, and its inode and nanoseconds where
+        both looks told them."""
+        if (self.size, self.mtime) != (then.size, then.mtime):
+            return False
+        finer = ((self.identity, then.identity), (self.mtime_ns, then.mtime_ns))
+        return all(None in pair or pair[0] == pair[1] for pair in finer)
+
+
+def clamped_mtime(mtime: int) -> int:
+    """Return the nearest time to `mtime` (seconds since 1970) that SFTP version 3 can carry: 1970 to 2106."""
+    return min(max(mtime, 0), 2**32 - 1)
+
 
 def require_file(found: FileStat, path: str) -> None:
     """Return when a regular file was found at `path`. Raises: RemoteFailure."""

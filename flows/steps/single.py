@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.tasks import Task
 
-from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.requests import DeleteRequest, GetExternalRequest
 from datamanager.domain.states import Phase, Route, TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
 from datamanager.engine.fetching.download import download
@@ -20,6 +20,7 @@ from datamanager.engine.fetching.remote_download import fetch
 from datamanager.engine.fetching.replica_fetch import ExpectedBytes, FetchContext
 from datamanager.engine.single import probe as probing
 from datamanager.engine.single import publish as publishing
+from datamanager.engine.single import source_removal as removal
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single import verify as verifying
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
@@ -91,8 +92,10 @@ async def publish(found: Found, proof: Proof) -> Intent:
     run = current()
     run.control.enter(Phase.PUBLISH)
     run.control.shield()
-    mtime = found.source.mtime if found.source else int(run.row.created.timestamp())
-    intent = Intent(proof.size, proof.sha256, mtime)
+    if found.source is None:
+        intent = Intent(proof.size, proof.sha256, int(run.row.created.timestamp()))
+    else:
+        intent = found.intent(run.attempt(), proof.size, proof.sha256)
     await _record(run, intent)
     await threaded(publishing.publish, run.attempt(), found, intent)
     run.log.info("published %s", found.final)
@@ -105,8 +108,7 @@ async def rename(found: Found) -> Intent | None:
     run = current()
     run.control.enter(Phase.PUBLISH)
     run.control.shield()
-    source = found.source_stat
-    intent = Intent(source.size, None, source.mtime)
+    intent = found.intent(run.attempt(), found.source_stat.size)
     await _record(run, intent)
     if await threaded(publishing.rename, run.attempt(), found):
         return intent
@@ -139,8 +141,9 @@ async def remove_source() -> str:
     run = current()
     run.control.enter(Phase.CLEANUP)
     row = await asyncio.to_thread(run.read, queue.held, run.hold)
-    attempt = run.attempt()
-    await threaded(publishing.remove_source, attempt.origin, Intent(**row.notes["intent"]), attempt.target)
+    attempt, intent = run.attempt(), Intent(**row.notes["intent"])
+    run.leaves_partial = True  # it may be aside
+    await threaded(removal.remove_source, attempt.origin, intent, attempt.target, run.transfer, run.control.watch)
     await run.write(outcomes.finish_move)
     return outcomes.MOVED
 
@@ -152,8 +155,9 @@ async def remove_file() -> str:
     """
     run = current()
     run.control.enter(Phase.CLEANUP)
-    if run.row.source_machine is not None:
-        await threaded(publishing.remove_file, run.attempt().origin)
+    if run.row.source_machine is not None and isinstance(run.request, DeleteRequest):
+        run.leaves_partial = True  # it may be aside
+        await threaded(_remove_file, run, force=run.request.force)
     run.control.enter(Phase.COMMIT)
     return await run.write(outcomes.complete_delete)
 
@@ -210,7 +214,25 @@ async def discard(run: TransferRun, found: Found) -> None:
 
 
 async def _record(run: TransferRun, intent: Intent) -> None:
-    await run.write(queue.remember, intent={"size": intent.size, "sha256": intent.sha256, "mtime": intent.mtime})
+    await run.write(queue.remember, intent=dataclasses.asdict(intent))
+
+
+def _remove_file(run: TransferRun, *, force: bool) -> None:
+    """Users may stop it until something is changed: a large file takes long to compare."""
+    control, committed = run.control, False
+
+    def progress(count: int) -> None:  # only called while the file is there, so an earlier attempt did not remove it
+        if not committed:
+            control.unshield()
+        control.watch(count)
+
+    def commit() -> None:
+        nonlocal committed
+        control.shield()
+        committed = True
+
+    attempt = run.attempt()
+    removal.remove_file(attempt.origin, attempt.known, run.transfer, progress, commit, force=force)
 
 
 def _download(

@@ -31,6 +31,7 @@ from models.batches.item_admission import (
 )
 from models.objects.bulk_claims import claim_objects, claims_on, holders, rows_in
 from models.tables import DataObject, Transfer
+from models.transfers.items import known_note
 
 
 def enter_items(
@@ -108,6 +109,8 @@ def _claim(session: Session, transfer: UUID, items: list[JudgedItem], *, moving:
         else:
             objects[item.object_id] = places[item.place] = number
             item.result = item.object_id if moving else uuid4()
+            if moving:
+                item.notes = known_note(item.source.size, item.source.checksum)
     claim_destinations(session, transfer, items)
     for item in items:
         if isinstance(item.error, DestinationExists):

@@ -59,7 +59,8 @@ class Transfer(Base):
     past_commit_point: Mapped[bool] = mapped_column("no_return", default=False, server_default=false())
     """Its file may have its name already, or be gone: before this ends otherwise, an attempt has to look."""
     leaves_partial: Mapped[bool] = mapped_column("litter", default=False, server_default=false())
-    """A partial file may lie beside the destination when it has ended: a mover is to remove it then."""
+    """A partial file may lie beside the destination when it has ended, or its source aside: a mover is to remove the
+    one and to give the other its name back."""
 
     status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)
     phase: Mapped[str] = mapped_column(String(16), default=Phase.QUEUED.value)
@@ -155,8 +156,8 @@ class TransferItem(Base):
     skipped: Mapped[bool] = mapped_column(default=False)
     """COMPLETE without work: what is wanted was there already."""
     notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    """What a later attempt must know: `intent`, `canonical`, `committed`; of archives also `bundle`, and `restart` of a
-    recall. Give it a new dict to change it."""
+    """What a later attempt must know: `intent`, `canonical`, `committed`, of a move `known`; of archives also `bundle`,
+    and `restart` of a recall. Give it a new dict to change it."""
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_detail: Mapped[str | None] = mapped_column(Text)
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.states import Phase, TransferKind, TransferStatus
+from datamanager.domain.states import Phase, TransferStatus
 from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded
 from models.core.outbox import post_transfer_event
 from models.database import now, wake
@@ -122,10 +122,7 @@ def note_partial(session: Session, transfer: UUID) -> None:
     """Note that a mover which lost a transfer may have left a partial file, unseen by the one that has it now or has
     ended it: it is removed after the end. Not fenced: the one who says so has lost its lease.
     """
-    kinds = [kind.value for kind in TransferKind if kind.leaves_parts]
-    session.execute(
-        update(Transfer).where(Transfer.id == transfer, Transfer.kind.in_(kinds)).values(leaves_partial=True)
-    )
+    session.execute(update(Transfer).where(Transfer.id == transfer).values(leaves_partial=True))
 
 
 def note_clean(session: Session, transfer: UUID) -> None:

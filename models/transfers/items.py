@@ -17,6 +17,14 @@ from models.objects.bulk_claims import execute_in
 from models.tables import Transfer, TransferItem
 from models.transfers.queue import DETAIL_MAX
 
+KNOWN = "known"
+"""The note of a move, and of an item that is one: what its object's file must be (size, sha256)."""
+
+
+def known_note(size: int | None, checksum: str | None) -> dict[str, dict[str, int | str | None]]:
+    """Return the note of what an object knows of its file."""
+    return {KNOWN: {"size": size, "sha256": checksum.removeprefix("sha256:") if checksum else None}}
+
 
 @dataclass(frozen=True, slots=True)
 class BatchCounts:

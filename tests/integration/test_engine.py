@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -20,6 +21,7 @@ from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer
 from datamanager.engine.single.probe import probe
+from datamanager.engine.single.source_removal import remove_source
 from datamanager.engine.single.verify import verify
 from datamanager.errors import (
     Cancelled,
@@ -273,17 +275,18 @@ def test_a_rename_does_not_replace(ends: Ends) -> None:
 def test_a_source_is_removed_only_if_it_is_what_was_read(ends: Ends) -> None:
     source = ends.folder("a") / "in"
     source.write_bytes(DATA)
-    end, kept, stat = ends.end("a", "in"), ends.end("b", "out"), source.stat()
+    end, kept, stat, key = ends.end("a", "in"), ends.end("b", "out"), source.stat(), uuid4()
     source.write_bytes(DATA + b"more")
+    (ends.folder("b") / "out").write_bytes(DATA + b"more")
     with pytest.raises(SourceNotRemoved):
-        publishing.remove_source(end, Intent(len(DATA), None, int(stat.st_mtime)), kept)
+        remove_source(end, Intent(len(DATA), None, int(stat.st_mtime)), kept, key)
     assert source.exists()
     with pytest.raises(SourceNotRemoved):
-        publishing.remove_source(end, Intent(len(DATA) + 4, None, int(source.stat().st_mtime)), end)
+        remove_source(end, Intent(len(DATA) + 4, None, int(source.stat().st_mtime)), end, key)
     assert source.exists()
-    publishing.remove_source(end, Intent(len(DATA) + 4, None, int(source.stat().st_mtime)), kept)
+    remove_source(end, Intent(len(DATA) + 4, None, int(source.stat().st_mtime)), kept, key)
     assert not source.exists()
-    publishing.remove_source(end, Intent(1, None, 1), kept)  # gone already: fine
+    remove_source(end, Intent(1, None, 1), kept, key)  # gone already: fine
 
 
 def test_moving_through_a_link_takes_the_bytes_and_the_link(ends: Ends) -> None:
@@ -293,7 +296,7 @@ def test_moving_through_a_link_takes_the_bytes_and_the_link(ends: Ends) -> None:
     job = ends.job("a:link", "a:sub/out", TransferKind.MOVE)
     found, _ = carry(job)
     assert found.route is not Route.RENAME
-    publishing.remove_source(job.origin, Intent(len(DATA), None, found.source_stat.mtime), job.target)
+    remove_source(job.origin, found.intent(job, len(DATA)), job.target, job.transfer)
     assert Path(found.final).read_bytes() == DATA
     assert target.exists()
     assert not link.is_symlink()

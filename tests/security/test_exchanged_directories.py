@@ -6,29 +6,34 @@ On this host nothing outside is read, written or removed. Over SSH that can't be
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
+from uuid import uuid4
 
 import pytest
 from paramiko import sftp
 
 from datamanager.domain.states import Route, TransferKind
-from datamanager.engine.attempt import Attempt, Intent
+from datamanager.engine.attempt import Attempt, Intent, KnownFile, SourceMark
 from datamanager.engine.bulk.bulk_chunk import Staged
 from datamanager.engine.bulk.bulk_publish import publish as publish_small
-from datamanager.engine.bulk.bulk_publish import remove_sources as remove_small
+from datamanager.engine.bulk.bulk_removal import Removal
+from datamanager.engine.bulk.bulk_removal import remove_sources as remove_small
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import moved_away
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer
 from datamanager.engine.single.probe import probe
+from datamanager.engine.single.source_removal import remove_file, remove_source
 from datamanager.engine.single.verify import verify
 from datamanager.errors import DataManagerError, PathReplaced
 from datamanager.machines import Machine
@@ -158,20 +163,19 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 def carry(job: Attempt) -> None:
     """Do what the flow does, step by step."""
     control, found = Control(), probe(job)
-    source = found.source_stat
     if found.route is Route.RENAME:
         assert publishing.rename(job, found)
         return
     try:
         proof = verify(job, found, transfer.send(job, found, control), control)
-        intent = Intent(proof.size, proof.sha256, source.mtime)
+        intent = found.intent(job, proof.size, proof.sha256)
         publishing.publish(job, found, intent)
     except DataManagerError:
         with suppress(DataManagerError):
             transfer.discard(job, found)
         raise
     if job.kind is TransferKind.MOVE:
-        publishing.remove_source(job.origin, intent, job.target)
+        remove_source(job.origin, intent, job.target, uuid4())
 
 
 def copy_read(site: Site, number: int) -> None:
@@ -196,10 +200,15 @@ def move_within(site: Site, number: int) -> None:
 
 
 def delete(site: Site, number: int) -> None:
-    publishing.remove_file(site.ends.end("a", "run/in.nc"))
+    remove_file(site.ends.end("a", "run/in.nc"), KnownFile(), uuid4())
 
 
-@pytest.mark.parametrize("act", [copy_read, copy_read_within, copy_write, move, move_within, delete])
+def delete_known(site: Site, number: int) -> None:
+    known = KnownFile(len(PUBLIC), hashlib.sha256(PUBLIC).hexdigest())
+    remove_file(site.ends.end("a", "run/in.nc"), known, uuid4())
+
+
+@pytest.mark.parametrize("act", [copy_read, copy_read_within, copy_write, move, move_within, delete, delete_known])
 def test_nothing_happens_outside_untold(
     site: Site, act: Callable[[Site, int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -276,7 +285,8 @@ def test_each_verb_notices_an_exchange_after_the_check(site: Site, verb: str, ca
 def small(site: Site) -> Staged:
     """Return a small file that is to be published, and whose source is to be removed, in the exchanged directory."""
     run, size = os.fspath(site.run), len(SECRET)
-    return Staged(0, f"{run}/in.nc", f"{run}/new", f"{run}/.new.part", "run/new", size, MTIME, 0o600, None)
+    intent = Intent(size, None, MTIME)
+    return Staged(0, f"{run}/in.nc", f"{run}/new", f"{run}/.new.part", "run/new", size, 0o600, None, intent)
 
 
 def test_many_small_files_are_not_published_outside_untold(site: Site) -> None:
@@ -291,7 +301,8 @@ def test_many_small_files_are_not_published_outside_untold(site: Site) -> None:
 def test_many_small_files_are_not_removed_outside_untold(site: Site) -> None:
     site.exchange()
     with site.ends.storages.get("a").session() as session:
-        [error] = remove_small(session, [small(site)])
+        intent = replace(small(site).intent, source=SourceMark(MTIME, time.time() + 60))
+        [error] = remove_small(session, [Removal(small(site).source_path, intent, "b:new", uuid4())])
     assert isinstance(error, PathReplaced)
     assert (site.outside / "in.nc").exists() is site.local
 

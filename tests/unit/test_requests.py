@@ -16,6 +16,7 @@ from datamanager.domain.requests import (
     AcceptedBatch,
     CopyManyRequest,
     CopyRequest,
+    DeleteRequest,
     GetExternalRequest,
     MoveRequest,
     RegisterRequest,
@@ -49,6 +50,9 @@ def test_a_form_and_json_are_the_same_request() -> None:
     copy = {"machine": "beta", "dest": "b"}
     assert CopyRequest.model_validate({**copy, "overwrite": "true", "verify": ""}).overwrite is True
     assert CopyRequest.model_validate({**copy, "verify": "size"}).verify is VerifyPolicy.SIZE
+    assert [DeleteRequest.model_validate(one).force for one in ({"force": "true"}, {"force": True}, {})] == [
+        *(True, True, False)
+    ]
 
 
 def test_fields_of_old_clients_are_ignored() -> None:

@@ -1,6 +1,4 @@
-"""The last steps for many small files: each gets its name, a move's sources go, all of a chunk at once.
-(docs/transfer-protocol.md, the publish protocol, 5 and 7)
-"""
+"""Many small files get their names, all of a chunk at once. (docs/transfer-protocol.md, the publish protocol, 5)"""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from datamanager.errors import (
     DestinationExists,
     PathExists,
     PathMissing,
-    PathReplaced,
     RemoteFailure,
-    SourceNotRemoved,
     TransportError,
 )
 from datamanager.transports.port import Session
@@ -62,33 +58,6 @@ def discard(target: Session, staged: Sequence[Staged]) -> None:
         pass  # gone already, or left to the sweep of partial files
 
 
-def remove_sources(source: Session, staged: Sequence[Staged]) -> list[DataManagerError | None]:
-    """Remove a move's sources, those that still are what was read; None for each that is gone, in order.
-
-    SourceNotRemoved for one that changed or can't be removed; it is left where it is. PathReplaced for one whose
-    directory leads elsewhere now: another file may have been removed. Raises: what breaks the connection.
-    """
-    results: list[DataManagerError | None] = [None] * len(staged)
-    same = list[int]()
-    for place, found in source.bulk.lstat([one.source_path for one in staged]):
-        one = staged[place]
-        if isinstance(found, PathMissing):
-            continue
-        elif isinstance(found, TransportError):
-            results[place] = _left(one, found)
-        elif (found.kind, found.size, found.mtime) != (FileKind.FILE, one.size, one.mtime):
-            results[place] = _not_removed(one, "it changed after it was read")
-        else:
-            same.append(place)
-    for index, error in source.bulk.remove([staged[place].source_path for place in same]):
-        if error is not None and not isinstance(error, PathMissing):
-            results[same[index]] = _left(staged[same[index]], error)
-    away = moved_away(source, [posixpath.dirname(staged[place].source_path) for place in same])
-    for place in same:
-        results[place] = away.get(posixpath.dirname(staged[place].source_path)) or results[place]
-    return results
-
-
 def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
     """Return the numbers of those whose final name holds their bytes; without a checksum, their size and mtime."""
     alike = list[Staged]()
@@ -106,11 +75,3 @@ def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
         if digest == hashed[place].sha256:
             held.add(hashed[place].number)
     return held
-
-
-def _left(one: Staged, error: TransportError) -> DataManagerError:
-    return error if isinstance(error, PathReplaced) else _not_removed(one, error.detail)
-
-
-def _not_removed(one: Staged, reason: str) -> SourceNotRemoved:
-    return SourceNotRemoved(f"{one.source_path} was copied to {one.canonical} but was not removed: {reason}")

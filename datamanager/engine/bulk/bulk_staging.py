@@ -62,6 +62,7 @@ def stage(
         resolve(chunk, items)
         look(chunk)
         require_space(chunk)
+        _ask_time(chunk)
         with ends.target.bulk.syncing() as sync:
             _carry(chunk)
             _refuse_one_place(chunk)
@@ -77,8 +78,15 @@ def stage(
             chunk.remove_parts(list(chunk.made.values()))
         raise
     chunk.remove_parts([task for task in chunk.made.values() if task.number in chunk.outcomes])
-    outcomes = chunk.outcomes | {task.number: task.staged() for task in chunk.left()}
+    outcomes = chunk.outcomes | {task.number: task.staged(chunk.intent(task)) for task in chunk.left()}
     return [outcomes[item.number] for item in items]
+
+
+def _ask_time(chunk: Chunk) -> None:
+    """Note the source machine's time; the file systems of one machine are taken to have the same."""
+    tasks = chunk.left()
+    if chunk.rules.clock is not None and tasks:
+        chunk.read = chunk.rules.clock(posixpath.dirname(tasks[0].source_path))
 
 
 def _carry(chunk: Chunk) -> None:
@@ -118,7 +126,7 @@ def _require_unchanged(chunk: Chunk) -> None:
             chunk.fail(task.number, SourceChanged(f"{place} disappeared during the transfer"))
         elif isinstance(now, TransportError):
             chunk.fail(task.number, now)
-        elif (now.kind, now.size, now.mtime) != (FileKind.FILE, task.stat.size, task.stat.mtime):
+        elif now.kind is not FileKind.FILE or not now.is_version(task.stat):
             chunk.fail(task.number, _changed(task))
 
 
@@ -183,13 +191,16 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
                 chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
             elif isinstance(found, DataManagerError):
                 chunk.fail(task.number, found)
-            elif not len(found.data) == found.stat.size == task.stat.size or found.stat.mtime != task.stat.mtime:
+            elif len(found.data) != found.stat.size or not found.stat.is_version(task.stat):
                 chunk.fail(task.number, _changed(task))
             else:
-                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed else None
+                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed or chunk.rules.moving else None
+                if (changed := task.why_not_known(chunk.rules.known.get(task.number), found.stat)) is not None:
+                    chunk.fail(task.number, changed)
+                    continue
                 sent.append(task)
                 chunk.made[task.number] = task
-                yield NewFile(task.part, found.data, task.stat.mode & 0o777, task.stat.mtime)
+                yield NewFile(task.part, found.data, task.stat.mode & 0o777, chunk.intent(task).mtime)
 
 
 def _compare(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:

@@ -50,7 +50,7 @@ def why_not_proved(
             again = session.stat(path)
         except PathMissing:
             return f"{end.place} disappeared while it was read"
-        if (again.size, again.mtime) != (found.size, found.mtime):
+        if not again.is_version(found):
             return f"{end.place} changed while it was read"
     return None
 

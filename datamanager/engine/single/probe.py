@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datamanager.domain.location import Place
-from datamanager.domain.states import Route, plan
+from datamanager.domain.states import Route, TransferKind, plan
 from datamanager.engine.attempt import Attempt, Content, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
 from datamanager.engine.single.restart import part_paths, parts_among
+from datamanager.engine.single.source_removal import machine_time
 from datamanager.engine.single.transfer import can_go_direct
 from datamanager.engine.single.verify import holds
 from datamanager.errors import (
@@ -53,7 +54,11 @@ def probe(job: Attempt, *, size: int | None = None) -> Found:
     if job.source is None:
         return probe_destination(job, Read("", None), size=size)
     read = _probe_source(job.source)
-    return probe_destination(job, read, size=read.stat.size if read.stat else size)
+    found = probe_destination(job, read, size=read.stat.size if read.stat else size)
+    if job.kind is not TransferKind.MOVE or found.route is Route.RENAME or found.published is not None:
+        return found
+    with job.source.storage.session() as session:
+        return replace(found, read=machine_time(session, posixpath.dirname(read.path)))
 
 
 def probe_destination(job: Attempt, read: Read, *, size: int | None) -> Found:
@@ -84,6 +89,8 @@ def probe_destination(job: Attempt, read: Read, *, size: int | None) -> Found:
         if found.published is None:
             if read.stat is None and job.source is not None:
                 raise SourceMissing(f"{job.source.place}: no such file")
+            if read.stat is not None and job.source is not None:
+                job.known.require(job.source.place, read.stat.size)
             _require_another_file(job, read.path, final)
             there = looks.get(final)
             if isinstance(there, FileStat) and (

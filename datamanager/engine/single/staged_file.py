@@ -88,7 +88,7 @@ def stage(job: Attempt, whole: Control) -> ReadyFile:
         return ReadyFile(job, found, found.published, job.proof_level)
     source = found.source_stat
     if found.route is Route.RENAME:
-        return ReadyFile(job, found, Intent(source.size, None, source.mtime), Verified.NONE)
+        return ReadyFile(job, found, found.intent(job, source.size), Verified.NONE)
     return _sent(job, found, whole)
 
 
@@ -121,7 +121,7 @@ def stage_content(
             _discard(job, found)
             raise
         control.enter(Phase.PUBLISH)
-        return ReadyFile(job, found, Intent(proof.size, proof.sha256, stat.mtime), proof.verified)
+        return ReadyFile(job, found, found.intent(job, proof.size, proof.sha256), proof.verified)
 
     return again_if_damaged(send)
 
@@ -150,7 +150,7 @@ def publish(ready: ReadyFile, whole: Control) -> ReadyFile:
         ready = _sent(job, replace(found, route=Route.WITHIN), whole)
     try:
         publishing.publish(job, ready.found, ready.intent)
-    except DataManagerError:
+    except Exception:
         discard(ready)
         raise
     return ready
@@ -169,11 +169,11 @@ def _sent(job: Attempt, found: Found, whole: Control) -> ReadyFile:
         proof = again_if_damaged(
             lambda: verify(job, found, transfer.send(job, found, share), share), lambda: transfer.discard(job, found)
         )
-    except DataManagerError:
+    except Exception:
         _discard(job, found)
         raise
     share.enter(Phase.PUBLISH)
-    return ReadyFile(job, found, Intent(proof.size, proof.sha256, found.source_stat.mtime), proof.verified)
+    return ReadyFile(job, found, found.intent(job, proof.size, proof.sha256), proof.verified)
 
 
 def _discard(job: Attempt, found: Found) -> None:

@@ -82,6 +82,8 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
             readers = stack.enter_context(concurrently([found.open(one) for one in sources]))
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
+        if found.content is None and not all(one.stat().is_version(found.source_stat) for one in readers):
+            raise SourceChanged(f"{job.origin.place} changed before it was read")
         first = target.reopen(found.part) if start else target.create(found.part)
         further = [one.reopen(found.part) for one in targets[1:]]
         writers = stack.enter_context(concurrently([first, *further], after_first=True))

@@ -46,6 +46,7 @@ def verify(job: Attempt, found: Found, moved: Moved, control: Control) -> Proof:
             raise ChecksumMismatch(f"{job.target.place}: sha256 {far} is stored, {near} was read")
     if found.route is not Route.DOWNLOAD:
         require_unchanged(job, found)
+        job.known.require(job.origin.place, moved.size, near)
     return Proof(moved.size, near, job.proof_level)
 
 
@@ -56,7 +57,7 @@ def part_is_gone(job: Attempt) -> PathReplaced:
 
 
 def require_unchanged(job: Attempt, found: Found) -> None:
-    """Check that the source still has the size and mtime that the probe saw. Raises: SourceChanged."""
+    """Check that the source still is the version that the probe saw. Raises: SourceChanged."""
     with job.origin.storage.session() as session:
         if found.content is not None:
             found.content.require_unchanged(session)
@@ -66,7 +67,7 @@ def require_unchanged(job: Attempt, found: Found) -> None:
         except PathMissing:
             raise SourceChanged(f"{job.origin.place} disappeared during the transfer") from None
     then = found.source_stat
-    if (now.size, now.mtime) != (then.size, then.mtime):
+    if not now.is_version(then):
         raise SourceChanged(
             f"{job.origin.place} changed during the transfer: "
             f"{then.size} bytes of {then.mtime}, now {now.size} of {now.mtime}"
