@@ -298,7 +298,7 @@ def test_remove_sources_needs_as_many_rounds_for_many_files_as_for_one(ends: End
     with ends.storages.get("a").session() as session:
         counted = CountedRounds(session)
         assert set(remove_sources(cast("Session", counted), removals)) == {None}
-    assert counted.rounds == ["lstat", "rename", "lstat", "digest", "remove", "rename"]
+    assert counted.rounds == ["lstat", "rename", "lstat", "digest", "remove", "rename", "real_path"]
     assert files(ends) == {}
 
 

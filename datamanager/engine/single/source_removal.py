@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 
 from datamanager.domain.location import aside_name, temporary_name
 from datamanager.engine.attempt import Endpoint, Intent, KnownFile, SourceMark
-from datamanager.engine.path_confinement import confined
+from datamanager.engine.path_confinement import confined, followed, real_base
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import (
     DataManagerError,
@@ -124,7 +124,8 @@ def remove_file(
                 return True
             read = machine_time(session, posixpath.dirname(path))
             try:
-                now = session.stat(_followed(session, end, path))
+                bytes_at = _followed(session, end, path)
+                now = session.stat(bytes_at)
             except PathMissing:  # a link that leads nowhere
                 commit()
                 session.remove(path)
@@ -134,7 +135,7 @@ def remove_file(
                 commit()
                 session.remove(path)
                 return True
-            known.require(end.place, now.size, stored_sha256(session, path, progress))
+            known.require(end.place, now.size, stored_sha256(session, bytes_at, progress))
             commit()
             intent = Intent(now.size, known.sha256, now.mtime, SourceMark(now.mtime, read, now.inode))
             _remove(session, end, path, key, intent, known.sha256, progress)
@@ -158,11 +159,12 @@ def _remove(
         sure = surely_is(before, intent)
         session.rename(path, aside, overwrite=False)
     try:
-        now = session.stat(aside)
+        bytes_at = _followed(session, end, aside)
+        now = session.stat(bytes_at)
         good = may_be(now, intent)
         sure = sure and before is not None and now.is_version(before)
         if good and not (sure or surely_is(now, intent)):
-            good = sha256 is not None and stored_sha256(session, aside, progress) == sha256
+            good = sha256 is not None and stored_sha256(session, bytes_at, progress) == sha256
     except TransportError as exc:
         if exc.retryable or isinstance(exc, PathReplaced):
             raise
@@ -198,7 +200,7 @@ def _followed(session: Session, end: Endpoint, path: str) -> str:
     """Return where a link leads to, which must be below the base directory; another path as it is."""
     if session.lstat(path).kind is not FileKind.SYMLINK:
         return path
-    return confined(session, end.machine, end.place.path)
+    return followed(session, end.machine, real_base(session, end.machine), end.place.path, path)
 
 
 def _aside(path: str, key: UUID) -> str:
