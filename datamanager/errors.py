@@ -59,6 +59,7 @@
     │   └── LeaseLost                lease_lost           (another mover has the transfer)
     ├── ServiceError                 a part of the service itself is away
     │   ├── CatalogueUnavailable     catalogue_unavailable    (retryable)
+    │   │   └── CatalogueFull        no_space                 (retryable) the disk of the service itself
     │   ├── OrchestratorUnavailable  orchestrator_unavailable (retryable)
     │   └── BrokerUnavailable        broker_unavailable       (retryable)
     ├── SettingsError                invalid_settings     (stops the start)
@@ -74,6 +75,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import ClassVar, Self
+from uuid import UUID
 
 
 class DataManagerError(Exception):
@@ -228,7 +230,17 @@ class RetentionRunNotFound(CatalogueError, code="retention_run_not_found"):
 
 
 class DestinationExists(CatalogueError, code="destination_exists"):
-    """The place is taken by an ACTIVE object, a running transfer or an unregistered file."""
+    """The place is taken by an ACTIVE object, a running transfer or an unregistered file.
+
+    `object_id` or `task` is the one that has it, where that is known.
+    """
+
+    def __init__(
+        self, detail: str, *, object_id: UUID | None = None, task: UUID | None = None, retryable: bool | None = None
+    ) -> None:
+        super().__init__(detail, retryable=retryable)
+        self.object_id = object_id
+        self.task = task
 
 
 class TransportError(DataManagerError, code="remote_error"):
@@ -345,6 +357,10 @@ class ServiceError(DataManagerError, code="service_unavailable", retryable=True)
 
 class CatalogueUnavailable(ServiceError, code="catalogue_unavailable"):
     """The catalogue's database does not answer."""
+
+
+class CatalogueFull(CatalogueUnavailable, code="no_space"):
+    """The service's own disk is full, so it can record nothing."""
 
 
 class OrchestratorUnavailable(ServiceError, code="orchestrator_unavailable"):

@@ -95,7 +95,7 @@ class ObjectQuery(Query):
     responses=openapi.json_answer(ObjectView, "All objects, or one page.", errors.InvalidRequest, many=True),
     openapi_extra=openapi.query(ObjectQuery),
 )
-@router.get("/info/", include_in_schema=False)
+@router.get("/info/", include_in_schema=False, openapi_extra=openapi.query(ObjectQuery))
 async def list_objects(request: Request, context: In) -> Response:
     """List every object, DELETED ones included, oldest first: streamed, as one snapshot of the catalogue.
 
@@ -132,6 +132,8 @@ def selection_of(given: Iterable[tuple[str, str]], machines: Machines) -> Select
             others.append((name, value))
         elif "\0" in value:
             wrong[name] = "must not contain a NUL character"
+        elif key in metadata:
+            wrong[name] = "may be given once"
         elif _METADATA_KEY.fullmatch(key):
             metadata[key] = value
         else:
@@ -157,6 +159,9 @@ class _Everything(Response):
             pieces = _pieces(self.context.database)
             try:
                 first = await self._next(pieces)
+                if scope["state"].get("head"):
+                    await Response(media_type="application/json")(scope, receive, send)
+                    return
                 stream = StreamingResponse(self._rest(first, pieces), media_type="application/json")
                 await stream(scope, receive, send)
             finally:

@@ -26,6 +26,7 @@ from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.errors import InvalidRequest
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
+from datamanager.sources.terms.source_options import refuse_unknown
 from models.external import schedules
 from models.submission import source_check
 
@@ -33,7 +34,7 @@ router = APIRouter(prefix="/DM/schedules", tags=["schedules"], default_response_
 
 TOPIC = "schedules"
 """What the movers are notified of: they bring schedules to Prefect."""
-_ONE = (errors.ScheduleNotFound, errors.IdempotencyMismatch, errors.InvalidRequest)
+_ONE = (errors.ScheduleNotFound, *openapi.BODY)
 
 
 @router.post(
@@ -182,6 +183,7 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
 
     Raises: InvalidRequest, UnknownMachine, PathNotAllowed, UrlNotAllowed, NotSupported.
     """
+    refuse_unknown(fields.options)
     why = "secrets are not stored for a schedule; give the name of a stored credential"
     wrong: dict[str, Any] = {f"options.{name}": why for name in secret_names(fields.options)}
     if parameters := secret_parameters(fields.url):

@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind, TransferStatus
-from datamanager.errors import DataManagerError, DestinationExists, InternalError, ItemsFailed
+from datamanager.errors import DataManagerError, DestinationExists, InternalError, ItemsFailed, SourceMissing
+from models.audit.missing_objects import note_missing
 from models.core.outbox import post_object_events
 from models.database import now, storable, table_of
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
@@ -243,6 +244,7 @@ def _fail(session: Session, row: Transfer, failed: Sequence[tuple[Any, DataManag
     ]
     update_items(session, row, ends)
     free_items(session, row, [item for item, _ in failed])
+    note_missing(session, {item.object_id for item, error in failed if isinstance(error, SourceMissing)})
 
 
 def free_items(session: Session, row: Transfer, ended: Sequence[Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import confined, lstat_or_none
+from datamanager.engine.single.endpoints import vanished
 from datamanager.engine.single.verify import holds
 from datamanager.errors import (
     DataManagerError,
@@ -15,7 +16,6 @@ from datamanager.errors import (
     PathMissing,
     RemoteFailure,
     SourceChanged,
-    SourceMissing,
     SourceNotRemoved,
 )
 from datamanager.transports.values import FileKind
@@ -51,7 +51,7 @@ def rename(job: Attempt, found: Found) -> bool:
 
     The caller has recorded the intent: source gone and destination matching is done, not missing.
 
-    Raises: DestinationExists, SourceMissing, SourceChanged.
+    Raises: DestinationExists, SourceMissing, SourceChanged, RemoteFailure (the destination's directory disappeared).
     """
     source = found.source_stat
     with job.target.storage.session() as session:
@@ -65,7 +65,7 @@ def rename(job: Attempt, found: Found) -> bool:
         except PathMissing as exc:
             if holds(session, found.final, Intent(source.size, None, source.mtime)):
                 return True
-            raise SourceMissing(f"{job.origin.place}: no such file") from exc
+            raise vanished(job, found, session) from exc
         except RemoteFailure:
             # SFTP v3 has no code for EXDEV; if both names are as they were, copy instead
             if lstat_or_none(session, found.source_path) and (job.overwrite or not lstat_or_none(session, found.final)):

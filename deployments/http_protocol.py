@@ -1,0 +1,28 @@
+"""HTTP/1.1 as uvicorn speaks it, with a problem document for what is not HTTP and never reaches the application."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from api.http.middleware import HEADER
+from api.http.problems import http_problem_response
+
+
+class ProblemProtocol(H11Protocol):
+    """A connection of the API."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what h11 could not read, and close the connection: where the next request begins is not known."""
+        request_id = str(uuid4())
+        problem = http_problem_response(400, msg, request_id, {HEADER: request_id, "Connection": "close"})
+        events = (
+            h11.Response(status_code=400, headers=problem.raw_headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(problem.body)),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
