@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
@@ -10,6 +11,7 @@ from api.http.problems import title_of
 from api.http.responses import view_of
 from api.machines.probe import ProbeResult
 from datamanager.domain.limits import Limits
+from datamanager.errors import DataManagerError
 from datamanager.machines import Machine
 from models.machines.health import Health
 
@@ -94,5 +96,10 @@ def machine_view(machine: Machine, finding: ProbeResult, limits: Limits, health:
         latency_ms=None if finding.latency is None else round(finding.latency * 1000, 2),
         free_bytes=finding.free,
         # the sentence, not the detail: that may quote what ssh says of files and logins of ours
-        error=None if error is None else {"code": error.code, "detail": title_of(type(error))},
+        error=None if error is None else {"code": error.code, "detail": _why(machine, error, finding.missing)},
     )
+
+
+def _why(machine: Machine, error: DataManagerError, missing: Sequence[str]) -> str:
+    named = [f"machines.{machine.name}.{key} does not exist" for key in missing]
+    return "; ".join([title_of(type(error)), *named])
