@@ -230,17 +230,12 @@ class RetentionRunNotFound(CatalogueError, code="retention_run_not_found"):
 
 
 class DestinationExists(CatalogueError, code="destination_exists"):
-    """The place is taken by an ACTIVE object, a running transfer or an unregistered file.
+    """The place is taken by an ACTIVE object, a running transfer or an unregistered file; `holder`, if it is known:
+    ("object", its identifier) or ("task", …)."""
 
-    `object_id` or `task` is the one that has it, where that is known.
-    """
-
-    def __init__(
-        self, detail: str, *, object_id: UUID | None = None, task: UUID | None = None, retryable: bool | None = None
-    ) -> None:
+    def __init__(self, detail: str, holder: tuple[str, UUID] | None = None, *, retryable: bool | None = None) -> None:
         super().__init__(detail, retryable=retryable)
-        self.object_id = object_id
-        self.task = task
+        self.holder = holder
 
 
 class TransportError(DataManagerError, code="remote_error"):

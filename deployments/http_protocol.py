@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http.middleware import HEADER
@@ -18,11 +17,7 @@ class ProblemProtocol(H11Protocol):
         """Answer what h11 could not read, and close the connection: where the next request begins is not known."""
         request_id = str(uuid4())
         problem = http_problem_response(400, msg, request_id, {HEADER: request_id, "Connection": "close"})
-        events = (
-            h11.Response(status_code=400, headers=problem.raw_headers, reason=b"Bad Request"),
-            h11.Data(data=bytes(problem.body)),
-            h11.EndOfMessage(),
-        )
-        for event in events:
-            self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            lines = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in problem.raw_headers), b"", b""]
+            self.transport.write(b"\r\n".join(lines) + problem.body)
         self.transport.close()

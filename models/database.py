@@ -247,8 +247,9 @@ def _is_full(error: BaseException | None, folder: Path | None) -> bool:
 def _has_room(folder: Path) -> bool:
     """Say whether a file can still grow in a folder."""
     try:
-        with TemporaryFile(dir=folder, buffering=0) as file:
+        with TemporaryFile(dir=folder) as file:  # buffered: what a full disk takes only a part of is an error
             file.write(bytes(ROOM))
+            file.flush()
             os.fsync(file.fileno())
     except OSError as exc:
         return exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -76,9 +76,8 @@ def problem_of(error: DataManagerError, request_id: str) -> dict[str, Any]:
     cls = errors.InternalError if ours else type(error)
     detail = f"internal error; see the log for request {request_id}" if ours else error.detail
     document = _document(cls.code, title_of(cls), status, detail, error.retryable and not ours, request_id)
-    if isinstance(error, errors.DestinationExists):
-        holders = {"object": error.object_id, "task": error.task}
-        document |= {name: str(value) for name, value in holders.items() if value is not None}
+    if isinstance(error, errors.DestinationExists) and error.holder is not None:
+        document[error.holder[0]] = str(error.holder[1])
     if isinstance(error, InvalidRequest) and error.fields:
         document["errors"] = [{"field": name, "detail": what} for name, what in error.fields.items()]
     return document

@@ -34,7 +34,7 @@ router = APIRouter(prefix="/DM/schedules", tags=["schedules"], default_response_
 
 TOPIC = "schedules"
 """What the movers are notified of: they bring schedules to Prefect."""
-_ONE = (errors.ScheduleNotFound, *openapi.BODY)
+_ONE: openapi.Errors = (errors.ScheduleNotFound, *openapi.BODY)
 
 
 @router.post(

@@ -41,9 +41,9 @@ def holder_of(session: Session, place: Place) -> DestinationExists:
     query = select(Claim.transfer_id, Claim.object_id).where(Claim.mode == "place", Claim.place_key == place_key(place))
     row = session.execute(query).one_or_none()
     if row is not None and row.transfer_id is not None:
-        return DestinationExists(f"{place} is held by task {row.transfer_id}", task=row.transfer_id)
+        return DestinationExists(f"{place} is held by task {row.transfer_id}", ("task", row.transfer_id))
     if row is not None and session.get(DataObject, row.object_id) is not None:
-        return DestinationExists(f"{place} is held by object {row.object_id}", object_id=row.object_id)
+        return DestinationExists(f"{place} is held by object {row.object_id}", ("object", row.object_id))
     return DestinationExists(f"{place} is held by a registered object or a running transfer")
 
 

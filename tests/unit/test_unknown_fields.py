@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -37,7 +38,8 @@ from datamanager.sources.registry import typed_options
 from datamanager.sources.terms.request_secrets import refuse_secrets
 from tests.support.classes import every_subclass
 
-OF_THE_SEED = (
+ROOT = Path(__file__).parents[2]
+OF_THE_SEED: tuple[type[Request], ...] = (
     RegisterRequest,
     CopyRequest,
     MoveRequest,
@@ -46,7 +48,7 @@ OF_THE_SEED = (
     ArchiveRequest,
     ActivateRequest,
 )
-OTHERS = (
+OTHERS: tuple[type[Request], ...] = (
     *(CopyManyRequest, MoveManyRequest, ArchiveManyRequest, ActivateManyRequest, TreeRequest, AuditRequest),
     *(MachineLimitsRequest, TransferLimitsRequest, ScheduleRequest, ScheduleRunRequest),
     *(HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest),
@@ -98,7 +100,8 @@ def test_validated_names_a_misspelt_field_of_an_item(
 
 def test_validated_ignores_what_old_clients_send() -> None:
     assert set(OLD_EXTRAS) == {"type", "storage_technology", "gather_metrics", "callback", "incidentId"}
-    assert all(OLD_EXTRAS.values())
+    documented = (ROOT / "docs/reference/requests.md").read_text()
+    assert all(f"| `{name}` | {meant} |" in documented for name, meant in OLD_EXTRAS.items())
     for model in OF_THE_SEED:
         plain = {"machine": "here", "filename": "f", "dest": "d", "url": "http://a/f"}
         fields = {name: value for name, value in plain.items() if name in model.model_fields}
@@ -191,8 +194,8 @@ def test_whole_numbers_are_read_alike_in_forms_and_json(
 def test_numbers_are_read_alike_in_forms_and_json(name: str) -> None:
     for value in (0.5, "0.5", "5e-1", 1, "1"):
         assert getattr(validated({"machine": "m", name: value}, AuditRequest), name) == float(value)
-    for value in ("0_1", "+1", " 1", ".5", "1.", "nan", "inf", "1e999", True, False, 1e400, [1]):
-        assert set(refused({"machine": "m", name: value}, AuditRequest)) == {name}, value
+    for wrong in ("0_1", "+1", " 1", ".5", "1.", "nan", "inf", "1e999", True, False, 1e400, [1]):
+        assert set(refused({"machine": "m", name: wrong}, AuditRequest)) == {name}, wrong
 
 
 @pytest.mark.parametrize("name", ["size", "max_size", "retries", "timeout"])

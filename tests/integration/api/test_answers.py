@@ -13,8 +13,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from api.http.query import NAMED_MAX
-from datamanager.domain.requests import OLD_EXTRAS
+from datamanager.domain.requests import NAMED_MAX, OLD_EXTRAS
 from datamanager.machines import Machine, TransportKind
 from tests.support.live_api import LiveApi, Mover
 from tests.support.sshd import PrivateSshd
@@ -62,7 +61,7 @@ def test_every_endpoint_refuses_unknown_fields_and_parameters(shared_api: LiveAp
 
 
 def test_old_clients_extras_are_ignored(api: LiveApi) -> None:
-    extras = dict.fromkeys(OLD_EXTRAS, "x")
+    extras: dict[str, Any] = dict.fromkeys(OLD_EXTRAS, "x")
     source = api.register("f", **extras)
     with Mover(api):
         copied = api.ask("POST", f"/DM/copy/{source}", data={"machine": "there", "dest": "c", **extras})
