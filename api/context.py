@@ -25,6 +25,7 @@ from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
+from models.core.idempotency import StoredAnswer
 from models.database import Database
 
 T = TypeVar("T")
@@ -46,8 +47,9 @@ class Context:
     streams: ClientStreams
     notify_relay: Callable[[], None]
     """Called, from the event loop, after something was put into the outbox."""
-    keys: dict[str, asyncio.Event] = field(default_factory=dict)
-    """Idempotency keys that a request of this process works under; set when it has finished."""
+    keys: dict[str, asyncio.Future[StoredAnswer | None]] = field(default_factory=dict)
+    """Idempotency keys that a request of this process works under, and its answer once it has finished (None: the key
+    is to be looked at again)."""
 
     @property
     def run_directory(self) -> Path:

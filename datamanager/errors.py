@@ -63,6 +63,7 @@
     │   └── LeaseLost                lease_lost           (another mover has the transfer)
     ├── ServiceError                 a part of the service itself is away
     │   ├── CatalogueUnavailable     catalogue_unavailable    (retryable)
+    │   │   └── CatalogueFull        no_space                 (retryable) the disk of the service itself
     │   ├── OrchestratorUnavailable  orchestrator_unavailable (retryable)
     │   ├── BrokerUnavailable        broker_unavailable       (retryable)
     │   └── ServerBusy               server_busy              (retryable)
@@ -79,6 +80,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import ClassVar, Self
+from uuid import UUID
 
 
 class DataManagerError(Exception):
@@ -241,7 +243,12 @@ class QueryTooSlow(CatalogueError, code="query_too_slow"):
 
 
 class DestinationExists(CatalogueError, code="destination_exists"):
-    """The place is taken by an ACTIVE object, a running transfer or an unregistered file."""
+    """The place is taken by an ACTIVE object, a running transfer or an unregistered file; `holder`, if it is known:
+    ("object", its identifier) or ("task", …)."""
+
+    def __init__(self, detail: str, holder: tuple[str, UUID] | None = None, *, retryable: bool | None = None) -> None:
+        super().__init__(detail, retryable=retryable)
+        self.holder = holder
 
 
 class TransportError(DataManagerError, code="remote_error"):
@@ -366,6 +373,10 @@ class ServiceError(DataManagerError, code="service_unavailable", retryable=True)
 
 class CatalogueUnavailable(ServiceError, code="catalogue_unavailable"):
     """The catalogue's database does not answer."""
+
+
+class CatalogueFull(CatalogueUnavailable, code="no_space"):
+    """The service's own disk is full, so it can record nothing."""
 
 
 class OrchestratorUnavailable(ServiceError, code="orchestrator_unavailable"):

@@ -18,7 +18,7 @@ from datamanager.messaging.broker import Broker
 from datamanager.settings import load_settings
 from deployments.amqp.relay import Relay
 from deployments.client_connections import ClientConnection, connections_allowed
-from deployments.composition import Runtime, open_runtime
+from deployments.composition import Runtime, open_runtime, tell_missing
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
 STOP_PATIENCE = 5
@@ -33,6 +33,7 @@ def main() -> int:
         sys.stderr.write(f"dm api: {exc.detail}\n")
         return 2
     configure_logging()
+    tell_missing(runtime.machines)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     settings = runtime.settings

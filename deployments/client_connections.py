@@ -27,11 +27,11 @@ from typing import Any, ClassVar
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http.middleware import request_id_of
 from api.http.problems import problem_response
 from datamanager.errors import ServerBusy
+from deployments.http_protocol import ProblemProtocol
 
 LOOK_EVERY = 1.0  # seconds
 RATE = 500  # bytes a second; slower counts as nothing
@@ -79,7 +79,7 @@ class Progress:
         return now - self.since
 
 
-class ClientConnection(H11Protocol):
+class ClientConnection(ProblemProtocol):
     """A connection that is looked after. To be used through a class that `limited` made."""
 
     most: ClassVar[int]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -15,9 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import psycopg
+import structlog
 from sqlalchemy import Connection, CursorResult, Engine, Table, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -25,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import Insert
 
-from datamanager.errors import CatalogueUnavailable, QueryTooSlow, SettingsError
+from datamanager.errors import CatalogueFull, CatalogueUnavailable, QueryTooSlow, SettingsError
 
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
 LET_OTHERS = 0.1
@@ -36,6 +41,12 @@ LOOK_AFTER = 10_000
 """Steps of SQLite's machine between two looks at the clock while a query's time is limited; about 100 µs."""
 QUERY_CANCELLED = "57014"
 """PostgreSQL's code for a statement that took too long."""
+NO_SPACE = "no_space: the disk of the catalogue (DM_HOME, or the database server's) is full; nothing can be recorded"
+ROOM = 2**16
+"""Bytes that are written to find out whether a disk is full."""
+
+log = structlog.get_logger(__name__)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Query = Callable[Concatenate[Session, P], T]
@@ -60,6 +71,9 @@ class Database:
             lock_timeout = f"-c lock_timeout={int(BUSY_TIMEOUT * 1000)}"  # a writer that was stopped must not stop all
             options["connect_args"] = {"connect_timeout": 5, "client_encoding": "utf8", "options": lock_timeout}
         self.url = url
+        self.full = False
+        """Whether the last writing that failed or worked found the database's disk full."""
+        self._folder = Path(url.partition(":///")[2].partition("?")[0]).parent if sqlite_file else None
         self.is_postgresql = not sqlite_file
         self.engine = create_engine(url, **options)
         if sqlite_file:
@@ -75,7 +89,7 @@ class Database:
         """Open a session for reading; `within`: how long its queries may take (on SQLite all together, on PostgreSQL
         each), so that none holds the connection for ever. Raises: CatalogueUnavailable, QueryTooSlow.
         """
-        with translated(within), Session(self.engine, expire_on_commit=False) as session:
+        with self._translated(within), Session(self.engine, expire_on_commit=False) as session:
             if within is not None:
                 session.connection(execution_options={"dm_within": within.total_seconds()})
             yield session
@@ -85,20 +99,47 @@ class Database:
         """Open a session whose changes are committed together at the end, or not at all on an exception.
 
         Keep it short and never nest it: on SQLite one writer works at a time. Raises: CatalogueUnavailable (retryable),
-        also when PostgreSQL ended the transaction for a deadlock.
+        also when PostgreSQL ended the transaction for a deadlock; CatalogueFull when its disk is full.
         """
-        with translated(), self._turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with (
+            self._translated(),
+            self._turn,
+            Session(self._writing, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
+        self._note(full=False)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Open a bare connection in one writing transaction; for migrations. Raises: CatalogueUnavailable."""
-        with translated(), self._turn, self._writing.begin() as connection:
+        with self._translated(), self._turn, self._writing.begin() as connection:
             yield connection
 
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+    def require_space(self) -> None:
+        """Find out whether the disk is full, as far as this host can see it. Raises: CatalogueFull."""
+        if self._folder is not None and not _has_room(self._folder):
+            raise CatalogueFull(NO_SPACE)
+
+    @contextmanager
+    def _translated(self, within: timedelta | None = None) -> Iterator[None]:
+        try:
+            with translated(self._folder, within):
+                yield
+        except CatalogueFull:
+            self._note(full=True)
+            raise
+
+    def _note(self, *, full: bool) -> None:
+        if full != self.full:
+            self.full = full
+            (log.error if full else log.info)(
+                "catalogue_full" if full else "catalogue_has_space", code=CatalogueFull.code
+            )
 
 
 class _Turn:
@@ -205,6 +246,31 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
+def _is_full(error: BaseException | None, folder: Path | None) -> bool:
+    """Say whether a database's error is that its disk, a quota or a limit of file sizes leaves it no space."""
+    if isinstance(error, psycopg.errors.DiskFull):
+        return True
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None or folder is None:
+        return False
+    if code == sqlite3.SQLITE_FULL:
+        return True
+    # SQLite says no more than "I/O error" or "can't open" of a quota, or where its shared memory has no room
+    return code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not _has_room(folder)
+
+
+def _has_room(folder: Path) -> bool:
+    """Say whether a file can still grow in a folder."""
+    try:
+        with TemporaryFile(dir=folder) as file:  # buffered: what a full disk takes only a part of is an error
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as exc:
+        return exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return True
+
+
 def _json_member(document: str | None, key: str) -> str | None:
     """Do in SQLite what PostgreSQL's `->>` does: a member as text, null for null and for what is not there.
 
@@ -269,9 +335,9 @@ def _prepare_postgresql(engine: Engine) -> None:
 
 
 @contextmanager
-def translated(within: timedelta | None = None) -> Iterator[None]:
+def translated(folder: Path | None = None, within: timedelta | None = None) -> Iterator[None]:
     """Turn a database that is away, full or locked for too long into CatalogueUnavailable, and a query that took longer
-    than `within` into QueryTooSlow; no SQL in their texts.
+    than `within` into QueryTooSlow; no SQL in their texts. `folder`: where SQLite writes.
     """
     try:
         yield
@@ -286,6 +352,8 @@ def translated(within: timedelta | None = None) -> Iterator[None]:
             ) from exc
         if code == sqlite3.SQLITE_ERROR:
             raise  # wrong SQL or a missing table: a fault of ours, and no waiting will mend it
+        if _is_full(orig, folder):
+            raise CatalogueFull(NO_SPACE) from exc
         raise CatalogueUnavailable("the catalogue's database does not answer") from exc
     except DBAPIError as exc:
         if exc.connection_invalidated:

@@ -15,6 +15,8 @@ from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import problem_response
@@ -96,6 +98,38 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class HeadMiddleware:
+    """ASGI middleware that serves HEAD wherever GET is served, as the same answer; the server sends no body of it.
+
+    `scope["state"]["head"]` says it to endpoints whose body is long.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET", "state": {**scope["state"], "head": True}}
+        await self.app(scope, receive, send)
+
+
+def allowed_methods(request: Request) -> str:
+    """Return all methods of a request's address, for `Allow` (RFC 9110, 10.2.1): each may be another route's."""
+    routes, scope = request.app.routes, request.scope
+    found = [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            not isinstance(route, Mount) and route.matches({**scope, "method": method})[0] is Match.FULL
+            for route in routes
+        )
+    ]
+    if not found:
+        found = ["GET"]  # of a mounted folder
+    return ", ".join(["HEAD", *found] if "GET" in found else found)
 
 
 class RequestLogMiddleware:

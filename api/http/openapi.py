@@ -36,7 +36,14 @@ from datamanager.errors import DataManagerError
 
 Errors = tuple[type[DataManagerError], ...]
 
-ALWAYS: Errors = (errors.OriginNotAllowed, errors.InternalError, errors.CatalogueUnavailable, errors.ServerBusy)
+ALWAYS: Errors = (
+    errors.InvalidRequest,  # of a parameter in the address that is unknown
+    errors.OriginNotAllowed,
+    errors.InternalError,
+    errors.CatalogueUnavailable,
+    errors.CatalogueFull,
+    errors.ServerBusy,
+)
 BODY: Errors = (errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch)
 PLACE: Errors = (errors.UnknownMachine, errors.PathNotAllowed, errors.DestinationExists)
 OBJECT: Errors = (
@@ -195,7 +202,9 @@ def json_answer(
 def health(what: str, *classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
     """Document a health endpoint."""
     content = {JSON: {"schema": {"type": "object"}, "example": {"status": what}}}
-    return {200: {"description": f"It is {what}.", "content": content}, **problems(*classes)}
+    answers = problems(*classes)
+    del answers[422]  # monitors may send parameters
+    return {200: {"description": f"It is {what}.", "content": content}, **answers}
 
 
 def body(model: type[OurRequest] | None = None, *, forms: bool = True, prefer: str = "") -> dict[str, Any]:

@@ -13,9 +13,11 @@ from urllib.parse import urlencode
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 from starlette.responses import Response
 
-from datamanager.domain.fields import read_time
+from datamanager.domain.fields import NAME_SHOWN, read_time, unknown_name
+from datamanager.domain.requests import NAMED_MAX
 from datamanager.errors import InvalidRequest
 from models.core.cursors import PAGE_BYTES, Rendering
 
@@ -83,7 +85,9 @@ def read_query(given: Parameters, model: type[Q], wrong: dict[str, str] | None =
     values: dict[str, str] = {}
     for name, value in given:
         if name not in known:
-            wrong[name] = f"unknown; known: {', '.join(known)}"
+            wrong[name[:NAME_SHOWN]] = unknown_name(name, known)
+            if len(wrong) >= NAMED_MAX:
+                break
         elif name in values or name in wrong:
             wrong[name] = "may be given once"
         elif "\0" in value:
@@ -103,6 +107,20 @@ def read_query(given: Parameters, model: type[Q], wrong: dict[str, str] | None =
 def rendered(view: Callable[[Any], Any], most: int = PAGE_BYTES) -> Rendering:
     """Return how a listing shows rows: each as the JSON of its view, made while the rows are read, in their thread."""
     return Rendering(lambda row: orjson.dumps(view(row)), lambda text: len(text) + 1, most)
+
+
+async def refuse_unread_query(request: Request) -> None:
+    """Refuse parameters in the address of an endpoint that reads none there: fields belong in the body. A dependency of
+    routers; which endpoints read a query their documentation says (`openapi.query`).
+
+    Raises: InvalidRequest, which names each.
+    """
+    documented = getattr(request.scope["route"], "openapi_extra", None) or {}
+    if not any(one["in"] == "query" for one in documented.get("parameters", ())):
+        unread = [name[:NAME_SHOWN] for name in request.query_params][:NAMED_MAX]
+        if unread:
+            why = "unknown: this address takes no parameters; the fields of a request are sent in its body"
+            raise InvalidRequest.of(dict.fromkeys(unread, why))
 
 
 def page_response(path: str, given: Parameters, texts: Sequence[bytes], cursor: object | None) -> Response:

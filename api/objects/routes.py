@@ -105,7 +105,7 @@ class ObjectQuery(Query):
     ),
     openapi_extra=openapi.query(ObjectQuery),
 )
-@router.get("/info/", include_in_schema=False)
+@router.get("/info/", include_in_schema=False, openapi_extra=openapi.query(ObjectQuery))
 async def list_objects(request: Request, context: In) -> Response:
     """List every object, DELETED ones included, oldest first: streamed, each as it is when its turn comes. Objects that
     are registered meanwhile are not included.
@@ -145,6 +145,8 @@ def selection_of(given: Iterable[tuple[str, str]], machines: Machines) -> Select
             others.append((name, value))
         elif "\0" in value:
             wrong[name] = "must not contain a NUL character"
+        elif key in metadata:
+            wrong[name] = "may be given once"
         elif _METADATA_KEY.fullmatch(key):
             metadata[key] = value
         else:
@@ -170,6 +172,9 @@ class _Everything(Response):
         with self.context.streams.of(scope):
             pieces = _pieces(self.context.database)
             first = await self._next(pieces)
+            if scope["state"].get("head"):
+                await Response(media_type="application/json")(scope, receive, send)
+                return
             stream = StreamingResponse(self._rest(first, pieces), media_type="application/json")
             await stream(scope, receive, send)
 

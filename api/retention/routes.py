@@ -82,9 +82,7 @@ async def hold_object(uuid: str, request: Request, context: In) -> Response:
 @router.delete(
     "/objects/{uuid}/hold",
     summary="Release an object",
-    responses=openapi.json_answer(
-        ObjectView, "The object.", errors.ObjectNotFound, errors.InvalidRequest, errors.IdempotencyMismatch
-    ),
+    responses=openapi.json_answer(ObjectView, "The object.", errors.ObjectNotFound, *openapi.BODY),
     openapi_extra=openapi.body(),
 )
 async def release_object(uuid: str, request: Request, context: In) -> Response:

@@ -27,6 +27,7 @@ from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.errors import InvalidRequest
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
+from datamanager.sources.terms.source_options import refuse_unknown
 from models.external import schedules
 from models.submission import source_check
 
@@ -35,7 +36,7 @@ router = APIRouter(prefix="/DM/schedules", tags=["schedules"], default_response_
 LIMIT_MAX = 1000
 TOPIC = "schedules"
 """What the movers are notified of: they bring schedules to Prefect."""
-_ONE = (errors.ScheduleNotFound, errors.IdempotencyMismatch, errors.InvalidRequest)
+_ONE: openapi.Errors = (errors.ScheduleNotFound, *openapi.BODY)
 
 
 class ScheduleQuery(Query):
@@ -198,6 +199,7 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
 
     Raises: InvalidRequest, UnknownMachine, PathNotAllowed, UrlNotAllowed, NotSupported.
     """
+    refuse_unknown(fields.options)
     why = "secrets are not stored for a schedule; give the name of a stored credential"
     wrong: dict[str, Any] = {f"options.{name}": why for name in secret_names(fields.options)}
     if parameters := secret_parameters(fields.url):

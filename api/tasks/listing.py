@@ -98,7 +98,7 @@ class ItemQuery(Query):
     responses=openapi.json_answer(TaskView, "One page of tasks.", errors.InvalidRequest, many=True),
     openapi_extra=openapi.query(TaskQuery),
 )
-@router.get("/status/", include_in_schema=False)
+@router.get("/status/", include_in_schema=False, openapi_extra=openapi.query(TaskQuery))
 async def list_tasks(request: Request, context: In) -> Response:
     """List tasks, the newest first, with a `Link` header with `rel="next"` while there is more."""
     given = request.query_params.multi_items()

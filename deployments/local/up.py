@@ -160,7 +160,7 @@ def say(line: str) -> None:
 
 def _prepare_catalogue(settings: Settings) -> None:
     """Bring the schema up to date and check what the processes would refuse to start with. Raises: DataManagerError."""
-    from deployments.composition import open_runtime
+    from deployments.composition import open_runtime, tell_missing
     from models.database import Database
     from models.migrate import upgrade
 
@@ -169,7 +169,9 @@ def _prepare_catalogue(settings: Settings) -> None:
         upgrade(database)
     finally:
         database.close()
-    open_runtime(settings).close()
+    runtime = open_runtime(settings)
+    tell_missing(runtime.machines, say)
+    runtime.close()
 
 
 def _announce_stop(settings: Settings, mover: int | None) -> None:

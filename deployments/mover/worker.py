@@ -119,13 +119,14 @@ class MoverWorker(PrefectWorker):
         return settings
 
     async def _work(self, settings: Settings, run_once: bool, printer: Callable[..., None]) -> None:
-        from deployments.composition import open_runtime, run_directory
+        from deployments.composition import open_runtime, run_directory, tell_missing
         from deployments.mover.service import MoverService
 
         self._loop = asyncio.get_running_loop()
         self.limit = settings.concurrency
         self.name = self._given_name or worker_name(run_directory(settings))
         runtime = await asyncio.to_thread(open_runtime, settings, pool_size=settings.concurrency + 4)
+        tell_missing(runtime.machines)
         try:
             async with AsyncExitStack() as stack:
                 # none of Prefect's own: `deployments.mover.heartbeats` sends them

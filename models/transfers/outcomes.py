@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
-from datamanager.errors import DataManagerError, InternalError
+from datamanager.errors import DataManagerError, InternalError, SourceMissing
+from models.audit.missing_objects import note_missing
 from models.core.outbox import post_object_event, post_transfer_event
 from models.database import now, storable, wake
 from models.objects.catalogue import (
@@ -162,6 +163,8 @@ def fail_row(session: Session, row: Transfer, error: DataManagerError, *, leaves
     if kind.itemised:
         give_up_items(session, row, error)
         abandon_bundles(session, row.id)
+    if isinstance(error, SourceMissing) and row.object_id is not None:
+        note_missing(session, [row.object_id])
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
     begun = row.started is not None if leaves_partial is None else leaves_partial

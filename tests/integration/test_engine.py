@@ -30,6 +30,7 @@ from datamanager.errors import (
     DestinationExists,
     NoSpace,
     PathNotAllowed,
+    RemoteFailure,
     SizeMismatch,
     SourceChanged,
     SourceMissing,
@@ -388,3 +389,27 @@ def test_the_canonical_place_is_told(ends: Ends) -> None:
     (ends.folder("b") / "in").write_bytes(b"x")
     assert probe(ends.job("b:in", "a:l/new/out")).canonical == "d/e/new/out"
     assert probe(ends.job("b:in", "a:d/e/out")).canonical == "d/e/out"
+
+
+@pytest.mark.parametrize(
+    ("kind", "destination"),
+    [(TransferKind.COPY, "b:new/out"), (TransferKind.COPY, "a:new/out"), (TransferKind.MOVE, "a:new/out")],
+    ids=["relay", "copy within", "rename"],
+)
+@pytest.mark.parametrize("gone", ["source", "destination"])
+def test_what_disappears_is_named(ends: Ends, kind: TransferKind, destination: str, gone: str) -> None:
+    source = ends.folder("a") / "in"
+    source.write_bytes(DATA)
+    job = replace(ends.job("a:in", destination), kind=kind)
+    found = probe(job)
+    if gone == "source":
+        source.unlink()
+    else:
+        Path(found.directory).rmdir()
+    with pytest.raises(SourceMissing if gone == "source" else RemoteFailure) as caught:
+        if found.route is Route.RENAME:
+            publishing.rename(job, found)
+        else:
+            transfer.send(job, found, Control())
+    assert (job.origin if gone == "source" else job.target).place.path in caught.value.detail
+    assert caught.value.retryable == (gone == "destination")

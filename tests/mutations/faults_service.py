@@ -43,7 +43,7 @@ SERVICE_FAULTS = (
     Fault(
         "api: an unknown parameter of a listing is ignored",
         "api/http/query.py",
-        "            wrong[name] = f\"unknown; known: {', '.join(known)}\"\n",
+        "            wrong[name[:NAME_SHOWN]] = unknown_name(name, known)\n",
         "            continue\n",
         ("tests/unit/test_api_listing.py::test_what_is_wrong_is_named",),
     ),

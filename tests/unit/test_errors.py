@@ -11,8 +11,10 @@ import pytest
 
 from datamanager import errors
 from datamanager.errors import (
+    CatalogueFull,
     DataManagerError,
     InternalError,
+    NoSpace,
     RegisteredSizeMismatch,
     SizeMismatch,
     TransferError,
@@ -68,17 +70,18 @@ def test_each_error_can_be_made_retryable_or_not(cls: type[DataManagerError]) ->
         assert by_code(cls.code, "what happened", retryable=retryable).retryable is retryable
 
 
-def test_codes_are_unique_but_one() -> None:
+def test_codes_are_unique_but_two() -> None:
     codes = Counter(cls.code for cls in LEAVES)
-    assert {code for code, count in codes.items() if count > 1} == {"size_mismatch"}
+    assert {code for code, count in codes.items() if count > 1} == {"size_mismatch", "no_space"}
     assert RegisteredSizeMismatch.code == SizeMismatch.code == "size_mismatch"
+    assert CatalogueFull.code == NoSpace.code == "no_space"
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", code) for code in codes)
 
 
 @pytest.mark.parametrize("cls", LEAVES, ids=lambda cls: cls.__name__)
 def test_codes_lead_back_to_their_class(cls: type[DataManagerError]) -> None:
     error = by_code(cls.code, "what happened")
-    assert type(error) is (SizeMismatch if cls is RegisteredSizeMismatch else cls)
+    assert type(error) is {RegisteredSizeMismatch: SizeMismatch, CatalogueFull: NoSpace}.get(cls, cls)
     assert (error.detail, error.code) == ("what happened", cls.code)
     assert str(error) == "what happened"
 

@@ -1,5 +1,5 @@
 """Sources of many small files go, all of a chunk at once: each is taken aside, looked at and removed, as
-`single.source_removal` does it with one. Six requests a file at the most, in seven rounds; the last looks at the directories.
+`single.source_removal` does it with one: six requests a file at the most, in seven rounds with the look at directories.
 (docs/transfer-protocol.md, the publish protocol, 7)
 """
 

@@ -14,7 +14,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Found
 from datamanager.engine.path_confinement import lstat_or_none
 from datamanager.engine.single.parallel_streams import CHUNK
-from datamanager.errors import DestinationExists
+from datamanager.errors import DestinationExists, RemoteFailure, SourceMissing
 from datamanager.transports.channel import LONG_PATH
 from datamanager.transports.port import Session, Storage
 
@@ -80,6 +80,15 @@ def refuse_one_place(job: Attempt, found: Found, source: Session) -> None:
         return
     if lstat_or_none(source, posixpath.join(directory, posixpath.basename(found.part))) is not None:
         raise DestinationExists(f"{job.origin.place} and {job.target.place} are the same file")
+
+
+def vanished(job: Attempt, found: Found, session: Session) -> SourceMissing | RemoteFailure:
+    """Return the error for a path that was not found by an act with both ends: the source is gone, or else it is the
+    destination's directory, which the next attempt makes again. `session` is the source's.
+    """
+    if lstat_or_none(session, found.source_path) is None:
+        return SourceMissing(f"{job.origin.place}: no such file")
+    return RemoteFailure(f"{job.target.place}: its directory disappeared during the transfer", retryable=True)
 
 
 @contextmanager

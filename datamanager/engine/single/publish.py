@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from datamanager.engine.attempt import Attempt, Found, Intent
 from datamanager.engine.path_confinement import lstat_or_none
+from datamanager.engine.single.endpoints import vanished
 from datamanager.engine.single.verify import holds, part_is_gone
 from datamanager.errors import (
     DestinationExists,
@@ -14,7 +15,6 @@ from datamanager.errors import (
     PathMissing,
     RemoteFailure,
     SourceChanged,
-    SourceMissing,
 )
 
 PLAIN_MODE = 0o644  # of a downloaded file; a copy carries its source's mode
@@ -49,7 +49,7 @@ def rename(job: Attempt, found: Found) -> bool:
     The caller has recorded the intent: source gone and destination matching is done, not missing. What was renamed
     is looked at: another file, which got the source's name meanwhile, gets its name back.
 
-    Raises: DestinationExists, SourceMissing, SourceChanged.
+    Raises: DestinationExists, SourceMissing, SourceChanged, RemoteFailure (the destination's directory disappeared).
     """
     source = found.source_stat
     with job.target.storage.session() as session:
@@ -62,7 +62,7 @@ def rename(job: Attempt, found: Found) -> bool:
         except PathMissing as exc:
             if holds(session, found.final, Intent(source.size, None, source.mtime)):
                 return True
-            raise SourceMissing(f"{job.origin.place}: no such file") from exc
+            raise vanished(job, found, session) from exc
         except RemoteFailure:
             # SFTP v3 has no code for EXDEV; if both names are as they were, copy instead
             if lstat_or_none(session, found.source_path) and (job.overwrite or not lstat_or_none(session, found.final)):

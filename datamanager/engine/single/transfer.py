@@ -16,7 +16,13 @@ from dataclasses import replace
 from datamanager.domain.states import Phase, Route
 from datamanager.engine.attempt import Attempt, Digest, Found, Moved, Restart
 from datamanager.engine.control import Control, unwrapped
-from datamanager.engine.single.endpoints import acquire_sessions, concurrently, refuse_one_place, with_parallel_sessions
+from datamanager.engine.single.endpoints import (
+    acquire_sessions,
+    concurrently,
+    refuse_one_place,
+    vanished,
+    with_parallel_sessions,
+)
 from datamanager.engine.single.parallel_streams import ParallelStreams, Seen
 from datamanager.engine.single.restart import marker_of, resume
 from datamanager.engine.single.verify import followed, following, require_unchanged
@@ -68,8 +74,8 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
     Several connections are used for a large file over a long path. `remember` is called with the restart marker before
     the first byte, and must have recorded it when it returns.
 
-    Raises: SourceMissing, SourceChanged (other length than probed), DestinationExists (both names are one file), and
-    what the transports raise.
+    Raises: SourceMissing, SourceChanged (other length than probed), DestinationExists (both names are one file),
+    RemoteFailure (the destination's directory disappeared), and what the transports raise.
     """
     wanted = found.source_stat.size
     control.enter(Phase.TRANSFER, wanted)
@@ -86,7 +92,10 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
             raise SourceChanged(f"{job.origin.place} changed before it was read")
         first = target.reopen(found.part) if start else target.create(found.part)
         further = [one.reopen(found.part) for one in targets[1:]]
-        writers = stack.enter_context(concurrently([first, *further], after_first=True))
+        try:
+            writers = stack.enter_context(concurrently([first, *further], after_first=True))
+        except PathMissing as exc:
+            raise vanished(job, found, source) from exc
         refuse_one_place(job, found, source)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
@@ -155,8 +164,8 @@ def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
         try:
             session.programs.copy(found.source_path, found.part, control.skip, beside)
             return Moved(session.stat(found.part).size)
-        except PathMissing:
-            raise SourceMissing(f"{job.origin.place}: no such file") from None
+        except PathMissing as exc:
+            raise vanished(job, found, session) from exc
         except NotSupported as exc:
             _log.info("%s is copied through the mover: %s", job.origin.place, exc.detail)
     return relay(job, found, control)
