@@ -17,11 +17,13 @@ from api.http import openapi
 from api.http.idempotency import Slot, once
 from api.http.request_parts import read_request
 from api.http.responses import json_response, object_answer
+from api.objects.own_files import own_files, require_own_file
 from api.objects.views import TreeView
 from datamanager import errors
-from datamanager.domain.location import Place, normalised_prefix
+from datamanager.domain.location import Place, normalised_prefix, require_outside_archive
 from datamanager.domain.requests import RegisterRequest, TreeRequest
 from datamanager.domain.states import Verified
+from datamanager.engine.attempt import Endpoint
 from datamanager.engine.inspection.directory_walk import Walk, tree_root
 from datamanager.engine.path_confinement import confined, relative
 from datamanager.engine.single.verify import stored_sha256
@@ -32,6 +34,8 @@ from models.objects.catalogue import Facts, FoundFile, register_files, register_
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 log = structlog.get_logger(__name__)
+
+_AWAY = (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeout)
 
 
 @router.put(
@@ -66,11 +70,14 @@ async def register(request: Request, context: In) -> Response:
 async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UUID:
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
-    storage = context.storages.get(machine.name)
-    facts, canonical = await context.remotely(lambda: verify(fields, machine, storage, place))
+    require_outside_archive(machine, place.path)
+    end = Endpoint(place, machine, context.storages.get(machine.name))
+    facts, canonical = await context.remotely(lambda: verify(fields, machine, end.storage, place))
+    if canonical is not None:
+        await context.remotely(lambda: require_own_file(context, end))
 
     def enter(session: CatalogueSession) -> UUID:
-        new = register_object(session, fields, place, facts, canonical=canonical)
+        new = register_object(session, fields, place, facts, canonical=canonical, provisional=canonical is None)
         slot.attach(session, new)
         return new
 
@@ -79,29 +86,33 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
     return new
 
 
-def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: Place) -> tuple[Facts, Place]:
+def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: Place) -> tuple[Facts, Place | None]:
     """Look at the file as `request.verify` asks; blocks, for long when the file is to be hashed.
 
     Returns what is known of it, and its canonical place: another one than `place` where linked directories lead to it.
 
-    A machine that can't be reached proves nothing and prevents nothing: the facts then are the client's own.
+    A machine that can't be reached proves nothing and prevents nothing: the facts then are the client's own, and the
+    canonical place is None. With `verify=none` one that can't be used counts as one that can't be reached.
 
-    Raises: SourceMissing (no regular file there), RegisteredSizeMismatch, PathNotAllowed (a link leads out),
-    SourceChanged (while it was hashed), and the errors of a machine that answers but can't be used.
+    Raises: SourceMissing (no regular file there), RegisteredSizeMismatch, PathNotAllowed (a link leads out, or to
+    bundles), SourceChanged (while it was hashed), and the errors of a machine that answers but can't be used.
     """
-    claimed = Facts(request.size)
-    if request.verify == "none":
-        return claimed, place
+    facts, unseen = Facts(request.size), request.verify == "none"
     try:
         with storage.session() as session:
-            facts = _seen(request, session, confined(session, machine, place.path), place)
+            if not unseen:
+                facts = _seen(request, session, confined(session, machine, place.path), place)
             own = confined(session, machine, place.path, follow=False)
-            return facts, Place(machine.name, relative(session, machine, own))
-    except errors.PathMissing:
-        raise errors.SourceMissing(f"there is no file at {place}") from None
-    except (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeout) as exc:
+            canonical = Place(machine.name, relative(session, machine, own))
+    except errors.TransportError as exc:
+        if isinstance(exc, errors.PathMissing) and not unseen:
+            raise errors.SourceMissing(f"there is no file at {place}") from None
+        if not (unseen or isinstance(exc, _AWAY)):
+            raise
         log.warning("registered_unverified", machine=machine.name, code=exc.code)
-        return claimed, place
+        return Facts(request.size), None
+    require_outside_archive(machine, canonical.path)
+    return facts, canonical
 
 
 def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -> Facts:
@@ -141,7 +152,7 @@ def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -
 async def register_tree(request: Request, context: In) -> Response:
     """Register every regular file below a directory of a machine, as one object each.
 
-    Links are not followed. Registered files are skipped. With more than `max_files` files
+    Links are not followed. Registered files are skipped, under other names too. With more than `max_files` files
     nothing is registered.
     """
     fields = await read_request(request, TreeRequest)
@@ -156,14 +167,17 @@ async def register_tree(request: Request, context: In) -> Response:
 async def _register_tree(context: Context, fields: TreeRequest) -> TreeView:
     machine = context.machines[fields.machine]
     prefix = normalised_prefix(machine, f"{fields.path}/" if fields.path else "")
+    require_outside_archive(machine, prefix)
     storage = context.storages.get(machine.name)
     walk = Walk(fields.max_files)
-    files = await context.remotely(lambda: _walked(fields, machine, storage, prefix, walk))
+    walked = await context.remotely(lambda: _walked(fields, machine, storage, prefix, walk))
+    end = Endpoint(Place(machine.name, prefix), machine, storage)
+    files = await context.remotely(lambda: own_files(context, end, walked))
     rows = await context.writing(lambda session: register_files(session, files, fields)) if files else []
     context.notify_relay()
     return {
         "registered": len(rows),
-        "already": len(files) - len(rows),
+        "already": len(walked) - len(rows),
         "skipped": walk.skipped,
         "unnameable": walk.unnameable,
         "objects": [

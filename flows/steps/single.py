@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect.tasks import Task
 
+from datamanager.domain.location import require_outside_archive
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import Phase, Route, TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
@@ -31,6 +32,7 @@ from datamanager.sources.source_port import Download
 from datamanager.sources.terms.source_validators import Validators, as_note, identity_or_none, is_empty
 from datamanager.sources.terms.urls import public_url
 from flows.external.request import whole_request
+from flows.runtime.one_file import registered_files, require_settled
 from flows.runtime.progress import human
 from flows.runtime.tasks import step, threaded
 from flows.runtime.transfer_run import TransferRun, current
@@ -40,9 +42,11 @@ from models.transfers import outcomes, queue
 
 @step("probe")
 async def probe() -> Found:
-    """Look at both ends."""
+    """Look at both ends, and whether what lies at the destination is another object's file."""
     run = current()
     run.control.enter(Phase.PROBE)
+    if TransferKind(run.row.kind) is TransferKind.MOVE:
+        await threaded(require_settled, run)
     size = run.request.size if isinstance(run.request, GetExternalRequest) else None
     found = await threaded(probing.probe, run.attempt(), size=size)
     if found.published is None:
@@ -50,6 +54,10 @@ async def probe() -> Found:
     attempt = run.attempt()
     from_where = attempt.source.place if attempt.source else public_url(str(getattr(run.request, "url", "")))
     run.log.info("%s → %s, %s, by %s", from_where, attempt.target.place, human(found.size), found.route)
+    require_outside_archive(attempt.target.machine, found.canonical)
+    if found.taken:
+        for error in (await threaded(registered_files, run, {0: attempt})).values():
+            raise error
     if found.canonical != run.row.destination_place:
         await run.write(outcomes.claim_also, found.canonical)  # the same file by another way through links
     return found
@@ -153,6 +161,7 @@ async def remove_file() -> str:
     run = current()
     run.control.enter(Phase.CLEANUP)
     if run.row.source_machine is not None:
+        await threaded(require_settled, run)
         await threaded(publishing.remove_file, run.attempt().origin)
     run.control.enter(Phase.COMMIT)
     return await run.write(outcomes.complete_delete)

@@ -65,6 +65,8 @@ class Staged:
     mode: int
     sha256: str | None
     published: bool = False
+    taken: bool = False
+    """A file lies at the destination: see `engine.attempt.Found`."""
 
     @property
     def intent(self) -> Intent:
@@ -156,6 +158,7 @@ class SmallTask:
     canonical: str
     stat: FileStat = _NOTHING_SEEN
     sha256: str | None = None
+    taken: bool = False
 
     @property
     def number(self) -> int:
@@ -175,6 +178,7 @@ class SmallTask:
             self.stat.mode & 0o777,
             self.sha256,
             published,
+            self.taken,
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import confined, lstat_or_none
+from datamanager.engine.single.same_file import is_one_name
 from datamanager.engine.single.verify import holds
 from datamanager.errors import (
     DataManagerError,
@@ -86,7 +87,8 @@ def remove_source(end: Endpoint, intent: Intent, kept: Endpoint) -> None:
                 raise SourceNotRemoved(f"{end.place} changed after it was read, so it was not removed")
             path = confined(session, end.machine, end.place.path, follow=False)
             same_machine = end.machine.name == kept.machine.name
-            if same_machine and path == confined(session, kept.machine, kept.place.path, follow=False):
+            own = (session, confined(session, kept.machine, kept.place.path, follow=False)) if same_machine else None
+            if own is not None and is_one_name((session, path), own):
                 raise SourceNotRemoved(f"{end.place} is {kept.place}, so it was not removed")
             session.remove(path)
         except PathMissing:

@@ -1,0 +1,78 @@
+"""Files that are to be registered, compared with those that objects have already under names that no link explains:
+bind mounts, and spellings that the machine folds. All of it blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from api.context import Context
+from datamanager.domain.location import Place, require_outside_archive
+from datamanager.engine.attempt import Endpoint
+from datamanager.engine.path_confinement import real_base
+from datamanager.engine.single.other_names import has_other_spelling, may_be_mounted_twice
+from datamanager.engine.single.same_file import same_as_one_of, second_names
+from datamanager.errors import DestinationExists, PathNotAllowed
+from models.objects.catalogue import FoundFile
+from models.objects.namesakes import namesakes
+
+SAMPLE = 50
+"""Files of a tree by which it is judged whether its machine folds names."""
+
+
+def require_own_file(context: Context, end: Endpoint) -> None:
+    """Check that a file is none that a registered object has under another name.
+
+    Raises: DestinationExists; what the transports raise.
+    """
+    others = _others(context, end, [end.place])[end.place]
+    same = same_as_one_of(end, others) if others else None
+    if same is not None:
+        raise DestinationExists(f"{end.place} is the file of the registered object {same}")
+
+
+def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> list[FoundFile]:
+    """Return those of a tree's files that no registered object, and none before in the tree, has under another name,
+    and that are no bundles. `end` is any place of their machine. Raises: what the transports raise.
+    """
+    found = [file for file in files if _may_be_registered(end, file.canonical)]
+    with end.storage.session() as session:
+        if may_be_mounted_twice(session, end.machine) is not False:
+            base = real_base(session, end.machine)
+            paths = {number: f"{base.rstrip('/')}/{file.canonical.path}" for number, file in enumerate(found)}
+        else:
+            paths = {}
+    second = second_names(dict.fromkeys(paths, end), paths, ())
+    found = [file for number, file in enumerate(found) if number not in second]
+    others = _others(context, end, [file.place for file in found])
+    return [
+        file
+        for file in found
+        if not others[file.place] or same_as_one_of(replace(end, place=file.place), others[file.place]) is None
+    ]
+
+
+def _others(context: Context, end: Endpoint, places: Sequence[Place]) -> dict[Place, list[Endpoint]]:
+    """Return for each place where else its machine may have the file; nowhere if no file there has two names."""
+    with end.storage.session() as session:
+        folding = has_other_spelling(session, end.machine, [place.path for place in places[:SAMPLE]])
+    with context.database.read() as session_:
+        found = namesakes(session_, places, folding=[end.machine.name] if folding else [])
+    others = {
+        place: [replace(end, place=one) for one in alike if one.machine == place.machine]
+        for place, alike in found.items()
+    }
+    if any(others.values()) and not folding:
+        with end.storage.session() as session:
+            if may_be_mounted_twice(session, end.machine) is False:
+                return {place: [] for place in places}
+    return others
+
+
+def _may_be_registered(end: Endpoint, place: Place) -> bool:
+    try:
+        require_outside_archive(end.machine, place.path)
+    except PathNotAllowed:
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""One file, one object: whether a file that is to be replaced, removed or accepted is that of another object, under
+another name. The catalogue knows names, the machines know files. All of it blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
+from uuid import UUID
+
+from datamanager.domain.location import Place, require_outside_archive
+from datamanager.engine.attempt import Attempt
+from datamanager.engine.path_confinement import confined, relative
+from datamanager.engine.single.other_names import has_other_spelling
+from datamanager.engine.single.same_file import same_as_one_of, second_names
+from datamanager.errors import DataManagerError, DestinationExists, PathNotAllowed
+from flows.runtime.transfer_run import TransferRun
+from models.objects.namesakes import namesakes
+from models.tables import DataObject
+from models.transfers.settlement import settle, unsettled
+
+
+def registered_files(run: TransferRun, jobs: Mapping[int, Attempt]) -> dict[int, DestinationExists]:
+    """Return which of these jobs' destinations, where files lie, are files of registered objects or bundles, whatever
+    they are called there.
+
+    Raises: what the transports raise of the destinations' machines; CatalogueUnavailable.
+    """
+    found = dict[int, DestinationExists]()
+    others = _namesakes(run, [job.target.place for job in jobs.values()])
+    for number, job in jobs.items():
+        place, own = job.target.place, None if job.source is None else job.source.place
+        # the source itself was compared by the probe
+        same = _same(run, place, [other for other in others[place] if other != own])
+        if same is not None:
+            found[number] = DestinationExists(
+                f"{place} is the file of the registered object {same}; nothing was changed"
+            )
+    return found
+
+
+class Destination(Protocol):
+    """Where the file of a transfer is to be: `final` and `taken` as in `engine.attempt.Found`, `canonical` below
+    base_dir."""
+
+    @property
+    def final(self) -> str:
+        """Its absolute path, links resolved."""
+
+    @property
+    def canonical(self) -> str:
+        """The same, below the base directory."""
+
+    @property
+    def taken(self) -> bool:
+        """Whether a file lies there."""
+
+
+def refused_destinations(
+    run: TransferRun, jobs: Mapping[int, Attempt], destinations: Mapping[int, Destination]
+) -> dict[int, DataManagerError]:
+    """Return which items of a batch can't have their destinations, by number: a file there is that of a registered
+    object, or of an item before it, under another name; or links lead to where no object may be.
+
+    Raises: as `registered_files`.
+    """
+    refused = dict[int, DataManagerError]()
+    for number, one in destinations.items():
+        try:
+            require_outside_archive(jobs[number].target.machine, one.canonical)
+        except PathNotAllowed as error:
+            refused[number] = error
+    taken = [number for number, one in destinations.items() if one.taken and number not in refused]
+    refused |= registered_files(run, {number: jobs[number] for number in taken})
+    left = {number: jobs[number].target for number in destinations if number not in refused}
+    paths = {number: destinations[number].final for number in left}
+    for number, first in second_names(left, paths, [number for number in taken if number in left]).items():
+        what = f"{left[number].place} and {left[first].place} (item {first}) are the same file"
+        refused[number] = DestinationExists(what)
+    return refused
+
+
+def settle_places(run: TransferRun, objects: Iterable[UUID]) -> dict[UUID, DataManagerError]:
+    """Settle the provisional places among those of some objects, whose files are to go; return why one can't be: the
+    file is another object's, or lies where none can be registered.
+
+    Raises: what is worth trying again; LeaseLost, CatalogueUnavailable.
+    """
+    failed = dict[UUID, DataManagerError]()
+    for row in run.read(unsettled, objects):
+        try:
+            _settle(run, row)
+        except DataManagerError as error:
+            if error.retryable:
+                raise
+            failed[row.id] = error
+    return failed
+
+
+def require_settled(run: TransferRun) -> None:
+    """Settle the place of the transfer's object. Raises: why it can't be; see `settle_places`."""
+    for error in settle_places(run, [run.row.object_id] if run.row.object_id is not None else []).values():
+        raise error
+
+
+def _settle(run: TransferRun, row: DataObject) -> None:
+    end = run.end_at(Place(row.machine, row.place))
+    with end.storage.session() as session:
+        own = confined(session, end.machine, row.place, follow=False)
+        canonical = Place(row.machine, relative(session, end.machine, own))
+    require_outside_archive(end.machine, canonical.path)
+    same = _same(run, end.place, _namesakes(run, [end.place], row)[end.place])
+    if same is not None:
+        raise DestinationExists(f"{end.place} is the file of the registered object {same}; nothing was changed")
+    run.write_now(settle, row.id, canonical)
+
+
+def _namesakes(
+    run: TransferRun, places: Collection[Place], rivals_of: DataObject | None = None
+) -> dict[Place, list[Place]]:
+    by_machine: dict[str, list[str]] = {}
+    for place in places:
+        by_machine.setdefault(place.machine, []).append(place.path)
+    folding = list[str]()
+    for name, paths in by_machine.items():
+        with run.storage(name).session() as session:
+            if has_other_spelling(session, run.parts.machines[name], paths):
+                folding.append(name)
+    return run.read(namesakes, places, folding=folding, rivals_of=rivals_of)
+
+
+def _same(run: TransferRun, place: Place, others: Collection[Place]) -> Place | None:
+    known = [run.end_at(other) for other in others if other.machine in run.parts.machines]
+    return same_as_one_of(run.end_at(place), known)
