@@ -11,9 +11,10 @@ from api.context import Context
 from datamanager.domain.location import Place, require_outside_archive
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.path_confinement import real_base
-from datamanager.engine.single.other_names import has_other_spelling, may_be_mounted_twice
+from datamanager.engine.single.other_names import bundles_directory, has_other_spelling, may_be_mounted_twice
 from datamanager.engine.single.same_file import same_as_one_of, second_names
 from datamanager.errors import DestinationExists, PathNotAllowed
+from datamanager.machines import Machine
 from models.objects.catalogue import FoundFile
 from models.objects.namesakes import namesakes
 
@@ -36,8 +37,9 @@ def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> li
     """Return those of a tree's files that no registered object, and none before in the tree, has under another name,
     and that are no bundles. `end` is any place of their machine. Raises: what the transports raise.
     """
-    found = [file for file in files if _may_be_registered(end, file.canonical)]
     with end.storage.session() as session:
+        bundles = bundles_directory(session, end.machine)
+        found = [file for file in files if not _is_bundle(end.machine, file.canonical, bundles)]
         if may_be_mounted_twice(session, end.machine) is not False:
             base = real_base(session, end.machine)
             paths = {number: f"{base.rstrip('/')}/{file.canonical.path}" for number, file in enumerate(found)}
@@ -70,9 +72,10 @@ def _others(context: Context, end: Endpoint, places: Sequence[Place]) -> dict[Pl
     return others
 
 
-def _may_be_registered(end: Endpoint, place: Place) -> bool:
+def _is_bundle(machine: Machine, place: Place, bundles: str | None) -> bool:
     try:
-        require_outside_archive(end.machine, place.path)
+        require_outside_archive(machine, place.path)
+        require_outside_archive(machine, place.path, bundles)
     except PathNotAllowed:
-        return False
-    return True
+        return True
+    return False

@@ -26,6 +26,7 @@ from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.inspection.directory_walk import Walk, tree_root
 from datamanager.engine.path_confinement import confined, relative
+from datamanager.engine.single.other_names import require_no_bundles
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
@@ -70,7 +71,6 @@ async def register(request: Request, context: In) -> Response:
 async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UUID:
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
-    require_outside_archive(machine, place.path)
     end = Endpoint(place, machine, context.storages.get(machine.name))
     facts, canonical = await context.remotely(lambda: verify(fields, machine, end.storage, place))
     if canonical is not None:
@@ -78,6 +78,7 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
 
     def enter(session: CatalogueSession) -> UUID:
         new = register_object(session, fields, place, facts, canonical=canonical, provisional=canonical is None)
+        require_outside_archive(machine, place.path)  # nothing is entered then
         slot.attach(session, new)
         return new
 
@@ -103,7 +104,8 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
             if not unseen:
                 facts = _seen(request, session, confined(session, machine, place.path), place)
             own = confined(session, machine, place.path, follow=False)
-            canonical = Place(machine.name, relative(session, machine, own))
+            canonical = relative(session, machine, own)
+            require_no_bundles(session, machine, canonical)
     except errors.TransportError as exc:
         if isinstance(exc, errors.PathMissing) and not unseen:
             raise errors.SourceMissing(f"there is no file at {place}") from None
@@ -111,8 +113,7 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
             raise
         log.warning("registered_unverified", machine=machine.name, code=exc.code)
         return Facts(request.size), None
-    require_outside_archive(machine, canonical.path)
-    return facts, canonical
+    return facts, Place(machine.name, canonical)
 
 
 def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -> Facts:

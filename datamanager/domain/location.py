@@ -65,9 +65,11 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def require_outside_archive(machine: Machine, path: str) -> None:
-    """Check that a path below base_dir is not in the directory of an archive's bundles. Raises: PathNotAllowed."""
-    if machine.archive and f"{path}/".startswith(f"{machine.archive_dir}/"):
+def require_outside_archive(machine: Machine, path: str, archive_dir: str | None = None) -> None:
+    """Check that a path below base_dir is not where an archive's bundles are; `archive_dir`: the canonical path of
+    these, if links lead to it. Raises: PathNotAllowed.
+    """
+    if machine.archive and f"{path}/".startswith(f"{archive_dir or machine.archive_dir}/"):
         raise PathNotAllowed(
             f"{machine.name}:{path} is below archive_dir ({machine.archive_dir}), where only bundles lie"
         )

@@ -9,9 +9,9 @@ from typing import Protocol
 from uuid import UUID
 
 from datamanager.domain.location import Place, require_outside_archive
-from datamanager.engine.attempt import Attempt
+from datamanager.engine.attempt import Attempt, Endpoint
 from datamanager.engine.path_confinement import confined, relative
-from datamanager.engine.single.other_names import has_other_spelling
+from datamanager.engine.single.other_names import bundles_directory, has_other_spelling, require_no_bundles
 from datamanager.engine.single.same_file import same_as_one_of, second_names
 from datamanager.errors import DataManagerError, DestinationExists, PathNotAllowed
 from flows.runtime.transfer_run import TransferRun
@@ -56,6 +56,13 @@ class Destination(Protocol):
         """Whether a file lies there."""
 
 
+def require_object_place(end: Endpoint, canonical: str) -> None:
+    """Check that an object may be at a canonical place: not among an archive's bundles. Raises: PathNotAllowed."""
+    if end.machine.archive:
+        with end.storage.session() as session:
+            require_no_bundles(session, end.machine, canonical)
+
+
 def refused_destinations(
     run: TransferRun, jobs: Mapping[int, Attempt], destinations: Mapping[int, Destination]
 ) -> dict[int, DataManagerError]:
@@ -64,10 +71,15 @@ def refused_destinations(
 
     Raises: as `registered_files`.
     """
-    refused = dict[int, DataManagerError]()
+    refused, bundles = dict[int, DataManagerError](), dict[str, str | None]()
     for number, one in destinations.items():
+        machine, storage = jobs[number].target.machine, jobs[number].target.storage
         try:
-            require_outside_archive(jobs[number].target.machine, one.canonical)
+            if machine.archive and machine.name not in bundles:
+                with storage.session() as session:
+                    bundles[machine.name] = bundles_directory(session, machine)
+            require_outside_archive(machine, one.canonical)
+            require_outside_archive(machine, one.canonical, bundles.get(machine.name))
         except PathNotAllowed as error:
             refused[number] = error
     taken = [number for number, one in destinations.items() if one.taken and number not in refused]
@@ -108,7 +120,7 @@ def _settle(run: TransferRun, row: DataObject) -> None:
     with end.storage.session() as session:
         own = confined(session, end.machine, row.place, follow=False)
         canonical = Place(row.machine, relative(session, end.machine, own))
-    require_outside_archive(end.machine, canonical.path)
+        require_no_bundles(session, end.machine, canonical.path)
     same = _same(run, end.place, _namesakes(run, [end.place], row)[end.place])
     if same is not None:
         raise DestinationExists(f"{end.place} is the file of the registered object {same}; nothing was changed")

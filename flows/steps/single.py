@@ -11,7 +11,6 @@ from typing import Any
 
 from prefect.tasks import Task
 
-from datamanager.domain.location import require_outside_archive
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import Phase, Route, TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
@@ -32,7 +31,7 @@ from datamanager.sources.source_port import Download
 from datamanager.sources.terms.source_validators import Validators, as_note, identity_or_none, is_empty
 from datamanager.sources.terms.urls import public_url
 from flows.external.request import whole_request
-from flows.runtime.one_file import registered_files, require_settled
+from flows.runtime.one_file import registered_files, require_object_place, require_settled
 from flows.runtime.progress import human
 from flows.runtime.tasks import step, threaded
 from flows.runtime.transfer_run import TransferRun, current
@@ -54,7 +53,7 @@ async def probe() -> Found:
     attempt = run.attempt()
     from_where = attempt.source.place if attempt.source else public_url(str(getattr(run.request, "url", "")))
     run.log.info("%s → %s, %s, by %s", from_where, attempt.target.place, human(found.size), found.route)
-    require_outside_archive(attempt.target.machine, found.canonical)
+    await threaded(require_object_place, attempt.target, found.canonical)
     if found.taken:
         for error in (await threaded(registered_files, run, {0: attempt})).values():
             raise error

@@ -12,13 +12,15 @@ import subprocess
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from api.context import make_context
+from api.objects.own_files import own_files, require_own_file
 from datamanager.domain.location import Place
 from datamanager.domain.requests import (
     CopyManyRequest,
@@ -31,7 +33,8 @@ from datamanager.domain.requests import (
     validated,
 )
 from datamanager.domain.states import ObjectStatus, TransferKind
-from datamanager.errors import DestinationExists
+from datamanager.engine.attempt import Endpoint
+from datamanager.errors import DestinationExists, ItemsFailed, PathNotAllowed
 from datamanager.machines import Machine, Machines
 from datamanager.settings import load_settings
 from datamanager.sources.network.egress_guard import EgressGuard
@@ -41,8 +44,9 @@ from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun, make_current
 from flows.steps import single
 from models import submission
+from models.batches.results import finish_batch
 from models.database import Database
-from models.objects.catalogue import Facts, get_object, register_object
+from models.objects.catalogue import Facts, FoundFile, get_object, register_object
 from models.objects.claims import free_place_of_object
 from models.submission import SealedRequest
 from models.transfers.items import select_items
@@ -264,6 +268,7 @@ def test_a_provisional_place_is_settled_before_its_file_goes(house: House, way: 
         assert not (house.folder / first).exists()
 
 
+@pytest.mark.parametrize("house", ["link", "aliased"], indirect=True)
 def test_a_provisional_place_that_is_alone_is_settled(house: House) -> None:
     first, _ = house.names()
     house.write(first)
@@ -286,3 +291,40 @@ def test_a_delete_leaves_what_lies_at_an_unknown_objects_place_to_its_owner(hous
         with pytest.raises(DestinationExists):
             house.delete(lost)
     assert (house.folder / first).read_bytes() == DATA
+
+
+def test_a_second_name_of_a_registered_file_is_not_registered(house: House) -> None:
+    services = house.services
+    context = make_context(services.settings, services.machines, services.database, services.storages)
+    first, second, other = (Place("here", path) for path in (*house.names(), "other/june.nc"))
+    for place in (first, other):
+        house.write(place.path)
+    end = Endpoint(second, services.machines["here"], services.storages.get("here"))
+    tree = [FoundFile(place, "", Facts(len(DATA)), place) for place in (first, second, other)]
+    if house.kind == "link" or not house.one_entry:  # the canonical place decides; hard links are two
+        assert own_files(context, end, tree) == tree
+        return
+    assert own_files(context, end, tree) == [tree[0], tree[2]]
+    house.register(first.path)
+    with pytest.raises(DestinationExists, match="registered object"):
+        require_own_file(context, end)
+    require_own_file(context, replace(end, place=other))
+    assert own_files(context, end, tree[1:]) == tree[2:]
+    assert not house.parts()
+
+
+@pytest.mark.parametrize("house", ["link"], indirect=True)
+def test_a_link_never_leads_a_copy_among_bundles(house: House) -> None:
+    house.write("other/new.nc")
+    tape = Path(house.services.machines["tape"].base_dir)
+    (tape / "store").mkdir()
+    (tape / "bundles").symlink_to("store")
+    (tape / "link").symlink_to("bundles")
+    uuid = house.register("other/new.nc")
+    with pytest.raises(PathNotAllowed, match="only bundles"):
+        house.carry(TransferKind.COPY, uuid, "link/new.nc", "tape")
+    wanted = [{"uuid": str(uuid), "machine": "tape", "dest": "link/many.nc"}]
+    run = house.begin(TransferKind.COPY_MANY, items=wanted)
+    ItemsChunk(run, run.items_to_do()).perform()
+    assert isinstance(run.write_now(finish_batch), ItemsFailed)
+    assert not list((tape / "store").iterdir())

@@ -16,7 +16,7 @@ from typing import Any, Self
 import paramiko
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from paramiko.message import Message
-from paramiko.sftp import CMD_VERSION, SFTP_OK
+from paramiko.sftp import CMD_VERSION, SFTP_FAILURE, SFTP_OK
 
 from datamanager.domain.location import folded
 from datamanager.machines import Machine
@@ -162,7 +162,7 @@ class _FileSystem(paramiko.SFTPServerInterface):
 
     def rename(self, oldpath: str, newpath: str) -> int:
         source, target = self._real(oldpath), self._real(newpath)
-        return paramiko.SFTP_FAILURE if os.path.lexists(target) else _done(os.rename, source, target)
+        return SFTP_FAILURE if os.path.lexists(target) else _done(os.rename, source, target)
 
     def posix_rename(self, oldpath: str, newpath: str) -> int:
         return _done(os.replace, self._real(oldpath), self._real(newpath))

@@ -1,5 +1,5 @@
-"""Whether a machine may have a file under two names at all: what is cheap to ask before names are compared
-(`single.same_file`).
+"""Whether a machine may have a file under two names at all, which is cheap to ask before names are compared
+(`single.same_file`); and whether a name is one of its bundles' directory.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
-from datamanager.engine.path_confinement import real_base
-from datamanager.errors import DataManagerError
+from datamanager.domain.location import require_outside_archive
+from datamanager.engine.path_confinement import confined, real_base, relative
+from datamanager.errors import DataManagerError, PathMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
 from datamanager.transports.values import FileStat, from_wire
@@ -25,6 +27,24 @@ def has_other_spelling(session: Session, machine: Machine, paths: Sequence[str])
     base = real_base(session, machine)
     others = [posixpath.join(base, other) for path in paths for other in _spellings(path)]
     return any(isinstance(found, FileStat) for _, found in session.bulk.lstat(others))
+
+
+def bundles_directory(session: Session, machine: Machine) -> str | None:
+    """Return the canonical path of an archive's bundles below base_dir; None on other machines, or if it is not there.
+    Raises: PathNotAllowed when links lead out of base_dir.
+    """
+    if machine.archive:
+        with suppress(PathMissing):
+            return relative(session, machine, confined(session, machine, machine.archive_dir))
+    return None
+
+
+def require_no_bundles(session: Session, machine: Machine, canonical: str) -> None:
+    """Check that a canonical path (`path_confinement.relative`) is not where an archive's bundles are, wherever links
+    have put them. Raises: PathNotAllowed.
+    """
+    require_outside_archive(machine, canonical)
+    require_outside_archive(machine, canonical, bundles_directory(session, machine))
 
 
 def may_be_mounted_twice(session: Session, machine: Machine) -> bool | None:

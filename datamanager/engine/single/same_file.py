@@ -199,8 +199,10 @@ def _paths(session: Session, ends: Sequence[Endpoint]) -> list[str | None]:
     paths = list[str | None]()
     for end in ends:
         directory = found[posixpath.dirname(end.place.path)]
-        there = isinstance(directory, ResolvedDirectory) and not directory.missing
-        paths.append(posixpath.join(directory.path, end.place.name) if there else None)
+        if isinstance(directory, ResolvedDirectory) and not directory.missing:
+            paths.append(posixpath.join(directory.path, end.place.name))
+        else:
+            paths.append(None)
     return paths
 
 
