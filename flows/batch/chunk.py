@@ -24,7 +24,7 @@ from datamanager.engine.single.staged_file import ReadyFile
 from datamanager.errors import DataManagerError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
-from flows.runtime.one_file import refused_destinations, settle_places
+from flows.runtime.one_file import late_arrivals, refused_destinations, settle_places
 from flows.runtime.retry import may_pass
 from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
@@ -206,6 +206,9 @@ class ItemsChunk:
 
     def _publish(self) -> None:
         """Record the intents, then give the names. The record is fenced: who lost the lease publishes nothing."""
+        late = late_arrivals(self._run, self._attempts, self._destinations())
+        self._drop(late)
+        self.errors |= late
         intents = {one.number: one.intent for _, staged in self._small for one in staged}
         intents |= {number: ready.intent for number, ready in self._ready.items()}
         if not intents:

@@ -14,6 +14,7 @@ from datamanager.engine.path_confinement import confined, relative
 from datamanager.engine.single.other_names import bundles_directory, has_other_spelling, require_no_bundles
 from datamanager.engine.single.same_file import same_as_one_of, second_names
 from datamanager.errors import DataManagerError, DestinationExists, PathNotAllowed
+from datamanager.transports.values import FileStat
 from flows.runtime.transfer_run import TransferRun
 from models.objects.namesakes import namesakes
 from models.tables import DataObject
@@ -27,6 +28,8 @@ def registered_files(run: TransferRun, jobs: Mapping[int, Attempt]) -> dict[int,
     Raises: what the transports raise of the destinations' machines; CatalogueUnavailable.
     """
     found = dict[int, DestinationExists]()
+    if not jobs:
+        return found
     others = _namesakes(run, [job.target.place for job in jobs.values()])
     for number, job in jobs.items():
         place, own = job.target.place, None if job.source is None else job.source.place
@@ -90,6 +93,27 @@ def refused_destinations(
         what = f"{left[number].place} and {left[first].place} (item {first}) are the same file"
         refused[number] = DestinationExists(what)
     return refused
+
+
+def late_arrivals(
+    run: TransferRun, jobs: Mapping[int, Attempt], destinations: Mapping[int, Destination]
+) -> dict[int, DestinationExists]:
+    """Look once more, just before files get their names with `overwrite`: return which destinations have got a
+    registered object's file since the first look.
+
+    Raises: as `registered_files`.
+    """
+    by_machine: dict[str, list[int]] = {}
+    for number, one in destinations.items():
+        if jobs[number].overwrite and not one.taken:
+            by_machine.setdefault(jobs[number].target.machine.name, []).append(number)
+    late = dict[int, Attempt]()
+    for name, numbers in by_machine.items():
+        with run.storage(name).session() as session:
+            for index, found in session.bulk.lstat([destinations[number].final for number in numbers]):
+                if isinstance(found, FileStat):
+                    late[numbers[index]] = jobs[numbers[index]]
+    return registered_files(run, late)
 
 
 def settle_places(run: TransferRun, objects: Iterable[UUID]) -> dict[UUID, DataManagerError]:

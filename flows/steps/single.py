@@ -31,7 +31,7 @@ from datamanager.sources.source_port import Download
 from datamanager.sources.terms.source_validators import Validators, as_note, identity_or_none, is_empty
 from datamanager.sources.terms.urls import public_url
 from flows.external.request import whole_request
-from flows.runtime.one_file import registered_files, require_object_place, require_settled
+from flows.runtime.one_file import late_arrivals, registered_files, require_object_place, require_settled
 from flows.runtime.progress import human
 from flows.runtime.tasks import step, threaded
 from flows.runtime.transfer_run import TransferRun, current
@@ -54,9 +54,8 @@ async def probe() -> Found:
     from_where = attempt.source.place if attempt.source else public_url(str(getattr(run.request, "url", "")))
     run.log.info("%s → %s, %s, by %s", from_where, attempt.target.place, human(found.size), found.route)
     await threaded(require_object_place, attempt.target, found.canonical)
-    if found.taken:
-        for error in (await threaded(registered_files, run, {0: attempt})).values():
-            raise error
+    for error in (await threaded(registered_files, run, {0: attempt} if found.taken else {})).values():
+        raise error
     if found.canonical != run.row.destination_place:
         await run.write(outcomes.claim_also, found.canonical)  # the same file by another way through links
     return found
@@ -97,6 +96,7 @@ async def publish(found: Found, proof: Proof) -> Intent:
     """
     run = current()
     run.control.enter(Phase.PUBLISH)
+    await _require_own(run, found)
     run.control.shield()
     mtime = found.source.mtime if found.source else int(run.row.created.timestamp())
     intent = Intent(proof.size, proof.sha256, mtime)
@@ -111,6 +111,7 @@ async def rename(found: Found) -> Intent | None:
     """Move on one machine by rename; None when the names turn out to be on different file systems."""
     run = current()
     run.control.enter(Phase.PUBLISH)
+    await _require_own(run, found)
     run.control.shield()
     source = found.source_stat
     intent = Intent(source.size, None, source.mtime)
@@ -215,6 +216,11 @@ async def discard(run: TransferRun, found: Found) -> None:
         run.leaves_partial = False
     except DataManagerError as error:
         run.log.warning("transfer %s: partial file %s not removed yet: %s", run.transfer, found.part, error.detail)
+
+
+async def _require_own(run: TransferRun, found: Found) -> None:
+    for error in (await threaded(late_arrivals, run, {0: run.attempt()}, {0: found})).values():
+        raise error
 
 
 async def _record(run: TransferRun, intent: Intent) -> None:

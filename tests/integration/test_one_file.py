@@ -328,3 +328,25 @@ def test_a_link_never_leads_a_copy_among_bundles(house: House) -> None:
     ItemsChunk(run, run.items_to_do()).perform()
     assert isinstance(run.write_now(finish_batch), ItemsFailed)
     assert not list((tape / "store").iterdir())
+
+
+@pytest.mark.parametrize("house", ["mount", "aliased", "case"], indirect=True)
+def test_a_file_that_is_registered_during_a_copy_is_not_replaced(house: House) -> None:
+    first, second = house.names()
+    house.write("other/new.nc", b"another one's")
+    new = house.register("other/new.nc")
+
+    async def steps() -> None:
+        found = await single.probe.fn()
+        proof = await single.verify.fn(found, await single.transfer.fn(found))
+        house.write(first)
+        house.register(first)
+        await single.publish.fn(found, proof)
+
+    run = house.begin(TransferKind.COPY, new, machine="here", dest=second, overwrite=True)
+    if house.one_entry:
+        with pytest.raises(DestinationExists, match="registered object"):
+            performed(run, steps)
+    else:
+        performed(run, steps)
+    assert (house.folder / first).read_bytes() == DATA
