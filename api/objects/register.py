@@ -57,8 +57,8 @@ async def register(request: Request, context: In) -> Response:
     """Register a file that exists on a machine.
 
     By default (`verify=stat`) the file must exist there and have the `size` given (0, empty or absent: unknown).
-    `verify=hash` also records its sha256, `verify=none` checks nothing. If the machine cannot be
-    reached, the object is registered with `verified: none`.
+    `verify=hash` also records its sha256, `verify=none` checks nothing of the file. A file has one object, by
+    whatever links it is reached. If the machine cannot be reached, the object is registered with `verified: none`.
     """
     fields = await read_request(request, RegisterRequest)
 
