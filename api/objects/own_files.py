@@ -22,8 +22,9 @@ SAMPLE = 50
 """Files of a tree by which it is judged whether its machine folds names."""
 
 
-def require_own_file(context: Context, end: Endpoint) -> None:
-    """Check that a file is none that a registered object has under another name.
+def require_own_file(context: Context, end: Endpoint) -> str | None:
+    """Check that a file is none that a registered object has under another name; return where the machine's bundles are
+    (`bundles_directory`).
 
     Raises: DestinationExists; what the transports raise.
     """
@@ -31,6 +32,10 @@ def require_own_file(context: Context, end: Endpoint) -> None:
     same = same_as_one_of(end, others) if others else None
     if same is not None:
         raise DestinationExists(f"{end.place} is the file of the registered object {same}")
+    if not end.machine.archive:
+        return None
+    with end.storage.session() as session:
+        return bundles_directory(session, end.machine)
 
 
 def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> list[FoundFile]:

@@ -26,7 +26,6 @@ from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.inspection.directory_walk import Walk, tree_root
 from datamanager.engine.path_confinement import confined, relative
-from datamanager.engine.single.other_names import require_no_bundles
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
@@ -73,12 +72,15 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
     place = Place.of(machine, fields.path, fields.filename)
     end = Endpoint(place, machine, context.storages.get(machine.name))
     facts, canonical = await context.remotely(lambda: verify(fields, machine, end.storage, place))
+    bundles = None
     if canonical is not None:
-        await context.remotely(lambda: require_own_file(context, end))
+        bundles = await context.remotely(lambda: require_own_file(context, end))
 
     def enter(session: CatalogueSession) -> UUID:
         new = register_object(session, fields, place, facts, canonical=canonical, provisional=canonical is None)
-        require_outside_archive(machine, place.path)  # nothing is entered then
+        for one in (place, canonical or place):  # a bundle's own place was claimed
+            require_outside_archive(machine, one.path)
+            require_outside_archive(machine, one.path, bundles)
         slot.attach(session, new)
         return new
 
@@ -95,8 +97,8 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
     A machine that can't be reached proves nothing and prevents nothing: the facts then are the client's own, and the
     canonical place is None. With `verify=none` one that can't be used counts as one that can't be reached.
 
-    Raises: SourceMissing (no regular file there), RegisteredSizeMismatch, PathNotAllowed (a link leads out, or to
-    bundles), SourceChanged (while it was hashed), and the errors of a machine that answers but can't be used.
+    Raises: SourceMissing (no regular file there), RegisteredSizeMismatch, PathNotAllowed (a link leads out),
+    SourceChanged (while it was hashed), and the errors of a machine that answers but can't be used.
     """
     facts, unseen = Facts(request.size), request.verify == "none"
     try:
@@ -104,8 +106,7 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
             if not unseen:
                 facts = _seen(request, session, confined(session, machine, place.path), place)
             own = confined(session, machine, place.path, follow=False)
-            canonical = relative(session, machine, own)
-            require_no_bundles(session, machine, canonical)
+            canonical = Place(machine.name, relative(session, machine, own))
     except errors.TransportError as exc:
         if isinstance(exc, errors.PathMissing) and not unseen:
             raise errors.SourceMissing(f"there is no file at {place}") from None
@@ -113,7 +114,7 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
             raise
         log.warning("registered_unverified", machine=machine.name, code=exc.code)
         return Facts(request.size), None
-    return facts, Place(machine.name, canonical)
+    return facts, canonical
 
 
 def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -> Facts:

@@ -24,7 +24,7 @@ from datamanager.domain.archive_requests import (
     ArchiveRequest,
 )
 from datamanager.domain.fields import Priority
-from datamanager.domain.location import Place, extracting_place, require_outside_archive
+from datamanager.domain.location import Place, extracting_place
 from datamanager.domain.requests import (
     AcceptedBatch,
     CopyManyRequest,
@@ -94,15 +94,13 @@ def destination_of(machines: Machines, request: TransferTerms) -> Place | None:
     """Return where the request wants its file, None for a delete. Raises: UnknownMachine, PathNotAllowed."""
     match request:
         case CopyRequest(machine=machine, dest=dest):
-            place = Place.of(machines[machine], dest)
+            return Place.of(machines[machine], dest)
         case GetExternalRequest(extract=str(), machine=machine, path=path, filename=filename):
-            place = extracting_place(machines[machine], path, filename)
+            return extracting_place(machines[machine], path, filename)
         case GetExternalRequest(machine=machine, path=path, filename=filename):
-            place = Place.of(machines[machine], path, filename)
+            return Place.of(machines[machine], path, filename)
         case _:
             return None
-    require_outside_archive(machines[place.machine], place.path)
-    return place
 
 
 def held_by_priority(session: Session) -> dict[str, int]:
