@@ -1,5 +1,5 @@
 """Files that are to be registered, compared with those that objects have already under names that no link explains:
-bind mounts, and spellings that the machine folds. All of it blocks.
+bind mounts, spellings that the machine folds, other machine names of its host. All of it blocks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def require_own_file(context: Context, end: Endpoint) -> str | None:
 
 def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> list[FoundFile]:
     """Return those of a tree's files that no registered object, and none before in the tree, has under another name,
-    and that are no bundles. `end` is any place of their machine. Raises: what the transports raise.
+    and that are no bundles; `provisional` where that was not looked up. `end` is any place of their machine. Raises:
+    what the transports raise.
     """
     with end.storage.session() as session:
         bundles = bundles_directory(session, end.machine)
@@ -53,28 +54,36 @@ def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> li
     second = second_names(dict.fromkeys(paths, end), paths, ())
     found = [file for number, file in enumerate(found) if number not in second]
     others = _others(context, end, [file.place for file in found])
-    return [
-        file
-        for file in found
-        if not others[file.place] or same_as_one_of(replace(end, place=file.place), others[file.place]) is None
-    ]
+    own = list[FoundFile]()
+    for file in found:
+        # to compare each with those under another name of an SFTP machine would take too long here
+        asked = [one for one in others[file.place] if one.storage is end.storage or end.machine.host is None]
+        if not asked or same_as_one_of(replace(end, place=file.place), asked) is None:
+            own.append(replace(file, provisional=len(asked) < len(others[file.place])))
+    return own
 
 
 def _others(context: Context, end: Endpoint, places: Sequence[Place]) -> dict[Place, list[Endpoint]]:
-    """Return for each place where else its machine may have the file; nowhere if no file there has two names."""
+    """Return for each place where else its host may have the file: on its machine, if a file there may have two names,
+    and on machines that are other names of the host.
+    """
+    machines = {name: one for name, one in context.machines.items() if one.host == end.machine.host}
     with end.storage.session() as session:
         folding = has_other_spelling(session, end.machine, [place.path for place in places[:SAMPLE]])
-    with context.database.read() as session_:
-        found = namesakes(session_, places, folding=[end.machine.name] if folding else [])
-    others = {
-        place: [replace(end, place=one) for one in alike if one.machine == place.machine]
-        for place, alike in found.items()
-    }
-    if any(others.values()) and not folding:
+    with context.database.read() as catalogue:
+        found = namesakes(catalogue, places, folding=[end.machine.name] if folding else [])
+    if not folding and any(one.machine == end.machine.name for alike in found.values() for one in alike):
         with end.storage.session() as session:
             if may_be_mounted_twice(session, end.machine) is False:
-                return {place: [] for place in places}
-    return others
+                del machines[end.machine.name]
+    return {
+        place: [
+            Endpoint(one, machines[one.machine], context.storages.get(one.machine))
+            for one in alike
+            if one.machine in machines
+        ]
+        for place, alike in found.items()
+    }
 
 
 def _is_bundle(machine: Machine, place: Place, bundles: str | None) -> bool:

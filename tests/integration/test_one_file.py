@@ -34,6 +34,7 @@ from datamanager.domain.requests import (
 )
 from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.engine.attempt import Endpoint
+from datamanager.engine.single.other_names import may_be_mounted_twice
 from datamanager.errors import DestinationExists, ItemsFailed, PathNotAllowed
 from datamanager.machines import Machine, Machines
 from datamanager.settings import load_settings
@@ -52,6 +53,7 @@ from models.submission import SealedRequest
 from models.transfers.items import select_items
 from tests.support import bundling
 from tests.support.folding_sftp import FoldingSftp
+from tests.support.sshd import PrivateSshd
 
 DATA = b"the only copy"
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Zürich.nc") for form in ("NFC", "NFD"))
@@ -301,7 +303,7 @@ def test_a_second_name_of_a_registered_file_is_not_registered(house: House) -> N
         house.write(place.path)
     end = Endpoint(second, services.machines["here"], services.storages.get("here"))
     tree = [FoundFile(place, "", Facts(len(DATA)), place) for place in (first, second, other)]
-    if house.kind == "link" or not house.one_entry:  # the canonical place decides; hard links are two
+    if house.kind == "link" or not house.one_entry:  # the canonical place decides; hard links are two files
         assert own_files(context, end, tree) == tree
         return
     assert own_files(context, end, tree) == [tree[0], tree[2]]
@@ -309,6 +311,11 @@ def test_a_second_name_of_a_registered_file_is_not_registered(house: House) -> N
     with pytest.raises(DestinationExists, match="registered object"):
         require_own_file(context, end)
     require_own_file(context, replace(end, place=other))
+    again = Endpoint(Place("again", first.path), services.machines["again"], services.storages.get("again"))
+    with pytest.raises(DestinationExists, match="registered object"):
+        require_own_file(context, again)
+    linked = own_files(context, again, [replace(tree[0], place=again.place, canonical=again.place)])
+    assert [file.provisional for file in linked] == ([] if house.kind == "mount" else [True])
     assert own_files(context, end, tree[1:]) == tree[2:]
     assert not house.parts()
 
@@ -350,3 +357,28 @@ def test_a_file_that_is_registered_during_a_copy_is_not_replaced(house: House) -
     else:
         performed(run, steps)
     assert (house.folder / first).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("transport", ["local", "sftp"])
+def test_a_machine_tells_whether_a_directory_is_mounted_twice(
+    request: pytest.FixtureRequest, tmp_path: Path, transport: str
+) -> None:
+    base = tmp_path / "base dir"
+    for name in ("proj", "alias"):
+        (base / name).mkdir(parents=True)
+    machine = Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(base)})
+    if transport == "sftp":
+        servers: tuple[PrivateSshd, PrivateSshd] = request.getfixturevalue("sshd_pair")
+        machine = servers[0].machine("here", base)
+    storages = Storages(Machines({"here": machine}), tmp_path / "run")
+    try:
+        with storages.get("here").session() as session:
+            assert may_be_mounted_twice(session, machine) is False
+            bind = ["mount", "--bind", str(base / "proj"), str(base / "alias")]
+            if not subprocess.run(bind, capture_output=True, check=False).returncode:
+                try:
+                    assert may_be_mounted_twice(session, machine) is True
+                finally:
+                    subprocess.run(["umount", str(base / "alias")], check=True)
+    finally:
+        storages.close()
