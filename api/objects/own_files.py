@@ -12,7 +12,7 @@ from datamanager.domain.location import Place, require_outside_archive
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.path_confinement import real_base
 from datamanager.engine.single.other_names import bundles_directory, has_other_spelling, may_be_mounted_twice
-from datamanager.engine.single.same_file import same_as_one_of, second_names
+from datamanager.engine.single.same_file import same_files, second_names
 from datamanager.errors import DestinationExists, PathNotAllowed
 from datamanager.machines import Machine
 from models.objects.catalogue import FoundFile
@@ -28,9 +28,7 @@ def require_own_file(context: Context, end: Endpoint) -> str | None:
 
     Raises: DestinationExists; what the transports raise.
     """
-    others = _others(context, end, [end.place])[end.place]
-    same = same_as_one_of(end, others) if others else None
-    if same is not None:
+    for same in same_files([end], _others(context, end, [end.place])).values():
         raise DestinationExists(f"{end.place} is the file of the registered object {same}")
     if not end.machine.archive:
         return None
@@ -40,8 +38,7 @@ def require_own_file(context: Context, end: Endpoint) -> str | None:
 
 def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> list[FoundFile]:
     """Return those of a tree's files that no registered object, and none before in the tree, has under another name,
-    and that are no bundles; `provisional` where that was not looked up. `end` is any place of their machine. Raises:
-    what the transports raise.
+    and that are no bundles. `end` is any place of their machine. Raises: what the transports raise.
     """
     with end.storage.session() as session:
         bundles = bundles_directory(session, end.machine)
@@ -53,37 +50,27 @@ def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> li
             paths = {}
     second = second_names(dict.fromkeys(paths, end), paths, ())
     found = [file for number, file in enumerate(found) if number not in second]
+    ends = [replace(end, place=file.place) for file in found]
     others = _others(context, end, [file.place for file in found])
-    own = list[FoundFile]()
-    for file in found:
-        # to compare each with those under another name of an SFTP machine would take too long here
-        asked = [one for one in others[file.place] if one.storage is end.storage or end.machine.host is None]
-        if not asked or same_as_one_of(replace(end, place=file.place), asked) is None:
-            own.append(replace(file, provisional=len(asked) < len(others[file.place])))
-    return own
+    same = same_files(ends, others) if others else {}
+    return [file for file in found if file.place not in same]
 
 
-def _others(context: Context, end: Endpoint, places: Sequence[Place]) -> dict[Place, list[Endpoint]]:
-    """Return for each place where else its host may have the file: on its machine, if a file there may have two names,
-    and on machines that are other names of the host.
+def _others(context: Context, end: Endpoint, places: Sequence[Place]) -> list[Endpoint]:
+    """Return where else its host may have these files: on their machine, if a file there may have two names, and on
+    machines that are other names of the host.
     """
     machines = {name: one for name, one in context.machines.items() if one.host == end.machine.host}
     with end.storage.session() as session:
         folding = has_other_spelling(session, end.machine, [place.path for place in places[:SAMPLE]])
     with context.database.read() as catalogue:
         found = namesakes(catalogue, places, folding=[end.machine.name] if folding else [])
-    if not folding and any(one.machine == end.machine.name for alike in found.values() for one in alike):
+    if not folding and any(place.machine == end.machine.name for place in found):
         with end.storage.session() as session:
             if may_be_mounted_twice(session, end.machine) is False:
                 del machines[end.machine.name]
-    return {
-        place: [
-            Endpoint(one, machines[one.machine], context.storages.get(one.machine))
-            for one in alike
-            if one.machine in machines
-        ]
-        for place, alike in found.items()
-    }
+    there = [place for place in found if place.machine in machines]
+    return [Endpoint(place, machines[place.machine], context.storages.get(place.machine)) for place in there]
 
 
 def _is_bundle(machine: Machine, place: Place, bundles: str | None) -> bool:

@@ -4,7 +4,7 @@ another name. The catalogue knows names, the machines know files. All of it bloc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from datamanager.domain.location import Place, require_outside_archive
 from datamanager.engine.attempt import Attempt, Endpoint
 from datamanager.engine.path_confinement import confined, relative
 from datamanager.engine.single.other_names import bundles_directory, has_other_spelling, require_no_bundles
-from datamanager.engine.single.same_file import same_as_one_of, second_names
+from datamanager.engine.single.same_file import same_files, second_names
 from datamanager.errors import DataManagerError, DestinationExists, PathNotAllowed
 from datamanager.transports.values import FileStat
 from flows.runtime.transfer_run import TransferRun
@@ -27,19 +27,16 @@ def registered_files(run: TransferRun, jobs: Mapping[int, Attempt]) -> dict[int,
 
     Raises: what the transports raise of the destinations' machines; CatalogueUnavailable.
     """
-    found = dict[int, DestinationExists]()
     if not jobs:
-        return found
-    others = _namesakes(run, [job.target.place for job in jobs.values()])
-    for number, job in jobs.items():
-        place, own = job.target.place, None if job.source is None else job.source.place
-        # the source itself was compared by the probe
-        same = _same(run, place, [other for other in others[place] if other != own])
-        if same is not None:
-            found[number] = DestinationExists(
-                f"{place} is the file of the registered object {same}; nothing was changed"
-            )
-    return found
+        return {}
+    ends = [job.target for job in jobs.values()]
+    sources = {job.target.place: job.source.place for job in jobs.values() if job.source is not None}
+    same = same_files(ends, _namesakes(run, ends), sources)  # its own source was compared by the probe
+    return {
+        number: _of_another(job.target.place, same[job.target.place])
+        for number, job in jobs.items()
+        if job.target.place in same
+    }
 
 
 class Destination(Protocol):
@@ -145,26 +142,24 @@ def _settle(run: TransferRun, row: DataObject) -> None:
         own = confined(session, end.machine, row.place, follow=False)
         canonical = Place(row.machine, relative(session, end.machine, own))
         require_no_bundles(session, end.machine, canonical.path)
-    same = _same(run, end.place, _namesakes(run, [end.place], row)[end.place])
-    if same is not None:
-        raise DestinationExists(f"{end.place} is the file of the registered object {same}; nothing was changed")
+    for same in same_files([end], _namesakes(run, [end], row)).values():
+        raise _of_another(end.place, same)
     run.write_now(settle, row.id, canonical)
 
 
-def _namesakes(
-    run: TransferRun, places: Collection[Place], rivals_of: DataObject | None = None
-) -> dict[Place, list[Place]]:
+def _namesakes(run: TransferRun, ends: Sequence[Endpoint], rivals_of: DataObject | None = None) -> list[Endpoint]:
+    """Return where else files of these names are."""
     by_machine: dict[str, list[str]] = {}
-    for place in places:
-        by_machine.setdefault(place.machine, []).append(place.path)
+    for end in ends:
+        by_machine.setdefault(end.machine.name, []).append(end.place.path)
     folding = list[str]()
     for name, paths in by_machine.items():
         with run.storage(name).session() as session:
             if has_other_spelling(session, run.parts.machines[name], paths):
                 folding.append(name)
-    return run.read(namesakes, places, folding=folding, rivals_of=rivals_of)
+    found = run.read(namesakes, [end.place for end in ends], folding=folding, rivals_of=rivals_of)
+    return [run.end_at(place) for place in found if place.machine in run.parts.machines]
 
 
-def _same(run: TransferRun, place: Place, others: Collection[Place]) -> Place | None:
-    known = [run.end_at(other) for other in others if other.machine in run.parts.machines]
-    return same_as_one_of(run.end_at(place), known)
+def _of_another(place: Place, same: Place) -> DestinationExists:
+    return DestinationExists(f"{place} is the file of the registered object {same}; nothing was changed")

@@ -220,7 +220,6 @@ class FoundFile:
     path: str
     facts: Facts
     canonical: Place
-    provisional: bool = False
 
 
 def register_files(session: Session, files: Sequence[FoundFile], request: TreeRequest) -> list[NewRow]:
@@ -229,9 +228,7 @@ def register_files(session: Session, files: Sequence[FoundFile], request: TreeRe
     Left out are those that a registered object or a transfer under way has already.
     """
     described = request.description, request.originator, request.group, request.metadata
-    rows = [
-        NewRow(uuid4(), file.place, file.facts, file.path, *described, provisional=file.provisional) for file in files
-    ]
+    rows = [NewRow(uuid4(), file.place, file.facts, file.path, *described) for file in files]
     wanted = [(row.place, row.id) for row in rows]
     wanted += [(file.canonical, row.id) for file, row in zip(files, rows, strict=True) if file.canonical != file.place]
     won = claim_places(session, wanted, transfer=None)

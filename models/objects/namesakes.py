@@ -22,8 +22,8 @@ CHUNK = 500
 
 def namesakes(
     session: Session, places: Collection[Place], *, folding: Collection[str] = (), rivals_of: DataObject | None = None
-) -> dict[Place, list[Place]]:
-    """Return for each of the places where else the catalogue has a file of that name: of ACTIVE objects on any machine,
+) -> list[Place]:
+    """Return where the catalogue has files of the names of these places, in no order: of ACTIVE objects on any machine,
     and bundles. On the machines `folding` names that differ in case or Unicode form only are the same: all objects of
     such a machine are read.
 
@@ -40,10 +40,7 @@ def namesakes(
         rows = session.execute(query.where(DataObject.machine == machine).execution_options(yield_per=CHUNK))
         found |= {place for row in rows if folded((place := Place(*row)).name) in wanted}
     found |= set(_bundles(session, names))
-    by_name: dict[str, list[Place]] = {}
-    for place in sorted(found, key=str):
-        by_name.setdefault(folded(place.name), []).append(place)
-    return {place: [one for one in by_name.get(folded(place.name), []) if one != place] for place in places}
+    return list(found)
 
 
 def _bundles(session: Session, names: Sequence[str]) -> Iterable[Place]:

@@ -80,37 +80,80 @@ def refuse_one_file(
     if (one_machine and source == final) or (
         stat is not None
         and isinstance(there, FileStat)
-        and _is_one_file(session, source, stat, final, there, one_machine)
+        and _is_one_file(session, source, stat, final, there, one_machine=one_machine)
     ):
         raise DestinationExists(f"{job.source.place} and {job.target.place} are the same file")
 
 
-def same_as_one_of(end: Endpoint, others: Sequence[Endpoint]) -> Place | None:
-    """Return which of the other places is the same file as that of `end`, under another name; None when none is, or
-    when there is no file. A machine that can't be asked is left out, unless it is that of `end`. Blocks.
+def same_files(
+    ends: Sequence[Endpoint], others: Sequence[Endpoint], sources: Mapping[Place, Place] | None = None
+) -> dict[Place, Place]:
+    """Return which of the ends' places are one file with another place, each with that one; what has no file has none.
+    `sources`: the other place that does not count, by place. All directories are compared at once. Blocks.
 
-    Raises: what the transports raise of the machine of `end`.
+    A machine of `others` that can't be asked is left out. Raises: what the transports raise of a machine of `ends`.
     """
-    by_machine: dict[str, list[Endpoint]] = {}
-    for other in others:
-        if other.place != end.place:
-            by_machine.setdefault(other.machine.name, []).append(other)
-    for machine, here in by_machine.items():
-        storages = {one.machine.name: one.storage for one in (end, here[0])}
-        try:
-            with ExitStack() as stack:  # in the sequence of their names, as `endpoints.acquire_sessions` does
-                sessions = {name: stack.enter_context(storages[name].session()) for name in sorted(storages)}
-                found = _same_there(sessions[end.machine.name], end, sessions[machine], here)
-        except TransportError:
-            if machine == end.machine.name:
-                raise
-            continue
-        if found is not None:
-            return found
-    return None
+    found, spared = dict[Place, Place](), sources or {}
+    theirs = _by_machine(others)
+    for machine, mine in _by_machine(ends).items():
+        for other, there in theirs.items():
+            storages = {machine: mine[0].storage, other: there[0].storage}
+            try:
+                with ExitStack() as stack:  # in the sequence of their names, as `endpoints.acquire_sessions` does
+                    sessions = {name: stack.enter_context(storages[name].session()) for name in sorted(storages)}
+                    pairs = _one_files(sessions[machine], mine, sessions[other], there)
+            except TransportError:
+                if machine == other:
+                    raise
+                with storages[machine].session() as session:
+                    real_base(session, mine[0].machine)  # it answers, so it was the other one
+                continue
+            for place, same in pairs:
+                if same not in (place, spared.get(place)):
+                    found.setdefault(place, same)
+    return found
 
 
-def _is_one_file(session: Session, source: str, stat: FileStat, final: str, there: FileStat, one_machine: bool) -> bool:
+def _one_files(
+    session: Session, ends: Sequence[Endpoint], there: Session, others: Sequence[Endpoint]
+) -> list[tuple[Place, Place]]:
+    """Return the pairs of places that are one file."""
+    mine, theirs = _looked_at(session, ends), _looked_at(there, others)
+    told = all(stat.identity is not None for _, stat in (*mine.values(), *theirs.values()))
+
+    def sign(seen: tuple[str, FileStat]) -> Hashable:
+        """Return what two names of one file have in common."""
+        path, stat = seen
+        return folded(posixpath.basename(path)), stat.identity if told else stat.size
+
+    both = {sign(seen) for seen in mine.values()} & {sign(seen) for seen in theirs.values()}
+    left, alike = ({place: seen[0] for place, seen in some.items() if sign(seen) in both} for some in (mine, theirs))
+    names = [*((session, path) for path in left.values()), *((there, path) for path in alike.values())]
+    keys = name_keys(names)
+    by_key: dict[Hashable, list[Place]] = {}
+    for place, key in zip(alike, keys[len(left) :], strict=True):
+        by_key.setdefault(key, []).append(place)
+    return [(place, same) for place, key in zip(left, keys, strict=False) for same in by_key.get(key, ())]
+
+
+def _looked_at(session: Session, ends: Sequence[Endpoint]) -> dict[Place, tuple[str, FileStat]]:
+    """Return the path and stat of those places of one machine where something is."""
+    paths = {end.place: path for end, path in zip(ends, _paths(session, ends), strict=True) if path is not None}
+    places = list(paths)
+    looks = session.bulk.lstat(list(paths.values()))
+    return {places[index]: (paths[places[index]], stat) for index, stat in looks if isinstance(stat, FileStat)}
+
+
+def _by_machine(ends: Sequence[Endpoint]) -> dict[str, list[Endpoint]]:
+    found: dict[str, list[Endpoint]] = {}
+    for end in ends:
+        found.setdefault(end.machine.name, []).append(end)
+    return found
+
+
+def _is_one_file(
+    session: Session, source: str, stat: FileStat, final: str, there: FileStat, *, one_machine: bool
+) -> bool:
     if there.kind is FileKind.SYMLINK:
         with suppress(PathMissing):
             return one_machine and session.real_path(final) == source
@@ -166,29 +209,6 @@ def _to_compare(
                 directories.setdefault(posixpath.dirname(paths[number]), []).append(number)
             return directories.values()
     return [alike]
-
-
-def _same_there(session: Session, end: Endpoint, there: Session, others: Sequence[Endpoint]) -> Place | None:
-    paths = _paths(session, [end])
-    mine = None if paths[0] is None else lstat_or_none(session, paths[0])
-    if paths[0] is None or mine is None:
-        return None
-    theirs = _paths(there, others)
-    known = [index for index, path in enumerate(theirs) if path is not None]
-    alike = list[int]()
-    for number, stat in there.bulk.lstat([theirs[index] or "" for index in known]):
-        if isinstance(stat, FileStat) and _are_alike(stat, mine):
-            alike.append(known[number])
-    if not alike:
-        return None
-    mark, *keys = name_keys([(session, paths[0]), *((there, theirs[index] or "") for index in alike)])
-    return next((others[index].place for index, key in zip(alike, keys, strict=True) if key == mark), None)
-
-
-def _are_alike(stat: FileStat, other: FileStat) -> bool:
-    if None not in (stat.identity, other.identity):
-        return stat.identity == other.identity
-    return (stat.kind, stat.size) == (other.kind, other.size)
 
 
 def _paths(session: Session, ends: Sequence[Endpoint]) -> list[str | None]:
