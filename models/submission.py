@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.archive_requests import ActivateTerms, ArchiveTerms
 from datamanager.domain.fields import require_metadata_fits
-from datamanager.domain.location import Place
+from datamanager.domain.location import Place, require_outside_archive
 from datamanager.domain.requests import (
     BatchRequest,
     CopyRequest,
@@ -198,6 +198,7 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
             raise InternalError(f"{request.kind} without its items")
     if destination is not None:
         claim_place(session, destination, transfer=transfer.id)
+        require_outside_archive(machines[destination.machine], destination.path)  # bundles themselves hold their places
     elif obj is not None and obj.status == ObjectStatus.UNKNOWN:
         # it holds no place: what lies there by now may be somebody else's, and must not be deleted
         claim_place(session, Place(obj.machine, obj.place), transfer=transfer.id)

@@ -34,16 +34,19 @@ log = structlog.get_logger(__name__)
 
 
 class TreeRegistration:
-    """The registration of a walked tree, once. `request_id` is what an error of it names."""
+    """The registration of a walked tree, once. `known`: how many further files of it are objects under other names.
+    `request_id` is what an error of it names.
+    """
 
     def __init__(
-        self, context: Context, fields: TreeRequest, files: Sequence[FoundFile], walk: Walk, request_id: str
+        self, context: Context, fields: TreeRequest, files: Sequence[FoundFile], walk: Walk, request_id: str, known: int
     ) -> None:
         self._context = context
         self._fields = fields
         self._files = files
         self._walk = walk
         self._request_id = request_id
+        self._known = known
         self._seen = self._registered = 0
         self._error: DataManagerError | None = None
 
@@ -109,7 +112,7 @@ class TreeRegistration:
         return {**problem, "detail": f"{problem['detail']}: {done}"}
 
     def _counts(self) -> dict[str, int]:
-        counts = {"registered": self._registered, "already": self._seen - self._registered}
+        counts = {"registered": self._registered, "already": self._known + self._seen - self._registered}
         counts |= {"skipped": self._walk.skipped, "unnameable": self._walk.unnameable}
         return counts if self._error is None else counts | {"left": len(self._files) - self._seen}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -55,6 +56,23 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.machine}:{self.path}"
+
+
+def folded(name: str) -> str:
+    """Return what a name has in common with all those that some file system takes for the same: names that differ in
+    case or Unicode form only.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def require_outside_archive(machine: Machine, path: str, archive_dir: str | None = None) -> None:
+    """Check that a path below base_dir is not where an archive's bundles are; `archive_dir`: the canonical path of
+    these, if links lead to it. Raises: PathNotAllowed.
+    """
+    if machine.archive and f"{path}/".startswith(f"{archive_dir or machine.archive_dir}/"):
+        raise PathNotAllowed(
+            f"{machine.name}:{path} is below archive_dir ({machine.archive_dir}), where only bundles lie"
+        )
 
 
 def split_dest(dest: str) -> tuple[str, str]:

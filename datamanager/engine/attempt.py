@@ -205,6 +205,8 @@ class Found:
     canonical: str = ""
     """The destination below the base directory with links resolved; differs from the requested place below a linked
     directory, and is claimed too then."""
+    taken: bool = False
+    """A file is at the destination: whose it is has to be looked up before it is replaced, or accepted as ours."""
     published: Intent | None = None
     """An earlier attempt of this transfer has published already: go straight to the catalogue."""
     content: Content | None = None

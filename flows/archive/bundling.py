@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from uuid import UUID
 
 from datamanager.domain.archive_requests import ArchiveTerms
@@ -22,6 +22,7 @@ from datamanager.engine.bundles.member_files import remove_sources
 from datamanager.engine.control import Control
 from datamanager.engine.single.staged_file import Share
 from datamanager.errors import DataManagerError, InternalError, LeaseLost, ServiceError
+from flows.runtime.one_file import settle_places
 from flows.runtime.retry import may_pass
 from flows.runtime.transfer_run import TransferRun
 from models.archive import bundles
@@ -138,6 +139,11 @@ class BundleWork:
         def remember(marker: Restart) -> None:
             self._run.write_now(bundles.note_restart, bundle.id, asdict(marker))
 
+        if not self._terms.keep_source:
+            unsettled = settle_places(self._run, by_object)
+            self._fail({by_object[uuid]: error for uuid, error in unsettled.items()})
+            if unsettled:
+                attempt = replace(attempt, wanted=tuple(one for one in attempt.wanted if one.uuid not in unsettled))
         staged = bundle_upload.stage(attempt, self._control, remember)
         self._fail({by_object[uuid]: error for uuid, error in staged.failed.items()})
         ready = staged.ready

@@ -7,7 +7,7 @@ fails alone; one whose failure may pass stays QUEUED, and the chunk is done agai
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import Attempt, Endpoint, Intent, KnownFile, Restart
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, KnownFile, Restart
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
 from datamanager.engine.bulk.bulk_removal import Removal, remove_sources
@@ -26,6 +26,7 @@ from datamanager.engine.single.staged_file import ReadyFile
 from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
+from flows.runtime.one_file import late_arrivals, refused_destinations, settle_places
 from flows.runtime.retry import may_pass
 from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
@@ -87,7 +88,9 @@ class ItemsChunk:
         for number in self._rows:
             self._trying(number, self._describe)
         fresh = [number for number in self._attempts if number not in committed]
-        self._stage_single(self._stage_small(fresh))
+        self._settle_sources(fresh)
+        self._stage_single(self._stage_small([number for number in fresh if number not in self.errors]))
+        self._refuse_second_names()
         self._claim_links()
         self._publish()
         self._commit()
@@ -184,12 +187,32 @@ class ItemsChunk:
 
     # --- names and catalogue -----------------------------------------------------------------------------------------
 
+    def _settle_sources(self, numbers: Sequence[int]) -> None:
+        """Look whether the files of a move are their objects' own, where that is not known."""
+        if self._moving:
+            failed = settle_places(self._run, [self._rows[number].object_id for number in numbers])
+            self.errors |= {n: failed[self._rows[n].object_id] for n in numbers if self._rows[n].object_id in failed}
+
+    def _refuse_second_names(self) -> None:
+        """Fail the items whose destination is another one's file, under another name, or where no object may be."""
+        refused = refused_destinations(self._run, self._attempts, self._destinations())
+        self._drop(refused)
+        self.errors |= refused
+
+    def _destinations(self) -> dict[int, Staged | Found]:
+        staged: dict[int, Staged | Found] = {one.number: one for _, some in self._small for one in some}
+        return staged | {number: ready.found for number, ready in self._ready.items()}
+
     def _claim_links(self) -> None:
         """Hold the places that the destinations have in truth, where linked directories lead to them."""
-        canonical = {one.number: one.canonical for _, staged in self._small for one in staged}
-        canonical |= {number: ready.found.canonical for number, ready in self._ready.items()}
+        canonical = {number: one.canonical for number, one in self._destinations().items()}
         linked = {n: path for n, path in canonical.items() if path != self._rows[n].destination_place}
-        taken = set(self._run.write_now(batch_results.claim_canonicals, linked)) if linked else set()
+        if linked:
+            self._drop(self._run.write_now(batch_results.claim_canonicals, linked))
+
+    def _drop(self, numbers: Collection[int]) -> None:
+        """Remove the partial files of items that are not to be published."""
+        taken = set(numbers)
         for attempt, staged in self._small:
             self._discard_small(attempt, [one for one in staged if one.number in taken])
         self._small = [(attempt, [one for one in staged if one.number not in taken]) for attempt, staged in self._small]
@@ -198,6 +221,9 @@ class ItemsChunk:
 
     def _publish(self) -> None:
         """Record the intents, then give the names. The record is fenced: who lost the lease publishes nothing."""
+        late = late_arrivals(self._run, self._attempts, self._destinations())
+        self._drop(late)
+        self.errors |= late
         intents = {one.number: one.intent for _, staged in self._small for one in staged}
         intents |= {number: ready.intent for number, ready in self._ready.items()}
         if not intents:

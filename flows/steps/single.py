@@ -32,6 +32,7 @@ from datamanager.sources.source_port import Download
 from datamanager.sources.terms.source_validators import Validators, as_note, identity_or_none, is_empty
 from datamanager.sources.terms.urls import public_url
 from flows.external.request import whole_request
+from flows.runtime.one_file import late_arrivals, registered_files, require_object_place, require_settled
 from flows.runtime.progress import human
 from flows.runtime.tasks import step, threaded
 from flows.runtime.transfer_run import TransferRun, current
@@ -41,9 +42,11 @@ from models.transfers import outcomes, queue
 
 @step("probe")
 async def probe() -> Found:
-    """Look at both ends."""
+    """Look at both ends, and whether what lies at the destination is another object's file."""
     run = current()
     run.control.enter(Phase.PROBE)
+    if TransferKind(run.row.kind) is TransferKind.MOVE:
+        await threaded(require_settled, run)
     size = run.request.size if isinstance(run.request, GetExternalRequest) else None
     found = await threaded(probing.probe, run.attempt(), size=size)
     if found.published is None:
@@ -51,6 +54,9 @@ async def probe() -> Found:
     attempt = run.attempt()
     from_where = attempt.source.place if attempt.source else public_url(str(getattr(run.request, "url", "")))
     run.log.info("%s → %s, %s, by %s", from_where, attempt.target.place, human(found.size), found.route)
+    await threaded(require_object_place, attempt.target, found.canonical)
+    for error in (await threaded(registered_files, run, {0: attempt} if found.taken else {})).values():
+        raise error
     if found.canonical != run.row.destination_place:
         await run.write(outcomes.claim_also, found.canonical)  # the same file by another way through links
     return found
@@ -91,6 +97,7 @@ async def publish(found: Found, proof: Proof) -> Intent:
     """
     run = current()
     run.control.enter(Phase.PUBLISH)
+    await _require_own(run, found)
     run.control.shield()
     if found.source is None:
         intent = Intent(proof.size, proof.sha256, int(run.row.created.timestamp()))
@@ -107,6 +114,7 @@ async def rename(found: Found) -> Intent | None:
     """Move on one machine by rename; None when the names turn out to be on different file systems."""
     run = current()
     run.control.enter(Phase.PUBLISH)
+    await _require_own(run, found)
     run.control.shield()
     intent = found.intent(run.attempt(), found.source_stat.size)
     await _record(run, intent)
@@ -156,6 +164,7 @@ async def remove_file() -> str:
     run = current()
     run.control.enter(Phase.CLEANUP)
     if run.row.source_machine is not None and isinstance(run.request, DeleteRequest):
+        await threaded(require_settled, run)
         run.leaves_partial = True  # it may be aside
         await threaded(_remove_file, run, force=run.request.force)
     run.control.enter(Phase.COMMIT)
@@ -211,6 +220,11 @@ async def discard(run: TransferRun, found: Found) -> None:
         run.leaves_partial = False
     except DataManagerError as error:
         run.log.warning("transfer %s: partial file %s not removed yet: %s", run.transfer, found.part, error.detail)
+
+
+async def _require_own(run: TransferRun, found: Found) -> None:
+    for error in (await threaded(late_arrivals, run, {0: run.attempt()}, {0: found})).values():
+        raise error
 
 
 async def _record(run: TransferRun, intent: Intent) -> None:

@@ -171,6 +171,7 @@ def apply_found(session: Session, hold: AuditLease, findings: Sequence[AuditFind
     changed = [row for row in rows if row.id in won]
     for row in changed:
         row.status, row.verified = ObjectStatus.ACTIVE.value, Verified.SHA256.value
+        row.provisional = True  # it was not compared with files of other names
     return _changed(session, hold, findings, changed, "found")
 
 

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.location import Place
+from datamanager.domain.location import Place, require_outside_archive
 from datamanager.domain.requests import BatchRequest
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import DestinationExists, ObjectBusy, RequestError
@@ -65,7 +65,9 @@ def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list
 def _find_destinations(machines: Machines, items: list[JudgedItem]) -> None:
     for item in open_items(items):
         try:
-            item.place = Place.of(machines[item.machine], item.dest)
+            place = Place.of(machines[item.machine], item.dest)
+            require_outside_archive(machines[item.machine], place.path)
+            item.place = place
         except RequestError as exc:
             item.error = exc
 

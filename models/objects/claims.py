@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
@@ -75,6 +75,12 @@ def give_places_to_transfer(session: Session, object_id: UUID, transfer: UUID) -
     held = update(Claim).where(Claim.mode == "place", Claim.object_id == object_id, Claim.transfer_id.is_(None))
     if not affected(session, held.values(transfer_id=transfer, object_id=None)):
         raise InternalError(f"object {object_id} holds no place; nothing was changed")
+
+
+def holds_place(session: Session, place: Place, *, object_id: UUID, transfer: UUID) -> bool:
+    """Say whether the object, or the transfer, holds a place already."""
+    query = select(Claim.id).where(Claim.mode == "place", Claim.place_key == place_key(place))
+    return session.scalar(query.where(or_(Claim.object_id == object_id, Claim.transfer_id == transfer))) is not None
 
 
 def free_place_of_object(session: Session, object_id: UUID) -> None:

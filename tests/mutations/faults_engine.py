@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.mutations.planting import Fault
 
+ONE_FILE = "tests/integration/test_one_file.py"
+
 ENGINE_FAULTS = (
     Fault(
         "verify: the hashes of both ends are not compared",
@@ -92,6 +94,20 @@ ENGINE_FAULTS = (
         "    return None if overwrite else DestinationExists(",
         "    return None if True else DestinationExists(",
         ("tests/integration/test_engine.py::test_nothing_is_overwritten_unless_asked[local]",),
+    ),
+    Fault(
+        "probe: source and destination that are one inode are not seen",
+        "datamanager/engine/single/same_file.py",
+        "        return stat.identity == there.identity\n    return one_machine",
+        "        return False\n    return one_machine",
+        (f"{ONE_FILE}::test_a_transfer_refuses_its_source_under_the_second_name[mount-sqlite-move]",),
+    ),
+    Fault(
+        "probe: directories of a machine that tells no inodes are not compared",
+        "datamanager/engine/single/same_file.py",
+        "                    keys[session, paths[index]] = found.data\n",
+        "                    pass\n",
+        (f"{ONE_FILE}::test_a_batch_refuses_sources_under_their_second_names[aliased-sqlite]",),
     ),
     Fault(
         "probe: the free space is not compared",

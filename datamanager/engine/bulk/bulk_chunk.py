@@ -65,6 +65,8 @@ class Staged:
     sha256: str | None
     intent: Intent
     published: bool = False
+    taken: bool = False
+    """A file lies at the destination: see `engine.attempt.Found`."""
 
     @property
     def mtime(self) -> int:
@@ -165,6 +167,7 @@ class SmallTask:
     stat: FileStat = _NOTHING_SEEN
     sha256: str | None = None
     """Of the bytes read (hex)."""
+    taken: bool = False
 
     @property
     def number(self) -> int:
@@ -193,6 +196,7 @@ class SmallTask:
             intent.sha256,
             intent,
             published,
+            self.taken,
         )
 
 

@@ -126,7 +126,9 @@ def _look_at_destinations(chunk: Chunk) -> None:
             continue
         elif isinstance(found, TransportError):
             chunk.fail(task.number, found)
-        elif _may_be_ours(chunk, task, found):
+            continue
+        task.taken = True
+        if _may_be_ours(chunk, task, found):
             task.stat = found
             candidates.append(task)
         else:

@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from hashlib import sha256
 
+from datamanager.domain.location import folded
 from datamanager.engine.bulk.bulk_chunk import (
     BulkEndpoints,
     BulkRules,
@@ -26,6 +27,7 @@ from datamanager.engine.bulk.bulk_chunk import (
 from datamanager.engine.bulk.bulk_probe import look, require_space, resolve
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import moved_away, real_base
+from datamanager.engine.single.same_file import is_one_name
 from datamanager.errors import (
     ChecksumMismatch,
     DataManagerError,
@@ -104,16 +106,19 @@ def _carry(chunk: Chunk) -> None:
 def _refuse_one_place(chunk: Chunk) -> None:
     """Refuse to replace a file by itself: two machine names can stand for one directory.
 
-    If a partial file, just made, shows beside the source, both are one place. Without `overwrite` the destination,
+    If a partial file, just made, shows beside the source, both are one place; and one file if the two names are one
+    there. Without `overwrite` the destination,
     which is the source then, was found to be taken.
     """
     if not chunk.rules.overwrite:
         return
-    tasks = [task for task in chunk.left() if task.item.source.name == task.item.destination.name]
+    target = chunk.ends.target
+    tasks = [task for task in chunk.left() if folded(task.item.source.name) == folded(task.item.destination.name)]
     names = [posixpath.join(posixpath.dirname(task.source_path), posixpath.basename(task.part)) for task in tasks]
-    for index, found in chunk.ends.source.bulk.lstat(names):
-        if not isinstance(found, PathMissing):
-            item = tasks[index].item
+    looked = list(chunk.ends.source.bulk.lstat(names))
+    for task in (tasks[index] for index, found in looked if not isinstance(found, PathMissing)):
+        item, beside = task.item, posixpath.join(posixpath.dirname(task.final), task.item.source.name)
+        if is_one_name((target, task.final), (target, beside)):
             chunk.fail(item.number, DestinationExists(f"{item.source} and {item.destination} are the same file"))
 
 

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 from datamanager.domain.location import aside_name, temporary_name
 from datamanager.engine.attempt import Endpoint, Intent, KnownFile, SourceMark
 from datamanager.engine.path_confinement import confined, followed, real_base
+from datamanager.engine.single.same_file import is_one_name
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import (
     DataManagerError,
@@ -82,7 +83,8 @@ def remove_source(end: Endpoint, intent: Intent, kept: Endpoint, key: UUID, prog
         with end.storage.session() as session:
             path = confined(session, end.machine, end.place.path, follow=False)
             same_machine = end.machine.name == kept.machine.name
-            if same_machine and path == confined(session, kept.machine, kept.place.path, follow=False):
+            own = (session, confined(session, kept.machine, kept.place.path, follow=False)) if same_machine else None
+            if own is not None and is_one_name((session, path), own):
                 raise SourceNotRemoved(f"{end.place} is {kept.place}, so it was not removed")
             _remove(session, end, path, key, intent, sha256, progress)
     except PathMissing:

@@ -96,7 +96,7 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
             writers = stack.enter_context(concurrently([first, *further], after_first=True))
         except PathMissing as exc:
             raise vanished(job, found, source) from exc
-        refuse_one_place(job, found, source)
+        refuse_one_place(job, found, source, target)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
         follower = stack.enter_context(following(target, found.part)) if hashed and wanted >= FOLLOWED_FROM else None
@@ -202,7 +202,7 @@ def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved
             to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
             source.programs.push(found.source_path, to, growth.look)
             stored = growth.count()
-            refuse_one_place(job, found, source)
+            refuse_one_place(job, found, source, target)
             if stored == wanted:
                 with target.reopen(found.part) as writer:
                     writer.flush()
