@@ -74,7 +74,7 @@ ENGINE_FAULTS = (
     Fault(
         "delete: a file that is not the object's is removed",
         "datamanager/engine/single/source_removal.py",
-        "            known.require(end.place, now.size, stored_sha256(session, path, progress))\n",
+        "            known.require(end.place, now.size, stored_sha256(session, bytes_at, progress))\n",
         "",
         (
             "tests/integration/test_source_removal.py::"
