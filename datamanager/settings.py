@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """Maximum size of an object's metadata, in bytes of JSON."""
     prefect_port: Port = 4200
     """Port of the embedded Prefect server and its UI, on 127.0.0.1."""
+    prefect_memory: Annotated[int, Field(gt=0)] = 2**30
+    """Bytes that the Prefect server may have resident; with more it ends between two requests and is started again."""
     prefect_api_url: str | None = None
     """URL of an existing Prefect server (`http://host:4200/api`), used instead of the embedded one."""
     database_url: SecretStr | None = None

@@ -88,6 +88,7 @@ from datamanager.errors.service_errors import InternalError
 from datamanager.errors.transfer_errors import *  # noqa: F403
 from datamanager.errors.transfer_errors import TransferError
 from datamanager.errors.transport_errors import *  # noqa: F403
+from datamanager.errors.transport_errors import TransportError
 
 
 def every_error(root: type[DataManagerError] = DataManagerError) -> Iterator[type[DataManagerError]]:
@@ -100,9 +101,10 @@ def every_error(root: type[DataManagerError] = DataManagerError) -> Iterator[typ
 def by_code(code: str, detail: str, *, retryable: bool | None = None) -> DataManagerError:
     """Return an error of the class that owns `code` (for faults read back from the catalogue, or from an answer).
 
-    `size_mismatch` has two owners; the transfer's is meant here. An unknown code becomes InternalError.
+    `size_mismatch` and `no_space` have two owners; a transfer's and a machine's are meant here. An unknown
+    code becomes InternalError.
     """
-    classes = [*every_error(TransferError), *every_error()]
+    classes = [*every_error(TransferError), *every_error(TransportError), *every_error()]
     leaves_first = sorted(classes, key=lambda cls: bool(cls.__subclasses__()))
     cls = next((cls for cls in leaves_first if cls.code == code), InternalError)
     if cls is UnknownMachine:  # made of a machine's name; here its sentence is already there

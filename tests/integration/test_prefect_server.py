@@ -34,7 +34,7 @@ from deployments.orchestrator.crash_automation import HEARTBEAT, RUN_LEFT, autom
 from deployments.orchestrator.prefect_private import CALLS_ARE_OFF
 from tests.support.browser import Browser
 from tests.support.ports import free_port
-from tests.support.prefect import START_TIMEOUT, TEMPLATE, PrefectApi, answers
+from tests.support.prefect import START_TIMEOUT, TEMPLATE, PrefectApi, PrefectServer, answers, seed
 from tests.support.process import Process, clean_environment
 from tests.support.site import eventually
 from tests.support.sshd import PrivateSshd
@@ -299,3 +299,13 @@ def events_of(prefect: PrefectApi, resource: str, ending: str) -> list[dict[str,
     """Return the events of a resource whose names end so."""
     found = prefect.post("events/filter", {"filter": {"resource": {"id": [resource]}}, "limit": 50})["events"]
     return [event for event in found if event["event"].endswith(ending)]
+
+
+def test_server_ends_in_order_beyond_its_memory(tmp_path: Path) -> None:
+    server = PrefectServer(tmp_path)
+    server.process.env["DM_PREFECT_MEMORY"] = "1"
+    seed(tmp_path)
+    with server.process:
+        eventually(lambda: not server.process.running, "the server ends by itself")
+        assert server.process.returncode == 0
+        assert "DM_PREFECT_MEMORY; it ends, to be started again" in server.process.tail()
