@@ -10,11 +10,12 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from datamanager.domain.location import require_outside_archive
 from datamanager.engine.path_confinement import confined, real_base, relative
 from datamanager.errors import DataManagerError, PathMissing
-from datamanager.machines import Machine
+from datamanager.machines import Machine, TransportKind
 from datamanager.transports.port import Session
 from datamanager.transports.values import FileStat, from_wire
 
@@ -53,18 +54,25 @@ def may_be_mounted_twice(session: Session, machine: Machine) -> bool | None:
     """
     base = real_base(session, machine).rstrip("/") + "/"
     try:
-        with session.open_read(_MOUNTS) as reader:
-            lines = b"".join(reader.blocks()).splitlines()
+        told = Path(_MOUNTS).read_bytes() if machine.transport is TransportKind.LOCAL else _read(session, _MOUNTS)
+    except OSError:
+        return None
     except DataManagerError as exc:
         if exc.retryable:
             raise
         return None
-    mounts = [(from_wire(_octal(words[4])).rstrip("/") + "/", words[2]) for words in map(bytes.split, lines)]
+    words = [line.split() for line in told.splitlines()]
+    mounts = [(from_wire(_octal(line[4])).rstrip("/") + "/", line[2]) for line in words]
     if not mounts:
         return None
     around = dict(mounts)[max((point for point, _ in mounts if base.startswith(point)), key=len)]
     devices = [around, *(device for point, device in mounts if point.startswith(base) and point != base)]
     return len(set(devices)) < len(devices)
+
+
+def _read(session: Session, path: str) -> bytes:
+    with session.open_read(session.real_path(path)) as reader:  # `self` is a link
+        return b"".join(reader.blocks())
 
 
 def _octal(word: bytes) -> bytes:
