@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,8 +21,9 @@ from api import health
 from api.audits import routes as audits
 from api.context import Context
 from api.http import openapi
-from api.http.middleware import HostOriginMiddleware, RequestLogMiddleware
+from api.http.middleware import HeadMiddleware, HostOriginMiddleware, RequestLogMiddleware, allowed_methods
 from api.http.problems import describe_code, http_problem_response, problem_response
+from api.http.query import refuse_unread_query
 from api.http.responses import json_response
 from api.machines import routes as machines
 from api.machines.probe import Prober
@@ -76,14 +77,18 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(RequestLogMiddleware), Middleware(HostOriginMiddleware, settings=context.settings)],
+        middleware=[
+            Middleware(RequestLogMiddleware),
+            Middleware(HostOriginMiddleware, settings=context.settings),
+            Middleware(HeadMiddleware),
+        ],
         exception_handlers={DataManagerError: _our_error, HTTPException: _http_error},
     )
     app.state.context = context
     app.state.waiter = waiter
     app.state.prober = Prober(context.machines, context.storages)
     for module in ROUTED:
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[] if module is health else [Depends(refuse_unread_query)])
     _add_pages(app)
     openapi.install(app)
     return app
@@ -136,4 +141,7 @@ async def _our_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    return http_problem_response(error.status_code, str(error.detail), request.state.request_id, error.headers)
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {**(headers or {}), "Allow": allowed_methods(request)}
+    return http_problem_response(error.status_code, str(error.detail), request.state.request_id, headers)

@@ -1,7 +1,6 @@
 """What the endpoints work with: made once at the composition root, handed to each request, no globals.
 
-The catalogue is blocking, so its work runs in threads; each kind of work has its own limit, so that a machine that
-hangs, or a slow reader of a long listing, never keeps the catalogue from others.
+The catalogue is blocking, so its work runs in threads; each kind of work has its own limit (`api.capacity`).
 """
 
 from __future__ import annotations
@@ -10,39 +9,26 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 from uuid import uuid4
 
-from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Depends
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
+from api.capacity import WRITERS, ClientStreams, ThreadLimits
 from datamanager.machines import Machines
 from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
+from models.core.idempotency import StoredAnswer
 from models.database import Database
 
 T = TypeVar("T")
-
-READERS = 10
-WRITERS = 8
-STREAMS = 8
-REMOTE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadLimits:
-    """How much of each kind of blocking work runs at once; together less than the database's connections."""
-
-    readers: CapacityLimiter
-    writers: CapacityLimiter
-    streams: CapacityLimiter
-    remote: CapacityLimiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +44,12 @@ class Context:
     guard: EgressGuard
     """Which addresses may be downloaded from."""
     limits: ThreadLimits
+    streams: ClientStreams
     notify_relay: Callable[[], None]
     """Called, from the event loop, after something was put into the outbox."""
-    keys: dict[str, asyncio.Event] = field(default_factory=dict)
-    """Idempotency keys that a request of this process works under; set when it has finished."""
+    keys: dict[str, asyncio.Future[StoredAnswer | None]] = field(default_factory=dict)
+    """Idempotency keys that a request of this process works under, and its answer once it has finished (None: the key
+    is to be looked at again)."""
 
     @property
     def run_directory(self) -> Path:
@@ -69,8 +57,11 @@ class Context:
         return self.settings.home / "run"
 
     async def reading(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in a thread with a session for reading. Raises: CatalogueUnavailable and what `work` raises."""
-        return await run_sync(_in_session, self.database.read, work, limiter=self.limits.readers)
+        """Run `work` in a thread with a session for reading, whose queries end after `settings.query_timeout`. Raises:
+        CatalogueUnavailable, QueryTooSlow and what `work` raises.
+        """
+        session_of = partial(self.database.read, self.settings.query_timeout)
+        return await run_sync(_in_session, session_of, work, limiter=self.limits.readers)
 
     async def writing(self, work: Callable[[Session], T]) -> T:
         """Run `work` in a thread as one writing transaction. Raises: CatalogueUnavailable and what `work` raises."""
@@ -80,9 +71,19 @@ class Context:
         """Have the movers of this host look at the queue, or at what `topic` names."""
         await run_sync(notify, self.run_directory, "mover", topic)
 
-    async def remotely(self, work: Callable[[], T]) -> T:
-        """Run `work`, which talks to machines or resolves names, in a thread."""
-        return await run_sync(work, limiter=self.limits.remote)
+    async def on_machine(self, name: str, work: Callable[[], T], *, long: bool = False) -> T:
+        """Run `work`, which talks to a machine, in a thread; `long`: it takes as long as files are large or many.
+
+        Raises: MachineUnavailable when so much waits for the machine already, and none of it ends; what `work` raises.
+        """
+        slots = self.limits.machines[name]
+        return await (slots.work if long else slots.looks).run(work)
+
+    async def resolving(self, work: Callable[[], T]) -> T:
+        """Run `work`, which resolves names of hosts, in a thread. Raises: ServerBusy when none of those under way ends;
+        what `work` raises.
+        """
+        return await self.limits.names.run(work)
 
 
 def _in_session(session_of: Callable[[], AbstractContextManager[Session]], work: Callable[[Session], T]) -> T:
@@ -100,9 +101,6 @@ def make_context(
     """Put the dependencies together; nothing is connected yet. `notify_relay`: see Context."""
     # SQLite has one writer at a time: waiting here is first come, first served, in its busy handler it is random
     writers = WRITERS if database.is_postgresql else 1
-    limits = ThreadLimits(
-        CapacityLimiter(READERS), CapacityLimiter(writers), CapacityLimiter(STREAMS), CapacityLimiter(REMOTE)
-    )
     return Context(
         name=f"api-{uuid4().hex[:12]}",
         settings=settings,
@@ -110,7 +108,8 @@ def make_context(
         database=database,
         storages=storages,
         guard=EgressGuard(settings.download_allow, settings.download_deny),
-        limits=limits,
+        limits=ThreadLimits.of(machines, writers),
+        streams=ClientStreams(settings.streams_per_client),
         notify_relay=notify_relay,
     )
 

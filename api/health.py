@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import requests
+from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,9 +17,10 @@ from api.http import openapi
 from api.http.problems import document_response, problem_of
 from api.http.responses import json_response
 from datamanager.errors import CatalogueUnavailable, OrchestratorUnavailable, ServiceError
-from models.core.leases import movers_online
+from models.core.leases import hold_lease, movers_online
 
 PREFECT_TIMEOUT = 2.0  # seconds
+_NO_TIME = timedelta(0)
 
 router = APIRouter(prefix="/DM/health", tags=["health"], default_response_class=Response)
 
@@ -52,7 +55,13 @@ async def ready(request: Request, context: In) -> Response:
 async def _catalogue(context: Context) -> list[str] | CatalogueUnavailable:
     try:
         # one that does not reach Prefect (yet) can't work, and requests that wait would be refused
-        return [name for name, prefect in (await context.reading(movers_online)).items() if prefect]
+        movers = [name for name, prefect in (await context.reading(movers_online)).items() if prefect]
+        if not movers or context.database.full:
+            # reading works on a full disk; what movers say of themselves can't be written there
+            await run_sync(context.database.require_space)
+        if context.database.full:
+            await context.writing(lambda session: hold_lease(session, f"health:{context.name}", context.name, _NO_TIME))
+        return movers
     except CatalogueUnavailable as exc:
         return exc
 
@@ -67,4 +76,7 @@ async def _orchestrator(context: Context) -> OrchestratorUnavailable | None:
                 return OrchestratorUnavailable("the Prefect server does not answer")
         return None
 
-    return await context.remotely(ask)
+    try:
+        return await context.limits.prefect.run(ask)
+    except OrchestratorUnavailable as exc:
+        return exc

@@ -4,8 +4,44 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from dataclasses import dataclass
 
 import structlog
+
+BY_CLIENTS = ("asyncio", "uvicorn.error", "deployments.client_connections")
+"""Loggers whose lines anybody can cause who connects to us, as often as he likes."""
+BURST = 10
+"""Lines of one kind in a PERIOD; how many more there were is said with the first one of a later period."""
+PERIOD = 60.0  # seconds
+
+
+@dataclass(slots=True)
+class _Count:
+    begun: float
+    lines: int = 0
+
+
+class RateFilter(logging.Filter):
+    """Lets BURST lines in a PERIOD pass from each place in the code of the loggers BY_CLIENTS; of others all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: dict[tuple[str, str, int], _Count] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a line is to be written; note in it how many before it were not."""
+        if record.name not in BY_CLIENTS:
+            return True
+        now, place = time.monotonic(), (record.name, record.pathname, record.lineno)
+        count = self._counts.setdefault(place, _Count(now))
+        if now - count.begun >= PERIOD:
+            left_out, self._counts[place] = count.lines - BURST, _Count(now, 1)
+            if left_out > 0:
+                record.left_out = left_out
+            return True
+        count.lines += 1
+        return count.lines <= BURST
 
 
 def _without_colours(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
@@ -29,6 +65,7 @@ def configure_logging(level: int = logging.INFO) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RateFilter())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],

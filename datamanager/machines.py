@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from datamanager.errors import InvalidRequest, SettingsError, UnknownMachine
 
 MACHINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[kMGT]i?)?)B?/?s?")
+_RATE = re.compile(r"([0-9]{1,19})(?:\s*B)?(?:/s)?|([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([kMGT]i?)B?/?s?")
 BYTE_UNITS = {"": 1} | {
     f"{letter}{i}": (1024 if i else 1000) ** power
     for power, letters in enumerate(("kK", "M", "G", "T", "P"), 1)
@@ -59,11 +59,9 @@ class VerifyPolicy(StrEnum):
 
 def parse_rate(value: object) -> object:
     """Read a bandwidth: bytes per second as a number, or with a unit such as `200MB/s` or `1.5Gi`."""
-    if isinstance(value, str):
-        match = _RATE.fullmatch(value.strip())
-        if match is not None:
-            return int(Decimal(match[1]) * BYTE_UNITS[match[2]])
-    if isinstance(value, str | bool):
+    if isinstance(value, str) and (match := _RATE.fullmatch(value)) is not None:
+        return int(match[1]) if match[1] else int(Decimal(match[2]) * BYTE_UNITS[match[3]])
+    if isinstance(value, str | bool | float):
         raise ValueError('must be bytes per second, as a number or like "200MB/s"')
     return value
 
@@ -185,6 +183,18 @@ class Machine(BaseModel):
                 if getattr(self, key) is not None:
                     raise ValueError(f'{key}: cannot be combined with transport = "local"')
         return self
+
+
+def missing_files(machine: Machine) -> dict[str, str]:
+    """Return which keys of a machine name what is not there on this host, each with a line that says so."""
+    named = {"identity_file": machine.identity_file, "known_hosts": machine.known_hosts}
+    if machine.transport is TransportKind.LOCAL:
+        named["base_dir"] = Path(machine.base_dir)
+    return {
+        key: f"machines.{machine.name}.{key}: {path} does not exist"
+        for key, path in named.items()
+        if path is not None and not path.exists()
+    }
 
 
 def _is_below(path: str) -> bool:

@@ -44,8 +44,21 @@ class Settings(BaseSettings):
     """`1` allows `host` to be an address that other hosts can reach, although there is no authentication yet."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Additional host names that clients may use to address the API (comma-separated)."""
+    connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Maximum number of connections to the API; fewer where the process may not open so many files. One more takes the
+    place of the one that has been idle the longest; without such a one it is answered 503."""
+    client_timeout: timedelta = timedelta(seconds=30)
+    """Seconds after which the API disconnects a client: its request's head is not complete by then, or it has sent or
+    taken nothing of a body for so long."""
+    streams_per_client: Annotated[int, Field(ge=1)] = 16
+    """Maximum number of listings of all objects (`GET /DM/info` without a limit) that the API sends to one address at
+    once; behind a proxy all clients have the proxy's address."""
+    max_metadata: Annotated[int, Field(ge=2)] = 65_536
+    """Maximum size of an object's metadata, in bytes of JSON."""
     prefect_port: Port = 4200
     """Port of the embedded Prefect server and its UI, on 127.0.0.1."""
+    prefect_memory: Annotated[int, Field(gt=0)] = 2**30
+    """Bytes that the Prefect server may have resident; with more it ends between two requests and is started again."""
     prefect_api_url: str | None = None
     """URL of an existing Prefect server (`http://host:4200/api`), used instead of the embedded one."""
     database_url: SecretStr | None = None
@@ -92,6 +105,8 @@ class Settings(BaseSettings):
     """Seconds that a stopping mover lets its transfers run before it returns them to the queue."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """Maximum number of attempts of a transfer before it ends in ERROR."""
+    query_timeout: timedelta = timedelta(seconds=10)
+    """Seconds after which a query of the API that only reads ends with `query_too_slow`."""
     idempotency_keep: timedelta = timedelta(hours=24)
     """Seconds for which answers to an Idempotency-Key are kept."""
     keep_transfers: timedelta = timedelta(days=90)
@@ -114,7 +129,9 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "lease", "heartbeat", "stop_grace", "idempotency_keep", "keep_transfers", "keep_outbox", mode="before"
+        *("client_timeout", "query_timeout", "lease", "heartbeat", "stop_grace"),
+        *("idempotency_keep", "keep_transfers", "keep_outbox"),
+        mode="before",
     )
     @classmethod
     def _seconds(cls, value: object) -> object:
@@ -175,6 +192,10 @@ class Settings(BaseSettings):
             )
         if self.heartbeat <= timedelta(0) or self.lease < 2 * self.heartbeat:
             raise ValueError("lease: must be at least twice the heartbeat")
+        if self.client_timeout < timedelta(seconds=1):
+            raise ValueError("client_timeout: must be at least one second")
+        if self.query_timeout <= timedelta(0):
+            raise ValueError("query_timeout: must be more than 0")
         if self.stop_grace < timedelta(0):
             raise ValueError("stop_grace: must not be negative")
         return self

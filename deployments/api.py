@@ -17,7 +17,8 @@ from datamanager.logs import configure_logging
 from datamanager.messaging.broker import Broker
 from datamanager.settings import load_settings
 from deployments.amqp.relay import Relay
-from deployments.composition import Runtime, open_runtime
+from deployments.client_connections import ClientConnection, connections_allowed
+from deployments.composition import Runtime, open_runtime, tell_missing
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
 STOP_PATIENCE = 5
@@ -32,13 +33,18 @@ def main() -> int:
         sys.stderr.write(f"dm api: {exc.detail}\n")
         return 2
     configure_logging()
+    tell_missing(runtime.machines)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
+    settings = runtime.settings
+    connections, backlog = connections_allowed(settings.connections, len(runtime.machines))
     try:
         uvicorn.run(
             make_app(runtime),
-            host=runtime.settings.host,
-            port=runtime.settings.port,
+            host=settings.host,
+            port=settings.port,
+            http=ClientConnection.limited(connections, settings.client_timeout),
+            backlog=backlog,
             log_config=None,  # ours
             access_log=False,  # api.http.middleware writes a line a request
             server_header=False,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamanager.machines import Machines, load_machines
+import structlog
+
+from datamanager.machines import Machines, load_machines, missing_files
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
 from models.machines.base_dirs import check_base_dirs
 from models.migrate import require_current
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,13 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     with database.write() as session:
         check_base_dirs(session, machines, confirmed=settings.confirm_base_dir)
     return Runtime(settings, machines, database, Storages(machines, control_dir=directory), guard)
+
+
+def tell_missing(machines: Machines, tell: Callable[[str], object] = log.warning) -> None:
+    """Tell what the machines name on this host that is not there: their transfers would fail, others work."""
+    for machine in machines.values():
+        for said in missing_files(machine).values():
+            tell(said)
 
 
 def run_directory(settings: Settings) -> Path:

@@ -54,7 +54,7 @@ async def audit(
     form, parts = locals(), services()
     rows: Sequence[UUID] = [audit_id] if audit_id is not None else []
     if audit_id is None:
-        terms = validated(form, AuditTerms)
+        terms = validated({name: form[name] for name in AuditTerms.model_fields}, AuditTerms)
         rows = await _enter(parts, [parts.machines[machine].name] if machine else list(parts.machines), terms)
     said, failed = list[str](), list[DataManagerError]()
     for row in rows:

@@ -15,6 +15,7 @@ from flows.steps.single import remove_file
 @flow(name="delete", persist_result=False)
 async def delete_data(
     uuid: UUID | None = None,
+    force: bool = False,
     priority: Priority = Priority.NORMAL,
     deadline: str = "",
     transfer: UUID | None = None,
@@ -23,6 +24,7 @@ async def delete_data(
 
     Args:
         uuid: The object; required.
+        force: Delete the file even if its size or checksum is not what the catalogue has.
         priority: Priority in the queue: high, normal or low.
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.

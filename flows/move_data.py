@@ -8,7 +8,7 @@ from prefect import flow
 
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import Route, TransferKind, Verified
-from datamanager.errors import DataManagerError, LeaseLost, SourceNotRemoved
+from datamanager.errors import DataManagerError, LeaseLost, PathReplaced, SourceNotRemoved
 from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise
 from flows.runtime.transfer_run import TransferRun
@@ -80,7 +80,7 @@ async def move_many(
 async def _finish(run: TransferRun) -> str:
     try:
         return await remove_source()
-    except (LeaseLost, SourceNotRemoved):
+    except (LeaseLost, PathReplaced, SourceNotRemoved):
         raise
     except DataManagerError as error:
         if not await run.is_ended_by(error):

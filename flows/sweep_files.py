@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from prefect import flow
 from prefect.logging import get_run_logger
 
@@ -12,6 +14,7 @@ from flows.cleanup.sweeping import Sweeper, Swept
 from flows.runtime.maintenance import sole_run, threaded
 from flows.runtime.progress import human
 from flows.runtime.services import Services, services
+from models.database import LET_OTHERS
 from models.housekeeping import tidy
 from models.machines import health
 from models.transfers import queue
@@ -70,6 +73,8 @@ def _tidy(parts: Services) -> str:
         with parts.database.write() as session:
             tidied = tidy(session, parts.settings, broker=parts.settings.amqp_url is not None)
         more = tidied.more
+        if more:
+            time.sleep(LET_OTHERS)
         rows += tidied.transfers + tidied.items + tidied.messages + tidied.keys + tidied.leases + tidied.findings
     cleared = 0
     while done := clear_up(parts):

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import psycopg
+import structlog
 from sqlalchemy import Connection, CursorResult, Engine, Table, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -24,10 +30,23 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import Insert
 
-from datamanager.errors import CatalogueUnavailable, SettingsError
+from datamanager.errors import CatalogueFull, CatalogueUnavailable, QueryTooSlow, SettingsError
 
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
+LET_OTHERS = 0.1
+"""Seconds that a loop of writing transactions pauses between two of them on SQLite: a writer of another process looks
+for its turn ten times a second, and without pauses it would miss them all."""
 WAKE_CHANNEL = "dm_wake"
+LOOK_AFTER = 10_000
+"""Steps of SQLite's machine between two looks at the clock while a query's time is limited; about 100 µs."""
+QUERY_CANCELLED = "57014"
+"""PostgreSQL's code for a statement that took too long."""
+NO_SPACE = "no_space: the disk of the catalogue (DM_HOME, or the database server's) is full; nothing can be recorded"
+ROOM = 2**16
+"""Bytes that are written to find out whether a disk is full."""
+
+log = structlog.get_logger(__name__)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Query = Callable[Concatenate[Session, P], T]
@@ -52,18 +71,27 @@ class Database:
             lock_timeout = f"-c lock_timeout={int(BUSY_TIMEOUT * 1000)}"  # a writer that was stopped must not stop all
             options["connect_args"] = {"connect_timeout": 5, "client_encoding": "utf8", "options": lock_timeout}
         self.url = url
+        self.full = False
+        """Whether the last writing that failed or worked found the database's disk full."""
+        self._folder = Path(url.partition(":///")[2].partition("?")[0]).parent if sqlite_file else None
         self.is_postgresql = not sqlite_file
         self.engine = create_engine(url, **options)
         if sqlite_file:
             _prepare_sqlite(self.engine)
+        else:
+            _prepare_postgresql(self.engine)
         self._writing = self.engine.execution_options(dm_write=True)
         # SQLite's own waiting is polling with pauses; threads of one process queue here instead
         self._turn: AbstractContextManager[None] | _Turn = _Turn() if sqlite_file else nullcontext()
 
     @contextmanager
-    def read(self) -> Iterator[Session]:
-        """Open a session for reading. Raises: CatalogueUnavailable."""
-        with translated(), Session(self.engine, expire_on_commit=False) as session:
+    def read(self, within: timedelta | None = None) -> Iterator[Session]:
+        """Open a session for reading; `within`: how long its queries may take (on SQLite all together, on PostgreSQL
+        each), so that none holds the connection for ever. Raises: CatalogueUnavailable, QueryTooSlow.
+        """
+        with self._translated(within), Session(self.engine, expire_on_commit=False) as session:
+            if within is not None:
+                session.connection(execution_options={"dm_within": within.total_seconds()})
             yield session
 
     @contextmanager
@@ -71,20 +99,47 @@ class Database:
         """Open a session whose changes are committed together at the end, or not at all on an exception.
 
         Keep it short and never nest it: on SQLite one writer works at a time. Raises: CatalogueUnavailable (retryable),
-        also when PostgreSQL ended the transaction for a deadlock.
+        also when PostgreSQL ended the transaction for a deadlock; CatalogueFull when its disk is full.
         """
-        with translated(), self._turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with (
+            self._translated(),
+            self._turn,
+            Session(self._writing, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
+        self._note(full=False)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Open a bare connection in one writing transaction; for migrations. Raises: CatalogueUnavailable."""
-        with translated(), self._turn, self._writing.begin() as connection:
+        with self._translated(), self._turn, self._writing.begin() as connection:
             yield connection
 
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+    def require_space(self) -> None:
+        """Find out whether the disk is full, as far as this host can see it. Raises: CatalogueFull."""
+        if self._folder is not None and not _has_room(self._folder):
+            raise CatalogueFull(NO_SPACE)
+
+    @contextmanager
+    def _translated(self, within: timedelta | None = None) -> Iterator[None]:
+        try:
+            with translated(self._folder, within):
+                yield
+        except CatalogueFull:
+            self._note(full=True)
+            raise
+
+    def _note(self, *, full: bool) -> None:
+        if full != self.full:
+            self.full = full
+            (log.error if full else log.info)(
+                "catalogue_full" if full else "catalogue_has_space", code=CatalogueFull.code
+            )
 
 
 class _Turn:
@@ -191,6 +246,31 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
+def _is_full(error: BaseException | None, folder: Path | None) -> bool:
+    """Say whether a database's error is that its disk, a quota or a limit of file sizes leaves it no space."""
+    if isinstance(error, psycopg.errors.DiskFull):
+        return True
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None or folder is None:
+        return False
+    if code == sqlite3.SQLITE_FULL:
+        return True
+    # SQLite says no more than "I/O error" or "can't open" of a quota, or where its shared memory has no room
+    return code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not _has_room(folder)
+
+
+def _has_room(folder: Path) -> bool:
+    """Say whether a file can still grow in a folder."""
+    try:
+        with TemporaryFile(dir=folder) as file:  # buffered: what a full disk takes only a part of is an error
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as exc:
+        return exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return True
+
+
 def _json_member(document: str | None, key: str) -> str | None:
     """Do in SQLite what PostgreSQL's `->>` does: a member as text, null for null and for what is not there.
 
@@ -233,18 +313,47 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        writing = connection.get_execution_options().get("dm_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        options = connection.get_execution_options()
+        within = options.get("dm_within")
+        # set or taken away at each begin: a connection of the pool may have it from the transaction before
+        late = None if within is None else _late_after(within)
+        cast(sqlite3.Connection, connection.connection.driver_connection).set_progress_handler(late, LOOK_AFTER)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("dm_write", False) else "BEGIN")
+
+
+def _late_after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        within = connection.get_execution_options().get("dm_within")
+        if within is not None:  # 0 would be no limit
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, int(within * 1000))}")
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn a database that is away, full or locked for too long into CatalogueUnavailable; no SQL in its text."""
+def translated(folder: Path | None = None, within: timedelta | None = None) -> Iterator[None]:
+    """Turn a database that is away, full or locked for too long into CatalogueUnavailable, and a query that took longer
+    than `within` into QueryTooSlow; no SQL in their texts. `folder`: where SQLite writes.
+    """
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as exc:
-        if getattr(getattr(exc, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+        orig = getattr(exc, "orig", None)
+        code = getattr(orig, "sqlite_errorcode", None)
+        late = code == sqlite3.SQLITE_INTERRUPT or getattr(orig, "sqlstate", None) == QUERY_CANCELLED
+        if within is not None and late:
+            raise QueryTooSlow(
+                f"the query was ended after {within.total_seconds():g} s; narrow it by machine, group, path, since or "
+                "until, or sort it by date_registered"
+            ) from exc
+        if code == sqlite3.SQLITE_ERROR:
             raise  # wrong SQL or a missing table: a fault of ours, and no waiting will mend it
+        if _is_full(orig, folder):
+            raise CatalogueFull(NO_SPACE) from exc
         raise CatalogueUnavailable("the catalogue's database does not answer") from exc
     except DBAPIError as exc:
         if exc.connection_invalidated:

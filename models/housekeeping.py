@@ -18,7 +18,7 @@ from models.tables import Lease, Transfer, TransferItem
 from models.transfers.lookup import prune_secrets
 
 BATCH = 1000
-ITEMS_BATCH = 10_000
+ITEMS_BATCH = 2000
 ITEMISED = [kind.value for kind in TransferKind if kind.itemised]
 DEAD_LEASE = timedelta(hours=1)
 """A lease that ran out this long ago belongs to a process that is gone."""
@@ -66,7 +66,8 @@ class Tidied:
 
 
 def tidy(session: Session, durations: Durations, *, broker: bool) -> Tidied:
-    """Forget at most BATCH old rows of each kind; call it again, in a transaction of its own, while there is `more`.
+    """Forget at most BATCH old rows of each kind (ITEMS_BATCH of items and findings); call it again while there is
+    `more`, in a transaction of its own, after LET_OTHERS.
 
     Objects are never forgotten. Any process may do it, several at once too.
     """

@@ -15,7 +15,8 @@ from uuid import UUID, uuid4
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive_requests import ActivateTerms, ArchiveTerms
-from datamanager.domain.location import Place
+from datamanager.domain.fields import require_metadata_fits
+from datamanager.domain.location import Place, require_outside_archive
 from datamanager.domain.requests import (
     BatchRequest,
     CopyRequest,
@@ -41,6 +42,7 @@ from models.database import now, wake
 from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
+from models.transfers.items import known_note
 from models.transfers.lookup import destination_of, keep_secrets
 
 SourceCheck = Callable[[GetExternalRequest], None]
@@ -49,7 +51,12 @@ SourceCheck = Callable[[GetExternalRequest], None]
 
 def source_check(guard: EgressGuard, settings: Settings) -> SourceCheck:
     """Return the check of downloads' sources that is made for clients, by HTTP and by AMQP alike."""
-    return lambda request: parse_terms(request).check(SourceContext.of(guard, settings))
+
+    def check(request: GetExternalRequest) -> None:
+        require_metadata_fits(request.metadata, settings.max_metadata)
+        parse_terms(request).check(SourceContext.of(guard, settings))
+
+    return check
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +184,7 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
     match request.fields:
         case MoveRequest() | DeleteRequest():
             claim_writing(session, _id(obj), transfer.id)
+            transfer.notes = known_note(obj.size, obj.checksum) if obj is not None else {}
         case CopyRequest():
             claim_reading(session, _id(obj), transfer.id)
             transfer.result_object_id = uuid4()
@@ -190,6 +198,7 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
             raise InternalError(f"{request.kind} without its items")
     if destination is not None:
         claim_place(session, destination, transfer=transfer.id)
+        require_outside_archive(machines[destination.machine], destination.path)  # bundles themselves hold their places
     elif obj is not None and obj.status == ObjectStatus.UNKNOWN:
         # it holds no place: what lies there by now may be somebody else's, and must not be deleted
         claim_place(session, Place(obj.machine, obj.place), transfer=transfer.id)

@@ -18,6 +18,7 @@ has zstd || missing="$missing zstd" # reads bundles that we wrote
 for shell in zsh fish tcsh; do # login shells of machines
     has $shell || missing="$missing $shell"
 done
+has chromium || missing="$missing chromium" # shows Prefect's UI
 [ -n "${DM_TEST_AMQP:-}" ] || has rabbitmq-server || missing="$missing rabbitmq-server"
 [ -n "${DM_TEST_POSTGRES:-}" ] || has_postgres || missing="$missing postgresql"
 # a mover's clock is stepped with it; loaded into the process, so there is no program to look for

@@ -20,11 +20,11 @@ from api.http.query import (
     Query,
     choice,
     number,
-    numbered_page,
     one_of,
     page_response,
     page_size,
     read_query,
+    rendered,
 )
 from api.http.request_parts import audit_id_of, read_request
 from api.http.responses import json_response, view_of
@@ -94,8 +94,11 @@ async def list_audits(request: Request, context: In) -> Response:
     """List audits, the newest first, with a `Link` header with `rel="next"` while there is more."""
     given = request.query_params.multi_items()
     query = read_query(given, AuditQuery)
-    rows, cursor = await context.reading(lambda session: audit_runs.select_audits(session, **query.model_dump()))
-    return page_response("/DM/audits", given, [audit_view(row) for row in rows], cursor)
+    shown = rendered(audit_view)
+    texts, cursor = await context.reading(
+        lambda session: audit_runs.select_audits(session, **query.model_dump(), rendering=shown)
+    )
+    return page_response("/DM/audits", given, texts, cursor)
 
 
 @router.get(
@@ -122,9 +125,12 @@ async def list_findings(audit: str, request: Request, context: In) -> Response:
     audit_id, given = audit_id_of(audit), request.query_params.multi_items()
     query = read_query(given, FindingQuery)
 
-    def look(session: Session) -> list[FindingView]:
-        audit_runs.get_audit(session, audit_id)
-        rows = findings.page(session, audit_id, kind=query.kind, after=query.cursor, limit=query.limit + 1)
-        return [view_of(FindingView, row, object=row.object_id) for row in rows]
+    shown = rendered(lambda row: view_of(FindingView, row, object=row.object_id))
 
-    return numbered_page(f"/DM/audits/{audit_id}/findings", given, await context.reading(look), query.limit)
+    def look(session: Session) -> tuple[list[bytes], int | None]:
+        audit_runs.get_audit(session, audit_id)
+        return findings.shown_page(
+            session, audit_id, kind=query.kind, after=query.cursor, limit=query.limit, rendering=shown
+        )
+
+    return page_response(f"/DM/audits/{audit_id}/findings", given, *await context.reading(look))

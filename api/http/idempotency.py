@@ -1,6 +1,7 @@
 """`Idempotency-Key`: the same key and request get the same answer, and nothing is done twice.
 
-(IETF draft-ietf-httpapi-idempotency-key-header.) The fingerprint is taken over method, path and parsed fields, so a
+(IETF draft-ietf-httpapi-idempotency-key-header.) Requests that come while the first is at work join it and get its
+answer, a 5xx too; after that a 5xx is forgotten. The fingerprint is taken over method, path and parsed fields, so a
 form and JSON with the same fields are the same request. What the request makes is written into its key in the same
 transaction: a process that dies leaves a key whose next holder finds the object or transfer and continues from there.
 """
@@ -14,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from uuid import UUID, uuid4
 
 import structlog
@@ -24,10 +24,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.context import Context
-from api.http.problems import problem_response, status_of
+from api.http.problems import MEDIA_TYPE, of_this_request, problem_response
+from api.http.request_parts import read_request
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.requests import Request as OurRequest
-from datamanager.errors import CatalogueUnavailable, DataManagerError, InvalidRequest, SecretsUnreadable
+from datamanager.errors import (
+    CatalogueUnavailable,
+    DataManagerError,
+    InternalError,
+    InvalidRequest,
+    SecretsUnreadable,
+)
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import mark_of, parted
 from models.core import idempotency
@@ -41,7 +48,7 @@ KEY_MAX = 255
 _HASHED = "http:"
 """Begins the stored form of keys that would be taken for those of messages."""
 
-KEPT_HEADERS = ("content-type", "location", "preference-applied", "vary")
+KEPT_HEADERS = ("content-type", "location", "preference-applied", "retry-after", "vary")
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +63,8 @@ class Slot:
     subject: UUID | None = None
     ended: bool = False
     """How the subject ended is known: a failure is the answer then, and no doubt whether something was made."""
+    answer: StoredAnswer | None = None
+    """What the request was answered, also a failure: those that joined it get the same."""
 
     def attach(self, session: Session, subject: UUID) -> None:
         """Write what was made into the key, in the transaction that makes it."""
@@ -80,7 +89,10 @@ async def once(context: Context, request: Request, fields: OurRequest, work: Wor
     answer = await _begin_or_join(context, slot, fingerprint)
     if answer is not None:
         headers = {**answer.headers, "Idempotency-Replayed": "true"}
-        return Response(answer.body, status_code=answer.status, headers=headers)
+        text = answer.body
+        if headers.get("content-type") == MEDIA_TYPE:
+            text = of_this_request(text, request.state.request_id)
+        return Response(text, status_code=answer.status, headers=headers)
     async with _held(context, slot):
         return await _answered(context, request, slot, work)
 
@@ -100,7 +112,7 @@ async def mutate(
             await context.notify_movers(notify)
         return response
 
-    return await once(context, request, OurRequest() if fields is None else fields, work)
+    return await once(context, request, await read_request(request, OurRequest) if fields is None else fields, work)
 
 
 def key_of(request: Request) -> str | None:
@@ -136,7 +148,7 @@ def fingerprint_of(method: str, path: str, fields: OurRequest, sealer: Sealer | 
 
 
 async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> StoredAnswer | None:
-    """Return the stored answer, or None when the key is ours now."""
+    """Return the stored answer, or that of the request that was joined; None when the key is ours now."""
     key, keep = slot.key, context.settings.idempotency_keep
     while True:
         begun = await context.writing(
@@ -149,23 +161,29 @@ async def _begin_or_join(context: Context, slot: Slot, fingerprint: str) -> Stor
             return None
         at_work = context.keys.get(key)
         if at_work is None:
-            await _until_left(context, key)
+            answer = await _until_left(context, key, begun.holder)
         else:
-            await at_work.wait()
+            answer = await asyncio.shield(at_work)
+        if answer is not None:
+            return answer
 
 
-async def _until_left(context: Context, key: str) -> None:
-    """Wait while another process works under the key. Only looks: to begin is to write, one at a time on SQLite."""
+async def _until_left(context: Context, key: str, holder: str) -> StoredAnswer | None:
+    """Wait while the request `holder`, of another process, works under the key; return the failure that it ended with.
+
+    Only looks: to begin is to write, one at a time on SQLite.
+    """
     while True:
         await asyncio.sleep(JOIN_POLL)
-        if not await context.reading(lambda session: idempotency.is_held(session, key)):
-            return
+        if await context.reading(lambda session: idempotency.holder_of(session, key)) != holder:
+            break
+    return await context.reading(lambda session: idempotency.failure_of(session, holder))
 
 
 @asynccontextmanager
 async def _held(context: Context, slot: Slot) -> AsyncIterator[None]:
-    """Prolong the lease while the work runs; afterwards notify those who joined in this process."""
-    finished = context.keys[slot.key] = asyncio.Event()
+    """Prolong the lease while the work runs; afterwards answer those who joined in this process."""
+    finished = context.keys[slot.key] = asyncio.get_running_loop().create_future()
     prolonging = asyncio.create_task(_prolong(context, slot))
     try:
         yield
@@ -173,7 +191,7 @@ async def _held(context: Context, slot: Slot) -> AsyncIterator[None]:
         prolonging.cancel()
         if context.keys.get(slot.key) is finished:
             del context.keys[slot.key]
-        finished.set()
+        finished.set_result(slot.answer)
 
 
 async def _prolong(context: Context, slot: Slot) -> None:
@@ -189,29 +207,34 @@ async def _answered(context: Context, request: Request, slot: Slot, work: Work) 
     try:
         response = await work(slot)
     except DataManagerError as exc:
-        if status_of(exc) >= 500:
+        response = problem_response(exc, request.state.request_id)
+        if response.status_code >= 500:
             # a commit whose answer was lost may have been applied: the key must then lead a retry to what was made
             doubtful = isinstance(exc, CatalogueUnavailable) and not slot.ended
-            await _settle(context, slot, idempotency.release if doubtful else idempotency.drop)
+            await _settle(context, slot, response, idempotency.release if doubtful else idempotency.drop)
             raise
-        response = problem_response(exc, request.state.request_id)
     except Exception:  # a fault of ours, passed on: what was made by then must be found by a retry
-        await _settle(context, slot, idempotency.release)
+        response = problem_response(InternalError("unexpected"), request.state.request_id)
+        await _settle(context, slot, response, idempotency.release)
         raise
-    await _settle(context, slot, partial(_store, response) if response.status_code < 500 else idempotency.drop)
+    await _settle(context, slot, response, idempotency.drop)
     return response
 
 
-def _store(response: Response, session: Session, key: str, holder: str) -> None:
+async def _settle(context: Context, slot: Slot, response: Response, leave: Callable[[Session, str, str], None]) -> None:
+    """Store the answer; of a 5xx, which must not be repeated to others than those that joined, `leave` the key."""
     headers = {name: value for name, value in response.headers.items() if name in KEPT_HEADERS}
-    answer = StoredAnswer(response.status_code, headers, bytes(response.body).decode())
-    idempotency.store(session, key, holder, answer)
+    answer = slot.answer = StoredAnswer(response.status_code, headers, bytes(response.body).decode())
 
+    def change(session: Session) -> None:
+        if answer.status < 500:
+            idempotency.store(session, slot.key, slot.holder, answer)
+        else:
+            leave(session, slot.key, slot.holder)
+            idempotency.keep_failure(session, slot.holder, answer)
 
-async def _settle(context: Context, slot: Slot, change: Callable[[Session, str, str], None]) -> None:
-    """Store the answer, forget the key (a 5xx must not be repeated) or release it."""
     try:
-        await context.writing(lambda session: change(session, slot.key, slot.holder))
+        await context.writing(change)
     except CatalogueUnavailable as exc:
         # the answer is right as it is; the lease runs out and a retry finds what was made
         log.warning("idempotency_key_not_settled", error=exc.detail)

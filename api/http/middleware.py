@@ -15,6 +15,8 @@ from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import problem_response
@@ -23,6 +25,7 @@ from datamanager.settings import Settings, is_loopback
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 HEADER = "X-Request-ID"
+PATH_SHOWN = 1000  # characters in the log
 _SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 log = structlog.get_logger("api.access")
@@ -97,6 +100,38 @@ def _is_address(host: str) -> bool:
     return True
 
 
+class HeadMiddleware:
+    """ASGI middleware that serves HEAD wherever GET is served, as the same answer; the server sends no body of it.
+
+    `scope["state"]["head"]` says it to endpoints whose body is long.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET", "state": {**scope["state"], "head": True}}
+        await self.app(scope, receive, send)
+
+
+def allowed_methods(request: Request) -> str:
+    """Return all methods of a request's address, for `Allow` (RFC 9110, 10.2.1): each may be another route's."""
+    routes, scope = request.app.routes, request.scope
+    found = [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            not isinstance(route, Mount) and route.matches({**scope, "method": method})[0] is Match.FULL
+            for route in routes
+        )
+    ]
+    if not found:
+        found = ["GET"]  # of a mounted folder
+    return ", ".join(["HEAD", *found] if "GET" in found else found)
+
+
 class RequestLogMiddleware:
     """ASGI middleware, the outermost one of ours. Never logs bodies, query strings or other headers."""
 
@@ -110,7 +145,7 @@ class RequestLogMiddleware:
             return
         request_id = request_id_of(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        status, shown = 0, scope["path"][:PATH_SHOWN]
         begun = time.monotonic()
 
         async def sending(message: Message) -> None:
@@ -124,13 +159,13 @@ class RequestLogMiddleware:
             try:
                 await self.app(scope, receive, sending)
             except Exception:  # the last resort: a fault of ours is logged, and never described to the client
-                log.exception("request_failed", method=scope["method"], path=scope["path"])
+                log.exception("request_failed", method=scope["method"], path=shown)
                 if status:
                     raise  # the answer has begun: the server cuts the connection, so nobody takes it for whole
                 await problem_response(InternalError("unexpected"), request_id)(scope, receive, sending)
             finally:
                 milliseconds = round((time.monotonic() - begun) * 1000, 1)
-                log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
+                log.info("request", method=scope["method"], path=shown, status=status, ms=milliseconds)
 
 
 def request_id_of(headers: Headers) -> str:

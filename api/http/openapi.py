@@ -36,7 +36,14 @@ from datamanager.errors import DataManagerError
 
 Errors = tuple[type[DataManagerError], ...]
 
-ALWAYS: Errors = (errors.OriginNotAllowed, errors.InternalError, errors.CatalogueUnavailable)
+ALWAYS: Errors = (
+    errors.InvalidRequest,  # of a parameter in the address that is unknown
+    errors.OriginNotAllowed,
+    errors.InternalError,
+    errors.CatalogueUnavailable,
+    errors.CatalogueFull,
+    errors.ServerBusy,
+)
 BODY: Errors = (errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch)
 PLACE: Errors = (errors.UnknownMachine, errors.PathNotAllowed, errors.DestinationExists)
 OBJECT: Errors = (
@@ -186,15 +193,18 @@ def task(*, status: int) -> dict[int | str, dict[str, Any]]:
 def json_answer(
     shape: type, description: str, *classes: type[DataManagerError], many: bool = False, status: int = 200
 ) -> dict[int | str, Any]:
-    """Document an answer that is always JSON."""
+    """Document an answer that is always JSON; `many`: a list, whose query may be too slow."""
     schema = {"type": "array", "items": _ref(shape)} if many else _ref(shape)
+    classes = (*classes, errors.QueryTooSlow) if many else classes
     return {status: {"description": description, "content": {JSON: {"schema": schema}}}, **problems(*classes)}
 
 
 def health(what: str, *classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
     """Document a health endpoint."""
     content = {JSON: {"schema": {"type": "object"}, "example": {"status": what}}}
-    return {200: {"description": f"It is {what}.", "content": content}, **problems(*classes)}
+    answers = problems(*classes)
+    del answers[422]  # monitors may send parameters
+    return {200: {"description": f"It is {what}.", "content": content}, **answers}
 
 
 def body(model: type[OurRequest] | None = None, *, forms: bool = True, prefer: str = "") -> dict[str, Any]:

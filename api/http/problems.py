@@ -17,7 +17,7 @@ from datamanager import errors
 from datamanager.errors import DataManagerError, InvalidRequest, by_code, every_error
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER = 5  # seconds, for 503
+RETRY_AFTER = 5  # seconds, for 429 and 503
 
 STATUS: dict[type[DataManagerError], int] = {
     errors.DataManagerError: 500,
@@ -25,6 +25,7 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.MalformedBody: 400,
     errors.OriginNotAllowed: 403,
     errors.NotSupported: 501,
+    errors.TooManyStreams: 429,
     errors.CatalogueError: 409,
     errors.ObjectNotFound: 404,
     errors.TaskNotFound: 404,
@@ -33,6 +34,7 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.ScheduleNotFound: 404,
     errors.ObjectDeleted: 410,
     errors.InvalidRules: 409,
+    errors.QueryTooSlow: 504,
     errors.TransportError: 502,
     errors.MachineUnavailable: 503,
     errors.TransportTimeout: 504,
@@ -44,10 +46,12 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.TooLarge: 413,
     errors.DeadlineExceeded: 504,
     errors.ServiceError: 503,
+    errors.CatalogueFull: 507,
 }
 
 # what HTTP itself refuses before one of our endpoints is reached
 HTTP_PROBLEMS: dict[int, tuple[str, str]] = {
+    400: ("malformed_http", "The request is not valid HTTP"),
     404: ("not_found", "No such endpoint"),
     405: ("method_not_allowed", "The endpoint does not support this method"),
 }
@@ -74,6 +78,8 @@ def problem_of(error: DataManagerError, request_id: str) -> dict[str, Any]:
     cls = errors.InternalError if ours else type(error)
     detail = f"internal error; see the log for request {request_id}" if ours else error.detail
     document = _document(cls.code, title_of(cls), status, detail, error.retryable and not ours, request_id)
+    if isinstance(error, errors.DestinationExists) and error.holder is not None:
+        document[error.holder[0]] = str(error.holder[1])
     if isinstance(error, InvalidRequest) and error.fields:
         document["errors"] = [{"field": name, "detail": what} for name, what in error.fields.items()]
     return document
@@ -82,6 +88,13 @@ def problem_of(error: DataManagerError, request_id: str) -> dict[str, Any]:
 def problem_response(error: DataManagerError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
     """Answer with an error."""
     return document_response(problem_of(error, request_id), headers)
+
+
+def of_this_request(document: str, request_id: str) -> str:
+    """Return a stored problem document as an answer to the present request. Its detail may name the first one, whose
+    lines of the log tell more.
+    """
+    return orjson.dumps({**orjson.loads(document), "request_id": request_id}).decode()
 
 
 def http_problem_response(status: int, detail: str, request_id: str, headers: Mapping[str, str] | None) -> Response:
@@ -119,9 +132,9 @@ def error_view(code: str | None, detail: str | None) -> ErrorView | None:
 
 
 def document_response(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """Send a problem document; 503 says when to come again."""
+    """Send a problem document; 429 and 503 say when to come again."""
     sent = dict(headers or {})
-    if document["status"] == 503:
+    if document["status"] in (429, 503):
         sent.setdefault("Retry-After", str(RETRY_AFTER))
     body = orjson.dumps(_presentable(document))
     return Response(body, status_code=int(document["status"]), headers=sent, media_type=MEDIA_TYPE)

@@ -5,18 +5,21 @@ A field's description documents its parameter; its alias is the parameter's name
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 from starlette.responses import Response
 
-from api.http.responses import json_response
-from datamanager.domain.fields import read_time
+from datamanager.domain.fields import NAME_SHOWN, read_time, unknown_name
+from datamanager.domain.requests import NAMED_MAX
 from datamanager.errors import InvalidRequest
+from models.core.cursors import PAGE_BYTES, Rendering
 
 Q = TypeVar("Q", bound="Query")
 Parameters = Iterable[tuple[str, str]]
@@ -82,7 +85,9 @@ def read_query(given: Parameters, model: type[Q], wrong: dict[str, str] | None =
     values: dict[str, str] = {}
     for name, value in given:
         if name not in known:
-            wrong[name] = f"unknown; known: {', '.join(known)}"
+            wrong[name[:NAME_SHOWN]] = unknown_name(name, known)
+            if len(wrong) >= NAMED_MAX:
+                break
         elif name in values or name in wrong:
             wrong[name] = "may be given once"
         elif "\0" in value:
@@ -99,16 +104,31 @@ def read_query(given: Parameters, model: type[Q], wrong: dict[str, str] | None =
     return query
 
 
-def numbered_page(path: str, given: Parameters, views: Sequence[Any], limit: int) -> Response:
-    """Answer with the first `limit` of views that have a `number`; one more says that there is a next page."""
-    shown = views[:limit]
-    return page_response(path, given, shown, shown[-1]["number"] if len(views) > limit else None)
+def rendered(view: Callable[[Any], Any], most: int = PAGE_BYTES) -> Rendering:
+    """Return how a listing shows rows: each as the JSON of its view, made while the rows are read, in their thread."""
+    return Rendering(lambda row: orjson.dumps(view(row)), lambda text: len(text) + 1, most)
 
 
-def page_response(path: str, given: Parameters, views: Sequence[Any], cursor: object | None) -> Response:
-    """Answer with one page; a `Link` header repeats the query with the cursor of the next page, if there is one."""
+async def refuse_unread_query(request: Request) -> None:
+    """Refuse parameters in the address of an endpoint that reads none there: fields belong in the body. A dependency of
+    routers; which endpoints read a query their documentation says (`openapi.query`).
+
+    Raises: InvalidRequest, which names each.
+    """
+    documented = getattr(request.scope["route"], "openapi_extra", None) or {}
+    if not any(one["in"] == "query" for one in documented.get("parameters", ())):
+        unread = [name[:NAME_SHOWN] for name in request.query_params][:NAMED_MAX]
+        if unread:
+            why = "unknown: this address takes no parameters; the fields of a request are sent in its body"
+            raise InvalidRequest.of(dict.fromkeys(unread, why))
+
+
+def page_response(path: str, given: Parameters, texts: Sequence[bytes], cursor: object | None) -> Response:
+    """Answer with one page of JSON texts; a `Link` header repeats the query with the cursor of the next page, if there
+    is one.
+    """
     headers = {}
     if cursor is not None:
         query = urlencode([*((name, value) for name, value in given if name != "cursor"), ("cursor", cursor)])
         headers["Link"] = f'<{path}?{query}>; rel="next"'
-    return json_response(views, headers=headers)
+    return Response(b"[" + b",".join(texts) + b"]", headers=headers, media_type="application/json")

@@ -13,8 +13,8 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from starlette.requests import Request
 
-from datamanager.errors import DataManagerError, TransportTimeout
-from datamanager.machines import Machine, Machines
+from datamanager.errors import DataManagerError, PathMissing, TransportTimeout
+from datamanager.machines import Machine, Machines, missing_files
 from datamanager.transports.factory import Storages
 
 PATIENCE = 5.0  # seconds for all machines together
@@ -22,11 +22,14 @@ PATIENCE = 5.0  # seconds for all machines together
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a probe found: `latency` in seconds of one round trip, `free` in bytes for our login."""
+    """What a probe found: `latency` in seconds of one round trip, `free` in bytes for our login; `missing` are keys of
+    machines.toml that name what is not there.
+    """
 
     latency: float | None = None
     free: int | None = None
     error: DataManagerError | None = None
+    missing: tuple[str, ...] = ()
 
 
 class Prober:
@@ -61,8 +64,10 @@ class Prober:
                 session.stat(machine.base_dir)
                 latency = time.monotonic() - begun
                 return ProbeResult(latency, session.free_space(machine.base_dir))
+        except PathMissing as exc:
+            return ProbeResult(error=exc, missing=("base_dir",))
         except DataManagerError as exc:
-            return ProbeResult(error=exc)
+            return ProbeResult(error=exc, missing=tuple(missing_files(machine)))
 
 
 def prober_of(request: Request) -> Prober:

@@ -24,7 +24,7 @@ from models.machines.health import Health
 
 router = APIRouter(prefix="/DM/machines", tags=["machines"], default_response_class=Response)
 
-_HEALTH = openapi.json_answer(HealthView, "The machine's health.", errors.UnknownMachine, errors.IdempotencyMismatch)
+_HEALTH = openapi.json_answer(HealthView, "The machine's health.", errors.UnknownMachine, *openapi.BODY)
 _LIMITS = "The limits in force."
 
 
@@ -73,7 +73,7 @@ async def limit_machine(name: str, request: Request, context: In) -> Response:
 @router.delete(
     "/{name}/limits",
     summary="Reset a machine's limits",
-    responses=openapi.json_answer(LimitsView, _LIMITS, errors.UnknownMachine, errors.IdempotencyMismatch),
+    responses=openapi.json_answer(LimitsView, _LIMITS, errors.UnknownMachine, *openapi.BODY),
     openapi_extra=openapi.body(),
 )
 async def reset_machine(name: str, request: Request, context: In) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
@@ -94,11 +95,12 @@ def machine_view(machine: Machine, finding: ProbeResult, limits: Limits, health:
         reachable=error is None,
         latency_ms=None if finding.latency is None else round(finding.latency * 1000, 2),
         free_bytes=finding.free,
-        error=None if error is None else {"code": error.code, "detail": _reason(error)},
+        error=None if error is None else {"code": error.code, "detail": _why(machine, error, finding.missing)},
     )
 
 
-def _reason(error: DataManagerError) -> str:
+def _why(machine: Machine, error: DataManagerError, missing: Sequence[str]) -> str:
     """Return the sentence of an error, not its detail, which may quote what ssh says of files and logins of ours; but
-    for what a login prints, which has to be known to be changed."""
-    return error.detail if isinstance(error, LoginOutput) else title_of(type(error))
+    for what a login prints, which has to be known to be changed. Keys of machines.toml that name nothing follow."""
+    sentence = error.detail if isinstance(error, LoginOutput) else title_of(type(error))
+    return "; ".join([sentence, *(f"machines.{machine.name}.{key} does not exist" for key in missing)])

@@ -16,22 +16,28 @@ from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, once
 from api.http.request_parts import read_request
-from api.http.responses import json_response, object_answer
+from api.http.responses import object_answer
+from api.objects.own_files import own_files, require_own_file
+from api.objects.tree_answer import TreeRegistration
 from api.objects.views import TreeView
 from datamanager import errors
-from datamanager.domain.location import Place, normalised_prefix
+from datamanager.domain.fields import require_metadata_fits
+from datamanager.domain.location import Place, normalised_prefix, require_outside_archive
 from datamanager.domain.requests import RegisterRequest, TreeRequest
 from datamanager.domain.states import Verified
+from datamanager.engine.attempt import Endpoint
 from datamanager.engine.inspection.directory_walk import Walk, tree_root
 from datamanager.engine.path_confinement import confined, relative
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
-from models.objects.catalogue import Facts, FoundFile, register_files, register_object
+from models.objects.catalogue import Facts, FoundFile, register_object
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 log = structlog.get_logger(__name__)
+
+_AWAY = (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeout)
 
 
 @router.put(
@@ -52,10 +58,11 @@ async def register(request: Request, context: In) -> Response:
     """Register a file that exists on a machine.
 
     By default (`verify=stat`) the file must exist there and have the `size` given (0, empty or absent: unknown).
-    `verify=hash` also records its sha256, `verify=none` checks nothing. If the machine cannot be
-    reached, the object is registered with `verified: none`.
+    `verify=hash` also records its sha256, `verify=none` checks nothing of the file. A file has one object, by
+    whatever links it is reached. If the machine cannot be reached, the object is registered with `verified: none`.
     """
     fields = await read_request(request, RegisterRequest)
+    require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     async def work(slot: Slot) -> Response:
         return object_answer(request, slot.subject or await _register(context, fields, slot))
@@ -66,11 +73,24 @@ async def register(request: Request, context: In) -> Response:
 async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UUID:
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
-    storage = context.storages.get(machine.name)
-    facts, canonical = await context.remotely(lambda: verify(fields, machine, storage, place))
+    end = Endpoint(place, machine, context.storages.get(machine.name))
+    facts, canonical = Facts(fields.size), None
+    try:
+        facts, canonical = await context.on_machine(
+            machine.name, lambda: verify(fields, machine, end.storage, place), long=fields.verify == "hash"
+        )
+    except errors.MachineUnavailable:  # too much waits for it already
+        if fields.verify != "none":
+            raise
+    bundles = None
+    if canonical is not None:
+        bundles = await context.on_machine(machine.name, lambda: require_own_file(context, end))
 
     def enter(session: CatalogueSession) -> UUID:
-        new = register_object(session, fields, place, facts, canonical=canonical)
+        new = register_object(session, fields, place, facts, canonical=canonical, provisional=canonical is None)
+        for one in (place, canonical or place):  # a bundle's own place was claimed
+            require_outside_archive(machine, one.path)
+            require_outside_archive(machine, one.path, bundles)
         slot.attach(session, new)
         return new
 
@@ -79,29 +99,32 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
     return new
 
 
-def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: Place) -> tuple[Facts, Place]:
+def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: Place) -> tuple[Facts, Place | None]:
     """Look at the file as `request.verify` asks; blocks, for long when the file is to be hashed.
 
     Returns what is known of it, and its canonical place: another one than `place` where linked directories lead to it.
 
-    A machine that can't be reached proves nothing and prevents nothing: the facts then are the client's own.
+    A machine that can't be reached proves nothing and prevents nothing: the facts then are the client's own, and the
+    canonical place is None. With `verify=none` one that can't be used counts as one that can't be reached.
 
     Raises: SourceMissing (no regular file there), RegisteredSizeMismatch, PathNotAllowed (a link leads out),
     SourceChanged (while it was hashed), and the errors of a machine that answers but can't be used.
     """
-    claimed = Facts(request.size)
-    if request.verify == "none":
-        return claimed, place
+    facts, unseen = Facts(request.size), request.verify == "none"
     try:
         with storage.session() as session:
-            facts = _seen(request, session, confined(session, machine, place.path), place)
+            if not unseen:
+                facts = _seen(request, session, confined(session, machine, place.path), place)
             own = confined(session, machine, place.path, follow=False)
-            return facts, Place(machine.name, relative(session, machine, own))
-    except errors.PathMissing:
-        raise errors.SourceMissing(f"there is no file at {place}") from None
-    except (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeout) as exc:
+            canonical = Place(machine.name, relative(session, machine, own))
+    except errors.TransportError as exc:
+        if isinstance(exc, errors.PathMissing) and not unseen:
+            raise errors.SourceMissing(f"there is no file at {place}") from None
+        if not (unseen or isinstance(exc, _AWAY)):
+            raise
         log.warning("registered_unverified", machine=machine.name, code=exc.code)
-        return claimed, place
+        return Facts(request.size), None
+    return facts, canonical
 
 
 def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -> Facts:
@@ -141,35 +164,35 @@ def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -
 async def register_tree(request: Request, context: In) -> Response:
     """Register every regular file below a directory of a machine, as one object each.
 
-    Links are not followed. Registered files are skipped. With more than `max_files` files
+    Links are not followed. Registered files are skipped, under other names too. With more than `max_files` files
     nothing is registered.
+
+    Files are registered 250 at a time, and the answer is streamed: `objects` come as they are registered. If that fails
+    in the middle, what is registered stays so, and the answer ends with `left`, the number of files that are not, and
+    `error`, a problem document; the same request again registers the rest. With an `Idempotency-Key` the answer is sent
+    when all is registered, or the problem document, with `objects` and the counts, is the answer; it is not kept.
     """
     fields = await read_request(request, TreeRequest)
+    require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
-    async def work(_: Slot) -> Response:
-        return json_response(await _register_tree(context, fields), 201)
+    async def work(slot: Slot) -> Response:
+        tree = await _walk_tree(context, fields, request.state.request_id)
+        return await (tree.whole() if slot.key else tree.stream())  # what is kept for a key must be whole
 
     return await once(context, request, fields, work)
 
 
-async def _register_tree(context: Context, fields: TreeRequest) -> TreeView:
+async def _walk_tree(context: Context, fields: TreeRequest, request_id: str) -> TreeRegistration:
     machine = context.machines[fields.machine]
     prefix = normalised_prefix(machine, f"{fields.path}/" if fields.path else "")
+    require_outside_archive(machine, prefix)
     storage = context.storages.get(machine.name)
     walk = Walk(fields.max_files)
-    files = await context.remotely(lambda: _walked(fields, machine, storage, prefix, walk))
-    rows = await context.writing(lambda session: register_files(session, files, fields)) if files else []
-    context.notify_relay()
-    return {
-        "registered": len(rows),
-        "already": len(files) - len(rows),
-        "skipped": walk.skipped,
-        "unnameable": walk.unnameable,
-        "objects": [
-            {"uuid": str(row.id), "path": row.path, "filename": row.place.name, "size": row.facts.size} for row in rows
-        ],
-    }
+    walked = await context.on_machine(machine.name, lambda: _walked(fields, machine, storage, prefix, walk), long=True)
+    end = Endpoint(Place(machine.name, prefix), machine, storage)
+    files = await context.on_machine(machine.name, lambda: own_files(context, end, walked), long=True)
+    return TreeRegistration(context, fields, files, walk, request_id, len(walked) - len(files))
 
 
 def _walked(fields: TreeRequest, machine: Machine, storage: Storage, prefix: str, walk: Walk) -> list[FoundFile]:

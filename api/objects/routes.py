@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
-from itertools import islice
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Annotated
 
-import orjson
-from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -18,7 +15,18 @@ from starlette.types import Receive, Scope, Send
 
 from api.context import Context, In
 from api.http import openapi
-from api.http.query import Cursor, Query, Time, choice, number, one_of, page_response, page_size, read_query
+from api.http.query import (
+    Cursor,
+    Query,
+    Time,
+    choice,
+    number,
+    one_of,
+    page_response,
+    page_size,
+    read_query,
+    rendered,
+)
 from api.http.request_parts import object_id_of
 from api.http.responses import json_response
 from api.objects.views import ObjectView, object_view
@@ -29,9 +37,9 @@ from datamanager.errors import PathNotAllowed
 from datamanager.machines import Machines
 from models.database import Database
 from models.objects.catalogue import get_object
-from models.objects.listing import SORTABLE, Selection, select_objects, stream_all
+from models.objects.listing import SORTABLE, Selection, every_page, select_objects
 
-CHUNK = 200  # objects sent at once
+PIECE_BYTES = 2**18  # of a stream, read and sent at once
 LIMIT_MAX = 10_000
 METADATA = "metadata."
 
@@ -92,21 +100,26 @@ class ObjectQuery(Query):
 @router.get(
     "/info",
     summary="List objects",
-    responses=openapi.json_answer(ObjectView, "All objects, or one page.", errors.InvalidRequest, many=True),
+    responses=openapi.json_answer(
+        ObjectView, "All objects, or one page.", errors.InvalidRequest, errors.TooManyStreams, many=True
+    ),
     openapi_extra=openapi.query(ObjectQuery),
 )
-@router.get("/info/", include_in_schema=False)
+@router.get("/info/", include_in_schema=False, openapi_extra=openapi.query(ObjectQuery))
 async def list_objects(request: Request, context: In) -> Response:
-    """List every object, DELETED ones included, oldest first: streamed, as one snapshot of the catalogue.
+    """List every object, DELETED ones included, oldest first: streamed, each as it is when its turn comes. Objects that
+    are registered meanwhile are not included.
 
-    With any parameter: one page of matching objects, and a `Link` header with `rel="next"` while there is more.
+    With any parameter: one page of matching objects, of 8 MiB at most, and a `Link` header with `rel="next"` while
+    there is more.
     """
     items = request.query_params.multi_items()
     if not items:
         return _Everything(context)
     selection = selection_of(items, context.machines)
-    rows, cursor = await context.reading(lambda session: select_objects(session, selection))
-    return page_response("/DM/info", items, [object_view(row) for row in rows], cursor)
+    shown = rendered(object_view)
+    texts, cursor = await context.reading(lambda session: select_objects(session, selection, shown))
+    return page_response("/DM/info", items, texts, cursor)
 
 
 @router.get(
@@ -132,6 +145,8 @@ def selection_of(given: Iterable[tuple[str, str]], machines: Machines) -> Select
             others.append((name, value))
         elif "\0" in value:
             wrong[name] = "must not contain a NUL character"
+        elif key in metadata:
+            wrong[name] = "may be given once"
         elif _METADATA_KEY.fullmatch(key):
             metadata[key] = value
         else:
@@ -143,8 +158,9 @@ def selection_of(given: Iterable[tuple[str, str]], machines: Machines) -> Select
 class _Everything(Response):
     """All objects as one JSON array, streamed.
 
-    The first piece is read before the answer begins, so a catalogue that is away is a clean 503. A client that goes
-    away ends the reading; slow ones share a few of the catalogue's connections among themselves.
+    The first piece is read before the answer begins, so a catalogue that is away is a clean 503. A slow client holds
+    one piece in memory and nothing of the catalogue: each piece is a transaction of its own. How many streams a client
+    may have at once is bounded.
     """
 
     def __init__(self, context: Context) -> None:
@@ -152,16 +168,15 @@ class _Everything(Response):
         self.context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        async with self.context.limits.streams:
+        """Send it. Raises: TooManyStreams, CatalogueUnavailable."""
+        with self.context.streams.of(scope):
             pieces = _pieces(self.context.database)
-            try:
-                first = await self._next(pieces)
-                stream = StreamingResponse(self._rest(first, pieces), media_type="application/json")
-                await stream(scope, receive, send)
-            finally:
-                with CancelScope(shield=True):
-                    await run_sync(pieces.close)
+            first = await self._next(pieces)
+            if scope["state"].get("head"):
+                await Response(media_type="application/json")(scope, receive, send)
+                return
+            stream = StreamingResponse(self._rest(first, pieces), media_type="application/json")
+            await stream(scope, receive, send)
 
     async def _rest(self, piece: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         while piece:
@@ -169,15 +184,13 @@ class _Everything(Response):
             piece = await self._next(pieces)
 
     async def _next(self, pieces: Iterator[bytes]) -> bytes:
-        return await run_sync(next, pieces, b"", limiter=self.context.limits.readers)
+        return await run_sync(next, pieces, b"", limiter=self.context.limits.streams)
 
 
-def _pieces(database: Database) -> Generator[bytes, None, None]:
-    """Yield the JSON array of all objects in pieces; one snapshot, memory for one chunk."""
-    with database.read() as session:
-        rows = stream_all(session)
-        opening = b"["
-        while chunk := [orjson.dumps(object_view(row)) for row in islice(rows, CHUNK)]:
-            yield opening + b",".join(chunk)
-            opening = b","
-        yield b"[]" if opening == b"[" else b"]"
+def _pieces(database: Database) -> Iterator[bytes]:
+    """Yield the JSON array of all objects in pieces; memory for one of them."""
+    opening = b"["
+    for texts in every_page(database, rendered(object_view, PIECE_BYTES)):
+        yield opening + b",".join(texts)
+        opening = b","
+    yield b"[]" if opening == b"[" else b"]"

@@ -59,6 +59,7 @@ class TreeFileView(TypedDict):
 class TreeView(TypedDict):
     """What became of a tree: `registered` new objects, `already` files that an object or a transfer under way has,
     `skipped` links, special files and partial files, `unnameable` names that no object can have (not UTF-8, too long).
+    Only when it failed in the middle: `left`, files that are not registered, and `error`, why.
     """
 
     registered: int
@@ -66,6 +67,8 @@ class TreeView(TypedDict):
     skipped: int
     unnameable: int
     objects: list[TreeFileView]
+    left: NotRequired[int]
+    error: NotRequired[dict[str, Any]]
 
 
 def object_view(row: DataObject) -> ObjectView:

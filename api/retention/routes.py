@@ -15,7 +15,7 @@ from starlette.responses import Response
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate, once
-from api.http.query import Cursor, Query, number, page_response, page_size, read_query
+from api.http.query import Cursor, Query, number, page_response, page_size, read_query, rendered
 from api.http.request_parts import object_id_of, read_request, retention_run_id_of
 from api.http.responses import json_response, view_of
 from api.objects.views import ObjectView, object_view
@@ -82,9 +82,7 @@ async def hold_object(uuid: str, request: Request, context: In) -> Response:
 @router.delete(
     "/objects/{uuid}/hold",
     summary="Release an object",
-    responses=openapi.json_answer(
-        ObjectView, "The object.", errors.ObjectNotFound, errors.InvalidRequest, errors.IdempotencyMismatch
-    ),
+    responses=openapi.json_answer(ObjectView, "The object.", errors.ObjectNotFound, *openapi.BODY),
     openapi_extra=openapi.body(),
 )
 async def release_object(uuid: str, request: Request, context: In) -> Response:
@@ -207,9 +205,9 @@ async def restore_object(uuid: str, request: Request, context: In) -> Response:
 async def list_runs(request: Request, context: In) -> Response:
     """List the stored runs, newest first; a `Link` header with `rel="next"` while there is more."""
     query = read_query(request.query_params.multi_items(), RunQuery)
-    rows, cursor = await context.reading(lambda session: runs.list_runs(session, query.limit, query.cursor))
-    views = [view_of(RetentionRunView, row, run=row.id) for row in rows]
-    return page_response("/DM/retention/runs", [("limit", str(query.limit))], views, cursor)
+    shown = rendered(lambda row: view_of(RetentionRunView, row, run=row.id))
+    texts, cursor = await context.reading(lambda session: runs.list_runs(session, query.limit, query.cursor, shown))
+    return page_response("/DM/retention/runs", [("limit", str(query.limit))], texts, cursor)
 
 
 @router.get(

@@ -6,7 +6,7 @@ A moment that is named needs no Prefect either: its transfer is submitted at onc
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from starlette.responses import Response
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate
+from api.http.query import Cursor, Query, number, page_response, page_size, read_query, rendered
 from api.http.request_parts import read_request, schedule_id_of
 from api.http.responses import json_response
 from api.schedules.views import RemovedView, ScheduleView, schedule_view
@@ -26,14 +27,23 @@ from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.errors import InvalidRequest
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
+from datamanager.sources.terms.source_options import refuse_unknown
 from models.external import schedules
 from models.submission import source_check
 
 router = APIRouter(prefix="/DM/schedules", tags=["schedules"], default_response_class=Response)
 
+LIMIT_MAX = 1000
 TOPIC = "schedules"
 """What the movers are notified of: they bring schedules to Prefect."""
-_ONE = (errors.ScheduleNotFound, errors.IdempotencyMismatch, errors.InvalidRequest)
+_ONE: openapi.Errors = (errors.ScheduleNotFound, *openapi.BODY)
+
+
+class ScheduleQuery(Query):
+    """Which schedules."""
+
+    limit: Annotated[int, number(1, LIMIT_MAX)] = page_size("Schedules", LIMIT_MAX, LIMIT_MAX)
+    cursor: Cursor = None
 
 
 @router.post(
@@ -57,7 +67,7 @@ async def add(request: Request, context: In) -> Response:
     versions beyond that number are deleted; with `skip_unchanged` an unchanged source is not downloaded again.
     """
     fields = await read_request(request, ScheduleRequest)
-    await context.remotely(lambda: _check(context, fields))
+    await context.resolving(lambda: _check(context, fields))
 
     def change(session: Session, slot: Slot) -> Response:
         if slot.subject is not None:  # made by a request that did not end
@@ -73,12 +83,19 @@ async def add(request: Request, context: In) -> Response:
 @router.get(
     "",
     summary="List schedules",
-    responses=openapi.json_answer(ScheduleView, "All schedules, oldest first; without their runs.", many=True),
+    responses=openapi.json_answer(
+        ScheduleView, "One page of schedules, oldest first; without their runs.", errors.InvalidRequest, many=True
+    ),
+    openapi_extra=openapi.query(ScheduleQuery),
 )
-async def list_all(context: In) -> Response:
-    """List the recurring downloads."""
-    views = await context.reading(lambda session: [schedule_view(row) for row in schedules.all_schedules(session)])
-    return json_response(views)
+async def list_all(request: Request, context: In) -> Response:
+    """List the recurring downloads, oldest first, with a `Link` header with `rel="next"` while there is more."""
+    given = request.query_params.multi_items()
+    query, shown = read_query(given, ScheduleQuery), rendered(schedule_view)
+    texts, cursor = await context.reading(
+        lambda session: schedules.select_schedules(session, query.limit, query.cursor, shown)
+    )
+    return page_response("/DM/schedules", given, texts, cursor)
 
 
 @router.get(
@@ -182,6 +199,7 @@ def _check(context: Context, fields: ScheduleRequest) -> None:
 
     Raises: InvalidRequest, UnknownMachine, PathNotAllowed, UrlNotAllowed, NotSupported.
     """
+    refuse_unknown(fields.options)
     why = "secrets are not stored for a schedule; give the name of a stored credential"
     wrong: dict[str, Any] = {f"options.{name}": why for name in secret_names(fields.options)}
     if parameters := secret_parameters(fields.url):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter
 from pydantic import BeforeValidator, Field
 from sqlalchemy.orm import Session
@@ -20,18 +21,19 @@ from api.http.query import (
     Time,
     choice,
     number,
-    numbered_page,
     one_of,
     page_response,
     page_size,
     read_query,
+    rendered,
 )
 from api.http.request_parts import task_id_of
-from api.tasks.views import ItemView, TaskView, item_view, show_tasks
+from api.tasks.views import ItemView, TaskView, item_view, show_tasks, weight_of_task
 from datamanager import errors
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from models.transfers.items import select_items
+from models.core.cursors import Rendering
+from models.transfers.items import page_of_items
 from models.transfers.lookup import TransferSelection, get_transfer, select_transfers
 
 TASKS_MAX = 1000
@@ -96,19 +98,18 @@ class ItemQuery(Query):
     responses=openapi.json_answer(TaskView, "One page of tasks.", errors.InvalidRequest, many=True),
     openapi_extra=openapi.query(TaskQuery),
 )
-@router.get("/status/", include_in_schema=False)
+@router.get("/status/", include_in_schema=False, openapi_extra=openapi.query(TaskQuery))
 async def list_tasks(request: Request, context: In) -> Response:
     """List tasks, the newest first, with a `Link` header with `rel="next"` while there is more."""
     given = request.query_params.multi_items()
     query = read_query(given, TaskQuery)
     wanted = TransferSelection(oldest_first=query.sort == "created", **query.model_dump(exclude={"sort"}))
 
-    def look(session: Session) -> tuple[list[TaskView], str | None]:
-        rows, cursor = select_transfers(session, wanted)
-        return show_tasks(session, context, rows), cursor
+    def look(session: Session) -> tuple[list[bytes], str | None]:
+        rows, cursor = select_transfers(session, wanted, Rendering(weigh=weight_of_task))
+        return [orjson.dumps(view) for view in show_tasks(session, context, rows)], cursor
 
-    views, cursor = await context.reading(look)
-    return page_response("/DM/async/status", given, views, cursor)
+    return page_response("/DM/async/status", given, *await context.reading(look))
 
 
 @router.get(
@@ -126,11 +127,14 @@ async def list_items(task: str, request: Request, context: In) -> Response:
     """
     task_id, query = task_id_of(task), read_query(request.query_params.multi_items(), ItemQuery)
 
-    def look(session: Session) -> list[ItemView]:
+    shown = rendered(item_view)
+
+    def look(session: Session) -> tuple[list[bytes], int | None]:
         get_transfer(session, task_id)
-        rows = select_items(session, task_id, status=query.status, after=query.cursor, limit=query.limit + 1)
-        return [item_view(row) for row in rows]
+        return page_of_items(
+            session, task_id, status=query.status, after=query.cursor, limit=query.limit, rendering=shown
+        )
 
     given = [("status", query.status), ("limit", query.limit)]
     repeated = [(name, str(value)) for name, value in given if value is not None]
-    return numbered_page(f"/DM/async/status/{task_id}/items", repeated, await context.reading(look), query.limit)
+    return page_response(f"/DM/async/status/{task_id}/items", repeated, *await context.reading(look))

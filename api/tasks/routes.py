@@ -26,7 +26,7 @@ from models.transfers.lookup import get_transfer
 
 router = APIRouter(prefix="/DM/async", tags=["tasks"], default_response_class=Response)
 
-_TASK = (errors.TaskNotFound, errors.TaskEnded, errors.IdempotencyMismatch)
+_TASK: openapi.Errors = (errors.TaskNotFound, errors.TaskEnded, *openapi.BODY)
 _ANSWERS = {
     **openapi.json_answer(TaskView, "The task; the change is complete.", *_TASK),
     202: {**openapi.json_answer(TaskView, "The task; its mover applies the change within seconds.")[200]},

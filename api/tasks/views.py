@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NotRequired
 
+import orjson
 from sqlalchemy.orm import Session
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -21,6 +22,8 @@ from models.tables import Transfer, TransferItem
 from models.transfers.items import BatchCounts, count_items
 from models.transfers.outcomes import UNCHANGED
 
+TASK_BYTES = 2000
+"""Bytes of what every task is shown with, at most."""
 FAR = timedelta(days=3650)
 """An end further away than that is not known at all."""
 
@@ -137,6 +140,11 @@ def _task_view(row: Transfer, settings: Settings, items: BatchCounts | None, wai
         unchanged=True if row.notes.get(UNCHANGED) else OMIT,
         not_kept=_not_kept(row),
     )
+
+
+def weight_of_task(row: Transfer) -> int:
+    """Return about how many bytes a task is shown with: what went wrong may be long, all else is not."""
+    return TASK_BYTES + len(orjson.dumps([row.faults, row.error_detail, row.result, row.reason, row.notes]))
 
 
 def item_view(row: TransferItem) -> ItemView:

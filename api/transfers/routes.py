@@ -47,7 +47,7 @@ class TransferRoute:
     """One endpoint: its method and path, what it does, and its texts in the OpenAPI document.
 
     `message`: what it answers at the end; None where it is a new object's identifier.
-    `hidden`: further methods and paths that the document does not show.
+    `twins`: further methods and paths that do the same; the document shows those without a slash at the end.
     """
 
     address: str
@@ -56,7 +56,7 @@ class TransferRoute:
     text: str
     errors: Errors
     message: str | None = None
-    hidden: tuple[str, ...] = ()
+    twins: tuple[str, ...] = ()
     name: str = ""
     """In the operation's identifier; default the kind."""
 
@@ -86,10 +86,13 @@ Nothing is overwritten unless `overwrite` is true, and never a registered object
         "Delete an object's file",
         """Delete an object's file. The object stays listed as DELETED; a file that is already gone is no error.
 
-The part of a bundle that an archived object uses is freed, without connecting to a machine.""",
+A file that is not the object's any more (other size or, where the catalogue has it, sha256) is left: `source_changed`.
+`force=true` deletes what is there. The part of a bundle that an archived object uses is freed, without connecting to a
+machine.""",
         (
             *(errors.ObjectNotFound, errors.ObjectDeleted, errors.ObjectBusy, errors.ObjectHeld),
-            *(errors.DestinationExists, errors.UnknownMachine, errors.IdempotencyMismatch),
+            *(errors.DestinationExists, errors.UnknownMachine, errors.SourceChanged),
+            *BODY,
             *WAITING,
         ),
         "archer2:weather/june.nc deleted",
@@ -100,7 +103,7 @@ The part of a bundle that an archived object uses is freed, without connecting t
         "Fetch a URL to a new object",
         "Download `url` to a machine. If a `size` is given (not 0) and differs, nothing is published.",
         (*BODY, *PLACE, *URL, *WAITING, *BYTES, errors.DownloadFailed),
-        hidden=("PUT /getexternal/",),
+        twins=("PUT /getexternal/",),
     ),
 )
 ARCHIVES = (
@@ -135,7 +138,7 @@ ARCHIVE_TASKS = (
         "Archive an object as a task",
         "Submit the archiving of an object; the task's `result` is a message.",
         (errors.UnknownMachine, *OBJECT),
-        hidden=("PUT /async/archive/{uuid}",),
+        twins=("PUT /async/archive/{uuid}",),
         name="archive_as_task",
     ),
     TransferRoute(
@@ -144,7 +147,7 @@ ARCHIVE_TASKS = (
         "Activate an archived object as a task",
         "Submit the activation of an object; the task's `result` is a message.",
         (errors.UnknownMachine, *NOT_ARCHIVED, errors.PathNotAllowed, errors.DestinationExists),
-        hidden=("PUT /async/activate/{uuid}",),
+        twins=("PUT /async/activate/{uuid}",),
         name="activate_as_task",
     ),
     TransferRoute(
@@ -190,7 +193,7 @@ TASKS = (
         "Fetch a URL as a task",
         "Submit a download; the task's `result` is the new object's identifier.",
         (*PLACE, *URL),
-        hidden=("POST /async/getexternal/", "PUT /async/getexternal", "PUT /async/getexternal/"),
+        twins=("POST /async/getexternal/", "PUT /async/getexternal", "PUT /async/getexternal/"),
     ),
 )
 BATCHES = tuple(
@@ -229,7 +232,7 @@ def _handler(kind: Kind, submit: Submit, *, of_object: bool) -> Callable[..., Aw
 
 def _add(tag: str, endpoint: TransferRoute, submit: Submit) -> None:
     """Add an endpoint to the router: one that waits (`submit` is `wait_for`), or one that answers a task."""
-    method, _, path = endpoint.address.partition(" ")
+    path = endpoint.address.partition(" ")[2]
     waits, kind = submit is wait_for, endpoint.kind
     answers: dict[int | str, Any] = openapi.task(status=202)
     if not waits:
@@ -240,21 +243,21 @@ def _add(tag: str, endpoint: TransferRoute, submit: Submit) -> None:
         answers |= openapi.message(endpoint.message, *endpoint.errors)
     prefer = openapi.WAIT if waits else openapi.RESPOND_ASYNC
     handler, name = _handler(kind, submit, of_object="{uuid}" in path), endpoint.name or kind.value
-    router.add_api_route(
-        path,
-        handler,
-        methods=[method],
-        name=name,
-        tags=[tag],
-        summary=endpoint.summary,
-        description=endpoint.text,
-        status_code=201 if 201 in answers else None,
-        responses=answers,
-        openapi_extra=openapi.body(REQUEST_OF_KIND[kind], forms=not kind.many, prefer=prefer),
-    )
-    for address in endpoint.hidden:
+    for address in (endpoint.address, *endpoint.twins):
         method, _, path = address.partition(" ")
-        router.add_api_route(path, handler, methods=[method], name=name, include_in_schema=False)
+        router.add_api_route(
+            path,
+            handler,
+            methods=[method],
+            name=name,
+            tags=[tag],
+            summary=endpoint.summary,
+            description=endpoint.text,
+            status_code=201 if 201 in answers else None,
+            responses=answers,
+            include_in_schema=not path.endswith("/"),
+            openapi_extra=openapi.body(REQUEST_OF_KIND[kind], forms=not kind.many, prefer=prefer),
+        )
 
 
 for _tag, _submit, _endpoints in (

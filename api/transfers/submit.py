@@ -75,7 +75,7 @@ async def _prepared(context: Context, wanted: TransferRequest) -> SealedRequest:
     if not isinstance(wanted.fields, GetExternalRequest):
         return prepare(wanted)
     check = source_check(context.guard, context.settings)
-    return await context.remotely(lambda: prepare(wanted, check, Sealer.of(context.settings)))
+    return await context.resolving(lambda: prepare(wanted, check, Sealer.of(context.settings)))
 
 
 def _outcome(request: Request, row: Transfer) -> Response:

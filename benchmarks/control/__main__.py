@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--queued", type=int, default=200, help="copies in the queue, ours")
     parser.add_argument("--stock-queued", type=int, default=20, help="runs in the queue of the stock worker")
     parser.add_argument("--waiting", type=int, default=1000, help="transfers that wait for a machine that is away")
-    parser.add_argument("--runs", type=int, default=2000, help="runs that the mover's memory must not grow by")
+    parser.add_argument("--runs", type=int, default=5000, help="runs that memory must not grow by")
     options, console = parser.parse_args(), Console()
     scale = Scale(options.copies, options.queued, options.stock_queued, options.waiting, options.runs)
     course = Course("bench-control", options, console)

@@ -122,20 +122,27 @@ def away(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
 
 
 def memory(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:  # noqa: ARG001  # memory hardly varies
-    """Read the mover's memory when it has just started, after its first runs, and after many."""
+    """Read the memory of the mover and of the Prefect server when they have just started, after the first runs, and
+    after many.
+    """
     with Ours(folder / "ours") as ours:
         idle = ours.mover_memory()
         ours.run_queued(100)  # what every run needs once: pools of threads, caches
         before = ours.mover_memory()
+        server = [ours.prefect_memory()]
         for done in range(0, scale.runs, 100):
             ours.run_queued(min(100, scale.runs - done))
-            tell(f"memory: {ours.mover_memory():.0f} MiB after {done + 100} runs")
+            server.append(ours.prefect_memory())
+            tell(f"memory: {ours.mover_memory():.0f} MiB, Prefect {server[-1]:.0f} MiB after {done + 100} runs")
         after = ours.mover_memory()
     growth = 100 * (after / before - 1)
     return Outcome(
         (
             Figure("memory", "an idle mover", OURS, "–", 250, (idle,), "MiB"),
             Figure("memory", f"growth by {scale.runs} runs, after 100", OURS, "–", 10, (growth,), "%"),
+            Figure(
+                "memory", f"the Prefect server, most within {scale.runs} runs", OURS, "–", 1024, (max(server),), "MiB"
+            ),
         )
     )
 

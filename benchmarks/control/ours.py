@@ -127,10 +127,12 @@ class Ours:
     def mover_memory(self) -> float:
         """Return the MiB that the mover has resident."""
         (pid,) = self.service.mover_pids()
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-        raise WrongResult("the mover has no memory")
+        return resident(pid)
+
+    def prefect_memory(self) -> float:
+        """Return the MiB that the Prefect server has resident; another process may be at work at each call."""
+        (pid,) = self.service.prefect_pids()
+        return resident(pid)
 
     def _count(self, *where: object) -> int:
         with self.database.read() as session:
@@ -140,3 +142,11 @@ class Ours:
 def _require_before(deadline: float) -> None:
     if time.perf_counter() > deadline:
         raise WrongResult(f"not done within {PATIENCE:g} s")
+
+
+def resident(pid: int) -> float:
+    """Return the MiB that a process has resident. Raises: WrongResult when it ended."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise WrongResult(f"process {pid} has no memory")

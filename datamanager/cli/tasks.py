@@ -14,6 +14,8 @@ from datamanager.client import Client, Task
 
 app = typer.Typer(help="Manage tasks (transfers).", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="TASK", help="The task's identifier.")]
+FAILED = 6
+"""The exit code for a task that ended in ERROR: not one of the command's own failures."""
 FILTERS = ("status", "kind", "phase", "priority", "machine", "group", "object", "since", "until")
 
 
@@ -33,9 +35,12 @@ def list_tasks(
 
 @app.command()
 def status(task: Id) -> None:
-    """Show the status of a task."""
+    """Show the status of a task; exit code 6 when it failed."""
     with connected(Client) as dm:
-        _show([dm.status(task)])
+        found = dm.status(task)
+    _show([found])
+    if found.error is not None:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

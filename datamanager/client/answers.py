@@ -74,6 +74,8 @@ class ItemInfo(ServiceAnswer):
     result: UUID | None
     size: int | None
     error: TaskError | None
+    not_kept: list[str] = []
+    """What the destination could not be told as the source has it: `mtime`."""
 
 
 class Tree(ServiceAnswer):
@@ -115,6 +117,8 @@ class Task(ServiceAnswer):
     """Of a batch."""
     unchanged: bool = False
     """A download that found nothing newer than the object it was given, which is its result."""
+    not_kept: list[str] = []
+    """What the destination could not be told as the source has it: `mtime`."""
 
 
 class CircuitInfo(ServiceAnswer):

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import requests
 from pydantic import BaseModel
 
 from datamanager.errors import (
+    CatalogueFull,
     DataManagerError,
+    DestinationExists,
     InternalError,
     InvalidRequest,
     RegisteredSizeMismatch,
@@ -71,9 +73,14 @@ class RestConnection:
 
     def _list(self, shape: type[M], path: str, query: Filters) -> Iterator[M]:
         """Yield what a listing has, page by page."""
+        for page in self._pages(path, query):
+            yield from map(shape.model_validate, page)
+
+    def _pages(self, path: str, query: Filters | None = None) -> Iterator[list[dict[str, Any]]]:
+        """Yield the pages of a listing."""
         answer = self._send("GET", path, params=query)
         while True:
-            yield from map(shape.model_validate, answer.json())
+            yield answer.json()
             following = answer.links.get("next")
             if following is None:
                 return
@@ -145,4 +152,9 @@ def problem_error(answer: requests.Response) -> DataManagerError:
         return InvalidRequest(detail, fields, retryable=retryable)
     if code == RegisteredSizeMismatch.code and answer.status_code == 422:  # the code's other owner is a transfer's
         return RegisteredSizeMismatch(detail, retryable=retryable)
+    if code == DestinationExists.code:
+        known = [(name, UUID(document[name])) for name in ("object", "task") if name in document]
+        return DestinationExists(detail, *known[:1], retryable=retryable)
+    if code == CatalogueFull.code and retryable:  # the code's other owner is a machine's
+        return CatalogueFull(detail)
     return by_code(code, detail, retryable=retryable)

@@ -71,7 +71,10 @@ class Client(RestConnection):
         self._ended("POST", at("activate", object_id), fields)
 
     def delete(self, object_id: UUID | str, **fields: Any) -> None:
-        """Delete an object's file; its row stays as DELETED. `fields`: priority, deadline, not_before."""
+        """Delete an object's file; its row stays as DELETED. `fields`: force, priority, deadline, not_before.
+
+        Raises: SourceChanged when the file is not the object's any more: `force=True` deletes it nevertheless.
+        """
         self._ended("DELETE", at("delete", object_id), fields)
 
     def getexternal(self, url: str, machine: str, filename: str, path: str = "", **fields: Any) -> UUID:
@@ -219,8 +222,7 @@ class Client(RestConnection):
 
     def schedules(self) -> list[dict[str, Any]]:
         """Return every schedule, oldest first."""
-        found: list[dict[str, Any]] = self._send("GET", at("schedules")).json()
-        return found
+        return [one for page in self._pages(at("schedules")) for one in page]
 
     def schedule(self, schedule: UUID | str) -> dict[str, Any]:
         """Return a schedule with its last runs."""

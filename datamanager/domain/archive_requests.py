@@ -11,7 +11,14 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, model_validator
 
 from datamanager.domain.fields import Bandwidth, OptionalName, empty_is
-from datamanager.domain.requests import ITEMS_MAX, InsteadOfItems, Request, TransferTerms, with_default_machine
+from datamanager.domain.requests import (
+    ITEMS_MAX,
+    OLD_EXTRAS,
+    InsteadOfItems,
+    Request,
+    TransferTerms,
+    with_default_machine,
+)
 
 _ITEMS = Field(min_length=1, max_length=ITEMS_MAX)
 
@@ -38,6 +45,8 @@ class ArchiveTerms(TransferTerms):
 
 class ArchiveRequest(ArchiveTerms):
     """Put an object into an archive; its place becomes free."""
+
+    ignored = OLD_EXTRAS
 
 
 class AcceptedArchive(ArchiveTerms):
@@ -77,6 +86,8 @@ class ActivateTerms(TransferTerms):
 
 class ActivateRequest(ActivateTerms):
     """Bring an archived object's file back, to where it was or to `dest` (directory and name in one) on `machine`."""
+
+    ignored = OLD_EXTRAS
 
     dest: OptionalName = None
     """Default the path that it had."""

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from datamanager.domain.fields import SIZE_MAX, Name
+from datamanager.domain.fields import SIZE_MAX, Name, Real, Whole
 from datamanager.domain.location import PART_SUFFIX
 from datamanager.domain.requests import Request
 from datamanager.domain.states import ObjectStatus
@@ -58,13 +58,13 @@ class AuditStatus(StrEnum):
 class AuditTerms(Request):
     """How a machine is audited."""
 
-    scrub_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    scrub_share: Annotated[Real, Field(ge=0, le=1)] = 0.02
     """The share of the objects with a known checksum that are hashed again, those not hashed for longest first."""
-    scrub_bytes: Annotated[int, Field(ge=0, le=SIZE_MAX)] = 100 * 2**30
+    scrub_bytes: Annotated[Whole, Field(ge=0, le=SIZE_MAX)] = 100 * 2**30
     """Bytes after which hashing ends; one file is hashed whatever its size."""
-    second_look: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    second_look: Annotated[Real, Field(ge=0, le=86_400)] = 60.0
     """Seconds between the first look and the second one."""
-    most_lost: Annotated[float, Field(ge=0, le=1)] = 0.1
+    most_lost: Annotated[Real, Field(ge=0, le=1)] = 0.1
     """More than this share of the objects (and more than 10) lost is not believed: nothing is changed then."""
     accept_losses: bool = False
     """Believe any number of losses, and a base directory that is empty."""

@@ -1,15 +1,19 @@
 """What the fields of a request may hold: texts and JSON, times, durations, sizes and rates.
 
-A form can't leave out what it shows, so an empty field means its default. JSON values are such that every database,
-every client and our own listing can read them back: PostgreSQL has no NUL and no lone surrogates in texts, JSON itself
-no NaN, and readers no numbers beyond 64 bits. One such value would break listings and filters over all rows.
+A form can't leave out what it shows, so an empty field means its default. A number in a form is written as JSON writes
+it: in digits, without blanks, underscores and a plus; a boolean is no number, 5.0 no whole one. JSON values are such
+that every database, every client and our own listing can read them back: PostgreSQL has no NUL and no lone surrogates
+in texts, JSON itself no NaN, and readers no numbers beyond 64 bits. One such value would break listings and filters
+over all rows.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -17,12 +21,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
+from datamanager.errors import InvalidRequest
 from datamanager.machines import BYTE_UNITS, Rate, VerifyPolicy
 
 SIZE_MAX = 2**63 - 1
 TEXT_MAX = 65_536
 DEPTH_MAX = 32
 """Levels of nested JSON."""
+NAME_SHOWN = 100
+"""Characters of an unknown name that are shown."""
 
 TIME_WANTED = "must be RFC 3339 with a zone, such as 2026-01-31T12:00:00Z"
 FURTHEST = timedelta(days=3650)
@@ -31,12 +38,17 @@ LONGEST = timedelta(days=365 * 100)
 DURATION_WANTED = 'must be a duration such as "30d", "12h", "2w" or "P1Y" of at most 100 years'
 SIZE_WANTED = 'must be bytes, as a number or like "1MiB"'
 
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,6})?)([Zz]|[+\- ]\d\d:\d\d)")
-_SHORT = re.compile(r"(\d{1,9})\s*(s|m|min|h|d|w|y)")
+WHOLE_WANTED = "must be a whole number, in digits"
+DECIMAL_WANTED = "must be a number, such as 0.5"
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,6})?)([Zz]|[+\- ]\d\d:\d\d)", re.ASCII)
+_SHORT = re.compile(r"(\d{1,9})\s*(s|m|min|h|d|w|y)", re.ASCII)
+_WHOLE = re.compile(r"-?[0-9]{1,20}")
+_DECIMAL = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,3})?")
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 _ISO = re.compile(r"P(?=[\dT])[\dYMWDTHS.]+")
 _READ_ISO = TypeAdapter(timedelta)
-_SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,9})?)\s*((?:[kKMGTP]i?)?)B?")
+_SIZE = re.compile(r"([0-9]{1,19})(?:\s*B)?|([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([kKMGTP]i?)B?")
 
 
 class Priority(StrEnum):
@@ -50,6 +62,38 @@ class Priority(StrEnum):
 def empty_is(default: object, **schema: Any) -> BeforeValidator:
     """Read an empty field, and null, as `default`; `schema` is for BeforeValidator."""
     return BeforeValidator(lambda value: default if value is None or value == "" else value, **schema)
+
+
+def read_whole(value: object) -> int:
+    """Read a whole number, of its digits where a form brings it. Raises: ValueError."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(WHOLE_WANTED)
+    return value
+
+
+def read_positive(value: object) -> int | None:
+    """Read a whole number of which none, an empty one and 0 mean that it is not known. Raises: ValueError."""
+    return None if value is None or value == "" else read_whole(value) or None
+
+
+def read_decimal(value: object) -> float:
+    """Read a number, of its text (as JSON writes it) where a form brings it. Raises: ValueError."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -SIZE_MAX <= value <= SIZE_MAX:
+        raise ValueError(DECIMAL_WANTED)
+    return float(value)
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """Say that a field, parameter or option is unknown, and which known one is nearest to it, or which there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name[:NAME_SHOWN].lower(), names, n=1)
+    if near:
+        return f"unknown; did you mean {near[0]}?"
+    return f"unknown; known: {', '.join(names)}" if names else "unknown; there are no fields here"
 
 
 def objection(value: object, depth: int = 1) -> str | None:
@@ -72,6 +116,13 @@ def objection(value: object, depth: int = 1) -> str | None:
         case _:
             return "must be JSON"
     return next((wrong for part in parts if (wrong := objection(part, depth + 1)) is not None), None)
+
+
+def require_metadata_fits(metadata: dict[str, Any], most: int) -> None:
+    """Refuse metadata of more than `most` bytes of JSON: each listing repeats it. Raises: InvalidRequest."""
+    size = len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > most:
+        raise InvalidRequest.of({"metadata": f"has {size} bytes of JSON; at most {most} are kept (DM_MAX_METADATA)"})
 
 
 def read_json_object(value: object) -> object:
@@ -115,8 +166,8 @@ def read_duration(value: object) -> timedelta:
 
 def read_size(value: object) -> int:
     """Read a size in bytes: a whole number, or text with a unit. Raises: ValueError."""
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())) is not None:
-        value = int(Decimal(match[1]) * BYTE_UNITS[match[2]])
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)) is not None:
+        value = int(match[1]) if match[1] else int(Decimal(match[2]) * BYTE_UNITS[match[3]])
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= SIZE_MAX:
         raise ValueError(SIZE_WANTED)
     return value
@@ -181,10 +232,12 @@ def _bounded(value: object, longest: timedelta, wanted: str) -> timedelta:
 Text = Annotated[str, Field(max_length=TEXT_MAX)]
 Name = Annotated[str, Field(min_length=1)]
 OptionalName = Annotated[Name | None, empty_is(None)]
+Protocol = Annotated[Text, empty_is("")]
+"""Of a download; empty: its URL's scheme."""
 JsonObject = Annotated[dict[str, Any], BeforeValidator(read_json_object)]
-Size = Annotated[
-    Annotated[int, Field(ge=0, le=SIZE_MAX)] | None, BeforeValidator(lambda v: None if v in ("", 0, "0") else v)
-]
+Whole = Annotated[int, BeforeValidator(read_whole)]
+Real = Annotated[float, BeforeValidator(read_decimal)]
+Size = Annotated[Annotated[int, Field(ge=0, le=SIZE_MAX)] | None, BeforeValidator(read_positive)]
 """Bytes; absent, empty or 0 means unknown (what the seed's clients send)."""
 Bytes = Annotated[int, BeforeValidator(read_size, json_schema_input_type=int | str)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from datamanager.domain.fields import Bandwidth
+from datamanager.domain.fields import Bandwidth, Whole
 from datamanager.domain.requests import Request
 from datamanager.errors import InvalidRequest
 from datamanager.machines import MAX_TRANSFERS, Rate
@@ -34,7 +34,7 @@ class MachineLimitsRequest(Request):
     """
 
     bandwidth: Annotated[Rate | None, WrapValidator(_null_lifts)] = None
-    max_transfers: Annotated[Annotated[int, Field(ge=1, le=MAX_TRANSFERS)] | None, WrapValidator(_null_lifts)] = None
+    max_transfers: Annotated[Annotated[Whole, Field(ge=1, le=MAX_TRANSFERS)] | None, WrapValidator(_null_lifts)] = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -57,6 +58,23 @@ class Place:
         return f"{self.machine}:{self.path}"
 
 
+def folded(name: str) -> str:
+    """Return what a name has in common with all those that some file system takes for the same: names that differ in
+    case or Unicode form only.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def require_outside_archive(machine: Machine, path: str, archive_dir: str | None = None) -> None:
+    """Check that a path below base_dir is not where an archive's bundles are; `archive_dir`: the canonical path of
+    these, if links lead to it. Raises: PathNotAllowed.
+    """
+    if machine.archive and f"{path}/".startswith(f"{archive_dir or machine.archive_dir}/"):
+        raise PathNotAllowed(
+            f"{machine.name}:{path} is below archive_dir ({machine.archive_dir}), where only bundles lie"
+        )
+
+
 def split_dest(dest: str) -> tuple[str, str]:
     """Split a destination (path and name in one) into directory and name as the client gave them."""
     directory, _, name = dest.rpartition("/")
@@ -78,7 +96,19 @@ def temporary_name(name: str, transfer: UUID, epoch: int) -> str:
 
     The epoch is in the name, so an attempt can never write into, or clean up, another one's file.
     """
-    tail = f".{transfer.hex[:8]}.{epoch}{PART_SUFFIX}"
+    return _hidden(name, f".{transfer.hex[:8]}.{epoch}{PART_SUFFIX}")
+
+
+def aside_name(name: str, transfer: UUID) -> str:
+    """Name a source that is about to be removed: `.{name}.{transfer8}.aside.dmpart`, at most 255 bytes.
+
+    All attempts have the same name for it, so a later one finds what an earlier one left. It is no partial file's name:
+    what has it may be the only copy, and is never removed unseen.
+    """
+    return _hidden(name, f".{transfer.hex[:8]}.aside{PART_SUFFIX}")
+
+
+def _hidden(name: str, tail: str) -> str:
     raw = name.encode("utf-8", "surrogateescape")
     if len(raw) > NAME_MAX - 1 - len(tail):  # names of one batch that begin alike must not become the same
         tail = f"~{hashlib.sha256(raw).hexdigest()[:8]}{tail}"

@@ -12,7 +12,19 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from datamanager.domain.fields import TIME_WANTED, JsonObject, Name, Priority, Rank, Text, Verify, empty_is, read_time
+from datamanager.domain.fields import (
+    TIME_WANTED,
+    JsonObject,
+    Name,
+    Priority,
+    Protocol,
+    Rank,
+    Text,
+    Verify,
+    Whole,
+    empty_is,
+    read_time,
+)
 from datamanager.domain.requests import GetExternalRequest, Request
 
 KEEP_MAX = 10_000
@@ -118,7 +130,7 @@ class ScheduleRequest(Request):
     """Fetch a URL repeatedly. `url`, `path` and `filename` are templates."""
 
     url: Name
-    protocol: Annotated[Name, BeforeValidator(lambda v: v or "http")] = "http"
+    protocol: Protocol = ""
     machine: Name
     path: Text = ""
     filename: Name
@@ -128,7 +140,7 @@ class ScheduleRequest(Request):
     """Instead of `interval`; UTC."""
     options: JsonObject = Field(default_factory=dict)
     """As of getexternal. Secrets only as `credential`."""
-    keep: Annotated[Annotated[int, Field(ge=1, le=KEEP_MAX)] | None, empty_is(None)] = None
+    keep: Annotated[Annotated[Whole, Field(ge=1, le=KEEP_MAX)] | None, empty_is(None)] = None
     """How many versions stay; older ones are deleted. Null: all."""
     skip_unchanged: Annotated[bool, empty_is(True)] = True
     """Fetch nothing while the source still has what the version before has."""

@@ -1,14 +1,14 @@
 """What clients may request: typed, checked, and the same over HTTP, AMQP and in the catalogue.
 
-Unknown fields are ignored (old clients send `type`, `storage_technology`, …). Fields may be strings, as a form sends
-them.
+Unknown fields are refused where a request comes in (`validated`), but for those of OLD_EXTRAS; a stored request may
+have some, of another version. Fields may be strings, as a form sends them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from uuid import UUID
 
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from datamanager.domain.fields import (
+    NAME_SHOWN,
     TEXT_MAX,
     Bandwidth,
     Expiry,
@@ -33,12 +34,15 @@ from datamanager.domain.fields import (
     Name,
     OptionalName,
     Priority,
+    Protocol,
     Rank,
     Size,
     Text,
     Verify,
     objection,
     read_json_object,
+    read_positive,
+    unknown_name,
 )
 from datamanager.domain.location import name_of_url, unpacked_name
 from datamanager.errors import InvalidRequest
@@ -49,6 +53,14 @@ ITEMS_MAX = 10_000
 """Items of one batch, files of one tree."""
 NAMED_MAX = 100
 """Wrong fields that are named: of 10,000 items every one may be wrong."""
+OLD_EXTRAS: Mapping[str, str] = {
+    "type": "the kind of data, which the original required; here `metadata` may hold it",
+    "storage_technology": "FILESYSTEM or another store of the machine; a machine here has one",
+    "gather_metrics": "whether a copy or move is timed; here every transfer is",
+    "callback": "the queue that is told of a download's end; here events tell it",
+    "incidentId": "the incident that the callback is for",
+}
+"""What clients of the original send besides the README's fields, and what each meant: ignored on its endpoints."""
 
 
 def with_default_machine(given: Any, read_item: Callable[[object], object] = lambda item: item) -> Any:
@@ -66,6 +78,8 @@ class Request(BaseModel):
     """What every request has in common."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, str_max_length=TEXT_MAX)
+    ignored: ClassVar[Mapping[str, str]] = {}
+    """Fields that are no mistake although they are unknown, and why."""
 
     @field_validator("*", mode="after")
     @classmethod
@@ -77,6 +91,8 @@ class Request(BaseModel):
 
 class NewObject(Request):
     """The description of an object that is to be in the catalogue."""
+
+    ignored = OLD_EXTRAS
 
     filename: Name
     path: Text = ""
@@ -131,6 +147,8 @@ class TransferTerms(Request):
 class CopyRequest(TransferTerms):
     """Copy an object to `dest` (directory and name in one) on `machine`, as a new object."""
 
+    ignored = OLD_EXTRAS
+
     machine: Name
     dest: Name
     overwrite: bool = False
@@ -147,12 +165,22 @@ class MoveRequest(CopyRequest):
 class GetExternalRequest(NewObject, TransferTerms):
     """Fetch a URL to a new object."""
 
+    filename: Annotated[Name, Field(validate_default=True)] = ""
+    """Default the last part of the URL's path."""
     url: Name
-    protocol: Annotated[Name, BeforeValidator(lambda v: v or "http")] = "http"
+    protocol: Protocol = ""
+    """Its URL's scheme must fit; absent or empty: that scheme."""
     options: JsonObject = Field(default_factory=dict, repr=False)
     overwrite: bool = False
     verify: Verify = None
     bandwidth: Bandwidth = None
+
+    @field_validator("filename", mode="before")
+    @classmethod
+    def _has_a_name(cls, value: Any) -> Any:
+        if value is None or value == "":
+            raise ValueError("is required here, as the URL names no file")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -182,6 +210,11 @@ def _unpacks(options: object) -> bool:
 
 class DeleteRequest(TransferTerms):
     """Delete an object's file; its row stays."""
+
+    ignored = OLD_EXTRAS
+
+    force: bool = False
+    """Delete the file even if it is not what the catalogue knows of it: size, or sha256 where that is known."""
 
 
 class BatchTerms(TransferTerms):
@@ -279,23 +312,44 @@ class TreeRequest(Request):
     metadata: JsonObject = Field(default_factory=dict)
     verify: Annotated[Literal["none", "stat"], BeforeValidator(lambda v: v or "stat")] = "stat"
     """Whether the sizes that the machine lists count as proved."""
-    max_files: Annotated[int, Field(ge=1, le=ITEMS_MAX), BeforeValidator(lambda v: v or ITEMS_MAX)] = ITEMS_MAX
+    max_files: Annotated[int, Field(ge=1, le=ITEMS_MAX), BeforeValidator(lambda v: read_positive(v) or ITEMS_MAX)] = (
+        ITEMS_MAX
+    )
     """With more files than this nothing is registered."""
 
 
 def validated(fields: Mapping[str, Any], model: type[M]) -> M:
     """Make a typed request of fields as HTTP, AMQP or the Prefect UI brings them.
 
-    Raises: InvalidRequest, which names each field that is wrong and what would be right.
+    Raises: InvalidRequest, which names each field that is wrong and what would be right, unknown ones too.
     """
+    ignored = getattr(model, "ignored", {})
+    given = {name: value for name, value in fields.items() if name not in ignored}
     try:
-        return model.model_validate(fields)
+        return model.model_validate(given, extra="forbid")
     except RecursionError:
         raise InvalidRequest("the fields are nested too deeply") from None
     except ValidationError as exc:
         wrong: dict[str, str] = {}
         for fault in exc.errors(include_url=False, include_input=False, include_context=False)[:NAMED_MAX]:
-            name = ".".join(str(part) for part in fault["loc"]) or "body"
-            wrong.setdefault(name, fault["msg"].removeprefix("Value error, "))
+            *where, last = [str(part)[:NAME_SHOWN] for part in fault["loc"]] or ["body"]
+            what = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                what = unknown_name(last, _fields_at(model, where))
+            wrong.setdefault(".".join([*where, last]) or "body", what)
         # not `from exc`: pydantic's text quotes what was sent, which may contain a secret
         raise InvalidRequest.of(wrong) from None
+
+
+def _fields_at(model: type[BaseModel], where: list[str]) -> Collection[str]:
+    """Return the fields of the model to which a fault's location leads."""
+    for part in where:
+        if part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return model.model_fields
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)

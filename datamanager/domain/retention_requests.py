@@ -7,14 +7,14 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from datamanager.domain.fields import Bytes, Expiry, Lifetime, empty_is, read_duration
+from datamanager.domain.fields import Bytes, Expiry, Lifetime, Whole, empty_is, read_duration
 from datamanager.domain.requests import Request
 
 TEXT_MAX = 2000
 
 
 ShortText = Annotated[str, Field(max_length=TEXT_MAX)]
-Number = Annotated[Annotated[int, Field(ge=0, le=2**63 - 1)] | None, empty_is(None)]
+Number = Annotated[Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None, empty_is(None)]
 Size = Annotated[Bytes | None, empty_is(None, json_schema_input_type=int | str | None)]
 
 

@@ -82,6 +82,14 @@ class TransferKind(StrEnum):
         """Whether it writes partial files beside its destinations. Those of bundles are known by the bundle's row."""
         return self not in (TransferKind.DELETE, TransferKind.ARCHIVE, TransferKind.ARCHIVE_MANY)
 
+    @property
+    def removes_sources(self) -> bool:
+        """Whether it removes files, which it takes aside before."""
+        return self in (
+            *(TransferKind.MOVE, TransferKind.MOVE_MANY, TransferKind.DELETE),
+            *(TransferKind.ARCHIVE, TransferKind.ARCHIVE_MANY),
+        )
+
 
 class Phase(StrEnum):
     """Where a transfer is; for people and progress bars."""

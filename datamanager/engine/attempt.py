@@ -4,6 +4,7 @@ file (a bundle in the making, a member of one). No catalogue, no Prefect."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -11,10 +12,10 @@ from uuid import UUID
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Route, TransferKind, Verified
-from datamanager.errors import InternalError
-from datamanager.machines import Machine, VerifyPolicy
+from datamanager.errors import InternalError, SourceChanged
+from datamanager.machines import Machine, TransportKind, VerifyPolicy
 from datamanager.transports.port import Reader, Session, Storage
-from datamanager.transports.values import Bytes, FileStat, KeptAttributes
+from datamanager.transports.values import Bytes, FileStat, KeptAttributes, clamped_mtime
 
 
 class Digest(Protocol):
@@ -50,33 +51,74 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownFile:
+    """What the catalogue knows of an object's file: size in bytes, sha256 (hex); None: not known."""
+
+    size: int | None = None
+    sha256: str | None = None
+
+    def require(self, place: Place, size: int, sha256: str | None = None) -> None:
+        """Check that the file at a place, of this size and sha256 (None: not hashed), may be the object's.
+
+        Raises: SourceChanged.
+        """
+        if self.size is not None and size != self.size:
+            raise SourceChanged(f"{place} is not the object's file any more: {size} bytes instead of {self.size}")
+        if None not in (self.sha256, sha256) and sha256 != self.sha256:
+            raise SourceChanged(f"{place} is not the object's file any more: it has another sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceMark:
+    """What the source of a move was when it was read, as far as the intent does not say it: by this it is known again
+    before it is removed (`engine.single.source_removal`).
+
+    `mtime` in seconds. `read`: the source machine's time before the first byte was read (seconds since 1970), None if
+    it could not be had. `inode` where the machine tells it. `sha256` (hex) of what was read, where the intent has none.
+    """
+
+    mtime: int
+    read: float | None = None
+    inode: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """What was recorded before a name was given: how a later attempt recognises its own work after a crash.
 
-    `size` in bytes, `sha256` hex or None, `mtime` of the file whose bytes these are (seconds). `stored_mtime` is what
-    the destination's file has instead, where the machine does not keep it; `not_kept`: what of `mode`, `mtime` and
-    `fsync` it does not keep.
+    `size` in bytes, `sha256` hex or None, `mtime` that the file gets or, where its machine keeps another one, has
+    (seconds). `source`: of a move; those of earlier versions have none. `not_kept`: what of `mode`, `mtime` and `fsync`
+    the machine does not keep as the source has it.
     """
 
     size: int
     sha256: str | None
     mtime: int
+    source: SourceMark | None = None
     not_kept: tuple[str, ...] = ()
-    stored_mtime: int | None = None
 
     def __post_init__(self) -> None:
         """Accept what was read back from a note, which is JSON."""
+        source: object = self.source
+        if isinstance(source, Mapping):
+            object.__setattr__(self, "source", SourceMark(**source))
         object.__setattr__(self, "not_kept", tuple(self.not_kept))
 
     @property
-    def file_mtime(self) -> int:
-        """The mtime by which the destination's file is known again (seconds)."""
-        return self.mtime if self.stored_mtime is None else self.stored_mtime
+    def source_mark(self) -> SourceMark:
+        """What the source was; of an intent without a mark all that its own fields say."""
+        return self.source or SourceMark(self.mtime)
 
     def stored_as(self, kept: KeptAttributes) -> Intent:
         """Return the intent with what the machine keeps of mode, mtime and fsync."""
-        stored = None if kept.mtime == self.mtime else kept.mtime
-        return replace(self, stored_mtime=stored, not_kept=tuple(dict.fromkeys((*self.not_kept, *kept.not_kept))))
+        return replace(self, mtime=kept.mtime, not_kept=tuple(dict.fromkeys((*self.not_kept, *kept.not_kept))))
+
+
+def kept_mtime(machine: Machine, mtime: int) -> tuple[int, tuple[str, ...]]:
+    """Return the time nearest to `mtime` (seconds) that the machine can be told, and what is not kept by that."""
+    kept = clamped_mtime(mtime) if machine.transport is TransportKind.SFTP else mtime
+    return kept, () if kept == mtime else ("mtime",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +157,8 @@ class Attempt:
     """Recorded by an earlier attempt that may have published."""
     restart: Restart | None = None
     """Recorded by an earlier try or attempt before it wrote a partial file."""
+    known: KnownFile = KnownFile()
+    """Of a move: what its object's file must be."""
     limited: bool = False
     """A bandwidth limit is in force: the bytes must go through the mover, which keeps to it."""
 
@@ -166,10 +210,14 @@ class Found:
     canonical: str = ""
     """The destination below the base directory with links resolved; differs from the requested place below a linked
     directory, and is claimed too then."""
+    taken: bool = False
+    """A file is at the destination: whose it is has to be looked up before it is replaced, or accepted as ours."""
     published: Intent | None = None
     """An earlier attempt of this transfer has published already: go straight to the catalogue."""
     content: Content | None = None
     """What is read; None for the file at `source_path`, as it is."""
+    read: float | None = None
+    """Of a move: the source machine's time before a byte of it was read; see `SourceMark`."""
 
     @property
     def size(self) -> int | None:
@@ -182,6 +230,14 @@ class Found:
         if self.source is None:
             raise InternalError("a download has no source file")
         return self.source
+
+    def intent(self, job: Attempt, size: int, sha256: str | None = None) -> Intent:
+        """Return what is to be recorded before the source's bytes get their name. Raises: InternalError for a
+        download."""
+        source = self.source_stat
+        mtime, not_kept = kept_mtime(job.target.machine, source.mtime)
+        mark = SourceMark(source.mtime, self.read, source.inode) if job.kind is TransferKind.MOVE else None
+        return Intent(size, sha256, mtime, mark, not_kept)
 
     def open(self, session: Session) -> AbstractContextManager[Reader]:
         """Open what is read, over a session of its machine. Raises: PathMissing, or what the content raises."""

@@ -1,14 +1,16 @@
 """Confinement on the machine: symbolic links are resolved there, and must not lead out of the base directory.
 
-SFTP v3 has no `openat`, so a user who may write below `base_dir` can still swap a directory for a link between this
-check and the use; docs/security.md says so.
+A user who may write below `base_dir` can exchange a directory for a link between this check and the use. On this host
+the transport notices it before anything is done (`transports.local.beneath`). SFTP v3 has no `openat`: there a look
+behind each act notices it (`transports.sftp.looks`), and one per directory behind the acts on many small files
+(`moved_away`). docs/security.md says what remains.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +18,7 @@ from datamanager.errors import DataManagerError, PathMissing, PathNotAllowed, Re
 from datamanager.machines import Machine
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileKind, FileStat, shown
+from datamanager.transports.values import FileKind, FileStat, path_replaced, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,24 @@ def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str
         faults |= {path: faults[posixpath.dirname(path)] for path in paths.difference(level)}
     made = [one.path for one in directories if one.missing and one.path not in faults]
     for index, now in session.bulk.real_path(made):
-        if now != made[index]:
-            faults[made[index]] = RemoteFailure(f"{shown(made[index])}: changed while it was checked")
-    return faults
+        if isinstance(now, TransportError):
+            faults[made[index]] = RemoteFailure(f"{shown(made[index])}: changed while it was checked: {now.detail}")
+    return faults | moved_away(session, [path for path in made if path not in faults])
+
+
+def moved_away(session: PathLookup, paths: Iterable[str]) -> dict[str, TransportError]:
+    """Look once more at directories (absolute, links resolved) that something was done in; return those that lead
+    elsewhere now, each with PathReplaced. One that is gone leads nowhere. Raises: what breaks the connection.
+    """
+    directories = sorted(set(paths))
+    return {
+        directories[index]: path_replaced(
+            f"{shown(directories[index])} leads to {shown(now)} now; what was done there may have been done outside of "
+            "the base directory"
+        )
+        for index, now in session.bulk.real_path(directories)
+        if isinstance(now, str) and now != directories[index]
+    }
 
 
 def relative(session: Session, machine: Machine, real: str) -> str:
@@ -171,7 +188,7 @@ def _resolved(
     found = dict[str, ResolvedDirectory | DataManagerError]()
     ancestors = {directory: directory for directory in directories}
     while ancestors:
-        looked = _real_paths(session, machine, base, sorted({ancestor for ancestor in ancestors.values() if ancestor}))
+        looked = _real_paths(session, base, sorted({ancestor for ancestor in ancestors.values() if ancestor}))
         looked[""] = base
         for directory, ancestor in list(ancestors.items()):
             real = looked[ancestor]
@@ -185,24 +202,33 @@ def _resolved(
                 found[directory] = _leads_out(machine, directory)
             else:
                 found[directory] = ResolvedDirectory(real, directory[len(ancestor) :].lstrip("/"))
-    return found
+    return found | _not_made(session, machine, found)
 
 
-def _real_paths(
-    session: PathLookup, machine: Machine, base: str, places: Sequence[str]
-) -> dict[str, str | DataManagerError]:
-    """Resolve what exists; PathMissing for what does not, and can be made."""
+def _real_paths(session: PathLookup, base: str, places: Sequence[str]) -> dict[str, str | TransportError]:
+    """Resolve what exists."""
     paths = [posixpath.join(base, place) for place in places]
-    looked: dict[str, str | DataManagerError] = {places[index]: found for index, found in session.bulk.real_path(paths)}
-    missing = [place for place in places if isinstance(looked[place], PathMissing)]
-    for index, found in session.bulk.lstat([posixpath.join(base, place) for place in missing]):
-        place = missing[index]
-        # a dangling link is no missing directory: making it would write wherever it points
-        if isinstance(found, FileStat) and found.kind is FileKind.SYMLINK:
-            looked[place] = PathNotAllowed(f"{machine.name}:{place} is a dangling link")
-        elif isinstance(found, TransportError) and not isinstance(found, PathMissing):
-            looked[place] = found
-    return looked
+    return {places[index]: found for index, found in session.bulk.real_path(paths)}
+
+
+def _not_made(
+    session: PathLookup, machine: Machine, found: Mapping[str, ResolvedDirectory | DataManagerError]
+) -> dict[str, DataManagerError]:
+    """Return which directories can't be made, though they are missing: a dangling link is no missing directory, making
+    it would write wherever it points.
+    """
+    missing = {
+        directory: one.ways[1] for directory, one in found.items() if isinstance(one, ResolvedDirectory) and one.missing
+    }
+    paths = sorted(set(missing.values()))
+    faults = dict[str, DataManagerError]()
+    for index, there in session.bulk.lstat(paths):
+        if isinstance(there, FileStat) and there.kind is FileKind.SYMLINK:
+            name = posixpath.basename(paths[index])
+            faults[paths[index]] = PathNotAllowed(f"{machine.name}: {shown(name)} is a dangling link")
+        elif isinstance(there, TransportError) and not isinstance(there, PathMissing):
+            faults[paths[index]] = there
+    return {directory: faults[path] for directory, path in missing.items() if path in faults}
 
 
 def _is_below(base: str, real: str) -> bool:

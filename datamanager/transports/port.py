@@ -6,9 +6,12 @@ does by itself. Paths are absolute strings on the machine; bytes that are not UT
 383). Names are never interpreted: a name may begin with a dash, or hold quotes, newlines and `$(id)`. Sizes and offsets
 are bytes, times are seconds.
 
+The directories of a path hold no links (`real_path` resolves them). One that was exchanged for a link since is
+PathReplaced: on this host before anything was done, elsewhere behind it, if it is noticed.
+
 Every method may raise `MachineUnavailable`, `ConnectionLost`, `TransportTimeout` (retryable), `AuthenticationFailed`,
-`HostKeyMismatch`, `LoginOutput`, `PermissionDenied`, `NoSpace` or `RemoteFailure`; docstrings name only what is
-particular to a method.
+`HostKeyMismatch`, `LoginOutput`, `PermissionDenied`, `NoSpace`, `PathReplaced` or `RemoteFailure`; docstrings name only
+what is particular to a method.
 """
 
 from __future__ import annotations
@@ -114,7 +117,7 @@ class Session(Protocol):
         not say, or says what can't be (a file system of no bytes)."""
 
     def open_read(self, path: str) -> AbstractContextManager[Reader]:
-        """Open a file for reading. Raises: PathMissing."""
+        """Open a file for reading; a link is RemoteFailure. Raises: PathMissing."""
 
     def create(self, path: str, *, mode: int = 0o600) -> AbstractContextManager[Writer]:
         """Create a new file, exclusively (O_EXCL).

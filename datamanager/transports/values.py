@@ -6,12 +6,15 @@ A path is a string whose bytes need not be UTF-8 (PEP 383).
 from __future__ import annotations
 
 import enum
+import logging
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from datamanager.errors import RemoteFailure
+from datamanager.errors import PathReplaced, RemoteFailure
+
+_log = logging.getLogger(__name__)
 
 Bytes = bytes | bytearray | memoryview
 
@@ -52,6 +55,12 @@ def shown(path: str) -> str:
     return repr(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
+def path_replaced(detail: str) -> PathReplaced:
+    """Return the error, and have the log tell it whatever becomes of it: somebody may be trying to get out."""
+    _log.warning("%s: %s", PathReplaced.code, detail)
+    return PathReplaced(detail)
+
+
 class FileKind(enum.Enum):
     """What is at a path."""
 
@@ -72,12 +81,43 @@ _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlin
 @dataclass(frozen=True, slots=True)
 class FileStat:
     """What a machine says of a path: `size` in bytes, `mtime` in whole seconds since 1970 (SFTP v3 has no finer),
-    `mode` the permission bits (0o7777)."""
+    `mode` the permission bits (0o7777).
+
+    `identity` (device and inode), `links` (hard links), `mtime_ns` and `ctime_ns` (nanoseconds since 1970; ctime is the
+    last change, which no program can set) where they can be had, which SFTP v3 does not tell.
+    """
 
     kind: FileKind
     size: int
     mtime: int
     mode: int
+    identity: tuple[int, int] | None = None
+    links: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+    @property
+    def inode(self) -> int | None:
+        """The number of the file on its file system; None where it can't be had."""
+        return None if self.identity is None else self.identity[1]
+
+    @property
+    def last_change(self) -> float:
+        """Seconds since 1970, by the machine's clock: of the last change where it is told, else of the last writing."""
+        return float(self.mtime) if self.ctime_ns is None else self.ctime_ns / 1e9
+
+    def is_version(self, then: FileStat) -> bool:
+        """Say whether this has the size and mtime of an earlier look at a file, and its inode and nanoseconds where
+        both looks told them."""
+        if (self.size, self.mtime) != (then.size, then.mtime):
+            return False
+        finer = ((self.identity, then.identity), (self.mtime_ns, then.mtime_ns))
+        return all(None in pair or pair[0] == pair[1] for pair in finer)
+
+
+def clamped_mtime(mtime: int) -> int:
+    """Return the nearest time to `mtime` (seconds since 1970) that SFTP version 3 can carry: 1970 to 2106."""
+    return min(max(mtime, 0), 2**32 - 1)
 
 
 def require_file(found: FileStat, path: str) -> None:

@@ -11,7 +11,9 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import assert_never
 from uuid import UUID
 
@@ -63,7 +65,11 @@ class RequestConsumer:
     async def run(self) -> None:
         """Consume until cancelled; the broker may be away at the start and at any time."""
         self._consumption = Consumption(self.broker, REQUESTS_QUEUE, self._handle, prefetch=PREFETCH)
-        await every(RETRY_AFTER, "consume requests", self._consume, retry_after=RETRY_AFTER)
+        self._threads = ThreadPoolExecutor(PREFETCH, thread_name_prefix="requests")
+        try:
+            await every(RETRY_AFTER, "consume requests", self._consume, retry_after=RETRY_AFTER)
+        finally:
+            self._threads.shutdown(wait=False)
 
     async def _consume(self) -> None:
         begun = time.monotonic()
@@ -94,7 +100,9 @@ class RequestConsumer:
         return Done()
 
     async def _answer(self, delivery: Delivery, call: Call) -> None:
-        event = await asyncio.to_thread(enter, self.database, self.machines, call, self.check, self.sealer)
+        # not in the mover's shared threads: a name server that is silent would keep them from its transfers
+        entering = partial(enter, self.database, self.machines, call, self.check, self.sealer)
+        event = await asyncio.get_running_loop().run_in_executor(self._threads, entering)
         if self.on_entered is not None:
             self.on_entered()
         if not delivery.reply_to:

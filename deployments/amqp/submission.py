@@ -136,7 +136,9 @@ def _prepared(call: Call, check: SourceCheck | None, sealer: Sealer | None) -> S
         object_id = _uuid(call.data.get("uuid"))
         if object_id is None:
             raise InvalidRequest("uuid: must be an object's identifier", {"uuid": "the identifier of an object"})
-    fields = validated(call.data, REQUEST_OF_KIND[call.kind])
+    own = {"uuid"} if object_id is not None else set()
+    given = {name: value for name, value in call.data.items() if name not in own}
+    fields = validated(given, REQUEST_OF_KIND[call.kind])
     if isinstance(fields, GetExternalRequest):
         refuse_secrets(fields.options, "in messages, which brokers store", fields.url)
     return prepare(TransferRequest(call.kind, fields, object_id), check, sealer)

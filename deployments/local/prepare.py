@@ -59,7 +59,10 @@ def provide_machines(settings: Settings) -> Machines:
     """Read machines.toml; write one for this host where there is none and none was named. Raises: SettingsError."""
     file = settings.machines_file
     if settings.machines is None and not file.exists():
-        _write_machines(file, settings.home / "data")
+        try:
+            _write_machines(file, settings.home / "data")
+        except OSError as exc:
+            raise SettingsError(f"DM_HOME: {file}: {exc.strerror}") from exc
     return load_machines(file).with_archives(settings.archive_rules)
 
 

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +23,8 @@ from typing import BinaryIO
 BACKOFF_MIN = 0.5  # seconds until a child that died is started again; doubled each time
 BACKOFF_MAX = 30.0
 STEADY = 60.0  # seconds that a child must have lived for its next death to count as the first
+HURRY = 3.0  # seconds that each child gets to end after a second signal
+SILENT = 3.0  # seconds of waiting for a child's end after which that is said
 LOG_MAX = 10 * 2**20  # bytes; a log larger than this is put aside when its child is started
 LOGS_KEPT = 3
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -62,6 +64,7 @@ class Supervisor:
         self._entries: list[_Running] = []
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
         self._signals = 0
+        self._interruptible = False
         self._receiver, self._sender = socket.socketpair()
         for end in (self._receiver, self._sender):
             end.setblocking(False)
@@ -74,6 +77,21 @@ class Supervisor:
         """Start a child. They are stopped in the reverse order."""
         self._entries.append(_Running(child, self._spawn(child)))
 
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal end the body, which does not look for one. Raises: KeyboardInterrupt."""
+        self._interruptible = True
+        try:
+            if self._signals:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._interruptible = False
+
+    def pid(self, name: str) -> int | None:
+        """Return the pid of a child that runs."""
+        return next((entry.process.pid for entry in self._entries if entry.process and entry.child.name == name), None)
+
     def run(self, tick: Callable[[], float]) -> None:
         """Watch over the children until a signal asks to stop; `tick`, called in between, returns the next delay."""
         while not self._signals:
@@ -84,16 +102,18 @@ class Supervisor:
             self._sleep(max(0.0, min([delay, *dues])))
 
     def stop(self) -> None:
-        """Stop every child, the last one started first: SIGTERM, its grace, SIGKILL. A second signal hurries."""
-        hurry_at = self._signals + 1
+        """Stop every child, the last one started first: SIGTERM, its grace, SIGKILL. What takes long is said.
+
+        After a second signal each child gets SIGTERM once more and HURRY; after a third one SIGKILL.
+        """
+        asked = min(1, self._signals)
         for entry in reversed(self._entries):
             process, entry.due = entry.process, None
-            if process is None or process.poll() is not None:
+            if process is None:
                 continue
-            process.terminate()
-            deadline = time.monotonic() + entry.child.grace
-            while process.poll() is None and time.monotonic() < deadline and self._signals < hurry_at:
-                self._sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+            self._terminate(process, entry.child, entry.child.grace, asked)
+            if self._signals > asked:
+                self._terminate(process, entry.child, HURRY, asked + 1)
             if process.poll() is None:
                 self._say(f"{entry.child.name} did not stop in time; killing it")
                 process.kill()
@@ -104,6 +124,19 @@ class Supervisor:
 
     def _asked_to_stop(self, _number: int, _frame: object) -> None:
         self._signals += 1
+        if self._interruptible:
+            raise KeyboardInterrupt
+
+    def _terminate(self, process: subprocess.Popen[bytes], child: Child, grace: float, signals: int) -> None:
+        """Send SIGTERM; wait until the child has ended, for `grace` seconds, or until more than `signals` came."""
+        process.terminate()
+        begun = time.monotonic()
+        said = False
+        while process.poll() is None and (waited := time.monotonic() - begun) < grace and self._signals <= signals:
+            if waited > SILENT and not said:
+                said = True
+                self._say(f"  waiting for {child.name} to end, {grace - waited:.0f} s at most")
+            self._sleep(max(0.0, min(0.2, grace - waited)))
 
     def _sleep(self, seconds: float) -> None:
         """Wait; a signal ends it, also one that came just before."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
+import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +31,7 @@ from deployments.orchestrator.environment import prefect_environment, server_env
 MOVER_GRACE = 25.0  # seconds beyond `stop_grace`: it hands its transfers back within 20
 LOOK_WHILE_STARTING = 0.2  # seconds between two looks whether the service is ready
 LOOK_AFTERWARDS = 60.0
-SLOW = 15.0  # seconds after which a start that is not ready is mentioned
+SLOW = 15.0  # seconds after which a start that is not ready says what it waits for, each time again
 
 
 def main() -> int:
@@ -49,14 +52,17 @@ def main() -> int:
             supervisor.start(
                 _child("prefect", settings, server_environment(settings), "deployments.orchestrator.server")
             )
-        _prepare_catalogue(settings)
+        with supervisor.interruptible(), waiting_for("the catalogue", begun):
+            _prepare_catalogue(settings)
         environment = prefect_environment(settings)
         supervisor.start(_child("api", settings, environment, "deployments.api"))
         grace = settings.stop_grace.total_seconds() + MOVER_GRACE
         # one process prepares Prefect and is the mover: importing Prefect and the flows costs seconds
         supervisor.start(_child("mover", settings, environment, "deployments.mover", "--deploy", grace=grace))
         supervisor.run(ReadinessCheck(settings, machines, supervisor, begun).look)
-        say("stopping …")
+        _announce_stop(settings, supervisor.pid("mover"))
+    except KeyboardInterrupt:
+        _announce_stop(settings, None)
     except DataManagerError as exc:
         return _refuse(exc)
     finally:
@@ -75,18 +81,19 @@ class ReadinessCheck:
     supervisor: Supervisor
     begun: float
     done: bool = False
-    slow: bool = False
+    due: float = SLOW
 
     def look(self) -> float:
         """Look; return seconds until the next look is wanted."""
         if self.done:
             return LOOK_AFTERWARDS
+        missing = missing_parts(self.settings)
         seconds = time.monotonic() - self.begun
-        if not is_ready(self.settings):
-            if seconds > SLOW and not self.slow:
-                self.slow = True
-                say(f"not ready after {seconds:.0f} s; waiting for Prefect at {self.settings.prefect_url} and a mover")
-                say(f"  logs        {_logs(self.settings)}")
+        if missing:
+            if seconds > self.due:
+                self.due = seconds + SLOW
+                what = " and ".join(missing)
+                say(f"not ready after {seconds:.0f} s; waiting for {what}; logs: {_logs(self.settings)}")
             return LOOK_WHILE_STARTING
         self.done = True
         self._announce(seconds)
@@ -107,17 +114,42 @@ class ReadinessCheck:
         say("Ctrl-C stops it.")
 
 
-def is_ready(settings: Settings) -> bool:
-    """Ask the API whether the service can work."""
+def missing_parts(settings: Settings) -> list[str]:
+    """Ask the API whether the service can work; return what it lacks."""
     where = urlsplit(settings.api_url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=5)
     try:
         connection.request("GET", "/DM/health/ready")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+        answer = connection.getresponse()
+        if answer.status == 200:
+            return []
+        checks = json.loads(answer.read())["checks"]
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return [f"the API at {settings.api_url}"]
     finally:
         connection.close()
+    missing = [] if checks["database"] == "ok" else ["the catalogue"]
+    if checks["prefect"] != "ok":
+        missing.append(f"Prefect at {settings.prefect_url}")
+    return missing or ["a mover"]
+
+
+@contextlib.contextmanager
+def waiting_for(what: str, begun: float) -> Iterator[None]:
+    """Say now and then what is waited for while the body works."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(SLOW):
+            say(f"not ready after {time.monotonic() - begun:.0f} s; waiting for {what}")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()  # children are started by a process of one thread
 
 
 def say(line: str) -> None:
@@ -128,7 +160,7 @@ def say(line: str) -> None:
 
 def _prepare_catalogue(settings: Settings) -> None:
     """Bring the schema up to date and check what the processes would refuse to start with. Raises: DataManagerError."""
-    from deployments.composition import open_runtime
+    from deployments.composition import open_runtime, tell_missing
     from models.database import Database
     from models.migrate import upgrade
 
@@ -137,7 +169,30 @@ def _prepare_catalogue(settings: Settings) -> None:
         upgrade(database)
     finally:
         database.close()
-    open_runtime(settings).close()
+    runtime = open_runtime(settings)
+    tell_missing(runtime.machines, say)
+    runtime.close()
+
+
+def _announce_stop(settings: Settings, mover: int | None) -> None:
+    """Say what a stop waits for, and how not to wait."""
+    say("stopping … (Ctrl-C again: now)")
+    if mover is None:
+        return
+    from models.database import Database
+    from models.transfers.lookup import count_held
+
+    database = Database(settings.catalogue_url)
+    try:
+        with database.read() as session:
+            held = count_held(session, socket.gethostname(), mover)
+    except DataManagerError:
+        return  # the mover waits for it just as long
+    finally:
+        database.close()
+    if held:
+        transfers = "1 transfer is" if held == 1 else f"{held} transfers are"
+        say(f"  {transfers} under way, and returned to the queue in {settings.stop_grace.total_seconds():g} s")
 
 
 def _refuse(error: DataManagerError) -> int:

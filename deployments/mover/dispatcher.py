@@ -14,20 +14,21 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from sqlalchemy.orm import Session
 
 from datamanager.engine.control import Control
 from datamanager.errors import CatalogueUnavailable, InternalError, LeaseLost
 from deployments.mover.flow_runner import FlowRunner
 from deployments.mover.maintenance_runs import MaintenanceRuns
+from deployments.mover.retried_runs import earlier_end
 from deployments.orchestrator.flow_registry import MAINTENANCE, AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway
 from deployments.orchestrator.monitor import PrefectMonitor
 from deployments.periodic import every
 from flows.runtime.services import Services
 from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
-from models.database import write
+from models.database import read, write
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import cancel_pause, outcomes, queue
@@ -114,6 +115,10 @@ class Dispatcher:
 
     async def run_scheduled(self, flow: AnyFlow, flow_run: FlowRun) -> None:
         """Run what was begun in the Prefect UI or by a schedule. Maintenance takes no slot of the transfers."""
+        if (end := await self._earlier_end(flow_run)) is not None:
+            log.info("retried_after_its_end", flow_run=str(flow_run.id), state=end.name)
+            await self.gateway.set_state(flow_run.id, end)
+            return
         if flow in MAINTENANCE:
             await self.maintenance.run_scheduled(flow, flow_run)
             return
@@ -124,6 +129,13 @@ class Dispatcher:
             await self._runner.run(flow, flow_run, flow_run.parameters)
         finally:
             self._tasks.pop(flow_run.id, None)
+
+    async def _earlier_end(self, flow_run: FlowRun) -> State[Any] | None:
+        """Look, as soon as the catalogue is there: a run must not fail because it is away."""
+        while True:
+            with contextlib.suppress(CatalogueUnavailable):
+                return await read(self._services.database, earlier_end, flow_run)
+            await asyncio.sleep(POLL)
 
     # --- taking ------------------------------------------------------------------------------------------------------
 

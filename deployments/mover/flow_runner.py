@@ -28,6 +28,7 @@ from prefect.states import Running
 
 from datamanager.domain.states import TransferKind, TransferStatus, status_of_run
 from datamanager.errors import Cancelled, CatalogueUnavailable, InternalError, LeaseLost, OrchestratorUnavailable
+from deployments.mover.heartbeats import heartbeats
 from deployments.orchestrator.flow_registry import FLOW_OF_KIND, AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway, translated
 from deployments.orchestrator.prefect_private import Nowhere, UnobservedEngine
@@ -173,7 +174,7 @@ async def run_warm(flow: AnyFlow, flow_run: FlowRun, parameters: dict[str, Any])
     """
     flow.result_storage = flow.result_storage or Nowhere()
     engine = WarmEngine(flow, flow_run, parameters)
-    async with engine.start():
+    async with heartbeats(flow_run), engine.start():
         while engine.is_running():
             async with engine.run_context():
                 _ = await engine.call_flow_fn()

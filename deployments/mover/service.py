@@ -25,9 +25,11 @@ from deployments.mover.maintenance_runs import AT_ONCE, start_retention
 from deployments.orchestrator.schedule_sync import ScheduleSync
 from deployments.periodic import every
 from flows.cleanup.leftovers import clear_up, reclaim
+from flows.cleanup.second_looks import look_again
+from flows.runtime.reachability import tell_missing_base_dirs
 from flows.runtime.services import Services
 from models.core.listen import Listener
-from models.database import write
+from models.database import LET_OTHERS, write
 from models.housekeeping import tidy
 from models.submission import source_check
 
@@ -103,6 +105,7 @@ class MoverService:
             loops.start_soon(every, 2.0, "sync schedules", ScheduleSync(services, gateway).look)
             loops.start_soon(every, 10.0, "clear up", self._clear_up)
             loops.start_soon(every, 600.0, "tidy", self._tidy)
+            loops.start_soon(tell_missing_base_dirs, services)
             if self._relay is not None:
                 loops.start_soon(self._relay.run)
             if self._consumer is not None:
@@ -134,12 +137,16 @@ class MoverService:
             self._relay.notify()
 
     async def _clear_up(self) -> None:
-        """Remove partial files that could not be removed when their transfers ended, and bundles that nobody needs."""
+        """Remove partial files that could not be removed when their transfers ended, and bundles that nobody needs.
+
+        Look again for files that were not found.
+        """
         await asyncio.to_thread(clear_up, self._services)
         await asyncio.to_thread(reclaim, self._services)
+        await asyncio.to_thread(look_again, self._services)
 
     async def _tidy(self) -> float | None:
-        """Forget a bounded batch of old rows, so that nobody waits for it; at once again while there are more."""
+        """Forget a bounded batch of old rows, so that nobody waits for it; soon again while there are more."""
         settings = self._settings
         done = await write(self._runtime.database, tidy, settings, broker=settings.amqp_url is not None)
-        return 0 if done.more else None
+        return LET_OTHERS if done.more else None

@@ -32,7 +32,7 @@ from prefect.workers.base import BaseJobConfiguration
 from datamanager.errors import NotSupported, SettingsError
 from datamanager.settings import Settings, load_settings
 from deployments.mover.loop_thread import in_own_loop
-from deployments.orchestrator.environment import RUN_HEARTBEAT, WORK_POOL
+from deployments.orchestrator.environment import WORK_POOL
 from deployments.orchestrator.prefect_private import MoverResult, PrefectWorker
 from deployments.orchestrator.work_pool import NO_JOB, QUEUES
 from deployments.periodic import every
@@ -119,17 +119,18 @@ class MoverWorker(PrefectWorker):
         return settings
 
     async def _work(self, settings: Settings, run_once: bool, printer: Callable[..., None]) -> None:
-        from deployments.composition import open_runtime, run_directory
+        from deployments.composition import open_runtime, run_directory, tell_missing
         from deployments.mover.service import MoverService
 
         self._loop = asyncio.get_running_loop()
         self.limit = settings.concurrency
         self.name = self._given_name or worker_name(run_directory(settings))
         runtime = await asyncio.to_thread(open_runtime, settings, pool_size=settings.concurrency + 4)
+        tell_missing(runtime.machines)
         try:
             async with AsyncExitStack() as stack:
-                # `deployments.orchestrator.crash_automation` counts on it, whatever this process's environment says
-                stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: RUN_HEARTBEAT}))
+                # none of Prefect's own: `deployments.mover.heartbeats` sends them
+                stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
                 # leases are this process's, not its successor's of the same name
                 lease_name = f"{self.name}:{os.getpid()}-{secrets.token_hex(3)}"
                 mover = self._mover = await stack.enter_async_context(MoverService(runtime, lease_name))

@@ -21,6 +21,8 @@ from deployments.orchestrator.environment import RUN_HEARTBEAT
 NAME = "data-manager: runs without a heartbeat have crashed"
 SILENCE = timedelta(seconds=3 * RUN_HEARTBEAT)
 HEARTBEAT = "prefect.flow-run.heartbeat"
+RUN_LEFT = "data-manager.flow-run.left"
+"""A mover works on a run no more, however that ended. It is no state: no server holds it back for the one before it."""
 NO_HEARTBEAT_AFTER = frozenset(
     f"prefect.flow-run.{state}"
     for state in (
@@ -51,7 +53,7 @@ async def provide_automation(client: PrefectClient, deployments: Sequence[UUID])
 
 
 def automation(deployments: Sequence[UUID], *, enabled: bool = True) -> AutomationCore:
-    """Describe it: a heartbeat, and then for SILENCE neither another nor a state in which none is due."""
+    """Describe it: a heartbeat, and then for SILENCE neither another nor an event after which none is due."""
     return AutomationCore(
         name=NAME,
         description="Made by dm deploy. A mover resumes the transfer itself, whatever is shown here.",
@@ -67,7 +69,7 @@ def automation(deployments: Sequence[UUID], *, enabled: bool = True) -> Automati
             ),
             for_each={"prefect.resource.id"},
             after={HEARTBEAT},
-            expect={HEARTBEAT, *NO_HEARTBEAT_AFTER},
+            expect={HEARTBEAT, RUN_LEFT, *NO_HEARTBEAT_AFTER},
             posture=Posture.Proactive,
             threshold=1,
             within=SILENCE,

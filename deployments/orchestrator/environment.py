@@ -14,7 +14,7 @@ from datamanager.settings import Settings
 
 WORK_POOL = "data-manager"
 RUN_HEARTBEAT = 30
-"""Seconds between two heartbeats of a flow run; Prefect takes no shorter ones."""
+"""Seconds between two heartbeats of a flow run."""
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:

@@ -9,13 +9,19 @@ from abc import ABC
 from collections.abc import Generator, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect._flow_run_suspension import FlowRunSuspensionRequest, register_flow_run_suspension_request
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.filesystems import WritableFileSystem
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
+
+if TYPE_CHECKING:
+    from prefect.server.events.actions import Action
+    from prefect.server.events.schemas.automations import TriggeredAction
+
+CALLS_ARE_OFF = "this server calls no other host: webhooks and notifications are off (docs/security.md)"
 
 
 class Nowhere(WritableFileSystem):
@@ -88,3 +94,25 @@ class PrefectWorker(BaseWorker[BaseJobConfiguration, BaseVariables, MoverResult]
     async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
         found = await super()._get_scheduled_flow_runs()
         return await self.choose([one for one in found if one.flow_run.id not in self._submitting_flow_run_ids])
+
+
+def calling_actions() -> tuple[type[Action], ...]:
+    """Return the actions of automations that connect to an address which a client has chosen, also one inside the
+    server's network, and keep the answer. Imports Prefect's server, which takes seconds.
+    """
+    from prefect.server.events.actions import CallWebhook, SendNotification
+
+    return CallWebhook, SendNotification
+
+
+def refuse_calls() -> None:
+    """Have the Prefect server of this process refuse these actions from now on: each is shown as failed, with
+    CALLS_ARE_OFF.
+    """
+    from prefect.server.events.actions import ActionFailed
+
+    async def refuse(self: Action, triggered_action: TriggeredAction) -> None:  # noqa: ARG001 - Prefect's signature
+        raise ActionFailed(CALLS_ARE_OFF)
+
+    for action in calling_actions():
+        action.act = refuse  # type: ignore[method-assign]

@@ -6,6 +6,9 @@
   are refused, as on our own API, and no other origin is allowed by CORS.
 - Prefect copies its UI into its own installation; where that can't be written there is no UI. Here it goes to DM_HOME.
   The page asks for `/api` of the address by which it was opened, so that it works under every name and through tunnels.
+- Its automations can call any address that a client names. Here they call none.
+- It keeps events in memory that its services have not consumed yet, up to 10,000 each, and grows with its runs. Beyond
+  DM_PREFECT_MEMORY it ends in an orderly way, to be started again by whoever started it.
 - On SQLite, writing transactions wait for each other instead of failing (docs/adr/0005). PostgreSQL is used where
   PREFECT_SERVER_DATABASE_CONNECTION_URL names it.
 """
@@ -17,6 +20,7 @@ import json
 import os
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -30,6 +34,32 @@ from datamanager.settings import Settings, load_settings
 from deployments.orchestrator.environment import run_with, server_environment
 
 KEEP_ALIVE = 60  # seconds
+LOOK_EVERY = 100  # ticks of uvicorn's main loop, ten a second
+CLOSE_WITHIN = 5
+"""Seconds that requests and WebSockets get when it ends."""
+
+
+class BoundedServer(uvicorn.Server):
+    """A server that ends when its process has more than `most` bytes resident."""
+
+    def __init__(self, config: uvicorn.Config, most: int) -> None:
+        super().__init__(config)
+        self._most = most
+
+    async def on_tick(self, counter: int) -> bool:
+        """Say whether to end; uvicorn asks ten times a second."""
+        if counter % LOOK_EVERY == 0 and (resident := resident_bytes()) > self._most:
+            sys.stderr.write(
+                f"prefect server: {resident >> 20} MiB resident, more than the {self._most >> 20} MiB of "
+                "DM_PREFECT_MEMORY; it ends, to be started again\n"
+            )
+            return True
+        return await super().on_tick(counter)
+
+
+def resident_bytes() -> int:
+    """Return the bytes of this process that are in memory (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class PrefectGuardMiddleware:
@@ -70,22 +100,27 @@ def main() -> int:
     from prefect.server.database.dependencies import temporary_database_config
     from prefect.settings import get_current_settings
 
+    from deployments.orchestrator.prefect_private import refuse_calls
     from deployments.orchestrator.server_sqlite import WritesImmediately
 
+    refuse_calls()
     url = get_current_settings().server.database.connection_url
     if url is None:
         raise RuntimeError("Prefect names no database for its server")
     with ExitStack() as stack:
         if url.get_secret_value().startswith("sqlite"):
             stack.enter_context(temporary_database_config(WritesImmediately(connection_url=url.get_secret_value())))
-        uvicorn.run(
+        config = uvicorn.Config(
             PrefectGuardMiddleware(create_app(final=True), _with_own_address(settings)),
             host=given.host,
             port=given.port,
             timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=CLOSE_WITHIN,
             log_level="warning",
         )
-    return 0
+        server = BoundedServer(config, settings.prefect_memory)
+        server.run()
+    return 0 if server.started else uvicorn.main.STARTUP_FAILURE
 
 
 def _arguments(settings: Settings) -> argparse.Namespace:

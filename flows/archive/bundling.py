@@ -6,8 +6,9 @@ with its file; from then on it is ARCHIVED, and only its source has to go.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from uuid import UUID
 
 from datamanager.domain.archive_requests import ArchiveTerms
@@ -21,6 +22,7 @@ from datamanager.engine.bundles.member_files import remove_sources
 from datamanager.engine.control import Control
 from datamanager.engine.single.staged_file import Share
 from datamanager.errors import DataManagerError, InternalError, LeaseLost, ServiceError
+from flows.runtime.one_file import settle_places
 from flows.runtime.retry import may_pass
 from flows.runtime.transfer_run import TransferRun
 from models.archive import bundles
@@ -28,6 +30,8 @@ from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.objects.bulk_claims import chunks
 from models.tables import Bundle, TransferItem
+
+log = logging.getLogger(__name__)
 
 TOGETHER = 2000
 """Objects of one bundle at most: they become ARCHIVED in one transaction, which others wait for."""
@@ -112,6 +116,18 @@ class BundleWork:
                 raise
             self._fail({row: error for row in rows if row.number not in self.errors})
             self._abandon()
+        except Exception as error:  # one member's, but nobody knows whose: both halves are tried
+            self._run.control.check()
+            log.exception("transfer %s: internal error with a bundle", self._run.transfer)
+            self._abandon()
+            left = [row for row in rows if row.number not in self.errors]
+            if len(left) == 1:
+                self._fail({left[0]: InternalError(f"unexpected {type(error).__name__}")})
+                return
+            for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+                if half:
+                    self._run.control.unshield()
+                    self._make(half)
 
     def _archive(self, rows: Sequence[TransferItem]) -> None:
         bundle = self._begun(rows) or self._begin(rows)
@@ -123,6 +139,11 @@ class BundleWork:
         def remember(marker: Restart) -> None:
             self._run.write_now(bundles.note_restart, bundle.id, asdict(marker))
 
+        if not self._terms.keep_source:
+            unsettled = settle_places(self._run, by_object)
+            self._fail({by_object[uuid]: error for uuid, error in unsettled.items()})
+            if unsettled:
+                attempt = replace(attempt, wanted=tuple(one for one in attempt.wanted if one.uuid not in unsettled))
         staged = bundle_upload.stage(attempt, self._control, remember)
         self._fail({by_object[uuid]: error for uuid, error in staged.failed.items()})
         ready = staged.ready
@@ -193,7 +214,7 @@ class BundleWork:
             with self._run.parts.database.read() as session:
                 bundle = session.get_one(Bundle, bundle_id)
             members = [found[row.object_id][1] for row in mine]
-            left = remove_sources(self._attempt(bundle, mine), _manifest(bundle, members))
+            left = remove_sources(self._attempt(bundle, mine), _manifest(bundle, members), self._run.control.watch)
             gone += [row.number for row in mine if row.object_id not in left]
             failed |= {row: left[row.object_id] for row in mine if row.object_id in left}
         self._run.write_all(batch_results.end_committed, gone)

@@ -16,7 +16,7 @@ from datamanager.domain.audit_rules import Expected, Finding, FindingKind, Sight
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine.inspection import storage_scan
 from datamanager.engine.inspection.directory_walk import DEPTH_MAX
-from datamanager.errors import PathNotAllowed, PermissionDenied, RemoteFailure
+from datamanager.errors import PathNotAllowed, PathReplaced, PermissionDenied, RemoteFailure
 from datamanager.transports.port import Session
 from datamanager.transports.values import shown
 from flows.audit.context import PAGE, Examination
@@ -101,7 +101,7 @@ def _look_into(exam: Examination, directory: str, pending: list[str] | None = No
             return  # that one has a turn of its own
         exam.counts["directories"] += 1
         _list(exam, canonical, pending)
-    except (PermissionDenied, PathNotAllowed, RemoteFailure) as exc:
+    except (PermissionDenied, PathNotAllowed, PathReplaced, RemoteFailure) as exc:
         exam.check()
         exam.look_at_base()  # unless all of it is gone
         exam.counts["unlisted"] += 1

@@ -6,30 +6,37 @@ fails alone; one whose failure may pass stays QUEUED, and the chunk is done agai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import Attempt, Endpoint, Intent, Restart
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, KnownFile, Restart
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
-from datamanager.engine.single import publish as publishing
+from datamanager.engine.bulk.bulk_removal import Removal, remove_sources
 from datamanager.engine.single import staged_file
 from datamanager.engine.single.endpoints import acquire_sessions
+from datamanager.engine.single.source_removal import machine_time, remove_source
 from datamanager.engine.single.staged_file import ReadyFile
-from datamanager.errors import DataManagerError, MachineUnavailable, ServiceError
+from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session
+from flows.runtime.one_file import late_arrivals, refused_destinations, settle_places
 from flows.runtime.retry import may_pass
 from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
 from models.objects.bulk_claims import chunks
 from models.objects.catalogue import Facts
 from models.tables import TransferItem
+from models.transfers.items import KNOWN
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 AT_ONCE = 4
 """Files of the one-file engine that are worked on at once."""
@@ -81,7 +88,9 @@ class ItemsChunk:
         for number in self._rows:
             self._trying(number, self._describe)
         fresh = [number for number in self._attempts if number not in committed]
-        self._stage_single(self._stage_small(fresh))
+        self._settle_sources(fresh)
+        self._stage_single(self._stage_small([number for number in fresh if number not in self.errors]))
+        self._refuse_second_names()
         self._claim_links()
         self._publish()
         self._commit()
@@ -111,6 +120,7 @@ class ItemsChunk:
             verify=wanted or destination.machine.verify,
             intent=Intent(**intent) if intent else None,
             restart=Restart(**restart) if restart else None,
+            known=KnownFile(**row.notes.get(KNOWN, {})),
             limited=run.limited,
         )
 
@@ -127,9 +137,16 @@ class ItemsChunk:
             try:
                 with acquire_sessions(attempt) as (source, sink):
                     ends = BulkEndpoints(source, sink, attempt.origin.machine, attempt.target.machine)
-                    outcomes = self._stage_together(ends, group, self._rules(attempt, group))
+                    rules = self._rules(attempt, group)
+                    if self._moving:
+                        rules = replace(rules, clock=partial(machine_time, source))
+                    outcomes = self._stage_together(ends, group, rules)
             except DataManagerError as error:
                 self._all_failed(group, error)
+                continue
+            except Exception as error:  # noqa: BLE001 - one item's, but nobody knows whose: each is tried alone
+                _note_unforeseen(self._run, group, error)
+                rest += group
                 continue
             staged = [one for one in outcomes if isinstance(one, Staged)]
             self._small.append((attempt, staged))
@@ -152,6 +169,7 @@ class ItemsChunk:
             attempt.overwrite,
             packed=len(group) >= PACKED_FROM,
             ours={n: intent for n in group if (intent := self._attempts[n].intent) is not None},
+            known={n: self._attempts[n].known for n in group},
         )
 
     def _stage_single(self, numbers: Sequence[int]) -> None:
@@ -169,12 +187,32 @@ class ItemsChunk:
 
     # --- names and catalogue -----------------------------------------------------------------------------------------
 
+    def _settle_sources(self, numbers: Sequence[int]) -> None:
+        """Look whether the files of a move are their objects' own, where that is not known."""
+        if self._moving:
+            failed = settle_places(self._run, [self._rows[number].object_id for number in numbers])
+            self.errors |= {n: failed[self._rows[n].object_id] for n in numbers if self._rows[n].object_id in failed}
+
+    def _refuse_second_names(self) -> None:
+        """Fail the items whose destination is another one's file, under another name, or where no object may be."""
+        refused = refused_destinations(self._run, self._attempts, self._destinations())
+        self._drop(refused)
+        self.errors |= refused
+
+    def _destinations(self) -> dict[int, Staged | Found]:
+        staged: dict[int, Staged | Found] = {one.number: one for _, some in self._small for one in some}
+        return staged | {number: ready.found for number, ready in self._ready.items()}
+
     def _claim_links(self) -> None:
         """Hold the places that the destinations have in truth, where linked directories lead to them."""
-        canonical = {one.number: one.canonical for _, staged in self._small for one in staged}
-        canonical |= {number: ready.found.canonical for number, ready in self._ready.items()}
+        canonical = {number: one.canonical for number, one in self._destinations().items()}
         linked = {n: path for n, path in canonical.items() if path != self._rows[n].destination_place}
-        taken = set(self._run.write_now(batch_results.claim_canonicals, linked)) if linked else set()
+        if linked:
+            self._drop(self._run.write_now(batch_results.claim_canonicals, linked))
+
+    def _drop(self, numbers: Collection[int]) -> None:
+        """Remove the partial files of items that are not to be published."""
+        taken = set(numbers)
         for attempt, staged in self._small:
             self._discard_small(attempt, [one for one in staged if one.number in taken])
         self._small = [(attempt, [one for one in staged if one.number not in taken]) for attempt, staged in self._small]
@@ -183,15 +221,25 @@ class ItemsChunk:
 
     def _publish(self) -> None:
         """Record the intents, then give the names. The record is fenced: who lost the lease publishes nothing."""
+        late = late_arrivals(self._run, self._attempts, self._destinations())
+        self._drop(late)
+        self.errors |= late
         intents = {one.number: one.intent for _, staged in self._small for one in staged}
         intents |= {number: ready.intent for number, ready in self._ready.items()}
         if not intents:
             return
         self._run.control.shield()
-        for part in chunks(list(intents.items()), batch_results.CHUNK):
-            self._run.write_now(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
+
+        def record(some: Sequence[tuple[int, Intent]]) -> None:
+            for part in chunks(some, batch_results.CHUNK):
+                self._run.write_now(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
+
+        unrecorded = self._written(record, list(intents.items()))
         for attempt, staged in self._small:
-            self._publish_small(attempt, staged)
+            self._discard_small(attempt, [one for one in staged if one.number in unrecorded])
+            self._publish_small(attempt, [one for one in staged if one.number not in unrecorded])
+        for number in unrecorded & self._ready.keys():
+            staged_file.discard(self._ready.pop(number))
 
         def publish(number: int) -> None:
             ready = staged_file.publish(self._ready[number], self._run.control)
@@ -206,29 +254,52 @@ class ItemsChunk:
 
     def _commit(self) -> None:
         results = [(number, named.facts) for number, named in self._named.items()]
-        self._tell(results)
+        for number in self._written(self._tell, results):
+            del self._named[number]
         self.bytes_done = sum(named.intent.size for named in self._named.values())
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         """Commit the files that have their names."""
         self._run.write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
 
+    def _written(self, write: Callable[[Sequence[tuple[int, T]]], None], values: Sequence[tuple[int, T]]) -> set[int]:
+        """Write something to the catalogue for items, by number; what nobody foresaw is the error of the item that it
+        is raised for. Return the numbers of these."""
+        try:
+            write(values)
+            return set()
+        except DataManagerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one item's
+            numbers = [number for number, _ in values]
+            _note_unforeseen(self._run, numbers, error)
+            if len(values) > 1:
+                return set[int]().union(*(self._written(write, [value]) for value in values))
+            self.errors |= dict.fromkeys(numbers, _unforeseen(error))
+            return set(numbers)
+
     def _remove_sources(self, numbers: Sequence[int]) -> None:
         """End moves: the sources go, if they still are what was read."""
         gone: list[int] = []
         for attempt, staged in self._small:
             mine = [named.small for one in staged if (named := self._named.get(one.number)) and named.small]
-            done = self._done_together(attempt.origin, mine, bulk_publish.remove_sources) if mine else []
+            done = self._done_together(attempt.origin, mine, self._remove_small) if mine else []
             gone += [one.number for one in done]
 
         def remove(number: int) -> None:
             attempt, named = self._attempts[number], self._named.get(number)
             intent = named.intent if named else Intent(**self._rows[number].notes["intent"])
-            publishing.remove_source(attempt.origin, intent, attempt.target)
+            remove_source(attempt.origin, intent, attempt.target, attempt.transfer, self._run.control.watch)
             gone.append(number)
 
         self._each([n for n in numbers if n not in self._named or self._named[n].small is None], remove)
         self._run.write_all(batch_results.end_committed, gone)
+
+    def _remove_small(self, source: Session, staged: Sequence[Staged]) -> Sequence[DataManagerError | None]:
+        removals = [
+            Removal(one.source_path, one.intent, one.canonical, self._attempts[one.number].transfer) for one in staged
+        ]
+        return remove_sources(source, removals, self._run.control.watch)
 
     def _done_together(self, end: Endpoint, staged: list[Staged], act: Together) -> list[Staged]:
         """Do something with small files in one session; return those with which it went well."""
@@ -237,6 +308,12 @@ class ItemsChunk:
                 outcomes = act(session, staged)
         except DataManagerError as error:
             self._all_failed([one.number for one in staged], error)
+            return []
+        except Exception as error:  # noqa: BLE001 - one file's; what was done for the others is found done
+            _note_unforeseen(self._run, [one.number for one in staged], error)
+            if len(staged) > 1:
+                return [done for one in staged for done in self._done_together(end, [one], act)]
+            self.errors[staged[0].number] = _unforeseen(error)
             return []
         failures = {one.number: failure for one, failure in zip(staged, outcomes, strict=True) if failure is not None}
         self.errors |= failures
@@ -270,6 +347,10 @@ class ItemsChunk:
         except DataManagerError as error:
             self._run.control.check()
             self.errors[number] = error
+        except Exception as error:  # noqa: BLE001 - whatever it is: no item ends the batch
+            self._run.control.check()
+            _note_unforeseen(self._run, [number], error)
+            self.errors[number] = _unforeseen(error)
 
     def _away(self, attempt: Attempt) -> DataManagerError | None:
         """Return why an item need not be tried: a machine of its own was found away by another item just now."""
@@ -299,6 +380,14 @@ class _Named:
         sha256 = self.intent.sha256
         checksum = f"sha256:{sha256}" if sha256 else None
         return Facts(self.intent.size, checksum, self.verified, not_kept=self.intent.not_kept)
+
+
+def _note_unforeseen(run: TransferRun, numbers: Sequence[int], error: Exception) -> None:
+    log.error("transfer %s: internal error with items %s", run.transfer, list(numbers)[:10], exc_info=error)
+
+
+def _unforeseen(error: Exception) -> InternalError:
+    return InternalError(f"unexpected {type(error).__name__}")
 
 
 def _machines(attempt: Attempt) -> tuple[str, str]:

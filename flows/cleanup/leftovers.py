@@ -13,13 +13,18 @@ import logging
 import posixpath
 from collections.abc import Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from datamanager.domain.bundle_model import manifest_place
-from datamanager.domain.location import Place, temporary_name
+from datamanager.domain.location import Place, aside_name, temporary_name
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.engine.bulk.bulk_chunk import item_id, part_name
+from datamanager.engine.bundles.member_files import aside_key
 from datamanager.engine.path_confinement import confined
 from datamanager.errors import DataManagerError, PathMissing
+from datamanager.machines import Machine
+from datamanager.transports.port import Session
+from datamanager.transports.values import shown
 from flows.runtime.services import Services
 from models.archive import bundles
 from models.batches import results as batch_results
@@ -63,23 +68,36 @@ def _removed(parts: Services, row: Transfer) -> bool:
     """Remove what a transfer left; say whether all of it is gone."""
     epochs = range(max(0, row.epoch - EARLIER_EPOCHS), row.epoch + 1)
     gone, last, kind = True, -1, TransferKind(row.kind)
-    if not kind.itemised or kind is TransferKind.GETEXTERNAL_MANY:  # of that the archive whose files are its items
+    if not kind.itemised and kind.removes_sources and row.source_machine is not None:
+        gone = put_back(parts, row.source_machine, [(outcomes.source(row), row.id)])
+    # of GETEXTERNAL_MANY the archive whose files are its items
+    if kind.leaves_parts and (not kind.itemised or kind is TransferKind.GETEXTERNAL_MANY):
         place = outcomes.destination(row)
         names = [(place, temporary_name(place.name, row.id, epoch)) for epoch in epochs]
-        gone = removed_beside(parts, place.machine, names, "partial files")
+        gone = removed_beside(parts, place.machine, names, "partial files") and gone
     if not kind.itemised:
         return gone
     while items := _doubtful(parts, row, last):
         last = items[-1].number
         partials: dict[str, list[tuple[Place, str]]] = {}
+        asides: dict[str, list[tuple[Place, UUID]]] = {}
         for item in items:
             if item.destination_place is None:
                 continue  # it was refused
+            if kind.removes_sources and item.source_place is not None:
+                source = batch_results.source(item)
+                moves = kind is TransferKind.MOVE_MANY
+                key = item_id(row.id, item.number) if moves else aside_key(row.id, item.object_id)
+                asides.setdefault(source.machine, []).append((source, key))
+            if not kind.leaves_parts:
+                continue
             place = batch_results.destination(item)
             for epoch in epochs:
                 alone = temporary_name(place.name, item_id(row.id, item.number), epoch)
                 together = part_name(row.id, item.number, place.name, epoch)
                 partials.setdefault(place.machine, []).extend([(place, alone), (place, together)])
+        for machine, sources in asides.items():
+            gone = put_back(parts, machine, sources) and gone
         for machine, names in partials.items():
             gone = removed_beside(parts, machine, names, "partial files") and gone
     return gone
@@ -95,16 +113,8 @@ def _doubtful(parts: Services, row: Transfer, after: int) -> list[TransferItem]:
 def removed_beside(parts: Services, machine: str, names: Sequence[tuple[Place, str]], what: str) -> bool:
     """Remove files beside places of one machine; say whether all are gone. `what` is said of a machine that is away."""
     try:
-        configured = parts.machines[machine]
         with parts.storages.get(machine).session() as session:
-            directories: dict[str, str] = {}
-            paths = []
-            for place, name in names:
-                directory = posixpath.dirname(place.path)
-                if directory not in directories:
-                    directories[directory] = posixpath.dirname(confined(session, configured, place.path, follow=False))
-                paths.append(posixpath.join(directories[directory], name))
-            gone = True
+            paths, gone = _beside(session, parts.machines[machine], names), True
             for index, error in session.bulk.remove(paths):
                 if error is not None and not isinstance(error, PathMissing):
                     log.info("%s: %s could not be removed yet: %s", machine, names[index][1], error.detail)
@@ -113,6 +123,40 @@ def removed_beside(parts: Services, machine: str, names: Sequence[tuple[Place, s
         log.info("%s: %s could not be removed yet: %s", machine, what, away.detail)
         return False
     return gone
+
+
+def put_back(parts: Services, machine: str, sources: Sequence[tuple[Place, UUID]]) -> bool:
+    """Give sources of one machine their names back that a move or a delete took aside and did not remove; say whether
+    none is left aside. They are never removed: what they are was not proved. One whose name is taken again stays.
+    """
+    names = [(place, aside_name(place.name, key)) for place, key in sources]
+    names += [(place, place.name) for place, _ in sources]
+    try:
+        with parts.storages.get(machine).session() as session:
+            paths, gone = _beside(session, parts.machines[machine], names), True
+            pairs = list(zip(paths[: len(sources)], paths[len(sources) :], strict=True))
+            for index, error in session.bulk.rename(pairs, overwrite=False):
+                if error is None:
+                    log.warning("%s was not removed, and has its name again", sources[index][0])
+                elif not isinstance(error, PathMissing):
+                    log.warning("%s lies at %s: %s", sources[index][0], shown(pairs[index][0]), error.detail)
+                    gone = False
+    except DataManagerError as away:
+        log.info("%s: sources may lie aside yet: %s", machine, away.detail)
+        return False
+    return gone
+
+
+def _beside(session: Session, machine: Machine, names: Sequence[tuple[Place, str]]) -> list[str]:
+    """Return the paths of names beside places."""
+    directories: dict[str, str] = {}
+    paths = []
+    for place, name in names:
+        directory = posixpath.dirname(place.path)
+        if directory not in directories:
+            directories[directory] = posixpath.dirname(confined(session, machine, place.path, follow=False))
+        paths.append(posixpath.join(directories[directory], name))
+    return paths
 
 
 def reclaim(parts: Services) -> int:

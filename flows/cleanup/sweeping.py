@@ -11,18 +11,25 @@ import logging
 import posixpath
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from datamanager.domain.audit_rules import Expected, below_any
-from datamanager.domain.location import PART_SUFFIX, read_part, spared, temporary_name
+from datamanager.domain.location import PART_SUFFIX, read_part, spared
 from datamanager.domain.states import ObjectStatus
 from datamanager.engine.control import CancellableStorage, Control
 from datamanager.engine.inspection import storage_scan
 from datamanager.engine.inspection.directory_walk import DEPTH_MAX
-from datamanager.errors import DataManagerError, NoSpace, PathMissing, PathNotAllowed, PermissionDenied, RemoteFailure
+from datamanager.engine.single.source_removal import machine_time
+from datamanager.errors import (
+    DataManagerError,
+    PathMissing,
+    PathNotAllowed,
+    PathReplaced,
+    PermissionDenied,
+    RemoteFailure,
+)
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
 from datamanager.transports.values import shown
@@ -80,13 +87,14 @@ class Sweeper:
         """Remove what nobody needs. Raises: what breaks the connection; RemoteFailure without the base directory."""
         with self._storage.session() as session:
             base = storage_scan.look_at_base(session, self._machine)
-            clock = _clock(session, base.path)
+            seen = machine_time(session, base.path)  # ours may differ by hours
+            clock = time.time() - DAY if seen is None else seen
         for directory, pending in self._directories():
             self._control.check()
             try:
                 with self._storage.session() as session:
                     self._sweep_directory(session, base.path, directory, pending, clock)
-            except (PermissionDenied, PathNotAllowed, RemoteFailure) as exc:
+            except (PermissionDenied, PathNotAllowed, PathReplaced, RemoteFailure) as exc:
                 if self._control.stopping is not None:
                     raise
                 self.swept.unlisted += 1
@@ -181,19 +189,3 @@ def _removed(session: Session, path: str, seen: storage_scan.ScannedFile) -> str
             raise
         return f"{exc.code}: {exc.detail}"
     return None
-
-
-def _clock(session: Session, base: str) -> float:
-    """Return the machine's time, in seconds since 1970: what a new file there has. Ours may differ by hours; where no
-    file can be made, ours of a day ago is taken.
-    """
-    path = posixpath.join(base, temporary_name("clock", uuid4(), 1))
-    try:
-        with session.create(path):
-            pass
-        return float(session.lstat(path).mtime)
-    except (PermissionDenied, NoSpace, RemoteFailure):
-        return time.time() - DAY
-    finally:
-        with suppress(PathMissing, PermissionDenied, NoSpace, RemoteFailure):
-            session.remove(path)

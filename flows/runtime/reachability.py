@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection
 
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import TransferKind
-from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavailable, TransportTimeout
+from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavailable, PathMissing, TransportTimeout
 from datamanager.machines import TransportKind
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
 from models.database import write
 from models.machines import health, limits
 from models.transfers.items import machines_of
+
+log = logging.getLogger(__name__)
 
 ANSWER_WITHIN = 5.0
 """Seconds that a machine gets to answer when it is to be found out which of a transfer's machines is away."""
@@ -46,6 +49,24 @@ async def note_unreachable(run: TransferRun) -> None:
 
     if away:
         run.machine_away = bool(await write(parts.database, note)) and not run.row.fail_fast
+
+
+async def tell_missing_base_dirs(parts: Services) -> None:
+    """Log, once, the remote machines whose base_dir is not there; machines that are away are passed by."""
+    for name, machine in parts.machines.items():
+        if machine.transport is TransportKind.SFTP and await asyncio.to_thread(_lacks_base_dir, parts, name):
+            log.warning("machines.%s.base_dir: %s does not exist on the machine", name, machine.base_dir)
+
+
+def _lacks_base_dir(parts: Services, machine: str) -> bool:
+    try:
+        with parts.storages.get(machine).session() as session:
+            session.stat(parts.machines[machine].base_dir)
+    except PathMissing:
+        return True
+    except DataManagerError:
+        return False
+    return False
 
 
 def _answers(parts: Services, machine: str) -> bool:

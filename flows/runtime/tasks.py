@@ -6,6 +6,7 @@ A task is retried as `flows.runtime.retry` decides, with jittered pauses of unde
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +22,8 @@ from flows.runtime.reachability import note_unreachable
 from flows.runtime.retry import AttemptState, Retry, decide, may_pass
 from flows.runtime.transfer_run import current
 from models.transfers import queue
+
+log = logging.getLogger(__name__)
 
 RETRIES = 3
 PAUSES = [1.0, 4.0, 12.0]  # seconds; with jitter under 30 in all
@@ -82,6 +85,16 @@ def require_items_fault(error: DataManagerError) -> None:
     run.control.check()
     if not may_pass(error, fail_fast=run.row.fail_fast):
         raise error
+
+
+def unforeseen(error: Exception) -> InternalError:
+    """Return as what a step's items end that raised what nobody foresaw, which is logged. Raises: what the run is to
+    stop with.
+    """
+    run = current()
+    run.control.check()
+    log.error("transfer %s: internal error in a step", run.transfer, exc_info=error)
+    return InternalError(f"unexpected {type(error).__name__}")
 
 
 def step(name: str, run_name: str | None = None) -> Callable[[Callable[P, T]], Task[P, T]]:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place
 from datamanager.domain.requests import TransferTerms
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import Attempt, Endpoint, Intent, Restart
+from datamanager.engine.attempt import Attempt, Endpoint, Intent, KnownFile, Restart
 from datamanager.engine.control import USER_STOPS, CancellableStorage, Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
 from datamanager.machines import VerifyPolicy
@@ -34,7 +34,7 @@ from models.objects.bulk_claims import chunks
 from models.tables import Transfer, TransferItem
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
-from models.transfers.items import in_doubt, machines_of
+from models.transfers.items import KNOWN, in_doubt, machines_of
 from models.transfers.lookup import get_transfer, request_of
 
 Result = TypeVar("Result")
@@ -95,6 +95,7 @@ class TransferRun:
             verify=policy or (destination.machine.verify if destination else VerifyPolicy.SIZE),
             intent=Intent(**intent) if intent else None,
             restart=self.restart,
+            known=KnownFile(**row.notes.get(KNOWN, {})),
             limited=self.limited,
         )
 

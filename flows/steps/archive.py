@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.errors import DataManagerError, SourceNotRemoved, Staging
 from flows.archive import bundling, recalling
-from flows.runtime.tasks import require_items_fault, step, threaded
+from flows.runtime.tasks import require_items_fault, step, threaded, unforeseen
 from flows.runtime.transfer_run import TransferRun, current
 from models.archive import items as archive_items
 from models.batches import results as batch_results
@@ -60,6 +60,8 @@ async def each(groups: Sequence[Numbers], do: Callable[[int, int, Numbers], Awai
         except DataManagerError as error:
             require_items_fault(error)
             await asyncio.to_thread(_give_up, run, items, error)
+        except Exception as error:  # noqa: BLE001 - logged there; no step ends the batch
+            await asyncio.to_thread(_give_up, run, items, unforeseen(error))
 
 
 async def carry(run: TransferRun, perform: Callable[[], None], what: str, errors: dict[int, DataManagerError]) -> None:

@@ -14,7 +14,7 @@ from datamanager.errors import DataManagerError, SourceNotRemoved
 from flows.batch.chunk import ItemsChunk
 from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise_items
-from flows.runtime.tasks import require_items_fault, step, threaded
+from flows.runtime.tasks import require_items_fault, step, threaded, unforeseen
 from flows.runtime.transfer_run import TransferRun, current
 from models.archive import items as archive_items
 from models.batches import results as batch_results
@@ -36,6 +36,8 @@ async def perform_batch(kind: TransferKind, form: Mapping[str, Any]) -> str:
             except DataManagerError as error:
                 require_items_fault(error)
                 await give_up_items(first, last, error)
+            except Exception as error:  # noqa: BLE001 - logged there; no step ends the batch
+                await give_up_items(first, last, unforeseen(error))
         return await conclude()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.tasks import Task
 
-from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.requests import DeleteRequest, GetExternalRequest
 from datamanager.domain.states import Phase, Route, TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Proof
 from datamanager.engine.fetching.download import download
@@ -20,6 +20,7 @@ from datamanager.engine.fetching.remote_download import fetch
 from datamanager.engine.fetching.replica_fetch import ExpectedBytes, FetchContext
 from datamanager.engine.single import probe as probing
 from datamanager.engine.single import publish as publishing
+from datamanager.engine.single import source_removal as removal
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single import verify as verifying
 from datamanager.errors import ChecksumMismatch, DataManagerError, InternalError
@@ -31,6 +32,7 @@ from datamanager.sources.source_port import Download
 from datamanager.sources.terms.source_validators import Validators, as_note, identity_or_none, is_empty
 from datamanager.sources.terms.urls import public_url
 from flows.external.request import whole_request
+from flows.runtime.one_file import late_arrivals, registered_files, require_object_place, require_settled
 from flows.runtime.progress import human
 from flows.runtime.tasks import step, threaded
 from flows.runtime.transfer_run import TransferRun, current
@@ -40,9 +42,11 @@ from models.transfers import outcomes, queue
 
 @step("probe")
 async def probe() -> Found:
-    """Look at both ends."""
+    """Look at both ends, and whether what lies at the destination is another object's file."""
     run = current()
     run.control.enter(Phase.PROBE)
+    if TransferKind(run.row.kind) is TransferKind.MOVE:
+        await threaded(require_settled, run)
     size = run.request.size if isinstance(run.request, GetExternalRequest) else None
     found = await threaded(probing.probe, run.attempt(), size=size)
     if found.published is None:
@@ -50,6 +54,9 @@ async def probe() -> Found:
     attempt = run.attempt()
     from_where = attempt.source.place if attempt.source else public_url(str(getattr(run.request, "url", "")))
     run.log.info("%s → %s, %s, by %s", from_where, attempt.target.place, human(found.size), found.route)
+    await threaded(require_object_place, attempt.target, found.canonical)
+    for error in (await threaded(registered_files, run, {0: attempt} if found.taken else {})).values():
+        raise error
     if found.canonical != run.row.destination_place:
         await run.write(outcomes.claim_also, found.canonical)  # the same file by another way through links
     return found
@@ -90,11 +97,14 @@ async def publish(found: Found, proof: Proof) -> Intent:
     """
     run = current()
     run.control.enter(Phase.PUBLISH)
+    await _require_own(run, found)
     run.control.shield()
-    mtime = found.source.mtime if found.source else int(run.row.created.timestamp())
     intent = run.stored  # by an earlier try of this step, which may have given the name before its answer was lost
     if intent is None:
-        intent = Intent(proof.size, proof.sha256, mtime)
+        if found.source is None:
+            intent = Intent(proof.size, proof.sha256, int(run.row.created.timestamp()))
+        else:
+            intent = found.intent(run.attempt(), proof.size, proof.sha256)
         intent = await threaded(publishing.set_attributes, run.attempt(), found, intent)
     await _record(run, intent)
     run.stored = intent
@@ -109,9 +119,9 @@ async def rename(found: Found) -> Intent | None:
     """Move on one machine by rename; None when the names turn out to be on different file systems."""
     run = current()
     run.control.enter(Phase.PUBLISH)
+    await _require_own(run, found)
     run.control.shield()
-    source = found.source_stat
-    intent = Intent(source.size, None, source.mtime)
+    intent = found.intent(run.attempt(), found.source_stat.size)
     await _record(run, intent)
     if await threaded(publishing.rename, run.attempt(), found):
         return intent
@@ -145,8 +155,9 @@ async def remove_source() -> str:
     run = current()
     run.control.enter(Phase.CLEANUP)
     row = await asyncio.to_thread(run.read, queue.held, run.hold)
-    attempt = run.attempt()
-    await threaded(publishing.remove_source, attempt.origin, Intent(**row.notes["intent"]), attempt.target)
+    attempt, intent = run.attempt(), Intent(**row.notes["intent"])
+    run.leaves_partial = True  # it may be aside
+    await threaded(removal.remove_source, attempt.origin, intent, attempt.target, run.transfer, run.control.watch)
     await run.write(outcomes.finish_move)
     return outcomes.MOVED
 
@@ -158,8 +169,10 @@ async def remove_file() -> str:
     """
     run = current()
     run.control.enter(Phase.CLEANUP)
-    if run.row.source_machine is not None:
-        await threaded(publishing.remove_file, run.attempt().origin)
+    if run.row.source_machine is not None and isinstance(run.request, DeleteRequest):
+        await threaded(require_settled, run)
+        run.leaves_partial = True  # it may be aside
+        await threaded(_remove_file, run, force=run.request.force)
     run.control.enter(Phase.COMMIT)
     return await run.write(outcomes.complete_delete)
 
@@ -215,8 +228,31 @@ async def discard(run: TransferRun, found: Found) -> None:
         run.log.warning("transfer %s: partial file %s not removed yet: %s", run.transfer, found.part, error.detail)
 
 
+async def _require_own(run: TransferRun, found: Found) -> None:
+    for error in (await threaded(late_arrivals, run, {0: run.attempt()}, {0: found})).values():
+        raise error
+
+
 async def _record(run: TransferRun, intent: Intent) -> None:
     await run.write(queue.remember, intent=dataclasses.asdict(intent))
+
+
+def _remove_file(run: TransferRun, *, force: bool) -> None:
+    """Users may stop it until something is changed: a large file takes long to compare."""
+    control, committed = run.control, False
+
+    def progress(count: int) -> None:  # only called while the file is there, so an earlier attempt did not remove it
+        if not committed:
+            control.unshield()
+        control.watch(count)
+
+    def commit() -> None:
+        nonlocal committed
+        control.shield()
+        committed = True
+
+    attempt = run.attempt()
+    removal.remove_file(attempt.origin, attempt.known, run.transfer, progress, commit, force=force)
 
 
 def _download(

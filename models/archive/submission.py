@@ -20,7 +20,7 @@ from datamanager.domain.archive_requests import (
     ArchiveRequest,
     ArchiveTerms,
 )
-from datamanager.domain.location import Place
+from datamanager.domain.location import Place, require_outside_archive
 from datamanager.domain.requests import Directory
 from datamanager.domain.states import ObjectStatus, TransferStatus
 from datamanager.errors import (
@@ -135,7 +135,9 @@ def _judge_recall(machines: Machines, item: JudgedItem) -> None:
         return
     if source.status != ObjectStatus.ARCHIVED:
         require_usable(source)
-    item.place = Place.of(machines[item.machine], item.dest)
+    place = Place.of(machines[item.machine], item.dest)
+    require_outside_archive(machines[item.machine], place.path)
+    item.place = place
 
 
 def _find_bundles(session: Session, machines: Machines, items: list[JudgedItem]) -> None:

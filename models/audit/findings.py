@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.audit_rules import Finding, FindingKind, proves
@@ -20,6 +20,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import ObjectStatus, Verified
 from datamanager.transports.values import to_wire
 from models.audit.runs import AuditLease, held
+from models.core.cursors import Rendering, numbered_page
 from models.core.outbox import post_object_events
 from models.database import insert_rows, now, storable
 from models.objects.bulk_claims import claim_places, execute_in, lock_objects, rows_in
@@ -90,14 +91,28 @@ def page(
     limit: int = 500,
 ) -> list[AuditFinding]:
     """Return up to `limit` findings beyond the number `after`, in order; candidates too unless `confirmed`."""
-    query = select(AuditFinding).where(AuditFinding.audit_id == audit, AuditFinding.number > after)
-    if kind is not None:
-        query = query.where(AuditFinding.kind == kind.value)
+    query = _in_order(audit, kind, after)
     if confirmed:
         query = query.where(AuditFinding.confirmed)
     if applied is not None:
         query = query.where(AuditFinding.applied == applied)
-    return list(session.scalars(query.order_by(AuditFinding.number).limit(limit)))
+    return list(session.scalars(query.limit(limit)))
+
+
+def shown_page(
+    session: Session, audit: UUID, *, kind: FindingKind | None, after: int, limit: int, rendering: Rendering
+) -> tuple[list[Any], int | None]:
+    """Return one page of confirmed findings, shown as `rendering` says, and the number that the next page begins after
+    (None at the end).
+    """
+    return numbered_page(session, _in_order(audit, kind, after).where(AuditFinding.confirmed), limit, rendering)
+
+
+def _in_order(audit: UUID, kind: FindingKind | None, after: int) -> Select[AuditFinding]:
+    query = select(AuditFinding).where(AuditFinding.audit_id == audit, AuditFinding.number > after)
+    if kind is not None:
+        query = query.where(AuditFinding.kind == kind.value)
+    return query.order_by(AuditFinding.number)
 
 
 def settle(session: Session, hold: AuditLease, numbers: Collection[int], confirmed: Mapping[int, Finding]) -> None:
@@ -156,6 +171,7 @@ def apply_found(session: Session, hold: AuditLease, findings: Sequence[AuditFind
     changed = [row for row in rows if row.id in won]
     for row in changed:
         row.status, row.verified = ObjectStatus.ACTIVE.value, Verified.SHA256.value
+        row.provisional = True  # it was not compared with files of other names
     return _changed(session, hold, findings, changed, "found")
 
 

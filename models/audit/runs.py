@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.audit_rules import AuditStatus, AuditTerms
 from datamanager.errors import AuditNotFound, DataManagerError, InternalError, LeaseLost
-from models.core.cursors import NEWEST, page_of
+from models.core.cursors import NEWEST, ROWS, Rendering, page_of
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease, is_held
 from models.core.outbox import post_event
 from models.database import affected, now, storable, wake
@@ -202,13 +202,20 @@ def drop_rest(session: Session, flow_run: UUID, error: DataManagerError) -> None
 
 
 def select_audits(
-    session: Session, *, machine: str | None = None, limit: int = 100, cursor: str | None = None
-) -> tuple[list[Audit], str | None]:
-    """Return one page, the newest first, and the cursor of the next one. Raises: InvalidRequest for a bad cursor."""
+    session: Session,
+    *,
+    machine: str | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+    rendering: Rendering = ROWS,
+) -> tuple[list[Any], str | None]:
+    """Return one page, the newest first, shown as `rendering` says, and the cursor of the next one. Raises:
+    InvalidRequest for a bad cursor.
+    """
     query = select(Audit)
     if machine is not None:
         query = query.where(Audit.machine == machine)
-    return page_of(session, query, Audit.created, NEWEST, limit, cursor)
+    return page_of(session, query, Audit.created, NEWEST, limit, cursor, rendering)
 
 
 def prune(session: Session, keep: timedelta, *, audits: int, findings: int) -> tuple[int, int]:

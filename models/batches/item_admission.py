@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.location import Place, normalised_prefix
 from datamanager.domain.requests import ITEMS_MAX, Directory
 from datamanager.domain.states import ObjectStatus, TransferStatus
@@ -152,7 +153,7 @@ def store(session: Session, transfer: Transfer, items: list[JudgedItem]) -> None
     transfer.destination_machine = _common(item.machine for item in to_do)
     transfer.group = _common(item.source.group for item in to_do) or ""
     sizes = [item.source.size for item in to_do]
-    transfer.bytes_total = None if None in sizes else sum(sizes)
+    transfer.bytes_total = None if None in sizes else min(sum(sizes), SIZE_MAX)
 
 
 def insert_items(session: Session, transfer: UUID, items: list[JudgedItem]) -> None:

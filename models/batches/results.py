@@ -22,8 +22,16 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind, TransferStatus
-from datamanager.errors import DataManagerError, DestinationExists, InternalError, ItemsFailed
-from models.core.outbox import post_object_events
+from datamanager.errors import (
+    DataManagerError,
+    DestinationExists,
+    InternalError,
+    ItemsFailed,
+    PathReplaced,
+    SourceMissing,
+)
+from models.audit.missing_objects import note_missing
+from models.core.outbox import post_object_events, post_path_replaced
 from models.database import now, storable, table_of
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
@@ -243,6 +251,10 @@ def _fail(session: Session, row: Transfer, failed: Sequence[tuple[Any, DataManag
     ]
     update_items(session, row, ends)
     free_items(session, row, [item for item, _ in failed])
+    for item, error in failed:
+        if isinstance(error, PathReplaced):
+            post_path_replaced(session, row, storable(error.detail), item.number)
+    note_missing(session, {item.object_id for item, error in failed if isinstance(error, SourceMissing)})
 
 
 def free_items(session: Session, row: Transfer, ended: Sequence[Any]) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from datamanager.domain.location import Place
+from datamanager.domain.location import Place, require_outside_archive
 from datamanager.domain.requests import BatchRequest
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import DestinationExists, ObjectBusy, RequestError
@@ -31,6 +31,7 @@ from models.batches.item_admission import (
 )
 from models.objects.bulk_claims import claim_objects, claims_on, holders, rows_in
 from models.tables import DataObject, Transfer
+from models.transfers.items import known_note
 
 
 def enter_items(
@@ -64,7 +65,9 @@ def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list
 def _find_destinations(machines: Machines, items: list[JudgedItem]) -> None:
     for item in open_items(items):
         try:
-            item.place = Place.of(machines[item.machine], item.dest)
+            place = Place.of(machines[item.machine], item.dest)
+            require_outside_archive(machines[item.machine], place.path)
+            item.place = place
         except RequestError as exc:
             item.error = exc
 
@@ -108,6 +111,8 @@ def _claim(session: Session, transfer: UUID, items: list[JudgedItem], *, moving:
         else:
             objects[item.object_id] = places[item.place] = number
             item.result = item.object_id if moving else uuid4()
+            if moving:
+                item.notes = known_note(item.source.size, item.source.checksum)
     claim_destinations(session, transfer, items)
     for item in items:
         if isinstance(item.error, DestinationExists):

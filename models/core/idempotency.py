@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.errors import CatalogueUnavailable, IdempotencyMismatch
@@ -21,6 +21,7 @@ from models.tables import IdempotencyKey
 
 AMQP = "amqp:"
 """Begins the keys of requests that came as messages; no key of an HTTP request is stored under such a name."""
+_FAILURE = "failure of "
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,11 @@ class StoredAnswer:
 @dataclass(frozen=True, slots=True)
 class Begun:
     """What `begin` found: `answer` to repeat; or `mine` (continue; a predecessor that died made `subject`);
-    or neither: another request works under the key, wait and ask again.
+    or neither: another request (`holder`) works under the key, wait and ask again.
     """
 
     mine: bool = False
+    holder: str = ""
     answer: StoredAnswer | None = None
     subject: UUID | None = None
 
@@ -65,7 +67,7 @@ def begin(session: Session, key: str, fingerprint: str, holder: str, hold_for: t
     if row.status is not None:
         return Begun(answer=StoredAnswer(row.status, dict(row.headers), row.body or ""))
     if row.held_until is not None and row.held_until > time:
-        return Begun()
+        return Begun(holder=row.holder)
     row.holder, row.held_until = holder, time + hold_for
     return Begun(mine=True, subject=row.subject)
 
@@ -90,6 +92,27 @@ def store(session: Session, key: str, holder: str, answer: StoredAnswer) -> None
     _update(session, key, holder, status=answer.status, headers=answer.headers, body=answer.body, held_until=None)
 
 
+def keep_failure(session: Session, holder: str, answer: StoredAnswer) -> None:
+    """Keep the 5xx of one request under its own name, for those that joined it: later ones are executed again."""
+    session.execute(
+        insert(IdempotencyKey).values(
+            key=f"{_FAILURE}{holder}",
+            fingerprint="",  # no request has it, so nobody gets the answer by the key
+            holder="",
+            created=now(session),
+            status=answer.status,
+            headers=answer.headers,
+            body=answer.body,
+        )
+    )
+
+
+def failure_of(session: Session, holder: str) -> StoredAnswer | None:
+    """Return the 5xx that the request `holder` ended with, None when it ended otherwise."""
+    row = session.get(IdempotencyKey, f"{_FAILURE}{holder}")
+    return None if row is None or row.status is None else StoredAnswer(row.status, dict(row.headers), row.body or "")
+
+
 def drop(session: Session, key: str, holder: str) -> None:
     """Forget the key: its answer (5xx) must not be repeated."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.key == key, IdempotencyKey.holder == holder))
@@ -102,10 +125,10 @@ def release(session: Session, key: str, holder: str) -> None:
     session.execute(mine.values(holder="", held_until=now(session)))
 
 
-def is_held(session: Session, key: str) -> bool:
-    """Say whether a request works under the key: entered, not answered, and its lease has not run out."""
+def holder_of(session: Session, key: str) -> str | None:
+    """Return the request that works under the key: entered, not answered, and its lease has not run out."""
     held = IdempotencyKey.status.is_(None), IdempotencyKey.held_until > now(session)
-    return session.scalar(select(IdempotencyKey.key).where(IdempotencyKey.key == key, *held)) is not None
+    return session.scalar(select(IdempotencyKey.holder).where(IdempotencyKey.key == key, *held))
 
 
 def prune(session: Session, keep: timedelta, limit: int = 1000) -> int:

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from datamanager.errors import PathReplaced
 from models.database import affected, insert_rows, now
 from models.tables import OutboxMessage, Transfer
 
@@ -53,6 +54,13 @@ def post_transfer_event(session: Session, transfer: Transfer, what: str, data: d
     transfer.sequence += 1
     data = {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status, **data}
     post_event(session, f"dm.transfer.{what}", transfer.id, data, sequence=f"{transfer.sequence:010d}")
+
+
+def post_path_replaced(session: Session, transfer: Transfer, detail: str, item: int | None = None) -> None:
+    """Post that a directory was replaced while a transfer, or an item of it, used it (`dm.security.path_replaced`):
+    somebody may be trying to get out of a base directory."""
+    data = {"transfer": str(transfer.id), "kind": transfer.kind, "item": item, "detail": detail}
+    post_event(session, f"dm.security.{PathReplaced.code}", transfer.id, data)
 
 
 def post_object_event(session: Session, object_id: UUID, what: str, data: dict[str, Any]) -> None:

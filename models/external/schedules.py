@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import delete, select, tuple_
@@ -18,6 +19,7 @@ from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import CatalogueError, InvalidRequest, RequestError, ScheduleNotFound, SecretsUnreadable
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
+from models.core.cursors import Rendering, page_of
 from models.database import affected, insert_if_free, now
 from models.submission import TransferRequest, prepare, submit
 from models.tables import DataObject, Schedule, ScheduleRun, Transfer
@@ -63,6 +65,15 @@ def get_schedule(session: Session, schedule: UUID, *, lock: bool = False) -> Sch
 def all_schedules(session: Session) -> list[Schedule]:
     """Return every schedule, oldest first."""
     return list(session.scalars(select(Schedule).order_by(Schedule.created, Schedule.id)))
+
+
+def select_schedules(
+    session: Session, limit: int, cursor: str | None, rendering: Rendering
+) -> tuple[list[Any], str | None]:
+    """Return one page, oldest first, shown as `rendering` says, and the cursor of the next one. Raises: InvalidRequest
+    for a bad cursor.
+    """
+    return page_of(session, select(Schedule), Schedule.created, "date_created", limit, cursor, rendering)
 
 
 def rhythms(session: Session) -> list[Rhythm]:

@@ -9,6 +9,7 @@ from alembic import op
 
 BYTE_ORDERED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 MACHINE_NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
+MACHINE_PAIR = sa.String(129).with_variant(sa.String(129, collation="C"), "postgresql")
 STATUS = sa.String(16).with_variant(sa.String(16, collation="C"), "postgresql")
 SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

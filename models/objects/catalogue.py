@@ -51,6 +51,7 @@ class NewRow:
     metadata: dict[str, Any]
     derived_from: UUID | None = None
     expires_at: datetime | None = None
+    provisional: bool = False
 
     @classmethod
     def of_request(
@@ -110,10 +111,12 @@ def register_object(
     *,
     object_id: UUID | None = None,
     canonical: Place | None = None,
+    provisional: bool = False,
 ) -> UUID:
     """Enter a file and claim its place; return the identifier.
 
-    `canonical` is claimed too when it differs: one file has one object, whatever links lead to it.
+    `canonical` is claimed too when it differs: one file has one object, whatever links lead to it. `provisional`: it
+    could not be looked up whether the file is another object's (`models.transfers.settlement`).
 
     Raises: DestinationExists.
     """
@@ -123,7 +126,7 @@ def register_object(
         claim_place(session, canonical, object_id=new)
     expires_at = request.ends(now(session)) if isinstance(request, RegisterRequest) else None
     row = NewRow.of_request(new, place, facts, request)
-    add_objects(session, [replace(row, expires_at=expires_at)], "registered")
+    add_objects(session, [replace(row, expires_at=expires_at, provisional=provisional)], "registered")
     return new
 
 
@@ -152,6 +155,7 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
             "not_kept": list(row.facts.not_kept) or None,
             "derived_from": row.derived_from,
             "expires_at": row.expires_at,
+            "provisional": row.provisional,
         }
         for row in rows
     ]

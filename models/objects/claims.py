@@ -12,14 +12,14 @@ import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus
 from datamanager.errors import DestinationExists, InternalError, ObjectBusy
 from models.database import affected, insert_if_free, insert_rows, now
-from models.tables import Bundle, BundleMember, Claim
+from models.tables import Bundle, BundleMember, Claim, DataObject
 
 
 def claim_place(session: Session, place: Place, *, transfer: UUID | None = None, object_id: UUID | None = None) -> None:
@@ -33,7 +33,18 @@ def claim_place(session: Session, place: Place, *, transfer: UUID | None = None,
         "object_id": object_id,
     }
     if not insert_if_free(session, Claim, values):
-        raise DestinationExists(f"{place} is held by a registered object or a running transfer")
+        raise holder_of(session, place)
+
+
+def holder_of(session: Session, place: Place) -> DestinationExists:
+    """Return the error for a place that is held: it names the object or task that has it, if that is there still."""
+    query = select(Claim.transfer_id, Claim.object_id).where(Claim.mode == "place", Claim.place_key == place_key(place))
+    row = session.execute(query).one_or_none()
+    if row is not None and row.transfer_id is not None:
+        return DestinationExists(f"{place} is held by task {row.transfer_id}", ("task", row.transfer_id))
+    if row is not None and session.get(DataObject, row.object_id) is not None:
+        return DestinationExists(f"{place} is held by object {row.object_id}", ("object", row.object_id))
+    return DestinationExists(f"{place} is held by a registered object or a running transfer")
 
 
 def claim_reading(session: Session, object_id: UUID, transfer: UUID) -> None:
@@ -64,6 +75,12 @@ def give_places_to_transfer(session: Session, object_id: UUID, transfer: UUID) -
     held = update(Claim).where(Claim.mode == "place", Claim.object_id == object_id, Claim.transfer_id.is_(None))
     if not affected(session, held.values(transfer_id=transfer, object_id=None)):
         raise InternalError(f"object {object_id} holds no place; nothing was changed")
+
+
+def holds_place(session: Session, place: Place, *, object_id: UUID, transfer: UUID) -> bool:
+    """Say whether the object, or the transfer, holds a place already."""
+    query = select(Claim.id).where(Claim.mode == "place", Claim.place_key == place_key(place))
+    return session.scalar(query.where(or_(Claim.object_id == object_id, Claim.transfer_id == transfer))) is not None
 
 
 def free_place_of_object(session: Session, object_id: UUID) -> None:

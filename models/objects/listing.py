@@ -1,10 +1,10 @@
-"""Objects, listed: a page of a selection, or all of them streamed."""
+"""Objects, listed: a page of a selection, or all of them, page by page."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Text, func, select
@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
-from models.core.cursors import page_of
-from models.database import on_postgresql
+from models.core.cursors import ROWS, Rendering, page_of
+from models.database import Database, on_postgresql
 from models.tables import DataObject
 
 STREAM_CHUNK = 500
@@ -45,21 +45,29 @@ class Selection:
     cursor: str | None = None
 
 
-def stream_all(session: Session) -> Generator[DataObject, None, None]:
-    """Yield every object, oldest first, as the catalogue was at the first one, never holding more than a chunk.
+def every_page(database: Database, rendering: Rendering) -> Iterator[list[Any]]:
+    """Yield all objects that are registered at the first page, oldest first, in pages; none for an empty catalogue.
 
-    One statement in one transaction: a server-side cursor on PostgreSQL, a WAL snapshot on SQLite. Close it when you
-    stop early.
+    Each page is read in a transaction of its own, as it is at that moment: whoever takes the pages slowly keeps neither
+    a connection nor a snapshot of the catalogue. An object comes once. Raises: CatalogueUnavailable.
     """
-    query = select(DataObject).order_by(DataObject.date_registered, DataObject.id)
-    with session.execute(query.execution_options(yield_per=STREAM_CHUNK)) as result:
-        for obj in result.scalars():
-            yield obj
-            session.expunge(obj)
+    with database.read() as session:
+        last = session.scalar(select(func.max(DataObject.date_registered)))
+    if last is None:
+        return
+    # not by the clock: that of the host may have been set back since
+    selection = Selection(until=last + timedelta(microseconds=1), limit=STREAM_CHUNK)
+    while True:
+        with database.read() as session:
+            rows, cursor = select_objects(session, selection, rendering)
+        yield rows
+        if cursor is None:
+            return
+        selection = replace(selection, cursor=cursor)
 
 
-def select_objects(session: Session, selection: Selection) -> tuple[list[DataObject], str | None]:
-    """Return one page and the cursor of the next one (None at the end).
+def select_objects(session: Session, selection: Selection, rendering: Rendering = ROWS) -> tuple[list[Any], str | None]:
+    """Return one page of objects, shown as `rendering` says, and the cursor of the next one (None at the end).
 
     Raises: InvalidRequest for a bad cursor, limit, sort key or value.
     """
@@ -73,7 +81,7 @@ def select_objects(session: Session, selection: Selection) -> tuple[list[DataObj
     if name == "size":
         column = func.coalesce(column, -1)  # a keyset has no place for NULL
     query = select(DataObject).where(*_conditions(session, selection))
-    return page_of(session, query, column, selection.sort, selection.limit, selection.cursor)
+    return page_of(session, query, column, selection.sort, selection.limit, selection.cursor, rendering)
 
 
 def glob_to_like(glob: str) -> str:

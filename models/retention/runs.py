@@ -13,10 +13,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import and_, delete, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from datamanager.errors import LeaseLost, RetentionRunNotFound
-from models.core.cursors import NEWEST, page_of
+from models.core.cursors import NEWEST, ROWS, Rendering, page_of
 from models.core.leases import is_held
 from models.core.outbox import post_event
 from models.database import affected, now, storable, wake
@@ -175,9 +175,14 @@ def get_run(session: Session, run: UUID, *, lock: bool = False) -> RetentionRun:
     return found
 
 
-def list_runs(session: Session, limit: int, cursor: str | None = None) -> tuple[list[RetentionRun], str | None]:
-    """Return a page of runs, the newest first, and the cursor of the next one. Raises: InvalidRequest (the cursor)."""
-    return page_of(session, select(RetentionRun), RetentionRun.created, NEWEST, limit, cursor)
+def list_runs(
+    session: Session, limit: int, cursor: str | None = None, rendering: Rendering = ROWS
+) -> tuple[list[Any], str | None]:
+    """Return a page of runs, the newest first, shown as `rendering` says, and the cursor of the next one; their lines
+    are read when they are asked for. Raises: InvalidRequest (the cursor).
+    """
+    query = select(RetentionRun).options(defer(RetentionRun.lines))
+    return page_of(session, query, RetentionRun.created, NEWEST, limit, cursor, rendering)
 
 
 def prune_runs(session: Session, before: datetime, limit: int = 1000) -> int:

@@ -14,7 +14,7 @@ from models.tables.external import Origin, Schedule, ScheduleRun, SealedSecrets
 from models.tables.machines import MachineHealth, MachineLimit, MachineSeen
 from models.tables.objects import Bundle, BundleMember, DataObject
 from models.tables.retention import RetentionMark, RetentionRun
-from models.tables.transfers import Transfer, TransferItem
+from models.tables.transfers import Transfer, TransferItem, TransferTurn
 
 __all__ = [
     "Audit",
@@ -38,4 +38,5 @@ __all__ = [
     "SealedSecrets",
     "Transfer",
     "TransferItem",
+    "TransferTurn",
 ]

@@ -21,6 +21,7 @@ NAMING = {
 # Texts that are sorted or compared with < and >: by their UTF-8 bytes on both databases, whatever the server's locale.
 ByteOrdered = Text().with_variant(Text(collation="C"), "postgresql")
 MachineName = String(64).with_variant(String(64, collation="C"), "postgresql")
+MachinePair = String(129).with_variant(String(129, collation="C"), "postgresql")
 Status = String(16).with_variant(String(16, collation="C"), "postgresql")
 Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers INTEGER keys only
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, func, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, false, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
@@ -48,6 +48,9 @@ class DataObject(Base):
     """When a copy last read it, or it was moved or activated; null: not since it was registered."""
     expires_at: Mapped[datetime | None]
     """Until when it is wanted. Nothing happens then by itself: rules of retention may ask for it."""
+    provisional: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Its machine was away, or did not tell enough, when it was registered: before its file is removed or moved, it is
+    looked up whether that is another object's file under another name."""
     held_since: Mapped[datetime | None]
     """Held: neither retention nor a client may delete it; null: it is not."""
     held_by: Mapped[str | None] = mapped_column(Text)

@@ -6,12 +6,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, Index, Integer, String, Text, false
+from sqlalchemy import JSON, BigInteger, Computed, Index, Integer, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferStatus
-from models.tables.base import Base, MachineName, Status, partial
+from models.tables.base import Base, ByteOrdered, MachineName, MachinePair, Status, partial
 
 
 class Transfer(Base):
@@ -33,6 +33,16 @@ class Transfer(Base):
     destination_machine: Mapped[str | None] = mapped_column(MachineName)
     destination_place: Mapped[str | None] = mapped_column(Text)
     group: Mapped[str] = mapped_column("group", Text, default="")
+    share_pair: Mapped[str] = mapped_column(
+        MachinePair,
+        Computed("coalesce(source_machine, '') || '>' || coalesce(destination_machine, '')", persisted=True),
+        nullable=True,
+    )
+    """The machines at both ends, `source>destination`, as fair shares are counted (`models.transfers.fair_share`)."""
+    share_group: Mapped[str] = mapped_column(
+        ByteOrdered, Computed('substr("group", 1, 200)', persisted=True), nullable=True
+    )
+    """The group, as far as an index takes it."""
     bandwidth: Mapped[int | None] = mapped_column(BigInteger)
     """Bytes per second that it may move, changeable while it runs; null: no limit of its own."""
     priority: Mapped[str] = mapped_column(
@@ -49,7 +59,8 @@ class Transfer(Base):
     past_commit_point: Mapped[bool] = mapped_column("no_return", default=False, server_default=false())
     """Its file may have its name already, or be gone: before this ends otherwise, an attempt has to look."""
     leaves_partial: Mapped[bool] = mapped_column("litter", default=False, server_default=false())
-    """A partial file may lie beside the destination when it has ended: a mover is to remove it then."""
+    """A partial file may lie beside the destination when it has ended, or its source aside: a mover is to remove the
+    one and to give the other its name back."""
 
     status: Mapped[str] = mapped_column(Status, default=TransferStatus.QUEUED.value)
     phase: Mapped[str] = mapped_column(String(16), default=Phase.QUEUED.value)
@@ -82,16 +93,39 @@ class Transfer(Base):
 
     __table_args__ = (
         partial("ix_transfers_open", "status", "created", "id", where="ended IS NULL"),
-        partial("ix_transfers_queue", "priority", "created", "id", where="ended IS NULL AND owner IS NULL"),
-        partial("ix_transfers_deadline", "deadline", where="deadline IS NOT NULL AND ended IS NULL"),
+        partial(
+            "ix_transfers_queue",
+            *("priority", "share_pair", "share_group", "created", "id"),
+            where="ended IS NULL AND owner IS NULL",
+        ),
+        partial("ix_transfers_deadline", "status", "deadline", where="deadline IS NOT NULL AND ended IS NULL"),
         partial("ix_transfers_stop", "stop_requested", where="stop_requested IS NOT NULL"),
         partial("ix_transfers_litter", "ended", where="litter"),
-        partial("ix_transfers_held", "source_machine", "destination_machine", where="owner IS NOT NULL"),
+        partial("ix_transfers_held", *("source_machine", "destination_machine", "priority"), where="owner IS NOT NULL"),
+        partial("ix_transfers_lease", "lease_until", where="owner IS NOT NULL"),
+        partial("ix_transfers_run", "id", where="flow_run_id IS NOT NULL AND ended IS NULL AND owner IS NULL"),
         Index("ix_transfers_object_id", "object_id"),
         Index("ix_transfers_created", "created", "id"),
-        Index("ix_transfers_ended", "ended"),
+        # without the rest: SQLite would read all that has not ended by it, instead of by the index of what is wanted
+        partial("ix_transfers_ended", "ended", where="ended IS NOT NULL"),
         Index("uq_transfers_flow_run_id", "flow_run_id", unique=True),
     )
+
+
+class TransferTurn(Base):
+    """Whose turn it is among the transfers of one priority: a row for each pair of machines that was served."""
+
+    __tablename__ = "transfer_turns"
+
+    priority: Mapped[str] = mapped_column(String(8), primary_key=True)
+    pair: Mapped[str] = mapped_column(MachinePair, primary_key=True)
+    """As `Transfer.share_pair`."""
+    served: Mapped[int] = mapped_column(BigInteger)
+    """The number of the turn that the pair had last; turns of a priority are numbered from 1."""
+    last_group: Mapped[str] = mapped_column(ByteOrdered)
+    """The group that was served last, as `Transfer.share_group`."""
+    round_began: Mapped[datetime]
+    """When the groups of the pair began to take turns; those of later transfers wait for the next round."""
 
 
 class TransferItem(Base):
@@ -122,8 +156,8 @@ class TransferItem(Base):
     skipped: Mapped[bool] = mapped_column(default=False)
     """COMPLETE without work: what is wanted was there already."""
     notes: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    """What a later attempt must know: `intent`, `canonical`, `committed`; of archives also `bundle`, and `restart` of a
-    recall. Give it a new dict to change it."""
+    """What a later attempt must know: `intent`, `canonical`, `committed`, of a move `known`; of archives also `bundle`,
+    and `restart` of a recall. Give it a new dict to change it."""
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_detail: Mapped[str | None] = mapped_column(Text)
 

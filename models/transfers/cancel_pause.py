@@ -12,10 +12,10 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from datamanager.domain.states import Phase, TransferKind, TransferStatus
+from datamanager.domain.states import Phase, TransferStatus
 from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded
 from models.core.outbox import post_transfer_event
 from models.database import now, wake
@@ -87,7 +87,7 @@ def stop_reason(session: Session, transfer: UUID) -> DataManagerError | None:
 
 def due(session: Session) -> bool:
     """Say whether `expire` has something to do: a look that needs no writing transaction."""
-    return session.scalar(select(Transfer.id).where(*_due(now(session))).limit(1)) is not None
+    return any(session.scalar(select(Transfer.id).where(*due).limit(1)) is not None for due in _due(now(session)))
 
 
 def expire(session: Session) -> list[Transfer]:
@@ -95,8 +95,10 @@ def expire(session: Session) -> list[Transfer]:
 
     Any mover does it, before it takes and with each beat. Returns those that have ended.
     """
-    query = select(Transfer).where(*_due(now(session))).limit(EXPIRED_AT_ONCE).with_for_update(skip_locked=True)
-    ended = list(session.scalars(query))
+    ended: list[Transfer] = []
+    for due in _due(now(session)):
+        query = select(Transfer).where(*due).limit(EXPIRED_AT_ONCE).with_for_update(skip_locked=True)
+        ended += [row for row in session.scalars(query) if row not in ended]
     for row in ended:
         cancelled = row.stop_requested == CANCEL or row.deadline is None
         fail_row(session, row, Cancelled("cancelled by request") if cancelled else _too_late(row.deadline))
@@ -120,10 +122,7 @@ def note_partial(session: Session, transfer: UUID) -> None:
     """Note that a mover which lost a transfer may have left a partial file, unseen by the one that has it now or has
     ended it: it is removed after the end. Not fenced: the one who says so has lost its lease.
     """
-    kinds = [kind.value for kind in TransferKind if kind.leaves_parts]
-    session.execute(
-        update(Transfer).where(Transfer.id == transfer, Transfer.kind.in_(kinds)).values(leaves_partial=True)
-    )
+    session.execute(update(Transfer).where(Transfer.id == transfer).values(leaves_partial=True))
 
 
 def note_clean(session: Session, transfer: UUID) -> None:
@@ -148,14 +147,15 @@ def _too_late(deadline: datetime | None) -> DeadlineExceeded:
     return DeadlineExceeded(f"its deadline was {deadline:%Y-%m-%dT%H:%M:%SZ}")
 
 
-def _due(time: datetime) -> tuple[ColumnElement[bool], ...]:
-    return (
+def _due(time: datetime) -> list[tuple[ColumnElement[bool], ...]]:
+    """Return the conditions of what is too late, and of what was cancelled: apart, so that each has its index."""
+    unheld = (
         Transfer.ended.is_(None),
         Transfer.status == TransferStatus.QUEUED.value,
         Transfer.owner.is_(None),
         Transfer.past_commit_point.is_(False),
-        or_(
-            and_(Transfer.deadline.is_not(None), Transfer.deadline <= time),
-            and_(Transfer.stop_requested.is_not(None), Transfer.stop_requested == CANCEL),
-        ),
     )
+    return [
+        (*unheld, Transfer.deadline.is_not(None), Transfer.deadline <= time),
+        (*unheld, Transfer.stop_requested.is_not(None), Transfer.stop_requested == CANCEL),
+    ]

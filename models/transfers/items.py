@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, SourceNotRemoved
+from models.core.cursors import Rendering, numbered_page
 from models.database import storable
 from models.objects.bulk_claims import execute_in
 from models.tables import Transfer, TransferItem
 from models.transfers.queue import DETAIL_MAX
+
+KNOWN = "known"
+"""The note of a move, and of an item that is one: what its object's file must be (size, sha256)."""
+
+
+def known_note(size: int | None, checksum: str | None) -> dict[str, dict[str, int | str | None]]:
+    """Return the note of what an object knows of its file."""
+    return {KNOWN: {"size": size, "sha256": checksum.removeprefix("sha256:") if checksum else None}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +71,29 @@ def select_items(
     session: Session, transfer: UUID, *, status: TransferStatus | None = None, after: int = -1, limit: int
 ) -> list[TransferItem]:
     """Return up to `limit` items with a number above `after`, by number."""
+    return list(session.scalars(_items(transfer, status, after).limit(limit)))
+
+
+def _items(transfer: UUID, status: TransferStatus | None, after: int) -> Select[TransferItem]:
     query = select(TransferItem).where(TransferItem.transfer_id == transfer, TransferItem.number > after)
     if status is not None:
         query = query.where(TransferItem.status == status.value)
-    return list(session.scalars(query.order_by(TransferItem.number).limit(limit)))
+    return query.order_by(TransferItem.number)
+
+
+def page_of_items(
+    session: Session,
+    transfer: UUID,
+    *,
+    status: TransferStatus | None = None,
+    after: int = -1,
+    limit: int,
+    rendering: Rendering,
+) -> tuple[list[Any], int | None]:
+    """Return one page of the items with a number above `after`, shown as `rendering` says, and the number that the next
+    page begins after (None at the end).
+    """
+    return numbered_page(session, _items(transfer, status, after), limit, rendering)
 
 
 def in_doubt(session: Session, transfer: UUID) -> bool:

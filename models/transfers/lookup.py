@@ -6,14 +6,15 @@ makes a transfer and deleted in the one that ends it; only `datamanager.sealing`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from datamanager.domain.archive_requests import (
     AcceptedActivate,
@@ -38,7 +39,7 @@ from datamanager.domain.requests import (
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.errors import InternalError, TaskEnded, TaskNotFound
 from datamanager.machines import Machines
-from models.core.cursors import NEWEST, page_of
+from models.core.cursors import NEWEST, ROWS, Rendering, page_of
 from models.database import affected, now, take_turns
 from models.tables import SealedSecrets, Transfer
 
@@ -109,9 +110,18 @@ def held_by_priority(session: Session) -> dict[str, int]:
     So two movers never both take the last slot.
     """
     take_turns(session, _LOCK)
-    query = select(Transfer.priority, func.count().label("held")).group_by(Transfer.priority)
-    rows = session.execute(query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None)))
-    return {row.priority: row.held for row in rows}
+    by = Transfer.source_machine, Transfer.destination_machine, Transfer.priority  # as their index has it
+    query = select(Transfer.priority, func.count()).group_by(*by)
+    held: Counter[str] = Counter()
+    for priority, count in session.execute(query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None))):
+        held[priority] += count
+    return dict(held)
+
+
+def count_held(session: Session, host: str, pid: int) -> int:
+    """Count what the mover of this process holds: leases name host, number, process and a random part."""
+    mine = Transfer.owner.startswith(f"{host}-", autoescape=True), Transfer.owner.contains(f":{pid}-", autoescape=True)
+    return session.scalar(select(func.count()).select_from(Transfer).where(*mine, Transfer.ended.is_(None))) or 0
 
 
 def unheld_with_a_run(session: Session, limit: int, *, beyond: UUID | None = None) -> list[Transfer]:
@@ -167,11 +177,15 @@ class TransferSelection:
     oldest_first: bool = False
 
 
-def select_transfers(session: Session, wanted: TransferSelection) -> tuple[list[Transfer], str | None]:
-    """Return one page and the cursor of the next one (None at the end). Raises: InvalidRequest for a bad cursor."""
+def select_transfers(
+    session: Session, wanted: TransferSelection, rendering: Rendering = ROWS
+) -> tuple[list[Any], str | None]:
+    """Return one page of transfers, shown as `rendering` says, and the cursor of the next one (None at the end); their
+    requests are read when they are asked for. Raises: InvalidRequest for a bad cursor.
+    """
     sort = NEWEST.removeprefix("-") if wanted.oldest_first else NEWEST
-    query = select(Transfer).where(*_conditions(wanted))
-    return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor)
+    query = select(Transfer).options(defer(Transfer.request)).where(*_conditions(wanted))
+    return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor, rendering)
 
 
 def _conditions(wanted: TransferSelection) -> list[ColumnElement[bool]]:

@@ -12,10 +12,19 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
-from datamanager.errors import DataManagerError, InternalError
+from datamanager.errors import DataManagerError, InternalError, SourceMissing
+from models.audit.missing_objects import note_missing
 from models.core.outbox import post_object_event, post_transfer_event
 from models.database import now, storable, wake
-from models.objects.catalogue import Facts, NewRow, add_objects, given_path, keep_origin, lock_object, relocate
+from models.objects.catalogue import (
+    Facts,
+    NewRow,
+    add_objects,
+    given_path,
+    keep_origin,
+    lock_object,
+    relocate,
+)
 from models.objects.claims import (
     abandon_bundles,
     claim_place,
@@ -140,7 +149,7 @@ def fail(session: Session, hold: TransferLease, error: DataManagerError, *, leav
     """End a transfer in ERROR; its claims are freed. The object is as it was, or where the error code says.
 
     What a batch has not done ends in ERROR too, with the same code. `leaves_partial`: whether its partial file may be
-    left behind; None: the caller does not know, so it may if the transfer was begun. A delete never leaves any.
+    left behind, or its source aside; None: the caller does not know, so it may if the transfer was begun.
     """
     fail_row(session, held(session, hold, lock=True), error, leaves_partial=leaves_partial)
 
@@ -154,12 +163,12 @@ def fail_row(session: Session, row: Transfer, error: DataManagerError, *, leaves
     if kind.itemised:
         give_up_items(session, row, error)
         abandon_bundles(session, row.id)
+    if isinstance(error, SourceMissing) and row.object_id is not None:
+        note_missing(session, [row.object_id])
     row.error_code = error.code
     row.error_detail = row.result = detail = storable(error.detail)
     begun = row.started is not None if leaves_partial is None else leaves_partial
-    row.leaves_partial = row.leaves_partial or (
-        begun and kind.leaves_parts
-    )  # one that lost it before may have left something
+    row.leaves_partial = row.leaves_partial or begun  # one that lost it before may have left something
     _end(session, row, TransferStatus.ERROR, "error", {"code": error.code, "detail": detail})
 
 

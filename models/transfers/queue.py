@@ -15,15 +15,16 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, case, func, or_, select, update
+from sqlalchemy import BindParameter, and_, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import TRANSITIONS, Phase, TransferKind, TransferStatus
-from datamanager.errors import InternalError, LeaseLost
-from models.core.outbox import post_transfer_event
+from datamanager.errors import InternalError, LeaseLost, PathReplaced
+from models.core.outbox import post_path_replaced, post_transfer_event
 from models.database import affected, now, storable, take_turns, wake
 from models.tables import Transfer
+from models.transfers.fair_share import FairShare, ShareQueries, ends_of, pair_of, waiting_pairs
 
 FAULTS_KEPT = 50
 DETAIL_MAX = 2000  # characters of a fault's detail that are kept
@@ -58,52 +59,54 @@ def take(
     besides: Collection[UUID] = (),
 ) -> list[TransferLease]:
     """Take up to `limit` queued transfers (or just `only`), raising each one's epoch: those of the highest priority
-    first, of these the oldest. An endless stream of higher ones keeps the lower ones waiting.
+    first, of these by fair share (`models.transfers.fair_share`), of one pair of machines and one group the oldest. An
+    endless stream of higher ones keeps the lower ones waiting.
 
     Two movers never take the same one: PostgreSQL locks the rows and others skip them, on SQLite the transaction
     excludes others. `caps`: how many transfers that touch a machine may be held at once, over all movers (see
     `models.machines.limits.caps`). One that finds a machine full stays as it is, and those behind it have their turn.
     `room`: how many of a priority may be taken; one that it does not name has no limit. `besides`: not these.
     """
-    if caps:
+    if caps or only is None:
         take_turns(session, TAKING_LOCK)  # what each mover counts stays true
     time = now(session)
-    running = held_by_machine(session, caps)
-    holds: list[TransferLease] = []
+    if only is not None:
+        full = _full(held_by_machine(session, caps), caps)
+        query = select(Transfer).where(Transfer.id == only, Transfer.id.not_in(besides), *_takeable(time))
+        rows = list(session.scalars(query.with_for_update(skip_locked=True)))
+        rows = [row for row in rows if ends_of(row.share_pair).isdisjoint(full)]
+    else:
+        held = held_by_pair(session)
+        shares = FairShare(session, _QUERIES, time, held, besides)
+        chosen = _choose(shares, _by_machine(held), limit, caps, room)
+        found = {row.id: row for row in session.scalars(select(Transfer).where(Transfer.id.in_(chosen)))}
+        rows = [found[one] for one in chosen]
+    for row in rows:
+        row.owner = owner
+        row.epoch += 1
+        row.attempts += 1
+        row.lease_until = time + lease
+    return [TransferLease(row.id, owner, row.epoch) for row in rows]
+
+
+def _choose(
+    shares: FairShare, running: Counter[str], limit: int, caps: Mapping[str, int], room: Mapping[str, int]
+) -> list[UUID]:
+    """Choose and lock up to `limit` transfers; `running` counts those that are held by machine, and is kept up."""
+    chosen: list[UUID] = []
     for priority in Priority:
-        most = min(limit, len(holds) + room.get(priority.value, limit))
-        skipped = True
-        while skipped and len(holds) < most:
-            skipped = False
-            query = (
-                select(Transfer)
-                .where(Transfer.priority == priority.value, *_takeable(time), *_not_at(_full(running, caps)))
-                .order_by(Transfer.created, Transfer.id)
-                .limit(most - len(holds))
-                .with_for_update(skip_locked=True)
-            )
-            if only is not None:
-                query = query.where(Transfer.id == only)
-            if besides:
-                query = query.where(Transfer.id.not_in(besides))
-            for row in session.scalars(query).all():
-                if _ends(row) & _full(running, caps):
-                    skipped = True  # a machine became full meanwhile, and others' transfers may wait behind it
-                    continue
-                running.update(_ends(row))
-                row.owner = owner
-                row.epoch += 1
-                row.attempts += 1
-                row.lease_until = time + lease
-                holds.append(TransferLease(row.id, owner, row.epoch))
-    return holds
+        most = min(limit, len(chosen) + room.get(priority.value, limit))
+        while len(chosen) < most and (found := shares.next(priority.value, _full(running, caps))) is not None:
+            running.update(ends_of(found.pair))
+            chosen.append(found.id)
+    return chosen
 
 
 def waiting(session: Session, caps: Mapping[str, int] = NO_CAPS) -> bool:
     """Say whether a transfer could be taken now: a look that needs no writing transaction."""
     full = _full(held_by_machine(session, caps), caps)
-    query = select(Transfer.id).where(*_takeable(now(session)), *_not_at(full)).limit(1)
-    return session.scalar(query) is not None
+    pairs = waiting_pairs(session, _QUERIES, now(session))
+    return any(ends_of(pair).isdisjoint(full) for some in pairs.values() for pair in some)
 
 
 def waits(session: Session, transfer: UUID) -> bool:
@@ -170,6 +173,8 @@ def add_fault(session: Session, hold: TransferLease, code: str, detail: str) -> 
 
 def append_fault(session: Session, row: Transfer, code: str, detail: str) -> None:
     """Append a fault to a row of the session; the oldest go when there are too many."""
+    if code == PathReplaced.code:
+        post_path_replaced(session, row, storable(detail))
     fault = {"time": now(session).isoformat(), "code": code, "detail": storable(detail)[:DETAIL_MAX]}
     row.faults = [*row.faults, {**fault, "attempt": row.attempts}][-FAULTS_KEPT:]
 
@@ -211,35 +216,30 @@ def reap(session: Session) -> list[Transfer]:
     return lost
 
 
-def held_by_machine(session: Session, caps: Mapping[str, int]) -> Counter[str | None]:
-    """Count the transfers that movers hold, by each machine that they touch."""
-    counted: Counter[str | None] = Counter()
-    if not caps:
-        return counted
+def held_by_machine(session: Session, caps: Mapping[str, int]) -> Counter[str]:
+    """Count the transfers that movers hold, by each machine that they touch; without caps nobody needs to know."""
+    return _by_machine(held_by_pair(session)) if caps else Counter()
+
+
+def held_by_pair(session: Session) -> Counter[str]:
+    """Count the transfers that movers hold, by pair of machines (`Transfer.share_pair`)."""
     ends = (Transfer.source_machine, Transfer.destination_machine)
     query = select(*ends, func.count()).where(Transfer.owner.is_not(None), Transfer.ended.is_(None)).group_by(*ends)
-    for source, destination, count in session.execute(query):
-        for name in {source, destination}:
-            counted[name] += count
+    return Counter({pair_of(source, destination): count for source, destination, count in session.execute(query)})
+
+
+def _by_machine(held: Mapping[str, int]) -> Counter[str]:
+    counted: Counter[str] = Counter()
+    for pair, count in held.items():
+        counted.update(dict.fromkeys(ends_of(pair), count))
     return counted
 
 
-def _full(running: Counter[str | None], caps: Mapping[str, int]) -> set[str]:
+def _full(running: Mapping[str, int], caps: Mapping[str, int]) -> set[str]:
     return {name for name, cap in caps.items() if running[name] >= cap}
 
 
-def _not_at(machines: set[str]) -> tuple[Any, ...]:
-    if not machines:
-        return ()
-    ends = (Transfer.source_machine, Transfer.destination_machine)
-    return tuple(or_(end.is_(None), end.not_in(sorted(machines))) for end in ends)
-
-
-def _ends(row: Transfer) -> set[str | None]:
-    return {row.source_machine, row.destination_machine}
-
-
-def _takeable(time: datetime) -> tuple[Any, ...]:
+def _takeable(time: datetime | BindParameter[Any]) -> tuple[Any, ...]:
     return (
         Transfer.ended.is_(None),  # as the partial index has it
         Transfer.status == TransferStatus.QUEUED.value,
@@ -253,6 +253,9 @@ def _takeable(time: datetime) -> tuple[Any, ...]:
             and_(Transfer.stop_requested.is_(None), or_(Transfer.deadline.is_(None), Transfer.deadline > time)),
         ),
     )
+
+
+_QUERIES = ShareQueries(_takeable(bindparam("now")))
 
 
 def advance(row: Transfer, status: TransferStatus) -> None:

@@ -126,9 +126,10 @@ def storages(control_dir: Path) -> Iterator[dict[str, Storage]]:
 
 @pytest.fixture
 def storage(machine: Machine, control_dir: Path, storages: dict[str, Storage]) -> Storage:
-    key = machine.model_copy(update={"base_dir": "/"}).model_dump_json()  # the port takes whole paths
+    anywhere = machine.model_copy(update={"base_dir": "/"})
+    key = anywhere.model_dump_json()  # the port takes whole paths
     if key not in storages:
-        storages[key] = open_storage(machine, control_dir=control_dir)
+        storages[key] = open_storage(anywhere, control_dir=control_dir)
     return storages[key]
 
 

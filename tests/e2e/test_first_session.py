@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from uuid import UUID
 
@@ -50,6 +51,16 @@ def test_copy_between_machines_carries_the_bytes_and_the_lineage(site: Site) -> 
     assert not site.leftovers()
 
 
+def test_copy_of_a_file_from_before_1970_says_that_its_time_is_not_kept(site: Site) -> None:
+    source = site.register("localhost", "odd/moon.nc", b"bytes")
+    os.utime(site.folders["localhost"] / "odd/moon.nc", (-14_182_940, -14_182_940))
+    task = site.ask("POST", f"async/copy/{source}", data={"machine": "cirrus", "dest": "odd/moon.nc"})
+    ended = site.wait(task.text)
+    assert (ended["status"], ended.get("not_kept")) == ("COMPLETE", ["mtime"]), ended
+    assert (site.folders["cirrus"] / "odd/moon.nc").stat().st_mtime == 0
+    assert not site.leftovers()
+
+
 def test_copy_on_one_machine_and_to_the_local_one(site: Site) -> None:
     data = some_bytes(70_000)
     source = site.register("cirrus", "same/a.bin", data)
@@ -93,6 +104,26 @@ def test_delete_of_a_file_that_is_gone_already(site: Site) -> None:
     (site.folders["archer2"] / "deletes/gone.bin").unlink()
     assert site.ask("DELETE", f"delete/{gone}").status_code == 200
     assert site.info(gone)["status"] == "DELETED"
+
+
+def test_delete_keeps_a_file_that_was_replaced_unless_it_is_forced(site: Site) -> None:
+    first, second, paths = some_bytes(40), some_bytes(40), ["deletes/checked.bin", "deletes/longer.bin"]
+    checked = site.register("cirrus", paths[0], first, verify="hash")
+    longer = site.register("cirrus", paths[1], first)
+    there = [second, first + second]
+    for path, data in zip(paths, there, strict=True):
+        site.write("cirrus", path, data)
+    for uuid in (checked, longer):
+        answer = site.ask("DELETE", f"delete/{uuid}")
+        assert (answer.status_code, answer.json()["code"]) == (409, "source_changed"), answer.text
+        task = site.ask("DELETE", f"delete/{uuid}", headers={"Prefer": "respond-async"})
+        assert site.wait(task.text)["error"]["code"] == "source_changed"
+        assert site.info(uuid)["status"] == "ACTIVE"
+    assert [site.read("cirrus", path) for path in paths] == there
+    for uuid in (checked, longer):
+        assert site.ask("DELETE", f"delete/{uuid}", data={"force": "true"}).status_code == 200
+    assert not any(site.exists("cirrus", path) for path in paths)
+    assert not site.leftovers()
 
 
 def test_getexternal(site: Site, web: Web) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from threading import Event
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,7 +12,7 @@ import requests
 
 from tests.support.prefect import PrefectApi
 from tests.support.service import DataManagerService
-from tests.support.site import PATIENCE, Site, sha256, some_bytes
+from tests.support.site import PATIENCE, Site, eventually, sha256, some_bytes
 from tests.support.web import OddHandler, OddServer
 
 DRIP = 300_000  # bytes a second
@@ -188,6 +189,58 @@ def test_a_run_that_outlived_its_transfer_is_ended(site: Site, prefect: PrefectA
     prefect.post(f"flow_runs/{run}/set_state", {"state": {"type": "RUNNING"}, "force": True})
     assert prefect.get(f"flow_runs/{run}")["state_type"] == "RUNNING"
     assert prefect.wait(run, patience=300)["state_type"] == "COMPLETED"
+
+
+def retried(prefect: PrefectApi, run: str, *, force: bool) -> dict[str, Any]:
+    """Retry a run as Prefect's UIs do, the new one by force; return it when it has ended again."""
+    state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
+    answer = prefect.post(f"flow_runs/{run}/set_state", {"state": state, "force": force})
+    assert answer["status"] == "ACCEPT", answer
+    return prefect.wait(run)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_retry_in_the_ui_leaves_a_run_as_its_transfer_ended(site: Site, prefect: PrefectApi, force: bool) -> None:
+    names = [f"retry-{force}.nc", f"retry-{force}-gone.nc"]
+    sources = [site.register("archer2", f"ui/{name}", b"x") for name in names]
+    (site.folders["archer2"] / "ui" / names[1]).unlink()
+    tasks = []
+    for name, source in zip(names, sources, strict=True):
+        fields = {"machine": "cirrus", "dest": f"ui/{name}"}
+        tasks.append(site.wait(site.ask("POST", f"async/copy/{source}", data=fields).text))
+    assert [task["status"] for task in tasks] == ["COMPLETE", "ERROR"]
+    for task, state in zip(tasks, ["COMPLETED", "FAILED"], strict=True):
+        before = prefect.wait(task["flow_run_id"])
+        again = retried(prefect, task["flow_run_id"], force=force)
+        assert (before["state_type"], again["state_type"]) == (state, state)
+        assert "nothing was done again" in again["state"]["message"]
+        assert site.status(task["task"]) == task
+    rows = site.ask("GET", "info", params={"machine": "cirrus", "filename": names[0]}).json()
+    assert len(rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "body"),
+    [("audits", "audit", {"machine": "localhost", "second_look": 0}), ("retention/run", "run", {"dry_run": True})],
+    ids=["audit", "retention"],
+)
+def test_retry_in_the_ui_leaves_maintenance_as_it_ended(
+    site: Site, prefect: PrefectApi, path: str, name: str, body: dict[str, Any]
+) -> None:
+    answer = site.ask("POST", path, json=body)
+    where = answer.headers["Location"].removeprefix("/DM/")
+    row = eventually(lambda: ended(site, where), f"{answer.json()[name]} ends")
+    assert row["status"] == "COMPLETE"
+    assert prefect.wait(row["flow_run_id"])["state_type"] == "COMPLETED"
+    again = retried(prefect, row["flow_run_id"], force=False)
+    assert again["state_type"] == "COMPLETED"
+    assert "nothing was done again" in again["state"]["message"]
+
+
+def ended(site: Site, path: str) -> dict[str, Any] | None:
+    """Return what has ended at a path below `/DM`."""
+    found: dict[str, Any] = site.ask("GET", path).json()
+    return found if found["ended"] else None
 
 
 def test_movers_show_as_online_workers(site: Site, prefect: PrefectApi) -> None:

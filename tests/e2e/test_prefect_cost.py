@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.settings import Settings
+from deployments.orchestrator.crash_automation import HEARTBEAT, RUN_LEFT
 from deployments.orchestrator.environment import prefect_environment
 from tests.support.prefect import PrefectApi, PrefectServer
 from tests.support.process import Process
@@ -33,8 +34,10 @@ EVENTS = {
     "prefect.task-run.Pending": 5,
     "prefect.task-run.Running": 5,
     "prefect.task-run.Completed": 5,
+    HEARTBEAT: 1,  # the next one would come after 30 s
+    RUN_LEFT: 1,
 }
-"""Events of that copy's run and of its tasks: 17. Heartbeats, each 30 s, are not counted."""
+"""Events of that copy's run and of its tasks: 19."""
 
 LOOKS = {
     "GET /api/csrf-token",  # once a client
@@ -93,5 +96,9 @@ def test_copy_asks_prefect_as_little_as_before(bare_site: Site, asked: Path, pri
     assert 1 <= requests.pop(LOGS, 0) <= batches
     assert requests == REQUESTS
     about = {"filter": {"any_resource": {"id": [f"prefect.flow-run.{run}"]}}, "limit": 50}
-    events = [event["event"] for event in prefect.post("events/filter", about)["events"]]
-    assert Counter(event for event in events if re.match(r"prefect\.(flow|task)-run\.[A-Z]", event)) == EVENTS
+    found = sorted(prefect.post("events/filter", about)["events"], key=lambda event: event["occurred"])
+    events = [
+        event["event"] for event in found if re.match(r"(prefect|data-manager)\.(flow|task)-run\.", event["event"])
+    ]
+    assert Counter(events) == EVENTS
+    assert events[-1] == RUN_LEFT

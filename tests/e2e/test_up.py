@@ -12,17 +12,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+import requests
 
 from datamanager.client import Client
 from datamanager.errors import DataManagerError
 from models.database import Database
 from models.machines.base_dirs import check_base_dirs
 from models.migrate import upgrade
+from models.transfers.lookup import get_transfer
 from tests.support.catalogue import an_object, machines
 from tests.support.ports import free_port
-from tests.support.process import Process, clean_environment, session_members
+from tests.support.process import Process, clean_environment, session_members, signal_each
 from tests.support.service import DataManagerService
 from tests.support.site import PATIENCE, eventually
 
@@ -58,7 +61,7 @@ def test_it_becomes_ready_and_says_where_everything_is(service: DataManagerServi
     assert f"{service.url}/docs" in text
     assert f"http://127.0.0.1:{service.env['DM_PREFECT_PORT']}" in text
     assert str(service.home / "logs") in text
-    assert len(text.splitlines()) < 12
+    assert len([line for line in text.splitlines() if not line.startswith("not ready after")]) < 12
 
 
 @in_order
@@ -81,6 +84,17 @@ def test_the_home_is_private_and_has_a_machines_file(service: DataManagerService
     assert "[machines.localhost]" in (service.home / "machines.toml").read_text()
     with Client(service.url) as client:
         assert [(one.name, one.reachable) for one in client.machines()] == [("localhost", True)]
+
+
+@in_order
+def test_prefect_server_of_the_tree_refuses_foreign_pages(service: DataManagerService) -> None:
+    url = f"http://127.0.0.1:{service.env['DM_PREFECT_PORT']}/api/health"
+    answers = {
+        name: requests.get(url, headers={name: value}, timeout=PATIENCE)
+        for name, value in {"Accept": "*/*", "Host": "evil.example", "Origin": "http://evil.example"}.items()
+    }
+    assert {name: answer.status_code for name, answer in answers.items()} == {"Accept": 200, "Host": 403, "Origin": 403}
+    assert all(answer.headers.get("access-control-allow-origin") != "*" for answer in answers.values())
 
 
 @in_order
@@ -137,8 +151,29 @@ def test_it_starts_again_in_its_home_and_ctrl_c_stops_everything(service: DataMa
     checks = told(service).count("self-check passed")
     service.start()
     eventually(lambda: told(service).count("self-check passed") == checks + 1, "the second self-check has run")
+    task = _endless_copy(service)
+    signal_each(service.supervisor.members(), signal.SIGINT)
+    eventually(lambda: "under way" in told(service), "it says what it waits for")
     assert service.interrupt() == 0  # fails when it has not ended in time, or a process of the session is left
-    assert told(service).endswith("stopping …\nstopped\n")
+    stopping = told(service).partition("stopping …")[2]
+    assert stopping.startswith(" (Ctrl-C again: now)\n  1 transfer is under way, and returned to the queue in 10 s\n")
+    assert stopping.endswith("\nstopped\n")
+    database = Database(f"sqlite+pysqlite:///{service.home / 'catalogue.db'}")
+    with database.read() as session:
+        row = get_transfer(session, task)
+        assert (row.status, row.owner) == ("QUEUED", None)
+    database.close()
+
+
+def _endless_copy(service: DataManagerService) -> UUID:
+    """Begin a copy that never ends by itself; return its task when bytes move."""
+    file = service.home / "data" / "endless"
+    file.write_bytes(bytes(2**20))
+    with Client(service.url) as client:
+        source = client.register("localhost", file.name, "")
+        task = client.start_copy(source, "localhost", "endless.copy", bandwidth=1000)
+        eventually(lambda: client.status(task).status == "RUNNING", "it is under way")
+    return task
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -158,6 +193,41 @@ def test_a_supervisor_that_is_told_to_stop_stops_its_children(tmp_path: Path, nu
         eventually(lambda: not session_members(session), "no process is left")
         assert process.returncode == 0
         assert log.read_text() == "runs\nstopped\n"
+
+
+def test_supervisor_ends_now_after_a_second_signal(tmp_path: Path) -> None:
+    script = (
+        "from deployments.local.supervisor import Child, Supervisor\n"
+        "deaf = ['sh', '-c', 'trap \"\" TERM; echo deaf; while :; do sleep 1; done']\n"
+        "supervisor = Supervisor(lambda line: print(line, flush=True))\n"
+        "supervisor.start(Child('child', deaf, {'PATH': '/usr/bin:/bin'}, grace=100_000))\n"
+        "supervisor.run(lambda: 60.0); supervisor.stop(); print('stopped')"
+    )
+    log = tmp_path / "log"
+    with Process([sys.executable, "-c", script], log=log, env=clean_environment(), cwd=ROOT) as process:
+        eventually(lambda: "deaf" in log.read_text(), "it runs")
+        session = process.pid
+        os.kill(session, signal.SIGINT)
+        eventually(lambda: "waiting for child to end, 99" in log.read_text(), "it says what it waits for")
+        os.kill(session, signal.SIGINT)
+        eventually(lambda: not session_members(session), "no process is left")
+        assert log.read_text().endswith("child did not stop in time; killing it\nstopped\n")
+
+
+def test_supervisor_interrupts_what_does_not_look_for_signals(tmp_path: Path) -> None:
+    script = (
+        "import time; from deployments.local.supervisor import Supervisor\n"
+        "supervisor = Supervisor(print)\n"
+        "try:\n"
+        "    with supervisor.interruptible(): print('waits', flush=True); time.sleep(100_000)\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    log = tmp_path / "log"
+    with Process([sys.executable, "-c", script], log=log, env=clean_environment(), cwd=ROOT) as process:
+        eventually(lambda: "waits" in log.read_text(), "it waits")
+        os.kill(process.pid, signal.SIGINT)
+        eventually(lambda: not process.running, "it ended")
+        assert log.read_text() == "waits\ninterrupted\n"
 
 
 def up(home: Path, **env: str) -> subprocess.CompletedProcess[str]:

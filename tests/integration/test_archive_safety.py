@@ -140,6 +140,23 @@ def test_a_source_that_changed_stays_and_is_told_of(parts: Services) -> None:
     assert (folder(parts, "here") / "a").read_bytes() == b"before"
 
 
+def test_a_source_that_was_written_within_the_same_second_stays(parts: Services) -> None:
+    uuids = [an_object(parts, f"in/{number}", b"the first version") for number in range(2)]
+    transfer = submit(parts, "archive", *uuids)
+    work = attempt(parts, transfer, Dying(Phase.CLEANUP))
+    with pytest.raises(Killed):
+        perform(work)
+    file = folder(parts, "here") / "in/1"
+    mtime = int(file.stat().st_mtime)
+    file.write_bytes(b"the other version")
+    os.utime(file, (mtime, mtime))
+    with parts.database.write() as session:
+        queue.requeue(session, work.hold)
+    assert isinstance(perform(attempt(parts, transfer)), DataManagerError)
+    assert [one.name for one in file.parent.iterdir()] == ["1"]
+    assert file.read_bytes() == b"the other version"
+
+
 def test_a_missing_file_fails_alone(parts: Services) -> None:
     uuids = [an_object(parts, f"{number}", b"x" * number) for number in range(5)]
     (folder(parts, "here") / "3").unlink()

@@ -278,7 +278,7 @@ def test_a_single_object_ends_with_the_error_of_its_own(database: Database) -> N
     row = get_transfer(database, transfer)
     assert (row.status, row.error_code, row.error_detail, row.leaves_partial) == (
         *("ERROR", "no_space", "the tape is full"),
-        False,
+        True,  # its source may lie aside
     )
 
 

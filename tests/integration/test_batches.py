@@ -33,6 +33,7 @@ from datamanager.errors import (
     NoSpace,
     ObjectNotFound,
     PathNotAllowed,
+    PathReplaced,
     SourceNotRemoved,
     UnknownMachine,
 )
@@ -416,6 +417,16 @@ def test_a_move_keeps_its_old_place_until_the_source_is_gone(database: Database)
     assert told(database, moved) == ["dm.object.registered", "dm.object.moved"]
     event = messages(database, moved)[-1].body["data"]
     assert event["from"] == {"machine": "alpha", "place": "in/a"}
+
+
+def test_a_replaced_path_of_an_item_is_a_security_event(database: Database) -> None:
+    first = register(database, "a")
+    transfer = submit(database, batch("copy", (first, "out/a"), (first, "out/b")))
+    hold = begin(database, transfer)
+    do(database, batch_results.fail_items, hold, [(0, NoSpace("full")), (1, PathReplaced("'/x' leads to '/etc' now"))])
+    assert ends(database, transfer) == ["no_space", "path_replaced"]
+    [event] = [one for one in messages(database, transfer) if one.routing_key == "dm.security.path_replaced"]
+    assert (event.body["data"]["item"], event.body["data"]["detail"]) == (1, "'/x' leads to '/etc' now")
 
 
 def test_what_a_failed_item_held_is_free_at_once(database: Database) -> None:

@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -28,8 +29,11 @@ from datamanager.engine.bulk.bulk_chunk import (
     Outcome,
     SmallItem,
     Staged,
+    item_id,
 )
+from datamanager.engine.bulk.bulk_removal import Removal, remove_sources
 from datamanager.engine.control import Control
+from datamanager.engine.single.source_removal import machine_time
 from datamanager.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -117,6 +121,13 @@ class Batch:
         with self.ends.storages.get(self.target).session() as target:
             results = bulk_publish.publish(target, ready, overwrite=overwrite)
         return {one.number: result for one, result in zip(ready, results, strict=True)}
+
+    def removals(self, outcomes: dict[int, Outcome]) -> list[Removal]:
+        """Return what a move removes in the end."""
+        return [
+            Removal(one.source_path, one.intent, one.canonical, item_id(self.transfer, one.number))
+            for one in staged(outcomes)
+        ]
 
     def assert_published(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -485,14 +496,15 @@ def test_names_that_appear_in_the_last_moment_are_left(batch: Batch) -> None:
 
 def test_sources_of_a_move_go_if_they_are_what_was_read(batch: Batch) -> None:
     some_files(batch, 40)
-    outcomes = batch.stage()
+    with batch.sessions() as (source, _):
+        outcomes = batch.stage(clock=partial(machine_time, source))
     batch.publish(outcomes)
     batch.source(3).write_bytes(b"written since")
     batch.source(4).unlink()
     batch.source(5).unlink()
     batch.source(5).symlink_to(batch.source(6))
     with batch.sessions() as (source, _):
-        results = bulk_publish.remove_sources(source, staged(outcomes))
+        results = remove_sources(source, batch.removals(outcomes))
     assert {number: type(error) for number, error in enumerate(results) if error} == {
         3: SourceNotRemoved,
         5: SourceNotRemoved,

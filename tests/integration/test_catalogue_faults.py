@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError, ProgrammingError, StatementError
 
-from datamanager.errors import CatalogueUnavailable, NoSpace, SettingsError
+from datamanager.errors import CatalogueFull, CatalogueUnavailable, NoSpace, SettingsError
 from models import migrate
 from models.core.listen import RESUMED, Listener
 from models.database import Database, now, wake
@@ -75,17 +75,31 @@ def test_listening(database: Database) -> None:
 # --- a database that is away, full or wrong ---
 
 
-def test_a_full_disk_is_the_catalogue_being_away(tmp_path: Path) -> None:
+def test_a_full_disk_of_the_server_is_called_that(database: Database) -> None:
+    if not database.is_postgresql:
+        return  # see the next one
+    full = "DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
+    with pytest.raises(CatalogueFull) as caught, database.write() as session:
+        session.execute(text(full))
+    assert isinstance(caught.value.__cause__.orig, psycopg.errors.DiskFull)  # type: ignore[union-attr]
+    assert database.full
+    see(database)
+    assert not database.full
+
+
+def test_a_full_disk_is_called_that(tmp_path: Path) -> None:
     database = Database(f"sqlite+pysqlite:///{tmp_path / 'small.db'}", pool_size=1)
     migrate.upgrade(database)
     before = count(database, OutboxMessage)
-    with pytest.raises(CatalogueUnavailable) as away, database.write() as session:
+    with pytest.raises(CatalogueFull) as away, database.write() as session:
         session.execute(text("PRAGMA max_page_count = 60"))
         session.add_all(
             OutboxMessage(exchange="", routing_key="x", body={"x": "y" * 4000}, created=now(session))
             for _ in range(200)
         )
     assert "full" in str(away.value.__cause__)
+    assert (away.value.code, database.full) == ("no_space", True)
+    assert isinstance(away.value, CatalogueUnavailable), "whoever waits for the catalogue waits for space"
     assert away.value.retryable
     assert "INSERT" not in away.value.detail
     assert count(database, OutboxMessage) == before

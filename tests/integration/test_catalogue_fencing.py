@@ -119,7 +119,8 @@ def test_a_reaped_transfer_keeps_its_claims_and_notes(database: Database) -> Non
     lose(database, hold)
     again = begin(database, transfer, owner="mover-2")
     with database.read() as session:
-        assert queue.held(session, again).notes == {"intent": {"size": 7}, "committed": True}
+        notes = queue.held(session, again).notes
+    assert (notes["intent"], notes["committed"]) == ({"size": 7}, True)
     with database.write() as session:
         outcomes.finish_move(session, again)
     assert get_transfer(database, transfer).status == "COMPLETE"

@@ -30,8 +30,8 @@ def begin(database: Database, holder: str, *, fingerprint: str = "f" * 64, hold:
 
 def test_the_first_works_and_others_wait(database: Database) -> None:
     assert begin(database, "one") == Begun(mine=True)
-    assert begin(database, "two") == Begun()
-    assert begin(database, "two") == Begun()
+    assert begin(database, "two") == Begun(holder="one")
+    assert begin(database, "two") == Begun(holder="one")
 
 
 def test_one_of_many_at_once_works(database: Database) -> None:
@@ -62,7 +62,7 @@ def test_a_dropped_key_is_free(database: Database) -> None:
     begin(database, "one")
     with database.write() as session:
         idempotency.drop(session, "key", "two")  # not the holder: nothing happens
-    assert begin(database, "two") == Begun()
+    assert begin(database, "two") == Begun(holder="one")
     with database.write() as session:
         idempotency.drop(session, "key", "one")
     assert begin(database, "two", fingerprint="0" * 64) == Begun(mine=True)
@@ -74,7 +74,7 @@ def test_what_a_dead_request_made_is_found(database: Database) -> None:
     with database.write() as session:
         idempotency.attach(session, "key", "one", made)
     assert begin(database, "two") == Begun(mine=True, subject=made)
-    assert begin(database, "three") == Begun()
+    assert begin(database, "three") == Begun(holder="two")
 
 
 @pytest.mark.parametrize("made", [None, uuid4()])
@@ -84,7 +84,7 @@ def test_the_next_holder_of_a_released_key_finds_what_was_made(database: Databas
         if made is not None:
             idempotency.attach(session, "key", "one", made)
         idempotency.release(session, "key", "two")  # not the holder: nothing happens
-    assert begin(database, "two") == Begun()
+    assert begin(database, "two") == Begun(holder="one")
     with database.write() as session:
         idempotency.release(session, "key", "one")
         idempotency.prolong(session, "key", "one", HOLD)  # one that was under way comes too late
@@ -96,7 +96,7 @@ def test_the_next_holder_of_a_released_key_finds_what_was_made(database: Databas
 def test_looking_whether_a_key_is_held(database: Database) -> None:
     def held() -> bool:
         with database.read() as session:
-            return idempotency.is_held(session, "key")
+            return idempotency.holder_of(session, "key") is not None
 
     assert not held()
     begin(database, "one")
@@ -117,7 +117,7 @@ def test_prolonging_keeps_the_key(database: Database) -> None:
     begin(database, "one", hold=LAPSED)
     with database.write() as session:
         idempotency.prolong(session, "key", "one", HOLD)
-    assert begin(database, "two") == Begun()
+    assert begin(database, "two") == Begun(holder="one")
 
 
 def test_who_lost_the_key_makes_nothing(database: Database) -> None:
@@ -127,7 +127,7 @@ def test_who_lost_the_key_makes_nothing(database: Database) -> None:
         idempotency.attach(session, "key", "slow", uuid4())
     with database.write() as session:
         idempotency.store(session, "key", "slow", ANSWER)
-    assert begin(database, "third") == Begun()  # the slow one's answer was not stored
+    assert begin(database, "third") == Begun(holder="fast")  # the slow one's answer was not stored
 
 
 def test_attaching_and_making_are_one_transaction(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""Lists of objects: filters, every sort key, pages that add up, and a stream that holds a chunk at a time."""
+"""Lists of objects: filters, every sort key, pages that add up, and all of them, page by page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import json
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,13 +15,14 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, event, insert, text
+from sqlalchemy import delete, event, insert, update
 
 from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
+from models.core.cursors import Rendering
 from models.database import Database
-from models.objects.listing import SORTABLE, Selection, glob_to_like, select_objects, stream_all
+from models.objects.listing import SORTABLE, STREAM_CHUNK, Selection, every_page, glob_to_like, select_objects
 from models.tables import DataObject
 from tests.support.bookkeeping import register
 
@@ -289,6 +290,21 @@ def test_what_makes_no_sense_is_refused(database: Database) -> None:
         assert len(refused.value.fields) == 1, selection
 
 
+@contextmanager
+def heard(database: Database, name: str) -> Iterator[list[Any]]:
+    """Collect what an event of the engine brings."""
+    found: list[Any] = []
+
+    def note(*details: Any) -> None:
+        found.append(details)
+
+    event.listen(database.engine, name, note)
+    try:
+        yield found
+    finally:
+        event.remove(database.engine, name, note)
+
+
 def many(database: Database, count: int) -> list[UUID]:
     rows = [
         row(filename=f"{n}", date_registered=START + timedelta(seconds=n), description="x" * 2000) for n in range(count)
@@ -297,15 +313,14 @@ def many(database: Database, count: int) -> list[UUID]:
     return [values["id"] for values in rows]
 
 
-def test_a_stream_holds_a_chunk_at_a_time(database: Database) -> None:
+def test_every_page_holds_a_chunk_at_a_time(database: Database) -> None:
     ids = many(database, 5000)  # 10 MB of descriptions
     seen = []
     tracemalloc.start()
     try:
-        with database.read() as session, closing(stream_all(session)) as rows:
-            for obj in rows:
-                seen.append(obj.id)
-                assert len(session.identity_map) <= 1000
+        for page in every_page(database, Rendering()):
+            assert len(page) <= STREAM_CHUNK
+            seen += [obj.id for obj in page]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -313,32 +328,34 @@ def test_a_stream_holds_a_chunk_at_a_time(database: Database) -> None:
     assert peak < 8_000_000
 
 
-def test_a_stream_shows_one_moment(database: Database) -> None:
-    ids = many(database, 1500)
-    with database.read() as session, closing(stream_all(session)) as rows:
-        seen = [next(rows).id]
-        if database.is_postgresql:  # the rest is still there, not in this process
-            assert session.execute(text("SELECT count(*) FROM pg_cursors WHERE name <> ''")).scalar_one() == 1
-        with database.write() as other:
-            other.execute(insert(DataObject), [row(date_registered=START + timedelta(days=9))])
-            other.execute(delete(DataObject).where(DataObject.id == ids[-1]))
-        seen += [obj.id for obj in rows]
-    assert seen == ids
+def test_every_page_is_read_by_itself(database: Database) -> None:
+    ids = many(database, 1200)
+    pages = every_page(database, Rendering())
+    with heard(database, "checkout") as taken, heard(database, "checkin") as returned:
+        seen = [obj.id for obj in next(pages)]
+    assert (len(taken), len(returned)) == (2, 2)  # what there is, and the first page
+    with database.write() as other:  # what comes meanwhile is not shown, what changes is
+        other.execute(insert(DataObject), [row(date_registered=START + timedelta(days=9))])
+        other.execute(update(DataObject).where(DataObject.id == ids[-1]).values(size=77))
+    rest = [obj for page in pages for obj in page]
+    assert [*seen, *(obj.id for obj in rest)] == ids
+    assert rest[-1].size == 77
 
 
-def test_a_stream_that_is_left_early_frees_its_connection(database: Database) -> None:
-    many(database, 1200)
-    returned = []
-
-    def note(*_: object) -> None:
-        returned.append(True)
-
-    event.listen(database.engine, "checkin", note)
-    with database.read() as session, closing(stream_all(session)) as rows:
-        next(rows)
-    event.remove(database.engine, "checkin", note)
-    assert returned == [True]
-    register(database, "a")
+@pytest.mark.parametrize("sort", ["date_registered", "-date_registered"])
+def test_page_begins_where_the_one_before_ended(database: Database, sort: str) -> None:
+    """A page in the middle is found by its index: it is not read from the first row on."""
+    ids = many(database, 30)
+    with database.read() as session:
+        first, cursor = select_objects(session, Selection(sort=sort, limit=20))
+        with heard(database, "before_cursor_execute") as seen:
+            rest, _ = select_objects(session, Selection(sort=sort, limit=20, cursor=cursor))
+        assert [obj.id for obj in [*first, *rest]] == (ids[::-1] if sort.startswith("-") else ids)
+        if not database.is_postgresql:
+            ((_, _, statement, parameters, *_),) = seen
+            plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            assert "SEARCH objects USING INDEX ix_objects_date_registered (date_registered" in str(plan)
+            assert "TEMP B-TREE" not in str(plan)
 
 
 def test_times_are_aware_utc(database: Database) -> None:

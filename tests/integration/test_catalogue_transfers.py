@@ -11,11 +11,20 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.states import TRANSITIONS, ObjectStatus, Phase, TransferStatus, Verified
-from datamanager.errors import InternalError, InvalidRequest, NoSpace, ObjectDeleted, SourceNotRemoved, TaskNotFound
+from datamanager.errors import (
+    InternalError,
+    InvalidRequest,
+    NoSpace,
+    ObjectDeleted,
+    PathReplaced,
+    SourceNotRemoved,
+    TaskNotFound,
+)
 from models import submission
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.transfers import lookup, outcomes, queue
+from models.transfers.items import known_note
 from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
     MACHINES,
@@ -118,7 +127,8 @@ def test_move_holds_both_places_until_its_source_is_removed(database: Database) 
     assert (obj.machine, obj.path, obj.filename, obj.place) == ("beta", "out", "b.nc", "out/b.nc")
     assert (obj.size, obj.checksum, obj.date_registered) == (7, SHA256, before.date_registered)
     assert obj.date_modified > before.date_modified
-    assert (row.status, row.phase, row.notes) == ("RUNNING", "cleanup", {"committed": True})
+    assert (row.status, row.phase) == ("RUNNING", "cleanup")
+    assert row.notes == {"committed": True, **known_note(before.size, before.checksum)}
     meanwhile = {
         ("place", "alpha:in/a.nc", None, transfer),
         ("place", "beta:out/b.nc", moved, None),
@@ -193,6 +203,22 @@ def test_error(database: Database) -> None:
     assert [(fault["code"], fault["attempt"]) for fault in row.faults] == [("no_space", 1)]
     assert told(database, transfer)[-1] == "dm.transfer.error"
     assert get_object(database, source).status == ObjectStatus.ACTIVE
+
+
+def test_a_replaced_path_is_a_security_event_of_each_attempt(database: Database) -> None:
+    transfer = submit(database, order("copy", register(database, "a"), "b"))
+    hold = begin(database, transfer)
+    with database.write() as session:
+        queue.add_fault(session, hold, "connection_lost", "cut")
+        outcomes.fail(session, hold, PathReplaced("'/data/beta/run' leads to '/etc' now"))
+    assert told(database, transfer)[-2:] == ["dm.security.path_replaced", "dm.transfer.error"]
+    data = messages(database, transfer)[-2].body["data"]
+    assert data == {
+        "transfer": str(transfer),
+        "kind": "copy",
+        "item": None,
+        "detail": "'/data/beta/run' leads to '/etc' now",
+    }
 
 
 def test_an_error_text_of_a_strange_machine_can_be_stored(database: Database) -> None:

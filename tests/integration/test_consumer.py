@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,8 @@ def test_refusals_are_http_s_and_leave_nothing(catalogue_url: str, amqp_url: str
             ("copy", copy | {"dest": "/etc/passwd"}, "path_not_allowed"),
             ("copy", copy | {"dest": "a\0b"}, "invalid_request"),
             ("copy", copy | {"overwrite": "perhaps"}, "invalid_request"),
+            ("copy", copy | {"overwrit": True}, "invalid_request"),
+            ("copy_many", {"items": [copy | {"dst": "x"}]}, "invalid_request"),
             ("copy", copy | {"machine": "here", "dest": "in/mine.nc"}, "destination_exists"),
             ("copy", None, "invalid_request"),
             ("copy", [copy], "invalid_request"),
@@ -211,6 +215,9 @@ def test_refusals_are_http_s_and_leave_nothing(catalogue_url: str, amqp_url: str
             ("getexternal", fetch | {"filename": "a/b"}, "invalid_request"),
             ("getexternal", fetch | {"size": -1}, "invalid_request"),
             ("getexternal", fetch | {"options": {"password": "hunter2"}}, "not_supported"),
+            ("getexternal", fetch | {"options": {"pasword": "hunter2"}}, "invalid_request"),
+            ("getexternal", fetch | {"size": True}, "invalid_request"),
+            ("getexternal", fetch | {"uuid": str(uuid4())}, "invalid_request"),
             ("getexternal", fetch | {"metadata": '{"a": NaN}'}, "invalid_request"),
             ("getexternal", fetch | {"metadata": '{"a":' * 50000 + "1" + "}" * 50000}, "invalid_request"),
             ("getexternal", fetch | {"metadata": '{"a":' * 900 + "1" + "}" * 900}, "invalid_request"),
@@ -368,3 +375,28 @@ def test_requests_are_answered_after_the_broker_was_away_at_the_start_and_in_bet
     with catalogue(f"sqlite+pysqlite:///{tmp_path / 'catalogue.db'}") as database:
         asyncio.run(scene(database))
     rabbitmq.drop_vhost(url)
+
+
+def test_silent_name_server_takes_no_thread_of_the_mover(catalogue_url: str, amqp_url: str) -> None:
+    asked, speaks = list[str](), threading.Event()
+
+    def check(fields: GetExternalRequest) -> None:
+        asked.append(fields.filename)
+        assert speaks.wait(60)
+
+    async def scene(database: Database) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        async with ready(amqp_url) as (channel, _), consuming(database, amqp_url, check=check):
+            for number in range(4):
+                fields = {"url": "http://silent.example/f", "machine": "here", "filename": f"{number}"}
+                await put(channel, REQUESTS_QUEUE, request("getexternal", fields))
+            async with asyncio.timeout(60):
+                while len(asked) < 4:
+                    await asyncio.sleep(0.02)
+                assert await asyncio.to_thread(transfers, database) == []
+                speaks.set()
+                while len(await asyncio.to_thread(transfers, database)) < 4:
+                    await asyncio.sleep(0.02)
+
+    with catalogue(catalogue_url) as database:
+        asyncio.run(scene(database))

@@ -11,8 +11,15 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import update
 
-from datamanager.domain.location import Place, temporary_name
-from datamanager.domain.requests import CopyManyRequest, CopyRequest, DeleteRequest, RegisterRequest
+from datamanager.domain.location import Place, aside_name, temporary_name
+from datamanager.domain.requests import (
+    CopyManyRequest,
+    CopyRequest,
+    DeleteRequest,
+    MoveManyRequest,
+    MoveRequest,
+    RegisterRequest,
+)
 from datamanager.domain.states import TransferKind
 from datamanager.engine.bulk.bulk_chunk import item_id, part_name
 from datamanager.errors import Cancelled
@@ -195,13 +202,14 @@ def test_of_a_batch_that_was_lost_every_item_is_looked_at(parts: Services, tmp_p
     assert list(folder.iterdir()) == [folder / "a"]
 
 
-def test_who_lost_a_delete_left_nothing(parts: Services) -> None:
+def test_who_lost_a_delete_may_have_left_its_file_aside(parts: Services) -> None:
     transfer = submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a")))
     hold = taken_twice(parts, transfer)
     lost(parts, transfer)
     with parts.database.write() as session:
         outcomes.complete_delete(session, hold)
-    assert littered(parts) == []
+    assert littered(parts) == [transfer]
+    assert (clear_up(parts), littered(parts)) == (1, [])
 
 
 def give_up(parts: Services, transfer: UUID, *, begun: bool = True) -> None:
@@ -214,10 +222,35 @@ def give_up(parts: Services, transfer: UUID, *, begun: bool = True) -> None:
         outcomes.fail(session, hold, Cancelled("c"))
 
 
-def test_a_delete_that_is_given_up_left_nothing(parts: Services) -> None:
-    give_up(parts, submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a"))))
-    assert clear_up(parts) == 0
-    assert littered(parts) == []
+def test_a_file_that_a_delete_left_aside_has_its_name_again(parts: Services, tmp_path: Path) -> None:
+    transfer = submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a")))
+    aside = tmp_path / "here" / aside_name("a", transfer)
+    aside.write_bytes(b"bytes")
+    give_up(parts, transfer)
+    assert (clear_up(parts), littered(parts)) == (1, [])
+    assert [(file.name, file.read_bytes()) for file in aside.parent.iterdir()] == [("a", b"bytes")]
+
+
+def test_a_source_whose_name_is_taken_again_stays_aside(parts: Services, tmp_path: Path) -> None:
+    request = MoveRequest(machine="there", dest="d/a.bin")
+    transfer = submit(parts, SealedRequest(TransferKind.MOVE, request, an_object(parts, "a")))
+    aside = tmp_path / "here" / aside_name("a", transfer)
+    aside.write_bytes(b"bytes")
+    (tmp_path / "here" / "a").write_bytes(b"others")
+    give_up(parts, transfer)
+    assert (clear_up(parts), littered(parts)) == (0, [transfer])
+    assert (aside.read_bytes(), aside.with_name("a").read_bytes()) == (b"bytes", b"others")
+
+
+def test_sources_that_a_batch_left_aside_have_their_names_again(parts: Services, tmp_path: Path) -> None:
+    items = [{"uuid": an_object(parts, name), "machine": "there", "dest": f"d/{name}"} for name in "ab"]
+    request = MoveManyRequest.model_validate({"items": items})
+    transfer = submit(parts, SealedRequest(TransferKind.MOVE_MANY, request))
+    for number, name in enumerate("ab"):
+        (tmp_path / "here" / aside_name(name, item_id(transfer, number))).write_bytes(name.encode())
+    give_up(parts, transfer)
+    assert (clear_up(parts), littered(parts)) == (1, [])
+    assert {file.name: file.read_bytes() for file in (tmp_path / "here").iterdir()} == {"a": b"a", "b": b"b"}
 
 
 @pytest.mark.parametrize("begun", [True, False])

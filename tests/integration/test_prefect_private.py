@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prefect import flow_engine, results
@@ -15,6 +15,7 @@ from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.workers.base import BaseWorker
 
 from deployments.mover.worker import MoverWorker
+from deployments.orchestrator.prefect_private import calling_actions
 
 PRIVATE = [
     (flow_engine, "register_flow_run_suspension_request"),
@@ -44,9 +45,18 @@ OF_THE_SERVER = {
         *("self", "session", "with_for_update"),
     ],
     "prefect.server.database.dependencies:temporary_database_config": ["tmp_database_config"],
+    "prefect.server.events.actions:CallWebhook.act": ["self", "triggered_action"],
+    "prefect.server.events.actions:SendNotification.act": ["self", "triggered_action"],
     "prefect.server.api.server:create_app": ["settings", "ephemeral", "webserver_only", "final", "ignore_cache"],
 }
 """The same of Prefect's server, whose import takes seconds."""
+WITHIN_PREFECT = {
+    *("do-nothing", "run-deployment", "pause-deployment", "resume-deployment"),
+    *("cancel-flow-run", "change-flow-run-state", "delete-flow-run", "suspend-flow-run", "resume-flow-run"),
+    *("pause-automation", "resume-automation"),
+    *("pause-work-pool", "resume-work-pool", "pause-work-queue", "resume-work-queue"),
+}
+"""Actions of automations that connect to nobody."""
 
 
 @pytest.mark.parametrize(("owner", "name"), PRIVATE, ids=lambda value: getattr(value, "__name__", value))
@@ -68,6 +78,13 @@ def test_function_has_the_expected_parameters(function: Any) -> None:
 @pytest.mark.parametrize("name", OF_THE_SERVER)
 def test_function_of_the_server_has_the_expected_parameters(name: str) -> None:
     assert list(inspect.signature(pkgutil.resolve_name(name)).parameters) == OF_THE_SERVER[name]
+
+
+@pytest.mark.server
+def test_actions_of_automations_call_nobody_or_are_refused() -> None:
+    known = get_args(pkgutil.resolve_name("prefect.server.events.actions:ServerActionTypes"))
+    types = {action.model_fields["type"].default for action in known if action not in calling_actions()}
+    assert types == WITHIN_PREFECT  # a new one: does it call other hosts?
 
 
 def test_results_ask_a_file_system_where_their_keys_are() -> None:

@@ -1,99 +1,311 @@
-"""The Prefect server as our files start it: who may ask it, and its UI where the installation can't be written."""
+"""The Prefect server as the unit and compose.yaml start it: who may ask it, whom it asks, and its UI.
+
+How `dm up` starts it: tests/e2e/test_up.py.
+"""
 
 from __future__ import annotations
 
+import configparser
+import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import requests
 import yaml
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.blocks.webhook import Webhook
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
-from datamanager.settings import Settings
-from deployments.orchestrator.environment import server_environment
+from deployments.orchestrator.crash_automation import HEARTBEAT, RUN_LEFT, automation
+from deployments.orchestrator.prefect_private import CALLS_ARE_OFF
+from tests.support.browser import Browser
 from tests.support.ports import free_port
-from tests.support.prefect import SERVER, START_TIMEOUT, answers, seed
+from tests.support.prefect import START_TIMEOUT, TEMPLATE, PrefectApi, PrefectServer, answers, seed
 from tests.support.process import Process, clean_environment
+from tests.support.site import eventually
+from tests.support.sshd import PrivateSshd
+from tests.support.web import OddServer, status
 
 pytestmark = [pytest.mark.server, pytest.mark.xdist_group("prefect")]
 
-DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
-UNWRITABLE = f"""
-import pathlib, runpy, sys, prefect
+ROOT = Path(__file__).parents[2]
+DEPLOYMENTS = ROOT / "deployments"
+UNWRITABLE = """
+import pathlib, prefect
 prefect.__ui_static_subpath__ = pathlib.Path("/proc/prefect/ui")  # where Prefect copies its UI to by itself
 prefect.__ui_v2_static_subpath__ = pathlib.Path("/proc/prefect/ui-v2")
-runpy.run_module({SERVER!r}, run_name="__main__", alter_sys=True)
 """
+"""A sitecustomize module: the installation can't be written, as under ProtectSystem=strict and in a container."""
+FOREIGN_ORIGINS = ["http://evil.example", "null", "http://localhost:3000"]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose installation can't be written, known to its clients as `prefect.example`; its address."""
+@dataclass(frozen=True)
+class Printed:
+    """How one of our files starts Prefect: its command and environment, and the name that its clients use."""
+
+    command: list[str]
+    env: dict[str, str]
+    name: str
+    healthcheck: list[str]
+
+
+def unit(home: Path) -> Printed:
+    """Read the systemd unit; its environment file names a server that others reach as `prefect.example`."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    text = (DEPLOYMENTS / "systemd" / "dm-prefect.service").read_text()
+    parser.read_string(text)
+    words = [word for line in re.findall(r"^Environment=(.+)$", text, re.MULTILINE) for word in shlex.split(line)]
+    env = dict(word.replace("/var/lib/dm-prefect", str(home)).split("=", 1) for word in words)
+    env["DM_PREFECT_API_URL"] = "http://prefect.example:4200/api"
+    command = shlex.split(parser["Service"]["ExecStart"])
+    assert command[0] == "/opt/data-manager/.venv/bin/python"
+    return Printed(command, env, "prefect.example", [])
+
+
+def compose(home: Path) -> Printed:
+    """Read the service of compose.yaml; its database is SQLite here, as the way that it is started does not differ."""
+    service: Any = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]["prefect"]
+    env = dict(service["environment"], DM_HOME=str(home))
+    assert env["PREFECT_SERVER_DATABASE_CONNECTION_URL"].startswith("postgresql+asyncpg://")
+    env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{home}/prefect.db"
+    test: list[str] = service["healthcheck"]["test"]
+    assert (service["command"][0], *test[:2]) == ("python", "CMD", "python")
+    return Printed(service["command"], env, "prefect", test[1:])
+
+
+def here(command: list[str], port: int) -> list[str]:
+    """Return a printed command with this interpreter and another port."""
+    return [sys.executable, *(word.replace("4200", str(port)) for word in command[1:])]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs."""
+
+    url: str
+    port: int
+    printed: Printed
+    log: Path
+
+
+@pytest.fixture(scope="module", params=[unit, compose], ids=["unit", "compose"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that is started as printed, in an installation that can't be written."""
     home, port = tmp_path_factory.mktemp("prefect-server"), free_port()
-    given = {"DM_HOME": str(home), "DM_PREFECT_API_URL": "http://prefect.example:4200/api"}
-    settings = Settings(home=home, prefect_api_url=given["DM_PREFECT_API_URL"], prefect_port=port)
-    # all that it needs is there, so it does not begin anew without what is prepared above
-    environment = clean_environment(**given, **server_environment(settings))
-    command = [sys.executable, "-c", UNWRITABLE, "--port", str(port)]
-    seed(home)
+    printed: Printed = request.param(home)
+    if TEMPLATE.exists():
+        shutil.copyfile(TEMPLATE, home / "prefect.db")
+    (home / "sitecustomize.py").write_text(UNWRITABLE)
+    env = clean_environment(**printed.env) | {"PYTHONPATH": str(home)}
+    log = home / "prefect.log"
     url = f"http://127.0.0.1:{port}"
-    with Process(command, log=home / "prefect.log", env=environment, cwd=home) as process:
+    with Process(here(printed.command, port), log=log, env=env, cwd=ROOT) as process:
         process.wait_until(lambda: answers(f"{url}/api/health"), START_TIMEOUT)
-        yield url
+        yield Server(url, port, printed, log)
+
+
+def test_no_file_starts_prefects_own_server() -> None:
+    files = [ROOT / "Makefile", ROOT / "README.md", *DEPLOYMENTS.rglob("*")]
+    for file in files:
+        if file.is_file() and file.suffix != ".pyc":
+            assert "prefect server start" not in file.read_text(encoding="utf-8"), file
+
+
+# --- who may ask it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["evil.example", "prefect.example.evil.example", "10.0.0.7:4200"])
+def test_server_refuses_foreign_host(server: Server, host: str) -> None:
+    answer = requests.get(f"{server.url}/api/health", headers={"Host": host}, timeout=60)
+    assert (answer.status_code, answer.json()["code"]) == (403, "origin_not_allowed")
+
+
+def test_server_answers_under_its_own_names(server: Server) -> None:
+    for host in ("localhost:4200", "127.0.0.1", server.printed.name, f"{server.printed.name}:4200"):
+        assert requests.get(f"{server.url}/api/health", headers={"Host": host}, timeout=60).status_code == 200
+
+
+def test_healthcheck_as_printed_passes(server: Server) -> None:
+    if server.printed.healthcheck:
+        subprocess.run(here(server.printed.healthcheck, server.port), check=True, timeout=60)
+
+
+@pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
+def test_server_refuses_pages_of_other_origins(server: Server, origin: str) -> None:
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    for answer in (
+        requests.post(f"{server.url}/api/flows/", json={"name": "theirs"}, headers=asked, timeout=60),
+        requests.options(f"{server.url}/api/flows/", headers=asked, timeout=60),
+        requests.get(f"{server.url}/", headers=asked, timeout=60),
+    ):
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+    assert requests.get(f"{server.url}/api/flows/name/theirs", timeout=60).status_code == 404
+
+
+@pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
+def test_server_refuses_websockets_of_other_origins(server: Server, origin: str) -> None:
+    where = f"{server.url.replace('http', 'ws')}/api/events/in"
+    with pytest.raises(InvalidStatus, match="403"), connect(where, origin=Origin(origin)):
+        pass
+    with connect(where, origin=Origin(server.url)) as its_own:
+        its_own.ping().wait(60)
+
+
+def test_server_allows_no_origin_by_cors(server: Server) -> None:
+    answer = requests.get(f"{server.url}/api/health", headers={"Origin": server.url}, timeout=60)
+    assert answer.status_code == 200
+    assert answer.headers.get("access-control-allow-origin") != "*"
+
+
+# --- its UI ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/", "/runs"])
-def test_ui_is_served_from_read_only_installation(server: str, path: str) -> None:
-    page = requests.get(f"{server}{path}", headers={"Accept": "text/html"}, timeout=60)
+def test_ui_is_served_from_read_only_installation(server: Server, path: str) -> None:
+    page = requests.get(f"{server.url}{path}", headers={"Accept": "text/html"}, timeout=60)
     assert page.status_code == 200
     assert "<!doctype html>" in page.text.lower()
     script = page.text.partition('src="')[2].partition('"')[0]
-    assert requests.get(f"{server}{script}", timeout=60).status_code == 200
+    assert requests.get(f"{server.url}{script}", timeout=60).status_code == 200
 
 
-def test_ui_asks_the_address_it_was_opened_by(server: str) -> None:
-    found = [requests.get(f"{server}{base}/ui-settings", timeout=60) for base in ("", "/v1")]
+def test_ui_asks_the_address_it_was_opened_by(server: Server) -> None:
+    found = [requests.get(f"{server.url}{base}/ui-settings", timeout=60) for base in ("", "/v1")]
     (settings,) = [answer.json() for answer in found if "api_url" in answer.text]
     assert settings["api_url"] == "/api"
     assert settings["available_uis"] == ["v1", "v2"]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "prefect.example.evil.example", "10.0.0.7:4200"])
-def test_server_refuses_foreign_host(server: str, host: str) -> None:
-    answer = requests.get(f"{server}/api/health", headers={"Host": host}, timeout=60)
-    assert (answer.status_code, answer.json()["code"]) == (403, "origin_not_allowed")
+@pytest.mark.parametrize("server", [unit], ids=["unit"], indirect=True)
+def test_ui_shows_runs_by_localhost_and_through_a_tunnel(server: Server, tmp_path: Path) -> None:
+    prefect = PrefectApi(f"{server.url}/api")
+    flow = prefect.post("flows/", {"name": "copy"})
+    name = f"copy {uuid4().hex}.nc archer2 → cirrus"
+    prefect.post("flow_runs/", {"flow_id": flow["id"], "name": name, "state": {"type": "COMPLETED"}})
+    with PrivateSshd(tmp_path / "sshd") as sshd, tunnel(sshd, server.port, tmp_path) as port:
+        with Browser(tmp_path / "browser") as browser:
+            here, there = f"http://localhost:{server.port}", f"http://localhost:{port}"
+            for page in (f"{here}/runs", f"{there}/runs", f"{there}/v2/runs"):  # Prefect has two UIs
+                browser.open(page)
+                eventually(lambda: name in browser.text(), f"{page} shows the run: {browser.refused}")
+                browser.open("about:blank")
+    assert [what for what in browser.refused if "/api/" in what] == []
 
 
-@pytest.mark.parametrize("host", ["localhost:4200", "127.0.0.1", "prefect.example:4200", "prefect.example"])
-def test_server_answers_under_its_own_names(server: str, host: str) -> None:
-    assert requests.get(f"{server}/api/health", headers={"Host": host}, timeout=60).status_code == 200
+@contextmanager
+def tunnel(sshd: PrivateSshd, port: int, folder: Path) -> Iterator[int]:
+    """Forward another port to a local one, as users do who run a browser elsewhere; return it."""
+    other = free_port()
+    command = ["ssh", "-N", "-F", "none", "-i", str(sshd.client_key), "-o", f"UserKnownHostsFile={sshd.known_hosts}"]
+    command += ["-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{other}:127.0.0.1:{port}"]
+    command += ["-p", str(sshd.port), sshd.host]
+    with Process(command, log=folder / "ssh.log") as process:
+        process.wait_until(lambda: answers(f"http://127.0.0.1:{other}/api/health"), START_TIMEOUT)
+        yield other
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:3000"])
-def test_server_refuses_pages_of_other_origins(server: str, origin: str) -> None:
-    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    for answer in (
-        requests.post(f"{server}/api/flows/", json={"name": "theirs"}, headers=asked, timeout=60),
-        requests.options(f"{server}/api/flows/", headers=asked, timeout=60),
-    ):
-        assert answer.status_code == 403
-        assert "access-control-allow-origin" not in answer.headers
-    assert requests.get(f"{server}/api/flows/name/theirs", timeout=60).status_code == 404
+# --- whom it asks ----------------------------------------------------------------------------------------------------
 
 
-def test_server_allows_no_origin_by_cors(server: str) -> None:
-    answer = requests.get(f"{server}/api/health", headers={"Origin": server}, timeout=60)
-    assert answer.status_code == 200
-    assert answer.headers.get("access-control-allow-origin") != "*"
+@pytest.mark.parametrize("kind", ["call-webhook", "send-notification"])
+def test_automation_reaches_no_address_that_a_client_named(server: Server, odd_server: OddServer, kind: str) -> None:
+    prefect, url = PrefectApi(f"{server.url}/api"), odd_server.on("/inside", status(200))
+    block: Block = Webhook(url=url, method="GET")
+    if kind == "send-notification":
+        block = CustomWebhookNotificationBlock(name="x", url=url, method="GET")
+    with temporary_settings({PREFECT_API_URL: prefect.url}):
+        document = block.save(f"inside-{uuid4().hex}")
+    event = f"test.{uuid4().hex}"
+    made = automate(prefect, event, {"type": kind, "block_document_id": str(document), "body": "x"})
+
+    def failed() -> list[dict[str, Any]]:
+        send(prefect, event, {"prefect.resource.id": "test"})  # again and again: the server may not know it yet
+        return events_of(prefect, f"prefect.automation.{made['id']}", "action.failed")
+
+    assert eventually(failed, "it failed")[0]["payload"]["reason"] == CALLS_ARE_OFF
+    assert odd_server.requests == []
 
 
-def test_server_starts_the_same_way_everywhere() -> None:
-    service: Any = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]["prefect"]
-    unit = (DEPLOYMENTS / "systemd" / "dm-prefect.service").read_text()
-    (started,) = [shlex.split(line) for line in unit.splitlines() if line.startswith("ExecStart=")]
-    assert service["command"] == ["python", "-m", SERVER, "--host", "0.0.0.0", "--port", "4200"]
-    assert started[1:] == ["-m", SERVER, "--host", "127.0.0.1", "--port", "4200"]
-    assert f'"{SERVER}"' in (DEPLOYMENTS / "local" / "up.py").read_text()
+@pytest.mark.parametrize("server", [unit], ids=["unit"], indirect=True)
+def test_automation_suspects_silent_runs_only(server: Server) -> None:
+    prefect, deployment = PrefectApi(f"{server.url}/api"), uuid4()
+    wanted = automation([deployment]).model_dump(mode="json")
+    wanted["trigger"]["within"] = 10  # seconds, the fewest that Prefect allows
+    made = prefect.post("automations/", wanted)
+    related = [{"prefect.resource.id": f"prefect.deployment.{deployment}", "prefect.resource.role": "deployment"}]
+
+    def begin() -> dict[str, str]:
+        run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}"}
+        send(prefect, HEARTBEAT, run, related=related)
+        return run
+
+    def suspected() -> list[str]:
+        found = events_of(prefect, f"prefect.automation.{made['id']}", ".triggered")
+        return [
+            event["payload"]["triggering_labels"]["prefect.resource.id"]
+            for event in found
+            if "triggering_labels" in event["payload"]
+        ]
+
+    event = f"test.{uuid4().hex}"
+    later = automate(prefect, event, {"type": "do-nothing"})
+
+    def known() -> list[dict[str, Any]]:
+        send(prefect, event, {"prefect.resource.id": "test"})
+        return events_of(prefect, f"prefect.automation.{later['id']}", ".triggered")
+
+    eventually(known, "the server knows the automations")
+    # the event of its last state is older than its last heartbeat, or waits for one that the server has forgotten
+    early, held = begin(), begin()
+    send(prefect, "prefect.flow-run.Completed", early, related=related, ago=5)
+    send(prefect, "prefect.flow-run.Completed", held, related=related, follows=str(uuid4()))
+    for run in (early, held):
+        send(prefect, RUN_LEFT, run, related=related)
+    silent = begin()
+    eventually(lambda: silent["prefect.resource.id"] in suspected(), "a silent run is suspected")
+    assert set(suspected()) == {silent["prefect.resource.id"]}
+
+
+def automate(prefect: PrefectApi, event: str, action: dict[str, str]) -> Any:
+    """Make an automation that acts on each event of a name."""
+    trigger = {"type": "event", "posture": "Reactive", "expect": [event], "threshold": 1, "within": 0}
+    return prefect.post("automations/", {"name": event, "trigger": trigger, "actions": [action]})
+
+
+def send(prefect: PrefectApi, event: str, resource: dict[str, str], *, ago: float = 0, **fields: Any) -> None:
+    """Send an event to Prefect that occurred so many seconds ago."""
+    occurred = (datetime.now(UTC) - timedelta(seconds=ago)).isoformat()
+    body = [{"id": str(uuid4()), "occurred": occurred, "event": event, "resource": resource, **fields}]
+    answer = requests.post(f"{prefect.url}/events", json=body, timeout=60)
+    assert answer.ok, answer.text
+
+
+def events_of(prefect: PrefectApi, resource: str, ending: str) -> list[dict[str, Any]]:
+    """Return the events of a resource whose names end so."""
+    found = prefect.post("events/filter", {"filter": {"resource": {"id": [resource]}}, "limit": 50})["events"]
+    return [event for event in found if event["event"].endswith(ending)]
+
+
+def test_server_ends_in_order_beyond_its_memory(tmp_path: Path) -> None:
+    server = PrefectServer(tmp_path)
+    server.process.env["DM_PREFECT_MEMORY"] = "1"
+    seed(tmp_path)
+    with server.process:
+        eventually(lambda: not server.process.running, "the server ends by itself")
+        assert server.process.returncode == 0
+        assert "DM_PREFECT_MEMORY; it ends, to be started again" in server.process.tail()

@@ -281,7 +281,7 @@ def test_the_bytes_arrive_and_what_could_not_be_kept_is_told(
             assert file.read_bytes() == data
             # where a shell is, a program there syncs what goes together
             assert set(copy.intent.not_kept) == (lost - {"fsync"} if together else lost)
-            assert copy.intent.file_mtime == int(file.stat().st_mtime)
+            assert copy.intent.mtime == int(file.stat().st_mtime)
             assert ("mtime" in lost) is not (file.stat().st_mtime == MTIME)
             assert (file.stat().st_mode & 0o777) == (MODE_OF_PARTS if "mode" in lost else 0o640)
     told = [one.getMessage() for one in caplog.records if one.name.endswith("server_behaviour")]

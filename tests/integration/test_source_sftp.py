@@ -149,7 +149,7 @@ def test_secrets_are_not_shown(odd: OddSftp) -> None:
         ({"private_key": "my secret key"}, InvalidRequest, "options.private_key"),
         ({"expect_type": "image/*"}, NotSupported, "expect_type"),
         ({"region": "eu"}, NotSupported, "region"),
-        ({"colour": "red"}, NotSupported, "colour"),
+        ({"colour": "red"}, InvalidRequest, "colour"),
     ],
 )
 def test_options_that_are_refused(

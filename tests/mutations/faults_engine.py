@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.mutations.planting import Fault
 
+ONE_FILE = "tests/integration/test_one_file.py"
+
 ENGINE_FAULTS = (
     Fault(
         "verify: the hashes of both ends are not compared",
@@ -37,17 +39,54 @@ ENGINE_FAULTS = (
         "publish: another file with the name is taken for ours",
         "datamanager/engine/single/verify.py",
         "    if there is None or there.kind is not FileKind.FILE or there.size != intent.size:\n        return False\n"
-        "    return there.mtime == intent.file_mtime if intent.sha256 is None else"
+        "    return there.mtime == intent.mtime if intent.sha256 is None else"
         " stored_sha256(session, path) == intent.sha256\n",
         "    return True\n",
         ("tests/integration/test_engine.py::test_a_file_that_appears_in_the_last_moment_is_left[local]",),
     ),
     Fault(
         "move: a source that changed is removed",
-        "datamanager/engine/single/publish.py",
-        "            if (now.size, now.mtime) != (intent.size, intent.mtime):\n",
-        "            if False:\n",
-        ("tests/integration/test_engine.py::test_a_source_is_removed_only_if_it_is_what_was_read[local]",),
+        "datamanager/engine/single/source_removal.py",
+        "    return (now.kind, now.size, now.mtime) == (FileKind.FILE, intent.size, intent.source_mark.mtime)\n",
+        "    return True\n",
+        ("tests/integration/test_source_removal.py::test_remove_source_keeps_an_old_file_of_another_time[openssh]",),
+    ),
+    Fault(
+        "move: a source that was written again within the second is removed",
+        "datamanager/engine/single/source_removal.py",
+        "    return now.last_change + STEP <= mark.read\n",
+        "    return True\n",
+        (
+            "tests/integration/test_source_removal.py::"
+            "test_remove_source_keeps_what_was_written_since[local-sha256-written_within_the_second]",
+        ),
+    ),
+    Fault(
+        "move: a source in doubt stays aside",
+        "datamanager/engine/single/source_removal.py",
+        "        session.rename(aside, path, overwrite=False)\n    except PathExists as exc:\n",
+        "        pass\n    except PathExists as exc:\n",
+        (
+            "tests/integration/test_source_removal.py::"
+            "test_remove_source_keeps_what_was_written_since[local-sha256-written_within_the_second]",
+        ),
+    ),
+    Fault(
+        "delete: a file that is not the object's is removed",
+        "datamanager/engine/single/source_removal.py",
+        "            known.require(end.place, now.size, stored_sha256(session, bytes_at, progress))\n",
+        "",
+        (
+            "tests/integration/test_source_removal.py::"
+            "test_remove_file_keeps_a_file_that_is_not_the_objects[local-written_within_the_second]",
+        ),
+    ),
+    Fault(
+        "batch: what nobody foresaw for one item ends the batch",
+        "flows/batch/chunk.py",
+        "        except Exception as error:  # noqa: BLE001 - whatever it is: no item ends the batch\n",
+        "        except ZeroDivisionError as error:\n",
+        ("tests/integration/test_odd_numbers.py::test_batch_does_what_it_can_whatever_one_item_raises[sqlite-False]",),
     ),
     Fault(
         "probe: overwriting is not guarded",
@@ -55,6 +94,20 @@ ENGINE_FAULTS = (
         "    return None if overwrite else DestinationExists(",
         "    return None if True else DestinationExists(",
         ("tests/integration/test_engine.py::test_nothing_is_overwritten_unless_asked[local]",),
+    ),
+    Fault(
+        "probe: source and destination that are one inode are not seen",
+        "datamanager/engine/single/same_file.py",
+        "        return stat.identity == there.identity\n    return one_machine",
+        "        return False\n    return one_machine",
+        (f"{ONE_FILE}::test_a_transfer_refuses_its_source_under_the_second_name[mount-sqlite-move]",),
+    ),
+    Fault(
+        "probe: directories of a machine that tells no inodes are not compared",
+        "datamanager/engine/single/same_file.py",
+        "                    keys[session, paths[index]] = found.data\n",
+        "                    pass\n",
+        (f"{ONE_FILE}::test_a_batch_refuses_sources_under_their_second_names[aliased-sqlite]",),
     ),
     Fault(
         "probe: the free space is not compared",
@@ -69,6 +122,24 @@ ENGINE_FAULTS = (
         "            elif not _is_below(base, real):\n",
         "            elif False:\n",
         ("tests/integration/test_engine.py::test_links_that_lead_out_are_refused[local-out/secret]",),
+    ),
+    Fault(
+        "paths: a directory that became a link is walked through",
+        "datamanager/transports/local/beneath.py",
+        "_WALKED | os.O_NOFOLLOW, path)",
+        "_WALKED, path)",
+        (
+            "tests/security/test_exchanged_directories.py::test_each_verb_notices_an_exchange_after_the_check[local-read]",
+        ),
+    ),
+    Fault(
+        "paths: nobody looks where a file was removed",
+        "datamanager/transports/sftp/looks.py",
+        "    if posixpath.normpath(real) != posixpath.normpath(directory):\n",
+        "    if False:\n",
+        (
+            "tests/security/test_exchanged_directories.py::test_each_verb_notices_an_exchange_after_the_check[sftp-remove]",
+        ),
     ),
     Fault(
         "paths: a place may contain '..'",
@@ -205,7 +276,7 @@ ENGINE_FAULTS = (
     Fault(
         "batch: the time that a machine does not keep is taken for that of the file",
         "datamanager/engine/bulk/bulk_chunk.py",
-        "return intent if self.kept is None else intent.stored_as(self.kept)",
+        "return intent if task.kept is None else intent.stored_as(task.kept)",
         "return intent",
         (
             "tests/integration/test_sftp_servers.py::"

@@ -43,7 +43,7 @@ SERVICE_FAULTS = (
     Fault(
         "api: an unknown parameter of a listing is ignored",
         "api/http/query.py",
-        "            wrong[name] = f\"unknown; known: {', '.join(known)}\"\n",
+        "            wrong[name[:NAME_SHOWN]] = unknown_name(name, known)\n",
         "            continue\n",
         ("tests/unit/test_api_listing.py::test_what_is_wrong_is_named",),
     ),
@@ -163,6 +163,20 @@ SERVICE_FAULTS = (
         "    return by_code(code, detail, retryable=retryable)\n",
         "    return InternalError(detail, retryable=retryable)\n",
         ("tests/unit/test_client.py::test_what_the_service_raises_is_raised_here",),
+    ),
+    Fault(
+        "api: a client that takes nothing of its answer stays connected",
+        "deployments/client_connections.py",
+        'return "takes no answer"',
+        "return None",
+        ("tests/security/test_slow_clients.py::test_clients_that_take_nothing_are_disconnected",),
+    ),
+    Fault(
+        "api: all machines have the same slots",
+        "api/context.py",
+        "slots = self.limits.machines[name]",
+        "slots = next(iter(self.limits.machines.values()))",
+        ("tests/security/test_hung_machine.py::test_register_waits_for_its_own_machine_only",),
     ),
     Fault(
         "client: a listing ends after its first page",

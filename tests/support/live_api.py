@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,9 @@ from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, Machines, TransportKind
 from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
+from datamanager.sources.network.egress_guard import EgressGuard, Resolve, system_resolve
 from datamanager.transports.factory import Storages
+from deployments.http_protocol import ProblemProtocol
 from models.core import leases
 from models.objects.catalogue import Facts
 from models.tables import Transfer
@@ -50,10 +53,20 @@ class _Server(uvicorn.Server):
 
 class LiveApi:
     """An API served from a thread, with the local machines `here` and `there`, and `gone`, which can't be reached;
-    `archives` are further local ones, that keep bundles. The catalogue at `catalogue_url` has its schema.
+    `archives` are further local ones, that keep bundles, `further` any others. The catalogue at `catalogue_url` has its
+    schema. `resolve` answers what a name server would.
     """
 
-    def __init__(self, folder: Path, catalogue_url: str, *, archives: Sequence[str] = (), **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        catalogue_url: str,
+        *,
+        archives: Sequence[str] = (),
+        resolve: Resolve = system_resolve,
+        further: Sequence[Machine] = (),
+        **settings: Any,
+    ) -> None:
         self.folders = {"here": folder / "here", "there": folder / "there"}
         for path in self.folders.values():
             path.mkdir(parents=True)
@@ -73,14 +86,19 @@ class LiveApi:
             identity_file=folder / "secret-key",
             connect_timeout=2,
         )
+        machines |= {machine.name: machine for machine in further}
         self.settings = Settings(home=folder / "home", port=free_port(), **settings)
         self.database = kept(catalogue_url)
         self.machines = Machines(machines)
         self.storages = Storages(self.machines, self.settings.home / "run")
         self.posted = 0
-        self.context = make_context(self.settings, self.machines, self.database, self.storages, self._count)
+        guard = EgressGuard(self.settings.download_allow, self.settings.download_deny, resolve=resolve)
+        context = make_context(self.settings, self.machines, self.database, self.storages, self._count)
+        self.context = replace(context, guard=guard)
         self.app = create_app(self.context)
-        config = uvicorn.Config(self.app, port=self.settings.port, log_config=None, access_log=False, ws="none")
+        config = uvicorn.Config(
+            self.app, http=ProblemProtocol, port=self.settings.port, log_config=None, access_log=False, ws="none"
+        )
         self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, name="live-api")
         self.url = self.settings.api_url

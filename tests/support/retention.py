@@ -19,9 +19,9 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.retention_rules import RetentionRules, parse_rules
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import Endpoint
+from datamanager.engine.attempt import Endpoint, KnownFile
 from datamanager.engine.control import Control
-from datamanager.engine.single import publish
+from datamanager.engine.single.source_removal import remove_file
 from datamanager.errors import DataManagerError
 from flows.retention.run import Retaining
 from flows.runtime.services import Services
@@ -32,6 +32,7 @@ from models.retention.report import Report, make_decider, plan
 from models.retention.runs import RetentionTerms
 from models.tables import DataObject, RetentionMark, RetentionRun, Transfer
 from models.transfers import outcomes, queue
+from models.transfers.items import KNOWN
 from tests.support import archiving
 from tests.support.bookkeeping import LEASE
 
@@ -170,7 +171,8 @@ def perform_all(parts: Services, judge: Judge | None = None) -> None:
             queue.begin(session, hold, uuid4())
         if error is None and row.source_machine is not None:
             place = outcomes.source(row)
-            publish.remove_file(Endpoint(place, parts.machines[place.machine], parts.storages.get(place.machine)))
+            end = Endpoint(place, parts.machines[place.machine], parts.storages.get(place.machine))
+            remove_file(end, KnownFile(**row.notes[KNOWN]), row.id)
         with parts.database.write() as session:
             if error is None:
                 outcomes.complete_delete(session, hold)

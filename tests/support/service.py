@@ -32,6 +32,7 @@ STOP_TIMEOUT = 60.0
 MOVER = ("deployments.mover", "dm mover")
 """How a mover's command line looks; the second is the name that it gives itself."""
 API = ("deployments.api",)
+PREFECT = ("deployments.orchestrator.server",)
 PREPARED = ("DM_HOME", "DM_DATABASE_URL", "DM_PREFECT_API_URL")
 """What the preparation of a service needs to know."""
 
@@ -124,6 +125,10 @@ class DataManagerService:
     def mover_pids(self) -> list[int]:
         """Return the pids of the processes that take or move work."""
         return self._pids(MOVER)
+
+    def prefect_pids(self) -> list[int]:
+        """Return the pids of the Prefect server that `dm up` started; none while it is started again."""
+        return self._pids(PREFECT)
 
     def holder(self, owner: str) -> Process:
         """Return the mover that has this name on leases: it ends with `:pid-token`. Raises: LookupError."""

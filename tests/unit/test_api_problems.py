@@ -51,8 +51,11 @@ CONTRACT = {
     "orchestrator_unavailable": {503},
     "broker_unavailable": {503},
     "service_unavailable": {503},
+    "server_busy": {503},
+    "too_many_streams": {429},
     "timeout": {504},
     "deadline_exceeded": {504},
+    "query_too_slow": {504},
     "connection_lost": {502},
     "host_key_mismatch": {502},
     "authentication_failed": {502},
@@ -70,6 +73,7 @@ CONTRACT = {
     "staging": {502},
     "path_missing": {502},
     "path_exists": {502},
+    "path_replaced": {502},
     "catalogue_error": {409},
     "invalid_settings": {500},
     "internal": {500},
@@ -104,7 +108,7 @@ def test_a_problem_document_is_complete(cls: type[DataManagerError]) -> None:
     response = problem_response(example(cls), "the-request")
     assert response.status_code == document["status"]
     assert response.headers["content-type"] == "application/problem+json"
-    assert ("retry-after" in response.headers) == (document["status"] == 503)
+    assert ("retry-after" in response.headers) == (document["status"] in (429, 503))
 
 
 def test_a_fault_of_ours_is_not_described() -> None:

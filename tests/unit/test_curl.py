@@ -13,6 +13,7 @@ from datamanager.errors import ConnectionLost, DataManagerError, DownloadFailed,
 from datamanager.errors import TransportTimeout as Timeout
 from datamanager.sources.http.curl_config import curl_config, curl_error
 from datamanager.sources.terms.urls import Target, parse_target
+from datamanager.transports.local.beneath import Beneath
 from datamanager.transports.local.storage import LocalSession
 from tests.support.odd_http import OddServer, ok
 
@@ -109,4 +110,4 @@ def test_what_its_status_means(status: int, error: type[DataManagerError], retry
 
 def test_the_movers_host_runs_none() -> None:
     with pytest.raises(NotSupported):
-        LocalSession().programs.curl(b"")
+        LocalSession(Beneath("/")).programs.curl(b"")

@@ -26,7 +26,7 @@ from tests.support.downloads import open_source
         ("ldap://h.example/", "", {}, NotSupported),
         ("http://h.example/", "gopher", {}, NotSupported),
         ("http://h.example/", "http", {"username": "u", "password": "p"}, None),
-        ("http://h.example/", "http", {"user": "u"}, NotSupported),
+        ("http://h.example/", "http", {"user": "u"}, InvalidRequest),
         ("http://h.example/", "http", {"region": "eu-west-1"}, NotSupported),
         ("http://h.example/", "http", {"timeout": -1}, InvalidRequest),
         ("http://h.example/", "http", {"verify_tls": False}, InvalidRequest),

@@ -3,16 +3,16 @@ ended; no work is done here but tidying up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID, uuid5
 
 from datamanager.domain.location import Place, temporary_name
-from datamanager.engine.attempt import Intent
+from datamanager.engine.attempt import Intent, KnownFile, SourceMark, kept_mtime
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import BulkLookup, PathLookup
-from datamanager.errors import DataManagerError
+from datamanager.errors import DataManagerError, SourceChanged
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.port import Session
@@ -51,8 +51,8 @@ class Staged:
     """An item whose verified bytes are in the partial file `part`, ready for its name `final`.
 
     Paths are absolute on their machines, links resolved; `canonical` is the destination below its base directory. Size
-    in bytes, mtime in seconds and mode are the source's; sha256 (hex) is there with that policy. `kept`: what the
-    machine keeps of mode, mtime and fsync. `published`: an earlier attempt got that far, and there is no partial file.
+    in bytes and mode are the source's; sha256 (hex) is there with that policy. `intent` is to be recorded before the
+    file gets its name. `published`: an earlier attempt got that far, and there is no partial file.
     """
 
     number: int
@@ -61,17 +61,17 @@ class Staged:
     part: str
     canonical: str
     size: int
-    mtime: int
     mode: int
     sha256: str | None
+    intent: Intent
     published: bool = False
-    kept: KeptAttributes | None = None
+    taken: bool = False
+    """A file lies at the destination: see `engine.attempt.Found`."""
 
     @property
-    def intent(self) -> Intent:
-        """What is to be recorded before the file gets its name."""
-        intent = Intent(self.size, self.sha256, self.mtime)
-        return intent if self.kept is None else intent.stored_as(self.kept)
+    def mtime(self) -> int:
+        """The time that the file has (seconds)."""
+        return self.intent.mtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,8 @@ class BulkEndpoints(Generic[SourceT_co]):
 class BulkRules:
     """What holds for every item. `packed`: by a tar stream where the target can. `most`: bytes of the largest file.
     `ours`: what earlier attempts recorded before they published, by item number; a destination that has just that
-    counts as published.
+    counts as published. Of a move: `known` is what the objects' files must be; `clock` tells the time of a directory's
+    machine, and what the sources were, and when, is kept in the intents.
     """
 
     transfer: UUID
@@ -136,6 +137,13 @@ class BulkRules:
     packed: bool = False
     most: int = SMALL
     ours: Mapping[int, Intent] = field(default_factory=dict)
+    known: Mapping[int, KnownFile] = field(default_factory=dict)
+    clock: Callable[[str], float | None] | None = None
+
+    @property
+    def moving(self) -> bool:
+        """Say whether the sources are to go in the end."""
+        return self.clock is not None
 
     @property
     def hashed(self) -> bool:
@@ -158,6 +166,8 @@ class SmallTask:
     canonical: str
     stat: FileStat = _NOTHING_SEEN
     sha256: str | None = None
+    """Of the bytes read (hex)."""
+    taken: bool = False
     kept: KeptAttributes | None = None
     """What the machine keeps of mode, mtime and fsync; None: all, as far as is known."""
 
@@ -166,7 +176,16 @@ class SmallTask:
         """The item's number."""
         return self.item.number
 
-    def staged(self, *, published: bool = False) -> Staged:
+    def why_not_known(self, known: KnownFile | None, stat: FileStat) -> SourceChanged | None:
+        """Return why this is not the file that its object knows; None when it may be."""
+        try:
+            if known is not None:
+                known.require(self.item.source, stat.size, self.sha256)
+        except SourceChanged as changed:
+            return changed
+        return None
+
+    def staged(self, intent: Intent, *, published: bool = False) -> Staged:
         """Return the good outcome."""
         return Staged(
             self.number,
@@ -174,12 +193,12 @@ class SmallTask:
             self.final,
             self.part,
             self.canonical,
-            self.stat.size,
-            self.stat.mtime,
+            intent.size,
             self.stat.mode & 0o777,
-            self.sha256,
+            intent.sha256,
+            intent,
             published,
-            self.kept,
+            self.taken,
         )
 
 
@@ -196,6 +215,15 @@ class Chunk:
     """Those that may have a partial file, by number."""
     counted: set[int] = field(default_factory=set)
     """Those whose bytes were counted."""
+    read: float | None = None
+    """The source machine's time before a byte was read; see `SourceMark`."""
+
+    def intent(self, task: SmallTask) -> Intent:
+        """Return what is to be recorded of an item that is staged."""
+        mtime, not_kept = kept_mtime(self.ends.destination, task.stat.mtime)
+        mark = SourceMark(task.stat.mtime, self.read, task.stat.inode, task.sha256) if self.rules.moving else None
+        intent = Intent(task.stat.size, task.sha256 if self.rules.hashed else None, mtime, mark, not_kept)
+        return intent if task.kept is None else intent.stored_as(task.kept)
 
     def left(self) -> list[SmallTask]:
         """Return the items that have no outcome yet."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import replace
 
 from datamanager.domain.location import Place
 from datamanager.engine.bulk.bulk_chunk import Chunk, Deferred, SmallItem, SmallTask
@@ -24,12 +23,10 @@ from datamanager.errors import (
     SourceMissing,
     TransportError,
 )
-from datamanager.transports.values import FileKind, FileStat, KeptAttributes
+from datamanager.transports.values import FileKind, FileStat
 
 EARLIER_EPOCHS = 20
 """How many earlier attempts' partial files are looked for."""
-_MTIMES = range(1 << 32)
-"""The seconds that SFTP version 3 can carry."""
 
 
 def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
@@ -87,8 +84,10 @@ def look(chunk: Chunk) -> None:
             chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
         elif isinstance(found, TransportError):
             chunk.fail(task.number, found)
-        elif found.kind is not FileKind.FILE or found.size > chunk.rules.most or found.mtime not in _MTIMES:
+        elif found.kind is not FileKind.FILE or found.size > chunk.rules.most:
             chunk.outcomes[task.number] = Deferred(task.number)
+        elif (changed := task.why_not_known(chunk.rules.known.get(task.number), found)) is not None:
+            chunk.fail(task.number, changed)
         else:
             task.stat = found
     _remove_earlier_parts(chunk)
@@ -127,10 +126,10 @@ def _look_at_destinations(chunk: Chunk) -> None:
             continue
         elif isinstance(found, TransportError):
             chunk.fail(task.number, found)
-        elif _may_be_ours(chunk, task, found):
-            intent = chunk.rules.ours[task.number]
-            task.stat = replace(found, mtime=intent.mtime)
-            task.kept = KeptAttributes(intent.file_mtime, intent.not_kept)
+            continue
+        task.taken = True
+        if _may_be_ours(chunk, task, found):
+            task.stat = found
             candidates.append(task)
         else:
             _require_replaceable(chunk, task, found.kind)
@@ -144,7 +143,7 @@ def _may_be_ours(chunk: Chunk, task: SmallTask, there: FileStat) -> bool:
         return False
     if intent.sha256 is None:
         # to be overwritten it could be the old file of that size and mtime: doing it again is safe
-        return not chunk.rules.overwrite and there.mtime == intent.file_mtime
+        return not chunk.rules.overwrite and there.mtime == intent.mtime
     return True
 
 
@@ -156,8 +155,7 @@ def _accept_ours(chunk: Chunk, candidates: Sequence[SmallTask]) -> None:
     for task in candidates:
         intent = chunk.rules.ours[task.number]
         if intent.sha256 is None or hashes[task.number] == intent.sha256:
-            task.sha256 = intent.sha256
-            chunk.outcomes[task.number] = task.staged(published=True)
+            chunk.outcomes[task.number] = task.staged(intent, published=True)
         else:
             _require_replaceable(chunk, task, FileKind.FILE)
 

@@ -1,19 +1,18 @@
-"""The last steps for many small files: each gets its name, a move's sources go, all of a chunk at once.
-(docs/transfer-protocol.md, the publish protocol, 5 and 7)
-"""
+"""Many small files get their names, all of a chunk at once. (docs/transfer-protocol.md, the publish protocol, 5)"""
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 
 from datamanager.engine.bulk.bulk_chunk import Staged
+from datamanager.engine.path_confinement import moved_away
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
     PathExists,
     PathMissing,
     RemoteFailure,
-    SourceNotRemoved,
     TransportError,
 )
 from datamanager.transports.port import Session
@@ -24,8 +23,8 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
     """Give the staged files their names, each atomically; None for each that has it, in the order of `staged`.
 
     The caller has recorded each one's `intent`. A name that holds just those bytes is accepted: an earlier answer was
-    lost. What was not published keeps its partial file (see `discard`). Raises: what breaks the connection (retryable:
-    publish again).
+    lost. What was not published keeps its partial file (see `discard`). PathReplaced where the directory leads
+    elsewhere now: the file may have its name there. Raises: what breaks the connection (retryable: publish again).
     """
     results: list[DataManagerError | None] = [None] * len(staged)
     places = [place for place, one in enumerate(staged) if not one.published]
@@ -37,10 +36,13 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
             doubtful[places[index]] = error
         else:
             results[places[index]] = error
+    away = moved_away(target, [posixpath.dirname(staged[place].final) for place in places])
+    for place in places:
+        results[place] = results[place] or away.get(posixpath.dirname(staged[place].final))
     held = _holding(target, [staged[place] for place in doubtful])
     for place, error in doubtful.items():
         one = staged[place]
-        if one.number in held:
+        if one.number in held or results[place] is not None:
             continue
         elif isinstance(error, PathExists):
             results[place] = DestinationExists(f"{one.canonical}: another file was created there")
@@ -56,30 +58,6 @@ def discard(target: Session, staged: Sequence[Staged]) -> None:
         pass  # gone already, or left to the sweep of partial files
 
 
-def remove_sources(source: Session, staged: Sequence[Staged]) -> list[DataManagerError | None]:
-    """Remove a move's sources, those that still are what was read; None for each that is gone, in order.
-
-    SourceNotRemoved for one that changed or can't be removed; it is left where it is. Raises: what breaks the
-    connection.
-    """
-    results: list[DataManagerError | None] = [None] * len(staged)
-    same = list[int]()
-    for place, found in source.bulk.lstat([one.source_path for one in staged]):
-        one = staged[place]
-        if isinstance(found, PathMissing):
-            continue
-        elif isinstance(found, TransportError):
-            results[place] = _not_removed(one, found.detail)
-        elif (found.kind, found.size, found.mtime) != (FileKind.FILE, one.size, one.mtime):
-            results[place] = _not_removed(one, "it changed after it was read")
-        else:
-            same.append(place)
-    for index, error in source.bulk.remove([staged[place].source_path for place in same]):
-        if error is not None and not isinstance(error, PathMissing):
-            results[same[index]] = _not_removed(staged[same[index]], error.detail)
-    return results
-
-
 def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
     """Return the numbers of those whose final name holds their bytes; without a checksum, their size and mtime."""
     alike = list[Staged]()
@@ -87,7 +65,7 @@ def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
         one = staged[place]
         if isinstance(found, TransportError) or (found.kind, found.size) != (FileKind.FILE, one.size):
             continue
-        if one.sha256 is not None or found.mtime == one.intent.file_mtime:
+        if one.sha256 is not None or found.mtime == one.mtime:
             alike.append(one)
     held = {one.number for one in alike if one.sha256 is None}
     hashed = [one for one in alike if one.sha256 is not None]
@@ -97,7 +75,3 @@ def _holding(target: Session, staged: Sequence[Staged]) -> set[int]:
         if digest == hashed[place].sha256:
             held.add(hashed[place].number)
     return held
-
-
-def _not_removed(one: Staged, reason: str) -> SourceNotRemoved:
-    return SourceNotRemoved(f"{one.source_path} was copied to {one.canonical} but was not removed: {reason}")

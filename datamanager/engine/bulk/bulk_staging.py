@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from hashlib import sha256
 
+from datamanager.domain.location import folded
 from datamanager.engine.bulk.bulk_chunk import (
     BulkEndpoints,
     BulkRules,
@@ -26,7 +27,8 @@ from datamanager.engine.bulk.bulk_chunk import (
 )
 from datamanager.engine.bulk.bulk_probe import look, require_space, resolve
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import real_base
+from datamanager.engine.path_confinement import moved_away, real_base
+from datamanager.engine.single.same_file import is_one_name
 from datamanager.errors import (
     ChecksumMismatch,
     DataManagerError,
@@ -39,7 +41,7 @@ from datamanager.errors import (
     SourceMissing,
     TransportError,
 )
-from datamanager.transports.values import FileKind, FileStat, KeptAttributes, NewFile
+from datamanager.transports.values import FileKind, FileStat, KeptAttributes, NewFile, path_replaced
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +65,12 @@ def stage(
         resolve(chunk, items)
         look(chunk)
         require_space(chunk)
+        _ask_time(chunk)
         with ends.target.bulk.syncing() as sync:
             _carry(chunk)
             _refuse_one_place(chunk)
             _require_unchanged(chunk)
+            _require_in_place(chunk)
             directories = sorted({posixpath.dirname(task.part) for task in chunk.left()})
             if directories:
                 try:
@@ -79,15 +83,22 @@ def stage(
             chunk.remove_parts(list(chunk.made.values()))
         raise
     chunk.remove_parts([task for task in chunk.made.values() if task.number in chunk.outcomes])
-    outcomes = chunk.outcomes | {task.number: task.staged() for task in chunk.left()}
+    outcomes = chunk.outcomes | {task.number: task.staged(chunk.intent(task)) for task in chunk.left()}
     return [outcomes[item.number] for item in items]
 
 
 def _note_unsynced(chunk: Chunk) -> None:
     """Note that what is staged may not be on stable storage."""
     for task in chunk.left():
-        kept = task.kept or KeptAttributes(task.stat.mtime)
+        kept = task.kept or KeptAttributes(chunk.intent(task).mtime)
         task.kept = replace(kept, not_kept=(*kept.not_kept, "fsync"))
+
+
+def _ask_time(chunk: Chunk) -> None:
+    """Note the source machine's time; the file systems of one machine are taken to have the same."""
+    tasks = chunk.left()
+    if chunk.rules.clock is not None and tasks:
+        chunk.read = chunk.rules.clock(posixpath.dirname(tasks[0].source_path))
 
 
 def _carry(chunk: Chunk) -> None:
@@ -105,16 +116,19 @@ def _carry(chunk: Chunk) -> None:
 def _refuse_one_place(chunk: Chunk) -> None:
     """Refuse to replace a file by itself: two machine names can stand for one directory.
 
-    If a partial file, just made, shows beside the source, both are one place. Without `overwrite` the destination,
+    If a partial file, just made, shows beside the source, both are one place; and one file if the two names are one
+    there. Without `overwrite` the destination,
     which is the source then, was found to be taken.
     """
     if not chunk.rules.overwrite:
         return
-    tasks = [task for task in chunk.left() if task.item.source.name == task.item.destination.name]
+    target = chunk.ends.target
+    tasks = [task for task in chunk.left() if folded(task.item.source.name) == folded(task.item.destination.name)]
     names = [posixpath.join(posixpath.dirname(task.source_path), posixpath.basename(task.part)) for task in tasks]
-    for index, found in chunk.ends.source.bulk.lstat(names):
-        if not isinstance(found, PathMissing):
-            item = tasks[index].item
+    looked = list(chunk.ends.source.bulk.lstat(names))
+    for task in (tasks[index] for index, found in looked if not isinstance(found, PathMissing)):
+        item, beside = task.item, posixpath.join(posixpath.dirname(task.final), task.item.source.name)
+        if is_one_name((target, task.final), (target, beside)):
             chunk.fail(item.number, DestinationExists(f"{item.source} and {item.destination} are the same file"))
 
 
@@ -127,8 +141,19 @@ def _require_unchanged(chunk: Chunk) -> None:
             chunk.fail(task.number, SourceChanged(f"{place} disappeared during the transfer"))
         elif isinstance(now, TransportError):
             chunk.fail(task.number, now)
-        elif (now.kind, now.size, now.mtime) != (FileKind.FILE, task.stat.size, task.stat.mtime):
+        elif now.kind is not FileKind.FILE or not now.is_version(task.stat):
             chunk.fail(task.number, _changed(task))
+
+
+def _require_in_place(chunk: Chunk) -> None:
+    """Check that the items' directories are where they were when the bytes were read and written."""
+    ends = chunk.ends
+    sources = moved_away(ends.source, [posixpath.dirname(task.source_path) for task in chunk.left()])
+    targets = moved_away(ends.target, [posixpath.dirname(task.part) for task in chunk.left()])
+    for task in chunk.left():
+        away = sources.get(posixpath.dirname(task.source_path)) or targets.get(posixpath.dirname(task.part))
+        if away is not None:
+            chunk.fail(task.number, away)
 
 
 def _bring(chunk: Chunk, tasks: Sequence[SmallTask], *, packed: bool) -> dict[SmallTask, DataManagerError]:
@@ -182,13 +207,16 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
                 chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
             elif isinstance(found, DataManagerError):
                 chunk.fail(task.number, found)
-            elif not len(found.data) == found.stat.size == task.stat.size or found.stat.mtime != task.stat.mtime:
+            elif len(found.data) != found.stat.size or not found.stat.is_version(task.stat):
                 chunk.fail(task.number, _changed(task))
             else:
-                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed else None
+                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed or chunk.rules.moving else None
+                if (changed := task.why_not_known(chunk.rules.known.get(task.number), found.stat)) is not None:
+                    chunk.fail(task.number, changed)
+                    continue
                 sent.append(task)
-                chunk.made[task.number] = task
-                yield NewFile(task.part, found.data, task.stat.mode & 0o777, task.stat.mtime)
+                chunk.made[task.number], task.kept = task, None
+                yield NewFile(task.part, found.data, task.stat.mode & 0o777, chunk.intent(task).mtime)
 
 
 def _compare(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
@@ -197,7 +225,9 @@ def _compare(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataMa
     bulk, parts = chunk.ends.target.bulk, [task.part for task in tasks]
     for index, far in bulk.digest(parts, chunk.rules.most) if chunk.rules.hashed else bulk.lstat(parts):
         task, place = tasks[index], tasks[index].item.destination
-        if isinstance(far, TransportError):
+        if isinstance(far, PathMissing):
+            wrong[task] = path_replaced(f"{place}: its partial file was written, but is not in its directory")
+        elif isinstance(far, TransportError):
             wrong[task] = far
         elif isinstance(far, FileStat):
             if far.size != task.stat.size:

@@ -29,7 +29,7 @@ from datamanager.domain.bundle_model import (
 )
 from datamanager.domain.location import Place, temporary_name
 from datamanager.domain.states import Phase, Route
-from datamanager.engine.attempt import Endpoint, Found, Intent, Moved
+from datamanager.engine.attempt import Endpoint, Found, Intent, Moved, SourceMark
 from datamanager.engine.bundles import manifest as manifests
 from datamanager.engine.bundles.bundle_content import ArchiveAttempt, BundleContent, BundleDigest, send_compressed
 from datamanager.engine.bundles.layout import Layout
@@ -41,6 +41,7 @@ from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer as stream
 from datamanager.engine.single.probe import Read, probe_destination, published_before
 from datamanager.engine.single.restart import part_paths
+from datamanager.engine.single.source_removal import machine_time
 from datamanager.engine.single.staged_file import again_if_damaged
 from datamanager.engine.single.transfer import Remember, forget
 from datamanager.engine.single.verify import source_sha256, verify
@@ -166,6 +167,8 @@ def _send(job: ArchiveAttempt, content: BundleContent, control: Control, remembe
     compress = job.pack is Pack.TAR_ZST
     read = Read("", layout.stat, content=content)
     found = probe_destination(transfer, read, size=None if compress else layout.size)
+    with job.storage.session() as session:
+        began = machine_time(session, posixpath.dirname(layout.entries[0].path))
     moved: Moved
     frames: tuple[Frame, ...] = ()
     if compress:
@@ -191,8 +194,9 @@ def _send(job: ArchiveAttempt, content: BundleContent, control: Control, remembe
     )
     if job.level is VerifyLevel.PARANOID:
         _require_members(job.destination, found.part, manifest, layout, control)
-    intent = Intent(moved.size, sha256, int(made_at.timestamp()))
-    return ReadyBundle(job, found, manifest, publishing.set_attributes(transfer, found, intent))
+    mtime = int(made_at.timestamp())
+    intent = publishing.set_attributes(transfer, found, Intent(moved.size, sha256, mtime, SourceMark(mtime, began)))
+    return ReadyBundle(job, found, manifest, intent)
 
 
 def _require_members(end: Endpoint, path: str, manifest: Manifest, layout: Layout, control: Control) -> None:

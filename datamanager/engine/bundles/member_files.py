@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from datamanager.domain.bundle_model import Manifest, Member, WantedMember
 from datamanager.domain.location import Place
-from datamanager.engine.attempt import Endpoint, Intent
-from datamanager.engine.bulk.bulk_chunk import Staged
-from datamanager.engine.bulk.bulk_publish import remove_sources as remove_files
+from datamanager.engine.attempt import Endpoint, Intent, SourceMark
+from datamanager.engine.bulk.bulk_removal import Removal
+from datamanager.engine.bulk.bulk_removal import remove_sources as remove_files
 from datamanager.engine.bundles.bundle_content import ArchiveAttempt
 from datamanager.engine.bundles.layout import BundleEntry
 from datamanager.engine.path_confinement import ResolvedDirectory, confined, directories_of, real_base
-from datamanager.engine.single import publish as publishing
-from datamanager.errors import DataManagerError, PathMissing, SourceMissing, SourceNotRemoved
+from datamanager.engine.single.source_removal import remove_source
+from datamanager.errors import DataManagerError, PathMissing, PathReplaced, SourceMissing, SourceNotRemoved
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
-from datamanager.transports.values import FileKind, FileStat
+from datamanager.transports.values import FileKind, FileStat, Progress, no_progress
 
 
 def look(
@@ -56,7 +56,9 @@ def look(
     return entries
 
 
-def remove_sources(job: ArchiveAttempt, manifest: Manifest) -> dict[UUID, DataManagerError]:
+def remove_sources(
+    job: ArchiveAttempt, manifest: Manifest, progress: Progress = no_progress
+) -> dict[UUID, DataManagerError]:
     """Remove the members' files, those that still are what was read; return those that are left, and why. The bundle is
     never removed. A link goes, too, if what it leads to is what was read.
 
@@ -65,32 +67,38 @@ def remove_sources(job: ArchiveAttempt, manifest: Manifest) -> dict[UUID, DataMa
     """
     machine, storage = job.machine, job.storage
     left: dict[UUID, DataManagerError] = {}
-    files, links = list[Staged](), list[Member]()
+    files, links = dict[UUID, Removal](), list[Member]()
+    read = job.intent.source_mark.read if job.intent is not None else None
+
+    def intent(one: Member) -> Intent:
+        return Intent(one.size, one.sha256, one.mtime, SourceMark(one.mtime, read))
+
     with storage.session() as session:
         members, to = manifest.members, str(manifest.bundle.place)
-        there = list[Staged]()
-        for index, path in enumerate(_real_paths(session, machine, [one.source for one in members])):
-            one = members[index]
+        for one, path in zip(members, _real_paths(session, machine, [one.source for one in members]), strict=True):
             if isinstance(path, str):
-                there.append(Staged(index, path, "", "", to, one.size, one.mtime, one.mode, one.sha256))
+                files[one.uuid] = Removal(path, intent(one), to, aside_key(job.transfer, one.uuid))
             elif not isinstance(path, PathMissing):
                 left[one.uuid] = SourceNotRemoved(f"{one.source} was not removed: {path.detail}")
-        for place, stat in session.bulk.lstat([one.source_path for one in there]):
+        there = [one for one in members if one.uuid in files]
+        for index, stat in session.bulk.lstat([files[one.uuid].path for one in there]):
             if isinstance(stat, FileStat) and stat.kind is FileKind.SYMLINK:
-                links.append(members[there[place].number])
-            else:
-                files.append(there[place])
+                links.append(there[index])
+                del files[there[index].uuid]
     for one in links:  # before what they lead to
         try:
-            intent = Intent(one.size, one.sha256, one.mtime)
-            publishing.remove_source(Endpoint(one.source, machine, storage), intent, job.destination)
-        except SourceNotRemoved as exc:
+            end = Endpoint(one.source, machine, storage)
+            remove_source(end, intent(one), job.destination, aside_key(job.transfer, one.uuid), progress)
+        except (SourceNotRemoved, PathReplaced) as exc:
             left[one.uuid] = exc
     with storage.session() as session:
-        for file, error in zip(files, remove_files(session, files), strict=True):
-            if error is not None:
-                left[members[file.number].uuid] = error
-    return left
+        outcomes = zip(files, remove_files(session, list(files.values()), progress), strict=True)
+        return left | {uuid: error for uuid, error in outcomes if error is not None}
+
+
+def aside_key(transfer: UUID, object_id: UUID) -> UUID:
+    """Return by what a member's file is called that was taken aside (`location.aside_name`)."""
+    return uuid5(transfer, str(object_id))
 
 
 def _real_paths(session: Session, machine: Machine, places: Sequence[Place]) -> list[str | DataManagerError]:

@@ -7,14 +7,13 @@ be one file under the names of two machines that share a file system.
 
 from __future__ import annotations
 
-import posixpath
+from contextlib import ExitStack
 from typing import Literal
-from uuid import uuid4
 
-from datamanager.domain.location import temporary_name
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import confined, lstat_or_none
+from datamanager.engine.path_confinement import confined
+from datamanager.engine.single.same_file import is_one_name
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import PathMissing
 from datamanager.transports.values import FileKind
@@ -50,7 +49,7 @@ def why_not_proved(
             again = session.stat(path)
         except PathMissing:
             return f"{end.place} disappeared while it was read"
-        if (again.size, again.mtime) != (found.size, found.mtime):
+        if not again.is_version(found):
             return f"{end.place} changed while it was read"
     return None
 
@@ -73,41 +72,21 @@ def why_no_copy(
 
 def why_one_file(going: Endpoint, staying: Endpoint, control: Control) -> str | None:
     """Say whether two places are the same file, which must not be deleted as a copy of itself; None when they
-    are two. A file that is gone already is nobody's.
-
-    On one machine their real paths are compared. Where two machines may share a file system, or one has it at two
-    places, names in two directories are one file only if they are alike: then an empty file is made beside the one that
-    goes, and if it shows beside the other, both are one place. Their times say nothing: SFTP has others than a local
-    file system, before 1970 and after 2106. Blocks.
+    are two. A file that is gone already is nobody's. Links are followed; directories are compared as
+    `single.same_file` does. Blocks.
 
     Raises: what the transports raise.
     """
-    with going.storage.session(control.check) as near:
+    with ExitStack() as stack:  # in the sequence of their names, as `single.endpoints.acquire_sessions` does
+        storages = {one.machine.name: one.storage for one in (going, staying)}
+        sessions = {name: stack.enter_context(storages[name].session(control.check)) for name in sorted(storages)}
+        near, far = sessions[going.machine.name], sessions[staying.machine.name]
         try:
             path = confined(near, going.machine, going.place.path)
             near.stat(path)
         except PathMissing:
             return None
-    with staying.storage.session(control.check) as far:
         theirs = confined(far, staying.machine, staying.place.path)
-    if going.machine.name == staying.machine.name and theirs == path:
-        return f"{going.place} and {staying.place} are the same file"
-    if posixpath.basename(path) != posixpath.basename(theirs):
-        return None
-    return _shown_at_both(going, path, staying, theirs, control)
-
-
-def _shown_at_both(going: Endpoint, path: str, staying: Endpoint, theirs: str, control: Control) -> str | None:
-    name = temporary_name(posixpath.basename(path), uuid4(), 0)
-    beside = posixpath.join(posixpath.dirname(path), name)
-    with going.storage.session(control.check) as near:
-        with near.create(beside):
-            pass
-    try:
-        with staying.storage.session(control.check) as far:
-            if lstat_or_none(far, posixpath.join(posixpath.dirname(theirs), name)):
-                return f"{going.place} and {staying.place} are the same file on a shared file system"
-    finally:
-        with going.storage.session() as near:
-            near.remove(beside)
+        if is_one_name((near, path), (far, theirs)):
+            return f"{going.place} and {staying.place} are the same file"
     return None

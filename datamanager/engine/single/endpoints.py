@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeVar
 
+from datamanager.domain.location import folded
 from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Found
 from datamanager.engine.path_confinement import lstat_or_none
 from datamanager.engine.single.parallel_streams import CHUNK
-from datamanager.errors import DestinationExists
+from datamanager.engine.single.same_file import is_one_name
+from datamanager.errors import DestinationExists, RemoteFailure, SourceMissing
 from datamanager.transports.channel import LONG_PATH
 from datamanager.transports.port import Session, Storage
 
@@ -66,20 +68,32 @@ def with_parallel_sessions(
         yield sessions(source, job.origin.storage), sessions(target, job.target.storage)
 
 
-def refuse_one_place(job: Attempt, found: Found, source: Session) -> None:
+def refuse_one_place(job: Attempt, found: Found, source: Session, target: Session) -> None:
     """Refuse to replace or remove a file by itself: two machine names can stand for one directory.
 
-    If the partial file, just made, shows beside the source, both are one place.
+    If the partial file, just made, shows beside the source, both are one place; and one file if the two names are one
+    there.
     """
     if job.origin.machine.name == job.target.machine.name:
         return
     if job.kind is not TransferKind.MOVE and not job.overwrite:
         return
     directory, name = posixpath.split(found.source_path)
-    if name != posixpath.basename(found.final):
+    if folded(name) != folded(posixpath.basename(found.final)):
         return
-    if lstat_or_none(source, posixpath.join(directory, posixpath.basename(found.part))) is not None:
+    if lstat_or_none(source, posixpath.join(directory, posixpath.basename(found.part))) is None:
+        return
+    if is_one_name((target, found.final), (target, posixpath.join(found.directory, name))):
         raise DestinationExists(f"{job.origin.place} and {job.target.place} are the same file")
+
+
+def vanished(job: Attempt, found: Found, session: Session) -> SourceMissing | RemoteFailure:
+    """Return the error for a path that was not found by an act with both ends: the source is gone, or else it is the
+    destination's directory, which the next attempt makes again. `session` is the source's.
+    """
+    if lstat_or_none(session, found.source_path) is None:
+        return SourceMissing(f"{job.origin.place}: no such file")
+    return RemoteFailure(f"{job.target.place}: its directory disappeared during the transfer", retryable=True)
 
 
 @contextmanager

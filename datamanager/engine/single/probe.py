@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datamanager.domain.location import Place
-from datamanager.domain.states import Route, plan
+from datamanager.domain.states import Route, TransferKind, plan
 from datamanager.engine.attempt import Attempt, Content, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
 from datamanager.engine.single.restart import part_paths, parts_among
+from datamanager.engine.single.same_file import refuse_one_file
+from datamanager.engine.single.source_removal import machine_time
 from datamanager.engine.single.transfer import can_go_direct
 from datamanager.engine.single.verify import holds
 from datamanager.errors import (
@@ -53,7 +55,11 @@ def probe(job: Attempt, *, size: int | None = None) -> Found:
     if job.source is None:
         return probe_destination(job, Read("", None), size=size)
     read = _probe_source(job.source)
-    return probe_destination(job, read, size=read.stat.size if read.stat else size)
+    found = probe_destination(job, read, size=read.stat.size if read.stat else size)
+    if job.kind is not TransferKind.MOVE or found.route is Route.RENAME or found.published is not None:
+        return found
+    with job.source.storage.session() as session:
+        return replace(found, read=machine_time(session, posixpath.dirname(read.path)))
 
 
 def probe_destination(job: Attempt, read: Read, *, size: int | None) -> Found:
@@ -78,14 +84,16 @@ def probe_destination(job: Attempt, read: Read, *, size: int | None) -> Found:
             source_path=read.path,
             source=read.stat,
             canonical=canonical_of(target.machine, base, final),
+            taken=isinstance(there := looks.get(final), FileStat),
             published=published_before(session, job, final, read.stat),
             content=read.content,
         )
         if found.published is None:
             if read.stat is None and job.source is not None:
                 raise SourceMissing(f"{job.source.place}: no such file")
-            _require_another_file(job, read.path, final)
-            there = looks.get(final)
+            if read.stat is not None and job.source is not None:
+                job.known.require(job.source.place, read.stat.size)
+            refuse_one_file(job, session, read.path, None if read.content else read.stat, final, there)
             if isinstance(there, FileStat) and (
                 fault := why_not_replaced(target.place, there.kind, overwrite=job.overwrite)
             ):
@@ -167,12 +175,6 @@ def published_before(session: Session, job: Attempt, final: str, source: FileSta
     if intent.sha256 is None and source is not None and job.overwrite:
         return None  # size and mtime could be those of the file that is to be replaced; doing it again is safe
     return intent if holds(session, final, intent) else None
-
-
-def _require_another_file(job: Attempt, source_path: str, final: str) -> None:
-    """Refuse to put a file onto itself by another way through links: overwriting or removing it would destroy it."""
-    if job.source is not None and job.source.machine.name == job.target.machine.name and source_path == final:
-        raise DestinationExists(f"{job.source.place} and {job.target.place} are the same file")
 
 
 def why_not_replaced(place: Place, there: FileKind, *, overwrite: bool) -> DestinationExists | None:

@@ -1,24 +1,21 @@
-"""The last steps on storage: the file gets its name, a move's source goes.
-
-(docs/transfer-protocol.md, the publish protocol, 5 and 7)
-"""
+"""The file gets its name. (docs/transfer-protocol.md, the publish protocol, 5)"""
 
 from __future__ import annotations
 
-from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
-from datamanager.engine.path_confinement import confined, lstat_or_none
-from datamanager.engine.single.verify import holds
+from contextlib import suppress
+from dataclasses import replace
+
+from datamanager.engine.attempt import Attempt, Found, Intent
+from datamanager.engine.path_confinement import lstat_or_none
+from datamanager.engine.single.endpoints import vanished
+from datamanager.engine.single.verify import holds, part_is_gone
 from datamanager.errors import (
-    DataManagerError,
     DestinationExists,
     PathExists,
     PathMissing,
     RemoteFailure,
     SourceChanged,
-    SourceMissing,
-    SourceNotRemoved,
 )
-from datamanager.transports.values import FileKind
 
 PLAIN_MODE = 0o644  # of a downloaded file; a copy carries its source's mode
 
@@ -51,7 +48,7 @@ def publish(job: Attempt, found: Found, intent: Intent) -> None:
         except PathMissing as exc:
             # our own earlier try may have renamed it before its answer was lost
             if not holds(session, found.final, intent):
-                raise RemoteFailure(f"{job.target.place}: the partial file disappeared") from exc
+                raise part_is_gone(job) from exc
         except PathExists as exc:
             if not holds(session, found.final, intent):
                 raise DestinationExists(f"{job.target.place}: another file was created there") from exc
@@ -61,15 +58,15 @@ def publish(job: Attempt, found: Found, intent: Intent) -> None:
 def rename(job: Attempt, found: Found) -> bool:
     """Move by rename on one machine; False when the names are on different file systems (nothing done).
 
-    The caller has recorded the intent: source gone and destination matching is done, not missing.
+    The caller has recorded the intent: source gone and destination matching is done, not missing. What was renamed
+    is looked at: another file, which got the source's name meanwhile, gets its name back.
 
-    Raises: DestinationExists, SourceMissing, SourceChanged.
+    Raises: DestinationExists, SourceMissing, SourceChanged, RemoteFailure (the destination's directory disappeared).
     """
     source = found.source_stat
     with job.target.storage.session() as session:
         try:
-            now = session.stat(found.source_path)
-            if (now.size, now.mtime) != (source.size, source.mtime):
+            if not session.stat(found.source_path).is_version(source):
                 raise SourceChanged(f"{job.origin.place} changed during the transfer")
             session.rename(found.source_path, found.final, overwrite=job.overwrite)
         except PathExists as exc:
@@ -77,46 +74,14 @@ def rename(job: Attempt, found: Found) -> bool:
         except PathMissing as exc:
             if holds(session, found.final, Intent(source.size, None, source.mtime)):
                 return True
-            raise SourceMissing(f"{job.origin.place}: no such file") from exc
+            raise vanished(job, found, session) from exc
         except RemoteFailure:
             # SFTP v3 has no code for EXDEV; if both names are as they were, copy instead
             if lstat_or_none(session, found.source_path) and (job.overwrite or not lstat_or_none(session, found.final)):
                 return False
             raise
-    return True
-
-
-def remove_source(end: Endpoint, intent: Intent, kept: Endpoint) -> None:
-    """Remove a move's source, if it still is what was read. Fine when it is gone already. Never removes `kept`.
-
-    Raises: SourceNotRemoved when it changed, or can't be removed; retryable transport errors as they are.
-    """
-    with end.storage.session() as session:
-        try:
-            now = session.stat(confined(session, end.machine, end.place.path))
-            if (now.size, now.mtime) != (intent.size, intent.mtime):
-                raise SourceNotRemoved(f"{end.place} changed after it was read, so it was not removed")
-            path = confined(session, end.machine, end.place.path, follow=False)
-            same_machine = end.machine.name == kept.machine.name
-            if same_machine and path == confined(session, kept.machine, kept.place.path, follow=False):
-                raise SourceNotRemoved(f"{end.place} is {kept.place}, so it was not removed")
-            session.remove(path)
-        except PathMissing:
-            return
-        except DataManagerError as exc:
-            if exc.retryable or isinstance(exc, SourceNotRemoved):
-                raise
-            raise SourceNotRemoved(f"{end.place} can't be removed: {exc.detail}") from exc
-
-
-def remove_file(end: Endpoint) -> bool:
-    """Remove an object's file; False when it was gone already. Raises: what the transports raise."""
-    with end.storage.session() as session:
-        try:
-            path = confined(session, end.machine, end.place.path, follow=False)
-            if session.lstat(path).kind is FileKind.DIRECTORY:
-                raise RemoteFailure(f"{end.place} is a directory now; it was not changed")
-            session.remove(path)
-        except PathMissing:
-            return False
+        if not replace(session.lstat(found.final), identity=None).is_version(source):
+            with suppress(PathExists, PathMissing):
+                session.rename(found.final, found.source_path, overwrite=False)
+            raise SourceChanged(f"{job.origin.place} changed during the transfer")
     return True

@@ -88,7 +88,7 @@ def stage(job: Attempt, whole: Control) -> ReadyFile:
         return ReadyFile(job, found, found.published, job.proof_level)
     source = found.source_stat
     if found.route is Route.RENAME:
-        return ReadyFile(job, found, Intent(source.size, None, source.mtime), Verified.NONE)
+        return ReadyFile(job, found, found.intent(job, source.size), Verified.NONE)
     return _sent(job, found, whole)
 
 
@@ -117,7 +117,7 @@ def stage_content(
         try:
             proof = verify(job, found, transfer.relay(job, found, control, remember), control)
             judge(proof)
-            intent = publishing.set_attributes(job, found, Intent(proof.size, proof.sha256, stat.mtime))
+            intent = publishing.set_attributes(job, found, found.intent(job, proof.size, proof.sha256))
         except ChecksumMismatch:
             _discard(job, found)
             raise
@@ -151,7 +151,7 @@ def publish(ready: ReadyFile, whole: Control) -> ReadyFile:
         ready = _sent(job, replace(found, route=Route.WITHIN), whole)
     try:
         publishing.publish(job, ready.found, ready.intent)
-    except DataManagerError:
+    except Exception:
         discard(ready)
         raise
     return ready
@@ -170,9 +170,8 @@ def _sent(job: Attempt, found: Found, whole: Control) -> ReadyFile:
         proof = again_if_damaged(
             lambda: verify(job, found, transfer.send(job, found, share), share), lambda: transfer.discard(job, found)
         )
-        intent = Intent(proof.size, proof.sha256, found.source_stat.mtime)
-        intent = publishing.set_attributes(job, found, intent)
-    except DataManagerError:
+        intent = publishing.set_attributes(job, found, found.intent(job, proof.size, proof.sha256))
+    except Exception:
         _discard(job, found)
         raise
     share.enter(Phase.PUBLISH)

@@ -16,7 +16,13 @@ from dataclasses import replace
 from datamanager.domain.states import Phase, Route
 from datamanager.engine.attempt import Attempt, Digest, Found, Moved, Restart
 from datamanager.engine.control import Control, unwrapped
-from datamanager.engine.single.endpoints import acquire_sessions, concurrently, refuse_one_place, with_parallel_sessions
+from datamanager.engine.single.endpoints import (
+    acquire_sessions,
+    concurrently,
+    refuse_one_place,
+    vanished,
+    with_parallel_sessions,
+)
 from datamanager.engine.single.parallel_streams import ParallelStreams, Seen
 from datamanager.engine.single.restart import marker_of, resume
 from datamanager.engine.single.verify import followed, following, require_unchanged
@@ -71,8 +77,8 @@ def relay(job: Attempt, found: Found, control: Control, remember: Remember = for
     gets it over one. `remember` is called with the restart marker before the first byte, and must have recorded it when
     it returns.
 
-    Raises: SourceMissing, SourceChanged (other length than probed), DestinationExists (both names are one file), and
-    what the transports raise.
+    Raises: SourceMissing, SourceChanged (other length than probed), DestinationExists (both names are one file),
+    RemoteFailure (the destination's directory disappeared), and what the transports raise.
     """
     several = list[Session]()
     try:
@@ -102,10 +108,15 @@ def _relay(
             readers = stack.enter_context(concurrently([found.open(one) for one in sources]))
         except PathMissing:
             raise SourceMissing(f"{job.origin.place}: no such file") from None
+        if found.content is None and not all(one.stat().is_version(found.source_stat) for one in readers):
+            raise SourceChanged(f"{job.origin.place} changed before it was read")
         first = target.reopen(found.part) if start else target.create(found.part)
         further = [one.reopen(found.part) for one in targets[1:]]
-        writers = stack.enter_context(concurrently([first, *further], after_first=True))
-        refuse_one_place(job, found, source)
+        try:
+            writers = stack.enter_context(concurrently([first, *further], after_first=True))
+        except PathMissing as exc:
+            raise vanished(job, found, source) from exc
+        refuse_one_place(job, found, source, target)
         # a hash can't be taken up in the middle: after a restart both ends are hashed from their storage
         hashed = job.verify is VerifyPolicy.SHA256 and not start
         follower = stack.enter_context(following(target, found.part)) if hashed and wanted >= FOLLOWED_FROM else None
@@ -173,8 +184,8 @@ def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
         try:
             session.programs.copy(found.source_path, found.part, control.skip, beside)
             return Moved(session.stat(found.part).size)
-        except PathMissing:
-            raise SourceMissing(f"{job.origin.place}: no such file") from None
+        except PathMissing as exc:
+            raise vanished(job, found, session) from exc
         except NotSupported as exc:
             _log.info("%s is copied through the mover: %s", job.origin.place, exc.detail)
     return relay(job, found, control)
@@ -211,7 +222,7 @@ def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved
             to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
             source.programs.push(found.source_path, to, growth.look)
             stored = growth.count()
-            refuse_one_place(job, found, source)
+            refuse_one_place(job, found, source, target)
             if stored == wanted:
                 with target.reopen(found.part) as writer:
                     writer.flush()

@@ -12,10 +12,10 @@ from datamanager.domain.states import Route
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, Moved, Proof
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import lstat_or_none
-from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, SizeMismatch, SourceChanged
+from datamanager.errors import ChecksumMismatch, NotSupported, PathMissing, PathReplaced, SizeMismatch, SourceChanged
 from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Follower, Session
-from datamanager.transports.values import FileKind, Progress, no_progress
+from datamanager.transports.values import FileKind, Progress, no_progress, path_replaced
 
 READ_BACK = 1024 * 1024
 """Bytes up to which a file is read back rather than hashed by a program there, which takes 90 ms to start."""
@@ -28,11 +28,15 @@ def verify(job: Attempt, found: Found, moved: Moved, control: Control) -> Proof:
 
     Policy `sha256`: the far side's storage is hashed there, or read back; `size`: sizes only. Never a silent fallback.
 
-    Raises: SizeMismatch, ChecksumMismatch (retryable: the bytes are sent again), SourceChanged.
+    Raises: SizeMismatch, ChecksumMismatch (retryable: the bytes are sent again), SourceChanged, PathReplaced (no
+    partial file is there).
     """
     hashed = job.verify is VerifyPolicy.SHA256
     with job.target.storage.session() as session:
-        stored = session.stat(found.part).size
+        try:
+            stored = session.stat(found.part).size
+        except PathMissing:
+            raise part_is_gone(job) from None
         if stored != moved.size:
             raise SizeMismatch(f"{job.target.place}: {stored} bytes are stored, {moved.size} were sent")
     near = None
@@ -42,11 +46,18 @@ def verify(job: Attempt, found: Found, moved: Moved, control: Control) -> Proof:
             raise ChecksumMismatch(f"{job.target.place}: sha256 {far} is stored, {near} was read")
     if found.route is not Route.DOWNLOAD:
         require_unchanged(job, found)
+        job.known.require(job.origin.place, moved.size, near)
     return Proof(moved.size, near, job.proof_level)
 
 
+def part_is_gone(job: Attempt) -> PathReplaced:
+    """Return the error for a partial file that was written, but is not in its directory: over SFTP it may be another
+    directory that it was written to."""
+    return path_replaced(f"{job.target.place}: its partial file was written, but is not in its directory")
+
+
 def require_unchanged(job: Attempt, found: Found) -> None:
-    """Check that the source still has the size and mtime that the probe saw. Raises: SourceChanged."""
+    """Check that the source still is the version that the probe saw. Raises: SourceChanged."""
     with job.origin.storage.session() as session:
         if found.content is not None:
             found.content.require_unchanged(session)
@@ -56,7 +67,7 @@ def require_unchanged(job: Attempt, found: Found) -> None:
         except PathMissing:
             raise SourceChanged(f"{job.origin.place} disappeared during the transfer") from None
     then = found.source_stat
-    if (now.size, now.mtime) != (then.size, then.mtime):
+    if not now.is_version(then):
         raise SourceChanged(
             f"{job.origin.place} changed during the transfer: "
             f"{then.size} bytes of {then.mtime}, now {now.size} of {now.mtime}"
@@ -83,7 +94,7 @@ def holds(session: Session, path: str, intent: Intent) -> bool:
     there = lstat_or_none(session, path)
     if there is None or there.kind is not FileKind.FILE or there.size != intent.size:
         return False
-    return there.mtime == intent.file_mtime if intent.sha256 is None else stored_sha256(session, path) == intent.sha256
+    return there.mtime == intent.mtime if intent.sha256 is None else stored_sha256(session, path) == intent.sha256
 
 
 def source_sha256(job: Attempt, found: Found, control: Control) -> str:

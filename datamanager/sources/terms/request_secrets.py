@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import NotSupported
 from datamanager.sealing import Sealer
-from datamanager.sources.terms.source_options import every_model
+from datamanager.sources.terms.source_options import every_model, refuse_unknown
 from datamanager.sources.terms.urls import public_url
 
 HIDDEN = "***"
@@ -75,8 +75,9 @@ def mark_of(secrets: Secrets, text: str, sealer: Sealer) -> str:
 def refuse_secrets(options: Mapping[str, Any], where: str, url: str = "") -> None:
     """Refuse options that hold secrets where they can't be stored, and a `url` with parameters named like a secret.
 
-    Raises: NotSupported, which names each.
+    Raises: NotSupported, which names each; InvalidRequest for options that no protocol has.
     """
+    refuse_unknown(options)
     wrong = [f"options.{name}" for name in secret_names(options)]
     wrong += [f"parameter {name} of url" for name in secret_parameters(url)]
     if wrong:

@@ -22,7 +22,8 @@ from pydantic import (
     field_validator,
 )
 
-from datamanager.domain.fields import Size, empty_is
+from datamanager.domain.fields import NAME_SHOWN, Real, Size, Whole, empty_is, unknown_name
+from datamanager.domain.requests import NAMED_MAX
 from datamanager.errors import InvalidRequest, NotSupported
 
 O = TypeVar("O", bound="CommonOptions")  # noqa: E741
@@ -75,9 +76,9 @@ class CommonOptions(BaseModel):
     """Bytes that must arrive; the same as the request's `size`."""
     max_size: Size = None
     """Bytes that may arrive at most; never more than the operator allows."""
-    timeout: Annotated[float | None, Field(gt=0, le=TIMEOUT_MAX)] = None
+    timeout: Annotated[Real, Field(gt=0, le=TIMEOUT_MAX)] | None = None
     """Seconds in which something must arrive."""
-    retries: Annotated[int | None, Field(ge=0, le=RETRIES_MAX)] = None
+    retries: Annotated[Whole, Field(ge=0, le=RETRIES_MAX)] | None = None
     """How often the transfer's step is tried again after a failure that may pass."""
     mirrors: Annotated[tuple[str, ...], Field(max_length=MIRRORS_MAX)] = ()
     """Further URLs of the same bytes, tried in turn."""
@@ -230,18 +231,17 @@ def plain_text(secret: SecretStr | None) -> str | None:
 def parse_options(model: type[O], given: Mapping[str, object] | CommonOptions | None, protocol: str) -> O:
     """Return typed options.
 
-    Raises: InvalidRequest, which names `options.<key>` and what would be right; NotSupported for an option that is
-    unknown, or that this protocol does not have. Values are never quoted.
+    Raises: InvalidRequest, which names `options.<key>` and what would be right, unknown ones too; NotSupported for an
+    option of other protocols. Values are never quoted.
     """
     if isinstance(given, model):
         return given
     fields = dict(given or {})
-    known = f"known: {', '.join(sorted(model.model_fields))}"
+    refuse_unknown(fields, model)
     for name in map(str, fields):
-        if name not in model.model_fields and any(name in other.model_fields for other in every_model()):
-            raise NotSupported(f"option {name} is not supported by {protocol}; {known}")
         if name not in model.model_fields:
-            raise NotSupported(f"option {name[:100]!r} is not known; {known}")
+            known = f"known: {', '.join(sorted(model.model_fields))}"
+            raise NotSupported(f"option {name} is not supported by {protocol}; {known}")
     try:
         return model.model_validate(fields)
     except ValidationError as exc:
@@ -250,6 +250,17 @@ def parse_options(model: type[O], given: Mapping[str, object] | CommonOptions | 
             # only the option's name: what is below it (a header's name) may be secret as well
             wrong.setdefault(f"options.{fault['loc'][0]}", fault["msg"].removeprefix("Value error, "))
         raise InvalidRequest("; ".join(f"{name}: {what}" for name, what in wrong.items()), wrong) from None
+
+
+def refuse_unknown(options: Mapping[str, object], model: type[CommonOptions] | None = None) -> None:
+    """Refuse options that no protocol has: probably misspelt ones of `model` (None: of any). Raises: InvalidRequest."""
+    known = {name for other in every_model() for name in other.model_fields}
+    near = known if model is None else model.model_fields
+    unknown = [str(name) for name in options if name not in known]
+    if unknown:
+        raise InvalidRequest.of(
+            {f"options.{name[:NAME_SHOWN]}": unknown_name(name, near) for name in unknown[:NAMED_MAX]}
+        )
 
 
 def secret_fields(options: CommonOptions) -> dict[str, Any]:

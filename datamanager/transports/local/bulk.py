@@ -14,25 +14,27 @@ from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import TypeVar
 
-from datamanager.errors import NotSupported, PathExists, RemoteFailure, TransportError
+from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results, Sync
-from datamanager.transports.local.files import file_stat, lstat, os_errors, real_path, remove, rename, set_attributes
+from datamanager.transports.local.beneath import Beneath, Entry, Walks
+from datamanager.transports.local.files import both_names, file_stat, os_errors, real_path, rename, set_attributes
 from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile, require_file, shown
 
 A = TypeVar("A")
 R = TypeVar("R")
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORIES_AT_ONCE = 100
 
 
 class LocalBulk:
-    """Work on many small files of this host."""
+    """Work on many small files of this host. Those of one directory, one after the other, need one walk to it."""
+
+    def __init__(self, beneath: Beneath) -> None:
+        self._beneath = beneath
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
-        return _each(lstat, paths)
+        return self._each_entry(lambda entry: file_stat(entry.lstat()), paths)
 
     def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
         """Yield each path with every link resolved."""
@@ -40,7 +42,7 @@ class LocalBulk:
 
     def make_dir(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Make each directory."""
-        return _each(_make_dir, paths)
+        return self._each_entry(_make_dir, paths)
 
     def read(
         self,
@@ -49,11 +51,12 @@ class LocalBulk:
         likely: int | None = None,  # noqa: ARG002
     ) -> Results[SmallFile | TransportError]:
         """Yield whole regular files; a link is not followed."""
-        return _each(lambda path: _read(path, most), paths)
+        return self._each_entry(lambda entry: _read(entry, most), paths)
 
     def write(self, files: Iterable[NewFile]) -> Results[KeptAttributes | TransportError]:
         """Create each file, write it, set its mode and mtime, close it."""
-        return _each(_write, files)
+        with self._beneath.walks() as walks:
+            yield from _each(lambda file: _write(walks, file), files)
 
     def unpack(self, *_: object, **__: object) -> None:
         """Refuse: a program would do nothing here that `write` does not."""
@@ -61,27 +64,57 @@ class LocalBulk:
 
     def digest(self, paths: Sequence[str], most: int) -> Results[str | TransportError]:
         """Yield each file's sha256, computed here."""
-        return _each(lambda path: sha256(_read(path, most).data).hexdigest(), paths)
+        return self._each_entry(lambda entry: sha256(_read(entry, most).data).hexdigest(), paths)
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
-        return _each(lambda both: rename(*both, overwrite=overwrite), names)
+        with self._beneath.walks() as sources, self._beneath.walks() as destinations:
+
+            def work(both: tuple[str, str]) -> None:
+                rename(*both_names(sources, destinations, *both), overwrite=overwrite)
+
+            yield from _each(work, names)
 
     def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Remove each file."""
-        return _each(remove, paths)
+        return self._each_entry(Entry.unlink, paths)
 
     def syncing(self) -> AbstractContextManager[Sync]:
         """Put directories' file systems on stable storage, by coreutils' `sync`: Python has no syncfs."""
-        return contextlib.nullcontext(_sync)
+        return contextlib.nullcontext(self._sync)
 
+    def _sync(self, directories: Sequence[str]) -> None:
+        program, nothing = shutil.which("sync"), subprocess.DEVNULL
+        for start in range(0, len(directories), _DIRECTORIES_AT_ONCE):
+            with contextlib.ExitStack() as stack:
+                handles = [self._directory(path, stack) for path in directories[start : start + _DIRECTORIES_AT_ONCE]]
+                words = [program or "", "-f", "--", *[f"/proc/self/fd/{handle}" for handle in handles]]
+                if (
+                    not program
+                    or subprocess.run(
+                        words, stdin=nothing, stdout=nothing, stderr=nothing, check=False, pass_fds=handles
+                    ).returncode
+                ):
+                    raise NotSupported("this host has no sync that puts a file system on stable storage")
 
-def _sync(directories: Sequence[str]) -> None:
-    program, nothing = shutil.which("sync"), subprocess.DEVNULL
-    for start in range(0, len(directories), _DIRECTORIES_AT_ONCE):
-        words = [program or "", "-f", "--", *directories[start : start + _DIRECTORIES_AT_ONCE]]
-        if not program or subprocess.run(words, stdin=nothing, stdout=nothing, stderr=nothing, check=False).returncode:
-            raise NotSupported("this host has no sync that puts a file system on stable storage")
+    def _directory(self, path: str, stack: contextlib.ExitStack) -> int:
+        try:
+            with os_errors(path), self._beneath.entry(path) as entry:
+                handle = entry.open_directory()
+        except PathMissing as exc:
+            raise NotSupported(f"there is nothing to put on stable storage: {exc.detail}") from exc
+        stack.callback(os.close, handle)
+        return handle
+
+    def _each_entry(self, work: Callable[[Entry], R], paths: Sequence[str]) -> Results[R | TransportError]:
+        """Do the work on one name after the other."""
+
+        def at(path: str) -> R:
+            with os_errors(path):
+                return work(walks.entry(path))
+
+        with self._beneath.walks() as walks:
+            yield from _each(at, paths)
 
 
 def _each(work: Callable[[A], R], things: Iterable[A]) -> Results[R | TransportError]:
@@ -97,34 +130,32 @@ def _each(work: Callable[[A], R], things: Iterable[A]) -> Results[R | TransportE
         yield index, result
 
 
-def _make_dir(path: str) -> None:
+def _make_dir(entry: Entry) -> None:
     try:
-        with os_errors(path):
-            os.mkdir(path)
-    except PathExists:
-        if not os.path.isdir(path):
-            raise PathExists(f"{shown(path)}: a file exists there") from None
+        entry.mkdir()
+    except FileExistsError:
+        raise PathExists(f"{shown(entry.path)}: a file exists there") from None
 
 
-def _read(path: str, most: int) -> SmallFile:
-    with os_errors(path):
-        handle = os.open(path, _READ)
-        try:
-            stat = file_stat(os.fstat(handle))
-            require_file(stat, path)
-            data = bytearray()
-            while len(data) <= most and (block := os.read(handle, most + 1 - len(data))):
-                data += block
-        finally:
-            os.close(handle)
+def _read(entry: Entry, most: int) -> SmallFile:
+    handle = entry.open(os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        stat = file_stat(os.fstat(handle))
+        require_file(stat, entry.path)
+        data = bytearray()
+        while len(data) <= most and (block := os.read(handle, most + 1 - len(data))):
+            data += block
+    finally:
+        os.close(handle)
     if max(stat.size, len(data)) > most:
-        raise RemoteFailure(f"{shown(path)}: is larger than {most} bytes")
+        raise RemoteFailure(f"{shown(entry.path)}: is larger than {most} bytes")
     return SmallFile(stat, bytes(data))
 
 
-def _write(file: NewFile) -> KeptAttributes:
+def _write(walks: Walks, file: NewFile) -> KeptAttributes:
     with os_errors(file.path):
-        handle = os.open(file.path, _NEW, 0o600)
+        entry = walks.entry(file.path)
+        handle = entry.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             try:
                 rest = memoryview(file.data).cast("B")
@@ -135,5 +166,5 @@ def _write(file: NewFile) -> KeptAttributes:
                 os.close(handle)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(file.path)
+                entry.unlink()
             raise

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
+from datamanager.transports.local.beneath import Beneath, Entry, Walks
 from datamanager.transports.values import Bytes, FileKind, FileStat, KeptAttributes, NextRange, require_file, shown
 
 _BLOCK = 1 << 20
@@ -26,7 +27,7 @@ _ERRORS: dict[int, type[TransportError]] = {
 }
 _NOT_KEPT = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 """A file system that has no such attributes."""
-_NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 """A file system that can't: network and user-space ones say so for directories."""
 _NO_RANGE_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -84,9 +85,10 @@ class LocalWriter:
     The first failure is kept: a file of which a write failed is never called good.
     """
 
-    def __init__(self, handle: int, path: str) -> None:
+    def __init__(self, handle: int, entry: Entry) -> None:
         self._handle = handle
-        self._path = path
+        self._entry = entry
+        self._path = entry.path
         self._failed_at: int | None = None
         self._failure: TransportError | None = None
 
@@ -112,8 +114,10 @@ class LocalWriter:
     def flush(self) -> None:
         """Put the file and its name on stable storage."""
         with self._keeping_failures():
-            _fsync(self._handle)
-        sync_directory(os.path.dirname(self._path))
+            with suppressed(NO_SYNC):
+                os.fsync(self._handle)
+        with os_errors(self._path), suppressed(NO_SYNC):
+            self._entry.sync_directory()
 
     def close(self) -> None:
         """Close the file. Raises: what went wrong before."""
@@ -154,10 +158,10 @@ class LocalWriter:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[LocalReader]:
-    """Open a regular file for reading; what is none (a FIFO would block) raises RemoteFailure."""
-    with os_errors(path):
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def opened(beneath: Beneath, path: str) -> Iterator[LocalReader]:
+    """Open a regular file for reading; what is none (a FIFO would block), or a link, raises RemoteFailure."""
+    with os_errors(path), beneath.entry(path) as entry:
+        handle = entry.open(os.O_RDONLY | os.O_NONBLOCK)
     try:
         reader = LocalReader(handle, path)
         require_file(reader.stat(), path)
@@ -166,76 +170,67 @@ def opened(path: str) -> Iterator[LocalReader]:
         os.close(handle)
 
 
-def created(path: str, mode: int = 0o600) -> AbstractContextManager[LocalWriter]:
+def created(beneath: Beneath, path: str, mode: int = 0o600) -> AbstractContextManager[LocalWriter]:
     """Create a new file, exclusively, for writing."""
-    return _written(path, os.O_CREAT | os.O_EXCL, mode & 0o777)
+    return _written(beneath, path, os.O_CREAT | os.O_EXCL, mode & 0o777)
 
 
-def reopened(path: str) -> AbstractContextManager[LocalWriter]:
+def reopened(beneath: Beneath, path: str) -> AbstractContextManager[LocalWriter]:
     """Open an existing regular file for writing; a link is refused."""
-    return _written(path, os.O_NONBLOCK)
+    return _written(beneath, path, os.O_NONBLOCK)
 
 
 @contextmanager
-def _written(path: str, flags: int, mode: int = 0o600) -> Iterator[LocalWriter]:
+def _written(beneath: Beneath, path: str, flags: int, mode: int = 0o600) -> Iterator[LocalWriter]:
     """Open a regular file for writing, and close it in the end; only after success does a failure of that raise."""
-    with os_errors(path):
-        handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, mode)
-    writer = LocalWriter(handle, path)
-    try:
+    with beneath.walks() as walks:
         with os_errors(path):
-            require_file(file_stat(os.fstat(handle)), path)
-        yield writer
-    except BaseException:
-        writer.abandon()
-        raise
-    writer.close()
+            entry = walks.entry(path)
+            handle = entry.open(os.O_WRONLY | flags, mode)
+        writer = LocalWriter(handle, entry)
+        try:
+            with os_errors(path):
+                require_file(file_stat(os.fstat(handle)), path)
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
 
 
 def file_stat(found: os.stat_result) -> FileStat:
     """Return what a stat says, as the port's FileStat."""
-    return FileStat(FileKind.of(found.st_mode), found.st_size, int(found.st_mtime), stat.S_IMODE(found.st_mode))
-
-
-def lstat(path: str) -> FileStat:
-    """Return what is at `path` itself, not following a last link."""
-    with os_errors(path):
-        return file_stat(os.lstat(path))
+    return FileStat(
+        FileKind.of(found.st_mode),
+        found.st_size,
+        found.st_mtime_ns // 1_000_000_000,
+        stat.S_IMODE(found.st_mode),
+        identity=(found.st_dev, found.st_ino),
+        links=found.st_nlink,
+        mtime_ns=found.st_mtime_ns,
+        ctime_ns=found.st_ctime_ns,
+    )
 
 
 def real_path(path: str) -> str:
-    """Return `path` with every link resolved."""
+    """Return `path` with every link resolved: a name only, what it leads to may be another thing when it is used."""
     with os_errors(path):
         return os.path.realpath(path, strict=True)
-
-
-def sync_directory(path: str) -> None:
-    """Put the names of a directory on stable storage."""
-    with os_errors(path):
-        handle = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def set_attributes(file: str | int, *, mode: int, mtime: int) -> KeptAttributes:
     """Set permission bits and modification time of a path or an open file, as far as its file system has them; return
     what it keeps. Raises: OSError."""
-    with _suppressed(_NOT_KEPT):
+    with suppressed(_NOT_KEPT):
         os.chmod(file, mode & 0o777)
-    with _suppressed(_NOT_KEPT):
+    with suppressed(_NOT_KEPT):
         os.utime(file, (mtime, mtime))
     return KeptAttributes.of(file_stat(os.stat(file)), mode=mode, mtime=mtime)
 
 
-def _fsync(handle: int) -> None:
-    with _suppressed(_NO_SYNC):
-        os.fsync(handle)
-
-
 @contextmanager
-def _suppressed(numbers: set[int]) -> Iterator[None]:
+def suppressed(numbers: set[int]) -> Iterator[None]:
+    """Let an OSError with one of these numbers pass."""
     try:
         yield
     except OSError as exc:
@@ -246,22 +241,30 @@ def _suppressed(numbers: set[int]) -> Iterator[None]:
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-def rename(source: str, destination: str, *, overwrite: bool) -> None:
+def both_names(sources: Walks, destinations: Walks, source: str, destination: str) -> tuple[Entry, Entry]:
+    """Find the two names of a rename."""
+    with os_errors(source):
+        old = sources.entry(source)
+    with os_errors(destination):
+        return old, destinations.entry(destination)
+
+
+def rename(source: Entry, destination: Entry, *, overwrite: bool) -> None:
     """Give a file its new name; not flushed to stable storage. See the port's `rename`."""
-    with os_errors(destination if os.path.lexists(source) else source):
+    with os_errors((destination if source.exists() else source).path):
         if overwrite:
-            os.rename(source, destination)
+            source.rename(destination)
         else:
             _rename_to_free_name(source, destination)
 
 
-def remove(path: str) -> None:
+def remove(entry: Entry) -> None:
     """Remove a file."""
-    with os_errors(path):
-        os.unlink(path)
+    with os_errors(entry.path):
+        entry.unlink()
 
 
-def _rename_to_free_name(source: str, destination: str) -> None:
+def _rename_to_free_name(source: Entry, destination: Entry) -> None:
     """Rename by link and unlink, which never replaces; both names exist for a moment, or one only if that fails.
 
     Where links don't exist the name is looked at first, and one that appears in between is replaced.
@@ -269,13 +272,13 @@ def _rename_to_free_name(source: str, destination: str) -> None:
     Raises: OSError; PermissionDenied and the like, naming the source, when it can't be removed.
     """
     try:
-        os.link(source, destination, follow_symlinks=False)
+        source.link(destination)
     except OSError as exc:
         if exc.errno not in _NO_LINKS:
             raise
-        if os.path.lexists(destination):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), destination) from exc
-        os.rename(source, destination)
+        if destination.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), destination.path) from exc
+        source.rename(destination)
         return
     try:
         remove(source)
@@ -285,6 +288,6 @@ def _rename_to_free_name(source: str, destination: str) -> None:
         # As sftp-server does it: left there, our own link would be in the way of the next try. The last name is never
         # taken, though: an unlink over a network may fail and yet have been done.
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(source), os.lstat(destination)):
-                os.unlink(destination)
+            if os.path.samestat(source.lstat(), destination.lstat()):
+                destination.unlink()
         raise

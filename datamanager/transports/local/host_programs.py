@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Self
 
-from datamanager.errors import NotSupported, RemoteFailure
+from datamanager.errors import DataManagerError, NotSupported, RemoteFailure
+from datamanager.transports.local.beneath import Beneath
 from datamanager.transports.local.files import created, opened
 from datamanager.transports.port import RunningCurl, Session
 from datamanager.transports.values import Progress, no_progress, shown
@@ -31,6 +32,9 @@ class LocalPrograms:
 
     can_copy = True
 
+    def __init__(self, beneath: Beneath) -> None:
+        self._beneath = beneath
+
     def copy(
         self,
         source: str,
@@ -39,7 +43,7 @@ class LocalPrograms:
         beside: Sequence[Session] = (),  # noqa: ARG002 - the kernel needs no help
     ) -> None:
         """Copy in the kernel where it can (reflink, server-side), else through memory."""
-        with opened(source) as reader, created(destination) as writer:
+        with opened(self._beneath, source) as reader, created(self._beneath, destination) as writer:
             size = reader.stat().size
             for offset in range(0, size, _COPY_RANGE):
                 count = min(_COPY_RANGE, size - offset)
@@ -50,7 +54,7 @@ class LocalPrograms:
     def digest(self, path: str, progress: Progress = no_progress) -> str:
         """Return the sha256, computed here."""
         digest = hashlib.sha256()
-        with opened(path) as reader:
+        with opened(self._beneath, path) as reader:
             for block in reader.blocks():
                 digest.update(block)
                 progress(0)
@@ -58,7 +62,7 @@ class LocalPrograms:
 
     def follow(self, path: str) -> LocalFollower:
         """Begin to hash a file that is being written, in a thread."""
-        return LocalFollower(path)
+        return LocalFollower(self._beneath, path)
 
     def push(self, *_: object, **__: object) -> None:
         """Refuse: what the mover itself sends is as direct."""
@@ -93,14 +97,15 @@ class LocalPrograms:
 class LocalFollower:
     """See the port's Follower. Reads and hashes at most 1 MiB at a time, while Python's lock is free for others."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, beneath: Beneath, path: str) -> None:
+        self._beneath = beneath
         self._path = path
         self._digest = hashlib.sha256()
         self._changed = threading.Condition()  # guards what follows
         self._end = 0
         self._last = False
         self._left = False
-        self._failure: OSError | None = None
+        self._failure: OSError | DataManagerError | None = None
         self._thread = threading.Thread(target=self._run, name="dm-follower", daemon=True)
 
     def advance(self, end: int) -> None:
@@ -133,12 +138,9 @@ class LocalFollower:
 
     def _run(self) -> None:
         try:
-            handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                self._follow(handle)
-            finally:
-                os.close(handle)
-        except OSError as exc:
+            with opened(self._beneath, self._path) as reader:
+                self._follow(reader.handle)
+        except (OSError, DataManagerError) as exc:
             self._failure = exc
 
     def _follow(self, handle: int) -> None:

@@ -12,7 +12,7 @@ from datamanager.transports.port import Session
 from datamanager.transports.remote.curl import RemoteCurl
 from datamanager.transports.remote.running import POLL, InstalledPrograms, Running
 from datamanager.transports.remote.third_party_push import push
-from datamanager.transports.values import Progress, PushTarget, no_progress, require_file, shown
+from datamanager.transports.values import Progress, PushTarget, no_progress, path_replaced, require_file, shown
 
 _SHA256 = re.compile(rb"\b[0-9a-f]{64}\b")
 _WHOLE = re.compile(rb"^dm-whole$", re.MULTILINE)
@@ -46,7 +46,8 @@ class RemotePrograms:
         session = self._session
         if not self._installed.have(self._channel, "cp"):
             raise NotSupported("the machine has no shell for us, or no cp that knows --reflink")
-        require_file(session.stat(source), source)
+        whole = session.stat(source)
+        require_file(whole, source)
         done = 0
 
         def look(_: int) -> None:
@@ -63,6 +64,10 @@ class RemotePrograms:
             session.remove(destination)
             raise NotSupported(f"the machine's cp of {shown(source)} failed with status {status}")
         look(0)
+        for path in (source, destination):
+            _require_in_place(session, path)
+        if whole.size and not done:
+            raise path_replaced(f"{shown(destination)}: the machine's cp ended well, but wrote another file")
         with session.reopen(destination) as writer:
             writer.flush()
 
@@ -76,6 +81,7 @@ class RemotePrograms:
         found = running.said(_SHA256)
         if status != 0 or found is None:
             raise NotSupported(f"the machine could not hash {shown(path)}: {program[0]} ended with status {status}")
+        _require_in_place(self._session, path)
         return found[0].decode("ascii")
 
     @contextmanager
@@ -126,6 +132,13 @@ class RemotePrograms:
         if program is None:
             raise NotSupported("the machine has no shell for us, or no program that computes sha256")
         return program
+
+
+def _require_in_place(session: Session, path: str) -> None:
+    """Check that a path that a program was given still leads where it did. Raises: PathReplaced, PathMissing."""
+    real = session.real_path(path)
+    if real != path:
+        raise path_replaced(f"{shown(path)} leads to {shown(real)} now; a program may have used that")
 
 
 class RemoteFollower:

@@ -83,10 +83,11 @@ class SftpBulk:
         self._full = False
         return pipelined(self._wire, map(self._write, files), self._open_at_once)
 
-    def set_attributes(self, files: Sequence[tuple[str, int, int]]) -> Results[KeptAttributes | TransportError]:
-        """Set mode and mtime of each (path, mode, mtime), and yield what the server keeps of them."""
-        works = (self._set_attributes(path, mode, mtime) for path, mode, mtime in files)
-        return pipelined(self._wire, works, _NAMES_IN_FLIGHT)
+    def kept_attributes(
+        self, path: str, mode: int, mtime: int, told: Reply
+    ) -> Results[KeptAttributes | TransportError]:
+        """Yield what the server keeps of a file's mode and mtime, which it was `told`."""
+        return pipelined(self._wire, [self._look_at_attributes(path, mode, mtime, told)], 1)
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
@@ -219,8 +220,8 @@ class SftpBulk:
         post, name = self._wire.post, string(path)
         return [post(sftp.CMD_SETSTAT, name + pack_attributes(mode=mode, mtime=mtime)), post(sftp.CMD_LSTAT, name)]
 
-    def _set_attributes(self, path: str, mode: int, mtime: int) -> Work[KeptAttributes]:
-        told, seen = yield self._post_attributes(path, mode, mtime)
+    def _look_at_attributes(self, path: str, mode: int, mtime: int, told: Reply) -> Work[KeptAttributes]:
+        [seen] = yield [self._wire.post(sftp.CMD_LSTAT, string(path))]
         return (yield from self._kept(path, mode, mtime, told, seen))
 
     def _kept(self, path: str, mode: int, mtime: int, told: Reply, seen: Reply) -> Work[KeptAttributes]:

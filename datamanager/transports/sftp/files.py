@@ -37,6 +37,8 @@ class SftpReader:
 
     def __init__(self, wire: Wire, handle: bytes, path: str) -> None:
         self.handle = string(handle)
+        self.seen: FileStat | None = None
+        """What it was when it was opened, if that was asked for."""
         self._wire = wire
         self._path = path
 
@@ -51,7 +53,7 @@ class SftpReader:
         Up to the size that the file has now reads are sent ahead, beyond it one by one: a small file costs few
         requests, and one that grows (or whose size the server does not know, as in /proc) is read to its real end.
         """
-        ahead = self.stat().size
+        ahead = (self.seen or self.stat()).size
         stop = math.inf if length is None else offset + length
         start = offset
 

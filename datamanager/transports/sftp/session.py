@@ -18,6 +18,7 @@ from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.bulk import NEW, SftpBulk
 from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
+from datamanager.transports.sftp.looks import act_and_look, begin_look, look_at_rename, require_in_place, same_file
 from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.server_behaviour import FSYNC, STATVFS, ServerBehaviour
 from datamanager.transports.sftp.wire import (
@@ -88,6 +89,7 @@ class SftpSession:
         """Yield (name, lstat) of each entry."""
         handle = self._handle(sftp.CMD_OPENDIR, path)
         try:
+            require_in_place(self._wire, path)
             while True:
                 reply = self._wire.call(sftp.CMD_READDIR, string(handle))
                 if reply.code == sftp.SFTP_EOF:
@@ -118,6 +120,7 @@ class SftpSession:
         handle = self._handle(sftp.CMD_OPEN, path, u32(sftp.SFTP_FLAG_READ), NO_ATTRIBUTES)
         reader = SftpReader(self._wire, handle, path)
         try:
+            reader.seen = same_file(self._wire, handle, path)
             yield reader
         finally:
             reader.close()
@@ -125,7 +128,7 @@ class SftpSession:
     @contextmanager
     def create(self, path: str, *, mode: int = 0o600) -> Iterator[SftpWriter]:
         """Create a new file, exclusively; leaving the context waits for every status."""
-        reply = self._wire.call(sftp.CMD_OPEN, string(path), NEW, pack_attributes(mode=mode))
+        reply = act_and_look(self._wire, sftp.CMD_OPEN, path, NEW, pack_attributes(mode=mode), there=True)
         if reply.code == sftp.SFTP_FAILURE and self._wire.call(sftp.CMD_LSTAT, string(path)).kind == sftp.CMD_ATTRS:
             raise PathExists(f"{shown(path)}: is taken")
         with self._written(expect(reply, sftp.CMD_HANDLE, path).fields().get_string(), path) as writer:
@@ -135,24 +138,37 @@ class SftpSession:
     def reopen(self, path: str) -> Iterator[SftpWriter]:
         """Open an existing regular file for writing.
 
-        A link is looked for before: SFTP can't open a file without following one, so a gap stays.
+        A link is looked for before, and before anything is written: SFTP can't open a file without following one.
         """
         require_file(self.lstat(path), path)
         handle = self._handle(sftp.CMD_OPEN, path, u32(sftp.SFTP_FLAG_WRITE), NO_ATTRIBUTES)
+        try:
+            same_file(self._wire, handle, path)
+        except TransportError:
+            close_handle(self._wire, handle)
+            raise
         with self._written(handle, path) as writer:
             yield writer
 
     def rename(self, source: str, destination: str, *, overwrite: bool) -> None:
         """Give a file its new name; see the port's bulk work for how."""
-        _only(self.bulk.rename([(source, destination)], overwrite=overwrite))
+        before = begin_look(self._wire, source)
+        try:
+            _only(self.bulk.rename([(source, destination)], overwrite=overwrite))
+        except BaseException:
+            self._wire.forget(before)
+            raise
+        look_at_rename(self._wire, before, source, destination)
 
     def remove(self, path: str) -> None:
         """Remove a file."""
-        check(self._wire.call(sftp.CMD_REMOVE, string(path)), path)
+        check(act_and_look(self._wire, sftp.CMD_REMOVE, path, there=False), path)
 
     def set_attributes(self, path: str, *, mode: int, mtime: int) -> KeptAttributes:
         """Set permission bits and modification time; `fsync` is kept as far as the server was seen to do it."""
-        kept = _only(self.bulk.set_attributes([(path, mode, mtime)]))
+        attributes = pack_attributes(mode=mode, mtime=mtime)
+        told = act_and_look(self._wire, sftp.CMD_SETSTAT, path, attributes, there=True)
+        kept = _only(self.bulk.kept_attributes(path, mode, mtime, told))
         if FSYNC in self._wire.extensions and self._server.syncs:
             return kept
         self._server.note("does not put files on stable storage")

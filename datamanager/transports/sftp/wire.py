@@ -22,7 +22,7 @@ from paramiko.message import Message
 from datamanager.errors import ConnectionLost, LoginOutput, RemoteFailure, TransportError
 from datamanager.transports.channel import LONG_PATH, Channel
 from datamanager.transports.login_shell import printed_text
-from datamanager.transports.values import Bytes, FileKind, FileStat, from_wire, to_wire
+from datamanager.transports.values import Bytes, FileKind, FileStat, clamped_mtime, from_wire, to_wire
 
 _VERSION = 3
 _ENDED_LINE = re.compile(rb"[^\s\0][^\n\0]*[\n\0]")
@@ -304,12 +304,16 @@ _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 0x1, 0x2, 0x4, 0x8, 0x80000000
 
 NO_ATTRIBUTES = u32(0)
 
+SIZE_MAX = 2**63 - 1
+"""Bytes: POSIX's off_t, and what a database's integers hold."""
+
 
 def pack_attributes(*, mode: int, mtime: int | None = None) -> bytes:
-    """Encode permission bits (setuid, setgid and sticky never) and, when given, the time of access and modification."""
+    """Encode permission bits (setuid, setgid and sticky never) and, when given, the time of access and modification:
+    the nearest one that fits, where it does not."""
     if mtime is None:
         return u32(_PERMISSIONS) + u32(mode & 0o777)
-    return u32(_PERMISSIONS | _TIMES) + u32(mode & 0o777) + u32(mtime) * 2
+    return u32(_PERMISSIONS | _TIMES) + u32(mode & 0o777) + u32(clamped_mtime(mtime)) * 2
 
 
 def pack_mtime(mtime: int) -> bytes:
@@ -318,9 +322,10 @@ def pack_mtime(mtime: int) -> bytes:
 
 
 def unpack_stat(message: Message) -> FileStat:
-    """Decode attributes; what the server leaves out is 0, a file without a type is OTHER."""
+    """Decode attributes; what the server leaves out is 0, a file without a type is OTHER. A size that no file has (it
+    is -1 on the wire, or nonsense) is the largest one that a file may have."""
     flags = message.get_int()
-    size = message.get_int64() if flags & _SIZE else 0
+    size = min(message.get_int64(), SIZE_MAX) if flags & _SIZE else 0
     if flags & _OWNER:
         message.get_int(), message.get_int()
     mode = message.get_int() if flags & _PERMISSIONS else 0
@@ -333,8 +338,18 @@ def unpack_stat(message: Message) -> FileStat:
     return FileStat(FileKind.of(mode), size, mtime, stat.S_IMODE(mode))
 
 
+def unpack_facts(message: Message) -> tuple[int | None, ...]:
+    """Decode attributes that tell files apart: size, owner, group, mode, mtime; None for what the server leaves out."""
+    flags = message.get_int()
+    size = message.get_int64() if flags & _SIZE else None
+    owner, group = (message.get_int(), message.get_int()) if flags & _OWNER else (None, None)
+    mode = message.get_int() if flags & _PERMISSIONS else None
+    _, mtime = (message.get_int(), message.get_int()) if flags & _TIMES else (None, None)
+    return size, owner, group, mode, mtime
+
+
 def unpack_space(message: Message) -> int | None:
     """Decode a reply of OpenSSH's statvfs: the bytes that this login may still write; None where the file system has no
     blocks at all, as servers answer that don't know."""
     _, fragment, blocks, _, available = (message.get_int64() for _ in range(5))
-    return available * fragment if blocks and fragment else None
+    return min(available * fragment, SIZE_MAX) if blocks and fragment else None

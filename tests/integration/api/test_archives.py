@@ -49,7 +49,7 @@ def done(api: LiveApi, answer: requests.Response, status: int = 200) -> dict[str
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 @pytest.mark.parametrize(
     "body",
-    [{}, {"data": {"type": "x", "storage_technology": "tape", "archive_to": "", "keep_source": ""}}, {"json": {}}],
+    [{}, {"data": {"type": "x", "storage_technology": "tape", "bandwidth": "", "priority": ""}}, {"json": {}}],
 )
 def test_old_clients_send_nothing_or_a_form(api: LiveApi, method: str, body: dict[str, Any]) -> None:
     uuid = api.register("in/a")

@@ -12,10 +12,11 @@ import pytest
 from datamanager.client import Client
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import TransferStatus
-from datamanager.errors import Cancelled, TaskEnded
+from datamanager.errors import Cancelled, SourceMissing, TaskEnded
 from models.tables import Transfer
 from models.transfers import queue
 from models.transfers.lookup import get_transfer
+from tests.support.command import dm
 from tests.support.live_api import LEASE, MOVER, LiveApi
 
 SOON = "2199-01-31T12:00:00+01:00"
@@ -270,3 +271,18 @@ def test_the_client_does_all_that(api: LiveApi) -> None:
             dm.cancel(task)
         with pytest.raises(Cancelled):
             dm.wait(task)
+
+
+def test_task_status_of_a_failed_task_exits_6(api: LiveApi) -> None:
+    source = api.register("f")
+    well, failed = (
+        api.ask("POST", f"/DM/async/copy/{source}", data={"machine": "there", "dest": dest}).text for dest in "ab"
+    )
+    assert dm(api, "task", "status", failed).returncode == 0  # QUEUED
+    api.finish(well)
+    api.finish(failed, SourceMissing("no such file"))
+    assert dm(api, "task", "status", well).returncode == 0
+    done = dm(api, "task", "status", failed)
+    assert (done.returncode, "source_missing" in done.stdout, done.stderr) == (6, True, "")
+    assert dm(api, "task", "list").returncode == 0
+    assert dm(api, "task", "status", str(uuid4())).returncode == 1, "the command's own failure"

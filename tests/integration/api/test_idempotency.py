@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from api.http import idempotency as keys
 from api.http.idempotency import fingerprint_of
+from api.http.problems import MEDIA_TYPE, problem_response
 from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
@@ -68,7 +69,7 @@ def test_the_same_key_gets_the_same_answer(api: LiveApi) -> None:
     api.write("f")
     fields = {"machine": "here", "filename": "f"}
     first = keyed(api, "PUT", "/DM/register", "k1", data=fields)
-    again = keyed(api, "PUT", "/DM/register", "k1", json={**fields, "size": 0, "storage": "ignored"})
+    again = keyed(api, "PUT", "/DM/register", "k1", json={**fields, "size": 0, "type": "ignored"})
     assert (first.status_code, first.text) == (again.status_code, again.text) == (201, first.text)
     assert first.headers["location"] == again.headers["location"]
     assert "idempotency-replayed" not in first.headers
@@ -77,7 +78,10 @@ def test_the_same_key_gets_the_same_answer(api: LiveApi) -> None:
     other = keyed(api, "PUT", "/DM/register", "k2", data=fields)
     assert other.status_code == 409
     repeated = keyed(api, "PUT", "/DM/register", "k2", data=fields)
-    assert (repeated.status_code, repeated.json()) == (409, other.json())
+    assert (repeated.status_code, repeated.json()) == (
+        409,
+        {**other.json(), "request_id": repeated.headers["x-request-id"]},
+    )
     assert repeated.headers["content-type"] == "application/problem+json"
 
 
@@ -162,6 +166,44 @@ def test_a_failure_of_the_service_is_not_kept(api: LiveApi) -> None:
     assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (201, None)
 
 
+@pytest.mark.dialect
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(errors.ChecksumMismatch("differs"), 502), (errors.CatalogueUnavailable("was away"), 503), (None, 500)],
+    ids=["502", "503", "500"],
+)
+def test_joined_requests_get_the_same_5xx_and_later_ones_do_not(
+    api: LiveApi, monkeypatch: pytest.MonkeyPatch, error: errors.DataManagerError | None, status: int
+) -> None:
+    source = api.register("f")
+    api.mover_online()
+    path, fields = f"/DM/copy/{source}", {"machine": "there", "dest": "c"}
+    if error is None:
+        monkeypatch.setattr("api.transfers.submit._outcome", lambda *_: 1 / 0)  # a fault of ours
+    commits = Commits(api.database, monkeypatch)
+    with ThreadPoolExecutor(5) as pool:
+        waiting = [pool.submit(keyed, api, "POST", path, "k", data=fields) for _ in range(5)]
+        deadline = time.monotonic() + 60
+        while commits.count < 6 and time.monotonic() < deadline:  # each has begun, and one has submitted
+            time.sleep(0.02)
+        with api.database.read() as session:
+            (transfer,) = session.scalars(select(Transfer.id))
+        api.finish(transfer, error)
+        answers = [future.result() for future in waiting]
+    assert {answer.status_code for answer in answers} == {status}
+    documents = [answer.json() for answer in answers]
+    own = [document.pop("request_id") for document in documents]
+    assert own == [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(own)) == 5
+    assert all(document == documents[0] for document in documents)
+    assert len({answer.headers.get("retry-after") for answer in answers}) == 1
+    assert sum("idempotency-replayed" in answer.headers for answer in answers) == 4
+    monkeypatch.undo()
+    with Mover(api):
+        again = keyed(api, "POST", path, "k", data=fields)
+    assert (again.status_code, "idempotency-replayed" in again.headers) == (201, False)
+
+
 def test_what_a_dead_process_made_is_found_not_made_again(api: LiveApi) -> None:
     request = RegisterRequest(machine="here", filename="f", verify="none")
     fingerprint = fingerprint_of("PUT", "/DM/register", request)
@@ -186,7 +228,7 @@ def test_what_was_made_is_found_though_its_commit_was_not_answered(
         assert (first.status_code, first.json()["code"]) == (503, "catalogue_unavailable")
         assert int(first.headers["retry-after"]) > 0
         with api.database.read() as session:
-            assert not idempotency.is_held(session, key), "the key was not released"
+            assert idempotency.holder_of(session, key) is None, "the key was not released"
         return keyed(api, method, path, key, data=fields)
 
     registered = ask_twice("PUT", "/DM/register", "k1", {"machine": "here", "filename": "f", "verify": "none"})
@@ -204,7 +246,7 @@ def test_what_was_made_is_found_though_its_commit_was_not_answered(
 
 
 @pytest.mark.dialect
-@pytest.mark.parametrize("end", ["store", "drop", "release", "lapse"])
+@pytest.mark.parametrize("end", ["store", "drop", "release", "lapse", "fail"])
 def test_joining_another_process_keeps_no_writer_from_work(
     api: LiveApi, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
@@ -230,12 +272,21 @@ def test_joining_another_process_keeps_no_writer_from_work(
                     idempotency.drop(session, "k", "other")
                 case "release":
                     idempotency.release(session, "k", "other")
+                case "fail":
+                    problem = problem_response(errors.NoSpace("full"), "the other's")
+                    headers = {"content-type": MEDIA_TYPE}
+                    idempotency.drop(session, "k", "other")
+                    idempotency.keep_failure(session, "other", StoredAnswer(507, headers, bytes(problem.body).decode()))
                 case "lapse":
                     session.get_one(IdempotencyKey, "k").held_until = now(session)
         answer = joined.result(timeout=60)
-    assert answer.status_code == 201
-    assert (answer.text == "of the other") == (end == "store")
-    assert objects(api) == (end != "store")
+    if end == "fail":
+        assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    else:
+        assert answer.status_code == 201
+        assert (answer.text == "of the other") == (end == "store")
+    assert objects(api) == (end not in ("store", "fail"))
 
 
 def test_no_http_key_is_that_of_a_message(api: LiveApi) -> None:

@@ -140,7 +140,8 @@ def test_what_is_wrong_with_a_machines_limits(api: LiveApi) -> None:
     for wrong in (0, 1001, "many", 2.5, "0", [1]):
         answer = api.ask("PATCH", path, json={"max_transfers": wrong, "bandwidth": 5})
         assert problem(answer) == (422, "invalid_request", {"max_transfers"}), wrong
-    assert problem(api.ask("PATCH", path, json={"colour": 1})) == (
+    assert problem(api.ask("PATCH", path, json={"bandwith": 1})) == (422, "invalid_request", {"bandwith"})
+    assert problem(api.ask("PATCH", path, json={})) == (
         422,
         "invalid_request",
         {"bandwidth", "max_transfers"},

@@ -129,7 +129,7 @@ def test_a_machine_that_cannot_be_reached_is_no_obstacle(api: LiveApi) -> None:
     with pytest.raises(MachineUnavailable), storage.session():
         pass
     place = Place("gone", "f")
-    assert verify(fields, api.machines["gone"], storage, place) == (Facts(None), place)
+    assert verify(fields, api.machines["gone"], storage, place) == (Facts(None), None)
 
 
 def test_places_outside_the_base_directory_are_refused(api: LiveApi) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010_not_kept"
-down_revision = "0009_external"
+revision = "0012_not_kept"
+down_revision = "0011_provisional"
 
 
 def upgrade() -> None:
