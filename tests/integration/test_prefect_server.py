@@ -303,7 +303,7 @@ def events_of(prefect: PrefectApi, resource: str, ending: str) -> list[dict[str,
 
 def test_server_ends_in_order_beyond_its_memory(tmp_path: Path) -> None:
     server = PrefectServer(tmp_path)
-    server.process.env["DM_PREFECT_MEMORY"] = "1"
+    server.process.env = {**server.env, "DM_PREFECT_MEMORY": "1"}
     seed(tmp_path)
     with server.process:
         eventually(lambda: not server.process.running, "the server ends by itself")
