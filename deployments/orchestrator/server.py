@@ -27,7 +27,6 @@ import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.main import STARTUP_FAILURE
 
 from api.http.middleware import objection
 from datamanager.errors import DataManagerError
@@ -121,7 +120,7 @@ def main() -> int:
         )
         server = BoundedServer(config, settings.prefect_memory)
         server.run()
-    return 0 if server.started else STARTUP_FAILURE
+    return 0 if server.started else 3  # as uvicorn by itself
 
 
 def _arguments(settings: Settings) -> argparse.Namespace:
