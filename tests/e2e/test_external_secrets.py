@@ -62,8 +62,9 @@ async def _listen(url: str) -> None:
 def fetch(site: Site, planted: Planted, url: str, **fields: Any) -> requests.Response:
     """Ask for a download and wait for it; what is answered is kept."""
     headers = {"Accept": "application/json", **fields.pop("headers", {})}
+    endpoint = fields.pop("endpoint", "getexternal")
     body = {"machine": "cirrus", "path": "secrets", "filename": f"{uuid4().hex}.bin", "url": url, **fields}
-    answer = site.ask("PUT", fields.pop("endpoint", "getexternal"), json=body, headers=headers)
+    answer = site.ask("PUT", endpoint, json=body, headers=headers)
     planted.answers.append(f"{answer.text}{answer.headers}")
     return answer
 

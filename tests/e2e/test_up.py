@@ -28,6 +28,7 @@ from tests.support.ports import free_port
 from tests.support.process import Process, clean_environment, session_members, signal_each
 from tests.support.service import DataManagerService
 from tests.support.site import PATIENCE, eventually
+from tests.support.web import OddServer, endless
 
 ROOT = Path(__file__).parents[2]
 in_order = pytest.mark.xdist_group("up")
@@ -48,8 +49,8 @@ def child(service: DataManagerService, name: str) -> int | None:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataManagerService]:
-    """A Data Manager that was started in an empty home, with nothing but ports given."""
-    service = DataManagerService(tmp_path_factory.mktemp("up") / "home", {}, tree=True)
+    """A Data Manager that was started in an empty home, with ports given, and an address to download from."""
+    service = DataManagerService(tmp_path_factory.mktemp("up") / "home", {"DM_DOWNLOAD_ALLOW": "127.0.0.1"}, tree=True)
     with service:
         yield service
 
@@ -151,10 +152,11 @@ def test_it_starts_again_in_its_home_and_ctrl_c_stops_everything(service: DataMa
     checks = told(service).count("self-check passed")
     service.start()
     eventually(lambda: told(service).count("self-check passed") == checks + 1, "the second self-check has run")
-    task = _endless_copy(service)
-    signal_each(service.supervisor.members(), signal.SIGINT)
-    eventually(lambda: "under way" in told(service), "it says what it waits for")
-    assert service.interrupt() == 0  # fails when it has not ended in time, or a process of the session is left
+    with OddServer() as source:
+        task = _endless_download(service, source.on("/endless", endless()))
+        signal_each(service.supervisor.members(), signal.SIGINT)
+        eventually(lambda: "under way" in told(service), "it says what it waits for")
+        assert service.interrupt() == 0  # fails when it has not ended in time, or a process of the session is left
     stopping = told(service).partition("stopping …")[2]
     assert stopping.startswith(" (Ctrl-C again: now)\n  1 transfer is under way, and returned to the queue in 10 s\n")
     assert stopping.endswith("\nstopped\n")
@@ -165,13 +167,13 @@ def test_it_starts_again_in_its_home_and_ctrl_c_stops_everything(service: DataMa
     database.close()
 
 
-def _endless_copy(service: DataManagerService) -> UUID:
-    """Begin a copy that never ends by itself; return its task when bytes move."""
-    file = service.home / "data" / "endless"
-    file.write_bytes(bytes(2**20))
+def _endless_download(service: DataManagerService, url: str) -> UUID:
+    """Begin a download that never ends by itself; return its task when bytes move."""
     with Client(service.url) as client:
-        source = client.register("localhost", file.name, "")
-        task = client.start_copy(source, "localhost", "endless.copy", bandwidth=1000)
+        fields = {"machine": "localhost", "filename": "endless", "url": url, "bandwidth": "1000"}
+        answer = requests.put(f"{service.url}/DM/async/getexternal", data=fields, timeout=60)
+        assert answer.ok, answer.text
+        task = UUID(answer.text)
         eventually(lambda: client.status(task).status == "RUNNING", "it is under way")
     return task
 
