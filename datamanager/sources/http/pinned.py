@@ -20,18 +20,17 @@ from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HeaderParsingError, NewConnectionError
-from urllib3.util.response import assert_header_parsing
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from datamanager.sources.http.head import MAX_HEAD, interim, parse_head
 from datamanager.sources.http.proxy import ProxyTunnel
 from datamanager.sources.network.blocks import MinimumRate
 from datamanager.sources.terms.urls import Address, Target
 
-MAX_HEAD = 2**20
-"""Largest head of an answer in bytes, interim answers (1xx) included; the same for its trailers."""
 SURPLUS_GRACE = 0.2
 """Seconds to see whether a server that was asked to close sends more than it announced."""
 _BUFFER = 2**17
+_FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection"})
 
 
 class _PacedReader(io.RawIOBase):
@@ -111,12 +110,31 @@ class PinnedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._reader, _BUFFER)
 
     def begin(self) -> None:
-        super().begin()
+        """Read the head of the answer, interim ones (1xx) before it passed over.
+
+        http.client passes over 100 alone, and has limits of its own. It gets what is about the framing.
+        """
+        while True:
+            version, status, headers = parse_head(self._head())
+            if not interim(status):
+                break
+        framing = [f"{name}: {value}" for name, value in headers.items() if name.lower() in _FRAMING]
+        told = "\r\n".join([f"{version.decode()} {status} ", *framing, "", ""])
+        answer, self.fp = self.fp, io.BytesIO(told.encode("iso-8859-1"))
         try:
-            assert_header_parsing(self.headers)  # http.client ignores every header after a malformed line
-        except HeaderParsingError as exc:
-            raise http.client.HTTPException("malformed headers") from exc
+            super().begin()
+        finally:
+            self.fp = answer
+        self.headers = self.msg = headers
         self._reader.head_is_read()
+
+    def _head(self) -> bytes:
+        lines = [self.fp.readline()]
+        if not lines[0].startswith(b"HTTP/"):
+            raise http.client.BadStatusLine("another protocol")
+        while (line := self.fp.readline()) not in (b"\r\n", b"\n"):  # what ends before, or is too much, raises
+            lines.append(line)
+        return b"".join(lines)
 
     def read1(self, n: int = -1) -> bytes:
         self._reader.allow(max(n, _BUFFER))

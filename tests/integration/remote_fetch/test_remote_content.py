@@ -68,6 +68,12 @@ def test_any_bytes(machine: Machine, server: OddServer, body: bytes) -> None:
     assert machine.got(server.url("/chunked")) == body
 
 
+def test_interim_answers_and_many_headers(machine: Machine, server: OddServer) -> None:
+    interim = [b"HTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nContent-Length: 7\r\n\r\n"]
+    server.answers["/"] = [*interim, ok(b"abc", *(f"X-{number}: y" for number in range(500)))]
+    assert machine.got(server.url("/")) == b"abc"
+
+
 def test_md5_and_a_file_of_checksums(machine: Machine, server: OddServer) -> None:
     server.answers["/a/file.bin"] = [ok(BODY)]
     sums = f"{hashlib.sha256(b'').hexdigest()}  else\n{hashlib.sha256(BODY).hexdigest()}  file.bin\n"
