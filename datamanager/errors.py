@@ -315,7 +315,18 @@ class TooLarge(TransferError, code="too_large"):
 
 
 class DownloadFailed(TransferError, code="download_failed"):
-    """The external source reported an error."""
+    """The external source reported an error.
+
+    `again`: how long it asks to wait until the next request, if it says that. `refused`: the source has said so itself;
+    else its limit was known, and it was not asked.
+    """
+
+    def __init__(
+        self, detail: str, *, retryable: bool | None = None, again: timedelta | None = None, refused: bool = True
+    ) -> None:
+        super().__init__(detail, retryable=True if again is not None else retryable)
+        self.again = again
+        self.refused = refused
 
 
 class SecretsUnreadable(TransferError, code="secrets_unreadable"):

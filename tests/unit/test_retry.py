@@ -15,6 +15,7 @@ from datamanager.errors import (
     DataManagerError,
     DeadlineExceeded,
     DestinationExists,
+    DownloadFailed,
     InternalError,
     LeaseLost,
     MachineUnavailable,
@@ -31,6 +32,8 @@ STEP = AttemptState(last=False, step_retries=True)
 OVER = AttemptState(last=False)
 """The steps are over: what is left is another attempt."""
 LAST = AttemptState(last=True)
+BUSY = DownloadFailed("answered 503", again=timedelta(seconds=9))
+FULL = DownloadFailed("has its limit of our connections", again=timedelta(seconds=9), refused=False)
 AGAIN = Requeue(REQUEUE_AFTER, spent=True)
 
 
@@ -53,6 +56,12 @@ AGAIN = Requeue(REQUEUE_AFTER, spent=True)
         (MachineUnavailable("away"), AttemptState(last=False, step_retries=True, fail_fast=True), Fail()),
         (ConnectionLost("cut"), AttemptState(last=False, step_retries=True, fail_fast=True), Retry()),
         (ConnectionLost("cut"), AttemptState(last=False, step_retries=True, machine_away=True), Requeue()),
+        # a source that says when it is to be asked again is waited for in the queue, whatever may be retried
+        (BUSY, STEP, Requeue(timedelta(seconds=9), waited=True)),
+        (BUSY, LAST, Requeue(timedelta(seconds=9), waited=True)),
+        (BUSY, AttemptState(last=False, patience=timedelta(seconds=5)), Requeue(timedelta(seconds=5), waited=True)),
+        (BUSY, AttemptState(last=False, may_wait=False), Fail()),
+        (FULL, AttemptState(last=True, may_wait=False), Requeue(timedelta(seconds=9))),
         # the steps are over
         (MachineUnavailable("away"), OVER, AGAIN),
         (MachineUnavailable("away"), AttemptState(last=False, fail_fast=True), Fail()),

@@ -14,6 +14,8 @@ from datamanager.transports.port import RunningCurl
 
 RunCurl = Callable[[bytes, bytes], AbstractContextManager[RunningCurl]]
 """Starts a curl on the machine, from its configuration and from the authorities (PEM) to trust, if not its own ones."""
+READ_TIMEOUT = 60.0
+"""Seconds without data after which a connection fails, unless `timeout` says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class SourceContext:
     guard: EgressGuard
     max_size: int
     connect_timeout: float = 10.0
-    read_timeout: float = 60.0
+    read_timeout: float = READ_TIMEOUT
     ca_file: Path | None = None
     insecure: bool = False
     run: RunCurl | None = None
