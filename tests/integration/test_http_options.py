@@ -72,6 +72,34 @@ LOGINS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "br"])
+def test_what_is_stored_encoded_is_what_it_is(server: OddServer, encoding: str) -> None:
+    stored = gzip.compress(b"a,b\n" * 1000, mtime=0)
+    server.answers["/a.csv.gz"] = [ok(stored, f"Content-Encoding: {encoding}")]
+    server.answers["/SUMS"] = [ok(f"{hashlib.sha256(stored).hexdigest()}  a.csv.gz\n".encode())]
+    url = server.url("/a.csv.gz")
+
+    def got(**options: Any) -> bytes:
+        opened = open_download(url, "http", options, LOOPBACK, max_size=2**30)
+        opened.checksum()
+        with next(iter(opened.sources.values())).open() as download:
+            return b"".join(bytes(block) for block in download.blocks())
+
+    assert got(raw=True) == stored
+    assert got(checksum=f"sha256:{hashlib.sha256(stored).hexdigest()}") == stored
+    assert got(checksum=server.url("/SUMS")) == stored
+    with pytest.raises(DownloadFailed, match="raw: true, decompress"):
+        got()
+    if encoding == "br":
+        with pytest.raises(DownloadFailed, match="raw: true, decompress"):
+            got(decompress="gzip")
+    else:
+        assert got(decompress="gzip") == stored  # the engine decompresses it, once
+    server.answers["/SUMS"] = [ok(stored, f"Content-Encoding: {encoding}")]
+    with pytest.raises(DownloadFailed, match="not requested"):
+        got(checksum=server.url("/SUMS"))
+
+
 @pytest.mark.parametrize("login", LOGINS)
 def test_logins_go_to_their_origin_only(server: OddServer, other: OddServer, login: str) -> None:
     options, line = LOGINS[login]

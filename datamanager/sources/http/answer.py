@@ -119,8 +119,15 @@ class CheckedHead:
     """The checked head of an answer to a GET. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
-        self, head: Head, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None
+        self,
+        head: Head,
+        target: Target,
+        max_size: int,
+        wanted: RangeRequest,
+        expect_type: str | None,
+        encodings: frozenset[str] | None = frozenset(),
     ) -> None:
+        self._encodings = encodings
         headers = self._headers = head.headers
         self.url = public_url(target.url)
         self.etag = headers.get("ETag")
@@ -154,8 +161,12 @@ class CheckedHead:
         if status == requests.codes.ok and "Content-Range" in self._headers:
             raise DownloadFailed(f"{self.url} sends the whole file (200) and calls it a range (Content-Range)")
         encoding = ", ".join(self._headers.getlist("Content-Encoding")).strip().lower()
-        if encoding not in ("", "identity"):
-            raise DownloadFailed(f"{self.url} sends encoded content (Content-Encoding), which was not requested")
+        accepted = self._encodings is None or encoding in self._encodings
+        if encoding not in ("", "identity") and not accepted:
+            raise DownloadFailed(
+                f"{self.url} sends encoded content (Content-Encoding), which was not requested; if it is stored so, "
+                "give raw: true, decompress, or the checksum of the stored bytes"
+            )
         framing = [value.strip().lower() for value in self._headers.getlist("Transfer-Encoding")]
         lengths = self._headers.getlist("Content-Length")
         if framing not in ([], ["chunked"]) or len(lengths) > 1 or (framing and lengths):
@@ -196,9 +207,15 @@ class HttpDownload(CheckedHead):
     """The answer to a GET, its head checked. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
-        self, response: requests.Response, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None
+        self,
+        response: requests.Response,
+        target: Target,
+        max_size: int,
+        wanted: RangeRequest,
+        expect_type: str | None,
+        encodings: frozenset[str] | None = frozenset(),
     ) -> None:
-        super().__init__(Head.of(response), target, max_size, wanted, expect_type)
+        super().__init__(Head.of(response), target, max_size, wanted, expect_type, encodings)
         self._raw: HTTPResponse = response.raw
 
     def blocks(self) -> Iterator[memoryview]:

@@ -64,7 +64,8 @@ class CurlDownload(CheckedHead):
     """An answer that a machine receives. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(self, curl: RunningCurl, head: Head, target: Target, source: HttpSource, wanted: RangeRequest) -> None:
-        super().__init__(head, target, source.context.max_size, wanted, source.terms.expect_type)
+        terms = source.terms
+        super().__init__(head, target, source.context.max_size, wanted, terms.expect_type, terms.encodings)
         self.patience = source.context.read_timeout
         """Seconds in which something must arrive."""
         self._curl = curl

@@ -91,6 +91,7 @@ class S3Terms(HttpTerms):
             auth=auth,
             trust=Trust.of(options),
             expect_type=options.expect_type,
+            encodings=options.encodings,
         )
 
     def refusal(self, response: requests.Response, wanted: RangeRequest, shown: str) -> DataManagerError | None:
