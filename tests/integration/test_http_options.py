@@ -72,6 +72,19 @@ LOGINS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("path", ["/%7Ea/b%2fc%2Fd", "/a%2f?x=%7e&y=~", "/a?", "/%2e%2E/a", "//a///b"])
+@pytest.mark.parametrize("options", [{}, {"username": "u", "password": "p"}])
+def test_a_path_is_sent_as_it_was_given(server: OddServer, path: str, options: dict[str, str]) -> None:
+    server.answers[path] = [ok(b"abc")]
+    server.answers["/moved"] = [redirect(path)]
+    redirected = not path.startswith("//") and not path.endswith("?")  # another host; a query that nothing keeps
+    for url in (server.url(path), *([server.url("/moved")] if redirected else [])):
+        source = next(iter(open_download(url, "http", options, LOOPBACK, max_size=2**30).sources.values()))
+        with source.open() as download:
+            assert b"".join(bytes(block) for block in download.blocks()) == b"abc"
+    assert server.heads[0].startswith(f"GET {path} HTTP/1.1\r\n")
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "br"])
 def test_what_is_stored_encoded_is_what_it_is(server: OddServer, encoding: str) -> None:
     stored = gzip.compress(b"a,b\n" * 1000, mtime=0)

@@ -132,6 +132,7 @@ class HttpSource:
         headers = {name: value for name, value in _HEADERS.items() if name.lower() not in replaced}
         headers = {**headers, **own, **wanted.headers(), "Host": target.netloc}
         request = requests.Request("GET", target.url, headers=headers).prepare()
+        request.url = target.url  # its parser respells escapes
         if trusted and self.terms.auth is not None:
             request = self.terms.auth(request)
         return request

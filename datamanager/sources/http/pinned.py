@@ -164,10 +164,15 @@ class PinnedResponse(http.client.HTTPResponse):
         super().close()
 
 
-class _Tunnelled:
-    """A connection that is made by a proxy, where there is one."""
+class _Pinned:
+    """A connection for one URL, made by a proxy where there is one."""
 
     tunnel: ProxyTunnel | None = None
+    path = "/"
+    """Path and query of all its requests: urllib3 respells them."""
+
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        super().putrequest(method, self.path, *args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self) -> socket.socket:
         connection: Any = self
@@ -184,11 +189,11 @@ class _Tunnelled:
             raise NewConnectionError(connection, "the proxy made no connection") from exc
 
 
-class _Connection(_Tunnelled, HTTPConnection):
+class _Connection(_Pinned, HTTPConnection):
     response_class = PinnedResponse
 
 
-class _TlsConnection(_Tunnelled, HTTPSConnection):
+class _TlsConnection(_Pinned, HTTPSConnection):
     response_class = PinnedResponse
 
 
@@ -224,7 +229,7 @@ class PinnedAdapter(HTTPAdapter):
                 options["server_hostname"] = self._target.host
             address, port, scheme = str(self._address), self._target.port, self._target.scheme
             self._pool = self.poolmanager.connection_from_host(address, port, scheme, pool_kwargs=options)
-            self._pool.ConnectionCls = _connection_class(self._tunnel, scheme)
+            self._pool.ConnectionCls = _connection_class(self._tunnel, self._target)
         return self._pool
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
@@ -237,6 +242,6 @@ class PinnedAdapter(HTTPAdapter):
             self._pool.close()
 
 
-def _connection_class(tunnel: ProxyTunnel | None, scheme: str) -> type[_Connection] | type[_TlsConnection]:
-    base = _TlsConnection if scheme == "https" else _Connection
-    return base if tunnel is None else type(base.__name__, (base,), {"tunnel": tunnel})
+def _connection_class(tunnel: ProxyTunnel | None, target: Target) -> type[_Connection] | type[_TlsConnection]:
+    base = _TlsConnection if target.scheme == "https" else _Connection
+    return type(base.__name__, (base,), {"tunnel": tunnel, "path": target.path})

@@ -81,6 +81,12 @@ def test_what_is_stored_encoded_is_what_it_is(machine: Machine, server: OddServe
     assert machine.got(server.url("/"), raw=True) == stored
 
 
+@pytest.mark.parametrize("path", ["/%7Ea/b%2fc%2Fd", "/a%2f?x=%7e&y=~"])
+def test_a_path_is_sent_as_it_was_given(machine: Machine, server: OddServer, path: str) -> None:
+    server.answers[path] = [ok(b"abc")]
+    assert machine.got(server.url(path)) == b"abc"
+
+
 def test_md5_and_a_file_of_checksums(machine: Machine, server: OddServer) -> None:
     server.answers["/a/file.bin"] = [ok(BODY)]
     sums = f"{hashlib.sha256(b'').hexdigest()}  else\n{hashlib.sha256(BODY).hexdigest()}  file.bin\n"
