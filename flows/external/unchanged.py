@@ -43,7 +43,8 @@ async def _ask_source(work: TransferRun) -> tuple[tuple[str, str | None], Valida
     if where is None:
         return None
     run = on_machine(work.attempt().target, work.control.watch)
-    opened = parse_terms(whole).open(SourceContext.of(work.parts.guard, work.parts.settings, run))
+    parts = work.parts
+    opened = parse_terms(whole).open(SourceContext.of(parts.guard, parts.settings, run, parts.hosts))
     try:
         return where, await asyncio.to_thread(_ask, opened)
     except DataManagerError as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.host_limits import HostLimits
 from datamanager.sources.terms.source_options import CommonOptions
 from datamanager.transports.port import RunningCurl
 
@@ -24,7 +25,8 @@ class SourceContext:
 
     `max_size` is bytes, timeouts are seconds, `ca_file` holds certificate authorities to trust besides the public ones
     and those of the options; with `insecure` the operator permits `verify_tls: false`. `run` starts a curl on the
-    machine that the bytes are for; without it `fetch: remote` is the same as `mover`.
+    machine that the bytes are for; without it `fetch: remote` is the same as `mover`. `hosts` is shared by all
+    downloads of a mover.
     """
 
     guard: EgressGuard
@@ -34,11 +36,15 @@ class SourceContext:
     ca_file: Path | None = None
     insecure: bool = False
     run: RunCurl | None = None
+    hosts: HostLimits = field(default_factory=HostLimits)
 
     @classmethod
-    def of(cls, guard: EgressGuard, settings: Settings, run: RunCurl | None = None) -> SourceContext:
+    def of(
+        cls, guard: EgressGuard, settings: Settings, run: RunCurl | None = None, hosts: HostLimits | None = None
+    ) -> SourceContext:
         """Return the context that the operator's settings give."""
-        return cls(guard, settings.max_download, insecure=settings.download_insecure, run=run)
+        known = HostLimits() if hosts is None else hosts
+        return cls(guard, settings.max_download, insecure=settings.download_insecure, run=run, hosts=known)
 
     def limited(self, options: CommonOptions) -> SourceContext:
         """Return the same with the limits of the options where they are stricter."""
