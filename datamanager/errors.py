@@ -82,7 +82,7 @@ from typing import ClassVar, Self
 class DataManagerError(Exception):
     """The root: everything the Data Manager raises on purpose. Its classes say `code` and `retryable` in their head.
 
-    `retryable` is a fact of the class; who raises may know better of this one. It is never changed afterwards.
+    `retryable` is a fact of the class; who raises may know better of this one. `again`: after which wait it may work.
     """
 
     code: ClassVar[str] = "internal"
@@ -93,11 +93,11 @@ class DataManagerError(Exception):
         if retryable is not None:
             cls.retryable = retryable
 
-    def __init__(self, detail: str, *, retryable: bool | None = None) -> None:
+    def __init__(self, detail: str, *, retryable: bool | None = None, again: timedelta | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
-        if retryable is not None:
-            self.retryable = retryable
+        self.again = again
+        self.retryable = type(self).retryable if retryable is None else retryable
 
 
 class RequestError(DataManagerError, code="invalid_request"):
@@ -315,18 +315,7 @@ class TooLarge(TransferError, code="too_large"):
 
 
 class DownloadFailed(TransferError, code="download_failed"):
-    """The external source reported an error.
-
-    `again`: how long it asks to wait until the next request, if it says that. `refused`: the source has said so itself;
-    else its limit was known, and it was not asked.
-    """
-
-    def __init__(
-        self, detail: str, *, retryable: bool | None = None, again: timedelta | None = None, refused: bool = True
-    ) -> None:
-        super().__init__(detail, retryable=True if again is not None else retryable)
-        self.again = again
-        self.refused = refused
+    """The external source reported an error."""
 
 
 class SecretsUnreadable(TransferError, code="secrets_unreadable"):
@@ -347,10 +336,6 @@ class Paused(TransferError, code="paused"):
 
 class Staging(TransferError, code="staging"):
     """An archive is staging bundles from tape; the transfer polls after `again` and then continues."""
-
-    def __init__(self, detail: str, again: timedelta = timedelta(0), *, retryable: bool | None = None) -> None:
-        super().__init__(detail, retryable=retryable)
-        self.again = again
 
 
 class ItemsFailed(TransferError, code="items_failed"):
@@ -408,8 +393,8 @@ def by_code(code: str, detail: str, *, retryable: bool | None = None) -> DataMan
     classes = [*every_error(TransferError), *every_error()]
     leaves_first = sorted(classes, key=lambda cls: bool(cls.__subclasses__()))
     cls = next((cls for cls in leaves_first if cls.code == code), InternalError)
-    if cls is UnknownMachine:  # made of a machine's name; here its sentence is already there
-        error = UnknownMachine("")
-        DataManagerError.__init__(error, detail, retryable=retryable)
-        return error
-    return cls(detail, retryable=retryable)
+    if cls is not UnknownMachine:
+        return cls(detail, retryable=retryable)
+    error = UnknownMachine("")  # made of a machine's name; here its sentence is already there
+    DataManagerError.__init__(error, detail, retryable=retryable)
+    return error

@@ -7,7 +7,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from datamanager.engine.fetching.machine_curl import on_machine
-from datamanager.errors import DataManagerError, DownloadFailed
+from datamanager.errors import DataManagerError
 from datamanager.sealing import Sealer
 from datamanager.sources.download_terms import DownloadSources, parse_terms
 from datamanager.sources.network.source_context import SourceContext
@@ -36,7 +36,7 @@ async def unchanged(work: TransferRun) -> str | None:
 
 async def _ask_source(work: TransferRun) -> tuple[tuple[str, str | None], Validators] | None:
     """Return the source's validators now; None when it can't be asked. Its errors are the download's to raise, but for
-    that it is to be asked again later. Raises: DownloadFailed.
+    that it is to be asked again later. Raises: DownloadFailed, ServerBusy.
     """
     whole = await whole_request(work)
     where = await asyncio.to_thread(identity_or_none, whole, Sealer.of(work.parts.settings))
@@ -48,7 +48,7 @@ async def _ask_source(work: TransferRun) -> tuple[tuple[str, str | None], Valida
     try:
         return where, await asyncio.to_thread(_ask, opened)
     except DataManagerError as error:
-        if isinstance(error, DownloadFailed) and error.again is not None:
+        if error.again is not None:
             raise  # it is not to be asked at once for the whole file
         work.log.info("the source could not be compared with the object: %s", error.detail)
         return None

@@ -11,15 +11,7 @@ from datetime import timedelta
 
 from datamanager.domain.states import Phase
 from datamanager.engine.control import USER_STOPS
-from datamanager.errors import (
-    ChecksumMismatch,
-    DataManagerError,
-    DownloadFailed,
-    MachineUnavailable,
-    Paused,
-    ServiceError,
-    Staging,
-)
+from datamanager.errors import ChecksumMismatch, DataManagerError, MachineUnavailable, Paused, ServiceError, Staging
 
 REQUEUE_AFTER = timedelta(seconds=2)
 """When a transfer is taken again whose attempt failed, and counts."""
@@ -82,15 +74,14 @@ def decide(error: BaseException, attempt: AttemptState) -> Decision:
     the queue too, not within a step, which holds a slot.
     """
     if isinstance(error, Staging):
-        return Requeue(error.again, phase=Phase.STAGING)
+        return Requeue(error.again or timedelta(0), phase=Phase.STAGING)
     if isinstance(error, Paused) or attempt.machine_away:
         return Requeue()
     if not isinstance(error, DataManagerError):
         return Fail()
-    if isinstance(error, DownloadFailed) and error.again is not None:
-        if error.refused and not attempt.may_wait:
-            return Fail()
-        return Requeue(min(error.again, attempt.patience), waited=error.refused)
+    if error.again is not None:
+        known = isinstance(error, ServiceError)  # the source was not asked
+        return Requeue(min(error.again, attempt.patience), waited=not known) if known or attempt.may_wait else Fail()
     passing = may_pass(error, fail_fast=attempt.fail_fast)
     if attempt.step_retries and passing and not isinstance(error, ChecksumMismatch):
         return (

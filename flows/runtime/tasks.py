@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from datamanager.engine.control import USER_STOPS
-from datamanager.errors import DataManagerError, DownloadFailed, InternalError, MachineUnavailable, ServiceError
+from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
 from flows.runtime.maintenance import note_abandoned
 from flows.runtime.reachability import note_unreachable
 from flows.runtime.retry import AttemptState, Retry, decide, may_pass
@@ -65,8 +65,7 @@ async def threaded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         if not may_pass(error, fail_fast=run.row.fail_fast):
             raise  # a client waits: it gets the error at once, and nothing was changed
         run.log.warning("%s: %s", error.code, error.detail)
-        known = isinstance(error, DownloadFailed) and not error.refused  # a limit that keeps the download waiting
-        if not isinstance(error, ServiceError) and not known:
+        if not isinstance(error, ServiceError):
             await run.write(queue.add_fault, error.code, error.detail)
         if run.machine_away:
             run.control.stop(error)  # nothing else of this run needs to be tried

@@ -14,10 +14,10 @@ from tests.support.web import Answer, OddHandler, OddServer, status
 BODY = b"at last"
 
 
-def busy(server: OddServer, refusals: int, code: int, **headers: object) -> str:
+def busy(server: OddServer, refusals: int, code: int, wait: int) -> str:
     """Have a new path refuse so many requests; return its URL."""
     path = f"/busy/{uuid4().hex}"
-    refuse: Answer = status(code, **headers)
+    refuse: Answer = status(code, Retry_After=wait)
 
     def answer(request: OddHandler) -> None:
         asked = sum(one == path for one, _ in server.requests)
@@ -40,7 +40,7 @@ def requests_of(server: OddServer, url: str) -> int:
 
 @pytest.mark.dialect
 def test_retry_after_is_obeyed_in_the_queue_within_the_timeout(site: Site, slow_server: OddServer) -> None:
-    url = busy(slow_server, 2, 429, Retry_After=3600)
+    url = busy(slow_server, 2, 429, wait=3600)
     task = fetch(site, url, options={"timeout": 3})
     seen, deadline = set[tuple[str, int]](), time.monotonic() + PATIENCE
     while (view := site.status(task))["status"] in ("QUEUED", "RUNNING"):
@@ -54,7 +54,7 @@ def test_retry_after_is_obeyed_in_the_queue_within_the_timeout(site: Site, slow_
 
 
 def test_a_source_that_stays_busy_is_asked_as_often_as_retries_say(site: Site, slow_server: OddServer) -> None:
-    url = busy(slow_server, 99, 503, Retry_After=1)
+    url = busy(slow_server, 99, 503, wait=1)
     view = site.wait(fetch(site, url, options={"retries": 1}))
     assert (view["status"], view["error"]["code"]) == ("ERROR", "download_failed"), view
     assert "503" in view["error"]["detail"]
@@ -62,7 +62,7 @@ def test_a_source_that_stays_busy_is_asked_as_often_as_retries_say(site: Site, s
 
 
 def test_a_wait_ends_with_the_deadline(site: Site, slow_server: OddServer) -> None:
-    url = busy(slow_server, 99, 503, Retry_After=3600)
+    url = busy(slow_server, 99, 503, wait=3600)
     view = site.wait(fetch(site, url, options={"timeout": 3600}, deadline="PT5S"))
     assert (view["status"], view["error"]["code"]) == ("ERROR", "deadline_exceeded"), view
     assert requests_of(slow_server, url) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.engine.extracting.archive_listing import Packaging, members_of
-from datamanager.engine.extracting.archive_member import Listing
+from datamanager.engine.extracting.archive_member import ArchiveListing
 from datamanager.machines import Machine
 from tests.support.ends import Ends
 
@@ -54,7 +54,7 @@ class Reading:
         self.machine = Machine.model_validate({"name": "m", "transport": "local", "base_dir": str(folder / "m")})
         self.ends = Ends({"m": self.machine}, folder / "run")
 
-    def listing(self, archive: Path, kind: Packaging) -> Listing:
+    def listing(self, archive: Path, kind: Packaging) -> ArchiveListing:
         with self.ends.end("m", "x").storage.session() as session:
             return members_of(session, str(archive), kind, self.machine, "in", 2**30, lambda: None)
 

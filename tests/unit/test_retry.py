@@ -22,6 +22,7 @@ from datamanager.errors import (
     NoSpace,
     Paused,
     RemoteFailure,
+    ServerBusy,
     SourceChanged,
     Staging,
     TransportTimeout,
@@ -33,7 +34,7 @@ OVER = AttemptState(last=False)
 """The steps are over: what is left is another attempt."""
 LAST = AttemptState(last=True)
 BUSY = DownloadFailed("answered 503", again=timedelta(seconds=9))
-FULL = DownloadFailed("has its limit of our connections", again=timedelta(seconds=9), refused=False)
+FULL = ServerBusy("has as many connections as the server allows", again=timedelta(seconds=9))
 AGAIN = Requeue(REQUEUE_AFTER, spent=True)
 
 
@@ -80,7 +81,7 @@ AGAIN = Requeue(REQUEUE_AFTER, spent=True)
         # stops by users, and tapes
         (Paused("by request"), OVER, Requeue()),
         (Paused("by request"), LAST, Requeue()),
-        (Staging("on tape", timedelta(seconds=30)), LAST, Requeue(timedelta(seconds=30), phase=Phase.STAGING)),
+        (Staging("on tape", again=timedelta(seconds=30)), LAST, Requeue(timedelta(seconds=30), phase=Phase.STAGING)),
         (Cancelled("by request"), OVER, Fail()),
         (Cancelled("by request"), AttemptState(last=False, intent=True), Fail()),
         (Cancelled("by request"), AttemptState(last=False, items_in_doubt=True), AGAIN),

@@ -15,7 +15,15 @@ from typing import Literal, Self
 
 from datamanager.domain.location import NAME_MAX, Place
 from datamanager.engine.extracting import zip_directory
-from datamanager.engine.extracting.archive_member import MEMBERS_MAX, Listing, Packed, Refused, clamped, shown, sound
+from datamanager.engine.extracting.archive_member import (
+    MEMBERS_MAX,
+    ArchiveListing,
+    Packed,
+    Refused,
+    clamped,
+    shown,
+    sound,
+)
 from datamanager.engine.path_confinement import directories_of, real_base
 from datamanager.errors import DataManagerError, DownloadFailed, TooLarge
 from datamanager.machines import Machine
@@ -46,7 +54,7 @@ def members_of(
     directory: str,
     limit: int,
     check: Callable[[], None],
-) -> Listing:
+) -> ArchiveListing:
     """Return the regular files of the archive at `path`, in the order of their bytes, and the members that can't be
     had: links, devices, names that lead elsewhere, what this service can't unpack.
 
@@ -68,7 +76,7 @@ def members_of(
     return _without_hidden(session, machine, directory, listing)
 
 
-def _without_hidden(session: Session, machine: Machine, directory: str, listing: Listing) -> Listing:
+def _without_hidden(session: Session, machine: Machine, directory: str, listing: ArchiveListing) -> ArchiveListing:
     """Judge dot names by where links lead: a directory may be the base directory under another name, in the request as
     in the archive.
     """
@@ -92,7 +100,7 @@ def _without_hidden(session: Session, machine: Machine, directory: str, listing:
             refused.append(Refused(member.name, "is hidden in the base directory"))
         else:
             members.append(member)
-    return Listing(members, refused)
+    return ArchiveListing(members, refused)
 
 
 class _Seekable(io.RawIOBase):
@@ -180,8 +188,9 @@ def _tar(file: _Seekable) -> Iterator[Packed | Refused]:
             what = f"set decompress: {name} too" if name in ("gzip", "zstd") else "only gzip and zstd are supported"
             raise DownloadFailed(f"the archive is compressed ({name}); {what}")
     try:
-        encoding = {"encoding": "utf-8", "errors": "surrogateescape"}
-        with tarfile.TarFile(fileobj=file, mode="r", tarinfo=_TarInfo, **encoding) as tar:
+        with tarfile.TarFile(
+            fileobj=file, mode="r", tarinfo=_TarInfo, encoding="utf-8", errors="surrogateescape"
+        ) as tar:
             yield from _tar_members(tar, file)
     except (tarfile.TarError, ValueError, OverflowError, IndexError, struct.error) as exc:
         raise DownloadFailed(f"this is not a complete tar file: {exc}") from exc

@@ -76,7 +76,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ArchiveListing:
     """What is in an archive: the files to extract, and what can't be had."""
 
     members: list[Packed]
@@ -94,7 +94,7 @@ def clamped(mtime: float) -> int:
     return int(min(max(mtime, 0), _MTIME_MAX)) if math.isfinite(mtime) else 0
 
 
-def sound(found: Iterable[Packed | Refused], machine: Machine, directory: str, limit: int) -> Listing:
+def sound(found: Iterable[Packed | Refused], machine: Machine, directory: str, limit: int) -> ArchiveListing:
     """Return the members in order, each judged by the rules; `limit`: bytes of all of them together. Of two with one
     name the later one is taken, as `tar` and `unzip -o` do.
 
@@ -119,7 +119,7 @@ def sound(found: Iterable[Packed | Refused], machine: Machine, directory: str, l
             raise TooLarge(f"the archive's files exceed the {limit} bytes allowed")
         if total > RATIO_FROM and total > RATIO_MAX * stored:
             raise TooLarge(f"the archive's files are more than {RATIO_MAX} times their stored size")
-    return Listing(list(members.values()), refused)
+    return ArchiveListing(list(members.values()), refused)
 
 
 def _add_directories(directories: set[str], name: str) -> None:

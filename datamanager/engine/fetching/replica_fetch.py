@@ -25,6 +25,7 @@ from datamanager.errors import (
     ConnectionLost,
     DataManagerError,
     DownloadFailed,
+    ServerBusy,
     SizeMismatch,
     SourceChanged,
     SourceMissing,
@@ -44,6 +45,7 @@ RECONNECT_FROM = 2**20
 
 _TRY_MIRROR = (
     *(DownloadFailed, SourceMissing, SourceChanged, SizeMismatch, ChecksumMismatch, ConnectionLost, TransportTimeout),
+    ServerBusy,
 )
 
 log = logging.getLogger(__name__)
@@ -153,7 +155,7 @@ def in_turn(sources: Mapping[str, S], stored: P | None, fetch: Callable[[str, S]
     later.
     """
     first = None if stored is None else stored.replica
-    later: DownloadFailed | None = None
+    later: DataManagerError | None = None
     ordered = sorted(sources, key=lambda name: name != first)  # stable
     for name in ordered:
         try:
@@ -162,7 +164,7 @@ def in_turn(sources: Mapping[str, S], stored: P | None, fetch: Callable[[str, S]
             error = failed.error
         except (SizeMismatch, ChecksumMismatch) as mismatch:
             error = mismatch
-        if isinstance(error, DownloadFailed) and error.again is not None:
+        if error.again is not None:
             later = later or error
         if not isinstance(error, _TRY_MIRROR):
             raise error

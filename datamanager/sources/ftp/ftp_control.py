@@ -207,7 +207,9 @@ def _answered(exc: ftplib.Error, shown: str, login: bool) -> DataManagerError:
     code, text = str(exc)[:3], str(exc)[3:]
     crowded = code == "530" and _BUSY.search(text) and not _OTHER_LIMIT.search(text)
     if login and (code == "421" or crowded):
-        return DownloadFailed(f"{shown}: the server has too many connections ({code})", again=BUSY_AGAIN)
+        return DownloadFailed(
+            f"{shown}: the server has too many connections ({code})", retryable=True, again=BUSY_AGAIN
+        )
     if isinstance(exc, ftplib.error_temp):
         if code in ("425", "426"):
             return ConnectionLost(f"{shown}: the data connection could not be made, or broke ({code})")

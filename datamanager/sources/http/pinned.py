@@ -120,7 +120,8 @@ class PinnedResponse(http.client.HTTPResponse):
                 break
         framing = [f"{name}: {value}" for name, value in headers.items() if name.lower() in _FRAMING]
         told = "\r\n".join([f"{version.decode()} {status} ", *framing, "", ""])
-        answer, self.fp = self.fp, io.BytesIO(told.encode("iso-8859-1"))
+        answer = self.fp
+        self.fp = io.BufferedReader(io.BytesIO(told.encode("iso-8859-1")))
         try:
             super().begin()
         finally:

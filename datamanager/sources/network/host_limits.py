@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from datamanager.errors import DownloadFailed
+from datamanager.errors import ServerBusy
 
 KEPT = 600.0
 """Seconds for which a limit is kept: a server may have been busy with others."""
@@ -33,14 +33,14 @@ class HostLimits:
 
     @contextmanager
     def connection(self, server: Server) -> Iterator[None]:
-        """Count a connection while the block lasts. Raises: DownloadFailed (to be tried again later, and not counted as
-        a refusal) when the server's limit is reached; it is not asked then.
+        """Count a connection while the block lasts. Raises: ServerBusy when the server's limit is reached; it is not
+        asked then.
         """
         with self._lock:
             limit = self._limit(server)
             if limit is not None and self._open[server] >= limit:
                 text = f"{server[0]} allows {limit} connections to this mover, and has them; the download waits"
-                raise DownloadFailed(text, again=AGAIN, refused=False)
+                raise ServerBusy(text, again=AGAIN)
             self._open[server] += 1
         try:
             yield
