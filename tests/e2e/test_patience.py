@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from pyftpdlib.handlers import FTPHandler
 
+from tests.support.ftp import FtpServer
 from tests.support.site import PATIENCE, Site
 from tests.support.web import Answer, OddHandler, OddServer, status
 
@@ -66,3 +69,27 @@ def test_a_wait_ends_with_the_deadline(site: Site, slow_server: OddServer) -> No
     view = site.wait(fetch(site, url, options={"timeout": 3600}, deadline="PT5S"))
     assert (view["status"], view["error"]["code"]) == ("ERROR", "deadline_exceeded"), view
     assert requests_of(slow_server, url) == 1
+
+
+@pytest.mark.slow
+def test_downloads_from_one_server_keep_to_its_connections(open_site: Site, tmp_path: Path) -> None:
+    refusals: list[object] = []
+
+    def refuse(self: Any) -> None:
+        refusals.append(self)
+        FTPHandler.handle_max_cons_per_ip(self)
+
+    with FtpServer(tmp_path / "ftp", handle_max_cons_per_ip=refuse) as server:
+        server.allow(1)
+        (server.root / "file").write_bytes(bytes(8_000_000))
+        fields = {
+            "url": f"ftp://127.0.0.1:{server.port}/file",
+            "machine": "localhost",
+            "path": "ftp",
+            "protocol": "ftp",
+        }
+        bodies = [{**fields, "filename": str(number), "bandwidth": "1MB/s"} for number in range(4)]
+        tasks = [open_site.ask("POST", "async/getexternal", json=body).text for body in bodies]
+        assert {open_site.wait(task)["status"] for task in tasks} == {"COMPLETE"}
+    # each may have been refused before the limit was known, and none again
+    assert 0 < len(refusals) <= 3
