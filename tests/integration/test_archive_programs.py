@@ -16,6 +16,7 @@ from datamanager.engine.extracting.archive_listing import Packaging, members_of
 from datamanager.engine.extracting.archive_member import ArchiveListing
 from datamanager.machines import Machine
 from tests.support.ends import Ends
+from tests.support.programs import find_program
 
 TREE = {
     "é 中.nc": b"named as people name",
@@ -75,15 +76,20 @@ def reading(tmp_path: Path) -> Iterator[Reading]:
     made.ends.storages.close()
 
 
+def _filled(command: list[str], **paths: Path) -> list[str]:
+    find_program(command[2] if command[0] == "env" else command[0])
+    return [part.format(**paths) for part in command]
+
+
 def made(tree: Path, out: Path, command: list[str]) -> Path:
-    subprocess.run([part.format(out=out) for part in command], cwd=tree, check=True, capture_output=True)
+    subprocess.run(_filled(command, out=out), cwd=tree, check=True, capture_output=True)
     return out
 
 
 def unpacked(archive: Path, to: Path, command: list[str]) -> dict[str, bytes]:
     """Return what a program unpacks; it may complain."""
     to.mkdir()
-    subprocess.run([part.format(archive=archive, to=to) for part in command], check=False, capture_output=True)
+    subprocess.run(_filled(command, archive=archive, to=to), check=False, capture_output=True)
     files = [file for file in to.rglob("*") if file.is_file() and not file.is_symlink()]
     return {str(file.relative_to(to)): file.read_bytes() for file in files}
 
