@@ -15,6 +15,10 @@ has ssh && has ssh-keygen || missing="$missing openssh-client"
 has nginx || missing="$missing nginx-light"
 has openssl || missing="$missing openssl"
 has zstd || missing="$missing zstd" # reads bundles that we wrote
+for program in zip unzip; do # make and read archives, as people do
+    has $program || missing="$missing $program"
+done
+has bsdtar || missing="$missing libarchive-tools"
 for shell in zsh fish tcsh; do # login shells of machines
     has $shell || missing="$missing $shell"
 done

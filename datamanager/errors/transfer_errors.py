@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from datamanager.errors.root import DataManagerError
 
 
@@ -57,10 +55,6 @@ class Paused(TransferError, code="paused"):
 
 class Staging(TransferError, code="staging"):
     """An archive is staging bundles from tape; the transfer polls after `again` and then continues."""
-
-    def __init__(self, detail: str, again: timedelta = timedelta(0), *, retryable: bool | None = None) -> None:
-        super().__init__(detail, retryable=retryable)
-        self.again = again
 
 
 class ItemsFailed(TransferError, code="items_failed"):

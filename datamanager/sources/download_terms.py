@@ -21,6 +21,8 @@ from datamanager.sources.terms.source_options import CommonOptions, HttpOptions,
 from datamanager.sources.terms.urls import origin_of, public_url, scheme_of
 
 _LOGINS = frozenset({"username", "access_key", "credential", "host_key"})
+_AS_IT_IS = {"checksum": None, "decompress": None, "raw": False}
+"""The options of a file of checksums, which is text."""
 _OF_THE_PROXY = frozenset({"proxy_password"})
 
 
@@ -109,7 +111,7 @@ def parse_download(
     sums = None
     if typed.checksum is not None and is_url(typed.checksum):
         theirs = _for(typed.checksum, url, typed) if isinstance(typed, HttpOptions) else HttpOptions()
-        theirs = theirs.model_copy(update={"expect_type": None, "query": {}})
+        theirs = theirs.model_copy(update={"expect_type": None, "query": {}, **_AS_IT_IS})
         sums, _ = parse_source(typed.checksum, "http", theirs)
     if None not in (size, typed.size) and size != typed.size:
         raise option_error("size", f"is {typed.size}, but size is {size}")

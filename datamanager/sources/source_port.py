@@ -79,5 +79,5 @@ class Source(Protocol):
 
         Raises: SourceChanged when `version` is given and the source is another one now; UrlNotAllowed (also for where
         a redirect leads), SourceMissing, DownloadFailed, AuthenticationFailed, TooLarge, ConnectionLost,
-        TransportTimeout.
+        TransportTimeout, ServerBusy (it has as many connections of this mover as it allows).
         """

@@ -131,7 +131,7 @@ def split(
             here.append(group)
         else:
             again = min(again or machine.stage_every, machine.stage_every)
-    return here, Staging("the archive is staging bundles from tape", timedelta(seconds=again)) if again else None
+    return here, Staging("the archive is staging bundles from tape", again=timedelta(seconds=again)) if again else None
 
 
 def _is_online(run: TransferRun, machine: Machine, bundle: Place) -> bool:

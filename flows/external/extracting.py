@@ -55,13 +55,16 @@ def enter(work: TransferRun, request: GetExternalRequest, found: Found, proof: P
     if packaging is None:
         raise InternalError(f"transfer {work.transfer} extracts nothing")
     with target.storage.session() as session:
-        members = members_of(session, found.part, packaging, target.machine, request.path, limit, work.control.check)
+        listing = members_of(session, found.part, packaging, target.machine, request.path, limit, work.control.check)
     files = [
         extracted.ArchivedFile(one.name, one.size, Place.of(target.machine, request.path, one.name), asdict(one))
-        for one in members
+        for one in listing.members
     ]
-    work.write_now(extracted.enter, identity, files)
-    work.log.info("the archive contains %d files, %d bytes", len(members), sum(one.size for one in members))
+    refused = [(one.printable, one.error) for one in listing.refused]
+    work.write_now(extracted.enter, identity, files, refused)
+    work.log.info("the archive contains %d files, %d bytes", len(files), sum(one.size for one in files))
+    if refused:
+        work.log.warning("%d of its members are not extracted, first: %s", len(refused), refused[0][1].detail)
 
 
 def plan(work: TransferRun) -> list[Sequence[int]]:

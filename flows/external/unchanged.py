@@ -35,16 +35,21 @@ async def unchanged(work: TransferRun) -> str | None:
 
 
 async def _ask_source(work: TransferRun) -> tuple[tuple[str, str | None], Validators] | None:
-    """Return the source's validators now; None when it can't be asked. Its errors are the download's to raise."""
+    """Return the source's validators now; None when it can't be asked. Its errors are the download's to raise, but for
+    that it is to be asked again later. Raises: DownloadFailed, ServerBusy.
+    """
     whole = await whole_request(work)
     where = await asyncio.to_thread(identity_or_none, whole, Sealer.of(work.parts.settings))
     if where is None:
         return None
     run = on_machine(work.attempt().target, work.control.watch)
-    opened = parse_terms(whole).open(SourceContext.of(work.parts.guard, work.parts.settings, run))
+    parts = work.parts
+    opened = parse_terms(whole).open(SourceContext.of(parts.guard, parts.settings, run, parts.hosts))
     try:
         return where, await asyncio.to_thread(_ask, opened)
     except DataManagerError as error:
+        if error.again is not None:
+            raise  # it is not to be asked at once for the whole file
         work.log.info("the source could not be compared with the object: %s", error.detail)
         return None
 

@@ -35,7 +35,7 @@ from flows.runtime.monitor import NOTE_EVERY, user_stop, watched
 from flows.runtime.progress import describe_run
 from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
-from flows.runtime.transfer_run import TransferRun, attempt_state, make_current
+from flows.runtime.transfer_run import WAITED, TransferRun, attempt_state, make_current
 from models.database import write
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
@@ -194,6 +194,8 @@ def _record_failure(
                 if isinstance(error, Cancelled):
                     row.stop_requested = queue.CANCEL  # also when it was asked for in Prefect
                 queue.append_fault(session, row, error.code, error.detail)
+            if decision.waited:
+                row.notes = {**row.notes, WAITED: row.notes.get(WAITED, 0) + 1}
             queue.requeue(session, hold, after=decision.after, spent=decision.spent, phase=decision.phase)
     except LeaseLost:
         return  # ended, or taken over, while we failed

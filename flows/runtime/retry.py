@@ -15,6 +15,8 @@ from datamanager.errors import ChecksumMismatch, DataManagerError, MachineUnavai
 
 REQUEUE_AFTER = timedelta(seconds=2)
 """When a transfer is taken again whose attempt failed, and counts."""
+WAITS = 3
+"""How often a source may have a download wait, unless the request's `retries` says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class AttemptState:
     """The intent to publish is recorded: the file may have its name, whatever the error says."""
     items_in_doubt: bool = False
     """The same of items of a batch that are not done."""
+    patience: timedelta = timedelta(seconds=60)
+    """How long a source may have a download wait: its `timeout`."""
+    may_wait: bool = True
+    """A source may have this download wait once more: its `retries`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class Requeue:
     after: timedelta = timedelta(0)
     spent: bool = False
     phase: Phase = Phase.QUEUED
+    waited: bool = False
+    """A source asked for the wait, which counts as a retry of the download."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +70,18 @@ def decide(error: BaseException, attempt: AttemptState) -> Decision:
 
     A catalogue that is away is no fault of the transfer, nor is a machine: both are waited for in the queue. Once an
     intent is recorded, a broken connection leaves open whether the file has its name: the next attempt's probe finds
-    out. So do the items of a batch that users stop.
+    out. So do the items of a batch that users stop. A source that says when it is to be asked again is waited for in
+    the queue too, not within a step, which holds a slot.
     """
     if isinstance(error, Staging):
-        return Requeue(error.again, phase=Phase.STAGING)
+        return Requeue(error.again or timedelta(0), phase=Phase.STAGING)
     if isinstance(error, Paused) or attempt.machine_away:
         return Requeue()
     if not isinstance(error, DataManagerError):
         return Fail()
+    if error.again is not None:
+        known = isinstance(error, ServiceError)  # the source was not asked
+        return Requeue(min(error.again, attempt.patience), waited=not known) if known or attempt.may_wait else Fail()
     passing = may_pass(error, fail_fast=attempt.fail_fast)
     if attempt.step_retries and passing and not isinstance(error, ChecksumMismatch):
         return (

@@ -16,6 +16,7 @@ from datamanager.errors import InternalError
 from datamanager.machines import Machines
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.host_limits import HostLimits
 from datamanager.transports.factory import Storages
 from models.database import Database
 from models.transfers.queue import TransferLease
@@ -38,6 +39,8 @@ class Services:
     """Stored credentials of this mover's environment; see `datamanager.settings.load_credentials`."""
     throttles: Throttles = field(default_factory=Throttles)
     """One bucket a machine: what this mover's transfers may use of its bandwidth."""
+    hosts: HostLimits = field(default_factory=HostLimits)
+    """How many connections external servers allow to this mover."""
     running: dict[TransferLease, Control] = field(default_factory=dict)
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
     by_run: dict[UUID, TransferLease] = field(default_factory=dict)

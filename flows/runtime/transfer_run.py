@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -24,8 +25,10 @@ from datamanager.engine.attempt import Attempt, Endpoint, Intent, KnownFile, Res
 from datamanager.engine.control import USER_STOPS, CancellableStorage, Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
 from datamanager.machines import VerifyPolicy
+from datamanager.sources.network.source_context import READ_TIMEOUT
+from datamanager.sources.registry import typed_options
 from datamanager.transports.port import Storage
-from flows.runtime.retry import AttemptState, Fail, decide
+from flows.runtime.retry import WAITS, AttemptState, Fail, decide
 from flows.runtime.services import Services
 from models.batches.results import CHUNK, items_to_do
 from models.database import read
@@ -38,6 +41,9 @@ from models.transfers.items import KNOWN, in_doubt, machines_of
 from models.transfers.lookup import get_transfer, request_of
 
 Result = TypeVar("Result")
+
+WAITED = "waited"
+"""The note of how often its source has had a download wait."""
 
 
 class TransferRun:
@@ -181,13 +187,25 @@ class TransferRun:
 
 def attempt_state(session: Session, parts: Services, row: Transfer, run: TransferRun | None) -> AttemptState:
     """Return what is known of an attempt whose steps are over; `run`: None if it did not come to one."""
+    timeout, retries = _waits(row)
     return AttemptState(
         last=row.attempts >= parts.settings.max_attempts,
         fail_fast=row.fail_fast,
         machine_away=run is not None and run.machine_away,
         intent="intent" in row.notes,
         items_in_doubt=TransferKind(row.kind).itemised and in_doubt(session, row.id),
+        patience=timedelta(seconds=timeout),
+        may_wait=row.notes.get(WAITED, 0) < retries,
     )
+
+
+def _waits(row: Transfer) -> tuple[float, int]:
+    """Return how long (seconds) and how often a source may have a download wait."""
+    timeout = retries = None
+    if (url := row.request.get("url")) is not None:
+        options = typed_options(url, row.request["protocol"], row.request["options"])
+        timeout, retries = options.timeout, options.retries
+    return READ_TIMEOUT if timeout is None else timeout, WAITS if retries is None else retries
 
 
 _run: ContextVar[TransferRun] = ContextVar("transfer_run")

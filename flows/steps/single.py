@@ -261,7 +261,7 @@ def _download(
     """Fetch; `said` gets the validators of the URL itself, and nothing when the bytes came from a mirror."""
     program = on_machine(attempt.target, run.control.watch)
     terms = parse_terms(request)
-    opened = terms.open(SourceContext.of(run.parts.guard, run.parts.settings, program))
+    opened = terms.open(SourceContext.of(run.parts.guard, run.parts.settings, program, run.parts.hosts))
     limit = terms.limit(run.parts.settings.max_download)
     expected = ExpectedBytes(limit, terms.size, opened.checksum(), terms.options.decompress)
     own = next(iter(opened.sources))

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind
-from datamanager.errors import SourceChanged
+from datamanager.errors import DataManagerError, SourceChanged
 from models.batches.item_admission import JudgedItem, claim_destinations, insert_items
 from models.batches.results import destination, enter_results, open_items, update_items
 from models.objects.catalogue import Facts, NewRow
@@ -42,10 +42,17 @@ class ArchivedFile:
     member: dict[str, Any]
 
 
-def enter(session: Session, hold: TransferLease, identity: str, files: Sequence[ArchivedFile]) -> None:
+def enter(
+    session: Session,
+    hold: TransferLease,
+    identity: str,
+    files: Sequence[ArchivedFile],
+    refused: Sequence[tuple[str, DataManagerError]] = (),
+) -> None:
     """Make the files the transfer's items; `identity` tells the archive from another one. One transaction, idempotent.
 
-    A file whose place is taken becomes an item that failed. Raises: LeaseLost; SourceChanged when the items are those
+    A file whose place is taken becomes an item that failed, as do the members that can't be had (`refused`: by their
+    names, and why). Raises: LeaseLost; SourceChanged when the items are those
     of another archive.
     """
     row = held(session, hold, lock=True)
@@ -61,6 +68,9 @@ def enter(session: Session, hold: TransferLease, identity: str, files: Sequence[
         item = JudgedItem(uuid4(), file.place.machine, dest, file, origin, file.place, notes={"member": file.member})
         item.result = item.object_id
         items.append(item)
+    for name, error in refused:
+        dest = f"{request.path.rstrip('/')}/{name}" if request.path else name
+        items.append(JudgedItem(uuid4(), archive.machine, dest, error=error))
     claim_destinations(session, row.id, items)
     for item in items:
         item.result = None if item.error else item.object_id

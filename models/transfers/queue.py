@@ -187,14 +187,16 @@ def requeue(
     spent: bool = True,
     phase: Phase = Phase.QUEUED,
 ) -> None:
-    """Give a transfer back to the queue; `spent=False` when the attempt does not count, `phase`: what it waits for.
-    Raises: LeaseLost.
+    """Give a transfer back to the queue, for `after` at least, but not beyond its deadline; `spent=False` when the
+    attempt does not count, `phase`: what it waits for. Raises: LeaseLost.
     """
     row = held(session, hold, lock=True)
     _to_queue(session, row)
     if not row.paused:
         row.phase = phase.value
     row.retry_at = now(session) + after if after else None
+    if row.retry_at is not None and row.deadline is not None:
+        row.retry_at = min(row.retry_at, row.deadline)
     if not spent:
         row.attempts -= 1
     wake(session, "queued")

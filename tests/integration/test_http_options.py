@@ -72,6 +72,47 @@ LOGINS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("path", ["/%7Ea/b%2fc%2Fd", "/a%2f?x=%7e&y=~", "/a?", "/%2e%2E/a", "//a///b"])
+@pytest.mark.parametrize("options", [{}, {"username": "u", "password": "p"}])
+def test_a_path_is_sent_as_it_was_given(server: OddServer, path: str, options: dict[str, str]) -> None:
+    server.answers[path] = [ok(b"abc")]
+    server.answers["/moved"] = [redirect(path)]
+    redirected = not path.startswith("//") and not path.endswith("?")  # another host; a query that nothing keeps
+    for url in (server.url(path), *([server.url("/moved")] if redirected else [])):
+        source = next(iter(open_download(url, "http", options, LOOPBACK, max_size=2**30).sources.values()))
+        with source.open() as download:
+            assert b"".join(bytes(block) for block in download.blocks()) == b"abc"
+    assert server.heads[0].startswith(f"GET {path} HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "br"])
+def test_what_is_stored_encoded_is_what_it_is(server: OddServer, encoding: str) -> None:
+    stored = gzip.compress(b"a,b\n" * 1000, mtime=0)
+    server.answers["/a.csv.gz"] = [ok(stored, f"Content-Encoding: {encoding}")]
+    server.answers["/SUMS"] = [ok(f"{hashlib.sha256(stored).hexdigest()}  a.csv.gz\n".encode())]
+    url = server.url("/a.csv.gz")
+
+    def got(**options: Any) -> bytes:
+        opened = open_download(url, "http", options, LOOPBACK, max_size=2**30)
+        opened.checksum()
+        with next(iter(opened.sources.values())).open() as download:
+            return b"".join(bytes(block) for block in download.blocks())
+
+    assert got(raw=True) == stored
+    assert got(checksum=f"sha256:{hashlib.sha256(stored).hexdigest()}") == stored
+    assert got(checksum=server.url("/SUMS")) == stored
+    with pytest.raises(DownloadFailed, match="raw: true, decompress"):
+        got()
+    if encoding == "br":
+        with pytest.raises(DownloadFailed, match="raw: true, decompress"):
+            got(decompress="gzip")
+    else:
+        assert got(decompress="gzip") == stored  # the engine decompresses it, once
+    server.answers["/SUMS"] = [ok(stored, f"Content-Encoding: {encoding}")]
+    with pytest.raises(DownloadFailed, match="not requested"):
+        got(checksum=server.url("/SUMS"))
+
+
 @pytest.mark.parametrize("login", LOGINS)
 def test_logins_go_to_their_origin_only(server: OddServer, other: OddServer, login: str) -> None:
     options, line = LOGINS[login]

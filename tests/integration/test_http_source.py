@@ -69,6 +69,16 @@ BODIES: dict[str, tuple[list[Step], bytes]] = {
     "chunked, with trailers": ([chunked(b"abc", end=b"0\r\nX: y\r\n\r\n")], b"abc"),
     "chunked, cut up": ([chunked(b"abc")[:-12], 0.05, chunked(b"abc")[-12:-7], 0.05, chunked(b"abc")[-7:]], b"abc"),
     "after an interim answer": ([b"HTTP/1.1 100 Continue\r\n\r\n", ok(b"abc")], b"abc"),
+    "after two other interim answers": (
+        [b"HTTP/1.1 102 Processing\r\n\r\n", 0.05, b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + ok(b"abc")],
+        b"abc",
+    ),
+    "after an interim answer with a length": (
+        [b"HTTP/1.1 103 Early Hints\r\nContent-Length: 7\r\n\r\n", ok(b"abc")],
+        b"abc",
+    ),
+    "with many headers": ([ok(b"abc", *(f"X-{number}: y" for number in range(5000)))], b"abc"),
+    "with a long header": ([ok(b"abc", f"Link: {'y' * 500_000}")], b"abc"),
     "encoded as itself": ([ok(b"abc", "Content-Encoding: identity")], b"abc"),
     "looks compressed": (
         [ok(b"\x1f\x8b\x08 not to be touched", "Content-Type: application/gzip")],
@@ -115,8 +125,9 @@ BROKEN: dict[str, tuple[list[Step], type[DataManagerError]]] = {
     "two encodings": ([ok(b"abc", "Content-Encoding: identity", "Content-Encoding: br")], DownloadFailed),
     "another protocol": ([b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"], DownloadFailed),
     "HTTP/0.9": ([b"<html>hello</html>\r\n"], DownloadFailed),
-    "a head without end": ([b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 200], DownloadFailed),
-    "a header line without end": ([b"HTTP/1.1 200 OK\r\nX: ", b"y" * 100_000], DownloadFailed),
+    "a head without end": ([b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 400_000], DownloadFailed),
+    "a header line without end": ([b"HTTP/1.1 200 OK\r\nX: ", b"y" * 2_000_000], DownloadFailed),
+    "another protocol than was spoken": ([answer("101 Switching Protocols", "Upgrade: x"), b"abc"], DownloadFailed),
     "a malformed header before the length": (
         [answer("200 OK", "oops", "Content-Length: 9", body=b"abc")],
         DownloadFailed,

@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from datamanager.errors import (
     DownloadFailed,
     InvalidRequest,
     NotSupported,
+    ServerBusy,
     SizeMismatch,
     SourceChanged,
     SourceMissing,
@@ -29,6 +31,7 @@ from datamanager.errors import (
     UrlNotAllowed,
 )
 from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.sources.network.host_limits import KEPT, HostLimits
 from datamanager.sources.source_port import Source
 from tests.support.downloads import open_source
 from tests.support.ftp import PASSWORD, USER, FtpServer
@@ -296,13 +299,72 @@ def saying(*words: bytes) -> Iterator[Source]:
         ([], TransportTimeout),
         ([b"2"] * 200, TransportTimeout),
         ([b"220-hello\r\n" * 2000], DownloadFailed),
-        ([b"220 " + b"x" * 9000], DownloadFailed),
+        ([b"220 " + b"x" * 300_000], DownloadFailed),
+        ([(b"220-" + b"x" * 1000 + b"\r\n") * 300], DownloadFailed),
         ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], DownloadFailed),
         ([b"\xff\xfe\r\n"], DownloadFailed),
         ([b"421 too many\r\n"], DownloadFailed),
     ],
-    ids=["silence", "drips", "no end", "a long line", "http", "no text", "busy"],
+    ids=["silence", "drips", "no end", "a long line", "long lines", "http", "no text", "busy"],
 )
 def test_no_proper_server(words: list[bytes], error: type[DataManagerError]) -> None:
     with saying(*words) as one:
         refused(error, one)
+
+
+def test_a_welcome_may_be_long_and_late(tmp_path: Path) -> None:
+    def wordy(self: Any, resp: str, logfun: Any = None) -> None:
+        del logfun
+        if resp.startswith("220"):
+            FTPHandler.respond(self, "120 Ready in a moment.")
+            resp = f"220-{'x' * 20_000}\r\n{resp}"
+        FTPHandler.respond(self, resp)
+
+    with serving(tmp_path, respond=wordy) as server:
+        assert read(source(server)) == BODY
+
+
+# --- how many connections it allows -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "busy"),
+    [
+        (b"530 Sorry, the maximum number of clients (2) from your host are already connected.", True),
+        (b"530 Too many users logged in, try again later.", True),
+        (b"421 There are too many connections from your internet address.", True),
+        (b"530 Login incorrect.", False),
+        (b"530 Too many failed login attempts.", False),
+    ],
+)
+def test_a_server_that_is_full_is_asked_again_later(word: bytes, busy: bool) -> None:
+    with saying(b"220 hello\r\n" + word + b"\r\n") as one:
+        with pytest.raises(DownloadFailed if busy else AuthenticationFailed) as caught:
+            read(one)
+        assert caught.value.retryable is busy
+        assert (getattr(caught.value, "again", None) is not None) is busy
+
+
+def test_our_own_connections_keep_to_what_a_server_allows(tmp_path: Path) -> None:
+    now = [0.0]
+    hosts, accepted = HostLimits(lambda: now[0]), []
+
+    def connected(self: Any) -> None:
+        accepted.append(self.remote_port)
+
+    with serving(tmp_path, on_connect=connected) as server:
+        server.allow(2)
+        one, two, three = (
+            replace(source(server), context=replace(source(server).context, hosts=hosts))  # type: ignore[type-var,attr-defined]
+            for _ in range(3)
+        )
+        with one.open(), two.open():
+            for error in (DownloadFailed, ServerBusy, ServerBusy):  # it refuses once, and is not asked again
+                with pytest.raises(error) as caught:
+                    read(three)
+                assert caught.value.again is not None
+            assert len(accepted) == 2
+        assert read(three) == BODY
+        now[0] += KEPT + 1  # it is forgotten: the server may have been busy with others
+        with one.open(), two.open(), pytest.raises(DownloadFailed):
+            read(three)

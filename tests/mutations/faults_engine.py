@@ -229,7 +229,10 @@ ENGINE_FAULTS = (
         "datamanager/engine/extracting/archive_listing.py",
         "if not info.isreg() or info.issparse():",
         "if info.issparse():",
-        ("tests/integration/test_extracting.py::test_links_and_devices_are_no_files[2]",),
+        (
+            "tests/integration/test_extracting.py::test_links_and_devices_are_no_files[2]",
+            "tests/integration/test_archive_programs.py::test_links_and_devices_are_left_out_and_told[tar gnu]",
+        ),
     ),
     Fault(
         "extract: the limit of an archive's bytes is not applied",

@@ -127,4 +127,18 @@ SOURCE_FAULTS = (
         "",
         ("tests/unit/test_curl.py::test_each_value_is_one_quoted_line",),
     ),
+    Fault(
+        "http: what a source asks to wait is not heard",
+        "datamanager/sources/http/answer.py",
+        "    if status not in _WAITED_FOR:\n        return None\n",
+        "    return None\n",
+        ("tests/unit/test_retry_after.py::test_retry_after",),
+    ),
+    Fault(
+        "ftp: the limit that a server showed is forgotten",
+        "datamanager/sources/network/host_limits.py",
+        "if limit is not None and self._open[server] >= limit:",
+        "if False:",
+        ("tests/integration/test_source_ftp.py::test_our_own_connections_keep_to_what_a_server_allows",),
+    ),
 )

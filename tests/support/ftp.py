@@ -72,6 +72,10 @@ class FtpServer:
         self._server.close_all()
         self._thread.join(60)
 
+    def allow(self, connections: int) -> None:
+        """Allow so many connections to one address; others get 421."""
+        self._server.max_cons_per_ip = connections
+
     @contextmanager
     def cut(self, *after: int) -> Iterator[Callable[[str], str]]:
         """Break the next data connections after so many bytes each; the way to the server stays the same."""

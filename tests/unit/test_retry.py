@@ -15,12 +15,14 @@ from datamanager.errors import (
     DataManagerError,
     DeadlineExceeded,
     DestinationExists,
+    DownloadFailed,
     InternalError,
     LeaseLost,
     MachineUnavailable,
     NoSpace,
     Paused,
     RemoteFailure,
+    ServerBusy,
     SourceChanged,
     Staging,
     TransportTimeout,
@@ -31,6 +33,8 @@ STEP = AttemptState(last=False, step_retries=True)
 OVER = AttemptState(last=False)
 """The steps are over: what is left is another attempt."""
 LAST = AttemptState(last=True)
+BUSY = DownloadFailed("answered 503", again=timedelta(seconds=9))
+FULL = ServerBusy("has as many connections as the server allows", again=timedelta(seconds=9))
 AGAIN = Requeue(REQUEUE_AFTER, spent=True)
 
 
@@ -53,6 +57,12 @@ AGAIN = Requeue(REQUEUE_AFTER, spent=True)
         (MachineUnavailable("away"), AttemptState(last=False, step_retries=True, fail_fast=True), Fail()),
         (ConnectionLost("cut"), AttemptState(last=False, step_retries=True, fail_fast=True), Retry()),
         (ConnectionLost("cut"), AttemptState(last=False, step_retries=True, machine_away=True), Requeue()),
+        # a source that says when it is to be asked again is waited for in the queue, whatever may be retried
+        (BUSY, STEP, Requeue(timedelta(seconds=9), waited=True)),
+        (BUSY, LAST, Requeue(timedelta(seconds=9), waited=True)),
+        (BUSY, AttemptState(last=False, patience=timedelta(seconds=5)), Requeue(timedelta(seconds=5), waited=True)),
+        (BUSY, AttemptState(last=False, may_wait=False), Fail()),
+        (FULL, AttemptState(last=True, may_wait=False), Requeue(timedelta(seconds=9))),
         # the steps are over
         (MachineUnavailable("away"), OVER, AGAIN),
         (MachineUnavailable("away"), AttemptState(last=False, fail_fast=True), Fail()),
@@ -71,7 +81,7 @@ AGAIN = Requeue(REQUEUE_AFTER, spent=True)
         # stops by users, and tapes
         (Paused("by request"), OVER, Requeue()),
         (Paused("by request"), LAST, Requeue()),
-        (Staging("on tape", timedelta(seconds=30)), LAST, Requeue(timedelta(seconds=30), phase=Phase.STAGING)),
+        (Staging("on tape", again=timedelta(seconds=30)), LAST, Requeue(timedelta(seconds=30), phase=Phase.STAGING)),
         (Cancelled("by request"), OVER, Fail()),
         (Cancelled("by request"), AttemptState(last=False, intent=True), Fail()),
         (Cancelled("by request"), AttemptState(last=False, items_in_doubt=True), AGAIN),

@@ -1,23 +1,29 @@
 """The members of an archive: its headers are read from storage, and all of them checked before a byte is extracted.
 
-tar: POSIX.1-2017, pax, "ustar Interchange Format", with GNU's long names. zip: PKWARE's APPNOTE 6.3, with ZIP64.
+tar: POSIX.1-2017, pax, "ustar Interchange Format", with GNU's long names. zip: see `zip_directory`.
 """
 
 from __future__ import annotations
 
-import calendar
 import io
 import posixpath
 import re
-import stat
 import struct
 import tarfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, Self
 
 from datamanager.domain.location import NAME_MAX, Place
-from datamanager.engine.extracting.archive_member import MEMBERS_MAX, Packed, clamped, shown, sound
+from datamanager.engine.extracting import zip_directory
+from datamanager.engine.extracting.archive_member import (
+    MEMBERS_MAX,
+    ArchiveListing,
+    Packed,
+    Refused,
+    clamped,
+    shown,
+    sound,
+)
 from datamanager.engine.path_confinement import directories_of, real_base
 from datamanager.errors import DataManagerError, DownloadFailed, TooLarge
 from datamanager.machines import Machine
@@ -31,17 +37,13 @@ TAR_HEADER_MAX = 256 * 1024
 """Bytes of one member's headers: its names and attributes, and (GNU) the map of a sparse file."""
 TAR_GLOBALS_MAX = 100
 """Attributes that an archive says of all its members behind them."""
-ZIP_DIRECTORY_MAX = 4 * 1024 * 1024
-"""Bytes of a zip file's central directory and comment, about 400 a member."""
 ENTRIES_MAX = 2 * MEMBERS_MAX
 """Entries, directories included, after which it is enough."""
 
-_LOCAL = struct.Struct("<4sHHHHHLLLHH")
-_ENCRYPTED = 0x1
-_METHODS = {zipfile.ZIP_STORED: False, zipfile.ZIP_DEFLATED: True}
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_NO_FILES = frozenset({b"V", b"D"})
+"""What GNU tar writes besides files: the archive's label; a directory, with a list of what is in it."""
 _DIGITS = re.compile(rb"\d+")
-_NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, IndexError, OverflowError)
 
 
 def members_of(
@@ -52,14 +54,14 @@ def members_of(
     directory: str,
     limit: int,
     check: Callable[[], None],
-) -> list[Packed]:
-    """Return the regular files of the archive at `path`, in the order of their bytes.
+) -> ArchiveListing:
+    """Return the regular files of the archive at `path`, in the order of their bytes, and the members that can't be
+    had: links, devices, names that lead elsewhere, what this service can't unpack.
 
     `directory` on `machine` is their destination, `limit` how many bytes they may be together. `check` is called from
     time to time and may raise. Directories are not listed: they come with their files.
 
-    Raises: DownloadFailed for what is no such archive, damaged, cut off, or holds anything but files and directories,
-    a name that leads elsewhere or comes twice; TooLarge.
+    Raises: DownloadFailed for what is no such archive, damaged or cut off; TooLarge.
     """
     with session.open_read(path) as reader:
         size = reader.stat().size
@@ -68,19 +70,18 @@ def members_of(
         else:
             found = _zip(_Seekable(reader, size, check))
         try:
-            members = list(sound(found, machine, directory, limit))
+            listing = sound(found, machine, directory, limit)
         except RecursionError:
             raise DownloadFailed("the archive has headers without a file") from None
-    _refuse_hidden(session, machine, directory, members)
-    return members
+    return _without_hidden(session, machine, directory, listing)
 
 
-def _refuse_hidden(session: Session, machine: Machine, directory: str, members: Sequence[Packed]) -> None:
+def _without_hidden(session: Session, machine: Machine, directory: str, listing: ArchiveListing) -> ArchiveListing:
     """Judge dot names by where links lead: a directory may be the base directory under another name, in the request as
-    in the archive. Raises: DownloadFailed.
+    in the archive.
     """
     base = real_base(session, machine)
-    places = [Place.of(machine, directory, one.name).path for one in members]
+    places = [Place.of(machine, directory, one.name).path for one in listing.members]
     wanted = Place.of(machine, directory, "x").path
     above = [posixpath.dirname(path) for path in places]
     found = directories_of(session, machine, base, {posixpath.dirname(wanted), *above})
@@ -92,10 +93,14 @@ def _refuse_hidden(session: Session, machine: Machine, directory: str, members: 
         return posixpath.relpath(posixpath.join(resolved.path, name), base).split("/")[0]
 
     own = first(posixpath.dirname(wanted), "x")
-    for member, path, parent in zip(members, places, above, strict=True):
+    members, refused = [], list(listing.refused)
+    for member, path, parent in zip(listing.members, places, above, strict=True):
         top = first(parent, posixpath.basename(path))
         if top is not None and top.startswith(".") and top != own:
-            raise DownloadFailed(f"the archive's member {shown(member.name)} is hidden in the base directory")
+            refused.append(Refused(member.name, "is hidden in the base directory"))
+        else:
+            members.append(member)
+    return ArchiveListing(members, refused)
 
 
 class _Seekable(io.RawIOBase):
@@ -161,7 +166,21 @@ class _TarHeaders(_Seekable):
         return found
 
 
-def _tar(file: _Seekable) -> Iterator[Packed]:
+class _TarInfo(tarfile.TarInfo):
+    """A member's header. GNU tar's own format has times where POSIX has the beginning of a name (`tar --incremental`);
+    the standard library takes them for it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Parse a header. Raises: tarfile.HeaderError."""
+        info = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == tarfile.GNU_MAGIC and "/" in info.name:
+            name = bytes(buf[:100]).partition(b"\0")[0].decode(encoding, errors)
+            info.name = name.rstrip("/") if info.isdir() else name
+        return info
+
+
+def _tar(file: _Seekable) -> Iterator[Packed | Refused]:
     head = file.read(tarfile.BLOCKSIZE)
     file.seek(0)
     for magic, name in _COMPRESSED.items():
@@ -169,13 +188,15 @@ def _tar(file: _Seekable) -> Iterator[Packed]:
             what = f"set decompress: {name} too" if name in ("gzip", "zstd") else "only gzip and zstd are supported"
             raise DownloadFailed(f"the archive is compressed ({name}); {what}")
     try:
-        with tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.TarFile(
+            fileobj=file, mode="r", tarinfo=_TarInfo, encoding="utf-8", errors="surrogateescape"
+        ) as tar:
             yield from _tar_members(tar, file)
     except (tarfile.TarError, ValueError, OverflowError, IndexError, struct.error) as exc:
         raise DownloadFailed(f"this is not a complete tar file: {exc}") from exc
 
 
-def _tar_members(tar: tarfile.TarFile, file: _Seekable) -> Iterator[Packed]:
+def _tar_members(tar: tarfile.TarFile, file: _Seekable) -> Iterator[Packed | Refused]:
     entries = 0
     while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
@@ -184,10 +205,11 @@ def _tar_members(tar: tarfile.TarFile, file: _Seekable) -> Iterator[Packed]:
         file.left = TAR_HEADER_MAX
         if len(tar.pax_headers) > TAR_GLOBALS_MAX:
             raise DownloadFailed("the archive has too many global headers")
-        if info.isdir():
+        if info.isdir() or info.type in _NO_FILES:
             continue
         if not info.isreg() or info.issparse():
-            raise DownloadFailed(f"the archive's member {shown(info.name)} is a {_kind(info)}; only files are allowed")
+            yield Refused(info.name, f"is a {_kind(info)}; only files are extracted")
+            continue
         if info.size < 0 or info.offset_data + info.size > file.size:
             raise DownloadFailed(f"the archive ends before its member {shown(info.name)} does")
         yield Packed(info.name, info.offset_data, info.size, info.size, clamped(float(info.mtime)))
@@ -208,59 +230,28 @@ def _kind(info: tarfile.TarInfo) -> str:
     return "sparse file" if info.issparse() else "special file"
 
 
-def _zip(file: _Seekable) -> Iterator[Packed]:
-    file.left = ZIP_DIRECTORY_MAX
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-        _require_few(len(infos))
-        file.left = len(infos) * _LOCAL.size
-        end = 0
-        for info in infos:
-            begin = _data_offset(file, info)
-            if info.header_offset < end or begin + info.compress_size > file.size:
-                raise DownloadFailed(f"the archive's member {shown(info.filename)} overlaps another one")
-            end = begin + info.compress_size
-            if info.is_dir():
-                continue
-            _require_plain(info)
-            deflated = _METHODS[info.compress_type]
-            yield Packed(info.filename, begin, info.compress_size, info.file_size, _mtime(info), deflated, info.CRC)
-    except DataManagerError:
-        raise
-    except _NO_ZIP as exc:
-        raise DownloadFailed(f"this is not a complete zip file: {exc}") from exc
+def _zip(file: _Seekable) -> Iterator[Packed | Refused]:
+    def read(offset: int, count: int) -> bytes:
+        file.left = count
+        file.seek(offset)
+        return file.read(count)
 
-
-def _data_offset(file: _Seekable, info: zipfile.ZipInfo) -> int:
-    """Return where a member's bytes begin: only its own header says that."""
-    file.seek(info.header_offset)
-    signature, *_, name, extra = _LOCAL.unpack(file.read(_LOCAL.size))
-    if signature != b"PK\3\4":
-        raise DownloadFailed(f"the archive is damaged: no member begins at byte {info.header_offset}")
-    return int(info.header_offset + _LOCAL.size + name + extra)
-
-
-def _mtime(info: zipfile.ZipInfo) -> int:
-    try:
-        return clamped(calendar.timegm((*info.date_time, 0, 0, 0)))
-    except ValueError:  # no month: many a program writes zeros for no time
-        return 0
-
-
-def _require_plain(info: zipfile.ZipInfo) -> None:
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    wrong = None
-    if kind not in (0, stat.S_IFREG):
-        wrong = "is a link or special file; only files are allowed"
-    elif info.flag_bits & _ENCRYPTED:
-        wrong = "is encrypted"
-    elif info.compress_type not in _METHODS:
-        wrong = "is compressed by another method than deflate"
-    elif not _METHODS[info.compress_type] and info.compress_size != info.file_size:
-        wrong = "has contradictory sizes"
-    if wrong is not None:
-        raise DownloadFailed(f"the archive's member {shown(info.filename)} {wrong}")
+    found = []
+    for entry in zip_directory.entries(read, file.size):
+        found.append(entry)
+        _require_few(len(found))
+    end = 0
+    for entry in sorted(found, key=lambda one: one.offset):
+        begin = zip_directory.data_offset(read, entry)
+        if entry.offset < end or begin + entry.stored > file.size:
+            raise DownloadFailed(f"the archive's member {shown(entry.name)} overlaps another one")
+        end = begin + entry.stored
+        if entry.is_directory:
+            continue
+        if (why := entry.unfit) is not None:
+            yield Refused(entry.name, why)
+        else:
+            yield Packed(entry.name, begin, entry.stored, entry.size, entry.mtime, entry.deflated, entry.crc)
 
 
 def _require_few(entries: int) -> None:

@@ -1,7 +1,7 @@
 """One file in an archive from outside, and the rules for it.
 
-A member that breaks a rule makes the whole archive refused: a client could not tell from the objects that some are
-missing.
+A member that breaks a rule is refused alone, and becomes an item of the task that says why. The limits of counts and
+sizes are the whole archive's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import posixpath
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from datamanager.domain.location import NAME_MAX, PATH_MAX, Place
@@ -55,6 +55,34 @@ class Packed:
         return FileStat(FileKind.FILE, self.size, self.mtime, MODE)
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A member that can't be had: its name (anything), and why, as the end of a sentence."""
+
+    name: str
+    why: str
+
+    @property
+    def printable(self) -> str:
+        """The name, with escapes for what can't be shown or stored."""
+        return "".join(
+            sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in self.name[:PATH_MAX]
+        )
+
+    @property
+    def error(self) -> DownloadFailed:
+        """What the member ends in."""
+        return DownloadFailed(f"the archive's member {shown(self.name)} {self.why}")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveListing:
+    """What is in an archive: the files to extract, and what can't be had."""
+
+    members: list[Packed]
+    refused: list[Refused]
+
+
 def shown(name: str) -> str:
     """Return a member's name fit for a message: it may hold anything."""
     short = name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}…"
@@ -66,36 +94,45 @@ def clamped(mtime: float) -> int:
     return int(min(max(mtime, 0), _MTIME_MAX)) if math.isfinite(mtime) else 0
 
 
-def sound(members: Iterable[Packed], machine: Machine, directory: str, limit: int) -> Iterator[Packed]:
-    """Yield the members in order, each checked by the rules; `limit`: bytes of all of them together.
+def sound(found: Iterable[Packed | Refused], machine: Machine, directory: str, limit: int) -> ArchiveListing:
+    """Return the members in order, each judged by the rules; `limit`: bytes of all of them together. Of two with one
+    name the later one is taken, as `tar` and `unzip -o` do.
 
-    Raises: PathNotAllowed, DownloadFailed (a name that can't be, or comes twice), TooLarge.
+    Raises: TooLarge.
     """
-    seen, directories = set[str](), set[str]()
+    members, refused, directories = dict[str, Packed](), list[Refused](), set[str]()
     total = stored = 0
-    for member in members:
-        name = _checked_name(member.name, machine, directory)
-        if name in seen:
-            raise DownloadFailed(f"the archive contains {shown(member.name)} twice")
-        seen.add(name)
-        if len(seen) > MEMBERS_MAX:
+    for one in found:
+        why = one.why if isinstance(one, Refused) else _unfit_name(one.name, machine, directory)
+        if isinstance(one, Refused) or why is not None:
+            refused.append(Refused(one.name[:PATH_MAX], why or ""))
+        else:
+            name = "/".join(_parts(one.name))
+            if members.pop(name, None) is not None:
+                refused.append(Refused(name, "comes twice; the later one is taken"))
+            members[name] = replace(one, name=name)
+            total, stored = total + one.size, stored + one.stored
+            _add_directories(directories, name)
+        if len(members) + len(refused) > MEMBERS_MAX:
             raise TooLarge(f"the archive contains more than {MEMBERS_MAX} files")
-        above = posixpath.dirname(name)
-        while above and above not in directories:
-            directories.add(above)
-            above = posixpath.dirname(above)
-        if len(directories) > DIRECTORIES_MAX:
-            raise TooLarge(f"the archive's files are in more than {DIRECTORIES_MAX} directories")
-        total, stored = total + member.size, stored + member.stored
         if total > limit:
             raise TooLarge(f"the archive's files exceed the {limit} bytes allowed")
         if total > RATIO_FROM and total > RATIO_MAX * stored:
             raise TooLarge(f"the archive's files are more than {RATIO_MAX} times their stored size")
-        yield replace(member, name=name)
+    return ArchiveListing(list(members.values()), refused)
 
 
-def _checked_name(name: str, machine: Machine, directory: str) -> str:
-    """Return a member's name as a path from the directory on, `./a//b` as `a/b`.
+def _add_directories(directories: set[str], name: str) -> None:
+    above = posixpath.dirname(name)
+    while above and above not in directories:
+        directories.add(above)
+        above = posixpath.dirname(above)
+    if len(directories) > DIRECTORIES_MAX:
+        raise TooLarge(f"the archive's files are in more than {DIRECTORIES_MAX} directories")
+
+
+def _unfit_name(name: str, machine: Machine, directory: str) -> str | None:
+    """Return why a member can't be stored under its name; None when it can.
 
     Without a directory of the request's a name in front may not begin with a dot: `.ssh/authorized_keys` is not an
     archive's to write where the base directory is somebody's home.
@@ -112,13 +149,12 @@ def _checked_name(name: str, machine: Machine, directory: str) -> str:
         wrong = "is too long"
     elif parts[0].startswith(".") and _parts(directory) in ([], _parts(machine.base_dir)):
         wrong = "begins with a dot; set path to a directory"
-    if wrong is not None:
-        raise DownloadFailed(f"the archive's member {shown(name)} {wrong}")
-    try:
-        Place.of(machine, directory, name)
-    except PathNotAllowed as exc:
-        raise DownloadFailed(f"the archive's member {shown(name)} can't be stored: {exc.detail}") from exc
-    return "/".join(parts)
+    if wrong is None:
+        try:
+            Place.of(machine, directory, name)
+        except PathNotAllowed as exc:
+            wrong = f"can't be stored: {exc.detail}"
+    return wrong
 
 
 def _parts(path: str) -> list[str]:

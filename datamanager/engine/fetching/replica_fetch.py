@@ -25,6 +25,7 @@ from datamanager.errors import (
     ConnectionLost,
     DataManagerError,
     DownloadFailed,
+    ServerBusy,
     SizeMismatch,
     SourceChanged,
     SourceMissing,
@@ -44,6 +45,7 @@ RECONNECT_FROM = 2**20
 
 _TRY_MIRROR = (
     *(DownloadFailed, SourceMissing, SourceChanged, SizeMismatch, ChecksumMismatch, ConnectionLost, TransportTimeout),
+    ServerBusy,
 )
 
 log = logging.getLogger(__name__)
@@ -149,9 +151,11 @@ class StartOver(Exception):
 
 def in_turn(sources: Mapping[str, S], stored: P | None, fetch: Callable[[str, S], ReplicaFetch[P]]) -> Moved:
     """Fetch from the first replica that does not fail for a reason that another one may not have; the one whose bytes
-    are `stored` is tried before the others. Raises: the last reason.
+    are `stored` is tried before the others. Raises: the last reason, or that of the first one that is to be asked again
+    later.
     """
     first = None if stored is None else stored.replica
+    later: DataManagerError | None = None
     ordered = sorted(sources, key=lambda name: name != first)  # stable
     for name in ordered:
         try:
@@ -160,8 +164,12 @@ def in_turn(sources: Mapping[str, S], stored: P | None, fetch: Callable[[str, S]
             error = failed.error
         except (SizeMismatch, ChecksumMismatch) as mismatch:
             error = mismatch
-        if name == ordered[-1] or not isinstance(error, _TRY_MIRROR):
+        if error.again is not None:
+            later = later or error
+        if not isinstance(error, _TRY_MIRROR):
             raise error
+        if name == ordered[-1]:
+            raise later or error
         log.warning("%s; trying the next mirror", error.detail)
     raise DownloadFailed("there is no source")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import format_datetime
 
-from datamanager.errors import ConnectionLost, SizeMismatch, SourceChanged, TooLarge
+from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch, SourceChanged, TooLarge
 from datamanager.sources.ftp.ftp_control import FtpControl, FtpLogin, ftp_errors
 from datamanager.sources.network.blocks import MinimumRate, gathered
 from datamanager.sources.network.connections import connect_guarded, time_limit
@@ -72,18 +72,25 @@ class FtpSource:
     def open(self, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Iterator[FtpDownload]:
         """Connect, log in and begin the transfer; see Source.open."""
         url, context = self.terms.url, self.context
+        server = (url.host, url.port)
         with ExitStack() as stack:
+            stack.enter_context(context.hosts.connection(server))
             with ftp_errors(url.shown):
                 tls = self.terms.trust.context(context.ca_file)
             sock, address = connect_guarded(context.guard, url, context.connect_timeout)
             control = stack.enter_context(
                 closing(FtpControl(sock, url.host, address, context.guard, tls, self.terms.login, context.read_timeout))
             )
-            with (
-                ftp_errors(url.shown, login=True),
-                time_limit(context.connect_timeout + context.read_timeout, control.abort_waits),
-            ):
-                control.begin()
+            try:
+                with (
+                    ftp_errors(url.shown, login=True),
+                    time_limit(context.connect_timeout + context.read_timeout, control.abort_waits),
+                ):
+                    control.begin()
+            except DownloadFailed as error:
+                if error.again is not None:
+                    context.hosts.refused(server)
+                raise
             with ftp_errors(url.shown), time_limit(context.read_timeout, control.abort_waits):
                 found = _Found.at(control, url)
                 if found.size is not None and found.size > context.max_size:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from datamanager.errors import AuthenticationFailed, ConnectionLost, DataManagerError, DownloadFailed, SourceMissing
 from datamanager.sources.network.connections import as_ours
@@ -22,10 +22,17 @@ from datamanager.sources.terms.urls import Address
 
 MAX_LINES = 1000
 """Lines of one answer."""
+MAX_ANSWER = 256 * 1024
+"""Bytes of one answer, whatever the length of its lines."""
+BUSY_AGAIN = timedelta(seconds=10)
+"""When a server is asked again that has too many connections: FTP has no way to say that."""
 
 _NUMBER = re.compile(r"213 +([0-9]{1,19})\s*")
 _TIME = re.compile(r"213 +([0-9]{14})(\.[0-9]+)?\s*")
 _NOT_UNDERSTOOD = frozenset({"500", "501", "502", "503", "504", "534", "536"})
+_BUSY = re.compile(r"too many|maximum|limit .*reached|already connected|try again later", re.IGNORECASE)
+_OTHER_LIMIT = re.compile(r"attempt|fail|password|incorrect", re.IGNORECASE)
+"""Too many of these is no number of connections."""
 _NOT_LOGGED_IN = frozenset({"331", "332", "530", "532"})
 
 
@@ -40,6 +47,8 @@ class FtpLogin:
 
 class FtpControl(ftplib.FTP_TLS):
     """A conversation with one server. Used by one thread."""
+
+    maxline = MAX_ANSWER
 
     def __init__(
         self,
@@ -59,7 +68,7 @@ class FtpControl(ftplib.FTP_TLS):
         self._address = address
         self._guard = guard
         self._login = login
-        self._lines = 0
+        self._lines = self._bytes = 0
         self._ragged = True
 
     def begin(self) -> None:
@@ -72,7 +81,9 @@ class FtpControl(ftplib.FTP_TLS):
         if self._login.tls == "implicit":
             self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host)
         self.file = self.sock.makefile("r", encoding=self.encoding)
-        self.welcome = self.getresp()
+        while (welcome := self.getresp()).startswith("1"):  # 120: ready in some minutes
+            continue
+        self.welcome = welcome
         if self._login.tls == "explicit":
             self.auth()
         if self._login.username is None:
@@ -128,8 +139,8 @@ class FtpControl(ftplib.FTP_TLS):
     # --- what ftplib does, within bounds ------------------------------------------------------------------------------
 
     def getmultiline(self) -> str:
-        """Read one answer of at most MAX_LINES lines."""
-        self._lines = 0
+        """Read one answer of at most MAX_LINES lines and MAX_ANSWER bytes."""
+        self._lines = self._bytes = 0
         return super().getmultiline()
 
     def getline(self) -> str:
@@ -137,7 +148,11 @@ class FtpControl(ftplib.FTP_TLS):
         self._lines += 1
         if self._lines > MAX_LINES:
             raise ftplib.error_proto("a reply of too many lines")  # noqa: S321
-        return super().getline()
+        line = super().getline()
+        self._bytes += len(line)
+        if self._bytes > MAX_ANSWER:
+            raise ftplib.error_proto("a reply that is too long")  # noqa: S321
+        return line
 
     def makepasv(self) -> tuple[str, int]:
         """Request the data connection's port; the address is the control connection's, whatever the server says.
@@ -189,7 +204,12 @@ def ftp_errors(shown: str, *, login: bool = False) -> Iterator[None]:
 
 
 def _answered(exc: ftplib.Error, shown: str, login: bool) -> DataManagerError:
-    code = str(exc)[:3]
+    code, text = str(exc)[:3], str(exc)[3:]
+    crowded = code == "530" and _BUSY.search(text) and not _OTHER_LIMIT.search(text)
+    if login and (code == "421" or crowded):
+        return DownloadFailed(
+            f"{shown}: the server has too many connections ({code})", retryable=True, again=BUSY_AGAIN
+        )
     if isinstance(exc, ftplib.error_temp):
         if code in ("425", "426"):
             return ConnectionLost(f"{shown}: the data connection could not be made, or broke ({code})")

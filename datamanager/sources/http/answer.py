@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.message import Message
 from email.utils import collapse_rfc2231_value, parsedate_to_datetime
 from typing import Any
@@ -27,7 +27,12 @@ from datamanager.sources.terms.urls import Target, public_url
 STRONG_AFTER = timedelta(seconds=60)
 """How much older than the answer a modification time must be to tell two versions apart (RFC 9110, 8.8.2.2)."""
 
+WAIT_MAX = timedelta(days=1)
+"""Longest wait that is understood."""
+
+_WAITED_FOR = frozenset({429, 503})
 _RETRYABLE = frozenset({408, 425, 429})
+_SECONDS = re.compile(r"[0-9]{1,19}")
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')  # RFC 9110, 8.8.3; W/"…" is weak
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
@@ -93,12 +98,36 @@ def strong_version(headers: HTTPHeaderDict) -> str | None:
     return f"{_DATE_MARK}{headers['Last-Modified'].strip()}"
 
 
+def retry_after(status: int, headers: HTTPHeaderDict) -> timedelta | None:
+    """Return how long a refusal (429, 503) asks to wait, a second at least; None when it does not say.
+    (RFC 9110, 10.2.3)
+    """
+    if status not in _WAITED_FOR:
+        return None
+    text = headers.get("Retry-After", "").strip()
+    if _SECONDS.fullmatch(text):
+        seconds = float(text)
+    else:
+        moment = _date(text)
+        if moment is None:
+            return None
+        seconds = (moment - (_date(headers.get("Date")) or datetime.now(UTC))).total_seconds()
+    return timedelta(seconds=min(max(seconds, 1.0), WAIT_MAX.total_seconds()))
+
+
 class CheckedHead:
     """The checked head of an answer to a GET. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
-        self, head: Head, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None
+        self,
+        head: Head,
+        target: Target,
+        max_size: int,
+        wanted: RangeRequest,
+        expect_type: str | None,
+        encodings: frozenset[str] | None = frozenset(),
     ) -> None:
+        self._encodings = encodings
         headers = self._headers = head.headers
         self.url = public_url(target.url)
         self.etag = headers.get("ETag")
@@ -127,12 +156,17 @@ class CheckedHead:
         sound = (requests.codes.ok, requests.codes.partial) if wanted.partial else (requests.codes.ok,)
         if status not in sound:
             retryable = status in _RETRYABLE or status >= 500
-            raise DownloadFailed(f"{self.url} answered {status}", retryable=retryable)
+            again = retry_after(status, self._headers)
+            raise DownloadFailed(f"{self.url} answered {status}", retryable=retryable, again=again)
         if status == requests.codes.ok and "Content-Range" in self._headers:
             raise DownloadFailed(f"{self.url} sends the whole file (200) and calls it a range (Content-Range)")
         encoding = ", ".join(self._headers.getlist("Content-Encoding")).strip().lower()
-        if encoding not in ("", "identity"):
-            raise DownloadFailed(f"{self.url} sends encoded content (Content-Encoding), which was not requested")
+        accepted = self._encodings is None or encoding in self._encodings
+        if encoding not in ("", "identity") and not accepted:
+            raise DownloadFailed(
+                f"{self.url} sends encoded content (Content-Encoding), which was not requested; if it is stored so, "
+                "give raw: true, decompress, or the checksum of the stored bytes"
+            )
         framing = [value.strip().lower() for value in self._headers.getlist("Transfer-Encoding")]
         lengths = self._headers.getlist("Content-Length")
         if framing not in ([], ["chunked"]) or len(lengths) > 1 or (framing and lengths):
@@ -173,9 +207,15 @@ class HttpDownload(CheckedHead):
     """The answer to a GET, its head checked. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(
-        self, response: requests.Response, target: Target, max_size: int, wanted: RangeRequest, expect_type: str | None
+        self,
+        response: requests.Response,
+        target: Target,
+        max_size: int,
+        wanted: RangeRequest,
+        expect_type: str | None,
+        encodings: frozenset[str] | None = frozenset(),
     ) -> None:
-        super().__init__(Head.of(response), target, max_size, wanted, expect_type)
+        super().__init__(Head.of(response), target, max_size, wanted, expect_type, encodings)
         self._raw: HTTPResponse = response.raw
 
     def blocks(self) -> Iterator[memoryview]:

@@ -52,6 +52,8 @@ class HttpTerms:
     trust: Trust = field(default_factory=Trust, repr=False)
     proxy: Proxy | None = field(default=None, repr=False)
     expect_type: str | None = None
+    encodings: frozenset[str] | None = frozenset()
+    """See EncodedOptions.encodings."""
 
     @classmethod
     def parse(cls, url: str, options: Any) -> Self:
@@ -78,6 +80,7 @@ class HttpTerms:
             trust=Trust.of(options),
             proxy=Proxy.of(options),
             expect_type=options.expect_type,
+            encodings=options.encodings,
         )
 
     @property
@@ -114,7 +117,9 @@ class HttpSource:
             self.terms.target, lambda at, trusted: self._get(at, wanted, trusted=trusted), Head.of, _close
         )
         try:
-            yield HttpDownload(response, target, self.context.max_size, wanted, self.terms.expect_type)
+            yield HttpDownload(
+                response, target, self.context.max_size, wanted, self.terms.expect_type, self.terms.encodings
+            )
         finally:
             _close(response)
 
@@ -127,6 +132,7 @@ class HttpSource:
         headers = {name: value for name, value in _HEADERS.items() if name.lower() not in replaced}
         headers = {**headers, **own, **wanted.headers(), "Host": target.netloc}
         request = requests.Request("GET", target.url, headers=headers).prepare()
+        request.url = target.url  # its parser respells escapes
         if trusted and self.terms.auth is not None:
             request = self.terms.auth(request)
         return request

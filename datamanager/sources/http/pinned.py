@@ -20,18 +20,17 @@ from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HeaderParsingError, NewConnectionError
-from urllib3.util.response import assert_header_parsing
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from datamanager.sources.http.head import MAX_HEAD, interim, parse_head
 from datamanager.sources.http.proxy import ProxyTunnel
 from datamanager.sources.network.blocks import MinimumRate
 from datamanager.sources.terms.urls import Address, Target
 
-MAX_HEAD = 2**20
-"""Largest head of an answer in bytes, interim answers (1xx) included; the same for its trailers."""
 SURPLUS_GRACE = 0.2
 """Seconds to see whether a server that was asked to close sends more than it announced."""
 _BUFFER = 2**17
+_FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection"})
 
 
 class _PacedReader(io.RawIOBase):
@@ -111,12 +110,32 @@ class PinnedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._reader, _BUFFER)
 
     def begin(self) -> None:
-        super().begin()
+        """Read the head of the answer, interim ones (1xx) before it passed over.
+
+        http.client passes over 100 alone, and has limits of its own. It gets what is about the framing.
+        """
+        while True:
+            version, status, headers = parse_head(self._head())
+            if not interim(status):
+                break
+        framing = [f"{name}: {value}" for name, value in headers.items() if name.lower() in _FRAMING]
+        told = "\r\n".join([f"{version.decode()} {status} ", *framing, "", ""])
+        answer = self.fp
+        self.fp = io.BufferedReader(io.BytesIO(told.encode("iso-8859-1")))
         try:
-            assert_header_parsing(self.headers)  # http.client ignores every header after a malformed line
-        except HeaderParsingError as exc:
-            raise http.client.HTTPException("malformed headers") from exc
+            super().begin()
+        finally:
+            self.fp = answer
+        self.headers = self.msg = headers
         self._reader.head_is_read()
+
+    def _head(self) -> bytes:
+        lines = [self.fp.readline()]
+        if not lines[0].startswith(b"HTTP/"):
+            raise http.client.BadStatusLine("another protocol")
+        while (line := self.fp.readline()) not in (b"\r\n", b"\n"):  # what ends before, or is too much, raises
+            lines.append(line)
+        return b"".join(lines)
 
     def read1(self, n: int = -1) -> bytes:
         self._reader.allow(max(n, _BUFFER))
@@ -146,10 +165,15 @@ class PinnedResponse(http.client.HTTPResponse):
         super().close()
 
 
-class _Tunnelled:
-    """A connection that is made by a proxy, where there is one."""
+class _Pinned:
+    """A connection for one URL, made by a proxy where there is one."""
 
     tunnel: ProxyTunnel | None = None
+    path = "/"
+    """Path and query of all its requests: urllib3 respells them."""
+
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        super().putrequest(method, self.path, *args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self) -> socket.socket:
         connection: Any = self
@@ -166,11 +190,11 @@ class _Tunnelled:
             raise NewConnectionError(connection, "the proxy made no connection") from exc
 
 
-class _Connection(_Tunnelled, HTTPConnection):
+class _Connection(_Pinned, HTTPConnection):
     response_class = PinnedResponse
 
 
-class _TlsConnection(_Tunnelled, HTTPSConnection):
+class _TlsConnection(_Pinned, HTTPSConnection):
     response_class = PinnedResponse
 
 
@@ -206,7 +230,7 @@ class PinnedAdapter(HTTPAdapter):
                 options["server_hostname"] = self._target.host
             address, port, scheme = str(self._address), self._target.port, self._target.scheme
             self._pool = self.poolmanager.connection_from_host(address, port, scheme, pool_kwargs=options)
-            self._pool.ConnectionCls = _connection_class(self._tunnel, scheme)
+            self._pool.ConnectionCls = _connection_class(self._tunnel, self._target)
         return self._pool
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
@@ -219,6 +243,6 @@ class PinnedAdapter(HTTPAdapter):
             self._pool.close()
 
 
-def _connection_class(tunnel: ProxyTunnel | None, scheme: str) -> type[_Connection] | type[_TlsConnection]:
-    base = _TlsConnection if scheme == "https" else _Connection
-    return base if tunnel is None else type(base.__name__, (base,), {"tunnel": tunnel})
+def _connection_class(tunnel: ProxyTunnel | None, target: Target) -> type[_Connection] | type[_TlsConnection]:
+    base = _TlsConnection if target.scheme == "https" else _Connection
+    return type(base.__name__, (base,), {"tunnel": tunnel, "path": target.path})

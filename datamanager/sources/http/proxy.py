@@ -47,16 +47,20 @@ class ProxyTunnel:
             if self.authorization is not None:
                 lines.append(f"Proxy-Authorization: {self.authorization}")
             connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):
-                if len(head) > HEAD_MAX:
-                    raise ProxyRefused("its response does not end")
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
-                more = connection.recv(1)  # not a byte of what comes behind
-                if not more:
-                    raise ProxyRefused("it closed the connection")
-                head += more
-            match = _STATUS.match(head)
+            read, match = 0, None
+            while match is None or match[1][:1] == b"1":  # interim answers are passed over
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    if read > HEAD_MAX:
+                        raise ProxyRefused("its response does not end")
+                    connection.settimeout(max(0.001, deadline - time.monotonic()))
+                    more = connection.recv(1)  # not a byte of what comes behind
+                    if not more:
+                        raise ProxyRefused("it closed the connection")
+                    head, read = head + more, read + 1
+                match = _STATUS.match(head)
+                if match is None:
+                    break
             if match is None or match[1][:1] != b"2":
                 raise ProxyRefused(f"it answered {match[1].decode() if match else 'no HTTP'}")
             connection.settimeout(timeout)

@@ -12,19 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from http.client import HTTPException, parse_headers
-from io import BytesIO
+from http.client import HTTPException
 from typing import Any, Self
 
 from urllib3 import HTTPHeaderDict
-from urllib3.exceptions import HeaderParsingError
-from urllib3.util.response import assert_header_parsing
 
 from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch
 from datamanager.sources.http.answer import CheckedHead, Head, RangeRequest
 from datamanager.sources.http.client import HttpSource, HttpTerms, followed
 from datamanager.sources.http.curl_config import NOT_TAKEN, STALLED, UNREACHED, curl_config, curl_error
-from datamanager.sources.http.pinned import MAX_HEAD
+from datamanager.sources.http.head import MAX_HEAD, interim, parse_head
 from datamanager.sources.network.blocks import gathered
 from datamanager.sources.network.connections import MAX_ADDRESSES
 from datamanager.sources.network.source_context import RunCurl, SourceContext
@@ -36,7 +33,6 @@ from datamanager.transports.port import RunningCurl
 LATE = 5.0
 """Seconds beyond its own time limits after which a curl is ended: it hangs, or its server sends no line's end."""
 
-_STATUS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _ELSEWHERE = {
     "proxy": "the machine's curl uses no proxy",
@@ -68,7 +64,8 @@ class CurlDownload(CheckedHead):
     """An answer that a machine receives. Raises (when made): DownloadFailed, TooLarge, SourceChanged."""
 
     def __init__(self, curl: RunningCurl, head: Head, target: Target, source: HttpSource, wanted: RangeRequest) -> None:
-        super().__init__(head, target, source.context.max_size, wanted, source.terms.expect_type)
+        terms = source.terms
+        super().__init__(head, target, source.context.max_size, wanted, terms.expect_type, terms.encodings)
         self.patience = source.context.read_timeout
         """Seconds in which something must arrive."""
         self._curl = curl
@@ -196,22 +193,18 @@ def _head(curl: RunningCurl, url: str, patience: float, *, last: bool) -> Head |
                 raise curl_error(end.status, url)
             raise DownloadFailed(f"{url} did not answer in proper HTTP")
         head = _parsed(text, url)
-        if head.status >= 200 or head.status == 101:
+        if not interim(head.status):
             return head
         left -= len(text)
     raise DownloadFailed(f"{url} did not answer in proper HTTP (no end of interim answers)")
 
 
 def _parsed(text: bytes, url: str) -> Head:
-    status = _STATUS.match(text)
     try:
-        if status is None:
-            raise HTTPException("no status line")
-        message = parse_headers(BytesIO(text[status.end() :]))
-        assert_header_parsing(message)  # what stands behind a malformed line would be ignored
-    except (HTTPException, HeaderParsingError):
+        _, status, headers = parse_head(text)
+    except HTTPException:
         raise DownloadFailed(f"{url} did not answer in proper HTTP") from None
-    return Head(int(status[1]), HTTPHeaderDict(message.items()))
+    return Head(status, HTTPHeaderDict(headers.items()))
 
 
 def _text(value: str | bytes) -> str:

@@ -25,7 +25,7 @@ from datamanager.errors import (
     SourceMissing,
     UrlNotAllowed,
 )
-from datamanager.sources.http.answer import RangeRequest
+from datamanager.sources.http.answer import RangeRequest, retry_after
 from datamanager.sources.http.client import HttpTerms
 from datamanager.sources.network.connections import translated
 from datamanager.sources.network.tls import Trust
@@ -91,6 +91,7 @@ class S3Terms(HttpTerms):
             auth=auth,
             trust=Trust.of(options),
             expect_type=options.expect_type,
+            encodings=options.encodings,
         )
 
     def refusal(self, response: requests.Response, wanted: RangeRequest, shown: str) -> DataManagerError | None:
@@ -193,7 +194,7 @@ def refusal(response: requests.Response, shown: str) -> DataManagerError:
     if status == requests.codes.forbidden:
         return PermissionDenied(f"{told}: the object may not be read")
     retryable = status >= 500 or status in (408, 429) or code in _LATER
-    return DownloadFailed(told, retryable=retryable)
+    return DownloadFailed(told, retryable=retryable, again=retry_after(status, response.raw.headers))
 
 
 def _beginning(response: requests.Response) -> Iterator[bytes]:

@@ -36,6 +36,7 @@ HEADERS_MAX = 64
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _MEDIA = re.compile(r"[!#$&^_.+0-9A-Za-z-]+/(\*|[!#$&^_.+0-9A-Za-z-]+)")
+_ENCODINGS = {"gzip": frozenset({"gzip", "x-gzip"}), "zstd": frozenset({"zstd"})}
 _DIGEST = re.compile(r"sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}")
 # RFC 9110, 7.6.1 (hop by hop), and what only the source itself may say: framing, host, ranges, conditions, encodings.
 _OWN_HEADERS = frozenset(
@@ -124,7 +125,23 @@ class TlsOptions(CommonOptions):
     """PEM text of certificate authorities to trust besides the public ones."""
 
 
-class HttpOptions(TlsOptions):
+class EncodedOptions(TlsOptions):
+    """A protocol whose servers may name an encoding of what they send."""
+
+    raw: bool = False
+    """Take the bytes as they are sent, whatever Content-Encoding says."""
+
+    @property
+    def encodings(self) -> frozenset[str] | None:
+        """The encodings that an answer may name although none is requested; None: any, as its bytes are taken as they
+        are. Many servers name one of a stored `.tar.gz`; what was not stored so would be another file.
+        """
+        if self.raw or self.checksum is not None:
+            return None
+        return _ENCODINGS.get(self.decompress or "", frozenset())
+
+
+class HttpOptions(EncodedOptions):
     """http and https."""
 
     username: Line = None
@@ -179,7 +196,7 @@ class WebdavOptions(HttpOptions):
     """webdav and webdavs: http with a login by basic or digest."""
 
 
-class S3Options(TlsOptions):
+class S3Options(EncodedOptions):
     """s3: AWS, MinIO, Ceph; public buckets unsigned."""
 
     region: Text = None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import requests
 from urllib3.exceptions import LocationParseError
@@ -29,6 +29,8 @@ _SHOWN = re.compile(
 )
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:@\[\]]*)(:[0-9]*)?")
 _ESCAPES = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
+_TO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9._~!$&'()*+,;=:@/?%-]")
+"""What can't stand in a path or query (RFC 3986, 3.3 and 3.4)."""
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -116,7 +118,13 @@ class Target:
     """Lower-case ASCII name without a final dot, or an address without brackets."""
     port: int
     url: str
-    """Canonical, percent-encoded, without fragment."""
+    """What is requested: host and port canonical, path and query as they were given, but for what can't be sent so
+    (escaped) and dot segments (removed); without fragment."""
+
+    @property
+    def path(self) -> str:
+        """Path and query."""
+        return self.url[len(f"{self.scheme}://{self.netloc}") :]
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -131,7 +139,8 @@ class Target:
 
 
 def parse_target(url: str) -> Target:
-    """Read an http(s) URL with the parser that will also send it (requests), so that no two parsers can disagree.
+    """Read an http(s) URL with the parser that will also send it (requests), so that no two parsers can disagree about
+    the host. That parser would also respell escapes (`%7E`, `%2f`), which are parts of names, and of signatures.
 
     Raises: UrlNotAllowed for another scheme, credentials, control characters, backslashes and malformed URLs.
     """
@@ -147,11 +156,31 @@ def parse_target(url: str) -> Target:
         raise UrlNotAllowed(f"the URL {public_url(url)} is malformed") from None  # the parsers quote the URL as it is
     if parts.auth is not None:
         raise UrlNotAllowed("user and password in the URL are not supported")
-    if parts.scheme != scheme or not parts.host:
+    given = _SHOWN.fullmatch(url)
+    if parts.scheme != scheme or not parts.host or given is None:
         raise UrlNotAllowed(f"the URL {public_url(url)} is malformed")
     port = _DEFAULT_PORTS[scheme] if given_port is None else given_port
     target = Target(scheme, str(canonical_host(parts.host)), port, "")
-    return Target(scheme, target.host, port, f"{scheme}://{target.netloc}{prepared.path_url}")
+    query = "" if given["query"] is None else f"?{_escaped(given['query'])}"
+    path = _without_dots(_escaped(given["path"])) or "/"
+    return Target(scheme, target.host, port, f"{scheme}://{target.netloc}{path}{query}")
+
+
+def _escaped(text: str) -> str:
+    return _TO_ESCAPE.sub(lambda found: quote(found[0], safe=""), text)
+
+
+def _without_dots(path: str) -> str:
+    """Return a path without `.` and `..` (RFC 3986, 5.2.4); escaped ones are names."""
+    kept = [""]
+    for part in path.split("/")[1:]:
+        if part == "..":
+            del kept[max(1, len(kept) - 1) :]
+        elif part != ".":
+            kept.append(part)
+    if path.endswith(("/.", "/..")):
+        kept.append("")
+    return "/".join(kept)
 
 
 @dataclass(frozen=True, slots=True)

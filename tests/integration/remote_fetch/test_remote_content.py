@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import os
 import shutil
@@ -66,6 +67,24 @@ def test_any_bytes(machine: Machine, server: OddServer, body: bytes) -> None:
     assert machine.got(server.url("/")) == body
     (machine.folder / "file").unlink()
     assert machine.got(server.url("/chunked")) == body
+
+
+def test_interim_answers_and_many_headers(machine: Machine, server: OddServer) -> None:
+    interim = [b"HTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nContent-Length: 7\r\n\r\n"]
+    server.answers["/"] = [*interim, ok(b"abc", *(f"X-{number}: y" for number in range(500)))]
+    assert machine.got(server.url("/")) == b"abc"
+
+
+def test_what_is_stored_encoded_is_what_it_is(machine: Machine, server: OddServer) -> None:
+    stored = gzip.compress(BODY, 1, mtime=0)
+    server.answers["/"] = [ok(stored, "Content-Encoding: gzip")]
+    assert machine.got(server.url("/"), raw=True) == stored
+
+
+@pytest.mark.parametrize("path", ["/%7Ea/b%2fc%2Fd", "/a%2f?x=%7e&y=~"])
+def test_a_path_is_sent_as_it_was_given(machine: Machine, server: OddServer, path: str) -> None:
+    server.answers[path] = [ok(b"abc")]
+    assert machine.got(server.url(path)) == b"abc"
 
 
 def test_md5_and_a_file_of_checksums(machine: Machine, server: OddServer) -> None:
