@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 from tests.e2e.test_many import items, run
 from tests.support.site import Site, some_bytes
+
+LONG_AGO = 1_600_000_000
+
+
+def registered(site: Site, path: str, data: bytes) -> str:
+    """Register a file whose time no copy has by chance."""
+    uuid = site.register("localhost", path, data)
+    os.utime(site.folders["localhost"] / path, (LONG_AGO, LONG_AGO))
+    return uuid
 
 
 def test_what_a_machine_does_not_keep_is_told_and_forgotten_elsewhere(open_site: Site) -> None:
     site, data = open_site, some_bytes(100_000)
-    original = site.register("localhost", "kept/june.nc", data)
+    original = registered(site, "kept/june.nc", data)
     answer = site.ask("POST", f"async/copy/{original}", json={"machine": "box", "dest": "kept/june.nc"})
     assert answer.status_code == 200, answer.text
     status = site.wait(answer.text)
@@ -24,7 +35,7 @@ def test_what_a_machine_does_not_keep_is_told_and_forgotten_elsewhere(open_site:
 
 def test_items_of_a_batch_tell_it_each(open_site: Site) -> None:
     site = open_site
-    wanted = [site.register("localhost", f"many/{number}", some_bytes(1000 + number)) for number in range(3)]
+    wanted = [registered(site, f"many/{number}", some_bytes(1000 + number)) for number in range(3)]
     body = {"items": [{"uuid": one, "machine": "box", "dest": f"many/{n}"} for n, one in enumerate(wanted)]}
     task, status = run(site, "copy", body)
     assert status["status"] == "COMPLETE", status

@@ -51,8 +51,8 @@ class Reading:
     """Lists archives as a mover does."""
 
     def __init__(self, folder: Path) -> None:
-        (folder / "m").mkdir()
-        self.machine = Machine.model_validate({"name": "m", "transport": "local", "base_dir": str(folder / "m")})
+
+        self.machine = Machine.model_validate({"name": "m", "transport": "local", "base_dir": str(folder)})
         self.ends = Ends({"m": self.machine}, folder / "run")
 
     def listing(self, archive: Path, kind: Packaging) -> ArchiveListing:

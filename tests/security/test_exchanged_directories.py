@@ -268,6 +268,7 @@ def test_each_verb_notices_an_exchange_after_the_check(site: Site, verb: str, ca
     Path(base, "own").write_bytes(PUBLIC)
     before = (site.outside / "in.nc").stat()
     with site.ends.storages.get("a").session() as session:
+        find_out_how_names_are_given(session, site)
         run = session.real_path(os.fspath(site.run))  # the check
         site.exchange()
         with pytest.raises(PathReplaced):
@@ -282,6 +283,14 @@ def test_each_verb_notices_an_exchange_after_the_check(site: Site, verb: str, ca
         assert sorted(os.listdir(base)) == ["own", "run", "way"]
 
 
+def find_out_how_names_are_given(session: Session, site: Site) -> None:
+    """Rename a file elsewhere: what a server does is tried before its first rename."""
+    base = os.fspath(site.ends.folder("a"))
+    Path(base, "before").write_bytes(PUBLIC)
+    session.rename(f"{base}/before", f"{base}/after", overwrite=False)
+    session.remove(f"{base}/after")
+
+
 def small(site: Site) -> Staged:
     """Return a small file that is to be published, and whose source is to be removed, in the exchanged directory."""
     run, size = os.fspath(site.run), len(SECRET)
@@ -291,20 +300,30 @@ def small(site: Site) -> Staged:
 
 def test_many_small_files_are_not_published_outside_untold(site: Site) -> None:
     (site.outside / ".new.part").write_bytes(b"as an attacker makes it")
-    site.exchange()
     with site.ends.storages.get("a").session() as session:
+        find_out_how_names_are_given(session, site)
+        site.exchange()
         [error] = publish_small(session, [small(site)], overwrite=False)
     assert isinstance(error, PathReplaced)
     assert (site.outside / "new").exists() is not site.local
 
 
 def test_many_small_files_are_not_removed_outside_untold(site: Site) -> None:
-    site.exchange()
     with site.ends.storages.get("a").session() as session:
+        find_out_how_names_are_given(session, site)
+        site.exchange()
         intent = replace(small(site).intent, source=SourceMark(MTIME, time.time() + 60))
         [error] = remove_small(session, [Removal(small(site).source_path, intent, "b:new", uuid4())])
     assert isinstance(error, PathReplaced)
     assert (site.outside / "in.nc").exists() is site.local
+
+
+def test_a_trial_of_names_in_an_exchanged_directory_is_told_and_leaves_nothing(site: Site) -> None:
+    site.exchange()
+    with site.ends.storages.get("a").session() as session:
+        [error] = publish_small(session, [small(site)], overwrite=False)
+    assert isinstance(error, PathReplaced)
+    assert site.untouched()
 
 
 def test_each_bulk_verb_refuses_a_link_on_this_host(site: Site) -> None:

@@ -13,7 +13,7 @@ from hashlib import sha256
 
 from paramiko import sftp
 
-from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFailure, TransportError
+from datamanager.errors import NotSupported, PathExists, PathMissing, PathReplaced, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Results, Sync
 from datamanager.transports.remote.batch import digests, no_sync, syncing, unpack
 from datamanager.transports.remote.running import InstalledPrograms
@@ -93,12 +93,22 @@ class SftpBulk:
         """Give each file its new name."""
         if overwrite:
             works = (self._replace(source, destination) for source, destination in names)
-        elif names:
-            naming = self._server.naming(self._wire, posixpath.dirname(names[0][1]) or "/")
-            works = (self._rename(source, destination, naming) for source, destination in names)
-        else:
+            yield from pipelined(self._wire, works, _NAMES_IN_FLIGHT)
             return
-        yield from pipelined(self._wire, works, _NAMES_IN_FLIGHT)
+        directories = [posixpath.dirname(destination) or "/" for _, destination in names]
+        naming, away = None, dict[str, PathReplaced]()
+        for directory in dict.fromkeys(directories):
+            try:
+                naming = self._server.naming(self._wire, directory)
+                break
+            except PathReplaced as exc:
+                away[directory] = exc
+        yield from ((index, away[directory]) for index, directory in enumerate(directories) if directory in away)
+        if naming is not None:
+            rest = [index for index, directory in enumerate(directories) if directory not in away]
+            works = (self._rename(*names[index], naming) for index in rest)
+            for place, error in pipelined(self._wire, works, _NAMES_IN_FLIGHT):
+                yield rest[place], error
 
     def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Remove each file."""

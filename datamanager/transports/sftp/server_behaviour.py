@@ -17,8 +17,9 @@ from uuid import uuid4
 from paramiko import sftp
 
 from datamanager.domain.location import temporary_name
-from datamanager.errors import RemoteFailure, TransportError
+from datamanager.errors import PathReplaced, RemoteFailure, TransportError
 from datamanager.transports.sftp.errors import check, expect
+from datamanager.transports.sftp.looks import act_and_look
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
     Wire,
@@ -72,14 +73,15 @@ class ServerBehaviour:
     def naming(self, wire: Wire, directory: str) -> Naming:
         """Return how a file gets a name that must be free; the first call finds out in `directory`. Blocks.
 
-        Where that can't be found out just now it is LOOK, until the next call. Raises: what breaks the connection.
+        Where that can't be found out just now it is LOOK, until the next call. Raises: PathReplaced when the directory
+        was exchanged meanwhile; what breaks the connection.
         """
         if self._naming is not None:
             return self._naming
         try:
             found = _Trial(wire, directory).naming()
         except TransportError as exc:
-            if wire.broken:
+            if wire.broken or isinstance(exc, PathReplaced):
                 raise
             _log.info("%s: how the SFTP server renames can't be found out: %s", self._machine, exc.detail)
             return Naming.LOOK
@@ -108,16 +110,19 @@ class _Trial:
             self._create(first, b"1")
             self._create(second, b"22")
             self._wire.call(sftp.CMD_RENAME, string(first), string(second))
-            if (self._size(first), self._size(second)) == (1, 2):
+            sizes = self._size(first), self._size(second)
+            if sizes == (1, 2):
                 return Naming.RENAME
+            if sizes != (None, 1):  # neither left as they were nor replaced
+                raise RemoteFailure(f"a trial of names left {sizes} bytes")
             self._remove(first)
             self._remove(second)
             self._create(first, b"1")
             self._create(second, b"22")
             return Naming.LINK if self._links(first, second, third) else Naming.LOOK
         finally:
-            with suppress(TransportError):
-                for name in self._names:
+            for name in self._names:
+                with suppress(TransportError):  # the first error counts; one of an exchanged directory is logged
                     self._remove(name)
 
     def _links(self, first: str, second: str, third: str) -> bool:
@@ -145,7 +150,8 @@ class _Trial:
     def _write(self, name: str, data: bytes, flags: int) -> None:
         call = self._wire.call
         attributes = pack_attributes(mode=0o600) if flags & sftp.SFTP_FLAG_CREATE else NO_ATTRIBUTES
-        opened = expect(call(sftp.CMD_OPEN, string(name), u32(flags), attributes), sftp.CMD_HANDLE, name)
+        reply = act_and_look(self._wire, sftp.CMD_OPEN, name, u32(flags), attributes, there=True)
+        opened = expect(reply, sftp.CMD_HANDLE, name)
         handle = string(opened.fields().get_string())
         written = call(sftp.CMD_WRITE, handle, u64(0), string(data))
         for reply in (written, call(sftp.CMD_CLOSE, handle)):
@@ -160,4 +166,4 @@ class _Trial:
         return found.size if found.kind is FileKind.FILE else None
 
     def _remove(self, name: str) -> None:
-        self._wire.call(sftp.CMD_REMOVE, string(name))
+        act_and_look(self._wire, sftp.CMD_REMOVE, name, there=False)
