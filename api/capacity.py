@@ -77,7 +77,7 @@ class Slots:
             while not (await asyncio.wait({turn}, timeout=self._patience))[0]:
                 if time.monotonic() - self._released >= self._patience:
                     raise self._hanging()
-        except BaseException:
+        except BaseException:  # a cancelled caller, too, must not keep a place in the queue
             if turn.done():
                 self._release()  # it was given in this moment
             else:

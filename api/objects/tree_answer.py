@@ -75,7 +75,7 @@ class TreeRegistration:
                 await asyncio.sleep(LET_OTHERS)
             try:
                 rows = await self._context.writing(partial(register_files, files=some, request=self._fields))
-            except Exception as error:
+            except Exception as error:  # whatever it is: the answer says what was registered before it
                 if not self._seen:
                     raise
                 if not isinstance(error, DataManagerError):

@@ -57,7 +57,7 @@ OLD_EXTRAS: Mapping[str, str] = {
     "type": "the kind of data, which the original required; here `metadata` may hold it",
     "storage_technology": "FILESYSTEM or another store of the machine; a machine here has one",
     "gather_metrics": "whether a copy or move is timed; here every transfer is",
-    "callback": "the queue that is told of a download's end; here events tell it",
+    "callback": "the queue that gets a message when a download ends; here there are events for it",
     "incidentId": "the incident that the callback is for",
 }
 """What clients of the original send besides the README's fields, and what each meant: ignored on its endpoints."""

@@ -146,8 +146,8 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class KeptAttributes:
-    """What a machine keeps of what it was told of a file: the `mtime` that the file has (seconds), and which of `mode`,
-    `mtime` and `fsync` (the bytes are on stable storage) were not kept."""
+    """What a machine keeps of a file's attributes that were set: the `mtime` that the file has (seconds), and which of
+    `mode`, `mtime` and `fsync` (the bytes are on stable storage) were not kept."""
 
     mtime: int
     not_kept: tuple[str, ...] = ()

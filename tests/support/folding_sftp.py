@@ -7,52 +7,36 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import paramiko
-from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL
 from paramiko.message import Message
 from paramiko.sftp import CMD_VERSION, SFTP_FAILURE, SFTP_OK
 
 from datamanager.domain.location import folded
 from datamanager.machines import Machine
+from tests.support.sftp_listener import SftpListener
 from tests.support.sshd import make_key
 
 
-class FoldingSftp(paramiko.ServerInterface):
+class FoldingSftp(SftpListener):
     """Serves `root` as "/"; its directories `second` are names of others: alias → directory. `folds`: see above."""
 
     def __init__(self, directory: Path, *, folds: bool, second: dict[str, str] | None = None) -> None:
+        super().__init__()
         self.root = directory / "root"
         self.root.mkdir(parents=True)
         self.folds = folds
         self.second = second or {}
         self._client_key = make_key(directory / "client_key")
         self._known_hosts = directory / "known_hosts"
-        self._host_key = paramiko.ECDSAKey.generate()
-        self._transports: list[paramiko.Transport] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Self:
-        name, key = self._host_key.get_name(), self._host_key.get_base64()
+        name, key = self.key.get_name(), self.key.get_base64()
         self._known_hosts.write_text(f"[127.0.0.1]:{self.port} {name} {key}\n")
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(60)
-        for transport in self._transports:
-            transport.close()
-            transport.join(60)
+        return super().__enter__()
 
     def machine(self, name: str, base_dir: str = "/", **keys: Any) -> Machine:
         """Return a machine whose storage is reached through this server."""
@@ -90,23 +74,6 @@ class FoldingSftp(paramiko.ServerInterface):
     def get_allowed_auths(self, username: str) -> str:
         """Keys only."""
         return "publickey"
-
-    def check_channel_request(self, kind: str, chanid: int) -> int:
-        """Open sessions."""
-        return OPEN_SUCCEEDED
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            transport = paramiko.Transport(connection)
-            transport.add_server_key(self._host_key)
-            transport.set_subsystem_handler("sftp", _Server, _FileSystem, self)
-            self._transports.append(transport)
-            with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
-                transport.start_server(server=self)
 
 
 class _Server(paramiko.SFTPServer):
@@ -193,3 +160,6 @@ def _done(work: Any, *arguments: Any) -> int:
 
 def _status(error: OSError) -> int:
     return paramiko.SFTPServer.convert_errno(error.errno or 0)
+
+
+FoldingSftp.server, FoldingSftp.files = _Server, _FileSystem

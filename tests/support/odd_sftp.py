@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
 
 import paramiko
-from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL
 from paramiko.sftp import SFTP_EOF
+
+from tests.support.sftp_listener import SftpListener
 
 USER, PASSWORD = "fetcher", "a pass phrase of the server"
 
@@ -24,56 +23,28 @@ def honest(body: bytes) -> Read:
     return lambda offset, length: body[offset : offset + length] or SFTP_EOF
 
 
-class OddSftp(paramiko.ServerInterface):
+class OddSftp(SftpListener):
     """Serves one file at every path; `size`, `mtime`, `mode` and `read` may be changed at any time."""
 
     def __init__(self, body: bytes = b"") -> None:
+        super().__init__()
         self.size, self.mtime, self.mode = len(body), 1_600_000_000, 0o100644
         self.read: Read = honest(body)
         self.subsystem = True
         """Whether a request for the SFTP server is answered."""
         self.paths: list[str] = []
         """What was opened."""
-        self.key = paramiko.ECDSAKey.generate()
         self.host_key = f"{self.key.get_name()} {self.key.get_base64()}"
         self.ended = threading.Event()
-        self._transports: list[paramiko.Transport] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept, daemon=True)
 
     @property
     def url(self) -> str:
         """The URL of the file."""
         return f"sftp://127.0.0.1:{self.port}/file"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.ended.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(60)
-        for transport in self._transports:
-            transport.close()
-            transport.join(60)
-
-    def _accept(self) -> None:
-        while not self.ended.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            transport = paramiko.Transport(connection)
-            transport.add_server_key(self.key)
-            transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Files, self)
-            self._transports.append(transport)
-            # a client that distrusts us leaves in the middle of it
-            with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
-                transport.start_server(server=self)
+        super().__exit__(kind, exc, tb)
 
     def check_auth_password(self, username: str, password: str) -> int:
         """Accept the one login."""
@@ -83,10 +54,6 @@ class OddSftp(paramiko.ServerInterface):
     def get_allowed_auths(self, username: str) -> str:
         """Passwords only."""
         return "password"
-
-    def check_channel_request(self, kind: str, chanid: int) -> int:
-        """Open sessions."""
-        return OPEN_SUCCEEDED
 
     def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
         """Start the SFTP server, or answer only when the test is over."""
@@ -125,3 +92,6 @@ class _Handle(paramiko.SFTPHandle):
 
     def read(self, offset: int, length: int) -> bytes | int:
         return self._odd.read(offset, length)
+
+
+OddSftp.files = _Files

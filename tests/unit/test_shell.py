@@ -73,7 +73,7 @@ def test_shell_words_are_a_program() -> None:
 
 
 class Said(RemoteProgram):
-    """A program that said this, piece by piece; None where it was silent for a while."""
+    """A program that said this, piece by piece; None where it was silent for a while. Reading calls nothing else."""
 
     def __init__(self, *pieces: bytes | None) -> None:
         super().__init__(1.0)
