@@ -18,7 +18,7 @@ from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.sftp.pool import SftpStorage
-from tests.support.process import signal_each
+from tests.support.process import all_pids, command_line, signal_each
 from tests.support.sshd import PrivateSshd
 
 MachineMaker = Callable[..., Machine]
@@ -48,15 +48,8 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 def commands(word: str) -> list[str]:
     """Return the command lines of all processes that hold this word."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if word in line and entry.parent.name != str(os.getpid()):
-            found.append(line)
-    return found
+    lines = [command_line(pid) for pid in all_pids() if pid != os.getpid()]
+    return [line for line in lines if word in line]
 
 
 def ask_for_programs(session: Session, folder: Path) -> None:

@@ -30,7 +30,7 @@ from datamanager.transports.values import FileKind, KeptAttributes, NewFile
 from tests.contract.conftest import ask_for_programs, commands, until, usable
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
-from tests.support.process import signal_each
+from tests.support.process import open_files, signal_each
 from tests.support.sshd import PrivateSshd
 
 R = TypeVar("R")
@@ -361,10 +361,10 @@ def test_nothing_leaks(remote: tuple[PrivateSshd, Storage], tmp_path: Path) -> N
                     next(begun)
                 begun.close()
             session.stat(str(folder))
-            assert not open_files(server, folder)
+            assert not open_below(server, folder)
         session.bulk.unpack([NewFile(f"{folder}/packed", b"x", 0o600, MTIME)], str(folder))
         sync(session, [str(folder)])
-        assert not open_files(server, folder)
+        assert not open_below(server, folder)
         assert until(lambda: not commands("tar --extract"))
     assert (storage.in_use, storage.idle) == (0, 1)
     storage.close()
@@ -394,11 +394,9 @@ def kill(server: PrivateSshd) -> None:
     signal_each(server.descendants(), signal.SIGKILL)
 
 
-def open_files(server: PrivateSshd, folder: Path) -> list[str]:
+def open_below(server: PrivateSshd, folder: Path) -> list[str]:
     """Return which of the folder's files the server's processes have open."""
-    links = [link for pid in server.descendants() for link in Path(f"/proc/{pid}/fd").iterdir()]
-    found = [os.readlink(link) for link in links if link.is_symlink()]
-    return [name for name in found if name.startswith(str(folder))]
+    return [name for pid in server.descendants() for name in open_files(pid) if name.startswith(str(folder))]
 
 
 def test_links_are_resolved_as_one_by_one(session: Session, tmp_path: Path) -> None:

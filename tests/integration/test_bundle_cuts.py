@@ -272,7 +272,7 @@ def bytes_read(server: PrivateSshd) -> int:
         try:
             if not Path(f"/proc/{pid}/task/{pid}/children").read_text():  # those with children only pass bytes on
                 total += int(Path(f"/proc/{pid}/io").read_text().split()[1])
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
     return total
 

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import gzip
 import hashlib
-import os
 import socket
 import ssl
 import threading
@@ -35,6 +34,7 @@ from tests.support.authority import Authority
 from tests.support.downloads import LOOPBACK, check_download, open_download
 from tests.support.fetcher import Fetcher
 from tests.support.odd_http import OddServer, answer, ok, redirect
+from tests.support.process import open_files
 
 SECRET = "hunter2-s3cret"
 
@@ -363,13 +363,7 @@ def test_a_client_certificate_goes_to_its_origin_only_and_to_no_disk(
             got(asks.url("/demands"), ca=ca, client_cert=pem)
         assert demands.heads == []
     assert not list(written.iterdir())
-    assert not [fd for fd in os.listdir("/proc/self/fd") if "client-certificate" in _link(fd)]
-
-
-def _link(fd: str) -> str:
-    with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/self/fd/{fd}")
-    return ""
+    assert not [name for name in open_files() if "client-certificate" in name]
 
 
 # --- proxy -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from datamanager.sources.source_port import BLOCK
 from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, chunked, fetch, open_source
 from tests.support.odd_http import OddServer, Step, answer, ok, redirect
+from tests.support.process import open_files
 from tests.support.web import Web
 
 
@@ -291,21 +291,15 @@ def test_nothing_is_left_open(server: OddServer, nginx: Web) -> None:
                 for _ in range(blocks_read):
                     next(blocks, None)
 
-    def descriptors() -> set[str]:
-        return {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if is_open(name)}
-
-    def is_open(name: str) -> bool:
-        return os.path.islink(f"/proc/self/fd/{name}")
-
     once()
-    before = len(descriptors())
+    before = len(open_files())
     for _ in range(10):
         once()
     # the odd server's side of a connection may take a moment to close
     deadline = time.monotonic() + 60
-    while len(descriptors()) > before and time.monotonic() < deadline:
+    while len(open_files()) > before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(descriptors()) <= before
+    assert len(open_files()) <= before
 
 
 def test_one_source_read_by_many_threads(nginx: Web) -> None:

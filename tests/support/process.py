@@ -129,12 +129,27 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return kept | extra
 
 
+def all_pids() -> list[int]:
+    """Return the pids of all processes; by listdir, as `Path.glob` raises for one that ends while it looks."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
 def command_line(pid: int) -> str:
     """Return a process's command line as `ps` shows it; empty when it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def open_files(pid: int | None = None) -> list[str]:
+    """Return what a process (this one) has open, as its links in /proc say; those closed meanwhile are left out."""
+    found = list[str]()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(folder := f"/proc/{pid or 'self'}/fd"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found.append(os.readlink(f"{folder}/{name}"))
+    return found
 
 
 def children_of(pid: int) -> list[int]:
@@ -148,15 +163,15 @@ def children_of(pid: int) -> list[int]:
 def session_members(session: int) -> list[int]:
     """Return the pids of all living processes of a session, from /proc."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                # pid (name) state ppid pgrp session …; the name may hold anything, the last parenthesis ends it
-                state, _, _, member_of = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(member_of) == session and state != "Z":
-                found.append(int(entry.name))
+    for pid in all_pids():
+        try:
+            # pid (name) state ppid pgrp session …; the name may hold anything, the last parenthesis ends it
+            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, _, _, member_of = stat.rpartition(")")[2].split()[:4]
+        if int(member_of) == session and state != "Z":
+            found.append(pid)
     return found
 
 

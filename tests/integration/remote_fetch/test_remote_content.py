@@ -29,6 +29,7 @@ from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, chunked, open_download
 from tests.support.ends import Ends
 from tests.support.odd_http import OddServer, Step, answer, ok, redirect
+from tests.support.process import all_pids
 from tests.support.remote_machine import MIB, Machine, waited
 from tests.support.sshd import PrivateSshd
 from tests.support.web import PASSWORD, USER, Web
@@ -178,7 +179,7 @@ def test_secrets_are_on_no_command_line_in_no_environment_and_in_no_file(machine
     def look() -> None:
         waited(machine.running)
         waited(machine.part_size)
-        for pid in [*machine.server.descendants(), *map(int, filter(str.isdecimal, os.listdir("/proc")))]:
+        for pid in [*machine.server.descendants(), *all_pids()]:
             for name in ("cmdline", "environ"):
                 with contextlib.suppress(OSError):
                     told.append(Path(f"/proc/{pid}/{name}").read_bytes())
