@@ -9,17 +9,16 @@ from typing import Protocol
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
-from datamanager.domain.states import TransferKind
 from models.audit import runs as audit_runs
 from models.core import idempotency, outbox
 from models.database import affected, now
 from models.external import schedules
 from models.tables import Lease, Transfer, TransferItem
+from models.tables.transfers import ITEMISED
 from models.transfers.lookup import prune_secrets
 
 BATCH = 1000
 ITEMS_BATCH = 2000
-ITEMISED = [kind.value for kind in TransferKind if kind.itemised]
 DEAD_LEASE = timedelta(hours=1)
 """A lease that ran out this long ago belongs to a process that is gone."""
 

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datamanager.domain.fields import Bytes, Count, Duration, duration_text, size_text
-from datamanager.domain.states import ObjectStatus
 from datamanager.errors import DataManagerError, InvalidRules
 from datamanager.machines import Machines, describe
 
@@ -275,11 +274,6 @@ def compiled(glob: str, *, path: bool) -> re.Pattern[str]:
 def fits_any(globs: tuple[str, ...], text: str, *, path: bool = False) -> bool:
     """Say whether a text fits one of the globs."""
     return any(compiled(glob, path=path).fullmatch(text) for glob in globs)
-
-
-def statuses(rules: RetentionRules) -> set[ObjectStatus]:
-    """Return of which status objects may be selected at all."""
-    return {ObjectStatus(status) for rule in rules.rule for status in rule.status}
 
 
 def _named(document: Mapping[str, Any], line: str) -> str:

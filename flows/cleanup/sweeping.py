@@ -40,6 +40,9 @@ from models.database import storable
 from models.objects.bulk_claims import chunks
 
 PAGE = 500
+JUDGED = 2000
+"""Partial files, of all directories, whose owners are looked up together: that may read every item of every open batch.
+"""
 LINES = 1000
 """Files that a report names; all are counted."""
 DAY = 86_400.0
@@ -69,6 +72,15 @@ class Swept:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _PartialFile:
+    """A partial file: the directories that it is in, on the machine and below base_dir, and what was seen of it."""
+
+    real: str
+    directory: str
+    file: storage_scan.ScannedFile
+
+
 class Sweeper:
     """Sweeps one machine; blocks. Every method may raise what `control` was stopped with."""
 
@@ -81,6 +93,7 @@ class Sweeper:
         self._control = control
         self._dry_run = dry_run
         self._storage = CancellableStorage(parts.storages.get(machine.name), control)
+        self._found = list[_PartialFile]()
         self.swept = Swept(machine.name)
 
     def sweep(self) -> Swept:
@@ -93,12 +106,15 @@ class Sweeper:
             self._control.check()
             try:
                 with self._storage.session() as session:
-                    self._sweep_directory(session, base.path, directory, pending, clock)
+                    self._look_into(session, base.path, directory, pending)
             except (PermissionDenied, PathNotAllowed, PathReplaced, RemoteFailure) as exc:
                 if self._control.stopping is not None:
                     raise
                 self.swept.unlisted += 1
                 log.info("%s:%s can't be swept: %s", self._machine.name, shown(directory), exc.detail)
+            if len(self._found) >= JUDGED:
+                self._judge_found(clock)
+        self._judge_found(clock)
         return self.swept
 
     def _directories(self) -> Iterator[tuple[str, list[str] | None]]:
@@ -134,9 +150,7 @@ class Sweeper:
             further = sorted(one for one in found if not scan_queries.holds_objects(session, name, one))
         yield from further
 
-    def _sweep_directory(
-        self, session: Session, base: str, directory: str, pending: list[str] | None, clock: float
-    ) -> None:
+    def _look_into(self, session: Session, base: str, directory: str, pending: list[str] | None) -> None:
         def below(name: str) -> None:
             if pending is None:
                 return
@@ -148,24 +162,29 @@ class Sweeper:
         canonical = storage_scan.canonical_directory(session, self._machine, directory)
         if canonical is None:
             return
-        files = storage_scan.files_of(session, self._machine, canonical, below)
-        parts = [one for one in files if one.name.endswith(PART_SUFFIX)]
-        for some in chunks(parts, PAGE):
-            self._judge(session, posixpath.join(base, canonical), canonical, some, clock)
+        real = posixpath.join(base, canonical)
+        for one in storage_scan.files_of(session, self._machine, canonical, below):
+            if one.name.endswith(PART_SUFFIX):
+                self._found.append(_PartialFile(real, canonical, one))
 
-    def _judge(
-        self, session: Session, real: str, directory: str, entries: Sequence[storage_scan.ScannedFile], clock: float
-    ) -> None:
-        read = {one.name: read_part(one.name) for one in entries}
-        owners = {part.owner for part in read.values() if part is not None}
-        with self._parts.database.read() as catalogue:
-            open_ones = scan_queries.open_owners(catalogue, owners)
-        for one in entries:
-            part, age = read[one.name], clock - one.mtime
+    def _judge_found(self, clock: float) -> None:
+        found, self._found = self._found, []
+        for some in chunks(found, JUDGED):
+            owners = {part.owner for one in some if (part := read_part(one.file.name)) is not None}
+            with self._parts.database.read() as catalogue:
+                open_ones = scan_queries.open_owners(catalogue, owners)
+            with self._storage.session() as session:
+                self._judge(session, some, open_ones, clock)
+
+    def _judge(self, session: Session, some: Sequence[_PartialFile], open_ones: set[str], clock: float) -> None:
+        for found in some:
+            self._control.check()
+            one, part = found.file, read_part(found.file.name)
+            age = clock - one.mtime
             why = spared(part, age, self._older_than, open_owner=part is not None and part.owner in open_ones)
-            place = posixpath.join(directory, one.name)
+            place = posixpath.join(found.directory, one.name)
             if why is None and not self._dry_run:
-                why = _removed(session, posixpath.join(real, one.name), one)
+                why = _removed(session, posixpath.join(found.real, one.name), one)
             if why is None:
                 self.swept.removed += 1
                 self.swept.freed += one.size

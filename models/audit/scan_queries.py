@@ -15,13 +15,15 @@ from sqlalchemy.orm import Session
 from datamanager.domain.audit_rules import Expected
 from datamanager.domain.bundle_model import manifest_place
 from datamanager.domain.location import Place
-from datamanager.domain.states import BundleStatus, ObjectStatus, TransferKind, TransferStatus
+from datamanager.domain.states import BundleStatus, ObjectStatus, TransferStatus
 from models.audit.runs import AuditLease, held
 from models.database import now
-from models.objects.bulk_claims import execute_in, rows_in
+from models.objects.bulk_claims import chunks, execute_in, rows_in
 from models.objects.claims import place_key
+from models.objects.totals import totals_by
 from models.tables import Bundle, BundleMember, Claim, DataObject, Transfer, TransferItem
 from models.tables.objects import PLACE_INDEXED
+from models.tables.transfers import ITEMISED
 
 AUDITED = (ObjectStatus.ACTIVE.value, ObjectStatus.UNKNOWN.value)
 
@@ -41,6 +43,7 @@ _ACTIVE = text("objects.status = 'ACTIVE'")
 DIGITS = 8
 """Of a transfer's identifier, in the names of its partial files."""
 CHUNK = 1000
+OWNERS_AT_ONCE = 100
 FAILED_MAX = 10_000
 
 
@@ -105,9 +108,9 @@ def manifest_of(bundle: Expected, machine: str) -> Expected:
 
 def count_scrubbable(session: Session, machine: str) -> tuple[int, int]:
     """Return how many objects and how many bundles of a machine have a checksum that could be compared."""
-    objects = select(func.count()).where(*_scrubbable(machine))
+    active = totals_by(session, machine=machine, status=ObjectStatus.ACTIVE.value)
     bundles = select(func.count()).where(Bundle.machine == machine, Bundle.status == BundleStatus.SEALED.value)
-    return session.scalar(objects) or 0, session.scalar(bundles) or 0
+    return sum(row.hashed for row in active), session.scalar(bundles) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +231,13 @@ def open_owners(session: Session, owners: Collection[str]) -> set[str]:
     wanted, found = set(owners), set[str]()
     if not wanted:
         return found
-    query = select(Transfer.id, Transfer.kind).where(Transfer.ended.is_(None))
-    itemised = list[UUID]()
-    for transfer, kind in session.execute(query.execution_options(yield_per=CHUNK)):
-        if (digits := transfer.hex[:DIGITS]) in wanted:
-            found.add(digits)
-        if TransferKind(kind).itemised:
-            itemised.append(transfer)
-    for transfer in itemised:
+    for some in chunks(sorted(wanted), OWNERS_AT_ONCE):
+        # by the key alone: that is the index which finds few rows
+        ranges = [Transfer.id.between(UUID(f"{one:0<32}"), UUID(f"{one:f<32}")) for one in some]
+        rows = session.execute(select(Transfer.id, Transfer.ended).where(or_(*ranges)))
+        found.update(row.id.hex[:DIGITS] for row in rows if row.ended is None)
+    batches = select(Transfer.id).where(Transfer.ended.is_(None), Transfer.kind.in_(ITEMISED))
+    for transfer in session.scalars(batches.order_by(Transfer.id)).all():
         if wanted <= found:
             break
         items = select(TransferItem.number).where(TransferItem.transfer_id == transfer)

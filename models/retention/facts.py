@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, case, false, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from datamanager.domain.retention_decisions import Mark, Reason, Subject, keeper_of
-from datamanager.domain.retention_rules import RetentionRules, statuses
+from datamanager.domain.retention_rules import RetentionRules
 from datamanager.domain.states import ObjectStatus, Verified
 from models.objects.bulk_claims import chunks, claims_on, rows_in
 from models.tables import DataObject, MachineHealth, RetentionMark, Transfer
@@ -27,14 +27,14 @@ def candidates(
     """Return up to `limit` objects that some rule may select, the oldest registered first; more than those are never
     left out. `after` is the last one of the page before.
     """
-    query = select(DataObject).where(
-        DataObject.status.in_([status.value for status in statuses(rules)]),
-        or_(*(and_(*_roughly(rule, now)) for rule in rules.rule)),
-    )
+    selected = or_(*(and_(*_roughly(rule, now)) for rule in rules.rule))
+    # as CASE no index serves it: by one of machines or groups each page would have to sort all that are beyond it
+    query = select(DataObject).where(case((selected, true()), else_=false()))
     if after is not None:
         time, last = after
         column = DataObject.date_registered
-        query = query.where(or_(column > time, and_(column == time, DataObject.id > last)))
+        # by the first condition an index finds where the page begins
+        query = query.where(column >= time, or_(column > time, DataObject.id > last))
     query = query.order_by(DataObject.date_registered, DataObject.id).limit(limit)
     return list(session.scalars(query.execution_options(populate_existing=True)))
 

@@ -10,8 +10,11 @@ from sqlalchemy import JSON, BigInteger, Computed, Index, Integer, String, Text,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from datamanager.domain.fields import Priority
-from datamanager.domain.states import Phase, TransferStatus
+from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from models.tables.base import Base, ByteOrdered, MachineName, MachinePair, Status, partial
+
+ITEMISED = [kind.value for kind in TransferKind if kind.itemised]
+"""The kinds of transfers that have items."""
 
 
 class Transfer(Base):
