@@ -21,6 +21,7 @@ from datamanager import errors
 from datamanager.domain.limits import MachineLimitsRequest
 from models.machines import health, limits
 from models.machines.health import Health
+from models.objects.totals import active_by_machine
 
 router = APIRouter(prefix="/DM/machines", tags=["machines"], default_response_class=Response)
 
@@ -38,13 +39,23 @@ async def list_machines(request: Request, context: In) -> Response:
 
     It takes a few seconds at most.
     """
-    in_force, healths = await context.reading(
-        lambda session: (limits.current(session, context.machines), health.current(session))
+    in_force, healths, totals = await context.reading(
+        lambda session: (
+            limits.current(session, context.machines),
+            health.current(session),
+            active_by_machine(session),
+        )
     )
     findings = await prober_of(request).probe_all()
     return json_response(
         [
-            machine_view(context.machines[name], findings[name], in_force[name], healths.get(name, health.WELL))
+            machine_view(
+                context.machines[name],
+                findings[name],
+                in_force[name],
+                healths.get(name, health.WELL),
+                totals.get(name, (0, 0)),
+            )
             for name in sorted(findings)
         ]
     )

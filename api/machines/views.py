@@ -47,7 +47,8 @@ class MachineView(TypedDict):
     """A configured machine and what a live probe of it found. `latency_ms` is one round trip.
 
     `bandwidth` (bytes per second) and `max_transfers` are the limits in force, null where there is none. Its transfers
-    wait while it is `drained` (since when) or its `circuit` is open.
+    wait while it is `drained` (since when) or its `circuit` is open. `objects` are the ACTIVE ones that lie on it,
+    `object_bytes` their sizes, as far as they are known.
     """
 
     name: str
@@ -67,6 +68,8 @@ class MachineView(TypedDict):
     reachable: bool
     latency_ms: float | None
     free_bytes: int | None
+    objects: int
+    object_bytes: int
     error: MachineErrorView | None
 
 
@@ -82,8 +85,10 @@ class LimitsView(TypedDict):
     changed: datetime | None
 
 
-def machine_view(machine: Machine, finding: ProbeResult, limits: Limits, health: Health) -> MachineView:
-    """Show a machine, without login, keys and files of ours."""
+def machine_view(
+    machine: Machine, finding: ProbeResult, limits: Limits, health: Health, active: tuple[int, int]
+) -> MachineView:
+    """Show a machine, without login, keys and files of ours; `active`: its ACTIVE objects, and their bytes."""
     error = finding.error
     return view_of(
         MachineView,
@@ -95,6 +100,8 @@ def machine_view(machine: Machine, finding: ProbeResult, limits: Limits, health:
         reachable=error is None,
         latency_ms=None if finding.latency is None else round(finding.latency * 1000, 2),
         free_bytes=finding.free,
+        objects=active[0],
+        object_bytes=active[1],
         error=None if error is None else {"code": error.code, "detail": _why(machine, error, finding.missing)},
     )
 

@@ -144,6 +144,10 @@ class MachineInfo(ServiceAnswer):
     """Since when its transfers wait in the queue."""
     circuit: CircuitInfo | None = None
     """Open: its transfers wait."""
+    objects: int = 0
+    """ACTIVE ones that lie on it."""
+    object_bytes: int = 0
+    """Of these, as far as their sizes are known."""
 
 
 class MachineHealthInfo(ServiceAnswer):

@@ -31,6 +31,7 @@ from flows.runtime.services import Services
 from models.core.listen import Listener
 from models.database import LET_OTHERS, write
 from models.housekeeping import tidy
+from models.objects import totals
 from models.submission import source_check
 
 THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
@@ -105,6 +106,8 @@ class MoverService:
             loops.start_soon(every, 2.0, "sync schedules", ScheduleSync(services, gateway).look)
             loops.start_soon(every, 10.0, "clear up", self._clear_up)
             loops.start_soon(every, 600.0, "tidy", self._tidy)
+            if self._runtime.database.is_postgresql:
+                loops.start_soon(every, 30.0, "fold the totals of objects", self._fold)
             loops.start_soon(tell_missing_base_dirs, services)
             if self._relay is not None:
                 loops.start_soon(self._relay.run)
@@ -150,3 +153,7 @@ class MoverService:
         settings = self._settings
         done = await write(self._runtime.database, tidy, settings, broker=settings.amqp_url is not None)
         return LET_OTHERS if done.more else None
+
+    async def _fold(self) -> float | None:
+        """Add what was noted of objects to their totals; soon again while there is more."""
+        return LET_OTHERS if await write(self._runtime.database, totals.fold) >= totals.FOLDED_AT_ONCE else None

@@ -14,6 +14,7 @@ from models.tables.external import Origin, Schedule, ScheduleRun, SealedSecrets
 from models.tables.machines import MachineHealth, MachineLimit, MachineSeen
 from models.tables.objects import Bundle, BundleMember, DataObject
 from models.tables.retention import RetentionMark, RetentionRun
+from models.tables.totals import ObjectChange, ObjectTotal
 from models.tables.transfers import Transfer, TransferItem, TransferTurn
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "MachineHealth",
     "MachineLimit",
     "MachineSeen",
+    "ObjectChange",
+    "ObjectTotal",
     "Origin",
     "OutboxMessage",
     "RetentionMark",

@@ -238,6 +238,7 @@ def test_machines(api: LiveApi) -> None:
     assert (here["reachable"], here["error"]) == (True, None)
     assert here["free_bytes"] > 0
     assert here["latency_ms"] >= 0
+    assert (here["objects"], here["object_bytes"], gone["objects"]) == (0, 0, 0)
     assert (gone["reachable"], gone["error"]["code"], gone["free_bytes"]) == (False, "machine_unavailable", None)
     assert "secret-key" not in answer.text
     assert "username" not in answer.text
