@@ -86,7 +86,7 @@ class LimitsView(TypedDict):
 
 
 def machine_view(
-    machine: Machine, finding: ProbeResult, limits: Limits, health: Health, active: tuple[int, int]
+    machine: Machine, finding: ProbeResult, limits: Limits, health: Health, active: tuple[int, int] = (0, 0)
 ) -> MachineView:
     """Show a machine, without login, keys and files of ours; `active`: its ACTIVE objects, and their bytes."""
     error = finding.error

@@ -170,7 +170,7 @@ def _transfer(*, queued: bool) -> dict[str, Any]:
 
 def audit(plant: Plant) -> str:
     """Audit the machine, both looks, and hash its share."""
-    counts = plant.audit(scrub_share=0.02).row.counts
+    counts = plant.audit(scrub_share=0.02, lease=timedelta(days=1)).row.counts
     return ", ".join(f"{name} {counts[name]:,}" for name in ("objects", "directories", "lost", "dark"))
 
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, delete, select, update
+from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.retention_decisions import Decision
@@ -105,10 +105,8 @@ def settle(session: Session) -> int:
 
 def under_way(session: Session, run: UUID) -> int:
     """Return how many of the objects that a run acted on have transfers that are not settled."""
-    query = select(RetentionMark.id).where(
-        RetentionMark.acted_run_id == run, _OPEN, RetentionMark.transfer_id.is_not(None)
-    )
-    return len(session.scalars(query).all())
+    query = select(func.count()).where(RetentionMark.acted_run_id == run, _OPEN, RetentionMark.transfer_id.is_not(None))
+    return session.scalar(query) or 0
 
 
 def prune_marks(session: Session, before: datetime, limit: int = 1000) -> int:

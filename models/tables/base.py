@@ -25,6 +25,10 @@ MachinePair = String(129).with_variant(String(129, collation="C"), "postgresql")
 Status = String(16).with_variant(String(16, collation="C"), "postgresql")
 Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers INTEGER keys only
 
+EARLY_VACUUM = {"postgresql_with": {"autovacuum_vacuum_scale_factor": "0.01", "vacuum_index_cleanup": "on"}}
+"""Of a table whose rows pass through small partial indexes: PostgreSQL is to clear these before a fifth of all rows has
+passed (docs/adr/0022-rows-are-deleted.md)."""
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware UTC time on every database; SQLite has no zones, so UTC is stored there without one."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import JSON, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables.base import Base, MachineName, Serial, partial
+from models.tables.base import EARLY_VACUUM, Base, MachineName, Serial, partial
 
 
 class Claim(Base):
@@ -85,4 +85,5 @@ class OutboxMessage(Base):
     __table_args__ = (
         partial("ix_outbox_unsent", "id", where="sent IS NULL"),
         Index("ix_outbox_created", "created"),
+        EARLY_VACUUM,
     )

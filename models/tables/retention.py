@@ -46,6 +46,7 @@ class RetentionMark(Base):
 
     __table_args__ = (
         partial("uq_retention_marks_open", "object_id", where="closed IS NULL", unique=True),
+        partial("ix_retention_marks_under_way", "id", where="closed IS NULL AND transfer_id IS NOT NULL"),
         partial("ix_retention_marks_spared", "object_id", where="spared_until IS NOT NULL"),
         Index("ix_retention_marks_object_id", "object_id"),
         Index("ix_retention_marks_acted_run_id", "acted_run_id"),

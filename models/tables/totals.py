@@ -50,4 +50,5 @@ for _table in (ObjectTotal, ObjectChange):
     DataObject.__table__.add_is_dependent_on(_table.__table__)  # type: ignore[attr-defined]
 for _dialect, _statements in STATEMENTS.items():
     for _statement in _statements:
-        event.listen(DataObject.__table__, "after_create", DDL(_statement).execute_if(dialect=_dialect))
+        _ddl = DDL(_statement).execute_if(dialect=_dialect)  # type: ignore[no-untyped-call]
+        event.listen(DataObject.__table__, "after_create", _ddl)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
-from models.tables.base import Base, ByteOrdered, MachineName, MachinePair, Status, partial
+from models.tables.base import EARLY_VACUUM, Base, ByteOrdered, MachineName, MachinePair, Status, partial
 
 ITEMISED = [kind.value for kind in TransferKind if kind.itemised]
 """The kinds of transfers that have items."""
@@ -112,6 +112,7 @@ class Transfer(Base):
         # without the rest: SQLite would read all that has not ended by it, instead of by the index of what is wanted
         partial("ix_transfers_ended", "ended", where="ended IS NOT NULL"),
         Index("uq_transfers_flow_run_id", "flow_run_id", unique=True),
+        EARLY_VACUUM,
     )
 
 

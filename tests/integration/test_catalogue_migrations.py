@@ -111,3 +111,22 @@ def test_a_failing_migration_leaves_the_schema_as_it_was(empty: Database) -> Non
     with pytest.raises(Exception, match="already exists"):
         migrate.upgrade(empty)
     assert tables(empty) - {"alembic_version"} == {"transfers"}
+
+
+@pytest.mark.dialect("postgresql")
+def test_tables_whose_rows_pass_through_are_vacuumed_early(empty: Database) -> None:
+    def options() -> dict[str, list[str]]:
+        with empty.read() as session:
+            query = "SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL AND relkind = 'r'"
+            return {name: sorted(values) for name, values in session.execute(text(query)).all()}
+
+    Base.metadata.create_all(empty.engine)
+    declared = options()
+    early = ["autovacuum_vacuum_scale_factor=0.01", "vacuum_index_cleanup=on"]
+    assert declared == {"transfers": early, "outbox": early}
+    with empty.connection() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    migrate.upgrade(empty, "0020_housekeeping")
+    assert options() == declared
+    migrate.downgrade(empty, "0019_rollups")
+    assert options() == {}

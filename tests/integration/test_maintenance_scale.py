@@ -21,6 +21,7 @@ from flows.cleanup import sweeping
 from flows.cleanup.sweeping import Sweeper
 from models.audit import scan_queries
 from models.database import Database, insert_rows, now
+from models.retention import marks
 from models.retention.facts import candidates
 from models.tables import DataObject, Transfer
 from tests.integration.test_catalogue_listing import heard
@@ -106,6 +107,18 @@ def test_survey_finds_what_rules_select_page_by_page(database: Database) -> None
             found += [row.id for row in rows]
             after = rows[-1].date_registered, rows[-1].id
     assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.dialect("sqlite")
+def test_marks_under_way_are_found_among_all_others(database: Database) -> None:
+    """A run settles them before each of its acts, in a transaction that excludes other writers."""
+    with database.write() as session:
+        with heard(database, "before_cursor_execute") as seen:
+            assert marks.settle(session) == 0
+        statement, parameters = next(one[2:4] for one in seen if "retention_marks" in one[2])
+        plan = str(session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all())
+    assert "SCAN retention_marks USING INDEX ix_retention_marks_under_way" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 def test_sweep_looks_owners_of_many_directories_up_together(local: Plant, monkeypatch: pytest.MonkeyPatch) -> None:

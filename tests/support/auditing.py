@@ -96,7 +96,12 @@ class Plant:
             return catalogue.get_object(session, object_id)
 
     def audit(
-        self, between: Callable[[], Any] = lambda: None, *, after: Callable[[], Any] = lambda: None, **terms: Any
+        self,
+        between: Callable[[], Any] = lambda: None,
+        *,
+        after: Callable[[], Any] = lambda: None,
+        lease: timedelta = timedelta(minutes=10),
+        **terms: Any,
     ) -> Audited:
         """Audit the machine; `between` is done between the two looks, `after` when both are over and nothing is applied
         yet. Errors end it as they do in the flow.
@@ -107,7 +112,7 @@ class Plant:
         with self.database.write() as session:
             (hold,) = audit_runs.take(session, 1)
         with self.database.write() as session:
-            audit_runs.renew(session, hold, timedelta(minutes=10))
+            audit_runs.renew(session, hold, lease)
         error: DataManagerError | None = None
         try:
             exam = Examination(self.services, hold, asked, Control())
