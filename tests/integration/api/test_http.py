@@ -231,6 +231,8 @@ def test_health(tmp_path: Path, migrated_url: str) -> None:
 
 
 def test_machines(api: LiveApi) -> None:
+    registered = {"machine": "there", "filename": "f", "size": 7, "verify": "none"}
+    assert api.ask("PUT", "/DM/register", data=registered).status_code == 201
     answer = api.ask("GET", "/DM/machines")
     found = {machine["name"]: machine for machine in answer.json()}
     assert list(found) == ["gone", "here", "there"]
@@ -238,7 +240,7 @@ def test_machines(api: LiveApi) -> None:
     assert (here["reachable"], here["error"]) == (True, None)
     assert here["free_bytes"] > 0
     assert here["latency_ms"] >= 0
-    assert (here["objects"], here["object_bytes"], gone["objects"]) == (0, 0, 0)
+    assert [(found[name]["objects"], found[name]["object_bytes"]) for name in ("here", "there")] == [(0, 0), (1, 7)]
     assert (gone["reachable"], gone["error"]["code"], gone["free_bytes"]) == (False, "machine_unavailable", None)
     assert "secret-key" not in answer.text
     assert "username" not in answer.text
