@@ -1,0 +1,128 @@
+"""Pages of a listing with filters, read in bounded steps whatever the filters select.
+
+A page is looked for in the order of the listing, by an index that has this order: what many rows have is found after a
+few. What few rows have is found by an index of that filter instead, and at most CANDIDATES rows are sorted. If neither
+fills the page, it ends after so many rows that were looked at: it is short then, perhaps empty, and its cursor leads
+on. So each page costs about the same, in a catalogue of any size; the planner of the database has nothing to choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, func, literal_column, select, text
+from sqlalchemy.orm import Session
+
+from models.core.cursors import ROWS, Order, Rendering, filled
+from models.database import on_postgresql
+
+LOOKED_FIRST = 1_000
+"""Rows that are looked at in the listing's order before the indexes of the filters are asked."""
+LOOKED_PER_ROW = 100
+"""Rows that are looked at for each that is wanted."""
+CANDIDATES = 5_000
+"""Rows that an index of a filter may find for the page to be made of them."""
+FETCHED = 100
+"""Rows that are in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """A filter that an index serves: `found` selects the rows that may fit, one by one as it is read; `condition` is
+    that an object is one of them.
+    """
+
+    condition: ColumnElement[bool]
+    found: Select[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is listed: rows of `entity` in an order, of those that `within`, which the order's index serves too, the
+    ones that `fits` all hold for; `narrows` are what other indexes can find of these.
+    """
+
+    entity: Any
+    order: Order
+    within: Sequence[ColumnElement[bool]]
+    fits: Sequence[ColumnElement[bool]]
+    narrows: Sequence[Narrow] = ()
+
+
+def bounded_page(
+    session: Session, search: Search, limit: int, cursor: str | None, rendering: Rendering = ROWS
+) -> tuple[list[Any], str | None]:
+    """Return one page of a search, and the cursor of the next one (None at the end).
+
+    Raises: InvalidRequest for a bad cursor.
+    """
+    if on_postgresql(session):  # it believes statistics, and after many insertions these are wrong
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+    start = None if cursor is None else search.order.keys(cursor)
+    found, edge = _next(session, search, start, LOOKED_FIRST, limit)
+    if edge is not None:
+        narrow = next((one for one in search.narrows if _is_narrow(session, one)), None)
+        if narrow is not None:
+            found, edge = _among(session, search, narrow, start, limit), None
+        else:
+            more, edge = _next(session, search, edge, LOOKED_PER_ROW * limit, limit - len(found))
+            found += more
+    if len(found) > limit:
+        found, edge = found[:limit], found[limit - 1]
+    shown, end = filled(_rows(session, search, found), limit, rendering)
+    last = edge if end is None else end[1:]
+    return shown, None if last is None else search.order.cursor(last)
+
+
+def _next(
+    session: Session, search: Search, start: Sequence[Any] | None, looked: int, limit: int
+) -> tuple[list[Any], Sequence[Any] | None]:
+    """Look at so many rows beyond `start`; return the keys of those that fit, up to `limit` and one, and where the look
+    ended if there is more to look at.
+    """
+    order = search.order
+    query = select(*order.columns).where(*search.within).order_by(*order.clauses)
+    if start is not None:
+        query = query.where(order.beyond(start))
+    edge = session.execute(query.offset(looked - 1).limit(1)).first()
+    if edge is not None:
+        query = query.where(order.up_to(edge))
+    found = list(session.execute(query.where(*_unindexed(search.fits)).limit(limit + 1)))
+    return found, None if len(found) > limit else edge
+
+
+def _is_narrow(session: Session, narrow: Narrow) -> bool:
+    some = narrow.found.limit(CANDIDATES + 1).subquery()
+    return (session.scalar(select(func.count()).select_from(some)) or 0) <= CANDIDATES
+
+
+def _among(session: Session, search: Search, narrow: Narrow, start: Sequence[Any] | None, limit: int) -> list[Any]:
+    """Return the keys of the rows beyond `start` that fit, up to `limit` and one, of those that an index finds."""
+    order = search.order
+    fits = [*search.within, *search.fits]
+    if start is not None:
+        fits.append(order.beyond(start))
+    named = [column.label(f"key{n}") for n, column in enumerate(order.columns)]
+    # with a limit it is read as it is written, not by the index of the order; two rows may have come since the count
+    rows = select(*named, and_(*fits).label("fits")).where(narrow.condition).limit(2 * CANDIDATES).subquery()
+    keys = [rows.c[column.name] for column in named]
+    query = select(*keys).where(rows.c.fits).order_by(*(key.desc() if order.descending else key for key in keys))
+    return list(session.execute(query.limit(limit + 1)))
+
+
+def _rows(session: Session, search: Search, found: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of these keys that still fit, each with its keys, in their order."""
+    key = search.order.columns[-1]
+    for start in range(0, len(found), FETCHED):
+        chunk = found[start : start + FETCHED]
+        query = select(search.entity).where(key.in_([keys[-1] for keys in chunk]))
+        query = query.where(*_unindexed([*search.within, *search.fits]))
+        rows = {row.id: row for row in session.scalars(query)}
+        yield from ((rows[keys[-1]], *keys) for keys in chunk if keys[-1] in rows)
+
+
+def _unindexed(conditions: Sequence[ColumnElement[bool]]) -> list[ColumnElement[bool]]:
+    """Return conditions that the planner finds no index for."""
+    return [condition.is_(literal_column("TRUE")) for condition in conditions]
