@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sqlalchemy.engine import make_url
 from benchmarks.command import Course, parser_of, run
 from benchmarks.race import Outcome
 from benchmarks.scale.figures import GROUPS, Scale
+from benchmarks.scale.queries import FILTERS
 from tests.support.postgres import Databases
 
 MARKS = "<!-- scale figures: written by `make bench-scale` -->", "<!-- end of scale figures -->"
@@ -25,9 +27,11 @@ def main() -> int:
     parser.add_argument(
         "--server", type=make_url, help="a PostgreSQL server where the catalogue is kept; its superuser"
     )
+    parser.add_argument("--filters", default="", help="only those whose names fit this regular expression")
     options, console = parser.parse_args(), Console()
     server = None if options.server is None else Databases(options.server.set(drivername="postgresql+psycopg"))
-    scale = Scale(options.sqlite, options.postgresql, options.folder, server)
+    filters = [name for name in FILTERS if re.search(options.filters, name)]
+    scale = Scale(options.sqlite, options.postgresql, filters, options.folder, server)
     course = Course("bench-scale", options, console)
 
     def measure(name: str) -> Outcome:

@@ -22,7 +22,7 @@ from models.objects.listing import Selection, search_of, select_objects
 from models.tables import DataObject
 from tests.support.api_process import ApiProcess
 from tests.support.catalogue import machines
-from tests.support.plans import objections, statements_on_objects
+from tests.support.plans import objections, statements_on
 from tests.support.postgres import Databases, Postgres
 
 LIMIT = 100
@@ -35,11 +35,12 @@ MIDDLE = UUID(int=2**127)
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How many objects each database has; `folder` keeps SQLite's file, `server` PostgreSQL's database; None: they
-    last as long as the measurement.
+    last as long as the measurement. `filters` are the names of those that are asked for.
     """
 
     sqlite: int
     postgresql: int
+    filters: list[str]
     folder: Path | None
     server: Databases | None
 
@@ -55,14 +56,14 @@ class Pages:
 def sqlite(scratch: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
     """Ask for lists of a catalogue on SQLite."""
     file = (scale.folder or scratch) / f"objects-{scale.sqlite}.db"
-    return _measured("sqlite", f"sqlite+pysqlite:///{file}", scale.sqlite, scratch, rounds, tell)
+    return _measured("sqlite", f"sqlite+pysqlite:///{file}", scale.sqlite, scale.filters, scratch, rounds, tell)
 
 
 def postgresql(scratch: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
     """Ask for lists of a catalogue on PostgreSQL."""
     with _server(scale.server, scratch) as server:
         url = server.url(f"dm_objects_{scale.postgresql}")
-        return _measured("postgresql", url, scale.postgresql, scratch, rounds, tell)
+        return _measured("postgresql", url, scale.postgresql, scale.filters, scratch, rounds, tell)
 
 
 GROUPS: dict[str, Callable[[Path, Scale, int, Tell], Outcome]] = {"sqlite": sqlite, "postgresql": postgresql}
@@ -77,23 +78,23 @@ def _server(given: Databases | None, scratch: Path) -> Iterator[Databases]:
         yield server
 
 
-def _measured(group: str, url: str, count: int, scratch: Path, rounds: int, tell: Tell) -> Outcome:
+def _measured(group: str, url: str, count: int, names: list[str], scratch: Path, rounds: int, tell: Tell) -> Outcome:
     database = Database(url)
     timings = []
     try:
         if not filled_with(database, count):
             took = fill(database, count, tell)
             timings.append(Timing(group, "migration of what there was", (took,), count, "objects"))
-        _require_indexes(database)
-        cursors = _cursors(database)
+        _require_indexes(database, names)
+        cursors = _cursors(database, names)
     finally:
         database.close()
     with ApiProcess(scratch / group, database_url=url) as api, requests.Session() as client:
-        found: dict[str, list[Pages]] = {name: [] for name in FILTERS}
+        found: dict[str, list[Pages]] = {name: [] for name in names}
         for number in range(rounds + 1):
-            for name, wanted in FILTERS.items():
+            for name in names:
                 tell(f"{group}: {name}" + ("" if number else " (warming up)"))
-                pages = _pages(client, api.url, wanted, cursors[name])
+                pages = _pages(client, api.url, FILTERS[name], cursors[name])
                 if number:
                     found[name].append(pages)
     figures = [_figure(group, name, pages) for name, pages in found.items()]
@@ -130,23 +131,23 @@ def _pages(client: requests.Session, url: str, wanted: dict[str, str], cursors: 
     return Pages(milliseconds, fewest)
 
 
-def _cursors(database: Database) -> dict[str, dict[str, str]]:
+def _cursors(database: Database, names: list[str]) -> dict[str, dict[str, str]]:
     """Return cursors into the middle of each order, by filter and order."""
-    found: dict[str, dict[str, str]] = {name: {} for name in FILTERS}
+    found: dict[str, dict[str, str]] = {name: {} for name in names}
     with database.read() as session:
         middle = session.scalars(select(DataObject.id).where(DataObject.id > MIDDLE).order_by(DataObject.id).limit(1))
         row = middle.one()
-        for name, order, selection in _selections():
+        for name, order, selection in _selections(names):
             columns = search_of(session, selection).order
             keys = session.execute(select(*columns.columns).where(DataObject.id == row)).one()
             found[name][order] = columns.cursor(keys)
     return found
 
 
-def _require_indexes(database: Database) -> None:
+def _require_indexes(database: Database, names: list[str]) -> None:
     """Check the plan of every statement of the lists. Raises: WrongResult."""
-    with statements_on_objects(database) as statements:
-        for _, _, selection in _selections():
+    with statements_on(database, "objects") as statements:
+        for _, _, selection in _selections(names):
             with database.read() as session:
                 select_objects(session, selection)
     with database.engine.begin() as connection:
@@ -154,8 +155,8 @@ def _require_indexes(database: Database) -> None:
             raise WrongResult("\n\n".join(wrong))
 
 
-def _selections() -> Iterator[tuple[str, str, Selection]]:
-    for name, wanted in FILTERS.items():
+def _selections(names: list[str]) -> Iterator[tuple[str, str, Selection]]:
+    for name in names:
         for order in ORDERS:
-            given = {**wanted, "sort": order, "limit": str(LIMIT)}
+            given = {**FILTERS[name], "sort": order, "limit": str(LIMIT)}
             yield name, order, selection_of(given.items(), machines())

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, literal_column, select, text
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.base import ExecutableOption
 
 from models.core.cursors import ROWS, Order, Rendering, filled
 from models.database import on_postgresql
@@ -30,18 +31,20 @@ FETCHED = 100
 
 @dataclass(frozen=True, slots=True)
 class Narrow:
-    """A filter that an index serves: `found` selects the rows that may fit, one by one as it is read; `condition` is
-    that an object is one of them.
+    """A filter that an index serves: `found` selects the identifiers of rows that may fit, one by one as it is read;
+    `condition` is that a row is one of them. `kept`: they are read once, as it is dear to find them.
     """
 
     condition: ColumnElement[bool]
     found: Select[Any]
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """What is listed: rows of `entity` in an order, of those that `within`, which the order's index serves too, the
-    ones that `fits` all hold for; `narrows` are what other indexes can find of these.
+    ones that `fits` all hold for; `narrows` are what other indexes can find of these. `options` are the ORM's, of how
+    rows are loaded.
     """
 
     entity: Any
@@ -49,6 +52,7 @@ class Search:
     within: Sequence[ColumnElement[bool]]
     fits: Sequence[ColumnElement[bool]]
     narrows: Sequence[Narrow] = ()
+    options: Sequence[ExecutableOption] = ()
 
 
 def bounded_page(
@@ -63,9 +67,10 @@ def bounded_page(
     start = None if cursor is None else search.order.keys(cursor)
     found, edge = _next(session, search, start, LOOKED_FIRST, limit)
     if edge is not None:
-        narrow = next((one for one in search.narrows if _is_narrow(session, one)), None)
-        if narrow is not None:
-            found, edge = _among(session, search, narrow, start, limit), None
+        conditions = (_narrowed(session, search, one) for one in search.narrows)
+        narrowed = next((condition for condition in conditions if condition is not None), None)
+        if narrowed is not None:
+            found, edge = _among(session, search, narrowed, start, limit), None
         else:
             more, edge = _next(session, search, edge, LOOKED_PER_ROW * limit, limit - len(found))
             found += more
@@ -93,12 +98,19 @@ def _next(
     return found, None if len(found) > limit else edge
 
 
-def _is_narrow(session: Session, narrow: Narrow) -> bool:
-    some = narrow.found.limit(CANDIDATES + 1).subquery()
-    return (session.scalar(select(func.count()).select_from(some)) or 0) <= CANDIDATES
+def _narrowed(session: Session, search: Search, narrow: Narrow) -> ColumnElement[bool] | None:
+    """Return the condition of a filter, None if too many rows may fit."""
+    some = narrow.found.limit(CANDIDATES + 1)
+    if narrow.kept:
+        ids = session.scalars(some).all()
+        return search.order.columns[-1].in_(ids) if len(ids) <= CANDIDATES else None
+    count = session.scalar(select(func.count()).select_from(some.subquery())) or 0
+    return narrow.condition if count <= CANDIDATES else None
 
 
-def _among(session: Session, search: Search, narrow: Narrow, start: Sequence[Any] | None, limit: int) -> list[Any]:
+def _among(
+    session: Session, search: Search, narrowed: ColumnElement[bool], start: Sequence[Any] | None, limit: int
+) -> list[Any]:
     """Return the keys of the rows beyond `start` that fit, up to `limit` and one, of those that an index finds."""
     order = search.order
     fits = [*search.within, *search.fits]
@@ -106,7 +118,7 @@ def _among(session: Session, search: Search, narrow: Narrow, start: Sequence[Any
         fits.append(order.beyond(start))
     named = [column.label(f"key{n}") for n, column in enumerate(order.columns)]
     # with a limit it is read as it is written, not by the index of the order; two rows may have come since the count
-    rows = select(*named, and_(*fits).label("fits")).where(narrow.condition).limit(2 * CANDIDATES).subquery()
+    rows = select(*named, and_(*fits).label("fits")).where(narrowed).limit(2 * CANDIDATES).subquery()
     keys = [rows.c[column.name] for column in named]
     query = select(*keys).where(rows.c.fits).order_by(*(key.desc() if order.descending else key for key in keys))
     return list(session.execute(query.limit(limit + 1)))
@@ -117,7 +129,7 @@ def _rows(session: Session, search: Search, found: Sequence[Any]) -> Iterator[tu
     key = search.order.columns[-1]
     for start in range(0, len(found), FETCHED):
         chunk = found[start : start + FETCHED]
-        query = select(search.entity).where(key.in_([keys[-1] for keys in chunk]))
+        query = select(search.entity).options(*search.options).where(key.in_([keys[-1] for keys in chunk]))
         query = query.where(*_unindexed([*search.within, *search.fits]))
         rows = {row.id: row for row in session.scalars(query)}
         yield from ((rows[keys[-1]], *keys) for keys in chunk if keys[-1] in rows)

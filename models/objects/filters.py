@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, Text, Uuid, and_, column, func, literal, or_, select, table, text
+from sqlalchemy import ColumnElement, Select, Text, Uuid, and_, column, func, literal, or_, select, table
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -20,17 +20,13 @@ from models.tables import DataObject
 from models.tables.objects import GROUP_KEY, METADATA_KEY, PLACE_INDEXED, PLACE_KEY, TEXT_INDEXED
 
 GLOB_MAX = 1000  # characters; a name has at most 255 bytes
-TRIGRAMS_MAX = 16
-"""Trigrams of a glob that are looked up: names that have them all and do not fit are few then."""
 DIGITS_MAX = 18
 """Of a whole number that SQLite's table of members has as it is written."""
 
 Conditions = list[ColumnElement[bool]]
 
-# SQLite's own tables (migration 0018)
+# SQLite's own table (migration 0018)
 _MEMBERS = table("object_metadata", column("key", Text), column("value", Text), column("object_id", Uuid))
-_NAMES = table("object_names", column("number", Integer), column("filename", Text))
-_PIECES = table("object_names_search", column("rowid", Integer))
 
 
 def group_key(session: Session) -> Any:
@@ -80,18 +76,12 @@ def name_narrows(session: Session, glob: str, fits: ColumnElement[bool]) -> list
     """Return by which indexes names are found that fit a glob."""
     if ranged := glob_range(glob):
         return [narrow(and_(*ranged))]
-    runs = [run for piece in re.split(r"[*?]", glob) for run in re.findall(r"[^\W_]{3,}", piece)]
-    trigrams = sorted({run[n : n + 3] for run in runs for n in range(len(run) - 2)}, key=lambda one: (len(one), one))
-    if not trigrams:
-        return []
-    if on_postgresql(session):
-        there = session.scalar(select(func.to_regclass("ix_objects_name"))) is not None
-        return [narrow(fits)] if there else []
-    wanted = " AND ".join(f'"{one}"' for one in trigrams[:TRIGRAMS_MAX])
-    numbers = select(_PIECES.c.rowid).where(text("object_names_search MATCH :wanted").bindparams(wanted=wanted))
-    like = _NAMES.c.filename.like(glob_to_like(glob), escape="\\")
-    names = select(_NAMES.c.filename).where(_NAMES.c.number.in_(numbers), like)
-    return [Narrow(DataObject.filename.in_(names), names)]
+    if not on_postgresql(session):  # the index of names has all of them, and little else
+        return [Narrow(fits, select(DataObject.id).where(fits).order_by(DataObject.filename), kept=True)]
+    # without three letters or digits in a row there is no trigram, and GIN would read all its entries
+    trigrams = re.search(r"[^\W_]{3}", glob)
+    there = trigrams and session.scalar(select(func.to_regclass("ix_objects_name"))) is not None
+    return [narrow(fits)] if there else []
 
 
 def below(prefix: str) -> tuple[Conditions, Narrow]:

@@ -21,14 +21,8 @@ from models.tables import Base, Bundle, BundleMember
 pytestmark = pytest.mark.dialect
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-PIECES = "object_names_search"
-SQLITE_TABLES = {
-    "object_metadata",
-    "object_names",
-    PIECES,
-    *(f"{PIECES}_{part}" for part in ("config", "data", "docsize", "idx")),
-}
-"""What lists search by on SQLite; the last ones are FTS5's own. No class stands for them."""
+SQLITE_TABLES = {"object_metadata"}
+"""What lists search by on SQLite; no class stands for it."""
 INDEXES = {"ix_objects_group", "ix_objects_metadata", "ix_objects_name"}
 """The same on PostgreSQL; the first one is another on SQLite."""
 

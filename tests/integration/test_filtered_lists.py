@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -10,15 +12,16 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import Connection, insert, text
 
 from datamanager.domain.states import ObjectStatus
 from models.core import bounded_pages
 from models.database import Database
 from models.objects.listing import SORTABLE, Selection, select_objects
-from models.tables import DataObject
+from models.tables import DataObject, Transfer
 from models.tables.objects import TEXT_INDEXED
-from tests.support.plans import objections, statements_on_objects
+from models.transfers.lookup import TransferSelection, select_transfers
+from tests.support.plans import objections, statements_on
 
 pytestmark = pytest.mark.dialect
 
@@ -154,6 +157,18 @@ def filled(database: Database) -> Database:
     return database
 
 
+@contextmanager
+def as_if_large(database: Database) -> Iterator[Connection]:
+    """Open a connection whose planner believes that there are millions of rows."""
+    with database.engine.connect() as connection:
+        if database.is_postgresql:  # it counts the pages itself, and believes how many rows are in each
+            size = (
+                "UPDATE pg_class SET reltuples = 1e7, relpages = 100 WHERE relname ~ '^(pk_|ix_)?(objects|transfers)'"
+            )
+            connection.execute(text(size))
+        yield connection  # nothing is committed
+
+
 def two_pages(database: Database, selection: Selection) -> None:
     """Read the first page of a selection, and the next one if there is one."""
     with database.read() as session:
@@ -222,13 +237,41 @@ def test_no_page_is_read_by_a_scan_of_the_table_or_by_sorting_all(
     monkeypatch.setattr(bounded_pages, "LOOKED_FIRST", 5)
     monkeypatch.setattr(bounded_pages, "LOOKED_PER_ROW", 2)
     monkeypatch.setattr(bounded_pages, "CANDIDATES", 60)
-    with statements_on_objects(filled) as found:
+    with statements_on(filled, "objects") as found:
         for wanted in DOCUMENTED:
             for sort in SORTS:
                 two_pages(filled, Selection(**wanted, sort=sort, limit=10))
     assert len(found) > 100
-    with filled.engine.begin() as connection:
-        if filled.is_postgresql:  # it counts the pages itself, and believes how many rows are in each
-            size = "UPDATE pg_class SET reltuples = 1e7, relpages = 100 WHERE relname ~ '^(pk_|ix_)?objects'"
-            connection.execute(text(size))
+    with as_if_large(filled) as connection:
         assert objections(connection, found) == []
+
+
+@pytest.mark.parametrize("oldest_first", [True, False])
+def test_tasks_of_an_object_are_found_by_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch, oldest_first: bool
+) -> None:
+    monkeypatch.setattr(bounded_pages, "LOOKED_FIRST", 2)
+    wanted, rows = UUID(int=1), []
+    for n in range(40):
+        used, made = {7: (1, 2), 20: (3, 1), 33: (1, None)}.get(n, (n + 10, None))
+        rows.append(
+            {
+                "id": UUID(int=n),
+                "kind": "copy",
+                "object_id": UUID(int=used),
+                "result_object_id": None if made is None else UUID(int=made),
+                "request": {},
+                "created": START + timedelta(minutes=n),
+            }
+        )
+    with database.write() as session:
+        session.execute(insert(Transfer), rows)
+    with statements_on(database, "transfers") as statements, database.read() as session:
+        selection = TransferSelection(object=wanted, limit=2, oldest_first=oldest_first)
+        first, cursor = select_transfers(session, selection)
+        rest, end = select_transfers(session, replace(selection, cursor=cursor))
+    found = [row.id.int for row in [*first, *rest]]
+    assert (found, end) == ([7, 20, 33] if oldest_first else [33, 20, 7], None)
+    assert any("AS key0" in statement for statement in statements)
+    with as_if_large(database) as connection:
+        assert objections(connection, statements) == []

@@ -13,12 +13,12 @@ from models.database import Database
 
 
 @contextmanager
-def statements_on_objects(database: Database) -> Iterator[dict[str, Any]]:
-    """Collect the statements that read objects or what finds them, each with its last parameters."""
+def statements_on(database: Database, name: str) -> Iterator[dict[str, Any]]:
+    """Collect the statements that read a table or what finds its rows, each with its last parameters."""
     found: dict[str, Any] = {}
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_details: Any) -> None:
-        if statement.startswith("SELECT objects.") or "FROM (SELECT" in statement:
+        if statement.startswith(f"SELECT {name}.") or "FROM (SELECT" in statement:
             found[statement] = parameters
 
     event.listen(database.engine, "before_cursor_execute", note)
@@ -35,11 +35,11 @@ def objections(connection: Connection, statements: dict[str, Any]) -> list[str]:
     wrong = []
     for statement, parameters in statements.items():
         plan = _plan_of(connection, statement, parameters)
-        bad = re.search(r"Seq Scan|SCAN objects(?! USING)", plan)
+        bad = re.search(r"Seq Scan|SCAN (objects|transfers)(?! USING)", plan)
         if "AS key0" not in statement:  # the rows that were counted before
             bad = bad or re.search(r"TEMP B-TREE|Sort Key", plan)
         if re.search(r"IS TRUE", statement, re.IGNORECASE):  # rows that are looked at are between two bounds
-            bad = bad or re.search(r"SCAN objects", plan)
+            bad = bad or re.search(r"SCAN (objects|transfers)", plan)
         if bad:
             wrong.append(f"{statement}\n{plan}")
     return wrong

@@ -1,8 +1,10 @@
-"""Indexes of lists: one for each order, for each filter, for the members of the metadata and for pieces of names.
+"""Indexes of lists: one for each order, for each filter, for the members of the metadata and for pieces of names; and
+one of the objects that transfers make.
 
 PostgreSQL finds the latter two with GIN, names by their trigrams (pg_trgm, a trusted extension: whoever may create in
-the database may create it). SQLite has a table of members and one of names, with their trigrams in FTS5; triggers
-enter what is new, and nothing is removed from them: a query by them looks at the object too.
+the database may create it). SQLite has a table of members: triggers enter what is new, and nothing is removed from it,
+as a query by it looks at the object too. Trigrams cost SQLite more than all else that is written of an object, so there
+it has none and reads the index of names.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 import structlog
 from alembic import op
+
+from models.migrations.columns import create_partial_index
 
 revision = "0018_list_indexes"
 down_revision = "0012_not_kept"
@@ -34,19 +38,10 @@ _MEMBERS = """
     FROM {source} json_each({row}.metadata) AS member
     WHERE member.type IN ('text', 'integer', 'true', 'false')
 """
-_NAME = "INSERT OR IGNORE INTO object_names (filename) VALUES (new.filename)"
 SQLITE = (
     "CREATE TABLE object_metadata (key TEXT NOT NULL, value TEXT NOT NULL, object_id CHAR(32) NOT NULL,"
     " PRIMARY KEY (key, value, object_id)) WITHOUT ROWID",
-    "CREATE TABLE object_names (number INTEGER PRIMARY KEY, filename TEXT NOT NULL UNIQUE)",
-    "CREATE VIRTUAL TABLE object_names_search USING fts5(filename, content='', detail='none', tokenize='trigram')",
     _MEMBERS.format(row="objects", source="objects,") + " ORDER BY 1, 2, 3",
-    "INSERT OR IGNORE INTO object_names (filename) SELECT filename FROM objects ORDER BY filename",
-    "INSERT INTO object_names_search (rowid, filename) SELECT number, filename FROM object_names",
-    "CREATE TRIGGER object_names_search_insert AFTER INSERT ON object_names BEGIN"
-    " INSERT INTO object_names_search (rowid, filename) VALUES (new.number, new.filename); END",
-    f"CREATE TRIGGER objects_name_insert AFTER INSERT ON objects BEGIN {_NAME}; END",
-    f"CREATE TRIGGER objects_name_update AFTER UPDATE OF filename ON objects BEGIN {_NAME}; END",
     "CREATE TRIGGER objects_metadata_insert AFTER INSERT ON objects WHEN new.metadata <> '{}' BEGIN"
     f" {_MEMBERS.format(row='new', source='')}; END",
     "CREATE TRIGGER objects_metadata_update AFTER UPDATE OF metadata ON objects BEGIN"
@@ -63,6 +58,7 @@ def upgrade() -> None:
         op.drop_index(name, "objects")
     for name, columns in NEW.items():
         op.create_index(name, "objects", columns)
+    create_partial_index("ix_transfers_result", "transfers", ["result_object_id"], "result_object_id IS NOT NULL")
     if connection.dialect.name == "sqlite":
         # no expression: SQLite finds no place in an index of one by a row of values
         op.create_index("ix_objects_group", "objects", ["group", "date_registered", "id"])
@@ -84,18 +80,13 @@ def downgrade() -> None:
     """Drop them, and make those that were replaced."""
     connection = op.get_bind()
     if connection.dialect.name == "sqlite":
-        for name in (
-            "objects_name_insert",
-            "objects_name_update",
-            "objects_metadata_insert",
-            "objects_metadata_update",
-        ):
-            op.execute(f"DROP TRIGGER {name}")
-        for table in ("object_names_search", "object_names", "object_metadata"):
-            op.drop_table(table)
+        op.execute("DROP TRIGGER objects_metadata_insert")
+        op.execute("DROP TRIGGER objects_metadata_update")
+        op.drop_table("object_metadata")
     else:
         op.execute("DROP INDEX IF EXISTS ix_objects_name")
         op.drop_index("ix_objects_metadata", "objects")
+    op.drop_index("ix_transfers_result", "transfers")
     for name in (*NEW, "ix_objects_group"):
         op.drop_index(name, "objects")
     op.create_index("ix_objects_filename", "objects", ["filename"])
