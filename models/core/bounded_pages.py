@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal_column, select, text
+from sqlalchemy import ClauseElement, ColumnElement, Executable, Select, and_, func, literal_column, select
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.base import ExecutableOption
 
@@ -25,6 +26,8 @@ LOOKED_PER_ROW = 100
 """Rows that are looked at for each that is wanted."""
 CANDIDATES = 5_000
 """Rows that an index of a filter may find for the page to be made of them."""
+ESTIMATE_MAX = 10 * CANDIDATES
+"""Rows that PostgreSQL may expect for an index to be asked that finds all of them at once."""
 FETCHED = 100
 """Rows that are in memory at once."""
 
@@ -32,12 +35,14 @@ FETCHED = 100
 @dataclass(frozen=True, slots=True)
 class Narrow:
     """A filter that an index serves: `found` selects the identifiers of rows that may fit, one by one as it is read;
-    `condition` is that a row is one of them. `kept`: they are read once, as it is dear to find them.
+    `condition` is that a row is one of them. `kept`: they are read once, as it is dear to find them. `at_once`: the
+    index (GIN) finds all before the first is read.
     """
 
     condition: ColumnElement[bool]
     found: Select[Any]
     kept: bool = False
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +67,7 @@ def bounded_page(
 
     Raises: InvalidRequest for a bad cursor.
     """
-    if on_postgresql(session):  # it believes statistics, and after many insertions these are wrong
-        session.execute(text("SET LOCAL enable_seqscan = off"))
+    by_indexes(session)
     start = None if cursor is None else search.order.keys(cursor)
     found, edge = _next(session, search, start, LOOKED_FIRST, limit)
     if edge is not None:
@@ -81,6 +85,14 @@ def bounded_page(
     return shown, None if last is None else search.order.cursor(last)
 
 
+def by_indexes(session: Session) -> None:
+    """Keep PostgreSQL from scanning tables in this transaction, and from compiling queries: it believes statistics,
+    which are wrong after many insertions.
+    """
+    if on_postgresql(session):
+        session.execute(select(func.set_config("enable_seqscan", "off", True), func.set_config("jit", "off", True)))
+
+
 def _next(
     session: Session, search: Search, start: Sequence[Any] | None, looked: int, limit: int
 ) -> tuple[list[Any], Sequence[Any] | None]:
@@ -92,14 +104,33 @@ def _next(
     if start is not None:
         query = query.where(order.beyond(start))
     edge = session.execute(query.offset(looked - 1).limit(1)).first()
-    if edge is not None:
-        query = query.where(order.up_to(edge))
-    found = list(session.execute(query.where(*_unindexed(search.fits)).limit(limit + 1)))
+    if edge is None:
+        wanted = query.where(*_unindexed(search.fits))
+    elif on_postgresql(session):
+        # not up to the edge: PostgreSQL reads on there to the end of all rows with the same first key
+        wanted = _of(order, query.with_only_columns(*_named(order), and_(*search.fits).label("fits")).limit(looked))
+    else:
+        # not of a query: SQLite would sort it again
+        wanted = query.where(order.up_to(edge), *_unindexed(search.fits))
+    found = list(session.execute(wanted.limit(limit + 1)))
     return found, None if len(found) > limit else edge
+
+
+def _named(order: Order) -> list[ColumnElement[Any]]:
+    return [column.label(f"key{n}") for n, column in enumerate(order.columns)]
+
+
+def _of(order: Order, rows: Select[Any]) -> Select[Any]:
+    """Select the keys of those of the rows that fit, in their order."""
+    some = rows.subquery()
+    keys = [some.c[column.name] for column in _named(order)]
+    return select(*keys).where(some.c.fits).order_by(*(key.desc() if order.descending else key for key in keys))
 
 
 def _narrowed(session: Session, search: Search, narrow: Narrow) -> ColumnElement[bool] | None:
     """Return the condition of a filter, None if too many rows may fit."""
+    if narrow.at_once and _estimate(session, narrow.found) > ESTIMATE_MAX:
+        return None
     some = narrow.found.limit(CANDIDATES + 1)
     if narrow.kept:
         ids = session.scalars(some).all()
@@ -116,12 +147,9 @@ def _among(
     fits = [*search.within, *search.fits]
     if start is not None:
         fits.append(order.beyond(start))
-    named = [column.label(f"key{n}") for n, column in enumerate(order.columns)]
-    # with a limit it is read as it is written, not by the index of the order; two rows may have come since the count
-    rows = select(*named, and_(*fits).label("fits")).where(narrowed).limit(2 * CANDIDATES).subquery()
-    keys = [rows.c[column.name] for column in named]
-    query = select(*keys).where(rows.c.fits).order_by(*(key.desc() if order.descending else key for key in keys))
-    return list(session.execute(query.limit(limit + 1)))
+    # with a limit it is read as it is written, not by the index of the order; some rows may have come since the count
+    rows = select(*_named(order), and_(*fits).label("fits")).where(narrowed).limit(2 * CANDIDATES)
+    return list(session.execute(_of(order, rows).limit(limit + 1)))
 
 
 def _rows(session: Session, search: Search, found: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
@@ -138,3 +166,23 @@ def _rows(session: Session, search: Search, found: Sequence[Any]) -> Iterator[tu
 def _unindexed(conditions: Sequence[ColumnElement[bool]]) -> list[ColumnElement[bool]]:
     """Return conditions that the planner finds no index for."""
     return [condition.is_(literal_column("TRUE")) for condition in conditions]
+
+
+class _Explain(Executable, ClauseElement):
+    """What PostgreSQL would do for a query."""
+
+    inherit_cache = False
+
+    def __init__(self, query: Select[Any]) -> None:
+        self.query = query
+
+
+@compiles(_Explain, "postgresql")
+def _compile_explain(element: _Explain, compiler: Any, **options: Any) -> str:
+    return f"EXPLAIN (FORMAT JSON) {compiler.process(element.query, **options)}"
+
+
+def _estimate(session: Session, query: Select[Any]) -> float:
+    """Return how many rows PostgreSQL expects of a query, by its statistics."""
+    plan = session.execute(_Explain(query)).scalar_one()
+    return float(plan[0]["Plan"]["Plan Rows"])

@@ -56,7 +56,7 @@ class Order:
     """
 
     name: str
-    columns: tuple[ColumnElement[Any], ...]
+    columns: tuple[Any, ...]
 
     @property
     def descending(self) -> bool:

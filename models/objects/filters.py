@@ -64,11 +64,11 @@ def glob_range(glob: str) -> Conditions:
 def _after_all(beginning: str) -> list[str]:
     """Return the first text after all that begin so, if there is one."""
     while beginning:
-        *head, last = beginning
-        if ord(last) < 0x10FFFF:
-            following = 0xE000 if ord(last) == 0xD7FF else ord(last) + 1  # between them: no characters
-            return ["".join(head) + chr(following)]
-        beginning = "".join(head)
+        head, last = beginning[:-1], ord(beginning[-1])
+        if last < 0x10FFFF:
+            following = 0xE000 if last == 0xD7FF else last + 1  # between them: no characters
+            return [head + chr(following)]
+        beginning = head
     return []
 
 
@@ -81,7 +81,7 @@ def name_narrows(session: Session, glob: str, fits: ColumnElement[bool]) -> list
     # without three letters or digits in a row there is no trigram, and GIN would read all its entries
     trigrams = re.search(r"[^\W_]{3}", glob)
     there = trigrams and session.scalar(select(func.to_regclass("ix_objects_name"))) is not None
-    return [narrow(fits)] if there else []
+    return [Narrow(fits, select(DataObject.id).where(fits), at_once=True)] if there else []
 
 
 def below(prefix: str) -> tuple[Conditions, Narrow]:
@@ -112,7 +112,7 @@ def member_narrows(session: Session, members: dict[str, str]) -> list[Narrow]:
     """Return by which indexes objects are found that have these members, as far as an index tells."""
     if on_postgresql(session):
         held = [_holds(key, values) for key, value in members.items() if (values := _written(value))]
-        return [narrow(and_(*held))] if held else []
+        return [Narrow(and_(*held), select(DataObject.id).where(*held), at_once=True)] if held else []
     entered = [_entered(key, value) for key, value in members.items() if _is_entered(value)]
     return [Narrow(DataObject.id.in_(_having_all(one, entered)), one) for one in entered]
 

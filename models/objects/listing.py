@@ -13,7 +13,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
-from models.core.bounded_pages import Narrow, Search, bounded_page
+from models.core.bounded_pages import Narrow, Search, bounded_page, by_indexes
 from models.core.cursors import ROWS, Order, Rendering, ordered_page
 from models.database import Database
 from models.objects.filters import (
@@ -96,6 +96,7 @@ def select_objects(session: Session, selection: Selection, rendering: Rendering 
     search = search_of(session, selection)
     if search.fits:
         return bounded_page(session, search, selection.limit, selection.cursor, rendering)
+    by_indexes(session)
     query = select(DataObject).where(*search.within)
     return ordered_page(session, query, search.order, selection.limit, selection.cursor, rendering)
 
@@ -121,7 +122,7 @@ def search_of(session: Session, selection: Selection) -> Search:
     indexes = [names for names in _INDEXED if equal.keys() >= set(names)]
     # what few objects have of one, fewer have of both
     indexes = [names for names in indexes if not any(set(names) < set(more) for more in indexes)]
-    begun = (sort,) if sort in equal else ()
+    begun: tuple[str, ...] = (sort,) if sort in equal else ()
     if sort == "date_registered":
         begun = next(iter(indexes), ())
     within = [equal[name][1] for name in begun]

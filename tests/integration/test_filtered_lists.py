@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -117,7 +117,7 @@ def as_text(value: Any) -> str | None:
 
 def fits(row: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Say whether an object is what a selection wants, as the documentation of its filters says."""
-    tests = {
+    tests: dict[str, Callable[[Any], bool]] = {
         "filename": lambda glob: fnmatchcase(row["filename"], glob),
         "path_prefix": lambda prefix: row["place"].startswith(f"{prefix}/"),
         "since": lambda time: row["date_registered"] >= time,
@@ -205,12 +205,12 @@ def test_pages_of_every_filter_and_order_add_up(
     rng, longest = random.Random(first), TEXT_INDEXED if filled.is_postgresql else None
     for wanted in FILTERS:
         expected = [row for row in OBJECTS if fits(row, wanted)]
-        for sort in rng.sample(SORTS, 2):
-            pages = everything(filled, Selection(**wanted, sort=sort, limit=rng.choice([7, 40])))
-            assert [one for page in pages for one in page] == ordered(expected, sort, longest), (wanted, sort)
+        sort = rng.choice(SORTS)
+        pages = everything(filled, Selection(**wanted, sort=sort, limit=rng.choice([7, 40])))
+        assert [one for page in pages for one in page] == ordered(expected, sort, longest), (wanted, sort)
 
 
-DOCUMENTED = [
+DOCUMENTED: list[dict[str, Any]] = [
     *({"machine": name} for name in ("alpha", "nowhere")),
     *({"group": name} for name in ("fire", "nobody")),
     *({"status": status} for status in (ObjectStatus.ACTIVE, ObjectStatus.UNKNOWN)),

@@ -36,7 +36,8 @@ def objections(connection: Connection, statements: dict[str, Any]) -> list[str]:
     for statement, parameters in statements.items():
         plan = _plan_of(connection, statement, parameters)
         bad = re.search(r"Seq Scan|SCAN (objects|transfers)(?! USING)", plan)
-        if "AS key0" not in statement:  # the rows that were counted before
+        counted = "AS key0" in statement and statement.count("ORDER BY") == 1
+        if not counted:  # by an index of a filter, before they are sorted
             bad = bad or re.search(r"TEMP B-TREE|Sort Key", plan)
         if re.search(r"IS TRUE", statement, re.IGNORECASE):  # rows that are looked at are between two bounds
             bad = bad or re.search(r"SCAN (objects|transfers)", plan)

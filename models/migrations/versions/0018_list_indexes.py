@@ -9,6 +9,8 @@ it has none and reads the index of names.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 import structlog
 from alembic import op
@@ -18,7 +20,7 @@ from models.migrations.columns import create_partial_index
 revision = "0018_list_indexes"
 down_revision = "0012_not_kept"
 
-NEW = {
+NEW: dict[str, list[Any]] = {
     "ix_objects_date_modified": ["date_modified", "id"],
     "ix_objects_filename": ["filename", "id"],
     "ix_objects_machine": ["machine", "status", "date_registered", "id"],
