@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from api.objects.routes import selection_of
 from benchmarks.race import Figure, Outcome, Tell, Timing, WrongResult
-from benchmarks.scale.fill import fill, filled_with
+from benchmarks.scale.fill import fill, is_filled
 from benchmarks.scale.queries import FILTERS, ORDERS
 from models.database import Database
 from models.objects.listing import Selection, search_of, select_objects
@@ -82,7 +82,7 @@ def _measured(group: str, url: str, count: int, names: list[str], scratch: Path,
     database = Database(url)
     timings = []
     try:
-        if not filled_with(database, count):
+        if not is_filled(database):
             took = fill(database, count, tell)
             timings.append(Timing(group, "migration of what there was", (took,), count, "objects"))
         _require_indexes(database, names)
