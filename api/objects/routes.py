@@ -111,7 +111,8 @@ async def list_objects(request: Request, context: In) -> Response:
     are registered meanwhile are not included.
 
     With any parameter: one page of matching objects, of 8 MiB at most, and a `Link` header with `rel="next"` while
-    there is more.
+    there is more. With filters a page may be short, or empty, although there is more: it looks at 100 objects for each
+    one wanted.
     """
     items = request.query_params.multi_items()
     if not items:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
 
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
-from models.core.cursors import ROWS, Rendering, page_of
-from models.database import Database, on_postgresql
+from models.core.bounded_pages import Narrow, Search, bounded_page, by_indexes
+from models.core.cursors import ROWS, Order, Rendering, ordered_page
+from models.database import Database
+from models.objects.filters import (
+    below,
+    glob_range,
+    group_key,
+    member_equals,
+    member_narrows,
+    name_fits,
+    name_narrows,
+    narrow,
+    storable_text,
+    zoned_time,
+)
 from models.tables import DataObject
+from models.tables.objects import ORIGINATOR_KEY, SIZE_KEY, TEXT_INDEXED
 
 STREAM_CHUNK = 500
 LIMIT_MAX = 100_000
-GLOB_MAX = 1000  # characters; a name has at most 255 bytes
 SORTABLE = ("date_registered", "date_modified", "filename", "size", "machine", "group", "status")
 
 
@@ -69,6 +83,8 @@ def every_page(database: Database, rendering: Rendering) -> Iterator[list[Any]]:
 def select_objects(session: Session, selection: Selection, rendering: Rendering = ROWS) -> tuple[list[Any], str | None]:
     """Return one page of objects, shown as `rendering` says, and the cursor of the next one (None at the end).
 
+    With filters a page may be short, or empty, although there is a next one (`models.core.bounded_pages`).
+
     Raises: InvalidRequest for a bad cursor, limit, sort key or value.
     """
     name = selection.sort.removeprefix("-")
@@ -77,67 +93,86 @@ def select_objects(session: Session, selection: Selection, rendering: Rendering 
         raise InvalidRequest(f"sort: {name!r} is not {wanted}", {"sort": wanted})
     if not 1 <= selection.limit <= LIMIT_MAX:
         raise InvalidRequest(f"limit: must be 1 to {LIMIT_MAX}", {"limit": f"1 to {LIMIT_MAX}"})
-    column: ColumnElement[Any] = getattr(DataObject, name)
-    if name == "size":
-        column = func.coalesce(column, -1)  # a keyset has no place for NULL
-    query = select(DataObject).where(*_conditions(session, selection))
-    return page_of(session, query, column, selection.sort, selection.limit, selection.cursor, rendering)
+    search = search_of(session, selection)
+    if search.fits:
+        return bounded_page(session, search, selection.limit, selection.cursor, rendering)
+    by_indexes(session)
+    query = select(DataObject).where(*search.within)
+    return ordered_page(session, query, search.order, selection.limit, selection.cursor, rendering)
 
 
-def glob_to_like(glob: str) -> str:
-    """Translate a shell glob (`*` and `?`) to LIKE with backslash as escape."""
-    escaped = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return escaped.replace("*", "%").replace("?", "_")
+_ORDERS: dict[str, tuple[Any, ...]] = {
+    "date_registered": (DataObject.date_registered,),
+    "date_modified": (DataObject.date_modified,),
+    "filename": (DataObject.filename,),
+    "size": (SIZE_KEY,),
+    # many objects have one value of these: they come in the order of the index that serves the filter too
+    "machine": (DataObject.machine, DataObject.date_registered),
+    "group": (DataObject.group, DataObject.date_registered),
+    "status": (DataObject.status, DataObject.date_registered),
+}
+_INDEXED = (("group",), ("originator",), ("machine", "status"), ("machine",), ("status",))
+"""The filters whose values indexes begin with that go on by date of registration."""
 
 
-def _conditions(session: Session, selection: Selection) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    for name in ("machine", "group", "originator"):
-        wanted = getattr(selection, name)
-        if wanted is not None:
-            conditions.append(getattr(DataObject, name) == _text(name, wanted))
-    if selection.status is not None:
-        conditions.append(DataObject.status == selection.status.value)
+def search_of(session: Session, selection: Selection) -> Search:
+    """Return what a selection looks for. Raises: InvalidRequest for a value that no row can have."""
+    sort = selection.sort.removeprefix("-")
+    equal, dates = _equal(session, selection), _dates(selection)
+    indexes = [names for names in _INDEXED if equal.keys() >= set(names)]
+    # what few objects have of one, fewer have of both
+    indexes = [names for names in indexes if not any(set(names) < set(more) for more in indexes)]
+    begun: tuple[str, ...] = (sort,) if sort in equal else ()
+    if sort == "date_registered":
+        begun = next(iter(indexes), ())
+    within = [equal[name][1] for name in begun]
+    fits = [exact for name, (exact, indexed) in equal.items() if name not in begun or exact is not indexed]
+    narrows = list[Narrow]()
+    if selection.metadata:
+        fits += [member_equals(session, key, value) for key, value in selection.metadata.items()]
+        narrows += member_narrows(session, selection.metadata)
     if selection.filename is not None:
-        pattern = glob_to_like(_text("filename", selection.filename, GLOB_MAX))
-        conditions.append(DataObject.filename.like(pattern, escape="\\"))
+        named = name_fits(selection.filename)
+        fits.append(named)
+        within += glob_range(selection.filename) if sort == "filename" else []
+        narrows += name_narrows(session, selection.filename, named)
     if selection.path_prefix:
-        prefix = _text("path", selection.path_prefix)
-        # all that begins with "prefix/": "0" is the character after "/"
-        conditions += [DataObject.place > f"{prefix}/", DataObject.place < f"{prefix}0"]
-    if selection.since is not None:
-        conditions.append(DataObject.date_registered >= _time("since", selection.since))
-    if selection.until is not None:
-        conditions.append(DataObject.date_registered < _time("until", selection.until))
-    for key, text in selection.metadata.items():
-        member = _member(session, _text("metadata", key))
-        conditions.append(member == _text(f"metadata.{key}", text))
-    return conditions
+        exact, below_it = below(selection.path_prefix)
+        fits += exact
+        narrows.append(below_it)
+    narrows += [narrow(and_(*(equal[name][1] for name in names), *dates)) for names in indexes if names != begun]
+    if sort == "date_registered":
+        within += dates
+    elif dates:
+        fits += dates
+        narrows.append(narrow(and_(*dates)))
+    columns = _ORDERS[sort]
+    if sort == "group":
+        columns = group_key(session), *columns[1:]
+    if begun == (sort,):  # of one value: what comes after it is the order
+        columns = columns[1:]
+    return Search(DataObject, Order(selection.sort, (*columns, DataObject.id)), within, fits, narrows)
 
 
-def _member(session: Session, key: str) -> ColumnElement[str]:
-    """Return a member of the metadata as text."""
-    member: ColumnElement[str] = (
-        DataObject.meta[key].as_string()
-        if on_postgresql(session)
-        else func.dm_json_member(DataObject.meta, key, type_=Text())
-    )
-    return member
+def _equal(session: Session, selection: Selection) -> dict[str, tuple[ColumnElement[bool], ColumnElement[bool]]]:
+    """Return the filters for one value, by name: the condition, and what an index knows of it (itself, if that is
+    all).
+    """
+    found = {}
+    keys = {"machine": DataObject.machine, "group": group_key(session), "originator": ORIGINATOR_KEY}
+    for name, key in keys.items():
+        value = getattr(selection, name)
+        if value is not None:
+            exact = getattr(DataObject, name) == storable_text(name, value)
+            # of a longer text the index has the beginning
+            indexed = key == value[:TEXT_INDEXED] if isinstance(key, FunctionElement) else exact
+            found[name] = (indexed if len(value) < TEXT_INDEXED else exact), indexed
+    if selection.status is not None:
+        found["status"] = (DataObject.status == selection.status.value,) * 2
+    return found
 
 
-def _text(name: str, value: str, longest: int | None = None) -> str:
-    """Refuse a text that no row can hold and that PostgreSQL doesn't take as a parameter."""
-    if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
-        raise InvalidRequest(f"{name}: must be Unicode without NUL", {name: "Unicode without NUL"})
-    if longest is not None and len(value) > longest:
-        raise InvalidRequest(f"{name}: at most {longest} characters", {name: f"at most {longest} characters"})
-    return value
-
-
-def _time(name: str, value: datetime) -> datetime:
-    try:
-        if value.tzinfo is not None:
-            return value.astimezone(UTC)
-    except OverflowError:
-        pass
-    raise InvalidRequest(f"{name}: must be a time with a zone", {name: "a time with a zone"})
+def _dates(selection: Selection) -> list[ColumnElement[bool]]:
+    registered = DataObject.date_registered
+    since = [] if selection.since is None else [registered >= zoned_time("since", selection.since)]
+    return since if selection.until is None else [*since, registered < zoned_time("until", selection.until)]

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, false, func, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, cast, false, func, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
@@ -14,6 +15,8 @@ from models.tables.base import Base, ByteOrdered, MachineName, Status, partial
 
 PLACE_INDEXED = 500
 """Characters of a place that are indexed in its order: with more, a B-tree of PostgreSQL may refuse the row."""
+TEXT_INDEXED = 200
+"""The same of other texts that may be long."""
 
 
 class DataObject(Base):
@@ -59,22 +62,36 @@ class DataObject(Base):
     """When an audit last hashed its file."""
 
     __table_args__ = (
+        # one for each order of lists, and for each filter with the order by default (`models.objects.listing`);
+        # those that only one of the databases can have are in migration 0018 alone
         Index("ix_objects_date_registered", "date_registered", "id"),
-        Index("ix_objects_machine", "machine", "status"),
-        Index("ix_objects_filename", "filename"),
+        Index("ix_objects_date_modified", "date_modified", "id"),
+        Index("ix_objects_filename", "filename", "id"),
+        Index("ix_objects_machine", "machine", "status", "date_registered", "id"),
+        Index("ix_objects_machine_registered", "machine", "date_registered", "id"),
+        Index("ix_objects_status", "status", "date_registered", "id"),
         partial("ix_objects_checksum", "checksum", where="checksum IS NOT NULL"),
         # hashed: a B-tree of PostgreSQL refuses values beyond 2.7 kB, and these may be longer
         Index("ix_objects_place", "place", postgresql_using="hash"),
-        Index("ix_objects_group", "group", postgresql_using="hash"),
         partial("ix_objects_scrub", "machine", "checked", "id", where="status = 'ACTIVE' AND checksum IS NOT NULL"),
     )
 
+
+SIZE_KEY = func.coalesce(DataObject.size, text("-1"))
+"""Sizes as lists have them in order: a keyset has no place for NULL."""
+GROUP_KEY = func.substr(DataObject.group, text("1"), text(str(TEXT_INDEXED)))
+ORIGINATOR_KEY = func.substr(DataObject.originator, text("1"), text(str(TEXT_INDEXED)))
+PLACE_KEY = func.substr(DataObject.place, text("1"), text(str(PLACE_INDEXED)))
+METADATA_KEY = cast(DataObject.meta, JSONB)
+Index("ix_objects_size", SIZE_KEY, DataObject.id)
+Index("ix_objects_originator", ORIGINATOR_KEY, DataObject.date_registered, DataObject.id)
+Index("ix_objects_path", PLACE_KEY)
 
 _AUDITED = text("status IN ('ACTIVE', 'UNKNOWN')")
 Index(
     "ix_objects_audit",
     DataObject.machine,
-    func.substr(DataObject.place, text("1"), text(str(PLACE_INDEXED))),
+    PLACE_KEY,
     sqlite_where=_AUDITED,
     postgresql_where=_AUDITED,
 )

@@ -108,6 +108,7 @@ class Transfer(Base):
         partial("ix_transfers_lease", "lease_until", where="owner IS NOT NULL"),
         partial("ix_transfers_run", "id", where="flow_run_id IS NOT NULL AND ended IS NULL AND owner IS NULL"),
         Index("ix_transfers_object_id", "object_id"),
+        partial("ix_transfers_result", "result_object_id", where="result_object_id IS NOT NULL"),
         Index("ix_transfers_created", "created", "id"),
         # without the rest: SQLite would read all that has not ended by it, instead of by the index of what is wanted
         partial("ix_transfers_ended", "ended", where="ended IS NOT NULL"),

@@ -39,7 +39,8 @@ from datamanager.domain.requests import (
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.errors import InternalError, TaskEnded, TaskNotFound
 from datamanager.machines import Machines
-from models.core.cursors import NEWEST, ROWS, Rendering, page_of
+from models.core.bounded_pages import Narrow, Search, bounded_page
+from models.core.cursors import NEWEST, ROWS, Order, Rendering, page_of
 from models.database import affected, now, take_turns
 from models.tables import SealedSecrets, Transfer
 
@@ -184,7 +185,14 @@ def select_transfers(
     requests are read when they are asked for. Raises: InvalidRequest for a bad cursor.
     """
     sort = NEWEST.removeprefix("-") if wanted.oldest_first else NEWEST
-    query = select(Transfer).options(defer(Transfer.request)).where(*_conditions(wanted))
+    late = defer(Transfer.request)
+    if wanted.object is not None:  # few transfers have it: they are found by it, whatever else is wanted of them
+        of_object = or_(Transfer.object_id == wanted.object, Transfer.result_object_id == wanted.object)
+        narrow = Narrow(of_object, select(Transfer.id).where(of_object))
+        order = Order(sort, (Transfer.created, Transfer.id))
+        search = Search(Transfer, order, (), _conditions(wanted), [narrow], [late])
+        return bounded_page(session, search, wanted.limit, wanted.cursor, rendering)
+    query = select(Transfer).options(late).where(*_conditions(wanted))
     return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor, rendering)
 
 

@@ -22,7 +22,8 @@ from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
 from models.core.cursors import Rendering
 from models.database import Database
-from models.objects.listing import SORTABLE, STREAM_CHUNK, Selection, every_page, glob_to_like, select_objects
+from models.objects.filters import glob_to_like
+from models.objects.listing import SORTABLE, STREAM_CHUNK, Selection, every_page, select_objects
 from models.tables import DataObject
 from tests.support.bookkeeping import register
 
@@ -95,11 +96,12 @@ ROWS = st.lists(
 
 
 def key_of(name: str) -> Any:
-    def key(values: dict[str, Any]) -> tuple[Any, bytes]:
+    def key(values: dict[str, Any]) -> tuple[Any, ...]:
         value = values[name]
         if isinstance(value, str):
             value = value.encode()
-        return (-1 if value is None else value, values["id"].bytes)
+        between = (values["date_registered"],) if name in ("machine", "group", "status") else ()
+        return (-1 if value is None else value, *between, values["id"].bytes)
 
     return key
 
@@ -354,7 +356,7 @@ def test_page_begins_where_the_one_before_ended(database: Database, sort: str) -
         if not database.is_postgresql:
             ((_, _, statement, parameters, *_),) = seen
             plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
-            assert "SEARCH objects USING INDEX ix_objects_date_registered (date_registered" in str(plan)
+            assert "SEARCH objects USING INDEX ix_objects_date_registered ((date_registered,id)" in str(plan)
             assert "TEMP B-TREE" not in str(plan)
 
 

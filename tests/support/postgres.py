@@ -80,10 +80,11 @@ def given_postgres() -> Databases | None:
 class Postgres(Databases):
     """One PostgreSQL server: everybody on loopback may log in, nothing is fsynced, its data goes with it.
 
-    It can be stopped or killed and started again; it keeps its port and its data until `close`.
+    It can be stopped or killed and started again; it keeps its port and its data until `close`. `further` are settings
+    of the server.
     """
 
-    def __init__(self, log_directory: Path, *, port: int | None = None) -> None:
+    def __init__(self, log_directory: Path, *, port: int | None = None, **further: str) -> None:
         versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
         self._initdb = find_program("initdb", also=reversed(versions))
         self._server = find_program("postgres", also=[Path(self._initdb).parent])
@@ -102,6 +103,7 @@ class Postgres(Databases):
             "full_page_writes": "off",
             "max_connections": "200",
             "shared_buffers": "64MB",
+            **further,
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         self.process = Process(
