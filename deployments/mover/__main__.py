@@ -45,10 +45,8 @@ def main() -> int:
     given = parser.parse_args()
     configure_logging()
     import_module("deployments.mover.service")  # takes seconds; with --deploy while the Prefect server starts
-    from deployments.composition import spare_what_stays
     from deployments.mover.worker import MoverWorker
 
-    spare_what_stays()
     worker = MoverWorker(work_queues=given.work_queue)
     try:
         if given.deploy:

@@ -185,6 +185,6 @@ def _store(session: Session, transfer: Transfer, items: list[JudgedItem], object
         transfer.object_id = transfer.result_object_id = object_id
         _, transfer.source_place = only.read_from
         transfer.destination_place = only.place.path if only.place else None
-    store(session, transfer, items)
+    store(session, transfer, [items])
     if object_id is not None and only.skipped:
         transfer.group = only.source.group

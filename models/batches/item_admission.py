@@ -6,18 +6,18 @@ every item would take minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.location import Place, normalised_prefix
-from datamanager.domain.requests import ITEMS_MAX, Directory
+from datamanager.domain.requests import DIRECTORY_MAX, ITEMS_MAX, Directory
 from datamanager.domain.states import ObjectStatus, TransferStatus
 from datamanager.errors import (
     CatalogueError,
@@ -29,7 +29,7 @@ from datamanager.errors import (
     RequestError,
 )
 from datamanager.machines import Machine, Machines
-from models.database import insert_columns, storable, table_of
+from models.database import insert_columns, on_postgresql, storable, table_of
 from models.objects.bulk_claims import claim_places, lock_objects, rows_in
 from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer, TransferItem
@@ -47,6 +47,8 @@ SOURCE = (
     _objects.group,
 )
 """What is judged of an object."""
+PIECE = ITEMS_MAX
+"""Objects below a directory that are in memory at once."""
 
 
 @dataclass(slots=True)
@@ -81,26 +83,55 @@ class JudgedItem:
         return (None, None) if self.source is None else (self.source.machine, self.source.place)
 
 
+Below = list[tuple[Any, str]]
+"""Objects below a directory: the columns SOURCE of each, and its path from there on."""
+
+
 def objects_below(
     session: Session, machines: Machines, directory: Directory, status: ObjectStatus = ObjectStatus.ACTIVE
-) -> list[tuple[Any, str]]:
-    """Return the objects of a status below a directory, the columns SOURCE of each with its path from there on.
+) -> Below:
+    """Return the objects of a status below a directory.
 
     Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there, InvalidRequest when too much is.
     """
+    return next(pieces_below(session, machines, directory, status, most=ITEMS_MAX))
+
+
+def pieces_below(
+    session: Session,
+    machines: Machines,
+    directory: Directory,
+    status: ObjectStatus = ObjectStatus.ACTIVE,
+    *,
+    most: int = DIRECTORY_MAX,
+    lock: bool = False,
+) -> Iterator[Below]:
+    """Yield the objects of a status below a directory, by place, in pieces of up to PIECE. `lock`: all at the
+    beginning, so that none gets another place meanwhile and comes twice.
+
+    Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there; InvalidRequest when more than `most`
+    objects are, before the last of them are yielded.
+    """
     prefix = prefix_of(machines[directory.machine], directory.path)
     query = select(*SOURCE).where(_objects.machine == directory.machine, _objects.status == status.value)
+    # all that begins with "prefix/": "0" is the character after "/"
+    after, cut = (f"{prefix}/", len(prefix) + 1) if prefix else ("", 0)
     if prefix:
-        # all that begins with "prefix/": "0" is the character after "/"
-        query = query.where(_objects.place > f"{prefix}/", _objects.place < f"{prefix}0")
-    found = session.execute(query.order_by(_objects.place).limit(ITEMS_MAX + 1)).all()
-    if not found:
-        raise ObjectNotFound(f"no {status} object is below {directory.machine}:{prefix or '.'}")
-    if len(found) > ITEMS_MAX:
-        what = f"more than {ITEMS_MAX} objects are below it; request its subdirectories one by one"
-        raise InvalidRequest.of({"directory.path": what})
-    cut = len(prefix) + 1 if prefix else 0
-    return [(row, row.place[cut:]) for row in found]
+        query = query.where(_objects.place > after, _objects.place < f"{prefix}0")
+    if lock and on_postgresql(session):  # SQLite's writing transaction excludes others
+        locked = query.with_only_columns(_objects.id).order_by(_objects.id).with_for_update().subquery()
+        session.execute(select(func.count()).select_from(locked))
+    query, left = query.order_by(_objects.place), most
+    while found := session.execute(query.where(_objects.place > after).limit(min(left, PIECE) + 1)).all():
+        if len(found) > left:
+            what = f"more than {most} objects are below it; request its subdirectories one by one"
+            raise InvalidRequest.of({"directory.path": what})
+        piece = found[:PIECE]
+        yield [(row, row.place[cut:]) for row in piece]
+        if len(found) <= PIECE:
+            return
+        after, left = piece[-1].place, left - PIECE
+    raise ObjectNotFound(f"no {status} object is below {directory.machine}:{prefix or '.'}")
 
 
 def prefix_of(machine: Machine, path: str) -> str:
@@ -162,27 +193,36 @@ def claim_destinations(session: Session, transfer: UUID, items: list[JudgedItem]
     return [item for item, _ in lost]
 
 
-def store(session: Session, transfer: Transfer, items: list[JudgedItem]) -> None:
-    """Store the items, and write into `transfer` what those that are to be done have in common."""
-    insert_items(session, transfer.id, items)
-    to_do = open_items(items)
-    transfer.source_machine = _common(
-        machine for machine, _ in (item.read_from for item in to_do) if machine is not None
-    )
-    transfer.destination_machine = _common(item.machine for item in to_do)
-    transfer.group = _common(item.source.group for item in to_do) or ""
-    sizes = [item.source.size for item in to_do]
-    transfer.bytes_total = None if None in sizes else min(sum(sizes), SIZE_MAX)
+def store(session: Session, transfer: Transfer, pieces: Iterable[list[JudgedItem]]) -> int:
+    """Store the items, piece by piece, and write into `transfer` what those that are to be done have in common. Return
+    how many there are.
+    """
+    sources, destinations, groups = set[str](), set[str](), set[str]()
+    count, sizes = 0, list[int | None]()
+    for items in pieces:
+        insert_items(session, transfer.id, items, first=count)
+        count += len(items)
+        to_do = open_items(items)
+        sources |= {machine for machine, _ in (item.read_from for item in to_do) if machine is not None}
+        destinations |= {item.machine for item in to_do}
+        groups |= {item.source.group for item in to_do}
+        known = [item.source.size for item in to_do]
+        sizes.append(None if None in known else sum(known))
+    transfer.source_machine = _common(sources)
+    transfer.destination_machine = _common(destinations)
+    transfer.group = _common(groups) or ""
+    transfer.bytes_total = None if None in sizes else min(sum(size or 0 for size in sizes), SIZE_MAX)
+    return count
 
 
-def insert_items(session: Session, transfer: UUID, items: list[JudgedItem]) -> None:
-    """Store the items, numbered in this order."""
+def insert_items(session: Session, transfer: UUID, items: list[JudgedItem], *, first: int = 0) -> None:
+    """Store the items, numbered in this order, from `first` on."""
     if not items:
         return
     origins = [item.read_from for item in items]
     columns: dict[str, Sequence[Any]] = {
         "transfer_id": [transfer] * len(items),
-        "number": range(len(items)),
+        "number": range(first, first + len(items)),
         "object_id": [item.object_id for item in items],
         "result_object_id": [item.result for item in items],
         "source_machine": [machine for machine, _ in origins],
@@ -205,7 +245,6 @@ def open_items(items: list[JudgedItem]) -> list[JudgedItem]:
     return [item for item in items if item.error is None and not item.skipped]
 
 
-def _common(values: Iterable[str]) -> str | None:
+def _common(found: set[str]) -> str | None:
     """Return what all values are, None when they differ."""
-    found = set(values)
-    return found.pop() if len(found) == 1 else None
+    return next(iter(found)) if len(found) == 1 else None

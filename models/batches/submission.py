@@ -12,6 +12,7 @@ its destination after the request came.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -27,8 +28,8 @@ from models.batches.item_admission import (
     busy,
     claim_destinations,
     find_sources,
-    objects_below,
     open_items,
+    pieces_below,
     prefix_of,
     require_source,
     sources_stand,
@@ -40,19 +41,26 @@ from models.transfers.items import known_note
 
 
 def judge_items(
-    session: Session, machines: Machines, request: BatchRequest, *, moving: bool, lock: bool = False
-) -> list[JudgedItem]:
-    """Judge the items of a batch by what the catalogue says now; only reads. `lock`: the caller claims and stores them
-    in this transaction.
+    session: Session, machines: Machines, request: BatchRequest, *, moving: bool
+) -> list[JudgedItem] | None:
+    """Judge the items of a batch by what the catalogue says now; only reads. None: a directory has more than are to be
+    in memory at once.
 
     Raises: for a directory UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is below it, InvalidRequest when
     too much is. Whatever is wrong with an item is the item's.
     """
-    items = _wanted(session, machines, request)
+    pieces = _wanted(session, machines, request)
+    items = next(pieces)
+    if next(pieces, None) is not None:
+        return None
+    _judge(session, machines, items, moving=moving, lock=False)
+    return items
+
+
+def _judge(session: Session, machines: Machines, items: list[JudgedItem], *, moving: bool, lock: bool) -> None:
     find_sources(session, items, lambda item: require_source(machines, item), lock=lock)
     _find_destinations(machines, items, moving=moving)
     _skip_what_is_there(session, open_items(items), moving=moving)
-    return items
 
 
 def enter_items(
@@ -67,24 +75,33 @@ def enter_items(
     """Claim for and store the items of a batch, and write into `transfer` what they have in common. `judged`: as they
     were judged before this transaction, if they were. Raises: what `judge_items` raises.
     """
-    items = judged
-    if items is None or not sources_stand(session, open_items(items)):
-        items = judge_items(session, machines, request, moving=moving, lock=True)
-    _claim(session, transfer.id, items, moving=moving)
-    store(session, transfer, items)
+    known = judged is not None and sources_stand(session, open_items(judged))
+
+    def claimed() -> Iterator[list[JudgedItem]]:
+        for items in [judged] if known and judged is not None else _wanted(session, machines, request, lock=True):
+            if not known:
+                _judge(session, machines, items, moving=moving, lock=True)
+            _claim(session, transfer.id, items, moving=moving)
+            yield items
+
+    count = store(session, transfer, claimed())
     claim_objects_of_items(session, transfer.id, "write" if moving else "read")
-    transfer.request = request.accepted(len(items)).model_dump(mode="json")
+    transfer.request = request.accepted(count).model_dump(mode="json")
 
 
-def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list[JudgedItem]:
+def _wanted(
+    session: Session, machines: Machines, request: BatchRequest, *, lock: bool = False
+) -> Iterator[list[JudgedItem]]:
+    """Yield the items in pieces; those of a directory are all different objects, so no piece meets another's."""
     if request.directory is None:
-        return [JudgedItem(item.uuid, item.machine, item.dest) for item in request.items or ()]
+        yield [JudgedItem(item.uuid, item.machine, item.dest) for item in request.items or ()]
+        return
     target = machines[request.machine or ""]
     dest = (request.dest or "").rstrip("/")
     prefix_of(target, request.dest or "")  # one refusal for a directory that can't be, not one for each item
     start = f"{dest}/" if request.dest else ""
-    below = objects_below(session, machines, request.directory)
-    return [JudgedItem(row.id, target.name, start + path, row) for row, path in below]
+    for below in pieces_below(session, machines, request.directory, lock=lock):
+        yield [JudgedItem(row.id, target.name, start + path, row) for row, path in below]
 
 
 def _find_destinations(machines: Machines, items: list[JudgedItem], *, moving: bool) -> None:
