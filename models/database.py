@@ -13,10 +13,9 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
@@ -24,29 +23,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import psycopg
 import structlog
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    ColumnElement,
-    Connection,
-    CursorResult,
-    Engine,
-    Table,
-    any_,
-    bindparam,
-    column,
-    create_engine,
-    event,
-    func,
-    literal,
-    select,
-)
+from sqlalchemy import Connection, CursorResult, Engine, Table, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import Insert
-from sqlalchemy.types import TypeEngine
 
 from datamanager.errors import CatalogueFull, CatalogueUnavailable, QueryTooSlow, SettingsError
 
@@ -68,8 +50,6 @@ log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 Query = Callable[Concatenate[Session, P], T]
-Convert = Callable[[Sequence[Any]], Sequence[Any]]
-_SQLITE = sqlite.dialect()
 
 
 class Database:
@@ -242,83 +222,10 @@ def insert_free(
     return session.execute(statement.returning(*(table.c[name] for name in columns)), rows).all()
 
 
-def insert_rows(session: Session, model: type[DeclarativeBase], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows by one statement, if there are any; all have the same columns."""
+def insert_rows(session: Session, model: type[DeclarativeBase], rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows by one statement, if there are any."""
     if rows:
-        insert_columns(session, model, {name: [row[name] for row in rows] for name in rows[0]})
-
-
-def insert_columns(
-    session: Session, model: type[DeclarativeBase], columns: Mapping[str, Sequence[Any]], *, free_only: bool = False
-) -> int:
-    """Insert rows by one statement, given by their columns, of which each has a value for every row; return how many
-    were inserted. `free_only`: those that no unique index has already, as in `insert_free`.
-
-    SQLAlchemy's own way converts row by row, which for 10,000 rows takes longer than the database does. On PostgreSQL
-    each column is one parameter, an array: the number of rows has no limit.
-    """
-    table, count = table_of(model), len(next(iter(columns.values())))
-    values = {name: list(given) for name, given in columns.items()}
-    values |= {name: [value] * count for name, value in _defaults(table) if name not in columns}
-    connection = session.connection().execution_options(preserve_rowcount=True)
-    if on_postgresql(session):
-        return connection.execute(_insert_of_arrays(table, tuple(values), free_only), values).rowcount
-    text, converters = _insert_of_values(table, tuple(values), free_only)
-    converted = [convert(values[name]) for name, convert in converters]
-    return connection.exec_driver_sql(text, list(zip(*converted, strict=True))).rowcount
-
-
-def among(session: Session, column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
-    """Return the condition that a column has one of the values: one parameter, however many these are."""
-    if on_postgresql(session):
-        return column == any_(literal(list(values), ARRAY(column.type)))
-    listed = json.dumps(_converter(column.type)(list(values)))
-    return column.in_(select(func.json_each(literal(listed)).table_valued("value").c.value))
-
-
-@lru_cache
-def _defaults(table: Table) -> list[tuple[str, Any]]:
-    """Return the columns that have a value where none is given, with that."""
-    found: list[tuple[str, Any]] = [(column.name, column.default) for column in table.columns if column.default]
-    return [(name, default.arg if default.is_scalar else default.arg(None)) for name, default in found]
-
-
-@lru_cache
-def _insert_of_arrays(table: Table, names: tuple[str, ...], free_only: bool) -> Insert:
-    """Return PostgreSQL's INSERT of rows that come as arrays, one a column."""
-    kinds = {name: table.c[name].type for name in names}
-    arrays = func.unnest(*(bindparam(name, type_=ARRAY(kind)) for name, kind in kinds.items()))
-    rows = arrays.table_valued(*(column(name, kind) for name, kind in kinds.items()), name="given").render_derived()
-    statement = postgresql.insert(table).from_select(names, select(rows), include_defaults=False)
-    return statement.on_conflict_do_nothing() if free_only else statement
-
-
-@lru_cache
-def _insert_of_values(table: Table, names: tuple[str, ...], free_only: bool) -> tuple[str, list[tuple[str, Convert]]]:
-    """Return SQLite's INSERT of a row, and its columns in their order, each with what converts its values."""
-    statement = sqlite.insert(table)
-    if free_only:
-        statement = statement.on_conflict_do_nothing()
-    compiled = statement.compile(dialect=_SQLITE, column_keys=list(names))
-    return str(compiled), [(name, _converter(table.c[name].type)) for name in compiled.positiontup or ()]
-
-
-def _converter(kind: TypeEngine[Any]) -> Convert:
-    """Return what makes of a column's values what SQLite takes."""
-    process = kind.dialect_impl(_SQLITE).bind_processor(_SQLITE)
-    if process is None:
-        return lambda values: values
-    empty = process({}) if isinstance(kind, JSON) else None
-
-    def convert(values: Sequence[Any]) -> Sequence[Any]:
-        first = values[0] if values else None
-        if values and values[-1] is first and values.count(first) == len(values):  # one value for all rows
-            return [process(first)] * len(values)
-        if empty is not None:
-            return [empty if value == {} else process(value) for value in values]
-        return [process(value) for value in values]
-
-    return convert
+        session.execute(insert(table_of(model)), rows)
 
 
 def table_of(model: type[DeclarativeBase]) -> Table:

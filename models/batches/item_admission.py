@@ -29,7 +29,8 @@ from datamanager.errors import (
     RequestError,
 )
 from datamanager.machines import Machine, Machines
-from models.database import insert_columns, on_postgresql, storable, table_of
+from models.bulk_rows import insert_columns
+from models.database import on_postgresql, storable, table_of
 from models.objects.bulk_claims import claim_places, lock_objects, rows_in
 from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer, TransferItem
@@ -117,10 +118,10 @@ def pieces_below(
     # all that begins with "prefix/": "0" is the character after "/"
     after, cut = (f"{prefix}/", len(prefix) + 1) if prefix else ("", 0)
     if prefix:
-        query = query.where(_objects.place > after, _objects.place < f"{prefix}0")
+        query = query.where(_objects.place < f"{prefix}0")
     if lock and on_postgresql(session):  # SQLite's writing transaction excludes others
-        locked = query.with_only_columns(_objects.id).order_by(_objects.id).with_for_update().subquery()
-        session.execute(select(func.count()).select_from(locked))
+        locked = query.where(_objects.place > after).with_only_columns(_objects.id).order_by(_objects.id)
+        session.execute(select(func.count()).select_from(locked.with_for_update().subquery()))
     query, left = query.order_by(_objects.place), most
     while found := session.execute(query.where(_objects.place > after).limit(min(left, PIECE) + 1)).all():
         if len(found) > left:

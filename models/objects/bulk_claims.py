@@ -13,13 +13,26 @@ from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, Update, delete, func, insert, literal, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Select,
+    Update,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import InternalError
-from models.database import among, insert_columns, table_of
+from models.bulk_rows import among, insert_columns
+from models.database import table_of
 from models.objects.claims import place_key
 from models.tables import Claim, DataObject, TransferItem
 
@@ -27,7 +40,8 @@ IN_MAX = 500
 """Values in one IN (…)."""
 AT_ONCE = 10_000
 """Values that are looked for by one statement."""
-_PLACE, _WRITE = literal_column("'place'"), literal_column("'write'")
+_PLACE: ColumnElement[str] = literal_column("'place'")
+_WRITE: ColumnElement[str] = literal_column("'write'")
 """Modes, written out: SQLite plans a statement once, and with a parameter it plans without the partial indexes."""
 
 T = TypeVar("T")
@@ -61,7 +75,7 @@ def claim_places(session: Session, wanted: Iterable[tuple[Place, UUID]], *, tran
         return set()
     before = session.scalar(select(func.max(Claim.id))) or 0
     keys, places, objects = zip(*pairs, strict=True)
-    columns = {
+    columns: dict[str, Sequence[Any]] = {
         "mode": ["place"] * len(pairs),
         "machine": [place.machine for place in places],
         "place": [place.path for place in places],
