@@ -43,12 +43,14 @@ def insert_columns(
     return connection.exec_driver_sql(text, list(zip(*converted, strict=True))).rowcount
 
 
-def among(session: Session, column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
+def among(session: Session, where: Any, values: Collection[Any]) -> ColumnElement[bool]:
     """Return the condition that a column has one of the values: one parameter, however many these are."""
     if on_postgresql(session):
-        return column == any_(literal(list(values), ARRAY(column.type)))
-    listed = json.dumps(_converter(column.type)(list(values)))
-    return column.in_(select(func.json_each(literal(listed)).table_valued("value").c.value))
+        mine: ColumnElement[bool] = where == any_(literal(list(values), ARRAY(where.type)))
+        return mine
+    listed = json.dumps(_converter(where.type)(list(values)))
+    named: ColumnElement[bool] = where.in_(select(func.json_each(literal(listed)).table_valued("value").c.value))
+    return named
 
 
 def _defaults(default: Any, count: int) -> list[Any]:

@@ -109,8 +109,8 @@ def claim_objects(session: Session, objects: Collection[UUID], mode: str, transf
     """Claim objects for reading or writing. The caller has locked their rows and seen that `claims_on` allows it."""
     count = len(objects)
     if count:
-        columns = {"mode": [mode] * count, "object_id": list(objects), "transfer_id": [transfer] * count}
-        insert_columns(session, Claim, columns)
+        held: dict[str, Sequence[Any]] = {"mode": [mode] * count, "object_id": list(objects)}
+        insert_columns(session, Claim, held | {"transfer_id": [transfer] * count})
 
 
 def claim_objects_of_items(session: Session, transfer: UUID, mode: str) -> None:

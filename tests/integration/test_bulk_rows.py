@@ -39,7 +39,7 @@ def test_insert_columns_stores_values_of_every_type(database: Database) -> None:
     body = {"a": [1, None, {"b": "c"}]}
     with database.write() as session:
         assert insert_columns(session, TransferItem, columns) == 3
-        sent = {"exchange": ["e"], "routing_key": ["r"], "body": [body], "created": [time]}
+        sent: dict[str, list[Any]] = {"exchange": ["e"], "routing_key": ["r"], "body": [body], "created": [time]}
         assert insert_columns(session, OutboxMessage, sent) == 1
     with database.read() as session:
         rows = session.scalars(select(TransferItem).order_by(TransferItem.number)).all()
@@ -61,7 +61,7 @@ def test_insert_columns_gives_defaults_to_every_row(database: Database) -> None:
 
 def test_insert_columns_counts_what_was_free(database: Database) -> None:
     keys = ["a", "b", "a", "c"]
-    columns = {"mode": ["place"] * 4, "place_key": keys, "object_id": [uuid4() for _ in keys]}
+    columns: dict[str, list[Any]] = {"mode": ["place"] * 4, "place_key": keys, "object_id": [uuid4() for _ in keys]}
     with database.write() as session:
         assert insert_columns(session, Claim, columns, free_only=True) == 3
         assert insert_columns(session, Claim, columns, free_only=True) == 0
@@ -75,7 +75,12 @@ def test_among_takes_any_number_of_values(database: Database) -> None:
     ids = [*(uuid4() for _ in range(BEYOND)), first]
     names = [*map(str, range(BEYOND)), 'it\'s "ünï" 1']
     with database.read() as session:
-        for column, values in ((DataObject.id, ids), (DataObject.filename, names), (DataObject.size, [*range(5)])):
+        wanted: list[tuple[Any, list[Any]]] = [
+            (DataObject.id, ids),
+            (DataObject.filename, names),
+            (DataObject.size, [*range(5)]),
+        ]
+        for column, values in wanted:
             found = session.scalars(select(DataObject.id).where(among(session, column, values))).all()
             assert found == ([] if column is DataObject.size else [first])
         assert session.scalars(select(DataObject.id).where(among(session, DataObject.id, []))).all() == []
