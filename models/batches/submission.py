@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, require_outside_archive
@@ -35,9 +34,14 @@ from models.batches.item_admission import (
     sources_stand,
     store,
 )
-from models.objects.bulk_claims import claim_objects_of_items, claims_on, holders, rows_in
+from models.database import table_of
+from models.objects.bulk_claims import claim_objects_of_items, claims_on, holders
 from models.tables import DataObject, Transfer
 from models.transfers.items import known_note
+
+_objects = table_of(DataObject).c
+_HOLDER = _objects.id, _objects.derived_from, _objects.size, _objects.checksum
+"""What an object is known by as what is wanted at its place."""
 
 
 def judge_items(
@@ -117,11 +121,9 @@ def _find_destinations(machines: Machines, items: list[JudgedItem], *, moving: b
 
 def _skip_what_is_there(session: Session, items: list[JudgedItem], *, moving: bool) -> None:
     """Find those of the items whose destination an ACTIVE object holds that is what is wanted there."""
-    holding = holders(session, [item.place for item in items if item.place is not None])
-    query = select(DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
-    there = {row.id: row for row in rows_in(session, query, DataObject.id, holding.values())}
+    there = holders(session, [item.place for item in items if item.place is not None], *_HOLDER)
     for item in items if there else ():
-        holder = there.get(holding.get(item.place)) if item.place is not None else None
+        holder = there.get(item.place) if item.place is not None else None
         if holder is not None and (holder.id == item.object_id if moving else _is_copy(holder, item.source)):
             item.skipped, item.result, item.error = True, holder.id, None
 

@@ -121,12 +121,13 @@ def claim_objects_of_items(session: Session, transfer: UUID, mode: str) -> None:
     session.execute(insert(table_of(Claim)).from_select(columns, objects))
 
 
-def holders(session: Session, places: Sequence[Place]) -> dict[Place, UUID]:
-    """Return the ACTIVE objects that hold some of the places."""
+def holders(session: Session, places: Collection[Place], *columns: Any) -> dict[Place, Any]:
+    """Return the objects that hold some of the places (ACTIVE ones do), each as a row with these columns."""
     by_key = {place_key(place): place for place in places}
-    query = select(Claim.place_key, Claim.object_id).where(Claim.mode == _PLACE, Claim.transfer_id.is_(None))
-    rows = rows_in(session, query, Claim.place_key, by_key)
-    return {by_key[key]: object_id for key, object_id in rows if object_id is not None}
+    claims, objects = table_of(Claim), table_of(DataObject)
+    query = select(claims.c.place_key, *columns).join_from(claims, objects, objects.c.id == claims.c.object_id)
+    query = query.where(claims.c.mode == _PLACE, claims.c.transfer_id.is_(None))
+    return {by_key[row.place_key]: row for row in rows_in(session, query, claims.c.place_key, by_key)}
 
 
 def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
