@@ -63,6 +63,12 @@ class Context:
         session_of = partial(self.database.read, self.settings.query_timeout)
         return await run_sync(_in_session, session_of, work, limiter=self.limits.readers)
 
+    async def judging(self, work: Callable[[Session], T]) -> T:
+        """Run `work` in a thread with a session for reading, however long its queries take: it is a part of a request
+        to change something. Raises: CatalogueUnavailable and what `work` raises.
+        """
+        return await run_sync(_in_session, self.database.read, work, limiter=self.limits.readers)
+
     async def writing(self, work: Callable[[Session], T]) -> T:
         """Run `work` in a thread as one writing transaction. Raises: CatalogueUnavailable and what `work` raises."""
         return await run_sync(_in_session, self.database.write, work, limiter=self.limits.writers)

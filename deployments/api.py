@@ -18,7 +18,7 @@ from datamanager.messaging.broker import Broker
 from datamanager.settings import load_settings
 from deployments.amqp.relay import Relay
 from deployments.client_connections import ClientConnection, connections_allowed
-from deployments.composition import Runtime, open_runtime, tell_missing
+from deployments.composition import Runtime, open_runtime, spare_what_stays, tell_missing
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
 STOP_PATIENCE = 5
@@ -38,9 +38,11 @@ def main() -> int:
         signal.signal(number, _leave)
     settings = runtime.settings
     connections, backlog = connections_allowed(settings.connections, len(runtime.machines))
+    app = make_app(runtime)
+    spare_what_stays()
     try:
         uvicorn.run(
-            make_app(runtime),
+            app,
             host=settings.host,
             port=settings.port,
             http=ClientConnection.limited(connections, settings.client_timeout),

@@ -2,13 +2,13 @@
 
 Every request comes in by the same three steps, whoever makes it (HTTP, AMQP, Prefect, a schedule, retention): `prepare`
 checks its source and seals its secrets, `submit` writes claims, transfer row and outbox rows in one transaction, and
-that notifies the movers.
+that notifies the movers. Between them `judged` may look at the items of a batch: then that transaction is short.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -36,7 +36,8 @@ from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
 from models.archive.submission import enter_activate, enter_archive
-from models.batches.submission import enter_items
+from models.batches.item_admission import JudgedItem
+from models.batches.submission import enter_items, judge_items
 from models.core.outbox import post_request, post_transfer_event
 from models.database import now, wake
 from models.objects.catalogue import get_object, lock_object, require_usable
@@ -78,12 +79,14 @@ class TransferRequest:
 
 @dataclass(frozen=True, slots=True)
 class SealedRequest(TransferRequest):
-    """A request that can be stored: `sealed` holds its secrets, encrypted, and `fields` holds none.
+    """A request that can be stored: `sealed` holds its secrets, encrypted, and `fields` holds none. `items`: those of a
+    batch, if they were judged before (`judged`), for one call of `submit`.
 
     Raises: InternalError when it is made with plain secrets.
     """
 
     sealed: str | None = None
+    items: list[JudgedItem] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.fields, GetExternalRequest) and parted(self.fields)[0] != self.fields:
@@ -107,6 +110,15 @@ def prepare(request: TransferRequest, check: SourceCheck | None = None, sealer: 
     )
 
 
+def judged(session: Session, machines: Machines, request: SealedRequest) -> SealedRequest:
+    """Return a batch's request with its items, judged by what the catalogue says now; any other request as it is. Only
+    reads. Raises: what `submit` raises for the whole of a batch.
+    """
+    if not isinstance(request.fields, BatchRequest):
+        return request
+    return replace(request, items=judge_items(session, machines, request.fields, moving=_moving(request)))
+
+
 def submit(session: Session, machines: Machines, request: SealedRequest) -> Transfer:
     """Check a request against the catalogue, claim what it needs, store it QUEUED and post it to the movers.
 
@@ -128,7 +140,7 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
     _schedule(transfer, request.fields)
     match request.fields:
         case BatchRequest() as fields:
-            enter_items(session, machines, transfer, fields, moving=request.kind is TransferKind.MOVE_MANY)
+            enter_items(session, machines, transfer, fields, request.items, moving=_moving(request))
         case ArchiveTerms() as fields:
             enter_archive(session, machines, transfer, fields, request.object_id)
         case ActivateTerms() as fields:
@@ -143,6 +155,10 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
     post_transfer_event(session, transfer, "queued", {})
     wake(session, "queued")
     return transfer
+
+
+def _moving(request: TransferRequest) -> bool:
+    return request.kind is TransferKind.MOVE_MANY
 
 
 def _kind(request: TransferRequest) -> TransferKind:

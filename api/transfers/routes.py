@@ -201,7 +201,8 @@ BATCHES = tuple(
         f"POST /async/{verb}",
         kind,
         f"{verb.capitalize()} many objects as one task",
-        f"""Accept {plural} of many objects: up to 10,000 `items`, or all that lies below a `directory`.
+        f"""Accept {plural} of many objects: up to 10,000 `items`, or all that lies below a `directory`, up to
+100,000 objects.
 
 A failing item fails alone, also one that can't be accepted: see the task's items. What is already at its
 destination is skipped, so a batch may be repeated.""",

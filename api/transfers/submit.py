@@ -13,14 +13,14 @@ from api.context import Context
 from api.http.idempotency import Slot, once
 from api.http.responses import message_answer, object_answer, preferences, task_answer
 from api.transfers.wait import waiter_of
-from datamanager.domain.requests import GetExternalRequest
+from datamanager.domain.requests import BatchRequest, GetExternalRequest
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import InternalError, OrchestratorUnavailable, by_code
 from datamanager.sealing import Sealer
 from models.core.leases import movers_online
 from models.machines.health import require_open
 from models.machines.limits import ends
-from models.submission import SealedRequest, TransferRequest, prepare, source_check, submit
+from models.submission import SealedRequest, TransferRequest, judged, prepare, source_check, submit
 from models.tables import Transfer
 from models.transfers.outcomes import UNCHANGED
 
@@ -54,6 +54,9 @@ async def enqueue(context: Context, request: Request, wanted: TransferRequest) -
 
 async def _submit(context: Context, wanted: TransferRequest, slot: Slot) -> UUID:
     sealed = await _prepared(context, wanted)
+    if isinstance(wanted.fields, BatchRequest):  # thousands of items: other writers are not to wait for their judging
+        prepared = sealed
+        sealed = await context.judging(lambda session: judged(session, context.machines, prepared))
 
     def enter(session: Session) -> UUID:
         if sealed.fail_fast and not any(movers_online(session).values()):

@@ -130,7 +130,8 @@ class Client(RestConnection):
         """Begin to copy up to 10,000 objects; return the task. A failing item fails alone (see `items`).
 
         `items` have uuid, dest and machine each. `fields`: machine (of items that name none), overwrite, verify;
-        directory (machine, path) with machine and dest instead of `items` for all that lies below it.
+        directory (machine, path) with machine and dest instead of `items` for all that lies below it, up to 100,000
+        objects.
         """
         return self._started(at("async", "copy"), _batch(items, fields))
 

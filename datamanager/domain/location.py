@@ -209,9 +209,10 @@ def _normalised(path: str, given: str) -> str:
         raise PathNotAllowed(f"{given!r} does not name a file")
     if ".." in parts:
         raise PathNotAllowed(f"{given!r} contains '..', which is not allowed")
-    if size > PATH_MAX or any(len(part.encode("utf-8")) > NAME_MAX for part in parts):
+    # a path that is no longer than a name may be has no name that is
+    if size > PATH_MAX or (size > NAME_MAX and any(len(part.encode("utf-8")) > NAME_MAX for part in parts)):
         raise PathNotAllowed(f"a name is limited to {NAME_MAX} bytes, a path to {PATH_MAX}")
-    if any(part.endswith(PART_SUFFIX) for part in parts):
+    if PART_SUFFIX in path and any(part.endswith(PART_SUFFIX) for part in parts):
         raise PathNotAllowed(f"names that end with {PART_SUFFIX} are reserved for running transfers")
     return "/".join(parts)
 

@@ -51,6 +51,8 @@ M = TypeVar("M", bound=BaseModel)
 
 ITEMS_MAX = 10_000
 """Items of one batch, files of one tree."""
+DIRECTORY_MAX = 100_000
+"""Objects below the directory of one batch that copies or moves them."""
 NAMED_MAX = 100
 """Wrong fields that are named: of 10,000 items every one may be wrong."""
 OLD_EXTRAS: Mapping[str, str] = {

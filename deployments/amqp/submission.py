@@ -29,7 +29,7 @@ from datamanager.sources.terms.urls import public_url
 from models.core import idempotency
 from models.core.outbox import post_event
 from models.database import Database
-from models.submission import SealedRequest, SourceCheck, TransferRequest, prepare, submit
+from models.submission import SealedRequest, SourceCheck, TransferRequest, judged, prepare, submit
 from models.transfers.lookup import REQUEST_OF_KIND
 
 BODY_MAX = 2**22
@@ -107,8 +107,10 @@ def enter(
     """
     request: SealedRequest | Refusal
     try:
-        request = _prepared(call, check, sealer)
-    except (RequestError, SecretsUnreadable) as exc:
+        prepared = _prepared(call, check, sealer)
+        with database.read() as session:
+            request = judged(session, machines, prepared)
+    except (RequestError, CatalogueError, SecretsUnreadable) as exc:
         request = exc
     holder = uuid4().hex
     with database.write() as session:

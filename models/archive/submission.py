@@ -109,10 +109,10 @@ def _wanted(
         case ActivateManyRequest(items=items) if items is not None:
             return [JudgedItem(item.uuid, item.machine or "", item.dest or "") for item in items]
         case ArchiveManyRequest(directory=Directory() as directory):
-            return [JudgedItem(found, "", "") for found, _ in objects_below(session, machines, directory, status)]
+            return [JudgedItem(row.id, "", "") for row, _ in objects_below(session, machines, directory, status)]
         case ActivateManyRequest(directory=Directory() as directory):
             below = objects_below(session, machines, directory, status)
-            return [JudgedItem(found, request.machine or "", "") for found, _ in below]
+            return [JudgedItem(row.id, request.machine or "", "") for row, _ in below]
         case ArchiveRequest() if object_id is not None:
             return [JudgedItem(object_id, "", "")]
         case ActivateRequest() if object_id is not None:
@@ -183,9 +183,8 @@ def _store(session: Session, transfer: Transfer, items: list[JudgedItem], object
         if only.error is not None:
             raise only.error
         transfer.object_id = transfer.result_object_id = object_id
-        if only.read_from is not None:
-            transfer.source_place = only.read_from.path
+        _, transfer.source_place = only.read_from
         transfer.destination_place = only.place.path if only.place else None
-    store(session, transfer, items)
+    store(session, transfer, [items])
     if object_id is not None and only.skipped:
         transfer.group = only.source.group

@@ -6,17 +6,18 @@ every item would take minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.location import Place, normalised_prefix
-from datamanager.domain.requests import ITEMS_MAX, Directory
+from datamanager.domain.requests import DIRECTORY_MAX, ITEMS_MAX, Directory
 from datamanager.domain.states import ObjectStatus, TransferStatus
 from datamanager.errors import (
     CatalogueError,
@@ -28,22 +29,27 @@ from datamanager.errors import (
     RequestError,
 )
 from datamanager.machines import Machine, Machines
-from models.database import insert_rows, storable
-from models.objects.bulk_claims import claim_places, lock_objects
+from models.bulk_rows import insert_columns
+from models.database import on_postgresql, storable, table_of
+from models.objects.bulk_claims import claim_places, lock_objects, rows_in
 from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer, TransferItem
 
-_SOURCE = (
-    DataObject.id,
-    DataObject.machine,
-    DataObject.path,
-    DataObject.filename,
-    DataObject.place,
-    DataObject.status,
-    DataObject.size,
-    DataObject.checksum,
-    DataObject.group,
+_objects = table_of(DataObject).c
+SOURCE = (
+    _objects.id,
+    _objects.machine,
+    _objects.path,
+    _objects.filename,
+    _objects.place,
+    _objects.status,
+    _objects.size,
+    _objects.checksum,
+    _objects.group,
 )
+"""What is judged of an object."""
+PIECE = ITEMS_MAX
+"""Objects below a directory that are in memory at once."""
 
 
 @dataclass(slots=True)
@@ -71,35 +77,62 @@ class JudgedItem:
         return TransferStatus.COMPLETE if self.skipped else TransferStatus.QUEUED
 
     @property
-    def read_from(self) -> Place | None:
-        """Where its bytes are."""
-        if self.origin is not None or self.source is None:
-            return self.origin
-        return Place(self.source.machine, self.source.place)
+    def read_from(self) -> tuple[str | None, str | None]:
+        """Where its bytes are: machine and place, None if nowhere."""
+        if self.origin is not None:
+            return self.origin.machine, self.origin.path
+        return (None, None) if self.source is None else (self.source.machine, self.source.place)
+
+
+Below = list[tuple[Any, str]]
+"""Objects below a directory: the columns SOURCE of each, and its path from there on."""
 
 
 def objects_below(
     session: Session, machines: Machines, directory: Directory, status: ObjectStatus = ObjectStatus.ACTIVE
-) -> list[tuple[UUID, str]]:
-    """Return the objects of a status below a directory, each with its path from there on.
+) -> Below:
+    """Return the objects of a status below a directory.
 
     Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there, InvalidRequest when too much is.
     """
+    return next(pieces_below(session, machines, directory, status, most=ITEMS_MAX))
+
+
+def pieces_below(
+    session: Session,
+    machines: Machines,
+    directory: Directory,
+    status: ObjectStatus = ObjectStatus.ACTIVE,
+    *,
+    most: int = DIRECTORY_MAX,
+    lock: bool = False,
+) -> Iterator[Below]:
+    """Yield the objects of a status below a directory, by place, in pieces of up to PIECE. `lock`: all at the
+    beginning, so that none gets another place meanwhile and comes twice.
+
+    Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there; InvalidRequest when more than `most`
+    objects are, before the last of them are yielded.
+    """
     prefix = prefix_of(machines[directory.machine], directory.path)
-    query = select(DataObject.id, DataObject.place).where(
-        DataObject.machine == directory.machine, DataObject.status == status.value
-    )
+    query = select(*SOURCE).where(_objects.machine == directory.machine, _objects.status == status.value)
+    # all that begins with "prefix/": "0" is the character after "/"
+    after, cut = (f"{prefix}/", len(prefix) + 1) if prefix else ("", 0)
     if prefix:
-        # all that begins with "prefix/": "0" is the character after "/"
-        query = query.where(DataObject.place > f"{prefix}/", DataObject.place < f"{prefix}0")
-    found = session.execute(query.order_by(DataObject.place).limit(ITEMS_MAX + 1)).all()
-    if not found:
-        raise ObjectNotFound(f"no {status} object is below {directory.machine}:{prefix or '.'}")
-    if len(found) > ITEMS_MAX:
-        what = f"more than {ITEMS_MAX} objects are below it; request its subdirectories one by one"
-        raise InvalidRequest.of({"directory.path": what})
-    cut = len(prefix) + 1 if prefix else 0
-    return [(object_id, place[cut:]) for object_id, place in found]
+        query = query.where(_objects.place < f"{prefix}0")
+    if lock and on_postgresql(session):  # SQLite's writing transaction excludes others
+        locked = query.where(_objects.place > after).with_only_columns(_objects.id).order_by(_objects.id)
+        session.execute(select(func.count()).select_from(locked.with_for_update().subquery()))
+    query, left = query.order_by(_objects.place), most
+    while found := session.execute(query.where(_objects.place > after).limit(min(left, PIECE) + 1)).all():
+        if len(found) > left:
+            what = f"more than {most} objects are below it; request its subdirectories one by one"
+            raise InvalidRequest.of({"directory.path": what})
+        piece = found[:PIECE]
+        yield [(row, row.place[cut:]) for row in piece]
+        if len(found) <= PIECE:
+            return
+        after, left = piece[-1].place, left - PIECE
+    raise ObjectNotFound(f"no {status} object is below {directory.machine}:{prefix or '.'}")
 
 
 def prefix_of(machine: Machine, path: str) -> str:
@@ -107,17 +140,32 @@ def prefix_of(machine: Machine, path: str) -> str:
     return normalised_prefix(machine, f"{path}/" if path else "")
 
 
-def find_sources(session: Session, items: list[JudgedItem], judge: Callable[[JudgedItem], None]) -> None:
-    """Lock the items' objects, and judge each that exists; what `judge` raises is the item's end."""
-    rows = {row.id: row for row in lock_objects(session, (item.object_id for item in items), *_SOURCE)}
+def find_sources(
+    session: Session, items: list[JudgedItem], judge: Callable[[JudgedItem], None], *, lock: bool = True
+) -> None:
+    """Lock the items' objects, and judge each that exists; what `judge` raises is the item's end. Without `lock` those
+    that are known already are not read again.
+    """
+    wanted = {item.object_id for item in items if lock or item.source is None}
+    found = lock_objects(session, wanted, *SOURCE) if lock else rows_in(session, select(*SOURCE), _objects.id, wanted)
+    rows = {row.id: row for row in found}
     for item in items:
-        item.source = rows.get(item.object_id)
+        if item.object_id in wanted:
+            item.source = rows.get(item.object_id)
         try:
             if item.source is None:
                 raise ObjectNotFound(f"no object has the identifier {item.object_id}")
             judge(item)
         except (RequestError, CatalogueError) as exc:
             item.error = exc
+
+
+def sources_stand(session: Session, items: list[JudgedItem]) -> bool:
+    """Lock the objects of items that were judged without, and say whether all are still what they were then."""
+    known = {item.object_id: item.source for item in items}
+    # in the order in which they are locked; without the identifiers, as to make these costs more than all the rest
+    before = [known[object_id][1:] for object_id in sorted(known, key=attrgetter("int"))]
+    return list(lock_objects(session, known, *SOURCE[1:])) == before
 
 
 def require_source(machines: Machines, item: JudgedItem) -> None:
@@ -135,60 +183,69 @@ def busy(item: JudgedItem, claimed: str | None, *, writing: bool) -> ObjectBusy 
     return None
 
 
-def claim_destinations(session: Session, transfer: UUID, items: list[JudgedItem]) -> None:
-    """Claim the items' places, each for what will lie there; who comes second ends in ERROR."""
+def claim_destinations(session: Session, transfer: UUID, items: list[JudgedItem]) -> list[JudgedItem]:
+    """Claim the items' places, each for what will lie there; who comes second ends in ERROR. Return these."""
     contenders = [(item, item.place, item.result) for item in open_items(items)]
     wanted = [(place, result) for _, place, result in contenders if place is not None and result is not None]
     won = claim_places(session, wanted, transfer=transfer)
-    for item, place, result in contenders:
-        if result not in won:
-            item.error = DestinationExists(f"{place} is held by a registered object or a running transfer")
+    lost = [(item, place) for item, place, result in contenders if result not in won]
+    for item, place in lost:
+        item.error = DestinationExists(f"{place} is held by a registered object or a running transfer")
+    return [item for item, _ in lost]
 
 
-def store(session: Session, transfer: Transfer, items: list[JudgedItem]) -> None:
-    """Store the items, and write into `transfer` what those that are to be done have in common."""
-    insert_items(session, transfer.id, items)
-    to_do = open_items(items)
-    transfer.source_machine = _common(item.read_from.machine for item in to_do if item.read_from)
-    transfer.destination_machine = _common(item.machine for item in to_do)
-    transfer.group = _common(item.source.group for item in to_do) or ""
-    sizes = [item.source.size for item in to_do]
-    transfer.bytes_total = None if None in sizes else min(sum(sizes), SIZE_MAX)
+def store(session: Session, transfer: Transfer, pieces: Iterable[list[JudgedItem]]) -> int:
+    """Store the items, piece by piece, and write into `transfer` what those that are to be done have in common. Return
+    how many there are.
+    """
+    sources, destinations, groups = set[str](), set[str](), set[str]()
+    count, sizes = 0, list[int | None]()
+    for items in pieces:
+        insert_items(session, transfer.id, items, first=count)
+        count += len(items)
+        to_do = open_items(items)
+        sources |= {machine for machine, _ in (item.read_from for item in to_do) if machine is not None}
+        destinations |= {item.machine for item in to_do}
+        groups |= {item.source.group for item in to_do}
+        known = [item.source.size for item in to_do]
+        sizes.append(None if None in known else sum(known))
+    transfer.source_machine = _common(sources)
+    transfer.destination_machine = _common(destinations)
+    transfer.group = _common(groups) or ""
+    transfer.bytes_total = None if None in sizes else min(sum(size or 0 for size in sizes), SIZE_MAX)
+    return count
 
 
-def insert_items(session: Session, transfer: UUID, items: list[JudgedItem]) -> None:
-    """Store the items, numbered in this order."""
-    rows: list[dict[str, Any]] = []
-    for number, item in enumerate(items):
-        origin = item.read_from
-        rows.append(
-            {
-                "transfer_id": transfer,
-                "number": number,
-                "object_id": item.object_id,
-                "result_object_id": item.result,
-                "source_machine": origin.machine if origin else None,
-                "source_place": origin.path if origin else None,
-                "destination_machine": item.machine,
-                "destination_place": item.place.path if item.place else None,
-                "dest": item.dest,
-                "size": item.source.size if item.source else None,
-                "status": item.status.value,
-                "skipped": item.skipped,
-                "notes": item.notes,
-                "error_code": item.error.code if item.error else None,
-                "error_detail": storable(item.error.detail) if item.error else None,
-            }
-        )
-    insert_rows(session, TransferItem, rows)
+def insert_items(session: Session, transfer: UUID, items: list[JudgedItem], *, first: int = 0) -> None:
+    """Store the items, numbered in this order, from `first` on."""
+    if not items:
+        return
+    origins = [item.read_from for item in items]
+    columns: dict[str, Sequence[Any]] = {
+        "transfer_id": [transfer] * len(items),
+        "number": range(first, first + len(items)),
+        "object_id": [item.object_id for item in items],
+        "result_object_id": [item.result for item in items],
+        "source_machine": [machine for machine, _ in origins],
+        "source_place": [path for _, path in origins],
+        "destination_machine": [item.machine for item in items],
+        "destination_place": [item.place.path if item.place else None for item in items],
+        "dest": [item.dest for item in items],
+        "size": [item.source.size if item.source else None for item in items],
+        "status": [item.status.value for item in items],
+        "skipped": [item.skipped for item in items],
+        "notes": [item.notes for item in items],
+        "error_code": [item.error.code if item.error else None for item in items],
+        "error_detail": [storable(item.error.detail) if item.error else None for item in items],
+    }
+    insert_columns(session, TransferItem, columns)
 
 
 def open_items(items: list[JudgedItem]) -> list[JudgedItem]:
     """Return the items that are to be done."""
-    return [item for item in items if item.status is TransferStatus.QUEUED]
+    return [item for item in items if item.error is None and not item.skipped]
 
 
-def _common(values: Iterable[str]) -> str | None:
+def _common(found: set[str]) -> str | None:
     """Return what all values are, None when they differ."""
-    found = set(values)
-    return found.pop() if len(found) == 1 else None
+    return next(iter(found)) if len(found) == 1 else None

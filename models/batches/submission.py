@@ -3,19 +3,23 @@
 An item that can't be done ends in ERROR here and hinders no other. One whose destination has already what is wanted is
 COMPLETE here, so a repeated batch does only what is missing. All is done for all items at once: a statement for every
 item would take minutes.
+
+Items are judged before the transaction that accepts them (`judge_items`), as that one has SQLite's writers wait. It
+looks again whether the objects that are to be read or moved are still what they were; if not, all is judged anew in it.
+Places are never judged before: who claims one has it. An item that is skipped is not looked at again: its object lay at
+its destination after the request came.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, require_outside_archive
 from datamanager.domain.requests import BatchRequest
-from datamanager.domain.states import TransferStatus
 from datamanager.errors import DestinationExists, ObjectBusy, RequestError
 from datamanager.machines import Machines
 from models.batches.item_admission import (
@@ -23,64 +27,105 @@ from models.batches.item_admission import (
     busy,
     claim_destinations,
     find_sources,
-    objects_below,
     open_items,
+    pieces_below,
     prefix_of,
     require_source,
+    sources_stand,
     store,
 )
-from models.objects.bulk_claims import claim_objects, claims_on, holders, rows_in
+from models.database import table_of
+from models.objects.bulk_claims import claim_objects_of_items, claims_on, holders
 from models.tables import DataObject, Transfer
 from models.transfers.items import known_note
 
+_objects = table_of(DataObject).c
+_HOLDER = _objects.id, _objects.derived_from, _objects.size, _objects.checksum
+"""What an object is known by as what is wanted at its place."""
 
-def enter_items(
-    session: Session, machines: Machines, transfer: Transfer, request: BatchRequest, *, moving: bool
-) -> None:
-    """Judge, claim for and store the items of a batch, and write into `transfer` what they have in common.
+
+def judge_items(
+    session: Session, machines: Machines, request: BatchRequest, *, moving: bool
+) -> list[JudgedItem] | None:
+    """Judge the items of a batch by what the catalogue says now; only reads. None: a directory has more than are to be
+    in memory at once.
 
     Raises: for a directory UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is below it, InvalidRequest when
     too much is. Whatever is wrong with an item is the item's.
     """
-    items = _wanted(session, machines, request)
-    find_sources(session, items, lambda item: require_source(machines, item))
-    _find_destinations(machines, items)
-    _skip_what_is_there(session, items, moving=moving)
-    _claim(session, transfer.id, items, moving=moving)
-    store(session, transfer, items)
-    transfer.request = request.accepted(len(items)).model_dump(mode="json")
+    pieces = _wanted(session, machines, request)
+    items = next(pieces)
+    if next(pieces, None) is not None:
+        return None
+    _judge(session, machines, items, moving=moving, lock=False)
+    return items
 
 
-def _wanted(session: Session, machines: Machines, request: BatchRequest) -> list[JudgedItem]:
+def _judge(session: Session, machines: Machines, items: list[JudgedItem], *, moving: bool, lock: bool) -> None:
+    find_sources(session, items, lambda item: require_source(machines, item), lock=lock)
+    _find_destinations(machines, items, moving=moving)
+    _skip_what_is_there(session, open_items(items), moving=moving)
+
+
+def enter_items(
+    session: Session,
+    machines: Machines,
+    transfer: Transfer,
+    request: BatchRequest,
+    judged: list[JudgedItem] | None,
+    *,
+    moving: bool,
+) -> None:
+    """Claim for and store the items of a batch, and write into `transfer` what they have in common. `judged`: as they
+    were judged before this transaction, if they were. Raises: what `judge_items` raises.
+    """
+    known = judged is not None and sources_stand(session, open_items(judged))
+
+    def claimed() -> Iterator[list[JudgedItem]]:
+        for items in [judged] if known and judged is not None else _wanted(session, machines, request, lock=True):
+            if not known:
+                _judge(session, machines, items, moving=moving, lock=True)
+            _claim(session, transfer.id, items, moving=moving)
+            yield items
+
+    count = store(session, transfer, claimed())
+    claim_objects_of_items(session, transfer.id, "write" if moving else "read")
+    transfer.request = request.accepted(count).model_dump(mode="json")
+
+
+def _wanted(
+    session: Session, machines: Machines, request: BatchRequest, *, lock: bool = False
+) -> Iterator[list[JudgedItem]]:
+    """Yield the items in pieces; those of a directory are all different objects, so no piece meets another's."""
     if request.directory is None:
-        return [JudgedItem(item.uuid, item.machine, item.dest) for item in request.items or ()]
+        yield [JudgedItem(item.uuid, item.machine, item.dest) for item in request.items or ()]
+        return
     target = machines[request.machine or ""]
     dest = (request.dest or "").rstrip("/")
     prefix_of(target, request.dest or "")  # one refusal for a directory that can't be, not one for each item
     start = f"{dest}/" if request.dest else ""
-    below = objects_below(session, machines, request.directory)
-    return [JudgedItem(object_id, target.name, start + path) for object_id, path in below]
+    for below in pieces_below(session, machines, request.directory, lock=lock):
+        yield [JudgedItem(row.id, target.name, start + path, row) for row, path in below]
 
 
-def _find_destinations(machines: Machines, items: list[JudgedItem]) -> None:
+def _find_destinations(machines: Machines, items: list[JudgedItem], *, moving: bool) -> None:
+    """Find where each item's object is to be, and its identifier there."""
     for item in open_items(items):
         try:
             place = Place.of(machines[item.machine], item.dest)
             require_outside_archive(machines[item.machine], place.path)
-            item.place = place
+            item.place, item.result = place, item.object_id if moving else uuid4()
         except RequestError as exc:
             item.error = exc
 
 
 def _skip_what_is_there(session: Session, items: list[JudgedItem], *, moving: bool) -> None:
-    """Find the items whose destination an ACTIVE object holds that is what is wanted there."""
-    holding = holders(session, [item.place for item in open_items(items) if item.place is not None])
-    query = select(DataObject.id, DataObject.derived_from, DataObject.size, DataObject.checksum)
-    there = {row.id: row for row in rows_in(session, query, DataObject.id, holding.values())}
-    for item in open_items(items):
-        holder = there.get(holding.get(item.place)) if item.place is not None else None
+    """Find those of the items whose destination an ACTIVE object holds that is what is wanted there."""
+    there = holders(session, [item.place for item in items if item.place is not None], *_HOLDER)
+    for item in items if there else ():
+        holder = there.get(item.place) if item.place is not None else None
         if holder is not None and (holder.id == item.object_id if moving else _is_copy(holder, item.source)):
-            item.skipped, item.result = True, holder.id
+            item.skipped, item.result, item.error = True, holder.id, None
 
 
 def _is_copy(holder: Any, source: Any) -> bool:
@@ -92,16 +137,18 @@ def _is_copy(holder: Any, source: Any) -> bool:
 
 
 def _claim(session: Session, transfer: UUID, items: list[JudgedItem], *, moving: bool) -> None:
-    """Claim destinations and objects; who comes second ends in ERROR."""
-    claimed = claims_on(session, [item.object_id for item in open_items(items)])
+    """Claim destinations, and see who may have the objects; who comes second ends in ERROR."""
+    to_do = open_items(items)
+    claimed = claims_on(session, [item.object_id for item in to_do], only_writers=not moving)
     objects: dict[UUID, int] = {}
     places: dict[Place, int] = {}
     for number, item in enumerate(items):
-        if item.status is not TransferStatus.QUEUED or item.place is None:
+        if item.skipped or item.error is not None or item.place is None:
             continue
-        item.error = busy(item, claimed.get(item.object_id), writing=moving)
-        if item.error is not None:
-            continue
+        if claimed:
+            item.error = busy(item, claimed.get(item.object_id), writing=moving)
+            if item.error is not None:
+                continue
         if moving and item.object_id in objects:
             item.error = ObjectBusy(f"object {item.object_id} is moved by item {objects[item.object_id]} of this batch")
         elif item.place in places:
@@ -110,11 +157,10 @@ def _claim(session: Session, transfer: UUID, items: list[JudgedItem], *, moving:
             )
         else:
             objects[item.object_id] = places[item.place] = number
-            item.result = item.object_id if moving else uuid4()
             if moving:
                 item.notes = known_note(item.source.size, item.source.checksum)
-    claim_destinations(session, transfer, items)
-    for item in items:
-        if isinstance(item.error, DestinationExists):
+    lost = claim_destinations(session, transfer, items)
+    for item in to_do:
+        if item.error is not None:
             item.result = None
-    claim_objects(session, {item.object_id for item in open_items(items)}, "write" if moving else "read", transfer)
+    _skip_what_is_there(session, lost, moving=moving)  # it may have come there since they were judged

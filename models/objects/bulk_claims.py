@@ -9,21 +9,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, Update, delete, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Select,
+    Update,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
+from datamanager.domain.states import TransferStatus
 from datamanager.errors import InternalError
-from models.database import insert_free, insert_rows
+from models.bulk_rows import among, insert_columns
+from models.database import table_of
 from models.objects.claims import place_key
-from models.tables import Claim, DataObject
+from models.tables import Claim, DataObject, TransferItem
 
 IN_MAX = 500
 """Values in one IN (…)."""
+AT_ONCE = 10_000
+"""Values that are looked for by one statement."""
+_PLACE: ColumnElement[str] = literal_column("'place'")
+_WRITE: ColumnElement[str] = literal_column("'write'")
+"""Modes, written out: SQLite plans a statement once, and with a parameter it plans without the partial indexes."""
 
 T = TypeVar("T")
 
@@ -36,8 +55,8 @@ def chunks(values: Sequence[T], size: int = IN_MAX) -> Iterator[Sequence[T]]:
 
 def rows_in(session: Session, query: Select[*tuple[Any, ...]], column: Any, values: Collection[Any]) -> Iterator[Any]:
     """Yield the rows of a query whose `column` has one of the values."""
-    for some in chunks(list(values)):
-        yield from session.execute(query.where(column.in_(some))).all()
+    for some in chunks(list(values), AT_ONCE):
+        yield from session.execute(query.where(among(session, column, some))).all()
 
 
 def execute_in(session: Session, statement: Update | Delete, column: Any, values: Collection[Any]) -> None:
@@ -54,43 +73,61 @@ def claim_places(session: Session, wanted: Iterable[tuple[Place, UUID]], *, tran
     pairs = sorted(((place_key(place), place, object_id) for place, object_id in wanted), key=itemgetter(0))
     if not pairs:
         return set()
-    rows = [
-        {
-            "mode": "place",
-            "machine": place.machine,
-            "place": place.path,
-            "place_key": key,
-            "object_id": object_id,
-            "transfer_id": transfer,
-        }
-        for key, place, object_id in pairs
-    ]
-    made = insert_free(session, Claim, rows, "id", "object_id")
-    missing = Counter(object_id for _, _, object_id in pairs)
+    before = session.scalar(select(func.max(Claim.id))) or 0
+    keys, places, objects = zip(*pairs, strict=True)
+    columns: dict[str, Sequence[Any]] = {
+        "mode": ["place"] * len(pairs),
+        "machine": [place.machine for place in places],
+        "place": [place.path for place in places],
+        "place_key": keys,
+        "object_id": objects,
+        "transfer_id": [transfer] * len(pairs),
+    }
+    missing = Counter(objects)
+    if insert_columns(session, Claim, columns, free_only=True) == len(pairs):
+        return set(missing)
+    # somebody holds one: which are ours is told by their number, as the same holder may have had one before
+    ours = select(Claim.id, Claim.object_id).where(Claim.mode == _PLACE, Claim.id > before)
+    ours = ours.where(Claim.transfer_id == transfer if transfer is not None else Claim.transfer_id.is_(None))
+    made = [row for row in rows_in(session, ours, Claim.place_key, keys) if row[1] in missing]
     missing.subtract(object_id for _, object_id in made)
     losers = {object_id for object_id, places in missing.items() if places}
     execute_in(session, delete(Claim), Claim.id, [claim for claim, object_id in made if object_id in losers])
     return missing.keys() - losers
 
 
-def claims_on(session: Session, objects: Sequence[UUID]) -> dict[UUID, str]:
-    """Return which of the objects are claimed, and how: `read` or `write`. The caller has locked their rows."""
-    query = select(Claim.object_id, Claim.mode).where(Claim.mode != "place").distinct()
+def claims_on(session: Session, objects: Sequence[UUID], *, only_writers: bool = False) -> dict[UUID, str]:
+    """Return which of the objects are claimed, and how: `read` or `write`; `only_writers`: just those by `write`. The
+    caller has locked their rows.
+    """
+    mode = Claim.mode == _WRITE if only_writers else Claim.mode != _PLACE
+    query = select(Claim.object_id, Claim.mode).where(mode).distinct()
     return dict(rows_in(session, query, Claim.object_id, objects))
 
 
-def claim_objects(session: Session, objects: Iterable[UUID], mode: str, transfer: UUID) -> None:
+def claim_objects(session: Session, objects: Collection[UUID], mode: str, transfer: UUID) -> None:
     """Claim objects for reading or writing. The caller has locked their rows and seen that `claims_on` allows it."""
-    rows = [{"mode": mode, "object_id": object_id, "transfer_id": transfer} for object_id in objects]
-    insert_rows(session, Claim, rows)
+    count = len(objects)
+    if count:
+        held: dict[str, Sequence[Any]] = {"mode": [mode] * count, "object_id": list(objects)}
+        insert_columns(session, Claim, held | {"transfer_id": [transfer] * count})
 
 
-def holders(session: Session, places: Sequence[Place]) -> dict[Place, UUID]:
-    """Return the ACTIVE objects that hold some of the places."""
+def claim_objects_of_items(session: Session, transfer: UUID, mode: str) -> None:
+    """Claim the objects of a batch's QUEUED items, as `claim_objects` does; the items are stored."""
+    queued = TransferItem.transfer_id == transfer, TransferItem.status == TransferStatus.QUEUED.value
+    objects = select(literal(mode), TransferItem.object_id, TransferItem.transfer_id).where(*queued).distinct()
+    columns = ["mode", "object_id", "transfer_id"]
+    session.execute(insert(table_of(Claim)).from_select(columns, objects))
+
+
+def holders(session: Session, places: Collection[Place], *columns: Any) -> dict[Place, Any]:
+    """Return the objects that hold some of the places (ACTIVE ones do), each as a row with these columns."""
     by_key = {place_key(place): place for place in places}
-    query = select(Claim.place_key, Claim.object_id).where(Claim.mode == "place", Claim.transfer_id.is_(None))
-    rows = rows_in(session, query, Claim.place_key, by_key)
-    return {by_key[key]: object_id for key, object_id in rows if object_id is not None}
+    claims, objects = table_of(Claim), table_of(DataObject)
+    query = select(claims.c.place_key, *columns).join_from(claims, objects, objects.c.id == claims.c.object_id)
+    query = query.where(claims.c.mode == _PLACE, claims.c.transfer_id.is_(None))
+    return {by_key[row.place_key]: row for row in rows_in(session, query, claims.c.place_key, by_key)}
 
 
 def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
@@ -114,8 +151,9 @@ def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> It
     """Yield the rows that exist (or `columns` of them), locked until the transaction ends, by identifier: always in
     one order.
     """
-    for some in chunks(sorted(set(objects))):
-        query = select(*(columns or (DataObject,))).where(DataObject.id.in_(some)).order_by(DataObject.id)
+    key = table_of(DataObject).c.id  # with columns of the table only, rows are no work for SQLAlchemy's ORM
+    for some in chunks(sorted(set(objects), key=attrgetter("int")), AT_ONCE):
+        query = select(*(columns or (DataObject,))).where(among(session, key, some)).order_by(key)
         query = query.with_for_update().execution_options(populate_existing=True)
         yield from session.execute(query).all() if columns else session.scalars(query).all()
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
@@ -20,6 +21,7 @@ from datamanager.domain.requests import (
     ITEMS_MAX,
     AcceptedBatch,
     CopyManyRequest,
+    Directory,
     MoveManyRequest,
     TreeRequest,
     validated,
@@ -39,6 +41,7 @@ from datamanager.errors import (
 )
 from models import migrate
 from models.batches import results as batch_results
+from models.batches.item_admission import pieces_below
 from models.database import Database
 from models.housekeeping import Tidied, tidy
 from models.objects.bulk_claims import claim_places
@@ -50,18 +53,21 @@ from models.transfers import lookup, outcomes, queue
 from models.transfers.items import count_items, select_items
 from models.transfers.queue import TransferLease
 from tests.support.bookkeeping import (
+    MACHINES,
     SHA256,
     assert_lease_lost,
     begin,
     claims,
     get_object,
     get_transfer,
+    judge,
     messages,
     order,
     place,
     register,
     snapshot,
     submit,
+    submit_judged,
     told,
 )
 
@@ -265,6 +271,93 @@ def test_only_a_copy_of_what_the_source_is_now_is_skipped(database: Database) ->
     assert ends(database, where_it_is) == ["COMPLETE*"]
 
 
+# --- between judging and accepting -----------------------------------------------------------------------------------
+
+
+def delete_it(database: Database, object_id: UUID) -> None:
+    set_status(database, object_id, ObjectStatus.DELETED)
+
+
+def move_it(database: Database, object_id: UUID) -> None:
+    with database.write() as session:
+        session.get_one(DataObject, object_id).place = "in/moved"
+
+
+def grow_it(database: Database, object_id: UUID) -> None:
+    with database.write() as session:
+        session.get_one(DataObject, object_id).size = 9
+
+
+@pytest.mark.parametrize("kind", ["copy", "move"])
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (delete_it, ("object_deleted", "in/b", None)),
+        (move_it, ("QUEUED", "in/moved", 5)),
+        (grow_it, ("QUEUED", "in/b", 9)),
+    ],
+)
+def test_judged_batch_sees_what_changed_since(
+    database: Database, kind: str, change: Callable[[Database, UUID], None], seen: tuple[str, str, int | None]
+) -> None:
+    first, second = register(database, "in/a"), register(database, "in/b")
+    wanted = judge(database, batch(kind, (first, "out/a"), (second, "out/b")))
+    change(database, second)
+    transfer = submit_judged(database, wanted)
+    assert ends(database, transfer) == ["QUEUED", seen[0]]
+    item = items_of(database, transfer)[1]
+    assert (item.source_place, item.size if seen[2] else None) == seen[1:]
+    assert (item.result_object_id is None) == (seen[0] != "QUEUED")
+    held = Counter(mode for mode, *_, holder in claims(database) if holder == transfer)
+    assert sum(held.values()) == (2 if seen[0] == "object_deleted" else 4)
+
+
+@pytest.mark.parametrize("kind", ["copy", "move"])
+def test_judged_batch_skips_what_came_since(database: Database, kind: str) -> None:
+    wanted = [(register(database, f"in/{i}", size=7), f"out/{i}") for i in range(3)]
+    late = judge(database, batch(kind, *wanted))
+    assert perform(database, submit(database, batch(kind, *wanted[:2]))) == "2 items done"
+    transfer = submit_judged(database, late)
+    assert ends(database, transfer) == ["COMPLETE*", "COMPLETE*", "QUEUED"]
+    assert len({claim for claim in claims(database) if claim[3] == transfer}) == 2
+    assert perform(database, transfer) == "3 items done (2 already present)"
+
+
+def test_judged_batch_gets_no_place_that_was_taken_since(database: Database) -> None:
+    wanted = [(register(database, f"in/{i}"), f"out/{i}") for i in range(3)]
+    late = judge(database, batch("copy", *wanted))
+    register(database, "out/0", "beta")
+    submit(database, order("getexternal", dest="out/2"))
+    transfer = submit_judged(database, late)
+    assert ends(database, transfer) == ["destination_exists", "QUEUED", "destination_exists"]
+    assert [item.result_object_id is None for item in items_of(database, transfer)] == [True, False, True]
+    assert Counter(mode for mode, *_, held in claims(database) if held == transfer) == {"read": 1, "place": 1}
+
+
+def test_judged_batch_gets_no_object_that_was_taken_since(database: Database) -> None:
+    moved, read = register(database, "in/a"), register(database, "in/b")
+    copying, moving = (judge(database, batch(kind, (moved, "x/a"), (read, "x/b"))) for kind in ("copy", "move"))
+    submit(database, order("move", moved, "elsewhere"))
+    submit(database, order("copy", read, "copy"))
+    assert ends(database, submit_judged(database, copying)) == ["object_busy", "QUEUED"]
+    assert ends(database, submit_judged(database, moving)) == ["object_busy", "object_busy"]
+
+
+@pytest.mark.parametrize("judged_before", [True, False])
+def test_batch_is_the_same_in_any_pieces(
+    database: Database, monkeypatch: pytest.MonkeyPatch, judged_before: bool
+) -> None:
+    monkeypatch.setattr("models.objects.bulk_claims.AT_ONCE", 3)
+    objects = register_many(database, 10)
+    register(database, "out/4", "beta")
+    wanted = batch("copy", *((uuid, f"out/{number}") for number, uuid in enumerate(objects)), (uuid4(), "none"))
+    transfer = submit_judged(database, judge(database, wanted) if judged_before else wanted)
+    expected = ["QUEUED"] * 11
+    expected[4], expected[10] = "destination_exists", "object_not_found"
+    assert ends(database, transfer) == expected
+    assert Counter(mode for mode, *_, held in claims(database) if held == transfer) == {"read": 9, "place": 9}
+
+
 # --- directories ------------------------------------------------------------------------------------------------------
 
 
@@ -304,9 +397,9 @@ def test_a_directory_that_cannot_be_is_refused_as_a_whole(database: Database) ->
     assert snapshot(database) == before
 
 
-def register_many(database: Database, count: int, directory: str = "many") -> list[UUID]:
+def register_many(database: Database, count: int, directory: str = "many", *, size: int = 5) -> list[UUID]:
     files = [
-        FoundFile(found, directory, Facts(5), found)
+        FoundFile(found, directory, Facts(size), found)
         for found in (place(f"{directory}/{number:05}") for number in range(count))
     ]
     with database.write() as session:
@@ -314,30 +407,91 @@ def register_many(database: Database, count: int, directory: str = "many") -> li
         return [row.id for row in rows]
 
 
+STATEMENTS = 20
+"""What accepting a batch needs, however many items it has."""
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """Yield a list of the statements that are executed meanwhile."""
+    seen: list[str] = []
+
+    def note(*what: Any) -> None:
+        seen.append(what[2])
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("kind", ["copy", "move"])
+def test_repeated_batch_needs_as_few_statements(database: Database, kind: str) -> None:
+    wanted = batch(kind, *((uuid, f"out/{number}") for number, uuid in enumerate(register_many(database, 600, size=7))))
+    with statements(database) as first:
+        transfer = submit(database, wanted)
+    assert perform(database, transfer) == "600 items done"
+    with statements(database) as again:
+        transfer = submit(database, wanted)
+    assert max(len(first), len(again)) <= STATEMENTS
+    assert set(ends(database, transfer)) == {"COMPLETE*"}
+    assert not [claim for claim in claims(database) if claim[3] == transfer]
+
+
 @pytest.mark.slow
 @pytest.mark.dialect("sqlite")
-def test_ten_thousand_items_are_accepted_within_memory(database: Database) -> None:
-    register_many(database, ITEMS_MAX)
-    wanted = below("copy", "many", "out")
-    tracemalloc.start()
-    try:
-        submit(database, wanted)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 96 * 2**20
+def test_memory_of_accepting_is_that_of_a_piece(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.batches.item_admission.PIECE", 1000)
+    peaks = []
+    for directory, count in (("few", 2000), ("many", ITEMS_MAX)):
+        register_many(database, count, directory)
+        wanted = below("copy", directory, f"out/{directory}")
+        tracemalloc.start()
+        try:
+            submit(database, wanted)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] < 48 * 2**20
 
 
-def test_ten_thousand_items_are_accepted_and_no_more(database: Database) -> None:
+@pytest.mark.parametrize("kind", ["copy", "move"])
+def test_large_directory_is_accepted_in_pieces(database: Database, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("models.batches.item_admission.PIECE", 4)
+    objects = register_many(database, 10)
+    register(database, "out/00005", "beta")
+    transfer = submit(database, below(kind, "many", "out"))
+    found = items_of(database, transfer)
+    assert [(item.number, item.object_id, item.dest) for item in found] == [
+        (number, uuid, f"out/{number:05}") for number, uuid in enumerate(objects)
+    ]
+    assert [item.error_code for item in found] == [None] * 5 + ["destination_exists"] + [None] * 4
+    row, mode = get_transfer(database, transfer), "read" if kind == "copy" else "write"
+    assert (row.request["count"], row.bytes_total, row.source_machine, row.group) == (10, 45, "alpha", "g")
+    assert Counter(mode for mode, *_, held in claims(database) if held == transfer) == {mode: 9, "place": 9}
+
+
+def test_directory_has_no_more_than_is_allowed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.batches.item_admission.PIECE", 3)
+    objects = register_many(database, 7)
+    directory = Directory(machine="alpha", path="many")
+    with database.read() as session:
+        found = [[row.id for row, _ in some] for some in pieces_below(session, MACHINES, directory, most=7)]
+        assert found == [objects[:3], objects[3:6], objects[6:]]
+        with pytest.raises(InvalidRequest) as refused:
+            list(pieces_below(session, MACHINES, directory, most=6))
+    assert set(refused.value.fields) == {"directory.path"}
+
+
+def test_ten_thousand_items_are_accepted(database: Database) -> None:
     register_many(database, ITEMS_MAX)
-    transfer = submit(database, below("copy", "many", "out"))
+    with statements(database) as seen:
+        transfer = submit(database, below("copy", "many", "out"))
+    assert len(seen) <= STATEMENTS
     with database.read() as session:
         assert count_items(session, transfer).queued == ITEMS_MAX
         assert session.scalar(select(func.count()).where(Claim.transfer_id == transfer)) == 2 * ITEMS_MAX
-    register(database, "many/one-more")
-    with pytest.raises(InvalidRequest) as refused:
-        submit(database, below("copy", "many", "elsewhere"))
-    assert set(refused.value.fields) == {"directory.path"}
 
 
 # --- working ----------------------------------------------------------------------------------------------------------
@@ -568,6 +722,15 @@ def test_places_are_claimed_all_or_none_for_an_object(database: Database) -> Non
         wanted = [(place("x"), first), (place("taken"), first), (place("y"), second), (place("real/y"), second)]
         assert claim_places(session, wanted, transfer=None) == {second}
     assert {name for _, name, holder, _ in claims(database) if holder in (first, second)} == {"alpha:y", "alpha:real/y"}
+
+
+def test_claim_places_leaves_what_an_object_had_before(database: Database) -> None:
+    register(database, "taken")
+    known = register(database, "known")
+    with database.write() as session:
+        wanted = [(place("known"), known), (place("other"), known), (place("taken"), known)]
+        assert claim_places(session, wanted, transfer=None) == set()
+    assert {name for _, name, holder, _ in claims(database) if holder == known} == {"alpha:known"}
 
 
 # --- keeping ----------------------------------------------------------------------------------------------------------

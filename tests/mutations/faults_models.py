@@ -189,6 +189,20 @@ MODEL_FAULTS = (
         ("tests/integration/test_batches.py::test_an_item_that_cannot_be_done_fails_alone[sqlite]",),
     ),
     Fault(
+        "batch: what changed since its items were judged is not seen",
+        "models/batches/submission.py",
+        "known = judged is not None and sources_stand(session, open_items(judged))",
+        "known = judged is not None",
+        ("tests/integration/test_batches.py::test_judged_batch_sees_what_changed_since[sqlite-delete_it-seen0-copy]",),
+    ),
+    Fault(
+        "batch: a place that another one holds counts as claimed",
+        "models/objects/bulk_claims.py",
+        "if insert_columns(session, Claim, columns, free_only=True) == len(pairs):",
+        "if insert_columns(session, Claim, columns, free_only=True) >= 0:",
+        ("tests/integration/test_batches.py::test_judged_batch_gets_no_place_that_was_taken_since[sqlite]",),
+    ),
+    Fault(
         "archive: a bundle is removed while an object needs it",
         "models/objects/claims.py",
         "set(touched) - set(session.scalars(needed.distinct()))",

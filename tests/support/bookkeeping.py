@@ -77,7 +77,18 @@ def order(
 
 
 def submit(database: Database, wanted: SealedRequest) -> UUID:
-    """Submit an order in a transaction of its own."""
+    """Submit an order in a transaction of its own, a batch's items judged before, as the API does."""
+    return submit_judged(database, judge(database, wanted))
+
+
+def judge(database: Database, wanted: SealedRequest) -> SealedRequest:
+    """Judge the items of a batch as they are now."""
+    with database.read() as session:
+        return submission.judged(session, MACHINES, wanted)
+
+
+def submit_judged(database: Database, wanted: SealedRequest) -> UUID:
+    """Submit an order as it was judged, or not."""
     with database.write() as session:
         return submission.submit(session, MACHINES, wanted).id
 
