@@ -54,6 +54,11 @@ class Place:
         """The file's name."""
         return self.path.rpartition("/")[2]
 
+    @property
+    def directory(self) -> str:
+        """The file's directory below `base_dir`; empty for that itself."""
+        return self.path.rpartition("/")[0]
+
     def __str__(self) -> str:
         return f"{self.machine}:{self.path}"
 

@@ -159,7 +159,7 @@ class TransferRun:
         except CatalogueUnavailable:
             return False
 
-    def items_to_do(self, after: int = -1, limit: int = 2**31) -> list[TransferItem]:
+    def items_to_do(self, after: int = -1, limit: int = 2**31) -> Sequence[Any]:
         """Return up to `limit` QUEUED items beyond the number `after`. Blocks. Raises: LeaseLost."""
         return self.read(items_to_do, self.hold, after, limit)
 

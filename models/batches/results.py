@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
@@ -33,28 +33,47 @@ from datamanager.errors import (
 from models.audit.missing_objects import note_missing
 from models.core.outbox import post_object_events, post_path_replaced
 from models.database import now, storable, table_of
+from models.many_rows import among, update_many
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem
 from models.transfers import outcomes
-from models.transfers.items import count_items, select_items
+from models.transfers.items import count_items, rows_of_items, select_items
 from models.transfers.queue import DETAIL_MAX, TransferLease, held
 
 CHUNK = 500
 """Items in one transaction: what others wait for at most."""
 
 _items = table_of(TransferItem)
+_ENDS = [
+    _items.c[name]
+    for name in ("number", "object_id", "result_object_id", "destination_machine", "destination_place", "dest")
+]
+"""What is needed of items that become new objects."""
 DONE = {"status": TransferStatus.COMPLETE.value}
 """What ends an item well."""
 
 
-def items_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> list[TransferItem]:
-    """Return up to `limit` QUEUED items with a `number` above `after` (-1 at the start), by number.
+def items_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> Sequence[Any]:
+    """Return up to `limit` QUEUED items with a `number` above `after` (-1 at the start), by number: rows with the
+    columns of TransferItem.
 
     Raises: LeaseLost.
     """
     held(session, hold)
-    return select_items(session, hold.transfer, status=TransferStatus.QUEUED, after=after, limit=limit)
+    return rows_of_items(session, hold.transfer, status=TransferStatus.QUEUED, after=after, limit=limit)
+
+
+def range_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> tuple[int, int] | None:
+    """Return the first and the last number of up to `limit` QUEUED items with a `number` above `after`; None when there
+    is none. Raises: LeaseLost.
+    """
+    held(session, hold)
+    queued = _items.c.transfer_id == hold.transfer, _items.c.status == TransferStatus.QUEUED.value
+    some = select(_items.c.number).where(*queued, _items.c.number > after).order_by(_items.c.number).limit(limit)
+    found = some.subquery()
+    first, last = session.execute(select(func.min(found.c.number), func.max(found.c.number))).one()
+    return None if first is None else (first, last)
 
 
 def claim_canonicals(session: Session, hold: TransferLease, canonicals: Mapping[int, str]) -> list[int]:
@@ -86,7 +105,7 @@ def record_intents(session: Session, hold: TransferLease, intents: Mapping[int, 
     """Record, before files get their names, how a later attempt recognises them (number → `intent` in the item's
     notes: size, sha256, mtime). Raises: LeaseLost.
     """
-    row, items = open_items(session, hold, intents)
+    row, items = open_items(session, hold, intents, columns=(_items.c.number, _items.c.notes))
     update_items(session, row, [noting(item, intent=dict(intents[item.number])) for item in items])
     row.past_commit_point = True
 
@@ -97,15 +116,14 @@ def complete_copies(session: Session, hold: TransferLease, results: Sequence[tup
     Its identifier is the item's `result_object_id`. Raises: LeaseLost.
     """
     facts = dict(results)
-    row, items = open_items(session, hold, facts, TransferKind.COPY_MANY)
+    row, items = open_items(session, hold, facts, TransferKind.COPY_MANY, _ENDS)
     sources = {source.id: source for source in lock_objects(session, (item.object_id for item in items), *CARRIED)}
     rows = [
         NewRow.of_copy(_result(item), destination(item), facts[item.number], item.dest, sources[item.object_id])
         for item in items
     ]
-    if sources:
-        used = update(DataObject).where(DataObject.id.in_(list(sources)))
-        session.execute(used.values(last_used=now(session)).execution_options(synchronize_session=False))
+    used = update(table_of(DataObject)).where(among(session, DataObject.id, list(sources)))
+    session.execute(used.values(last_used=now(session)))
     enter_results(session, row, items, rows, "copied")
 
 
@@ -178,29 +196,33 @@ def finish_batch(session: Session, hold: TransferLease) -> str | ItemsFailed:
 def destination(item: TransferItem) -> Place:
     """Return where the item's file is to be."""
     if item.destination_place is None:
-        raise InternalError(f"item {item.number} of {item.transfer_id} has no destination")
+        raise InternalError(f"item {item.number} has no destination")
     return Place(item.destination_machine, item.destination_place)
 
 
 def source(item: TransferItem) -> Place:
     """Return where the item's file was when it was requested."""
     if item.source_machine is None or item.source_place is None:
-        raise InternalError(f"item {item.number} of {item.transfer_id} has no source")
+        raise InternalError(f"item {item.number} has no source")
     return Place(item.source_machine, item.source_place)
 
 
 def open_items(
-    session: Session, hold: TransferLease, numbers: Iterable[int], kind: TransferKind | None = None
+    session: Session,
+    hold: TransferLease,
+    numbers: Iterable[int],
+    kind: TransferKind | None = None,
+    columns: Sequence[Any] = tuple(_items.c),
 ) -> tuple[Transfer, Sequence[Any]]:
-    """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns, which
-    cost less than objects of the session do; `update_items` changes them.
+    """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns (of
+    `columns` alone), which cost less than objects of the session do; `update_items` changes them.
     """
     row = held(session, hold, lock=True)
     if kind is not None and row.kind != kind.value:
         raise InternalError(f"transfer {row.id} is a {row.kind}, not a {kind}")
-    query = select(_items).where(
+    query = select(*columns).where(
         _items.c.transfer_id == row.id,
-        _items.c.number.in_(list(numbers)),
+        among(session, _items.c.number, list(numbers)),
         _items.c.status == TransferStatus.QUEUED.value,
     )
     return row, session.execute(query.order_by(_items.c.number)).all()
@@ -208,13 +230,8 @@ def open_items(
 
 def update_items(session: Session, row: Transfer, changes: Sequence[Mapping[str, Any]]) -> None:
     """Write columns of items; each change has the item's `number` and the same columns as the others."""
-    if not changes:
-        return
-    columns = {name: bindparam(f"new_{name}", type_=_items.c[name].type) for name in changes[0] if name != "number"}
-    mine = update(_items).where(_items.c.transfer_id == row.id, _items.c.number == bindparam("new_number"))
-    session.connection().execute(
-        mine.values(columns), [{f"new_{name}": value for name, value in change.items()} for change in changes]
-    )
+    rows = [{"transfer_id": row.id, **change} for change in changes]
+    update_many(session, TransferItem, ("transfer_id", "number"), rows)
 
 
 def noting(item: Any, **notes: Any) -> dict[str, Any]:
@@ -263,7 +280,7 @@ def free_items(session: Session, row: Transfer, ended: Sequence[Any]) -> None:
     needed = select(TransferItem.object_id).where(
         TransferItem.transfer_id == row.id,
         TransferItem.status == TransferStatus.QUEUED.value,
-        TransferItem.object_id.in_(objects),
+        among(session, TransferItem.object_id, objects),
     )
     objects -= set(session.scalars(needed))
     free_claims_on(session, [*objects, *map(_result, ended)], row.id)
@@ -271,6 +288,6 @@ def free_items(session: Session, row: Transfer, ended: Sequence[Any]) -> None:
 
 def _result(item: Any) -> UUID:
     if item.result_object_id is None:
-        raise InternalError(f"item {item.number} of {item.transfer_id} lacks an identifier that it must have")
+        raise InternalError(f"item {item.number} lacks an identifier that it must have")
     result: UUID = item.result_object_id
     return result

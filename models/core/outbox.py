@@ -15,7 +15,8 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.errors import PathReplaced
-from models.database import affected, insert_rows, now
+from models.database import affected, now
+from models.many_rows import insert_many
 from models.tables import OutboxMessage, Transfer
 
 REQUESTS_QUEUE = "dm.requests"
@@ -83,7 +84,7 @@ def post_object_events(
         }
         for object_id, data in changes
     ]
-    insert_rows(session, OutboxMessage, rows)
+    insert_many(session, OutboxMessage, rows)
 
 
 def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:

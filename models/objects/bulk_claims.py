@@ -13,12 +13,13 @@ from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, Update, delete, select, update
+from sqlalchemy import ColumnElement, Delete, Select, Update, delete, func, null, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.errors import InternalError
-from models.database import insert_free, insert_rows
+from models.database import insert_free, insert_rows, table_of
+from models.many_rows import among
 from models.objects.claims import place_key
 from models.tables import Claim, DataObject
 
@@ -98,16 +99,26 @@ def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: 
 
     Places that they held before are the transfer's then (`free_claims_on` frees them).
     """
-    before = list(session.scalars(select(Claim.id).where(*_places(objects), Claim.transfer_id.is_(None))))
-    held = update(Claim).where(*_places(objects), Claim.transfer_id == transfer).values(transfer_id=None)
-    if set(session.scalars(held.returning(Claim.object_id))) != set(objects):
+    places = Claim.mode == "place", among(session, Claim.object_id, objects)
+    before = list(session.scalars(select(Claim.id).where(*places, _holder().is_(None))))
+    mine = *places, _holder() == transfer
+    held = session.scalar(select(func.count(Claim.object_id.distinct())).where(*mine))
+    if held != len(set(objects)):
         raise InternalError(f"transfer {transfer} does not hold the expected places; nothing was changed")
+    session.execute(update(table_of(Claim)).where(*mine).values(transfer_id=None))
     execute_in(session, update(Claim).values(transfer_id=transfer), Claim.id, before)
 
 
 def free_claims_on(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
     """Free all that a transfer holds on objects, and the places that it holds for them."""
-    execute_in(session, delete(Claim).where(Claim.transfer_id == transfer), Claim.object_id, objects)
+    mine = among(session, Claim.object_id, objects), _holder() == transfer
+    session.execute(delete(table_of(Claim)).where(*mine))
+
+
+def _holder() -> ColumnElement[UUID | None]:
+    """Return the transfer that holds a claim, so written that SQLite finds claims by their objects: by the index of
+    transfers it would read all that a batch holds, or all places of objects, for each chunk."""
+    return func.coalesce(Claim.transfer_id, null())
 
 
 def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> Iterator[Any]:
@@ -115,10 +126,6 @@ def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> It
     one order.
     """
     for some in chunks(sorted(set(objects))):
-        query = select(*(columns or (DataObject,))).where(DataObject.id.in_(some)).order_by(DataObject.id)
+        query = select(*(columns or (DataObject,))).where(among(session, DataObject.id, some)).order_by(DataObject.id)
         query = query.with_for_update().execution_options(populate_existing=True)
         yield from session.execute(query).all() if columns else session.scalars(query).all()
-
-
-def _places(objects: Sequence[UUID]) -> tuple[Any, ...]:
-    return Claim.mode == "place", Claim.object_id.in_(objects)

@@ -20,7 +20,8 @@ from datamanager.domain.requests import NewObject, RegisterRequest, TreeRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
 from models.core.outbox import post_object_events
-from models.database import insert_rows, now, storable
+from models.database import now, storable
+from models.many_rows import insert_many
 from models.objects.bulk_claims import claim_places
 from models.objects.claims import claim_place
 from models.tables import Bundle, DataObject, Origin
@@ -159,7 +160,7 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
         }
         for row in rows
     ]
-    insert_rows(session, DataObject, values)
+    insert_many(session, DataObject, values)
     told = (
         (
             row.id,
