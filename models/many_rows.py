@@ -7,55 +7,89 @@ all of them without the interpreter's lock, so that other threads go on meanwhil
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Select, String, cast, column, func, insert, literal_column, select, update
-from sqlalchemy import bindparam as parameter
+from sqlalchemy import (
+    CTE,
+    JSON,
+    ColumnElement,
+    Select,
+    String,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeEngine
 
 from models.database import on_postgresql, table_of
 
+Row = Sequence[Any]
 
-def insert_many(session: Session, model: type[DeclarativeBase], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, which have the same columns, in their order."""
+
+def insert_many(
+    session: Session, model: type[DeclarativeBase], names: Sequence[str], rows: Sequence[Row], **same: Any
+) -> None:
+    """Insert rows in their order, each with a value for each of the columns `names`; `same` is what all have."""
     if rows:
-        names, table = list(rows[0]), table_of(model)
-        given = _query(session, [table.c[name] for name in names], ([row[name] for name in names] for row in rows))
-        session.execute(insert(table).from_select(names, given))
+        table = table_of(model)
+        given = _query(session, [table.c[name] for name in names], rows)
+        given = given.add_columns(*(literal(value, table.c[name].type).label(name) for name, value in same.items()))
+        session.execute(insert(table).from_select([*names, *same], given))
 
 
 def update_many(
-    session: Session, model: type[DeclarativeBase], key: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    session: Session, model: type[DeclarativeBase], key: Sequence[str], names: Sequence[str], rows: Sequence[Row]
 ) -> None:
-    """Write columns of rows, which are found by the columns `key`; all of `rows` have the same columns."""
+    """Write columns of rows: `key` are the columns by which each is found, `names` those that are written."""
     if rows:
-        names, table = list(rows[0]), table_of(model)
-        query = _query(session, [table.c[name] for name in names], ([row[name] for name in names] for row in rows))
-        # with all of the key in it, and kept apart: SQLite would look through it for each row of the table instead
-        given = query.cte("given").prefix_with("MATERIALIZED")
+        table = table_of(model)
+        given = given_rows(session, [table.c[name] for name in (*key, *names)], rows)
         mine = (table.c[name] == given.c[name] for name in key)
-        session.execute(update(table).where(*mine).values({name: given.c[name] for name in names if name not in key}))
+        session.execute(update(table).where(*mine).values({name: given.c[name] for name in names}))
+
+
+def given_rows(session: Session, columns: Sequence[Any], rows: Sequence[Row]) -> CTE:
+    """Return rows as a table with these columns' names and types, to be joined with the one that they belong to.
+
+    All of the key is to be in it, and it is kept apart: SQLite would look through it for each row of the table instead.
+    """
+    return _query(session, columns, rows).cte("given").prefix_with("MATERIALIZED")
 
 
 def among(session: Session, where: Any, values: Collection[Any]) -> ColumnElement[bool]:
     """Return the condition that a column has one of the values."""
-    condition: ColumnElement[bool] = where.in_(_query(session, [where], ([value] for value in values)))
+    condition: ColumnElement[bool] = where.in_(_query(session, [where], [(value,) for value in values]))
     return condition
 
 
-def _query(session: Session, columns: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Select[*tuple[Any, ...]]:
-    writers = [_writer(session, one.type) for one in columns]
-    text = json.dumps(
-        [[value if write is None else write(value) for value, write in zip(row, writers, strict=True)] for row in rows]
-    )
+def with_member(session: Session, document: Any, name: str, member: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a JSON column's documents with a member (JSON too) in place of what they have by that name."""
     if on_postgresql(session):
-        each = func.jsonb_array_elements(cast(parameter(None, text, String), JSONB)).table_valued("value")
+        added = func.jsonb_build_object(name, cast(member, JSONB))
+        return cast(cast(document, JSONB).op("||")(added), JSON)
+    return func.json_set(document, f"$.{name}", func.json(member), type_=document.type)
+
+
+def _query(session: Session, columns: Sequence[Any], rows: Sequence[Row]) -> Select[*tuple[Any, ...]]:
+    by_column = [list(values) for values in zip(*rows, strict=True)]
+    for at, one in enumerate(columns):
+        if by_column and (write := _writer(session, one.type)) is not None:
+            by_column[at] = [None if value is None else write(value) for value in by_column[at]]
+    text = json.dumps(list(zip(*by_column, strict=True)))
+    if on_postgresql(session):
+        each = func.jsonb_array_elements(cast(bindparam(None, text, String), JSONB)).table_valued("value")
         cells = [cast(each.c.value.op("->>")(literal_column(str(at))), one.type) for at, one in enumerate(columns)]
     else:
-        each = func.json_each(parameter(None, text, String)).table_valued(column("value", String))
+        each = func.json_each(bindparam(None, text, String)).table_valued(column("value", String))
         cells = [
             func.json_extract(each.c.value, literal_column(f"'$[{at}]'"), type_=one.type)
             for at, one in enumerate(columns)
@@ -67,9 +101,15 @@ def _writer(session: Session, kind: TypeEngine[Any]) -> Callable[[Any], Any] | N
     """Return what turns a value of this type into what JSON can carry, and the database then reads as the type; None
     for what JSON has itself."""
     if isinstance(kind, JSON):
-        none_as_null = kind.none_as_null
-        return lambda value: None if value is None and none_as_null else json.dumps(value)
+        return json.dumps
+    if kind.python_type in (str, int, bool):
+        return None
     if on_postgresql(session):
-        return None if kind.python_type in (str, int, bool) else lambda value: None if value is None else str(value)
+        return str
     dialect = session.get_bind().dialect
     return kind.dialect_impl(dialect).bind_processor(dialect)
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Row]:
+    """Return the values of these columns, row by row."""
+    return [[row[name] for name in names] for row in rows]

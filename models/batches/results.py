@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
@@ -33,7 +33,7 @@ from datamanager.errors import (
 from models.audit.missing_objects import note_missing
 from models.core.outbox import post_object_events, post_path_replaced
 from models.database import now, storable, table_of
-from models.many_rows import among, update_many
+from models.many_rows import among, columns_of, given_rows, update_many, with_member
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem
@@ -41,7 +41,7 @@ from models.transfers import outcomes
 from models.transfers.items import count_items, rows_of_items, select_items
 from models.transfers.queue import DETAIL_MAX, TransferLease, held
 
-CHUNK = 500
+CHUNK = 1000
 """Items in one transaction: what others wait for at most."""
 
 _items = table_of(TransferItem)
@@ -105,8 +105,12 @@ def record_intents(session: Session, hold: TransferLease, intents: Mapping[int, 
     """Record, before files get their names, how a later attempt recognises them (number → `intent` in the item's
     notes: size, sha256, mtime). Raises: LeaseLost.
     """
-    row, items = open_items(session, hold, intents, columns=(_items.c.number, _items.c.notes))
-    update_items(session, row, [noting(item, intent=dict(intents[item.number])) for item in items])
+    row = held(session, hold, lock=True)
+    columns = _items.c.transfer_id, _items.c.number, _items.c.notes
+    given = given_rows(session, columns, [(row.id, number, dict(intent)) for number, intent in intents.items()])
+    mine = _items.c.transfer_id == given.c.transfer_id, _items.c.number == given.c.number, _queued()
+    noted = with_member(session, _items.c.notes, "intent", given.c.notes)
+    session.execute(update(_items).where(*mine).values(notes=noted))
     row.past_commit_point = True
 
 
@@ -223,15 +227,21 @@ def open_items(
     query = select(*columns).where(
         _items.c.transfer_id == row.id,
         among(session, _items.c.number, list(numbers)),
-        _items.c.status == TransferStatus.QUEUED.value,
+        _queued(),
     )
     return row, session.execute(query.order_by(_items.c.number)).all()
 
 
 def update_items(session: Session, row: Transfer, changes: Sequence[Mapping[str, Any]]) -> None:
     """Write columns of items; each change has the item's `number` and the same columns as the others."""
-    rows = [{"transfer_id": row.id, **change} for change in changes]
-    update_many(session, TransferItem, ("transfer_id", "number"), rows)
+    if changes:
+        names = [name for name in changes[0] if name != "number"]
+        rows = [(row.id, *values) for values in columns_of(changes, ["number", *names])]
+        update_many(session, TransferItem, ("transfer_id", "number"), names, rows)
+
+
+def _queued() -> ColumnElement[bool]:
+    return _items.c.status == TransferStatus.QUEUED.value
 
 
 def noting(item: Any, **notes: Any) -> dict[str, Any]:

@@ -75,16 +75,11 @@ def post_object_events(
     """Post the same change of many objects, by one statement."""
     kind = f"dm.object.{what}"
     rows = [
-        {
-            "exchange": EVENTS_EXCHANGE,
-            "routing_key": kind,
-            "subject": object_id,
-            "body": cloud_event(kind, object_id, time, {"object": str(object_id), **data}),
-            "created": time,
-        }
+        (object_id, cloud_event(kind, object_id, time, {"object": str(object_id), **data}))
         for object_id, data in changes
     ]
-    insert_many(session, OutboxMessage, rows)
+    same = {"exchange": EVENTS_EXCHANGE, "routing_key": kind, "created": time}
+    insert_many(session, OutboxMessage, ("subject", "body"), rows, **same)
 
 
 def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:

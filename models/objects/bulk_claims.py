@@ -27,6 +27,7 @@ IN_MAX = 500
 """Values in one IN (…)."""
 
 T = TypeVar("T")
+_claims = table_of(Claim)
 
 
 def chunks(values: Sequence[T], size: int = IN_MAX) -> Iterator[Sequence[T]]:
@@ -99,26 +100,25 @@ def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: 
 
     Places that they held before are the transfer's then (`free_claims_on` frees them).
     """
-    places = Claim.mode == "place", among(session, Claim.object_id, objects)
-    before = list(session.scalars(select(Claim.id).where(*places, _holder().is_(None))))
+    places = _claims.c.mode == "place", among(session, _claims.c.object_id, objects)
+    before = list(session.scalars(select(_claims.c.id).where(*places, _holder().is_(None))))
     mine = *places, _holder() == transfer
-    held = session.scalar(select(func.count(Claim.object_id.distinct())).where(*mine))
+    held = session.scalar(select(func.count(_claims.c.object_id.distinct())).where(*mine))
     if held != len(set(objects)):
         raise InternalError(f"transfer {transfer} does not hold the expected places; nothing was changed")
-    session.execute(update(table_of(Claim)).where(*mine).values(transfer_id=None))
+    session.execute(update(_claims).where(*mine).values(transfer_id=None))
     execute_in(session, update(Claim).values(transfer_id=transfer), Claim.id, before)
 
 
 def free_claims_on(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
     """Free all that a transfer holds on objects, and the places that it holds for them."""
-    mine = among(session, Claim.object_id, objects), _holder() == transfer
-    session.execute(delete(table_of(Claim)).where(*mine))
+    session.execute(delete(_claims).where(among(session, _claims.c.object_id, objects), _holder() == transfer))
 
 
 def _holder() -> ColumnElement[UUID | None]:
     """Return the transfer that holds a claim, so written that SQLite finds claims by their objects: by the index of
     transfers it would read all that a batch holds, or all places of objects, for each chunk."""
-    return func.coalesce(Claim.transfer_id, null())
+    return func.coalesce(_claims.c.transfer_id, null())
 
 
 def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> Iterator[Any]:

@@ -127,8 +127,8 @@ def _refuse_one_place(chunk: Chunk) -> None:
     names = [beside(task.source_directory, task.part_name) for task in tasks]
     looked = list(chunk.ends.source.bulk.lstat(names))
     for task in (tasks[index] for index, found in looked if not isinstance(found, PathMissing)):
-        item, beside = task.item, beside(task.directory, task.item.source.name)
-        if is_one_name((target, task.final), (target, beside)):
+        item = task.item
+        if is_one_name((target, task.final), (target, beside(task.directory, item.source.name))):
             chunk.fail(item.number, DestinationExists(f"{item.source} and {item.destination} are the same file"))
 
 

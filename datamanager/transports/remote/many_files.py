@@ -51,6 +51,8 @@ _PAGE = 4096
 _IN_FLIGHT = 3
 """Frames that were sent and not answered yet."""
 _WORKING = "while the machine worked on many files"
+_TURN = 0.02
+"""Seconds for which input is offered before it is looked whether the program waits for its output to be read."""
 _POLL = 0.2
 """Seconds between two looks at whether the connection is there, while the program is waited for."""
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -226,14 +228,14 @@ class ManyFiles:
         rest, since = memoryview(data), time.monotonic()
         while rest:
             try:
-                sent = self._remote.write_some(rest)
+                sent = self._remote.write_some(rest, _TURN)
             except TransportError:
                 self.broken = True
                 raise
             rest = rest[sent:]
             if sent:
                 since = time.monotonic()
-            elif not self._receive(_POLL):
+            elif not self._receive(0.0):
                 self._require(since, self._channel.patience * SLOW)
 
     def _take(self, count: int, patience: float) -> bytes:
