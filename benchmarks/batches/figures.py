@@ -104,7 +104,13 @@ def put_distant(stage: Stage) -> Way:
 
 
 def race(
-    group: str, way_of: Callable[[Stage], Way], wanted: dict[str, float], stage: Stage, scale: Scale, rounds: int, tell: Tell
+    group: str,
+    way_of: Callable[[Stage], Way],
+    wanted: dict[str, float],
+    stage: Stage,
+    scale: Scale,
+    rounds: int,
+    tell: Tell,
 ) -> Outcome:
     """Copy the files by each contender in turn. `wanted`: at least how many times as fast as whom."""
     count = scale.files // 10 if group.endswith("ms") else scale.files
@@ -115,12 +121,11 @@ def race(
         claims = [Claim(f"{group}, {count:,} × 1 KiB", OURS, rival, least) for rival, least in wanted.items()]
         claims = [claim for claim in claims if claim.against in names]
         distant = group.endswith("ms")
-        course = Race(
-            group, count, "files", contenders, claims, files.reset, files.check, not distant, baseline=SCP
-        )
+        course = Race(group, count, "files", contenders, claims, files.reset, files.check, not distant, baseline=SCP)
         found = course.measure(rounds, tell)
     cpu = [
-        Timing(group, f"CPU of {name}", tuple(seconds[-rounds:]), count, "files") for name, seconds in service.cpu.items()
+        Timing(group, f"CPU of {name}", tuple(seconds[-rounds:]), count, "files")
+        for name, seconds in service.cpu.items()
     ]
     return Outcome(found.figures, (*found.timings, *cpu), found.baseline)
 
@@ -151,9 +156,7 @@ def memory(stage: Stage, scale: Scale, rounds: int, tell: Tell) -> Outcome:  # n
 
 
 @contextmanager
-def _running(
-    stage: Stage, way: Way, count: int, per_folder: int = 100
-) -> Iterator[tuple[Way, Copies, Batches]]:
+def _running(stage: Stage, way: Way, count: int, per_folder: int = 100) -> Iterator[tuple[Way, Copies, Batches]]:
     files = Copies(way.source_folder / TREE, way.target_folder)
     files.tree.fill(count, per_folder)
     machines = {machine.name: machine for machine in (stage.here, way.source, way.target)}

@@ -18,8 +18,8 @@ from datamanager.domain.states import TransferKind, Verified
 from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, KnownFile, Restart
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
-from datamanager.engine.control import Control
 from datamanager.engine.bulk.bulk_removal import Removal, remove_sources
+from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.engine.single.endpoints import acquire_sessions
 from datamanager.engine.single.source_removal import machine_time, remove_source
@@ -48,7 +48,8 @@ Together = Callable[[Session, Sequence[Staged]], Sequence[DataManagerError | Non
 
 
 class ItemsChunk:
-    """The chunk's rows under way. `errors` has what failed so far, by item number. Blocks; lives in one thread."""
+    """The chunk's rows under way; `control` is its own where others are too. `errors` has what failed so far, by item
+    number. Blocks; lives in one thread."""
 
     within_one_machine = False
     """Whether small files go together also when both ends are one machine."""
@@ -56,7 +57,6 @@ class ItemsChunk:
     """Whether doing an item again also brings other bytes: else what is damaged stays so."""
 
     def __init__(self, run: TransferRun, rows: Sequence[TransferItem], control: Control | None = None) -> None:
-        """`control`: the chunk's own, where it is a part of what is under way; else the run's."""
         self._run = run
         self._control = control or run.control
         self._overwrite = bool(getattr(run.request, "overwrite", False))
@@ -139,11 +139,11 @@ class ItemsChunk:
             attempt = self._attempts[group[0]]
             try:
                 with acquire_sessions(attempt) as (source, sink):
-                    ends = BulkEndpoints(source, sink, attempt.origin.machine, attempt.target.machine)
                     rules = self._rules(attempt, group)
                     if rules.packed:
                         source.begin_many()
                         rules = replace(rules, packed=not sink.begin_many())
+                    ends = BulkEndpoints(source, sink, attempt.origin.machine, attempt.target.machine)
                     if self._moving:
                         rules = replace(rules, clock=partial(machine_time, source))
                     outcomes = self._stage_together(ends, group, rules)
@@ -362,8 +362,9 @@ class ItemsChunk:
         """Return why an item need not be tried: a machine of its own was found away by another item just now."""
         for number, error in list(self.errors.items()):
             other = self._attempts.get(number)
-            if isinstance(error, MachineUnavailable) and other is not None and _machines(other) == _machines(attempt):
-                return error
+            if isinstance(error, MachineUnavailable) and other is not None:
+                if (other.origin.machine, other.target.machine) == (attempt.origin.machine, attempt.target.machine):
+                    return error
         return None
 
     def _all_failed(self, numbers: Iterable[int], error: DataManagerError) -> None:
@@ -394,10 +395,6 @@ def _note_unforeseen(run: TransferRun, numbers: Sequence[int], error: Exception)
 
 def _unforeseen(error: Exception) -> InternalError:
     return InternalError(f"unexpected {type(error).__name__}")
-
-
-def _machines(attempt: Attempt) -> tuple[str, str]:
-    return attempt.origin.machine.name, attempt.target.machine.name
 
 
 def _grouped(numbers: Iterable[int], key: Callable[[int], Any]) -> Iterable[tuple[Any, list[int]]]:

@@ -34,7 +34,7 @@ from models.batches.results import CHUNK, items_to_do
 from models.database import read
 from models.machines import limits
 from models.objects.bulk_claims import chunks
-from models.tables import Transfer, TransferItem
+from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
 from models.transfers.items import KNOWN, in_doubt, machines_of

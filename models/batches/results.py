@@ -44,6 +44,8 @@ from models.transfers.queue import DETAIL_MAX, TransferLease, held
 CHUNK = 1000
 """Items in one transaction: what others wait for at most."""
 
+_ONCE = "objects_once"
+"""The note of whether no two items are of one object."""
 _items = table_of(TransferItem)
 _ENDS = [
     _items.c[name]
@@ -287,13 +289,24 @@ def _fail(session: Session, row: Transfer, failed: Sequence[tuple[Any, DataManag
 def free_items(session: Session, row: Transfer, ended: Sequence[Any]) -> None:
     """Free what the ended items held: places, and objects that no other item still reads."""
     objects = {item.object_id for item in ended}
-    needed = select(TransferItem.object_id).where(
-        TransferItem.transfer_id == row.id,
-        TransferItem.status == TransferStatus.QUEUED.value,
-        among(session, TransferItem.object_id, objects),
-    )
-    objects -= set(session.scalars(needed))
+    if not _once(session, row):
+        needed = select(TransferItem.object_id).where(
+            TransferItem.transfer_id == row.id,
+            TransferItem.status == TransferStatus.QUEUED.value,
+            among(session, TransferItem.object_id, objects),
+        )
+        objects -= set(session.scalars(needed))
     free_claims_on(session, [*objects, *map(_result, ended)], row.id)
+
+
+def _once(session: Session, row: Transfer) -> bool:
+    """Say whether no two items are of one object. Looked at once for a transfer: else all items that are left would be
+    read for each chunk."""
+    if _ONCE not in row.notes:
+        counts = select(func.count(), func.count(_items.c.object_id.distinct())).where(_items.c.transfer_id == row.id)
+        items, objects = session.execute(counts).one()
+        row.notes = {**row.notes, _ONCE: items == objects}
+    return bool(row.notes[_ONCE])
 
 
 def _result(item: Any) -> UUID:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -125,7 +125,7 @@ def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> It
     """Yield the rows that exist (or `columns` of them), locked until the transaction ends, by identifier: always in
     one order.
     """
-    for some in chunks(sorted(set(objects))):
+    for some in chunks(sorted(set(objects), key=attrgetter("int"))):
         query = select(*(columns or (DataObject,))).where(among(session, DataObject.id, some)).order_by(DataObject.id)
         query = query.with_for_update().execution_options(populate_existing=True)
         yield from session.execute(query).all() if columns else session.scalars(query).all()

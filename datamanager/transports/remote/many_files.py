@@ -1,7 +1,7 @@
 """A program on the machine that works on many small files at once: one for all that a session does, no process and no
 round trip per file or chunk.
 
-It is ours (`scripts/many_files.py`), and needs a `python3` there. It does what is done in directories that it walked to
+It is ours (`scripts/small_files.py`), and needs a `python3` there. It does what is done in directories that it walked to
 without following a link, so nothing is done elsewhere, whatever others rename meanwhile; what SFTP can't do
 (docs/adr/0019-a-program-for-many-files.md). A frame is the work on some files of one directory.
 """
@@ -305,7 +305,9 @@ def _entries(answer: int | list[Any], count: int) -> list[Any]:
 
 def _error(number: int, path: str, *, walked: bool) -> TransportError:
     if number == errno.ELOOP and not walked:
-        return path_replaced(f"{shown(path)}: a directory was replaced by a link while it was used; nothing was changed")
+        return path_replaced(
+            f"{shown(path)}: a directory was replaced by a link while it was used; nothing was changed"
+        )
     return error_of(number, path)
 
 
@@ -316,5 +318,5 @@ def _stat(found: Sequence[int]) -> FileStat:
 @functools.cache
 def _program() -> str:
     """Return the program without its comments, which would be sent each time."""
-    text = (resources(__package__) / "scripts" / "many_files.py").read_text("utf-8")
+    text = (resources(__package__) / "scripts" / "small_files.py").read_text("utf-8")
     return "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))

@@ -56,7 +56,7 @@ class ProgramBulk(SftpBulk):
         """Remove each file."""
         return self._many.remove(paths)
 
-    def unpack(self, files: Iterable[NewFile], directory: str) -> None:
+    def unpack(self, files: Iterable[NewFile], directory: str) -> None:  # noqa: ARG002 - nothing is done
         """Refuse: `write` is as quick."""
         raise NotSupported("the program for many files writes as quickly as a tar unpacks")
 

@@ -29,7 +29,7 @@ def walk(path):
                     kind = os.stat(name, dir_fd=here, follow_symlinks=False).st_mode
                     if stat.S_ISLNK(kind) or stat.S_ISDIR(kind):
                         error.errno = errno.ELOOP
-                raise error
+                raise
             finally:
                 os.close(here)
             here = below
@@ -47,7 +47,10 @@ def facts(found):
 
 
 def look(where, order, _):
-    return [attempt(lambda: facts(os.stat(name, dir_fd=where, follow_symlinks=False))) for name in names(order)]
+    def one(name):
+        return facts(os.stat(name, dir_fd=where, follow_symlinks=False))
+
+    return [attempt(one, name) for name in names(order)]
 
 
 def opened(where, name):
@@ -69,7 +72,7 @@ def read(where, order, given):
         finally:
             os.close(handle)
 
-    return [attempt(lambda: one(name)) for name in names(order)]
+    return [attempt(one, name) for name in names(order)]
 
 
 def digest(where, order, _):
@@ -86,7 +89,7 @@ def digest(where, order, _):
         finally:
             os.close(handle)
 
-    return [attempt(lambda: one(name)) for name in names(order)]
+    return [attempt(one, name) for name in names(order)]
 
 
 def write(where, order, data):
@@ -111,7 +114,7 @@ def write(where, order, data):
 
     answer, at = [], 0
     for name, (mode, mtime, size) in zip(names(order), order["files"]):
-        answer.append(attempt(lambda: one(name, mode, mtime, data[at : at + size])))
+        answer.append(attempt(one, name, mode, mtime, data[at : at + size]))
         at += size
     return answer
 
@@ -137,16 +140,20 @@ def rename(where, order, _):
 
     to = walk(order["to"])
     try:
-        return [attempt(lambda: one(old, new)) for old, new in zip(names(order), names({"names": order["new"]}))]
+        return [attempt(one, old, new) for old, new in zip(names(order), names({"names": order["new"]}))]
     finally:
         os.close(to)
 
 
 def remove(where, order, _):
-    return [attempt(lambda: os.unlink(name, dir_fd=where) or 0) for name in names(order)]
+    def one(name):
+        os.unlink(name, dir_fd=where)
+        return 0
+
+    return [attempt(one, name) for name in names(order)]
 
 
-def sync(where, order, _):
+def sync(where, *_):
     import ctypes
 
     handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
@@ -156,9 +163,9 @@ def sync(where, order, _):
         os.close(handle)
 
 
-def attempt(act):
+def attempt(act, *what):
     try:
-        return act()
+        return act(*what)
     except OSError as error:
         return error.errno or errno.EIO
 
@@ -188,4 +195,5 @@ def main():
         answers.writelines(given)
 
 
-main()
+if __name__ == "__main__":
+    main()
