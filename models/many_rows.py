@@ -85,6 +85,7 @@ def _query(session: Session, columns: Sequence[Any], rows: Sequence[Row]) -> Sel
         if by_column and (write := _writer(session, one.type)) is not None:
             by_column[at] = [None if value is None else write(value) for value in by_column[at]]
     text = json.dumps(list(zip(*by_column, strict=True)))
+    cells: list[ColumnElement[Any]]
     if on_postgresql(session):
         each = func.jsonb_array_elements(cast(bindparam(None, text, String), JSONB)).table_valued("value")
         cells = [cast(each.c.value.op("->>")(literal_column(str(at))), one.type) for at, one in enumerate(columns)]

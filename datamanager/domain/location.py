@@ -67,6 +67,8 @@ def folded(name: str) -> str:
     """Return what a name has in common with all those that some file system takes for the same: names that differ in
     case or Unicode form only.
     """
+    if name.isascii():
+        return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

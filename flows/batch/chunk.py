@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
@@ -48,8 +48,7 @@ Together = Callable[[Session, Sequence[Staged]], Sequence[DataManagerError | Non
 
 
 class ItemsChunk:
-    """The chunk's rows under way; `control` is its own where others are too. `errors` has what failed so far, by item
-    number. Blocks; lives in one thread."""
+    """The chunk's rows under way; `control` is its own. `errors`: what failed so far, by item number. One thread's."""
 
     within_one_machine = False
     """Whether small files go together also when both ends are one machine."""
@@ -59,7 +58,7 @@ class ItemsChunk:
     def __init__(self, run: TransferRun, rows: Sequence[TransferItem], control: Control | None = None) -> None:
         self._run = run
         self._control = control or run.control
-        self._overwrite = bool(getattr(run.request, "overwrite", False))
+        self._overwrite: bool = getattr(run.request, "overwrite", False)
         self._moving = run.row.kind == TransferKind.MOVE_MANY.value
         self._rows = {row.number: row for row in rows}
         self._attempts: dict[int, Attempt] = {}
@@ -139,14 +138,8 @@ class ItemsChunk:
             attempt = self._attempts[group[0]]
             try:
                 with acquire_sessions(attempt) as (source, sink):
-                    rules = self._rules(attempt, group)
-                    if rules.packed:
-                        source.begin_many()
-                        rules = replace(rules, packed=not sink.begin_many())
                     ends = BulkEndpoints(source, sink, attempt.origin.machine, attempt.target.machine)
-                    if self._moving:
-                        rules = replace(rules, clock=partial(machine_time, source))
-                    outcomes = self._stage_together(ends, group, rules)
+                    outcomes = self._stage_together(ends, group, self._rules(attempt, group, ends))
             except DataManagerError as error:
                 self._all_failed(group, error)
                 continue
@@ -166,16 +159,18 @@ class ItemsChunk:
         items = [SmallItem(n, self._attempts[n].origin.place, self._attempts[n].target.place) for n in group]
         return bulk_staging.stage(ends, items, rules, self._control)
 
-    def _rules(self, attempt: Attempt, group: Sequence[int]) -> BulkRules:
-        """Return what holds for a group; `attempt` is that of any of them."""
+    def _rules(self, attempt: Attempt, group: Sequence[int], ends: BulkEndpoints[Session]) -> BulkRules:
+        """Return what holds for a group; `attempt` is that of any of them. For many, programs are started."""
+        many = len(group) >= PACKED_FROM and (ends.source.begin_many(), ends.target.begin_many())
         return BulkRules(
             self._run.transfer,
             self._run.hold.epoch,
             attempt.verify,
             attempt.overwrite,
-            packed=len(group) >= PACKED_FROM,
+            packed=bool(many) and not many[1],
             ours={n: intent for n in group if (intent := self._attempts[n].intent) is not None},
             known={n: self._attempts[n].known for n in group},
+            clock=partial(machine_time, ends.source) if self._moving else None,
         )
 
     def _stage_single(self, numbers: Sequence[int]) -> None:
@@ -362,9 +357,8 @@ class ItemsChunk:
         """Return why an item need not be tried: a machine of its own was found away by another item just now."""
         for number, error in list(self.errors.items()):
             other = self._attempts.get(number)
-            if isinstance(error, MachineUnavailable) and other is not None:
-                if (other.origin.machine, other.target.machine) == (attempt.origin.machine, attempt.target.machine):
-                    return error
+            if other and isinstance(error, MachineUnavailable) and _machines(other) == _machines(attempt):
+                return error
         return None
 
     def _all_failed(self, numbers: Iterable[int], error: DataManagerError) -> None:
@@ -395,6 +389,10 @@ def _note_unforeseen(run: TransferRun, numbers: Sequence[int], error: Exception)
 
 def _unforeseen(error: Exception) -> InternalError:
     return InternalError(f"unexpected {type(error).__name__}")
+
+
+def _machines(attempt: Attempt) -> tuple[str, str]:
+    return attempt.origin.machine.name, attempt.target.machine.name
 
 
 def _grouped(numbers: Iterable[int], key: Callable[[int], Any]) -> Iterable[tuple[Any, list[int]]]:

@@ -85,11 +85,11 @@ def _items(transfer: UUID, status: TransferStatus | None, after: int) -> Select[
 def rows_of_items(
     session: Session, transfer: UUID, *, status: TransferStatus, after: int = -1, limit: int
 ) -> Sequence[Any]:
-    """Return up to `limit` items with a number above `after`, by number: rows of plain columns, which cost less than
-    objects of the session do.
+    """Return up to `limit` items with a number above `after`, by number: rows of plain columns (but for the transfer's
+    identifier), which cost less than objects of the session do.
     """
     items = table_of(TransferItem).c
-    query = select(table_of(TransferItem)).where(
+    query = select(*(one for one in items if one is not items.transfer_id)).where(
         items.transfer_id == transfer, items.number > after, items.status == status.value
     )
     return session.execute(query.order_by(items.number).limit(limit)).all()

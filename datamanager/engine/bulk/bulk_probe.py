@@ -42,6 +42,7 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
     faults = make(ends.target, [found for found in targets.values() if isinstance(found, ResolvedDirectory)])
     finals = set[tuple[str, str]]()
     canonicals = dict[str, str]()
+    wholes = {one: one.path for one in (*sources.values(), *targets.values()) if isinstance(one, ResolvedDirectory)}
     for item in items:
         source, target = sources[item.source.directory], targets[item.destination.directory]
         if isinstance(source, DataManagerError):
@@ -50,24 +51,25 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
         if isinstance(target, DataManagerError):
             chunk.fail(item.number, target)
             continue
-        if (fault := faults.get(target.path)) is not None:
+        directory = wholes[target]
+        if (fault := faults.get(directory)) is not None:
             chunk.fail(item.number, _not_made(item.destination, fault))
             continue
         name = item.destination.name
         try:
-            if target.path not in canonicals:
-                canonicals[target.path] = canonical_of(ends.destination, base, target.path)
+            if directory not in canonicals:
+                canonicals[directory] = canonical_of(ends.destination, base, directory)
         except PathNotAllowed as error:
             chunk.fail(item.number, error)
             continue
-        where = canonicals[target.path]
-        if (target.path, name) in finals:
+        where = canonicals[directory]
+        if (directory, name) in finals:
             chunk.fail(item.number, DestinationExists(f"{item.destination}: two items have this destination"))
             continue
-        finals.add((target.path, name))
+        finals.add((directory, name))
         part = chunk.rules.part_name(item, chunk.rules.epoch)
         canonical = name if where == "." else f"{where}/{name}"
-        chunk.tasks.append(SmallTask(item, source.path, target.path, part, canonical))
+        chunk.tasks.append(SmallTask(item, wholes[source], directory, part, canonical))
 
 
 def look(chunk: Chunk) -> None:

@@ -1,8 +1,8 @@
 """A program on the machine that works on many small files at once: one for all that a session does, no process and no
 round trip per file or chunk.
 
-It is ours (`scripts/small_files.py`), and needs a `python3` there. It does what is done in directories that it walked to
-without following a link, so nothing is done elsewhere, whatever others rename meanwhile; what SFTP can't do
+It is ours (`scripts/small_files.py`), and needs a `python3` there. All is done in directories that it walked to without
+following a link, so nothing is done elsewhere, whatever others rename meanwhile
 (docs/adr/0019-a-program-for-many-files.md). A frame is the work on some files of one directory.
 """
 
