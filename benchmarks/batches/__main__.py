@@ -17,7 +17,7 @@ def main() -> int:
     """Measure, show, and write what came out; return the exit status."""
     parser = parser_of("python -m benchmarks.batches", __doc__, GROUPS, "batches.json")
     parser.add_argument("--files", type=int, default=10_000, help="number of files (a tenth of it at 20 ms)")
-    parser.add_argument("--many", type=int, default=100_000, help="number of files that memory must not grow by")
+    parser.add_argument("--many", type=int, default=100_000, help="files that memory must not grow by")
     options, console = parser.parse_args(), Console()
     scale = Scale(options.files, options.many)
     course = Course("bench-batches", options, console)

@@ -63,11 +63,7 @@ class Batches:
         if found.error is not None or found.items is None or found.items.complete != count:
             raise WrongResult(f"a batch ended otherwise: {found}")
         for name, seconds in self._seconds().items():
-            self.cpu.setdefault(name, []).append(seconds - before[name])
-
-    def forget_cpu(self) -> None:
-        """Count no batch that was copied so far."""
-        self.cpu.clear()
+            self.cpu.setdefault(name, []).append(max(seconds - before[name], 1 / _TICK))
 
     def mover_memory(self) -> float:
         """Return the MiB that the mover has resident."""
