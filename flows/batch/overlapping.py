@@ -32,6 +32,7 @@ def perform(run: TransferRun, first: int, last: int, report: Report) -> None:
     Every item is tried, whatever becomes of other chunks, but when the whole is to stop. Raises: the first error of a
     chunk, when all chunks that were begun have ended; see `ItemsChunk.perform`.
     """
+    run.control.unshield()  # each chunk says for itself whether users may stop it
     rows = _Rows(run, first, last)
     errors = list[BaseException]()
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="chunk") as pool:
@@ -72,7 +73,7 @@ def _work(run: TransferRun, rows: _Rows, report: Report, errors: list[BaseExcept
             chunk = ItemsChunk(run, some, control)
             try:
                 chunk.perform()
-            except DataManagerError as error:
+            except Exception as error:  # noqa: BLE001 - raised by `perform`; the other chunks' items are tried too
                 control.give_back(chunk.bytes_done)
                 errors.append(error)
                 if isinstance(error, ServiceError | LeaseLost) or control.stopping is not None:
@@ -85,7 +86,8 @@ def _work(run: TransferRun, rows: _Rows, report: Report, errors: list[BaseExcept
 
 
 def _rank(error: BaseException) -> int:
-    """Say which error is told of several: what ends the work, then what nobody foresaw, then that a machine is away."""
+    """Say which error is told of several: what ends the work, then what is tried again, that a machine is away first,
+    and only then what nobody foresaw."""
     if isinstance(error, ServiceError | LeaseLost):
         return 0
-    return 1 if not isinstance(error, DataManagerError) else 2 if isinstance(error, MachineUnavailable) else 3
+    return 1 if isinstance(error, MachineUnavailable) else 2 if isinstance(error, DataManagerError) else 3
