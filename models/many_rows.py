@@ -1,13 +1,14 @@
 """Many rows in one parameter: statements that cost one call of the driver, however many rows they write.
 
 The rows go as one JSON text, which the database reads as a table (`json_each`, `jsonb_array_elements`). SQLite works on
-all of them without the interpreter's lock, so that other threads go on meanwhile.
+all of them without the interpreter's lock, so that a mover's other threads go on meanwhile; `models.bulk_rows` is for
+who has no other threads at work.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -63,12 +64,6 @@ def given_rows(session: Session, columns: Sequence[Any], rows: Sequence[Row]) ->
     All of the key is to be in it, and it is kept apart: SQLite would look through it for each row of the table instead.
     """
     return _query(session, columns, rows).cte("given").prefix_with("MATERIALIZED")
-
-
-def among(session: Session, where: Any, values: Collection[Any]) -> ColumnElement[bool]:
-    """Return the condition that a column has one of the values."""
-    condition: ColumnElement[bool] = where.in_(_query(session, [where], [(value,) for value in values]))
-    return condition
 
 
 def with_member(session: Session, document: Any, name: str, member: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -161,13 +161,13 @@ class ItemsChunk:
 
     def _rules(self, attempt: Attempt, group: Sequence[int], ends: BulkEndpoints[Session]) -> BulkRules:
         """Return what holds for a group; `attempt` is that of any of them. For many, programs are started."""
-        many = len(group) >= PACKED_FROM and (ends.source.begin_many(), ends.target.begin_many())
+        programs = [end.begin_many() for end in (ends.source, ends.target) if len(group) >= PACKED_FROM]
         return BulkRules(
             self._run.transfer,
             self._run.hold.epoch,
             attempt.verify,
             attempt.overwrite,
-            packed=bool(many) and not many[1],
+            packed=programs[1:] == [False],
             ours={n: intent for n in group if (intent := self._attempts[n].intent) is not None},
             known={n: self._attempts[n].known for n in group},
             clock=partial(machine_time, ends.source) if self._moving else None,

@@ -31,9 +31,10 @@ from datamanager.errors import (
     SourceMissing,
 )
 from models.audit.missing_objects import note_missing
+from models.bulk_rows import among
 from models.core.outbox import post_object_events, post_path_replaced
 from models.database import now, storable, table_of
-from models.many_rows import among, columns_of, given_rows, update_many, with_member
+from models.many_rows import columns_of, given_rows, update_many, with_member
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem

@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.errors import InternalError
+from models.bulk_rows import among
 from models.database import insert_free, insert_rows, table_of
-from models.many_rows import among
 from models.objects.claims import place_key
 from models.tables import Claim, DataObject
 
