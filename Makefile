@@ -10,7 +10,8 @@ WORKERS ?= 4
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15
 TESTS = $(PYTEST) -q --ignore=tests/faults/test_matrix.py
 
-.PHONY: run quick test test-slow check faults format bench-bytes bench-control bench-archive bench-sources bench-scale lock clean
+.PHONY: run quick test test-slow check faults format lock clean
+.PHONY: bench-bytes bench-control bench-archive bench-sources bench-batches bench-scale
 
 run:
 	@sh deployments/bootstrap.sh
@@ -97,6 +98,14 @@ bench-scale:
 	@sh deployments/bootstrap.sh dev
 	@sh tests/install-services.sh
 	@$(BIN)/python -m benchmarks.scale $(ARGS)
+
+# Batches of small files, from the request to COMPLETE, beside scp -r, rsync and tar; some minutes on two cores.
+# e.g. make bench-batches ARGS="--only put --rounds 1"; ARGS=--help says more.
+bench-batches:
+	@sh deployments/bootstrap.sh dev
+	@sh tests/install-services.sh
+	@sh benchmarks/install.sh
+	@$(BIN)/python -m benchmarks.batches $(ARGS)
 
 # Raise every version to the newest that pyproject.toml allows, with the hashes of all its files.
 lock:

@@ -59,6 +59,16 @@ def tar(machine: Machine, tree: Path, directory: Path) -> None:
         raise subprocess.CalledProcessError(packer.returncode, "tar")
 
 
+def untar(machine: Machine, tree: Path, directory: Path) -> None:
+    """Pack a tree on the machine and unpack it here: `ssh tar | tar`."""
+    pack = shlex.join(["tar", "-c", "-C", os.fspath(tree.parent), "-f", "-", tree.name])
+    through = ["ssh", *_options(machine, GCM), "-p", str(machine.port), "--", str(machine.host), pack]
+    with subprocess.Popen(through, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as packer:
+        subprocess.run(["tar", "-x", "-C", directory, "-f", "-"], stdin=packer.stdout, check=True)
+    if packer.returncode:
+        raise subprocess.CalledProcessError(packer.returncode, "tar")
+
+
 class Login:
     """A user who is logged in on a machine: commands run there without another connection."""
 

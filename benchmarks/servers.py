@@ -85,6 +85,12 @@ class Stage:
         """The second SSH server, a round trip of 20 ms away."""
         return self._machine("distant-other", self._second, self.other, Connection.OPENSSH, self._delay(self._second))
 
+    @property
+    def sshd_pids(self) -> list[int]:
+        """The processes of the SSH servers that were started."""
+        known = self.__dict__  # where cached properties are
+        return [known[name].pid for name in ("_first", "_second") if name in known]
+
     @cached_property
     def web(self) -> Web:
         """An nginx that serves the folder `web.root`."""

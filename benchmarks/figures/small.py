@@ -31,6 +31,15 @@ class Tree:
 
     source: Path
     directory: Path
+    size: int = SMALL
+
+    def fill(self, count: int, per_folder: int = PER_FOLDER) -> None:
+        """Write `count` files, so many in each folder."""
+        for number in range(count):
+            folder = self.source / f"{number // per_folder:04}"
+            if number % per_folder == 0:
+                folder.mkdir(parents=True)
+            (folder / f"{number:06}.dat").write_bytes(os.urandom(self.size))
 
     @property
     def target(self) -> Path:
@@ -49,7 +58,7 @@ class Tree:
     def check(self, thoroughly: bool) -> None:
         """Count the files, and compare all bytes too when `thoroughly`. Raises: WrongResult."""
         arrived = [path for path in self.target.rglob("*") if path.is_file()]
-        if len(arrived) != len(self.names) or any(path.stat().st_size != SMALL for path in arrived):
+        if len(arrived) != len(self.names) or any(path.stat().st_size != self.size for path in arrived):
             raise WrongResult(f"{self.target.name}: not all files arrived whole")
         if thoroughly and subprocess.run(["diff", "-rq", self.source, self.target]).returncode:
             raise WrongResult(f"{self.target.name}: other bytes arrived")
@@ -85,11 +94,7 @@ def distant(stage: Stage, scale: Scale) -> Iterator[Race]:
 @contextmanager
 def _tree(stage: Stage, count: int) -> Iterator[Tree]:
     tree = Tree(stage.near / "tree", stage.far)
-    for number in range(count):
-        folder = tree.source / f"{number // PER_FOLDER:04}"
-        if number % PER_FOLDER == 0:
-            folder.mkdir(parents=True)
-        (folder / f"{number:06}.dat").write_bytes(os.urandom(SMALL))
+    tree.fill(count)
     try:
         yield tree
     finally:

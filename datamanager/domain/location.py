@@ -54,6 +54,11 @@ class Place:
         """The file's name."""
         return self.path.rpartition("/")[2]
 
+    @property
+    def directory(self) -> str:
+        """The file's directory below `base_dir`; empty for that itself."""
+        return self.path.rpartition("/")[0]
+
     def __str__(self) -> str:
         return f"{self.machine}:{self.path}"
 
@@ -62,6 +67,8 @@ def folded(name: str) -> str:
     """Return what a name has in common with all those that some file system takes for the same: names that differ in
     case or Unicode form only.
     """
+    if name.isascii():
+        return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 from uuid import UUID
 
@@ -110,8 +110,21 @@ class Intent:
         """What the source was; of an intent without a mark all that its own fields say."""
         return self.source or SourceMark(self.mtime)
 
+    def note(self) -> dict[str, object]:
+        """Return what is recorded of it: JSON, of which `Intent(**…)` makes it again."""
+        source = None if self.source is None else asdict(self.source)
+        return {
+            "size": self.size,
+            "sha256": self.sha256,
+            "mtime": self.mtime,
+            "source": source,
+            "not_kept": self.not_kept,
+        }
+
     def stored_as(self, kept: KeptAttributes) -> Intent:
         """Return the intent with what the machine keeps of mode, mtime and fsync."""
+        if kept.mtime == self.mtime and not kept.not_kept:
+            return self
         return replace(self, mtime=kept.mtime, not_kept=tuple(dict.fromkeys((*self.not_kept, *kept.not_kept))))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from datamanager.domain.states import Phase
 from datamanager.engine.throttle import Throttle
@@ -21,8 +22,7 @@ USER_STOPS = (Cancelled, DeadlineExceeded, Paused)
 class Control:
     """Shared by the thread that moves bytes and those that watch it.
 
-    Only the working thread calls `advance`; anybody may call `stop`. Reads and writes are single attributes, so no
-    lock is needed.
+    Those that work call `advance`; anybody may call `stop`.
     """
 
     def __init__(self, throttle: Throttle | None = None) -> None:
@@ -34,6 +34,8 @@ class Control:
         self._stop: DataManagerError | None = None
         self._user_stop: DataManagerError | None = None
         self._shielded = False
+        self._shielded_parts = 0
+        self._lock = Lock()
         self._sessions: set[Session] = set()
 
     def enter(self, phase: Phase, total: int | None = None) -> None:
@@ -48,15 +50,20 @@ class Control:
 
         Raises: whatever `stop` was given, also while it blocks.
         """
-        self.bytes_done += count
+        self.count(count)
         self.check()
         if self.throttle is not None:
             self.throttle.take(count, self.check)
 
     def skip(self, count: int) -> None:
         """Count bytes that no limit is for: those that stay on their machine. Raises: whatever `stop` was given."""
-        self.bytes_done += count
+        self.count(count)
         self.check()
+
+    def count(self, count: int) -> None:
+        """Count bytes as done, or take them back. From any thread."""
+        with self._lock:
+            self.bytes_done += count
 
     def watch(self, _: int) -> None:
         """Make work stoppable that moves no bytes of its own (remote hashing)."""
@@ -72,7 +79,7 @@ class Control:
     @property
     def stopping(self) -> DataManagerError | None:
         """The reason to stop, if there is one now."""
-        return self._stop or (None if self._shielded else self._user_stop)
+        return self._stop or (None if self._shielded or self._shielded_parts else self._user_stop)
 
     def check(self) -> None:
         """Raise the reason to stop, if there is one now."""
@@ -87,6 +94,15 @@ class Control:
     def unshield(self) -> None:
         """Let users stop it again, also by a request made before: nothing was done that needs its other half."""
         self._shielded = False
+
+    def reason(self, *, shielded: bool) -> DataManagerError | None:
+        """Return the reason for which a part of the work is to stop, if there is one now."""
+        return self._stop or (None if shielded or self._shielded else self._user_stop)
+
+    def count_shielded(self, change: int) -> None:
+        """Note that there is one more, or less, part that users can't stop. From any thread."""
+        with self._lock:
+            self._shielded_parts += change
 
     @contextmanager
     def using(self, sessions: Iterable[Session]) -> Iterator[None]:
@@ -103,6 +119,48 @@ class Control:
         """Break the sessions in use, so that a thread which waits for a machine that is silent notices the stop."""
         for session in list(self._sessions):
             session.abort()
+
+
+class PartControl(Control):
+    """The control of a part of the work, beside which others are under way: its bytes count for the whole, whose limits
+    and stops are its own. Users' stops end the parts that are not shielded; the whole ends when no part is."""
+
+    def __init__(self, whole: Control) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def count(self, count: int) -> None:
+        """Count bytes as done, here and for the whole, or take them back."""
+        super().count(count)
+        self._whole.count(count)
+
+    def advance(self, count: int) -> None:
+        """Count bytes, and block until the limits of the whole allow more."""
+        self.skip(count)
+        if self._whole.throttle is not None:
+            self._whole.throttle.take(count, self.check)
+
+    def give_back(self, kept: int) -> None:
+        """Take back what was counted for the whole, but for `kept` bytes: the rest is to be moved again."""
+        self.count(kept - self.bytes_done)
+
+    @property
+    def stopping(self) -> DataManagerError | None:
+        """The reason to stop, if there is one now."""
+        return self._whole.reason(shielded=self._shielded)
+
+    def shield(self) -> None:
+        """Pass the commit point. Raises: whatever `stop` was given."""
+        self.check()
+        if not self._shielded:
+            self._shielded = True
+            self._whole.count_shielded(1)
+
+    def unshield(self) -> None:
+        """Let users stop it again."""
+        if self._shielded:
+            self._shielded = False
+            self._whole.count_shielded(-1)
 
 
 class CancellableStorage:

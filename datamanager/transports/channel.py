@@ -63,12 +63,12 @@ class RemoteProgram(abc.ABC):
                 raise TransportTimeout(f"the program accepted no input for {self.patience:g} seconds")
             rest = rest[sent:]
 
-    def write_some(self, data: Bytes) -> int:
-        """Write what is taken without waiting and return how many bytes that are, maybe 0. Raises: as `write`.
+    def write_some(self, data: Bytes, seconds: float = 0.0) -> int:
+        """Write what is taken within so many seconds and return how many bytes that are, maybe 0. Raises: as `write`.
 
         The session's thread may be at work beside this one.
         """
-        return self._send(memoryview(data).cast("B"), 0.0)
+        return self._send(memoryview(data).cast("B"), seconds)
 
     @abc.abstractmethod
     def close_input(self) -> None:

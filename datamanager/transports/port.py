@@ -95,6 +95,13 @@ class Session(Protocol):
     def bulk(self) -> Bulk:
         """Work on many small files at once, over this session."""
 
+    def begin_many(self) -> bool:
+        """Say that very many small files follow: `bulk` works by a program on the machine from now on, as long as the
+        session lives, where one can be started. Idempotent; say whether there is one.
+
+        Raises: what breaks the connection.
+        """
+
     @property
     def programs(self) -> Programs:
         """What the machine does by itself, beside this session's own work."""

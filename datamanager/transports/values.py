@@ -6,13 +6,23 @@ A path is a string whose bytes need not be UTF-8 (PEP 383).
 from __future__ import annotations
 
 import enum
+import errno
 import logging
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from datamanager.errors import PathReplaced, RemoteFailure
+from datamanager.errors import (
+    NoSpace,
+    PathExists,
+    PathMissing,
+    PathReplaced,
+    PermissionDenied,
+    RemoteFailure,
+    TransportError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +65,23 @@ def shown(path: str) -> str:
     return repr(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
+_ERRORS: dict[int, type[TransportError]] = {
+    errno.ENOENT: PathMissing,
+    errno.ENOTDIR: PathMissing,
+    errno.EEXIST: PathExists,
+    errno.EACCES: PermissionDenied,
+    errno.EPERM: PermissionDenied,
+    errno.EROFS: PermissionDenied,
+    errno.ENOSPC: NoSpace,
+    errno.EDQUOT: NoSpace,
+}
+
+
+def error_of(number: int, path: str) -> TransportError:
+    """Return our error for a system's errno; what has no class of its own is RemoteFailure."""
+    return _ERRORS.get(number, RemoteFailure)(f"{shown(path)}: {os.strerror(number)}")
+
+
 def path_replaced(detail: str) -> PathReplaced:
     """Return the error, and have the log tell it whatever becomes of it: somebody may be trying to get out."""
     _log.warning("%s: %s", PathReplaced.code, detail)
@@ -70,12 +97,12 @@ class FileKind(enum.Enum):
     OTHER = "other"
 
     @classmethod
-    def of(cls, mode: int) -> Self:
+    def of(cls, mode: int) -> FileKind:
         """Return the kind that a st_mode names; OTHER where it names none."""
-        return cls(_KINDS.get(stat.S_IFMT(mode), "other"))
+        return _KINDS.get(stat.S_IFMT(mode), cls.OTHER)
 
 
-_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
+_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY, stat.S_IFLNK: FileKind.SYMLINK}
 
 
 @dataclass(frozen=True, slots=True)

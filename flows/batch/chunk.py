@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, KnownFi
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
 from datamanager.engine.bulk.bulk_removal import Removal, remove_sources
+from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
 from datamanager.engine.single.endpoints import acquire_sessions
 from datamanager.engine.single.source_removal import machine_time, remove_source
@@ -47,16 +48,17 @@ Together = Callable[[Session, Sequence[Staged]], Sequence[DataManagerError | Non
 
 
 class ItemsChunk:
-    """The chunk's rows under way. `errors` has what failed so far, by item number. Blocks; lives in one thread."""
+    """The chunk's rows under way; `control` is its own. `errors`: what failed so far, by item number. One thread's."""
 
     within_one_machine = False
     """Whether small files go together also when both ends are one machine."""
     resends = True
     """Whether doing an item again also brings other bytes: else what is damaged stays so."""
 
-    def __init__(self, run: TransferRun, rows: Sequence[TransferItem]) -> None:
+    def __init__(self, run: TransferRun, rows: Sequence[TransferItem], control: Control | None = None) -> None:
         self._run = run
-        self._overwrite = bool(getattr(run.request, "overwrite", False))
+        self._control = control or run.control
+        self._overwrite: bool = getattr(run.request, "overwrite", False)
         self._moving = run.row.kind == TransferKind.MOVE_MANY.value
         self._rows = {row.number: row for row in rows}
         self._attempts: dict[int, Attempt] = {}
@@ -73,7 +75,7 @@ class ItemsChunk:
         Raises: one of such failures, when all others are done; LeaseLost, Cancelled and the like at once. Once a file
         may have its name, users' cancel and pause wait for the chunk's end.
         """
-        control = self._run.control
+        control = self._control
         if any(row.notes.get("intent") for row in self._rows.values()):
             control.shield()
         else:
@@ -137,10 +139,7 @@ class ItemsChunk:
             try:
                 with acquire_sessions(attempt) as (source, sink):
                     ends = BulkEndpoints(source, sink, attempt.origin.machine, attempt.target.machine)
-                    rules = self._rules(attempt, group)
-                    if self._moving:
-                        rules = replace(rules, clock=partial(machine_time, source))
-                    outcomes = self._stage_together(ends, group, rules)
+                    outcomes = self._stage_together(ends, group, self._rules(attempt, group, ends))
             except DataManagerError as error:
                 self._all_failed(group, error)
                 continue
@@ -158,18 +157,20 @@ class ItemsChunk:
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         """Stage the small ones of a group."""
         items = [SmallItem(n, self._attempts[n].origin.place, self._attempts[n].target.place) for n in group]
-        return bulk_staging.stage(ends, items, rules, self._run.control)
+        return bulk_staging.stage(ends, items, rules, self._control)
 
-    def _rules(self, attempt: Attempt, group: Sequence[int]) -> BulkRules:
-        """Return what holds for a group; `attempt` is that of any of them."""
+    def _rules(self, attempt: Attempt, group: Sequence[int], ends: BulkEndpoints[Session]) -> BulkRules:
+        """Return what holds for a group; `attempt` is that of any of them. For many, programs are started."""
+        programs = [end.begin_many() for end in (ends.source, ends.target) if len(group) >= PACKED_FROM]
         return BulkRules(
             self._run.transfer,
             self._run.hold.epoch,
             attempt.verify,
             attempt.overwrite,
-            packed=len(group) >= PACKED_FROM,
+            packed=programs[1:] == [False],
             ours={n: intent for n in group if (intent := self._attempts[n].intent) is not None},
             known={n: self._attempts[n].known for n in group},
+            clock=partial(machine_time, ends.source) if self._moving else None,
         )
 
     def _stage_single(self, numbers: Sequence[int]) -> None:
@@ -179,7 +180,7 @@ class ItemsChunk:
         self._each(numbers, stage)
 
     def _stage_one(self, number: int) -> ReadyFile:
-        return staged_file.stage(self._attempts[number], self._run.control)
+        return staged_file.stage(self._attempts[number], self._control)
 
     def _way(self, number: int) -> tuple[str, str, VerifyPolicy]:
         attempt = self._attempts[number]
@@ -228,11 +229,11 @@ class ItemsChunk:
         intents |= {number: ready.intent for number, ready in self._ready.items()}
         if not intents:
             return
-        self._run.control.shield()
+        self._control.shield()
 
         def record(some: Sequence[tuple[int, Intent]]) -> None:
             for part in chunks(some, batch_results.CHUNK):
-                self._run.write_now(batch_results.record_intents, {number: asdict(intent) for number, intent in part})
+                self._run.write_now(batch_results.record_intents, {number: intent.note() for number, intent in part})
 
         unrecorded = self._written(record, list(intents.items()))
         for attempt, staged in self._small:
@@ -242,7 +243,7 @@ class ItemsChunk:
             staged_file.discard(self._ready.pop(number))
 
         def publish(number: int) -> None:
-            ready = staged_file.publish(self._ready[number], self._run.control)
+            ready = staged_file.publish(self._ready[number], self._control)
             self._named[number] = _Named(ready.intent, ready.verified)
 
         self._each(list(self._ready), publish)
@@ -289,7 +290,7 @@ class ItemsChunk:
         def remove(number: int) -> None:
             attempt, named = self._attempts[number], self._named.get(number)
             intent = named.intent if named else Intent(**self._rows[number].notes["intent"])
-            remove_source(attempt.origin, intent, attempt.target, attempt.transfer, self._run.control.watch)
+            remove_source(attempt.origin, intent, attempt.target, attempt.transfer, self._control.watch)
             gone.append(number)
 
         self._each([n for n in numbers if n not in self._named or self._named[n].small is None], remove)
@@ -299,7 +300,7 @@ class ItemsChunk:
         removals = [
             Removal(one.source_path, one.intent, one.canonical, self._attempts[one.number].transfer) for one in staged
         ]
-        return remove_sources(source, removals, self._run.control.watch)
+        return remove_sources(source, removals, self._control.watch)
 
     def _done_together(self, end: Endpoint, staged: list[Staged], act: Together) -> list[Staged]:
         """Do something with small files in one session; return those with which it went well."""
@@ -331,7 +332,7 @@ class ItemsChunk:
         if numbers:
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="items") as pool:
                 list(pool.map(lambda number: self._trying(number, act), numbers))
-        self._run.control.check()
+        self._control.check()
 
     def _trying(self, number: int, act: Callable[[int], None]) -> None:
         """Do something for an item; a failure is the item's own, unless the whole is to stop."""
@@ -345,10 +346,10 @@ class ItemsChunk:
         except ServiceError:
             raise
         except DataManagerError as error:
-            self._run.control.check()
+            self._control.check()
             self.errors[number] = error
         except Exception as error:  # noqa: BLE001 - whatever it is: no item ends the batch
-            self._run.control.check()
+            self._control.check()
             _note_unforeseen(self._run, [number], error)
             self.errors[number] = _unforeseen(error)
 
@@ -356,14 +357,14 @@ class ItemsChunk:
         """Return why an item need not be tried: a machine of its own was found away by another item just now."""
         for number, error in list(self.errors.items()):
             other = self._attempts.get(number)
-            if isinstance(error, MachineUnavailable) and other is not None and _machines(other) == _machines(attempt):
+            if other and isinstance(error, MachineUnavailable) and _machines(other) == _machines(attempt):
                 return error
         return None
 
     def _all_failed(self, numbers: Iterable[int], error: DataManagerError) -> None:
         if isinstance(error, ServiceError):
             raise error
-        self._run.control.check()
+        self._control.check()
         self.errors |= dict.fromkeys(numbers, error)
 
 

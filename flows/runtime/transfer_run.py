@@ -34,7 +34,7 @@ from models.batches.results import CHUNK, items_to_do
 from models.database import read
 from models.machines import limits
 from models.objects.bulk_claims import chunks
-from models.tables import Transfer, TransferItem
+from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import stop_reason
 from models.transfers.items import KNOWN, in_doubt, machines_of
@@ -159,7 +159,7 @@ class TransferRun:
         except CatalogueUnavailable:
             return False
 
-    def items_to_do(self, after: int = -1, limit: int = 2**31) -> list[TransferItem]:
+    def items_to_do(self, after: int = -1, limit: int = 2**31) -> Sequence[Any]:
         """Return up to `limit` QUEUED items beyond the number `after`. Blocks. Raises: LeaseLost."""
         return self.read(items_to_do, self.hold, after, limit)
 

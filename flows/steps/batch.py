@@ -6,11 +6,12 @@ An item that fails does so alone. A batch that was interrupted, or is submitted 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.errors import DataManagerError, SourceNotRemoved
+from flows.batch import overlapping
 from flows.batch.chunk import ItemsChunk
 from flows.runtime.lifecycle import working_on
 from flows.runtime.progress import summarise_items
@@ -20,9 +21,8 @@ from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.tables import TransferItem
 
-AT_ONCE = 2000
-"""Items of one step: so many that what is done once for all of them (programs started, directories looked at) is little
-for each."""
+AT_ONCE = 10_000
+"""Items of one step, which performs them by chunks: what a step costs in Prefect is little for each."""
 
 
 async def perform_batch(kind: TransferKind, form: Mapping[str, Any]) -> str:
@@ -43,8 +43,7 @@ async def perform_batch(kind: TransferKind, form: Mapping[str, Any]) -> str:
 
 async def next_items(last: int) -> tuple[int, int] | None:
     """Return the first and the last number of the items to be carried after `last`; None when there are no more."""
-    rows = await asyncio.to_thread(current().items_to_do, last, AT_ONCE)
-    return (rows[0].number, rows[-1].number) if rows else None
+    return await asyncio.to_thread(current().read, batch_results.range_to_do, current().hold, last, AT_ONCE)
 
 
 @step("items", "items {first} to {last}")
@@ -52,27 +51,24 @@ async def carry_items(first: int, last: int) -> None:
     """Carry the items whose numbers are from `first` to `last` and that are not done yet."""
     run = current()
     run.control.enter(Phase.TRANSFER)
-    done = run.control.bytes_done
-    rows = await asyncio.to_thread(_waiting, run, first - 1, last)
-    if not rows:
-        return
-    chunk = ItemsChunk(run, rows)
-    try:
-        await threaded(chunk.perform)
-    except DataManagerError:
-        run.control.bytes_done = done + chunk.bytes_done  # what is to be tried again does not count
-        raise
-    finally:
+
+    def report(rows: Sequence[TransferItem], chunk: ItemsChunk) -> None:
         for number, error in chunk.errors.items():
             run.log.warning("item %d: %s: %s", number, error.code, error.detail)
-    run.log.info("items %d to %d: %d done", first, last, len(rows) - len(chunk.errors))
+        run.log.info("items %d to %d: %d done", rows[0].number, rows[-1].number, len(rows) - len(chunk.errors))
+
+    await threaded(overlapping.perform, run, first, last, report)
 
 
 async def give_up_items(first: int, last: int, error: DataManagerError) -> None:
     """End in ERROR the items from `first` to `last` that no further try has helped."""
     run = current()
-    rows = await asyncio.to_thread(_waiting, run, first - 1, last)
-    await run.write(batch_results.fail_items, [(row.number, _lasting(run, row, error)) for row in rows])
+    after = first - 1
+    while rows := await asyncio.to_thread(run.items_to_do, after, batch_results.CHUNK):
+        after, rows = rows[-1].number, [row for row in rows if row.number <= last]
+        await run.write(batch_results.fail_items, [(row.number, _lasting(run, row, error)) for row in rows])
+        if after >= last:
+            break
 
 
 async def conclude() -> str:
@@ -101,8 +97,3 @@ def _lasting(run: TransferRun, row: TransferItem, error: DataManagerError) -> Da
         return own
     place, left = batch_results.destination(row), batch_results.source(row)
     return SourceNotRemoved(f"the object is at {place}, but its source {left} is still there: {own.detail}")
-
-
-def _waiting(run: TransferRun, after: int, last: int) -> list[TransferItem]:
-    rows = run.items_to_do(after, AT_ONCE)
-    return [row for row in rows if row.number <= last]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
@@ -31,30 +31,52 @@ from datamanager.errors import (
     SourceMissing,
 )
 from models.audit.missing_objects import note_missing
+from models.bulk_rows import among
 from models.core.outbox import post_object_events, post_path_replaced
 from models.database import now, storable, table_of
+from models.many_rows import columns_of, given_rows, update_many, with_member
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem
 from models.transfers import outcomes
-from models.transfers.items import count_items, select_items
+from models.transfers.items import count_items, rows_of_items, select_items
 from models.transfers.queue import DETAIL_MAX, TransferLease, held
 
-CHUNK = 500
+CHUNK = 1000
 """Items in one transaction: what others wait for at most."""
 
+_ONCE = "objects_once"
+"""The note of whether no two items are of one object."""
 _items = table_of(TransferItem)
+_ENDS = [
+    _items.c[name]
+    for name in ("number", "object_id", "result_object_id", "destination_machine", "destination_place", "dest")
+]
+"""What is needed of items that become new objects."""
 DONE = {"status": TransferStatus.COMPLETE.value}
 """What ends an item well."""
 
 
-def items_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> list[TransferItem]:
-    """Return up to `limit` QUEUED items with a `number` above `after` (-1 at the start), by number.
+def items_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> Sequence[Any]:
+    """Return up to `limit` QUEUED items with a `number` above `after` (-1 at the start), by number: rows with the
+    columns of TransferItem.
 
     Raises: LeaseLost.
     """
     held(session, hold)
-    return select_items(session, hold.transfer, status=TransferStatus.QUEUED, after=after, limit=limit)
+    return rows_of_items(session, hold.transfer, status=TransferStatus.QUEUED, after=after, limit=limit)
+
+
+def range_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> tuple[int, int] | None:
+    """Return the first and the last number of up to `limit` QUEUED items with a `number` above `after`; None when there
+    is none. Raises: LeaseLost.
+    """
+    held(session, hold)
+    queued = _items.c.transfer_id == hold.transfer, _items.c.status == TransferStatus.QUEUED.value
+    some = select(_items.c.number).where(*queued, _items.c.number > after).order_by(_items.c.number).limit(limit)
+    found = some.subquery()
+    first, last = session.execute(select(func.min(found.c.number), func.max(found.c.number))).one()
+    return None if first is None else (first, last)
 
 
 def claim_canonicals(session: Session, hold: TransferLease, canonicals: Mapping[int, str]) -> list[int]:
@@ -86,8 +108,12 @@ def record_intents(session: Session, hold: TransferLease, intents: Mapping[int, 
     """Record, before files get their names, how a later attempt recognises them (number → `intent` in the item's
     notes: size, sha256, mtime). Raises: LeaseLost.
     """
-    row, items = open_items(session, hold, intents)
-    update_items(session, row, [noting(item, intent=dict(intents[item.number])) for item in items])
+    row = held(session, hold, lock=True)
+    columns = _items.c.transfer_id, _items.c.number, _items.c.notes
+    given = given_rows(session, columns, [(row.id, number, dict(intent)) for number, intent in intents.items()])
+    mine = _items.c.transfer_id == given.c.transfer_id, _items.c.number == given.c.number, _queued()
+    noted = with_member(session, _items.c.notes, "intent", given.c.notes)
+    session.execute(update(_items).where(*mine).values(notes=noted))
     row.past_commit_point = True
 
 
@@ -97,15 +123,14 @@ def complete_copies(session: Session, hold: TransferLease, results: Sequence[tup
     Its identifier is the item's `result_object_id`. Raises: LeaseLost.
     """
     facts = dict(results)
-    row, items = open_items(session, hold, facts, TransferKind.COPY_MANY)
+    row, items = open_items(session, hold, facts, TransferKind.COPY_MANY, _ENDS)
     sources = {source.id: source for source in lock_objects(session, (item.object_id for item in items), *CARRIED)}
     rows = [
         NewRow.of_copy(_result(item), destination(item), facts[item.number], item.dest, sources[item.object_id])
         for item in items
     ]
-    if sources:
-        used = update(DataObject).where(DataObject.id.in_(list(sources)))
-        session.execute(used.values(last_used=now(session)).execution_options(synchronize_session=False))
+    used = update(table_of(DataObject)).where(among(session, DataObject.id, list(sources)))
+    session.execute(used.values(last_used=now(session)))
     enter_results(session, row, items, rows, "copied")
 
 
@@ -178,43 +203,48 @@ def finish_batch(session: Session, hold: TransferLease) -> str | ItemsFailed:
 def destination(item: TransferItem) -> Place:
     """Return where the item's file is to be."""
     if item.destination_place is None:
-        raise InternalError(f"item {item.number} of {item.transfer_id} has no destination")
+        raise InternalError(f"item {item.number} has no destination")
     return Place(item.destination_machine, item.destination_place)
 
 
 def source(item: TransferItem) -> Place:
     """Return where the item's file was when it was requested."""
     if item.source_machine is None or item.source_place is None:
-        raise InternalError(f"item {item.number} of {item.transfer_id} has no source")
+        raise InternalError(f"item {item.number} has no source")
     return Place(item.source_machine, item.source_place)
 
 
 def open_items(
-    session: Session, hold: TransferLease, numbers: Iterable[int], kind: TransferKind | None = None
+    session: Session,
+    hold: TransferLease,
+    numbers: Iterable[int],
+    kind: TransferKind | None = None,
+    columns: Sequence[Any] = tuple(_items.c),
 ) -> tuple[Transfer, Sequence[Any]]:
-    """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns, which
-    cost less than objects of the session do; `update_items` changes them.
+    """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns (of
+    `columns` alone), which cost less than objects of the session do; `update_items` changes them.
     """
     row = held(session, hold, lock=True)
     if kind is not None and row.kind != kind.value:
         raise InternalError(f"transfer {row.id} is a {row.kind}, not a {kind}")
-    query = select(_items).where(
+    query = select(*columns).where(
         _items.c.transfer_id == row.id,
-        _items.c.number.in_(list(numbers)),
-        _items.c.status == TransferStatus.QUEUED.value,
+        among(session, _items.c.number, list(numbers)),
+        _queued(),
     )
     return row, session.execute(query.order_by(_items.c.number)).all()
 
 
 def update_items(session: Session, row: Transfer, changes: Sequence[Mapping[str, Any]]) -> None:
     """Write columns of items; each change has the item's `number` and the same columns as the others."""
-    if not changes:
-        return
-    columns = {name: bindparam(f"new_{name}", type_=_items.c[name].type) for name in changes[0] if name != "number"}
-    mine = update(_items).where(_items.c.transfer_id == row.id, _items.c.number == bindparam("new_number"))
-    session.connection().execute(
-        mine.values(columns), [{f"new_{name}": value for name, value in change.items()} for change in changes]
-    )
+    if changes:
+        names = [name for name in changes[0] if name != "number"]
+        rows = [(row.id, *values) for values in columns_of(changes, ["number", *names])]
+        update_many(session, TransferItem, ("transfer_id", "number"), names, rows)
+
+
+def _queued() -> ColumnElement[bool]:
+    return _items.c.status == TransferStatus.QUEUED.value
 
 
 def noting(item: Any, **notes: Any) -> dict[str, Any]:
@@ -260,17 +290,28 @@ def _fail(session: Session, row: Transfer, failed: Sequence[tuple[Any, DataManag
 def free_items(session: Session, row: Transfer, ended: Sequence[Any]) -> None:
     """Free what the ended items held: places, and objects that no other item still reads."""
     objects = {item.object_id for item in ended}
-    needed = select(TransferItem.object_id).where(
-        TransferItem.transfer_id == row.id,
-        TransferItem.status == TransferStatus.QUEUED.value,
-        TransferItem.object_id.in_(objects),
-    )
-    objects -= set(session.scalars(needed))
+    if not _once(session, row):
+        needed = select(TransferItem.object_id).where(
+            TransferItem.transfer_id == row.id,
+            TransferItem.status == TransferStatus.QUEUED.value,
+            among(session, TransferItem.object_id, objects),
+        )
+        objects -= set(session.scalars(needed))
     free_claims_on(session, [*objects, *map(_result, ended)], row.id)
+
+
+def _once(session: Session, row: Transfer) -> bool:
+    """Say whether no two items are of one object. Looked at once for a transfer: else all items that are left would be
+    read for each chunk."""
+    if _ONCE not in row.notes:
+        counts = select(func.count(), func.count(_items.c.object_id.distinct())).where(_items.c.transfer_id == row.id)
+        items, objects = session.execute(counts).one()
+        row.notes = {**row.notes, _ONCE: items == objects}
+    return bool(row.notes[_ONCE])
 
 
 def _result(item: Any) -> UUID:
     if item.result_object_id is None:
-        raise InternalError(f"item {item.number} of {item.transfer_id} lacks an identifier that it must have")
+        raise InternalError(f"item {item.number} lacks an identifier that it must have")
     result: UUID = item.result_object_id
     return result

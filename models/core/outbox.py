@@ -15,7 +15,8 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.errors import PathReplaced
-from models.database import affected, insert_rows, now
+from models.database import affected, now
+from models.many_rows import insert_many
 from models.tables import OutboxMessage, Transfer
 
 REQUESTS_QUEUE = "dm.requests"
@@ -74,16 +75,11 @@ def post_object_events(
     """Post the same change of many objects, by one statement."""
     kind = f"dm.object.{what}"
     rows = [
-        {
-            "exchange": EVENTS_EXCHANGE,
-            "routing_key": kind,
-            "subject": object_id,
-            "body": cloud_event(kind, object_id, time, {"object": str(object_id), **data}),
-            "created": time,
-        }
+        (object_id, cloud_event(kind, object_id, time, {"object": str(object_id), **data}))
         for object_id, data in changes
     ]
-    insert_rows(session, OutboxMessage, rows)
+    same = {"exchange": EVENTS_EXCHANGE, "routing_key": kind, "created": time}
+    insert_many(session, OutboxMessage, ("subject", "body"), rows, **same)
 
 
 def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:

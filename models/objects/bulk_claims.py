@@ -23,6 +23,7 @@ from sqlalchemy import (
     insert,
     literal,
     literal_column,
+    null,
     select,
     update,
 )
@@ -45,6 +46,7 @@ _WRITE: ColumnElement[str] = literal_column("'write'")
 """Modes, written out: SQLite plans a statement once, and with a parameter it plans without the partial indexes."""
 
 T = TypeVar("T")
+_claims = table_of(Claim)
 
 
 def chunks(values: Sequence[T], size: int = IN_MAX) -> Iterator[Sequence[T]]:
@@ -135,16 +137,25 @@ def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: 
 
     Places that they held before are the transfer's then (`free_claims_on` frees them).
     """
-    before = list(session.scalars(select(Claim.id).where(*_places(objects), Claim.transfer_id.is_(None))))
-    held = update(Claim).where(*_places(objects), Claim.transfer_id == transfer).values(transfer_id=None)
-    if set(session.scalars(held.returning(Claim.object_id))) != set(objects):
+    places = _claims.c.mode == "place", among(session, _claims.c.object_id, objects)
+    before = list(session.scalars(select(_claims.c.id).where(*places, _holder().is_(None))))
+    mine = *places, _holder() == transfer
+    held = session.scalar(select(func.count(_claims.c.object_id.distinct())).where(*mine))
+    if held != len(set(objects)):
         raise InternalError(f"transfer {transfer} does not hold the expected places; nothing was changed")
+    session.execute(update(_claims).where(*mine).values(transfer_id=None))
     execute_in(session, update(Claim).values(transfer_id=transfer), Claim.id, before)
 
 
 def free_claims_on(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
     """Free all that a transfer holds on objects, and the places that it holds for them."""
-    execute_in(session, delete(Claim).where(Claim.transfer_id == transfer), Claim.object_id, objects)
+    session.execute(delete(_claims).where(among(session, _claims.c.object_id, objects), _holder() == transfer))
+
+
+def _holder() -> ColumnElement[UUID | None]:
+    """Return the transfer that holds a claim, so written that SQLite finds claims by their objects: by the index of
+    transfers it would read all that a batch holds, or all places of objects, for each chunk."""
+    return func.coalesce(_claims.c.transfer_id, null())
 
 
 def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> Iterator[Any]:
@@ -156,7 +167,3 @@ def lock_objects(session: Session, objects: Iterable[UUID], *columns: Any) -> It
         query = select(*(columns or (DataObject,))).where(among(session, key, some)).order_by(key)
         query = query.with_for_update().execution_options(populate_existing=True)
         yield from session.execute(query).all() if columns else session.scalars(query).all()
-
-
-def _places(objects: Sequence[UUID]) -> tuple[Any, ...]:
-    return Claim.mode == "place", Claim.object_id.in_(objects)

@@ -20,7 +20,8 @@ from datamanager.domain.requests import NewObject, RegisterRequest, TreeRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
 from models.core.outbox import post_object_events
-from models.database import insert_rows, now, storable
+from models.database import now, storable
+from models.many_rows import insert_many
 from models.objects.bulk_claims import claim_places
 from models.objects.claims import claim_place
 from models.tables import Bundle, DataObject, Origin
@@ -70,6 +71,11 @@ class NewRow:
         return cls(new, place, facts, path, source.description, source.originator, source.group, source.meta, source.id)
 
 
+_WRITTEN = (
+    *("id", "machine", "path", "filename", "place", "description", "size", "metadata", "originator", "group"),
+    *("checksum", "verified", "not_kept", "derived_from", "expires_at", "provisional"),
+)
+"""Columns in which new objects differ."""
 CARRIED = (DataObject.id, DataObject.description, DataObject.originator, DataObject.group, DataObject.meta)
 """What a copy has from its source."""
 
@@ -136,30 +142,28 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
         return
     time = now(session)
     values = [
-        {
-            "id": row.id,
-            "machine": row.place.machine,
-            "path": row.path,
-            "filename": row.place.name,
-            "place": row.place.path,
-            "description": row.description,
-            "size": row.facts.size,
-            "metadata": row.metadata,
-            "date_registered": time,
-            "date_modified": time,
-            "status": ObjectStatus.ACTIVE.value,
-            "originator": row.originator,
-            "group": row.group,
-            "checksum": row.facts.checksum,
-            "verified": row.facts.verified.value,
-            "not_kept": list(row.facts.not_kept) or None,
-            "derived_from": row.derived_from,
-            "expires_at": row.expires_at,
-            "provisional": row.provisional,
-        }
+        (
+            row.id,
+            row.place.machine,
+            row.path,
+            row.place.name,
+            row.place.path,
+            row.description,
+            row.facts.size,
+            row.metadata,
+            row.originator,
+            row.group,
+            row.facts.checksum,
+            row.facts.verified.value,
+            list(row.facts.not_kept) or None,
+            row.derived_from,
+            row.expires_at,
+            row.provisional,
+        )
         for row in rows
     ]
-    insert_rows(session, DataObject, values)
+    dates = {"date_registered": time, "date_modified": time}
+    insert_many(session, DataObject, _WRITTEN, values, **dates, status=ObjectStatus.ACTIVE.value)
     told = (
         (
             row.id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, SourceNotRemoved
 from models.core.cursors import Rendering, numbered_page
-from models.database import storable
+from models.database import storable, table_of
 from models.objects.bulk_claims import execute_in
 from models.tables import Transfer, TransferItem
 from models.transfers.queue import DETAIL_MAX
@@ -79,6 +80,19 @@ def _items(transfer: UUID, status: TransferStatus | None, after: int) -> Select[
     if status is not None:
         query = query.where(TransferItem.status == status.value)
     return query.order_by(TransferItem.number)
+
+
+def rows_of_items(
+    session: Session, transfer: UUID, *, status: TransferStatus, after: int = -1, limit: int
+) -> Sequence[Any]:
+    """Return up to `limit` items with a number above `after`, by number: rows of plain columns (but for the transfer's
+    identifier), which cost less than objects of the session do.
+    """
+    items = table_of(TransferItem).c
+    query = select(*(one for one in items if one is not items.transfer_id)).where(
+        items.transfer_id == transfer, items.number > after, items.status == status.value
+    )
+    return session.execute(query.order_by(items.number).limit(limit)).all()
 
 
 def page_of_items(

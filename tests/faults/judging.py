@@ -38,6 +38,8 @@ class Facts:
     heard: Sequence[Heard] = ()
     seen: Sequence[str] = field(default=())
     """What was wrong while it ran."""
+    told: str | None = None
+    """The status that its events tell of, where that is another one: a batch's, of an item."""
 
     @property
     def outcome(self) -> str:
@@ -91,6 +93,6 @@ def _events(facts: Facts) -> list[str]:
     if found := misheard(facts.heard, facts.sequence):
         return found
     last = max(facts.heard, key=lambda event: event.sequence)
-    if last.type != TERMINAL[facts.status]:
+    if last.type != TERMINAL[facts.told or facts.status]:
         return [f"the last event does not tell of the end: {[event.type for event in facts.heard]}"]
     return []

@@ -46,7 +46,7 @@ from datamanager.errors import (
     SourceMissing,
     SourceNotRemoved,
 )
-from datamanager.machines import Machine, VerifyPolicy
+from datamanager.machines import Connection, Machine, VerifyPolicy
 from datamanager.transports.bulk_port import Bulk, Results
 from datamanager.transports.port import Session
 from datamanager.transports.sftp import bulk as sftp_bulk
@@ -67,6 +67,7 @@ class Batch:
     ends: Ends
     verify: VerifyPolicy = VerifyPolicy.SHA256
     packed: bool = False
+    by_program: bool = False
     target: str = "b"
     transfer: UUID = field(default_factory=uuid4)
     items: list[SmallItem] = field(default_factory=list)
@@ -99,6 +100,9 @@ class Batch:
     @contextmanager
     def sessions(self) -> Iterator[tuple[Session, Session]]:
         with self.ends.storages.get("a").session() as source, self.ends.storages.get(self.target).session() as target:
+            if self.by_program:
+                assert source.begin_many()
+                assert target.begin_many()
             yield source, target
 
     def stage(
@@ -173,9 +177,11 @@ def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ends]:
 
 @pytest.fixture(params=["sha256", "packed"])
 def batch(request: pytest.FixtureRequest, ends: Ends) -> Batch:
-    """Files written and hashed, or packed and measured."""
+    """Files written and hashed, by a program there where OpenSSH's client starts it, or packed and measured."""
     packed = request.param == "packed"
-    return Batch(ends, VerifyPolicy.SIZE if packed else VerifyPolicy.SHA256, packed=packed)
+    machine = ends.machines["a"]
+    by_program = not packed and machine.host is not None and machine.connection is Connection.OPENSSH
+    return Batch(ends, VerifyPolicy.SIZE if packed else VerifyPolicy.SHA256, packed=packed, by_program=by_program)
 
 
 def some_files(batch: Batch, count: int = 150, *, largest: int = 255 * 1024 + 1) -> None:

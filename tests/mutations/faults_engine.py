@@ -168,9 +168,33 @@ ENGINE_FAULTS = (
     Fault(
         "control: a cancel stops what is past its commit point",
         "datamanager/engine/control.py",
-        "self._stop or (None if self._shielded else self._user_stop)",
+        "self._stop or (None if self._shielded or self._shielded_parts else self._user_stop)",
         "self._stop or self._user_stop",
         ("tests/unit/test_stopping.py::test_control_delays_stop_past_commit_point",),
+    ),
+    Fault(
+        "control: a cancel waits for other chunks too",
+        "datamanager/engine/control.py",
+        "self._stop or (None if shielded or self._shielded else self._user_stop)",
+        "self._stop or (None if shielded or self._shielded_parts else self._user_stop)",
+        ("tests/integration/test_overlapping.py::test_the_control_of_a_part",),
+    ),
+    Fault(
+        "program for many files: a link is followed",
+        "datamanager/transports/remote/scripts/small_files.py",
+        "os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC\n",
+        "os.O_DIRECTORY | os.O_CLOEXEC\n",
+        (
+            "tests/contract/test_many_by_program.py"
+            "::test_a_directory_that_was_exchanged_for_a_link_is_not_entered[openssh]",
+        ),
+    ),
+    Fault(
+        "program for many files: a name that is taken is replaced",
+        "datamanager/transports/remote/scripts/small_files.py",
+        '        if order["overwrite"]:\n',
+        "        if True:\n",
+        ("tests/contract/test_many_by_program.py::test_a_name_is_never_taken_by_a_race[openssh]",),
     ),
     Fault(
         "bulk: a cancel leaves partial files behind",

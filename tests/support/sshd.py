@@ -117,6 +117,13 @@ class PrivateSshd:
         kind, key = self.host_key.with_suffix(".pub").read_text().split()[:2]
         return f"[{self.host}]:{self.port} {kind} {key}\n"
 
+    @property
+    def pid(self) -> int:
+        """The server's own pid."""
+        if self._process is None:
+            raise RuntimeError("the server does not run")
+        return self._process.pid
+
     def children(self) -> list[int]:
         """Return the pids of the processes that serve a connection each."""
         return [] if self._process is None else children_of(self._process.pid)

@@ -37,6 +37,11 @@ def part_name(transfer: UUID, number: int, name: str, epoch: int) -> str:
     return plain if plain.startswith(f".{name}.") else temporary_name(f"{number}.{name}", transfer, epoch)
 
 
+def beside(directory: str, name: str) -> str:
+    """Return the path of a name in a directory (absolute, normalised)."""
+    return f"{directory}/{name}" if directory != "/" else f"/{name}"
+
+
 @dataclass(frozen=True, slots=True)
 class SmallItem:
     """One file to carry; `number` is the caller's, unique within the transfer."""
@@ -160,9 +165,10 @@ class SmallTask:
     """An item under way; `stat` is the source's, as first seen."""
 
     item: SmallItem
-    source_path: str
-    final: str
-    part: str
+    source_directory: str
+    directory: str
+    """The destination's."""
+    part_name: str
     canonical: str
     stat: FileStat = _NOTHING_SEEN
     sha256: str | None = None
@@ -171,10 +177,18 @@ class SmallTask:
     kept: KeptAttributes | None = None
     """What the machine keeps of mode, mtime and fsync; None: all, as far as is known."""
 
-    @property
-    def number(self) -> int:
-        """The item's number."""
-        return self.item.number
+    number: int = field(init=False)
+    source_path: str = field(init=False)
+    final: str = field(init=False)
+    part: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Put the paths together."""
+        item = self.item
+        self.number = item.number
+        self.source_path = beside(self.source_directory, item.source.name)
+        self.final = beside(self.directory, item.destination.name)
+        self.part = beside(self.directory, self.part_name)
 
     def why_not_known(self, known: KnownFile | None, stat: FileStat) -> SourceChanged | None:
         """Return why this is not the file that its object knows; None when it may be."""
@@ -224,6 +238,10 @@ class Chunk:
         mark = SourceMark(task.stat.mtime, self.read, task.stat.inode, task.sha256) if self.rules.moving else None
         intent = Intent(task.stat.size, task.sha256 if self.rules.hashed else None, mtime, mark, not_kept)
         return intent if task.kept is None else intent.stored_as(task.kept)
+
+    def mtime(self, task: SmallTask) -> int:
+        """Return the time (seconds) that an item's file gets."""
+        return kept_mtime(self.ends.destination, task.stat.mtime)[0]
 
     def left(self) -> list[SmallTask]:
         """Return the items that have no outcome yet."""

@@ -6,11 +6,10 @@ enough. (docs/transfer-protocol.md, the publish protocol, 2)
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Sequence
 
 from datamanager.domain.location import Place
-from datamanager.engine.bulk.bulk_chunk import Chunk, Deferred, SmallItem, SmallTask
+from datamanager.engine.bulk.bulk_chunk import Chunk, Deferred, SmallItem, SmallTask, beside
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directories_of, make, real_base
 from datamanager.engine.single.probe import why_not_replaced
 from datamanager.errors import (
@@ -36,42 +35,41 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
     """
     ends = chunk.ends
     above = real_base(ends.source, ends.origin)
-    sources = directories_of(ends.source, ends.origin, above, {_directory(item.source) for item in items})
+    sources = directories_of(ends.source, ends.origin, above, {item.source.directory for item in items})
     base = real_base(ends.target, ends.destination)
-    targets = directories_of(ends.target, ends.destination, base, {_directory(item.destination) for item in items})
+    targets = directories_of(ends.target, ends.destination, base, {item.destination.directory for item in items})
     chunk.control.check()
     faults = make(ends.target, [found for found in targets.values() if isinstance(found, ResolvedDirectory)])
-    finals = set[str]()
+    finals = set[tuple[str, str]]()
+    canonicals = dict[str, str]()
+    wholes = {one: one.path for one in (*sources.values(), *targets.values()) if isinstance(one, ResolvedDirectory)}
     for item in items:
-        source, target = sources[_directory(item.source)], targets[_directory(item.destination)]
+        source, target = sources[item.source.directory], targets[item.destination.directory]
         if isinstance(source, DataManagerError):
             chunk.fail(item.number, source)
             continue
         if isinstance(target, DataManagerError):
             chunk.fail(item.number, target)
             continue
-        if (fault := faults.get(target.path)) is not None:
+        directory = wholes[target]
+        if (fault := faults.get(directory)) is not None:
             chunk.fail(item.number, _not_made(item.destination, fault))
             continue
-        final = posixpath.join(target.path, item.destination.name)
+        name = item.destination.name
         try:
-            canonical = canonical_of(ends.destination, base, final)
+            if directory not in canonicals:
+                canonicals[directory] = canonical_of(ends.destination, base, directory)
         except PathNotAllowed as error:
             chunk.fail(item.number, error)
             continue
-        if final in finals:
+        where = canonicals[directory]
+        if (directory, name) in finals:
             chunk.fail(item.number, DestinationExists(f"{item.destination}: two items have this destination"))
             continue
-        finals.add(final)
-        chunk.tasks.append(
-            SmallTask(
-                item,
-                posixpath.join(source.path, item.source.name),
-                final,
-                posixpath.join(target.path, chunk.rules.part_name(item, chunk.rules.epoch)),
-                canonical,
-            )
-        )
+        finals.add((directory, name))
+        part = chunk.rules.part_name(item, chunk.rules.epoch)
+        canonical = name if where == "." else f"{where}/{name}"
+        chunk.tasks.append(SmallTask(item, wholes[source], directory, part, canonical))
 
 
 def look(chunk: Chunk) -> None:
@@ -98,7 +96,7 @@ def require_space(chunk: Chunk) -> None:
     tasks = chunk.left()
     if not tasks:
         return
-    free = chunk.ends.target.free_space(posixpath.dirname(tasks[0].part))
+    free = chunk.ends.target.free_space(tasks[0].directory)
     needed = 0
     for task in tasks:
         needed += task.stat.size
@@ -106,10 +104,6 @@ def require_space(chunk: Chunk) -> None:
             needed -= task.stat.size
             machine = chunk.ends.destination.name
             chunk.fail(task.number, NoSpace(f"{machine}: {task.stat.size} bytes more are needed, {free - needed} free"))
-
-
-def _directory(place: Place) -> str:
-    return posixpath.dirname(place.path)
 
 
 def _not_made(place: Place, fault: TransportError) -> DataManagerError:
@@ -169,7 +163,7 @@ def _require_replaceable(chunk: Chunk, task: SmallTask, kind: FileKind) -> None:
 def _remove_earlier_parts(chunk: Chunk) -> None:
     rules = chunk.rules
     parts = [
-        posixpath.join(posixpath.dirname(task.final), rules.part_name(task.item, epoch))
+        beside(task.directory, rules.part_name(task.item, epoch))
         for task in chunk.tasks
         for epoch in range(max(1, rules.epoch - EARLIER_EPOCHS), rules.epoch)
     ]

@@ -9,7 +9,6 @@ writing: what is in memory is what both ends have in flight. (docs/transfer-prot
 from __future__ import annotations
 
 import logging
-import posixpath
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from datamanager.engine.bulk.bulk_chunk import (
     SmallFileSource,
     SmallItem,
     SmallTask,
+    beside,
 )
 from datamanager.engine.bulk.bulk_probe import look, require_space, resolve
 from datamanager.engine.control import Control
@@ -71,7 +71,7 @@ def stage(
             _refuse_one_place(chunk)
             _require_unchanged(chunk)
             _require_in_place(chunk)
-            directories = sorted({posixpath.dirname(task.part) for task in chunk.left()})
+            directories = sorted({task.directory for task in chunk.left()})
             if directories:
                 try:
                     sync(directories)
@@ -98,7 +98,7 @@ def _ask_time(chunk: Chunk) -> None:
     """Note the source machine's time; the file systems of one machine are taken to have the same."""
     tasks = chunk.left()
     if chunk.rules.clock is not None and tasks:
-        chunk.read = chunk.rules.clock(posixpath.dirname(tasks[0].source_path))
+        chunk.read = chunk.rules.clock(tasks[0].source_directory)
 
 
 def _carry(chunk: Chunk) -> None:
@@ -124,11 +124,11 @@ def _refuse_one_place(chunk: Chunk) -> None:
         return
     target = chunk.ends.target
     tasks = [task for task in chunk.left() if folded(task.item.source.name) == folded(task.item.destination.name)]
-    names = [posixpath.join(posixpath.dirname(task.source_path), posixpath.basename(task.part)) for task in tasks]
+    names = [beside(task.source_directory, task.part_name) for task in tasks]
     looked = list(chunk.ends.source.bulk.lstat(names))
     for task in (tasks[index] for index, found in looked if not isinstance(found, PathMissing)):
-        item, beside = task.item, posixpath.join(posixpath.dirname(task.final), task.item.source.name)
-        if is_one_name((target, task.final), (target, beside)):
+        item = task.item
+        if is_one_name((target, task.final), (target, beside(task.directory, item.source.name))):
             chunk.fail(item.number, DestinationExists(f"{item.source} and {item.destination} are the same file"))
 
 
@@ -148,10 +148,10 @@ def _require_unchanged(chunk: Chunk) -> None:
 def _require_in_place(chunk: Chunk) -> None:
     """Check that the items' directories are where they were when the bytes were read and written."""
     ends = chunk.ends
-    sources = moved_away(ends.source, [posixpath.dirname(task.source_path) for task in chunk.left()])
-    targets = moved_away(ends.target, [posixpath.dirname(task.part) for task in chunk.left()])
+    sources = moved_away(ends.source, [task.source_directory for task in chunk.left()])
+    targets = moved_away(ends.target, [task.directory for task in chunk.left()])
     for task in chunk.left():
-        away = sources.get(posixpath.dirname(task.source_path)) or targets.get(posixpath.dirname(task.part))
+        away = sources.get(task.source_directory) or targets.get(task.directory)
         if away is not None:
             chunk.fail(task.number, away)
 
@@ -216,7 +216,7 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
                     continue
                 sent.append(task)
                 chunk.made[task.number], task.kept = task, None
-                yield NewFile(task.part, found.data, task.stat.mode & 0o777, chunk.intent(task).mtime)
+                yield NewFile(task.part, found.data, task.stat.mode & 0o777, chunk.mtime(task))
 
 
 def _compare(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:

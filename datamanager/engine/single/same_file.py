@@ -171,8 +171,9 @@ def second_names(ends: Mapping[int, Endpoint], paths: Mapping[int, str], taken: 
 
     Raises: what the transports raise.
     """
-    common = Counter(folded(posixpath.basename(path)) for path in paths.values())
-    alike = [number for number in sorted(paths) if common[folded(posixpath.basename(paths[number]))] > 1]
+    names = {number: folded(posixpath.basename(path)) for number, path in sorted(paths.items())}
+    common = Counter(names.values())
+    alike = [number for number, name in names.items() if common[name] > 1]
     found = dict[int, int]()
     storages = {ends[number].machine.name: ends[number].storage for number in (*alike, *taken)}
     with ExitStack() as stack:

@@ -48,7 +48,7 @@ class Share(Control):
         """Note the phase; with `total` it begins anew: what was counted for the whole is taken back."""
         super().enter(phase, total)
         if total is not None:
-            self._whole.bytes_done -= self._counted
+            self._whole.count(-self._counted)
             self._counted = 0
 
     def advance(self, count: int) -> None:

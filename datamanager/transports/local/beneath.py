@@ -143,9 +143,10 @@ class Walks:
 
         Raises: OSError when a directory on the way is missing, or none; PathReplaced when it is a link.
         """
-        directory, name = posixpath.split(path)
-        if name and directory == self._path:
+        above, _, name = path.rpartition("/")
+        if name and above == self._path:
             return Entry(self._handle, name, path)
+        directory = posixpath.dirname(path)
         handle, names = self._base.open_base(path)
         self.close()
         self._handle = handle

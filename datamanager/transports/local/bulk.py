@@ -18,7 +18,7 @@ from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFail
 from datamanager.transports.bulk_port import Results, Sync
 from datamanager.transports.local.beneath import Beneath, Entry, Walks
 from datamanager.transports.local.files import both_names, file_stat, os_errors, real_path, rename, set_attributes
-from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile, require_file, shown
+from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile, error_of, require_file, shown
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -110,8 +110,10 @@ class LocalBulk:
         """Do the work on one name after the other."""
 
         def at(path: str) -> R:
-            with os_errors(path):
+            try:
                 return work(walks.entry(path))
+            except OSError as exc:
+                raise error_of(exc.errno or 0, path) from exc
 
         with self._beneath.walks() as walks:
             yield from _each(at, paths)
@@ -142,14 +144,16 @@ def _read(entry: Entry, most: int) -> SmallFile:
     try:
         stat = file_stat(os.fstat(handle))
         require_file(stat, entry.path)
-        data = bytearray()
-        while len(data) <= most and (block := os.read(handle, most + 1 - len(data))):
+        data = b""
+        while len(data) <= most and (block := os.read(handle, min(stat.size, most) + 1 - len(data))):
             data += block
+            if len(data) >= stat.size:  # what comes behind shows at the next look at the file
+                break
     finally:
         os.close(handle)
     if max(stat.size, len(data)) > most:
         raise RemoteFailure(f"{shown(entry.path)}: is larger than {most} bytes")
-    return SmallFile(stat, bytes(data))
+    return SmallFile(stat, data)
 
 
 def _write(walks: Walks, file: NewFile) -> KeptAttributes:

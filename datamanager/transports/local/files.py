@@ -9,22 +9,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from datamanager.errors import NoSpace, PathExists, PathMissing, PermissionDenied, RemoteFailure, TransportError
+from datamanager.errors import PathMissing, TransportError
 from datamanager.transports.local.beneath import Beneath, Entry, Walks
-from datamanager.transports.values import Bytes, FileKind, FileStat, KeptAttributes, NextRange, require_file, shown
+from datamanager.transports.values import Bytes, FileKind, FileStat, KeptAttributes, NextRange, error_of, require_file
 
 _BLOCK = 1 << 20
 
-_ERRORS: dict[int, type[TransportError]] = {
-    errno.ENOENT: PathMissing,
-    errno.ENOTDIR: PathMissing,
-    errno.EEXIST: PathExists,
-    errno.EACCES: PermissionDenied,
-    errno.EPERM: PermissionDenied,
-    errno.EROFS: PermissionDenied,
-    errno.ENOSPC: NoSpace,
-    errno.EDQUOT: NoSpace,
-}
 _NOT_KEPT = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 """A file system that has no such attributes."""
 NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -38,8 +28,7 @@ def os_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        kind = _ERRORS.get(exc.errno or 0, RemoteFailure)
-        raise kind(f"{shown(path)}: {exc.strerror}") from exc
+        raise error_of(exc.errno or 0, path) from exc
 
 
 class LocalReader:

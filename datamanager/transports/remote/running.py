@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Self
 
-from datamanager.errors import ConnectionLost, RemoteFailure, TransportError, TransportTimeout
+from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure, TransportError, TransportTimeout
 from datamanager.transports.channel import Channel, RemoteProgram
+from datamanager.transports.remote.many_files import ManyFiles
 from datamanager.transports.values import Progress
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ _PID = re.compile(rb"^dm-pid (\d+)$", re.MULTILINE)
 _GRACE = 2.0
 """Seconds for a program that is to be ended to say its process id."""
 _MOST_OUTPUT = 64 * 1024
+MANY_AT_ONCE = 3
+"""Programs for many files at once on one machine."""
 
 
 class Running:
@@ -108,11 +111,40 @@ class Running:
 
 
 class InstalledPrograms:
-    """What one machine can run for us; found out once, shared by its sessions."""
+    """What one machine can run for us; found out once, shared by its sessions. And the programs that work on many files
+    there: each takes a channel of its own beside its session's, so few run at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: frozenset[str] | None = None
+        self._many = 0
+        self._has_many = True
+
+    def begin_many(self, channel: Channel) -> ManyFiles | None:
+        """Start a program for many files; None where there is no shell or no python3, or enough of them run.
+
+        Raises: TransportTimeout, ConnectionLost.
+        """
+        with self._lock:
+            if self._many >= MANY_AT_ONCE or not self._has_many:
+                return None
+            self._many += 1
+        try:
+            return ManyFiles(channel)
+        except BaseException as exc:
+            with self._lock:
+                self._many -= 1
+                self._has_many = not isinstance(exc, NotSupported)
+            if self._has_many:
+                raise
+            _log.info("many small files go over SFTP: %s", exc)
+            return None
+
+    def end_many(self, program: ManyFiles) -> None:
+        """End such a program."""
+        program.close()
+        with self._lock:
+            self._many -= 1
 
     def have(self, channel: Channel, name: str) -> bool:
         """Say whether there is a shell, and an `openssl`, `sha256sum`, `curl`, a `cp` that knows --reflink, or a `head`

@@ -13,6 +13,7 @@ from paramiko import sftp
 from datamanager.errors import PathExists, TransportError
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.port import Session
+from datamanager.transports.remote.many_files import ManyFiles
 from datamanager.transports.remote.programs import RemotePrograms
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.bulk import NEW, SftpBulk
@@ -20,6 +21,7 @@ from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
 from datamanager.transports.sftp.looks import act_and_look, begin_look, look_at_rename, require_in_place, same_file
 from datamanager.transports.sftp.pipeline import close_handle
+from datamanager.transports.sftp.program_bulk import ProgramBulk
 from datamanager.transports.sftp.server_behaviour import FSYNC, STATVFS, ServerBehaviour
 from datamanager.transports.sftp.wire import (
     NO_ATTRIBUTES,
@@ -52,8 +54,9 @@ class SftpSession:
     """One SFTP conversation as a Session of the port."""
 
     def __init__(self, wire: Wire, installed: InstalledPrograms, server: ServerBehaviour) -> None:
-        self.bulk = SftpBulk(wire, installed, server)
+        self.bulk = self._one = SftpBulk(wire, installed, server)
         self.channel = wire.channel
+        self._many: ManyFiles | None = None
         self._wire = wire
         self._installed = installed
         self._server = server
@@ -61,7 +64,7 @@ class SftpSession:
     @property
     def usable(self) -> bool:
         """Say whether the session may be used again."""
-        return not self._wire.broken and self.channel.alive()
+        return not self._wire.broken and not (self._many and self._many.broken) and self.channel.alive()
 
     @property
     def round_trip(self) -> float:
@@ -73,6 +76,13 @@ class SftpSession:
         """What the machine does by itself."""
         return SftpPrograms(self, self._wire, self._installed)
 
+    def begin_many(self) -> bool:
+        """Have `bulk` work by a program on the machine from now on, where that can be started."""
+        if self._many is None and (many := self._installed.begin_many(self.channel)) is not None:
+            self._many = many
+            self.bulk = ProgramBulk(self._wire, self._installed, self._server, many)
+        return self._many is not None
+
     def stat(self, path: str) -> FileStat:
         """Return what is at `path`, following links."""
         return unpack_stat(expect(self._wire.call(sftp.CMD_STAT, string(path)), sftp.CMD_ATTRS, path).fields())
@@ -83,7 +93,7 @@ class SftpSession:
 
     def real_path(self, path: str) -> str:
         """Return `path` with every link resolved."""
-        return _only(self.bulk.real_path([path]))
+        return _only(self._one.real_path([path]))
 
     def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
         """Yield (name, lstat) of each entry."""
@@ -154,7 +164,7 @@ class SftpSession:
         """Give a file its new name; see the port's bulk work for how."""
         before = begin_look(self._wire, source)
         try:
-            _only(self.bulk.rename([(source, destination)], overwrite=overwrite))
+            _only(self._one.rename([(source, destination)], overwrite=overwrite))
         except BaseException:
             self._wire.forget(before)
             raise
@@ -168,7 +178,7 @@ class SftpSession:
         """Set permission bits and modification time; `fsync` is kept as far as the server was seen to do it."""
         attributes = pack_attributes(mode=mode, mtime=mtime)
         told = act_and_look(self._wire, sftp.CMD_SETSTAT, path, attributes, there=True)
-        kept = _only(self.bulk.kept_attributes(path, mode, mtime, told))
+        kept = _only(self._one.kept_attributes(path, mode, mtime, told))
         if FSYNC in self._wire.extensions and self._server.syncs:
             return kept
         self._server.note("does not put files on stable storage")
@@ -180,6 +190,8 @@ class SftpSession:
 
     def close(self) -> None:
         """Close the channel; the session can't be used afterwards."""
+        if self._many is not None:
+            self._installed.end_many(self._many)
         if self._wire.broken:
             self.channel.abort()
         self.channel.close()

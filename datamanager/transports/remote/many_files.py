@@ -1,0 +1,322 @@
+"""A program on the machine that works on many small files at once: one for all that a session does, no process and no
+round trip per file or chunk.
+
+It is ours (`scripts/small_files.py`), and needs a `python3` there. All is done in directories that it walked to without
+following a link, so nothing is done elsewhere, whatever others rename meanwhile
+(docs/adr/0019-a-program-for-many-files.md). A frame is the work on some files of one directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import struct
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from importlib.resources import files as resources
+from itertools import groupby
+from typing import Any
+
+from datamanager.errors import (
+    ConnectionLost,
+    NotSupported,
+    RemoteFailure,
+    TransportError,
+    TransportTimeout,
+)
+from datamanager.transports.bulk_port import Results
+from datamanager.transports.channel import SLOW, Channel, RemoteProgram
+from datamanager.transports.values import (
+    Bytes,
+    FileKind,
+    FileStat,
+    KeptAttributes,
+    NewFile,
+    SmallFile,
+    error_of,
+    path_replaced,
+    require_file,
+    shown,
+)
+
+_GREETING = b"dm-many\n"
+_HEAD = struct.Struct(">II")
+_FILES, _BYTES = 256, 1 << 20
+"""Files, and bytes of them, in one frame."""
+_PAGE = 4096
+"""Bytes that a file is hashed by at least."""
+_IN_FLIGHT = 3
+"""Frames that were sent and not answered yet."""
+_WORKING = "while the machine worked on many files"
+_TURN = 0.02
+"""Seconds for which input is offered before it is looked whether the program waits for its output to be read."""
+_POLL = 0.2
+"""Seconds between two looks at whether the connection is there, while the program is waited for."""
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+"""A file system without hard links: there a name is given as the server does it."""
+
+Order = tuple[dict[str, Any], Sequence[Bytes]]
+"""What is to be done, and the bytes that go with it."""
+Answer = tuple[int | list[Any], bytes]
+"""An entry for each name, or the errno of what is wrong with the directory; and the bytes that were asked for."""
+
+
+class ManyFiles:
+    """The running program of one session, used by the session's thread."""
+
+    def __init__(self, channel: Channel) -> None:
+        """Start it. Raises: NotSupported when the machine has no shell for us or no python3; ConnectionLost,
+        TransportTimeout."""
+        self._channel = channel
+        self._came = bytearray()
+        self.broken = False
+        """Whether it can't be used any more."""
+        try:
+            self._remote: RemoteProgram = channel.run(["python3", "-I", "-S", "-c", _program()], stdin=True)
+        except RemoteFailure as exc:
+            raise NotSupported(f"no program can be run: {exc.detail}") from exc
+        try:
+            if self._take(len(_GREETING), channel.patience) != _GREETING:
+                raise NotSupported("the machine's python3 is another program")
+        except BaseException as exc:
+            self.close()
+            if isinstance(exc, RemoteFailure):
+                raise NotSupported("the machine has no shell for us, or no python3") from exc
+            raise
+
+    def close(self) -> None:
+        """End it: it ends with its input. Idempotent."""
+        self._remote.__exit__()
+
+    def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
+        """See the port's Bulk."""
+        for index, found, _ in self._each("look", paths):
+            yield index, found if isinstance(found, TransportError) else _stat(found)
+
+    def read(self, paths: Sequence[str], most: int, likely: int) -> Results[SmallFile | TransportError]:
+        """See the port's Bulk."""
+        together = max(1, min(_FILES, _BYTES // max(1, likely)))
+        for index, found, data in self._each("read", paths, together, most=most):
+            if isinstance(found, TransportError):
+                yield index, found
+                continue
+            stat, size = _stat(found), found[3]
+            try:
+                require_file(stat, paths[index])
+                if max(stat.size, size) > most:
+                    raise RemoteFailure(f"{shown(paths[index])}: is larger than {most} bytes")
+            except RemoteFailure as exc:
+                yield index, exc
+            else:
+                yield index, SmallFile(stat, bytes(data))
+
+    def digest(self, paths: Sequence[str], likely: int) -> Results[str | TransportError]:
+        """See the port's Bulk."""
+        for index, found, _ in self._each("digest", paths, likely=max(_PAGE, min(likely + 1, _BYTES))):
+            yield index, found
+
+    def write(self, files: Iterable[NewFile]) -> Results[KeptAttributes | TransportError]:
+        """See the port's Bulk."""
+        sent = deque[tuple[int, list[tuple[str, int, int]]]]()
+
+        def orders() -> Iterator[Order]:
+            count = 0
+            for directory, some in _frames(files):
+                sent.append((count, [(file.path, file.mode & 0o777, file.mtime) for file in some]))
+                count += len(some)
+                names = [_split(file.path)[1] for file in some]
+                described = [(file.mode & 0o777, file.mtime, len(file.data)) for file in some]
+                yield {"do": "write", "in": directory, "names": names, "files": described}, [file.data for file in some]
+
+        for answer, _ in self._answers(orders()):
+            index, wanted = sent.popleft()
+            for (path, mode, mtime), found in zip(wanted, _entries(answer, len(wanted)), strict=True):
+                if isinstance(found, int):
+                    yield index, _error(found, path, walked=not isinstance(answer, int))
+                else:
+                    yield index, KeptAttributes.of(_stat(found), mode=mode, mtime=mtime)
+                index += 1
+
+    def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[int | TransportError | None]:
+        """See the port's Bulk; an errno of NO_LINKS where the file system has none, and nothing was changed."""
+        olds, news = ([_split(pair[end]) for pair in names] for end in (0, 1))
+        ways = [(old, new) for (old, _), (new, _) in zip(olds, news, strict=True)]
+        groups = list(_groups(ways, _FILES))
+
+        def orders() -> Iterator[Order]:
+            for (old, new), start, stop in groups:
+                order = {"do": "rename", "in": old, "to": new, "overwrite": overwrite}
+                order["names"], order["new"] = ([name for _, name in end[start:stop]] for end in (olds, news))
+                yield order, ()
+
+        for (_, start, stop), (answer, _) in zip(groups, self._answers(orders()), strict=True):
+            for index, found in zip(range(start, stop), _entries(answer, stop - start), strict=True):
+                walked = not isinstance(answer, int)
+                if not found:
+                    yield index, None
+                elif walked and found in NO_LINKS and not overwrite:
+                    yield index, found
+                else:
+                    yield index, _error(found, names[index][found == errno.EEXIST], walked=walked)
+
+    def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
+        """See the port's Bulk."""
+        for index, found, _ in self._each("remove", paths):
+            yield index, found or None
+
+    def sync(self, directories: Sequence[str]) -> None:
+        """Put the file systems of directories on stable storage. Raises: NotSupported when the machine can't."""
+        orders: Iterator[Order] = (({"do": "sync", "in": directory}, ()) for directory in directories)
+        for answer, _ in self._answers(orders):
+            if answer != 0:
+                raise NotSupported("the machine has no syncfs")
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def _each(
+        self, act: str, paths: Sequence[str], together: int = _FILES, **more: int
+    ) -> Iterator[tuple[int, Any, memoryview]]:
+        """Have something done with each path; yield its index, its entry or error, and its bytes."""
+        parts = [_split(path) for path in paths]
+        groups = list(_groups([directory for directory, _ in parts], together))
+        orders: Iterator[Order] = (
+            ({"do": act, "in": where, "names": [name for _, name in parts[start:stop]], **more}, ())
+            for where, start, stop in groups
+        )
+        for (_, start, stop), (answer, data) in zip(groups, self._answers(orders), strict=True):
+            at, view = 0, memoryview(data)
+            for index, found in zip(range(start, stop), _entries(answer, stop - start), strict=True):
+                if isinstance(found, int) and found:
+                    yield index, _error(found, paths[index], walked=not isinstance(answer, int)), view[:0]
+                    continue
+                size = found[3] if act == "read" else 0
+                yield index, found, view[at : at + size]
+                at += size
+
+    def _answers(self, orders: Iterable[Order]) -> Iterator[Answer]:
+        """Send orders, a few ahead, and yield their answers. Left early, those that are under way are taken in."""
+        waiting = 0
+        try:
+            for order, data in orders:
+                self._send(order, data)
+                waiting += 1
+                if waiting > _IN_FLIGHT:
+                    waiting -= 1
+                    yield self._answer()
+            while waiting:
+                waiting -= 1
+                yield self._answer()
+        finally:
+            with suppress(TransportError):  # broken then
+                for _ in range(0 if self.broken else waiting):
+                    self._answer()
+
+    def _send(self, order: dict[str, Any], data: Sequence[Bytes]) -> None:
+        text = json.dumps(order).encode("ascii")
+        self._write(b"".join((_HEAD.pack(len(text), sum(map(len, data))), text, *data)))
+
+    def _answer(self) -> Answer:
+        text, size = _HEAD.unpack(self._take(_HEAD.size, self._channel.patience * SLOW))
+        patience = self._channel.patience
+        return json.loads(self._take(text, patience)), self._take(size, patience)
+
+    def _write(self, data: bytes) -> None:
+        """Send all; what is answered meanwhile is taken in, as the program may be waiting for that."""
+        rest, since = memoryview(data), time.monotonic()
+        while rest:
+            try:
+                sent = self._remote.write_some(rest, _TURN)
+            except TransportError:
+                self.broken = True
+                raise
+            rest = rest[sent:]
+            if sent:
+                since = time.monotonic()
+            elif not self._receive(0.0):
+                self._require(since, self._channel.patience * SLOW)
+
+    def _take(self, count: int, patience: float) -> bytes:
+        since = time.monotonic()
+        while len(self._came) < count:
+            if self._receive(_POLL):
+                since = time.monotonic()
+            else:
+                self._require(since, patience)
+        taken = bytes(self._came[:count])
+        del self._came[:count]
+        return taken
+
+    def _receive(self, seconds: float) -> bool:
+        piece = self._remote.read(seconds)
+        if piece == b"":
+            self.broken = True
+            if self._channel.alive():
+                raise RemoteFailure(f"the program {_WORKING} ended", retryable=True)
+            raise ConnectionLost(f"the connection broke {_WORKING}")
+        self._came += piece or b""
+        return piece is not None
+
+    def _require(self, since: float, patience: float) -> None:
+        """Check that it is worth waiting further."""
+        if not self._channel.alive():
+            self.broken = True
+            raise ConnectionLost(f"the connection broke {_WORKING}")
+        if time.monotonic() - since > patience:
+            self.broken = True
+            raise TransportTimeout(f"no answer for {patience:g} seconds {_WORKING}")
+
+
+def _groups(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, int, int]]:
+    """Yield runs of equal keys, of at most `most`: (key, first index, the index after the last)."""
+    start = 0
+    for key, run in groupby(keys):
+        end = start + sum(1 for _ in run)
+        for first in range(start, end, most):
+            yield key, first, min(first + most, end)
+        start = end
+
+
+def _frames(files: Iterable[NewFile]) -> Iterator[tuple[str, list[NewFile]]]:
+    """Yield the files that go together, with their directory."""
+    for directory, run in groupby(files, key=lambda file: _split(file.path)[0]):
+        some, size = list[NewFile](), 0
+        for file in run:
+            some.append(file)
+            size += len(file.data)
+            if len(some) == _FILES or size >= _BYTES:
+                yield directory, some
+                some, size = [], 0
+        if some:
+            yield directory, some
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Return the directory of an absolute path, and its name."""
+    directory, _, name = path.rpartition("/")
+    return directory or "/", name
+
+
+def _entries(answer: int | list[Any], count: int) -> list[Any]:
+    return [answer] * count if isinstance(answer, int) else answer
+
+
+def _error(number: int, path: str, *, walked: bool) -> TransportError:
+    if number == errno.ELOOP and not walked:
+        return path_replaced(
+            f"{shown(path)}: a directory was replaced by a link while it was used; nothing was changed"
+        )
+    return error_of(number, path)
+
+
+def _stat(found: Sequence[int]) -> FileStat:
+    return FileStat(FileKind.of(found[0]), found[1], found[2], found[0] & 0o7777)
+
+
+@functools.cache
+def _program() -> str:
+    """Return the program without its comments, which would be sent each time."""
+    text = (resources(__package__) / "scripts" / "small_files.py").read_text("utf-8")
+    return "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))

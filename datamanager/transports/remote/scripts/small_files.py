@@ -1,0 +1,199 @@
+# Work on many small files of this machine, as the orders that come in say, until the input ends.
+#
+# An order and its answer are frames: the lengths of a JSON text and of the bytes behind it (two big-endian 32-bit
+# numbers), the text, the bytes. The directory of an order is walked to from the root, each one opened in the one before
+# it and no link followed: what is done is done there, whatever others rename meanwhile. An answer has an entry for each
+# name: what was asked for, or the errno of what went wrong. Python 3.6 and later; the system's, without any package.
+import errno
+import hashlib
+import json
+import os
+import stat
+import struct
+import sys
+
+HEAD = struct.Struct(">II")
+PLACE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_NOFOLLOW | os.O_CLOEXEC
+NOT_KEPT = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+def walk(path):
+    here = os.open("/", PLACE)
+    for name in path.encode("utf-8", "surrogateescape").split(b"/"):
+        if name:
+            try:
+                below = os.open(name, PLACE, dir_fd=here)
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    kind = os.stat(name, dir_fd=here, follow_symlinks=False).st_mode
+                    if stat.S_ISLNK(kind) or stat.S_ISDIR(kind):
+                        error.errno = errno.ELOOP
+                raise
+            finally:
+                os.close(here)
+            here = below
+    return here
+
+
+def names(order):
+    # whatever the locale here
+    return [name.encode("utf-8", "surrogateescape") for name in order["names"]]
+
+
+def facts(found):
+    # as an SFTP server tells them: whole seconds, in 32 bits
+    return [found.st_mode, found.st_size, found.st_mtime_ns // 10**9 & 0xFFFFFFFF]
+
+
+def look(where, order, _):
+    def one(name):
+        return facts(os.stat(name, dir_fd=where, follow_symlinks=False))
+
+    return [attempt(one, name) for name in names(order)]
+
+
+def opened(where, name):
+    return os.open(name, os.O_RDONLY | os.O_NONBLOCK | FILE, dir_fd=where)
+
+
+def read(where, order, given):
+    def one(name):
+        handle = opened(where, name)
+        try:
+            found, data = os.fstat(handle), b""
+            while stat.S_ISREG(found.st_mode) and found.st_size <= order["most"]:
+                piece = os.read(handle, found.st_size + 1 - len(data))
+                data += piece
+                if not piece or len(data) >= found.st_size:
+                    break
+            given.append(data)
+            return facts(found) + [len(data)]
+        finally:
+            os.close(handle)
+
+    return [attempt(one, name) for name in names(order)]
+
+
+def digest(where, order, _):
+    def one(name):
+        handle, taken = opened(where, name), hashlib.sha256()
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "")
+            piece = os.read(handle, order["likely"])
+            while piece:
+                taken.update(piece)
+                piece = os.read(handle, order["likely"])
+            return taken.hexdigest()
+        finally:
+            os.close(handle)
+
+    return [attempt(one, name) for name in names(order)]
+
+
+def write(where, order, data):
+    def one(name, mode, mtime, piece):
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FILE, 0o600, dir_fd=where)
+        try:
+            try:
+                while piece:
+                    piece = piece[os.write(handle, piece) :]
+                for act, value in ((os.fchmod, mode), (os.utime, (mtime, mtime))):
+                    try:
+                        act(handle, value)
+                    except OSError as error:
+                        if error.errno not in NOT_KEPT:
+                            raise
+                return facts(os.fstat(handle))
+            finally:
+                os.close(handle)
+        except OSError:
+            os.unlink(name, dir_fd=where)
+            raise
+
+    answer, at = [], 0
+    for name, (mode, mtime, size) in zip(names(order), order["files"]):
+        answer.append(attempt(one, name, mode, mtime, data[at : at + size]))
+        at += size
+    return answer
+
+
+def rename(where, order, _):
+    def one(old, new):
+        if order["overwrite"]:
+            os.rename(old, new, src_dir_fd=where, dst_dir_fd=to)
+            return 0
+        os.link(old, new, src_dir_fd=where, dst_dir_fd=to, follow_symlinks=False)
+        try:
+            os.unlink(old, dir_fd=where)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            # left there, the new name would be in the way of the next try; the last name is never taken
+            if os.path.samestat(
+                os.stat(old, dir_fd=where, follow_symlinks=False), os.stat(new, dir_fd=to, follow_symlinks=False)
+            ):
+                os.unlink(new, dir_fd=to)
+            raise
+        return 0
+
+    to = walk(order["to"])
+    try:
+        return [attempt(one, old, new) for old, new in zip(names(order), names({"names": order["new"]}))]
+    finally:
+        os.close(to)
+
+
+def remove(where, order, _):
+    def one(name):
+        os.unlink(name, dir_fd=where)
+        return 0
+
+    return [attempt(one, name) for name in names(order)]
+
+
+def sync(where, *_):
+    import ctypes
+
+    handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
+    try:
+        return ctypes.CDLL(None, use_errno=True).syncfs(handle) and ctypes.get_errno()
+    finally:
+        os.close(handle)
+
+
+def attempt(act, *what):
+    try:
+        return act(*what)
+    except OSError as error:
+        return error.errno or errno.EIO
+
+
+def main():
+    orders, answers = sys.stdin.buffer, sys.stdout.buffer
+    verbs = {act.__name__: act for act in (look, read, digest, write, rename, remove, sync)}
+    answers.write(b"dm-many\n")
+    while True:
+        answers.flush()
+        head = orders.read(HEAD.size)
+        if len(head) < HEAD.size:
+            return
+        text, size = HEAD.unpack(head)
+        order = json.loads(orders.read(text).decode("ascii"))
+        data, given = memoryview(orders.read(size)), []
+        try:
+            where = walk(order["in"])
+            try:
+                answer = verbs[order["do"]](where, order, data if size else given)
+            finally:
+                os.close(where)
+        except (OSError, AttributeError) as error:
+            answer = getattr(error, "errno", None) or errno.ENOSYS
+        told = json.dumps(answer).encode("ascii")
+        answers.write(HEAD.pack(len(told), sum(map(len, given))) + told)
+        answers.writelines(given)
+
+
+if __name__ == "__main__":
+    main()

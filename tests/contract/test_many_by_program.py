@@ -1,0 +1,185 @@
+"""The program for many small files: what the contract says of them, done by it, and what it does that SFTP can't."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datamanager.errors import ConnectionLost, PathExists, PathReplaced, RemoteFailure
+from datamanager.machines import Machine
+from datamanager.transports.factory import open_storage
+from datamanager.transports.port import Session, Storage
+from datamanager.transports.remote.running import MANY_AT_ONCE
+from datamanager.transports.sftp.pool import SftpStorage
+from datamanager.transports.values import NewFile
+from tests.contract.conftest import commands, until, usable
+from tests.contract.test_many import (  # noqa: F401 - the contract's own, over the session below
+    MTIME,
+    assert_made,
+    everything,
+    kill,
+    mixed_files,
+    test_a_full_file_system_fails_what_did_not_fit,
+    test_a_missing_directory_fails_its_files_only,
+    test_a_name_that_is_taken_is_left_and_the_others_are_written,
+    test_an_iteration_that_is_left_early_leaves_a_session_that_works,
+    test_nothing_to_do,
+    test_some_removals_fail,
+    test_some_renames_fail,
+    test_sync,
+    test_what_is_no_small_file_is_not_read,
+    test_what_was_stored_is_read_and_hashed,
+    wrong,
+)
+from tests.contract.test_transport import NAMES
+from tests.support.sshd import PrivateSshd
+
+PROGRAM = "dm-many"
+
+
+@pytest.fixture(params=["openssh", "paramiko"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    server: PrivateSshd = request.getfixturevalue("server")
+    return server.machine("remote", tmp_path, connection=request.param)
+
+
+@pytest.fixture
+def storage(machine: Machine, control_dir: Path) -> Iterator[Storage]:
+    """A storage of the test's own: a session that has begun stays so."""
+    opened = open_storage(machine, control_dir=control_dir)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def session(storage: Storage) -> Iterator[Session]:
+    with storage.session() as acquired:
+        assert acquired.begin_many()
+        assert acquired.begin_many()
+        yield acquired
+
+
+def test_names_are_only_names(session: Session, tmp_path: Path) -> None:
+    folders = [tmp_path / "sub" / os.fsdecode(raw) for raw in NAMES]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    files = [
+        NewFile(f"{folder}/{os.fsdecode(raw)}", os.urandom(100 + number), 0o640, MTIME)
+        for number, raw in enumerate(NAMES)
+        for folder in (tmp_path, folders[number])
+    ]
+    assert not wrong(session.bulk.write(files))
+    assert_made(files)
+    paths = [file.path for file in files]
+    read = everything(session.bulk.read(paths, 10_000), len(paths))
+    assert [getattr(found, "data", found) for found in read] == [file.data for file in files]
+    assert not wrong(
+        session.bulk.rename([(path, f"{tmp_path}/{at}") for at, path in enumerate(paths)], overwrite=False)
+    )
+    assert {*os.listdir(tmp_path)} == {"sub", *map(str, range(len(paths)))}
+
+
+def test_a_name_is_never_taken_by_a_race(session: Session, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(name)
+    pair = [(f"{tmp_path}/old", f"{tmp_path}/new")]
+    assert wrong(session.bulk.rename(pair, overwrite=False)) == {0: PathExists}
+    assert (tmp_path / "new").read_text() == "new"
+    assert (tmp_path / "old").stat().st_nlink == 1
+
+
+def test_a_directory_that_was_exchanged_for_a_link_is_not_entered(
+    session: Session, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inside, outside = tmp_path / "base" / "run", tmp_path / "outside"
+    for folder in (inside, outside / "deep"):
+        folder.mkdir(parents=True)
+    (outside / "deep" / "file").write_text("theirs")
+    (inside / "deep").symlink_to(outside / "deep")
+    run, bulk = f"{inside}/deep", session.bulk
+    results = [
+        *bulk.lstat([f"{run}/file"]),
+        *bulk.read([f"{run}/file"], 1000),
+        *bulk.digest([f"{run}/file"], 1000),
+        *bulk.write([NewFile(f"{run}/new", b"ours", 0o600, MTIME)]),
+        *bulk.rename([(f"{run}/file", f"{inside}/taken")], overwrite=True),
+        *bulk.rename([(f"{run}/file", f"{inside}/taken")], overwrite=False),
+        *bulk.remove([f"{run}/file"]),
+    ]
+    assert [type(found) for _, found in results] == [PathReplaced] * 7
+    assert [path.read_text() for path in (outside / "deep").iterdir()] == ["theirs"]
+    assert sum(record.getMessage().startswith("path_replaced: ") for record in caplog.records) == 7
+
+
+def test_what_the_files_raise_passes_through(session: Session, tmp_path: Path) -> None:
+    def failing() -> Iterator[NewFile]:
+        yield from mixed_files(tmp_path)[:100]
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        list(session.bulk.write(failing()))
+    for entry in os.scandir(tmp_path):
+        os.unlink(entry.path)
+    files = mixed_files(tmp_path)[:50]
+    assert not wrong(session.bulk.write(files))
+    assert_made(files)
+
+
+@pytest.mark.faults
+def test_a_connection_that_breaks_ends_all(alone: PrivateSshd, tmp_path: Path, control_dir: Path) -> None:
+    storage = open_storage(alone.machine("remote", tmp_path), control_dir=control_dir)
+    assert isinstance(storage, SftpStorage)
+    (folder := tmp_path / "files").mkdir()
+    files = mixed_files(folder)
+
+    def killing() -> Iterator[NewFile]:
+        for number, file in enumerate(files):
+            if number == 150:
+                kill(alone)
+            yield file
+
+    with pytest.raises((ConnectionLost, RemoteFailure)) as caught, storage.session() as session:
+        assert session.begin_many()
+        list(session.bulk.write(killing()))
+    assert caught.value.retryable
+    assert until(lambda: not usable(storage))
+    for entry in os.scandir(folder):
+        os.unlink(entry.path)
+    with storage.session() as session:
+        assert session.begin_many()
+        assert not wrong(session.bulk.write(files))
+    assert_made(files)
+    storage.close()
+    assert until(lambda: not alone.descendants())
+    assert not commands(PROGRAM)
+
+
+def test_few_programs_run_at_once_on_a_machine(alone: PrivateSshd, tmp_path: Path, control_dir: Path) -> None:
+    storage = open_storage(alone.machine("remote", tmp_path), control_dir=control_dir)
+    with storage.extra_sessions(MANY_AT_ONCE + 1) as sessions:
+        assert len(sessions) == MANY_AT_ONCE + 1
+        assert [one.begin_many() for one in sessions] == [True] * MANY_AT_ONCE + [False]
+        files = [NewFile(f"{tmp_path}/{number}", b"x", 0o600, MTIME) for number in range(3)]
+        assert not wrong(sessions[-1].bulk.write(files))  # over SFTP
+    storage.close()
+    assert until(lambda: not alone.descendants())
+
+
+@pytest.mark.parametrize("lacks", ["shell", "python3"])
+def test_a_machine_that_has_no_program_works_over_sftp(tmp_path: Path, control_dir: Path, lacks: str) -> None:
+    (tools := tmp_path / "tools").mkdir()
+    for name in ("sh", "printf", "xargs", "sha256sum"):
+        (tools / name).symlink_to(f"/usr/bin/{name}")
+    (folder := tmp_path / "files").mkdir()
+    files = mixed_files(folder)[:20]
+    extra = ["ForceCommand internal-sftp"] if lacks == "shell" else []
+    with PrivateSshd(tmp_path / "sshd", extra=extra, path=os.fspath(tools)) as server:
+        storage = open_storage(server.machine("remote", tmp_path), control_dir=control_dir)
+        with storage.session() as session:
+            assert not session.begin_many()
+            assert not wrong(session.bulk.write(files))
+            assert_made(files)
+        storage.close()
