@@ -56,6 +56,25 @@ def post_transfer_event(session: Session, transfer: Transfer, what: str, data: d
     post_event(session, f"dm.transfer.{what}", transfer.id, data, sequence=f"{transfer.sequence:010d}")
 
 
+def post_transfer_events(
+    session: Session, what: str, changes: Iterable[tuple[Any, dict[str, Any]]], time: datetime
+) -> None:
+    """Post the same change of many transfers, by one statement. Each is given by its `id`, `kind`, and the `status` and
+    `sequence` that it has by this change.
+    """
+    rows = [
+        _event_row(
+            f"dm.transfer.{what}",
+            row.id,
+            time,
+            {"transfer": str(row.id), "kind": row.kind, "status": row.status, **data},
+            sequence=f"{row.sequence:010d}",
+        )
+        for row, data in changes
+    ]
+    insert_rows(session, OutboxMessage, rows)
+
+
 def post_path_replaced(session: Session, transfer: Transfer, detail: str, item: int | None = None) -> None:
     """Post that a directory was replaced while a transfer, or an item of it, used it (`dm.security.path_replaced`):
     somebody may be trying to get out of a base directory."""
@@ -73,17 +92,13 @@ def post_object_events(
 ) -> None:
     """Post the same change of many objects, by one statement."""
     kind = f"dm.object.{what}"
-    rows = [
-        {
-            "exchange": EVENTS_EXCHANGE,
-            "routing_key": kind,
-            "subject": object_id,
-            "body": cloud_event(kind, object_id, time, {"object": str(object_id), **data}),
-            "created": time,
-        }
-        for object_id, data in changes
-    ]
+    rows = [_event_row(kind, object_id, time, {"object": str(object_id), **data}) for object_id, data in changes]
     insert_rows(session, OutboxMessage, rows)
+
+
+def _event_row(kind: str, subject: UUID, time: datetime, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
+    body = cloud_event(kind, subject, time, data, **extensions)
+    return {"exchange": EVENTS_EXCHANGE, "routing_key": kind, "subject": subject, "body": body, "created": time}
 
 
 def post_event(session: Session, kind: str, subject: UUID, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
