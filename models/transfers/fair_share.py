@@ -144,6 +144,7 @@ class FairShare:
         self._time = time
         self._held = held
         self._besides = list(besides)
+        self._chosen: Counter[tuple[str, str]] = Counter()
         self._waiting = waiting_pairs(session, queries, time)
         self._turns = {(turn.priority, turn.pair): turn for turn in session.scalars(select(TransferTurn))}
         self._served: Counter[str] = Counter()
@@ -167,7 +168,7 @@ class FairShare:
         return None
 
     def more_wait_than(self, count: int, full: Collection[str]) -> bool:
-        """Say whether more than `count` transfers wait that touch no machine of `full`."""
+        """Say whether more than `count` transfers wait, and are not chosen, that touch no machine of `full`."""
         for priority, pairs in self._waiting.items():
             for pair in pairs:
                 if count >= 0 and ends_of(pair).isdisjoint(full):
@@ -175,9 +176,10 @@ class FairShare:
         return count < 0
 
     def waiting(self, priority: str, pair: str, most: int) -> int:
-        """Count what waits of a pair, as far as `most`; what was chosen since counts too."""
-        of_pair = {"priority": priority, "pair": pair, "now": self._time, "most": most}
-        return self._session.scalar(self._queries.count, of_pair) or 0
+        """Count what waits of a pair, and is not chosen, as far as `most`."""
+        chosen = self._chosen[priority, pair]
+        of_pair = {"priority": priority, "pair": pair, "now": self._time, "most": most + chosen}
+        return (self._session.scalar(self._queries.count, of_pair) or 0) - chosen
 
     def company(self, priority: str, first: Chosen, most: int, joins: Callable[[Any], bool]) -> list[UUID]:
         """Choose and lock up to `most` transfers that share the run of `first`, which was chosen last: of its pair, in
@@ -205,6 +207,7 @@ class FairShare:
                 break  # the others have their turn first
             new_round = True
         self._besides += found
+        self._chosen[priority, first.pair] += len(found)
         return found
 
     def _groups_after(self, turn: TransferTurn) -> tuple[list[str], bool]:
@@ -241,6 +244,7 @@ class FairShare:
 
     def _note(self, turn: TransferTurn, head: Any) -> None:
         self._besides.append(head.id)
+        self._chosen[turn.priority, turn.pair] += 1
         self._held[turn.pair] += 1
         self._served[turn.priority] += 1
         turn.served, turn.last_group = self._served[turn.priority], head.share_group

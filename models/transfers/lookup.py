@@ -122,7 +122,8 @@ def held_runs(session: Session) -> list[tuple[str | None, str | None, str, int]]
     alone = func.count() - func.count(Transfer.shared_run)
     query = select(*by, alone + func.count(Transfer.shared_run.distinct())).group_by(*by)
     # who has ended has no owner; the index alone tells it all
-    return [row.tuple() for row in session.execute(query.where(Transfer.owner.is_not(None)))]
+    rows = session.execute(query.where(Transfer.owner.is_not(None)))
+    return [(source, destination, priority, count) for source, destination, priority, count in rows]
 
 
 def count_held(session: Session, host: str, pid: int) -> int:

@@ -112,20 +112,22 @@ def _choose(
     held by machine, and is kept up.
     """
     chosen: list[list[UUID]] = []
-    crowded = together and shares.more_wait_than(limit, _full(running, caps))
     for priority in Priority:
         most = min(limit, len(chosen) + room.get(priority.value, limit))
         while len(chosen) < most and sum(map(len, chosen)) < sharing.MOST:
-            if (found := shares.next(priority.value, _full(running, caps))) is None:
+            full = _full(running, caps)
+            if (found := shares.next(priority.value, full)) is None:
                 break
             run = [found.id]
-            if together and sharing.may_share(found.facts):
-                free = [caps[name] - running[name] for name in ends_of(found.pair) & caps.keys()]
-                slots = min(most - len(chosen), *free) if free else most - len(chosen)
-                # the chosen one is counted among those that wait
-                if crowded or shares.waiting(priority.value, found.pair, slots + 1) > slots:
-                    run += shares.company(priority.value, found, sharing.MOST - 1, sharing.joining(found.facts))
             running.update(ends_of(found.pair))
+            if together and sharing.may_share(found.facts):
+                left = [
+                    most - len(chosen) - 1,
+                    *(caps[name] - running[name] for name in ends_of(found.pair) & caps.keys()),
+                ]
+                of_pair = shares.waiting(priority.value, found.pair, min(left) + 1)
+                if of_pair > min(left) or shares.more_wait_than(limit - len(chosen) - 1, full):
+                    run += shares.company(priority.value, found, sharing.MOST - 1, sharing.joining(found.facts))
             chosen.append(run)
     return chosen
 
