@@ -60,6 +60,7 @@ class SharedChunk:
         run = self.run
         self._refuse(late_arrivals(run.lead, self._attempts(), self.staged))
         run.control.shield()
+        run.note_stops()
         self._drop_stopped()  # what is to stop from here on may have its name: it comes to its end
         intents = {number: asdict(one.intent) for number, one in self.staged.items()}
         recorded = run.write_each(shared_outcomes.record_intents, _remember, intents)

@@ -237,8 +237,12 @@ class SharedRun:
                 await artifact.show(self.control, self.lead.seconds)
 
     def _look(self) -> None:
-        """Apply the limits in force, and read which members are to stop."""
+        """Read which members are to stop, and apply the limits in force."""
+        self.note_stops()
         self.lead.apply_limits()
+
+    def note_stops(self) -> None:
+        """Read which members users, or their deadlines, want to stop. Blocks. Raises: CatalogueUnavailable."""
         members = {member.hold: member for member in list(self.open.values())}
         for hold, reason in self.lead.read(shared_outcomes.stops, list(members)).items():
             members[hold].control.stop(reason)

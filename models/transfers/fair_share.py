@@ -38,7 +38,7 @@ PATIENCE = 64
 """Turns that a pair is passed over for each transfer that movers hold of it beyond what they hold of others."""
 GROUPS = 64
 """Groups of a pair that share a run at most: each one is looked up."""
-LOOKED_AT = 800
+LOOKED_AT = 400
 """Transfers that are looked at for one run, of all its groups together."""
 
 

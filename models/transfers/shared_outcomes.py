@@ -114,7 +114,7 @@ def commit_moves(session: Session, results: Mapping[TransferLease, Facts]) -> se
     """
     rows = _held(session, list(results))
     objects = {moved.id: moved for moved in lock_objects(session, (row.object_id for row in rows.values()))}
-    held = select(Claim.object_id.distinct()).where(
+    held = select(Claim.object_id).where(
         Claim.mode == "place", Claim.object_id.in_(list(objects)), Claim.transfer_id.is_(None)
     )
     if set(session.scalars(held)) != objects.keys():
