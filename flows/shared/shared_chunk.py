@@ -1,7 +1,7 @@
 """The work of a shared run, step by step for all of its transfers: staged and verified, published, committed; of moves
 the sources removed. (docs/transfer-protocol.md; `engine.bulk` does it to many files at once)
 
-All of it blocks. What goes wrong with one transfer is noted there (`Member.fail`), and the others go on.
+All of it blocks. What goes wrong with one transfer is noted there (`SharedTransfer.fail`), and the others go on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from datamanager.errors import DataManagerError, InternalError, ServiceError, Tr
 from datamanager.transports.port import Session, Storage
 from flows.batch.chunk import PACKED_FROM
 from flows.runtime.one_file import late_arrivals, refused_destinations
-from flows.shared.shared_run import Member, SharedRun
+from flows.shared.shared_run import SharedRun, SharedTransfer
 from models.objects.catalogue import Facts
 from models.transfers import outcomes, queue, shared_outcomes
 from models.transfers.queue import TransferLease
@@ -110,7 +110,7 @@ class SharedChunk:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _stage(self, first: Attempt, members: Sequence[Member]) -> None:
+    def _stage(self, first: Attempt, members: Sequence[SharedTransfer]) -> None:
         run = self.run
         items = [SmallItem(one.number, one.attempt.origin.place, one.attempt.target.place) for one in members]
         with acquire_sessions(first) as (source, sink):
@@ -172,7 +172,7 @@ class SharedChunk:
     def _together(
         self,
         storage: Storage,
-        members: Sequence[Member],
+        members: Sequence[SharedTransfer],
         staged: Mapping[int, Staged],
         act: Callable[[Session, list[Staged]], Sequence[DataManagerError | None]],
     ) -> dict[int, Staged]:
@@ -185,7 +185,7 @@ class SharedChunk:
         return {one.number: staged[one.number] for one in members if one.error is None}
 
     @contextmanager
-    def _noting(self, members: Sequence[Member]) -> Iterator[None]:
+    def _noting(self, members: Sequence[SharedTransfer]) -> Iterator[None]:
         """Note what is raised as the members', one by one unknown whose. Raises: what the whole run is to stop with."""
         try:
             yield
@@ -208,10 +208,10 @@ class SharedChunk:
         return Facts(intent.size, checksum, attempt.proof_level, not_kept=intent.not_kept)
 
 
-def _alike(members: Sequence[Member]) -> list[list[Member]]:
+def _alike(members: Sequence[SharedTransfer]) -> list[list[SharedTransfer]]:
     """Return the members by what holds for all of a chunk: how it is verified, and whether files are replaced."""
 
-    def rules(member: Member) -> tuple[str, bool]:
+    def rules(member: SharedTransfer) -> tuple[str, bool]:
         return member.attempt.verify.value, member.attempt.overwrite
 
     return [list(some) for _, some in groupby(sorted(members, key=rules), rules)]

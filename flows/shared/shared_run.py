@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class Member:
+class SharedTransfer:
     """One of the transfers; `number` is its place in the run. It is open until it has ended or left the run."""
 
     number: int
@@ -88,7 +88,7 @@ class SharedRun:
         """The transfers that have not ended or left, by number."""
         self.all = list(self.open.values())
 
-    def _member(self, number: int, hold: TransferLease, row: Transfer) -> Member:
+    def _member(self, number: int, hold: TransferLease, row: Transfer) -> SharedTransfer:
         request, destination = request_of(row), self.lead.end_at(outcomes.destination(row))
         attempt = Attempt(
             transfer=hold.transfer,
@@ -100,7 +100,7 @@ class SharedRun:
             verify=getattr(request, "verify", None) or destination.machine.verify,
             known=KnownFile(**row.notes.get(KNOWN, {})),
         )
-        return Member(number, hold, row, attempt, self.parts.running.get(hold) or Control())
+        return SharedTransfer(number, hold, row, attempt, self.parts.running.get(hold) or Control())
 
     # --- the catalogue -----------------------------------------------------------------------------------------------
 
@@ -171,11 +171,11 @@ class SharedRun:
 
     # --- members -----------------------------------------------------------------------------------------------------
 
-    def working(self) -> list[Member]:
+    def working(self) -> list[SharedTransfer]:
         """Return the members with which nothing went wrong so far."""
         return [member for member in self.open.values() if member.error is None and not member.deferred]
 
-    def drop_stopped(self) -> list[Member]:
+    def drop_stopped(self) -> list[SharedTransfer]:
         """Note the members that are to stop, and return them: the run goes on without them."""
         stopped = [member for member in self.working() if member.control.stopping is not None]
         for member in stopped:
@@ -197,7 +197,7 @@ class SharedRun:
         for member in self.working():
             member.fail(error, alone_next=True)
 
-    def _leave(self, member: Member) -> None:
+    def _leave(self, member: SharedTransfer) -> None:
         self.open.pop(member.number, None)
         self.parts.running.pop(member.hold, None)
         self.parts.notify(f"ended:{member.hold.transfer}")
@@ -271,7 +271,7 @@ class SharedRun:
             for member in some:
                 self._leave(member)
 
-    def _settle(self, session: Session, members: Sequence[Member]) -> None:
+    def _settle(self, session: Session, members: Sequence[SharedTransfer]) -> None:
         for member in members:
             error = member.error
             member.machine_away = self.lead.machine_away and not member.row.fail_fast

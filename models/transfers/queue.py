@@ -121,12 +121,10 @@ def _choose(
             run = [found.id]
             running.update(ends_of(found.pair))
             if together and sharing.may_share(found.facts):
-                left = [
-                    most - len(chosen) - 1,
-                    *(caps[name] - running[name] for name in ends_of(found.pair) & caps.keys()),
-                ]
-                of_pair = shares.waiting(priority.value, found.pair, min(left) + 1)
-                if of_pair > min(left) or shares.more_wait_than(limit - len(chosen) - 1, full):
+                slots = [most - len(chosen) - 1]
+                slots += [caps[name] - running[name] for name in ends_of(found.pair) & caps.keys()]
+                of_pair = shares.waiting(priority.value, found.pair, min(slots) + 1)
+                if of_pair > min(slots) or shares.more_wait_than(limit - len(chosen) - 1, full):
                     run += shares.company(priority.value, found, sharing.MOST - 1, sharing.joining(found.facts))
             chosen.append(run)
     return chosen
@@ -158,11 +156,11 @@ def still_held(session: Session, holds: Sequence[TransferLease], *columns: Any) 
     """Lock the transfers whose leases still stand, and return `columns` of each by its lease, in the order of their
     identifiers.
     """
-    by_id = {hold.transfer: hold for hold in holds}
-    query = select(Transfer.id, Transfer.epoch, Transfer.owner, *columns)
-    query = query.where(Transfer.id.in_(by_id), Transfer.ended.is_(None)).order_by(Transfer.id).with_for_update()
-    rows = session.execute(query).all()
-    return {hold: row for row in rows if (hold := by_id[row.id]) == TransferLease(row.id, row.owner, row.epoch)}
+    wanted = set(holds)
+    mine = Transfer.id.in_({hold.transfer for hold in wanted}), Transfer.ended.is_(None)
+    query = select(Transfer.id, Transfer.epoch, Transfer.owner, *columns).where(*mine)
+    rows = session.execute(query.order_by(Transfer.id).with_for_update()).all()
+    return {hold: row for row in rows if (hold := TransferLease(row.id, row.owner, row.epoch)) in wanted}
 
 
 def held(session: Session, hold: TransferLease, *, lock: bool = False) -> Transfer:

@@ -117,7 +117,7 @@ def test_one_whose_lease_is_lost_is_left_as_it_is(database: Database, kind: str)
         assert do(database, shared_outcomes.finish_moves, holds) == kept
     assert (told(database, lost.transfer), row_of(database, lost.transfer)) == (before, seen)
     assert {get_transfer(database, hold.transfer).status for hold in kept} == {"COMPLETE"}
-    assert do(database, queue.renew, [*holds, again], LEASE) == holds
+    assert do(database, queue.renew, [again, *holds], LEASE) == holds
 
 
 def row_of(database: Database, transfer: UUID) -> dict[str, Any]:
