@@ -114,6 +114,10 @@ class SharedChunk:
         run = self.run
         items = [SmallItem(one.number, one.attempt.origin.place, one.attempt.target.place) for one in members]
         with acquire_sessions(first) as (source, sink):
+            if source is sink:  # a machine that allows one connection: it can't be read and written at once
+                for member in members:
+                    member.deferred, member.leaves_partial = True, False
+                return
             rules = BulkRules(
                 first.transfer,
                 first.epoch,
