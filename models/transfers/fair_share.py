@@ -158,8 +158,7 @@ class FairShare:
         pairs = [pair for pair in self._waiting[priority] if ends_of(pair).isdisjoint(full)]
         while pairs:
             turn = min((self._turn(priority, pair) for pair in pairs), key=self._rank)
-            with self._session.no_autoflush:  # the notes of all turns are written together
-                head = self._session.execute(self._queries.head, self._place_of(turn)).one_or_none()
+            head = self._session.execute(self._queries.head, self._place_of(turn)).one_or_none()
             if head is not None:
                 self._note(turn, head)
                 return Chosen(head.id, turn.pair, head)

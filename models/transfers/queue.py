@@ -85,7 +85,8 @@ def take(
     else:
         held = held_by_pair(session)
         shares = FairShare(session, _QUERIES, time, held, besides)
-        runs = _choose(shares, _by_machine(held), limit, caps, room, together=together)
+        with session.no_autoflush:  # the notes of all turns are written together
+            runs = _choose(shares, _by_machine(held), limit, caps, room, together=together)
         chosen = [one for run in runs for one in run]
         found = {row.id: row for row in session.scalars(select(Transfer).where(Transfer.id.in_(chosen)))}
         rows = [found[one] for one in chosen]

@@ -218,7 +218,7 @@ def test_the_statements_of_a_take_do_not_grow_with_what_shares_a_run(database: D
 
 @pytest.mark.dialect("sqlite")
 @given(steps=STEPS)
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 def test_nobody_starves_by_shared_runs(database: Database, steps: list[Any]) -> None:
     with database.write() as session:
         session.execute(delete(Transfer))
