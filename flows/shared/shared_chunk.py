@@ -65,12 +65,12 @@ class SharedChunk:
         intents = {number: asdict(one.intent) for number, one in self.staged.items()}
         recorded = run.write_each(shared_outcomes.record_intents, _remember, intents)
         self._drop([number for number in self.staged if number not in recorded])
-        for members in _alike([run.open[number] for number in self.staged]):
+        for members in _alike([run.all[number] for number in self.staged]):
             target, overwrite = members[0].attempt.target, members[0].attempt.overwrite
             act = partial(bulk_publish.publish, overwrite=overwrite)
             self.published |= self._together(target.storage, members, self.staged, act)
         for number in self.published:
-            run.open[number].leaves_partial = False
+            run.all[number].leaves_partial = False
 
     def commit(self) -> None:
         """Commit what has its name to the catalogue; copies have ended then."""
@@ -83,14 +83,13 @@ class SharedChunk:
     def remove_sources(self) -> None:
         """End moves: their sources go, if they still are what was read."""
         run = self.run
-        members = [run.open[number] for number in self.published if run.open[number].error is None]
+        members = [run.all[number] for number in self.published if run.all[number].error is None]
         if not members:
             return
 
         def remove(source: Session, staged: Sequence[Staged]) -> Sequence[DataManagerError | None]:
             removals = [
-                Removal(one.source_path, one.intent, one.canonical, run.open[one.number].hold.transfer)
-                for one in staged
+                Removal(one.source_path, one.intent, one.canonical, run.all[one.number].hold.transfer) for one in staged
             ]
             return remove_sources(source, removals, run.control.watch)
 
@@ -102,7 +101,7 @@ class SharedChunk:
     def abandon(self) -> None:
         """Remove the partial files of a run that ends before they got their names, as far as can be."""
         with suppress(TransportError):
-            for members in _alike([self.run.open[number] for number in self.staged if number in self.run.open]):
+            for members in _alike([self.run.all[number] for number in self.staged]):
                 with unwrapped(members[0].attempt.target.storage).session() as sink:
                     bulk_publish.discard(sink, [self.staged[one.number] for one in members])
                 for member in members:
@@ -140,11 +139,11 @@ class SharedChunk:
                 member.deferred = True
 
     def _attempts(self) -> dict[int, Attempt]:
-        return {number: self.run.open[number].attempt for number in self.staged}
+        return {number: self.run.all[number].attempt for number in self.staged}
 
     def _claim_links(self) -> None:
         """Hold the places that the destinations have in truth, where linked directories lead to them."""
-        members = [self.run.open[number] for number in self.staged]
+        members = [self.run.all[number] for number in self.staged]
         linked = {
             one.hold: path
             for one in members
@@ -155,11 +154,13 @@ class SharedChunk:
             self._refuse({one.number: refused[one.hold] for one in members if one.hold in refused})
 
     def _drop_stopped(self) -> None:
-        self._drop([member.number for member in self.run.drop_stopped()])
+        """Drop what is to stop, and what the watch has let go meanwhile."""
+        self.run.drop_stopped()
+        self._drop([number for number in self.staged if self.run.all[number].error is not None])
 
     def _refuse(self, errors: Mapping[int, DataManagerError]) -> None:
         for number, error in errors.items():
-            self.run.open[number].fail(error)
+            self.run.all[number].fail(error)
         self._drop(errors)
 
     def _drop(self, numbers: Collection[int]) -> None:
@@ -167,7 +168,7 @@ class SharedChunk:
         dropped = {number: self.staged.pop(number) for number in numbers if number in self.staged}
         if not dropped:
             return
-        members = [self.run.open[number] for number in dropped]
+        members = [self.run.all[number] for number in dropped]
         with self._noting(members), members[0].attempt.target.storage.session() as sink:
             bulk_publish.discard(sink, list(dropped.values()))
             for member in members:
@@ -207,7 +208,7 @@ class SharedChunk:
                 member.fail(InternalError(f"unexpected {type(error).__name__}"), alone_next=True)
 
     def _facts(self, number: int) -> Facts:
-        intent, attempt = self.published[number].intent, self.run.open[number].attempt
+        intent, attempt = self.published[number].intent, self.run.all[number].attempt
         checksum = f"sha256:{intent.sha256}" if intent.sha256 else None
         return Facts(intent.size, checksum, attempt.proof_level, not_kept=intent.not_kept)
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Phase, TransferKind
 from datamanager.engine.attempt import Attempt, KnownFile
-from datamanager.engine.control import Control
+from datamanager.engine.control import USER_STOPS, Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError, LeaseLost, MachineUnavailable
 from flows.runtime.lifecycle import settle_failure
 from flows.runtime.monitor import NOTE_EVERY, PATIENCE, SHOW_AFTER
@@ -41,6 +41,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
 
+PATIENT_LOOKS = 2
+"""Looks of the watch until one that users stop is let go by itself."""
 SETTLED_AT_ONCE = 50
 """Transfers that went wrong in one transaction, which is to be short."""
 
@@ -62,6 +64,8 @@ class SharedTransfer:
     alone_next: bool = False
     machine_away: bool = False
     leaves_partial: bool = False
+    looks: int = 0
+    """How often the watch has found that it is to stop."""
     deferred: bool = False
     """Its file is not for this way: it leaves without an error."""
 
@@ -134,7 +138,7 @@ class SharedRun:
         """
         if not values:
             return []
-        by_hold = {self.open[number].hold: value for number, value in values.items()}
+        by_hold = {self.all[number].hold: value for number, value in values.items()}
         try:
             held = self.write_now(many, by_hold)
         except DataManagerError as error:
@@ -143,7 +147,7 @@ class SharedRun:
             held = self._one_by_one(one, by_hold, error)
         except Exception as error:  # noqa: BLE001 - one member's, but nobody knows whose
             held = self._one_by_one(one, by_hold, error)
-        self.lose(number for number in values if self.open[number].hold not in held)
+        self.lose(number for number in values if self.all[number].hold not in held)
         return [number for number in values if number in self.open and self.open[number].error is None]
 
     def _one_by_one(
@@ -154,7 +158,7 @@ class SharedRun:
     ) -> set[TransferLease]:
         self.log.error("not recorded together: %r", why)
         log.error("shared run %s: not recorded together", self.flow_run, exc_info=why)
-        members, held = {member.hold: member for member in self.open.values()}, set(values)
+        members, held = {member.hold: member for member in self.all}, set(values)
         for hold, value in values.items():
             try:
                 self.write_now(one, hold, value)
@@ -173,24 +177,23 @@ class SharedRun:
 
     def working(self) -> list[SharedTransfer]:
         """Return the members with which nothing went wrong so far."""
-        return [member for member in self.open.values() if member.error is None and not member.deferred]
+        return [member for member in list(self.open.values()) if member.error is None and not member.deferred]
 
-    def drop_stopped(self) -> list[SharedTransfer]:
-        """Note the members that are to stop, and return them: the run goes on without them."""
-        stopped = [member for member in self.working() if member.control.stopping is not None]
-        for member in stopped:
-            member.fail(member.control.stopping or InternalError("it is to stop"))
-        return stopped
+    def drop_stopped(self) -> None:
+        """Note the members that are to stop: the run goes on without them."""
+        for member in self.working():
+            if (reason := member.control.stopping) is not None:
+                member.fail(reason)
 
     def lose(self, numbers: Iterable[int]) -> None:
         """Note that members' leases are lost: somebody else has them, or ended them."""
         for number in list(numbers):
-            self.open[number].fail(LeaseLost(f"transfer {self.open[number].hold.transfer} is no longer held"))
+            self.all[number].fail(LeaseLost(f"transfer {self.all[number].hold.transfer} is no longer held"))
 
     def ended(self, numbers: Iterable[int]) -> None:
         """Note that members have ended well, and notify who waits for them."""
         for number in numbers:
-            self._leave(self.open[number])
+            self._leave(self.all[number])
 
     def fail_all(self, error: DataManagerError) -> None:
         """Note what went wrong with all that are left: whose it is is not known."""
@@ -229,6 +232,7 @@ class SharedRun:
             await asyncio.sleep(NOTE_EVERY)
             with suppress(CatalogueUnavailable):
                 await asyncio.to_thread(self._look)
+                await self._let_go()
             if self.control.stopping is not None:
                 await asyncio.sleep(PATIENCE)
                 if self.control.stopping is not None:
@@ -246,6 +250,33 @@ class SharedRun:
         members = {member.hold: member for member in list(self.open.values())}
         for hold, reason in self.lead.read(shared_outcomes.stops, list(members)).items():
             members[hold].control.stop(reason)
+
+    async def _let_go(self) -> None:
+        """End those that users have stopped for a while: they need not wait for the bytes of the others, or for a
+        machine that is silent. What may have its name by now comes to its own end.
+        """
+        stopped = [one for one in self.working() if isinstance(one.control.stopping, USER_STOPS)]
+        for member in stopped:
+            member.looks += 1
+        waiting = [member for member in stopped if member.looks >= PATIENT_LOOKS]
+        for some in chunks(waiting, SETTLED_AT_ONCE):
+            for member, reason in await write(self.parts.database, self._end_stopped, some):
+                member.fail(reason)  # the work goes on without it
+                self._leave(member)
+
+    def _end_stopped(
+        self, session: Session, members: Sequence[SharedTransfer]
+    ) -> list[tuple[SharedTransfer, DataManagerError]]:
+        """End members that are to stop and whose intents are not recorded: they can't be any more then. Return them."""
+        ended = list[tuple[SharedTransfer, DataManagerError]]()
+        for member in members:
+            reason = member.control.stopping
+            with suppress(LeaseLost):
+                if reason is not None and not queue.held(session, member.hold, lock=True).past_commit_point:
+                    member.leaves_partial = True
+                    settle_failure(session, self.parts, member.hold, reason, member)
+                    ended.append((member, reason))
+        return ended
 
     async def threaded(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work in a thread; when the mover stops, it is stopped and waited for."""

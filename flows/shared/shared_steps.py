@@ -22,7 +22,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Phase, TransferStatus
-from datamanager.errors import DataManagerError, InternalError, ItemsFailed, NotSupported
+from datamanager.errors import Cancelled, DataManagerError, InternalError, ItemsFailed, NotSupported
 from flows.runtime.progress import SHOWN_WITHIN, plain
 from flows.runtime.services import services
 from flows.shared.shared_chunk import SharedChunk
@@ -105,7 +105,10 @@ async def remove_sources() -> None:
 
 
 async def conclude(run: SharedRun) -> str:
-    """Leave the table of the run's transfers; return how they ended. Raises: ItemsFailed when one has failed."""
+    """Leave the table of the run's transfers; return how they ended.
+
+    Raises: ItemsFailed when one has failed; Cancelled when users have cancelled all that ended.
+    """
     rows = await read(run.parts.database, _rows, [member.hold.transfer for member in run.all])
     mine = [row for row in rows if row.flow_run_id == run.flow_run and row.ended is not None]
     complete = sum(row.status == TransferStatus.COMPLETE.value for row in mine)
@@ -125,10 +128,11 @@ async def conclude(run: SharedRun) -> str:
         await acreate_table_artifact(table, description=said)
     except SHOWN_WITHIN as exc:
         run.log.warning("the table can't be shown: %s", exc)
-    failed = [row for row in mine if row.error_code is not None]
     run.log.info("%s, %.1f s since the run began", said, run.lead.seconds)
-    if failed:
+    if failed := [row for row in mine if row.error_code not in (None, Cancelled.code)]:
         raise ItemsFailed(f"{said}, {len(failed)} failed, first: {failed[0].error_code}: {failed[0].error_detail}")
+    if mine and not complete:
+        raise Cancelled(said)
     return said
 
 

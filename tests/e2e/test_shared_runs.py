@@ -18,7 +18,7 @@ from tests.support.site import Site, eventually, some_bytes
 
 COUNT = 20
 """Transfers that wait at once: more than a mover has slots."""
-SLOW = 60_000
+SLOW = 20_000
 """Bytes per second of a machine whose run is to be met under way."""
 SIZE = 20_000
 """Bytes of a file of such a run."""
@@ -129,10 +129,13 @@ def test_one_that_is_cancelled_leaves_and_the_others_go_on(site: Site, prefect: 
         run = run_of(site, tasks)
         assert site.ask("DELETE", f"async/status/{tasks[5]}").ok
         assert site.ask("POST", f"async/{tasks[6]}/pause").ok
+        assert site.wait(tasks[5])["error"]["code"] == "cancelled"
+        eventually(lambda: site.status(tasks[6])["paused"], "it is paused")
+        assert {site.status(task)["status"] for task in tasks[:5] + tasks[7:]} == {"RUNNING"}  # they wait for no other
     ends = [site.wait(task) for task in tasks if task != tasks[6]]
     assert [end["task"] for end in ends if end["status"] != "COMPLETE"] == [tasks[5]]
     assert site.status(tasks[5])["error"]["code"] == "cancelled"
-    assert prefect.wait(run)["state_type"] == "FAILED"
+    assert prefect.wait(run)["state_type"] == "COMPLETED"
     paused = site.status(tasks[6])
     assert (paused["status"], paused["paused"], paused["flow_run_id"]) == ("QUEUED", True, None)
     assert site.ask("POST", f"async/{tasks[6]}/resume").ok
@@ -143,6 +146,7 @@ def test_one_that_is_cancelled_leaves_and_the_others_go_on(site: Site, prefect: 
     assert not site.leftovers()
 
 
+@pytest.mark.slow
 def test_cancel_in_the_ui_cancels_all_that_share_the_run(site: Site, prefect: PrefectApi) -> None:
     with slowed(site, "cirrus"):
         tasks, wanted = ask_together(site, "copy", "shared-stopped", SIZE)
@@ -150,11 +154,12 @@ def test_cancel_in_the_ui_cancels_all_that_share_the_run(site: Site, prefect: Pr
         prefect.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
         ends = [site.wait(task) for task in tasks]
     assert {end["error"]["code"] for end in ends} == {"cancelled"}
-    assert prefect.wait(run)["state_type"] == "CANCELLED"
+    eventually(lambda: prefect.wait(run)["state_type"] == "CANCELLED", "the run is cancelled")
     assert not any(site.exists("cirrus", dest) for dest in wanted)
     assert not site.leftovers()
 
 
+@pytest.mark.slow
 def test_a_full_disk_for_some_destinations_concerns_no_other(site: Site) -> None:
     with SmallDisk(site.folders["cirrus"] / "small", 2**20) as disk:
         disk.fill()
