@@ -197,10 +197,10 @@ def take_turns(session: Session, lock: int) -> None:
         session.execute(select(func.pg_advisory_xact_lock(lock)))
 
 
-def wake(session: Session, what: str) -> None:
+def wake(session: Session, *what: str) -> None:
     """Notify listeners on other hosts at commit; PostgreSQL only, elsewhere the caller uses the Unix socket."""
-    if on_postgresql(session):
-        session.execute(select(func.pg_notify(WAKE_CHANNEL, what)))
+    if what and on_postgresql(session):
+        session.execute(select(*(func.pg_notify(WAKE_CHANNEL, one) for one in what)))
 
 
 def insert_if_free(session: Session, model: type[DeclarativeBase], values: dict[str, Any]) -> bool:

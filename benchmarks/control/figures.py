@@ -29,6 +29,8 @@ class Scale:
     stock_queued: int
     waiting: int
     runs: int
+    shared: int
+    """Copies in the queue that may share runs, ours."""
 
 
 def start(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
@@ -76,7 +78,7 @@ def _start(
 
 
 def queued(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
-    """Time a queue of copies that one mover works off."""
+    """Time a queue of copies that one mover works off, each with a run of its own: they have a bandwidth each."""
     ours_took, stock_took = list[float](), list[float]()
     with Ours(folder / "ours") as ours, Stock(folder / "stock") as stock:
         ours.run_queued(WARM_UP)
@@ -91,6 +93,32 @@ def queued(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
         (
             Timing("queued", OURS, tuple(ours_took), 1, "runs"),
             Timing("queued", STOCK, tuple(stock_took), 1, "runs"),
+        ),
+        STOCK,
+    )
+
+
+def shared(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
+    """Time a queue of copies that one mover works off in shared runs."""
+    ours_took, stock_took = list[float](), list[float]()
+    with Ours(folder / "ours") as ours, Stock(folder / "stock") as stock:
+        ours.run_queued(EACH_WAY, shared=True)
+        stock.run_queued(WARM_UP)
+        for number in range(1, rounds + 1):
+            ours_took.append(ours.run_queued(scale.shared, shared=True) / scale.shared)
+            stock_took.append(stock.run_queued(scale.stock_queued) / scale.stock_queued)
+            tell(f"shared {number}: {1 / ours_took[-1]:.1f} transfers/s, stock {1 / stock_took[-1]:.2f} runs/s")
+    ratios = tuple(theirs / mine for mine, theirs in zip(ours_took, stock_took, strict=True))
+    rates = tuple(1 / took for took in ours_took)
+    what = f"{scale.shared} queued tiny copies that share runs"
+    return Outcome(
+        (
+            Figure("shared", f"{what}, transfers per second", OURS, "–", 150, rates, "/s"),
+            Figure("shared", f"{what}, transfers per second", OURS, STOCK, 300, ratios),
+        ),
+        (
+            Timing("shared", OURS, tuple(ours_took), 1, "transfers"),
+            Timing("shared", STOCK, tuple(stock_took), 1, "runs"),
         ),
         STOCK,
     )
@@ -151,6 +179,7 @@ GROUPS: dict[str, Callable[[Path, Scale, int, Tell], Outcome]] = {
     "start": start,
     "start-broker": start_by_broker,
     "queued": queued,
+    "shared": shared,
     "away": away,
     "memory": memory,
 }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -27,6 +27,8 @@ from tests.support.service import DataManagerService
 
 SIZE = 1024
 """Bytes of the file that is copied."""
+NO_LIMIT = "10GB/s"
+"""A bandwidth that no copy reaches."""
 HERE, AWAY = "here", "away"
 """The machines: this host, and one that nobody can reach."""
 PATIENCE = 600.0
@@ -84,14 +86,18 @@ class Ours:
             raise WrongResult(f"a copy ended in {found.error.code}: {found.error.detail}")
         return took
 
-    def submit(self, machine: str = HERE) -> UUID:
+    def submit(self, machine: str = HERE, **fields: Any) -> UUID:
         """Ask for a copy of the object; return its task."""
-        return self.client.start_copy(self.object, machine, f"copies/{next(self._names)}")
+        return self.client.start_copy(self.object, machine, f"copies/{next(self._names)}", **fields)
 
-    def run_queued(self, count: int) -> float:
-        """Let copies queue, then run them all; return the seconds from when they may run to the end of the last one."""
+    def run_queued(self, count: int, *, shared: bool = False) -> float:
+        """Let copies queue, then run them all; return the seconds from when they may run to the end of the last one.
+
+        Each has a run of its own, unless they may share runs: what has a bandwidth of its own does not.
+        """
+        fields = {} if shared else {"bandwidth": NO_LIMIT}
         self.client.drain_machine(HERE)
-        tasks = [self.submit() for _ in range(count)]
+        tasks = [self.submit(**fields) for _ in range(count)]
         begin = time.perf_counter()
         self.client.undrain_machine(HERE)
         self.wait(tasks)

@@ -22,6 +22,7 @@ from datamanager.errors import CatalogueUnavailable, InternalError, LeaseLost
 from deployments.mover.flow_runner import FlowRunner
 from deployments.mover.maintenance_runs import MaintenanceRuns
 from deployments.mover.retried_runs import earlier_end
+from deployments.mover.shared_runs import SharedRunner
 from deployments.orchestrator.flow_registry import MAINTENANCE, AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway
 from deployments.orchestrator.monitor import PrefectMonitor
@@ -35,6 +36,8 @@ from models.transfers import cancel_pause, outcomes, queue
 from models.transfers.lookup import get_transfer, held_by_priority
 
 POLL = 1.0  # seconds; notifications make the start immediate, the poll only catches what they missed
+Taken = tuple[queue.TransferLease, Transfer]
+"""A transfer of this mover, and its row."""
 HAND_BACK_WITHIN = 20.0  # seconds that runs get at a stop to hand their work back
 
 log = structlog.get_logger(__name__)
@@ -51,6 +54,7 @@ class Dispatcher:
         self.monitor = PrefectMonitor(services, self.gateway, self._prefect_changed)
         self.maintenance = MaintenanceRuns(services, self.gateway)
         self._runner = FlowRunner(services, self.gateway, lambda: self._stopping)
+        self._shared = SharedRunner(services, self.gateway, lambda: self._stopping)
         self._notified = asyncio.Event()
         self._renew_soon = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -144,23 +148,35 @@ class Dispatcher:
         if not self.free or not self.gateway.there:
             return None
         # a lost transfer whose earlier run has not ended here yet is left to others: both would be the same Prefect run
-        mine = [*self._services.running, *self._services.by_run.values(), *self._tasks]
+        # (not of one that shared its run, as it gets another)
+        mine = [*self._services.by_run.values(), *self._tasks]
         busy = {key.transfer for key in mine if isinstance(key, queue.TransferLease)}
         taking = asyncio.ensure_future(asyncio.to_thread(self._take_now, self.free, busy))
         try:
             taken = await asyncio.shield(taking)
         except asyncio.CancelledError:
-            for hold, _ in await taking:  # the mover stops in this moment: nobody else knows of these
-                await self._runner.give_back(hold, spent=False)
+            for run in await taking:  # the mover stops in this moment: nobody else knows of these
+                await self._shared.give_back([hold for hold, _ in run], spent=False)
             raise
-        for hold, row in taken:
-            self._services.running[hold] = Control()
-            running = self._runner.run_transfer(hold, row)
-            self._tasks[hold] = task = asyncio.create_task(running, name=f"transfer {hold.transfer}")
-            task.add_done_callback(functools.partial(self._forget, hold))
+        for run in taken:
+            self._start(run)
         return 0 if taken else None  # there may be more
 
-    def _take_now(self, free: int, busy: Collection[UUID]) -> list[tuple[queue.TransferLease, Transfer]]:
+    def _start(self, run: list[Taken]) -> None:
+        """Run a transfer, or those that share a run, which take one slot."""
+        self._services.running.update((hold, Control()) for hold, _ in run)
+        first, row = run[0]
+        if row.shared_run is None:
+            key: queue.TransferLease | UUID = first
+            running, name = self._runner.run_transfer(first, row), f"transfer {first.transfer}"
+        else:
+            key = row.shared_run
+            running, name = self._shared.run(key, run), f"shared run {key}"
+        self._tasks[key] = task = asyncio.create_task(running, name=name)
+        task.add_done_callback(functools.partial(self._forget, key, [hold for hold, _ in run]))
+
+    def _take_now(self, free: int, busy: Collection[UUID]) -> list[list[Taken]]:
+        """Take what there are slots for; return what runs alone, and those that share a run together."""
         services = self._services
         with services.database.read() as session:  # cheap: no write lock when the queue is empty
             most = limits.caps(session, services.machines)
@@ -175,7 +191,16 @@ class Dispatcher:
                 found = caps.room(held_by_priority(session), free)
                 free, room = found.total, found.queues
             most = limits.caps(session, services.machines)
-            taken = queue.take(session, services.owner, self._settings.lease, free, caps=most, room=room, besides=busy)
+            taken = queue.take(
+                session,
+                services.owner,
+                self._settings.lease,
+                free,
+                caps=most,
+                room=room,
+                besides=busy,
+                together=self._settings.max_attempts > 1,  # what does not end together has another attempt alone
+            )
             rows = [(hold, get_transfer(session, hold.transfer)) for hold in taken]
             for hold, row in rows:
                 if row.attempts > self._settings.max_attempts:
@@ -184,11 +209,18 @@ class Dispatcher:
                     expired.append(row)
         for row in expired:
             services.notify(f"ended:{row.id}")
-        return [(hold, row) for hold, row in rows if row.ended is None]
+        runs: dict[UUID, list[Taken]] = {}
+        for hold, row in rows:
+            if row.ended is None:
+                runs.setdefault(row.shared_run or row.id, []).append((hold, row))
+        return list(runs.values())
 
-    def _forget(self, hold: queue.TransferLease, _task: asyncio.Task[None]) -> None:
-        self._tasks.pop(hold, None)
-        self._services.running.pop(hold, None)
+    def _forget(
+        self, key: queue.TransferLease | UUID, holds: list[queue.TransferLease], _task: asyncio.Task[None]
+    ) -> None:
+        self._tasks.pop(key, None)
+        for hold in holds:
+            self._services.running.pop(hold, None)
         self._notified.set()  # a slot is free
 
     # --- leases ------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed, Failed
 from sqlalchemy.orm import Session
 
-from deployments.orchestrator.reconcile import end_of
+from deployments.orchestrator.reconcile import end_of, end_of_shared
 from models.tables import Audit, RetentionRun
 from models.transfers.lookup import by_flow_run
+from models.transfers.shared_outcomes import count_shared
 
 NOTHING_DONE = "nothing was done again; submit a new request"
 
@@ -24,6 +25,9 @@ def earlier_end(session: Session, flow_run: FlowRun) -> State[Any] | None:
     transfer = by_flow_run(session, [flow_run.id]).get(flow_run.id)
     if transfer is not None:
         return None if transfer.ended is None else _again(end_of(transfer))
+    shared = count_shared(session, [flow_run.id]).get(flow_run.id)
+    if shared is not None and not shared.held:
+        return _again(end_of_shared(shared))
     if (name := _identifier(flow_run, "audit_id")) and (audit := session.get(Audit, name)) and audit.ended:
         return _again(_end(name, audit.error_detail))
     if (name := _identifier(flow_run, "run_id")) and (run := session.get(RetentionRun, name)) and run.ended:

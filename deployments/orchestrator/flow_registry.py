@@ -20,6 +20,7 @@ from flows.delete_data import delete_data
 from flows.fetch_recurring import recurring
 from flows.get_external import extract_data, get_external
 from flows.move_data import move_data, move_many
+from flows.share_run import share_run
 from flows.sweep_files import sweep
 
 AnyFlow = Flow[..., Coroutine[Any, Any, Any]]
@@ -40,6 +41,9 @@ FLOW_OF_KIND: dict[TransferKind, AnyFlow] = {
     TransferKind.ACTIVATE_MANY: activate_many,
     TransferKind.GETEXTERNAL_MANY: extract_data,
 }
+
+SHARED: AnyFlow = share_run
+"""The flow of transfers that share a run: movers begin it, and nobody else."""
 
 MAINTENANCE: tuple[AnyFlow, ...] = (audit, sweep, retention, recurring)
 """Flows that are no transfers: they have no row of one, and take no transfer's slot of a mover."""
@@ -62,7 +66,7 @@ def entrypoint_of(flow: AnyFlow) -> str:
     return f"{flow.fn.__module__}:{flow.fn.__name__}"
 
 
-ENTRYPOINTS: dict[str, AnyFlow] = {entrypoint_of(flow): flow for flow in (*FLOW_OF_KIND.values(), *MAINTENANCE)}
+ENTRYPOINTS: dict[str, AnyFlow] = {entrypoint_of(flow): flow for flow in (*FLOW_OF_KIND.values(), SHARED, *MAINTENANCE)}
 
 
 def flow_at(entrypoint: str | None) -> AnyFlow | None:

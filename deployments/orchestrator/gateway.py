@@ -23,7 +23,7 @@ from prefect.states import AwaitingRetry
 
 from datamanager.errors import OrchestratorUnavailable
 from deployments.orchestrator.deploy import apply
-from deployments.orchestrator.flow_registry import DEPLOYMENT, MAINTENANCE, AnyFlow, flow_at
+from deployments.orchestrator.flow_registry import DEPLOYMENT, MAINTENANCE, SHARED, AnyFlow, flow_at
 from flows.runtime.services import Services
 from models.core.leases import leased
 
@@ -54,7 +54,7 @@ class PrefectGateway:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._deployments: dict[str, UUID] = {}
-        self._maintenance: dict[UUID, bool] = {}
+        self._flows: dict[UUID, AnyFlow | None] = {}
         self._misses = MISSES_UNTIL_AWAY  # nobody has looked yet
 
     @property
@@ -108,13 +108,21 @@ class PrefectGateway:
 
     async def is_maintenance(self, deployment: UUID | None) -> bool:
         """Say whether a deployment is one of a maintenance flow."""
+        return await self._flow_of(deployment) in MAINTENANCE
+
+    async def is_shared(self, deployment: UUID | None) -> bool:
+        """Say whether a deployment is that of shared runs."""
+        return await self._flow_of(deployment) is SHARED
+
+    async def _flow_of(self, deployment: UUID | None) -> AnyFlow | None:
+        """Return the flow of a deployment; None where there is none, or it is not ours."""
         if deployment is None:
-            return False
-        if deployment not in self._maintenance:
+            return None
+        if deployment not in self._flows:
             if (entrypoint := await self.entrypoint(deployment)) is None:
-                return False
-            self._maintenance[deployment] = flow_at(entrypoint) in MAINTENANCE
-        return self._maintenance[deployment]
+                return None
+            self._flows[deployment] = flow_at(entrypoint)
+        return self._flows[deployment]
 
     async def create_run(self, flow: AnyFlow, parameters: dict[str, Any], **facts: Any) -> FlowRun:
         """Make a flow's run, with `facts` as `create_flow_run_from_deployment` of Prefect's client takes them."""

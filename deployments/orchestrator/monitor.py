@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import StateType
 from prefect.states import Running
 
+from datamanager.engine.control import Control
 from datamanager.errors import Cancelled
 from deployments.orchestrator.gateway import PrefectGateway
 from deployments.orchestrator.reconcile import PAGE, Reconciler, in_states
@@ -65,7 +66,7 @@ class PrefectMonitor:
             self._was_there = gateway.there
             log.info("prefect_reachable" if gateway.there else "prefect_unreachable")
             self._changed()
-        if answers and (self._services.by_run or self._services.maintenance):
+        if answers and (self._services.by_run or self._services.shared or self._services.maintenance):
             await self._check_our_runs()
         if answers and self._looks % RECONCILE_EVERY == 0:
             await self._reconciler.reconcile()
@@ -81,14 +82,13 @@ class PrefectMonitor:
 
     async def _check_our_runs(self) -> None:
         """Stop what was cancelled in Prefect. What is called ended there, but is not, is called running again."""
-        mine = [*self._services.by_run, *self._services.maintenance]
+        mine = [*self._services.by_run, *self._services.shared, *self._services.maintenance]
         ours = FlowRunFilter(id=FlowRunFilterId(any_=mine), state=in_states(*NOT_OURS_TO_SAY))
         misreported = set()
         async with self._gateway.client() as client:
             found = await client.read_flow_runs(flow_run_filter=ours, limit=PAGE)
         for run in found:
-            hold = self._services.by_run.get(run.id)
-            control = self._services.maintenance.get(run.id) if hold is None else self._services.running.get(hold)
+            control = self._control_of(run.id)
             if control is None or run.state is None:
                 continue
             if run.state.is_cancelling() or run.state.is_cancelled():
@@ -100,3 +100,10 @@ class PrefectMonitor:
             else:
                 misreported.add(run.id)
         self._misreported = misreported
+
+    def _control_of(self, run: UUID) -> Control | None:
+        services = self._services
+        if (hold := services.by_run.get(run)) is not None:
+            return services.running.get(hold)
+        shared = services.shared.get(run)
+        return services.maintenance.get(run) if shared is None else shared.control

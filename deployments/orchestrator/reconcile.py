@@ -4,6 +4,8 @@
 - A transfer waits although its run is called running, failed or crashed: the run is called waiting again. When a person
   cancelled the run, the transfer ends as cancelled.
 - A run begun in Prefect was handed to a mover that died before it made the transfer: it is handed out again.
+- A shared run is open although none of its transfers is held: it ends as they did. Those that went back to the queue
+  have left it.
 - A maintenance run, which has no transfer, is called running although no mover has its lease: it has crashed.
 
 All but the third are done only when two looks have found it so: somebody may be about to do it. A run that is missing
@@ -42,6 +44,7 @@ from models.database import read, write
 from models.tables import Transfer
 from models.transfers import cancel_pause
 from models.transfers.lookup import by_flow_run, get_transfer, unheld_with_a_run
+from models.transfers.shared_outcomes import SharedCounts, count_shared
 
 PAGE = 200  # Prefect's own limit
 WAITING = "AwaitingRetry"
@@ -94,9 +97,13 @@ class Reconciler:
             offset += PAGE
 
     async def _compare_runs(self, runs: list[FlowRun], before: set[Any]) -> None:
-        foreign = [run for run in runs if run.id not in self._services.by_run]
-        rows = await read(self._services.database, by_flow_run, [run.id for run in foreign])
+        services = self._services
+        foreign = [run for run in runs if run.id not in services.by_run and run.id not in services.shared]
+        rows = await read(services.database, by_flow_run, [run.id for run in foreign])
         for run in foreign:
+            if await self._gateway.is_shared(run.deployment_id):
+                await self._compare_shared(run, before)
+                continue
             row = rows.get(run.id)
             if row is not None and row.ended is not None:
                 if self._again(run.id, before):
@@ -108,6 +115,16 @@ class Reconciler:
             elif row is None and await self._is_deserted(run) and self._again(("deserted", run.id), before):
                 log.info("maintenance_run_crashed", flow_run=str(run.id))
                 await self._gateway.set_state(run.id, Crashed(message="its mover has died"))
+
+    async def _compare_shared(self, run: FlowRun, before: set[Any]) -> None:
+        """End a shared run that nobody works on. One that a person has begun is refused by the mover that gets it."""
+        if run.state is None or run.state.is_scheduled() or run.state.is_pending():
+            return
+        found = await read(self._services.database, count_shared, [run.id])
+        counts = found.get(run.id, SharedCounts())
+        if not counts.held and self._again(run.id, before):
+            log.info("shared_run_reconciled", flow_run=str(run.id), counts=str(counts))
+            await self._gateway.set_state(run.id, end_of_shared(counts, "its mover is gone"))
 
     async def _compare_transfers(self, before: set[Any]) -> None:
         beyond: UUID | None = None
@@ -160,6 +177,16 @@ def end_of(row: Transfer) -> State[Any]:
     if row.error_code == Cancelled.code:
         return CancelledState(message=row.error_detail)
     return Failed(message=row.error_detail)
+
+
+def end_of_shared(counts: SharedCounts, why: str = "") -> State[Any]:
+    """Return the state in which a shared run ends; `why` it did not come to its own end."""
+    said = f"{why}: {counts}" if why else str(counts)
+    if counts.error:
+        return Failed(message=said)
+    if why or (counts.cancelled and not counts.complete):
+        return CancelledState(message=said)
+    return Completed(message=said)
 
 
 def in_states(*types: StateType) -> FlowRunFilterState:

@@ -35,7 +35,7 @@ from flows.runtime.monitor import NOTE_EVERY, user_stop, watched
 from flows.runtime.progress import describe_run
 from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
-from flows.runtime.transfer_run import WAITED, TransferRun, attempt_state, make_current
+from flows.runtime.transfer_run import WAITED, Traces, TransferRun, attempt_state, make_current
 from models.database import write
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
@@ -185,20 +185,27 @@ def _record_failure(
     parts.running.pop(hold, None)
     try:
         with parts.database.write() as session:
-            row = queue.held(session, hold)
-            decision = decide(error, attempt_state(session, parts, row, run))
-            if not isinstance(decision, Requeue):
-                outcomes.fail(session, hold, error, leaves_partial=None if run is None else run.leaves_partial)
-                return
-            if decision.spent:
-                if isinstance(error, Cancelled):
-                    row.stop_requested = queue.CANCEL  # also when it was asked for in Prefect
-                queue.append_fault(session, row, error.code, error.detail)
-            if decision.waited:
-                row.notes = {**row.notes, WAITED: row.notes.get(WAITED, 0) + 1}
-            queue.requeue(session, hold, after=decision.after, spent=decision.spent, phase=decision.phase)
+            settle_failure(session, parts, hold, error, run)
     except LeaseLost:
         return  # ended, or taken over, while we failed
     except CatalogueUnavailable:
         # what can't be recorded stays as it is: the lease runs out and a mover takes the transfer again
         log.warning("transfer %s: its result cannot be recorded; another attempt follows", hold.transfer)
+
+
+def settle_failure(
+    session: Session, parts: Services, hold: queue.TransferLease, error: DataManagerError, run: Traces | None
+) -> None:
+    """Requeue a transfer whose attempt raised, or end it in ERROR, as `decide` says. Raises: LeaseLost."""
+    row = queue.held(session, hold)
+    decision = decide(error, attempt_state(session, parts, row, run))
+    if not isinstance(decision, Requeue):
+        outcomes.fail(session, hold, error, leaves_partial=None if run is None else run.leaves_partial)
+        return
+    if decision.spent:
+        if isinstance(error, Cancelled):
+            row.stop_requested = queue.CANCEL  # also when it was asked for in Prefect
+        queue.append_fault(session, row, error.code, error.detail)
+    if decision.waited:
+        row.notes = {**row.notes, WAITED: row.notes.get(WAITED, 0) + 1}
+    queue.requeue(session, hold, after=decision.after, spent=decision.spent, phase=decision.phase)

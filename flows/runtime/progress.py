@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from uuid import UUID
 
 import httpx
@@ -20,6 +21,7 @@ from models.tables import Transfer
 from models.transfers.items import count_items, select_items
 
 FAILED_SHOWN = 50  # failed items of a batch
+GROUPS_SHOWN = 20  # groups of a shared run that are tags of it
 NAME_MAX = 200  # characters of a run's name
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
 log = logging.getLogger(__name__)
@@ -51,8 +53,8 @@ class ProgressArtifact:
 
 async def show_summary(title: str, rows: dict[str, str]) -> None:
     """Leave a table of what was done on the run's page."""
-    lines = [f"## {_cell(title)}", "", "| what | |", "|---|---|"]
-    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
+    lines = [f"## {plain(title)}", "", "| what | |", "|---|---|"]
+    lines += [f"| {plain(name)} | {plain(value)} |" for name, value in rows.items()]
     try:
         await acreate_markdown_artifact("\n".join(lines), description=title)
     except SHOWN_WITHIN as exc:
@@ -106,12 +108,13 @@ def human(size: float | None) -> str:
     return str(size)
 
 
-def _cell(text: str) -> str:
+def plain(text: str) -> str:
+    """Return a text from outside, as a cell of a table shows it."""
     # file names come from clients: keep them from being read as Markdown or HTML
-    plain = " ".join(text.split())
+    shown = " ".join(text.split())
     for sign in "\\`*_{}[]<>|#":
-        plain = plain.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
-    return plain
+        shown = shown.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
+    return shown
 
 
 def run_name(row: Transfer) -> str:
@@ -133,6 +136,18 @@ def run_name(row: Transfer) -> str:
     else:
         text = f"{kind} {name} {row.source_machine} → {row.destination_machine}"
     return " ".join(text.split())[:NAME_MAX]
+
+
+def shared_name(rows: Sequence[Transfer]) -> str:
+    """Return the name of a shared run: `copy ×137 archer2 → cirrus`."""
+    first = rows[0]
+    return f"{first.kind} ×{len(rows)} {first.source_machine} → {first.destination_machine}"[:NAME_MAX]
+
+
+def shared_tags(rows: Sequence[Transfer]) -> list[str]:
+    """Return a shared run's tags: kind, machines, groups."""
+    groups = sorted({row.group for row in rows})[:GROUPS_SHOWN]
+    return sorted({tag for row in rows if row.group in groups for tag in run_tags(row)})
 
 
 def run_tags(row: Transfer) -> list[str]:

@@ -37,6 +37,10 @@ class AttemptState:
     """The same of items of a batch that are not done."""
     patience: timedelta = timedelta(seconds=60)
     """How long a source may have a download wait: its `timeout`."""
+    shared: bool = False
+    """It shared its run: alone it has another try, as a step has that is retried."""
+    alone_next: bool = False
+    """The same, whatever the error says: it is not known to be its own."""
     may_wait: bool = True
     """A source may have this download wait once more: its `retries`."""
 
@@ -89,6 +93,8 @@ def decide(error: BaseException, attempt: AttemptState) -> Decision:
         )  # after a mismatch the bytes are sent again, which is more than the step: see `flows.steps.single`
     if attempt.last:
         return Fail()
+    if attempt.shared and (passing or attempt.alone_next) and not isinstance(error, USER_STOPS):
+        return Requeue(REQUEUE_AFTER, spent=True)
     waited_for = isinstance(error, ServiceError | MachineUnavailable) or attempt.intent
     if (passing and waited_for) or (isinstance(error, USER_STOPS) and attempt.items_in_doubt):
         return Requeue(REQUEUE_AFTER, spent=True)

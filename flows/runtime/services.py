@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,7 +19,18 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.host_limits import HostLimits
 from datamanager.transports.factory import Storages
 from models.database import Database
+from models.tables import Transfer
 from models.transfers.queue import TransferLease
+
+
+@dataclass(slots=True)
+class SharedGroup:
+    """Transfers that share a flow run, as a mover took them; `control` stops them all."""
+
+    taken: Sequence[tuple[TransferLease, Transfer]]
+    control: Control = field(default_factory=Control)
+    begun: bool = False
+    """Its run has begun: it can't begin once more."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class Services:
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
     by_run: dict[UUID, TransferLease] = field(default_factory=dict)
     """Which flow run works under which lease, from before it begins until it has ended. Another run can't get at it."""
+    shared: dict[UUID, SharedGroup] = field(default_factory=dict)
+    """The transfers that share a flow run, by flow run, from before it begins until it has ended."""
     maintenance: dict[UUID, Control] = field(default_factory=dict)
     """What stops this mover's runs without a transfer (maintenance); their leases are renewed with its
     heartbeat."""

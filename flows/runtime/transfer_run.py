@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from prefect.logging import get_run_logger
@@ -46,6 +46,17 @@ WAITED = "waited"
 """The note of how often its source has had a download wait."""
 
 
+class Traces(Protocol):
+    """What is known of an attempt whose steps are over, besides its row."""
+
+    machine_away: bool
+    """The circuit of a machine of the transfer is open."""
+    leaves_partial: bool
+    """A partial file may lie beside the destination, or the source aside."""
+    alone_next: bool
+    """What went wrong is not known to be this transfer's: alone it is tried again."""
+
+
 class TransferRun:
     """The transfer that the current flow run performs."""
 
@@ -65,6 +76,7 @@ class TransferRun:
         """Why items of a batch failed last, by number."""
         self.machine_away = False
         """The circuit of a machine of this transfer is open: it is requeued, and no attempt is counted."""
+        self.alone_next = False
         taken_again = hold.epoch > 1 and row.destination_machine is not None
         self.leaves_partial = taken_again or TransferKind(row.kind).itemised
         """Whether a partial file may lie beside the destination, or that of an item."""
@@ -185,7 +197,7 @@ class TransferRun:
             return change(session, self.hold, *args, **kwargs)
 
 
-def attempt_state(session: Session, parts: Services, row: Transfer, run: TransferRun | None) -> AttemptState:
+def attempt_state(session: Session, parts: Services, row: Transfer, run: Traces | None) -> AttemptState:
     """Return what is known of an attempt whose steps are over; `run`: None if it did not come to one."""
     timeout, retries = _waits(row)
     return AttemptState(
@@ -194,6 +206,8 @@ def attempt_state(session: Session, parts: Services, row: Transfer, run: Transfe
         machine_away=run is not None and run.machine_away,
         intent="intent" in row.notes,
         items_in_doubt=TransferKind(row.kind).itemised and in_doubt(session, row.id),
+        shared=row.shared_run is not None,
+        alone_next=run is not None and run.alone_next,
         patience=timedelta(seconds=timeout),
         may_wait=row.notes.get(WAITED, 0) < retries,
     )

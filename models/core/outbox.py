@@ -6,7 +6,7 @@ Bodies are CloudEvents 1.0 in JSON (https://github.com/cloudevents/spec/blob/v1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -53,8 +53,26 @@ def post_transfer_event(session: Session, transfer: Transfer, what: str, data: d
     `transfer` must belong to the session.
     """
     transfer.sequence += 1
-    data = {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status, **data}
+    data = _facts(transfer) | data
     post_event(session, f"dm.transfer.{what}", transfer.id, data, sequence=f"{transfer.sequence:010d}")
+
+
+def _facts(transfer: Any) -> dict[str, Any]:
+    return {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status}
+
+
+def post_transfer_events(
+    session: Session, what: str, changes: Iterable[tuple[Any, dict[str, Any]]], time: datetime
+) -> None:
+    """Post the same change of many transfers, by one statement. Each is given by its `id`, `kind`, and the `status` and
+    `sequence` that it has by this change.
+    """
+    kind = f"dm.transfer.{what}"
+    rows = [
+        (row.id, cloud_event(kind, row.id, time, _facts(row) | data, sequence=f"{row.sequence:010d}"))
+        for row, data in changes
+    ]
+    _post_events(session, kind, rows, time)
 
 
 def post_path_replaced(session: Session, transfer: Transfer, detail: str, item: int | None = None) -> None:
@@ -78,6 +96,10 @@ def post_object_events(
         (object_id, cloud_event(kind, object_id, time, {"object": str(object_id), **data}))
         for object_id, data in changes
     ]
+    _post_events(session, kind, rows, time)
+
+
+def _post_events(session: Session, kind: str, rows: Sequence[tuple[UUID, dict[str, Any]]], time: datetime) -> None:
     same = {"exchange": EVENTS_EXCHANGE, "routing_key": kind, "created": time}
     insert_many(session, OutboxMessage, ("subject", "body"), rows, **same)
 

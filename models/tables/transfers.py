@@ -82,6 +82,9 @@ class Transfer(Base):
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_detail: Mapped[str | None] = mapped_column(Text)
     flow_run_id: Mapped[UUID | None]
+    shared_run: Mapped[UUID | None]
+    """Names the run in which it goes, or went to its end, together with others (`models.transfers.sharing`): they have
+    one flow run, and count as one transfer; null: it has a run of its own."""
 
     owner: Mapped[str | None] = mapped_column(String(200))
     epoch: Mapped[int] = mapped_column(Integer, default=0)
@@ -104,7 +107,11 @@ class Transfer(Base):
         partial("ix_transfers_deadline", "status", "deadline", where="deadline IS NOT NULL AND ended IS NULL"),
         partial("ix_transfers_stop", "stop_requested", where="stop_requested IS NOT NULL"),
         partial("ix_transfers_litter", "ended", where="litter"),
-        partial("ix_transfers_held", *("source_machine", "destination_machine", "priority"), where="owner IS NOT NULL"),
+        partial(
+            "ix_transfers_held",
+            *("source_machine", "destination_machine", "priority", "shared_run"),
+            where="owner IS NOT NULL",
+        ),
         partial("ix_transfers_lease", "lease_until", where="owner IS NOT NULL"),
         partial("ix_transfers_run", "id", where="flow_run_id IS NOT NULL AND ended IS NULL AND owner IS NULL"),
         Index("ix_transfers_object_id", "object_id"),
@@ -112,8 +119,9 @@ class Transfer(Base):
         Index("ix_transfers_created", "created", "id"),
         # without the rest: SQLite would read all that has not ended by it, instead of by the index of what is wanted
         partial("ix_transfers_ended", "ended", where="ended IS NOT NULL"),
-        Index("uq_transfers_flow_run_id", "flow_run_id", unique=True),
         EARLY_VACUUM,
+        partial("uq_transfers_flow_run_id", "flow_run_id", where="shared_run IS NULL", unique=True),
+        partial("ix_transfers_shared", "flow_run_id", where="shared_run IS NOT NULL"),
     )
 
 

@@ -74,13 +74,16 @@ def resume(session: Session, transfer: UUID) -> Transfer:
 def stop_reason(session: Session, transfer: UUID) -> DataManagerError | None:
     """Return why a mover is to stop a transfer that it holds, if it is. Only reads."""
     row = session.get(Transfer, transfer, populate_existing=True)
-    if row is None or row.ended is not None:
-        return None
+    return None if row is None or row.ended is not None else stop_reason_of(row, now(session))
+
+
+def stop_reason_of(row: Transfer, time: datetime) -> DataManagerError | None:
+    """Return why a mover is to stop a transfer that it holds at this time, if it is."""
     if row.stop_requested == CANCEL:
         return Cancelled("cancelled by request")
     if row.stop_requested == PAUSE:
         return Paused("paused by request")
-    if row.deadline is not None and row.deadline <= now(session):
+    if row.deadline is not None and row.deadline <= time:
         return _too_late(row.deadline)
     return None
 

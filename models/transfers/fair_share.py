@@ -8,6 +8,9 @@ First pairs of machines (source and destination) take turns, then the groups of 
 - The groups of a pair take turns in rounds, by name. A round has the transfers that waited when it began: those that
   arrive meanwhile wait for the next one, so that no stream of new groups keeps an old one waiting.
 
+Where transfers share a run (`models.transfers.sharing`), the first one has its turn, and those that come next of its
+pair join it in the order in which they would have had theirs: for the pair that is one turn, for its groups many.
+
 A turn is one statement that looks into one index (`ix_transfers_queue`), however many transfers and groups wait; once a
 round it reads past what arrived since the round began. The pairs are found by skipping from one to the next in the
 index (https://wiki.postgresql.org/wiki/Loose_indexscan).
@@ -15,8 +18,8 @@ index (https://wiki.postgresql.org/wiki/Loose_indexscan).
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -26,12 +29,17 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.fields import Priority
 from models.tables import Transfer, TransferTurn
+from models.transfers.sharing import FACTS
 
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = "\U0010ffff"
 """No group's name is beyond it in bytes: behind it, a round is over."""
 PATIENCE = 64
 """Turns that a pair is passed over for each transfer that movers hold of it beyond what they hold of others."""
+GROUPS = 64
+"""Groups of a pair that share a run at most: each one is looked up."""
+LOOKED_AT = 400
+"""Transfers that are looked at for one run, of all its groups together."""
 
 
 def pair_of(source: str | None, destination: str | None) -> str:
@@ -45,10 +53,11 @@ def ends_of(pair: str) -> set[str]:
 
 
 class Chosen(NamedTuple):
-    """A transfer whose turn it is, and its pair of machines."""
+    """A transfer whose turn it is, its pair of machines, and what `models.transfers.sharing` asks of it (FACTS)."""
 
     id: UUID
     pair: str
+    facts: Any
 
 
 class ShareQueries:
@@ -82,11 +91,35 @@ class ShareQueries:
         )
         head = func.coalesce(mine.where(of_round).scalar_subquery(), mine.scalar_subquery())
         self.head = (
-            select(Transfer.id, Transfer.share_group, of_round.label("of_round"))
+            select(*FACTS, Transfer.share_group, of_round.label("of_round"))
             .where(Transfer.id == head, *takeable)  # on PostgreSQL others may have changed it since
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True, of=Transfer)
         )
         """The transfer whose turn it is of a pair: the oldest of the next group of the round, or of a new round."""
+
+        of_pair = Transfer.priority == bindparam("priority"), Transfer.share_pair == bindparam("pair"), *takeable
+
+        def first_group(beyond: Any) -> Any:
+            group = select(Transfer.share_group).where(*of_pair, beyond)
+            return group.order_by(Transfer.share_group).limit(1).scalar_subquery()
+
+        named = select(first_group(Transfer.share_group >= bindparam("start")).label("name"))
+        groups = named.cte("groups", recursive=True)
+        following_group = select(first_group(Transfer.share_group > groups.c.name))
+        groups = groups.union_all(following_group.where(groups.c.name.is_not(None)))
+        self.groups = select(groups.c.name).where(groups.c.name.is_not(None)).limit(bindparam("most"))
+        """The names of a pair's groups that wait, from `start` on."""
+        self.oldest = (
+            select(*FACTS)
+            .where(*of_pair, Transfer.share_group == bindparam("group"))
+            .order_by(Transfer.created, Transfer.id)
+            .limit(bindparam("most"))
+            .with_for_update(skip_locked=True, of=Transfer)
+        )
+        """The oldest transfers of a group of a pair, FACTS of each."""
+        some = select(Transfer.id).where(*of_pair).limit(bindparam("most")).subquery()
+        self.count = select(func.count()).select_from(some)
+        """How many transfers of a pair wait, as far as `most`."""
 
 
 def waiting_pairs(session: Session, queries: ShareQueries, time: datetime) -> dict[str, list[str]]:
@@ -111,6 +144,7 @@ class FairShare:
         self._time = time
         self._held = held
         self._besides = list(besides)
+        self._chosen: Counter[tuple[str, str]] = Counter()
         self._waiting = waiting_pairs(session, queries, time)
         self._turns = {(turn.priority, turn.pair): turn for turn in session.scalars(select(TransferTurn))}
         self._served: Counter[str] = Counter()
@@ -124,14 +158,74 @@ class FairShare:
         pairs = [pair for pair in self._waiting[priority] if ends_of(pair).isdisjoint(full)]
         while pairs:
             turn = min((self._turn(priority, pair) for pair in pairs), key=self._rank)
-            with self._session.no_autoflush:  # the notes of all turns are written together
-                head = self._session.execute(self._queries.head, self._place_of(turn)).one_or_none()
+            head = self._session.execute(self._queries.head, self._place_of(turn)).one_or_none()
             if head is not None:
                 self._note(turn, head)
-                return Chosen(head.id, turn.pair)
+                return Chosen(head.id, turn.pair, head)
             pairs.remove(turn.pair)
             self._waiting[priority].remove(turn.pair)
         return None
+
+    def more_wait_than(self, count: int, full: Collection[str]) -> bool:
+        """Say whether more than `count` transfers wait, and are not chosen, that touch no machine of `full`."""
+        for priority, pairs in self._waiting.items():
+            for pair in pairs:
+                if count >= 0 and ends_of(pair).isdisjoint(full):
+                    count -= self.waiting(priority, pair, count + 1)
+        return count < 0
+
+    def waiting(self, priority: str, pair: str, most: int) -> int:
+        """Count what waits of a pair, and is not chosen, as far as `most`."""
+        chosen = self._chosen[priority, pair]
+        of_pair = {"priority": priority, "pair": pair, "now": self._time, "most": most + chosen}
+        return (self._session.scalar(self._queries.count, of_pair) or 0) - chosen
+
+    def company(self, priority: str, first: Chosen, most: int, joins: Callable[[Any], bool]) -> list[UUID]:
+        """Choose and lock up to `most` transfers that share the run of `first`, which was chosen last: of its pair, in
+        the order of the groups' turns, which are noted; those for which `joins` says no are left out, and lose no turn.
+        """
+        turn = self._turn(priority, first.pair)
+        names, all_of_them = self._groups_after(turn)
+        waiting = {name: self._oldest(turn, name, max(1, LOOKED_AT // len(names))) for name in names}
+        found, new_round = list[UUID](), False
+        while any(waiting.values()) and len(found) < most:
+            for name in names:
+                new_round = new_round or name <= first.facts.share_group
+                rows = waiting[name]
+                while rows and (new_round or rows[0].created <= turn.round_began):
+                    row = rows.popleft()
+                    if joins(row):
+                        found.append(row.id)
+                        turn.last_group = name
+                        if new_round:
+                            turn.round_began = self._time
+                        break
+                if len(found) == most:
+                    break
+            if not all_of_them:
+                break  # the others have their turn first
+            new_round = True
+        self._besides += found
+        self._chosen[priority, first.pair] += len(found)
+        return found
+
+    def _groups_after(self, turn: TransferTurn) -> tuple[list[str], bool]:
+        """Return the groups of a pair that wait, at most GROUPS, in the order of their turns after the group that had
+        the last one, which is the last of them; and whether these are all.
+        """
+        last = turn.last_group
+        asked = {"priority": turn.priority, "pair": turn.pair, "now": self._time, "most": GROUPS + 1}
+        names = list(self._session.scalars(self._queries.groups, {**asked, "start": last}))
+        if len(names) <= GROUPS:
+            before = self._session.scalars(self._queries.groups, {**asked, "start": ""})
+            names += [name for name in before if name < last]
+        after = [name for name in names if name != last]
+        return ([*after, last], True) if len(after) < GROUPS else (after[:GROUPS], False)
+
+    def _oldest(self, turn: TransferTurn, group: str, most: int) -> deque[Any]:
+        of_group = {"priority": turn.priority, "pair": turn.pair, "now": self._time, "group": group, "most": most}
+        chosen = set(self._besides)
+        return deque(row for row in self._session.execute(self._queries.oldest, of_group) if row.id not in chosen)
 
     def _turn(self, priority: str, pair: str) -> TransferTurn:
         turn = self._turns.get((priority, pair))
@@ -149,6 +243,7 @@ class FairShare:
 
     def _note(self, turn: TransferTurn, head: Any) -> None:
         self._besides.append(head.id)
+        self._chosen[turn.priority, turn.pair] += 1
         self._held[turn.pair] += 1
         self._served[turn.priority] += 1
         turn.served, turn.last_group = self._served[turn.priority], head.share_group

@@ -111,12 +111,20 @@ def held_by_priority(session: Session) -> dict[str, int]:
     So two movers never both take the last slot.
     """
     take_turns(session, _LOCK)
-    by = Transfer.source_machine, Transfer.destination_machine, Transfer.priority  # as their index has it
-    query = select(Transfer.priority, func.count()).group_by(*by)
     held: Counter[str] = Counter()
-    for priority, count in session.execute(query.where(Transfer.owner.is_not(None), Transfer.ended.is_(None))):
+    for _, _, priority, count in held_runs(session):
         held[priority] += count
     return dict(held)
+
+
+def held_runs(session: Session) -> list[tuple[str | None, str | None, str, int]]:
+    """Count what movers hold by source, destination and priority; transfers that share a run count as one."""
+    by = Transfer.source_machine, Transfer.destination_machine, Transfer.priority  # as their index has it
+    alone = func.count() - func.count(Transfer.shared_run)
+    query = select(*by, alone + func.count(Transfer.shared_run.distinct())).group_by(*by)
+    # who has ended has no owner; the index alone tells it all
+    rows = session.execute(query.where(Transfer.owner.is_not(None)))
+    return [(source, destination, priority, count) for source, destination, priority, count in rows]
 
 
 def count_held(session: Session, host: str, pid: int) -> int:
@@ -142,8 +150,9 @@ def unheld_with_a_run(session: Session, limit: int, *, beyond: UUID | None = Non
 
 
 def by_flow_run(session: Session, flow_runs: Collection[UUID]) -> dict[UUID, Transfer]:
-    """Return the transfers of these flow runs, by flow run."""
-    rows = session.scalars(select(Transfer).where(Transfer.flow_run_id.in_(flow_runs)))
+    """Return the transfers that have these flow runs for themselves, by flow run."""
+    mine = Transfer.flow_run_id.in_(flow_runs), Transfer.shared_run.is_(None)
+    rows = session.scalars(select(Transfer).where(*mine))
     return {row.flow_run_id: row for row in rows if row.flow_run_id is not None}
 
 

@@ -8,14 +8,14 @@ not its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from sqlalchemy import BindParameter, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import BindParameter, and_, bindparam, case, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.fields import Priority
@@ -23,8 +23,11 @@ from datamanager.domain.states import TRANSITIONS, Phase, TransferKind, Transfer
 from datamanager.errors import InternalError, LeaseLost, PathReplaced
 from models.core.outbox import post_path_replaced, post_transfer_event
 from models.database import affected, now, storable, take_turns, wake
+from models.objects.bulk_claims import chunks
 from models.tables import Transfer
+from models.transfers import sharing
 from models.transfers.fair_share import FairShare, ShareQueries, ends_of, pair_of, waiting_pairs
+from models.transfers.lookup import held_runs
 
 FAULTS_KEPT = 50
 DETAIL_MAX = 2000  # characters of a fault's detail that are kept
@@ -57,6 +60,7 @@ def take(
     caps: Mapping[str, int] = NO_CAPS,
     room: Mapping[str, int] = NO_CAPS,
     besides: Collection[UUID] = (),
+    together: bool = False,
 ) -> list[TransferLease]:
     """Take up to `limit` queued transfers (or just `only`), raising each one's epoch: those of the highest priority
     first, of these by fair share (`models.transfers.fair_share`), of one pair of machines and one group the oldest. An
@@ -66,6 +70,8 @@ def take(
     excludes others. `caps`: how many transfers that touch a machine may be held at once, over all movers (see
     `models.machines.limits.caps`). One that finds a machine full stays as it is, and those behind it have their turn.
     `room`: how many of a priority may be taken; one that it does not name has no limit. `besides`: not these.
+    `together`: when more wait than `limit`, small ones are taken with others of their kind. Their rows name the run
+    that they share, and they count as one (`models.transfers.sharing`); of so many that the transaction is short.
     """
     if caps or only is None:
         take_turns(session, TAKING_LOCK)  # what each mover counts stays true
@@ -75,30 +81,53 @@ def take(
         query = select(Transfer).where(Transfer.id == only, Transfer.id.not_in(besides), *_takeable(time))
         rows = list(session.scalars(query.with_for_update(skip_locked=True)))
         rows = [row for row in rows if ends_of(row.share_pair).isdisjoint(full)]
+        shared = dict[UUID, UUID]()
     else:
         held = held_by_pair(session)
         shares = FairShare(session, _QUERIES, time, held, besides)
-        chosen = _choose(shares, _by_machine(held), limit, caps, room)
+        with session.no_autoflush:  # the notes of all turns are written together
+            runs = _choose(shares, _by_machine(held), limit, caps, room, together=together)
+        chosen = [one for run in runs for one in run]
         found = {row.id: row for row in session.scalars(select(Transfer).where(Transfer.id.in_(chosen)))}
         rows = [found[one] for one in chosen]
+        shared = {one: run_id for run in runs if len(run) > 1 for run_id in [uuid4()] for one in run}
     for row in rows:
         row.owner = owner
         row.epoch += 1
         row.attempts += 1
         row.lease_until = time + lease
+        row.shared_run = shared.get(row.id)
     return [TransferLease(row.id, owner, row.epoch) for row in rows]
 
 
 def _choose(
-    shares: FairShare, running: Counter[str], limit: int, caps: Mapping[str, int], room: Mapping[str, int]
-) -> list[UUID]:
-    """Choose and lock up to `limit` transfers; `running` counts those that are held by machine, and is kept up."""
-    chosen: list[UUID] = []
+    shares: FairShare,
+    running: Counter[str],
+    limit: int,
+    caps: Mapping[str, int],
+    room: Mapping[str, int],
+    *,
+    together: bool,
+) -> list[list[UUID]]:
+    """Choose and lock up to `limit` transfers, each with those that share its run; `running` counts the runs that are
+    held by machine, and is kept up.
+    """
+    chosen: list[list[UUID]] = []
     for priority in Priority:
         most = min(limit, len(chosen) + room.get(priority.value, limit))
-        while len(chosen) < most and (found := shares.next(priority.value, _full(running, caps))) is not None:
+        while len(chosen) < most and sum(map(len, chosen)) < sharing.MOST:
+            full = _full(running, caps)
+            if (found := shares.next(priority.value, full)) is None:
+                break
+            run = [found.id]
             running.update(ends_of(found.pair))
-            chosen.append(found.id)
+            if together and sharing.may_share(found.facts):
+                slots = [most - len(chosen) - 1]
+                slots += [caps[name] - running[name] for name in ends_of(found.pair) & caps.keys()]
+                of_pair = shares.waiting(priority.value, found.pair, min(slots) + 1)
+                if of_pair > min(slots) or shares.more_wait_than(limit - len(chosen) - 1, full):
+                    run += shares.company(priority.value, found, sharing.MOST - 1, sharing.joining(found.facts))
+            chosen.append(run)
     return chosen
 
 
@@ -116,8 +145,23 @@ def waits(session: Session, transfer: UUID) -> bool:
 
 def renew(session: Session, holds: list[TransferLease], lease: timedelta) -> list[TransferLease]:
     """Prolong leases; return those that were lost."""
-    until = now(session) + lease
-    return [hold for hold in holds if not _write(session, hold, lease_until=until)]
+    until, kept = now(session) + lease, set[TransferLease]()
+    for some in chunks(holds):
+        kept |= still_held(session, some).keys()
+        prolonged = update(Transfer).values(lease_until=until).execution_options(synchronize_session=False)
+        session.execute(prolonged.where(Transfer.id.in_([hold.transfer for hold in some if hold in kept])))
+    return [hold for hold in holds if hold not in kept]
+
+
+def still_held(session: Session, holds: Sequence[TransferLease], *columns: Any) -> dict[TransferLease, Any]:
+    """Lock the transfers whose leases still stand, and return `columns` of each by its lease, in the order of their
+    identifiers.
+    """
+    wanted = set(holds)
+    mine = Transfer.id.in_({hold.transfer for hold in wanted}), Transfer.ended.is_(None)
+    query = select(Transfer.id, Transfer.epoch, Transfer.owner, *columns).where(*mine)
+    rows = session.execute(query.order_by(Transfer.id).with_for_update()).all()
+    return {hold: row for row in rows if (hold := TransferLease(row.id, row.owner, row.epoch)) in wanted}
 
 
 def held(session: Session, hold: TransferLease, *, lock: bool = False) -> Transfer:
@@ -190,7 +234,18 @@ def requeue(
     """Give a transfer back to the queue, for `after` at least, but not beyond its deadline; `spent=False` when the
     attempt does not count, `phase`: what it waits for. Raises: LeaseLost.
     """
-    row = held(session, hold, lock=True)
+    requeue_row(session, held(session, hold, lock=True), after=after, spent=spent, phase=phase)
+
+
+def requeue_row(
+    session: Session,
+    row: Transfer,
+    *,
+    after: timedelta = timedelta(0),
+    spent: bool = True,
+    phase: Phase = Phase.QUEUED,
+) -> None:
+    """Give a locked transfer back to the queue; see `requeue`."""
     _to_queue(session, row)
     if not row.paused:
         row.phase = phase.value
@@ -224,10 +279,13 @@ def held_by_machine(session: Session, caps: Mapping[str, int]) -> Counter[str]:
 
 
 def held_by_pair(session: Session) -> Counter[str]:
-    """Count the transfers that movers hold, by pair of machines (`Transfer.share_pair`)."""
-    ends = (Transfer.source_machine, Transfer.destination_machine)
-    query = select(*ends, func.count()).where(Transfer.owner.is_not(None), Transfer.ended.is_(None)).group_by(*ends)
-    return Counter({pair_of(source, destination): count for source, destination, count in session.execute(query)})
+    """Count the transfers that movers hold, by pair of machines (`Transfer.share_pair`); those that share a run as
+    one.
+    """
+    counted: Counter[str] = Counter()
+    for source, destination, _, count in held_runs(session):
+        counted[pair_of(source, destination)] += count
+    return counted
 
 
 def _by_machine(held: Mapping[str, int]) -> Counter[str]:
@@ -274,6 +332,8 @@ def _to_queue(session: Session, row: Transfer) -> None:
     row.owner = None
     row.lease_until = None
     row.bytes_per_second = None
+    if row.shared_run is not None:  # its next run is its own
+        row.shared_run = row.flow_run_id = None
     if row.stop_requested == PAUSE:
         keep_paused(session, row)
 

@@ -22,6 +22,9 @@ from tests.faults.plant import SOURCE, Plant
 from tests.support.hearing import Heard
 
 KINDS = (TransferKind.COPY, TransferKind.MOVE, TransferKind.GETEXTERNAL)
+SHARED = "shared"
+COLUMNS = (*KINDS, SHARED)
+"""The table's columns: transfers that go alone, by kind, and those that share a run."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of fcntl.h and linux/fs.h
 OLD = 3600.0
 """Seconds since a source was last changed: SFTP tells whole seconds, so a change must be seen to be one."""
@@ -36,6 +39,8 @@ class Cell:
     path: str
     machine: str
     size: int
+    shared: bool = False
+    """It is to share its run with others."""
     uuid: str = ""
     url: str = ""
     task: str = ""
@@ -47,6 +52,11 @@ class Cell:
     def name(self) -> str:
         """What it is called in the diary."""
         return self.path.rpartition("/")[2].removesuffix(".bin")
+
+    @property
+    def column(self) -> str:
+        """Where it is counted."""
+        return SHARED if self.shared else self.kind.value
 
     @property
     def source(self) -> Path:

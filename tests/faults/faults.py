@@ -250,6 +250,19 @@ FAULTS = [
     Fault("clock step of a mover", step_clock, around=false_clocks),
 ]
 
+OF_SHARED_RUNS = {
+    "mover killed",
+    "mover terminated",
+    "Prefect server killed and restarted",
+    "PostgreSQL restarted",
+    "connection cut",
+    "destination full",
+    "permission removed",
+    "source changed",
+    "two movers on one transfer",
+}
+"""The faults of those that shared runs meet as well: the others are the same for them, or met after this one."""
+
 CATALOGUE_FULL = Fault("catalogue's disk full, then freed", fill_catalogue)
 """For a plant whose catalogue is on a small disk."""
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.faults.cells import KINDS
+from tests.faults.cells import COLUMNS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- the fault matrix's table, written by `make faults` -->", "<!-- its end -->"
@@ -19,7 +19,7 @@ Cell = dict[str, Any]
 
 
 class Results:
-    """Counts of each cell (fault × kind of transfer) in a JSON file, written after each run.
+    """Counts of each cell (fault × column: a kind of transfer, or shared) in a JSON file, written after each run.
 
     Test processes that run beside each other add to one file in turn.
     """
@@ -64,10 +64,10 @@ class Results:
 
 
 def table_of(results: dict[str, dict[str, Cell]]) -> str:
-    """Return a Markdown table: a row for each fault, a column for each kind of transfer."""
-    lines = ["| fault | " + " | ".join(KINDS) + " | last seed |", "|---" * (len(KINDS) + 2) + "|"]
+    """Return a Markdown table: a row for each fault, a column for each kind of transfer, and for shared runs."""
+    lines = ["| fault | " + " | ".join(COLUMNS) + " | last seed |", "|---" * (len(COLUMNS) + 2) + "|"]
     for fault, cells in results.items():
-        columns = [_said(cells[kind]) if kind in cells else "not run" for kind in KINDS]
+        columns = [_said(cells[kind]) if kind in cells else "not run" for kind in COLUMNS]
         last = max(cell["last_seed"] for cell in cells.values())
         lines.append(f"| {fault} | {' | '.join(columns)} | {last} |")
     everything = [cell for cells in results.values() for cell in cells.values()]

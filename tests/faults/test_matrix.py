@@ -1,11 +1,15 @@
-"""The fault matrix: {copy, move, getexternal} × each fault at a random point; nothing may be lost, doubled or stuck."""
+"""The fault matrix: {copy, move, getexternal, shared runs} × each fault at a random point; nothing may be lost, doubled
+or stuck."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from tests.faults.evidence import keep, report
-from tests.faults.faults import CATALOGUE_FULL, FAULTS
+from tests.faults.faults import CATALOGUE_FULL, FAULTS, OF_SHARED_RUNS
 from tests.faults.judging import violations
 from tests.faults.plant import Plant
 from tests.faults.results import Results
@@ -13,16 +17,30 @@ from tests.faults.trial import Fault, Trial
 from tests.support.hearing import Ear
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
-EACH = [
-    pytest.param(fault, marks=pytest.mark.xdist_group(fault.name), id=fault.name.replace(" ", "-")) for fault in FAULTS
-]
-"""Each test process has a plant of its own, so faults strike beside each other."""
+
+
+def each(faults: Iterable[Fault]) -> list[Any]:
+    """Return the faults as parameters. Each test process has a plant of its own, so faults strike beside each other."""
+    return [
+        pytest.param(fault, marks=pytest.mark.xdist_group(fault.name), id=fault.name.replace(" ", "-"))
+        for fault in faults
+    ]
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("fault", EACH)
+@pytest.mark.parametrize("fault", each(FAULTS))
 def test_nothing_is_lost(plant: Plant, ear: Ear, fault: Fault, seed: int, results: Results | None) -> None:
     judge(Trial(plant, ear, fault, seed), results)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("fault", each(fault for fault in FAULTS if fault.name in OF_SHARED_RUNS))
+def test_nothing_of_a_shared_run_is_lost(
+    plant: Plant, ear: Ear, fault: Fault, seed: int, results: Results | None
+) -> None:
+    trial = Trial(plant, ear, fault, seed, shared=True)
+    judge(trial, results)
+    assert max(map(len, trial.together.values())) == len(trial.cells), trial.together
 
 
 @pytest.mark.xdist_group(CATALOGUE_FULL.name)
@@ -47,7 +65,7 @@ def judge(trial: Trial, results: Results | None) -> None:
     if results is not None:
         for cell, facts in found:
             if cell in trial.struck or broken[cell.name]:
-                results.add(trial.fault.name, cell.kind, trial.seed, facts.outcome, broken[cell.name])
+                results.add(trial.fault.name, cell.column, trial.seed, facts.outcome, broken[cell.name])
         results.publish()
     if any(broken.values()):
         pytest.fail(keep(trial, broken), pytrace=False)

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from uuid import UUID
 
 import requests
 
@@ -27,6 +28,10 @@ from tests.support.hearing import Ear
 
 EACH = 2
 """Transfers of a kind in one trial."""
+TOGETHER = 18
+"""Transfers in the trial of a shared run: more than a mover has slots."""
+MEMBER = 400 * 2**10
+"""Bytes of each of them."""
 SECONDS = 2.5
 """How long the bytes of all of them take, when nothing happens."""
 SMALL, LARGE = 12 * 2**20, 160 * 2**20
@@ -73,22 +78,36 @@ class Trial:
     ear: Ear
     fault: Fault
     seed: int
+    shared: bool = False
+    """The transfers share a run: they are small copies, or moves."""
     cells: list[Cell] = field(default_factory=list)
     diary: list[str] = field(default_factory=list)
+
+    together: dict[UUID, set[str]] = field(default_factory=dict)
+    """The transfers that were seen in a shared run, by run."""
 
     def __post_init__(self) -> None:
         self.chance = random.Random(f"{self.fault.name} {self.seed}")
         self.moment = Moment.draw(self.chance)
-        self.folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', self.fault.name)}-{self.seed}"
+        self.folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', self.fault.name)}-{self.seed}{'-shared' * self.shared}"
+        if self.shared:
+            kind = self.chance.choice([TransferKind.COPY, TransferKind.MOVE])
+            for number in range(TOGETHER):
+                path = f"{self.folder}/{kind}{number}.bin"
+                self.cells.append(Cell(self.plant, kind, path, self.fault.machine, MEMBER, shared=True))
+        else:
+            self._draw_cells()
+        self.struck = list(self.cells)
+        """What the fault can have touched: those that it left alone are judged, but not counted as runs of it."""
+        self._begun = time.monotonic()
+        self._sent = 0
+
+    def _draw_cells(self) -> None:
         for number in range(EACH):
             for kind in KINDS:
                 path = f"{self.folder}/{kind}{number}.bin"
                 self.cells.append(Cell(self.plant, kind, path, self.fault.machine, SMALL))
         self.chance.choice(self.cells).size = self.chance.choice(self.fault.sizes)
-        self.struck = list(self.cells)
-        """What the fault can have touched: those that it left alone are judged, but not counted as runs of it."""
-        self._begun = time.monotonic()
-        self._sent = 0
 
     def say(self, what: str) -> None:
         """Write a line of the diary."""
@@ -140,6 +159,12 @@ class Trial:
     def _begin(self) -> None:
         if self.fault.begin is not None:
             self.fault.begin(self)
+        elif self.shared:
+            machine = f"machines/{self.fault.machine}"
+            assert self.plant.site.ask("POST", f"{machine}/drain").ok
+            for cell in self.cells:
+                cell.request()
+            assert self.plant.site.ask("POST", f"{machine}/undrain").ok
         else:
             for cell in self.cells:
                 cell.request()
@@ -186,6 +211,8 @@ class Trial:
         strike.result(timeout=PATIENCE)
 
     def _look_at(self, cell: Cell, row: Transfer) -> None:
+        if row.shared_run is not None:
+            self.together.setdefault(row.shared_run, set()).add(cell.path)
         if row.status == "RUNNING" and (row.owner is None or row.lease_until is None):
             self._blame(cell, "it was RUNNING without a lease")
         if row.status == "RUNNING" and row.lease_until is not None:

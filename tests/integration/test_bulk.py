@@ -534,6 +534,36 @@ def test_what_does_not_fit_fails_alone(ends: Ends) -> None:
         ends.storages.close()
 
 
+def test_what_is_for_another_file_system_is_not_held_up_by_a_full_one(ends: Ends) -> None:
+    with small_file_system(ends.folder("b") / "small", size=1024 * 1024):
+        batch = Batch(ends, VerifyPolicy.SIZE)
+        full = [batch.add(f"file-{number}", bytes(400_000), f"small/file-{number}") for number in range(4)]
+        others = [batch.add(f"else-{number}", bytes(400_000), f"else/file-{number}") for number in range(3)]
+        outcomes = batch.stage()
+        assert failed(outcomes) == dict.fromkeys(full[2:], NoSpace)
+        assert set(batch.publish(outcomes).values()) == {None}
+        batch.assert_published([*full[:2], *others])
+        ends.storages.close()
+
+
+def test_items_that_are_transfers_of_their_own_have_partial_files_as_if_alone(batch: Batch) -> None:
+    some_files(batch, 3)
+    keys = {item.number: (uuid4(), item.number + 1) for item in batch.items}  # epochs 1, 2 and 3
+
+    def part(number: int, epoch: int) -> Path:
+        return batch.out(number).with_name(temporary_name(batch.out(number).name, keys[number][0], epoch))
+
+    earlier = [part(number, epoch) for number in keys for epoch in range(1, keys[number][1])]
+    for left in earlier:
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"of an earlier attempt")
+    outcomes = batch.stage(keys=keys)
+    assert sorted(parts(batch.ends)) == sorted(part(number, epoch) for number, (_, epoch) in keys.items())
+    assert set(batch.publish(outcomes).values()) == {None}
+    batch.assert_published(keys)
+    assert not parts(batch.ends)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("ends", ["openssh", "paramiko"], indirect=True)

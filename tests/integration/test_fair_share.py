@@ -271,11 +271,17 @@ class World:
             self.most_held[pair] = max(self.most_held.get(pair, 0), held[pair])
             self.pair_waits[pair] += 1
             assert self.pair_waits[pair] <= PATIENCE * self.most_held[pair] + len(PAIRS)
-        for key in waiting:
+        self.pair_waits[mine[0]] = 0
+        self.most_held[mine[0]] = 0
+        self._group_turn(transfer)
+
+    def _group_turn(self, transfer: UUID) -> None:
+        (mine,) = [key for key, rows in self.waiting.items() if transfer in rows]
+        assert transfer == self.waiting[mine][0], "of one pair and group the oldest goes first"
+        for key in [key for key, rows in self.waiting.items() if rows]:
             if key[0] == mine[0]:
                 self.group_waits[key] += 1
                 assert self.group_waits[key] <= 2 * len({group for pair, group in self.waiting if pair == mine[0]})
-        self.pair_waits[mine[0]] = self.group_waits[mine] = 0
-        self.most_held[mine[0]] = 0
+        self.group_waits[mine] = 0
         self.waiting[mine].remove(transfer)
         self.held.append((*mine, transfer))

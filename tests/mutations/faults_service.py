@@ -85,8 +85,8 @@ SERVICE_FAULTS = (
     Fault(
         "cancel: a batch whose files may have names forgets that it was cancelled",
         "flows/runtime/lifecycle.py",
-        "                    row.stop_requested = queue.CANCEL  # also when it was asked for in Prefect\n",
-        "                    pass\n",
+        "            row.stop_requested = queue.CANCEL  # also when it was asked for in Prefect\n",
+        "            pass\n",
         ("tests/integration/test_endings.py::test_a_batch_that_is_to_stop_looks_at_its_intents_first",),
     ),
     Fault(

@@ -57,6 +57,15 @@ AGAIN = Requeue(REQUEUE_AFTER, spent=True)
         (MachineUnavailable("away"), AttemptState(last=False, step_retries=True, fail_fast=True), Fail()),
         (ConnectionLost("cut"), AttemptState(last=False, step_retries=True, fail_fast=True), Retry()),
         (ConnectionLost("cut"), AttemptState(last=False, step_retries=True, machine_away=True), Requeue()),
+        # one that shared its run has another attempt alone, which has the retries of steps
+        (ConnectionLost("cut"), AttemptState(last=False, shared=True), AGAIN),
+        (ChecksumMismatch("differ"), AttemptState(last=False, shared=True), AGAIN),
+        (NoSpace("full"), AttemptState(last=False, shared=True), Fail()),
+        (NoSpace("whose?"), AttemptState(last=False, shared=True, alone_next=True), AGAIN),
+        (Cancelled("by request"), AttemptState(last=False, shared=True, alone_next=True), Fail()),
+        (MachineUnavailable("away"), AttemptState(last=False, shared=True, machine_away=True), Requeue()),
+        (MachineUnavailable("away"), AttemptState(last=False, shared=True, fail_fast=True), Fail()),
+        (ConnectionLost("cut"), AttemptState(last=True, shared=True), Fail()),
         # a source that says when it is to be asked again is waited for in the queue, whatever may be retried
         (BUSY, STEP, Requeue(timedelta(seconds=9), waited=True)),
         (BUSY, LAST, Requeue(timedelta(seconds=9), waited=True)),

@@ -144,6 +144,8 @@ class BulkRules:
     ours: Mapping[int, Intent] = field(default_factory=dict)
     known: Mapping[int, KnownFile] = field(default_factory=dict)
     clock: Callable[[str], float | None] | None = None
+    keys: Mapping[int, tuple[UUID, int]] = field(default_factory=dict)
+    """Items that are transfers of their own, and their epochs: their partial files are named as if each went alone."""
 
     @property
     def moving(self) -> bool:
@@ -155,8 +157,14 @@ class BulkRules:
         """Say whether contents are compared, not sizes alone."""
         return self.verify is VerifyPolicy.SHA256
 
+    def epoch_of(self, item: SmallItem) -> int:
+        """Return the epoch of an item."""
+        return self.keys[item.number][1] if self.keys else self.epoch
+
     def part_name(self, item: SmallItem, epoch: int) -> str:
         """Name an item's partial file."""
+        if self.keys:
+            return temporary_name(item.destination.name, self.keys[item.number][0], epoch)
         return part_name(self.transfer, item.number, item.destination.name, epoch)
 
 

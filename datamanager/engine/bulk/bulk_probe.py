@@ -67,7 +67,7 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
             chunk.fail(item.number, DestinationExists(f"{item.destination}: two items have this destination"))
             continue
         finals.add((directory, name))
-        part = chunk.rules.part_name(item, chunk.rules.epoch)
+        part = chunk.rules.part_name(item, chunk.rules.epoch_of(item))
         canonical = name if where == "." else f"{where}/{name}"
         chunk.tasks.append(SmallTask(item, wholes[source], directory, part, canonical))
 
@@ -92,18 +92,37 @@ def look(chunk: Chunk) -> None:
 
 
 def require_space(chunk: Chunk) -> None:
-    """Let through as many items as the target has space for."""
+    """Let through as many items as the target has space for. A directory is asked when the first one has none left: it
+    may be on another file system.
+    """
     tasks = chunk.left()
     if not tasks:
         return
-    free = chunk.ends.target.free_space(tasks[0].directory)
-    needed = 0
+    first = tasks[0].directory
+    spaces = {first: chunk.ends.target.free_space(first)}
+    free, needed = spaces[first], 0
     for task in tasks:
         needed += task.stat.size
         if free is not None and needed > free:
             needed -= task.stat.size
+            if _has_space(chunk, task, spaces):
+                continue
             machine = chunk.ends.destination.name
             chunk.fail(task.number, NoSpace(f"{machine}: {task.stat.size} bytes more are needed, {free - needed} free"))
+
+
+def _has_space(chunk: Chunk, task: SmallTask, spaces: dict[str, int | None]) -> bool:
+    """Say whether a directory has space for a task, which is taken from it then."""
+    directory = task.directory
+    if directory not in spaces:
+        spaces[directory] = chunk.ends.target.free_space(directory)
+        if spaces[directory] == next(iter(spaces.values())):  # as good as surely the same file system
+            spaces[directory] = 0
+    free = spaces[directory]
+    if free is None or directory == next(iter(spaces)):
+        return free is None
+    spaces[directory] = free - task.stat.size
+    return free >= task.stat.size
 
 
 def _not_made(place: Place, fault: TransportError) -> DataManagerError:
@@ -165,7 +184,7 @@ def _remove_earlier_parts(chunk: Chunk) -> None:
     parts = [
         beside(task.directory, rules.part_name(task.item, epoch))
         for task in chunk.tasks
-        for epoch in range(max(1, rules.epoch - EARLIER_EPOCHS), rules.epoch)
+        for epoch in range(max(1, rules.epoch_of(task.item) - EARLIER_EPOCHS), rules.epoch_of(task.item))
     ]
     for _ in chunk.ends.target.bulk.remove(parts):
         pass  # mostly there is none
