@@ -9,9 +9,8 @@ from prefect import flow
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import TransferKind
 from flows.runtime.lifecycle import working_on
-from flows.runtime.progress import summarise
 from flows.steps.batch import perform_batch
-from flows.steps.single import commit, deliver, probe
+from flows.steps.single import deliver, probe
 
 
 @flow(name="copy", persist_result=False)
@@ -35,12 +34,8 @@ async def copy_data(
         deadline: Time by which it must end: 2026-01-31T12:00:00Z, or a duration such as PT1H; empty means none.
         transfer: Leave it empty. It is set by the Data Manager.
     """
-    async with working_on(TransferKind.COPY, locals()) as run:
-        found = await probe()
-        intent, verified = await deliver(found)
-        copy = await commit(intent, verified)
-        await summarise(run, found, intent, verified)
-    return copy
+    async with working_on(TransferKind.COPY, locals()):
+        return await deliver(await probe())
 
 
 @flow(name="copy many", persist_result=False)

@@ -17,10 +17,9 @@ from datamanager.errors import InternalError
 from datamanager.sources.terms.urls import public_url
 from flows.external.unchanged import unchanged
 from flows.runtime.lifecycle import working_on
-from flows.runtime.progress import summarise
 from flows.steps.batch import conclude
 from flows.steps.extract import fetch_and_extract
-from flows.steps.single import commit, deliver, probe
+from flows.steps.single import deliver, probe
 
 
 @flow(name="getexternal", persist_result=False)
@@ -60,10 +59,7 @@ async def get_external(
         found = await probe()
         if found.published is None and (known := await unchanged(work)) is not None:
             return known
-        intent, verified = await deliver(found)
-        new = await commit(intent, verified, public_url(work.request.url))
-        await summarise(work, found, intent, verified)
-    return new
+        return await deliver(found, public_url(work.request.url))
 
 
 @flow(name="getexternal many", persist_result=False)

@@ -7,13 +7,12 @@ from uuid import UUID
 from prefect import flow
 
 from datamanager.domain.fields import Priority
-from datamanager.domain.states import Route, TransferKind, Verified
+from datamanager.domain.states import TransferKind
 from datamanager.errors import DataManagerError, LeaseLost, PathReplaced, SourceNotRemoved
 from flows.runtime.lifecycle import working_on
-from flows.runtime.progress import summarise
 from flows.runtime.transfer_run import TransferRun
 from flows.steps.batch import perform_batch
-from flows.steps.single import commit, copied_instead, deliver, probe, remove_source, rename
+from flows.steps.single import deliver, probe, remove_source
 
 
 @flow(name="move", persist_result=False)
@@ -39,15 +38,7 @@ async def move_data(
     """
     async with working_on(TransferKind.MOVE, locals()) as run:
         if not run.row.notes.get("committed"):
-            found = await probe()
-            intent, verified = None, Verified.NONE
-            if found.route is Route.RENAME:
-                intent = found.published or await rename(found)
-                found = found if intent else copied_instead(found)
-            if intent is None:
-                intent, verified = await deliver(found)
-            await commit(intent, verified)
-            await summarise(run, found, intent, verified)
+            await deliver(await probe())
         return await _finish(run)
 
 

@@ -35,30 +35,46 @@ class Scale:
 
 def start(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
     """Time single copies from request to end; without a broker a socket wakes the mover."""
-    return _start("start", 0.7, folder, scale, rounds, tell, None)
+    what = "1 KiB copy, request to COMPLETE, p50, no broker"
+    return _by_turns("start", what, 0.7, folder, scale, rounds, tell)
 
 
 def start_by_broker(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
     """Time single copies from request to end, with RabbitMQ."""
+    what = "1 KiB copy, request to COMPLETE, p50, with a broker"
     (folder / "rabbitmq").mkdir()
     with RabbitMq(folder / "rabbitmq") as node:
-        return _start("start-broker", 0.5, folder, scale, rounds, tell, node.fresh_vhost())
+        return _by_turns("start-broker", what, 0.5, folder, scale, rounds, tell, node.fresh_vhost())
 
 
-def _start(
-    group: str, most: float, folder: Path, scale: Scale, rounds: int, tell: Tell, amqp_url: str | None
+def first(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
+    """Time single copies from request to the first change of their status that a client sees."""
+    what = "1 KiB copy, request to its first change of status, p50, nothing queued"
+    return _by_turns("first", what, 0.12, folder, scale, rounds, tell, act=lambda contender: contender.first_change())
+
+
+def _by_turns(
+    group: str,
+    what: str,
+    most: float,
+    folder: Path,
+    scale: Scale,
+    rounds: int,
+    tell: Tell,
+    amqp_url: str | None = None,
+    act: Callable[[Ours | Stock], float] = lambda contender: contender.copy(),
 ) -> Outcome:
-    what = "1 KiB copy, request to COMPLETE, p50" + (", with a broker" if amqp_url else ", no broker")
+    """Time what `act` does, `most` seconds of ours at most."""
     ours_took, stock_took = list[float](), list[float]()
     with Ours(folder / "ours", amqp_url) as ours, Stock(folder / "stock") as stock:
         for contender in (ours, stock):
             for _ in range(WARM_UP):
-                contender.copy()
+                act(contender)
         for number in range(1, rounds + 1):
             one, other = list[float](), list[float]()
             for _ in range(scale.copies):  # by turns: what else runs on this host meets both
-                one.append(ours.copy())
-                other.append(stock.copy())
+                one.append(act(ours))
+                other.append(act(stock))
             ours_took.append(statistics.median(one))
             stock_took.append(statistics.median(other))
             tell(f"{group} {number}: {ours_took[-1]:.2f} s, stock {stock_took[-1]:.2f} s")
@@ -88,8 +104,12 @@ def queued(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
             stock_took.append(stock.run_queued(scale.stock_queued) / scale.stock_queued)
             tell(f"queued {number}: {1 / ours_took[-1]:.1f} runs/s, stock {1 / stock_took[-1]:.2f} runs/s")
     ratios = tuple(theirs / mine for mine, theirs in zip(ours_took, stock_took, strict=True))
+    milliseconds = tuple(took * 1000 for took in ours_took)
     return Outcome(
-        (Figure("queued", f"flow runs per second, {scale.queued} queued tiny copies", OURS, STOCK, 8, ratios),),
+        (
+            Figure("queued", f"flow runs per second, {scale.queued} queued tiny copies", OURS, STOCK, 8, ratios),
+            Figure("queued", "the same, time of a run", OURS, "–", 125, milliseconds, "ms"),
+        ),
         (
             Timing("queued", OURS, tuple(ours_took), 1, "runs"),
             Timing("queued", STOCK, tuple(stock_took), 1, "runs"),
@@ -178,6 +198,7 @@ def memory(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:  # n
 GROUPS: dict[str, Callable[[Path, Scale, int, Tell], Outcome]] = {
     "start": start,
     "start-broker": start_by_broker,
+    "first": first,
     "queued": queued,
     "shared": shared,
     "away": away,

@@ -86,6 +86,17 @@ class Ours:
             raise WrongResult(f"a copy ended in {found.error.code}: {found.error.detail}")
         return took
 
+    def first_change(self) -> float:
+        """Ask for a copy; return the seconds until its status is another one than QUEUED. Wait for its end then."""
+        begin = time.perf_counter()
+        task = self.submit()
+        while self.client.status(task).status is TransferStatus.QUEUED:
+            _require_before(begin + PATIENCE)
+            time.sleep(LOOK_EVERY)
+        took = time.perf_counter() - begin
+        self.wait([task])
+        return took
+
     def submit(self, machine: str = HERE, **fields: Any) -> UUID:
         """Ask for a copy of the object; return its task."""
         return self.client.start_copy(self.object, machine, f"copies/{next(self._names)}", **fields)

@@ -24,6 +24,7 @@ POOL = "stock"
 AT_ONCE = 4
 """Runs at once: twice the cores that the figures are made on. More of them only wait for each other there."""
 LOOK_EVERY = 0.05  # seconds
+WAITING = ("SCHEDULED", "PENDING")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -77,6 +78,17 @@ class Stock:
         if state != "COMPLETED":
             raise WrongResult(f"a run of the stock worker ended {state}: {self._worker.tail(2000)}")
         return time.perf_counter() - begin
+
+    def first_change(self) -> float:
+        """Ask for a run; return the seconds until it is RUNNING, or has ended. Wait for its end then."""
+        begin = time.perf_counter()
+        run = self._submit()
+        while self._ask("GET", f"flow_runs/{run}")["state_type"] in WAITING:
+            _require_before(begin + PATIENCE)
+            time.sleep(LOOK_EVERY)
+        took = time.perf_counter() - begin
+        self._wait([run])
+        return took
 
     def run_queued(self, count: int) -> float:
         """Let runs queue, then run them all; return the seconds from when they may run to the end of the last one."""

@@ -1,1 +1,1 @@
-"""A large catalogue: rows that look like those of years of use, how long each filter and sort takes, and maintenance."""
+"""A large catalogue: rows as years of use leave them, how long each filter and sort takes, and maintenance."""

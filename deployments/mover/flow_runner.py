@@ -8,14 +8,14 @@ tiny copies in the queue, where Prefect's server is what takes the time:
 - Each run of the engine opens a thread, an event loop and a websocket to learn whether somebody suspends it. That
   halves the runs per second. A mover looks at all its runs with one request (`deployments.orchestrator.monitor`).
 - Each run asks the server where results are kept. Ours are kept nowhere: the catalogue has them.
-- A run that a mover has made is RUNNING from its first moment: it does so at once. Two requests less.
+- A run that a mover has made is RUNNING from its first moment: it does so at once. Three requests less.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -31,7 +31,7 @@ from datamanager.errors import Cancelled, CatalogueUnavailable, InternalError, L
 from deployments.mover.heartbeats import heartbeats
 from deployments.orchestrator.flow_registry import FLOW_OF_KIND, AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway, translated
-from deployments.orchestrator.prefect_private import Nowhere, UnobservedEngine
+from deployments.orchestrator.prefect_private import KnowingClient, Nowhere, UnobservedEngine
 from deployments.orchestrator.reconcile import end_of
 from flows.runtime.progress import run_name, run_tags
 from flows.runtime.services import Services, provided
@@ -164,6 +164,15 @@ class WarmEngine(UnobservedEngine):
         """Call the run RUNNING, unless it was made so. What Prefect hands out to a worker tells no state."""
         made = self._made.state
         return made if made is not None and made.is_running() else await super().begin_run()
+
+    @contextlib.asynccontextmanager
+    async def setup_run_context(self, client: PrefectClient | None = None) -> AsyncIterator[None]:
+        """Make Prefect's context of the run. One that was made RUNNING is not read again."""
+        made = self._made.state
+        if made is not None and made.is_running():
+            client = KnowingClient(client or self.client, self._made)
+        async with super().setup_run_context(client):
+            yield
 
 
 async def run_warm(flow: AnyFlow, flow_run: FlowRun, parameters: dict[str, Any]) -> State[Any]:

@@ -33,7 +33,7 @@ from datamanager.errors import NotSupported, SettingsError
 from datamanager.settings import Settings, load_settings
 from deployments.mover.loop_thread import in_own_loop
 from deployments.orchestrator.environment import WORK_POOL
-from deployments.orchestrator.prefect_private import MoverResult, PrefectWorker
+from deployments.orchestrator.prefect_private import MoverResult, PrefectWorker, fewer_events
 from deployments.orchestrator.work_pool import NO_JOB, QUEUES
 from deployments.periodic import every
 
@@ -129,6 +129,7 @@ class MoverWorker(PrefectWorker):
         tell_missing(runtime.machines)
         try:
             async with AsyncExitStack() as stack:
+                stack.enter_context(fewer_events())
                 # none of Prefect's own: `deployments.mover.heartbeats` sends them
                 stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
                 # leases are this process's, not its successor's of the same name

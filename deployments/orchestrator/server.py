@@ -9,8 +9,8 @@
 - Its automations can call any address that a client names. Here they call none.
 - It keeps events in memory that its services have not consumed yet, up to 10,000 each, and grows with its runs. Beyond
   DM_PREFECT_MEMORY it ends in an orderly way, to be started again by whoever started it.
-- On SQLite, writing transactions wait for each other instead of failing (docs/adr/0005). PostgreSQL is used where
-  PREFECT_SERVER_DATABASE_CONNECTION_URL names it.
+- On SQLite, writing transactions queue for each other instead of failing, and a statement is one trip to the thread of
+  its connection (docs/adr/0005). PostgreSQL is used where PREFECT_SERVER_DATABASE_CONNECTION_URL names it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main() -> int:
     from prefect.settings import get_current_settings
 
     from deployments.orchestrator.prefect_private import refuse_calls
-    from deployments.orchestrator.server_sqlite import WritesImmediately
+    from deployments.orchestrator.server_sqlite import WritesInTurn
 
     refuse_calls()
     url = get_current_settings().server.database.connection_url
@@ -109,7 +109,7 @@ def main() -> int:
         raise RuntimeError("Prefect names no database for its server")
     with ExitStack() as stack:
         if url.get_secret_value().startswith("sqlite"):
-            stack.enter_context(temporary_database_config(WritesImmediately(connection_url=url.get_secret_value())))
+            stack.enter_context(temporary_database_config(WritesInTurn(connection_url=url.get_secret_value())))
         config = uvicorn.Config(
             PrefectGuardMiddleware(create_app(final=True), _with_own_address(settings)),
             host=given.host,

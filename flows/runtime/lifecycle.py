@@ -125,8 +125,11 @@ class _MachineFull(Exception):
 async def _acquire_lease(
     parts: Services, kind: TransferKind, transfer: UUID | None, request: TransferRequest | None, flow_run: UUID
 ) -> queue.TransferLease:
-    """Return the lease under which this run works, as soon as its machines have room for it and the catalogue is there:
-    a run must not fail for either."""
+    """Return the lease under which this run works: the mover's; or one that is taken as soon as the run's machines have
+    room for it and the catalogue is there: a run must not fail for either."""
+    if (hold := parts.by_run.get(flow_run)) is not None:  # for this flow: see `deployments.mover.flow_runner`
+        parts.running.setdefault(hold, Control())
+        return hold
     while True:
         try:
             return await asyncio.to_thread(_try_lease, parts, kind, transfer, request, flow_run)
@@ -137,20 +140,16 @@ async def _acquire_lease(
 def _try_lease(
     parts: Services, kind: TransferKind, transfer: UUID | None, request: TransferRequest | None, flow_run: UUID
 ) -> queue.TransferLease:
-    """Return the lease under which this run works: the mover's, or one that is taken now when the run was begun in
-    Prefect, on the transfer that it names or has made.
-    """
-    hold = parts.by_run.get(flow_run)
+    """Take the lease under which a run works that was begun in Prefect, on the transfer that it names or has made."""
     with parts.database.write() as session:
-        if hold is None:
-            wanted = transfer or _transfer_of(session, parts, request, flow_run)
-            caps = limits.caps(session, parts.machines)
-            taken = queue.take(session, parts.owner, parts.settings.lease, 1, only=wanted, caps=caps)
-            if not taken and caps and queue.waits(session, wanted):
-                raise _MachineFull
-            if not taken:
-                raise TaskNotFound(f"no {kind} transfer {wanted} is waiting; it has ended, or another mover has it")
-            hold = taken[0]
+        wanted = transfer or _transfer_of(session, parts, request, flow_run)
+        caps = limits.caps(session, parts.machines)
+        taken = queue.take(session, parts.owner, parts.settings.lease, 1, only=wanted, caps=caps)
+        if not taken and caps and queue.waits(session, wanted):
+            raise _MachineFull
+        if not taken:
+            raise TaskNotFound(f"no {kind} transfer {wanted} is waiting; it has ended, or another mover has it")
+        hold = taken[0]
         found = get_transfer(session, hold.transfer).kind
         if found != kind.value:
             raise TaskNotFound(f"transfer {hold.transfer} is a {found}, this flow performs a {kind}")

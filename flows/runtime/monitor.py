@@ -18,12 +18,11 @@ from typing import Any
 from datamanager.domain.states import Phase
 from datamanager.engine.control import USER_STOPS
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
-from flows.runtime.progress import ProgressArtifact
+from flows.runtime.progress import SHOW_AFTER, ProgressArtifact
 from flows.runtime.transfer_run import TransferRun
 from models.transfers import queue
 
 NOTE_EVERY = 1.0  # seconds between two looks at a transfer's row, and two notes of its progress there
-SHOW_AFTER = 5.0  # seconds until a transfer is worth a progress bar in the Prefect UI
 PATIENCE = 0.5  # seconds that the work gets to stop, before the next means is used
 
 

@@ -20,6 +20,8 @@ from models.database import read
 from models.tables import Transfer
 from models.transfers.items import count_items, select_items
 
+SHOW_AFTER = 5.0
+"""Seconds until a transfer is worth artifacts on its run's page, each of which is a request: a bar, a summary."""
 FAILED_SHOWN = 50  # failed items of a batch
 GROUPS_SHOWN = 20  # groups of a shared run that are tags of it
 NAME_MAX = 200  # characters of a run's name
@@ -62,21 +64,24 @@ async def show_summary(title: str, rows: dict[str, str]) -> None:
 
 
 async def summarise(run: TransferRun, found: Found, intent: Intent, verified: Verified) -> None:
-    """Leave the summary of a file that arrived: how much, how long, how fast, what was proved, and where it is."""
+    """Leave the summary of a file that arrived: how much, how long, how fast, what was proved, and where it is. That of
+    a short run is a line of its log.
+    """
     attempt, seconds = run.attempt(), run.seconds
-    await show_summary(
-        run_name(run.row),
-        {
-            "From": str(attempt.source.place) if attempt.source else public_url(str(getattr(run.request, "url", ""))),
-            "To": str(attempt.target.place),
-            "Size": f"{human(intent.size)} ({intent.size:,} bytes)",
-            "Time": f"{seconds:.2f} s",
-            "Speed": f"{intent.size / seconds / 1e6:.1f} MB/s" if seconds else "",
-            "Way": found.route.value,
-            "Checksum": f"sha256:{intent.sha256}" if intent.sha256 else "not taken",
-            "Verified": verified.value,
-        },
-    )
+    rows = {
+        "From": str(attempt.source.place) if attempt.source else public_url(str(getattr(run.request, "url", ""))),
+        "To": str(attempt.target.place),
+        "Size": f"{human(intent.size)} ({intent.size:,} bytes)",
+        "Time": f"{seconds:.2f} s",
+        "Speed": f"{intent.size / seconds / 1e6:.1f} MB/s" if seconds else "",
+        "Way": found.route.value,
+        "Checksum": f"sha256:{intent.sha256}" if intent.sha256 else "not taken",
+        "Verified": verified.value,
+    }
+    if seconds < SHOW_AFTER:
+        run.log.info("%s", ", ".join(f"{name}: {value}" for name, value in rows.items()))
+    else:
+        await show_summary(run_name(run.row), rows)
 
 
 async def summarise_items(run: TransferRun) -> None:

@@ -72,6 +72,8 @@ class TransferRun:
         """The restart marker of the partial file, recorded by this attempt or one before."""
         self.stored: Intent | None = None
         """What this attempt recorded before it gave the file its name."""
+        self.named: Intent | None = None
+        """What has its name by this attempt: only the commit is missing."""
         self.item_errors: dict[int, DataManagerError] = {}
         """Why items of a batch failed last, by number."""
         self.machine_away = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from prefect.tasks import Task
@@ -33,11 +34,20 @@ from datamanager.sources.terms.source_validators import Validators, as_note, ide
 from datamanager.sources.terms.urls import public_url
 from flows.external.request import whole_request
 from flows.runtime.one_file import late_arrivals, registered_files, require_object_place, require_settled
-from flows.runtime.progress import human
+from flows.runtime.progress import human, summarise
 from flows.runtime.tasks import step, threaded
 from flows.runtime.transfer_run import TransferRun, current
 from models.objects.catalogue import Facts
 from models.transfers import outcomes, queue
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a transfer has done: what it recorded of the file, what is proved of its bytes, the result for a client."""
+
+    intent: Intent
+    verified: Verified
+    result: str
 
 
 @step("probe")
@@ -63,8 +73,10 @@ async def probe() -> Found:
 
 
 @step("transfer")
-async def transfer(found: Found) -> Moved:
-    """Move the bytes into the partial file."""
+async def transfer(found: Found) -> Moved | Proof:
+    """Move the bytes into the partial file. A small one is verified too: a further try of both costs less than a step
+    of its own does each time.
+    """
     run = current()
     attempt, control = run.attempt(), run.control
     run.leaves_partial = True
@@ -77,25 +89,48 @@ async def transfer(found: Found) -> Moved:
     else:
         moved = await threaded(stream.send, attempt, found, control, run.remember)
     run.log.info("transferred %s, %.1f s since the run began", human(moved.size), run.seconds)
-    return moved
+    return await _verified(run, found, moved) if moved.size <= verifying.READ_BACK else moved
 
 
 @step("verify")
 async def verify(found: Found, moved: Moved) -> Proof:
     """Compare both ends."""
+    return await _verified(current(), found, moved)
+
+
+@step("publish")
+async def publish(found: Found, proof: Proof, originator: str = "") -> Delivered:
+    """Give the file its name, and commit to the catalogue. Once it has the name, a further try only commits."""
     run = current()
+    run.named = run.named or await _named(run, found, proof)
+    return await _committed(run, run.named, proof.verified, originator)
+
+
+@step("rename")
+async def rename(found: Found) -> Delivered | None:
+    """Move on one machine by rename, and commit; None when the names turn out to be on different file systems."""
+    run = current()
+    run.named = run.named or await _renamed(run, found)
+    return await _committed(run, run.named, Verified.NONE) if run.named else None
+
+
+@step("commit")
+async def commit(intent: Intent, verified: Verified, originator: str = "") -> Delivered:
+    """Commit to the catalogue what an attempt before this one published, but could not record."""
+    return await _committed(current(), intent, verified, originator)
+
+
+async def _verified(run: TransferRun, found: Found, moved: Moved) -> Proof:
     run.control.enter(Phase.VERIFY)
     proof = await threaded(verifying.verify, run.attempt(), found, moved, run.control)
     run.log.info("verified by %s%s", proof.verified, f": {proof.sha256} at both ends" if proof.sha256 else "")
     return proof
 
 
-@step("publish")
-async def publish(found: Found, proof: Proof) -> Intent:
+async def _named(run: TransferRun, found: Found, proof: Proof) -> Intent:
     """Record the intent, then give the file its name. The record is fenced: a mover that lost its lease publishes
     nothing.
     """
-    run = current()
     run.control.enter(Phase.PUBLISH)
     await _require_own(run, found)
     run.control.shield()
@@ -114,10 +149,7 @@ async def publish(found: Found, proof: Proof) -> Intent:
     return intent
 
 
-@step("rename")
-async def rename(found: Found) -> Intent | None:
-    """Move on one machine by rename; None when the names turn out to be on different file systems."""
-    run = current()
+async def _renamed(run: TransferRun, found: Found) -> Intent | None:
     run.control.enter(Phase.PUBLISH)
     await _require_own(run, found)
     run.control.shield()
@@ -129,24 +161,22 @@ async def rename(found: Found) -> Intent | None:
     return None
 
 
-@step("commit")
-async def commit(intent: Intent, verified: Verified, originator: str = "") -> str:
-    """Commit to the catalogue; return the result for the client."""
-    run = current()
+async def _committed(run: TransferRun, intent: Intent, verified: Verified, originator: str = "") -> Delivered:
     run.control.enter(Phase.COMMIT)
     checksum = f"sha256:{intent.sha256}" if intent.sha256 else None
     facts = Facts(intent.size, checksum, verified, not_kept=intent.not_kept)
     match TransferKind(run.row.kind):
         case TransferKind.COPY:
-            return str(await run.write(outcomes.complete_copy, facts))
+            result = str(await run.write(outcomes.complete_copy, facts))
         case TransferKind.GETEXTERNAL:
-            return str(await run.write(outcomes.complete_getexternal, facts, originator))
+            result = str(await run.write(outcomes.complete_getexternal, facts, originator))
         case TransferKind.MOVE:
             await run.write(outcomes.commit_move, facts)
             run.control.enter(Phase.CLEANUP)
-            return outcomes.MOVED
+            result = outcomes.MOVED
         case kind:
             raise InternalError(f"{kind} is not committed here")
+    return Delivered(intent, verified, result)
 
 
 @step("remove source")
@@ -177,39 +207,50 @@ async def remove_file() -> str:
     return await run.write(outcomes.complete_delete)
 
 
-def copied_instead(found: Found) -> Found:
-    """Plan a move across file systems of one machine: copied there, then removed."""
-    return dataclasses.replace(found, route=Route.WITHIN)
-
-
-async def deliver(found: Found) -> tuple[Intent, Verified]:
-    """Move, verify and publish."""
-    run = current()
-    if found.published is not None:  # by an attempt before this one, which could not record it
-        return found.published, run.attempt().proof_level
-    try:
-        proof = await arrive(found)
-        return await publish(found, proof), proof.verified
-    except BaseException as error:
-        if await run.is_ended_by(error):
-            await discard(run, found)
-        raise
+async def deliver(found: Found, originator: str = "") -> str:
+    """Bring the file to its place, commit and leave a summary; return the result for the client."""
+    run, done = current(), None
+    if found.published is not None:
+        proved = Verified.NONE if found.route is Route.RENAME else run.attempt().proof_level
+        done = await commit(found.published, proved, originator)
+    elif found.route is Route.RENAME:
+        done = await rename(found)
+        if done is None:
+            found = dataclasses.replace(found, route=Route.WITHIN)  # copied there, then removed
+    if done is None:
+        done = await _carry(run, found, originator)
+    await summarise(run, found, done.intent, done.verified)
+    return done.result
 
 
 async def arrive(found: Found) -> Proof:
     """Move and verify; bytes that were damaged on the way are sent once more, from the start."""
     run = current()
     try:
-        return await verify(found, await _transferring(run)(found))
+        return await _arrive(run, found)
     except ChecksumMismatch as damaged:
         if not damaged.retryable:  # the source itself has other bytes than were expected
             raise
         run.log.warning("transfer %s: %s; sending again", run.transfer, damaged.detail)
         await discard(run, found)  # not to be resumed
-        return await verify(found, await _transferring(run)(found))
+        return await _arrive(run, found)
 
 
-def _transferring(run: TransferRun) -> Task[[Found], Coroutine[Any, Any, Moved]]:
+async def _carry(run: TransferRun, found: Found, originator: str) -> Delivered:
+    try:
+        return await publish(found, await arrive(found), originator)
+    except BaseException as error:
+        if await run.is_ended_by(error):
+            await discard(run, found)
+        raise
+
+
+async def _arrive(run: TransferRun, found: Found) -> Proof:
+    moved = await _transferring(run)(found)
+    return moved if isinstance(moved, Proof) else await verify(found, moved)
+
+
+def _transferring(run: TransferRun) -> Task[[Found], Coroutine[Any, Any, Moved | Proof]]:
     """Return the step that moves the bytes, with the retries that the request of a download names."""
     request = run.request
     if not isinstance(request, GetExternalRequest):

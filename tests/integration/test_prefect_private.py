@@ -9,8 +9,12 @@ import inspect
 import pkgutil
 from typing import Any, get_args
 
+import aiosqlite
 import pytest
 from prefect import flow_engine, results
+from prefect.client.orchestration import PrefectClient
+from prefect.events import utilities
+from prefect.events.worker import EventsWorker
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.workers.base import BaseWorker
 
@@ -22,6 +26,10 @@ PRIVATE = [
     (AsyncFlowRunEngine, "_get_flow_run_suspension_request"),
     (AsyncFlowRunEngine, "setup_flow_run_suspension_request"),
     (BaseWorker, "_get_scheduled_flow_runs"),
+    (utilities, "EventsWorker"),  # `emit_event` sends by its instance
+    (EventsWorker, "_handle"),
+    (aiosqlite.Connection, "_execute"),
+    (aiosqlite.Connection, "_conn"),
     (BaseWorker, "_description"),
 ]
 """Names that begin with an underscore, or belong to modules that are not documented."""
@@ -34,6 +42,11 @@ SHAPES = {
     AsyncFlowRunEngine.is_running: ["self"],
     AsyncFlowRunEngine.begin_run: ["self"],
     AsyncFlowRunEngine.create_flow_run: ["self", "client"],
+    AsyncFlowRunEngine.setup_run_context: ["self", "client"],
+    PrefectClient.read_flow_run: ["self", "flow_run_id"],
+    EventsWorker.send: ["self", "item"],
+    EventsWorker.attach_related_resources_from_context: ["self", "event"],
+    aiosqlite.Connection.__init__: ["self", "connector", "iter_chunk_size", "loop"],
     BaseWorker.sync_with_backend: ["self"],
     BaseWorker.get_and_submit_flow_runs: ["self"],
     BaseWorker.run: ["self", "flow_run", "configuration", "task_status"],
@@ -44,6 +57,8 @@ OF_THE_SERVER = {
     "prefect.server.database.configurations:AioSqliteConfiguration.begin_transaction": [
         *("self", "session", "with_for_update"),
     ],
+    "prefect.server.database.configurations:AioSqliteConfiguration.engine": ["self"],
+    "prefect.server.database.configurations:AioSqliteConfiguration.session": ["self", "engine"],
     "prefect.server.database.dependencies:temporary_database_config": ["tmp_database_config"],
     "prefect.server.events.actions:CallWebhook.act": ["self", "triggered_action"],
     "prefect.server.events.actions:SendNotification.act": ["self", "triggered_action"],
