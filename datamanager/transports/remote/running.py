@@ -113,6 +113,8 @@ class InstalledPrograms:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: frozenset[str] | None = None
+        self.pass_on_files = True
+        """Whether large files are read by a program there (`file_stream`); False once that did not work."""
 
     def have(self, channel: Channel, name: str) -> bool:
         """Say whether there is a shell, and an `openssl`, `sha256sum`, `curl`, a `cp` that knows --reflink, or a `head`

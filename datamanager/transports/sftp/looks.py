@@ -89,7 +89,7 @@ def same_file(wire: Wire, handle: bytes, path: str) -> FileStat:
 
 
 def require_in_place(wire: Wire, directory: str, asked: int) -> None:
-    """Take the answer to where a directory is (REALPATH, request `asked`). Raises: PathReplaced when that is elsewhere."""
+    """Take the answer (request `asked`) to where a directory is. Raises: PathReplaced when that is elsewhere."""
     _require_real(wire.take(asked), directory, directory)
 
 

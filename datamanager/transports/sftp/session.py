@@ -18,6 +18,7 @@ from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.bulk import NEW, SftpBulk
 from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
+from datamanager.transports.sftp.large_reads import LargeReader
 from datamanager.transports.sftp.looks import act_and_look, begin_look, look_at_rename, require_in_place, same_file
 from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.server_behaviour import FSYNC, STATVFS, ServerBehaviour
@@ -131,7 +132,7 @@ class SftpSession:
     def open_read(self, path: str) -> Iterator[SftpReader]:
         """Open a file for reading."""
         handle = self._handle(sftp.CMD_OPEN, path, u32(sftp.SFTP_FLAG_READ), NO_ATTRIBUTES)
-        reader = SftpReader(self._wire, handle, path)
+        reader = LargeReader(self._wire, handle, path, self._installed)
         try:
             reader.seen = same_file(self._wire, handle, path)
             yield reader
