@@ -147,7 +147,7 @@ class _Listing:
         """Return how many files were listed."""
         if not self._database.exists():
             return 0
-        words = ["sqlite3", self._database, "SELECT count(*) FROM files"]
+        words = ["sqlite3", os.fspath(self._database), "SELECT count(*) FROM files"]
         return int(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)
 
 
