@@ -115,6 +115,9 @@ class Channel(abc.ABC):
     `patience` is how many seconds a read or write may be blocked without a byte.
     """
 
+    passes_on_files = False
+    """Whether a program's output comes quicker than what is read over SFTP."""
+
     def __init__(self, patience: float) -> None:
         self.patience = patience
         self.blocked_since: float | None = None

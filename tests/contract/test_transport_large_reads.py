@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from datamanager.errors import ConnectionLost, PathReplaced, RemoteFailure, TransportTimeout
-from datamanager.machines import Machine
 from datamanager.transports.port import Session
 from datamanager.transports.remote.file_stream import FileStream
 from datamanager.transports.sftp import large_reads
-from tests.contract.conftest import MachineMaker, impatient, opened, until
+from tests.contract.conftest import impatient, opened, until
 from tests.contract.test_transport import NAMES
 from tests.support.filtered_sshd import FilteredSshd
 from tests.support.process import command_line, signal_each
@@ -50,8 +49,9 @@ def passed_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def session(ssh_machine: MachineMaker, control_dir: Path) -> Iterator[Session]:
-    with opened(ssh_machine(), control_dir) as storage, storage.session() as acquired:
+def session(server: PrivateSshd, control_dir: Path, tmp_path: Path) -> Iterator[Session]:
+    machine = server.machine("remote", tmp_path, connection="openssh")
+    with opened(machine, control_dir) as storage, storage.session() as acquired:
         yield acquired
 
 
@@ -90,6 +90,13 @@ def test_a_name_is_only_a_name(session: Session, tmp_path: Path, passed_on: list
         folder.mkdir()
         assert read(session, file_of(folder / os.fsdecode(raw), data)) == data
     assert passed_on == [MIB] * len(NAMES)
+
+
+def test_paramiko_reads_over_sftp(server: PrivateSshd, control_dir: Path, tmp_path: Path, passed_on: list[int]) -> None:
+    data, machine = os.urandom(2 * MIB), server.machine("remote", tmp_path, connection="paramiko")
+    with opened(machine, control_dir) as storage, storage.session() as session:
+        assert read(session, file_of(tmp_path / "file", data)) == data
+    assert passed_on == []
 
 
 def test_a_small_file_needs_no_program(session: Session, tmp_path: Path, passed_on: list[int]) -> None:
@@ -206,7 +213,10 @@ def test_a_machine_without_a_shell_is_read_over_sftp(
     data = os.urandom(2 * MIB)
     monkeypatch.setattr(FileStream, "ready", READY)  # no program ever says anything
     with FilteredSshd(tmp_path / "sshd", [], shell=False) as server:
-        with opened(server.machine("remote", tmp_path), control_dir) as storage, storage.session() as session:
+        with (
+            opened(server.machine("remote", tmp_path, connection="openssh"), control_dir) as storage,
+            storage.session() as session,
+        ):
             assert read(session, file_of(tmp_path / "file", data)) == data
     assert passed_on == []
 
@@ -215,14 +225,14 @@ def test_a_machine_without_a_shell_is_read_over_sftp(
 @pytest.mark.parametrize("aborted", [False, True])
 def test_a_program_that_stalls_is_given_up_and_one_that_is_aborted_at_once(
     alone: PrivateSshd,
-    alone_machine: Machine,
     own_control_dir: Path,
     passed_on: list[int],
     tmp_path: Path,
     aborted: bool,
 ) -> None:
     path = file_of(tmp_path / "file", bytes(SIZE))
-    machine = alone_machine if aborted else impatient(alone_machine)
+    machine = alone.machine("remote", tmp_path, connection="openssh")
+    machine = machine if aborted else impatient(machine)
     try:
         with opened(machine, own_control_dir) as storage, storage.session() as session:
             with session.open_read(path) as reader, pytest.raises(ConnectionLost if aborted else TransportTimeout):

@@ -47,7 +47,8 @@ class LargeReader(SftpReader):
         size = (self.seen or self.stat()).size
         end = size if length is None else min(size, offset + length)
         begin = offset
-        if end - offset >= STREAMED_FROM and self._wire.round_trip < LONG_PATH and self._installed.pass_on_files:
+        possible = self._wire.channel.passes_on_files and self._installed.pass_on_files
+        if possible and end - offset >= STREAMED_FROM and self._wire.round_trip < LONG_PATH:
             offset = yield from self._passed_on(offset, end)
         yield from super().blocks(offset, None if length is None else length - (offset - begin))
 
