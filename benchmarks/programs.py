@@ -95,7 +95,12 @@ def logged_in(machine: Machine, folder: Path) -> Iterator[Login]:
 
 def ssh(machine: Machine, *words: str) -> None:
     """Run a command on the machine, over a connection of its own."""
-    run("ssh", *_options(machine, GCM), "-p", str(machine.port), "--", str(machine.host), shlex.join(words))
+    run(*ssh_words(machine, *words))
+
+
+def ssh_words(machine: Machine, *words: str) -> list[str]:
+    """Return the command that runs a command on the machine, over a connection of its own."""
+    return ["ssh", *_options(machine, GCM), "-p", str(machine.port), "--", str(machine.host), shlex.join(words)]
 
 
 def curl_to_ssh(url: str, certificate: Path, machine: Machine, target: Path) -> None:

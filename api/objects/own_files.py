@@ -50,9 +50,10 @@ def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> li
             paths = {}
     second = second_names(dict.fromkeys(paths, end), paths, ())
     found = [file for number, file in enumerate(found) if number not in second]
-    ends = [replace(end, place=file.place) for file in found]
     others = _others(context, end, [file.place for file in found])
-    same = same_files(ends, others) if others else {}
+    if not others:
+        return found
+    same = same_files([replace(end, place=file.place) for file in found], others)
     return [file for file in found if file.place not in same]
 
 

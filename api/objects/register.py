@@ -167,7 +167,7 @@ async def register_tree(request: Request, context: In) -> Response:
     Links are not followed. Registered files are skipped, under other names too. With more than `max_files` files
     nothing is registered.
 
-    Files are registered 250 at a time, and the answer is streamed: `objects` come as they are registered. If that fails
+    Files are registered 500 at a time, and the answer is streamed: `objects` come as they are registered. If that fails
     in the middle, what is registered stays so, and the answer ends with `left`, the number of files that are not, and
     `error`, a problem document; the same request again registers the rest. With an `Idempotency-Key` the answer is sent
     when all is registered, or the problem document, with `objects` and the counts, is the answer; it is not kept.
@@ -202,14 +202,16 @@ def _walked(fields: TreeRequest, machine: Machine, storage: Storage, prefix: str
     found = []
     with storage.session() as session:
         root, canonical = tree_root(session, machine, prefix)
+        above, real, shown = (posixpath.join(one, "") if one else "" for one in (prefix, canonical, given))
         for path, stat in walk.files(session, root, prefix):
             directory = posixpath.dirname(path)
+            place = Place(machine.name, above + path)
             found.append(
                 FoundFile(
-                    place=Place(machine.name, posixpath.join(prefix, path)),
-                    path=posixpath.join(given, directory) if directory else given,
+                    place=place,
+                    path=shown + directory if directory else given,
                     facts=Facts(stat.size, verified=proved),
-                    canonical=Place(machine.name, posixpath.join(canonical, path)),
+                    canonical=place if real == above else Place(machine.name, real + path),
                 )
             )
     return found

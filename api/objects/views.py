@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, NotRequired
+from uuid import UUID
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -50,7 +51,7 @@ class ObjectView(TypedDict):
 class TreeFileView(TypedDict):
     """A file of a tree that was registered. `path` is the directory, `size` in bytes."""
 
-    uuid: str
+    uuid: UUID
     path: str
     filename: str
     size: int | None

@@ -50,6 +50,16 @@ class RemoteProgram(abc.ABC):
                 break
         return piece
 
+    def read_into(self, buffer: memoryview, timeout: float) -> int | None:
+        """Receive the next piece of its standard output into a buffer of at least 64 KiB, and return how many bytes
+        came: 0 at the end, None when none came for `timeout` seconds. Raises: as `read`.
+        """
+        piece = self.read(timeout)
+        if piece is None:
+            return None
+        buffer[: len(piece)] = piece
+        return len(piece)
+
     def write(self, data: Bytes) -> None:
         """Write all of `data` to its standard input, blocking; `data` may be reused when this returns.
 
@@ -104,6 +114,9 @@ class Channel(abc.ABC):
     One thread reads and writes; `check_stall` and `abort` may come from another.
     `patience` is how many seconds a read or write may be blocked without a byte.
     """
+
+    passes_on_files = False
+    """Whether a program's output comes quicker than what is read over SFTP."""
 
     def __init__(self, patience: float) -> None:
         self.patience = patience

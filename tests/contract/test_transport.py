@@ -6,11 +6,14 @@ import filecmp
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from paramiko.sftp import CMD_READDIR
 
 from datamanager.errors import PathExists, PathMissing, PermissionDenied, RemoteFailure
 from datamanager.transports.port import Session, Storage
+from datamanager.transports.sftp.wire import Reply, Wire
 from datamanager.transports.values import FileKind
 
 BLOCK = 255 * 1024
@@ -267,6 +270,32 @@ def test_list_dir_of_many(session: Session, tmp_path: Path) -> None:
     assert sorted(found) == sorted([*names, "link"])
     assert found[names[13]].size == 13 % 7
     assert found["link"].kind is FileKind.SYMLINK
+
+
+def test_list_dir_has_several_requests_under_way(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, most, post, take = set[int](), [0], Wire.post, Wire.take
+
+    def posted(wire: Wire, kind: int, *rest: Any) -> int:
+        number = post(wire, kind, *rest)
+        if kind == CMD_READDIR:
+            under_way.add(number)
+            most[0] = max(most[0], len(under_way))
+        return number
+
+    def taken(wire: Wire, number: int) -> Reply:
+        under_way.discard(number)
+        return take(wire, number)
+
+    monkeypatch.setattr(Wire, "post", posted)
+    monkeypatch.setattr(Wire, "take", taken)
+    for count, expected in ((10, 2), (2000, 8)):
+        for number in range(count):
+            (tmp_path / str(number)).touch()
+        assert len(list(session.list_dir(str(tmp_path)))) == count
+        assert most[0] == (expected if session.round_trip else 0)
+        assert not under_way
 
 
 def test_list_dir_can_be_left_early(session: Session, tmp_path: Path) -> None:

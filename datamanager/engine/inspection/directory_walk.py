@@ -47,15 +47,17 @@ class Walk:
 
         Raises: TooLarge for more than the limits allow; PathMissing when `root` is not there.
         """
+        above = posixpath.join(prefix, "") if prefix else ""
         pending = [""]
         while pending:
             below = pending.pop()
+            before = f"{below}/" if below else ""
             try:
                 with closing(listed(session, posixpath.join(root, below) if below else root)) as entries:
                     for name, stat in entries:
-                        path = posixpath.join(below, name)
+                        path = before + name
                         self._count()
-                        if self._nameless(name, posixpath.join(prefix, path)):
+                        if self._nameless(name, above + path):
                             continue
                         if stat.kind is FileKind.DIRECTORY:
                             if path.count("/") >= DEPTH_MAX:

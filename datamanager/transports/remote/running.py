@@ -119,6 +119,8 @@ class InstalledPrograms:
         self._found: frozenset[str] | None = None
         self._many = 0
         self._has_many = True
+        self.pass_on_files = True
+        """Whether large files are read by a program there (`file_stream`); False once that did not work."""
 
     def begin_many(self, channel: Channel) -> ManyFiles | None:
         """Start a program for many files; None where there is no shell or no python3, or enough of them run.

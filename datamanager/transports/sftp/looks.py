@@ -88,9 +88,9 @@ def same_file(wire: Wire, handle: bytes, path: str) -> FileStat:
     raise path_replaced(f"{shown(path)}: the file that was opened is not the one that has this name")
 
 
-def require_in_place(wire: Wire, directory: str) -> None:
-    """Look where a directory is. Raises: PathReplaced when that is elsewhere."""
-    _require_real(wire.call(sftp.CMD_REALPATH, string(directory)), directory, directory)
+def require_in_place(wire: Wire, directory: str, asked: int) -> None:
+    """Take the answer (request `asked`) to where a directory is. Raises: PathReplaced when that is elsewhere."""
+    _require_real(wire.take(asked), directory, directory)
 
 
 def _post_look(wire: Wire, path: str, times: int) -> list[int]:

@@ -19,6 +19,7 @@ from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.bulk import NEW, SftpBulk
 from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
+from datamanager.transports.sftp.large_reads import LargeReader
 from datamanager.transports.sftp.looks import act_and_look, begin_look, look_at_rename, require_in_place, same_file
 from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.program_bulk import ProgramBulk
@@ -44,6 +45,8 @@ from datamanager.transports.values import (
 
 T = TypeVar("T")
 
+_LISTS_AT_FIRST, _LISTS_IN_FLIGHT = 2, 8
+"""Pieces of a directory (OpenSSH's have 100 names) that are requested at once; more for one that has many."""
 _COPY_DATA = "copy-data"
 _COPY_RANGE = 128 * 1024 * 1024
 """Bytes per `copy-data`, which blocks the channel: between two of them progress is reported, and a cancellation
@@ -98,13 +101,23 @@ class SftpSession:
     def list_dir(self, path: str) -> Iterator[tuple[str, FileStat]]:
         """Yield (name, lstat) of each entry."""
         handle = self._handle(sftp.CMD_OPENDIR, path)
+        asked = deque[int]()
+        more, further = (sftp.CMD_READDIR, string(handle)), _LISTS_AT_FIRST
         try:
-            require_in_place(self._wire, path)
-            while True:
-                reply = self._wire.call(sftp.CMD_READDIR, string(handle))
+            with self._wire.joined():
+                where = self._wire.post(sftp.CMD_REALPATH, string(path))
+                asked.extend(self._wire.post(*more) for _ in range(further))
+            require_in_place(self._wire, path, where)
+            while asked:
+                reply = self._wire.take(asked.popleft())
                 if reply.code == sftp.SFTP_EOF:
-                    return
+                    further = 0  # a server that answers several at once may have names in its other answers
+                    continue
                 message = expect(reply, sftp.CMD_NAME, path).fields()
+                with self._wire.joined():
+                    while further and len(asked) < further:
+                        asked.append(self._wire.post(*more))
+                further = min(further * 2, _LISTS_IN_FLIGHT)
                 for _ in range(message.get_int()):
                     name = from_wire(message.get_string())
                     message.get_string()  # the line that `ls -l` would show
@@ -112,6 +125,7 @@ class SftpSession:
                     if name not in (".", ".."):
                         yield name, attributes
         finally:
+            self._wire.forget(asked)
             close_handle(self._wire, handle)
 
     def free_space(self, path: str) -> int | None:
@@ -128,7 +142,7 @@ class SftpSession:
     def open_read(self, path: str) -> Iterator[SftpReader]:
         """Open a file for reading."""
         handle = self._handle(sftp.CMD_OPEN, path, u32(sftp.SFTP_FLAG_READ), NO_ATTRIBUTES)
-        reader = SftpReader(self._wire, handle, path)
+        reader = LargeReader(self._wire, handle, path, self._installed)
         try:
             reader.seen = same_file(self._wire, handle, path)
             yield reader

@@ -96,6 +96,8 @@ class _Master:
 class OpenSshChannel(Channel):
     """The standard streams of one `ssh -s host sftp`."""
 
+    passes_on_files = True
+
     def __init__(self, machine: Machine, connector: OpenSshConnector, master: _Master) -> None:
         super().__init__(machine.stall_timeout)
         self._machine = machine

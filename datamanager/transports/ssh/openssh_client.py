@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import select
@@ -28,6 +29,8 @@ CONNECTION_FAILED = 255
 """ssh's own exit status, as opposed to the remote program's."""
 _GRACE = 2.0
 """Seconds for ssh to end after it took no more input."""
+_PIPE = 1 << 20
+"""Bytes of a program's output that may wait for us: ssh then writes many packets before we wake up."""
 
 
 def ssh_program() -> str | None:
@@ -150,6 +153,8 @@ class OpenSshProgram(RemoteProgram):
         self._input: int | None = None
         theirs = subprocess.DEVNULL
         self._output, output = os.pipe2(os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # one user may have so many pipes of this size; any will do
+            fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE)
         try:
             if stdin:
                 theirs, self._input = os.pipe2(os.O_CLOEXEC)
@@ -171,6 +176,14 @@ class OpenSshProgram(RemoteProgram):
         self._readable.register(self._output, select.POLLIN)
         if self._input is not None:
             self._writable.register(self._input, select.POLLOUT)
+
+    def read_into(self, buffer: memoryview, timeout: float) -> int | None:
+        """Receive the next piece of its output, what login scripts printed before it taken away, without a copy."""
+        if self._before is not None:
+            return super().read_into(buffer, timeout)
+        if not self._readable.poll(timeout * 1000):
+            return None
+        return os.readv(self._output, [buffer])
 
     def _receive(self, timeout: float) -> bytes | None:
         """Return what comes next; see RemoteProgram."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import requests
 from sqlalchemy import event, func, select, text
 
-from api.objects.tree_answer import AT_ONCE
+from api.objects.tree_answer import AT_ONCE, pause_after
 from models.database import Database
 from models.tables import DataObject
 from tests.support.catalogue import an_object
 from tests.support.live_api import LiveApi
 
 FILES = 2 * AT_ONCE + 100
+LOOKS = [0, 1, 2, 5, 10, 15, 20, 25, 25, 25, 50, 50, *[100] * 50]
+"""Milliseconds between SQLite's looks for its turn (sqliteDefaultBusyCallback)."""
 
 
 @pytest.fixture
@@ -180,3 +183,12 @@ def test_a_failure_of_the_first_part_registers_nothing(tree: LiveApi, key: str |
         answer = register_tree(tree, key)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert registered(tree) == set()
+
+
+@pytest.mark.parametrize("held", [0, 1, 20, 39, 41, 60, 99, 101, 140, 250, 900])
+def test_pause_after_leaves_a_turn_to_who_waited_since_then(held: int) -> None:
+    pause = pause_after(held / 1000) * 1000
+    assert 40 <= pause <= 100
+    for since in range(held + 1):
+        looks = [since + look for look in accumulate(LOOKS)]
+        assert any(held <= look <= held + pause for look in looks), f"{since} of {held} ms"
