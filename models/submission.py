@@ -25,7 +25,7 @@ from datamanager.domain.requests import (
     MoveRequest,
     TransferTerms,
 )
-from datamanager.domain.states import ObjectStatus, TransferKind
+from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import InternalError, InvalidRequest, ObjectHeld
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
@@ -123,6 +123,8 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
         priority=request.fields.priority.value,
         flow_run_id=request.flow_run_id,
         reason=request.reason,
+        status=TransferStatus.QUEUED.value,
+        sequence=0,
         created=now(session),
     )
     _schedule(transfer, request.fields)
@@ -136,11 +138,11 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
         case _:
             _enter_one(session, machines, transfer, request)
     session.add(transfer)
-    session.flush()
-    if request.sealed is not None:
-        keep_secrets(session, transfer.id, request.sealed)
     post_request(session, transfer)
     post_transfer_event(session, transfer, "queued", {})
+    session.flush()  # once: its row has the number of the event already
+    if request.sealed is not None:
+        keep_secrets(session, transfer.id, request.sealed)
     wake(session, "queued")
     return transfer
 
