@@ -52,7 +52,7 @@ class Claim:
 class Figure:
     """What was wanted and what was reached: `reached` is the median of `values`, one per round.
 
-    `unit` is `×` for ratios (at least `wanted`) or `MiB` (at most `wanted`).
+    `unit` is `×` for ratios or `/s` for rates (at least `wanted`), or such as `MiB` (at most `wanted`).
     """
 
     group: str
@@ -71,7 +71,12 @@ class Figure:
     @property
     def ok(self) -> bool:
         """Whether what is wanted is reached."""
-        return self.reached >= self.wanted if self.unit == "×" else self.reached <= self.wanted
+        return self.reached >= self.wanted if self.at_least else self.reached <= self.wanted
+
+    @property
+    def at_least(self) -> bool:
+        """Whether more is better."""
+        return self.unit in ("×", "/s")
 
 
 @dataclass(frozen=True, slots=True)

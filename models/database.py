@@ -31,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import Insert
 
 from datamanager.errors import CatalogueFull, CatalogueUnavailable, QueryTooSlow, SettingsError
-from models.turn import Turn
+from models.writer_turns import WriterTurns
 
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
 LET_OTHERS = 0.1
@@ -83,7 +83,7 @@ class Database:
         else:
             _prepare_postgresql(self.engine)
         self._writing = self.engine.execution_options(dm_write=True)
-        self._turn = None if file is None else Turn(file)
+        self._turns = None if file is None else WriterTurns(file)
 
     @contextmanager
     def read(self, within: timedelta | None = None) -> Iterator[Session]:
@@ -121,8 +121,8 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
-        if self._turn is not None:
-            self._turn.close()
+        if self._turns is not None:
+            self._turns.close()
 
     def require_space(self) -> None:
         """Find out whether the disk is full, as far as this host can see it. Raises: CatalogueFull."""
@@ -130,7 +130,7 @@ class Database:
             raise CatalogueFull(NO_SPACE)
 
     def _in_turn(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._turn is None else self._turn.within(BUSY_TIMEOUT)
+        return nullcontext() if self._turns is None else self._turns.within(BUSY_TIMEOUT)
 
     @contextmanager
     def _translated(self, within: timedelta | None = None) -> Iterator[None]:

@@ -37,7 +37,7 @@ from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
 from models.archive.submission import enter_activate, enter_archive
 from models.batches.submission import enter_items
-from models.core.outbox import post_request, post_transfer_event
+from models.core.outbox import post_submitted
 from models.database import now, wake
 from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
@@ -137,10 +137,9 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
             enter_activate(session, machines, transfer, fields, request.object_id)
         case _:
             _enter_one(session, machines, transfer, request)
-    session.add(transfer)
-    post_request(session, transfer)
-    post_transfer_event(session, transfer, "queued", {})
-    session.flush()  # once: its row has the number of the event already
+    post_submitted(session, transfer)
+    session.add(transfer)  # once: its row has the number of the event already
+    session.flush()
     if request.sealed is not None:
         keep_secrets(session, transfer.id, request.sealed)
     wake(session, "queued")

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.race import WrongResult
 
+CLIENTS = 16
 PATIENCE = 60.0
 """Seconds without any answer after which the benchmark fails."""
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
@@ -27,8 +28,9 @@ def request_bytes(method: str, path: str, port: int, body: Any = None) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + data
 
 
-def seconds_for(port: int, requests: Sequence[bytes], clients: int) -> float:
+def seconds_for(port: int, requests: Sequence[bytes], *, clients: int = CLIENTS, busy_again: bool = False) -> float:
     """Send requests over so many connections, on each the next one once the answer is there; return the seconds.
+    `busy_again`: one that is answered 503 is sent again.
 
     Raises: WrongResult when one is not answered with success.
     """
@@ -38,7 +40,7 @@ def seconds_for(port: int, requests: Sequence[bytes], clients: int) -> float:
         for _ in range(clients):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            selector.register(connection, selectors.EVENT_READ, _Exchange(connection))
+            selector.register(connection, selectors.EVENT_READ, _Exchange(connection, busy_again))
         exchanges = [key.data for key in selector.get_map().values()]
         begun = time.perf_counter()
         busy = sum(exchange.send(todo) for exchange in exchanges)
@@ -56,24 +58,27 @@ def seconds_for(port: int, requests: Sequence[bytes], clients: int) -> float:
 class _Exchange:
     """One connection and the answer that it waits for."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, busy_again: bool) -> None:
         self._connection = connection
-        self._answer = b""
+        self._busy_again = busy_again
+        self._request = self._answer = b""
 
     def send(self, todo: Iterator[bytes]) -> bool:
         """Send the next request, if there is one."""
-        request = next(todo, None)
-        if request is not None:
-            self._connection.sendall(request)
-        return request is not None
+        self._request = next(todo, b"")
+        self._connection.sendall(self._request)
+        return bool(self._request)
 
     def answered(self) -> bool:
-        """Read what has come; say whether the answer is whole. Raises: WrongResult."""
+        """Read what has come; say whether the request is done. Raises: WrongResult."""
         data = self._connection.recv(65536)
         self._answer += data
         head, end, body = self._answer.partition(b"\r\n\r\n")
         if end and (length := _LENGTH.search(head + b"\r\n")) and len(body) >= int(length[1]):
             answer, self._answer = self._answer, b""
+            if self._busy_again and answer.startswith(b"HTTP/1.1 503"):
+                self._connection.sendall(self._request)
+                return False
             if not answer.startswith(b"HTTP/1.1 2"):
                 raise WrongResult(answer.decode(errors="replace"))
             return True

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import requests
 
+from benchmarks.control.clients import request_bytes, seconds_for
 from benchmarks.control.ours import PATIENCE, SIZE
 from benchmarks.race import WrongResult
 from tests.support.ports import free_port
@@ -87,6 +89,17 @@ class Stock:
         self._wait(runs)
         return time.perf_counter() - begin
 
+    def submit_at_once(self, count: int) -> float:
+        """Ask for runs by many clients at once; return the seconds until all are accepted. They wait in the queue."""
+        port, path = urlsplit(self.url).port or 0, f"/api/deployments/{self._deployment}/create_flow_run"
+        bodies = ({"parameters": self._parameters()} for _ in range(count))
+        requests = [request_bytes("POST", path, port, body) for body in bodies]
+        return seconds_for(port, requests, busy_again=True)
+
+    def pause(self) -> None:
+        """Let runs wait in the queue from now on."""
+        self._pause(True)
+
     def _wait(self, runs: Sequence[str]) -> None:
         deadline = time.perf_counter() + PATIENCE
         while self._count(runs, ENDED) < len(runs):
@@ -100,9 +113,11 @@ class Stock:
         return int(self._ask("POST", "flow_runs/count", {"flow_runs": wanted}))
 
     def _submit(self) -> str:
-        parameters = {"base_dir": str(self._files), "source": "source", "dest": f"copies/{next(self._names)}"}
-        made = self._ask("POST", f"deployments/{self._deployment}/create_flow_run", {"parameters": parameters})
-        return str(made["id"])
+        body = {"parameters": self._parameters()}
+        return str(self._ask("POST", f"deployments/{self._deployment}/create_flow_run", body)["id"])
+
+    def _parameters(self) -> dict[str, str]:
+        return {"base_dir": str(self._files), "source": "source", "dest": f"copies/{next(self._names)}"}
 
     def _deploy(self) -> str:
         made = self._ask(

@@ -21,7 +21,7 @@ LOOK_EVERY = 0.002  # seconds
 _BUSY = "the catalogue is busy: another writer does not end"
 
 
-class Turn:
+class WriterTurns:
     """The turns of one database's writers. Safe to share between threads.
 
     The locks are those of flock(2) on two empty files beside the database: a process that dies releases them.
