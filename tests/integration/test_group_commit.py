@@ -7,6 +7,7 @@ import contextvars
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,8 +24,10 @@ from models.core import group_commit
 from models.core.group_commit import Outcome, commit_group
 from models.database import Database
 from models.objects.catalogue import Facts, register_object
+from models.objects.namesakes import has_namesake
+from models.submission import submit
 from models.tables import Claim, DataObject, MachineSeen, OutboxMessage
-from tests.support.bookkeeping import place
+from tests.support.bookkeeping import MACHINES, order, place, register
 
 pytestmark = pytest.mark.dialect
 
@@ -150,6 +153,24 @@ def test_group_that_takes_long_leaves_the_rest(database: Database, monkeypatch: 
     monkeypatch.setattr(group_commit, "HELD", 0.0)
     assert len(commit_group(database, [enter("a"), enter("b"), enter("c")])) == 1
     assert kept(database) == (["a"],) * 4
+
+
+def test_requests_of_a_group_have_few_statements(database: Database) -> None:
+    source, statements = register(database, "in/source"), list[str]()
+    event.listen(database.engine, "before_cursor_execute", lambda _c, _r, statement, *_: statements.append(statement))
+
+    def entered(session: Session, name: str) -> UUID:
+        there = place(f"in/{name}")
+        assert not has_namesake(session, there)
+        return register_object(session, RegisterRequest(filename=name, path="in", machine="alpha"), there, Facts(5))
+
+    for changes, most in (
+        ([partial(entered, name=name) for name in "abcdefgh"], 6),
+        ([partial(submit, machines=MACHINES, request=order("copy", source, name)) for name in "abcdefgh"], 8),
+    ):
+        statements.clear()
+        assert [outcome.error for outcome in commit_group(database, changes)] == [None] * 8
+        assert sum(not statement.startswith("BEGIN") for statement in statements) <= 8 * most, statements[: 2 * most]
 
 
 # --- the queue of an API ---
