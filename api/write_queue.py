@@ -8,7 +8,6 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
@@ -40,8 +39,12 @@ class WriteQueue:
         back. Raises: CatalogueUnavailable and what `change` raises; nothing of it was changed then.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        # what it logs has the request's identifier
-        self._waiting.append((partial(contextvars.copy_context().run, change), done))
+        request = contextvars.copy_context()  # what the change logs has the request's identifier
+
+        def of_request(session: Session) -> T:
+            return request.run(change, session)
+
+        self._waiting.append((of_request, done))
         if self._working is None:
             self._working = asyncio.create_task(self._work(), context=contextvars.Context())
         return await done

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass, replace
-from functools import partial
 from uuid import UUID
 
 import structlog
@@ -84,9 +83,7 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
         if fields.verify != "none":
             raise
 
-    def enter(session: CatalogueSession, *, compared: bool) -> UUID | None:
-        if not compared and has_namesake(session, place):
-            return None
+    def enter(session: CatalogueSession) -> UUID:
         new = register_object(
             session, fields, place, seen.facts, canonical=seen.canonical, provisional=seen.canonical is None
         )
@@ -96,11 +93,17 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
         slot.attach(session, new)
         return new
 
-    # hardly ever is there an object of that name, so this is looked up where it is entered
-    new = None if seen.folds else await context.writing(partial(enter, compared=seen.canonical is None))
+    def enter_first(session: CatalogueSession) -> UUID | None:
+        return None if has_namesake(session, place) else enter(session)
+
+    new = None
+    if seen.canonical is not None and not seen.folds:
+        # hardly ever is there an object of that name, so this is looked up where it is entered
+        new = await context.writing(enter_first)
     if new is None:
-        await context.on_machine(machine.name, lambda: require_own_file(context, end))
-        new = await context.writing(partial(enter, compared=True))
+        if seen.canonical is not None:
+            await context.on_machine(machine.name, lambda: require_own_file(context, end))
+        new = await context.writing(enter)
     context.notify_relay()
     return new
 

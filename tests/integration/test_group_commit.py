@@ -182,7 +182,8 @@ def test_write_queue_shares_transactions_in_the_order_of_requests(database: Data
 
     def change(session: Session) -> int:
         order.append(who.get())
-        return enter(f"{who.get():03}")(session) and who.get()
+        enter(f"{who.get():03}")(session)
+        return who.get()
 
     async def request(queue: WriteQueue, number: int) -> int:
         who.set(number)  # as the request's identifier, which the log has

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import fcntl
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import pytest
 from sqlalchemy import select
 
 from datamanager.errors import CatalogueUnavailable
-from models import writer_turns
 from models.database import Database
 from models.tables import MachineSeen
 from models.writer_turns import WriterTurns
@@ -31,26 +31,36 @@ with turns.within(60):
 
 def test_turn_goes_to_who_waits(tmp_path: Path) -> None:
     greedy, other = WriterTurns(tmp_path / "c.db"), WriterTurns(tmp_path / "c.db")  # as two processes
-    rounds, taken = 50, list[str]()
+    has_it, done = threading.Event(), threading.Event()
 
-    def take(mine: WriterTurns, name: str, begun: threading.Event) -> None:
-        for _ in range(rounds):
-            with mine.within(60):
-                taken.append(name)
-                begun.set()
-                threading.Event().wait(2 * writer_turns.LOOK_EVERY)  # the other one has come meanwhile
+    def write() -> None:
+        with other.within(60):
+            has_it.set()
+            assert done.wait(60)
 
-    with ThreadPoolExecutor(2) as pool:
-        begun = threading.Event()
-        first = pool.submit(take, greedy, "greedy", begun)
-        begun.wait(60)
-        pool.submit(take, other, "other", begun).result()
-        first.result()
-    both = taken[taken.index("other") :][: rounds - 5]
-    # who ends a turn and asks again at once hardly ever has it before who waited
-    assert sum(one == following for one, following in itertools.pairwise(both)) <= len(both) // 4
+    with ThreadPoolExecutor(1) as pool:
+        with greedy.within(60):
+            writing = pool.submit(write)
+            while not _is_locked(tmp_path / "c.db-next"):
+                time.sleep(0.01)
+        with pytest.raises(CatalogueUnavailable), greedy.within(0):  # it asks again at once
+            pass
+        assert has_it.wait(60)
+        done.set()
+        writing.result()
+    with greedy.within(60):
+        pass
     greedy.close()
     other.close()
+
+
+def _is_locked(file: Path) -> bool:
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_turn_of_a_killed_process_is_free(tmp_path: Path) -> None:
