@@ -73,8 +73,7 @@ class _Exchange:
         """Read what has come; say whether the request is done. Raises: WrongResult."""
         data = self._connection.recv(65536)
         self._answer += data
-        head, end, body = self._answer.partition(b"\r\n\r\n")
-        if end and (length := _LENGTH.search(head + b"\r\n")) and len(body) >= int(length[1]):
+        if _is_whole(self._answer):
             answer, self._answer = self._answer, b""
             if self._busy_again and answer.startswith(b"HTTP/1.1 503"):
                 self._connection.sendall(self._request)
@@ -83,5 +82,11 @@ class _Exchange:
                 raise WrongResult(answer.decode(errors="replace"))
             return True
         if not data:
-            raise WrongResult("the server closed the connection")
+            raise WrongResult(f"the server closed the connection; it sent {self._answer[:500]!r}")
         return False
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head + b"\r\n")
+    return bool(end) and (body.endswith(b"0\r\n\r\n") if length is None else len(body) >= int(length[1]))

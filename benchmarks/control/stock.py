@@ -39,7 +39,12 @@ class Stock:
         self.url = f"http://127.0.0.1:{port}/api"
         home = folder / "prefect"
         home.mkdir()
-        env = clean_environment(**prefect_environment(home), PREFECT_API_URL=self.url, PREFECT_WORKER_QUERY_SECONDS="1")
+        given = {
+            "PREFECT_API_URL": self.url,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "60",  # a client of the benchmark never connects again
+        }
+        env = clean_environment(**prefect_environment(home), **given)
         prefect = [sys.executable, "-m", "prefect"]
         server = [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         worker = [*prefect, "worker", "start", "--type", "process", "--pool", POOL, "--limit", str(AT_ONCE)]
