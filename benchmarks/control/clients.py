@@ -28,9 +28,8 @@ def request_bytes(method: str, path: str, port: int, body: Any = None) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + data
 
 
-def seconds_for(port: int, requests: Sequence[bytes], *, clients: int = CLIENTS, busy_again: bool = False) -> float:
+def seconds_for(port: int, requests: Sequence[bytes], *, clients: int = CLIENTS) -> float:
     """Send requests over so many connections, on each the next one once the answer is there; return the seconds.
-    `busy_again`: one that is answered 503 is sent again.
 
     Raises: WrongResult when one is not answered with success.
     """
@@ -40,7 +39,7 @@ def seconds_for(port: int, requests: Sequence[bytes], *, clients: int = CLIENTS,
         for _ in range(clients):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            selector.register(connection, selectors.EVENT_READ, _Exchange(connection, busy_again))
+            selector.register(connection, selectors.EVENT_READ, _Exchange(connection))
         exchanges = [key.data for key in selector.get_map().values()]
         begun = time.perf_counter()
         busy = sum(exchange.send(todo) for exchange in exchanges)
@@ -58,16 +57,15 @@ def seconds_for(port: int, requests: Sequence[bytes], *, clients: int = CLIENTS,
 class _Exchange:
     """One connection and the answer that it waits for."""
 
-    def __init__(self, connection: socket.socket, busy_again: bool) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._busy_again = busy_again
-        self._request = self._answer = b""
+        self._answer = b""
 
     def send(self, todo: Iterator[bytes]) -> bool:
         """Send the next request, if there is one."""
-        self._request = next(todo, b"")
-        self._connection.sendall(self._request)
-        return bool(self._request)
+        request = next(todo, b"")
+        self._connection.sendall(request)
+        return bool(request)
 
     def answered(self) -> bool:
         """Read what has come; say whether the request is done. Raises: WrongResult."""
@@ -75,9 +73,6 @@ class _Exchange:
         self._answer += data
         if _is_whole(self._answer):
             answer, self._answer = self._answer, b""
-            if self._busy_again and answer.startswith(b"HTTP/1.1 503"):
-                self._connection.sendall(self._request)
-                return False
             if not answer.startswith(b"HTTP/1.1 2"):
                 raise WrongResult(answer.decode(errors="replace"))
             return True
