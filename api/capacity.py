@@ -127,11 +127,11 @@ class ThreadLimits:
     machines: dict[str, MachineSlots]
 
     @classmethod
-    def of(cls, machines: Machines, writers: int) -> ThreadLimits:
+    def of(cls, machines: Machines) -> ThreadLimits:
         """Return the limits of a process with these machines."""
         return cls(
             CapacityLimiter(READERS),
-            CapacityLimiter(writers),
+            CapacityLimiter(WRITERS),
             CapacityLimiter(STREAMS),
             Slots(NAMES, LOOK_PATIENCE, lambda: ServerBusy("the name server does not answer")),
             Slots(PREFECT, LOOK_PATIENCE, lambda: OrchestratorUnavailable("the Prefect server does not answer")),

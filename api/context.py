@@ -19,9 +19,10 @@ from fastapi import Depends
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
-from api.capacity import WRITERS, ClientStreams, ThreadLimits
+from api.capacity import ClientStreams, ThreadLimits
+from api.notifier import Notifier
+from api.write_queue import WriteQueue
 from datamanager.machines import Machines
-from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
@@ -47,6 +48,8 @@ class Context:
     streams: ClientStreams
     notify_relay: Callable[[], None]
     """Called, from the event loop, after something was put into the outbox."""
+    write_queue: WriteQueue
+    notifier: Notifier
     keys: dict[str, asyncio.Future[StoredAnswer | None]] = field(default_factory=dict)
     """Idempotency keys that a request of this process works under, and its answer once it has finished (None: the key
     is to be looked at again)."""
@@ -70,12 +73,16 @@ class Context:
         return await run_sync(_in_session, self.database.read, work, limiter=self.limits.readers)
 
     async def writing(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in a thread as one writing transaction. Raises: CatalogueUnavailable and what `work` raises."""
-        return await run_sync(_in_session, self.database.write, work, limiter=self.limits.writers)
+        """Run `work` in a thread, committed or undone as one. On SQLite it may share its transaction with others
+        (`models.core.group_commit`). Raises: CatalogueUnavailable and what `work` raises.
+        """
+        if self.database.is_postgresql:
+            return await run_sync(_in_session, self.database.write, work, limiter=self.limits.writers)
+        return await self.write_queue.run(work)
 
-    async def notify_movers(self, topic: str) -> None:
-        """Have the movers of this host look at the queue, or at what `topic` names."""
-        await run_sync(notify, self.run_directory, "mover", topic)
+    def notify_movers(self, topic: str) -> None:
+        """Have the movers of this host look soon at the queue, or at what `topic` names."""
+        self.notifier.notify(topic)
 
     async def on_machine(self, name: str, work: Callable[[], T], *, long: bool = False) -> T:
         """Run `work`, which talks to a machine, in a thread; `long`: it takes as long as files are large or many.
@@ -105,8 +112,6 @@ def make_context(
     notify_relay: Callable[[], None] = lambda: None,
 ) -> Context:
     """Put the dependencies together; nothing is connected yet. `notify_relay`: see Context."""
-    # SQLite has one writer at a time: waiting here is first come, first served, in its busy handler it is random
-    writers = WRITERS if database.is_postgresql else 1
     return Context(
         name=f"api-{uuid4().hex[:12]}",
         settings=settings,
@@ -114,14 +119,16 @@ def make_context(
         database=database,
         storages=storages,
         guard=EgressGuard(settings.download_allow, settings.download_deny),
-        limits=ThreadLimits.of(machines, writers),
+        limits=ThreadLimits.of(machines),
         streams=ClientStreams(settings.streams_per_client),
         notify_relay=notify_relay,
+        write_queue=WriteQueue(database),
+        notifier=Notifier(settings.home / "run"),
     )
 
 
-def context_of(request: Request) -> Context:
-    """Return the context of the app that serves the request."""
+async def context_of(request: Request) -> Context:
+    """Return the context of the app that serves the request. Asynchronous, or FastAPI would take a thread for it."""
     context: Context = request.app.state.context
     return context
 

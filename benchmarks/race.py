@@ -52,7 +52,7 @@ class Claim:
 class Figure:
     """What was wanted and what was reached: `reached` is the median of `values`, one per round.
 
-    `unit` is `×` for ratios or `/s` for rates (at least `wanted`), or `MiB` and the like (at most `wanted`).
+    `unit` is `×` for ratios or `/s` for rates (at least `wanted`), or such as `MiB` (at most `wanted`).
     """
 
     group: str
@@ -71,11 +71,11 @@ class Figure:
     @property
     def ok(self) -> bool:
         """Whether what is wanted is reached."""
-        return self.reached >= self.wanted if self.more_is_better else self.reached <= self.wanted
+        return self.reached >= self.wanted if self.at_least else self.reached <= self.wanted
 
     @property
-    def more_is_better(self) -> bool:
-        """Whether `wanted` is the least."""
+    def at_least(self) -> bool:
+        """Whether more is better."""
         return self.unit in ("×", "/s")
 
 

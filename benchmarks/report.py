@@ -124,7 +124,7 @@ def _figure_rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
             figure.what,
             figure.ours,
             figure.against,
-            f"{'≥' if figure.more_is_better else '<'} {figure.wanted:g} {figure.unit.removesuffix('×')}".rstrip(),
+            f"{'≥' if figure.at_least else '<'} {figure.wanted:g} {figure.unit.strip('×')}".rstrip(),
             f"{figure.reached:.2f}" if figure.unit == "×" else f"{figure.reached:.0f} {figure.unit}",
             _spread(figure),
             "ok" if figure.ok else "short",

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import psycopg
 import structlog
-from sqlalchemy import Connection, CursorResult, Engine, Table, create_engine, event, func, insert, select
+from sqlalchemy import Connection, CursorResult, Engine, Executable, Table, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -31,6 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import Insert
 
 from datamanager.errors import CatalogueFull, CatalogueUnavailable, QueryTooSlow, SettingsError
+from models.writer_turns import WriterTurns
 
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
 LET_OTHERS = 0.1
@@ -73,7 +74,8 @@ class Database:
         self.url = url
         self.full = False
         """Whether the last writing that failed or worked found the database's disk full."""
-        self._folder = Path(url.partition(":///")[2].partition("?")[0]).parent if sqlite_file else None
+        file = Path(url.partition(":///")[2].partition("?")[0]) if sqlite_file else None
+        self._folder = None if file is None else file.parent
         self.is_postgresql = not sqlite_file
         self.engine = create_engine(url, **options)
         if sqlite_file:
@@ -81,8 +83,7 @@ class Database:
         else:
             _prepare_postgresql(self.engine)
         self._writing = self.engine.execution_options(dm_write=True)
-        # SQLite's own waiting is polling with pauses; threads of one process queue here instead
-        self._turn: AbstractContextManager[None] | _Turn = _Turn() if sqlite_file else nullcontext()
+        self._turns = None if file is None else WriterTurns(file)
 
     @contextmanager
     def read(self, within: timedelta | None = None) -> Iterator[Session]:
@@ -103,7 +104,7 @@ class Database:
         """
         with (
             self._translated(),
-            self._turn,
+            self._in_turn(),
             Session(self._writing, expire_on_commit=False) as session,
             session.begin(),
         ):
@@ -112,18 +113,24 @@ class Database:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Open a bare connection in one writing transaction; for migrations. Raises: CatalogueUnavailable."""
-        with self._translated(), self._turn, self._writing.begin() as connection:
+        """Open a bare connection in one writing transaction, as `write` does."""
+        with self._translated(), self._in_turn(), self._writing.begin() as connection:
             yield connection
+        self._note(full=False)
 
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+        if self._turns is not None:
+            self._turns.close()
 
     def require_space(self) -> None:
         """Find out whether the disk is full, as far as this host can see it. Raises: CatalogueFull."""
         if self._folder is not None and not _has_room(self._folder):
             raise CatalogueFull(NO_SPACE)
+
+    def _in_turn(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._turns is None else self._turns.within(BUSY_TIMEOUT)
 
     @contextmanager
     def _translated(self, within: timedelta | None = None) -> Iterator[None]:
@@ -140,20 +147,6 @@ class Database:
             (log.error if full else log.info)(
                 "catalogue_full" if full else "catalogue_has_space", code=CatalogueFull.code
             )
-
-
-class _Turn:
-    """A lock that nobody waits for longer than the busy timeout."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=BUSY_TIMEOUT):
-            raise CatalogueUnavailable("the catalogue is busy: another writer does not end")
-
-    def __exit__(self, *_exc: object) -> None:
-        self._lock.release()
 
 
 async def read(database: Database, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
@@ -216,16 +209,26 @@ def insert_free(
     The unique index decides the race, not a SELECT before it. On PostgreSQL this waits for a rival's transaction to
     end.
     """
-    table, dialect = table_of(model), postgresql if on_postgresql(session) else sqlite
+    return session.execute(_insert_free(model, columns, postgres=on_postgresql(session)), rows).all()
+
+
+@cache  # a statement's key among the compiled ones takes longer than many a statement
+def _insert_free(model: type[DeclarativeBase], columns: tuple[str, ...], *, postgres: bool) -> Executable:
+    table, dialect = table_of(model), postgresql if postgres else sqlite
     statement: Insert = dialect.insert(table).on_conflict_do_nothing()
     # not by rowcount: it is -1 where SQLAlchemy asks for a generated key itself
-    return session.execute(statement.returning(*(table.c[name] for name in columns)), rows).all()
+    return statement.returning(*(table.c[name] for name in columns))
 
 
 def insert_rows(session: Session, model: type[DeclarativeBase], rows: Sequence[dict[str, Any]]) -> None:
     """Insert rows by one statement, if there are any."""
     if rows:
-        session.execute(insert(table_of(model)), rows)
+        session.execute(_insert(model), rows)
+
+
+@cache
+def _insert(model: type[DeclarativeBase]) -> Insert:
+    return insert(table_of(model))
 
 
 def table_of(model: type[DeclarativeBase]) -> Table:

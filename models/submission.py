@@ -25,7 +25,7 @@ from datamanager.domain.requests import (
     MoveRequest,
     TransferTerms,
 )
-from datamanager.domain.states import ObjectStatus, TransferKind
+from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import InternalError, InvalidRequest, ObjectHeld
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
@@ -38,7 +38,7 @@ from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
 from models.archive.submission import enter_activate, enter_archive
 from models.batches.item_admission import JudgedItem
 from models.batches.submission import enter_items, judge_items
-from models.core.outbox import post_request, post_transfer_event
+from models.core.outbox import post_submitted
 from models.database import now, wake
 from models.objects.catalogue import get_object, lock_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
@@ -135,6 +135,8 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
         priority=request.fields.priority.value,
         flow_run_id=request.flow_run_id,
         reason=request.reason,
+        status=TransferStatus.QUEUED.value,
+        sequence=0,
         created=now(session),
     )
     _schedule(transfer, request.fields)
@@ -147,12 +149,11 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
             enter_activate(session, machines, transfer, fields, request.object_id)
         case _:
             _enter_one(session, machines, transfer, request)
-    session.add(transfer)
+    post_submitted(session, transfer)
+    session.add(transfer)  # once: its row has the number of the event already
     session.flush()
     if request.sealed is not None:
         keep_secrets(session, transfer.id, request.sealed)
-    post_request(session, transfer)
-    post_transfer_event(session, transfer, "queued", {})
     wake(session, "queued")
     return transfer
 

@@ -109,7 +109,7 @@ async def mutate(
         response = await context.writing(lambda session: change(session, slot))
         context.notify_relay()
         if notify is not None:
-            await context.notify_movers(notify)
+            context.notify_movers(notify)
         return response
 
     return await once(context, request, await read_request(request, OurRequest) if fields is None else fields, work)

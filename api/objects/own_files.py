@@ -22,18 +22,12 @@ SAMPLE = 50
 """Files of a tree by which it is judged whether its machine folds names."""
 
 
-def require_own_file(context: Context, end: Endpoint) -> str | None:
-    """Check that a file is none that a registered object has under another name; return where the machine's bundles are
-    (`bundles_directory`).
-
-    Raises: DestinationExists; what the transports raise.
+def require_own_file(context: Context, end: Endpoint) -> None:
+    """Check that a file is none that a registered object has under another name. Raises: DestinationExists; what the
+    transports raise.
     """
     for same in same_files([end], _others(context, end, [end.place])).values():
         raise DestinationExists(f"{end.place} is the file of the registered object {same}")
-    if not end.machine.archive:
-        return None
-    with end.storage.session() as session:
-        return bundles_directory(session, end.machine)
 
 
 def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> list[FoundFile]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import structlog
@@ -27,12 +27,14 @@ from datamanager.domain.requests import RegisterRequest, TreeRequest
 from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.inspection.directory_walk import Walk, tree_root
-from datamanager.engine.path_confinement import confined, relative
+from datamanager.engine.path_confinement import confined, followed, real_base, relative
+from datamanager.engine.single.other_names import bundles_directory, has_other_spelling
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
 from models.objects.catalogue import Facts, FoundFile, register_object
+from models.objects.namesakes import has_namesake
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 log = structlog.get_logger(__name__)
@@ -74,48 +76,66 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
     end = Endpoint(place, machine, context.storages.get(machine.name))
-    facts, canonical = Facts(fields.size), None
+    seen = Seen(Facts(fields.size))
     try:
-        facts, canonical = await context.on_machine(
-            machine.name, lambda: verify(fields, machine, end.storage, place), long=fields.verify == "hash"
-        )
+        seen = await context.on_machine(machine.name, lambda: look(fields, end), long=fields.verify == "hash")
     except errors.MachineUnavailable:  # too much waits for it already
         if fields.verify != "none":
             raise
-    bundles = None
-    if canonical is not None:
-        bundles = await context.on_machine(machine.name, lambda: require_own_file(context, end))
 
     def enter(session: CatalogueSession) -> UUID:
-        new = register_object(session, fields, place, facts, canonical=canonical, provisional=canonical is None)
-        for one in (place, canonical or place):  # a bundle's own place was claimed
+        new = register_object(
+            session, fields, place, seen.facts, canonical=seen.canonical, provisional=seen.canonical is None
+        )
+        for one in (place, seen.canonical or place):  # a bundle's own place was claimed
             require_outside_archive(machine, one.path)
-            require_outside_archive(machine, one.path, bundles)
+            require_outside_archive(machine, one.path, seen.bundles)
         slot.attach(session, new)
         return new
 
-    new = await context.writing(enter)
+    def enter_first(session: CatalogueSession) -> UUID | None:
+        return None if has_namesake(session, place) else enter(session)
+
+    new = None
+    if seen.canonical is not None and not seen.folds:
+        # hardly ever is there an object of that name, so this is looked up where it is entered
+        new = await context.writing(enter_first)
+    if new is None:
+        if seen.canonical is not None:
+            await context.on_machine(machine.name, lambda: require_own_file(context, end))
+        new = await context.writing(enter)
     context.notify_relay()
     return new
 
 
-def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: Place) -> tuple[Facts, Place | None]:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at a file brought. `canonical`: its place, another one than it was asked by where linked directories
+    lead to it; None when its machine could not be looked at. `bundles`: where the machine's bundles are
+    (`bundles_directory`). `folds`: the machine finds it by another spelling too.
+    """
+
+    facts: Facts
+    canonical: Place | None = None
+    bundles: str | None = None
+    folds: bool = False
+
+
+def look(request: RegisterRequest, end: Endpoint) -> Seen:
     """Look at the file as `request.verify` asks; blocks, for long when the file is to be hashed.
 
-    Returns what is known of it, and its canonical place: another one than `place` where linked directories lead to it.
-
-    A machine that can't be reached proves nothing and prevents nothing: the facts then are the client's own, and the
-    canonical place is None. With `verify=none` one that can't be used counts as one that can't be reached.
+    A machine that can't be reached proves nothing and prevents nothing: the facts then are the client's own. With
+    `verify=none` one that can't be used counts as one that can't be reached.
 
     Raises: SourceMissing (no regular file there), RegisteredSizeMismatch, PathNotAllowed (a link leads out),
     SourceChanged (while it was hashed), and the errors of a machine that answers but can't be used.
     """
-    facts, unseen = Facts(request.size), request.verify == "none"
+    facts, unseen, machine, place = Facts(request.size), request.verify == "none", end.machine, end.place
     try:
-        with storage.session() as session:
-            if not unseen:
-                facts = _seen(request, session, confined(session, machine, place.path), place)
+        with end.storage.session() as session:
             own = confined(session, machine, place.path, follow=False)
+            if not unseen:
+                facts = _seen(request, session, machine, own, place)
             canonical = Place(machine.name, relative(session, machine, own))
     except errors.TransportError as exc:
         if isinstance(exc, errors.PathMissing) and not unseen:
@@ -123,12 +143,17 @@ def verify(request: RegisterRequest, machine: Machine, storage: Storage, place: 
         if not (unseen or isinstance(exc, _AWAY)):
             raise
         log.warning("registered_unverified", machine=machine.name, code=exc.code)
-        return Facts(request.size), None
-    return facts, canonical
+        return Seen(Facts(request.size))
+    with end.storage.session() as session:
+        bundles = bundles_directory(session, machine)
+        return Seen(facts, canonical, bundles, has_other_spelling(session, machine, [place.path]))
 
 
-def _seen(request: RegisterRequest, session: Session, path: str, place: Place) -> Facts:
-    found = session.stat(path)
+def _seen(request: RegisterRequest, session: Session, machine: Machine, own: str, place: Place) -> Facts:
+    path, found = own, session.lstat(own)
+    if found.kind is FileKind.SYMLINK:
+        path = followed(session, machine, real_base(session, machine), place.path, own)
+        found = session.stat(path)
     if found.kind is not FileKind.FILE:
         raise errors.SourceMissing(f"{place} is a {found.kind.value}, not a regular file")
     if request.size is not None and request.size != found.size:

@@ -161,7 +161,7 @@ async def start_run(request: Request, context: In) -> Response:
             return json_response(view, 202, {"Location": f"/DM/retention/runs/{run}"})
 
         response = await context.writing(enter)
-        await context.notify_movers("queued")
+        context.notify_movers("queued")
         return response
 
     return await once(context, request, fields, work)

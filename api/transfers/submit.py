@@ -69,7 +69,7 @@ async def _submit(context: Context, wanted: TransferRequest, slot: Slot) -> UUID
 
     task = await context.writing(enter)
     context.notify_relay()
-    await context.notify_movers("queued")
+    context.notify_movers("queued")
     return task
 
 

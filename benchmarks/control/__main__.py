@@ -23,8 +23,10 @@ def main() -> int:
     parser.add_argument("--waiting", type=int, default=1000, help="transfers that wait for a machine that is away")
     parser.add_argument("--runs", type=int, default=5000, help="runs that memory must not grow by")
     parser.add_argument("--shared", type=int, default=2000, help="copies in the queue that may share runs, ours")
+    parser.add_argument("--requests", type=int, default=2000, help="requests of many clients at once in a round")
     options, console = parser.parse_args(), Console()
-    scale = Scale(options.copies, options.queued, options.stock_queued, options.waiting, options.runs, options.shared)
+    lone = options.copies, options.queued, options.stock_queued, options.waiting, options.runs
+    scale = Scale(*lone, options.shared, options.requests)
     course = Course("bench-control", options, console)
 
     def measure(name: str) -> Outcome:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.control import rates
 from benchmarks.control.ours import Ours
 from benchmarks.control.stock import Stock
 from benchmarks.race import Figure, Outcome, Tell, Timing
@@ -22,7 +23,8 @@ EACH_WAY = 100
 @dataclass(frozen=True, slots=True)
 class Scale:
     """`copies` one by one a round, by each contender; `queued` ones of ours and `stock_queued` of the stock worker,
-    which is slower; `waiting` for a machine that is away; `runs` that memory must not grow by."""
+    which is slower; `waiting` for a machine that is away; `runs` that memory must not grow by; `requests` of many
+    clients at once."""
 
     copies: int
     queued: int
@@ -31,6 +33,7 @@ class Scale:
     runs: int
     shared: int
     """Copies in the queue that may share runs, ours."""
+    requests: int
 
 
 def start(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:
@@ -203,4 +206,6 @@ GROUPS: dict[str, Callable[[Path, Scale, int, Tell], Outcome]] = {
     "shared": shared,
     "away": away,
     "memory": memory,
+    "submit": lambda folder, scale, rounds, tell: rates.submit(folder, scale.requests, rounds, tell),
+    "register": lambda folder, scale, rounds, tell: rates.register(folder, scale.requests, rounds, tell),
 }

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
+from benchmarks.control.clients import request_bytes, seconds_for
 from benchmarks.race import WrongResult
 from datamanager.client import Client
 from datamanager.domain.states import TransferStatus
@@ -101,6 +102,22 @@ class Ours:
         """Ask for a copy of the object; return its task."""
         return self.client.start_copy(self.object, machine, f"copies/{next(self._names)}", **fields)
 
+    def submit_at_once(self, count: int) -> float:
+        """Ask for copies by many clients at once; return the seconds until all are accepted."""
+        port, path = self.service.port, f"/DM/async/copy/{self.object}"
+        bodies = ({"machine": HERE, "dest": f"copies/{next(self._names)}"} for _ in range(count))
+        return seconds_for(port, [request_bytes("POST", path, port, body) for body in bodies])
+
+    def register_at_once(self, count: int) -> float:
+        """Register files, which are made before, by many clients at once; return the seconds."""
+        folder = f"registered/{next(self._names)}"
+        (self._files / folder).mkdir(parents=True)
+        names = [f"{next(self._names)}" for _ in range(count)]
+        for name in names:
+            (self._files / folder / name).write_bytes(b"x")
+        port, bodies = self.service.port, (described(HERE, folder, name) for name in names)
+        return seconds_for(port, [request_bytes("PUT", "/DM/register", port, body) for body in bodies])
+
     def run_queued(self, count: int, *, shared: bool = False) -> float:
         """Let copies queue, then run them all; return the seconds from when they may run to the end of the last one.
 
@@ -141,6 +158,13 @@ class Ours:
             for hold in queue.take(session, "benchmark", LEASE, 100_000):
                 outcomes.fail(session, hold, Cancelled("the benchmark goes on"))
 
+    def wait_idle(self) -> None:
+        """Wait until the mover works at nothing."""
+        deadline = time.perf_counter() + PATIENCE
+        while self._count(Transfer.owner.is_not(None), Transfer.ended.is_(None)):
+            _require_before(deadline)
+            time.sleep(LOOK_EVERY * 5)
+
     def mover_memory(self) -> float:
         """Return the MiB that the mover has resident."""
         (pid,) = self.service.mover_pids()
@@ -154,6 +178,12 @@ class Ours:
     def _count(self, *where: object) -> int:
         with self.database.read() as session:
             return session.scalar(select(func.count()).select_from(Transfer).where(*where)) or 0  # type: ignore[arg-type]
+
+
+def described(machine: str, path: str, name: str) -> dict[str, Any]:
+    """Return what a client says of a file of one byte."""
+    texts = {"description": "a file of the benchmark", "originator": "benchmark", "group": "benchmark"}
+    return {"machine": machine, "path": path, "filename": name, "size": 1, "metadata": {"run": "1"}, **texts}
 
 
 def _require_before(deadline: float) -> None:

@@ -19,7 +19,7 @@ from models import migrate
 from models.database import Database
 from models.tables import DataObject
 
-MEASURED = "0018_list_indexes"
+MEASURED = "0014_list_indexes"
 """The migration that makes the indexes of lists."""
 CHUNK = 5000
 COLUMNS = (

@@ -15,7 +15,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.errors import PathReplaced
-from models.database import affected, now
+from models.database import affected, insert_rows, now
 from models.many_rows import insert_many
 from models.tables import OutboxMessage, Transfer
 
@@ -39,12 +39,17 @@ def cloud_event(kind: str, subject: UUID, time: datetime, data: dict[str, Any], 
     }
 
 
-def post_request(session: Session, transfer: Transfer) -> None:
-    """Notify the movers of a new transfer (queue `dm.requests`)."""
-    body = cloud_event("dm.transfer.requested", transfer.id, now(session), {"transfer": str(transfer.id)})
-    session.add(
-        OutboxMessage(exchange="", routing_key=REQUESTS_QUEUE, subject=transfer.id, body=body, created=transfer.created)
-    )
+def post_submitted(session: Session, transfer: Transfer) -> None:
+    """Notify the movers of a new transfer (queue `dm.requests`) and post that it is queued, by one statement."""
+    body = cloud_event("dm.transfer.requested", transfer.id, transfer.created, {"transfer": str(transfer.id)})
+    event, data, extensions = _transfer_event(transfer, "queued", {})
+    told = cloud_event(event, transfer.id, transfer.created, data, **extensions)
+    messages = (("", REQUESTS_QUEUE, body), (EVENTS_EXCHANGE, event, told))
+    rows = [
+        {"exchange": exchange, "routing_key": key, "subject": transfer.id, "body": text, "created": transfer.created}
+        for exchange, key, text in messages
+    ]
+    insert_rows(session, OutboxMessage, rows)
 
 
 def post_transfer_event(session: Session, transfer: Transfer, what: str, data: dict[str, Any]) -> None:
@@ -52,9 +57,14 @@ def post_transfer_event(session: Session, transfer: Transfer, what: str, data: d
 
     `transfer` must belong to the session.
     """
+    event, data, extensions = _transfer_event(transfer, what, data)
+    post_event(session, event, transfer.id, data, **extensions)
+
+
+def _transfer_event(transfer: Transfer, what: str, data: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
     transfer.sequence += 1
     data = _facts(transfer) | data
-    post_event(session, f"dm.transfer.{what}", transfer.id, data, sequence=f"{transfer.sequence:010d}")
+    return f"dm.transfer.{what}", data, {"sequence": f"{transfer.sequence:010d}"}
 
 
 def _facts(transfer: Any) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import hashlib
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import bindparam, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus
 from datamanager.errors import DestinationExists, InternalError, ObjectBusy
-from models.database import affected, insert_if_free, insert_rows, now
+from models.database import affected, insert_if_free, insert_rows, now, table_of
 from models.tables import Bundle, BundleMember, Claim, DataObject
 
 
@@ -100,9 +100,16 @@ def place_key(place: Place) -> str:
     return hashlib.sha256(str(place).encode()).hexdigest()
 
 
+_CLAIMS = table_of(Claim)
+_CLAIMED = (  # made once: it is asked for each transfer
+    select(_CLAIMS.c.id)
+    .where(_CLAIMS.c.object_id == bindparam("object_id"), _CLAIMS.c.mode == bindparam("mode"))
+    .limit(1)
+)
+
+
 def _is_claimed(session: Session, object_id: UUID, mode: str) -> bool:
-    query = select(Claim.id).where(Claim.object_id == object_id, Claim.mode == mode).limit(1)
-    return session.scalar(query) is not None
+    return session.execute(_CLAIMED, {"object_id": object_id, "mode": mode}).first() is not None
 
 
 def release_parts(session: Session, objects: Sequence[UUID]) -> None:

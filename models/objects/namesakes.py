@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.bundle_model import manifest_place
 from datamanager.domain.location import Place, folded
 from datamanager.domain.states import BundleStatus, ObjectStatus
+from models.database import table_of
 from models.objects.bulk_claims import rows_in
 from models.tables import Bundle, DataObject
 
@@ -43,6 +44,21 @@ def namesakes(
     return list(found)
 
 
+def has_namesake(session: Session, place: Place) -> bool:
+    """Say whether there are any `namesakes` of a place on machines that do not fold names."""
+    if session.execute(_NAMED, {"name": place.name}).first() is not None:
+        return True
+    return any(_bundles(session, [place.name]))
+
+
+_OBJECTS = table_of(DataObject)
+_NAMED = (  # made once: it is asked for each file that is registered
+    select(_OBJECTS.c.id)
+    .where(_OBJECTS.c.filename == bindparam("name"), _OBJECTS.c.status == ObjectStatus.ACTIVE.value)
+    .limit(1)
+)
+
+
 def _bundles(session: Session, names: Sequence[str]) -> Iterable[Place]:
     """Return the places of bundles, or of their manifests, that have one of these names."""
     known = set[UUID]()
@@ -51,6 +67,8 @@ def _bundles(session: Session, names: Sequence[str]) -> Iterable[Place]:
             known.add(UUID(name.partition(".")[0]))
         except ValueError:
             continue
+    if not known:
+        return
     there = select(Bundle.id, Bundle.machine, Bundle.place).where(Bundle.status != BundleStatus.REMOVED.value)
     for bundle, machine, path in rows_in(session, there, Bundle.id, known):
         place = Place(machine, path)

@@ -117,7 +117,8 @@ def test_sqlite_files_are_their_owners_alone(tmp_path: Path) -> None:
             migrate.upgrade(database)
             modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob(f"{name}*")}
             database.close()
-            assert modes == dict.fromkeys((name, f"{name}-wal", f"{name}-shm"), 0o600)
+            names = (name, *(f"{name}-{part}" for part in ("wal", "shm", "next", "turn")))
+            assert modes == dict.fromkeys(names, 0o600)
     finally:
         os.umask(was)
 

@@ -23,7 +23,7 @@ from tests.support.postgres import Databases
 
 pytestmark = pytest.mark.dialect
 
-BEFORE = str(ScriptDirectory(migrate.FOLDER).get_revision("0019_rollups").down_revision)
+BEFORE = str(ScriptDirectory(migrate.FOLDER).get_revision("0015_rollups").down_revision)
 KEY = ("machine", "group", "status")
 
 keys = st.fixed_dictionaries(

@@ -59,9 +59,9 @@ MODEL_FAULTS = (
     ),
     Fault(
         "outbox: a request is not posted to the movers",
-        "models/submission.py",
-        "    post_request(session, transfer)\n",
-        "",
+        "models/core/outbox.py",
+        '    messages = (("", REQUESTS_QUEUE, body), (EVENTS_EXCHANGE, event, told))\n',
+        "    messages = ((EVENTS_EXCHANGE, event, told),)\n",
         (
             "tests/integration/test_catalogue_transfers.py::"
             "test_a_request_is_one_row_its_claims_and_its_messages[sqlite]",

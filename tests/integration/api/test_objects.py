@@ -14,9 +14,10 @@ from uuid import UUID, uuid4
 import pytest
 import requests
 
-from api.objects.register import verify
+from api.objects.register import Seen, look
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
+from datamanager.engine.attempt import Endpoint
 from datamanager.errors import MachineUnavailable
 from models.objects.catalogue import Facts, NewRow, add_objects
 from tests.support.catalogue import empty_catalogue
@@ -128,8 +129,8 @@ def test_a_machine_that_cannot_be_reached_is_no_obstacle(api: LiveApi) -> None:
     storage = api.storages.get("gone")
     with pytest.raises(MachineUnavailable), storage.session():
         pass
-    place = Place("gone", "f")
-    assert verify(fields, api.machines["gone"], storage, place) == (Facts(None), None)
+    end = Endpoint(Place("gone", "f"), api.machines["gone"], storage)
+    assert look(fields, end) == Seen(Facts(None))
 
 
 def test_places_outside_the_base_directory_are_refused(api: LiveApi) -> None:

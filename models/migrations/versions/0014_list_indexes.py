@@ -17,8 +17,8 @@ from alembic import op
 
 from models.migrations.columns import create_partial_index
 
-revision = "0018_list_indexes"
-down_revision = "0012_not_kept"
+revision = "0014_list_indexes"
+down_revision = "0013_shared_runs"
 
 NEW: dict[str, list[Any]] = {
     "ix_objects_date_modified": ["date_modified", "id"],

@@ -8,8 +8,8 @@ from alembic import op
 from models.migrations.columns import BYTE_ORDERED, MACHINE_NAME, SERIAL, STATUS
 from models.tables.object_triggers import SQLITE, STATEMENTS
 
-revision = "0019_rollups"
-down_revision = "0012_not_kept"
+revision = "0015_rollups"
+down_revision = "0014_list_indexes"
 
 
 def upgrade() -> None:

@@ -6,8 +6,8 @@ from alembic import op
 
 from models.migrations.columns import create_partial_index
 
-revision = "0020_housekeeping"
-down_revision = "0019_rollups"
+revision = "0016_housekeeping"
+down_revision = "0015_rollups"
 
 VACUUMED = ("transfers", "outbox")
 SETTINGS = {"autovacuum_vacuum_scale_factor": "0.01", "vacuum_index_cleanup": "on"}
