@@ -55,7 +55,8 @@ def glob_range(glob: str) -> Conditions:
     """Return what the beginning of a glob says of the names in the order of their bytes; nothing if it has none."""
     beginning = re.split(r"[*?]", glob, maxsplit=1)[0]
     if beginning == glob:
-        return [DataObject.filename == glob]
+        # not equal: by a column of one value PostgreSQL takes a page's rows for unordered, and sorts them
+        return [DataObject.filename >= glob, DataObject.filename <= glob]
     if not beginning:
         return []
     return [DataObject.filename >= beginning, *(DataObject.filename < end for end in _after_all(beginning))]
