@@ -1,5 +1,5 @@
-"""Items of a batch by chunks, of which a few are under way at once: while the machines work for one, another one's
-files are read, and a third is written into the catalogue. Memory holds the chunks that are under way, no more.
+"""Items of a batch by chunks, of which two are under way at once: while the machines or the catalogue work for one,
+another one's files are read. Memory holds the chunks that are under way, no more.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from flows.runtime.transfer_run import TransferRun
 
 TOGETHER = 1000
 """Items of a chunk: so many that what is done once for each (directories looked at, transactions) is little."""
-AT_ONCE = 3
-"""Chunks under way at once."""
+AT_ONCE = 2
+"""Chunks under way at once: more of them wait for the interpreter's lock (measured on two cores)."""
 
 log = logging.getLogger(__name__)
 Report = Callable[[Sequence[Any], ItemsChunk], None]
