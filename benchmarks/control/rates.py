@@ -6,51 +6,40 @@ from pathlib import Path
 
 from benchmarks.control.clients import CLIENTS
 from benchmarks.control.ours import HERE, Ours
-from benchmarks.control.stock import Stock
 from benchmarks.control.tutorial import Tutorial
 from benchmarks.race import Figure, Outcome, Tell, Timing
 
-OURS, STOCK, TUTORIAL = "the Data Manager", "Prefect's create_flow_run", "FastAPI's tutorial application"
+OURS, TUTORIAL = "the Data Manager", "FastAPI's tutorial application"
 WARM_UP = 100
 """Requests before the first that counts."""
-SLOWER = 5
-"""Of Prefect's server a round has so many times fewer requests: each takes that much longer."""
 
 
 def submit(folder: Path, requests: int, rounds: int, tell: Tell) -> Outcome:
     """Time submissions of single copies: while they wait in the queue, and while the mover works at them."""
-    fewer = max(WARM_UP, requests // SLOWER)
-    waiting, working, stock_took = list[float](), list[float](), list[float]()
-    with Ours(folder / "ours") as ours, Stock(folder / "stock") as stock:
-        stock.pause()
+    waiting, working = list[float](), list[float]()
+    with Ours(folder / "ours") as ours:
         ours.client.drain_machine(HERE)
         ours.submit_at_once(WARM_UP)
-        stock.submit_at_once(WARM_UP)
         for number in range(1, rounds + 1):
             waiting.append(ours.submit_at_once(requests) / requests)
             ours.forget_queued()
-            stock_took.append(stock.submit_at_once(fewer) / fewer)
             ours.client.undrain_machine(HERE)
             working.append(ours.submit_at_once(requests) / requests)
             ours.client.drain_machine(HERE)
             ours.forget_queued()
             ours.wait_idle()
-            told = f"{1 / waiting[-1]:.0f}/s, with the mover at work {1 / working[-1]:.0f}/s"
-            tell(f"submit {number}: {told}, Prefect {1 / stock_took[-1]:.0f}/s")
+            tell(f"submit {number}: {1 / waiting[-1]:.0f}/s, with the mover at work {1 / working[-1]:.0f}/s")
     what = f"single async copies submitted, {CLIENTS} clients"
-    ratios = tuple(theirs / mine for mine, theirs in zip(waiting, stock_took, strict=True))
     return Outcome(
         (
             Figure("submit", f"{what}, which wait", OURS, "–", 400, _per_second(waiting), "/s"),
             Figure("submit", f"{what}, the mover at work", OURS, "–", 400, _per_second(working), "/s"),
-            Figure("submit", f"{what}, which wait", OURS, STOCK, 4, ratios),
         ),
         (
             Timing("submit", OURS, tuple(waiting), 1, "requests"),
             Timing("submit", f"{OURS}, the mover at work", tuple(working), 1, "requests"),
-            Timing("submit", STOCK, tuple(stock_took), 1, "requests"),
         ),
-        STOCK,
+        OURS,
     )
 
 

@@ -7,14 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import requests
 
-from benchmarks.control.clients import CLIENTS
 from benchmarks.control.ours import PATIENCE, SIZE
 from benchmarks.race import WrongResult
 from tests.support.ports import free_port
@@ -40,11 +38,7 @@ class Stock:
         self.url = f"http://127.0.0.1:{port}/api"
         home = folder / "prefect"
         home.mkdir()
-        given = {
-            "PREFECT_API_URL": self.url,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-        }
-        env = clean_environment(**prefect_environment(home), **given)
+        env = clean_environment(**prefect_environment(home), PREFECT_API_URL=self.url, PREFECT_WORKER_QUERY_SECONDS="1")
         prefect = [sys.executable, "-m", "prefect"]
         server = [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         worker = [*prefect, "worker", "start", "--type", "process", "--pool", POOL, "--limit", str(AT_ONCE)]
@@ -105,17 +99,6 @@ class Stock:
         self._wait(runs)
         return time.perf_counter() - begin
 
-    def submit_at_once(self, count: int) -> float:
-        """Ask for runs by many clients at once; return the seconds until all are accepted. They wait in the queue."""
-        begin = time.perf_counter()
-        with ThreadPoolExecutor(CLIENTS) as clients:  # its connections end now and then: `requests` makes them anew
-            list(clients.map(lambda _: self._submit(), range(count)))
-        return time.perf_counter() - begin
-
-    def pause(self) -> None:
-        """Let runs wait in the queue from now on."""
-        self._pause(True)
-
     def _wait(self, runs: Sequence[str]) -> None:
         deadline = time.perf_counter() + PATIENCE
         while self._count(runs, ENDED) < len(runs):
@@ -129,11 +112,9 @@ class Stock:
         return int(self._ask("POST", "flow_runs/count", {"flow_runs": wanted}))
 
     def _submit(self) -> str:
-        body = {"parameters": self._parameters()}
-        return str(self._ask("POST", f"deployments/{self._deployment}/create_flow_run", body)["id"])
-
-    def _parameters(self) -> dict[str, str]:
-        return {"base_dir": str(self._files), "source": "source", "dest": f"copies/{next(self._names)}"}
+        parameters = {"base_dir": str(self._files), "source": "source", "dest": f"copies/{next(self._names)}"}
+        made = self._ask("POST", f"deployments/{self._deployment}/create_flow_run", {"parameters": parameters})
+        return str(made["id"])
 
     def _deploy(self) -> str:
         made = self._ask(
