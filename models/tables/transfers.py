@@ -119,9 +119,9 @@ class Transfer(Base):
         Index("ix_transfers_created", "created", "id"),
         # without the rest: SQLite would read all that has not ended by it, instead of by the index of what is wanted
         partial("ix_transfers_ended", "ended", where="ended IS NOT NULL"),
-        EARLY_VACUUM,
         partial("uq_transfers_flow_run_id", "flow_run_id", where="shared_run IS NULL", unique=True),
         partial("ix_transfers_shared", "flow_run_id", where="shared_run IS NOT NULL"),
+        EARLY_VACUUM,
     )
 
 
