@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import os
 import sys
 import threading
@@ -46,9 +45,10 @@ def main() -> int:
     given = parser.parse_args()
     configure_logging()
     import_module("deployments.mover.service")  # takes seconds; with --deploy while the Prefect server starts
+    from deployments.composition import spare_what_stays
     from deployments.mover.worker import MoverWorker
 
-    gc.freeze()  # what was imported stays: to look through it for garbage costs a busy mover a fifth of its time
+    spare_what_stays()
     worker = MoverWorker(work_queues=given.work_queue)
     try:
         if given.deploy:

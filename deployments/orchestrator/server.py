@@ -114,6 +114,7 @@ def main() -> int:
             PrefectGuardMiddleware(create_app(final=True), _with_own_address(settings)),
             host=given.host,
             port=given.port,
+            http="h11",  # what Prefect is tried with; uvicorn would take httptools, which the API has
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=CLOSE_WITHIN,
             log_level="warning",

@@ -14,7 +14,6 @@ from tests.faults.judging import Facts
 from tests.faults.trial import Trial
 from tests.support.hearing import Heard
 
-BATCH = "batch"
 """The column of the results."""
 ITEMS, SIZE = 120, 100 * 2**10
 """So many that a program on the machine does the work, and bytes of each."""

@@ -22,9 +22,9 @@ from tests.faults.plant import SOURCE, Plant
 from tests.support.hearing import Heard
 
 KINDS = (TransferKind.COPY, TransferKind.MOVE, TransferKind.GETEXTERNAL)
-SHARED = "shared"
-COLUMNS = (*KINDS, SHARED)
-"""The table's columns: transfers that go alone, by kind, and those that share a run."""
+SHARED, BATCH = "shared", "batch"
+COLUMNS = (*KINDS, SHARED, BATCH)
+"""The table's columns: transfers that go alone, by kind, those that share a run, and the items of a batch."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of fcntl.h and linux/fs.h
 OLD = 3600.0
 """Seconds since a source was last changed: SFTP tells whole seconds, so a change must be seen to be one."""

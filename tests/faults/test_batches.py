@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.batch_trial import BATCH, OF_BATCHES, BatchTrial
+from tests.faults.batch_trial import OF_BATCHES, BatchTrial
+from tests.faults.cells import BATCH
 from tests.faults.evidence import keep
 from tests.faults.judging import violations
 from tests.faults.plant import Plant
