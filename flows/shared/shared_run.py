@@ -23,7 +23,7 @@ from datamanager.engine.control import USER_STOPS, Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError, LeaseLost, MachineUnavailable
 from flows.runtime.lifecycle import settle_failure
 from flows.runtime.monitor import NOTE_EVERY, PATIENCE
-from flows.runtime.progress import ProgressArtifact
+from flows.runtime.progress import SHOW_AFTER, ProgressArtifact
 from flows.runtime.reachability import note_unreachable
 from flows.runtime.services import Services, SharedGroup
 from flows.runtime.tasks import PAUSES
