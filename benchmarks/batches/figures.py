@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import programs
+from benchmarks.batches import registering
+from benchmarks.batches.accepting import Given, accepting, repeating
 from benchmarks.batches.ours import Batches
 from benchmarks.figures.small import Tree
 from benchmarks.race import Claim, Contender, Figure, Outcome, Race, Tell, Timing
@@ -158,6 +160,25 @@ def memory(stage: Stage, scale: Scale, rounds: int, tell: Tell) -> Outcome:  # n
     return Outcome((Figure("memory", what, OURS, "–", 64, (most - before,), "MiB"),))
 
 
+def accept(stage: Stage, scale: Scale, rounds: int, tell: Tell) -> Outcome:
+    """Time the answer to a batch, before anything is copied."""
+    with _running(stage, put(stage), scale.files) as (way, _, service):
+        return accepting(Given(service.client, way.source, TREE, way.target, scale.files), rounds, tell)
+
+
+def repeat(stage: Stage, scale: Scale, rounds: int, tell: Tell) -> Outcome:
+    """Copy again what is there already."""
+    with _running(stage, put(stage), scale.files) as (way, files, service):
+
+        def rsync() -> None:
+            programs.rsync(
+                way.target, f"{files.source}/", programs.remote(way.target, way.target_folder / "rsync"), "-a"
+            )
+
+        given = Given(service.client, way.source, TREE, way.target, scale.files)
+        return repeating(given, rsync, rounds, tell)
+
+
 @contextmanager
 def _running(stage: Stage, way: Way, count: int, per_folder: int = 100) -> Iterator[tuple[Way, Copies, Batches]]:
     files = Copies(way.source_folder / TREE, way.target_folder)
@@ -216,5 +237,9 @@ GROUPS: dict[str, Callable[[Stage, Scale, int, Tell], Outcome]] = {
     "get": partial(race, "get", get, _NEAR),
     "relay": partial(race, "relay", relay, _NEAR),
     "put-20ms": partial(race, "put-20ms", put_distant, _DISTANT),
+    "accept": accept,
+    "repeat": repeat,
+    "trees": registering.here,
+    "trees-ssh": registering.over_ssh,
     "memory": memory,
 }

@@ -39,6 +39,7 @@ from flows.runtime.transfer_run import WAITED, Traces, TransferRun, attempt_stat
 from models.database import write
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
+from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.cancel_pause import note_partial
 from models.transfers.lookup import REQUEST_OF_KIND, by_flow_run, get_transfer
@@ -84,7 +85,7 @@ async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterat
     hold = await _acquire_lease(parts, kind, transfer, request, flow_run)
     run: TransferRun | None = None
     try:
-        row = await write(parts.database, queue.begin, hold, flow_run)
+        row = await _begin(parts, hold, flow_run)
         run = TransferRun(parts, hold, row, parts.running[hold])
         make_current(run)
         if row.past_commit_point:
@@ -126,7 +127,7 @@ async def _acquire_lease(
     parts: Services, kind: TransferKind, transfer: UUID | None, request: TransferRequest | None, flow_run: UUID
 ) -> queue.TransferLease:
     """Return the lease under which this run works: the mover's; or one that is taken as soon as the run's machines have
-    room for it and the catalogue is there: a run must not fail for either."""
+    room for it and the catalogue is there, for which no run must fail."""
     if (hold := parts.by_run.get(flow_run)) is not None:  # for this flow: see `deployments.mover.flow_runner`
         parts.running.setdefault(hold, Control())
         return hold
@@ -134,6 +135,16 @@ async def _acquire_lease(
         try:
             return await asyncio.to_thread(_try_lease, parts, kind, transfer, request, flow_run)
         except (_MachineFull, CatalogueUnavailable):
+            await asyncio.sleep(NOTE_EVERY)
+
+
+async def _begin(parts: Services, hold: queue.TransferLease, flow_run: UUID) -> Transfer:
+    """Note that the run has begun, as soon as the catalogue is there. Raises: LeaseLost, also when that took too
+    long."""
+    while True:
+        try:
+            return await write(parts.database, queue.begin, hold, flow_run)
+        except CatalogueUnavailable:
             await asyncio.sleep(NOTE_EVERY)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, cast, delete, func, select, union_all, update
+from sqlalchemy import ColumnElement, delete, func, select, type_coerce, union_all, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from datamanager.domain.states import ObjectStatus
 from models.database import affected, insert_rows, on_postgresql, take_turns
 from models.tables import ObjectChange, ObjectTotal
+from models.tables.base import Sum
 
 FOLDED_AT_ONCE = 10_000
 """Noted changes that are added to the totals by one transaction."""
 _LOCK = 0x646D746F7461  # "dmtota", of `take_turns`; no other number of ours
+_PART = 2**32
 _KEY = ("machine", "group", "status")
 _SUMS = ("objects", "bytes", "hashed")
 
@@ -28,7 +30,7 @@ def totals_by(session: Session, *columns: InstrumentedAttribute[Any], **equal: s
         *(select(*(getattr(table, name) for name in names)).filter_by(**equal) for table in tables)
     ).subquery()
     keys = [noted.c[column.key] for column in columns]
-    sums = [_sum(noted.c[name]) for name in _SUMS]
+    sums = [_sum(session, noted.c[name]) for name in _SUMS]
     query = select(*keys, *sums).group_by(*keys).having(sums[0] != 0).order_by(*keys)
     return session.execute(query).all()
 
@@ -49,7 +51,7 @@ def fold(session: Session, limit: int = FOLDED_AT_ONCE) -> int:
     some = select(ObjectChange.id).order_by(ObjectChange.id).limit(limit)
     key, sums = ([getattr(ObjectChange, name) for name in names] for names in (_KEY, _SUMS))
     gone = delete(ObjectChange).where(ObjectChange.id.in_(some)).returning(*key, *sums).cte("gone")
-    added = [func.count().label("folded"), *(_sum(gone.c[name]) for name in _SUMS)]
+    added = [func.count().label("folded"), *(_sum(session, gone.c[name]) for name in _SUMS)]
     keys = [gone.c[name] for name in _KEY]
     folded = 0
     for row in session.execute(select(*keys, *added).group_by(*keys)).mappings().all():
@@ -61,6 +63,9 @@ def fold(session: Session, limit: int = FOLDED_AT_ONCE) -> int:
     return folded
 
 
-def _sum(column: ColumnElement[int]) -> ColumnElement[int]:
-    """Sum a column; PostgreSQL's own type of that has decimals."""
-    return cast(func.sum(column), BigInteger).label(column.key)
+def _sum(session: Session, column: ColumnElement[int]) -> ColumnElement[int]:
+    """Sum a column. On SQLite in parts: it refuses a sum beyond 64 bits."""
+    summed: ColumnElement[int] = func.sum(column)
+    if not on_postgresql(session):
+        summed = func.sum(column.op("/")(_PART)) * _PART + func.sum(column.op("%")(_PART))
+    return type_coerce(summed, Sum).label(column.key)

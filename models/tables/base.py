@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, Integer, MetaData, String, Text, Uuid, text
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, Integer, MetaData, Numeric, String, Text, Uuid, text
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
@@ -50,6 +50,21 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Sum(TypeDecorator[int]):
+    """A whole number that may be beyond 64 bits: of sizes that clients name. SQLite rounds it there."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Return NUMERIC for PostgreSQL."""
+        return dialect.type_descriptor(Numeric(38, 0) if dialect.name == "postgresql" else BigInteger())
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
+        """Return a number without decimals."""
+        return None if value is None else int(value)
 
 
 class Base(DeclarativeBase):

@@ -1,6 +1,6 @@
 """The triggers that keep the totals of objects (`models.tables.totals`).
 
-Migration 0019 makes them. A change is a new statement beside these, and a new migration. A migration that has SQLite
+Migration 0015 makes them. A change is a new statement beside these, and a new migration. A migration that has SQLite
 make `objects` anew (Alembic's batch mode) must make them again.
 """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from sqlalchemy import DDL, BigInteger, Index, event
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables.base import Base, ByteOrdered, MachineName, Serial, Status
+from models.tables.base import Base, ByteOrdered, MachineName, Serial, Status, Sum
 from models.tables.object_triggers import STATEMENTS
 from models.tables.objects import DataObject
 
@@ -24,7 +24,7 @@ class _Counted:
     group: Mapped[str] = mapped_column("group", ByteOrdered)
     status: Mapped[str] = mapped_column(Status)
     objects: Mapped[int] = mapped_column(BigInteger)
-    bytes: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(Sum)
     """An unknown size counts as 0."""
     hashed: Mapped[int] = mapped_column(BigInteger)
     """Objects with a checksum."""

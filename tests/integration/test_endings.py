@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -25,7 +26,7 @@ from datamanager.errors import (
 from datamanager.settings import load_settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
-from flows.runtime.lifecycle import _acquire_lease, _record_failure
+from flows.runtime.lifecycle import _acquire_lease, _begin, _record_failure
 from flows.runtime.services import Services
 from models.batches import results as batch_results
 from models.database import Database
@@ -39,6 +40,7 @@ from tests.integration.test_batches import FACTS, batch
 from tests.support.bookkeeping import LEASE, MACHINES, begin, order, register, submit
 from tests.support.postgres import Postgres
 
+T = TypeVar("T")
 INTENT = {"size": 5, "sha256": None, "mtime": 1}
 
 
@@ -143,19 +145,19 @@ def test_a_run_waits_for_a_catalogue_that_is_away(tmp_path: Path) -> None:
         upgrade(database)
         services = parts_of(database, tmp_path)
         transfer, run = submit(database, order("copy", register(database, "a"), "b")), uuid4()
-        with database.write() as session:
-            hold = queue.take(session, "mover", LEASE, 1, only=transfer)[0]
-        services.by_run[run] = hold
 
-        async def held_again() -> TransferLease:
+        async def as_soon_as_it_is_there(step: Coroutine[Any, Any, T]) -> T:
             server.stop()
-            beginning = asyncio.create_task(_acquire_lease(services, TransferKind.COPY, transfer, None, run))
+            beginning = asyncio.create_task(step)
             done, _ = await asyncio.wait([beginning], timeout=2)
             assert not done, beginning
             await asyncio.to_thread(server.start)
             return await asyncio.wait_for(beginning, 60)
 
-        assert asyncio.run(held_again()) == hold
+        acquiring = _acquire_lease(services, TransferKind.COPY, transfer, None, run)
+        hold = asyncio.run(as_soon_as_it_is_there(acquiring))
+        assert hold.transfer == transfer
+        assert asyncio.run(as_soon_as_it_is_there(_begin(services, hold, run))).flow_run_id == run
         services.storages.close()
         database.close()
 

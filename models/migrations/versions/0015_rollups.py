@@ -22,17 +22,19 @@ def upgrade() -> None:
             sa.Column("group", BYTE_ORDERED, nullable=False),
             sa.Column("status", STATUS, nullable=False),
             sa.Column("objects", sa.BigInteger(), nullable=False),
-            sa.Column("bytes", sa.BigInteger(), nullable=False),
+            sa.Column("bytes", sa.BigInteger().with_variant(sa.Numeric(38, 0), "postgresql"), nullable=False),
             sa.Column("hashed", sa.BigInteger(), nullable=False),
             sa.PrimaryKeyConstraint("id", name=f"pk_{table}"),
         )
     op.create_index("ix_object_totals_group", "object_totals", ["group"], postgresql_using="hash")
     for statement in STATEMENTS[op.get_bind().dialect.name]:  # from the first on nobody else writes to objects
         op.execute(statement)
+    # in parts: SQLite refuses a sum beyond 64 bits
     op.execute(
         'INSERT INTO object_totals (machine, "group", status, objects, bytes, hashed) '
-        'SELECT machine, "group", status, count(*), coalesce(sum(size), 0), count(checksum) FROM objects '
-        'GROUP BY machine, "group", status'
+        'SELECT machine, "group", status, count(*), '
+        "coalesce(sum(size / 4294967296) * 4294967296 + sum(size % 4294967296), 0), count(checksum) "
+        'FROM objects GROUP BY machine, "group", status'
     )
 
 

@@ -50,12 +50,10 @@ def transactions(api: LiveApi) -> Iterator[tuple[list[int], threading.Event]]:
     begun = threading.Event()
     rows = 0
 
-    def inserted(
-        _connection: object, _cursor: object, statement: str, values: Any, _context: object, many: bool
-    ) -> None:
+    def inserted(_connection: object, cursor: Any, statement: str, *_more: object) -> None:
         nonlocal rows
         if statement.startswith("INSERT INTO objects"):
-            rows += len(values) if many else 1
+            rows += cursor.rowcount
 
     def committed(_connection: object) -> None:
         nonlocal rows
