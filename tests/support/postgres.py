@@ -103,6 +103,7 @@ class Postgres(Databases):
             "full_page_writes": "off",
             "max_connections": "200",
             "shared_buffers": "64MB",
+            "autovacuum": "off",  # statistics of a few rows, made at any moment, would change plans that tests look at
             **further,
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
