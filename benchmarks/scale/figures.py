@@ -74,7 +74,9 @@ def _server(given: Databases | None, scratch: Path) -> Iterator[Databases]:
     if given is not None:
         yield given
         return
-    with Postgres(scratch, shared_buffers="1GB", maintenance_work_mem="512MB", max_wal_size="4GB") as server:
+    with Postgres(
+        scratch, autovacuum="on", shared_buffers="1GB", maintenance_work_mem="512MB", max_wal_size="4GB"
+    ) as server:
         yield server
 
 

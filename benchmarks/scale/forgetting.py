@@ -181,7 +181,7 @@ def main() -> None:
     options, console = parser.parse_args(), Console()
     table = Table("", "as it is", "partitioned")
     cells = dict[str, list[str]]()
-    with tempfile.TemporaryDirectory() as folder, Postgres(Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as folder, Postgres(Path(folder), autovacuum="on") as server:
         for partitioned in (False, True):
             database = Database(server.url())
             migrate.upgrade(database)

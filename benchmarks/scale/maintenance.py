@@ -279,7 +279,7 @@ def catalogue(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield _migrated(f"sqlite+pysqlite:///{folder / 'catalogue.db'}")
         return
-    with Postgres(folder) as server:
+    with Postgres(folder, autovacuum="on") as server:
         yield _migrated(server.url())
 
 
