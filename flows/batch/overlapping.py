@@ -86,8 +86,8 @@ def _work(run: TransferRun, rows: _Rows, report: Report, errors: list[BaseExcept
 
 
 def _rank(error: BaseException) -> int:
-    """Say which error is told of several: what ends the work, then what is tried again, that a machine is away first,
-    and only then what nobody foresaw."""
+    """Return the rank by which one of several errors is raised, the lowest first: what ends the work, then what is
+    tried again (a machine that is away before others), then what nobody foresaw."""
     if isinstance(error, ServiceError | LeaseLost):
         return 0
     return 1 if isinstance(error, MachineUnavailable) else 2 if isinstance(error, DataManagerError) else 3
