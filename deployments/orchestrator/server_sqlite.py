@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from contextvars import ContextVar
 from typing import Any, Self
 
@@ -17,6 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, AsyncSessionTransa
 
 FETCHED = 64
 """Rows that `aiosqlite` fetches at once where somebody iterates over a cursor of its own."""
+TURN_WITHIN = 0.5
+"""Seconds after which a writer goes on without a turn."""
 _writes: ContextVar[bool] = ContextVar("writes", default=False)
 """Whether a writing transaction is under way here: what begins within it can't wait for it."""
 
@@ -65,12 +67,17 @@ class WritesInTurn(AioSqliteConfiguration):
         if _writes.get():
             yield
             return
-        async with self._turn:
-            token = _writes.set(True)
-            try:
-                yield
-            finally:
-                _writes.reset(token)
+        held = False
+        # who has the lock of SQLite may wait here for a turn whose holder waits for that lock: it goes on then
+        with suppress(TimeoutError):
+            held = await asyncio.wait_for(self._turn.acquire(), TURN_WITHIN)
+        token = _writes.set(True)
+        try:
+            yield
+        finally:
+            _writes.reset(token)
+            if held:
+                self._turn.release()
 
 
 class TurnTakingSession(AsyncSession):
