@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from contextvars import ContextVar
 from typing import Any, Self
 
@@ -17,8 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, AsyncSessionTransa
 
 FETCHED = 64
 """Rows that `aiosqlite` fetches at once where somebody iterates over a cursor of its own."""
-TURN_WITHIN = 0.5
-"""Seconds after which a writer goes on without a turn."""
 _writes: ContextVar[bool] = ContextVar("writes", default=False)
 """Whether a writing transaction is under way here: what begins within it can't wait for it."""
 
@@ -35,10 +33,11 @@ class WritesInTurn(AioSqliteConfiguration):
         self._turn = asyncio.Lock()
 
     async def engine(self) -> AsyncEngine:
-        """Return the engine of this event loop; its connections are `OneTripConnection`."""
+        """Return the engine of this event loop; its connections are `OneTripConnection`, which begin nothing alone."""
         engine = await super().engine()
         if not event.contains(engine.sync_engine, "do_connect", _use_one_trip):
             event.listen(engine.sync_engine, "do_connect", _use_one_trip)
+            event.listen(engine.sync_engine, "checkout", _begin_nothing)
         return engine
 
     async def session(self, engine: AsyncEngine) -> AsyncSession:
@@ -67,17 +66,12 @@ class WritesInTurn(AioSqliteConfiguration):
         if _writes.get():
             yield
             return
-        held = False
-        # who has the lock of SQLite may wait here for a turn whose holder waits for that lock: it goes on then
-        with suppress(TimeoutError):
-            held = await asyncio.wait_for(self._turn.acquire(), TURN_WITHIN)
-        token = _writes.set(True)
-        try:
-            yield
-        finally:
-            _writes.reset(token)
-            if held:
-                self._turn.release()
+        async with self._turn:
+            token = _writes.set(True)
+            try:
+                yield
+            finally:
+                _writes.reset(token)
 
 
 class TurnTakingSession(AsyncSession):
@@ -166,6 +160,16 @@ class OneTripCursor:
 def _use_one_trip(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
     """Have SQLAlchemy connect by `_connect` (its event `do_connect`)."""
     options["async_creator_fn"] = _connect
+
+
+def _begin_nothing(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Have the driver begin no transaction by itself, as Prefect sets it for a new connection.
+
+    Alembic leaves the one of its migrations otherwise. A statement outside of a transaction would then hold SQLite's
+    lock after its turn, until its session commits, while the next in turn waits for that lock.
+    """
+    if connection.isolation_level is not None:
+        connection.isolation_level = None
 
 
 def _connect(database: str, **options: Any) -> OneTripConnection:

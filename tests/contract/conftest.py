@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,10 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
     return True
 
 
-def commands(word: str) -> list[str]:
-    """Return the command lines of all processes that hold this word."""
-    lines = [command_line(pid) for pid in all_pids() if pid != os.getpid()]
+def commands(word: str, pids: Iterable[int] | None = None) -> list[str]:
+    """Return the command lines that hold this word: of these processes, or of all, where only this test has the word
+    (tests beside it run the same programs)."""
+    lines = [command_line(pid) for pid in (all_pids() if pids is None else pids) if pid != os.getpid()]
     return [line for line in lines if word in line]
 
 

@@ -365,7 +365,7 @@ def test_nothing_leaks(remote: tuple[PrivateSshd, Storage], tmp_path: Path) -> N
         session.bulk.unpack([NewFile(f"{folder}/packed", b"x", 0o600, MTIME)], str(folder))
         sync(session, [str(folder)])
         assert not open_below(server, folder)
-        assert until(lambda: not commands("tar --extract"))
+        assert until(lambda: not commands("tar --extract", server.descendants()))
     assert (storage.in_use, storage.idle) == (0, 1)
     storage.close()
     assert until(lambda: not server.descendants())

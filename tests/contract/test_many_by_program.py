@@ -35,6 +35,7 @@ from tests.contract.test_many import (  # noqa: F401 - the contract's own, over 
     wrong,
 )
 from tests.contract.test_transport import NAMES
+from tests.support.process import descendants_of
 from tests.support.sshd import PrivateSshd
 
 PROGRAM = "dm-many"
@@ -154,7 +155,7 @@ def test_a_connection_that_breaks_ends_all(alone: PrivateSshd, tmp_path: Path, c
     assert_made(files)
     storage.close()
     assert until(lambda: not alone.descendants())
-    assert not commands(PROGRAM)
+    assert not commands(PROGRAM, descendants_of(os.getpid()))
 
 
 def test_few_programs_run_at_once_on_a_machine(alone: PrivateSshd, tmp_path: Path, control_dir: Path) -> None:

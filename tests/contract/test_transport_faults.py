@@ -187,7 +187,7 @@ def test_a_digest_ends_when_told(alone: PrivateSshd, alone_machine: Machine, con
     with opened(alone_machine, control_dir) as storage, storage.session() as session:
         with pytest.raises(KeyError):
             session.programs.digest(str(file), stop)
-        assert until(lambda: not commands("dgst -sha256"))
+        assert until(lambda: not commands("dgst -sha256", alone.descendants()))
         session.stat(str(file))
 
 

@@ -92,6 +92,22 @@ def test_statement_outside_a_transaction_has_its_turn_between_two(tmp_path: Path
     assert order == ["first", "statement", "second"]
 
 
+def test_connection_of_migrations_holds_no_lock_between_two_statements(tmp_path: Path) -> None:
+    """Alembic leaves a connection whose driver begins transactions; the server stood still when two writers met so."""
+
+    async def work(database: Any) -> None:
+        engine = await database.engine()
+        async with engine.connect() as connection:  # as migrations do
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+        async with await database.session(engine) as session:
+            await session.execute(NUMBERS.insert(), [{"value": 1}])
+            async with await database.session(engine) as other, database.begin_transaction(other):
+                await other.execute(NUMBERS.insert(), [{"value": 2}])
+            await session.execute(NUMBERS.insert(), [{"value": 3}])
+
+    with_database(tmp_path, work)
+
+
 def test_failed_transaction_gives_its_turn_to_the_next(tmp_path: Path) -> None:
     async def work(database: Any) -> None:
         engine = await database.engine()

@@ -160,6 +160,14 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def descendants_of(pid: int) -> list[int]:
+    """Return the pids of all processes below one that have not left its tree."""
+    found = children_of(pid)
+    for child in found:  # grows while it is walked
+        found.extend(children_of(child))
+    return found
+
+
 def session_members(session: int) -> list[int]:
     """Return the pids of all living processes of a session, from /proc."""
     found = []

@@ -19,7 +19,7 @@ import pytest
 
 from datamanager.machines import Machine
 from tests.support.ports import free_port
-from tests.support.process import children_of, signal_each
+from tests.support.process import children_of, descendants_of, signal_each
 
 START_TIMEOUT = 60.0
 """Seconds until a server that does not listen fails the test."""
@@ -130,10 +130,7 @@ class PrivateSshd:
 
     def descendants(self) -> list[int]:
         """Return the pids of all processes below the server: sessions, SFTP servers, remote programs."""
-        found = self.children()
-        for pid in found:  # grows while it is walked
-            found.extend(children_of(pid))
-        return found
+        return [] if self._process is None else descendants_of(self._process.pid)
 
     def _prepare(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
