@@ -103,12 +103,20 @@ def _handler(after: Sequence[int], tls: str | None) -> Any:
     class Control(control):  # type: ignore[misc]
         dtp_handler = Data
         use_sendfile = False
+        remote_ip: str
+        server: Any
 
         def handle(self) -> None:
             if tls == "implicit":
                 self.secure_connection(self.ssl_context)
             else:
                 super().handle()
+
+        def close(self) -> None:
+            if self.remote_ip in self.server.ip_map:  # before the client sees its end, and connects again
+                self.server.ip_map.remove(self.remote_ip)
+                self.remote_ip = ""
+            super().close()
 
         def handle_ssl_established(self) -> None:
             super().handle_ssl_established()

@@ -102,6 +102,8 @@ class FtpSource:
                 data = stack.enter_context(control.retrieve(found.path, begin, size_known=found.size is not None))
                 data.settimeout(context.read_timeout)
             yield FtpDownload(self, control, data, found, begin, stop)
+            data.close()
+            control.quit_and_close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import ftplib
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ MAX_ANSWER = 256 * 1024
 """Bytes of one answer, whatever the length of its lines."""
 BUSY_AGAIN = timedelta(seconds=10)
 """When a server is asked again that has too many connections: FTP has no way to say that."""
+
+GOODBYE_WITHIN = 2.0
+"""Seconds that a server has to end a connection which is no longer needed."""
 
 _NUMBER = re.compile(r"213 +([0-9]{1,19})\s*")
 _TIME = re.compile(r"213 +([0-9]{14})(\.[0-9]+)?\s*")
@@ -123,6 +127,18 @@ class FtpControl(ftplib.FTP_TLS):
         self._ragged = size_known
         # once more, although it was sent before: it has to be the last command before this one (RFC 3659, 5.3)
         return self.ntransfercmd(f"RETR {path}", start or None)[0]
+
+    def quit_and_close(self) -> None:
+        """Log out, and wait until the server has ended the connection: many serve few connections to one client, and
+        count one that has just been dropped."""
+        with suppress(OSError, EOFError, ftplib.Error, UnicodeError):
+            if self.sock is not None and self.file is not None:
+                self.sock.settimeout(GOODBYE_WITHIN)
+                self.putcmd("QUIT")
+                deadline = time.monotonic() + GOODBYE_WITHIN
+                while time.monotonic() < deadline and self.sock.recv(MAX_ANSWER):
+                    continue
+        self.close()
 
     def abort_waits(self) -> None:
         """End every wait of this connection, from any thread."""
