@@ -34,8 +34,8 @@ from datamanager.errors import CatalogueFull, CatalogueUnavailable, QueryTooSlow
 from models.writer_turns import WriterTurns
 
 CACHE = "cache_size=-8192"
-"""What a connection to SQLite keeps of the file at most: 8 MiB. A new object changes a page of each of many indexes, more
-than SQLite's own 2 MiB hold."""
+"""What a connection to SQLite keeps of the file at most: 8 MiB. A new object changes a page of each of many indexes:
+more than SQLite's own 2 MiB hold."""
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
 LET_OTHERS = 0.1
 """Seconds that a loop of writing transactions pauses between two of them on SQLite: a writer of another process looks

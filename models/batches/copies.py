@@ -71,11 +71,11 @@ def enter_copies(session: Session, row: Transfer, results: Sequence[tuple[int, F
         raise InternalError(f"transfer {row.id} does not hold the expected places; nothing was changed")
     session.execute(update(_claims).where(_claims.c.object_id.in_(copies), *places).values(transfer_id=None))
     session.execute(update(_objects).where(_objects.c.id.in_(sources)).values(last_used=time))
-    free = _claims.c.object_id.in_(sources)
+    free = [_claims.c.object_id.in_(sources), held_by(row.id)]
     if not objects_once:
         needed = select(_items.c.object_id).where(*queued, ~among(session, _items.c.number, numbers))
-        free &= _claims.c.object_id.not_in(needed)
-    session.execute(delete(_claims).where(free, held_by(row.id)))
+        free.append(_claims.c.object_id.not_in(needed))
+    session.execute(delete(_claims).where(*free))
     session.execute(update(_items).where(*same).values(status=TransferStatus.COMPLETE.value, size=given.c.size))
 
 

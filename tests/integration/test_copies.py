@@ -6,19 +6,21 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyManyRequest, validated
 from datamanager.domain.states import TransferKind, Verified
+from datamanager.errors import InternalError
 from models.batches import results as batch_results
 from models.core.outbox import cloud_event
 from models.database import Database
 from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects
 from models.submission import SealedRequest
-from models.tables import DataObject, OutboxMessage, TransferItem
+from models.tables import Claim, DataObject, OutboxMessage, TransferItem
 from models.transfers.items import select_items
-from tests.support.bookkeeping import SHA256, begin, register, submit
+from tests.support.bookkeeping import SHA256, begin, register, snapshot, submit
 
 pytestmark = pytest.mark.dialect
 
@@ -93,3 +95,28 @@ def test_copies_of_a_batch_are_as_one_copy_is(database: Database) -> None:
     assert len(used) == 1
     assert None not in used
     assert sizes == [facts.size for _, facts in results]
+
+
+@pytest.mark.parametrize(("lacks", "error"), [("place", InternalError), ("source", IntegrityError)])
+def test_an_item_that_lacks_something_takes_all_of_its_chunk_back(
+    database: Database, lacks: str, error: type[Exception]
+) -> None:
+    source = register(database, "in/a")
+    items = [{"uuid": str(source), "dest": dest} for dest in ("a", "b")]
+    order = SealedRequest(TransferKind.COPY_MANY, validated({"machine": "beta", "items": items}, CopyManyRequest))
+    hold = begin(database, submit(database, order))
+    with database.write() as session:
+        if lacks == "place":
+            session.execute(delete(Claim).where(Claim.place == "b"))
+        else:
+            session.execute(update(TransferItem).where(TransferItem.number == 1).values(object_id=uuid4()))
+    before = snapshot(database)
+    with pytest.raises(error), database.write() as session:
+        batch_results.complete_copies(session, hold, [(0, FACTS[0]), (1, FACTS[0])])
+    assert snapshot(database) == before
+    if lacks == "source":  # an item alone, as a mover does then, is not held up by the other one
+        with database.write() as session:
+            batch_results.complete_copies(session, hold, [(0, FACTS[0])])
+        with database.read() as session:
+            items_of = select_items(session, hold.transfer, limit=2)
+        assert [item.status for item in items_of] == ["COMPLETE", "QUEUED"]
