@@ -33,6 +33,9 @@ from sqlalchemy.sql.dml import Insert
 from datamanager.errors import CatalogueFull, CatalogueUnavailable, QueryTooSlow, SettingsError
 from models.writer_turns import WriterTurns
 
+CACHE = "cache_size=-8192"
+"""What a connection to SQLite keeps of the file at most: 8 MiB. A new object changes a page of each of many indexes:
+more than SQLite's own 2 MiB hold."""
 BUSY_TIMEOUT = 20.0  # seconds that a writer waits for another one
 LET_OTHERS = 0.1
 """Seconds that a loop of writing transactions pauses between two of them on SQLite: a writer of another process looks
@@ -313,7 +316,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         connection.create_function("dm_json_member", 2, _json_member, deterministic=True)
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "case_sensitive_like=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "case_sensitive_like=ON", CACHE):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
+    type_coerce,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -72,6 +74,24 @@ def with_member(session: Session, document: Any, name: str, member: ColumnElemen
         added = func.jsonb_build_object(name, cast(member, JSONB))
         return cast(cast(document, JSONB).op("||")(added), JSON)
     return func.json_set(document, f"$.{name}", func.json(member), type_=document.type)
+
+
+def json_of(session: Session, document: Mapping[str, Any]) -> ColumnElement[Any]:
+    """Return the JSON document that the database makes of texts, columns, and documents of these."""
+    make = func.json_build_object if on_postgresql(session) else func.json_object
+    members = list[Any]()
+    for name, value in document.items():
+        members += [literal(name, String), json_of(session, value) if isinstance(value, Mapping) else value]
+    return make(*members)
+
+
+def uuid_text(session: Session, identifier: ColumnElement[Any]) -> ColumnElement[str]:
+    """Return an identifier as it is written, with hyphens, which SQLite does not store."""
+    if on_postgresql(session):
+        return cast(identifier, String)
+    digits = type_coerce(identifier, String)
+    parts = [func.substr(digits, start, count) for start, count in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
+    return reduce(lambda before, part: before.concat("-").concat(part), parts)
 
 
 def _query(session: Session, columns: Sequence[Any], rows: Sequence[Row]) -> Select[*tuple[Any, ...]]:

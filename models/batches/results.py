@@ -31,12 +31,13 @@ from datamanager.errors import (
     SourceMissing,
 )
 from models.audit.missing_objects import note_missing
+from models.batches.copies import enter_copies
 from models.bulk_rows import among
 from models.core.outbox import post_object_events, post_path_replaced
 from models.database import now, storable, table_of
 from models.many_rows import columns_of, given_rows, update_many, with_member
 from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
-from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects, relocate
+from models.objects.catalogue import Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem
 from models.transfers import outcomes
 from models.transfers.items import count_items, rows_of_items, select_items
@@ -48,11 +49,6 @@ CHUNK = 1000
 _ONCE = "objects_once"
 """The note of whether no two items are of one object."""
 _items = table_of(TransferItem)
-_ENDS = [
-    _items.c[name]
-    for name in ("number", "object_id", "result_object_id", "destination_machine", "destination_place", "dest")
-]
-"""What is needed of items that become new objects."""
 DONE = {"status": TransferStatus.COMPLETE.value}
 """What ends an item well."""
 
@@ -122,16 +118,8 @@ def complete_copies(session: Session, hold: TransferLease, results: Sequence[tup
 
     Its identifier is the item's `result_object_id`. Raises: LeaseLost.
     """
-    facts = dict(results)
-    row, items = open_items(session, hold, facts, TransferKind.COPY_MANY, _ENDS)
-    sources = {source.id: source for source in lock_objects(session, (item.object_id for item in items), *CARRIED)}
-    rows = [
-        NewRow.of_copy(_result(item), destination(item), facts[item.number], item.dest, sources[item.object_id])
-        for item in items
-    ]
-    used = update(table_of(DataObject)).where(among(session, DataObject.id, list(sources)))
-    session.execute(used.values(last_used=now(session)))
-    enter_results(session, row, items, rows, "copied")
+    row = _held_of_kind(session, hold, TransferKind.COPY_MANY)
+    enter_copies(session, row, results, objects_once=_once(session, row))
 
 
 def commit_moves(session: Session, hold: TransferLease, results: Sequence[tuple[int, Facts]]) -> None:
@@ -219,20 +207,24 @@ def open_items(
     hold: TransferLease,
     numbers: Iterable[int],
     kind: TransferKind | None = None,
-    columns: Sequence[Any] = tuple(_items.c),
 ) -> tuple[Transfer, Sequence[Any]]:
-    """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns (of
-    `columns` alone), which cost less than objects of the session do; `update_items` changes them.
+    """Lock the transfer and return it with those of the items that are QUEUED, by number: rows of plain columns, which
+    cost less than objects of the session do; `update_items` changes them.
     """
-    row = held(session, hold, lock=True)
-    if kind is not None and row.kind != kind.value:
-        raise InternalError(f"transfer {row.id} is a {row.kind}, not a {kind}")
-    query = select(*columns).where(
+    row = held(session, hold, lock=True) if kind is None else _held_of_kind(session, hold, kind)
+    query = select(*_items.c).where(
         _items.c.transfer_id == row.id,
         among(session, _items.c.number, list(numbers)),
         _queued(),
     )
     return row, session.execute(query.order_by(_items.c.number)).all()
+
+
+def _held_of_kind(session: Session, hold: TransferLease, kind: TransferKind) -> Transfer:
+    row = held(session, hold, lock=True)
+    if row.kind != kind.value:
+        raise InternalError(f"transfer {row.id} is a {row.kind}, not a {kind}")
+    return row
 
 
 def update_items(session: Session, row: Transfer, changes: Sequence[Mapping[str, Any]]) -> None:

@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Select, delete, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.errors import PathReplaced
-from models.database import affected, insert_rows, now
-from models.many_rows import insert_many
+from models.database import affected, insert_rows, now, table_of
+from models.many_rows import insert_many, json_of, uuid_text
 from models.tables import OutboxMessage, Transfer
 
 REQUESTS_QUEUE = "dm.requests"
@@ -26,16 +26,19 @@ SOURCE = "/DM"
 
 def cloud_event(kind: str, subject: UUID, time: datetime, data: dict[str, Any], **extensions: Any) -> dict[str, Any]:
     """Make a CloudEvents 1.0 envelope; `extensions` are further attributes (lower-case letters and digits only)."""
+    return _envelope(str(uuid4()), kind, str(subject), time, data) | extensions
+
+
+def _envelope(event: Any, kind: str, subject: Any, time: datetime, data: dict[str, Any]) -> dict[str, Any]:
     return {
         "specversion": "1.0",
-        "id": str(uuid4()),
+        "id": event,
         "source": SOURCE,
         "type": kind,
-        "subject": str(subject),
+        "subject": subject,
         "time": time.isoformat(),
         "datacontenttype": "application/json",
         "data": data,
-        **extensions,
     }
 
 
@@ -107,6 +110,21 @@ def post_object_events(
         for object_id, data in changes
     ]
     _post_events(session, kind, rows, time)
+
+
+def post_selected_object_events(session: Session, what: str, changes: Select[Any], time: datetime) -> None:
+    """Post the same change of the objects that a query finds, by one statement. Its columns are the object's `id`, the
+    event's own identifier `event` (text), and what the event is to say; it also gives the order.
+    """
+    kind = f"dm.object.{what}"
+    object_id, event, *told = changes.selected_columns
+    named = uuid_text(session, object_id)
+    data = {"object": named} | {one.name: one for one in told}
+    same = {"exchange": EVENTS_EXCHANGE, "routing_key": kind, "created": time}
+    body = json_of(session, _envelope(event, kind, named, time, data))
+    columns = (literal(value, table_of(OutboxMessage).c[name].type) for name, value in same.items())
+    rows = changes.with_only_columns(object_id, body, *columns)
+    session.execute(insert(table_of(OutboxMessage)).from_select(["subject", "body", *same], rows))
 
 
 def _post_events(session: Session, kind: str, rows: Sequence[tuple[UUID, dict[str, Any]]], time: datetime) -> None:

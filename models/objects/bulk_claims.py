@@ -139,7 +139,7 @@ def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: 
     """
     places = _claims.c.mode == "place", among(session, _claims.c.object_id, objects)
     before = list(session.scalars(select(_claims.c.id).where(*places, _holder().is_(None))))
-    mine = *places, _holder() == transfer
+    mine = *places, held_by(transfer)
     held = session.scalar(select(func.count(_claims.c.object_id.distinct())).where(*mine))
     if held != len(set(objects)):
         raise InternalError(f"transfer {transfer} does not hold the expected places; nothing was changed")
@@ -149,7 +149,12 @@ def give_places_to_objects(session: Session, objects: Sequence[UUID], transfer: 
 
 def free_claims_on(session: Session, objects: Sequence[UUID], transfer: UUID) -> None:
     """Free all that a transfer holds on objects, and the places that it holds for them."""
-    session.execute(delete(_claims).where(among(session, _claims.c.object_id, objects), _holder() == transfer))
+    session.execute(delete(_claims).where(among(session, _claims.c.object_id, objects), held_by(transfer)))
+
+
+def held_by(transfer: UUID) -> ColumnElement[bool]:
+    """Return the condition that a transfer holds a claim, for statements that find claims by their objects."""
+    return _holder() == transfer
 
 
 def _holder() -> ColumnElement[UUID | None]:
