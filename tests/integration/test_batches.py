@@ -52,6 +52,7 @@ from models.tables import Claim, DataObject, Transfer, TransferItem
 from models.transfers import lookup, outcomes, queue
 from models.transfers.items import count_items, select_items
 from models.transfers.queue import TransferLease
+from tests.integration.test_catalogue_listing import heard
 from tests.support.bookkeeping import (
     MACHINES,
     SHA256,
@@ -580,6 +581,17 @@ def test_ten_thousand_items_are_accepted(database: Database) -> None:
     with database.read() as session:
         assert count_items(session, transfer).queued == ITEMS_MAX
         assert session.scalar(select(func.count()).where(Claim.transfer_id == transfer)) == 2 * ITEMS_MAX
+
+
+@pytest.mark.dialect("sqlite")
+def test_items_are_counted_by_an_index_alone(database: Database) -> None:
+    with database.read() as session:
+        with heard(database, "before_cursor_execute") as seen:
+            count_items(session, uuid4())
+        statement, parameters = seen[-1][2:4]
+        plan = str(session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all())
+    assert "COVERING INDEX ix_transfer_items_status" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 # --- working ----------------------------------------------------------------------------------------------------------
