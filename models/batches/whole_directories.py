@@ -48,7 +48,7 @@ _CHARACTER = 4
 _HALF = 2**32
 """Above which the upper half of a number is."""
 _DIGITS = "lower(hex(randomblob(%d)))"
-_NEW_ID = literal_column(
+_NEW_ID: ColumnElement[str] = literal_column(
     f"{_DIGITS % 6} || '4' || substr({_DIGITS % 2}, 2) || substr('89ab', 1 + abs(random() % 4), 1)"
     f" || substr({_DIGITS % 2}, 2) || {_DIGITS % 6}"
 )
@@ -92,20 +92,20 @@ def enter_whole(
     start = prefix_of(target, request.dest or "")
     query, cut = select_below(machines, directory)
     facts = _facts(session, query)
-    require_some(machines, directory, facts.count)
+    require_some(machines, directory, facts.objects)
     if not _fits(target, start, facts):
         return None
     given = f"{(request.dest or '').rstrip('/')}/" if request.dest else ""
     attempt = session.begin_nested()
     stored = _store(session, transfer.id, query, cut, target, (given, start), moving=moving)
-    if stored != facts.count or not _claim(session, transfer.id, stored, moving=moving):
+    if stored != facts.objects or not _claim(session, transfer.id, stored, moving=moving):
         attempt.rollback()
         return None
     attempt.commit()
     transfer.source_machine, transfer.destination_machine = directory.machine, target.name
     transfer.group = facts.least if facts.least == facts.greatest else ""
     size = int(facts.upper) * _HALF + int(facts.lower)
-    transfer.bytes_total = min(size, SIZE_MAX) if facts.sizes == facts.count else None
+    transfer.bytes_total = min(size, SIZE_MAX) if facts.sizes == facts.objects else None
     return stored
 
 
@@ -115,7 +115,7 @@ def _facts(session: Session, query: Select[*tuple[Any, ...]]) -> Row[*tuple[Any,
     some = query.with_only_columns(*wanted).limit(DIRECTORY_MAX + 1).subquery().c
     return session.execute(
         select(
-            func.count().label("count"),
+            func.count().label("objects"),
             func.count(some.size).label("sizes"),
             # in two halves: of SQLite's own sum more than 64 bits is an error
             func.coalesce(func.sum(some.size // _HALF), 0).label("upper"),

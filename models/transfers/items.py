@@ -45,7 +45,7 @@ def count_items(session: Session, transfer: UUID) -> BatchCounts:
     items = table_of(TransferItem).c
     # in the order of the index, which has all that this looks at: nothing is sorted, and no row is read
     query = select(items.status, func.count(), func.count().filter(items.skipped)).group_by(items.status)
-    found = {
+    found: dict[str, tuple[int, int]] = {
         status: (count, skipped)
         for status, count, skipped in session.execute(query.where(items.transfer_id == transfer))
     }

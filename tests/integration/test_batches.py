@@ -408,7 +408,9 @@ def rows_of(database: Database, transfer: UUID) -> tuple[Any, ...]:
             for item in select_items(session, transfer, limit=ITEMS_MAX)
         ]
         held = session.scalars(select(Claim).where(Claim.transfer_id == transfer))
-        held_by = {(one.mode, one.machine, one.place, one.place_key, one.object_id) for one in held}
+        held_by: set[tuple[Any, ...]] = {
+            (one.mode, one.machine, one.place, one.place_key, one.object_id) for one in held
+        }
     for item in items:
         del item["transfer_id"]
     names = {item["result_object_id"]: item["number"] for item in items}

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from hashlib import sha256
 from typing import TypeVar
 
@@ -52,7 +53,7 @@ class LocalBulk:
         likely: int | None = None,  # noqa: ARG002
     ) -> Results[SmallFile | TransportError]:
         """Yield whole regular files; a link is not followed."""
-        return self._each_name(lambda *where: _read(*where, most), paths)
+        return self._each_name(partial(_read, most), paths)
 
     def write(self, files: Iterable[NewFile]) -> Results[KeptAttributes | TransportError]:
         """Create each file, write it, set its mode and mtime, close it."""
@@ -65,7 +66,7 @@ class LocalBulk:
 
     def digest(self, paths: Sequence[str], most: int) -> Results[str | TransportError]:
         """Yield each file's sha256, computed here."""
-        return self._each_name(lambda *where: sha256(_read(*where, most).data).hexdigest(), paths)
+        return self._each_name(partial(_digest, most), paths)
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
@@ -149,7 +150,11 @@ def _lstat(directory: int, name: str, _: str) -> FileStat:
     return file_stat(os.stat(name, dir_fd=directory, follow_symlinks=False))
 
 
-def _read(directory: int, name: str, path: str, most: int) -> SmallFile:
+def _digest(most: int, directory: int, name: str, path: str) -> str:
+    return sha256(_read(most, directory, name, path).data).hexdigest()
+
+
+def _read(most: int, directory: int, name: str, path: str) -> SmallFile:
     handle = os.open(name, _READ, dir_fd=directory)
     try:
         stat = file_stat(os.fstat(handle))
