@@ -34,6 +34,7 @@ from models.database import on_postgresql, storable, table_of
 from models.objects.bulk_claims import claim_places, lock_objects, rows_in
 from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer, TransferItem
+from models.tables.objects import PLACE_INDEXED, PLACE_KEY
 
 _objects = table_of(DataObject).c
 SOURCE = (
@@ -113,7 +114,7 @@ def pieces_below(
     Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there; InvalidRequest when more than `most`
     objects are, before the last of them are yielded.
     """
-    query, cut = select_below(machines, directory, status)
+    query, cut = select_below(session, machines, directory, status)
     if lock and on_postgresql(session):  # SQLite's writing transaction excludes others
         locked = query.with_only_columns(_objects.id).order_by(_objects.id)
         session.execute(select(func.count()).select_from(locked.with_for_update().subquery()))
@@ -131,7 +132,7 @@ def pieces_below(
 
 
 def select_below(
-    machines: Machines, directory: Directory, status: ObjectStatus = ObjectStatus.ACTIVE
+    session: Session, machines: Machines, directory: Directory, status: ObjectStatus = ObjectStatus.ACTIVE
 ) -> tuple[Select[*tuple[Any, ...]], int]:
     """Return the query for the columns SOURCE of the objects of a status below a directory, and how many characters of
     their places lead to it. Raises: UnknownMachine, PathNotAllowed.
@@ -141,7 +142,10 @@ def select_below(
     if not prefix:
         return query, 0
     # all that begins with "prefix/": "0" is the character after "/"
-    return query.where(_objects.place > f"{prefix}/", _objects.place < f"{prefix}0"), len(prefix) + 1
+    start, end = f"{prefix}/", f"{prefix}0"
+    if on_postgresql(session):  # which finds them by an index of how their places begin, SQLite by that of places
+        query = query.where(PLACE_KEY.between(start[:PLACE_INDEXED], end[:PLACE_INDEXED]))
+    return query.where(_objects.place > start, _objects.place < end), len(start)
 
 
 def require_some(

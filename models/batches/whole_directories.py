@@ -16,7 +16,6 @@ from sqlalchemy import (
     Row,
     Select,
     Uuid,
-    and_,
     case,
     false,
     func,
@@ -63,7 +62,7 @@ def first_place_is_free(session: Session, machines: Machines, request: BatchRequ
     """
     target = machines[request.machine or ""]
     start = prefix_of(target, request.dest or "")
-    query, cut = select_below(machines, directory)
+    query, cut = select_below(session, machines, directory)
     first = session.execute(query.with_only_columns(_objects.c.place).order_by(_objects.c.place).limit(1)).first()
     if first is None:
         return False
@@ -84,13 +83,15 @@ def enter_whole(
     moving: bool,
 ) -> int | None:
     """Claim for and store all objects below a directory as items, and write into `transfer` what they have in common.
-    Return how many there are; None, and nothing is changed, if one of them is not ordinary.
+    Return how many there are; None, and nothing is changed, if there is none, or one of them is not ordinary.
 
-    Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is below it, InvalidRequest when too much is.
+    Raises: UnknownMachine, PathNotAllowed, InvalidRequest when too much is below it.
     """
     target = machines[request.machine or ""]
     start = prefix_of(target, request.dest or "")
-    query, cut = select_below(machines, directory)
+    query, cut = select_below(session, machines, directory)
+    if not first_place_is_free(session, machines, request, directory):
+        return None
     facts = _facts(session, query)
     require_some(machines, directory, facts.objects)
     if not _fits(target, start, facts):
@@ -185,13 +186,13 @@ def _known(below: Any, *, postgres: bool) -> ColumnElement[Any]:
 def _claim(session: Session, transfer: UUID, count: int, *, moving: bool) -> bool:
     """Claim the items' objects, and the places of what will lie there; say whether all could be had."""
     mine = _items.c.transfer_id == transfer
+    postgres, where = on_postgresql(session), _items.c.destination_place
     # written out: SQLite uses partial indexes only for what it reads in the statement
     mode = _claims.c.mode != literal_column("'place'") if moving else _claims.c.mode == literal_column("'write'")
-    theirs = and_(_claims.c.object_id == _items.c.object_id, mode)
-    taken = select(_claims.c.id).join_from(_items, _claims, theirs).where(mine).limit(1)
-    if session.execute(taken).first() is not None:
+    # for each item: PostgreSQL, which knows nothing of rows just made, would compare each with every claim
+    theirs = select(_claims.c.id).where(_claims.c.object_id == _items.c.object_id, mode).limit(1).scalar_subquery()
+    if session.execute(select(_items.c.number).where(mine, theirs.is_not(None)).limit(1)).first() is not None:
         return False
-    postgres, where = on_postgresql(session), _items.c.destination_place
     text = _items.c.destination_machine.concat(":").concat(where)
     key = func.encode(func.sha256(func.convert_to(text, "UTF8")), "hex") if postgres else func.dm_sha256(text)
     place: dict[str, Any] = {
