@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import sqlite3
@@ -287,6 +288,11 @@ def _json_member(document: str | None, key: str) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
+def _sha256(text: str) -> str:
+    """Do in SQLite what PostgreSQL's functions `encode`, `sha256` and `convert_to` do together."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _keep_private(file: str) -> None:
     """Make the database's file, or what there is of it, its owner's alone (0600); SQLite gives its journals that mode.
 
@@ -315,6 +321,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         connection.create_function("dm_json_member", 2, _json_member, deterministic=True)
+        connection.create_function("dm_sha256", 1, _sha256, deterministic=True)
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "case_sensitive_like=ON", CACHE):
             cursor.execute(f"PRAGMA {pragma}")

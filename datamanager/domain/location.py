@@ -116,6 +116,8 @@ def aside_name(name: str, transfer: UUID) -> str:
 
 
 def _hidden(name: str, tail: str) -> str:
+    if len(name) < NAME_MAX - len(tail) and name.isascii():
+        return f".{name}{tail}"
     raw = name.encode("utf-8", "surrogateescape")
     if len(raw) > NAME_MAX - 1 - len(tail):  # names of one batch that begin alike must not become the same
         tail = f"~{hashlib.sha256(raw).hexdigest()[:8]}{tail}"

@@ -101,9 +101,10 @@ class Intent:
     def __post_init__(self) -> None:
         """Accept what was read back from a note, which is JSON."""
         source: object = self.source
-        if isinstance(source, Mapping):
+        if source is not None and isinstance(source, Mapping):
             object.__setattr__(self, "source", SourceMark(**source))
-        object.__setattr__(self, "not_kept", tuple(self.not_kept))
+        if type(self.not_kept) is not tuple:
+            object.__setattr__(self, "not_kept", tuple(self.not_kept))
 
     @property
     def source_mark(self) -> SourceMark:

@@ -62,7 +62,7 @@ def from_wire(raw: bytes) -> str:
 
 def shown(path: str) -> str:
     """Return the path for a message: quoted, odd characters escaped, so that it can be stored and printed anywhere."""
-    return repr(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    return repr(path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 _ERRORS: dict[int, type[TransportError]] = {
@@ -99,9 +99,10 @@ class FileKind(enum.Enum):
     @classmethod
     def of(cls, mode: int) -> FileKind:
         """Return the kind that a st_mode names; OTHER where it names none."""
-        return _KINDS.get(stat.S_IFMT(mode), cls.OTHER)
+        return _KINDS.get(stat.S_IFMT(mode), _OTHER)
 
 
+_OTHER = FileKind.OTHER
 _KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY, stat.S_IFLNK: FileKind.SYMLINK}
 
 
@@ -136,10 +137,11 @@ class FileStat:
     def is_version(self, then: FileStat) -> bool:
         """Say whether this has the size and mtime of an earlier look at a file, and its inode and nanoseconds where
         both looks told them."""
-        if (self.size, self.mtime) != (then.size, then.mtime):
+        if self.size != then.size or self.mtime != then.mtime:
             return False
-        finer = ((self.identity, then.identity), (self.mtime_ns, then.mtime_ns))
-        return all(None in pair or pair[0] == pair[1] for pair in finer)
+        if self.identity != then.identity and self.identity is not None and then.identity is not None:
+            return False
+        return self.mtime_ns == then.mtime_ns or self.mtime_ns is None or then.mtime_ns is None
 
 
 def clamped_mtime(mtime: int) -> int:
@@ -182,6 +184,8 @@ class KeptAttributes:
     @classmethod
     def of(cls, found: FileStat, *, mode: int, mtime: int) -> Self:
         """Compare what a file has with what was wanted."""
+        if found.mtime == mtime and found.mode & 0o777 == mode & 0o777:
+            return cls(mtime)
         wanted = {"mode": found.mode & 0o777 == mode & 0o777, "mtime": found.mtime == mtime}
         return cls(found.mtime, tuple(name for name, kept in wanted.items() if not kept))
 

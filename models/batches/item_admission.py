@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.fields import SIZE_MAX
@@ -34,6 +34,7 @@ from models.database import on_postgresql, storable, table_of
 from models.objects.bulk_claims import claim_places, lock_objects, rows_in
 from models.objects.catalogue import require_usable
 from models.tables import DataObject, Transfer, TransferItem
+from models.tables.objects import PLACE_INDEXED, PLACE_KEY
 
 _objects = table_of(DataObject).c
 SOURCE = (
@@ -113,26 +114,55 @@ def pieces_below(
     Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there; InvalidRequest when more than `most`
     objects are, before the last of them are yielded.
     """
-    prefix = prefix_of(machines[directory.machine], directory.path)
-    query = select(*SOURCE).where(_objects.machine == directory.machine, _objects.status == status.value)
-    # all that begins with "prefix/": "0" is the character after "/"
-    after, cut = (f"{prefix}/", len(prefix) + 1) if prefix else ("", 0)
-    if prefix:
-        query = query.where(_objects.place < f"{prefix}0")
+    query, cut = select_below(session, machines, directory, status)
     if lock and on_postgresql(session):  # SQLite's writing transaction excludes others
-        locked = query.where(_objects.place > after).with_only_columns(_objects.id).order_by(_objects.id)
+        locked = query.with_only_columns(_objects.id).order_by(_objects.id)
         session.execute(select(func.count()).select_from(locked.with_for_update().subquery()))
     query, left = query.order_by(_objects.place), most
-    while found := session.execute(query.where(_objects.place > after).limit(min(left, PIECE) + 1)).all():
+    following = query
+    while found := session.execute(following.limit(min(left, PIECE) + 1)).all():
         if len(found) > left:
-            what = f"more than {most} objects are below it; request its subdirectories one by one"
-            raise InvalidRequest.of({"directory.path": what})
+            break
         piece = found[:PIECE]
         yield [(row, row.place[cut:]) for row in piece]
         if len(found) <= PIECE:
             return
-        after, left = piece[-1].place, left - PIECE
-    raise ObjectNotFound(f"no {status} object is below {directory.machine}:{prefix or '.'}")
+        following, left = query.where(_objects.place > piece[-1].place), left - PIECE
+    require_some(machines, directory, most - left + len(found), status, most)
+
+
+def select_below(
+    session: Session, machines: Machines, directory: Directory, status: ObjectStatus = ObjectStatus.ACTIVE
+) -> tuple[Select[*tuple[Any, ...]], int]:
+    """Return the query for the columns SOURCE of the objects of a status below a directory, and how many characters of
+    their places lead to it. Raises: UnknownMachine, PathNotAllowed.
+    """
+    prefix = prefix_of(machines[directory.machine], directory.path)
+    query = select(*SOURCE).where(_objects.machine == directory.machine, _objects.status == status.value)
+    if not prefix:
+        return query, 0
+    # all that begins with "prefix/": "0" is the character after "/"
+    start, end = f"{prefix}/", f"{prefix}0"
+    if on_postgresql(session):  # which finds them by an index of how their places begin, SQLite by that of places
+        query = query.where(PLACE_KEY.between(start[:PLACE_INDEXED], end[:PLACE_INDEXED]))
+    return query.where(_objects.place > start, _objects.place < end), len(start)
+
+
+def require_some(
+    machines: Machines,
+    directory: Directory,
+    count: int,
+    status: ObjectStatus = ObjectStatus.ACTIVE,
+    most: int = DIRECTORY_MAX,
+) -> None:
+    """Check that there are objects below a directory, and no more than `most`. Raises: ObjectNotFound,
+    InvalidRequest."""
+    if not count:
+        where = prefix_of(machines[directory.machine], directory.path) or "."
+        raise ObjectNotFound(f"no {status} object is below {directory.machine}:{where}")
+    if count > most:
+        what = f"more than {most} objects are below it; request its subdirectories one by one"
+        raise InvalidRequest.of({"directory.path": what})
 
 
 def prefix_of(machine: Machine, path: str) -> str:

@@ -6,6 +6,7 @@ item would take minutes.
 
 Items are judged before the transaction that accepts them (`judge_items`), as that one has SQLite's writers wait. It
 looks again whether the objects that are to be read or moved are still what they were; if not, all is judged anew in it.
+A directory whose objects are likely to be ordinary needs no judging before: `whole_directories`.
 Places are never judged before: who claims one has it. An item that is skipped is not looked at again: its object lay at
 its destination after the request came.
 """
@@ -34,6 +35,7 @@ from models.batches.item_admission import (
     sources_stand,
     store,
 )
+from models.batches.whole_directories import enter_whole, first_place_is_free
 from models.database import table_of
 from models.objects.bulk_claims import claim_objects_of_items, claims_on, holders
 from models.tables import DataObject, Transfer
@@ -47,12 +49,14 @@ _HOLDER = _objects.id, _objects.derived_from, _objects.size, _objects.checksum
 def judge_items(
     session: Session, machines: Machines, request: BatchRequest, *, moving: bool
 ) -> list[JudgedItem] | None:
-    """Judge the items of a batch by what the catalogue says now; only reads. None: a directory has more than are to be
-    in memory at once.
+    """Judge the items of a batch by what the catalogue says now; only reads. None: they need not be judged before, or a
+    directory has more than are to be in memory at once.
 
     Raises: for a directory UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is below it, InvalidRequest when
     too much is. Whatever is wrong with an item is the item's.
     """
+    if request.directory is not None and first_place_is_free(session, machines, request, request.directory):
+        return None
     pieces = _wanted(session, machines, request)
     items = next(pieces)
     if next(pieces, None) is not None:
@@ -79,6 +83,11 @@ def enter_items(
     """Claim for and store the items of a batch, and write into `transfer` what they have in common. `judged`: as they
     were judged before this transaction, if they were. Raises: what `judge_items` raises.
     """
+    if judged is None and request.directory is not None:
+        whole = enter_whole(session, machines, transfer, request, request.directory, moving=moving)
+        if whole is not None:
+            transfer.request = request.accepted(whole).model_dump(mode="json")
+            return
     known = judged is not None and sources_stand(session, open_items(judged))
 
     def claimed() -> Iterator[list[JudgedItem]]:

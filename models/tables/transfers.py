@@ -174,4 +174,5 @@ class TransferItem(Base):
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_detail: Mapped[str | None] = mapped_column(Text)
 
-    __table_args__ = (Index("ix_transfer_items_status", "transfer_id", "status", "number"),)
+    # with all that is counted of a batch (`models.transfers.items.count_items`)
+    __table_args__ = (Index("ix_transfer_items_status", "transfer_id", "status", "number", "skipped"),)

@@ -42,20 +42,21 @@ class BatchCounts:
 
 def count_items(session: Session, transfer: UUID) -> BatchCounts:
     """Count the items of a batch."""
-    query = (
-        select(TransferItem.status, TransferItem.skipped, func.count())
-        .where(TransferItem.transfer_id == transfer)
-        .group_by(TransferItem.status, TransferItem.skipped)
-    )
-    found = [(TransferStatus(status), skipped, count) for status, skipped, count in session.execute(query)]
+    items = table_of(TransferItem).c
+    # in the order of the index, which has all that this looks at: nothing is sorted, and no row is read
+    query = select(items.status, func.count(), func.count().filter(items.skipped)).group_by(items.status)
+    found: dict[str, tuple[int, int]] = {
+        status: (count, skipped)
+        for status, count, skipped in session.execute(query.where(items.transfer_id == transfer))
+    }
 
     def of(wanted: TransferStatus) -> int:
-        return sum(count for status, _, count in found if status is wanted)
+        return found.get(wanted.value, (0, 0))[0]
 
     return BatchCounts(
-        total=sum(count for *_, count in found),
+        total=sum(count for count, _ in found.values()),
         complete=of(TransferStatus.COMPLETE),
-        skipped=sum(count for _, skipped, count in found if skipped),
+        skipped=sum(skipped for _, skipped in found.values()),
         error=of(TransferStatus.ERROR),
         queued=of(TransferStatus.QUEUED),
     )

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import delete, event, func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
@@ -52,6 +52,7 @@ from models.tables import Claim, DataObject, Transfer, TransferItem
 from models.transfers import lookup, outcomes, queue
 from models.transfers.items import count_items, select_items
 from models.transfers.queue import TransferLease
+from tests.integration.test_catalogue_listing import heard
 from tests.support.bookkeeping import (
     MACHINES,
     SHA256,
@@ -397,6 +398,94 @@ def test_a_directory_that_cannot_be_is_refused_as_a_whole(database: Database) ->
     assert snapshot(database) == before
 
 
+def rows_of(database: Database, transfer: UUID) -> tuple[Any, ...]:
+    """Return all that is stored for a batch, without the identifiers of what is new."""
+    row = get_transfer(database, transfer)
+    common = (row.source_machine, row.destination_machine, row.group, row.bytes_total, row.request)
+    with database.read() as session:
+        items = [
+            {column.key: getattr(item, column.key) for column in TransferItem.__table__.columns}
+            for item in select_items(session, transfer, limit=ITEMS_MAX)
+        ]
+        held = session.scalars(select(Claim).where(Claim.transfer_id == transfer))
+        held_by: set[tuple[Any, ...]] = {
+            (one.mode, one.machine, one.place, one.place_key, one.object_id) for one in held
+        }
+    for item in items:
+        del item["transfer_id"]
+    names = {item["result_object_id"]: item["number"] for item in items}
+    assert len(names) == len(items)
+    if row.kind == TransferKind.COPY_MANY.value:
+        assert {uuid.version for uuid in names} == {4}
+        held_by = {(*some, names.get(uuid, uuid)) for *some, uuid in held_by}
+        items = [item | {"result_object_id": item["number"]} for item in items]
+    return common, items, held_by
+
+
+@pytest.mark.parametrize("kind", ["copy", "move"])
+@pytest.mark.parametrize(("start", "dest"), [("to/", "to/"), ("/data/beta/to//", "to/"), ("./to", "to/"), ("", "")])
+def test_a_directory_is_stored_as_its_items_are(database: Database, kind: str, start: str, dest: str) -> None:
+    names = ["run/a.nc", "run/deep/b é.nc", "run/z%_'\".nc"]
+    checksums = SHA256, None, SHA256
+    facts = zip(names, (7, 2**63 - 1, 5), "ggh", strict=True)
+    objects = [register(database, name, size=size, group=group) for name, size, group in facts]
+    with database.write() as session:
+        for uuid, checksum in zip(objects, checksums, strict=True):
+            session.get_one(DataObject, uuid).checksum = checksum
+    before = snapshot(database)
+    found = []
+    given = f"{start.rstrip('/')}/" if start else ""
+    for wanted in (
+        below(kind, "run", start),
+        batch(kind, *((uuid, given + name.removeprefix("run/")) for uuid, name in zip(objects, names, strict=True))),
+    ):
+        transfer = submit(database, wanted)
+        found.append(rows_of(database, transfer))
+        with database.write() as session:
+            for model in (Claim, TransferItem):
+                session.execute(delete(model).where(model.transfer_id == transfer))
+    assert found[0] == found[1]
+    assert [item["destination_place"] for item in found[0][1]] == [dest + name.removeprefix("run/") for name in names]
+    assert snapshot(database)[0] == before[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "expected"),
+    [
+        ("copy", "move", ["QUEUED", "object_busy", "QUEUED"]),
+        ("copy", "copy", ["QUEUED", "QUEUED", "QUEUED"]),
+        ("move", "copy", ["QUEUED", "object_busy", "QUEUED"]),
+        ("move", "move", ["QUEUED", "object_busy", "QUEUED"]),
+    ],
+)
+def test_objects_of_a_directory_that_others_have_are_busy(
+    database: Database, kind: str, other: str, expected: list[str]
+) -> None:
+    objects = [register(database, f"run/{name}") for name in "abc"]
+    submit(database, batch(other, (objects[1], "elsewhere")))
+    assert ends(database, submit(database, below(kind, "run", "to"))) == expected
+
+
+def test_a_place_below_that_cannot_be_is_the_items_error(database: Database) -> None:
+    long = "/".join(["d" * 250] * 16)
+    for name in ("a", long, "z"):
+        register(database, f"run/{name}")
+    transfer = submit(database, below("copy", "run", "e" * 200))
+    assert ends(database, transfer) == ["QUEUED", "path_not_allowed", "QUEUED"]
+    assert Counter(mode for mode, *_, held in claims(database) if held == transfer) == {"read": 2, "place": 2}
+
+
+def test_a_place_that_is_taken_meanwhile_is_the_items_error(database: Database) -> None:
+    objects = [register(database, f"run/{name}") for name in "abc"]
+    wanted = judge(database, below("copy", "run", "to"))
+    assert wanted.items is None  # nothing was there: left to the statements that accept all
+    register(database, "to/b", "beta")
+    transfer = submit_judged(database, wanted)
+    assert ends(database, transfer) == ["QUEUED", "destination_exists", "QUEUED"]
+    assert [item.object_id for item in items_of(database, transfer)] == objects
+    assert Counter(mode for mode, *_, held in claims(database) if held == transfer) == {"read": 2, "place": 2}
+
+
 def register_many(database: Database, count: int, directory: str = "many", *, size: int = 5) -> list[UUID]:
     files = [
         FoundFile(found, directory, Facts(size), found)
@@ -446,6 +535,7 @@ def test_memory_of_accepting_is_that_of_a_piece(database: Database, monkeypatch:
     peaks = []
     for directory, count in (("few", 2000), ("many", ITEMS_MAX)):
         register_many(database, count, directory)
+        register(database, f"out/{directory}/00000", "beta")  # judged one by one
         wanted = below("copy", directory, f"out/{directory}")
         tracemalloc.start()
         try:
@@ -489,9 +579,21 @@ def test_ten_thousand_items_are_accepted(database: Database) -> None:
     with statements(database) as seen:
         transfer = submit(database, below("copy", "many", "out"))
     assert len(seen) <= STATEMENTS
+    assert not [text for text in seen if text.count("INSERT INTO transfer_items") and "SELECT" not in text]
     with database.read() as session:
         assert count_items(session, transfer).queued == ITEMS_MAX
         assert session.scalar(select(func.count()).where(Claim.transfer_id == transfer)) == 2 * ITEMS_MAX
+
+
+@pytest.mark.dialect("sqlite")
+def test_items_are_counted_by_an_index_alone(database: Database) -> None:
+    with database.read() as session:
+        with heard(database, "before_cursor_execute") as seen:
+            count_items(session, uuid4())
+        statement, parameters = seen[-1][2:4]
+        plan = str(session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all())
+    assert "COVERING INDEX ix_transfer_items_status" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 # --- working ----------------------------------------------------------------------------------------------------------

@@ -231,6 +231,23 @@ MODEL_FAULTS = (
         ("tests/integration/test_batches.py::test_judged_batch_gets_no_place_that_was_taken_since[sqlite]",),
     ),
     Fault(
+        "batch: a directory gets the places that others hold",
+        "models/batches/whole_directories.py",
+        "if _rows_of(session, places.on_conflict_do_nothing()) != count:",
+        "if _rows_of(session, places.on_conflict_do_nothing()) > count:",
+        ("tests/integration/test_batches.py::test_a_place_that_is_taken_meanwhile_is_the_items_error[sqlite]",),
+    ),
+    Fault(
+        "batch: a directory's objects are had whoever else has them",
+        "models/batches/whole_directories.py",
+        "if session.execute(select(_items.c.number).where(mine, theirs.is_not(None)).limit(1)).first() is not None:",
+        "if False:",
+        (
+            "tests/integration/test_batches.py::test_objects_of_a_directory_that_others_have_are_busy"
+            "[sqlite-move-copy-expected2]",
+        ),
+    ),
+    Fault(
         "archive: a bundle is removed while an object needs it",
         "models/objects/claims.py",
         "set(touched) - set(session.scalars(needed.distinct()))",

@@ -237,19 +237,27 @@ class Chunk:
     """Those that may have a partial file, by number."""
     counted: set[int] = field(default_factory=set)
     """Those whose bytes were counted."""
+    kept_mtimes: dict[int, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    """What the destination keeps of the sources' times."""
     read: float | None = None
     """The source machine's time before a byte was read; see `SourceMark`."""
 
     def intent(self, task: SmallTask) -> Intent:
         """Return what is to be recorded of an item that is staged."""
-        mtime, not_kept = kept_mtime(self.ends.destination, task.stat.mtime)
+        mtime, not_kept = self._kept_mtime(task.stat.mtime)
         mark = SourceMark(task.stat.mtime, self.read, task.stat.inode, task.sha256) if self.rules.moving else None
         intent = Intent(task.stat.size, task.sha256 if self.rules.hashed else None, mtime, mark, not_kept)
         return intent if task.kept is None else intent.stored_as(task.kept)
 
     def mtime(self, task: SmallTask) -> int:
         """Return the time (seconds) that an item's file gets."""
-        return kept_mtime(self.ends.destination, task.stat.mtime)[0]
+        return self._kept_mtime(task.stat.mtime)[0]
+
+    def _kept_mtime(self, mtime: int) -> tuple[int, tuple[str, ...]]:
+        """Return what is kept of a source's time, of which many files have the same."""
+        if mtime not in self.kept_mtimes:
+            self.kept_mtimes[mtime] = kept_mtime(self.ends.destination, mtime)
+        return self.kept_mtimes[mtime]
 
     def left(self) -> list[SmallTask]:
         """Return the items that have no outcome yet."""

@@ -42,16 +42,15 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
     faults = make(ends.target, [found for found in targets.values() if isinstance(found, ResolvedDirectory)])
     finals = set[tuple[str, str]]()
     canonicals = dict[str, str]()
-    wholes = {one: one.path for one in (*sources.values(), *targets.values()) if isinstance(one, ResolvedDirectory)}
+    origins, wholes = _paths_of(sources), _paths_of(targets)
     for item in items:
-        source, target = sources[item.source.directory], targets[item.destination.directory]
-        if isinstance(source, DataManagerError):
-            chunk.fail(item.number, source)
+        origin, directory = origins[item.source.directory], wholes[item.destination.directory]
+        if isinstance(origin, DataManagerError):
+            chunk.fail(item.number, origin)
             continue
-        if isinstance(target, DataManagerError):
-            chunk.fail(item.number, target)
+        if isinstance(directory, DataManagerError):
+            chunk.fail(item.number, directory)
             continue
-        directory = wholes[target]
         if (fault := faults.get(directory)) is not None:
             chunk.fail(item.number, _not_made(item.destination, fault))
             continue
@@ -69,7 +68,14 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
         finals.add((directory, name))
         part = chunk.rules.part_name(item, chunk.rules.epoch_of(item))
         canonical = name if where == "." else f"{where}/{name}"
-        chunk.tasks.append(SmallTask(item, wholes[source], directory, part, canonical))
+        chunk.tasks.append(SmallTask(item, origin, directory, part, canonical))
+
+
+def _paths_of(
+    found: dict[str, ResolvedDirectory | DataManagerError],
+) -> dict[str, str | DataManagerError]:
+    """Return the whole path of each directory, or why there is none."""
+    return {name: one.path if isinstance(one, ResolvedDirectory) else one for name, one in found.items()}
 
 
 def look(chunk: Chunk) -> None:

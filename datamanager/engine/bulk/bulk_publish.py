@@ -36,8 +36,8 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
             doubtful[places[index]] = error
         else:
             results[places[index]] = error
-    away = moved_away(target, [posixpath.dirname(staged[place].final) for place in places])
-    for place in places:
+    away = moved_away(target, {posixpath.dirname(staged[place].final) for place in places})
+    for place in places if away else ():
         results[place] = results[place] or away.get(posixpath.dirname(staged[place].final))
     held = _holding(target, [staged[place] for place in doubtful])
     for place, error in doubtful.items():

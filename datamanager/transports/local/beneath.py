@@ -143,9 +143,14 @@ class Walks:
 
         Raises: OSError when a directory on the way is missing, or none; PathReplaced when it is a link.
         """
+        directory, name = self.name(path)
+        return Entry(directory, name, path)
+
+    def name(self, path: str) -> tuple[int, str]:
+        """Walk to a name as `entry` does; return the directory's descriptor, which is to be left open, and the name."""
         above, _, name = path.rpartition("/")
         if name and above == self._path:
-            return Entry(self._handle, name, path)
+            return self._handle, name
         directory = posixpath.dirname(path)
         handle, names = self._base.open_base(path)
         self.close()
@@ -155,10 +160,10 @@ class Walks:
             os.close(handle)
             handle = self._handle = below
         if not names:
-            return Entry(handle, ".", path)  # the root
+            return handle, "."  # the root
         if names[-1] == name:
             self._path = directory
-        return Entry(handle, names[-1], path)
+        return handle, names[-1]
 
     def close(self) -> None:
         """Close the last directory. Idempotent."""

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from hashlib import sha256
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 _DIRECTORIES_AT_ONCE = 100
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LocalBulk:
@@ -34,7 +36,7 @@ class LocalBulk:
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
-        return self._each_entry(lambda entry: file_stat(entry.lstat()), paths)
+        return self._each_name(_lstat, paths)
 
     def real_path(self, paths: Sequence[str]) -> Results[str | TransportError]:
         """Yield each path with every link resolved."""
@@ -51,7 +53,7 @@ class LocalBulk:
         likely: int | None = None,  # noqa: ARG002
     ) -> Results[SmallFile | TransportError]:
         """Yield whole regular files; a link is not followed."""
-        return self._each_entry(lambda entry: _read(entry, most), paths)
+        return self._each_name(partial(_read, most), paths)
 
     def write(self, files: Iterable[NewFile]) -> Results[KeptAttributes | TransportError]:
         """Create each file, write it, set its mode and mtime, close it."""
@@ -64,7 +66,7 @@ class LocalBulk:
 
     def digest(self, paths: Sequence[str], most: int) -> Results[str | TransportError]:
         """Yield each file's sha256, computed here."""
-        return self._each_entry(lambda entry: sha256(_read(entry, most).data).hexdigest(), paths)
+        return self._each_name(partial(_digest, most), paths)
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
@@ -107,16 +109,21 @@ class LocalBulk:
         return handle
 
     def _each_entry(self, work: Callable[[Entry], R], paths: Sequence[str]) -> Results[R | TransportError]:
-        """Do the work on one name after the other."""
+        """Do the work on one entry after the other."""
+        return self._each_name(lambda *where: work(Entry(*where)), paths)
 
-        def at(path: str) -> R:
-            try:
-                return work(walks.entry(path))
-            except OSError as exc:
-                raise error_of(exc.errno or 0, path) from exc
-
+    def _each_name(self, work: Callable[[int, str, str], R], paths: Sequence[str]) -> Results[R | TransportError]:
+        """Do the work on one name after the other: it is given the open directory, the name, and the path."""
         with self._beneath.walks() as walks:
-            yield from _each(at, paths)
+            for index, path in enumerate(paths):
+                result: R | TransportError
+                try:
+                    result = work(*walks.name(path), path)
+                except OSError as exc:
+                    result = error_of(exc.errno or 0, path)
+                except TransportError as exc:
+                    result = exc.with_traceback(None)
+                yield index, result
 
 
 def _each(work: Callable[[A], R], things: Iterable[A]) -> Results[R | TransportError]:
@@ -139,11 +146,19 @@ def _make_dir(entry: Entry) -> None:
         raise PathExists(f"{shown(entry.path)}: a file exists there") from None
 
 
-def _read(entry: Entry, most: int) -> SmallFile:
-    handle = entry.open(os.O_RDONLY | os.O_NONBLOCK)
+def _lstat(directory: int, name: str, _: str) -> FileStat:
+    return file_stat(os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+
+def _digest(most: int, directory: int, name: str, path: str) -> str:
+    return sha256(_read(most, directory, name, path).data).hexdigest()
+
+
+def _read(most: int, directory: int, name: str, path: str) -> SmallFile:
+    handle = os.open(name, _READ, dir_fd=directory)
     try:
         stat = file_stat(os.fstat(handle))
-        require_file(stat, entry.path)
+        require_file(stat, path)
         data = b""
         while len(data) <= most and (block := os.read(handle, min(stat.size, most) + 1 - len(data))):
             data += block
@@ -152,7 +167,7 @@ def _read(entry: Entry, most: int) -> SmallFile:
     finally:
         os.close(handle)
     if max(stat.size, len(data)) > most:
-        raise RemoteFailure(f"{shown(entry.path)}: is larger than {most} bytes")
+        raise RemoteFailure(f"{shown(path)}: is larger than {most} bytes")
     return SmallFile(stat, data)
 
 

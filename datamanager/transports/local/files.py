@@ -194,10 +194,10 @@ def file_stat(found: os.stat_result) -> FileStat:
         found.st_size,
         found.st_mtime_ns // 1_000_000_000,
         stat.S_IMODE(found.st_mode),
-        identity=(found.st_dev, found.st_ino),
-        links=found.st_nlink,
-        mtime_ns=found.st_mtime_ns,
-        ctime_ns=found.st_ctime_ns,
+        (found.st_dev, found.st_ino),
+        found.st_nlink,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
     )
 
 

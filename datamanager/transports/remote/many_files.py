@@ -120,22 +120,22 @@ class ManyFiles:
 
     def write(self, files: Iterable[NewFile]) -> Results[KeptAttributes | TransportError]:
         """See the port's Bulk."""
-        sent = deque[tuple[int, list[tuple[str, int, int]]]]()
+        sent = deque[dict[str, Any]]()
 
         def orders() -> Iterator[Order]:
-            count = 0
-            for directory, some in _frames(files):
-                sent.append((count, [(file.path, file.mode & 0o777, file.mtime) for file in some]))
-                count += len(some)
-                names = [_split(file.path)[1] for file in some]
-                described = [(file.mode & 0o777, file.mtime, len(file.data)) for file in some]
-                yield {"do": "write", "in": directory, "names": names, "files": described}, [file.data for file in some]
+            for order, data in _frames(files):
+                sent.append(order)
+                yield order, data
 
+        index = 0
         for answer, _ in self._answers(orders()):
-            index, wanted = sent.popleft()
-            for (path, mode, mtime), found in zip(wanted, _entries(answer, len(wanted)), strict=True):
+            order = sent.popleft()
+            entries = _entries(answer, len(order["names"]))
+            for name, (mode, mtime, _size), found in zip(order["names"], order["files"], entries, strict=True):
                 if isinstance(found, int):
-                    yield index, _error(found, path, walked=not isinstance(answer, int))
+                    yield index, _error(found, _joined(order["in"], name), walked=not isinstance(answer, int))
+                elif found[2] == mtime and found[0] & 0o777 == mode:
+                    yield index, KeptAttributes(mtime)
                 else:
                     yield index, KeptAttributes.of(_stat(found), mode=mode, mtime=mtime)
                 index += 1
@@ -153,8 +153,8 @@ class ManyFiles:
                 yield order, ()
 
         for (_, start, stop), (answer, _) in zip(groups, self._answers(orders()), strict=True):
-            for index, found in zip(range(start, stop), _entries(answer, stop - start), strict=True):
-                walked = not isinstance(answer, int)
+            walked = not isinstance(answer, int)
+            for index, found in enumerate(_entries(answer, stop - start), start):
                 if not found:
                     yield index, None
                 elif walked and found in NO_LINKS and not overwrite:
@@ -188,13 +188,15 @@ class ManyFiles:
         )
         for (_, start, stop), (answer, data) in zip(groups, self._answers(orders), strict=True):
             at, view = 0, memoryview(data)
-            for index, found in zip(range(start, stop), _entries(answer, stop - start), strict=True):
+            nothing, walked, reading = view[:0], not isinstance(answer, int), act == "read"
+            for index, found in enumerate(_entries(answer, stop - start), start):
                 if isinstance(found, int) and found:
-                    yield index, _error(found, paths[index], walked=not isinstance(answer, int)), view[:0]
-                    continue
-                size = found[3] if act == "read" else 0
-                yield index, found, view[at : at + size]
-                at += size
+                    yield index, _error(found, paths[index], walked=walked), nothing
+                elif reading:
+                    yield index, found, view[at : at + found[3]]
+                    at += found[3]
+                else:
+                    yield index, found, nothing
 
     def _answers(self, orders: Iterable[Order]) -> Iterator[Answer]:
         """Send orders, a few ahead, and yield their answers. Left early, those that are under way are taken in."""
@@ -279,18 +281,27 @@ def _groups(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, int, int]]:
         start = end
 
 
-def _frames(files: Iterable[NewFile]) -> Iterator[tuple[str, list[NewFile]]]:
-    """Yield the files that go together, with their directory."""
-    for directory, run in groupby(files, key=lambda file: _split(file.path)[0]):
-        some, size = list[NewFile](), 0
-        for file in run:
-            some.append(file)
-            size += len(file.data)
-            if len(some) == _FILES or size >= _BYTES:
-                yield directory, some
-                some, size = [], 0
-        if some:
-            yield directory, some
+def _frames(files: Iterable[NewFile]) -> Iterator[Order]:
+    """Yield the orders to write files, of one directory each, and their bytes."""
+    directory, names = "", list[str]()
+    described, data, room = list[tuple[int, int, int]](), list[Bytes](), 0
+
+    def order() -> Order:
+        return {"do": "write", "in": directory, "names": names, "files": described}, data
+
+    for file in files:
+        above, name = _split(file.path)
+        if names and (room <= 0 or len(names) == _FILES or above != directory):
+            yield order()
+            names, described, data = [], [], []
+        if not names:
+            directory, room = above, _BYTES
+        names.append(name)
+        described.append((file.mode & 0o777, file.mtime, len(file.data)))
+        data.append(file.data)
+        room -= len(file.data)
+    if names:
+        yield order()
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -299,8 +310,17 @@ def _split(path: str) -> tuple[str, str]:
     return directory or "/", name
 
 
+def _joined(directory: str, name: str) -> str:
+    """Return the path of a name in a directory."""
+    return f"{directory.rstrip('/')}/{name}"
+
+
 def _entries(answer: int | list[Any], count: int) -> list[Any]:
-    return [answer] * count if isinstance(answer, int) else answer
+    """Return the entry of each of `count` names. Raises: RemoteFailure when it is not one for each."""
+    entries = [answer] * count if isinstance(answer, int) else answer
+    if len(entries) != count:
+        raise RemoteFailure(f"an answer has {len(entries)} entries for {count} names, {_WORKING}")
+    return entries
 
 
 def _error(number: int, path: str, *, walked: bool) -> TransportError:
