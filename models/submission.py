@@ -162,8 +162,8 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
 
 
 def _row(transfer: Transfer) -> dict[str, Any]:
-    """Return what was set of a new transfer, by the names of columns: to have the session's objects write it takes
-    three times as long."""
+    """Return what was set of a new transfer, by the names of columns: the session's objects would take much longer
+    to write it."""
     return {name: vars(transfer)[key] for key, name in _columns() if key in vars(transfer)}
 
 
