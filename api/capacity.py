@@ -8,10 +8,12 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -24,7 +26,7 @@ from datamanager.errors import (
     ServerBusy,
     TooManyStreams,
 )
-from datamanager.machines import Machine, Machines
+from datamanager.machines import Machine, Machines, TransportKind
 
 T = TypeVar("T")
 
@@ -38,58 +40,117 @@ LOOK_PATIENCE = 5.0
 """Seconds after which slots for short work count as hanging when none was released."""
 WORK_PATIENCE = 300.0
 """The same for work that takes as long as files are large: hashing, walking a tree."""
+SHARE = 0.005
+"""Seconds that a look at this host's files waits for a thread that is at others: most are system calls of 0.1 ms."""
+
+
+@dataclass(eq=False, slots=True)
+class _Piece:
+    """Work that waits for a thread, who waits for it, and since when (monotonic)."""
+
+    work: Callable[[], Any]
+    done: asyncio.Future[Any]
+    since: float
+    context: Context = field(default_factory=copy_context)
+    begun: bool = False
 
 
 class Slots:
-    """Slots for one kind of blocking work, given in the order of requests. Belongs to one event loop.
+    """Threads for one kind of blocking work, at most so many, which do it in the order of requests. Belongs to one
+    event loop.
 
-    Who finds no free one waits without a thread; once none was released for `patience` seconds, `hanging` makes the
+    Where `share` is not 0, work is done by a thread that is there already if that comes to it within so many seconds:
+    to wake a thread for each of many short pieces, all of which want the interpreter, takes longer than they do.
+
+    Work that no thread has taken waits without one; once none was released for `patience` seconds, `hanging` makes the
     error that those who wait get.
     """
 
-    def __init__(self, most: int, patience: float, hanging: Callable[[], DataManagerError]) -> None:
-        self._free = most
+    def __init__(self, most: int, patience: float, hanging: Callable[[], DataManagerError], share: float = 0.0) -> None:
+        self._most = most
         self._patience = patience
         self._hanging = hanging
+        self._share = share
         self._released = -math.inf
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[_Piece] = deque()
+        self._threads = set[asyncio.Task[None]]()
+        self._spreading: asyncio.TimerHandle | None = None
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread. Raises: what `hanging` makes; what `work` raises."""
-        async with self._acquired():
-            return await run_sync(work, limiter=CapacityLimiter(1))  # these slots are the limit
-
-    @asynccontextmanager
-    async def _acquired(self) -> AsyncIterator[None]:
-        if self._free:
-            self._free -= 1
-        else:
-            await self._wait()
+        loop = asyncio.get_running_loop()
+        piece = _Piece(work, loop.create_future(), time.monotonic())
+        self._waiting.append(piece)
+        if not (self._threads and self._share):
+            self._start(loop)
+        elif self._spreading is None:
+            self._spreading = loop.call_later(self._share, self._spread, loop)
+        watching = loop.call_later(self._patience, self._watch, loop, piece)
         try:
-            yield
+            result: T = await piece.done  # a caller that is cancelled takes what no thread has begun back
         finally:
-            self._release()
+            watching.cancel()
+        return result
 
-    async def _wait(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            while not (await asyncio.wait({turn}, timeout=self._patience))[0]:
-                if time.monotonic() - self._released >= self._patience:
-                    raise self._hanging()
-        except BaseException:  # a cancelled caller, too, must not keep a place in the queue
-            if turn.done():
-                self._release()  # it was given in this moment
-            else:
-                self._waiting.remove(turn)
-            raise
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if len(self._threads) < self._most:
+            # these slots are the limit; of the request that has come just now nothing belongs to the thread
+            serving = run_sync(self._serve, loop, limiter=CapacityLimiter(1))
+            thread = asyncio.create_task(serving, context=Context())
+            self._threads.add(thread)
+            thread.add_done_callback(partial(self._ended, loop))
 
-    def _release(self) -> None:
-        self._released = time.monotonic()
-        if self._waiting:
-            self._waiting.popleft().set_result(None)
+    def _ended(self, loop: asyncio.AbstractEventLoop, thread: asyncio.Task[None]) -> None:
+        self._threads.discard(thread)
+        if self._waiting and not thread.cancelled():  # it came when the thread had just seen that nothing waits
+            self._start(loop)
+
+    def _spread(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin another thread if those that are at work leave what waits."""
+        self._spreading = None
+        with suppress(IndexError):  # another thread takes it
+            late = self._waiting[0].since + self._share
+            if late <= time.monotonic():
+                self._start(loop)
+                late = time.monotonic() + self._share
+            if len(self._threads) < self._most:
+                self._spreading = loop.call_at(loop.time() + late - time.monotonic(), self._spread, loop)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, piece: _Piece) -> None:
+        if piece.begun or piece.done.done():
+            return
+        if time.monotonic() - self._released >= self._patience:
+            piece.done.set_exception(self._hanging())
         else:
-            self._free += 1
+            loop.call_later(self._patience, self._watch, loop, piece)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Do what waits, in a thread, until nothing does."""
+        while True:
+            try:
+                piece = self._waiting.popleft()
+            except IndexError:
+                return
+            if piece.done.done():
+                continue  # its caller has gone
+            piece.begun = True
+            value, error = None, None
+            try:
+                value = piece.context.run(piece.work)
+            except BaseException as exc:  # noqa: BLE001  # whatever it is, who waits gets it
+                error = exc
+            self._released = time.monotonic()
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(_tell, piece.done, value, error)
+
+
+def _tell(done: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
+    if done.done():
+        return  # its caller has gone
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +166,12 @@ class MachineSlots:
     def of(cls, machine: Machine) -> MachineSlots:
         """Return the slots of a machine."""
 
-        def slots(most: int, patience: float) -> Slots:
+        def slots(most: int, patience: float, share: float = 0.0) -> Slots:
             why = f"machine {machine.name} does not answer: {most} requests wait for it already"
-            return Slots(most, patience, lambda: MachineUnavailable(why))
+            return Slots(most, patience, lambda: MachineUnavailable(why), share)
 
-        half = max(1, machine.max_connections // 2)
-        return cls(slots(half, LOOK_PATIENCE), slots(half, WORK_PATIENCE))
+        half, here = max(1, machine.max_connections // 2), machine.transport is TransportKind.LOCAL
+        return cls(slots(half, LOOK_PATIENCE, SHARE if here else 0.0), slots(half, WORK_PATIENCE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,7 @@ def insert_free(
     The unique index decides the race, not a SELECT before it. On PostgreSQL this waits for a rival's transaction to
     end.
     """
-    return session.execute(_insert_free(model, columns, postgres=on_postgresql(session)), rows).all()
+    return session.execute(_insert_free(model, columns, postgres=on_postgresql(session)), _given(rows)).all()
 
 
 @cache  # a statement's key among the compiled ones takes longer than many a statement
@@ -227,7 +227,12 @@ def _insert_free(model: type[DeclarativeBase], columns: tuple[str, ...], *, post
 def insert_rows(session: Session, model: type[DeclarativeBase], rows: Sequence[dict[str, Any]]) -> None:
     """Insert rows by one statement, if there are any."""
     if rows:
-        session.execute(_insert(model), rows)
+        session.execute(_insert(model), _given(rows))
+
+
+def _given(rows: Sequence[dict[str, Any]]) -> Any:
+    """Return rows as a statement takes them: a single one by itself, as a list of one costs SQLAlchemy more."""
+    return rows[0] if len(rows) == 1 else rows
 
 
 @cache

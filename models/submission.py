@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, cast
 from uuid import UUID, uuid4
 
+from sqlalchemy import bindparam, inspect, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.archive_requests import ActivateTerms, ArchiveTerms
@@ -26,7 +29,7 @@ from datamanager.domain.requests import (
     TransferTerms,
 )
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
-from datamanager.errors import InternalError, InvalidRequest, ObjectHeld
+from datamanager.errors import InternalError, InvalidRequest, ObjectHeld, ObjectNotFound
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
 from datamanager.settings import Settings
@@ -39,8 +42,8 @@ from models.archive.submission import enter_activate, enter_archive
 from models.batches.item_admission import JudgedItem
 from models.batches.submission import enter_items, judge_items
 from models.core.outbox import post_submitted
-from models.database import now, wake
-from models.objects.catalogue import get_object, lock_object, require_usable
+from models.database import insert_rows, now, table_of, wake
+from models.objects.catalogue import get_object, require_usable
 from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
 from models.transfers.items import known_note
@@ -120,7 +123,8 @@ def judged(session: Session, machines: Machines, request: SealedRequest) -> Seal
 
 
 def submit(session: Session, machines: Machines, request: SealedRequest) -> Transfer:
-    """Check a request against the catalogue, claim what it needs, store it QUEUED and post it to the movers.
+    """Check a request against the catalogue, claim what it needs, store it QUEUED and post it to the movers. Return it;
+    its row is written already, and what is returned does not belong to the session.
 
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectActive, ObjectUnknown, ObjectBusy, DestinationExists,
     ObjectHeld (a delete), UnknownMachine, PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the
@@ -150,12 +154,22 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
         case _:
             _enter_one(session, machines, transfer, request)
     post_submitted(session, transfer)
-    session.add(transfer)  # once: its row has the number of the event already
-    session.flush()
+    insert_rows(session, Transfer, [_row(transfer)])  # once: it has the number of the event already
     if request.sealed is not None:
         keep_secrets(session, transfer.id, request.sealed)
     wake(session, "queued")
     return transfer
+
+
+def _row(transfer: Transfer) -> dict[str, Any]:
+    """Return what was set of a new transfer, by the names of columns: the session's objects would take much longer
+    to write it."""
+    return {name: vars(transfer)[key] for key, name in _columns() if key in vars(transfer)}
+
+
+@cache
+def _columns() -> list[tuple[str, str]]:
+    return [(one.key, one.columns[0].name) for one in inspect(Transfer).column_attrs]
 
 
 def _moving(request: TransferRequest) -> bool:
@@ -222,15 +236,25 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
 
 
 def _usable_source(session: Session, machines: Machines, request: SealedRequest) -> DataObject | None:
+    """Return the object's row, locked as by `lock_object`; it is read only."""
     if request.object_id is None:
         return None
-    obj = lock_object(session, request.object_id)
+    found = session.execute(_SOURCE, {"object_id": request.object_id}).one_or_none()
+    if found is None:
+        raise ObjectNotFound(f"no object has the identifier {request.object_id}")
+    obj = cast(DataObject, found)
     require_usable(obj, removing=request.kind is TransferKind.DELETE)
     if request.kind is TransferKind.DELETE and obj.held_since is not None:
         raise ObjectHeld(f"object {obj.id} is held since {obj.held_since:%Y-%m-%d}: {obj.hold_reason or 'no reason'}")
     if obj.status != ObjectStatus.ARCHIVED:
         machines[obj.machine]  # raises UnknownMachine: its objects stay listed, but can't be worked on
     return obj
+
+
+_OBJECTS = table_of(DataObject)
+_SOURCE = (  # made once: it is asked for each transfer
+    select(_OBJECTS).where(_OBJECTS.c.id == bindparam("object_id")).with_for_update()
+)
 
 
 def _id(obj: DataObject | None) -> UUID:

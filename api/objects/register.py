@@ -27,7 +27,7 @@ from datamanager.domain.requests import RegisterRequest, TreeRequest
 from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.inspection.directory_walk import Walk, tree_root
-from datamanager.engine.path_confinement import confined, followed, real_base, relative
+from datamanager.engine.path_confinement import canonical_of, confined, followed, real_base
 from datamanager.engine.single.other_names import bundles_directory, has_other_spelling
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.machines import Machine
@@ -133,10 +133,11 @@ def look(request: RegisterRequest, end: Endpoint) -> Seen:
     facts, unseen, machine, place = Facts(request.size), request.verify == "none", end.machine, end.place
     try:
         with end.storage.session() as session:
-            own = confined(session, machine, place.path, follow=False)
+            base = real_base(session, machine)
+            own = confined(session, machine, place.path, follow=False, base=base)
             if not unseen:
                 facts = _seen(request, session, machine, own, place)
-            canonical = Place(machine.name, relative(session, machine, own))
+            canonical = Place(machine.name, canonical_of(machine, base, own))
     except errors.TransportError as exc:
         if isinstance(exc, errors.PathMissing) and not unseen:
             raise errors.SourceMissing(f"there is no file at {place}") from None
@@ -146,7 +147,7 @@ def look(request: RegisterRequest, end: Endpoint) -> Seen:
         return Seen(Facts(request.size))
     with end.storage.session() as session:
         bundles = bundles_directory(session, machine)
-        return Seen(facts, canonical, bundles, has_other_spelling(session, machine, [place.path]))
+        return Seen(facts, canonical, bundles, has_other_spelling(session, machine, [place.path], base))
 
 
 def _seen(request: RegisterRequest, session: Session, machine: Machine, own: str, place: Place) -> Facts:

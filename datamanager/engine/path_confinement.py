@@ -63,16 +63,18 @@ class PathLookup(Protocol):
         """Look at many names at once."""
 
 
-def confined(session: Session, machine: Machine, place_path: str, *, follow: bool = True) -> str:
+def confined(
+    session: Session, machine: Machine, place_path: str, *, follow: bool = True, base: str | None = None
+) -> str:
     """Return the absolute path on the machine of a normalised path below its base directory, links resolved.
 
     The nearest existing ancestor is resolved and compared with the resolved base directory (on HPC it often is a link
     itself). With `follow`, a last component that is a link is resolved too and must stay inside; without, the link
-    itself is meant.
+    itself is meant. `base`: `real_base`, where the caller has it.
 
     Raises: PathNotAllowed when links lead out; RemoteFailure when the base directory does not exist.
     """
-    base = real_base(session, machine)
+    base = real_base(session, machine) if base is None else base
     real = posixpath.join(directory_of(session, machine, base, place_path).path, posixpath.basename(place_path))
     there = lstat_or_none(session, real) if follow else None
     is_link = there is not None and there.kind is FileKind.SYMLINK

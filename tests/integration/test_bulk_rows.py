@@ -7,12 +7,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from models.bulk_rows import among, insert_columns
 from models.database import Database
+from models.objects.catalogue import Facts, NewRow, add_objects
 from models.tables import Claim, DataObject, OutboxMessage, TransferItem
-from tests.support.bookkeeping import register
+from tests.support.bookkeeping import place, register
 
 pytestmark = pytest.mark.dialect
 
@@ -84,3 +85,27 @@ def test_among_takes_any_number_of_values(database: Database) -> None:
             found = session.scalars(select(DataObject.id).where(among(session, column, values))).all()
             assert found == ([] if column is DataObject.size else [first])
         assert session.scalars(select(DataObject.id).where(among(session, DataObject.id, []))).all() == []
+
+
+def test_one_object_is_stored_as_each_of_many_is(database: Database) -> None:
+    time = datetime(2027, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
+    facts = Facts(2**40, "sha256:" + "0" * 64, not_kept=("mode",))
+    texts = 'ünï"\\', "o", "g", {"a": [1, None, {"b": 'c"'}]}
+
+    def row() -> NewRow:
+        return NewRow(uuid4(), place("d/f"), facts, "d", *texts, expires_at=time, provisional=True)
+
+    with database.write() as session:
+        for rows in ([row()], [row(), row()]):
+            add_objects(session, rows, "registered")
+    with database.read() as session:
+        stored = [dict(one) for one in session.execute(text("SELECT * FROM objects")).mappings()]
+        told = session.scalars(select(OutboxMessage).order_by(OutboxMessage.id)).all()
+    differing = "id", "date_registered", "date_modified"
+    raw = [{name: value for name, value in one.items() if name not in differing} for one in stored]
+    assert raw[0] == raw[1] == raw[2]
+    assert {type(one[name]) for one in stored for name in differing[1:]} == {type(raw[0]["expires_at"])}
+    assert {(one.exchange, one.routing_key) for one in told} == {("dm.events", "dm.object.registered")}
+    bodies = [{key: one.body["data"][key] for key in one.body["data"] if key != "object"} for one in told]
+    assert bodies[0] == bodies[1] == bodies[2]
+    assert [str(one.subject) for one in told] == [one.body["data"]["object"] for one in told]

@@ -26,7 +26,7 @@ from models.database import Database
 from models.objects.catalogue import Facts, register_object
 from models.objects.namesakes import has_namesake
 from models.submission import submit
-from models.tables import Claim, DataObject, MachineSeen, OutboxMessage
+from models.tables import Claim, DataObject, MachineSeen, OutboxMessage, Transfer
 from tests.support.bookkeeping import MACHINES, order, place, register
 
 pytestmark = pytest.mark.dialect
@@ -171,6 +171,19 @@ def test_requests_of_a_group_have_few_statements(database: Database) -> None:
         statements.clear()
         assert [outcome.error for outcome in commit_group(database, changes)] == [None] * 8
         assert sum(not statement.startswith("BEGIN") for statement in statements) <= 8 * most, statements[: 2 * most]
+
+
+def test_row_of_a_submitted_transfer_is_whole(database: Database) -> None:
+    source = register(database, "in/source")
+    wanted = partial(submit, machines=MACHINES, request=order("copy", source, "out/copy"))
+    (made,) = commit_group(database, [wanted])
+    assert made.error is None
+    with database.read() as session:
+        row = session.get_one(Transfer, made.value.id)
+        assert (row.object_id, row.result_object_id) == (source, made.value.result_object_id)
+        assert (row.destination_place, row.bytes_total, row.sequence) == ("out/copy", 5, 1)
+        assert (row.notes, row.paused, row.owner, row.leaves_partial) == ({}, False, None, False)  # by default
+        assert (row.share_pair, row.share_group) == ("alpha>beta", "")  # what the database computes
 
 
 # --- the queue of an API ---

@@ -23,9 +23,10 @@ _MOUNTS = "/proc/self/mountinfo"
 """What Linux tells of mounts (proc_pid_mountinfo(5)): the third word is the device, the fifth the mount point."""
 
 
-def has_other_spelling(session: Session, machine: Machine, paths: Sequence[str]) -> bool:
-    """Say whether one of some places that exist is found by another spelling too: its machine may fold names."""
-    base = real_base(session, machine)
+def has_other_spelling(session: Session, machine: Machine, paths: Sequence[str], base: str | None = None) -> bool:
+    """Say whether one of some places that exist is found by another spelling too: its machine may fold names. `base`:
+    the machine's `real_base`, where the caller has it."""
+    base = real_base(session, machine) if base is None else base
     others = [posixpath.join(base, other) for path in paths for other in _spellings(path)]
     return any(isinstance(found, FileStat) for _, found in session.bulk.lstat(others))
 
