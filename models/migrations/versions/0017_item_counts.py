@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0018_item_counts"
+revision = "0017_item_counts"
 down_revision = "0016_housekeeping"
 
 NAME, TABLE = "ix_transfer_items_status", "transfer_items"
