@@ -14,7 +14,7 @@ from datamanager.settings import Settings
 from deployments.orchestrator.environment import prefect_environment
 from tests.support.prefect import PrefectApi, PrefectServer
 from tests.support.process import Process
-from tests.support.site import Site, some_bytes
+from tests.support.site import Site, eventually, some_bytes
 
 UUID_TEXT = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 REQUESTS = {
@@ -25,11 +25,13 @@ REQUESTS = {
 LOGS = "POST /api/logs/"
 LOGS_EVERY = 2.0
 """Seconds of log lines that Prefect sends together (PREFECT_LOGGING_TO_API_BATCH_INTERVAL)."""
-EVENTS = {
-    "prefect.flow-run.Running": 1,
-    "prefect.flow-run.Completed": 1,
-    "prefect.task-run.Completed": 3,
-}
+EVENTS = Counter(
+    {
+        "prefect.flow-run.Running": 1,
+        "prefect.flow-run.Completed": 1,
+        "prefect.task-run.Completed": 3,
+    }
+)
 """Events of that copy's run and of its tasks, as it ends before a heartbeat is due, and they before they are shown."""
 
 LOOKS = {
@@ -47,6 +49,10 @@ LOOKS = {
 """What a mover asks now and then, whatever it runs."""
 COUNTING_MOVER = """
 import runpy, sys, httpx
+from deployments.orchestrator import prefect_private
+from flows.runtime import monitor, progress
+# a busy machine makes no long run of it
+prefect_private.SHOWN_AFTER = progress.SHOW_AFTER = monitor.SHOW_AFTER = 3600.0
 log = open(sys.argv.pop(1), "a", buffering=1)
 def count(client, send):
     def counting(self, request, *args, **options):
@@ -72,6 +78,14 @@ def asked(bare_site: Site, tmp_path: Path, private_prefect: PrefectServer) -> Pa
     return tmp_path / "asked"
 
 
+def events_of(prefect: PrefectApi, run: str) -> list[str]:
+    """Return the names of a run's events and of its tasks', in their order."""
+    about = {"filter": {"any_resource": {"id": [f"prefect.flow-run.{run}"]}}, "limit": 50}
+    found = sorted(prefect.post("events/filter", about)["events"], key=lambda event: event["occurred"])
+    names = [event["event"] for event in found]
+    return [name for name in names if re.match(r"(prefect|data-manager)\.(flow|task)-run\.", name)]
+
+
 def test_copy_asks_prefect_as_little_as_before(bare_site: Site, asked: Path, private_prefect: PrefectServer) -> None:
     site, prefect = bare_site, PrefectApi(private_prefect.api_url)
     with site.service.moving():
@@ -83,15 +97,13 @@ def test_copy_asks_prefect_as_little_as_before(bare_site: Site, asked: Path, pri
             run = site.wait(site.ask("POST", f"async/copy/{source}", data=fields).text)["flow_run_id"]
             prefect.wait(run)
             batches = 1 + (time.monotonic() - begun) // LOGS_EVERY
-        time.sleep(3)  # logs and events are sent in batches
+        eventually(lambda: len(events_of(prefect, run)) >= EVENTS.total(), "its events are stored")
+        eventually(lambda: LOGS in asked.read_text().splitlines()[asked_before:], "its log lines are sent")
+        time.sleep(3)  # whatever is sent beyond that, in batches
         lines = [re.sub(UUID_TEXT, "<id>", line) for line in asked.read_text().splitlines()[asked_before:]]
     requests = Counter(line for line in lines if line not in LOOKS)
     assert 1 <= requests.pop(LOGS, 0) <= batches
     assert requests == REQUESTS
-    about = {"filter": {"any_resource": {"id": [f"prefect.flow-run.{run}"]}}, "limit": 50}
-    found = sorted(prefect.post("events/filter", about)["events"], key=lambda event: event["occurred"])
-    events = [
-        event["event"] for event in found if re.match(r"(prefect|data-manager)\.(flow|task)-run\.", event["event"])
-    ]
+    events = events_of(prefect, run)
     assert Counter(events) == EVENTS
     assert (events[0], events[-1]) == ("prefect.flow-run.Running", "prefect.flow-run.Completed")

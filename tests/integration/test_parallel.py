@@ -22,6 +22,7 @@ from datamanager.sources.parallel import ConnectionBudget, Parallel
 from datamanager.sources.source_port import Source
 from tests.support.downloads import LOOPBACK, open_download, open_source
 from tests.support.fetcher import Fetcher
+from tests.support.site import eventually
 from tests.support.web import Web
 
 KIB = 2**10
@@ -137,6 +138,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "WATCH_PARALLEL", 0.2)
 
 
+def nothing_left(server: Slow) -> bool:
+    return not server.at_once and all(one.name != "download part" for one in threading.enumerate())
+
+
 def single(url: str) -> Source:
     return open_source(url, "http", {}, LOOPBACK, max_size=2**30, read_timeout=5.0)
 
@@ -229,10 +234,7 @@ def test_who_stops_taking_ends_all(server: Slow) -> None:
             if len(server.parts) >= 2:
                 break
     assert budget.acquire(16)
-    deadline = time.monotonic() + 10
-    while server.at_once or any(one.name == "download part" for one in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: nothing_left(server), "all connections and threads have ended", patience=60)
 
 
 def test_an_error_that_is_kept_keeps_no_connection(server: Slow) -> None:
@@ -246,10 +248,7 @@ def test_an_error_that_is_kept_keeps_no_connection(server: Slow) -> None:
     assert kept.traceback
     assert blocks is not None
     assert budget.acquire(16)
-    deadline = time.monotonic() + 10
-    while server.at_once or any(one.name == "download part" for one in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: nothing_left(server), "all connections and threads have ended", patience=60)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

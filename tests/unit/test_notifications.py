@@ -8,11 +8,13 @@ import stat
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from datamanager.messaging.notifications import MESSAGE_MAX, NotificationSocket, notify
+from tests.support.process import open_files
 
 
 async def _heard(socket: NotificationSocket, count: int) -> list[str]:
@@ -112,11 +114,11 @@ def test_a_message_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
 
 def test_closing_twice_leaks_nothing(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = Counter(open_files())
     for _ in range(20):
         ear = NotificationSocket(tmp_path, "mover")
         notify(tmp_path, "mover", "queued")
         ear.close()
         ear.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not Counter(open_files()) - before
     assert os.listdir(tmp_path) == []
