@@ -1,11 +1,12 @@
 """Running Data Managers for this folder's tests: shared ones, and one of those that stop and reconfigure its parts.
 
-- `site` runs for the whole session, with everything: PostgreSQL, RabbitMQ, archives. A test that is marked `dialect`
-  runs on the least, too: SQLite, no broker, no archive. So its tests use paths and names of their own.
+- `site` is shared, with everything: PostgreSQL, RabbitMQ, archives. A test that is marked `dialect` runs on the least,
+  too: SQLite, no broker, no archive. So its tests use paths and names of their own.
 - `bare_site` is a catalogue (SQLite) and an API; each of its tests brings its movers. Its SSH and Prefect servers may
   be stopped.
 - `open_site` is what the README's reader has: SQLite, no broker, one SSH machine, downloads from this host.
 
+They end when a worker has left this folder: idle servers take time from the tests that follow.
 Two sites that run at the same time need two Prefect servers: the movers of one would take the runs of the other.
 """
 
@@ -62,38 +63,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker("server")
             for name in SITES.intersection(getattr(item, "fixturenames", ())):
-                item.add_marker(pytest.mark.xdist_group(name))
+                # one of them takes as long as all others of its site: another worker has it, with a site of its own
+                group = f"{name} of {item.path.stem}" if item.path.stem == "test_worker" else name
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def backend(request: pytest.FixtureRequest) -> str:
     """What the shared site has: `least` or `full`."""
     kind: str = request.param
     return kind
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slow_server() -> Iterator[OddServer]:
     """A web server whose pages take their time; sites may download from it."""
     with OddServer() as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def other_server() -> Iterator[OddServer]:
     """Another one, for which the shared site has no credential."""
     with OddServer() as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site_prefect(services: Path) -> Iterator[PrefectServer]:
     """The Prefect server of the shared site."""
     with PrefectServer(services / "site-prefect") as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(
     request: pytest.FixtureRequest,
     backend: str,
@@ -129,21 +132,21 @@ def prefect(site: Site) -> PrefectApi:
     return PrefectApi(site.service.env["DM_PREFECT_API_URL"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def private_sshd(services: Path) -> Iterator[tuple[PrivateSshd, PrivateSshd]]:
     """Two SSH servers that tests may stop; they start them again. No shared site uses them."""
     with PrivateSshd(services / "private-sshd1") as first, PrivateSshd(services / "private-sshd2") as second:
         yield first, second
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def private_prefect(services: Path) -> Iterator[PrefectServer]:
     """A Prefect server that tests may stop, limit and empty; they put it right again."""
     with PrefectServer(services / "private-prefect") as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bare_site(
     tmp_path_factory: pytest.TempPathFactory,
     private_prefect: PrefectServer,
@@ -161,7 +164,7 @@ def bare_site(
         service.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def open_site(
     tmp_path_factory: pytest.TempPathFactory, prefect_server: PrefectServer, sshd_pair: tuple[PrivateSshd, PrivateSshd]
 ) -> Iterator[Site]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -9,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -52,12 +53,19 @@ class PrefectServer:
         return f"http://127.0.0.1:{self.port}/api"
 
     def start(self) -> None:
-        """Start the server; return when it is healthy. The first one of all leaves its database to the later ones."""
-        seeded = self._elsewhere or seed(self.directory)
-        self.process.start()
-        self.process.wait_until(lambda: answers(f"{self.api_url}/health"), START_TIMEOUT)
-        if not seeded and not TEMPLATE.exists():
-            keep_as_template(self.directory)
+        """Start the server; return when it is healthy. The first one of all leaves its database to the later ones, which
+        wait for it."""
+        with ExitStack() as alone:
+            if not (self._elsewhere or TEMPLATE.exists()):
+                TEMPLATE.parent.mkdir(exist_ok=True)
+                fcntl.flock(alone.enter_context(TEMPLATE.with_suffix(".lock").open("w")), fcntl.LOCK_EX)
+            seeded = self._elsewhere or seed(self.directory)
+            if seeded:
+                alone.close()
+            self.process.start()
+            self.process.wait_until(lambda: answers(f"{self.api_url}/health"), START_TIMEOUT)
+            if not seeded:
+                keep_as_template(self.directory)
 
     def stop(self) -> None:
         """End the server in an orderly way. Idempotent."""
