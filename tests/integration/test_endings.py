@@ -36,7 +36,7 @@ from models.transfers import queue
 from models.transfers.cancel_pause import stop_reason
 from models.transfers.lookup import get_transfer
 from models.transfers.queue import TransferLease
-from tests.integration.test_batches import FACTS, batch
+from tests.support.batches import FACTS, batch
 from tests.support.bookkeeping import LEASE, MACHINES, begin, order, register, submit
 from tests.support.postgres import Postgres
 

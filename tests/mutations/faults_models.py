@@ -235,7 +235,9 @@ MODEL_FAULTS = (
         "models/batches/whole_directories.py",
         "if _rows_of(session, places.on_conflict_do_nothing()) != count:",
         "if _rows_of(session, places.on_conflict_do_nothing()) > count:",
-        ("tests/integration/test_batches.py::test_a_place_that_is_taken_meanwhile_is_the_items_error[sqlite]",),
+        (
+            "tests/integration/test_batch_directories.py::test_a_place_that_is_taken_meanwhile_is_the_items_error[sqlite]",
+        ),
     ),
     Fault(
         "batch: a directory's objects are had whoever else has them",
@@ -243,7 +245,7 @@ MODEL_FAULTS = (
         "if session.execute(select(_items.c.number).where(mine, theirs.is_not(None)).limit(1)).first() is not None:",
         "if False:",
         (
-            "tests/integration/test_batches.py::test_objects_of_a_directory_that_others_have_are_busy"
+            "tests/integration/test_batch_directories.py::test_objects_of_a_directory_that_others_have_are_busy"
             "[sqlite-move-copy-expected2]",
         ),
     ),

@@ -53,8 +53,7 @@ class PrefectServer:
         return f"http://127.0.0.1:{self.port}/api"
 
     def start(self) -> None:
-        """Start the server; return when it is healthy. The first one of all leaves its database to the later ones, which
-        wait for it."""
+        """Start the server; return when it is healthy. The first one leaves its database to the others, which wait."""
         with ExitStack() as alone:
             if not (self._elsewhere or TEMPLATE.exists()):
                 TEMPLATE.parent.mkdir(exist_ok=True)
