@@ -188,7 +188,12 @@ class Wire:
 
     def _greet(self) -> dict[str, bytes]:
         # INIT and VERSION have the version where all other packets have a number
-        self._send(_HEADER.pack(5, sftp.CMD_INIT, _VERSION), b"")
+        try:
+            self._send(_HEADER.pack(5, sftp.CMD_INIT, _VERSION), b"")
+        except TransportError:
+            self.broken = False
+            self._packet()  # what the machine printed before its end says more than that sending failed
+            raise
         kind, version, body = self._packet()
         if kind != sftp.CMD_VERSION or version < _VERSION:
             self.broken = True
