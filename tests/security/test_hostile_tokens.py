@@ -5,7 +5,6 @@ Each case names the weakness that it tries. All but the broken ones carry what a
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import json
@@ -20,10 +19,10 @@ from datamanager.errors import NotAuthenticated
 from datamanager.identity.issuer_keys import DISCOVERY, DOCUMENT_MAX, FRESH, KEPT, PAUSE, IssuerKeys
 from datamanager.identity.oidc import LEEWAY, TOKEN_MAX, BearerTokens
 from tests.support.authority import Authority
-from tests.support.oidc_issuer import AUDIENCE, JWKS, OidcIssuer, key_of, signed
+from tests.support.oidc_issuer import AUDIENCE, JWKS, OidcIssuer, encoded, key_of, signed
 from tests.support.web import endless, redirect, status
 
-RSA = key_of("RS256")
+RSA, OTHER = key_of("RS256"), key_of("RS256", 2)
 
 
 @pytest.fixture
@@ -32,9 +31,9 @@ def issuer() -> Iterator[OidcIssuer]:
         yield running
 
 
-def encoded(value: Any) -> str:
-    text = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
+def unsigned(issuer: OidcIssuer, signature: str = "AAAA", **header: Any) -> str:
+    """Return a token with a header of its own and a signature that nobody has made."""
+    return f"{encoded({'kid': RSA.kid} | header)}.{encoded(issuer.claims())}.{signature}"
 
 
 def with_hmac(issuer: OidcIssuer, secret: bytes, algorithm: str = "HS256") -> str:
@@ -44,6 +43,10 @@ def with_hmac(issuer: OidcIssuer, secret: bytes, algorithm: str = "HS256") -> st
 
 def raw_payload(issuer: OidcIssuer, payload: str) -> str:
     return signed({"alg": "RS256", "kid": RSA.kid}, payload.encode(), RSA)
+
+
+def with_nested(issuer: OidcIssuer, depth: int) -> str:
+    return f'{json.dumps(issuer.claims())[:-1]}, "a": {"[" * depth}{"]" * depth}}}'
 
 
 def duplicated(issuer: OidcIssuer, name: str, first: object) -> str:
@@ -64,18 +67,19 @@ def changed_payload(issuer: OidcIssuer) -> str:
     return f"{header}.{encoded(issuer.claims(email='root@example.org'))}.{signature}"
 
 
+TWO_ALGS = b'{"alg": "none", "alg": "RS256", "kid": "RS256-1"}'
 PEM = RSA.as_pem(private=False)
 HOSTILE: dict[str, Callable[[OidcIssuer], str]] = {
-    "alg none": lambda i: f"{encoded({'alg': 'none', 'kid': RSA.kid})}.{encoded(i.claims())}.",
-    "alg None with a signature": lambda i: f"{encoded({'alg': 'None', 'kid': RSA.kid})}.{encoded(i.claims())}.AAAA",
+    "alg none": lambda i: unsigned(i, "", alg="none"),
+    "alg None with a signature": lambda i: unsigned(i, alg="None"),
     "alg none, header of a signed one": lambda i: i.token(header={"alg": "RS256"}).rpartition(".")[0] + ".",
     "HS256 with the public key as secret": lambda i: with_hmac(i, PEM),
     "HS256 with the modulus as secret": lambda i: with_hmac(i, i.entries[0]["n"].encode()),
     "HS256 with an empty secret": lambda i: with_hmac(i, b""),
     "RS512, which is not in the list": lambda i: signed({"alg": "RS512", "kid": RSA.kid}, i.claims(), RSA),
-    "alg is a list": lambda i: f"{encoded({'alg': ['RS256'], 'kid': RSA.kid})}.{encoded(i.claims())}.AAAA",
-    "alg of another type of key": lambda i: f"{encoded({'alg': 'ES256', 'kid': RSA.kid})}.{encoded(i.claims())}.{'A' * 86}",
-    "no alg": lambda i: f"{encoded({'kid': RSA.kid})}.{encoded(i.claims())}.AAAA",
+    "alg is a list": lambda i: unsigned(i, alg=["RS256"]),
+    "alg of another type of key": lambda i: unsigned(i, "A" * 86, alg="ES256"),
+    "no alg": lambda i: unsigned(i),
     "wrong aud": lambda i: i.token(aud="other"),
     "list of aud without ours": lambda i: i.token(aud=["other", "datamanager2", "data"]),
     "aud that begins like ours": lambda i: i.token(aud=AUDIENCE + "/"),
@@ -107,22 +111,22 @@ HOSTILE: dict[str, Callable[[OidcIssuer], str]] = {
     "x5u": lambda i: i.token(header={"x5u": f"{i.url}/evil"}),
     "x5c": lambda i: i.token(header={"x5c": ["AAAA"]}),
     "jwk with the attacker's own key": lambda i: signed(
-        {"alg": "RS256", "kid": "mine", "jwk": key_of("RS256", 2).as_dict(private=False)}, i.claims(), key_of("RS256", 2)
+        {"alg": "RS256", "kid": "mine", "jwk": OTHER.as_dict(private=False)}, i.claims(), OTHER
     ),
     "signed with the attacker's own key": lambda i: signed(
         {"alg": "RS256", "kid": RSA.kid}, i.claims(), key_of("RS256", 2)
     ),
     "crit": lambda i: i.token(header={"crit": ["exp"], "exp": 1}),
-    "crit that is empty": lambda i: f"{encoded({'alg': 'RS256', 'kid': RSA.kid, 'crit': []})}.{encoded(i.claims())}.AAAA",
+    "crit that is empty": lambda i: unsigned(i, alg="RS256", crit=[]),
     "b64=false": lambda i: i.token(header={"b64": False, "crit": ["b64"]}),
     "oversized": lambda i: i.token(filler="x" * TOKEN_MAX),
     "oversized header": lambda i: i.token(header={"x5t": "x" * 3000}),
-    "deep JSON": lambda i: raw_payload(i, json.dumps(i.claims())[:-1] + ', "a": ' + "[" * 5000 + "]" * 5000 + "}"),
+    "deep JSON": lambda i: raw_payload(i, with_nested(i, 5000)),
     "deep JSON in the header": lambda i: f"{encoded(b'[' * 1500)}.{encoded(i.claims())}.AAAA",
-    "JSON nested deeper than 32": lambda i: raw_payload(i, json.dumps(i.claims())[:-1] + ', "a": ' + "[" * 40 + "]" * 40 + "}"),
+    "JSON nested deeper than 32": lambda i: raw_payload(i, with_nested(i, 40)),
     "duplicated aud": lambda i: duplicated(i, "aud", "other"),
     "duplicated sub": lambda i: duplicated(i, "sub", "1"),
-    "duplicated alg": lambda i: f'{encoded(b"""{"alg":"none","alg":"RS256","kid":"RS256-1"}""")}.{encoded(i.claims())}.AAAA',
+    "duplicated alg": lambda i: f"{encoded(TWO_ALGS)}.{encoded(i.claims())}.AAAA",
     "payload is a list": lambda i: raw_payload(i, json.dumps([i.claims()])),
     "payload is no JSON": lambda i: raw_payload(i, "sub=4711"),
     "payload is not UTF-8": lambda i: signed({"alg": "RS256", "kid": RSA.kid}, b'{"sub": "\xff"}', RSA),
@@ -137,7 +141,9 @@ HOSTILE: dict[str, Callable[[OidcIssuer], str]] = {
     "ES256 with a signature of zeros": lambda i: i.token("ES256").rpartition(".")[0] + "." + encoded(bytes(64)),
     "padding": lambda i: i.token() + "=",
     "line break at its end": lambda i: i.token() + "\n",
-    "JWS as JSON": lambda i: json.dumps(dict(zip(("protected", "payload", "signature"), i.token().split("."), strict=True))),
+    "JWS as JSON": lambda i: json.dumps(
+        dict(zip(("protected", "payload", "signature"), i.token().split("."), strict=True))
+    ),
     "typ of a logout token": lambda i: i.token(header={"typ": "logout+jwt"}),
     "typ of a DPoP proof": lambda i: i.token(header={"typ": "dpop+jwt"}),
     "refresh token of Keycloak": lambda i: i.token(typ="Refresh"),
@@ -152,6 +158,12 @@ HOSTILE: dict[str, Callable[[OidcIssuer], str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[OidcIssuer, BearerTokens]]:
+    with OidcIssuer() as running:
+        yield running, running.tokens(clients=("dm-cli",))
+
+
 def refused(tokens: BearerTokens, token: str) -> NotAuthenticated:
     with pytest.raises(NotAuthenticated) as error:
         tokens.verify(token)
@@ -162,8 +174,8 @@ def refused(tokens: BearerTokens, token: str) -> NotAuthenticated:
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_token_is_refused(issuer: OidcIssuer, case: str) -> None:
-    tokens = issuer.tokens(clients=("dm-cli",))
+def test_hostile_token_is_refused(shared: tuple[OidcIssuer, BearerTokens], case: str) -> None:
+    issuer, tokens = shared
     assert tokens.verify(issuer.token())["sub"] == "4711"  # the good one, with the same checks
     refused(tokens, HOSTILE[case](issuer))
     assert {path for path, _ in issuer.requests} == {DISCOVERY, JWKS}
@@ -289,6 +301,7 @@ def test_key_that_is_not_for_this_is_not_used(issuer: OidcIssuer, members: dict[
     refused(with_entry(issuer, **members).tokens(), issuer.token())
 
 
+@pytest.mark.filterwarnings("ignore:Key size")
 def test_short_rsa_key_is_not_used(issuer: OidcIssuer) -> None:
     short = RSAKey.generate_key(1024, {"kid": "short"})
     refused(issuer.publish(short).tokens(), signed({"alg": "RS256", "kid": "short"}, issuer.claims(), short))
