@@ -204,15 +204,16 @@ def _usable(document: dict[str, Any]) -> dict[tuple[str, str], IssuerKey]:
 
 def _public_key(entry: dict[str, Any]) -> IssuerKey | None:
     kty, algorithm, operations = entry.get("kty"), entry.get("alg"), entry.get("key_ops", ["verify"])
-    members = MEMBERS.get(kty) if isinstance(kty, str) else None
-    if members is None or "d" in entry or entry.get("use", "sig") != "sig" or not isinstance(operations, list):
+    if not isinstance(kty, str) or kty not in MEMBERS:
+        return None
+    if "d" in entry or entry.get("use", "sig") != "sig" or not isinstance(operations, list):
         return None
     if "verify" not in operations or not (algorithm is None or isinstance(algorithm, str)):
         return None
     if kty in ("EC", "OKP") and entry.get("crv") != {"EC": "P-256", "OKP": "Ed25519"}[kty]:
         return None
     try:
-        key = import_key({"kty": kty, **{name: entry[name] for name in members}})
+        key = import_key({"kty": kty, **{name: entry[name] for name in MEMBERS[kty]}})
         bits = getattr(key.public_key, "key_size", None)
     except (JoseError, KeyError, TypeError, ValueError):
         return None

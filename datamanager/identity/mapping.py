@@ -79,15 +79,15 @@ class MappingRule(BaseModel):
 
     def outputs(self, claims: Mapping[str, Any]) -> Iterator[str]:
         """Yield what comes out, for each item of a claim that is a list. Raises: NotAllowed for too many items."""
-        lists = {name: _claim(claims, name) for name in _NAME.findall(self.source)}
-        lists = {name: value for name, value in lists.items() if isinstance(value, list)}
+        values = ((name, _claim(claims, name)) for name in _NAME.findall(self.source))
+        lists = {name: value for name, value in values if isinstance(value, list)}
         if len(lists) > 1:
             return  # which item goes with which is not known
         for name, items in lists.items() or [("", [None])]:
             if len(items) > ITEMS_MAX:
                 raise NotAllowed(f"the claim {name} has more than {ITEMS_MAX} items")
             for item in items:
-                result = self._output({**claims, name: item} if name else claims, name, item)
+                result = self._output(claims, name, item)
                 if result is not None:
                     yield result
 

@@ -68,6 +68,7 @@ def changed_payload(issuer: OidcIssuer) -> str:
 
 
 TWO_ALGS = b'{"alg": "none", "alg": "RS256", "kid": "RS256-1"}'
+assert isinstance(RSA, RSAKey)
 PEM = RSA.as_pem(private=False)
 HOSTILE: dict[str, Callable[[OidcIssuer], str]] = {
     "alg none": lambda i: unsigned(i, "", alg="none"),
@@ -316,7 +317,7 @@ def test_key_of_another_curve_is_not_used(issuer: OidcIssuer) -> None:
 
 
 def test_symmetric_key_in_the_set_is_not_used(issuer: OidcIssuer) -> None:
-    secret = OctKey.import_key("s" * 32, {"kid": RSA.kid})
+    secret = OctKey.import_key("s" * 32, {"kid": "RS256-1"})
     issuer.entries = [secret.as_dict(private=True)]
     issuer.answer_keys()
     refused(issuer.tokens(), with_hmac(issuer, b"s" * 32))

@@ -217,7 +217,7 @@ def test_rules_make_a_person(tmp_path: Path) -> None:
     file.write_text(RULES)
     rules, roles = load_identity_rules(file), load_roles()
     who = rules.map(CLAIMS, roles)
-    assert (who.person, who.groups, who.roles, who.principal) == ("Jo", {"fire", "flood"}, ("mover",), "Jo")
+    assert (who.person, who.groups, who.roles, who.principal) == ("Jo", frozenset({"fire", "flood"}), ("mover",), "Jo")
     stranger = rules.map({"sub": "1", "email": "jo@evil.example"}, roles)
     assert (stranger.person, stranger.groups, stranger.roles, stranger.principal) == ("sub-1", frozenset(), (), None)
 
