@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamanager.domain.location import Place
@@ -162,6 +162,7 @@ def scopes_of(action: str) -> st.SearchStrategy[Scope]:
     return filters_for(action).map(lambda filters: Scope(action, tuple(sorted(set(filters), key=str))))
 
 
+@settings(max_examples=40)
 @given(scopes_of("read:objects"))
 def test_scope_is_read_as_it_was_written(scope: Scope) -> None:
     text = str(scope)
@@ -207,6 +208,7 @@ def sql_of(clauses: tuple[Clause, ...]) -> tuple[str, list[str]]:
     return " OR ".join(alternatives), values
 
 
+@settings(max_examples=80)
 @given(
     scopes=st.lists(st.sampled_from(["read:objects", "transfers"]).flatmap(scopes_of), max_size=4),
     groups=st.frozensets(st.sampled_from(GROUPS)),
