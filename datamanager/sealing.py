@@ -73,8 +73,15 @@ class Sealer:
 
         Raises: SecretsUnreadable when there is no key and none can be made.
         """
-        own = hmac.digest(self._key(making=True), b"dm mark", "sha256")  # the key itself seals, and nothing else
+        own = self.derived("dm mark")
         return hmac.new(own, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+    def derived(self, purpose: str) -> bytes:
+        """Return a key of 32 bytes for one purpose only: the key itself seals, and nothing else.
+
+        Raises: SecretsUnreadable when there is no key and none can be made.
+        """
+        return hmac.digest(self._key(making=True), purpose.encode(), "sha256")
 
     def _key(self, *, making: bool) -> bytes:
         try:

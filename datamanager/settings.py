@@ -21,6 +21,8 @@ from datamanager.machines import ArchiveRules, describe
 PREFIX = "DM_"
 CREDENTIAL = "DM_CREDENTIAL_"
 """Prefix of the variables that hold stored credentials."""
+OIDC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
+"""The signatures that bearer tokens may have."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -84,6 +86,23 @@ class Settings(BaseSettings):
     secrets_key: Path | None = None
     """Key file that encrypts the secrets of requests; default: `secrets.key` in `home`, created when first needed.
     Hosts that share a catalogue need the same key."""
+    roles: Path | None = None
+    """Path of a roles.toml that replaces the roles of the package."""
+    identity: Path | None = None
+    """Path of identity.toml, the rules that make a person, groups and roles of a bearer token's claims; default:
+    `identity.toml` in `home`. Without the file no bearer token is accepted."""
+    oidc_issuer: str | None = None
+    """OIDC issuer whose bearer tokens are accepted, as its tokens name it (`https://…`; http on loopback only)."""
+    oidc_audience: str | None = None
+    """Audience (`aud`) that a bearer token must have; required with `oidc_issuer`."""
+    oidc_clients: Annotated[tuple[str, ...], NoDecode] = ()
+    """Clients of the issuer whose tokens are accepted (`azp`, else `client_id`; comma-separated); if empty, all."""
+    oidc_algorithms: Annotated[tuple[str, ...], NoDecode] = OIDC_ALGORITHMS
+    """Signatures that are accepted, of RS256, PS256, ES256 and EdDSA (comma-separated)."""
+    oidc_jwks_url: str | None = None
+    """Address of the issuer's keys, if they are not at its own origin; otherwise its discovery document says it."""
+    oidc_ca: Path | None = None
+    """File of the authorities (PEM) that the issuer's certificate is verified with; default: those of the system."""
     archive_to: str | None = None
     """Archive machine of requests that name none; if not set: the archive machine, if there is exactly one."""
     archive_groups: Annotated[tuple[str, ...], NoDecode] = ()
@@ -116,12 +135,15 @@ class Settings(BaseSettings):
     confirm_base_dir: bool = False
     """`1` accepts that a machine's base_dir has changed although the catalogue has objects there."""
 
-    @field_validator("home", "machines", "secrets_key", "retention")
+    @field_validator("home", "machines", "secrets_key", "retention", "roles", "identity", "oidc_ca")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
 
-    @field_validator("allowed_hosts", "download_allow", "download_deny", "archive_groups", mode="before")
+    @field_validator(
+        *("allowed_hosts", "download_allow", "download_deny", "archive_groups", "oidc_clients", "oidc_algorithms"),
+        mode="before",
+    )
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
@@ -183,8 +205,27 @@ class Settings(BaseSettings):
             raise ValueError("must be like amqp://user:password@host:5672/vhost")
         return value
 
+    @field_validator("oidc_issuer", "oidc_jwks_url")
+    @classmethod
+    def _is_safe(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "https://none.example")
+        safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        if not (safe and parts.hostname) or parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("must be like https://host/path; http is possible on loopback only")
+        return value
+
+    @field_validator("oidc_algorithms")
+    @classmethod
+    def _is_asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not set(value) <= set(OIDC_ALGORITHMS):
+            raise ValueError(f"must be some of {', '.join(OIDC_ALGORITHMS)}")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.oidc_issuer is None) != (self.oidc_audience is None):
+            missing = "oidc_issuer" if self.oidc_issuer is None else "oidc_audience"
+            raise ValueError(f"{missing}: oidc_issuer and oidc_audience are set together")
         if not self.insecure_bind and not is_loopback(self.host):
             raise ValueError(
                 f"host: {self.host} can be reached from other hosts and there is no authentication yet; "
@@ -214,6 +255,11 @@ class Settings(BaseSettings):
     def retention_file(self) -> Path:
         """Path of the retention rules; the file may be missing."""
         return self.retention or self.home / "retention.toml"
+
+    @property
+    def identity_file(self) -> Path:
+        """Path of the rules for bearer tokens; the file may be missing."""
+        return self.identity or self.home / "identity.toml"
 
     @property
     def archive_rules(self) -> ArchiveRules:

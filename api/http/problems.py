@@ -22,6 +22,8 @@ RETRY_AFTER = 5  # seconds, for 429 and 503
 STATUS: dict[type[DataManagerError], int] = {
     errors.DataManagerError: 500,
     errors.RequestError: 422,
+    errors.NotAuthenticated: 401,
+    errors.NotAllowed: 403,
     errors.MalformedBody: 400,
     errors.OriginNotAllowed: 403,
     errors.NotSupported: 501,
@@ -132,8 +134,10 @@ def error_view(code: str | None, detail: str | None) -> ErrorView | None:
 
 
 def document_response(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """Send a problem document; 429 and 503 say when to come again."""
+    """Send a problem document; 429 and 503 say when to come again, 401 how to say who asks (RFC 6750)."""
     sent = dict(headers or {})
+    if document["status"] == 401:
+        sent.setdefault("WWW-Authenticate", "Bearer")
     if document["status"] in (429, 503):
         sent.setdefault("Retry-After", str(RETRY_AFTER))
     body = orjson.dumps(_presentable(document))

@@ -2,6 +2,8 @@
 
     DataManagerError
     ├── RequestError                 the request can't be accepted as it is; nothing was changed
+    │   ├── NotAuthenticated         not_authenticated    (who asks is not known)
+    │   ├── NotAllowed               not_allowed          (who asks is known, and may not do this)
     │   ├── MalformedBody            malformed_body
     │   ├── InvalidRequest           invalid_request      (names each field)
     │   ├── UnknownMachine           unknown_machine

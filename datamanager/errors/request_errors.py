@@ -12,6 +12,14 @@ class RequestError(DataManagerError, code="invalid_request"):
     """The request cannot be accepted; nothing was changed."""
 
 
+class NotAuthenticated(RequestError, code="not_authenticated"):
+    """The request has no token, or one that is wrong, unknown or expired."""
+
+
+class NotAllowed(RequestError, code="not_allowed"):
+    """A scope for this is missing, or was withdrawn."""
+
+
 class MalformedBody(RequestError, code="malformed_body"):
     """The body can't be parsed at all."""
 

@@ -64,7 +64,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"datamanager"}
     scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "datamanager").rglob("*.sh")}
     assert scripts
-    assert {"datamanager/settings.py", *scripts} <= set(names)
+    assert {"datamanager/settings.py", "datamanager/identity/roles.toml", *scripts} <= set(names)
 
 
 @pytest.mark.parametrize(

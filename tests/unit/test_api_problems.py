@@ -12,6 +12,8 @@ from datamanager.errors import DataManagerError, InternalError, InvalidRequest, 
 
 # The statuses that clients rely on; what is not named here is "every other failure of the transfer itself"
 CONTRACT = {
+    "not_authenticated": {401},
+    "not_allowed": {403},
     "malformed_body": {400},
     "invalid_request": {422},
     "unknown_machine": {422},
@@ -108,6 +110,7 @@ def test_a_problem_document_is_complete(cls: type[DataManagerError]) -> None:
     response = problem_response(example(cls), "the-request")
     assert response.status_code == document["status"]
     assert response.headers["content-type"] == "application/problem+json"
+    assert ("www-authenticate" in response.headers) == (document["status"] == 401)
     assert ("retry-after" in response.headers) == (document["status"] in (429, 503))
 
 

@@ -46,6 +46,8 @@ def shown(value: Any) -> str:
     """Return a default as the tables show it."""
     if value is None or value == ():
         return "–"
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`"
     if isinstance(value, timedelta):
         return f"`{value.total_seconds():.0f}`"
     if isinstance(value, bool):
