@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from pwd import getpwnam
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from datamanager.errors import InvalidRequest, RemoteFailure, SettingsError
@@ -22,6 +24,7 @@ from datamanager.signing.builtin_ca import BuiltinCa, create_key, sshd_lines
 from datamanager.signing.certificate import Certificate, CertificateRequest, Person
 from datamanager.signing.signer import PersonLogin
 from datamanager.transports.factory import Storages
+from tests.support.process import children_of
 from tests.support.sshd import PrivateSshd
 
 
@@ -123,10 +126,42 @@ def test_each_connection_has_a_new_certificate_and_idle_sessions_of_others_close
         assert first.get("archer2").idle == 0  # type: ignore[attr-defined]
         with first.get("archer2").session() as session:
             session.channel.abort()  # type: ignore[attr-defined]
+        before = len(signer.made)
         put(first, machines["archer2"], "third", b"3")
+        assert [one.key_id for one in signer.made[before:]] == ["dm:a:p"]
     serials = [one.serial for one in signer.made]
     assert len(set(serials)) == len(serials) >= 3
     storages.close()
+
+
+def test_a_private_key_is_nowhere_but_in_memory(
+    machines: Machines,
+    people: list[str],
+    ca: BuiltinCa,
+    control_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys: list[Ed25519PrivateKey] = []
+    generate = Ed25519PrivateKey.generate
+
+    def recorded() -> Ed25519PrivateKey:
+        keys.append(generate())
+        return keys[-1]
+
+    monkeypatch.setattr(Ed25519PrivateKey, "generate", recorded)
+    caplog.set_level("DEBUG")
+    with Storages(machines, control_dir, ca).acting_as(Person(people[0], "t", "p")) as own:
+        with own.get("archer2").session():
+            seen = caplog.text.encode()
+            for pid in children_of(os.getpid()):
+                seen += Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+            for path in control_dir.iterdir():
+                assert path.is_socket()
+    assert len(keys) == 1
+    raw = keys[0].private_bytes_raw()
+    assert not [form for form in (raw, raw.hex().encode(), base64.b64encode(raw)[:40]) if form in seen]
+    assert b"PRIVATE KEY" not in seen
 
 
 def captured(
