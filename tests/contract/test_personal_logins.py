@@ -49,7 +49,7 @@ def people() -> Iterator[list[str]]:
         yield names
     finally:
         for name in names:
-            subprocess.run(["userdel", name], check=False, capture_output=True)
+            subprocess.run(["userdel", "-f", name], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
