@@ -6,6 +6,7 @@ names it.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,15 @@ class Connection(StrEnum):
     """The system's OpenSSH client where there is one, else paramiko."""
     OPENSSH = "openssh"
     PARAMIKO = "paramiko"
+
+
+class ActsAs(StrEnum):
+    """Whose account the mover logs in to."""
+
+    SHARED = "shared"
+    """That of `username`, for everybody."""
+    CALLER = "caller"
+    """That of the person for whom it works, with a short-lived certificate."""
 
 
 class VerifyPolicy(StrEnum):
@@ -114,6 +124,11 @@ class Machine(BaseModel):
     """The name or address by which other machines reach this one; absent: `host`."""
     forward_agent: bool = False
     """As the source of a direct transfer it may use our SSH agent; else it uses a key of its own."""
+    acts_as: ActsAs = ActsAs.SHARED
+    allow_programs: bool = False
+    """With `acts_as = "caller"`: certificates allow programs, not only SFTP."""
+    seen_from: tuple[str, ...] = ()
+    """With `acts_as = "caller"`: from which addresses or networks the machine sees us; absent: those of our route."""
     verify: VerifyPolicy = VerifyPolicy.SHA256
     bandwidth: Rate | None = None
     """Bytes per second, all transfers of this machine together; absent: no limit."""
@@ -159,6 +174,11 @@ class Machine(BaseModel):
             raise ValueError("must not be empty, begin with a dash or contain blanks")
         return value
 
+    @field_validator("seen_from")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ipaddress.ip_network(one)) for one in value)
+
     @field_validator("identity_file", "known_hosts")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
@@ -179,6 +199,8 @@ class Machine(BaseModel):
         if self.transport is TransportKind.SFTP and self.host is None:
             raise ValueError('host: is required with transport = "sftp"')
         if self.transport is TransportKind.LOCAL:
+            if self.acts_as is ActsAs.CALLER:
+                raise ValueError('acts_as: "caller" cannot be combined with transport = "local"')
             for key in ("host", "direct_host", "port", "username", "identity_file", "known_hosts"):
                 if getattr(self, key) is not None:
                     raise ValueError(f'{key}: cannot be combined with transport = "local"')

@@ -68,7 +68,9 @@
     │   │   └── CatalogueFull        no_space                 (retryable) the disk of the service itself
     │   ├── OrchestratorUnavailable  orchestrator_unavailable (retryable)
     │   ├── BrokerUnavailable        broker_unavailable       (retryable)
-    │   └── ServerBusy               server_busy              (retryable)
+    │   ├── ServerBusy               server_busy              (retryable)
+    │   ├── SigningUnavailable       signing_unavailable      (retryable) the signer of SSH certificates
+    │   └── SigningFailed            signing_failed
     ├── SettingsError                invalid_settings     (stops the start)
     │   └── InvalidRules             invalid_rules        (of retention)
     └── InternalError                internal             (a fault of ours)

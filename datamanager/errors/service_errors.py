@@ -29,6 +29,14 @@ class ServerBusy(ServiceError, code="server_busy"):
     """Too much is under way already."""
 
 
+class SigningUnavailable(ServiceError, code="signing_unavailable"):
+    """The signer of SSH certificates does not answer."""
+
+
+class SigningFailed(ServiceError, code="signing_failed", retryable=False):
+    """The signer of SSH certificates refused, or its certificate is not the one that was asked for."""
+
+
 class SettingsError(DataManagerError, code="invalid_settings"):
     """A setting or machines.toml is invalid; the message is one line and stops the start."""
 

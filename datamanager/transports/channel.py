@@ -18,6 +18,7 @@ from datamanager.transports.values import Bytes
 
 LONG_PATH = 0.004
 """Seconds of round trip from which on a connection's windows, not its processors, bound what it carries."""
+NOT_ALLOWED = "certificates for this machine allow no programs"
 SLOW = 10.0
 """How many times the usual patience a request or program gets that is silent while the disk works: an fsync, a copy on
 the server, an unpacking tar."""

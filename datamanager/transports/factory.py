@@ -5,51 +5,103 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datamanager.errors import SettingsError
-from datamanager.machines import Connection, Machine, Machines, TransportKind
+from datamanager.machines import ActsAs, Connection, Machine, Machines, TransportKind
+from datamanager.signing.certificate import Person
+from datamanager.signing.signer import PersonLogin, Signer
 from datamanager.transports.local.storage import LocalStorage
 from datamanager.transports.port import Storage
+from datamanager.transports.session_limiter import SessionLimiter
 from datamanager.transports.sftp.pool import SftpStorage
 from datamanager.transports.ssh.openssh import OpenSshConnector
 from datamanager.transports.ssh.openssh_client import ssh_program
 from datamanager.transports.ssh.paramiko import ParamikoConnector
 
 
-def open_storage(machine: Machine, *, control_dir: Path) -> Storage:
+def open_storage(
+    machine: Machine,
+    *,
+    control_dir: Path,
+    person: Person | None = None,
+    signer: Signer | None = None,
+    limiter: SessionLimiter | None = None,
+) -> Storage:
     """Return the machine's storage; nothing is connected before the first session.
 
     `control_dir` holds OpenSSH's control sockets: a short path, made here (0700) where it is missing. Who can write
-    there can use our connections. Raises: SettingsError when another user can.
+    there can use our connections. With a person and a signer, a machine with `acts_as = "caller"` is logged in to as
+    that person. `limiter`: the machine's limit where several storages share it.
+
+    Raises: SettingsError when another user can write there.
     """
     if machine.transport is TransportKind.LOCAL:
         return LocalStorage(machine)
+    login = None
+    if person is not None and signer is not None and machine.acts_as is ActsAs.CALLER:
+        machine = machine.model_copy(update={"username": person.principal, "identity_file": None})
+        login = PersonLogin(machine, person, signer)
     connection = machine.connection
     if connection is Connection.AUTO:
         connection = Connection.OPENSSH if ssh_program() else Connection.PARAMIKO
     if connection is Connection.PARAMIKO:
-        return SftpStorage(machine, ParamikoConnector(machine))
+        return SftpStorage(machine, ParamikoConnector(machine, login), limiter=limiter)
     _make_private(control_dir)
-    return SftpStorage(machine, OpenSshConnector(machine, control_dir))
+    return SftpStorage(machine, OpenSshConnector(machine, control_dir, login), limiter=limiter)
 
 
 class Storages:
     """The storages of all machines, each opened when it is first needed. Safe to share between threads."""
 
-    def __init__(self, machines: Machines, control_dir: Path) -> None:
+    def __init__(self, machines: Machines, control_dir: Path, signer: Signer | None = None) -> None:
         self._machines = machines
+        self._signer = signer
+        self._person: Person | None = None
+        self._shared: Storages | None = None
+        self._limiters: dict[str, SessionLimiter] = {}
         self._control_dir = control_dir
         self._open: dict[str, Storage] = {}
         self._lock = threading.Lock()
+        self._limiters_lock = threading.Lock()
 
     def get(self, name: str) -> Storage:
         """Return a machine's storage, the same one every time. Raises: UnknownMachine."""
         machine = self._machines[name]
+        personal = machine.acts_as is ActsAs.CALLER and self._signer is not None
+        if self._shared is not None and not personal:
+            return self._shared.get(name)
         with self._lock:
             if name not in self._open:
-                self._open[name] = open_storage(machine, control_dir=self._control_dir)
+                self._open[name] = open_storage(
+                    machine,
+                    control_dir=self._control_dir,
+                    person=self._person,
+                    signer=self._signer,
+                    limiter=(self._shared or self).limiter_of(machine) if personal else None,
+                )
             return self._open[name]
+
+    @contextmanager
+    def acting_as(self, person: Person) -> Iterator[Storages]:
+        """Use the storages as a person: those of machines with `acts_as = "caller"` are the person's own for this
+        context, and are closed with it; all others are these here. `max_connections` counts over all persons.
+        """
+        own = Storages(self._machines, self._control_dir, self._signer)
+        own._person, own._shared = person, self
+        try:
+            yield own
+        finally:
+            own.close()
+
+    def limiter_of(self, machine: Machine) -> SessionLimiter:
+        """Return the limit that all persons on this machine share."""
+        with self._limiters_lock:
+            if machine.name not in self._limiters:
+                self._limiters[machine.name] = SessionLimiter(machine.name, machine.max_connections)
+            return self._limiters[machine.name]
 
     def close(self) -> None:
         """Close every storage; a later `get` opens it anew. Idempotent."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from datamanager.errors import MachineUnavailable, TransportError
 from datamanager.machines import Machine
@@ -32,6 +33,21 @@ class _Ticket:
     refused: str | None = None
 
 
+class Pool(Protocol):
+    """A pool of sessions that shares the machine's limit with others."""
+
+    @property
+    def idle(self) -> int:
+        """How many sessions wait for their next use."""
+
+    @property
+    def opened(self) -> int:
+        """How many sessions there are, idle or in use."""
+
+    def close_idle(self) -> bool:
+        """Close the session that is idle longest; False when there is none."""
+
+
 class SessionLimiter:
     """A semaphore with a queue; safe to share between threads.
 
@@ -46,6 +62,7 @@ class SessionLimiter:
         self._waiting: deque[_Ticket] = deque()
         self.in_use = 0
         """How many are acquired."""
+        self._pools: list[Pool] = []
         self.closed = False
         """Whether no more can be acquired."""
 
@@ -75,6 +92,31 @@ class SessionLimiter:
             yield
         finally:
             self.release(count)
+
+    def join(self, pool: Pool) -> None:
+        """Count the pool's idle sessions too when room is made."""
+        with self._changed:
+            self._pools.append(pool)
+
+    def leave(self, pool: Pool) -> None:
+        """Forget a pool. Idempotent."""
+        with self._changed:
+            self._pools = [one for one in self._pools if one is not pool]
+
+    def make_room(self, pool: Pool) -> None:
+        """Close idle sessions of other pools until all that there are, with one that is acquired and still to be made,
+        are no more than `most`."""
+        while True:
+            with self._changed:
+                others = [one for one in self._pools if one is not pool and one.idle]
+                if not others or self.in_use + sum(one.idle for one in self._pools) <= self.most:
+                    return
+            others[0].close_idle()
+
+    def has_sessions(self) -> bool:
+        """Say whether any pool has a session."""
+        with self._changed:
+            return any(pool.opened for pool in self._pools)
 
     def try_acquire(self, count: int) -> int:
         """Acquire up to so many that nobody waits for, without waiting, and return how many: to be released.
@@ -111,9 +153,10 @@ class SessionLimiter:
 class BoundedStorage(abc.ABC):
     """The port's Storage, of at most the machine's `max_connections` sessions in use. Safe to share between threads."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, limiter: SessionLimiter | None = None) -> None:
         self.machine = machine.name
-        self._limiter = SessionLimiter(machine.name, machine.max_connections)
+        self._shares = limiter is not None
+        self._limiter = limiter or SessionLimiter(machine.name, machine.max_connections)
 
     @property
     def in_use(self) -> int:
@@ -152,8 +195,9 @@ class BoundedStorage(abc.ABC):
             yield sessions
 
     def close(self) -> None:
-        """Let no more sessions be acquired. Idempotent."""
-        self._limiter.close()
+        """Let no more sessions be acquired. A limit that is shared stays as it is. Idempotent."""
+        if not self._shares:
+            self._limiter.close()
 
     @contextmanager
     def _extra(self) -> Iterator[Session]:

@@ -19,7 +19,7 @@ from datamanager.machines import Machine
 from datamanager.transports.channel import Channel
 from datamanager.transports.port import Session
 from datamanager.transports.remote.running import InstalledPrograms
-from datamanager.transports.session_limiter import BoundedStorage
+from datamanager.transports.session_limiter import BoundedStorage, SessionLimiter
 from datamanager.transports.sftp.server_behaviour import ServerBehaviour
 from datamanager.transports.sftp.session import SftpSession
 from datamanager.transports.sftp.wire import Wire
@@ -39,6 +39,9 @@ class Connector(Protocol):
     def open_channel(self) -> Channel:
         """Return a new channel. Raises: MachineUnavailable, HostKeyMismatch, AuthenticationFailed."""
 
+    def close(self) -> None:
+        """Free what later channels would need. Idempotent."""
+
 
 class SftpStorage(BoundedStorage):
     """The port's Storage over SFTP.
@@ -47,8 +50,16 @@ class SftpStorage(BoundedStorage):
     just failed: when the machine can't be reached, and no session to it lives, all callers that wait get the error.
     """
 
-    def __init__(self, machine: Machine, connector: Connector, *, idle_seconds: float = IDLE_SECONDS) -> None:
-        super().__init__(machine)
+    def __init__(
+        self,
+        machine: Machine,
+        connector: Connector,
+        *,
+        limiter: SessionLimiter | None = None,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
+        super().__init__(machine, limiter)
+        self._closed = False
         self._machine = machine
         self._connector = connector
         self._idle_seconds = idle_seconds
@@ -59,6 +70,7 @@ class SftpStorage(BoundedStorage):
         self._channels: set[Channel] = set()
         self._sessions = 0  # that were made and not ended yet, idle or in use
         self._watcher: threading.Thread | None = None
+        self._limiter.join(self)
 
     @property
     def idle(self) -> int:
@@ -66,24 +78,44 @@ class SftpStorage(BoundedStorage):
         with self._changed:
             return len(self._idle)
 
+    @property
+    def opened(self) -> int:
+        """How many sessions there are, idle or in use."""
+        with self._changed:
+            return self._sessions
+
+    def close_idle(self) -> bool:
+        """Close the session that is idle longest; False when there is none."""
+        with self._changed:
+            if not self._idle:
+                return False
+            _, session = self._idle.popleft()
+        self._end(session)
+        return True
+
     def close(self) -> None:
         """Close every idle session; those in use are closed when they are released. Idempotent."""
         super().close()
         with self._changed:
+            self._closed = True
             sessions = [session for _, session in self._idle]
             self._idle.clear()
             self._changed.notify_all()
         for session in sessions:
             self._end(session)
+        self._limiter.leave(self)
+        self._connector.close()
 
     @contextmanager
     def _pooled(self) -> Iterator[Session]:
+        if self._closed:
+            raise MachineUnavailable(f"{self.machine}: the storage is closed")
         session = self._idle_session() or self._new_session()
         try:
             yield session
         finally:
             with self._changed:
-                keep = session.usable and not self._limiter.closed
+                keep = session.usable and not self._closed
                 if keep:
                     self._idle.append((time.monotonic(), session))
             if not keep:
@@ -101,12 +133,11 @@ class SftpStorage(BoundedStorage):
             self._end(session)
 
     def _new_session(self) -> SftpSession:
+        self._limiter.make_room(self)
         try:
             session = self._connect()
         except MachineUnavailable as exc:
-            with self._changed:
-                alone = self._sessions == 0
-            if alone:  # else those who wait get a session that is released
+            if not self._limiter.has_sessions():  # else those who wait get a session that is released
                 self._limiter.refuse_waiting(exc.detail)
             raise
         with self._changed:
@@ -159,7 +190,7 @@ class SftpStorage(BoundedStorage):
         pause = min(1.0, self._machine.stall_timeout / 4)
         while True:
             with self._changed:
-                if self._limiter.closed and not self._channels:
+                if self._closed and not self._channels:
                     return
                 self._changed.wait(pause if self._channels else None)
                 channels = list(self._channels)

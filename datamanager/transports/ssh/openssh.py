@@ -21,10 +21,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamanager.errors import TransportError
+from datamanager.errors import MachineUnavailable, RemoteFailure, TransportError
 from datamanager.machines import Machine
-from datamanager.transports.channel import LONG_PATH, Channel, RemoteProgram
-from datamanager.transports.ssh.openssh_client import OpenSshProgram, classify, start_ssh
+from datamanager.signing.agent import LoginAgent
+from datamanager.signing.signer import PersonLogin
+from datamanager.transports.channel import LONG_PATH, NOT_ALLOWED, Channel, RemoteProgram
+from datamanager.transports.ssh.openssh_client import OpenSshProgram, classify, login_words, start_ssh
 from datamanager.transports.values import Bytes
 
 _log = logging.getLogger(__name__)
@@ -41,7 +43,10 @@ _GRACE = 2.0
 class OpenSshConnector:
     """Opens channels to one machine. Safe to share between threads."""
 
-    def __init__(self, machine: Machine, control_dir: Path) -> None:
+    def __init__(self, machine: Machine, control_dir: Path, login: PersonLogin | None = None) -> None:
+        self.sftp_only = login is not None and not machine.allow_programs
+        """Whether our certificates allow no programs."""
+        self.agent = None if login is None else LoginAgent(login, control_dir)
         self.round_trip = 0.0
         self._machine = machine
         self._masters: list[_Master] = []
@@ -61,6 +66,11 @@ class OpenSshConnector:
         except BaseException:
             self.release(master, retire=False)
             raise
+
+    def close(self) -> None:
+        """Let nobody log in with our certificates any more. Idempotent."""
+        if self.agent is not None:
+            self.agent.close()
 
     def _master(self) -> _Master:
         """Return the connection for the next channel, a new one where that is better."""
@@ -115,7 +125,13 @@ class OpenSshChannel(Channel):
                 for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                     end.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
             self._process = start_ssh(
-                machine, master.path, ["-s"], ["sftp"], stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=stderr
+                machine,
+                master.path,
+                [*login_words(connector.agent), "-s"],
+                ["sftp"],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=stderr,
             )
         except BaseException:
             self._socket.close()
@@ -164,7 +180,13 @@ class OpenSshChannel(Channel):
 
     def run(self, argv: Sequence[str], *, stdin: bool = False, forward_agent: bool = False) -> RemoteProgram:
         """Start a program over the same connection."""
-        return OpenSshProgram(self._machine, self._master.path, argv, stdin=stdin, forward_agent=forward_agent)
+        agent = self._connector.agent
+        if self._connector.sftp_only or (forward_agent and agent is not None):
+            raise RemoteFailure(NOT_ALLOWED)
+        login = login_words(agent)
+        return OpenSshProgram(
+            self._machine, self._master.path, argv, stdin=stdin, forward_agent=forward_agent, login=login
+        )
 
     def start_error(self, cause: TransportError) -> TransportError:
         """Tell from ssh's end why there was no SFTP server."""
@@ -173,6 +195,12 @@ class OpenSshChannel(Channel):
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
         self._read_stderr()
+        agent = self._connector.agent
+        if agent is not None and agent.error is not None:
+            return MachineUnavailable(
+                f"{self._machine.name}: no certificate for a login: {agent.error.detail}",
+                retryable=agent.error.retryable,
+            )
         return classify(self._machine, self._process.returncode, self._stderr.decode("utf-8", "replace"), cause)
 
     def check_stall(self, now: float) -> None:

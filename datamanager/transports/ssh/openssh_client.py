@@ -21,6 +21,7 @@ from datamanager.errors import (
     TransportError,
 )
 from datamanager.machines import Machine
+from datamanager.signing.agent import LoginAgent
 from datamanager.transports.channel import RemoteProgram
 from datamanager.transports.login_shell import command_line
 from datamanager.transports.values import to_wire
@@ -113,6 +114,19 @@ def option_words(settings: Mapping[str, str], connect_timeout: float, stall_time
     return ["-T", *(word for key, value in {**always, **settings}.items() for word in ("-o", f"{key}={value}"))]
 
 
+def login_words(agent: LoginAgent | None) -> list[str]:
+    """Return the options with which ssh logs in by this agent's certificate, and by nothing else of ours."""
+    if agent is None:
+        return []
+    settings = {
+        "IdentityAgent": _quoted(agent.path),
+        "IdentityFile": "none",
+        "IdentitiesOnly": "no",
+        "PreferredAuthentications": "publickey",
+    }
+    return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+
 def _options(machine: Machine, master: Path | None) -> list[str]:
     settings = {"Ciphers": "^aes128-gcm@openssh.com"}
     if machine.known_hosts is not None:
@@ -147,7 +161,14 @@ class OpenSshProgram(RemoteProgram):
     """
 
     def __init__(
-        self, machine: Machine, master: Path | None, argv: Sequence[str], *, stdin: bool, forward_agent: bool
+        self,
+        machine: Machine,
+        master: Path | None,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        forward_agent: bool,
+        login: Sequence[str] = (),
     ) -> None:
         super().__init__(machine.stall_timeout)
         self._input: int | None = None
@@ -162,7 +183,7 @@ class OpenSshProgram(RemoteProgram):
             options, connection = (["-A"], None) if forward_agent else ([], master)
             words = [command_line(argv)]
             self._process = start_ssh(
-                machine, connection, options, words, stdin=theirs, stdout=output, stderr=subprocess.DEVNULL
+                machine, connection, [*login, *options], words, stdin=theirs, stdout=output, stderr=subprocess.DEVNULL
             )
         except BaseException:
             os.close(self._output)

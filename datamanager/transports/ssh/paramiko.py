@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import io
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import paramiko
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from paramiko.buffered_pipe import BufferedPipe
 from paramiko.pkey import UnknownKeyType
 
-from datamanager.errors import AuthenticationFailed, MachineUnavailable
+from datamanager.errors import AuthenticationFailed, MachineUnavailable, RemoteFailure
 from datamanager.machines import Machine
-from datamanager.transports.channel import LONG_PATH, Channel, RemoteProgram
+from datamanager.signing.signer import PersonLogin
+from datamanager.transports.channel import LONG_PATH, NOT_ALLOWED, Channel, RemoteProgram
 from datamanager.transports.ssh.hostkeys import KnownHosts, address
 from datamanager.transports.ssh.paramiko_program import ParamikoProgram
 from datamanager.transports.values import Bytes
@@ -36,9 +39,13 @@ _DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 class ParamikoConnector:
     """Opens channels to one machine, each over its own connection. Safe to share between threads."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, login: PersonLogin | None = None) -> None:
         self.round_trip = 0.0
         self._machine = machine
+        self._login = login
+        self.sftp_only = login is not None and not machine.allow_programs
+        """Whether our certificates allow no programs."""
+        self.personal = login is not None
 
     def open_channel(self) -> Channel:
         """Connect, check the host key, log in and start the SFTP server.
@@ -47,6 +54,9 @@ class ParamikoConnector:
         """
         return ParamikoChannel(self._machine, self.connect(), self)
 
+    def close(self) -> None:
+        """Do nothing: every channel has its own connection."""
+
     def connect(self) -> paramiko.Transport:
         """Connect, check the host key and log in. Raises: as `open_channel`."""
         machine = self._machine
@@ -54,7 +64,7 @@ class ParamikoConnector:
         transport = connect_transport(machine, address(machine), known.key_algorithms(), round_trip=self.round_trip)
         with _closed_on_failure(machine, transport):
             known.check(transport.get_remote_server_key())
-            _log_in(transport, machine)
+            _log_in(transport, machine, self._login)
             transport.set_keepalive(max(1, int(machine.stall_timeout / 3)))
         return transport
 
@@ -102,6 +112,8 @@ class ParamikoChannel(Channel):
 
     def run(self, argv: Sequence[str], *, stdin: bool = False, forward_agent: bool = False) -> RemoteProgram:
         """Start a program over the same connection; one that gets our agent over its own."""
+        if self._connector.sftp_only or (forward_agent and self._connector.personal):
+            raise RemoteFailure(NOT_ALLOWED)
         transport = self._connector.connect() if forward_agent else self._transport
         return ParamikoProgram(
             self,
@@ -159,11 +171,11 @@ def _closed_on_failure(machine: Machine, transport: paramiko.Transport) -> Itera
         raise
 
 
-def _log_in(transport: paramiko.Transport, machine: Machine) -> None:
+def _log_in(transport: paramiko.Transport, machine: Machine, login: PersonLogin | None) -> None:
     """Offer our keys one by one. Raises: AuthenticationFailed."""
     username = machine.username or getpass.getuser()
     tried = 0
-    for key in _keys(machine):
+    for key in _keys(machine) if login is None else [_certified(login)]:
         tried += 1
         try:
             if not transport.auth_publickey(username, key):
@@ -174,6 +186,15 @@ def _log_in(transport: paramiko.Transport, machine: Machine) -> None:
     raise AuthenticationFailed(
         f"{machine.name}: the machine refused our login as {username} ({tried} keys were offered)"
     )
+
+
+def _certified(login: PersonLogin) -> paramiko.PKey:
+    """Return a new key with its certificate, for one connection."""
+    private, certificate = login.make()
+    text = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode("ascii")
+    key = paramiko.Ed25519Key.from_private_key(io.StringIO(text))
+    key.load_certificate(certificate.line)
+    return key
 
 
 def _keys(machine: Machine) -> Iterator[paramiko.PKey]:
