@@ -69,6 +69,9 @@ class Search:
     fits: Sequence[ColumnElement[bool]]
     narrows: Sequence[Narrow] = ()
     options: Sequence[ExecutableOption] = ()
+    hides: bool = False
+    """There are rows that whoever lists may not see: a cursor must not name one, so each page is filled, however many
+    have to be looked at."""
 
 
 def bounded_page(
@@ -87,8 +90,11 @@ def bounded_page(
         if narrowed is not None:
             found, edge = _among(session, search, narrowed, start, limit), None
         else:
-            more, edge = _next(session, search, edge, LOOKED_PER_ROW * limit, limit - len(found))
-            found += more
+            looking = True
+            while looking and edge is not None:
+                more, edge = _next(session, search, edge, LOOKED_PER_ROW * limit, limit - len(found))
+                found += more
+                looking = search.hides
     return page_of_keys(session, search, found, edge, limit, rendering)
 
 

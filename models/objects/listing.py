@@ -90,7 +90,8 @@ def select_objects(
 ) -> tuple[list[Any], str | None]:
     """Return one page of objects, shown as `rendering` says, and the cursor of the next one (None at the end).
 
-    With filters a page may be short, or empty, although there is a next one (`models.core.bounded_pages`).
+    With filters a page may be short, or empty, although there is a next one (`models.core.bounded_pages`); not of a
+    list that does not show all rows, as the cursor would name one of the others.
 
     Raises: InvalidRequest for a bad cursor, limit, sort key or value.
     """
@@ -100,9 +101,9 @@ def select_objects(
         raise InvalidRequest(f"sort: {name!r} is not {wanted}", {"sort": wanted})
     if not 1 <= selection.limit <= LIMIT_MAX:
         raise InvalidRequest(f"limit: must be 1 to {LIMIT_MAX}", {"limit": f"1 to {LIMIT_MAX}"})
-    if visible.nothing:
-        return [], None
     groups = visible.groups
+    if visible.nothing or (groups is not None and selection.group not in {*groups, None}):
+        return [], None
     if groups is not None and selection.group is None and len(groups) <= MERGED_MAX:
         searches = [search_of(session, replace(selection, group=group)) for group in sorted(groups)]
         if len(searches) > 1 and not any(one.fits for one in searches):
@@ -131,7 +132,7 @@ _INDEXED = (("group",), ("originator",), ("machine", "status"), ("machine",), ("
 
 def search_of(session: Session, selection: Selection, visible: Visible = ALL) -> Search:
     """Return what a selection looks for, of what is seen. Raises: InvalidRequest for a value that no row can have."""
-    groups = visible.groups or ()
+    groups, hides = visible.groups or (), not visible.everything
     if selection.group in groups:
         visible = ALL
     elif selection.group is None and len(groups) == 1:  # as a filter for it: found by the same index
@@ -172,7 +173,8 @@ def search_of(session: Session, selection: Selection, visible: Visible = ALL) ->
         columns = group_key(session), *columns[1:]
     if begun == (sort,):  # of one value: what comes after it is the order
         columns = columns[1:]
-    return Search(DataObject, Order(selection.sort, (*columns, DataObject.id)), within, fits, narrows)
+    order = Order(selection.sort, (*columns, DataObject.id))
+    return Search(DataObject, order, within, fits, narrows, hides=hides)
 
 
 def _equal(session: Session, selection: Selection) -> dict[str, tuple[ColumnElement[bool], ColumnElement[bool]]]:

@@ -122,6 +122,7 @@ class Transfer(Base):
         Index("ix_transfers_object_id", "object_id"),
         partial("ix_transfers_result", "result_object_id", where="result_object_id IS NOT NULL"),
         Index("ix_transfers_created", "created", "id"),
+        Index("ix_transfers_group", "share_group", "created", "id"),
         partial("ix_transfers_created_by", "created_by", "created", "id", where="created_by IS NOT NULL"),
         # without the rest: SQLite would read all that has not ended by it, instead of by the index of what is wanted
         partial("ix_transfers_ended", "ended", where="ended IS NOT NULL"),

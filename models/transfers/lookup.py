@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session, defer
 
 from datamanager.domain.archive_requests import (
@@ -44,6 +44,7 @@ from models.core.bounded_pages import Narrow, Search, bounded_page
 from models.core.cursors import NEWEST, ROWS, Order, Rendering, page_of
 from models.database import affected, now, take_turns
 from models.tables import SealedSecrets, Transfer
+from models.tables.objects import TEXT_INDEXED
 
 R = TypeVar("R", bound=TransferTerms)
 
@@ -195,8 +196,8 @@ def select_transfers(
     session: Session, wanted: TransferSelection, visible: Visible, rendering: Rendering = ROWS
 ) -> tuple[list[Any], str | None]:
     """Return one page of transfers, shown as `rendering` says, and the cursor of the next one (None at the end); their
-    requests are read when they are asked for. A page may be short, or empty, although there is a next one, where
-    `visible` is not ALL, or an object is wanted (`models.core.bounded_pages`). Raises: InvalidRequest for a bad cursor.
+    requests are read when they are asked for. Where an object is wanted, a page may be short, or empty, although there
+    is a next one (`models.core.bounded_pages`). Raises: InvalidRequest for a bad cursor.
     """
     sort = NEWEST.removeprefix("-") if wanted.oldest_first else NEWEST
     late = defer(Transfer.request)
@@ -204,16 +205,24 @@ def select_transfers(
     if wanted.object is not None:  # few transfers have it: they are found by it, whatever else is wanted of them
         of_object = or_(Transfer.object_id == wanted.object, Transfer.result_object_id == wanted.object)
         narrows.append(Narrow(of_object, select(Transfer.id).where(of_object)))
-    if visible.own:
-        mine = Transfer.created_by == visible.person
+    if (mine := _mine(visible)) is not None:
         narrows.append(Narrow(mine, select(Transfer.id).where(mine)))
     if narrows or not visible.everything:
         order = Order(sort, (Transfer.created, Transfer.id))
         fits = [*_conditions(wanted), *visible.transfers()]
-        search = Search(Transfer, order, (), fits, narrows, [late])
+        search = Search(Transfer, order, (), fits, narrows, [late], hides=not visible.everything)
         return bounded_page(session, search, wanted.limit, wanted.cursor, rendering)
     query = select(Transfer).options(late).where(*_conditions(wanted))
     return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor, rendering)
+
+
+def _mine(visible: Visible) -> ColumnElement[bool] | None:
+    """Return the condition by which indexes find what may be seen, if they do."""
+    own = Transfer.created_by == visible.person
+    if visible.own or visible.groups is None:
+        return own if visible.own else None
+    of_groups = [Transfer.share_group == group[:TEXT_INDEXED] for group in sorted(visible.groups)]
+    return or_(*of_groups, and_(own, Transfer.group == ""))
 
 
 def _conditions(wanted: TransferSelection) -> list[ColumnElement[bool]]:

@@ -23,6 +23,13 @@ ACCESS_FAULTS = (
         ),
     ),
     Fault(
+        "seen: a cursor names a foreign object",
+        "models/core/bounded_pages.py",
+        "                looking = search.hides\n",
+        "                looking = False\n",
+        ("tests/integration/test_visibility.py::test_cursor_names_no_foreign_object[sqlite]",),
+    ),
+    Fault(
         "permitted: the destination is not asked for",
         "models/submission.py",
         "        require_destination(request.grant, _kind(request), destination, group, owner)\n",

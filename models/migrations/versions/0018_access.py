@@ -50,10 +50,12 @@ def upgrade() -> None:
     op.add_column("objects", sa.Column("acted_as", sa.Text(), nullable=True))
     for table, date in (("objects", "date_registered"), ("transfers", "created")):
         create_partial_index(f"ix_{table}_created_by", table, ["created_by", date, "id"], "created_by IS NOT NULL")
+    op.create_index("ix_transfers_group", "transfers", ["share_group", "created", "id"])
 
 
 def downgrade() -> None:
     """Drop them. Without its grant a transfer that waits is not asked for it any more."""
+    op.drop_index("ix_transfers_group", "transfers")
     for table in ("objects", "transfers"):
         op.drop_index(f"ix_{table}_created_by", table)
     op.drop_column("objects", "acted_as")
