@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import product
 from typing import Any, Self
 
 from datamanager.errors import InvalidRequest, NotAllowed
@@ -74,14 +75,15 @@ class Grant:
         if not self.may(action, target):
             raise NotAllowed(f"the scope {action} is missing, or its filters exclude this")
 
-    def covers(self, other: Grant, actions: Iterable[str]) -> bool:
+    def covers(self, other: Grant, actions: Iterable[str] = ACTIONS) -> bool:
         """Say whether what `other` permits of these actions is permitted by this one too, as far as single clauses
-        tell: what only several of them permit together is not seen.
+        tell: what only several of them permit together is seen for groups alone.
         """
         return all(
             any(_covers(wide, narrow) for wide in self.filters_of(action))
             for action in actions
-            for narrow in other.filters_of(action)
+            for clause in other.filters_of(action)
+            for narrow in _single(clause)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +113,15 @@ class Grant:
             )
         except (KeyError, TypeError, ValueError, InvalidRequest) as exc:
             raise NotAllowed("the grant cannot be read") from exc
+
+
+EVERYBODY = Grant("local", frozenset(), tuple(map(Scope, ACTIONS)), Means.NONE)
+"""Whoever asks where authentication is off."""
+
+
+def _single(clause: Clause) -> Iterator[Clause]:
+    """Yield the clauses, each with one value a condition, one of which holds where `clause` does."""
+    yield from product(*([replace(one, values=frozenset({value})) for value in one.values] for one in clause))
 
 
 def _covers(wide: Clause, narrow: Clause) -> bool:
