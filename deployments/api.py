@@ -15,10 +15,12 @@ from api.context import make_context
 from datamanager.errors import DataManagerError
 from datamanager.logs import configure_logging
 from datamanager.messaging.broker import Broker
+from datamanager.sealing import Sealer
 from datamanager.settings import load_settings
 from deployments.amqp.relay import Relay
 from deployments.client_connections import ClientConnection, connections_allowed
 from deployments.composition import Runtime, open_runtime, spare_what_stays, tell_missing
+from models.access.logins import token_key
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
 STOP_PATIENCE = 5
@@ -29,6 +31,7 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. What stops the start is one line on standard error."""
     try:
         runtime = open_runtime(load_settings(), pool_size=POOL)
+        app = make_app(runtime)
     except DataManagerError as exc:
         sys.stderr.write(f"dm api: {exc.detail}\n")
         return 2
@@ -38,7 +41,6 @@ def main() -> int:
         signal.signal(number, _leave)
     settings = runtime.settings
     connections, backlog = connections_allowed(settings.connections, len(runtime.machines))
-    app = make_app(runtime)
     spare_what_stays()
     try:
         uvicorn.run(
@@ -60,8 +62,13 @@ def main() -> int:
 
 
 def make_app(runtime: Runtime) -> FastAPI:
-    """Make the API over a runtime; with a broker configured, the outbox is relayed as long as it is served."""
+    """Make the API over a runtime; with a broker configured, the outbox is relayed as long as it is served.
+
+    Raises: SettingsError, SecretsUnreadable (the key of tokens).
+    """
     settings, machines, database = runtime.settings, runtime.machines, runtime.database
+    if settings.auth == "required":
+        token_key(Sealer.of(settings))
     if settings.amqp_url is None:
         return create_app(make_context(settings, machines, database, runtime.storages))
     broker = Broker(settings.amqp_url.get_secret_value(), name="data-manager api")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -33,17 +34,25 @@ from datamanager.domain.requests import (
 from datamanager.domain.requests import Request as OurRequest
 from datamanager.domain.retention_requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
 from datamanager.errors import DataManagerError
+from datamanager.identity.token_requests import PersonRequest, RotateRequest, TokenRequest
 
 Errors = tuple[type[DataManagerError], ...]
 
-ALWAYS: Errors = (
-    errors.InvalidRequest,  # of a parameter in the address that is unknown
+PUBLIC: Errors = (
     errors.OriginNotAllowed,
     errors.InternalError,
     errors.CatalogueUnavailable,
     errors.CatalogueFull,
     errors.ServerBusy,
 )
+"""What each endpoint may answer."""
+ALWAYS: Errors = (
+    *PUBLIC,
+    errors.InvalidRequest,  # of a parameter in the address that is unknown
+    errors.NotAuthenticated,
+    errors.NotAllowed,
+)
+"""What each endpoint may answer that asks who it is."""
 BODY: Errors = (errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch)
 PLACE: Errors = (errors.UnknownMachine, errors.PathNotAllowed, errors.DestinationExists)
 OBJECT: Errors = (
@@ -114,6 +123,9 @@ EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
     LifetimeRequest: {"lifetime": "90d"},
     RestoreRequest: {"spare_for": "30d"},
     RetentionRunRequest: {"dry_run": True, "rule": "old forecasts to tape"},
+    TokenRequest: {"name": "forecasts", "roles": ["mover"], "groups": ["fire"], "expires": "P90D"},
+    RotateRequest: {"overlap": "1d"},
+    PersonRequest: {"person": "jo"},
     TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
     GetExternalRequest: {
         "machine": "archer2",
@@ -127,6 +139,7 @@ EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
 
 MAY_BE_EMPTY = frozenset(
     {DeleteRequest, ArchiveRequest, ActivateRequest, RestoreRequest, RetentionRunRequest, ScheduleRunRequest}
+    | {RotateRequest}
 )
 """Requests whose body may be left out."""
 
@@ -157,10 +170,10 @@ _shapes: dict[str, type] = {"Problem": Problem}
 """The types that the document describes: what the routes name when they are declared."""
 
 
-def problems(*classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
+def problems(*classes: type[DataManagerError], always: Errors = ALWAYS) -> dict[int | str, dict[str, Any]]:
     """Document error answers: one entry a status, one example a code."""
     found: dict[int | str, dict[str, Any]] = {}
-    for status, owners in by_status((*classes, *ALWAYS)).items():
+    for status, owners in by_status((*classes, *always)).items():
         examples = {cls.code: {"value": problem_of(_example(cls), "8f14e45f")} for cls in owners}
         content = {MEDIA_TYPE: {"schema": _ref(Problem), "examples": examples}}
         found[status] = {"description": ", ".join(f"`{code}`" for code in examples), "content": content}
@@ -202,16 +215,17 @@ def json_answer(
 def health(what: str, *classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
     """Document a health endpoint."""
     content = {JSON: {"schema": {"type": "object"}, "example": {"status": what}}}
-    answers = problems(*classes)
-    del answers[422]  # monitors may send parameters
+    answers = problems(*classes, always=PUBLIC)  # monitors may send parameters
     return {200: {"description": f"It is {what}.", "content": content}, **answers}
 
 
-def body(model: type[OurRequest] | None = None, *, forms: bool = True, prefer: str = "") -> dict[str, Any]:
+def body(
+    model: type[OurRequest] | None = None, *, forms: bool = True, prefer: str = "", keyed: bool = True
+) -> dict[str, Any]:
     """Document a writing endpoint's body, its fields being `model`'s, and its headers; `forms` says whether it may be a
-    form too, `prefer` what it knows of `Prefer`.
+    form too, `prefer` what it knows of `Prefer`, `keyed` whether it knows `Idempotency-Key`.
     """
-    headers = {"Idempotency-Key": "A request repeated with the same key is executed once."}
+    headers = {"Idempotency-Key": "A request repeated with the same key is executed once."} if keyed else {}
     if prefer:
         headers["Prefer"] = prefer
     extra: dict[str, Any] = {"parameters": [_parameter(name, "header", text) for name, text in headers.items()]}
@@ -228,28 +242,33 @@ def query(model: type[BaseModel]) -> dict[str, Any]:
     return {"parameters": [_parameter(name, "query", text) for name, text in described.items()]}
 
 
-def install(app: FastAPI) -> None:
-    """Make the app's OpenAPI document from its routes and our shapes, when it is first read."""
+def install(app: FastAPI, scopes: Mapping[tuple[str, str], list[str]]) -> None:
+    """Make the app's OpenAPI document from its routes and our shapes, when it is first read. `scopes`: what is required
+    of who asks, by address and method, where it is.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, scopes)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, scopes: Mapping[tuple[str, str], list[str]]) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     mode: Literal["validation"] = "validation"
     shapes: list[Any] = [(shape.__name__, mode, TypeAdapter(shape)) for shape in _shapes.values()]
     _, definitions = TypeAdapter.json_schemas(shapes, ref_template="#/components/schemas/{model}")
     document.setdefault("components", {})["schemas"] = definitions["$defs"]
+    document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     for operations in document["paths"].values():
         for operation in operations.values():
             fallback = operation["responses"].get("422", {}).get("content", {}).get(JSON)
             if fallback is not None:  # FastAPI's own validation answer, which we never send
                 del operation["responses"]["422"]
+    for (path, method), required in scopes.items():
+        document["paths"][path][method.lower()] |= {"security": [{"bearer": []}], "x-scopes": required}
     return document
 
 

@@ -18,6 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access.asking import Asked, requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.openapi import BODY, BYTES, OBJECT, PLACE, URL, WAITING, Errors
@@ -25,6 +26,8 @@ from api.http.request_parts import object_id_of, read_large_request, read_reques
 from api.transfers.submit import enqueue, wait_for
 from datamanager import errors
 from datamanager.domain.states import TransferKind as Kind
+from datamanager.identity.grant import Grant
+from models.access.permission import NEEDS
 from models.submission import TransferRequest
 from models.transfers.lookup import REQUEST_OF_KIND
 
@@ -218,15 +221,15 @@ def _handler(kind: Kind, submit: Submit, *, of_object: bool) -> Callable[..., Aw
     """Return the function that serves an endpoint; FastAPI reads its parameters."""
     model, read = REQUEST_OF_KIND[kind], read_large_request if kind.many else read_request
 
-    async def serve(request: Request, context: Context, object_id: UUID | None = None) -> Response:
+    async def serve(request: Request, context: Context, asked: Grant, object_id: UUID | None = None) -> Response:
         fields = await read(request, model)
-        return await submit(context, request, TransferRequest(kind, fields, object_id, grant=None))
+        return await submit(context, request, TransferRequest(kind, fields, object_id, grant=asked))
 
-    async def of_one(uuid: str, request: Request, context: In) -> Response:
-        return await serve(request, context, object_id_of(uuid))
+    async def of_one(uuid: str, request: Request, context: In, asked: Asked) -> Response:
+        return await serve(request, context, asked, object_id_of(uuid))
 
-    async def of_none(request: Request, context: In) -> Response:
-        return await serve(request, context)
+    async def of_none(request: Request, context: In, asked: Asked) -> Response:
+        return await serve(request, context, asked)
 
     return of_one if of_object else of_none
 
@@ -250,6 +253,7 @@ def _add(tag: str, endpoint: TransferRoute, submit: Submit) -> None:
             path,
             handler,
             methods=[method],
+            dependencies=[requires(*dict.fromkeys((*NEEDS[kind].source, *NEEDS[kind].destination)))],
             name=name,
             tags=[tag],
             summary=endpoint.summary,
