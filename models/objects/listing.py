@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -30,7 +30,7 @@ from models.objects.filters import (
     zoned_time,
 )
 from models.tables import DataObject
-from models.tables.objects import ORIGINATOR_KEY, SIZE_KEY, TEXT_INDEXED
+from models.tables.objects import ORIGINATOR_KEY, PLACE_INDEXED, PLACE_KEY, SIZE_KEY, TEXT_INDEXED
 
 STREAM_CHUNK = 500
 MERGED_MAX = 50
@@ -201,7 +201,9 @@ def _seen_by_indexes(visible: Visible) -> list[Narrow]:
         return [narrow(DataObject.created_by == visible.person)]
     if visible.groups is not None:
         return [narrow(DataObject.group.in_(sorted(visible.groups)))]
-    return []
+    # the directory's own path, and all that begins with "path/"; "0" is the character after "/"
+    ranges = [PLACE_KEY.between(path[:PLACE_INDEXED], f"{path}0"[:PLACE_INDEXED]) for path in visible.directories]
+    return [narrow(or_(*ranges))] if ranges else []
 
 
 def _dates(selection: Selection) -> list[ColumnElement[bool]]:
