@@ -63,11 +63,11 @@ class Selection:
 
 
 def every_page(database: Database, visible: Visible, rendering: Rendering) -> Iterator[list[Any]]:
-    """Yield all objects that are seen and registered at the first page, oldest first, in pages; none for an empty
-    catalogue.
+    """Yield all objects that are seen and registered at the first page, oldest first, in pages; none if there is
+    no such object.
 
     Each page is read in a transaction of its own, as it is at that moment: whoever takes the pages slowly keeps neither
-    a connection nor a snapshot of the catalogue. An object comes once. A page may be empty. Raises:
+    a connection nor a snapshot of the catalogue. An object comes once. No page is empty. Raises:
     CatalogueUnavailable.
     """
     with database.read() as session:
@@ -79,7 +79,8 @@ def every_page(database: Database, visible: Visible, rendering: Rendering) -> It
     while True:
         with database.read() as session:
             rows, cursor = select_objects(session, selection, visible, rendering)
-        yield rows
+        if rows:  # what is in it may not be seen any more
+            yield rows
         if cursor is None:
             return
         selection = replace(selection, cursor=cursor)
