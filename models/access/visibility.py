@@ -75,6 +75,12 @@ class Visible:
         return frozenset().union(*(one[0].values for one in self.clauses))
 
     @property
+    def directories(self) -> list[str]:
+        """Paths of directories in which all is that is seen, on whatever machine; [] where that is not known."""
+        paths = [max((one.path for one in clause), key=len, default="") for clause in self.clauses]
+        return paths if all(paths) else []
+
+    @property
     def acting(self) -> Self:
         """What may be acted on, of that which is seen."""
         return replace(self, clauses=self.needed)

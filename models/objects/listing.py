@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -30,7 +30,7 @@ from models.objects.filters import (
     zoned_time,
 )
 from models.tables import DataObject
-from models.tables.objects import ORIGINATOR_KEY, SIZE_KEY, TEXT_INDEXED
+from models.tables.objects import ORIGINATOR_KEY, PLACE_INDEXED, PLACE_KEY, SIZE_KEY, TEXT_INDEXED
 
 STREAM_CHUNK = 500
 MERGED_MAX = 50
@@ -63,11 +63,11 @@ class Selection:
 
 
 def every_page(database: Database, visible: Visible, rendering: Rendering) -> Iterator[list[Any]]:
-    """Yield all objects that are seen and registered at the first page, oldest first, in pages; none for an empty
-    catalogue.
+    """Yield all objects that are seen and registered at the first page, oldest first, in pages; none if there is
+    no such object.
 
     Each page is read in a transaction of its own, as it is at that moment: whoever takes the pages slowly keeps neither
-    a connection nor a snapshot of the catalogue. An object comes once. A page may be empty. Raises:
+    a connection nor a snapshot of the catalogue. An object comes once. No page is empty. Raises:
     CatalogueUnavailable.
     """
     with database.read() as session:
@@ -79,7 +79,8 @@ def every_page(database: Database, visible: Visible, rendering: Rendering) -> It
     while True:
         with database.read() as session:
             rows, cursor = select_objects(session, selection, visible, rendering)
-        yield rows
+        if rows:  # what is in it may not be seen any more
+            yield rows
         if cursor is None:
             return
         selection = replace(selection, cursor=cursor)
@@ -201,7 +202,9 @@ def _seen_by_indexes(visible: Visible) -> list[Narrow]:
         return [narrow(DataObject.created_by == visible.person)]
     if visible.groups is not None:
         return [narrow(DataObject.group.in_(sorted(visible.groups)))]
-    return []
+    # the directory's own path, and all that begins with "path/"; "0" is the character after "/"
+    ranges = [PLACE_KEY.between(path[:PLACE_INDEXED], f"{path}0"[:PLACE_INDEXED]) for path in visible.directories]
+    return [narrow(or_(*ranges))] if ranges else []
 
 
 def _dates(selection: Selection) -> list[ColumnElement[bool]]:

@@ -130,11 +130,12 @@ def check_objects(database: Database, objects: dict[UUID, AccessTarget], grant: 
         assert counted == 0 or grant.may("read:objects", AccessTarget("fire", "alpha"))
 
 
+@pytest.mark.parametrize("candidates", [1, 5000], ids=["all are looked at", "indexes find them"])
 def test_cursor_names_no_foreign_object(
-    database: Database, objects: dict[UUID, AccessTarget], monkeypatch: pytest.MonkeyPatch
+    database: Database, objects: dict[UUID, AccessTarget], monkeypatch: pytest.MonkeyPatch, candidates: int
 ) -> None:
-    for name in ("LOOKED_FIRST", "LOOKED_PER_ROW", "CANDIDATES"):
-        monkeypatch.setattr(f"models.core.bounded_pages.{name}", 1)
+    for name, value in (("LOOKED_FIRST", 1), ("LOOKED_PER_ROW", 1), ("CANDIDATES", candidates)):
+        monkeypatch.setattr(f"models.core.bounded_pages.{name}", value)
     filters: list[dict[str, Any]] = [{}, {"machine": "alpha"}, {"filename": "x*"}, {"group": "flood"}]
     for grant in GRANTS[1:]:
         visible = seen(grant, "read:objects")

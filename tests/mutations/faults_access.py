@@ -27,7 +27,7 @@ ACCESS_FAULTS = (
         "models/core/bounded_pages.py",
         "                looking = search.hides\n",
         "                looking = False\n",
-        ("tests/integration/test_visibility.py::test_cursor_names_no_foreign_object[sqlite]",),
+        ("tests/integration/test_visibility.py::test_cursor_names_no_foreign_object[sqlite-all are looked at]",),
     ),
     Fault(
         "permitted: the destination is not asked for",
