@@ -198,7 +198,7 @@ class _Everything(Response):
 def _pieces(database: Database, visible: Visible) -> Iterator[bytes]:
     """Yield the JSON array of all objects that are seen in pieces; memory for one of them."""
     opening = b"["
-    for texts in filter(None, every_page(database, visible, rendered(object_view, PIECE_BYTES))):
+    for texts in every_page(database, visible, rendered(object_view, PIECE_BYTES)):
         yield opening + b",".join(texts)
         opening = b","
     yield b"[]" if opening == b"[" else b"]"
