@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass, replace
+from typing import Annotated
 from uuid import UUID
 
 import structlog
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session as CatalogueSession
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access.asking import requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, once
@@ -30,6 +32,7 @@ from datamanager.engine.inspection.directory_walk import Walk, tree_root
 from datamanager.engine.path_confinement import canonical_of, confined, followed, real_base
 from datamanager.engine.single.other_names import bundles_directory, has_other_spelling
 from datamanager.engine.single.verify import stored_sha256
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
@@ -37,6 +40,8 @@ from models.objects.catalogue import Facts, FoundFile, register_object
 from models.objects.namesakes import has_namesake
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
+
+MayWrite = Annotated[Grant, requires("write:objects")]
 log = structlog.get_logger(__name__)
 
 _AWAY = (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeout)
@@ -56,7 +61,7 @@ _AWAY = (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeo
     ),
     openapi_extra=openapi.body(RegisterRequest),
 )
-async def register(request: Request, context: In) -> Response:
+async def register(request: Request, context: In, asked: MayWrite) -> Response:
     """Register a file that exists on a machine.
 
     By default (`verify=stat`) the file must exist there and have the `size` given (0, empty or absent: unknown).
@@ -187,7 +192,7 @@ def _seen(request: RegisterRequest, session: Session, machine: Machine, own: str
     ),
     openapi_extra=openapi.body(TreeRequest),
 )
-async def register_tree(request: Request, context: In) -> Response:
+async def register_tree(request: Request, context: In, asked: MayWrite) -> Response:
     """Register every regular file below a directory of a machine, as one object each.
 
     Links are not followed. Registered files are skipped, under other names too. With more than `max_files` files
