@@ -135,9 +135,9 @@ async def list_items(task: str, request: Request, context: In, asked: MayRead) -
     shown, visible = rendered(item_view), seen(asked, "read:tasks")
 
     def look(session: Session) -> tuple[list[bytes], int | None]:
-        get_transfer(session, task_id, visible)
+        row = get_transfer(session, task_id, visible)
         return page_of_items(
-            session, task_id, status=query.status, after=query.cursor, limit=query.limit, rendering=shown
+            session, row, status=query.status, after=query.cursor, limit=query.limit, rendering=shown
         )
 
     given = [("status", query.status), ("limit", query.limit)]

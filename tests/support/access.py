@@ -1,51 +1,19 @@
-"""Service tokens of tests: made in the catalogue, as `dm token create` does over the API."""
+"""Grants for tests: a person with scopes, as their token would give them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
-from uuid import uuid4
-
-from models.access.tokens import NewToken, create_token
-
+from datamanager.identity.grant import Grant, Means
 from datamanager.identity.roles import load_roles
-from datamanager.identity.service_token import ServiceToken
-from datamanager.sealing import Sealer
-from datamanager.settings import Settings
-from models.access.logins import TokenLogins
-from models.database import Database
+from datamanager.identity.scopes import Scope
+
+ROLES = load_roles()
 
 
-class TokenMaker:
-    """Makes tokens that a service with these settings accepts."""
-
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self._database = database
-        self._logins = TokenLogins(Sealer.of(settings), load_roles(settings.roles))
-
-    def make(
-        self,
-        *roles: str,
-        groups: Sequence[str] = (),
-        scopes: Sequence[str] = (),
-        name: str = "",
-        expires: datetime | None = None,
-    ) -> str:
-        """Return the text of a new token."""
-        new = ServiceToken.make()
-        wanted = NewToken(
-            *(new.identifier, new.digest(self._logins.key), name or uuid4().hex),
-            *(roles, tuple(groups), tuple(scopes), expires),
-        )
-        with self._database.write() as session:
-            create_token(session, wanted, None)
-        return new.reveal()
+def granted(*scopes: str, person: str = "jo", groups: tuple[str, ...] = (), means: Means = Means.OIDC) -> Grant:
+    """Return a grant of these scopes."""
+    return Grant(person, frozenset(groups), tuple(map(Scope.parse, scopes)), means, "subject")
 
 
-def as_person(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a request with `token`, if there is one, as its header."""
-    token = options.pop("token", None)
-    if token is None:
-        return options
-    return {**options, "headers": {"Authorization": f"Bearer {token}", **options.get("headers", {})}}
+def in_role(*roles: str, person: str = "jo", groups: tuple[str, ...] = (), means: Means = Means.OIDC) -> Grant:
+    """Return the grant of somebody who has these roles."""
+    return Grant(person, frozenset(groups), ROLES.scopes_of(roles), means, "subject", None, roles)

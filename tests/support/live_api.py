@@ -27,15 +27,16 @@ from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard, Resolve, system_resolve
 from datamanager.transports.factory import Storages
 from deployments.http_protocol import ProblemProtocol
+from models.access.visibility import ALL
 from models.core import leases
 from models.objects.catalogue import Facts
 from models.tables import Transfer
 from models.transfers import outcomes, queue
 from models.transfers.lookup import get_transfer
 from models.transfers.queue import TransferLease
-from tests.support.access import TokenMaker, as_person
 from tests.support.catalogue import kept
 from tests.support.ports import free_port
+from tests.support.tokens import TokenMaker, as_person
 
 LEASE = timedelta(seconds=60)
 START_TIMEOUT = 60.0
@@ -166,7 +167,7 @@ class LiveApi:
         notify(self.settings.home / "run", "api", f"ended:{transfer}")
 
     def _end(self, session: Any, hold: TransferLease, error: DataManagerError | None) -> None:
-        row = get_transfer(session, hold.transfer)
+        row = get_transfer(session, hold.transfer, ALL)
         facts = Facts(10, "sha256:" + "0" * 64, Verified.SHA256)
         if error is not None:
             outcomes.fail(session, hold, error)
