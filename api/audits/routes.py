@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter
-from models.access.visibility import ALL, seen
 from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -34,6 +33,7 @@ from datamanager import errors
 from datamanager.domain.audit_rules import AuditRequest, FindingKind
 from datamanager.identity.grant import Grant
 from datamanager.identity.scopes import AccessTarget
+from models.access.visibility import ALL, seen
 from models.audit import findings
 from models.audit import runs as audit_runs
 

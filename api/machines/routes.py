@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from models.access.visibility import seen
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,6 +23,7 @@ from datamanager.domain.limits import MachineLimitsRequest
 from datamanager.identity.grant import Grant
 from datamanager.identity.scopes import AccessTarget
 from datamanager.machines import Machine
+from models.access.visibility import seen
 from models.machines import health, limits
 from models.machines.health import Health
 from models.objects.totals import active_by_machine

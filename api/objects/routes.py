@@ -8,7 +8,6 @@ from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
-from models.access.visibility import Visible, seen
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -38,6 +37,7 @@ from datamanager.domain.states import ObjectStatus
 from datamanager.errors import PathNotAllowed
 from datamanager.identity.grant import Grant
 from datamanager.machines import Machines
+from models.access.visibility import Visible, seen
 from models.database import Database
 from models.objects.catalogue import get_object
 from models.objects.listing import SORTABLE, Selection, every_page, select_objects

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
-from models.access.visibility import ALL, Visible, seen
 from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -35,6 +34,7 @@ from datamanager.domain.retention_requests import (
 )
 from datamanager.domain.retention_rules import load_rules
 from datamanager.identity.grant import Grant
+from models.access.visibility import ALL, Visible, seen
 from models.database import now
 from models.retention import holds, runs
 from models.retention.report import make_decider, plan

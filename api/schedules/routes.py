@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from models.access.visibility import ALL, seen
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -31,6 +30,7 @@ from datamanager.identity.grant import Grant
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
 from datamanager.sources.terms.source_options import refuse_unknown
+from models.access.visibility import ALL, seen
 from models.external import schedules
 from models.submission import source_check
 

@@ -7,7 +7,6 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter
-from models.access.visibility import seen
 from pydantic import BeforeValidator, Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -35,6 +34,7 @@ from datamanager import errors
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.identity.grant import Grant
+from models.access.visibility import seen
 from models.core.cursors import Rendering
 from models.transfers.items import page_of_items
 from models.transfers.lookup import TransferSelection, get_transfer, select_transfers
@@ -136,9 +136,7 @@ async def list_items(task: str, request: Request, context: In, asked: MayRead) -
 
     def look(session: Session) -> tuple[list[bytes], int | None]:
         row = get_transfer(session, task_id, visible)
-        return page_of_items(
-            session, row, status=query.status, after=query.cursor, limit=query.limit, rendering=shown
-        )
+        return page_of_items(session, row, status=query.status, after=query.cursor, limit=query.limit, rendering=shown)
 
     given = [("status", query.status), ("limit", query.limit)]
     repeated = [(name, str(value)) for name, value in given if value is not None]

@@ -7,7 +7,6 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter
-from models.access.visibility import Visible, seen
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,6 +22,7 @@ from api.transfers.wait import ENDED, waiter_of
 from datamanager import errors
 from datamanager.domain.limits import TransferLimitsRequest
 from datamanager.identity.grant import Grant
+from models.access.visibility import Visible, seen
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import cancel_pause

@@ -48,15 +48,7 @@ NOT_ARCHIVED: Errors = (
     errors.ObjectUnknown,
     errors.ObjectBusy,
 )
-ARCHIVED_MOVING, READING = ("transfers", "read:objects", "write:objects"), ("archive", "read:objects")
-SCOPES = {
-    **dict.fromkeys((Kind.COPY, Kind.COPY_MANY, Kind.MOVE, Kind.MOVE_MANY), MOVING),
-    **dict.fromkeys((Kind.GETEXTERNAL, Kind.GETEXTERNAL_MANY), ("transfers", "write:objects")),
-    **dict.fromkeys((Kind.ARCHIVE, Kind.ARCHIVE_MANY, Kind.ACTIVATE, Kind.ACTIVATE_MANY), READING),
-    Kind.DELETE: ("delete:objects",),
-}
-"""The actions that each kind of transfer requires; of what, `models.submission` asks."""
-WAITED_FOR: Errors = (*BODY, errors.UnknownMachine, *WAITED_FOR, errors.DestinationExists)
+ARCHIVED_WAITED_FOR: Errors = (*BODY, errors.UnknownMachine, *WAITED_FOR, errors.DestinationExists)
 OF_A_BATCH: Errors = (errors.UnknownMachine, errors.ObjectNotFound, errors.PathNotAllowed)
 
 

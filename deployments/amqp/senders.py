@@ -8,8 +8,6 @@ import hmac
 from collections.abc import Mapping
 from typing import Self
 
-from models.access.tokens import is_withdrawn
-
 from datamanager.errors import NotAllowed, NotAuthenticated
 from datamanager.identity.grant import EVERYBODY, Grant
 from datamanager.identity.oidc import OidcLogin
@@ -19,6 +17,7 @@ from datamanager.messaging.consuming import Delivery
 from datamanager.sealing import Sealer
 from datamanager.settings import Settings
 from models.access.logins import TokenLogins
+from models.access.tokens import is_withdrawn
 from models.database import Database
 
 TOKEN = "dm-token"  # noqa: S105  # the name of a header

@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 
-from models.access.tokens import USED_EVERY, find_token, grant_of, note_uses, require_live
 from sqlalchemy.orm import Session
 
 from datamanager.errors import NotAuthenticated
@@ -14,6 +13,7 @@ from datamanager.identity.grant import Grant, Means
 from datamanager.identity.roles import Roles
 from datamanager.identity.service_token import ServiceToken
 from datamanager.sealing import Sealer
+from models.access.tokens import USED_EVERY, find_token, grant_of, note_uses, require_live
 from models.tables import TokenRecord
 
 PURPOSE = "dm service tokens"

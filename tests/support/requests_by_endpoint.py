@@ -96,9 +96,7 @@ class World:
         return {**fields, "url": "http://127.0.0.1:9/x", **({"interval": "6h"} if schedule else {})}
 
     def _made(self, method: str, path: str, key: str, fields: dict[str, Any]) -> str:
-        answer = self.api.ask(
-            method, path, json=fields, token=self.person, headers={"Accept": "application/json"}
-        )
+        answer = self.api.ask(method, path, json=fields, token=self.person, headers={"Accept": "application/json"})
         assert answer.status_code in (200, 201, 202), (method, path, answer.text)
         return str(answer.json()[key])
 

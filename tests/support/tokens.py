@@ -7,13 +7,12 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from models.access.tokens import NewToken, create_token
-
 from datamanager.identity.roles import load_roles
 from datamanager.identity.service_token import ServiceToken
 from datamanager.sealing import Sealer
 from datamanager.settings import Settings
 from models.access.logins import TokenLogins
+from models.access.tokens import NewToken, create_token
 from models.database import Database
 
 

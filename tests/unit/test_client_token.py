@@ -48,7 +48,7 @@ def test_variable_goes_first_and_to_other_hosts_by_https_only(monkeypatch: pytes
         found("http://dm.example")
     assert "dm_of" not in refused.value.detail
     with pytest.raises(SettingsError, match="https only"):
-        Client("http://dm.example", token="dm_given")  # noqa: S106
+        Client("http://dm.example", token="dm_given")
 
 
 @pytest.fixture
