@@ -214,6 +214,12 @@ def test_bearer_token_of_the_issuer_is_accepted(tmp_path: Path, migrated_url: st
             claims: dict[str, Any] = {"email": "jo@example.org", "groups": ["fire"], "dm": ["mover"]}
             found = whoami(api, issuer.token(**claims))
             assert (found["person"], found["groups"], found["means"]) == ("jo", ["fire"], "oidc")
+            with AccessClient(api.url, token=api.tokens.make("admin")) as admin:
+                admin.withdraw_person("jo")
+                admin.withdraw_person("jo")
+                assert (whoami(api, issuer.token(**claims)), admin.withdrawn()) == ("not_allowed", ["jo"])
+                admin.readmit_person("jo")
+                assert (whoami(api, issuer.token(**claims))["person"], admin.withdrawn()) == ("jo", [])
             assert whoami(api, issuer.token(**claims, aud="other")) == "not_authenticated"
             assert whoami(api, issuer.token(**{**claims, "email": "jo@elsewhere.example"})) == "not_allowed"
 
