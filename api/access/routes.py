@@ -23,11 +23,11 @@ from api.http.idempotency import Slot, mutate
 from api.http.request_parts import read_request
 from api.http.responses import json_response, view_of
 from datamanager import errors
-from datamanager.domain.access_requests import PersonRequest, RotateRequest, TokenRequest
 from datamanager.errors import InvalidRequest, NotAllowed
 from datamanager.identity.grant import Grant, Means
 from datamanager.identity.scopes import AccessTarget, FilterKind, Scope
 from datamanager.identity.service_token import ServiceToken
+from datamanager.identity.token_requests import PersonRequest, RotateRequest, TokenRequest
 from models.access import tokens as service_tokens
 from models.access.tokens import NewToken, grant_of
 from models.access.visibility import seen
