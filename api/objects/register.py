@@ -15,6 +15,7 @@ from starlette.responses import Response
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, once
+from api.http.operations import note_operation
 from api.http.request_parts import read_request
 from api.http.responses import object_answer
 from api.objects.own_files import own_files, require_own_file
@@ -33,8 +34,10 @@ from datamanager.engine.single.verify import stored_sha256
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
+from models.access.requester import requester
 from models.objects.catalogue import Facts, FoundFile, register_object
 from models.objects.namesakes import has_namesake
+from models.transfers.reservations import require_room
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 log = structlog.get_logger(__name__)
@@ -67,12 +70,12 @@ async def register(request: Request, context: In) -> Response:
     require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     async def work(slot: Slot) -> Response:
-        return object_answer(request, slot.subject or await _register(context, fields, slot))
+        return object_answer(request, slot.subject or await _register(context, request, fields, slot))
 
     return await once(context, request, fields, work)
 
 
-async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UUID:
+async def _register(context: Context, request: Request, fields: RegisterRequest, slot: Slot) -> UUID:
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
     end = Endpoint(place, machine, context.storages.get(machine.name))
@@ -91,6 +94,8 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
             require_outside_archive(machine, one.path)
             require_outside_archive(machine, one.path, seen.bundles)
         slot.attach(session, new)
+        note_operation(session, request, object_id=new)
+        require_room(session, context.quotas, requester().person, fields.group, [seen.facts.size])
         return new
 
     def enter_first(session: CatalogueSession) -> UUID | None:
@@ -203,13 +208,13 @@ async def register_tree(request: Request, context: In) -> Response:
 
     # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
     async def work(slot: Slot) -> Response:
-        tree = await _walk_tree(context, fields, request.state.request_id)
+        tree = await _walk_tree(context, request, fields)
         return await (tree.whole() if slot.key else tree.stream())  # what is kept for a key must be whole
 
     return await once(context, request, fields, work)
 
 
-async def _walk_tree(context: Context, fields: TreeRequest, request_id: str) -> TreeRegistration:
+async def _walk_tree(context: Context, request: Request, fields: TreeRequest) -> TreeRegistration:
     machine = context.machines[fields.machine]
     prefix = normalised_prefix(machine, f"{fields.path}/" if fields.path else "")
     require_outside_archive(machine, prefix)
@@ -218,7 +223,7 @@ async def _walk_tree(context: Context, fields: TreeRequest, request_id: str) -> 
     walked = await context.on_machine(machine.name, lambda: _walked(fields, machine, storage, prefix, walk), long=True)
     end = Endpoint(Place(machine.name, prefix), machine, storage)
     files = await context.on_machine(machine.name, lambda: own_files(context, end, walked), long=True)
-    return TreeRegistration(context, fields, files, walk, request_id, len(walked) - len(files))
+    return TreeRegistration(context, request, fields, files, walk, len(walked) - len(files))
 
 
 def _walked(fields: TreeRequest, machine: Machine, storage: Storage, prefix: str, walk: Walk) -> list[FoundFile]:

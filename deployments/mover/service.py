@@ -24,6 +24,7 @@ from deployments.mover.machine_probes import MachineProbes
 from deployments.mover.maintenance_runs import AT_ONCE, start_retention
 from deployments.orchestrator.schedule_sync import ScheduleSync
 from deployments.periodic import every
+from deployments.trail_linking import link_trail
 from flows.cleanup.leftovers import clear_up, reclaim
 from flows.cleanup.second_looks import look_again
 from flows.runtime.reachability import tell_missing_base_dirs
@@ -108,6 +109,7 @@ class MoverService:
             loops.start_soon(every, 600.0, "tidy", self._tidy)
             if self._runtime.database.is_postgresql:
                 loops.start_soon(every, 30.0, "fold the totals of objects", self._fold)
+            loops.start_soon(link_trail, self._runtime.database)
             loops.start_soon(tell_missing_base_dirs, services)
             if self._relay is not None:
                 loops.start_soon(self._relay.run)
