@@ -19,6 +19,7 @@ from api.machines.probe import prober_of
 from api.machines.views import HealthView, LimitsView, MachineView, machine_view
 from datamanager import errors
 from datamanager.domain.limits import MachineLimitsRequest
+from models.access.visibility import ALL
 from models.machines import health, limits
 from models.machines.health import Health
 from models.objects.totals import active_by_machine
@@ -43,7 +44,7 @@ async def list_machines(request: Request, context: In) -> Response:
         lambda session: (
             limits.current(session, context.machines),
             health.current(session),
-            active_by_machine(session),
+            active_by_machine(session, ALL),
         )
     )
     findings = await prober_of(request).probe_all()

@@ -120,7 +120,7 @@ class TreeRegistration:
         begun = time.monotonic()
         if not self._seen:
             self._note(session, Outcome.ALLOWED, files=len(self._files))
-        rows = register_files(session, files, self._fields)
+        rows = register_files(session, files, self._fields, None)
         sizes = (row.facts.size for row in rows)
         require_room(session, self._context.quotas, requester().person, self._fields.group, sizes)
         return rows, begun

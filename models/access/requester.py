@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from datamanager.identity.grant import Grant
+from models.access.permission import maker
 
 SERVICE, HOST = "service", "host"
 """Means besides those of grants: the service by itself, a command on its host."""
@@ -56,9 +57,15 @@ def identify(grant: Grant) -> None:
     _current.set(
         replace(
             requester(),
-            person=grant.person,
+            person=maker(grant),
             means=grant.means.value,
             credential=grant.credential,
             groups=grant.groups,
         )
     )
+
+
+def acting_for(grant: Grant | None) -> Requester:
+    """Return who asks, where it is the service itself the person whose grant it acts with."""
+    by = requester()
+    return replace(by, person=maker(grant)) if by.person is None else by

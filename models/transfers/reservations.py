@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.errors import QuotaExceeded
 from datamanager.identity.quotas import Holder, HolderKind, Quota, Quotas
+from models.access.visibility import ALL
 from models.database import insert_rows, table_of, take_turns
 from models.objects.totals import totals_by
 from models.tables import DataObject, ObjectTotal, Reservation, Transfer, TransferItem
@@ -82,13 +83,13 @@ def used(session: Session, holder: Holder) -> Amount:
     what these may add.
     """
     column = ObjectTotal.group if holder.kind is HolderKind.GROUP else ObjectTotal.person
-    totals = totals_by(session, ObjectTotal.status, **{column.key: holder.name})
+    totals = totals_by(session, ALL, ObjectTotal.status, **{column.key: holder.name})
     kept = [row for row in totals if row.status != ObjectStatus.DELETED]
     objects, size = (func.coalesce(func.sum(column), 0) for column in (Reservation.objects, Reservation.bytes))
     mine = select(func.count(), objects, size).where(Reservation.holder == key_of(holder))
-    queued, *reserved = session.execute(mine).one()
+    queued, of_tasks, bytes_of_tasks = session.execute(mine).one()
     there = Amount(sum(row.objects for row in kept), sum(row.bytes for row in kept))
-    return there + Amount(*map(int, reserved), queued)
+    return there + Amount(int(of_tasks), int(bytes_of_tasks), queued)
 
 
 def shown_quotas(

@@ -15,6 +15,7 @@ from sqlalchemy import insert as insert_statement
 
 from datamanager.domain.fields import SIZE_MAX
 from models import migrate
+from models.access.visibility import ALL
 from models.database import Database, insert_rows, now
 from models.objects import totals
 from models.tables import Base, DataObject, ObjectChange, ObjectTotal
@@ -37,13 +38,16 @@ keys = st.fixed_dictionaries(
         "status": st.sampled_from(["ACTIVE", "DELETED"]),
         "size": st.sampled_from([None, 0, 7, 2**50]),
         "checksum": st.sampled_from([None, "sha256:1", "sha256:2"]),
+        "created_by": st.sampled_from([None, "maria", "jane"]),
     }
 )
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("insert"), st.lists(keys, min_size=1, max_size=4)),
         st.tuples(st.just("change"), st.tuples(st.integers(0, 9), keys)),
-        st.tuples(st.just("change one column"), st.tuples(st.sampled_from([*KEY, "size", "checksum"]), keys)),
+        st.tuples(
+            st.just("change one column"), st.tuples(st.sampled_from([*KEY, "size", "checksum", "created_by"]), keys)
+        ),
         st.tuples(st.just("move all"), st.sampled_from("ab")),
         st.tuples(st.just("touch"), st.none()),
         st.tuples(st.just("delete"), st.sampled_from("ab")),
@@ -64,15 +68,16 @@ def rows_of(database: Database, some: list[dict[str, Any]]) -> list[dict[str, An
 
 def counted(database: Database) -> list[tuple[Any, ...]]:
     """Count the rows themselves."""
-    columns = [getattr(DataObject, name) for name in KEY]
+    columns = [*(getattr(DataObject, name) for name in KEY), func.coalesce(DataObject.created_by, "")]
     sums = func.count(), func.coalesce(func.sum(DataObject.size), 0), func.count(DataObject.checksum)
     with database.read() as session:
-        return [tuple(row) for row in session.execute(select(*columns, *sums).group_by(*columns).order_by(*columns))]
+        return sorted(tuple(row) for row in session.execute(select(*columns, *sums).group_by(*columns)))
 
 
 def kept(database: Database) -> list[tuple[Any, ...]]:
+    columns = [*(getattr(ObjectTotal, name) for name in KEY), ObjectTotal.person]
     with database.read() as session:
-        return [tuple(row) for row in totals.totals_by(session, *(getattr(ObjectTotal, name) for name in KEY))]
+        return sorted(tuple(row) for row in totals.totals_by(session, ALL, *columns))
 
 
 @given(events=steps)
@@ -147,7 +152,7 @@ def test_active_by_machine(database: Database) -> None:
     insert(database, 1, machine="a", size=None)
     insert(database, 4, machine="b", status="DELETED")
     with database.read() as session:
-        assert totals.active_by_machine(session) == {"a": (3, 10)}
+        assert totals.active_by_machine(session, ALL) == {"a": (3, 10)}
 
 
 def test_many_objects_are_inserted_by_one_statement_on_sqlite(database: Database) -> None:
@@ -185,8 +190,8 @@ def test_writers_of_one_key_do_not_wait_for_each_other(postgres: Databases, post
             with database.write() as third:
                 third.execute(text("SET LOCAL lock_timeout = '1s'"))
                 assert totals.fold(third) == 1  # what is not committed is left for another time
-            assert kept(database) == [("a", "x", "ACTIVE", 2, 6, 0)]
-        assert kept(database) == [("a", "x", "ACTIVE", 3, 7, 0)]
+            assert kept(database) == [("a", "x", "ACTIVE", "", 2, 6, 0)]
+        assert kept(database) == [("a", "x", "ACTIVE", "", 3, 7, 0)]
     finally:
         database.close()
         postgres.drop(url)
@@ -216,14 +221,14 @@ def test_sizes_may_sum_beyond_64_bits(catalogue_url: str) -> None:
     insert(database, 2, size=SIZE_MAX)
     insert(database, 2, machine="b", size=SIZE_MAX)
     with database.read() as session:
-        found = totals.active_by_machine(session)
+        found = totals.active_by_machine(session, ALL)
     # SQLite goes on with a real number there
     assert {name: count for name, (count, _) in found.items()} == {"a": 5, "b": 2}
     assert [round(size / SIZE_MAX, 6) for _, size in found.values()] == [5, 2]
     with database.write() as session:
         session.execute(delete(DataObject))
     with database.read() as session:
-        assert totals.active_by_machine(session) == {}
+        assert totals.active_by_machine(session, ALL) == {}
     database.close()
 
 

@@ -125,7 +125,8 @@ def test_texts_of_clients_are_stored_as_they_can_be(database: Database) -> None:
         assert requester().person == "ev\0il\ud800"
     (row,) = rows_of(database)
     assert row.person == "ev\\x00il\\ud800"
-    assert (len(row.origin), len(row.request_id or ""), len(row.subject or "")) == (800 // 4 + 67 * 3 - 1, 200, 1000)
+    assert row.origin.startswith("a\\x00ba\\x00b")
+    assert (len(row.request_id or ""), len(row.subject or "")) == (200, 1000)
     with database.write() as session:
         link(session)
     assert flaws(database) == []
