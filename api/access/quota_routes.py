@@ -9,6 +9,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from api.context import In
 from api.http import openapi
 from api.http.responses import json_response
+from datamanager.identity.grant import Means
 from models.access.requester import requester
 from models.transfers.reservations import shown_quotas
 
@@ -41,8 +42,9 @@ class QuotaView(TypedDict):
     responses=openapi.json_answer(QuotaView, "Those that apply to the caller.", many=True),
 )
 async def show_quota(context: In) -> Response:
-    """Show what the caller and the caller's groups may have, and have, where that is limited."""
-    by = requester()
-    return json_response(
-        await context.reading(lambda session: shown_quotas(session, context.quotas, by.person, by.groups))
-    )
+    """Show what the caller and the caller's groups may have, and have, where that is limited. Without authentication:
+    all groups that quotas.toml names.
+    """
+    by, quotas = requester(), context.quotas
+    groups = quotas.groups if by.means == Means.NONE else by.groups
+    return json_response(await context.reading(lambda session: shown_quotas(session, quotas, by.person, groups)))

@@ -86,6 +86,11 @@ class Quotas:
         quotas = self._quotas.get(holder.kind, {})
         return quotas.get(holder.name) or quotas.get(EVERY) or UNLIMITED
 
+    @property
+    def groups(self) -> list[str]:
+        """The groups that the file names."""
+        return [name for name in self._quotas.get(HolderKind.GROUP, {}) if name != EVERY]
+
     def any_of_groups(self) -> bool:
         """Say whether groups have quotas."""
         return bool(self._quotas.get(HolderKind.GROUP))

@@ -52,7 +52,7 @@ class Refusals:
     _first: dict[tuple[str | None, str, str], Refusal] = field(default_factory=dict)
     _further: Counter[tuple[str | None, str, str]] = field(default_factory=Counter)
     _waiting: list[Refusal] = field(default_factory=list)
-    _begun: float = 0.0
+    _begun: float | None = None
     _lock: Lock = field(default_factory=Lock)
 
     def note(self, refusal: Refusal) -> None:
@@ -71,6 +71,8 @@ class Refusals:
     def take(self, time: float, *, last: bool = False) -> list[Refusal]:
         """Return what is to be written at a monotonic `time`; it is the caller's then. `last`: the process ends."""
         with self._lock:
+            if self._begun is None:
+                self._begun = time
             if last or time - self._begun >= MINUTE:
                 told = (replace(self._first[key], subject=None, count=count) for key, count in self._further.items())
                 self._waiting += told
