@@ -19,6 +19,9 @@ from starlette.staticfiles import StaticFiles
 
 from api import health
 from api.access import quota_routes, trail_routes
+from api.access import routes as access
+from api.access.asking import asks, require_declared
+from api.access.authentication import Authentication, challenge
 from api.audits import routes as audits
 from api.context import Context
 from api.http import openapi
@@ -37,11 +40,11 @@ from api.tasks import listing as task_listing
 from api.tasks import routes as tasks
 from api.transfers import routes as transfers
 from api.transfers.wait import Waiter, listening
-from datamanager.errors import DataManagerError, InternalError
+from datamanager.errors import DataManagerError, InternalError, NotAuthenticated
 
 ROUTED = (
     *(objects, register, transfers, tasks, task_listing),
-    *(retention, schedules, audits, machines, health),
+    *(retention, schedules, audits, machines, access, health),
     *(trail_routes, quota_routes),
 )
 
@@ -58,7 +61,10 @@ answered as bare text. Every error is `application/problem+json` (RFC 9457) with
 
 
 def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
-    """Make the application. Nothing is opened before it is served; `alongside` are tasks that run as long as it is."""
+    """Make the application. Nothing is opened before it is served; `alongside` are tasks that run as long as it is.
+
+    Raises: SettingsError when the roles or the rules for bearer tokens are wrong.
+    """
     waiter = Waiter(context.database)
 
     @asynccontextmanager
@@ -89,10 +95,13 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
     )
     app.state.context = context
     app.state.waiter = waiter
+    app.state.authentication = Authentication(context)
     app.state.prober = Prober(context.machines, context.storages)
-    for module in ROUTED:
-        app.include_router(module.router, dependencies=[] if module is health else [Depends(refuse_unread_query)])
+    for module in ROUTED:  # who asks is said before anything else is looked at
+        public = module is health
+        app.include_router(module.router, dependencies=[] if public else [Depends(asks), Depends(refuse_unread_query)])
     _add_pages(app)
+    require_declared(app.routes)
     openapi.install(app)
     return app
 
@@ -139,7 +148,8 @@ async def _our_error(request: Request, error: Exception) -> Response:
     if isinstance(error, InternalError):
         raise error  # logged with its trace, and answered, by RequestLogMiddleware
     note_refusal(request.app.state.context, request, error)
-    return problem_response(error, request.state.request_id)
+    headers = {"WWW-Authenticate": challenge(request)} if isinstance(error, NotAuthenticated) else None
+    return problem_response(error, request.state.request_id, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -23,6 +24,10 @@ CREDENTIAL = "DM_CREDENTIAL_"
 """Prefix of the variables that hold stored credentials."""
 OIDC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 """The signatures that bearer tokens may have."""
+TOKEN = "DM_TOKEN"  # noqa: S105  # the name of a variable
+"""Variable of clients: the token that they send. The service doesn't read it."""
+TOKEN_FILE = "admin-token"  # noqa: S105  # the name of a file
+"""File in `home` with the token that `dm up` makes, for clients of this host."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -44,6 +49,9 @@ class Settings(BaseSettings):
     """Port of the API."""
     insecure_bind: bool = False
     """`1` allows `host` to be an address that other hosts can reach, although there is no authentication yet."""
+    auth: Literal["required", "none"] = "required"
+    """`required`: a request must have a token. `none`: whoever reaches the API may do everything; `host` must be a
+    loopback address."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Additional host names that clients may use to address the API (comma-separated)."""
     connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
@@ -68,6 +76,9 @@ class Settings(BaseSettings):
     `home`."""
     amqp_url: SecretStr | None = None
     """RabbitMQ: `amqp://user:password@host/vhost`; if not set, no broker is used."""
+    amqp_users: Annotated[tuple[str, ...], NoDecode] = ()
+    """Users of RabbitMQ whose messages need no token, each with the identifier of the service token that says who they
+    are and what they may, as `user=identifier` (comma-separated)."""
     reply_prefix: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,100}$")] = "dm-reply."
     """How the names of queues begin that the answers of messages may go to (`reply_to`); no other queue is written to,
     but RabbitMQ's direct reply-to."""
@@ -145,6 +156,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("allowed_hosts", "download_allow", "download_deny", "archive_groups", "oidc_clients", "oidc_algorithms"),
+        "amqp_users",
         mode="before",
     )
     @classmethod
@@ -174,6 +186,16 @@ class Settings(BaseSettings):
             group, equals, machine = entry.rpartition("=")
             if not (group and equals and machine):
                 raise ValueError(f"{entry!r} must be like group=machine")
+        return value
+
+    @field_validator("amqp_users")
+    @classmethod
+    def _users_have_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            user, equals, identifier = entry.rpartition("=")
+            # of the entry nothing is shown: a whole token may have been given by mistake
+            if not (user and equals and re.fullmatch(r"[0-9A-Za-z]{12}", identifier)):
+                raise ValueError("must be like user=identifier, the 12 characters that dm token list shows")
         return value
 
     @field_validator("prefect_api_url")
@@ -229,6 +251,8 @@ class Settings(BaseSettings):
         if (self.oidc_issuer is None) != (self.oidc_audience is None):
             missing = "oidc_issuer" if self.oidc_issuer is None else "oidc_audience"
             raise ValueError(f"{missing}: oidc_issuer and oidc_audience are set together")
+        if self.auth == "none" and not is_loopback(self.host):
+            raise ValueError(f"auth: none needs a loopback address; {self.host} can be reached from other hosts")
         if not self.insecure_bind and not is_loopback(self.host):
             raise ValueError(
                 f"host: {self.host} can be reached from other hosts and there is no authentication yet; "
@@ -248,6 +272,16 @@ class Settings(BaseSettings):
     def machines_file(self) -> Path:
         """Path of machines.toml."""
         return self.machines or self.home / "machines.toml"
+
+    @property
+    def token_file(self) -> Path:
+        """Path of the token that clients of this host use."""
+        return self.home / TOKEN_FILE
+
+    @property
+    def amqp_tokens(self) -> dict[str, str]:
+        """The identifiers of the service tokens that users of RabbitMQ have."""
+        return {user: identifier for user, _, identifier in (entry.rpartition("=") for entry in self.amqp_users)}
 
     @property
     def secrets_key_file(self) -> Path:
@@ -324,7 +358,7 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises: SettingsError with one line that names the variable and the values allowed.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {TOKEN, *(PREFIX + name.upper() for name in Settings.model_fields)}
     for variable in os.environ:
         # DM_TEST_* belongs to the test suite
         if variable.startswith(PREFIX) and variable not in known and not variable.startswith(("DM_TEST_", CREDENTIAL)):

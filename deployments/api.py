@@ -31,6 +31,7 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. What stops the start is one line on standard error."""
     try:
         runtime = open_runtime(load_settings(), pool_size=POOL)
+        app = make_app(runtime)
     except DataManagerError as exc:
         sys.stderr.write(f"dm api: {exc.detail}\n")
         return 2
@@ -40,7 +41,6 @@ def main() -> int:
         signal.signal(number, _leave)
     settings = runtime.settings
     connections, backlog = connections_allowed(settings.connections, len(runtime.machines))
-    app = make_app(runtime)
     spare_what_stays()
     try:
         uvicorn.run(
@@ -62,7 +62,10 @@ def main() -> int:
 
 
 def make_app(runtime: Runtime) -> FastAPI:
-    """Make the API over a runtime; with a broker configured, the outbox is relayed as long as it is served."""
+    """Make the API over a runtime; with a broker configured, the outbox is relayed as long as it is served.
+
+    Raises: SettingsError, SecretsUnreadable (the key of tokens).
+    """
     settings, machines, database = runtime.settings, runtime.machines, runtime.database
     if settings.amqp_url is None:
         context = make_context(settings, machines, database, runtime.storages)

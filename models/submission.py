@@ -256,11 +256,11 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
         case _:
             raise InternalError(f"{request.kind} without its items")
     if destination is not None:
-        claim_place(session, destination, transfer=transfer.id)
+        claim_place(session, destination, transfer=transfer.id, by=request.grant)
         require_outside_archive(machines[destination.machine], destination.path)  # bundles themselves hold their places
     elif obj is not None and obj.status == ObjectStatus.UNKNOWN:
         # it holds no place: what lies there by now may be somebody else's, and must not be deleted
-        claim_place(session, Place(obj.machine, obj.place), transfer=transfer.id)
+        claim_place(session, Place(obj.machine, obj.place), transfer=transfer.id, by=request.grant)
 
 
 def _usable_source(session: Session, machines: Machines, request: SealedRequest) -> DataObject | None:

@@ -27,7 +27,8 @@ from api.objects.views import TreeFileView
 from datamanager.domain.requests import TreeRequest
 from datamanager.engine.inspection.directory_walk import Walk
 from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError
-from models.access.requester import requester
+from datamanager.identity.grant import Grant
+from models.access.permission import maker
 from models.access.trail import Outcome
 from models.database import LET_OTHERS
 from models.objects.bulk_claims import chunks
@@ -43,13 +44,16 @@ log = structlog.get_logger(__name__)
 
 
 class TreeRegistration:
-    """The registration of a walked tree, once. `known`: how many further files of it are objects under other names."""
+    """The registration of a walked tree, once. `known`: how many further files of it are objects under other names.
+    `asked` is who registers them.
+    """
 
     def __init__(
         self,
         context: Context,
         request: Request,
         fields: TreeRequest,
+        asked: Grant,
         files: Sequence[FoundFile],
         walk: Walk,
         known: int,
@@ -57,6 +61,7 @@ class TreeRegistration:
         self._context = context
         self._request = request
         self._fields = fields
+        self._asked = asked
         self._files = files
         self._walk = walk
         self._known = known
@@ -120,9 +125,9 @@ class TreeRegistration:
         begun = time.monotonic()
         if not self._seen:
             self._note(session, Outcome.ALLOWED, files=len(self._files))
-        rows = register_files(session, files, self._fields, None)
+        rows = register_files(session, files, self._fields, self._asked)
         sizes = (row.facts.size for row in rows)
-        require_room(session, self._context.quotas, requester().person, self._fields.group, sizes)
+        require_room(session, self._context.quotas, maker(self._asked), self._fields.group, sizes)
         return rows, begun
 
     async def _note_end(self) -> None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from datamanager.errors import SettingsError
+from datamanager.settings import TOKEN
 
 
 def become(entry: str, environment: Mapping[str, str], arguments: Sequence[str] = ()) -> NoReturn:
@@ -25,4 +26,5 @@ def become(entry: str, environment: Mapping[str, str], arguments: Sequence[str] 
     sys.stdout.flush()
     argv = [sys.executable, "-m", module, *arguments]
     # PYTHONSAFEPATH: never import modules from the current folder
-    os.execve(sys.executable, argv, {**os.environ, **environment, "PYTHONSAFEPATH": "1"})  # noqa: S606 - ourselves, no shell
+    inherited = {name: value for name, value in os.environ.items() if name != TOKEN}  # the service needs none
+    os.execve(sys.executable, argv, {**inherited, **environment, "PYTHONSAFEPATH": "1"})  # noqa: S606 - ourselves, no shell

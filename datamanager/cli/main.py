@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from datamanager.cli import audits, machines, retention, schedules, tasks, trail
+from datamanager.cli import audits, machines, retention, schedules, tasks, tokens, trail
 from datamanager.cli.application import become
 from datamanager.cli.options import with_settings
 from datamanager.errors import DataManagerError, RequestError, SettingsError
@@ -30,6 +30,8 @@ app.add_typer(tasks.app, name="task")
 app.add_typer(retention.app, name="retention")
 app.add_typer(audits.app, name="audit")
 app.add_typer(schedules.app, name="schedule")
+app.add_typer(tokens.app, name="token")
+app.command()(tokens.whoami)
 app.add_typer(trail.app, name="trail")
 
 
@@ -83,6 +85,13 @@ def current() -> None:
 def downgrade(revision: Annotated[str, typer.Argument(help="Target revision; `base` deletes all data.")]) -> None:
     """Downgrade the schema."""
     become("db", {}, ["downgrade", revision])
+
+
+@tokens.app.command()
+@with_settings
+def bootstrap(environment: dict[str, str]) -> None:
+    """Write a token of the role admin to the file admin-token in DM_HOME, on a host that reaches the catalogue."""
+    become("admin_token", environment)
 
 
 @app.command()

@@ -150,9 +150,9 @@ def register_object(
     for one in {place, canonical or place}:
         require_place(by, one, request.group, WRITE)
     new = object_id or uuid4()
-    claim_place(session, place, object_id=new)
+    claim_place(session, place, object_id=new, by=by)
     if canonical is not None and canonical != place:
-        claim_place(session, canonical, object_id=new)
+        claim_place(session, canonical, object_id=new, by=by)
     expires_at = request.ends(now(session)) if isinstance(request, RegisterRequest) else None
     row = NewRow.of_request(new, place, facts, request, maker(by))
     add_objects(session, [replace(row, expires_at=expires_at, provisional=provisional)], "registered")
