@@ -21,6 +21,7 @@ from starlette.requests import Request
 
 from api.capacity import ClientStreams, ThreadLimits
 from api.notifier import Notifier
+from api.request_rates import RequestRates
 from api.write_queue import WriteQueue
 from datamanager.identity.quotas import NO_QUOTAS, Quotas, load_quotas
 from datamanager.machines import Machines
@@ -55,6 +56,7 @@ class Context:
     refusals: Refusals = field(default_factory=Refusals)
     """What the audit trail is to be told of refusals."""
     quotas: Quotas = NO_QUOTAS
+    rates: RequestRates = field(default_factory=lambda: RequestRates(NO_QUOTAS))
     keys: dict[str, asyncio.Future[StoredAnswer | None]] = field(default_factory=dict)
     """Idempotency keys that a request of this process works under, and its answer once it has finished (None: the key
     is to be looked at again)."""
@@ -119,6 +121,7 @@ def make_context(
     """Put the dependencies together; nothing is connected yet. `notify_relay`: see Context. Raises: SettingsError when
     quotas.toml is wrong.
     """
+    quotas = load_quotas(settings.quotas_file)
     return Context(
         name=f"api-{uuid4().hex[:12]}",
         settings=settings,
@@ -129,7 +132,8 @@ def make_context(
         limits=ThreadLimits.of(machines),
         streams=ClientStreams(settings.streams_per_client),
         notify_relay=notify_relay,
-        quotas=load_quotas(settings.quotas_file),
+        quotas=quotas,
+        rates=RequestRates(quotas),
         write_queue=WriteQueue(database),
         notifier=Notifier(settings.home / "run"),
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from api.access.asking import requires
 from api.context import In
 from api.http import openapi
 from api.http.responses import json_response
-from datamanager.identity.grant import Means
-from models.access.requester import requester
+from datamanager.identity.grant import Grant, Means
+from models.access.permission import maker
 from models.transfers.reservations import shown_quotas
 
 router = APIRouter(prefix="/DM", tags=["access"], default_response_class=Response)
@@ -41,10 +44,10 @@ class QuotaView(TypedDict):
     summary="Show quotas",
     responses=openapi.json_answer(QuotaView, "Those that apply to the caller.", many=True),
 )
-async def show_quota(context: In) -> Response:
+async def show_quota(context: In, asked: Annotated[Grant, requires()]) -> Response:
     """Show what the caller and the caller's groups may have, and have, where that is limited. Without authentication:
     all groups that quotas.toml names.
     """
-    by, quotas = requester(), context.quotas
-    groups = quotas.groups if by.means == Means.NONE else by.groups
-    return json_response(await context.reading(lambda session: shown_quotas(session, quotas, by.person, groups)))
+    quotas, person = context.quotas, maker(asked)
+    groups = quotas.groups if asked.means is Means.NONE else asked.groups
+    return json_response(await context.reading(lambda session: shown_quotas(session, quotas, person, groups)))

@@ -20,6 +20,7 @@ from api.access.views import TokenView, WhoamiView, token_view, whoami_view
 from api.context import In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate
+from api.http.operations import note_operation
 from api.http.request_parts import read_request
 from api.http.responses import json_response
 from datamanager import errors
@@ -73,6 +74,7 @@ async def create_token(request: Request, context: In, asked: MayManage) -> Respo
         wanted = NewToken(new.identifier, digest, fields.name, fields.roles, fields.groups, fields.scopes, ends)
         scopes = (*tokens.roles.scopes_of(fields.roles), *map(Scope.parse, fields.scopes))
         _require_own(asked, fields.groups, scopes)
+        note_operation(session, request, subject=new.identifier)
         return service_tokens.create_token(session, wanted, asked)
 
     row = await context.writing(enter)
@@ -115,6 +117,7 @@ async def rotate_token(id: str, request: Request, context: In, asked: MayManage)
         old = grant_of(service_tokens.get_token(session, id, visible), tokens.roles)
         _require_own(asked, old.groups, old.scopes)
         digest = new.digest(tokens.key)
+        note_operation(session, request, subject=f"{id} to {new.identifier}")
         return service_tokens.rotate_token(session, id, new.identifier, digest, visible, asked, fields.overlap)
 
     row = await context.writing(enter)

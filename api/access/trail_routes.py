@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from api.access.asking import requires
 from api.context import In
 from api.http import openapi
 from api.http.query import Cursor, Query, Time, choice, number, one_of, page_response, page_size, read_query, rendered
@@ -22,9 +23,6 @@ from models.access.trail_listing import TrailSelection, select_trail
 from models.tables import TrailEntry
 
 ROWS_MAX = 1000
-SCOPE = "admin:trail"
-"""What is needed to read it."""
-
 router = APIRouter(prefix="/DM", tags=["access"], default_response_class=Response)
 
 
@@ -79,6 +77,7 @@ class TrailQuery(Query):
 @router.get(
     "/trail",
     summary="Show the audit trail",
+    dependencies=[requires("admin:trail")],
     responses=openapi.json_answer(TrailView, "One page of rows.", errors.InvalidRequest, many=True),
     openapi_extra=openapi.query(TrailQuery),
 )

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from api.context import Context
 from api.http.problems import status_of
 from datamanager.errors import DataManagerError
-from models.access.refusals import Refusal
+from models.access.refusals import RefusedRequest
 from models.access.requester import requester
 from models.access.trail import Outcome, note
 
@@ -51,4 +51,4 @@ def note_operation(
 def note_refusal(context: Context, request: Request, error: DataManagerError) -> None:
     """Note that a request was refused, if that is what the error says. Only in memory (`models.access.refusals`)."""
     if status_of(error) in REFUSED:
-        context.refusals.note(Refusal(requester(), error.code, action_of(request), request.url.path))
+        context.refusals.note(RefusedRequest(requester(), error.code, action_of(request), request.url.path))

@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedRequest:
     """Who was refused what, how many times."""
 
     by: Requester
@@ -49,13 +49,13 @@ class Refusals:
     """The refusals of one process. Safe to share between threads."""
 
     most: int = KEYS_MAX
-    _first: dict[tuple[str | None, str, str], Refusal] = field(default_factory=dict)
+    _first: dict[tuple[str | None, str, str], RefusedRequest] = field(default_factory=dict)
     _further: Counter[tuple[str | None, str, str]] = field(default_factory=Counter)
-    _waiting: list[Refusal] = field(default_factory=list)
+    _waiting: list[RefusedRequest] = field(default_factory=list)
     _begun: float | None = None
     _lock: Lock = field(default_factory=Lock)
 
-    def note(self, refusal: Refusal) -> None:
+    def note(self, refusal: RefusedRequest) -> None:
         """Note a refusal; never waits for the catalogue."""
         by = refusal.by
         key = (by.person, "" if by.person is not None else network_of(by.origin), refusal.code)
@@ -68,7 +68,7 @@ class Refusals:
                 self._first[key] = refusal
                 self._waiting.append(refusal)
 
-    def take(self, time: float, *, last: bool = False) -> list[Refusal]:
+    def take(self, time: float, *, last: bool = False) -> list[RefusedRequest]:
         """Return what is to be written at a monotonic `time`; it is the caller's then. `last`: the process ends."""
         with self._lock:
             if self._begun is None:
@@ -82,7 +82,7 @@ class Refusals:
             taken, self._waiting = self._waiting, []
             return taken
 
-    def give_back(self, refusals: Sequence[Refusal]) -> None:
+    def give_back(self, refusals: Sequence[RefusedRequest]) -> None:
         """Take back what could not be written."""
         with self._lock:
             waiting = [*refusals, *self._waiting]
@@ -91,7 +91,7 @@ class Refusals:
             self._waiting = waiting[:WAITING_MAX]
 
 
-def write_refusals(session: Session, refusals: Sequence[Refusal]) -> None:
+def write_refusals(session: Session, refusals: Sequence[RefusedRequest]) -> None:
     """Write rows for refusals."""
     for one in refusals:
         counts = {"refusals": one.count} if one.count > 1 or one.subject is None else None

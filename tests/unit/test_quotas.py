@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from api.access.request_rates import FORGET_ABOVE, RequestRates
+from api.request_rates import FORGET_ABOVE, RequestRates
 from datamanager.errors import SettingsError, TooManyRequests
 from datamanager.identity.quotas import UNLIMITED, Holder, HolderKind, Quotas, load_quotas
 

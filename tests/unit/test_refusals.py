@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.access.refusals import KEYS_MAX, MINUTE, OTHERS, WAITING_MAX, Refusal, Refusals, network_of
+from models.access.refusals import KEYS_MAX, MINUTE, OTHERS, WAITING_MAX, Refusals, RefusedRequest, network_of
 from models.access.requester import Requester
 
-MARIA = Refusal(Requester("maria", "token", origin="10.0.0.1"), "not_allowed", "GET /DM/trail", "/DM/trail")
+MARIA = RefusedRequest(Requester("maria", "token", origin="10.0.0.1"), "not_allowed", "GET /DM/trail", "/DM/trail")
 
 
-def unknown(address: str) -> Refusal:
-    return Refusal(Requester(None, "none", origin=address), "not_authenticated", "GET /DM/info", "/DM/info")
+def unknown(address: str) -> RefusedRequest:
+    return RefusedRequest(Requester(None, "none", origin=address), "not_authenticated", "GET /DM/info", "/DM/info")
 
 
 def test_the_first_refusal_is_told_at_once_and_the_others_together() -> None:
