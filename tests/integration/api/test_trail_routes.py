@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,7 +43,15 @@ def write_what_was_refused(api: LiveApi, later: float = 0.0) -> None:
 
 
 @pytest.fixture
-def limited(tmp_path: Path, migrated_url: str) -> Any:
+def closed(tmp_path: Path, migrated_url: str) -> Iterator[LiveApi]:
+    """An API that wants tokens, and accepts one request per second of somebody."""
+    (tmp_path / "quotas.toml").write_text('version = 1\n[persons."token:eager"]\nrequests_per_second = 1')
+    with LiveApi(tmp_path / "site", migrated_url, auth="required", quotas=tmp_path / "quotas.toml") as live:
+        yield live
+
+
+@pytest.fixture
+def limited(tmp_path: Path, migrated_url: str) -> Iterator[LiveApi]:
     (tmp_path / "quotas.toml").write_text(QUOTAS)
     with LiveApi(tmp_path / "site", migrated_url, quotas=tmp_path / "quotas.toml") as live:
         yield live
@@ -61,6 +70,45 @@ def test_a_change_has_a_row_that_says_who_did_what_from_where(api: LiveApi) -> N
     with api.database.write() as session:
         link(session)
     assert [row["number"] for row in trail(api)] == [1, 2]
+
+
+def test_rows_name_the_person_and_their_token(closed: LiveApi) -> None:
+    token = closed.tokens.make("mover", "admin", groups=["fire"], name="maria")
+    closed.write("a")
+    fields = {"machine": "here", "filename": "a", "group": "fire"}
+    assert closed.ask("PUT", "/DM/register", data=fields, token=token).status_code == 201
+    made = closed.ask("POST", "/DM/tokens", json={"name": "other", "roles": ["reader"]}, token=token)
+    assert made.status_code == 201, made.text
+    rows = closed.ask("GET", "/DM/trail", token=token).json()[::-1]
+    assert [row["action"] for row in rows] == ["PUT /DM/register", "POST /DM/tokens"]
+    assert {(row["person"], row["means"], row["credential"]) for row in rows} == {("token:maria", "token", token[3:15])}
+    assert rows[1]["subject"] == made.json()["id"]
+    assert token not in str(rows)
+
+
+def test_who_may_not_is_told_of_and_may_not_read_it(closed: LiveApi) -> None:
+    reader = closed.tokens.make("reader", groups=["fire"], name="reader")
+    assert closed.ask("GET", "/DM/trail", token=reader).status_code == 403
+    for token in (None, "dm_wrong", "e30.e30.e30"):
+        assert closed.ask("GET", "/DM/info", token=token).status_code == 401
+    assert closed.ask("GET", "/DM/quota", token=reader).json() == []
+    write_what_was_refused(closed)
+    with closed.database.read() as session:
+        found = {(row.person, row.code, row.action) for row in session.scalars(select(TrailEntry))}
+    assert found == {
+        ("token:reader", "not_allowed", "GET /DM/trail"),
+        (None, "not_authenticated", "GET /DM/info"),
+    }
+
+
+def test_more_requests_than_a_person_may_send_are_refused(closed: LiveApi) -> None:
+    eager, other = closed.tokens.make("reader", name="eager"), closed.tokens.make("reader", name="other")
+    answers = [closed.ask("GET", "/DM/whoami", token=eager) for _ in range(30)]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert refused[0].json()["code"] == "too_many_requests"
+    assert refused[0].headers["Retry-After"] == "1"
+    assert closed.ask("GET", "/DM/whoami", token=other).status_code == 200
 
 
 def test_tasks_have_rows_of_their_requests_changes_and_ends(api: LiveApi) -> None:
