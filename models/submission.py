@@ -181,6 +181,7 @@ def submit(session: Session, machines: Machines, request: SealedRequest, quotas:
         object_id=transfer.object_id,
         transfer_id=transfer.id,
         by=acting_for(request.grant),
+        time=transfer.created,
     )
     if request.sealed is not None:
         keep_secrets(session, transfer.id, request.sealed)

@@ -50,13 +50,14 @@ def note(
     certificate: str | None = None,
     counts: Mapping[str, int] | None = None,
     by: Requester | None = None,
+    time: datetime | None = None,
 ) -> None:
     """Write what was done, or may be done, by one INSERT in the caller's transaction. `by`: who asked for it; None:
-    whoever asks now (`requester`).
+    whoever asks now (`requester`). `time`: the database's clock, if it was read already.
     """
     by = requester() if by is None else by
     row = {
-        "time": now(session),
+        "time": time or now(session),
         "person": _short(by.person),
         "means": by.means,
         "credential": _short(by.credential),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import ObjectStatus, TransferKind
@@ -34,6 +34,7 @@ AGAIN_QUEUED, AGAIN_ROOM = timedelta(seconds=30), timedelta(hours=1)
 """After which wait a client may try again: tasks end by themselves, objects do not."""
 _TURN = 0x646D_0000_0000_0000
 """What the numbers of our locks begin with, "dm"; the rest is the holder's."""
+_RELEASED = delete(table_of(Reservation)).where(table_of(Reservation).c.transfer_id == bindparam("of"))
 _items, _objects = table_of(TransferItem).c, table_of(DataObject).c
 
 
@@ -75,7 +76,7 @@ def require_room(session: Session, quotas: Quotas, person: str | None, group: st
 
 def release(session: Session, transfers: Iterable[UUID]) -> None:
     """Remove the reservations of transfers that have ended."""
-    session.execute(delete(Reservation).where(Reservation.transfer_id.in_(list(transfers))))
+    session.connection().execute(_RELEASED, [{"of": one} for one in transfers])
 
 
 def used(session: Session, holder: Holder) -> Amount:
