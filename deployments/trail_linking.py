@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import structlog
+
 from datamanager.errors import CatalogueUnavailable
 from deployments.periodic import every
 from models.access.refusals import Refusals, write_refusals
@@ -14,6 +16,8 @@ LINK_EVERY = 1.0
 """Seconds for which a row may be unlinked, while any process of the service is alive; one transaction links all."""
 WRITE_EVERY = 1.0
 """Seconds after which a refusal is written."""
+
+log = structlog.get_logger(__name__)
 
 
 async def link_trail(database: Database) -> None:
@@ -32,7 +36,10 @@ async def tell_refusals(database: Database, refusals: Refusals) -> None:
     try:
         await every(WRITE_EVERY, "write refusals", lambda: _write(database, refusals))
     finally:
-        await _write(database, refusals, last=True)
+        try:
+            await _write(database, refusals, last=True)
+        except CatalogueUnavailable as exc:
+            log.warning("refusals_left_out", error=exc.detail)
 
 
 async def _write(database: Database, refusals: Refusals, *, last: bool = False) -> None:

@@ -20,8 +20,6 @@ from models.tables import TrailEntry
 
 SUBJECT_MAX = 1000
 """Characters of a subject."""
-ACTED_AS, CERTIFICATE = "acted_as", "certificate"
-"""The notes of a transfer that name the login of its last attempt, and the serial number of its certificate."""
 
 
 class Outcome(StrEnum):
@@ -90,7 +88,7 @@ def note_ends(
     insert_many(session, TrailEntry, _OF_AN_END, [_end(row) for row in rows], **same)
 
 
-_OF_AN_END = ("person", "action", "object_id", "transfer_id", "code", "acted_as", "certificate")
+_OF_AN_END = ("person", "action", "object_id", "transfer_id", "code")
 
 
 def _end(row: Any) -> tuple[Any, ...]:
@@ -100,8 +98,6 @@ def _end(row: Any) -> tuple[Any, ...]:
         row.object_id,
         row.id,
         getattr(row, "error_code", None),
-        _short(row.notes.get(ACTED_AS)),
-        row.notes.get(CERTIFICATE),
     )
 
 
