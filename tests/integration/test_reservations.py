@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import Cancelled, QuotaExceeded
@@ -173,6 +175,34 @@ def test_requests_that_come_together_do_not_exceed_a_quota(database: Database, t
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(ask, sources)) == 4
     assert has(database).queued == 4
+
+
+def test_a_request_waits_for_the_one_before_it_and_counts_it(database: Database, tmp_path: Path) -> None:
+    quotas = quotas_of(tmp_path, "[groups.fire]\nqueued = 1")
+    one, two = (register(database, name, group="fire") for name in "ab")
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as session:
+            submission.submit(session, MACHINES, order("copy", one, "c"), quotas)
+            second = pool.submit(submit, database, order("copy", two, "d"), quotas)
+            until(lambda: second.done() or waits_for_a_turn(database))
+        with pytest.raises(QuotaExceeded):
+            second.result()
+    assert has(database).queued == 1
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def waits_for_a_turn(database: Database) -> bool:
+    """Say whether a transaction waits for another one's; on SQLite nobody gets as far as that."""
+    if not database.is_postgresql:
+        return True
+    with database.read() as session:
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        return bool(session.scalar(text(waiting)))
 
 
 def test_nothing_is_asked_and_reserved_without_quotas(database: Database) -> None:
