@@ -20,7 +20,7 @@ from datamanager.settings import Settings, load_settings
 from models.access.logins import TokenLogins
 from models.access.requester import HOST, requested
 from models.access.tokens import NewToken, create_token, list_tokens, revoke_token
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 from models.access.visibility import ALL
 from models.database import Database
 from models.migrate import require_current
@@ -64,7 +64,7 @@ def provide_admin_token(settings: Settings, database: Database) -> None:
                 revoke_token(session, token.id, ALL, None)
         session.flush()
         create_token(session, wanted, None)
-        note(session, "dm token bootstrap", Outcome.DONE, subject=new.identifier)
+        note(session, "dm token bootstrap", TrailOutcome.DONE, subject=new.identifier)
     _write(settings, new)  # after the row: a crash between leaves a token that nobody has, and that is revoked then
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from datamanager.signing.certificate import Certificate, CertificateRequest
 from datamanager.signing.signer import Signer
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 from models.database import Database
 
 SIGNED = "sign certificate"
@@ -26,9 +26,16 @@ class NotedSigner:
     def sign(self, request: CertificateRequest) -> Certificate:
         """Return a certificate. Raises: as `Signer.sign`; CatalogueUnavailable: what can't be recorded is not used."""
         certificate = self.signer.sign(request)
-        told = {"acted_as": request.principal, "certificate": str(certificate.serial)}
         with self.database.write() as session:
-            note(session, SIGNED, Outcome.DONE, transfer_id=_task(request), subject=request.key_id, **told)
+            note(
+                session,
+                SIGNED,
+                TrailOutcome.DONE,
+                transfer_id=_task(request),
+                subject=request.key_id,
+                acted_as=request.principal,
+                certificate=str(certificate.serial),
+            )
         return certificate
 
 

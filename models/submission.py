@@ -42,7 +42,7 @@ from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
 from models.access.permission import READ, kept, maker, require_destination, require_source
 from models.access.requester import acting_for
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 from models.access.visibility import seen
 from models.archive.submission import enter_activate, enter_archive
 from models.batches.item_admission import JudgedItem
@@ -179,7 +179,7 @@ def submit(session: Session, machines: Machines, request: SealedRequest, quotas:
     note(
         session,
         transfer.kind,
-        Outcome.ALLOWED,
+        TrailOutcome.ALLOWED,
         object_id=transfer.object_id,
         transfer_id=transfer.id,
         by=acting_for(request.grant),

@@ -18,7 +18,7 @@ from api.http import openapi
 from api.http.query import Cursor, Query, Time, choice, number, one_of, page_response, page_size, read_query, rendered
 from api.http.responses import view_of
 from datamanager import errors
-from models.access.trail import Outcome
+from models.access.trail import TrailOutcome
 from models.access.trail_listing import TrailSelection, select_trail
 from models.tables import TrailEntry
 
@@ -65,7 +65,7 @@ class TrailQuery(Query):
     object: Identifier = Field(None, description="What was done to this object.")
     task: Identifier = Field(None, description="The request and the end of this task.")
     action: str | None = Field(None, description="Rows of this action: a kind of task, or a method and a path.")
-    outcome: Annotated[Outcome | None, one_of(Outcome)] = choice(Outcome)
+    outcome: Annotated[TrailOutcome | None, one_of(TrailOutcome)] = choice(TrailOutcome)
     since: Time | None = Field(
         None, description="Written at this time or later; RFC 3339 with a zone, such as 2026-01-31T12:00:00Z."
     )

@@ -13,7 +13,7 @@ from api.http.problems import status_of
 from datamanager.errors import DataManagerError
 from models.access.refusals import RefusedRequest
 from models.access.requester import requester
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 
 REFUSED = (401, 403, 404, 429)
 """Statuses of refusals. A foreign object and none at all are both 404, and nobody can tell here which it was."""
@@ -27,7 +27,12 @@ def action_of(request: Request) -> str:
 
 
 def note_operation(
-    session: Session, request: Request, outcome: Outcome = Outcome.DONE, *, made: UUID | None = None, **told: Any
+    session: Session,
+    request: Request,
+    outcome: TrailOutcome = TrailOutcome.DONE,
+    *,
+    made: UUID | None = None,
+    **told: Any,
 ) -> None:
     """Write a request's change into the trail, in its transaction; `made` is the identifier of what it made, `told`
     what `models.access.trail.note` is told besides.

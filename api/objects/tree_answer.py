@@ -29,7 +29,7 @@ from datamanager.engine.inspection.directory_walk import Walk
 from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError
 from datamanager.identity.grant import Grant
 from models.access.permission import maker
-from models.access.trail import Outcome
+from models.access.trail import TrailOutcome
 from models.database import LET_OTHERS
 from models.objects.bulk_claims import chunks
 from models.objects.catalogue import FoundFile, NewRow, register_files
@@ -124,7 +124,7 @@ class TreeRegistration:
         """Enter a part; return its new objects, and the monotonic time at which its transaction began."""
         begun = time.monotonic()
         if not self._seen:
-            self._note(session, Outcome.ALLOWED, files=len(self._files))
+            self._note(session, TrailOutcome.ALLOWED, files=len(self._files))
         rows = register_files(session, files, self._fields, self._asked)
         sizes = (row.facts.size for row in rows)
         require_room(session, self._context.quotas, maker(self._asked), self._fields.group, sizes)
@@ -134,13 +134,13 @@ class TreeRegistration:
         """Write the row of its end; without the catalogue there is none."""
         left = len(self._files) - self._seen
         counts = self._counts() | ({"left": left} if left else {})
-        outcome = Outcome.FAILED if left else Outcome.DONE
+        outcome = TrailOutcome.FAILED if left else TrailOutcome.DONE
         try:
             await self._context.writing(lambda session: self._note(session, outcome, **counts))
         except CatalogueUnavailable as exc:
             log.warning("tree_registration_end_not_noted", error=exc.detail, **counts)
 
-    def _note(self, session: Session, outcome: Outcome, **counts: int) -> None:
+    def _note(self, session: Session, outcome: TrailOutcome, **counts: int) -> None:
         where = f"{self._fields.machine}:{self._fields.path}"
         code = None if self._error is None else self._error.code
         note_operation(session, self._request, outcome, subject=where, code=code, counts=counts)

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from models import migrate
 from models.access.requester import requested
-from models.access.trail import Outcome, note, note_end
+from models.access.trail import TrailOutcome, note, note_end
 from models.access.trail_links import LINKED_AT_ONCE, link
 from models.database import Database, now
 from models.transfers.reservations import release
@@ -84,7 +84,7 @@ def _write(database: Database, end: End | None) -> tuple[float, float]:
     def writer(_: int) -> float:
         for _ in range(EACH):
             with database.write() as session:
-                note(session, "copy", Outcome.ALLOWED, object_id=uuid4())
+                note(session, "copy", TrailOutcome.ALLOWED, object_id=uuid4())
                 if end is _inside:
                     end(session)
                 time.sleep(WORK)
@@ -119,9 +119,9 @@ def _cost(database: Database) -> float:
         for _ in range(TASKS):
             task = uuid4()
             row = SimpleNamespace(id=task, object_id=task, **same)
-            note(session, "copy", Outcome.ALLOWED, object_id=task, transfer_id=task, time=row.ended)
+            note(session, "copy", TrailOutcome.ALLOWED, object_id=task, transfer_id=task, time=row.ended)
             release(session, [task])
-            note_end(session, row, Outcome.DONE)
+            note_end(session, row, TrailOutcome.DONE)
     with _measured() as linking:
         _link_all(database)
     return (spent[0] + linking[0]) / TASKS * 1000

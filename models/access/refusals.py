@@ -21,7 +21,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models.access.requester import Requester
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 
 KEYS_MAX = 100
 MINUTE = 60.0
@@ -95,7 +95,7 @@ def write_refusals(session: Session, refusals: Sequence[RefusedRequest]) -> None
     """Write rows for refusals."""
     for one in refusals:
         counts = {"refusals": one.count} if one.count > 1 or one.subject is None else None
-        note(session, one.action, Outcome.REFUSED, subject=one.subject, code=one.code, counts=counts, by=one.by)
+        note(session, one.action, TrailOutcome.REFUSED, subject=one.subject, code=one.code, counts=counts, by=one.by)
 
 
 def network_of(address: str) -> str:

@@ -22,7 +22,7 @@ SUBJECT_MAX = 1000
 """Characters of a subject."""
 
 
-class Outcome(StrEnum):
+class TrailOutcome(StrEnum):
     """What came of it."""
 
     ALLOWED = "allowed"
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
 def note(
     session: Session,
     action: str,
-    outcome: Outcome,
+    outcome: TrailOutcome,
     *,
     object_id: UUID | None = None,
     transfer_id: UUID | None = None,
@@ -74,13 +74,17 @@ def note(
     insert_rows(session, TrailEntry, [row])
 
 
-def note_end(session: Session, row: Any, outcome: Outcome, counts: Mapping[str, int] | None = None) -> None:
+def note_end(session: Session, row: Any, outcome: TrailOutcome, counts: Mapping[str, int] | None = None) -> None:
     """Write how a task ended; `row` has the columns of Transfer."""
     note_ends(session, [row], outcome, row.ended, counts)
 
 
 def note_ends(
-    session: Session, rows: Iterable[Any], outcome: Outcome, time: datetime, counts: Mapping[str, int] | None = None
+    session: Session,
+    rows: Iterable[Any],
+    outcome: TrailOutcome,
+    time: datetime,
+    counts: Mapping[str, int] | None = None,
 ) -> None:
     """Write that tasks have ended, by one statement. Each has who requested it."""
     same = {"time": time, "means": SERVICE, "origin": "", "outcome": outcome.value}

@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 from models.access.trail_chain import Flaw, FlawKind, Link, Record, flaws_of, hash_of, record_of
 from models.database import affected, insert_if_free, on_postgresql, table_of
 from models.many_rows import update_many
@@ -110,7 +110,7 @@ def flaws_before(session: Session, end: Link) -> Iterator[Flaw]:
 
 def begin_pruning(session: Session, end: Link) -> int:
     """Write the row that tells of pruning up to `end`, and prune the first rows; see `prune`."""
-    note(session, PRUNED, Outcome.DONE, subject=f"{end.number}:{end.hash}")
+    note(session, PRUNED, TrailOutcome.DONE, subject=f"{end.number}:{end.hash}")
     return prune(session, end)
 
 

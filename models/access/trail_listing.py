@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.orm import Session
 
-from models.access.trail import Outcome
+from models.access.trail import TrailOutcome
 from models.core.bounded_pages import Narrow, Search, bounded_page
 from models.core.cursors import Order, Rendering
 from models.tables import TrailEntry
@@ -26,7 +26,7 @@ class TrailSelection:
     object: UUID | None = None
     task: UUID | None = None
     action: str | None = None
-    outcome: Outcome | None = None
+    outcome: TrailOutcome | None = None
     since: datetime | None = None
     until: datetime | None = None
     limit: int = 100

@@ -40,7 +40,7 @@ class TrailEntry(Base):
     subject: Mapped[str | None] = mapped_column(Text)
     """What else it was done to: a machine, schedule, token, directory; of a refusal the address that was asked for."""
     outcome: Mapped[str] = mapped_column(String(16))
-    """One of `models.access.trail.Outcome`."""
+    """One of `models.access.trail.TrailOutcome`."""
     code: Mapped[str | None] = mapped_column(String(64))
     """Of the error, when it was refused or failed."""
     acted_as: Mapped[str | None] = mapped_column(Text)

@@ -14,7 +14,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, SourceMissing
-from models.access.trail import Outcome, note_end
+from models.access.trail import TrailOutcome, note_end
 from models.access.visibility import ALL
 from models.audit.missing_objects import note_missing
 from models.core.outbox import post_object_event, post_transfer_event
@@ -223,7 +223,7 @@ def _end(session: Session, row: Transfer, status: TransferStatus, event: str, da
     release(session, [row.id])
     post_transfer_event(session, row, event, data)
     counts = asdict(count_items(session, row.id)) if TransferKind(row.kind).many else None
-    note_end(session, row, Outcome.DONE if status is TransferStatus.COMPLETE else Outcome.FAILED, counts)
+    note_end(session, row, TrailOutcome.DONE if status is TransferStatus.COMPLETE else TrailOutcome.FAILED, counts)
     wake(session, f"ended:{row.id}")
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferStatus
 from datamanager.errors import Cancelled, DataManagerError, DestinationExists, InternalError
-from models.access.trail import Outcome, note_ends
+from models.access.trail import TrailOutcome, note_ends
 from models.core.outbox import post_object_events, post_transfer_events
 from models.database import now, table_of, wake
 from models.objects.bulk_claims import lock_objects
@@ -286,5 +286,5 @@ def _complete(session: Session, ends: Sequence[tuple[Any, str, int | None]]) -> 
     release(session, ids)
     told = [(_next(row, status), {"result": result, "size": size}) for row, result, size in ends]
     post_transfer_events(session, "complete", told, time)
-    note_ends(session, [row for row, _, _ in ends], Outcome.DONE, time)
+    note_ends(session, [row for row, _, _ in ends], TrailOutcome.DONE, time)
     wake(session, *(f"ended:{one}" for one in ids))

@@ -17,7 +17,7 @@ from sqlalchemy import func, select, text
 from datamanager.errors import DestinationExists, ItemsFailed, SourceMissing
 from models.access import trail_links
 from models.access.requester import HOST, requested, requester
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 from models.access.trail_chain import FlawKind, Link
 from models.access.trail_links import FIRST, LAST, has_unlinked, link, mark, prunable, prune, records, verify
 from models.access.trail_listing import TrailSelection, select_trail
@@ -45,7 +45,7 @@ def told(database: Database) -> list[tuple[str, str, str | None]]:
 def write_rows(database: Database, count: int) -> None:
     with requested("10.0.0.1", "r-1", HOST, "maria"), database.write() as session:
         for number in range(count):
-            note(session, "copy", Outcome.DONE, subject=f"{number}")
+            note(session, "copy", TrailOutcome.DONE, subject=f"{number}")
 
 
 def linked(database: Database, count: int) -> None:
@@ -121,7 +121,7 @@ def test_a_batch_has_two_rows_however_many_items_it_has(database: Database) -> N
 
 def test_texts_of_clients_are_stored_as_they_can_be(database: Database) -> None:
     with requested("a\0b" * 100, "x" * 1000, HOST, "ev\0il\ud800"), database.write() as session:
-        note(session, "copy", Outcome.REFUSED, subject="\0" * 5000, code="not_allowed")
+        note(session, "copy", TrailOutcome.REFUSED, subject="\0" * 5000, code="not_allowed")
         assert requester().person == "ev\0il\ud800"
     (row,) = rows_of(database)
     assert row.person == "ev\\x00il\\ud800"
@@ -155,7 +155,7 @@ def test_rows_are_linked_in_order_and_once(database: Database) -> None:
 def test_rows_that_become_visible_late_are_linked_then(database: Database) -> None:
     if database.is_postgresql:  # SQLite has one writer at a time
         with database.write() as slow:
-            note(slow, "move", Outcome.DONE)
+            note(slow, "move", TrailOutcome.DONE)
             slow.flush()  # its id is the lowest
             linked(database, 1)
     else:
@@ -331,7 +331,7 @@ def test_pages_of_the_trail_come_newest_first_and_filtered(database: Database) -
     assert found(person="maria", object=objects[0]) == [tasks[0]]
     assert found(task=tasks[1]) == [tasks[1]]
     assert found(action="move") == []
-    assert found(outcome=Outcome.ALLOWED, action="copy") == tasks[::-1]
+    assert found(outcome=TrailOutcome.ALLOWED, action="copy") == tasks[::-1]
     with database.read() as session:
         time = session.scalar(select(func.max(TrailEntry.time)))
     assert time is not None

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from sqlalchemy import select, text, update
 from datamanager.cli.main import main as dm
 from deployments import trail_command
 from models.access.requester import HOST, requested
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 from models.access.trail_links import PRUNED, link
 from models.database import Database, now
 from models.tables import TrailEntry
@@ -29,12 +29,12 @@ LATER = "2999-01-01T00:00:00Z"
 @pytest.fixture
 def run(
     database: Database, migrated_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Run]:
+) -> Run:
     """Runs the command in this process; return its exit code and what it prints."""
     monkeypatch.setenv("DM_DATABASE_URL", migrated_url.replace("+pysqlite", ""))
     with requested("10.0.0.1", "r", HOST, "maria"), database.write() as session:
         for number in range(6):
-            note(session, "copy", Outcome.DONE, subject=f"{number}")
+            note(session, "copy", TrailOutcome.DONE, subject=f"{number}")
         link(session)
 
     def command(*arguments: str) -> tuple[int, str, str]:
@@ -62,7 +62,7 @@ def test_verify_prints_the_newest_link(run: Run, database: Database) -> None:
     assert (code, out) == (3, "")
     assert err.startswith("dm trail: row 6 (20")
     with database.write() as session:
-        note(session, "copy", Outcome.DONE)
+        note(session, "copy", TrailOutcome.DONE)
     assert "rows that are not linked yet are not verified" in run("verify")[1]
 
 
@@ -80,7 +80,7 @@ def test_verify_names_what_was_changed(run: Run, database: Database) -> None:
 def test_many_flaws_are_counted(run: Run, database: Database) -> None:
     with database.write() as session:
         for _ in range(50):
-            note(session, "copy", Outcome.DONE)
+            note(session, "copy", TrailOutcome.DONE)
         link(session)
     tamper(database, "UPDATE trail SET subject = 'x'")
     assert run("verify")[2].splitlines()[-1] == "dm trail: and 36 more"
@@ -105,7 +105,7 @@ def test_prune_tells_of_itself_and_keeps_the_chain(run: Run, database: Database)
         session.execute(text("DELETE FROM trail"))
         session.execute(text("DELETE FROM trail_marks"))
         for _ in range(5):
-            note(session, "copy", Outcome.DONE)
+            note(session, "copy", TrailOutcome.DONE)
         session.flush()
         time = now(session) - timedelta(days=40)
         oldest = select(TrailEntry.id).order_by(TrailEntry.id).limit(3)

@@ -28,7 +28,7 @@ from deployments.trail_linking import link_trail, tell_refusals
 from models.access import trail_links
 from models.access.refusals import Refusals, RefusedRequest
 from models.access.requester import Requester
-from models.access.trail import Outcome, note
+from models.access.trail import TrailOutcome, note
 from models.access.trail_links import verify
 from models.database import Database
 from models.tables import TrailEntry
@@ -52,7 +52,7 @@ async def until(true: Callable[[], bool]) -> None:
 def write_rows(database: Database, count: int) -> None:
     with database.write() as session:
         for _ in range(count):
-            note(session, "copy", Outcome.DONE)
+            note(session, "copy", TrailOutcome.DONE)
 
 
 def test_rows_are_linked_by_several_processes(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
