@@ -77,7 +77,9 @@ def test_rows_name_the_person_and_their_token(closed: LiveApi) -> None:
     closed.write("a")
     fields = {"machine": "here", "filename": "a", "group": "fire"}
     assert closed.ask("PUT", "/DM/register", data=fields, token=token).status_code == 201
-    made = closed.ask("POST", "/DM/tokens", json={"name": "other", "roles": ["reader"]}, token=token)
+    made = closed.ask(
+        "POST", "/DM/tokens", json={"name": "other", "roles": ["reader"], "groups": ["fire"]}, token=token
+    )
     assert made.status_code == 201, made.text
     rows = closed.ask("GET", "/DM/trail", token=token).json()[::-1]
     assert [row["action"] for row in rows] == ["PUT /DM/register", "POST /DM/tokens"]
