@@ -30,8 +30,6 @@ from tests.support.access import in_role
 from tests.support.batches import batch, perform, set_status
 from tests.support.bookkeeping import MACHINES, begin, order, register
 
-pytestmark = pytest.mark.dialect
-
 FIRE, MARIA = Holder(HolderKind.GROUP, "fire"), Holder(HolderKind.PERSON, "maria")
 GRANT = in_role("admin", person="maria")
 
@@ -58,6 +56,7 @@ def complete(database: Database, task: UUID, size: int = 5) -> None:
         outcomes.complete_copy(session, hold, Facts(size))
 
 
+@pytest.mark.dialect
 def test_a_task_reserves_what_it_will_add_until_it_is_there(database: Database, tmp_path: Path) -> None:
     quotas = quotas_of(tmp_path, "[groups.fire]\nobjects = 3\nbytes = 15")
     source = register(database, "a", group="fire", size=5)
@@ -107,6 +106,7 @@ def test_a_failed_task_releases_its_reservation(database: Database, tmp_path: Pa
     assert has(database) == Amount(1, 5, 0)
 
 
+@pytest.mark.dialect
 def test_a_batch_is_counted_as_a_whole_and_by_group(database: Database, tmp_path: Path) -> None:
     fire = [register(database, f"fire/{number}", group="fire", size=5) for number in range(3)]
     flood = register(database, "flood", group="flood", size=7)
@@ -135,6 +135,7 @@ def test_deleted_objects_do_not_count(database: Database) -> None:
     assert has(database) == Amount(1, 5)
 
 
+@pytest.mark.dialect
 def test_a_person_has_what_they_made_in_all_groups(database: Database, tmp_path: Path) -> None:
     quotas = quotas_of(tmp_path, "[persons.maria]\nobjects = 1")
     source = register(database, "a", group="fire")
@@ -161,6 +162,7 @@ def test_registrations_are_counted_in_their_transaction(database: Database, tmp_
         require_room(session, quotas, None, "fire", [1])
 
 
+@pytest.mark.dialect
 def test_requests_that_come_together_do_not_exceed_a_quota(database: Database, tmp_path: Path) -> None:
     quotas = quotas_of(tmp_path, "[groups.fire]\nqueued = 4")
     sources = [register(database, f"{number}", group="fire") for number in range(12)]
@@ -177,6 +179,7 @@ def test_requests_that_come_together_do_not_exceed_a_quota(database: Database, t
     assert has(database).queued == 4
 
 
+@pytest.mark.dialect
 def test_a_request_waits_for_the_one_before_it_and_counts_it(database: Database, tmp_path: Path) -> None:
     quotas = quotas_of(tmp_path, "[groups.fire]\nqueued = 1")
     one, two = (register(database, name, group="fire") for name in "ab")

@@ -30,8 +30,6 @@ from tests.integration.test_catalogue_listing import heard
 from tests.support.batches import batch, perform, register_many
 from tests.support.bookkeeping import begin, order, register, submit
 
-pytestmark = pytest.mark.dialect
-
 
 def rows_of(database: Database) -> list[TrailEntry]:
     with database.read() as session:
@@ -69,6 +67,7 @@ def execute(database: Database, statement: str, **values: Any) -> None:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dialect
 def test_a_task_has_a_row_for_its_request_and_one_for_its_end(database: Database) -> None:
     source = register(database, "a")
     with requested("10.0.0.1", "r-1", HOST, "maria"):
@@ -100,6 +99,7 @@ def test_a_request_that_is_undone_has_no_row(database: Database) -> None:
     assert told(database) == []
 
 
+@pytest.mark.dialect
 def test_tasks_that_end_together_have_their_rows_by_one_statement(database: Database) -> None:
     sources = [register(database, f"{number}") for number in range(3)]
     tasks = [submit(database, order("copy", source, f"to/{source}")) for source in sources]
@@ -119,6 +119,7 @@ def test_a_batch_has_two_rows_however_many_items_it_has(database: Database) -> N
     assert rows_of(database)[1].counts == {"total": 20, "complete": 20, "skipped": 0, "error": 0, "queued": 0}
 
 
+@pytest.mark.dialect
 def test_texts_of_clients_are_stored_as_they_can_be(database: Database) -> None:
     with requested("a\0b" * 100, "x" * 1000, HOST, "ev\0il\ud800"), database.write() as session:
         note(session, "copy", TrailOutcome.REFUSED, subject="\0" * 5000, code="not_allowed")
@@ -135,6 +136,7 @@ def test_texts_of_clients_are_stored_as_they_can_be(database: Database) -> None:
 # --- the chain -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dialect
 def test_rows_are_linked_in_order_and_once(database: Database) -> None:
     write_rows(database, 3)
     with database.read() as session:
@@ -152,6 +154,7 @@ def test_rows_are_linked_in_order_and_once(database: Database) -> None:
     assert flaws(database) == []
 
 
+@pytest.mark.dialect
 def test_rows_that_become_visible_late_are_linked_then(database: Database) -> None:
     if database.is_postgresql:  # SQLite has one writer at a time
         with database.write() as slow:
@@ -166,6 +169,7 @@ def test_rows_that_become_visible_late_are_linked_then(database: Database) -> No
     assert flaws(database) == []
 
 
+@pytest.mark.dialect
 def test_several_processes_may_link_and_write_at_once(database: Database) -> None:
     def work(number: int) -> int:
         write_rows(database, 3)
@@ -252,6 +256,7 @@ def date_back(database: Database, count: int, days: int) -> datetime:
         return time - timedelta(days=days - 1)
 
 
+@pytest.mark.dialect
 def test_only_a_whole_prefix_is_pruned_and_its_hash_is_kept(database: Database) -> None:
     write_rows(database, 6)
     before = date_back(database, 4, 10)
@@ -289,6 +294,7 @@ def test_rows_that_are_not_linked_are_not_pruned(database: Database) -> None:
     assert flaws(database) == []
 
 
+@pytest.mark.dialect
 def test_records_are_read_in_constant_memory(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trail_links, "READ_AT_ONCE", 10)
     row = {"person": "maria", "means": HOST, "origin": "", "action": "copy", "outcome": "done"}
@@ -310,6 +316,7 @@ def test_records_are_read_in_constant_memory(database: Database, monkeypatch: py
     assert peak(600) < small + 100_000  # all of them are far more
 
 
+@pytest.mark.dialect
 def test_pages_of_the_trail_come_newest_first_and_filtered(database: Database) -> None:
     objects = [register(database, f"{number}") for number in range(3)]
     tasks: list[UUID] = []
