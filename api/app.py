@@ -18,6 +18,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from api import health
+from api.access import quota_routes, trail_routes
 from api.access import routes as access
 from api.access.asking import asks, required_scopes
 from api.access.authentication import Authentication, challenge
@@ -25,6 +26,7 @@ from api.audits import routes as audits
 from api.context import Context
 from api.http import openapi
 from api.http.middleware import HeadMiddleware, HostOriginMiddleware, RequestLogMiddleware, allowed_methods
+from api.http.operations import note_refusal
 from api.http.problems import describe_code, http_problem_response, problem_response
 from api.http.query import refuse_unread_query
 from api.http.responses import json_response
@@ -43,6 +45,7 @@ from datamanager.errors import DataManagerError, InternalError, NotAuthenticated
 ROUTED = (
     *(objects, register, transfers, tasks, task_listing),
     *(retention, schedules, audits, machines, access, health),
+    *(trail_routes, quota_routes),
 )
 
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -143,6 +146,7 @@ async def _our_error(request: Request, error: Exception) -> Response:
         raise error
     if isinstance(error, InternalError):
         raise error  # logged with its trace, and answered, by RequestLogMiddleware
+    note_refusal(request.app.state.context, request, error)
     headers = {"WWW-Authenticate": challenge(request)} if isinstance(error, NotAuthenticated) else None
     return problem_response(error, request.state.request_id, headers)
 

@@ -21,11 +21,14 @@ from starlette.requests import Request
 
 from api.capacity import ClientStreams, ThreadLimits
 from api.notifier import Notifier
+from api.request_rates import RequestRates
 from api.write_queue import WriteQueue
+from datamanager.identity.quotas import NO_QUOTAS, Quotas, load_quotas
 from datamanager.machines import Machines
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
+from models.access.refusals import Refusals
 from models.core.idempotency import StoredAnswer
 from models.database import Database
 
@@ -50,6 +53,10 @@ class Context:
     """Called, from the event loop, after something was put into the outbox."""
     write_queue: WriteQueue
     notifier: Notifier
+    refusals: Refusals = field(default_factory=Refusals)
+    """What the audit trail is to be told of refusals."""
+    quotas: Quotas = NO_QUOTAS
+    rates: RequestRates = field(default_factory=lambda: RequestRates(NO_QUOTAS))
     keys: dict[str, asyncio.Future[StoredAnswer | None]] = field(default_factory=dict)
     """Idempotency keys that a request of this process works under, and its answer once it has finished (None: the key
     is to be looked at again)."""
@@ -111,7 +118,10 @@ def make_context(
     storages: Storages,
     notify_relay: Callable[[], None] = lambda: None,
 ) -> Context:
-    """Put the dependencies together; nothing is connected yet. `notify_relay`: see Context."""
+    """Put the dependencies together; nothing is connected yet. `notify_relay`: see Context. Raises: SettingsError when
+    quotas.toml is wrong.
+    """
+    quotas = load_quotas(settings.quotas_file)
     return Context(
         name=f"api-{uuid4().hex[:12]}",
         settings=settings,
@@ -122,6 +132,8 @@ def make_context(
         limits=ThreadLimits.of(machines),
         streams=ClientStreams(settings.streams_per_client),
         notify_relay=notify_relay,
+        quotas=quotas,
+        rates=RequestRates(quotas),
         write_queue=WriteQueue(database),
         notifier=Notifier(settings.home / "run"),
     )

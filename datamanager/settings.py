@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     identity: Path | None = None
     """Path of identity.toml, the rules that make a person, groups and roles of a bearer token's claims; default:
     `identity.toml` in `home`. Without the file no bearer token is accepted."""
+    quotas: Path | None = None
+    """Path of quotas.toml, what groups and persons may have at most; default: `quotas.toml` in `home`. Without the file
+    nothing is limited."""
     oidc_issuer: str | None = None
     """OIDC issuer whose bearer tokens are accepted, as its tokens name it (`https://…`; http on loopback only)."""
     oidc_audience: str | None = None
@@ -146,7 +149,7 @@ class Settings(BaseSettings):
     confirm_base_dir: bool = False
     """`1` accepts that a machine's base_dir has changed although the catalogue has objects there."""
 
-    @field_validator("home", "machines", "secrets_key", "retention", "roles", "identity", "oidc_ca")
+    @field_validator("home", "machines", "secrets_key", "retention", "roles", "identity", "quotas", "oidc_ca")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
@@ -294,6 +297,11 @@ class Settings(BaseSettings):
     def identity_file(self) -> Path:
         """Path of the rules for bearer tokens; the file may be missing."""
         return self.identity or self.home / "identity.toml"
+
+    @property
+    def quotas_file(self) -> Path:
+        """Path of the quotas; the file may be missing."""
+        return self.quotas or self.home / "quotas.toml"
 
     @property
     def archive_rules(self) -> ArchiveRules:

@@ -4,6 +4,7 @@ bootstrap`. It is in the file admin-token in DM_HOME, for its owner alone; clien
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
 import socket
@@ -17,7 +18,9 @@ from datamanager.identity.token_requests import NAME_MAX
 from datamanager.sealing import Sealer
 from datamanager.settings import Settings, load_settings
 from models.access.logins import TokenLogins
+from models.access.requester import HOST, requested
 from models.access.tokens import NewToken, create_token, list_tokens, revoke_token
+from models.access.trail import TrailOutcome, note
 from models.access.visibility import ALL
 from models.database import Database
 from models.migrate import require_current
@@ -55,12 +58,13 @@ def provide_admin_token(settings: Settings, database: Database) -> None:
     own = Grant(name, frozenset(), logins.roles.scopes_of(roles), Means.TOKEN).covers(EVERYBODY)
     scopes = () if own else tuple(map(str, EVERYBODY.scopes))
     wanted = NewToken(new.identifier, new.digest(logins.key), name, tuple(roles) if own else (), scopes=scopes)
-    with database.write() as session:
+    with requested("", None, HOST, getpass.getuser()), database.write() as session:
         for token in list_tokens(session, ALL):
             if token.name == name and token.revoked is None:
                 revoke_token(session, token.id, ALL, None)
         session.flush()
         create_token(session, wanted, None)
+        note(session, "dm token bootstrap", TrailOutcome.DONE, subject=new.identifier)
     _write(settings, new)  # after the row: a crash between leaves a token that nobody has, and that is revoked then
 
 

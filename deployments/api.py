@@ -6,12 +6,13 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
-from api.app import create_app
-from api.context import make_context
+from api.app import Task, create_app
+from api.context import Context, make_context
 from datamanager.errors import DataManagerError
 from datamanager.logs import configure_logging
 from datamanager.messaging.broker import Broker
@@ -20,6 +21,7 @@ from datamanager.settings import load_settings
 from deployments.amqp.relay import Relay
 from deployments.client_connections import ClientConnection, connections_allowed
 from deployments.composition import Runtime, open_runtime, spare_what_stays, tell_missing
+from deployments.trail_linking import link_trail, tell_refusals
 from models.access.logins import token_key
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
@@ -70,7 +72,8 @@ def make_app(runtime: Runtime) -> FastAPI:
     if settings.auth == "required":
         token_key(Sealer.of(settings))
     if settings.amqp_url is None:
-        return create_app(make_context(settings, machines, database, runtime.storages))
+        context = make_context(settings, machines, database, runtime.storages)
+        return create_app(context, _beside(context))
     broker = Broker(settings.amqp_url.get_secret_value(), name="data-manager api")
     relay = Relay(database, broker, holder=f"api-{socket.gethostname()}-{os.getpid()}")
     context = make_context(settings, machines, database, runtime.storages, notify_relay=relay.notify)
@@ -82,7 +85,12 @@ def make_app(runtime: Runtime) -> FastAPI:
             await relay.aclose()
             await broker.close()
 
-    return create_app(context, alongside=[relaying])
+    return create_app(context, [relaying, *_beside(context)])
+
+
+def _beside(context: Context) -> list[Task]:
+    """Return what each process of the API does for the audit trail."""
+    return [partial(link_trail, context.database), partial(tell_refusals, context.database, context.refusals)]
 
 
 def _leave(_signal: int, _frame: object) -> None:

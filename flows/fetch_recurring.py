@@ -43,7 +43,7 @@ async def recurring(schedule: UUID, moment: str = "") -> str:
     control, when = control_of(parts), _moment(moment)
     sealer = Sealer.of(parts.settings)
     log = get_run_logger()
-    run = await write(parts.database, schedules.begin_moment, parts.machines, sealer, schedule, when)
+    run = await write(parts.database, schedules.begin_moment, parts.machines, sealer, schedule, when, parts.quotas)
     log.info("%s of schedule %s: %s", f"{when:%Y-%m-%dT%H:%M:%SZ}", schedule, run.transfer_id or run.code)
     until = time.monotonic() + PATIENCE
     while run.outcome == schedules.PENDING:

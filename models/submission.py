@@ -31,6 +31,7 @@ from datamanager.domain.requests import (
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import InternalError, InvalidRequest, ObjectHeld, ObjectNotFound
 from datamanager.identity.grant import Grant
+from datamanager.identity.quotas import NO_QUOTAS, Quotas
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
 from datamanager.settings import Settings
@@ -40,6 +41,8 @@ from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
 from models.access.permission import READ, kept, maker, require_destination, require_source
+from models.access.requester import acting_for
+from models.access.trail import TrailOutcome, note
 from models.access.visibility import seen
 from models.archive.submission import enter_activate, enter_archive
 from models.batches.item_admission import JudgedItem
@@ -51,6 +54,7 @@ from models.objects.claims import claim_place, claim_reading, claim_writing
 from models.tables import DataObject, Transfer
 from models.transfers.items import known_note
 from models.transfers.lookup import destination_of, keep_secrets
+from models.transfers.reservations import reserve
 
 SourceCheck = Callable[[GetExternalRequest], None]
 """Refuses at once what would be refused before a byte is fetched, such as the address of a URL. May block."""
@@ -136,13 +140,14 @@ def judged(session: Session, machines: Machines, request: SealedRequest) -> Seal
     )
 
 
-def submit(session: Session, machines: Machines, request: SealedRequest) -> Transfer:
+def submit(session: Session, machines: Machines, request: SealedRequest, quotas: Quotas = NO_QUOTAS) -> Transfer:
     """Check a request against the catalogue, claim what it needs, store it QUEUED and post it to the movers. Return it;
     its row is written already, and what is returned does not belong to the session.
 
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectActive, ObjectUnknown, ObjectBusy, DestinationExists,
     ObjectHeld (a delete), UnknownMachine, PathNotAllowed, InvalidRequest, NotAllowed. Nothing is changed then, provided
     that the error ends the transaction. What is wrong with an item of a batch is the item's, and the batch is accepted.
+    QuotaExceeded when it would add more to a group or a person than `quotas` allow; a batch is counted as a whole.
     """
     transfer = Transfer(
         id=uuid4(),
@@ -171,9 +176,19 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
             _enter_one(session, machines, transfer, request)
     post_submitted(session, transfer)
     insert_rows(session, Transfer, [_row(transfer)])  # once: it has the number of the event already
+    note(
+        session,
+        transfer.kind,
+        TrailOutcome.ALLOWED,
+        object_id=transfer.object_id,
+        transfer_id=transfer.id,
+        by=acting_for(request.grant),
+        time=transfer.created,
+    )
     if request.sealed is not None:
         keep_secrets(session, transfer.id, request.sealed)
     wake(session, "queued")
+    reserve(session, quotas, transfer)
     return transfer
 
 

@@ -16,9 +16,12 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 
 from api.access.authentication import authentication_of
+from api.context import Context
 from datamanager.errors import InternalError, NotAllowed
 from datamanager.identity.grant import Grant
 from datamanager.identity.scopes import ACTIONS
+from models.access.permission import maker
+from models.access.requester import identify
 
 PUBLIC = frozenset({
     *("/", "/docs", "/problems/{code}"),
@@ -28,9 +31,15 @@ PUBLIC = frozenset({
 
 
 async def asks(request: Request) -> Grant:
-    """Return who sends the request; it is `request.state.grant` too. Raises: NotAuthenticated, NotAllowed."""
+    """Return who sends the request; it is `request.state.grant` too, and what the audit trail names (`identify`).
+
+    Raises: NotAuthenticated, NotAllowed, TooManyRequests.
+    """
     grant = await authentication_of(request).grant(request)
     request.state.grant = grant
+    identify(grant)
+    context: Context = request.app.state.context
+    context.rates.require(maker(grant), grant.groups)
     return grant
 
 

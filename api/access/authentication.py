@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import structlog
 from anyio.to_thread import run_sync
-from models.access.tokens import is_withdrawn
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
@@ -25,6 +24,7 @@ from datamanager.identity.roles import load_roles
 from datamanager.identity.service_token import is_service_token
 from datamanager.sealing import Sealer
 from models.access.logins import TokenLogins
+from models.access.tokens import is_withdrawn
 
 T = TypeVar("T")
 SessionLogin = Callable[[Request], Awaitable[Grant | None]]

@@ -20,6 +20,7 @@ from api.access.views import ReadmittedView, TokenView, WhoamiView, WithdrawnVie
 from api.context import In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate
+from api.http.operations import note_operation
 from api.http.request_parts import read_request
 from api.http.responses import json_response, view_of
 from datamanager import errors
@@ -75,6 +76,7 @@ async def create_token(request: Request, context: In, asked: MayManage) -> Respo
         if not fields.groups and _of_groups(scopes):
             raise InvalidRequest.of({"groups": "required: of the scopes some are for the token's own groups (!group)"})
         _require_own(asked, fields.groups, scopes)
+        note_operation(session, request, subject=new.identifier)
         return service_tokens.create_token(session, wanted, asked)
 
     row = await context.writing(enter)
@@ -117,6 +119,7 @@ async def rotate_token(id: str, request: Request, context: In, asked: MayManage)
         old = grant_of(service_tokens.get_token(session, id, visible), tokens.roles)
         _require_own(asked, old.groups, old.scopes)
         digest = new.digest(tokens.key)
+        note_operation(session, request, subject=f"{id} to {new.identifier}")
         return service_tokens.rotate_token(session, id, new.identifier, digest, visible, asked, fields.overlap)
 
     row = await context.writing(enter)

@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.context import Context
+from api.http.operations import note_operation, note_refusal
 from api.http.problems import MEDIA_TYPE, of_this_request, problem_response
 from api.http.request_parts import read_request
 from datamanager.domain.requests import GetExternalRequest
@@ -64,11 +65,14 @@ class Slot:
     subject: UUID | None = None
     ended: bool = False
     """How the subject ended is known: a failure is the answer then, and no doubt whether something was made."""
+    made: UUID | None = None
+    """What this request made."""
     answer: StoredAnswer | None = None
     """What the request was answered, also a failure: those that joined it get the same."""
 
     def attach(self, session: Session, subject: UUID) -> None:
         """Write what was made into the key, in the transaction that makes it."""
+        self.made = subject
         if self.key:
             idempotency.attach(session, self.key, self.holder, subject)
 
@@ -101,13 +105,20 @@ async def once(context: Context, request: Request, fields: OurRequest, work: Wor
 async def mutate(
     context: Context, request: Request, change: Change, fields: OurRequest | None = None, *, notify: str | None = None
 ) -> Response:
-    """Change rows in one transaction, at most once for the request's key, and answer with what `change` returns.
+    """Change rows in one transaction, at most once for the request's key, and answer with what `change` returns. The
+    audit trail has a row of it.
 
     The relay of events is notified then, and with a topic (`notify`) the movers of this host.
     """
 
     async def work(slot: Slot) -> Response:
-        response = await context.writing(lambda session: change(session, slot))
+        def changed(session: Session) -> Response:
+            response = change(session, slot)
+            if slot.subject is None:  # else a request that did not end has made it, and its row
+                note_operation(session, request, made=slot.made)
+            return response
+
+        response = await context.writing(changed)
         context.notify_relay()
         if notify is not None:
             context.notify_movers(notify)
@@ -212,6 +223,8 @@ async def _answered(context: Context, request: Request, slot: Slot, work: Work) 
         response = await work(slot)
     except DataManagerError as exc:
         response = problem_response(exc, request.state.request_id)
+        if response.status_code < 500:
+            note_refusal(context, request, exc)
         if response.status_code >= 500:
             # a commit whose answer was lost may have been applied: the key must then lead a retry to what was made
             doubtful = isinstance(exc, CatalogueUnavailable) and not slot.ended

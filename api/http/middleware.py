@@ -21,7 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import problem_response
 from datamanager.errors import InternalError, OriginNotAllowed
+from datamanager.identity.grant import Means
 from datamanager.settings import Settings, is_loopback
+from models.access.requester import requested
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 HEADER = "X-Request-ID"
@@ -155,7 +157,8 @@ class RequestLogMiddleware:
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        client = str((scope.get("client") or ("",))[0])
+        with structlog.contextvars.bound_contextvars(request_id=request_id), requested(client, request_id, Means.NONE):
             try:
                 await self.app(scope, receive, sending)
             except Exception:  # the last resort: a fault of ours is logged, and never described to the client

@@ -51,9 +51,13 @@ ALWAYS: Errors = (
     errors.InvalidRequest,  # of a parameter in the address that is unknown
     errors.NotAuthenticated,
     errors.NotAllowed,
+    errors.TooManyRequests,
 )
 """What each endpoint may answer that asks who it is."""
-BODY: Errors = (errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch)
+BODY: Errors = (
+    *(errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch),
+    errors.QuotaExceeded,
+)
 PLACE: Errors = (errors.UnknownMachine, errors.PathNotAllowed, errors.DestinationExists)
 OBJECT: Errors = (
     errors.ObjectNotFound,

@@ -5,6 +5,7 @@ An error's status is looked up along its MRO, so a new error has its parent's st
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,6 +29,8 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.OriginNotAllowed: 403,
     errors.NotSupported: 501,
     errors.TooManyStreams: 429,
+    errors.QuotaExceeded: 429,
+    errors.TooManyRequests: 429,
     errors.CatalogueError: 409,
     errors.ObjectNotFound: 404,
     errors.TaskNotFound: 404,
@@ -89,7 +92,9 @@ def problem_of(error: DataManagerError, request_id: str) -> dict[str, Any]:
 
 
 def problem_response(error: DataManagerError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer with an error."""
+    """Answer with an error; one that says after which wait it may work names that."""
+    if error.again is not None:
+        headers = {"Retry-After": str(math.ceil(error.again.total_seconds())), **(headers or {})}
     return document_response(problem_of(error, request_id), headers)
 
 

@@ -17,6 +17,7 @@ from api.access.asking import requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, once
+from api.http.operations import note_operation
 from api.http.request_parts import read_request
 from api.http.responses import object_answer
 from api.objects.own_files import own_files, require_own_file
@@ -36,9 +37,10 @@ from datamanager.identity.grant import Grant
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
-from models.access.permission import require_place
+from models.access.permission import maker, require_place
 from models.objects.catalogue import Facts, FoundFile, register_object
 from models.objects.namesakes import has_namesake
+from models.transfers.reservations import require_room
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
 
@@ -74,12 +76,12 @@ async def register(request: Request, context: In, asked: MayWrite) -> Response:
     require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     async def work(slot: Slot) -> Response:
-        return object_answer(request, slot.subject or await _register(context, fields, slot, asked))
+        return object_answer(request, slot.subject or await _register(context, request, fields, slot, asked))
 
     return await once(context, request, fields, work)
 
 
-async def _register(context: Context, fields: RegisterRequest, slot: Slot, asked: Grant) -> UUID:
+async def _register(context: Context, request: Request, fields: RegisterRequest, slot: Slot, asked: Grant) -> UUID:
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
     require_place(asked, place, fields.group, ACTION)
@@ -99,6 +101,8 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot, asked
             require_outside_archive(machine, one.path)
             require_outside_archive(machine, one.path, seen.bundles)
         slot.attach(session, new)
+        note_operation(session, request, object_id=new)
+        require_room(session, context.quotas, maker(asked), fields.group, [seen.facts.size])
         return new
 
     def enter_first(session: CatalogueSession) -> UUID | None:
@@ -211,13 +215,13 @@ async def register_tree(request: Request, context: In, asked: MayWrite) -> Respo
 
     # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
     async def work(slot: Slot) -> Response:
-        tree = await _walk_tree(context, fields, asked, request.state.request_id)
+        tree = await _walk_tree(context, request, fields, asked)
         return await (tree.whole() if slot.key else tree.stream())  # what is kept for a key must be whole
 
     return await once(context, request, fields, work)
 
 
-async def _walk_tree(context: Context, fields: TreeRequest, asked: Grant, request_id: str) -> TreeRegistration:
+async def _walk_tree(context: Context, request: Request, fields: TreeRequest, asked: Grant) -> TreeRegistration:
     machine = context.machines[fields.machine]
     prefix = normalised_prefix(machine, f"{fields.path}/" if fields.path else "")
     require_place(asked, Place(machine.name, prefix), fields.group, ACTION)
@@ -229,7 +233,7 @@ async def _walk_tree(context: Context, fields: TreeRequest, asked: Grant, reques
     )
     end = Endpoint(Place(machine.name, prefix), machine, storage)
     files = await context.on_machine(machine.name, lambda: own_files(context, end, walked), long=True)
-    return TreeRegistration(context, fields, asked, files, walk, request_id, len(walked) - len(files))
+    return TreeRegistration(context, request, fields, asked, files, walk, len(walked) - len(files))
 
 
 def _walked(

@@ -16,19 +16,24 @@ from typing import Any
 import orjson
 import structlog
 from sqlalchemy.orm import Session
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.context import Context
+from api.http.operations import note_operation
 from api.http.problems import document_response, problem_of
 from api.http.responses import json_response
 from api.objects.views import TreeFileView
 from datamanager.domain.requests import TreeRequest
 from datamanager.engine.inspection.directory_walk import Walk
-from datamanager.errors import DataManagerError, InternalError
+from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError
 from datamanager.identity.grant import Grant
+from models.access.permission import maker
+from models.access.trail import TrailOutcome
 from models.database import LET_OTHERS
 from models.objects.bulk_claims import chunks
 from models.objects.catalogue import FoundFile, NewRow, register_files
+from models.transfers.reservations import require_room
 
 AT_ONCE = 500
 """Files that are registered in one transaction: SQLite's one writer is held for some 30 ms."""
@@ -40,25 +45,25 @@ log = structlog.get_logger(__name__)
 
 class TreeRegistration:
     """The registration of a walked tree, once. `known`: how many further files of it are objects under other names.
-    `asked` is who registers them, `request_id` what an error of it names.
+    `asked` is who registers them.
     """
 
     def __init__(
         self,
         context: Context,
+        request: Request,
         fields: TreeRequest,
         asked: Grant,
         files: Sequence[FoundFile],
         walk: Walk,
-        request_id: str,
         known: int,
     ) -> None:
         self._context = context
+        self._request = request
         self._fields = fields
         self._asked = asked
         self._files = files
         self._walk = walk
-        self._request_id = request_id
         self._known = known
         self._seen = self._registered = 0
         self._error: DataManagerError | None = None
@@ -82,15 +87,24 @@ class TreeRegistration:
         return document_response({**self._problem(self._error), **result})
 
     async def _parts(self) -> AsyncGenerator[list[TreeFileView], None]:
-        """Yield the new objects of each part; end with `_error` set when one that is not the first fails."""
+        """Yield the new objects of each part; end with `_error` set when one that is not the first fails. The audit
+        trail has a row of the request, written with the first part, and one of its end, however it ends.
+        """
+        try:
+            async with aclosing(self._registering()) as parts:
+                async for views in parts:
+                    yield views
+        finally:
+            if self._seen:
+                await asyncio.shield(asyncio.create_task(self._note_end()))
+
+    async def _registering(self) -> AsyncGenerator[list[TreeFileView], None]:
         held = 0.0
         for some in chunks(self._files, AT_ONCE):
             if self._seen and not self._context.database.is_postgresql:
                 await asyncio.sleep(pause_after(held))
             try:
-                rows, begun = await self._context.writing(
-                    partial(_register, files=some, request=self._fields, by=self._asked)
-                )
+                rows, begun = await self._context.writing(partial(self._register, files=some))
             except Exception as error:  # whatever it is: the answer says what was registered before it
                 if not self._seen:
                     raise
@@ -105,6 +119,31 @@ class TreeRegistration:
             yield [
                 {"uuid": row.id, "path": row.path, "filename": row.place.name, "size": row.facts.size} for row in rows
             ]
+
+    def _register(self, session: Session, files: Sequence[FoundFile]) -> tuple[list[NewRow], float]:
+        """Enter a part; return its new objects, and the monotonic time at which its transaction began."""
+        begun = time.monotonic()
+        if not self._seen:
+            self._note(session, TrailOutcome.ALLOWED, files=len(self._files))
+        rows = register_files(session, files, self._fields, self._asked)
+        sizes = (row.facts.size for row in rows)
+        require_room(session, self._context.quotas, maker(self._asked), self._fields.group, sizes)
+        return rows, begun
+
+    async def _note_end(self) -> None:
+        """Write the row of its end; without the catalogue there is none."""
+        left = len(self._files) - self._seen
+        counts = self._counts() | ({"left": left} if left else {})
+        outcome = TrailOutcome.FAILED if left else TrailOutcome.DONE
+        try:
+            await self._context.writing(lambda session: self._note(session, outcome, **counts))
+        except CatalogueUnavailable as exc:
+            log.warning("tree_registration_end_not_noted", error=exc.detail, **counts)
+
+    def _note(self, session: Session, outcome: TrailOutcome, **counts: int) -> None:
+        where = f"{self._fields.machine}:{self._fields.path}"
+        code = None if self._error is None else self._error.code
+        note_operation(session, self._request, outcome, subject=where, code=code, counts=counts)
 
     async def _pieces(
         self, first: list[TreeFileView], parts: AsyncGenerator[list[TreeFileView], None]
@@ -123,7 +162,7 @@ class TreeRegistration:
         yield b"]," + orjson.dumps(end)[1:]
 
     def _problem(self, error: DataManagerError) -> dict[str, Any]:
-        problem = problem_of(error, self._request_id)
+        problem = problem_of(error, self._request.state.request_id)
         done = f"{self._seen} of {len(self._files)} files are registered; the same request registers the rest"
         return {**problem, "detail": f"{problem['detail']}: {done}"}
 
@@ -140,14 +179,6 @@ def pause_after(held: float) -> float:
     busy handler). So who began to wait within the last transaction finds its turn in the pause behind it.
     """
     return min(LET_OTHERS, max(SHORTEST_PAUSE, held))
-
-
-def _register(
-    session: Session, files: Sequence[FoundFile], request: TreeRequest, by: Grant
-) -> tuple[list[NewRow], float]:
-    """Enter a part; return its new objects, and the monotonic time at which its transaction began."""
-    begun = time.monotonic()
-    return register_files(session, files, request, by), begun
 
 
 def _members(views: list[TreeFileView]) -> bytes:

@@ -16,6 +16,7 @@ from api.access.asking import requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate, once
+from api.http.operations import note_operation
 from api.http.query import Cursor, Query, number, page_response, page_size, read_query, rendered
 from api.http.request_parts import object_id_of, read_request, retention_run_id_of
 from api.http.responses import json_response, view_of
@@ -169,6 +170,7 @@ async def start_run(request: Request, context: In, asked: MayRetain) -> Response
                 make_decider(session, rules, context.machines, terms)  # raises what is wrong with the terms
                 run = runs.ask_for_run(session, terms, asked)
                 slot.attach(session, run)
+                note_operation(session, request, made=run)
             view = view_of(RetentionRunView, runs.get_run(session, run, ALL), run=run)
             return json_response(view, 202, {"Location": f"/DM/retention/runs/{run}"})
 

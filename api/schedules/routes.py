@@ -184,7 +184,7 @@ async def run(schedule: str, request: Request, context: In, asked: MaySchedule) 
         else:
             row = schedules.get_schedule(session, wanted, visible)
             sealer = Sealer.of(context.settings)
-            shown = [schedules.run_moment(session, context.machines, sealer, wanted, fields.moment)]
+            shown = [schedules.run_moment(session, context.machines, sealer, wanted, fields.moment, context.quotas)]
         return json_response(schedule_view(row, shown), 202)
 
     return await mutate(context, request, change, fields, notify=TOPIC)

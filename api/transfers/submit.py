@@ -61,7 +61,7 @@ async def _submit(context: Context, wanted: TransferRequest, slot: Slot) -> UUID
     def enter(session: Session) -> UUID:
         if sealed.fail_fast and not any(movers_online(session).values()):
             raise OrchestratorUnavailable("no mover that can reach Prefect is online; nothing was changed")
-        transfer = submit(session, context.machines, sealed)
+        transfer = submit(session, context.machines, sealed, context.quotas)
         if sealed.fail_fast:
             require_open(session, ends(transfer))
         slot.attach(session, transfer.id)

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed_version
-from importlib.util import find_spec
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from datamanager.cli import audits, machines, retention, schedules, tasks, tokens
+from datamanager.cli import audits, machines, retention, schedules, tasks, tokens, trail
+from datamanager.cli.application import become
 from datamanager.cli.options import with_settings
 from datamanager.errors import DataManagerError, RequestError, SettingsError
-from datamanager.settings import TOKEN
-
-
-def become(entry: str, environment: Mapping[str, str], arguments: Sequence[str] = ()) -> NoReturn:
-    """Replace this process by an entry point of the application: by `python -m`, so the library never imports it.
-
-    Flags are passed as environment variables, so that `ps` shows no password once the application runs. Raises:
-    SettingsError if it is not installed.
-    """
-    module = f"deployments.{entry}"
-    if find_spec("deployments") is None:
-        raise SettingsError(
-            "only the client is installed here, not the application; run this command from a checkout (make run)"
-        )
-    sys.stdout.flush()
-    argv = [sys.executable, "-m", module, *arguments]
-    # PYTHONSAFEPATH: never import modules from the current folder
-    inherited = {name: value for name, value in os.environ.items() if name != TOKEN}  # the service needs none
-    os.execve(sys.executable, argv, {**inherited, **environment, "PYTHONSAFEPATH": "1"})  # noqa: S606 - ourselves, no shell
-
 
 app = typer.Typer(
     name="dm",
@@ -54,6 +32,7 @@ app.add_typer(audits.app, name="audit")
 app.add_typer(schedules.app, name="schedule")
 app.add_typer(tokens.app, name="token")
 app.command()(tokens.whoami)
+app.add_typer(trail.app, name="trail")
 
 
 @app.command()

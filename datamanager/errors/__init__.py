@@ -16,6 +16,8 @@
     │   ├── IdempotencyMismatch      idempotency_mismatch
     │   ├── OriginNotAllowed         origin_not_allowed
     │   ├── NotSupported             not_supported
+    │   ├── QuotaExceeded            quota_exceeded       (retryable) of objects, bytes or tasks
+    │   ├── TooManyRequests          too_many_requests    (retryable) per second
     │   └── TooManyStreams           too_many_streams     (retryable)
     ├── CatalogueError               the catalogue says no
     │   ├── ObjectNotFound           object_not_found

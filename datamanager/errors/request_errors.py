@@ -82,5 +82,13 @@ class NotSupported(RequestError, code="not_supported"):
     """The protocol, option or operation is not supported."""
 
 
+class QuotaExceeded(RequestError, code="quota_exceeded", retryable=True):
+    """A group or person would have more than its quota allows."""
+
+
+class TooManyRequests(RequestError, code="too_many_requests", retryable=True):
+    """A group or person sends more requests per second than its quota allows."""
+
+
 class TooManyStreams(RequestError, code="too_many_streams", retryable=True):
     """The client receives as many listings of all objects as it may at once."""

@@ -12,13 +12,22 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import assert_never
 from uuid import UUID
 
-from datamanager.errors import BrokerUnavailable, NotAllowed, NotAuthenticated, SecretsUnreadable, ServiceError
-from datamanager.identity.grant import Grant
+from datamanager.errors import (
+    BrokerUnavailable,
+    NotAllowed,
+    NotAuthenticated,
+    ObjectNotFound,
+    QuotaExceeded,
+    SecretsUnreadable,
+    ServiceError,
+)
+from datamanager.identity.grant import Grant, Means
+from datamanager.identity.quotas import NO_QUOTAS, Quotas
 from datamanager.machines import Machines
 from datamanager.messaging.broker import DEFAULT_EXCHANGE, DIRECT_REPLY_TO, OWN_PREFIX, REQUESTS_QUEUE, Broker
 from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, Done, Later, Verdict
@@ -26,6 +35,8 @@ from datamanager.sealing import Sealer
 from deployments.amqp.senders import MessageSenders, grant_of_sender
 from deployments.amqp.submission import Call, Event, Refusal, enter, read_message
 from deployments.periodic import every
+from models.access.refusals import Refusals, RefusedRequest
+from models.access.requester import identify, requested, requester
 from models.database import Database
 from models.submission import SourceCheck
 
@@ -35,6 +46,8 @@ LATER = 2.0
 """Seconds until a message is tried again whose catalogue or orchestrator is away."""
 RETRY_AFTER = 0.1
 """Seconds until the second attempt while the broker is away."""
+REFUSED = frozenset(cls.code for cls in (NotAuthenticated, NotAllowed, ObjectNotFound, QuotaExceeded))
+"""Codes that the audit trail is told of."""
 SETTLED = 5.0
 """Seconds after which a connection counts as having worked."""
 
@@ -51,7 +64,8 @@ class RequestConsumer:
     A ServiceError of it brings the message back later. `check` is what HTTP checks of a request besides its fields.
     `senders` knows who sends a request; None: whoever sends may do everything. `sealer` seals what is secret in their
     URLs. Answers go to `reply_to` only where that begins with `reply_prefix`, or is a reply address that RabbitMQ made
-    for the requester. `on_entered` is called after something was put into the outbox (the relay's `notify`).
+    for the requester. `on_entered` is called after something was put into the outbox (the relay's `notify`). `refusals`
+    are what the audit trail is to be told of.
     """
 
     database: Database
@@ -63,6 +77,8 @@ class RequestConsumer:
     check: SourceCheck | None = None
     sealer: Sealer | None = None
     on_entered: Callable[[], None] | None = None
+    quotas: Quotas = NO_QUOTAS
+    refusals: Refusals = field(default_factory=Refusals)
     later: float = LATER
 
     async def run(self) -> None:
@@ -130,8 +146,14 @@ class RequestConsumer:
     def _enter(self, delivery: Delivery, call: Call) -> Event:
         """Enter a request of who sent it; blocks. Raises: CatalogueUnavailable."""
         grant: Grant | Refusal
-        try:
-            grant = grant_of_sender(self.senders, delivery)
-        except (NotAuthenticated, NotAllowed, SecretsUnreadable) as exc:
-            grant = exc
-        return enter(self.database, self.machines, call, grant, self.check, self.sealer)
+        with requested(f"queue {REQUESTS_QUEUE}", call.id, Means.BROKER):
+            try:
+                grant = grant_of_sender(self.senders, delivery)
+                identify(grant)
+            except (NotAuthenticated, NotAllowed, SecretsUnreadable) as exc:
+                grant = exc
+            event = enter(self.database, self.machines, call, grant, self.check, self.sealer, self.quotas)
+            code = event["data"].get("code")
+            if code in REFUSED:
+                self.refusals.note(RefusedRequest(requester(), code, call.kind.value, call.source))
+            return event

@@ -22,6 +22,7 @@ from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.domain.states import TransferKind
 from datamanager.errors import CatalogueError, InvalidRequest, RequestError, SecretsUnreadable
 from datamanager.identity.grant import Grant, Means
+from datamanager.identity.quotas import NO_QUOTAS, Quotas
 from datamanager.machines import Machines
 from datamanager.messaging.consuming import DeadLetter
 from datamanager.sealing import Sealer
@@ -102,6 +103,7 @@ def enter(
     grant: Grant | Refusal,
     check: SourceCheck | None = None,
     sealer: Sealer | None = None,
+    quotas: Quotas = NO_QUOTAS,
 ) -> Event:
     """Validate a request and enter it; return the answer, a CloudEvent that is also in the outbox for `dm.events`.
 
@@ -132,7 +134,7 @@ def enter(
         if begun.answer is not None:
             answer: Event = json.loads(begun.answer.body)
             return answer
-        outcome = _submitted(session, machines, request)
+        outcome = _submitted(session, machines, request, quotas)
         if isinstance(outcome, UUID):
             idempotency.attach(session, key, holder, outcome)
         event = _post(session, call, outcome)
@@ -157,12 +159,14 @@ def _prepared(call: Call, grant: Grant, check: SourceCheck | None, sealer: Seale
     return prepare(TransferRequest(call.kind, fields, object_id, grant=grant), check, sealer)
 
 
-def _submitted(session: Session, machines: Machines, request: SealedRequest | Refusal) -> UUID | Refusal:
+def _submitted(
+    session: Session, machines: Machines, request: SealedRequest | Refusal, quotas: Quotas
+) -> UUID | Refusal:
     if not isinstance(request, SealedRequest):
         return request
     try:
         with session.begin_nested():  # a refusal takes back its claims, not the answer
-            return submit(session, machines, request).id
+            return submit(session, machines, request, quotas).id
     except (RequestError, CatalogueError) as exc:
         return exc
 

@@ -12,6 +12,7 @@ import anyio
 import structlog
 from pydantic import SecretStr
 
+from datamanager.identity.quotas import load_quotas
 from datamanager.identity.roles import RolesFile
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.notifications import NotificationSocket, notify
@@ -26,6 +27,7 @@ from deployments.mover.machine_probes import MachineProbes
 from deployments.mover.maintenance_runs import AT_ONCE, start_retention
 from deployments.orchestrator.schedule_sync import ScheduleSync
 from deployments.periodic import every
+from deployments.trail_linking import link_trail, tell_refusals
 from flows.cleanup.leftovers import clear_up, reclaim
 from flows.cleanup.second_looks import look_again
 from flows.runtime.reachability import tell_missing_base_dirs
@@ -69,6 +71,7 @@ class MoverService:
             credentials=load_credentials(),
             owner=self._name,
             notify=self._ended,
+            quotas=load_quotas(settings.quotas_file),
             roles=RolesFile(settings.roles),
         )
         self._services = services
@@ -88,6 +91,7 @@ class MoverService:
                 check=source_check(runtime.guard, settings),
                 sealer=Sealer.of(settings),
                 on_entered=self._relay.notify,
+                quotas=services.quotas,
             )
         self._socket = NotificationSocket(run_directory(settings), "mover")
         self._socket.listen(self._on_notification)
@@ -119,11 +123,13 @@ class MoverService:
             loops.start_soon(every, 600.0, "tidy", self._tidy)
             if self._runtime.database.is_postgresql:
                 loops.start_soon(every, 30.0, "fold the totals of objects", self._fold)
+            loops.start_soon(link_trail, self._runtime.database)
             loops.start_soon(tell_missing_base_dirs, services)
             if self._relay is not None:
                 loops.start_soon(self._relay.run)
             if self._consumer is not None:
                 loops.start_soon(self._consumer.run)
+                loops.start_soon(tell_refusals, self._runtime.database, self._consumer.refusals)
 
     async def hand_back(self) -> None:
         """Return the running transfers to the queue; another mover resumes them."""

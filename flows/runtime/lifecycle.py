@@ -180,7 +180,7 @@ def _transfer_of(session: Session, parts: Services, request: TransferRequest | N
     if request is None:
         raise TaskNotFound("give the identifier of a transfer, or a request to make one")
     sealed = prepare(replace(request, flow_run_id=flow_run), sealer=Sealer.of(parts.settings))
-    return submit(session, parts.machines, sealed).id
+    return submit(session, parts.machines, sealed, parts.quotas).id
 
 
 async def _note_partial(parts: Services, hold: queue.TransferLease) -> None:

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from datamanager.engine.control import Control
 from datamanager.engine.throttle import Throttles
 from datamanager.errors import InternalError
+from datamanager.identity.quotas import NO_QUOTAS, Quotas
 from datamanager.identity.roles import RolesFile
 from datamanager.machines import Machines
 from datamanager.settings import Settings
@@ -47,6 +48,7 @@ class Services:
     """The mover's name on leases."""
     notify: Callable[[str], None]
     """Notify local listeners (the API) with a message."""
+    quotas: Quotas = NO_QUOTAS
     credentials: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)
     """Stored credentials of this mover's environment; see `datamanager.settings.load_credentials`."""
     throttles: Throttles = field(default_factory=Throttles)

@@ -87,7 +87,7 @@ class Order:
     def cursor(self, keys: Sequence[Any]) -> str:
         """Return the cursor of the page that ends with the row of these keys."""
         value, *between, last = (key.isoformat() if isinstance(key, datetime) else key for key in keys)
-        parts = [self.name, value, str(last), *between]
+        parts = [self.name, value, last if isinstance(last, int) else str(last), *between]
         return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
 
     def keys(self, cursor: str) -> tuple[SortValue | UUID, ...]:

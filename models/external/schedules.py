@@ -18,6 +18,7 @@ from datamanager.domain.requests import DeleteRequest
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus, Verified
 from datamanager.errors import CatalogueError, InvalidRequest, RequestError, ScheduleNotFound, SecretsUnreadable
 from datamanager.identity.grant import Grant
+from datamanager.identity.quotas import NO_QUOTAS, Quotas
 from datamanager.identity.scopes import AccessTarget
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
@@ -150,7 +151,14 @@ def last_runs(session: Session, schedule: UUID, limit: int = RUNS_SHOWN) -> list
 # --- one moment ------------------------------------------------------------------------------------------------------
 
 
-def begin_moment(session: Session, machines: Machines, sealer: Sealer, schedule: UUID, moment: datetime) -> ScheduleRun:
+def begin_moment(
+    session: Session,
+    machines: Machines,
+    sealer: Sealer,
+    schedule: UUID,
+    moment: datetime,
+    quotas: Quotas = NO_QUOTAS,
+) -> ScheduleRun:
     """Return the run of a moment, having made its transfer unless it has one: however often a run is repeated, it is
     fetched once. One that failed is tried again. What is refused makes the moment a failed one.
 
@@ -172,7 +180,7 @@ def begin_moment(session: Session, machines: Machines, sealer: Sealer, schedule:
             fields = wanted.at(moment, None if known is None else str(known))
             grant = kept_of(row.grant)
             request = TransferRequest(TransferKind.GETEXTERNAL, fields, reason=f"schedule {schedule}", grant=grant)
-            run.transfer_id = submit(session, machines, prepare(request, sealer=sealer)).id
+            run.transfer_id = submit(session, machines, prepare(request, sealer=sealer), quotas).id
     except ValueError:  # the templates make no request of this moment
         run.outcome, run.code = FAILED, RequestError.code
     except (RequestError, CatalogueError, SecretsUnreadable) as refused:
@@ -180,7 +188,14 @@ def begin_moment(session: Session, machines: Machines, sealer: Sealer, schedule:
     return run
 
 
-def run_moment(session: Session, machines: Machines, sealer: Sealer, schedule: UUID, moment: datetime) -> ScheduleRun:
+def run_moment(
+    session: Session,
+    machines: Machines,
+    sealer: Sealer,
+    schedule: UUID,
+    moment: datetime,
+    quotas: Quotas = NO_QUOTAS,
+) -> ScheduleRun:
     """Begin a moment that somebody names, also of a paused schedule; see `begin_moment`.
 
     Raises: ScheduleNotFound; InvalidRequest for one that is still to come: fetched now, it would not be fetched then.
@@ -188,7 +203,7 @@ def run_moment(session: Session, machines: Machines, sealer: Sealer, schedule: U
     if moment > now(session):
         wanted = "must not lie in the future"
         raise InvalidRequest(f"moment: {wanted}", {"moment": wanted})
-    return begin_moment(session, machines, sealer, schedule, moment)
+    return begin_moment(session, machines, sealer, schedule, moment, quotas)
 
 
 def settle(session: Session, runs: list[ScheduleRun]) -> None:

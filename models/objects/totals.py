@@ -18,13 +18,14 @@ FOLDED_AT_ONCE = 10_000
 """Noted changes that are added to the totals by one transaction."""
 _LOCK = 0x646D746F7461  # "dmtota", of `take_turns`; no other number of ours
 _PART = 2**32
-_KEY = ("machine", "group", "status")
+_KEY = ("machine", "group", "status", "person")
 _SUMS = ("objects", "bytes", "hashed")
 
 
 def totals_by(session: Session, visible: Visible, *columns: InstrumentedAttribute[Any], **equal: str) -> Sequence[Any]:
     """Return objects, bytes and hashed objects (`objects`, `bytes`, `hashed`) by `columns` of ObjectTotal (machine,
-    group, status), of the keys that are `equal`, as far as they are seen; what this transaction changed is in it.
+    group, status, person), of the keys that are `equal`, as far as they are seen; what this transaction changed is in
+    it.
     """
     tables, names = (ObjectTotal, ObjectChange), (*_KEY, *_SUMS)
     noted = union_all(

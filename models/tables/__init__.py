@@ -16,6 +16,7 @@ from models.tables.machines import MachineHealth, MachineLimit, MachineSeen
 from models.tables.objects import Bundle, BundleMember, DataObject
 from models.tables.retention import RetentionMark, RetentionRun
 from models.tables.totals import ObjectChange, ObjectTotal
+from models.tables.trail import Reservation, TrailEntry, TrailMark
 from models.tables.transfers import Transfer, TransferItem, TransferTurn
 
 __all__ = [
@@ -35,12 +36,15 @@ __all__ = [
     "ObjectTotal",
     "Origin",
     "OutboxMessage",
+    "Reservation",
     "RetentionMark",
     "RetentionRun",
     "Schedule",
     "ScheduleRun",
     "SealedSecrets",
     "TokenRecord",
+    "TrailEntry",
+    "TrailMark",
     "Transfer",
     "TransferItem",
     "TransferTurn",

@@ -1,55 +1,76 @@
 """The triggers that keep the totals of objects (`models.tables.totals`).
 
-Migration 0015 makes them. A change is a new statement beside these, and a new migration. A migration that has SQLite
-make `objects` anew (Alembic's batch mode) must make them again.
+Migration 0019 makes them; those that 0015 makes know no persons. A change is new statements beside these, and a new
+migration. A migration that has SQLite make `objects` anew (Alembic's batch mode) must make them again.
 """
 
 from __future__ import annotations
 
-_SQLITE_ADD = """
+_KEY = {"machine": "{row}machine", '"group"': '{row}"group"', "status": "{row}status"}
+_PERSONS = {"person": "coalesce({row}created_by, '')"}
+"""By the columns of totals, what they are of a row of objects."""
+
+
+def _sqlite(key: dict[str, str]) -> dict[str, str]:
+    """Return SQLite's triggers, by name. They run once a row, and change the totals."""
+
+    def of(row: str) -> list[str]:
+        return [value.format(row=f"{row}.") for value in key.values()]
+
+    def mine(row: str) -> str:
+        return " AND ".join(f"{name} = {value}" for name, value in zip(key, of(row), strict=True))
+
+    add = f"""
   UPDATE object_totals
      SET objects = objects + 1, bytes = bytes + coalesce(NEW.size, 0), hashed = hashed + (NEW.checksum IS NOT NULL)
-   WHERE machine = NEW.machine AND "group" = NEW."group" AND status = NEW.status;
-  INSERT INTO object_totals (machine, "group", status, objects, bytes, hashed)
-    SELECT NEW.machine, NEW."group", NEW.status, 1, coalesce(NEW.size, 0), NEW.checksum IS NOT NULL
-     WHERE changes() = 0;"""
-_SQLITE_TAKE = """
+   WHERE {mine("NEW")};
+  INSERT INTO object_totals ({", ".join(key)}, objects, bytes, hashed)
+    SELECT {", ".join(of("NEW"))}, 1, coalesce(NEW.size, 0), NEW.checksum IS NOT NULL
+     WHERE changes() = 0;"""  # noqa: S608  # of the names above
+    take = f"""
   UPDATE object_totals
      SET objects = objects - 1, bytes = bytes - coalesce(OLD.size, 0), hashed = hashed - (OLD.checksum IS NOT NULL)
-   WHERE machine = OLD.machine AND "group" = OLD."group" AND status = OLD.status;"""
-SQLITE = {
-    "objects_added": f"CREATE TRIGGER objects_added AFTER INSERT ON objects BEGIN{_SQLITE_ADD} END",
-    "objects_removed": f"CREATE TRIGGER objects_removed AFTER DELETE ON objects BEGIN{_SQLITE_TAKE} END",
-    "objects_changed": f"""
-CREATE TRIGGER objects_changed AFTER UPDATE OF machine, "group", status, size, checksum ON objects
-  WHEN (OLD.machine, OLD."group", OLD.status, OLD.size, OLD.checksum IS NULL)
-    IS NOT (NEW.machine, NEW."group", NEW.status, NEW.size, NEW.checksum IS NULL)
-BEGIN{_SQLITE_TAKE}{_SQLITE_ADD} END""".strip(),
-}
-"""By name. They run once a row, and change the totals."""
+   WHERE {mine("OLD")};"""  # noqa: S608
+    watched = [*(name for name in key if name != "person"), *(["created_by"] if "person" in key else []), "size"]
+    before, after = ([*of(row), f"{row}.size", f"{row}.checksum IS NULL"] for row in ("OLD", "NEW"))
+    return {
+        "objects_added": f"CREATE TRIGGER objects_added AFTER INSERT ON objects BEGIN{add} END",
+        "objects_removed": f"CREATE TRIGGER objects_removed AFTER DELETE ON objects BEGIN{take} END",
+        "objects_changed": f"""
+CREATE TRIGGER objects_changed AFTER UPDATE OF {", ".join(watched)}, checksum ON objects
+  WHEN ({", ".join(before)})
+    IS NOT ({", ".join(after)})
+BEGIN{take}{add} END""".strip(),
+    }
 
-POSTGRESQL_FUNCTION = """
+
+def _postgresql_function(key: dict[str, str]) -> str:
+    names, values = ", ".join(key), ", ".join(value.format(row="") for value in key.values())
+    columns = ", ".join(f"{value.format(row='')} AS {name}" for name, value in key.items())
+    return f"""
 CREATE FUNCTION dm_note_objects() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   IF TG_OP = 'INSERT' THEN
-    INSERT INTO object_changes (machine, "group", status, objects, bytes, hashed)
-      SELECT machine, "group", status, count(*), coalesce(sum(size), 0), count(checksum)
-        FROM new_rows GROUP BY machine, "group", status;
+    INSERT INTO object_changes ({names}, objects, bytes, hashed)
+      SELECT {values}, count(*), coalesce(sum(size), 0), count(checksum)
+        FROM new_rows GROUP BY {values};
   ELSIF TG_OP = 'DELETE' THEN
-    INSERT INTO object_changes (machine, "group", status, objects, bytes, hashed)
-      SELECT machine, "group", status, -count(*), -coalesce(sum(size), 0), -count(checksum)
-        FROM old_rows GROUP BY machine, "group", status;
+    INSERT INTO object_changes ({names}, objects, bytes, hashed)
+      SELECT {values}, -count(*), -coalesce(sum(size), 0), -count(checksum)
+        FROM old_rows GROUP BY {values};
   ELSE
-    INSERT INTO object_changes (machine, "group", status, objects, bytes, hashed)
-      SELECT machine, "group", status, sum(sign), sum(sign * coalesce(size, 0)), sum(sign * hashed)
-        FROM (SELECT machine, "group", status, size, (checksum IS NOT NULL)::integer AS hashed, 1 AS sign FROM new_rows
+    INSERT INTO object_changes ({names}, objects, bytes, hashed)
+      SELECT {names}, sum(sign), sum(sign * coalesce(size, 0)), sum(sign * hashed)
+        FROM (SELECT {columns}, size, (checksum IS NOT NULL)::integer AS hashed, 1 AS sign FROM new_rows
               UNION ALL
-              SELECT machine, "group", status, size, (checksum IS NOT NULL)::integer, -1 FROM old_rows) AS changed
-       GROUP BY machine, "group", status
+              SELECT {columns}, size, (checksum IS NOT NULL)::integer, -1 FROM old_rows) AS changed
+       GROUP BY {names}
       HAVING sum(sign) <> 0 OR sum(sign * coalesce(size, 0)) <> 0 OR sum(sign * hashed) <> 0;
   END IF;
   RETURN NULL;
-END $$""".strip()
+END $$""".strip()  # noqa: S608  # of the names above
+
+
 POSTGRESQL = {
     "objects_added": """
 CREATE TRIGGER objects_added AFTER INSERT ON objects
@@ -64,5 +85,14 @@ CREATE TRIGGER objects_changed AFTER UPDATE ON objects
 }
 """By name. They run once a statement, however many rows that touches, and note what it changed."""
 
-STATEMENTS = {"sqlite": [*SQLITE.values()], "postgresql": [POSTGRESQL_FUNCTION, *POSTGRESQL.values()]}
-"""What makes them on each kind of database, in order."""
+
+def _statements(key: dict[str, str]) -> dict[str, list[str]]:
+    return {
+        "sqlite": [*_sqlite(key).values()],
+        "postgresql": [_postgresql_function(key), *POSTGRESQL.values()],
+    }
+
+
+SQLITE = _sqlite(_KEY | _PERSONS)
+STATEMENTS_0015, STATEMENTS = _statements(_KEY), _statements(_KEY | _PERSONS)
+"""What makes them on each kind of database, in order: by machine, group and status, and by person too."""

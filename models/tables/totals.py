@@ -1,5 +1,5 @@
-"""How many objects there are, and how large, by machine, group and status: kept by triggers, so that no statement
-forgets it.
+"""How many objects there are, and how large, by machine, group, status and person: kept by triggers, so that no
+statement forgets it.
 
 On SQLite, where one writer works at a time, a trigger changes the totals. On PostgreSQL that would make writers of one
 machine and group wait for each other: there each statement notes what it changed in a row of its own, and housekeeping
@@ -23,6 +23,8 @@ class _Counted:
     machine: Mapped[str] = mapped_column(MachineName)
     group: Mapped[str] = mapped_column("group", ByteOrdered)
     status: Mapped[str] = mapped_column(Status)
+    person: Mapped[str] = mapped_column(ByteOrdered, default="", server_default="")
+    """Who made them; "": authentication was off."""
     objects: Mapped[int] = mapped_column(BigInteger)
     bytes: Mapped[int] = mapped_column(Sum)
     """An unknown size counts as 0."""
@@ -35,8 +37,12 @@ class ObjectTotal(_Counted, Base):
 
     __tablename__ = "object_totals"
 
-    # hashed on PostgreSQL: a group may be longer than what a B-tree takes
-    __table_args__ = (Index("ix_object_totals_group", "group", postgresql_using="hash"),)
+    # hashed on PostgreSQL: a group may be longer than what a B-tree takes; one of the whole key, by which SQLite's
+    # triggers find a row, is in migration 0019 alone
+    __table_args__ = (
+        Index("ix_object_totals_group", "group", postgresql_using="hash"),
+        Index("ix_object_totals_person", "person", postgresql_using="hash"),
+    )
 
 
 class ObjectChange(_Counted, Base):

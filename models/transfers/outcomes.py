@@ -5,6 +5,7 @@ Every function is fenced: a runner that lost its lease gets LeaseLost and change
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -13,6 +14,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, SourceMissing
+from models.access.trail import TrailOutcome, note_end
 from models.access.visibility import ALL
 from models.audit.missing_objects import note_missing
 from models.core.outbox import post_object_event, post_transfer_event
@@ -37,9 +39,10 @@ from models.objects.claims import (
     release_parts,
 )
 from models.tables import Transfer
-from models.transfers.items import give_up_items
+from models.transfers.items import count_items, give_up_items
 from models.transfers.lookup import forget_secrets, request_as
 from models.transfers.queue import TransferLease, advance, append_fault, held
+from models.transfers.reservations import release
 
 MOVED = "Move successful"
 UNCHANGED = "unchanged"
@@ -217,7 +220,10 @@ def _end(session: Session, row: Transfer, status: TransferStatus, event: str, da
     row.paused, row.stop_requested = False, None
     free_claims_of_transfer(session, row.id)
     forget_secrets(session, row.id)
+    release(session, [row.id])
     post_transfer_event(session, row, event, data)
+    counts = asdict(count_items(session, row.id)) if TransferKind(row.kind).many else None
+    note_end(session, row, TrailOutcome.DONE if status is TransferStatus.COMPLETE else TrailOutcome.FAILED, counts)
     wake(session, f"ended:{row.id}")
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferStatus
 from datamanager.errors import Cancelled, DataManagerError, DestinationExists, InternalError
+from models.access.trail import TrailOutcome, note_ends
 from models.core.outbox import post_object_events, post_transfer_events
 from models.database import now, table_of, wake
 from models.objects.bulk_claims import lock_objects
@@ -29,6 +30,7 @@ from models.tables import Claim, DataObject, Transfer
 from models.transfers.cancel_pause import stop_reason_of
 from models.transfers.outcomes import MOVED, claim_also, destination
 from models.transfers.queue import TransferLease, still_held
+from models.transfers.reservations import release
 
 _transfers, _claims = table_of(Transfer), table_of(Claim)
 _RUNNING = TransferStatus.RUNNING.value
@@ -281,6 +283,8 @@ def _complete(session: Session, ends: Sequence[tuple[Any, str, int | None]]) -> 
     )
     ids = [row.id for row, _, _ in ends]
     session.execute(delete(_claims).where(_claims.c.transfer_id.in_(ids)))
+    release(session, ids)
     told = [(_next(row, status), {"result": result, "size": size}) for row, result, size in ends]
     post_transfer_events(session, "complete", told, time)
+    note_ends(session, [row for row, _, _ in ends], TrailOutcome.DONE, time)
     wake(session, *(f"ended:{one}" for one in ids))

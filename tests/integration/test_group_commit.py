@@ -167,7 +167,7 @@ def test_requests_of_a_group_have_few_statements(database: Database) -> None:
 
     for changes, most in (
         ([partial(entered, name=name) for name in "abcdefgh"], 6),
-        ([partial(submit, machines=MACHINES, request=order("copy", source, name)) for name in "abcdefgh"], 8),
+        ([partial(submit, machines=MACHINES, request=order("copy", source, name)) for name in "abcdefgh"], 9),
     ):
         statements.clear()
         assert [outcome.error for outcome in commit_group(database, changes)] == [None] * 8

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.dialect
 
 BEFORE = str(ScriptDirectory(migrate.FOLDER).get_revision("0015_rollups").down_revision)
 KEY = ("machine", "group", "status")
+CHANGED = (*KEY, "size", "checksum", "created_by")
 
 OURS = {*SQLITE, "dm_note_objects"}
 
@@ -38,13 +39,14 @@ keys = st.fixed_dictionaries(
         "status": st.sampled_from(["ACTIVE", "DELETED"]),
         "size": st.sampled_from([None, 0, 7, 2**50]),
         "checksum": st.sampled_from([None, "sha256:1", "sha256:2"]),
+        "created_by": st.sampled_from([None, "maria", "jane"]),
     }
 )
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("insert"), st.lists(keys, min_size=1, max_size=4)),
         st.tuples(st.just("change"), st.tuples(st.integers(0, 9), keys)),
-        st.tuples(st.just("change one column"), st.tuples(st.sampled_from([*KEY, "size", "checksum"]), keys)),
+        st.tuples(st.just("change one column"), st.tuples(st.sampled_from(CHANGED), keys)),
         st.tuples(st.just("move all"), st.sampled_from("ab")),
         st.tuples(st.just("touch"), st.none()),
         st.tuples(st.just("delete"), st.sampled_from("ab")),
@@ -65,15 +67,16 @@ def rows_of(database: Database, some: list[dict[str, Any]]) -> list[dict[str, An
 
 def counted(database: Database) -> list[tuple[Any, ...]]:
     """Count the rows themselves."""
-    columns = [getattr(DataObject, name) for name in KEY]
+    columns = [*(getattr(DataObject, name) for name in KEY), func.coalesce(DataObject.created_by, "")]
     sums = func.count(), func.coalesce(func.sum(DataObject.size), 0), func.count(DataObject.checksum)
     with database.read() as session:
-        return [tuple(row) for row in session.execute(select(*columns, *sums).group_by(*columns).order_by(*columns))]
+        return sorted(tuple(row) for row in session.execute(select(*columns, *sums).group_by(*columns)))
 
 
 def kept(database: Database) -> list[tuple[Any, ...]]:
+    columns = [*(getattr(ObjectTotal, name) for name in KEY), ObjectTotal.person]
     with database.read() as session:
-        return [tuple(row) for row in totals.totals_by(session, ALL, *(getattr(ObjectTotal, name) for name in KEY))]
+        return sorted(tuple(row) for row in totals.totals_by(session, ALL, *columns))
 
 
 @given(events=steps)
@@ -186,8 +189,8 @@ def test_writers_of_one_key_do_not_wait_for_each_other(postgres: Databases, post
             with database.write() as third:
                 third.execute(text("SET LOCAL lock_timeout = '1s'"))
                 assert totals.fold(third) == 1  # what is not committed is left for another time
-            assert kept(database) == [("a", "x", "ACTIVE", 2, 6, 0)]
-        assert kept(database) == [("a", "x", "ACTIVE", 3, 7, 0)]
+            assert kept(database) == [("a", "x", "ACTIVE", "", 2, 6, 0)]
+        assert kept(database) == [("a", "x", "ACTIVE", "", 3, 7, 0)]
     finally:
         database.close()
         postgres.drop(url)
@@ -234,9 +237,8 @@ def test_what_was_there_before_is_counted(catalogue_url: str) -> None:
     insert(database, 3, size=None, checksum="sha256:1")
     insert(database, 2, machine="b", group="ü" * 3000, status="DELETED")
     migrate.upgrade(database)
-    assert (
-        kept(database) == counted(database) == [("a", "x", "ACTIVE", 3, 0, 3), ("b", "ü" * 3000, "DELETED", 2, 10, 0)]
-    )
+    here, there = ("a", "x", "ACTIVE", "", 3, 0, 3), ("b", "ü" * 3000, "DELETED", "", 2, 10, 0)
+    assert kept(database) == counted(database) == [here, there]
     insert(database, 1)
     assert kept(database) == counted(database)
     migrate.downgrade(database, BEFORE)
@@ -244,6 +246,21 @@ def test_what_was_there_before_is_counted(catalogue_url: str) -> None:
     insert(database, 1)
     migrate.upgrade(database)
     assert kept(database) == counted(database)
+    database.close()
+
+
+def test_what_persons_made_before_is_counted_anew(catalogue_url: str) -> None:
+    database = Database(catalogue_url)
+    migrate.upgrade(database, "0018_access")
+    insert(database, 2)
+    insert(database, 3, created_by="maria")
+    migrate.upgrade(database)
+    nobody, maria = ("a", "x", "ACTIVE", "", 2, 10, 0), ("a", "x", "ACTIVE", "maria", 3, 15, 0)
+    assert kept(database) == counted(database) == [nobody, maria]
+    migrate.downgrade(database, "0018_access")
+    with database.read() as session:
+        sums = "SELECT machine, sum(objects), sum(bytes) FROM object_totals GROUP BY machine"
+        assert [(row[0], int(row[1]), int(row[2])) for row in session.execute(text(sums))] == [("a", 5, 25)]
     database.close()
 
 

@@ -339,4 +339,35 @@ MODEL_FAULTS = (
         "if obj.id in stuck or obj.held_since is not None:",
         ("tests/integration/test_schedules.py::test_the_newest_proved_version_stays[sqlite]",),
     ),
+    Fault(
+        "trail: a changed row is not found",
+        "models/access/trail_chain.py",
+        '        if not missing and record.get("hash") != hash_of(before.hash, record):\n',
+        "        if False:\n",
+        ("tests/unit/test_trail_chain.py::test_a_changed_row_is_named",),
+    ),
+    Fault(
+        "trail: the hash of the last row that was pruned is not kept",
+        "models/access/trail_links.py",
+        '    _set(session, FIRST, Link(to, closing or ""))\n',
+        "",
+        ("tests/integration/test_trail.py::test_only_a_whole_prefix_is_pruned_and_its_hash_is_kept[sqlite]",),
+    ),
+    Fault(
+        "trail: each address that is refused has a row",
+        "models/access/refusals.py",
+        "            if key not in self._first and len(self._first) >= self.most:\n",
+        "            if False:\n",
+        ("tests/unit/test_refusals.py::test_an_attacker_with_many_addresses_makes_few_rows",),
+    ),
+    Fault(
+        "quotas: two requests at once are counted apart",
+        "models/transfers/reservations.py",
+        "        take_turns(session, _TURN | int(key_of(holder)[:12], 16))\n",
+        "",
+        (
+            "tests/integration/test_reservations.py::"
+            "test_a_request_waits_for_the_one_before_it_and_counts_it[postgresql]",
+        ),
+    ),
 )

@@ -229,7 +229,7 @@ SERVICE_FAULTS = (
     ),
     Fault(
         "cli: passwords stand on the command line of a process",
-        "datamanager/cli/main.py",
+        "datamanager/cli/application.py",
         'argv = [sys.executable, "-m", module, *arguments]',
         'argv = [sys.executable, "-m", module, *arguments, *environment.values()]',
         ("tests/unit/test_cli.py::test_become_passes_passwords_in_environment_only",),

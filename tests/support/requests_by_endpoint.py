@@ -120,6 +120,8 @@ _TOKEN: Endpoint = (Aim.NAMED, lambda w: (w.token(), {}))
 
 ENDPOINTS: dict[str, Endpoint] = {
     "GET /DM/whoami": (Aim.ANY, lambda _: ("", None)),
+    "GET /DM/trail": (Aim.ANY, lambda _: ("", None)),
+    "GET /DM/quota": (Aim.ANY, lambda _: ("", None)),
     "GET /DM/info": (Aim.LISTED, lambda w: (w.object(), None)),
     "GET /DM/info/{uuid}": (Aim.NAMED, lambda w: (w.object(), None)),
     "PUT /DM/register": (Aim.PLACED, lambda w: ("", w.file())),

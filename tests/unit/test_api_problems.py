@@ -56,6 +56,8 @@ CONTRACT = {
     "service_unavailable": {503},
     "server_busy": {503},
     "too_many_streams": {429},
+    "quota_exceeded": {429},
+    "too_many_requests": {429},
     "timeout": {504},
     "deadline_exceeded": {504},
     "query_too_slow": {504},

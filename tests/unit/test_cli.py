@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from datamanager.cli import main as cli
-from datamanager.cli.main import become
+from datamanager.cli.application import become
 from datamanager.cli.options import SETTINGS, flag
 from datamanager.cli.tables import Listing
 from datamanager.settings import Settings

@@ -6,7 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 
 from models.migrations.columns import BYTE_ORDERED, MACHINE_NAME, SERIAL, STATUS
-from models.tables.object_triggers import SQLITE, STATEMENTS
+from models.tables.object_triggers import SQLITE
+from models.tables.object_triggers import STATEMENTS_0015 as STATEMENTS
 
 revision = "0015_rollups"
 down_revision = "0014_list_indexes"
