@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import problem_response
 from datamanager.errors import InternalError, OriginNotAllowed
-from datamanager.settings import Settings, is_loopback
+from datamanager.listening import is_loopback
+from datamanager.settings import Settings
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 HEADER = "X-Request-ID"
@@ -67,7 +68,7 @@ def host_allowed(header: str, settings: Settings) -> bool:
     names = {settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
     if is_loopback(host) or host in names:
         return True
-    return settings.insecure_bind and _is_address(host)
+    return not is_loopback(settings.host) and _is_address(host)
 
 
 def same_origin(origin: str, host_header: str) -> bool:

@@ -23,7 +23,7 @@ from datamanager.errors import (
     TransportTimeout,
     by_code,
 )
-from datamanager.settings import is_loopback
+from datamanager.listening import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:5000"
 WAIT = 30  # seconds that one request waits for a transfer; then its task is polled

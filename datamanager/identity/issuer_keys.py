@@ -25,7 +25,7 @@ from joserfc.jwk import Key, import_key
 
 from datamanager.domain.fields import objection
 from datamanager.errors import NotAuthenticated
-from datamanager.settings import is_loopback
+from datamanager.listening import is_loopback
 
 FRESH = 300.0
 """Seconds after which the keys are fetched again."""
