@@ -34,11 +34,15 @@ def read_address(text: str) -> Address | None:
     return getattr(found, "ipv4_mapped", None) or found
 
 
-def read_networks(text: str) -> tuple[Network, ...]:
-    """Read addresses and networks, separated by commas. Raises: ValueError, which quotes the one that is wrong."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+def read_networks(value: object) -> object:
+    """Read the addresses and networks of a text, separated by commas; return anything else as it is.
+
+    Raises: ValueError, which quotes the one that is wrong.
+    """
+    if not isinstance(value, str):
+        return value
     try:
-        return tuple(map(ipaddress.ip_network, parts))
+        return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
     except ValueError as exc:
         raise ValueError(f"{exc}; addresses or networks such as 10.1.2.3 or 10.0.0.0/8 are wanted") from None
 

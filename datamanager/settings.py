@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from datamanager.errors import SettingsError
-from datamanager.listening import REMOVED, is_loopback, read_address, read_networks, require_safe
+from datamanager.listening import REMOVED, Network, is_loopback, read_address, read_networks, require_safe
 from datamanager.machines import ArchiveRules, describe
+from datamanager.web_addresses import PrefectAddress, WebAddress, read_origins
 
 PREFIX = "DM_"
 CREDENTIAL = "DM_CREDENTIAL_"
@@ -50,14 +58,14 @@ class Settings(BaseSettings):
     """Certificate (PEM, with its chain) of the API, which then serves https only; it is read again when it changes."""
     tls_key: Path | None = None
     """Key of `tls_cert` (PEM, not encrypted), which only the service's user may read."""
-    trusted_proxy: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    trusted_proxy: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(read_networks)] = ()
     """Addresses or networks of the proxies in front; only their X-Forwarded-For and -Proto count (comma-separated)."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Additional host names that clients may use to address the API (comma-separated)."""
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode, AfterValidator(read_origins)] = ()
     """Origins (`https://host`) whose pages may read answers of the API, with a token and never with a session
     (comma-separated)."""
-    url: str | None = None
+    url: WebAddress | None = None
     """Address of the API for clients (`https://data.example`); default: `host` and `port`."""
     ca_file: Path | None = None
     """File of the authorities (PEM) that clients verify the API's certificate with; default: those of the system."""
@@ -78,11 +86,11 @@ class Settings(BaseSettings):
     """Port of the embedded Prefect server and its UI, on 127.0.0.1."""
     prefect_memory: Annotated[int, Field(gt=0)] = 2**30
     """Bytes that the Prefect server may have resident; with more it ends between two requests and is started again."""
-    prefect_api_url: str | None = None
+    prefect_api_url: PrefectAddress | None = None
     """URL of an existing Prefect server (`http://host:4200/api`), used instead of the embedded one."""
     prefect_auth: SecretStr | None = None
     """`user:password` that the Prefect server asks for and its clients send; required when it is not on loopback."""
-    prefect_ui_url: str | None = None
+    prefect_ui_url: WebAddress | None = None
     """Address by which people reach the Prefect UI (`https://data.example/prefect`), if a proxy in front logs them in
     (deployments/nginx)."""
     database_url: SecretStr | None = None
@@ -180,11 +188,6 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("trusted_proxy", mode="before")
-    @classmethod
-    def _networks(cls, value: object) -> object:
-        return read_networks(value) if isinstance(value, str) else value
-
     @field_validator(
         *("client_timeout", "query_timeout", "lease", "heartbeat", "stop_grace"),
         *("idempotency_keep", "keep_transfers", "keep_outbox", "session"),
@@ -207,27 +210,6 @@ class Settings(BaseSettings):
             if not (group and equals and machine):
                 raise ValueError(f"{entry!r} must be like group=machine")
         return value
-
-    @field_validator("prefect_api_url")
-    @classmethod
-    def _prefect_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise ValueError("must be like http://host:4200/api; user and password are DM_PREFECT_AUTH")
-        return value.rstrip("/")
-
-    @field_validator("url", "prefect_ui_url", "cors_origins")
-    @classmethod
-    def _web_address(cls, value: str | tuple[str, ...] | None, info: ValidationInfo) -> str | tuple[str, ...] | None:
-        given = (value,) if isinstance(value, str) else value or ()
-        for one in given:
-            parts = urlsplit(one)
-            simple = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-            if not simple or parts.query or parts.fragment or (parts.path and info.field_name == "cors_origins"):
-                raise ValueError(f"{one!r} must be like https://data.example")
-        return value.rstrip("/") if isinstance(value, str) else value
 
     @field_validator("prefect_auth")
     @classmethod
