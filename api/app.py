@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -21,10 +22,12 @@ from api import health
 from api.audits import routes as audits
 from api.context import Context
 from api.http import openapi
-from api.http.middleware import HeadMiddleware, HostOriginMiddleware, RequestLogMiddleware, allowed_methods
+from api.http.forwarded import ForwardedMiddleware
+from api.http.middleware import HEADER, HeadMiddleware, HostOriginMiddleware, RequestLogMiddleware, allowed_methods
 from api.http.problems import describe_code, http_problem_response, problem_response
 from api.http.query import refuse_unread_query
 from api.http.responses import json_response
+from api.http.security_headers import SecurityHeadersMiddleware
 from api.machines import routes as machines
 from api.machines.probe import Prober
 from api.objects import register
@@ -36,6 +39,7 @@ from api.tasks import routes as tasks
 from api.transfers import routes as transfers
 from api.transfers.wait import Waiter, listening
 from datamanager.errors import DataManagerError, InternalError
+from datamanager.settings import Settings
 
 ROUTED = (
     *(objects, register, transfers, tasks, task_listing),
@@ -78,8 +82,11 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
+            Middleware(ForwardedMiddleware, settings=context.settings),
+            Middleware(SecurityHeadersMiddleware, settings=context.settings),
             Middleware(RequestLogMiddleware),
             Middleware(HostOriginMiddleware, settings=context.settings),
+            *_cross_origin(context.settings),
             Middleware(HeadMiddleware),
         ],
         exception_handlers={DataManagerError: _our_error, HTTPException: _http_error},
@@ -92,6 +99,21 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
     _add_pages(app)
     openapi.install(app)
     return app
+
+
+def _cross_origin(settings: Settings) -> list[Middleware]:
+    """Return what lets pages of other origins read answers: those that are named, with a token, and no cookie."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Prefer", HEADER],
+            expose_headers=["Link", "Location", "Preference-Applied", "Retry-After", HEADER],
+        )
+    ]
 
 
 async def _kept_running(task: Task) -> None:

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     taken nothing of a body for so long."""
     streams_per_client: Annotated[int, Field(ge=1)] = 16
     """Maximum number of listings of all objects (`GET /DM/info` without a limit) that the API sends to one address at
-    once; behind a proxy all clients have the proxy's address."""
+    once; all clients behind a proxy that is not a `trusted_proxy` have its address."""
     max_metadata: Annotated[int, Field(ge=2)] = 65_536
     """Maximum size of an object's metadata, in bytes of JSON."""
     prefect_port: Port = 4200
@@ -331,14 +331,19 @@ class Settings(BaseSettings):
         return self.prefect_ui_url or self.prefect_url.removesuffix("/api")
 
     @property
+    def own_host(self) -> str:
+        """Where the API is reached on this host."""
+        address = read_address(self.host)
+        if address is None or not address.is_unspecified:
+            return self.host
+        return "::1" if address.version == 6 else "127.0.0.1"
+
+    @property
     def api_url(self) -> str:
         """URL of the API for clients: the one that is set, else that on this host."""
         if self.url is not None:
             return self.url
-        scheme, host = "http" if self.tls_cert is None else "https", self.host
-        address = read_address(host)
-        if address is not None and address.is_unspecified:
-            host = "::1" if address.version == 6 else "127.0.0.1"
+        scheme, host = "http" if self.tls_cert is None else "https", self.own_host
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
 

@@ -15,6 +15,8 @@
     │   ├── CredentialNotAllowed     credential_not_allowed
     │   ├── IdempotencyMismatch      idempotency_mismatch
     │   ├── OriginNotAllowed         origin_not_allowed
+    │   ├── ConnectionNotSecure      connection_not_secure (it came without TLS)
+    │   ├── CsrfTokenMissing         csrf_token_missing   (of a request with a browser's session)
     │   ├── NotSupported             not_supported
     │   └── TooManyStreams           too_many_streams     (retryable)
     ├── CatalogueError               the catalogue says no

@@ -11,13 +11,13 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from setproctitle import setproctitle
 
@@ -116,22 +116,31 @@ class ReadinessCheck:
 
 def missing_parts(settings: Settings) -> list[str]:
     """Ask the API whether the service can work; return what it lacks."""
-    where = urlsplit(settings.api_url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=5)
     try:
-        connection.request("GET", "/DM/health/ready")
-        answer = connection.getresponse()
-        if answer.status == 200:
-            return []
-        checks = json.loads(answer.read())["checks"]
+        with contextlib.closing(_connection(settings)) as connection:
+            connection.request("GET", "/DM/health/ready")
+            answer = connection.getresponse()
+            if answer.status == 200:
+                return []
+            checks = json.loads(answer.read())["checks"]
     except (OSError, http.client.HTTPException, ValueError, KeyError):
         return [f"the API at {settings.api_url}"]
-    finally:
-        connection.close()
     missing = [] if checks["database"] == "ok" else ["the catalogue"]
     if checks["prefect"] != "ok":
         missing.append(f"Prefect at {settings.prefect_url}")
     return missing or ["a mover"]
+
+
+def _connection(settings: Settings) -> http.client.HTTPConnection:
+    """Return a connection to the API on this host, whatever its address for clients is. Raises: OSError."""
+    host, port = settings.own_host, settings.port
+    if settings.tls_cert is None:
+        return http.client.HTTPConnection(host, port, timeout=5)
+    # it must have just this certificate, which need not name this host
+    context = ssl.create_default_context(cafile=settings.tls_cert)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return http.client.HTTPSConnection(host, port, timeout=5, context=context)
 
 
 @contextlib.contextmanager

@@ -115,6 +115,7 @@ def main() -> int:
             host=given.host,
             port=given.port,
             http="h11",  # what Prefect is tried with; uvicorn would take httptools, which the API has
+            server_header=False,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=CLOSE_WITHIN,
             log_level="warning",
@@ -134,7 +135,8 @@ def _arguments(settings: Settings) -> argparse.Namespace:
 def _with_own_address(settings: Settings) -> Settings:
     """Return the settings for the check of Host: movers and API come by the address in DM_PREFECT_API_URL."""
     address = urlsplit(settings.prefect_url).hostname
-    return settings.model_copy(update={"allowed_hosts": (*settings.allowed_hosts, address or "")})
+    names = (*settings.allowed_hosts, address or "")
+    return settings.model_copy(update={"allowed_hosts": names, "cors_origins": ()})
 
 
 if __name__ == "__main__":
