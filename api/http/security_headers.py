@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from datamanager.listening import is_loopback
 from datamanager.settings import Settings
 
-ASSETS = "/docs/assets/"
+ASSETS = ("/docs/assets/", "/pages/")
 """Files without a secret, which browsers may keep."""
 NOTHING = b"default-src 'none'; frame-ancestors 'none'"
 """The policy (CSP) of answers that are no pages."""
