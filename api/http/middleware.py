@@ -71,7 +71,8 @@ def host_allowed(header: str, settings: Settings) -> bool:
     host, _ = _split(header)
     if host is None:
         return False
-    names = {settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
+    own = "" if settings.url is None else urlsplit(settings.url).hostname or ""
+    names = {settings.host.lower(), own, *(name.lower() for name in settings.allowed_hosts)} - {""}
     if is_loopback(host) or host in names:
         return True
     return not is_loopback(settings.host) and _is_address(host)

@@ -112,10 +112,10 @@ def test_ports_are_published_on_loopback_only() -> None:
 def test_no_password_has_a_default() -> None:
     text = (DEPLOYMENTS / "compose.yaml").read_text(encoding="utf-8")
     variables = re.findall(r"\$\{(\w+)([^}]*)\}", text)
-    assert {name for name, _ in variables} == {"POSTGRES_PASSWORD", "RABBITMQ_PASSWORD"}
+    assert {name for name, _ in variables} == {"POSTGRES_PASSWORD", "RABBITMQ_PASSWORD", "PREFECT_PASSWORD"}
     assert all(rest.startswith(":?") for _, rest in variables)
     values = re.findall(r"^(\w+)=(.*)$", (DEPLOYMENTS / "env.example").read_text(encoding="utf-8"), re.MULTILINE)
-    assert dict(values) == {"POSTGRES_PASSWORD": "", "RABBITMQ_PASSWORD": ""}
+    assert dict(values) == {"POSTGRES_PASSWORD": "", "RABBITMQ_PASSWORD": "", "PREFECT_PASSWORD": ""}
 
 
 def test_host_keys_are_never_left_unchecked() -> None:
