@@ -236,8 +236,11 @@ class Settings(BaseSettings):
     @field_validator("amqp_url")
     @classmethod
     def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in ("amqp", "amqps"):
+        parts = urlsplit("amqp:" if value is None else value.get_secret_value())
+        if parts.scheme not in ("amqp", "amqps"):
             raise ValueError("must be like amqp://user:password@host:5672/vhost")
+        if "no_verify_ssl" in parts.query:
+            raise ValueError("the broker's certificate is always verified; cafile=… names the file of its authority")
         return value
 
     @field_validator("oidc_issuer", "oidc_jwks_url")

@@ -193,6 +193,16 @@ def test_systemd_understands_the_unit(path: Path, tmp_path: Path) -> None:
     assert name not in done.stderr
 
 
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_unit_leaves_little_to_whoever_breaks_in(path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        return
+    command = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+
+
 def test_scripts_parse() -> None:
     for path in [*DEPLOYMENTS.rglob("*.sh"), *(ROOT / "tests").glob("*.sh")]:
         subprocess.run(["sh", "-n", str(path)], check=True)

@@ -118,6 +118,7 @@ def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DM_DATABASE_URL", "mysql://x/y", "DM_DATABASE_URL: must be SQLite or PostgreSQL"),
         ("DM_DATABASE_URL", "nonsense", "DM_DATABASE_URL: must be like"),
         ("DM_AMQP_URL", "http://mq", "DM_AMQP_URL: must be like"),
+        ("DM_AMQP_URL", "amqps://mq/?no_verify_ssl=1", "DM_AMQP_URL: the broker's certificate is always verified"),
         ("DM_PREFECT_API_URL", "prefect:4200", "DM_PREFECT_API_URL: must be like"),
         ("DM_ARCHIVE_GROUPS", "fire", "DM_ARCHIVE_GROUPS: 'fire' must be like group=machine"),
         ("DM_BUNDLE_SIZE", "0", "DM_BUNDLE_SIZE: "),
