@@ -10,7 +10,6 @@ from typing import Any
 
 import structlog
 from fastapi import Depends, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -19,6 +18,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from api import health
+from api.access import routes as access
+from api.access.asking import asks, require_declared
+from api.access.authentication import Authentication, challenge
 from api.audits import routes as audits
 from api.context import Context
 from api.http import openapi
@@ -34,16 +36,20 @@ from api.objects import register
 from api.objects import routes as objects
 from api.retention import routes as retention
 from api.schedules import routes as schedules
+from api.sessions.browser_session import BrowserSessions
+from api.sessions.code_flow import CodeFlow
+from api.sessions.pages import docs_page
+from api.sessions.routes import session_routes
 from api.tasks import listing as task_listing
 from api.tasks import routes as tasks
 from api.transfers import routes as transfers
 from api.transfers.wait import Waiter, listening
-from datamanager.errors import DataManagerError, InternalError
+from datamanager.errors import DataManagerError, InternalError, NotAuthenticated
 from datamanager.settings import Settings
 
 ROUTED = (
     *(objects, register, transfers, tasks, task_listing),
-    *(retention, schedules, audits, machines, health),
+    *(retention, schedules, audits, machines, access, health),
 )
 
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -59,7 +65,10 @@ answered as bare text. Every error is `application/problem+json` (RFC 9457) with
 
 
 def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
-    """Make the application. Nothing is opened before it is served; `alongside` are tasks that run as long as it is."""
+    """Make the application. Nothing is opened before it is served; `alongside` are tasks that run as long as it is.
+
+    Raises: SettingsError when the roles or the rules for bearer tokens are wrong.
+    """
     waiter = Waiter(context.database)
 
     @asynccontextmanager
@@ -93,10 +102,16 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
     )
     app.state.context = context
     app.state.waiter = waiter
+    authentication = app.state.authentication = Authentication(context)
+    sessions = BrowserSessions(context, authentication.grant_of)
+    authentication.session = sessions.grant
     app.state.prober = Prober(context.machines, context.storages)
-    for module in ROUTED:
-        app.include_router(module.router, dependencies=[] if module is health else [Depends(refuse_unread_query)])
+    for module in ROUTED:  # who asks is said before anything else is looked at
+        public = module is health
+        app.include_router(module.router, dependencies=[] if public else [Depends(asks), Depends(refuse_unread_query)])
     _add_pages(app)
+    app.router.routes.extend(session_routes(sessions, CodeFlow.of(context.settings)))
+    require_declared(app.routes)
     openapi.install(app)
     return app
 
@@ -132,13 +147,7 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="Data Manager",
-            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs/assets/swagger-ui.css",
-            swagger_favicon_url="/docs/assets/favicon.png",
-        )
+        return docs_page()
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -157,7 +166,8 @@ async def _our_error(request: Request, error: Exception) -> Response:
         raise error
     if isinstance(error, InternalError):
         raise error  # logged with its trace, and answered, by RequestLogMiddleware
-    return problem_response(error, request.state.request_id)
+    headers = {"WWW-Authenticate": challenge(request)} if isinstance(error, NotAuthenticated) else None
+    return problem_response(error, request.state.request_id, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

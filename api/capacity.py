@@ -33,6 +33,8 @@ T = TypeVar("T")
 READERS = 10
 WRITERS = 8
 STREAMS = 8
+LOGINS = 3
+ISSUER = 4
 NAMES = 16
 PREFECT = 4
 
@@ -176,12 +178,16 @@ class MachineSlots:
 
 @dataclass(frozen=True, slots=True)
 class ThreadLimits:
-    """What runs at once. Readers, writers and streams together are less than the database's connections."""
+    """What runs at once. Readers, writers, streams and logins together are less than the database's connections."""
 
     readers: CapacityLimiter
     writers: CapacityLimiter
     streams: CapacityLimiter
     """Pieces of streams that are read."""
+    logins: CapacityLimiter
+    """Look-ups of service tokens."""
+    issuer: Slots
+    """Bearer tokens that are verified: now and then the keys of their issuer are fetched."""
     names: Slots
     """Look-ups of hosts."""
     prefect: Slots
@@ -194,6 +200,8 @@ class ThreadLimits:
             CapacityLimiter(READERS),
             CapacityLimiter(WRITERS),
             CapacityLimiter(STREAMS),
+            CapacityLimiter(LOGINS),
+            Slots(ISSUER, LOOK_PATIENCE, lambda: ServerBusy("the OIDC issuer does not answer"), SHARE),
             Slots(NAMES, LOOK_PATIENCE, lambda: ServerBusy("the name server does not answer")),
             Slots(PREFECT, LOOK_PATIENCE, lambda: OrchestratorUnavailable("the Prefect server does not answer")),
             {name: MachineSlots.of(machine) for name, machine in machines.items()},

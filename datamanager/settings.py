@@ -6,10 +6,10 @@ Nothing else in the project reads the environment.
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -23,15 +23,26 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from datamanager.errors import SettingsError
-from datamanager.listening import REMOVED, Network, is_loopback, read_address, read_networks, require_safe
+from datamanager.listening import REMOVED, Network, read_address, read_networks, require_safe
 from datamanager.machines import ArchiveRules, describe
-from datamanager.web_addresses import PrefectAddress, WebAddress, read_origins
+from datamanager.web_addresses import (
+    BrokerAddress,
+    IssuerAddress,
+    PrefectAddress,
+    UserAndPassword,
+    WebAddress,
+    read_origins,
+)
 
 PREFIX = "DM_"
 CREDENTIAL = "DM_CREDENTIAL_"
 """Prefix of the variables that hold stored credentials."""
 OIDC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 """The signatures that bearer tokens may have."""
+TOKEN = "DM_TOKEN"  # noqa: S105  # the name of a variable
+"""Variable of clients: the token that they send. The service doesn't read it."""
+TOKEN_FILE = "admin-token"  # noqa: S105  # the name of a file
+"""File in `home` with the token that `dm up` makes, for clients of this host."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -52,8 +63,9 @@ class Settings(BaseSettings):
     `trusted_proxy`."""
     port: Port = 5000
     """Port of the API."""
-    auth: Literal["none", "required"] = "none"
-    """`required`: every request has to say who asks; `none`, on loopback only: whoever connects may do everything."""
+    auth: Literal["required", "none"] = "required"
+    """`required`: a request must have a token. `none`: whoever reaches the API may do everything; `host` must be a
+    loopback address."""
     tls_cert: Path | None = None
     """Certificate (PEM, with its chain) of the API, which then serves https only; it is read again when it changes."""
     tls_key: Path | None = None
@@ -88,7 +100,7 @@ class Settings(BaseSettings):
     """Bytes that the Prefect server may have resident; with more it ends between two requests and is started again."""
     prefect_api_url: PrefectAddress | None = None
     """URL of an existing Prefect server (`http://host:4200/api`), used instead of the embedded one."""
-    prefect_auth: SecretStr | None = None
+    prefect_auth: UserAndPassword | None = None
     """`user:password` that the Prefect server asks for and its clients send; required when it is not on loopback."""
     prefect_ui_url: WebAddress | None = None
     """Address by which people reach the Prefect UI (`https://data.example/prefect`), if a proxy in front logs them in
@@ -96,8 +108,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     """Catalogue database: `sqlite:////path/file.db` or `postgresql://user:password@host/name`; default: SQLite in
     `home`."""
-    amqp_url: SecretStr | None = None
+    amqp_url: BrokerAddress | None = None
     """RabbitMQ: `amqp://user:password@host/vhost`; if not set, no broker is used."""
+    amqp_users: Annotated[tuple[str, ...], NoDecode] = ()
+    """Users of RabbitMQ whose messages need no token, each with the identifier of the service token that says who they
+    are and what they may, as `user=identifier` (comma-separated)."""
     reply_prefix: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,100}$")] = "dm-reply."
     """How the names of queues begin that the answers of messages may go to (`reply_to`); no other queue is written to,
     but RabbitMQ's direct reply-to."""
@@ -121,7 +136,7 @@ class Settings(BaseSettings):
     identity: Path | None = None
     """Path of identity.toml, the rules that make a person, groups and roles of a bearer token's claims; default:
     `identity.toml` in `home`. Without the file no bearer token is accepted."""
-    oidc_issuer: str | None = None
+    oidc_issuer: IssuerAddress | None = None
     """OIDC issuer whose bearer tokens are accepted, as its tokens name it (`https://…`; http on loopback only)."""
     oidc_audience: str | None = None
     """Audience (`aud`) that a bearer token must have; required with `oidc_issuer`."""
@@ -133,7 +148,7 @@ class Settings(BaseSettings):
     """Client of the issuer by which people log in in the browser; if not set, they paste a service token."""
     oidc_login_secret: SecretStr | None = None
     """Secret of that client; without one it is a public client."""
-    oidc_jwks_url: str | None = None
+    oidc_jwks_url: IssuerAddress | None = None
     """Address of the issuer's keys, if they are not at its own origin; otherwise its discovery document says it."""
     oidc_ca: Path | None = None
     """File of the authorities (PEM) that the issuer's certificate is verified with; default: those of the system."""
@@ -179,7 +194,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("allowed_hosts", "download_allow", "download_deny", "archive_groups", "oidc_clients", "oidc_algorithms"),
-        "cors_origins",
+        *("cors_origins", "amqp_users"),
         mode="before",
     )
     @classmethod
@@ -211,11 +226,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"{entry!r} must be like group=machine")
         return value
 
-    @field_validator("prefect_auth")
+    @field_validator("amqp_users")
     @classmethod
-    def _user_and_password(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not all(value.get_secret_value().partition(":")):
-            raise ValueError("must be like user:password")
+    def _users_have_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            user, equals, identifier = entry.rpartition("=")
+            # of the entry nothing is shown: a whole token may have been given by mistake
+            if not (user and equals and re.fullmatch(r"[0-9A-Za-z]{12}", identifier)):
+                raise ValueError("must be like user=identifier, the 12 characters that dm token list shows")
         return value
 
     @field_validator("database_url")
@@ -231,25 +249,6 @@ class Settings(BaseSettings):
                 raise ValueError("must be like sqlite:////path/catalogue.db or postgresql://user@host/name") from None
             if backend not in ("sqlite", "postgresql"):
                 raise ValueError("must be SQLite or PostgreSQL")
-        return value
-
-    @field_validator("amqp_url")
-    @classmethod
-    def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
-        parts = urlsplit("amqp:" if value is None else value.get_secret_value())
-        if parts.scheme not in ("amqp", "amqps"):
-            raise ValueError("must be like amqp://user:password@host:5672/vhost")
-        if "no_verify_ssl" in parts.query:
-            raise ValueError("the broker's certificate is always verified; cafile=… names the file of its authority")
-        return value
-
-    @field_validator("oidc_issuer", "oidc_jwks_url")
-    @classmethod
-    def _is_safe(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "https://none.example")
-        safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
-        if not (safe and parts.hostname) or parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("must be like https://host/path; http is possible on loopback only")
         return value
 
     @field_validator("oidc_algorithms")
@@ -290,6 +289,16 @@ class Settings(BaseSettings):
     def machines_file(self) -> Path:
         """Path of machines.toml."""
         return self.machines or self.home / "machines.toml"
+
+    @property
+    def token_file(self) -> Path:
+        """Path of the token that clients of this host use."""
+        return self.home / TOKEN_FILE
+
+    @property
+    def amqp_tokens(self) -> dict[str, str]:
+        """The identifiers of the service tokens that users of RabbitMQ have."""
+        return {user: identifier for user, _, identifier in (entry.rpartition("=") for entry in self.amqp_users)}
 
     @property
     def secrets_key_file(self) -> Path:
@@ -355,7 +364,7 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises: SettingsError with one line that names the variable and the values allowed.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {TOKEN, *(PREFIX + name.upper() for name in Settings.model_fields)}
     for variable in os.environ:
         # DM_TEST_* belongs to the test suite
         if variable in REMOVED:

@@ -1,11 +1,13 @@
-"""Addresses of web services in settings: checked when they are read, and without passwords, as they are shown."""
+"""Addresses of services in settings, checked when they are read. Those that are shown have no password."""
 
 from __future__ import annotations
 
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, SecretStr
+
+from datamanager.listening import is_loopback
 
 
 def _split(value: str, example: str) -> SplitResult:
@@ -38,5 +40,34 @@ def read_prefect_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def read_issuer_address(value: str) -> str:
+    """Return an address of an OIDC issuer as it is. Raises: ValueError."""
+    parts = urlsplit(value)
+    safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    if not (safe and parts.hostname) or parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must be like https://host/path; http is possible on loopback only")
+    return value
+
+
+def read_broker_address(value: SecretStr) -> SecretStr:
+    """Return the address of RabbitMQ, which has a password. Raises: ValueError."""
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("amqp", "amqps"):
+        raise ValueError("must be like amqp://user:password@host:5672/vhost")
+    if "no_verify_ssl" in parts.query:
+        raise ValueError("the broker's certificate is always verified; cafile=… names the file of its authority")
+    return value
+
+
+def read_user_and_password(value: SecretStr) -> SecretStr:
+    """Return `user:password`. Raises: ValueError."""
+    if not all(value.get_secret_value().partition(":")):
+        raise ValueError("must be like user:password")
+    return value
+
+
+IssuerAddress = Annotated[str, AfterValidator(read_issuer_address)]
+BrokerAddress = Annotated[SecretStr, AfterValidator(read_broker_address)]
+UserAndPassword = Annotated[SecretStr, AfterValidator(read_user_and_password)]
 WebAddress = Annotated[str, AfterValidator(read_web_address)]
 PrefectAddress = Annotated[str, AfterValidator(read_prefect_address)]

@@ -32,6 +32,7 @@ def main() -> int:
         settings = load_settings()
         certificate = certificate_of(settings)
         runtime = open_runtime(settings, pool_size=POOL)
+        app = make_app(runtime, *([] if certificate is None else [certificate.watch]))
     except DataManagerError as exc:
         sys.stderr.write(f"dm api: {exc.detail}\n")
         return 2
@@ -41,7 +42,6 @@ def main() -> int:
         signal.signal(number, _leave)
     connections, backlog = connections_allowed(settings.connections, len(runtime.machines))
     connection = ClientConnection.limited(connections, settings.client_timeout)
-    app = make_app(runtime, *([] if certificate is None else [certificate.watch]))
     spare_what_stays()
     try:
         uvicorn.run(
@@ -72,6 +72,8 @@ def certificate_of(settings: Settings) -> ServerCertificate | None:
 def make_app(runtime: Runtime, *alongside: Task) -> FastAPI:
     """Make the API over a runtime, and what runs as long as it is served: `alongside`, and with a broker configured the
     relay of the outbox.
+
+    Raises: SettingsError, SecretsUnreadable (the key of tokens).
     """
     settings, machines, database = runtime.settings, runtime.machines, runtime.database
     if settings.amqp_url is None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access.asking import requires
 from api.audits.views import AuditView, FindingView, audit_view
 from api.context import In
 from api.http import openapi
@@ -30,12 +31,18 @@ from api.http.request_parts import audit_id_of, read_request
 from api.http.responses import json_response, view_of
 from datamanager import errors
 from datamanager.domain.audit_rules import AuditRequest, FindingKind
+from datamanager.identity.grant import Grant
+from datamanager.identity.scopes import AccessTarget
+from models.access.visibility import ALL, seen
 from models.audit import findings
 from models.audit import runs as audit_runs
 
 LIMIT_MAX = 1000
 
 router = APIRouter(prefix="/DM/audits", tags=["audits"], default_response_class=Response)
+
+ACTION = "audits"
+MayAudit = Annotated[Grant, requires(ACTION)]
 
 
 class AuditQuery(Query):
@@ -67,17 +74,18 @@ class FindingQuery(Query):
     ),
     openapi_extra=openapi.body(AuditRequest),
 )
-async def start_audit(request: Request, context: In) -> Response:
+async def start_audit(request: Request, context: In, asked: MayAudit) -> Response:
     """Compare the files of a machine with the catalogue: a mover starts within seconds. Nothing is deleted; objects
     whose file is lost become UNKNOWN.
     """
     fields = await read_request(request, AuditRequest)
+    asked.require(ACTION, AccessTarget(machine=fields.machine))
 
     def enter(session: Session, slot: Slot) -> Response:
         if slot.subject is not None:  # entered by a request that did not end
-            row = audit_runs.get_audit(session, slot.subject)
+            row = audit_runs.get_audit(session, slot.subject, ALL)
         else:
-            row = audit_runs.submit(session, context.machines[fields.machine].name, fields)
+            row = audit_runs.submit(session, context.machines[fields.machine].name, fields, asked)
             slot.attach(session, row.id)
         return json_response(audit_view(row), 202, {"Location": f"/DM/audits/{row.id}"})
 
@@ -90,13 +98,13 @@ async def start_audit(request: Request, context: In) -> Response:
     responses=openapi.json_answer(AuditView, "One page of audits.", errors.InvalidRequest, many=True),
     openapi_extra=openapi.query(AuditQuery),
 )
-async def list_audits(request: Request, context: In) -> Response:
+async def list_audits(request: Request, context: In, asked: MayAudit) -> Response:
     """List audits, the newest first, with a `Link` header with `rel="next"` while there is more."""
-    given = request.query_params.multi_items()
+    given, visible = request.query_params.multi_items(), seen(asked, ACTION)
     query = read_query(given, AuditQuery)
     shown = rendered(audit_view)
     texts, cursor = await context.reading(
-        lambda session: audit_runs.select_audits(session, **query.model_dump(), rendering=shown)
+        lambda session: audit_runs.select_audits(session, visible, **query.model_dump(), rendering=shown)
     )
     return page_response("/DM/audits", given, texts, cursor)
 
@@ -106,10 +114,11 @@ async def list_audits(request: Request, context: In) -> Response:
     summary="Show an audit",
     responses=openapi.json_answer(AuditView, "The audit.", errors.AuditNotFound),
 )
-async def show_audit(audit: str, context: In) -> Response:
+async def show_audit(audit: str, context: In, asked: MayAudit) -> Response:
     """Show the status of an audit, and how many differences it found."""
-    audit_id = audit_id_of(audit)
-    return json_response(await context.reading(lambda session: audit_view(audit_runs.get_audit(session, audit_id))))
+    audit_id, visible = audit_id_of(audit), seen(asked, ACTION)
+    view = await context.reading(lambda session: audit_view(audit_runs.get_audit(session, audit_id, visible)))
+    return json_response(view)
 
 
 @router.get(
@@ -120,15 +129,16 @@ async def show_audit(audit: str, context: In) -> Response:
     ),
     openapi_extra=openapi.query(FindingQuery),
 )
-async def list_findings(audit: str, request: Request, context: In) -> Response:
+async def list_findings(audit: str, request: Request, context: In, asked: MayAudit) -> Response:
     """List the findings of an audit, with a `Link` header with `rel="next"` while there is more."""
     audit_id, given = audit_id_of(audit), request.query_params.multi_items()
     query = read_query(given, FindingQuery)
 
+    visible = seen(asked, ACTION)
     shown = rendered(lambda row: view_of(FindingView, row, object=row.object_id))
 
     def look(session: Session) -> tuple[list[bytes], int | None]:
-        audit_runs.get_audit(session, audit_id)
+        audit_runs.get_audit(session, audit_id, visible)
         return findings.shown_page(
             session, audit_id, kind=query.kind, after=query.cursor, limit=query.limit, rendering=shown
         )

@@ -35,6 +35,7 @@ from datamanager.errors import (
     InvalidRequest,
     SecretsUnreadable,
 )
+from datamanager.identity.grant import Grant, Means
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import mark_of, parted
 from models.core import idempotency
@@ -46,7 +47,7 @@ PROLONG_EVERY = 10.0  # seconds
 JOIN_POLL = 0.25  # seconds between two looks at a key that another process holds
 KEY_MAX = 255
 _HASHED = "http:"
-"""Begins the stored form of keys that would be taken for those of messages."""
+"""Begins the stored form of a person's keys, and of those that would be taken for those of messages."""
 
 KEPT_HEADERS = ("content-type", "location", "preference-applied", "retry-after", "vary")
 
@@ -126,6 +127,9 @@ def key_of(request: Request) -> str | None:
     if len(given) > 1 or not 0 < len(key) <= KEY_MAX or not (key.isascii() and key.isprintable()):
         what = f"one value of 1 to {KEY_MAX} printable ASCII characters"
         raise InvalidRequest(f"Idempotency-Key: must be {what}", {"Idempotency-Key": what})
+    grant: Grant | None = getattr(request.state, "grant", None)
+    if grant is not None and grant.means is not Means.NONE:  # each person has keys of their own
+        return _HASHED + hashlib.sha256(f"{grant.person}\0{key}".encode()).hexdigest()
     if key.startswith((idempotency.AMQP, _HASHED)):  # nobody may ask by HTTP what a message was answered
         return _HASHED + hashlib.sha256(key.encode()).hexdigest()
     return key

@@ -1,7 +1,7 @@
 """What every request passes: its identifier and log line, and the check of Host and Origin.
 
-There is no authentication yet, so a web page that a user happens to read must not reach the service through the user's
-browser: not under a foreign name that was rebound to our address (Host), not by a form or script of its own (Origin).
+A web page that a user happens to read must not reach the service through the user's browser: not under a foreign name
+that was rebound to our address (Host), not by a form or script of its own (Origin).
 A fault of ours is logged and answered plainly here.
 """
 

@@ -6,11 +6,14 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from api.access.asking import scopes_of
 from api.http.problems import MEDIA_TYPE, by_status, problem_of
 from api.http.request_parts import FORM, JSON, MULTIPART
 from datamanager import errors
+from datamanager.domain.access_requests import RotateRequest, TokenRequest
 from datamanager.domain.archive_requests import (
     ActivateManyRequest,
     ActivateRequest,
@@ -36,14 +39,21 @@ from datamanager.errors import DataManagerError
 
 Errors = tuple[type[DataManagerError], ...]
 
-ALWAYS: Errors = (
-    errors.InvalidRequest,  # of a parameter in the address that is unknown
+PUBLIC: Errors = (
     errors.OriginNotAllowed,
     errors.InternalError,
     errors.CatalogueUnavailable,
     errors.CatalogueFull,
     errors.ServerBusy,
 )
+"""What each endpoint may answer."""
+ALWAYS: Errors = (
+    *PUBLIC,
+    errors.InvalidRequest,  # of a parameter in the address that is unknown
+    errors.NotAuthenticated,
+    errors.NotAllowed,
+)
+"""What each endpoint may answer that asks who it is."""
 BODY: Errors = (errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch)
 PLACE: Errors = (errors.UnknownMachine, errors.PathNotAllowed, errors.DestinationExists)
 OBJECT: Errors = (
@@ -114,6 +124,8 @@ EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
     LifetimeRequest: {"lifetime": "90d"},
     RestoreRequest: {"spare_for": "30d"},
     RetentionRunRequest: {"dry_run": True, "rule": "old forecasts to tape"},
+    TokenRequest: {"name": "forecasts", "roles": ["mover"], "groups": ["fire"], "expires": "P90D"},
+    RotateRequest: {"overlap": "1d"},
     TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
     GetExternalRequest: {
         "machine": "archer2",
@@ -127,6 +139,7 @@ EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
 
 MAY_BE_EMPTY = frozenset(
     {DeleteRequest, ArchiveRequest, ActivateRequest, RestoreRequest, RetentionRunRequest, ScheduleRunRequest}
+    | {RotateRequest}
 )
 """Requests whose body may be left out."""
 
@@ -157,10 +170,10 @@ _shapes: dict[str, type] = {"Problem": Problem}
 """The types that the document describes: what the routes name when they are declared."""
 
 
-def problems(*classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
+def problems(*classes: type[DataManagerError], always: Errors = ALWAYS) -> dict[int | str, dict[str, Any]]:
     """Document error answers: one entry a status, one example a code."""
     found: dict[int | str, dict[str, Any]] = {}
-    for status, owners in by_status((*classes, *ALWAYS)).items():
+    for status, owners in by_status((*classes, *always)).items():
         examples = {cls.code: {"value": problem_of(_example(cls), "8f14e45f")} for cls in owners}
         content = {MEDIA_TYPE: {"schema": _ref(Problem), "examples": examples}}
         found[status] = {"description": ", ".join(f"`{code}`" for code in examples), "content": content}
@@ -202,16 +215,17 @@ def json_answer(
 def health(what: str, *classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
     """Document a health endpoint."""
     content = {JSON: {"schema": {"type": "object"}, "example": {"status": what}}}
-    answers = problems(*classes)
-    del answers[422]  # monitors may send parameters
+    answers = problems(*classes, always=PUBLIC)  # monitors may send parameters
     return {200: {"description": f"It is {what}.", "content": content}, **answers}
 
 
-def body(model: type[OurRequest] | None = None, *, forms: bool = True, prefer: str = "") -> dict[str, Any]:
+def body(
+    model: type[OurRequest] | None = None, *, forms: bool = True, prefer: str = "", keyed: bool = True
+) -> dict[str, Any]:
     """Document a writing endpoint's body, its fields being `model`'s, and its headers; `forms` says whether it may be a
-    form too, `prefer` what it knows of `Prefer`.
+    form too, `prefer` what it knows of `Prefer`, `keyed` whether it knows `Idempotency-Key`.
     """
-    headers = {"Idempotency-Key": "A request repeated with the same key is executed once."}
+    headers = {"Idempotency-Key": "A request repeated with the same key is executed once."} if keyed else {}
     if prefer:
         headers["Prefer"] = prefer
     extra: dict[str, Any] = {"parameters": [_parameter(name, "header", text) for name, text in headers.items()]}
@@ -245,11 +259,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
     shapes: list[Any] = [(shape.__name__, mode, TypeAdapter(shape)) for shape in _shapes.values()]
     _, definitions = TypeAdapter.json_schemas(shapes, ref_template="#/components/schemas/{model}")
     document.setdefault("components", {})["schemas"] = definitions["$defs"]
+    document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     for operations in document["paths"].values():
         for operation in operations.values():
             fallback = operation["responses"].get("422", {}).get("content", {}).get(JSON)
             if fallback is not None:  # FastAPI's own validation answer, which we never send
                 del operation["responses"]["422"]
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema and (scopes := scopes_of(route)) is not None:
+            for method in route.methods:
+                own = {"security": [{"bearer": []}], "x-scopes": scopes}
+                document["paths"][route.path_format][method.lower()].update(own)
     return document
 
 

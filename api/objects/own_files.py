@@ -14,6 +14,7 @@ from datamanager.engine.path_confinement import real_base
 from datamanager.engine.single.other_names import bundles_directory, has_other_spelling, may_be_mounted_twice
 from datamanager.engine.single.same_file import same_files, second_names
 from datamanager.errors import DestinationExists, PathNotAllowed
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machine
 from models.objects.catalogue import FoundFile
 from models.objects.namesakes import namesakes
@@ -22,12 +23,13 @@ SAMPLE = 50
 """Files of a tree by which it is judged whether its machine folds names."""
 
 
-def require_own_file(context: Context, end: Endpoint) -> None:
-    """Check that a file is none that a registered object has under another name. Raises: DestinationExists; what the
-    transports raise.
+def require_own_file(context: Context, end: Endpoint, asked: Grant) -> None:
+    """Check that a file is none that a registered object has under another name. Raises: DestinationExists, with that
+    name for who may read all objects; what the transports raise.
     """
     for same in same_files([end], _others(context, end, [end.place])).values():
-        raise DestinationExists(f"{end.place} is the file of the registered object {same}")
+        name = f"the registered object {same}" if asked.may("read:objects") else "a registered object"
+        raise DestinationExists(f"{end.place} is the file of {name}")
 
 
 def own_files(context: Context, end: Endpoint, files: Sequence[FoundFile]) -> list[FoundFile]:

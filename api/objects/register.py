@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass, replace
+from typing import Annotated
 from uuid import UUID
 
 import structlog
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session as CatalogueSession
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access.asking import requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, once
@@ -30,13 +32,18 @@ from datamanager.engine.inspection.directory_walk import Walk, tree_root
 from datamanager.engine.path_confinement import canonical_of, confined, followed, real_base
 from datamanager.engine.single.other_names import bundles_directory, has_other_spelling
 from datamanager.engine.single.verify import stored_sha256
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import FileKind
+from models.access.permission import require_place
 from models.objects.catalogue import Facts, FoundFile, register_object
 from models.objects.namesakes import has_namesake
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
+
+ACTION = "write:objects"
+MayWrite = Annotated[Grant, requires(ACTION)]
 log = structlog.get_logger(__name__)
 
 _AWAY = (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeout)
@@ -56,7 +63,7 @@ _AWAY = (errors.MachineUnavailable, errors.ConnectionLost, errors.TransportTimeo
     ),
     openapi_extra=openapi.body(RegisterRequest),
 )
-async def register(request: Request, context: In) -> Response:
+async def register(request: Request, context: In, asked: MayWrite) -> Response:
     """Register a file that exists on a machine.
 
     By default (`verify=stat`) the file must exist there and have the `size` given (0, empty or absent: unknown).
@@ -67,14 +74,15 @@ async def register(request: Request, context: In) -> Response:
     require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     async def work(slot: Slot) -> Response:
-        return object_answer(request, slot.subject or await _register(context, fields, slot))
+        return object_answer(request, slot.subject or await _register(context, fields, slot, asked))
 
     return await once(context, request, fields, work)
 
 
-async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UUID:
+async def _register(context: Context, fields: RegisterRequest, slot: Slot, asked: Grant) -> UUID:
     machine = context.machines[fields.machine]
     place = Place.of(machine, fields.path, fields.filename)
+    require_place(asked, place, fields.group, ACTION)
     end = Endpoint(place, machine, context.storages.get(machine.name))
     seen = Seen(Facts(fields.size))
     try:
@@ -85,7 +93,7 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
 
     def enter(session: CatalogueSession) -> UUID:
         new = register_object(
-            session, fields, place, seen.facts, canonical=seen.canonical, provisional=seen.canonical is None
+            session, fields, place, seen.facts, by=asked, canonical=seen.canonical, provisional=seen.canonical is None
         )
         for one in (place, seen.canonical or place):  # a bundle's own place was claimed
             require_outside_archive(machine, one.path)
@@ -102,7 +110,7 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
         new = await context.writing(enter_first)
     if new is None:
         if seen.canonical is not None:
-            await context.on_machine(machine.name, lambda: require_own_file(context, end))
+            await context.on_machine(machine.name, lambda: require_own_file(context, end, asked))
         new = await context.writing(enter)
     context.notify_relay()
     return new
@@ -187,7 +195,7 @@ def _seen(request: RegisterRequest, session: Session, machine: Machine, own: str
     ),
     openapi_extra=openapi.body(TreeRequest),
 )
-async def register_tree(request: Request, context: In) -> Response:
+async def register_tree(request: Request, context: In, asked: MayWrite) -> Response:
     """Register every regular file below a directory of a machine, as one object each.
 
     Links are not followed. Registered files are skipped, under other names too. With more than `max_files` files
@@ -203,31 +211,37 @@ async def register_tree(request: Request, context: In) -> Response:
 
     # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
     async def work(slot: Slot) -> Response:
-        tree = await _walk_tree(context, fields, request.state.request_id)
+        tree = await _walk_tree(context, fields, asked, request.state.request_id)
         return await (tree.whole() if slot.key else tree.stream())  # what is kept for a key must be whole
 
     return await once(context, request, fields, work)
 
 
-async def _walk_tree(context: Context, fields: TreeRequest, request_id: str) -> TreeRegistration:
+async def _walk_tree(context: Context, fields: TreeRequest, asked: Grant, request_id: str) -> TreeRegistration:
     machine = context.machines[fields.machine]
     prefix = normalised_prefix(machine, f"{fields.path}/" if fields.path else "")
+    require_place(asked, Place(machine.name, prefix), fields.group, ACTION)
     require_outside_archive(machine, prefix)
     storage = context.storages.get(machine.name)
     walk = Walk(fields.max_files)
-    walked = await context.on_machine(machine.name, lambda: _walked(fields, machine, storage, prefix, walk), long=True)
+    walked = await context.on_machine(
+        machine.name, lambda: _walked(fields, asked, machine, storage, prefix, walk), long=True
+    )
     end = Endpoint(Place(machine.name, prefix), machine, storage)
     files = await context.on_machine(machine.name, lambda: own_files(context, end, walked), long=True)
-    return TreeRegistration(context, fields, files, walk, request_id, len(walked) - len(files))
+    return TreeRegistration(context, fields, asked, files, walk, request_id, len(walked) - len(files))
 
 
-def _walked(fields: TreeRequest, machine: Machine, storage: Storage, prefix: str, walk: Walk) -> list[FoundFile]:
+def _walked(
+    fields: TreeRequest, asked: Grant, machine: Machine, storage: Storage, prefix: str, walk: Walk
+) -> list[FoundFile]:
     """Walk the tree; blocks. A path is as the client gave it as far as the client gave it."""
     proved = Verified.SIZE if fields.verify == "stat" else Verified.NONE
     given = fields.path.rstrip("/") if fields.path.strip("/") else fields.path
     found = []
     with storage.session() as session:
         root, canonical = tree_root(session, machine, prefix)
+        require_place(asked, Place(machine.name, canonical), fields.group, ACTION)
         above, real, shown = (posixpath.join(one, "") if one else "" for one in (prefix, canonical, given))
         for path, stat in walk.files(session, root, prefix):
             directory = posixpath.dirname(path)

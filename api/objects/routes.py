@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.access.asking import requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.query import (
@@ -34,7 +35,9 @@ from datamanager import errors
 from datamanager.domain.location import normalised_prefix
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import PathNotAllowed
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machines
+from models.access.visibility import Visible, seen
 from models.database import Database
 from models.objects.catalogue import get_object
 from models.objects.listing import SORTABLE, Selection, every_page, select_objects
@@ -44,6 +47,9 @@ LIMIT_MAX = 10_000
 METADATA = "metadata."
 
 router = APIRouter(prefix="/DM", tags=["objects"], default_response_class=Response)
+
+MayList = Annotated[Grant, requires("list:objects")]
+MayRead = Annotated[Grant, requires("read:objects")]
 _METADATA_KEY = re.compile(r'[^"\\\x00-\x1f]{1,255}')
 
 
@@ -106,20 +112,20 @@ class ObjectQuery(Query):
     openapi_extra=openapi.query(ObjectQuery),
 )
 @router.get("/info/", include_in_schema=False, openapi_extra=openapi.query(ObjectQuery))
-async def list_objects(request: Request, context: In) -> Response:
-    """List every object, DELETED ones included, oldest first: streamed, each as it is when its turn comes. Objects that
+async def list_objects(request: Request, context: In, asked: MayList) -> Response:
+    """List every object that is seen, DELETED ones included, oldest first: streamed, each as it is when its turn comes. Objects that
     are registered meanwhile are not included.
 
     With any parameter: one page of matching objects, of 8 MiB at most, and a `Link` header with `rel="next"` while
     there is more. With filters a page may be short, or empty, although there is more: it looks at 100 objects for each
     one wanted.
     """
-    items = request.query_params.multi_items()
+    items, visible = request.query_params.multi_items(), seen(asked, "list:objects")
     if not items:
-        return _Everything(context)
+        return _Everything(context, visible)
     selection = selection_of(items, context.machines)
     shown = rendered(object_view)
-    texts, cursor = await context.reading(lambda session: select_objects(session, selection, shown))
+    texts, cursor = await context.reading(lambda session: select_objects(session, selection, visible, shown))
     return page_response("/DM/info", items, texts, cursor)
 
 
@@ -128,10 +134,10 @@ async def list_objects(request: Request, context: In) -> Response:
     summary="Show an object",
     responses=openapi.json_answer(ObjectView, "The object.", errors.ObjectNotFound),
 )
-async def show_object(uuid: str, context: In) -> Response:
+async def show_object(uuid: str, context: In, asked: MayRead) -> Response:
     """Show an object."""
-    object_id = object_id_of(uuid)
-    row = await context.reading(lambda session: get_object(session, object_id))
+    object_id, visible = object_id_of(uuid), seen(asked, "read:objects")
+    row = await context.reading(lambda session: get_object(session, object_id, visible))
     return json_response(object_view(row))
 
 
@@ -164,14 +170,15 @@ class _Everything(Response):
     may have at once is bounded.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, visible: Visible) -> None:
         super().__init__()
         self.context = context
+        self.visible = visible
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Raises: TooManyStreams, CatalogueUnavailable."""
         with self.context.streams.of(scope):
-            pieces = _pieces(self.context.database)
+            pieces = _pieces(self.context.database, self.visible)
             first = await self._next(pieces)
             if scope["state"].get("head"):
                 await Response(media_type="application/json")(scope, receive, send)
@@ -188,10 +195,10 @@ class _Everything(Response):
         return await run_sync(next, pieces, b"", limiter=self.context.limits.streams)
 
 
-def _pieces(database: Database) -> Iterator[bytes]:
-    """Yield the JSON array of all objects in pieces; memory for one of them."""
+def _pieces(database: Database, visible: Visible) -> Iterator[bytes]:
+    """Yield the JSON array of all objects that are seen in pieces; memory for one of them."""
     opening = b"["
-    for texts in every_page(database, rendered(object_view, PIECE_BYTES)):
+    for texts in filter(None, every_page(database, visible, rendered(object_view, PIECE_BYTES))):
         yield opening + b",".join(texts)
         opening = b","
     yield b"[]" if opening == b"[" else b"]"

@@ -25,6 +25,7 @@ from api.objects.views import TreeFileView
 from datamanager.domain.requests import TreeRequest
 from datamanager.engine.inspection.directory_walk import Walk
 from datamanager.errors import DataManagerError, InternalError
+from datamanager.identity.grant import Grant
 from models.database import LET_OTHERS
 from models.objects.bulk_claims import chunks
 from models.objects.catalogue import FoundFile, NewRow, register_files
@@ -39,14 +40,22 @@ log = structlog.get_logger(__name__)
 
 class TreeRegistration:
     """The registration of a walked tree, once. `known`: how many further files of it are objects under other names.
-    `request_id` is what an error of it names.
+    `asked` is who registers them, `request_id` what an error of it names.
     """
 
     def __init__(
-        self, context: Context, fields: TreeRequest, files: Sequence[FoundFile], walk: Walk, request_id: str, known: int
+        self,
+        context: Context,
+        fields: TreeRequest,
+        asked: Grant,
+        files: Sequence[FoundFile],
+        walk: Walk,
+        request_id: str,
+        known: int,
     ) -> None:
         self._context = context
         self._fields = fields
+        self._asked = asked
         self._files = files
         self._walk = walk
         self._request_id = request_id
@@ -79,7 +88,9 @@ class TreeRegistration:
             if self._seen and not self._context.database.is_postgresql:
                 await asyncio.sleep(pause_after(held))
             try:
-                rows, begun = await self._context.writing(partial(_register, files=some, request=self._fields))
+                rows, begun = await self._context.writing(
+                    partial(_register, files=some, request=self._fields, by=self._asked)
+                )
             except Exception as error:  # whatever it is: the answer says what was registered before it
                 if not self._seen:
                     raise
@@ -131,10 +142,12 @@ def pause_after(held: float) -> float:
     return min(LET_OTHERS, max(SHORTEST_PAUSE, held))
 
 
-def _register(session: Session, files: Sequence[FoundFile], request: TreeRequest) -> tuple[list[NewRow], float]:
+def _register(
+    session: Session, files: Sequence[FoundFile], request: TreeRequest, by: Grant
+) -> tuple[list[NewRow], float]:
     """Enter a part; return its new objects, and the monotonic time at which its transaction began."""
     begun = time.monotonic()
-    return register_files(session, files, request), begun
+    return register_files(session, files, request, by), begun
 
 
 def _members(views: list[TreeFileView]) -> bytes:

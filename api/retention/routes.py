@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access.asking import requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate, once
@@ -32,6 +33,8 @@ from datamanager.domain.retention_requests import (
     Size,
 )
 from datamanager.domain.retention_rules import load_rules
+from datamanager.identity.grant import Grant
+from models.access.visibility import ALL, Visible, seen
 from models.database import now
 from models.retention import holds, runs
 from models.retention.report import make_decider, plan
@@ -41,6 +44,9 @@ from models.tables import DataObject
 LIMIT_MAX = 1000
 
 router = APIRouter(prefix="/DM", tags=["retention"], default_response_class=Response)
+
+ACTION = "retention"
+MayRetain = Annotated[Grant, requires(ACTION)]
 
 _HELD = openapi.json_answer(
     ObjectView, "The object.", *openapi.BODY, errors.ObjectNotFound, errors.ObjectDeleted, errors.ObjectBusy
@@ -68,14 +74,17 @@ class RunQuery(Query):
     responses=_HELD,
     openapi_extra=openapi.body(HoldRequest),
 )
-async def hold_object(uuid: str, request: Request, context: In) -> Response:
+async def hold_object(uuid: str, request: Request, context: In, asked: MayRetain) -> Response:
     """Protect an object from deletion by retention rules and by clients, until the hold is released.
 
     Its retention mark is removed. A held object keeps its `since` and gets the new reason.
     """
     object_id, fields = object_id_of(uuid), await read_request(request, HoldRequest)
     return await _change(
-        context, request, fields, lambda session: holds.hold(session, object_id, fields.reason, fields.by)
+        context,
+        request,
+        fields,
+        lambda session: holds.hold(session, object_id, _retained(asked), fields.reason, fields.by),
     )
 
 
@@ -85,10 +94,10 @@ async def hold_object(uuid: str, request: Request, context: In) -> Response:
     responses=openapi.json_answer(ObjectView, "The object.", errors.ObjectNotFound, *openapi.BODY),
     openapi_extra=openapi.body(),
 )
-async def release_object(uuid: str, request: Request, context: In) -> Response:
+async def release_object(uuid: str, request: Request, context: In, asked: MayRetain) -> Response:
     """Remove the hold of an object. Idempotent. A rule that selects it marks it again, with the full grace period."""
     object_id = object_id_of(uuid)
-    return await _change(context, request, None, lambda session: holds.release(session, object_id))
+    return await _change(context, request, None, lambda session: holds.release(session, object_id, _retained(asked)))
 
 
 @router.put(
@@ -97,7 +106,7 @@ async def release_object(uuid: str, request: Request, context: In) -> Response:
     responses=_HELD,
     openapi_extra=openapi.body(LifetimeRequest),
 )
-async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
+async def set_lifetime(uuid: str, request: Request, context: In, asked: MayRetain) -> Response:
     """Set `expires_at`, or a `lifetime` from now on; null removes the end.
 
     Nothing happens at that time by itself: a rule with `expired = true` may ask for it. Refused (409 `object_busy`)
@@ -105,7 +114,10 @@ async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
     """
     object_id, fields = object_id_of(uuid), await read_request(request, LifetimeRequest)
     return await _change(
-        context, request, fields, lambda session: holds.set_expiry(session, object_id, fields.ends(now(session)))
+        context,
+        request,
+        fields,
+        lambda session: holds.set_expiry(session, object_id, _retained(asked), fields.ends(now(session))),
     )
 
 
@@ -117,7 +129,7 @@ async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
     ),
     openapi_extra=openapi.query(PlanQuery),
 )
-async def show_plan(request: Request, context: In) -> Response:
+async def show_plan(request: Request, context: In, asked: MayRetain) -> Response:
     """Show what a run would do now, with which objects, and why; nothing is changed.
 
     It is decided by the same code as in a run. Only storage is not read: a run reads both copies before it deletes one.
@@ -143,7 +155,7 @@ async def show_plan(request: Request, context: In) -> Response:
     ),
     openapi_extra=openapi.body(RetentionRunRequest),
 )
-async def start_run(request: Request, context: In) -> Response:
+async def start_run(request: Request, context: In, asked: MayRetain) -> Response:
     """Submit a run; a mover makes its flow run. `Location` says where its report will be."""
     fields = await read_request(request, RetentionRunRequest)
     terms = RetentionTerms(fields.dry_run, fields.rule, fields.max_objects, fields.max_bytes)
@@ -157,7 +169,7 @@ async def start_run(request: Request, context: In) -> Response:
                 make_decider(session, rules, context.machines, terms)  # raises what is wrong with the terms
                 run = runs.ask_for_run(session, terms)
                 slot.attach(session, run)
-            view = view_of(RetentionRunView, runs.get_run(session, run), run=run)
+            view = view_of(RetentionRunView, runs.get_run(session, run, ALL), run=run)
             return json_response(view, 202, {"Location": f"/DM/retention/runs/{run}"})
 
         response = await context.writing(enter)
@@ -182,14 +194,14 @@ async def start_run(request: Request, context: In) -> Response:
     ),
     openapi_extra=openapi.body(RestoreRequest),
 )
-async def restore_object(uuid: str, request: Request, context: In) -> Response:
+async def restore_object(uuid: str, request: Request, context: In, asked: MayRetain) -> Response:
     """Remove the mark of an object: its rule skips it for `spare_for` (30 days). An object that a rule archived is
     activated. A deleted object cannot be restored: the grace period precedes the deletion.
     """
     object_id, fields = object_id_of(uuid), await read_request(request, RestoreRequest)
 
     def change(session: Session, _: Slot) -> Response:
-        obj, task = holds.restore(session, context.machines, object_id, fields.spare_for)
+        obj, task = holds.restore(session, context.machines, object_id, _retained(asked), fields.spare_for, asked)
         session.flush()
         return json_response({"object": object_view(obj), "task": task})
 
@@ -202,11 +214,13 @@ async def restore_object(uuid: str, request: Request, context: In) -> Response:
     responses=openapi.json_answer(RetentionRunView, "Runs, the newest first.", errors.InvalidRequest, many=True),
     openapi_extra=openapi.query(RunQuery),
 )
-async def list_runs(request: Request, context: In) -> Response:
+async def list_runs(request: Request, context: In, asked: MayRetain) -> Response:
     """List the stored runs, newest first; a `Link` header with `rel="next"` while there is more."""
-    query = read_query(request.query_params.multi_items(), RunQuery)
+    query, visible = read_query(request.query_params.multi_items(), RunQuery), seen(asked, ACTION)
     shown = rendered(lambda row: view_of(RetentionRunView, row, run=row.id))
-    texts, cursor = await context.reading(lambda session: runs.list_runs(session, query.limit, query.cursor, shown))
+    texts, cursor = await context.reading(
+        lambda session: runs.list_runs(session, visible, query.limit, query.cursor, shown)
+    )
     return page_response("/DM/retention/runs", [("limit", str(query.limit))], texts, cursor)
 
 
@@ -215,10 +229,10 @@ async def list_runs(request: Request, context: In) -> Response:
     summary="Show a run of retention",
     responses=openapi.json_answer(RetentionRunDetailView, "The run.", errors.RetentionRunNotFound),
 )
-async def show_run(run: str, context: In) -> Response:
+async def show_run(run: str, context: In, asked: MayRetain) -> Response:
     """Show the report of a run, with its first objects."""
-    run_id = retention_run_id_of(run)
-    row = await context.reading(lambda session: runs.get_run(session, run_id))
+    run_id, visible = retention_run_id_of(run), seen(asked, ACTION)
+    row = await context.reading(lambda session: runs.get_run(session, run_id, visible))
     return json_response(view_of(RetentionRunDetailView, row, run=run_id))
 
 
@@ -231,3 +245,8 @@ async def _change(
         return json_response(object_view(obj))
 
     return await mutate(context, request, inside, fields)
+
+
+def _retained(asked: Grant) -> Visible:
+    """Return which objects whoever asks may hold or release, and which they only see."""
+    return seen(asked, "read:objects", to=ACTION)

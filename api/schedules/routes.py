@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access.asking import requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate
@@ -25,13 +26,18 @@ from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.recurring import ScheduleRequest, ScheduleRunRequest
 from datamanager.errors import InvalidRequest
+from datamanager.identity.grant import Grant
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
 from datamanager.sources.terms.source_options import refuse_unknown
+from models.access.visibility import ALL, seen
 from models.external import schedules
 from models.submission import source_check
 
 router = APIRouter(prefix="/DM/schedules", tags=["schedules"], default_response_class=Response)
+
+ACTION = "schedules"
+MaySchedule = Annotated[Grant, requires(ACTION)]
 
 LIMIT_MAX = 1000
 TOPIC = "schedules"
@@ -61,7 +67,7 @@ class ScheduleQuery(Query):
     ),
     openapi_extra=openapi.body(ScheduleRequest),
 )
-async def add(request: Request, context: In) -> Response:
+async def add(request: Request, context: In, asked: MaySchedule) -> Response:
     """Fetch `url` every `interval` or by `cron` (UTC). `url`, `path` and `filename` are templates of the scheduled
     time: `{date:%Y%m%d}`, `{date-6h:%H}`. Secrets are accepted as a stored `credential` only. With `keep`, older
     versions beyond that number are deleted; with `skip_unchanged` an unchanged source is not downloaded again.
@@ -71,9 +77,9 @@ async def add(request: Request, context: In) -> Response:
 
     def change(session: Session, slot: Slot) -> Response:
         if slot.subject is not None:  # made by a request that did not end
-            row = schedules.get_schedule(session, slot.subject)
+            row = schedules.get_schedule(session, slot.subject, ALL)
         else:
-            row = schedules.add_schedule(session, fields)
+            row = schedules.add_schedule(session, fields, asked)
             slot.attach(session, row.id)
         return json_response(schedule_view(row, []), 201, {"Location": f"/DM/schedules/{row.id}"})
 
@@ -88,12 +94,12 @@ async def add(request: Request, context: In) -> Response:
     ),
     openapi_extra=openapi.query(ScheduleQuery),
 )
-async def list_all(request: Request, context: In) -> Response:
+async def list_all(request: Request, context: In, asked: MaySchedule) -> Response:
     """List the recurring downloads, oldest first, with a `Link` header with `rel="next"` while there is more."""
     given = request.query_params.multi_items()
-    query, shown = read_query(given, ScheduleQuery), rendered(schedule_view)
+    query, shown, visible = read_query(given, ScheduleQuery), rendered(schedule_view), seen(asked, ACTION)
     texts, cursor = await context.reading(
-        lambda session: schedules.select_schedules(session, query.limit, query.cursor, shown)
+        lambda session: schedules.select_schedules(session, visible, query.limit, query.cursor, shown)
     )
     return page_response("/DM/schedules", given, texts, cursor)
 
@@ -103,12 +109,12 @@ async def list_all(request: Request, context: In) -> Response:
     summary="Show a schedule",
     responses=openapi.json_answer(ScheduleView, "The schedule and its last runs.", errors.ScheduleNotFound),
 )
-async def show(schedule: str, context: In) -> Response:
+async def show(schedule: str, context: In, asked: MaySchedule) -> Response:
     """Show a schedule and the results of its latest runs, newest first."""
-    wanted = schedule_id_of(schedule)
+    wanted, visible = schedule_id_of(schedule), seen(asked, ACTION)
 
     def look(session: Session) -> ScheduleView:
-        return schedule_view(schedules.get_schedule(session, wanted), schedules.last_runs(session, wanted))
+        return schedule_view(schedules.get_schedule(session, wanted, visible), schedules.last_runs(session, wanted))
 
     return json_response(await context.reading(look))
 
@@ -119,12 +125,12 @@ async def show(schedule: str, context: In) -> Response:
     responses=openapi.json_answer(RemovedView, "The schedule was removed.", *_ONE),
     openapi_extra=openapi.body(),
 )
-async def remove(schedule: str, request: Request, context: In) -> Response:
+async def remove(schedule: str, request: Request, context: In, asked: MaySchedule) -> Response:
     """Remove a schedule. Its versions stay, and a transfer under way is not stopped."""
-    wanted = schedule_id_of(schedule)
+    wanted, visible = schedule_id_of(schedule), seen(asked, ACTION)
 
     def change(session: Session, _: Slot) -> Response:
-        schedules.remove_schedule(session, wanted)
+        schedules.remove_schedule(session, wanted, visible)
         return json_response({"removed": wanted})
 
     return await mutate(context, request, change)
@@ -136,9 +142,9 @@ async def remove(schedule: str, request: Request, context: In) -> Response:
     responses=openapi.json_answer(ScheduleView, "The schedule.", *_ONE),
     openapi_extra=openapi.body(),
 )
-async def pause(schedule: str, request: Request, context: In) -> Response:
+async def pause(schedule: str, request: Request, context: In, asked: MaySchedule) -> Response:
     """Pause a schedule; fine when it is paused. A transfer under way is not stopped."""
-    return await _pause(schedule, request, context, paused=True)
+    return await _pause(schedule, request, context, asked, paused=True)
 
 
 @router.post(
@@ -147,9 +153,9 @@ async def pause(schedule: str, request: Request, context: In) -> Response:
     responses=openapi.json_answer(ScheduleView, "The schedule.", *_ONE),
     openapi_extra=openapi.body(),
 )
-async def resume(schedule: str, request: Request, context: In) -> Response:
+async def resume(schedule: str, request: Request, context: In, asked: MaySchedule) -> Response:
     """Resume a schedule; fine when it is not paused. Times missed meanwhile are not fetched."""
-    return await _pause(schedule, request, context, paused=False)
+    return await _pause(schedule, request, context, asked, paused=False)
 
 
 @router.post(
@@ -165,30 +171,30 @@ async def resume(schedule: str, request: Request, context: In) -> Response:
     ),
     openapi_extra=openapi.body(ScheduleRunRequest),
 )
-async def run(schedule: str, request: Request, context: In) -> Response:
+async def run(schedule: str, request: Request, context: In, asked: MaySchedule) -> Response:
     """Run a schedule once, also while it is paused: for the current time, or for a `moment` in the past. A time
     that was downloaded is not downloaded again; a failed one is. `runs` contains the result.
     """
-    wanted = schedule_id_of(schedule)
+    wanted, visible = schedule_id_of(schedule), seen(asked, ACTION)
     fields = await read_request(request, ScheduleRunRequest)
 
     def change(session: Session, _: Slot) -> Response:
         if fields.moment is None:
-            row, shown = schedules.want_run(session, wanted), schedules.last_runs(session, wanted)
+            row, shown = schedules.want_run(session, wanted, visible), schedules.last_runs(session, wanted)
         else:
+            row = schedules.get_schedule(session, wanted, visible)
             sealer = Sealer.of(context.settings)
             shown = [schedules.run_moment(session, context.machines, sealer, wanted, fields.moment)]
-            row = schedules.get_schedule(session, wanted)
         return json_response(schedule_view(row, shown), 202)
 
     return await mutate(context, request, change, fields, notify=TOPIC)
 
 
-async def _pause(schedule: str, request: Request, context: Context, *, paused: bool) -> Response:
-    wanted = schedule_id_of(schedule)
+async def _pause(schedule: str, request: Request, context: Context, asked: Grant, *, paused: bool) -> Response:
+    wanted, visible = schedule_id_of(schedule), seen(asked, ACTION)
 
     def change(session: Session, _: Slot) -> Response:
-        row = schedules.pause_schedule(session, wanted, paused=paused)
+        row = schedules.pause_schedule(session, wanted, visible, paused=paused)
         return json_response(schedule_view(row, schedules.last_runs(session, wanted)))
 
     return await mutate(context, request, change, notify=TOPIC)

@@ -10,35 +10,31 @@ identifier, which only our own pages can ask for.
 
 from __future__ import annotations
 
-import base64
 import hmac
-import json
 import secrets
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.context import Context
+from api.sessions.sealed_cookie import SealedCookie
 from datamanager.errors import CsrfTokenMissing, NotAllowed
 from datamanager.identity.grant import Grant, Means
 from datamanager.sealing import Sealer
+from models.access.tokens import is_withdrawn
 from models.core.leases import drop_lease, hold_lease, is_held
 
 COOKIE, SECURE_COOKIE = "dm_session", "__Host-dm_session"
-PENDING_COOKIE = "dm_login"
-"""Of a login that the issuer has not answered yet."""
-PENDING_FOR = 600
-"""Seconds that a person has to log in at the issuer."""
 COOKIE_MAX = 3800
 """Characters; browsers keep 4096 bytes with the name and the attributes."""
+PENDING_FOR = 600
+"""Seconds that a person has to log in at the issuer."""
 CSRF_HEADER = "X-CSRF-Token"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PURPOSE = "dm browser sessions"
@@ -70,6 +66,9 @@ class BrowserSessions:
         self._context = context
         self._grant_of = grant_of
         self._sealer = Sealer.of(context.settings)
+        self._cookie = SealedCookie(self._sealer, PURPOSE)
+        self.pending = SealedCookie(self._sealer, f"{PURPOSE}: pending", PENDING_FOR)
+        """Of logins that the issuer has not answered yet."""
 
     async def start(self, request: Request, response: Response, **known: Any) -> None:
         """Log a browser in with its answer: `token`, a service token, or `grant`, that of the issuer's token.
@@ -79,7 +78,7 @@ class BrowserSessions:
         lasting = self._context.settings.session
         session = BrowserSession(secrets.token_hex(16), time.time() + lasting.total_seconds(), **known)
         plain = {"id": session.identifier, "until": session.until, "token": session.token, "grant": session.grant}
-        sealed = self.seal(plain)
+        sealed = self._cookie.seal(plain)
         if len(sealed) > COOKIE_MAX:
             raise NotAllowed("the person has too many groups and scopes for a browser's session")
         await self._context.writing(lambda database: hold_lease(database, session.lease, session.identifier, lasting))
@@ -88,11 +87,17 @@ class BrowserSessions:
     async def grant(self, request: Request) -> Grant | None:
         """Return who a request is from by its cookie; None without a session that lasts.
 
-        Raises: CsrfTokenMissing; NotAuthenticated when its service token is revoked or expired; CatalogueUnavailable.
+        Raises: CsrfTokenMissing; NotAuthenticated when its service token is revoked or expired; NotAllowed for a person
+        who was withdrawn; CatalogueUnavailable.
         """
         session = self.find(request)
-        if session is None or not await self._context.reading(lambda database: _lasts(database, session)):
+        if session is None:
             return None
+        lasts, withdrawn = await self._context.reading(lambda database: _look(database, session))
+        if not lasts:
+            return None
+        if withdrawn:
+            raise NotAllowed("this person was withdrawn")
         if request.method not in SAFE_METHODS:
             self._require_csrf_token(request, session)
         if session.token is not None:
@@ -114,7 +119,7 @@ class BrowserSessions:
 
     def find(self, request: Request) -> BrowserSession | None:
         """Return what the cookie says; None where there is none, it is not ours, or its time is over."""
-        content = self.unseal(request.cookies.get(_cookie_name(request), ""))
+        content = self._cookie.unseal(request.cookies.get(_cookie_name(request), ""))
         if content is None or content["until"] <= time.time():
             return None
         return BrowserSession(content["id"], content["until"], content["token"], content["grant"])
@@ -123,28 +128,10 @@ class BrowserSessions:
         """Return the token that requests with this session repeat."""
         return hmac.digest(self._csrf_key, session.identifier.encode(), "sha256").hex()
 
-    def seal(self, content: dict[str, Any]) -> str:
-        """Return a cookie's value. Raises: SecretsUnreadable."""
-        return self._fernet.encrypt(zlib.compress(json.dumps(content).encode())).decode("ascii")
-
-    def unseal(self, value: str) -> dict[str, Any] | None:
-        """Return what was sealed; None for anything else. Raises: SecretsUnreadable."""
-        if not value:
-            return None
-        try:
-            content: dict[str, Any] = json.loads(zlib.decompress(self._fernet.decrypt(value.encode("latin-1"))))
-        except (InvalidToken, UnicodeEncodeError):
-            return None
-        return content
-
     def _require_csrf_token(self, request: Request, session: BrowserSession) -> None:
         given = request.headers.get(CSRF_HEADER, "")
         if not hmac.compare_digest(given.encode("latin-1"), self.csrf_token(session).encode()):
             raise CsrfTokenMissing(f"a request with a browser's session repeats its token in {CSRF_HEADER}")
-
-    @cached_property
-    def _fernet(self) -> Fernet:
-        return Fernet(base64.urlsafe_b64encode(self._sealer.derived(PURPOSE)))
 
     @cached_property
     def _csrf_key(self) -> bytes:
@@ -157,8 +144,11 @@ class BrowserSessions:
         )
 
 
-def _lasts(database: Session, session: BrowserSession) -> bool:
-    return is_held(database, session.lease, session.identifier)
+def _look(database: Session, session: BrowserSession) -> tuple[bool, bool]:
+    """Say whether a session lasts, and whether its person was withdrawn since."""
+    person = None if session.grant is None else session.grant["person"]
+    withdrawn = person is not None and is_withdrawn(database, person)
+    return is_held(database, session.lease, session.identifier), withdrawn
 
 
 def _cookie_name(request: Request) -> str:

@@ -51,7 +51,7 @@ def login_page(target: str, issuer: str | None, *, problem: str | None = None, s
     if issuer is not None:
         link = escape(f"/login/start?{urlencode({'next': target})}")
         parts.append(f'<p><a class="button" href="{link}">Log in at {escape(urlsplit(issuer).netloc)}</a></p>')
-    parts += [_LOGIN_FORM.format(target=escape(target)), "</main>"]
+    parts += [_LOGIN_FORM.format(target=escape(target)), '<script src="/pages/login.js"></script>', "</main>"]
     return _page("Log in", "\n".join(parts), status=status)
 
 

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from api.access.authentication import authentication_of
 from api.http.request_parts import read_fields
 from api.http.responses import json_response
-from api.sessions.browser_session import PENDING_COOKIE, PENDING_FOR, BrowserSessions
+from api.sessions.browser_session import PENDING_FOR, BrowserSessions
 from api.sessions.code_flow import CodeFlow, IssuerAnswer, PendingLogin
 from api.sessions.pages import STATIC, bounce_page, login_page
 from datamanager.errors import NotAllowed, NotAuthenticated
@@ -26,6 +26,7 @@ from datamanager.identity.service_token import is_service_token
 
 TARGET = "/docs"
 CALLBACK = "/login/callback"
+PENDING_COOKIE = "dm_login"
 _LOCAL = re.compile(r"/(?![/\\])[A-Za-z0-9._~/?#=&%+:@,-]{0,1000}")
 
 
@@ -60,12 +61,12 @@ def session_routes(sessions: BrowserSessions, flow: CodeFlow | None) -> list[Bas
             return login_page(target, issuer, problem=exc.detail, status=401)
         response = RedirectResponse(url, 303)
         # the issuer's redirect is a way that began on another site: a Strict cookie would not be sent with it
-        _set_pending(request, response, sessions.seal(asdict(pending)), PENDING_FOR)
+        _set_pending(request, response, sessions.pending.seal(asdict(pending)), PENDING_FOR)
         return response
 
     async def return_from_issuer(request: Request) -> Response:
-        kept = sessions.unseal(request.cookies.get(PENDING_COOKIE, ""))
-        pending = None if kept is None or "verifier" not in kept else PendingLogin(**kept)
+        kept = sessions.pending.unseal(request.cookies.get(PENDING_COOKIE, ""))
+        pending = None if kept is None else PendingLogin(**kept)
         target = TARGET if pending is None else pending.target
         response: Response = bounce_page(target)
         try:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access.asking import requires
 from api.context import In
 from api.http import openapi
 from api.http.query import (
@@ -32,6 +33,8 @@ from api.tasks.views import ItemView, TaskView, item_view, show_tasks, weight_of
 from datamanager import errors
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
+from datamanager.identity.grant import Grant
+from models.access.visibility import seen
 from models.core.cursors import Rendering
 from models.transfers.items import page_of_items
 from models.transfers.lookup import TransferSelection, get_transfer, select_transfers
@@ -43,6 +46,8 @@ ITEM_STATUS = (TransferStatus.QUEUED, TransferStatus.COMPLETE, TransferStatus.ER
 _ITEM_STATUS = "QUEUED, COMPLETE or ERROR"
 
 router = APIRouter(prefix="/DM/async", default_response_class=Response)
+
+MayRead = Annotated[Grant, requires("read:tasks")]
 
 
 def _object(value: str) -> UUID:
@@ -99,14 +104,14 @@ class ItemQuery(Query):
     openapi_extra=openapi.query(TaskQuery),
 )
 @router.get("/status/", include_in_schema=False, openapi_extra=openapi.query(TaskQuery))
-async def list_tasks(request: Request, context: In) -> Response:
+async def list_tasks(request: Request, context: In, asked: MayRead) -> Response:
     """List tasks, the newest first, with a `Link` header with `rel="next"` while there is more."""
-    given = request.query_params.multi_items()
+    given, visible = request.query_params.multi_items(), seen(asked, "read:tasks")
     query = read_query(given, TaskQuery)
     wanted = TransferSelection(oldest_first=query.sort == "created", **query.model_dump(exclude={"sort"}))
 
     def look(session: Session) -> tuple[list[bytes], str | None]:
-        rows, cursor = select_transfers(session, wanted, Rendering(weigh=weight_of_task))
+        rows, cursor = select_transfers(session, wanted, visible, Rendering(weigh=weight_of_task))
         return [orjson.dumps(view) for view in show_tasks(session, context, rows)], cursor
 
     return page_response("/DM/async/status", given, *await context.reading(look))
@@ -121,19 +126,17 @@ async def list_tasks(request: Request, context: In) -> Response:
     ),
     openapi_extra=openapi.query(ItemQuery),
 )
-async def list_items(task: str, request: Request, context: In) -> Response:
+async def list_items(task: str, request: Request, context: In, asked: MayRead) -> Response:
     """List the status of a batch's items, in the order of the request, with a `Link` header with `rel="next"` while
     there is more. A task that is not a batch has none.
     """
     task_id, query = task_id_of(task), read_query(request.query_params.multi_items(), ItemQuery)
 
-    shown = rendered(item_view)
+    shown, visible = rendered(item_view), seen(asked, "read:tasks")
 
     def look(session: Session) -> tuple[list[bytes], int | None]:
-        get_transfer(session, task_id)
-        return page_of_items(
-            session, task_id, status=query.status, after=query.cursor, limit=query.limit, rendering=shown
-        )
+        row = get_transfer(session, task_id, visible)
+        return page_of_items(session, row, status=query.status, after=query.cursor, limit=query.limit, rendering=shown)
 
     given = [("status", query.status), ("limit", query.limit)]
     repeated = [(name, str(value)) for name, value in given if value is not None]

@@ -18,6 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access.asking import Asked, requires
 from api.context import Context, In
 from api.http import openapi
 from api.http.openapi import BODY, BYTES, OBJECT, PLACE, URL, WAITING, Errors
@@ -25,11 +26,20 @@ from api.http.request_parts import object_id_of, read_large_request, read_reques
 from api.transfers.submit import enqueue, wait_for
 from datamanager import errors
 from datamanager.domain.states import TransferKind as Kind
+from datamanager.identity.grant import Grant
 from models.submission import TransferRequest
 from models.transfers.lookup import REQUEST_OF_KIND
 
 router = APIRouter(prefix="/DM", default_response_class=Response)
 
+MOVING, READING = ("transfers", "read:objects", "write:objects"), ("archive", "read:objects")
+SCOPES = {
+    **dict.fromkeys((Kind.COPY, Kind.COPY_MANY, Kind.MOVE, Kind.MOVE_MANY), MOVING),
+    **dict.fromkeys((Kind.GETEXTERNAL, Kind.GETEXTERNAL_MANY), ("transfers", "write:objects")),
+    **dict.fromkeys((Kind.ARCHIVE, Kind.ARCHIVE_MANY, Kind.ACTIVATE, Kind.ACTIVATE_MANY), READING),
+    Kind.DELETE: ("delete:objects",),
+}
+"""The actions that each kind of transfer requires; of what, `models.submission` asks."""
 WAITED_FOR: Errors = (*WAITING, *BYTES, errors.SourceMissing)
 NOT_ARCHIVED: Errors = (
     errors.ObjectNotFound,
@@ -218,15 +228,15 @@ def _handler(kind: Kind, submit: Submit, *, of_object: bool) -> Callable[..., Aw
     """Return the function that serves an endpoint; FastAPI reads its parameters."""
     model, read = REQUEST_OF_KIND[kind], read_large_request if kind.many else read_request
 
-    async def serve(request: Request, context: Context, object_id: UUID | None = None) -> Response:
+    async def serve(request: Request, context: Context, asked: Grant, object_id: UUID | None = None) -> Response:
         fields = await read(request, model)
-        return await submit(context, request, TransferRequest(kind, fields, object_id))
+        return await submit(context, request, TransferRequest(kind, fields, object_id, grant=asked))
 
-    async def of_one(uuid: str, request: Request, context: In) -> Response:
-        return await serve(request, context, object_id_of(uuid))
+    async def of_one(uuid: str, request: Request, context: In, asked: Asked) -> Response:
+        return await serve(request, context, asked, object_id_of(uuid))
 
-    async def of_none(request: Request, context: In) -> Response:
-        return await serve(request, context)
+    async def of_none(request: Request, context: In, asked: Asked) -> Response:
+        return await serve(request, context, asked)
 
     return of_one if of_object else of_none
 
@@ -250,6 +260,7 @@ def _add(tag: str, endpoint: TransferRoute, submit: Submit) -> None:
             path,
             handler,
             methods=[method],
+            dependencies=[requires(*SCOPES[kind])],
             name=name,
             tags=[tag],
             summary=endpoint.summary,

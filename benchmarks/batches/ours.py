@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from benchmarks.control.ours import resident
 from benchmarks.race import WrongResult
-from datamanager.client import Client
 from datamanager.machines import Machine
 from tests.support.process import children_of
 from tests.support.service import DataManagerService
@@ -39,7 +38,7 @@ class Batches:
 
     def __enter__(self) -> Self:
         self.service.__enter__()
-        self.client = Client(self.service.url)
+        self.client = self.service.client()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:

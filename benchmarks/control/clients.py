@@ -19,12 +19,14 @@ PATIENCE = 60.0
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 
-def request_bytes(method: str, path: str, port: int, body: Any = None) -> bytes:
-    """Return a request as it is sent; `body`: as JSON."""
+def request_bytes(method: str, path: str, port: int, body: Any = None, token: str | None = None) -> bytes:
+    """Return a request as it is sent; `body`: as JSON; `token`: who asks."""
     data = b"" if body is None else json.dumps(body).encode()
     head = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(data)}"]
     if data:
         head.append("Content-Type: application/json")
+    if token is not None:
+        head.append(f"Authorization: Bearer {token}")
     return "\r\n".join([*head, "", ""]).encode() + data
 
 

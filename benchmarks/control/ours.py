@@ -17,7 +17,6 @@ from sqlalchemy import func, select
 
 from benchmarks.control.clients import request_bytes, seconds_for
 from benchmarks.race import WrongResult
-from datamanager.client import Client
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import Cancelled
 from models.database import Database
@@ -63,7 +62,7 @@ class Ours:
 
     def __enter__(self) -> Self:
         self.service.__enter__()
-        self.client = Client(self.service.url)
+        self.client = self.service.client()
         self.database = Database(f"sqlite+pysqlite:///{self.service.home / 'catalogue.db'}")
         (self._files / "source").write_bytes(os.urandom(SIZE))
         self.object = self.client.register(HERE, "source")
@@ -106,7 +105,7 @@ class Ours:
         """Ask for copies by many clients at once; return the seconds until all are accepted."""
         port, path = self.service.port, f"/DM/async/copy/{self.object}"
         bodies = ({"machine": HERE, "dest": f"copies/{next(self._names)}"} for _ in range(count))
-        return seconds_for(port, [request_bytes("POST", path, port, body) for body in bodies])
+        return seconds_for(port, [request_bytes("POST", path, port, body, self.service.token) for body in bodies])
 
     def register_at_once(self, count: int) -> float:
         """Register files, which are made before, by many clients at once; return the seconds."""
@@ -116,7 +115,9 @@ class Ours:
         for name in names:
             (self._files / folder / name).write_bytes(b"x")
         port, bodies = self.service.port, (described(HERE, folder, name) for name in names)
-        return seconds_for(port, [request_bytes("PUT", "/DM/register", port, body) for body in bodies])
+        return seconds_for(
+            port, [request_bytes("PUT", "/DM/register", port, body, self.service.token) for body in bodies]
+        )
 
     def run_queued(self, count: int, *, shared: bool = False) -> float:
         """Let copies queue, then run them all; return the seconds from when they may run to the end of the last one.

@@ -12,9 +12,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from datamanager.cli import audits, machines, retention, schedules, tasks
+from datamanager.cli import audits, machines, retention, schedules, tasks, tokens
 from datamanager.cli.options import with_settings
 from datamanager.errors import DataManagerError, RequestError, SettingsError
+from datamanager.settings import TOKEN
 
 
 def become(entry: str, environment: Mapping[str, str], arguments: Sequence[str] = ()) -> NoReturn:
@@ -31,7 +32,8 @@ def become(entry: str, environment: Mapping[str, str], arguments: Sequence[str] 
     sys.stdout.flush()
     argv = [sys.executable, "-m", module, *arguments]
     # PYTHONSAFEPATH: never import modules from the current folder
-    os.execve(sys.executable, argv, {**os.environ, **environment, "PYTHONSAFEPATH": "1"})  # noqa: S606 - ourselves, no shell
+    inherited = {name: value for name, value in os.environ.items() if name != TOKEN}  # the service needs none
+    os.execve(sys.executable, argv, {**inherited, **environment, "PYTHONSAFEPATH": "1"})  # noqa: S606 - ourselves, no shell
 
 
 app = typer.Typer(
@@ -50,6 +52,8 @@ app.add_typer(tasks.app, name="task")
 app.add_typer(retention.app, name="retention")
 app.add_typer(audits.app, name="audit")
 app.add_typer(schedules.app, name="schedule")
+app.add_typer(tokens.app, name="token")
+app.command()(tokens.whoami)
 
 
 @app.command()
@@ -102,6 +106,13 @@ def current() -> None:
 def downgrade(revision: Annotated[str, typer.Argument(help="Target revision; `base` deletes all data.")]) -> None:
     """Downgrade the schema."""
     become("db", {}, ["downgrade", revision])
+
+
+@tokens.app.command()
+@with_settings
+def bootstrap(environment: dict[str, str]) -> None:
+    """Write a token of the role admin to the file admin-token in DM_HOME, on a host that reaches the catalogue."""
+    become("admin_token", environment)
 
 
 @app.command()

@@ -8,6 +8,7 @@ What the service refuses is raised as the error it was there (`datamanager.error
 `Idempotency-Key`, so one whose connection broke is repeated and still done once.
 """
 
+from datamanager.client.access_client import AccessClient, TokenInfo, WhoamiInfo
 from datamanager.client.answers import (
     CircuitInfo,
     ItemCountsInfo,
@@ -27,6 +28,7 @@ from datamanager.client.retention_client import RetentionClient, RetentionPlan, 
 
 __all__ = [
     "DEFAULT_URL",
+    "AccessClient",
     "AuditClient",
     "AuditFindingInfo",
     "AuditInfo",
@@ -43,6 +45,8 @@ __all__ = [
     "RetentionRunInfo",
     "Task",
     "TaskError",
+    "TokenInfo",
     "Tree",
+    "WhoamiInfo",
     "problem_error",
 ]

@@ -12,8 +12,9 @@ from urllib.parse import quote, urljoin, urlsplit
 from uuid import UUID, uuid4
 
 import requests
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
+from datamanager.client.bearer import BearerAuth, find_token, require_safe
 from datamanager.errors import (
     CatalogueFull,
     DataManagerError,
@@ -47,16 +48,28 @@ class RestConnection:
     """The connection to one service; not to be shared between threads. `timeout` in seconds is for one answer.
 
     `ca_file` has the authorities (PEM) that an https service is verified with; if not given, the system's are.
+    `token`: a service token, or a bearer token of the service's issuer; if not given, DM_TOKEN, else, for a service on
+    this host, the file admin-token in DM_HOME. It is sent to other hosts by https only.
 
     Every request may raise ServiceError (it does not answer) and what the service itself raises.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float = 30.0,
+        token: str | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        """Raises: SettingsError when a token would be sent to another host without TLS."""
         self._base = f"{url.rstrip('/')}/"
         self._timeout = timeout
         self._session = requests.Session()
         self._session.headers["Accept"] = "application/json"
         self._verify = authorities(ca_file)
+        bearer = find_token(url) if token is None else require_safe(SecretStr(token), url)
+        self._session.auth = None if bearer is None else BearerAuth(bearer)
         # no proxy stands between a host and itself
         self._session.trust_env = not is_loopback(urlsplit(url).hostname or "")
 

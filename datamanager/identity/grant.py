@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import product
 from typing import Any, Self
 
 from datamanager.errors import InvalidRequest, NotAllowed
-from datamanager.identity.scopes import ACTIONS, AccessTarget, Condition, Scope
+from datamanager.identity.scopes import ACTIONS, AccessTarget, Condition, FilterKind, Scope
 
 Clause = tuple[Condition, ...]
 """Conditions that must all hold; an empty one always does."""
@@ -42,6 +43,8 @@ class Grant:
     """Which one: a service token's id, or the issuer's subject; None where there is none."""
     principal: str | None = None
     """The login that the person has on machines that act as the caller."""
+    roles: tuple[str, ...] = ()
+    """Those whose scopes are among `scopes`: when roles.toml changes, they are read again."""
     _clauses: Mapping[str, tuple[Clause, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +75,15 @@ class Grant:
         if not self.may(action, target):
             raise NotAllowed(f"the scope {action} is missing, or its filters exclude this")
 
+    def covers(self, other: Grant) -> bool:
+        """Say whether all that `other` may do is permitted here: each of its clauses by one of ours."""
+        return all(
+            any(_is_within(narrow, wide) for wide in self._clauses.get(action, ()))
+            for action, clauses in other._clauses.items()
+            for clause in clauses
+            for narrow in _single(clause)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON for a row."""
         return {
@@ -81,6 +93,7 @@ class Grant:
             "means": self.means.value,
             "credential": self.credential,
             "principal": self.principal,
+            "roles": list(self.roles),
         }
 
     @classmethod
@@ -94,9 +107,34 @@ class Grant:
                 Means(value["means"]),
                 None if value["credential"] is None else _text(value["credential"]),
                 None if value["principal"] is None else _text(value["principal"]),
+                tuple(_texts(value["roles"])),
             )
         except (KeyError, TypeError, ValueError, InvalidRequest) as exc:
             raise NotAllowed("the grant cannot be read") from exc
+
+
+EVERYBODY = Grant("local", frozenset(), tuple(map(Scope, ACTIONS)), Means.NONE)
+"""Whoever asks where authentication is off."""
+
+
+def _single(clause: Clause) -> Iterator[Clause]:
+    """Yield the clauses, each with one value a condition, one of which holds where `clause` does."""
+    each = ([replace(one, values=frozenset({value})) for value in one.values] for one in clause)
+    yield from product(*each)
+
+
+def _is_within(narrow: Clause, wide: Clause) -> bool:
+    """Say whether `wide` holds wherever `narrow` does."""
+    return all(any(_implies(given, wanted) for given in narrow) for wanted in wide)
+
+
+def _implies(given: Condition, wanted: Condition) -> bool:
+    if not given.values <= wanted.values:
+        return False
+    if wanted.kind is FilterKind.MACHINE:
+        return given.kind in (FilterKind.MACHINE, FilterKind.PREFIX)
+    below = not wanted.path or given.path == wanted.path or given.path.startswith(f"{wanted.path}/")
+    return given.kind is wanted.kind and below
 
 
 def _text(value: object) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -40,6 +40,10 @@ class Delivery:
     reply_to: str | None = None
     content_type: str | None = None
     redelivered: bool = False
+    user_id: str | None = None
+    """The user that sent it; the broker has compared it with the connection's."""
+    headers: Mapping[str, object] = field(default_factory=dict, repr=False)
+    """May contain a token: they are not logged, and not copied but for what a verdict says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,12 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Something that the message needs is unavailable: put it back after `pause` seconds, as often as it takes."""
+    """Something that the message needs is unavailable: put it back after `pause` seconds, as often as it takes, with
+    these headers.
+    """
 
     pause: float
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 Verdict = Done | DeadLetter | Later
@@ -175,6 +182,8 @@ class Consumption:
             reply_to=properties.reply_to,
             content_type=properties.content_type,
             redelivered=bool(message.redelivered),
+            user_id=properties.user_id,
+            headers=properties.headers or {},
         )
         try:
             await self._carry_out(await self._handler(delivery), delivery)
@@ -196,14 +205,14 @@ class Consumption:
                 shown = detail[:DETAIL_MAX].encode("utf-8", "replace").decode("utf-8")
                 headers = {"dm-reason": reason, "dm-detail": shown, "dm-queue": self._queue}
                 await self._copy(delivery, DEAD_EXCHANGE, headers)
-            case Later(pause=pause):
+            case Later(pause=pause, headers=kept):
                 await asyncio.sleep(pause)
                 # a fresh copy: putting the message back would count against the queue's delivery limit
-                await self._copy(delivery, DEFAULT_EXCHANGE, {})
+                await self._copy(delivery, DEFAULT_EXCHANGE, kept)
             case Done():
                 pass
 
-    async def _copy(self, delivery: Delivery, exchange: str, headers: dict[str, str]) -> None:
+    async def _copy(self, delivery: Delivery, exchange: str, headers: Mapping[str, str]) -> None:
         await self._broker.publish(
             exchange,
             self._queue,
@@ -213,7 +222,7 @@ class Consumption:
             correlation_id=delivery.correlation_id,
             reply_to=delivery.reply_to,
             content_type=delivery.content_type,
-            headers=headers,
+            headers=dict(headers),
         )
 
     async def _finish(self) -> None:

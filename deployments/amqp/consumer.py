@@ -17,12 +17,14 @@ from functools import partial
 from typing import assert_never
 from uuid import UUID
 
-from datamanager.errors import BrokerUnavailable, ServiceError
+from datamanager.errors import BrokerUnavailable, NotAllowed, NotAuthenticated, SecretsUnreadable, ServiceError
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machines
 from datamanager.messaging.broker import DEFAULT_EXCHANGE, DIRECT_REPLY_TO, OWN_PREFIX, REQUESTS_QUEUE, Broker
 from datamanager.messaging.consuming import Consumption, DeadLetter, Delivery, Done, Later, Verdict
 from datamanager.sealing import Sealer
-from deployments.amqp.submission import Call, enter, read_message
+from deployments.amqp.senders import MessageSenders, grant_of_sender
+from deployments.amqp.submission import Call, Event, Refusal, enter, read_message
 from deployments.periodic import every
 from models.database import Database
 from models.submission import SourceCheck
@@ -48,7 +50,8 @@ class RequestConsumer:
     `on_transfer` takes a transfer; it returns when the flow run exists, or the transfer can't be taken (now, or ever).
     A ServiceError of it brings the message back later. `check` is what HTTP checks of a request besides its fields.
     `sealer` seals what is secret in their URLs. Answers go to `reply_to` only where that begins with `reply_prefix`, or
-    is a reply address that RabbitMQ made for the requester. `on_entered` is called after something was put into the
+    is a reply address that RabbitMQ made for the requester. `senders` knows who sends a request; None: whoever sends may
+    do everything. `on_entered` is called after something was put into the
     outbox (the relay's `notify`).
     """
 
@@ -57,6 +60,7 @@ class RequestConsumer:
     broker: Broker
     on_transfer: OnTransfer
     reply_prefix: str
+    senders: MessageSenders | None
     check: SourceCheck | None = None
     sealer: Sealer | None = None
     on_entered: Callable[[], None] | None = None
@@ -96,12 +100,12 @@ class RequestConsumer:
             raise
         except ServiceError as exc:
             _log.info("a message of %s waits: %s", REQUESTS_QUEUE, exc.detail)
-            return Later(self.later)
+            return Later(self.later, {} if self.senders is None else self.senders.kept(delivery))
         return Done()
 
     async def _answer(self, delivery: Delivery, call: Call) -> None:
         # not in the mover's shared threads: a name server that is silent would keep them from its transfers
-        entering = partial(enter, self.database, self.machines, call, self.check, self.sealer)
+        entering = partial(self._enter, delivery, call)
         event = await asyncio.get_running_loop().run_in_executor(self._threads, entering)
         if self.on_entered is not None:
             self.on_entered()
@@ -123,3 +127,12 @@ class RequestConsumer:
             message_id=event["id"],
             correlation_id=delivery.correlation_id,
         )
+
+    def _enter(self, delivery: Delivery, call: Call) -> Event:
+        """Enter a request of who sent it; blocks. Raises: CatalogueUnavailable."""
+        grant: Grant | Refusal
+        try:
+            grant = grant_of_sender(self.senders, delivery)
+        except (NotAuthenticated, NotAllowed, SecretsUnreadable) as exc:
+            grant = exc
+        return enter(self.database, self.machines, call, grant, self.check, self.sealer)

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.requests import GetExternalRequest, validated
 from datamanager.domain.states import TransferKind
 from datamanager.errors import CatalogueError, InvalidRequest, RequestError, SecretsUnreadable
+from datamanager.identity.grant import Grant, Means
 from datamanager.machines import Machines
 from datamanager.messaging.consuming import DeadLetter
 from datamanager.sealing import Sealer
@@ -57,10 +58,10 @@ class Call:
     fingerprint: str
     """What distinguishes this request from another one of the same source and id."""
 
-    @property
-    def key(self) -> str:
-        """The idempotency key: of fixed length, whatever the names are."""
-        return idempotency.AMQP + _digest([self.source, self.id])
+    def key(self, grant: Grant) -> str:
+        """Return the idempotency key: of fixed length, whatever the names are; each person has keys of their own."""
+        own = [] if grant.means is Means.NONE else [grant.person]
+        return idempotency.AMQP + _digest([self.source, self.id, *own])
 
 
 def read_message(body: bytes) -> UUID | Call | DeadLetter:
@@ -95,9 +96,16 @@ def read_message(body: bytes) -> UUID | Call | DeadLetter:
 
 
 def enter(
-    database: Database, machines: Machines, call: Call, check: SourceCheck | None = None, sealer: Sealer | None = None
+    database: Database,
+    machines: Machines,
+    call: Call,
+    grant: Grant | Refusal,
+    check: SourceCheck | None = None,
+    sealer: Sealer | None = None,
 ) -> Event:
     """Validate a request and enter it; return the answer, a CloudEvent that is also in the outbox for `dm.events`.
+
+    `grant` is what its sender may; one who is not known is refused, and nothing is kept of it.
 
     Transfer, answer and idempotency key are one transaction. A request that was answered gets the same answer again.
 
@@ -105,17 +113,20 @@ def enter(
 
     Raises: CatalogueUnavailable; nothing was entered then.
     """
+    if not isinstance(grant, Grant):
+        with database.write() as session:
+            return _post(session, call, grant)
     request: SealedRequest | Refusal
     try:
-        prepared = _prepared(call, check, sealer)
+        prepared = _prepared(call, grant, check, sealer)
         with database.read() as session:
             request = judged(session, machines, prepared)
     except (RequestError, CatalogueError, SecretsUnreadable) as exc:
         request = exc
-    holder = uuid4().hex
+    holder, key = uuid4().hex, call.key(grant)
     with database.write() as session:
         try:
-            begun = idempotency.begin(session, call.key, call.fingerprint, holder, HOLD, KEEP)
+            begun = idempotency.begin(session, key, call.fingerprint, holder, HOLD, KEEP)
         except RequestError as exc:  # this source and id stand for another request, whose answer stays as it is
             return _post(session, call, exc)
         if begun.answer is not None:
@@ -123,14 +134,14 @@ def enter(
             return answer
         outcome = _submitted(session, machines, request)
         if isinstance(outcome, UUID):
-            idempotency.attach(session, call.key, holder, outcome)
+            idempotency.attach(session, key, holder, outcome)
         event = _post(session, call, outcome)
         status = 202 if isinstance(outcome, UUID) else 422
-        idempotency.store(session, call.key, holder, idempotency.StoredAnswer(status, {}, json.dumps(event)))
+        idempotency.store(session, key, holder, idempotency.StoredAnswer(status, {}, json.dumps(event)))
         return event
 
 
-def _prepared(call: Call, check: SourceCheck | None, sealer: Sealer | None) -> SealedRequest:
+def _prepared(call: Call, grant: Grant, check: SourceCheck | None, sealer: Sealer | None) -> SealedRequest:
     if not isinstance(call.data, dict):
         raise InvalidRequest("data: must be an object with the request's fields", {"data": "an object"})
     object_id = None
@@ -143,7 +154,7 @@ def _prepared(call: Call, check: SourceCheck | None, sealer: Sealer | None) -> S
     fields = validated(given, REQUEST_OF_KIND[call.kind])
     if isinstance(fields, GetExternalRequest):
         refuse_secrets(fields.options, "in messages, which brokers store", fields.url)
-    return prepare(TransferRequest(call.kind, fields, object_id), check, sealer)
+    return prepare(TransferRequest(call.kind, fields, object_id, grant=grant), check, sealer)
 
 
 def _submitted(session: Session, machines: Machines, request: SealedRequest | Refusal) -> UUID | Refusal:

@@ -23,7 +23,7 @@ from setproctitle import setproctitle
 
 from datamanager.errors import DataManagerError, SettingsError
 from datamanager.machines import Machines
-from datamanager.settings import Settings, load_settings
+from datamanager.settings import TOKEN, Settings, load_settings
 from deployments.local.prepare import OWN_MACHINE, check_ports, lock_home, make_home, provide_machines
 from deployments.local.supervisor import Child, Supervisor
 from deployments.orchestrator.environment import prefect_environment, server_environment
@@ -110,6 +110,8 @@ class ReadinessCheck:
         say(f"  API docs    {settings.api_url}/docs")
         say(f"  Prefect UI  {settings.prefect_ui}")
         say(f"  machines    {settings.machines_file} ({', '.join(sorted(self.machines))})")
+        if settings.auth == "required":
+            say(f"  token       {settings.token_file}")
         say(f"  logs        {_logs(settings)}")
         say("Ctrl-C stops it.")
 
@@ -169,6 +171,7 @@ def say(line: str) -> None:
 
 def _prepare_catalogue(settings: Settings) -> None:
     """Bring the schema up to date and check what the processes would refuse to start with. Raises: DataManagerError."""
+    from deployments.admin_token import provide_admin_token
     from deployments.composition import open_runtime, tell_missing
     from models.database import Database
     from models.migrate import upgrade
@@ -176,6 +179,8 @@ def _prepare_catalogue(settings: Settings) -> None:
     database = Database(settings.catalogue_url)
     try:
         upgrade(database)
+        if settings.auth == "required":
+            provide_admin_token(settings, database)
     finally:
         database.close()
     runtime = open_runtime(settings)
@@ -216,7 +221,8 @@ def _logs(settings: Settings) -> str:
 def _child(name: str, settings: Settings, environment: Mapping[str, str], *command: str, **options: Any) -> Child:
     log = None if options.get("once") else settings.home / f"logs/{name}.log"
     argv = [sys.executable, "-m", *command]
-    return Child(name, argv, {**os.environ, **environment}, log, **options)
+    inherited = {name: value for name, value in os.environ.items() if name != TOKEN}  # it is for clients
+    return Child(name, argv, {**inherited, **environment}, log, **options)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from datamanager.sealing import Sealer
 from datamanager.settings import load_credentials
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
+from deployments.amqp.senders import MessageSenders
 from deployments.composition import Runtime, run_directory
 from deployments.mover.dispatcher import Dispatcher
 from deployments.mover.machine_probes import MachineProbes
@@ -76,6 +77,7 @@ class MoverService:
                 self._broker(amqp, "requests"),
                 self.dispatcher.on_transfer,
                 settings.reply_prefix,
+                MessageSenders.of(settings, runtime.database),
                 check=source_check(runtime.guard, settings),
                 sealer=Sealer.of(settings),
                 on_entered=self._relay.notify,

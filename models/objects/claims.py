@@ -18,12 +18,21 @@ from sqlalchemy.orm import Session
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus
 from datamanager.errors import DestinationExists, InternalError, ObjectBusy
+from datamanager.identity.grant import Grant
+from models.access.visibility import seen
 from models.database import affected, insert_if_free, insert_rows, now, table_of
-from models.tables import Bundle, BundleMember, Claim, DataObject
+from models.tables import Bundle, BundleMember, Claim, DataObject, Transfer
 
 
-def claim_place(session: Session, place: Place, *, transfer: UUID | None = None, object_id: UUID | None = None) -> None:
-    """Hold a place for a transfer or for an object. Raises: DestinationExists."""
+def claim_place(
+    session: Session,
+    place: Place,
+    *,
+    transfer: UUID | None = None,
+    object_id: UUID | None = None,
+    by: Grant | None = None,
+) -> None:
+    """Hold a place for a transfer or for an object. Raises: DestinationExists; `by`: whose request it is."""
     values = {
         "mode": "place",
         "machine": place.machine,
@@ -33,17 +42,23 @@ def claim_place(session: Session, place: Place, *, transfer: UUID | None = None,
         "object_id": object_id,
     }
     if not insert_if_free(session, Claim, values):
-        raise holder_of(session, place)
+        raise holder_of(session, place, by)
 
 
-def holder_of(session: Session, place: Place) -> DestinationExists:
-    """Return the error for a place that is held: it names the object or task that has it, if that is there still."""
+def holder_of(session: Session, place: Place, by: Grant | None) -> DestinationExists:
+    """Return the error for a place that is held: it names the object or task that has it, if that is there still and
+    `by` may read it.
+    """
     query = select(Claim.transfer_id, Claim.object_id).where(Claim.mode == "place", Claim.place_key == place_key(place))
     row = session.execute(query).one_or_none()
     if row is not None and row.transfer_id is not None:
-        return DestinationExists(f"{place} is held by task {row.transfer_id}", ("task", row.transfer_id))
-    if row is not None and session.get(DataObject, row.object_id) is not None:
-        return DestinationExists(f"{place} is held by object {row.object_id}", ("object", row.object_id))
+        tasks = select(Transfer.id).where(Transfer.id == row.transfer_id, *seen(by, "read:tasks").transfers())
+        if session.scalar(tasks) is not None:
+            return DestinationExists(f"{place} is held by task {row.transfer_id}", ("task", row.transfer_id))
+    elif row is not None:
+        objects = select(DataObject.id).where(DataObject.id == row.object_id, *seen(by, "read:objects").objects())
+        if session.scalar(objects) is not None:
+            return DestinationExists(f"{place} is held by object {row.object_id}", ("object", row.object_id))
     return DestinationExists(f"{place} is held by a registered object or a running transfer")
 
 

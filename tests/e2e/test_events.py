@@ -7,10 +7,9 @@ import json
 from typing import Any
 from uuid import uuid4
 
-import aio_pika
 from aio_pika.abc import AbstractChannel
 
-from tests.support.amqp import client
+from tests.support.amqp import client, put
 from tests.support.site import Site, sha256, some_bytes
 
 PATIENCE = 120.0
@@ -109,9 +108,9 @@ def test_a_workflow_system_may_ask_by_message(site: Site) -> None:
     async def run() -> None:
         async with client(url) as channel:
             replies = await channel.declare_queue("dm-reply.events", exclusive=True)
-            message = aio_pika.Message(json.dumps(request).encode(), reply_to=replies.name, correlation_id="c1")
+            body, token = json.dumps(request).encode(), site.service.token
             for _ in range(2):  # delivered twice, done once
-                await channel.default_exchange.publish(message, "dm.requests", mandatory=True)
+                await put(channel, "dm.requests", body, token=token, reply_to=replies.name, correlation_id="c1")
             tasks = set()
             async with asyncio.timeout(PATIENCE):
                 for _ in range(2):

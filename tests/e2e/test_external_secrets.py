@@ -271,7 +271,8 @@ def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server
         event["data"] = data | {"url": f"{slow_server.url}/x{query}"}
         async with client(amqp) as channel:
             answers = await channel.declare_queue("dm-reply.secrets", exclusive=True)
-            await put(channel, "dm.requests", json.dumps(event).encode(), reply_to=answers.name)
+            body, token = json.dumps(event).encode(), site.service.token
+            await put(channel, "dm.requests", body, token=token, reply_to=answers.name)
             async with asyncio.timeout(60), answers.iterator() as messages:
                 async for message in messages:
                     await message.ack()

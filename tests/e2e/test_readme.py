@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.client import Client
 from tests.support.ports import free_port
 from tests.support.process import clean_environment
 from tests.support.programs import find_program
@@ -70,8 +69,14 @@ def test_readme_shell_session_works_as_printed(reader: Reader) -> None:
 
 def test_readme_python_session_works_after_it(reader: Reader) -> None:
     script = reader.as_printed(blocks("python"))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=clean_environment(HOME=str(reader.home)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.stdout.startswith("sha256:"), done
-    with Client(reader.site.service.url) as client:
+    with reader.site.service.client() as client:
         found = [one.status for one in client.objects(machine="archer2", path="weather", filename="june.nc")]
     assert found == ["ACTIVE"]

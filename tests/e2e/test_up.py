@@ -17,8 +17,8 @@ from uuid import UUID
 import pytest
 import requests
 
-from datamanager.client import Client
 from datamanager.errors import DataManagerError
+from models.access.visibility import ALL
 from models.database import Database
 from models.machines.base_dirs import check_base_dirs
 from models.migrate import upgrade
@@ -73,7 +73,7 @@ def test_the_self_check_ran_through_its_own_api_and_left_nothing(service: DataMa
     # the link has a line of its own: in a narrow terminal it would be broken otherwise
     wanted = rf"^self-check passed: .* in \d+\.\d\d s, see\n  {prefect}/runs/flow-run/[0-9a-f-]{{36}}$"
     assert re.search(wanted, said, re.MULTILINE), said
-    with Client(service.url) as client:
+    with service.client() as client:
         objects = list(client.objects())
     assert [one.status for one in objects] == ["DELETED", "DELETED"]
     assert not (service.home / "data" / ".dm-selfcheck").exists()
@@ -83,7 +83,7 @@ def test_the_self_check_ran_through_its_own_api_and_left_nothing(service: DataMa
 def test_the_home_is_private_and_has_a_machines_file(service: DataManagerService) -> None:
     assert service.home.stat().st_mode & 0o777 == 0o700
     assert "[machines.localhost]" in (service.home / "machines.toml").read_text()
-    with Client(service.url) as client:
+    with service.client() as client:
         assert [(one.name, one.reachable) for one in client.machines()] == [("localhost", True)]
 
 
@@ -127,7 +127,7 @@ def _works(service: DataManagerService) -> bool:
     folder.mkdir(exist_ok=True)
     name = f"{time.monotonic_ns()}"
     (folder / name).write_bytes(b"bytes")
-    with Client(service.url) as client:
+    with service.client() as client:
         try:
             client.health()
             copied = client.copy(client.register("localhost", name, "again"), "localhost", f"again/{name}.copy")
@@ -162,18 +162,16 @@ def test_it_starts_again_in_its_home_and_ctrl_c_stops_everything(service: DataMa
     assert stopping.endswith("\nstopped\n")
     database = Database(f"sqlite+pysqlite:///{service.home / 'catalogue.db'}")
     with database.read() as session:
-        row = get_transfer(session, task)
+        row = get_transfer(session, task, ALL)
         assert (row.status, row.owner) == ("QUEUED", None)
     database.close()
 
 
 def _endless_download(service: DataManagerService, url: str) -> UUID:
     """Begin a download that never ends by itself; return its task when bytes move."""
-    with Client(service.url) as client:
+    with service.client() as client:
         fields = {"machine": "localhost", "filename": "endless", "url": url, "bandwidth": "1000"}
-        answer = requests.put(f"{service.url}/DM/async/getexternal", data=fields, timeout=60)
-        assert answer.ok, answer.text
-        task = UUID(answer.text)
+        task = client.start_getexternal(**fields)
         eventually(lambda: client.status(task).status == "RUNNING", "it is under way")
     return task
 

@@ -157,6 +157,7 @@ class Plant:
             "DM_PREFECT_API_URL": self.parts.prefect.api_url,
             "DM_DATABASE_URL": self.database_url,
             "DM_AMQP_URL": self.amqp_url,
+            "DM_AUTH": "none",  # messages are asked for without tokens too
             "DM_DOWNLOAD_ALLOW": f"127.0.0.1:{self.parts.web.port}",
             "DM_LEASE": str(LEASE),
             "DM_HEARTBEAT": str(HEARTBEAT),

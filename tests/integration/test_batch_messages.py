@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from datamanager.domain.requests import ITEMS_MAX
+from datamanager.identity.grant import EVERYBODY
 from datamanager.machines import Machine, Machines, TransportKind
 from datamanager.messaging.consuming import DeadLetter
 from deployments.amqp.submission import Call, enter, read_message
@@ -32,9 +33,9 @@ def test_a_batch_is_entered_once(database: Database) -> None:
         "machine": "beta",
         "items": [{"uuid": str(source), "dest": "b"}, {"uuid": str(uuid4()), "dest": "c"}],
     }
-    answer = enter(database, MACHINES, call("copy_many", wanted))
+    answer = enter(database, MACHINES, call("copy_many", wanted), EVERYBODY)
     assert answer["type"] == "dm.request.accepted"
-    assert enter(database, MACHINES, call("copy_many", wanted)) == answer
+    assert enter(database, MACHINES, call("copy_many", wanted), EVERYBODY) == answer
     task = UUID(answer["data"]["task"])
     assert get_transfer(database, task).kind == "copy_many"
     with database.read() as session:
@@ -59,7 +60,7 @@ def test_a_batch_that_cannot_be_is_refused(
     database: Database, kind: str, data: dict[str, Any], code: str, fields: set[str]
 ) -> None:
     before = snapshot(database)[:3]
-    answer = enter(database, MACHINES, call(kind, data))
+    answer = enter(database, MACHINES, call(kind, data), EVERYBODY)
     assert (answer["type"], answer["data"]["code"]) == ("dm.request.refused", code)
     assert set(answer["data"].get("fields", {})) == fields
     assert snapshot(database)[:3] == before  # all but the answer itself
@@ -72,14 +73,14 @@ def test_archives_are_asked_for_in_messages_too(database: Database) -> None:
     for number, (kind, data) in enumerate(
         {"archive": {"uuid": first, "compress": "zstd"}, "archive_many": {"items": [second]}}.items()
     ):
-        answer = enter(database, machines, call(kind, data, str(number)))
+        answer = enter(database, machines, call(kind, data, str(number)), EVERYBODY)
         assert answer["type"] == "dm.request.accepted", answer
         row = get_transfer(database, UUID(answer["data"]["task"]))
         assert (row.kind, row.destination_machine) == (kind, "tape")
     for number, (data, code) in enumerate((({"uuid": first}, "object_archived"), ({}, "invalid_request"))):
         with database.write() as session:
             session.get_one(DataObject, UUID(first)).status = "ARCHIVED"
-        answer = enter(database, machines, call("archive", data, f"refused {number}"))
+        answer = enter(database, machines, call("archive", data, f"refused {number}"), EVERYBODY)
         assert (answer["type"], answer["data"]["code"]) == ("dm.request.refused", code)
 
 

@@ -39,7 +39,8 @@ async def consuming(
         return False
 
     broker = Broker(url)
-    consumer = RequestConsumer(database, machines(), broker, on_transfer or nobody, "dm-reply.", later=0.3, **options)
+    options = {"senders": None, "later": 0.3, **options}
+    consumer = RequestConsumer(database, machines(), broker, on_transfer or nobody, "dm-reply.", **options)
     task = asyncio.create_task(consumer.run())
     try:
         yield

@@ -114,7 +114,7 @@ def test_broker_is_encrypted_and_verified(services: Path, authority: Authority, 
         finally:
             await broker.close()
 
-    with RabbitMq(services, further=lines) as node:
+    with RabbitMq(services, further=lines):
         asyncio.run(connects("127.0.0.1", authority.ca_file))
         for host, ca_file in (("127.0.0.1", stranger), ("localhost", authority.ca_file)):
             with pytest.raises(BrokerUnavailable, match="ertificate"):

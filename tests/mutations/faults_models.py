@@ -8,7 +8,7 @@ MODEL_FAULTS = (
     Fault(
         "claims: a held place is given away",
         "models/objects/claims.py",
-        "        raise holder_of(session, place)\n",
+        "        raise holder_of(session, place, by)\n",
         "        return\n",
         ("tests/integration/test_catalogue_claims.py::test_a_held_place_is_refused[sqlite-object-copy]",),
     ),

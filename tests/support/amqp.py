@@ -22,13 +22,17 @@ async def client(url: str) -> AsyncIterator[AbstractChannel]:
         yield await connection.channel()
 
 
-async def put(channel: AbstractChannel, queue: str, body: bytes, **properties: str) -> None:
-    """Publish straight to a queue."""
+async def put(
+    channel: AbstractChannel, queue: str, body: bytes, *, token: str | None = None, **properties: str
+) -> None:
+    """Publish straight to a queue; `token` is who asks."""
     message = aio_pika.Message(
         body,
         correlation_id=properties.get("correlation_id"),
         reply_to=properties.get("reply_to"),
         message_id=properties.get("message_id"),
+        user_id=properties.get("user_id"),
+        headers={} if token is None else {"dm-token": token},
     )
     await channel.default_exchange.publish(message, queue, mandatory=True, timeout=60)
 

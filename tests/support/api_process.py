@@ -32,6 +32,7 @@ MACHINE = '[machines.here]\ntransport = "local"\nbase_dir = "{}"\n'
 
 class ApiProcess:
     """One API below `home`, with the local machine `here` and those of `machines` (TOML); `settings` are DM_* ones.
+    Without authentication, unless one of them says so.
 
     `descriptors` is how many files the process may have open.
     """
@@ -45,7 +46,8 @@ class ApiProcess:
         self.catalogue = home / "catalogue.db"
         self.database = Database(f"sqlite+pysqlite:///{self.catalogue}")
         migrate.upgrade(self.database)
-        given = {"home": home, "port": self.port, "prefect_api_url": f"http://127.0.0.1:{free_port()}/api", **settings}
+        prefect = f"http://127.0.0.1:{free_port()}/api"
+        given = {"home": home, "port": self.port, "prefect_api_url": prefect, "auth": "none", **settings}
         env = {f"DM_{name.upper()}": str(value) for name, value in given.items()}
         command = [sys.executable, "-m", "deployments.api"]
         if descriptors is not None:

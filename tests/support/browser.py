@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -53,8 +54,16 @@ class Browser:
 
     def text(self) -> str:
         """Return what the page shows."""
-        found = self._call("Runtime.evaluate", expression="document.body.innerText")
+        return self.run("document.body.innerText")
+
+    def run(self, expression: str) -> str:
+        """Return the value of an expression of JavaScript in the page, once it is there."""
+        found = self._call("Runtime.evaluate", expression=expression, awaitPromise=True)
         return str(found["result"].get("value", ""))
+
+    def picture(self) -> bytes:
+        """Return what the page looks like (PNG)."""
+        return base64.b64decode(self._call("Page.captureScreenshot")["data"])
 
     def __enter__(self) -> Self:
         self._process.start()

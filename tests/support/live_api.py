@@ -27,6 +27,7 @@ from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard, Resolve, system_resolve
 from datamanager.transports.factory import Storages
 from deployments.http_protocol import ProblemProtocol
+from models.access.visibility import ALL
 from models.core import leases
 from models.objects.catalogue import Facts
 from models.tables import Transfer
@@ -35,6 +36,7 @@ from models.transfers.lookup import get_transfer
 from models.transfers.queue import TransferLease
 from tests.support.catalogue import kept
 from tests.support.ports import free_port
+from tests.support.tokens import TokenMaker, as_person
 
 LEASE = timedelta(seconds=60)
 START_TIMEOUT = 60.0
@@ -54,7 +56,8 @@ class _Server(uvicorn.Server):
 class LiveApi:
     """An API served from a thread, with the local machines `here` and `there`, and `gone`, which can't be reached;
     `archives` are further local ones, that keep bundles, `further` any others. The catalogue at `catalogue_url` has its
-    schema. `resolve` answers what a name server would.
+    schema. `resolve` answers what a name server would. Without authentication, unless a setting says so; `tokens` makes
+    tokens then.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class LiveApi:
             connect_timeout=2,
         )
         machines |= {machine.name: machine for machine in further}
-        self.settings = Settings(home=folder / "home", port=free_port(), **settings)
+        self.settings = Settings(home=folder / "home", port=free_port(), **{"auth": "none", **settings})
         self.database = kept(catalogue_url)
         self.machines = Machines(machines)
         self.storages = Storages(self.machines, self.settings.home / "run")
@@ -108,6 +111,7 @@ class LiveApi:
         self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, name="live-api")
         self.url = self.settings.api_url
+        self.tokens = TokenMaker(self.database, self.settings)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -125,8 +129,8 @@ class LiveApi:
         self.database.close()
 
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Send a request as a client does; `path` with its leading slash."""
-        return requests.request(method, self.url + path, timeout=START_TIMEOUT, **options)
+        """Send a request as a client does; `path` with its leading slash. `token` is who asks."""
+        return requests.request(method, self.url + path, timeout=START_TIMEOUT, **as_person(options))
 
     def write(self, name: str, data: bytes = b"some bytes", machine: str = "here") -> Path:
         """Put a file on a machine."""
@@ -169,7 +173,7 @@ class LiveApi:
         notify(self.settings.home / "run", "api", f"ended:{transfer}")
 
     def _end(self, session: Any, hold: TransferLease, error: DataManagerError | None) -> None:
-        row = get_transfer(session, hold.transfer)
+        row = get_transfer(session, hold.transfer, ALL)
         facts = Facts(10, "sha256:" + "0" * 64, Verified.SHA256)
         if error is not None:
             outcomes.fail(session, hold, error)

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import requests
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from datamanager.settings import Settings
+from datamanager.client import Client
+from datamanager.settings import TOKEN_FILE, Settings
+from deployments.admin_token import provide_admin_token
 from deployments.orchestrator.deploy import apply
 from models import migrate
 from models.database import Database
@@ -33,8 +35,11 @@ MOVER = ("deployments.mover", "dm mover")
 """How a mover's command line looks; the second is the name that it gives itself."""
 API = ("deployments.api",)
 PREFECT = ("deployments.orchestrator.server",)
-PREPARED = ("DM_HOME", "DM_DATABASE_URL", "DM_PREFECT_API_URL")
+PREPARED = ("DM_HOME", "DM_DATABASE_URL", "DM_PREFECT_API_URL", "DM_AUTH")
 """What the preparation of a service needs to know."""
+
+
+C = TypeVar("C", bound=Client)
 
 
 class DataManagerService:
@@ -42,7 +47,8 @@ class DataManagerService:
 
     With `tree` it is `python -m deployments.local.up`: the embedded Prefect server, API and one mover under a
     supervisor. Without, API and `movers` movers are processes of their own, and `env` must say DM_PREFECT_API_URL.
-    `env` are DM_* settings. It can be stopped and started again; it keeps its ports and its home.
+    `env` are DM_* settings. Requests need a token, unless DM_AUTH says otherwise: `token`, of which `client` knows. It can
+    be stopped and started again; it keeps its ports and its home.
     """
 
     def __init__(self, home: Path, env: Mapping[str, str], *, tree: bool = False, movers: int = 1) -> None:
@@ -65,6 +71,17 @@ class DataManagerService:
     def url(self) -> str:
         """Where the API answers, without `/DM`."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def token(self) -> str | None:
+        """The token that permits everything; None where authentication is off."""
+        if self.env.get("DM_AUTH") == "none":
+            return None
+        return (self.home / TOKEN_FILE).read_text().strip()
+
+    def client(self, kind: type[C] = Client) -> C:  # type: ignore[assignment]  # the default is a C
+        """Return a client that may do everything."""
+        return kind(self.url, token=self.token)
 
     @property
     def processes(self) -> list[Process]:
@@ -227,6 +244,8 @@ class DataManagerService:
         database = Database(settings.catalogue_url)
         try:
             migrate.upgrade(database)
+            if settings.auth == "required":
+                provide_admin_token(settings, database)
         finally:
             database.close()
         with temporary_settings({PREFECT_API_URL: settings.prefect_url}):

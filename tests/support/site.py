@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import requests
+from pydantic import SecretStr
 
+from datamanager.client.bearer import BearerAuth
 from tests.support.service import DataManagerService
 from tests.support.sshd import PrivateSshd
 from tests.support.web import Web
@@ -37,8 +39,9 @@ class Site:
         return f"{self.service.url}/DM/{path}"
 
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Send a request as a client does."""
-        return requests.request(method, self.url(path), timeout=PATIENCE, **options)
+        """Send a request as a client does that may do everything."""
+        auth = None if self.service.token is None else BearerAuth(SecretStr(self.service.token))
+        return requests.request(method, self.url(path), timeout=PATIENCE, auth=auth, **options)
 
     def write(self, machine: str, path: str, data: bytes) -> Path:
         """Put a file on a machine, behind the Data Manager's back."""

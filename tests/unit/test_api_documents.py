@@ -120,7 +120,8 @@ def test_bodies_are_documented_in_every_kind_with_an_example(app: FastAPI) -> No
             batch = path in ("/DM/async/copy", "/DM/async/move")  # a form can't hold its items
             assert set(content) == ({"application/json"} if batch else FORMS), path
             assert all(entry["example"]["machine"] for entry in content.values()), path
-        if method in ("PUT", "POST", "PATCH", "DELETE") and "501" not in operation["responses"]:
+        secret = path in ("/DM/tokens", "/DM/tokens/{id}/rotate")  # their answers are not kept
+        if method in ("PUT", "POST", "PATCH", "DELETE") and "501" not in operation["responses"] and not secret:
             assert "Idempotency-Key" in {header["name"] for header in operation["parameters"]}, path
 
 

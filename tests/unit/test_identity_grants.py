@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from datamanager.domain.location import Place
 from datamanager.errors import InvalidRequest, NotAllowed, PathNotAllowed, SettingsError
-from datamanager.identity.grant import Clause, Grant, Means
+from datamanager.identity.grant import EVERYBODY, Clause, Grant, Means
 from datamanager.identity.roles import load_roles
 from datamanager.identity.scopes import ACTIONS, AccessTarget, Filter, FilterKind, Scope
 
@@ -95,6 +95,31 @@ def test_scope_without_filters_makes_the_others_superfluous() -> None:
 def test_unknown_action_is_a_mistake_of_ours() -> None:
     with pytest.raises(ValueError, match="no action"):
         grant("read:objects").may("read:object", FIRE)
+
+
+COVERED = [
+    ("read:objects", "read:objects!group=fire", True),
+    ("read:objects!group=fire", "read:objects", False),
+    ("read:objects!group", "read:objects!group=fire", True),
+    ("read:objects!group=fire", "read:objects!group", False),
+    ("read:objects!group=fire read:objects!group=flood", "read:objects!group", True),
+    ("read:objects!machine=m1", "read:objects!prefix=m1:a/", True),
+    ("read:objects!prefix=m1:a/", "read:objects!prefix=m1:a/b/", True),
+    ("read:objects!prefix=m1:a/b/", "read:objects!prefix=m1:a/bc/", False),
+    ("read:objects!prefix=m1:", "read:objects!machine=m1", False),
+    ("read:objects!group", "read:objects!group!user", True),
+    ("read:objects!user", "read:objects!group!user", True),
+    ("read:objects!user", "read:objects!group", False),
+    ("read:objects", "write:objects!user", False),
+    ("read:objects", "read:objects!group=fire write:objects", False),
+    ("read:objects!group", "", True),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "covered"), COVERED)
+def test_grant_covers_what_it_permits(ours: str, theirs: str, covered: bool) -> None:
+    assert grant(*ours.split()).covers(grant(*theirs.split())) is covered
+    assert EVERYBODY.covers(grant(*theirs.split()))
 
 
 def test_require_raises() -> None:
@@ -225,6 +250,22 @@ def test_may_and_filters_agree(
         single = any(scope.permits("read:objects", one, person, groups) for scope in scopes)
         assert held.may("read:objects", one) is single
     assert Grant.from_json(held.to_json()) == held
+
+
+@settings(max_examples=80)
+@given(
+    ours=st.lists(scopes_of("read:objects"), max_size=3),
+    theirs=st.lists(scopes_of("read:objects"), min_size=1, max_size=2),
+    groups=st.frozensets(st.sampled_from(GROUPS)),
+)
+def test_grant_that_is_covered_permits_nothing_more(
+    ours: list[Scope], theirs: list[Scope], groups: frozenset[str]
+) -> None:
+    mine = Grant("jo", frozenset(GROUPS), tuple(ours), Means.TOKEN)
+    given_away = Grant("jo", groups, tuple(theirs), Means.TOKEN)
+    assert mine.covers(mine)
+    if mine.covers(given_away):
+        assert all(mine.may("read:objects", one) for one in TARGETS if given_away.may("read:objects", one))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamanager.domain.states import TransferKind
+from datamanager.identity.grant import EVERYBODY
 from datamanager.messaging.consuming import DeadLetter
 from deployments.amqp.submission import BODY_MAX, NAME_MAX, Call, read_message
 
@@ -86,8 +87,8 @@ def test_source_and_id_name_a_request_without_ambiguity() -> None:
     for source, name in [("a", "bc"), ("ab", "c"), ("a,b", "c"), ("a", "b,c"), ('a","b', "c"), ("ü", "x" * NAME_MAX)]:
         call = read_message(event(source=source, id=name))
         assert isinstance(call, Call)
-        assert len(call.key) <= 255
-        keys.add(call.key)
+        assert len(call.key(EVERYBODY)) <= 255
+        keys.add(call.key(EVERYBODY))
     assert len(keys) == 6
 
 

@@ -15,6 +15,7 @@ import requests
 from sqlalchemy.orm import Session
 
 from datamanager.client import Client
+from datamanager.identity.grant import EVERYBODY
 from deployments.amqp.submission import Call, enter, read_message
 from models.core.cursors import PAGE_BYTES
 from models.submission import source_check
@@ -162,7 +163,7 @@ def test_metadata_of_a_message_is_bounded(api: LiveApi) -> None:
     event = {"specversion": "1.0", "id": "1", "source": "/test", "type": "dm.request.getexternal", "data": fields}
     call = read_message(json.dumps(event).encode())
     assert isinstance(call, Call)
-    answer = enter(api.database, api.machines, call, source_check(api.context.guard, api.settings))
+    answer = enter(api.database, api.machines, call, EVERYBODY, source_check(api.context.guard, api.settings))
     assert (answer["type"], list(answer["data"]["fields"])) == ("dm.request.refused", ["metadata"])
 
 
