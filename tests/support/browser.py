@@ -35,12 +35,12 @@ def find_chromium() -> str:
 
 
 class Browser:
-    """One browser with one page and a profile of its own in `directory`."""
+    """One browser with one page and a profile of its own in `directory`; `flags` are further ones of Chromium."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *flags: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         profile = directory / "profile"
-        command = [find_chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        command = [find_chromium(), *FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"]
         self._process = Process(command, log=directory / "chromium.log")
         self._port = profile / "DevToolsActivePort"
         self._session: str | None = None

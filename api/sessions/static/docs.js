@@ -34,6 +34,7 @@ async function show() {
     dom_id: "#swagger-ui",
     deepLinking: true,
     presets: [SwaggerUIBundle.presets.apis],
+    showMutatedRequest: false,
     requestInterceptor: (request) => {
       if (session !== null && session.csrf_token !== null && new URL(request.url, location).origin === location.origin) {
         request.headers["X-CSRF-Token"] = session.csrf_token;

@@ -11,11 +11,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
 
 import pytest
 import requests
 
+from models.access.tokens import readmit_person, withdraw_person
 from tests.support.browser import Browser
+from tests.support.catalogue import empty_catalogue
 from tests.support.live_api import LiveApi
 from tests.support.oidc_login import CLIENT, LoginIssuer
 from tests.support.site import eventually
@@ -38,18 +41,32 @@ output = "mover"
 """
 
 
-@pytest.fixture
-def issuer() -> Iterator[LoginIssuer]:
-    with LoginIssuer() as running:
-        yield running
+@pytest.fixture(scope="module")
+def running() -> Iterator[LoginIssuer]:
+    with LoginIssuer() as one:
+        yield one
 
 
 @pytest.fixture
-def api(tmp_path: Path, migrated_url: str, issuer: LoginIssuer) -> Iterator[LiveApi]:
+def issuer(running: LoginIssuer) -> LoginIssuer:
+    """The issuer, at which nobody has logged in yet."""
+    running.changes = {}
+    running.redeemed.clear()
+    return running
+
+
+@pytest.fixture(scope="module")
+def api(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, running: LoginIssuer
+) -> Iterator[LiveApi]:
     """An API that requires to know who asks; people log in at the issuer."""
-    rules = tmp_path / "identity.toml"
+    folder = tmp_path_factory.mktemp("sessions")
+    rules = folder / "identity.toml"
     rules.write_text(RULES)
-    with LiveApi(tmp_path / "site", migrated_url, auth="required", identity=rules, **issuer.settings) as live:
+    with (
+        empty_catalogue(request, "sqlite", folder) as url,
+        LiveApi(folder / "site", url, auth="required", identity=rules, **running.settings) as live,
+    ):
         yield live
 
 
@@ -84,7 +101,8 @@ class Person(requests.Session):
         return str(self.cookies["dm_session"])
 
 
-def register(person: Person, api: LiveApi, name: str, **options: Any) -> requests.Response:
+def register(person: Person, api: LiveApi, **options: Any) -> requests.Response:
+    name = uuid4().hex
     api.write(name)
     form = {"machine": "here", "path": "", "filename": name, "group": "fire"}
     return person.ask("PUT", "/DM/register", data=form, **options)
@@ -98,13 +116,13 @@ def test_person_logs_in_at_the_issuer(api: LiveApi, issuer: LoginIssuer) -> None
     assert 'http-equiv="refresh" content="0; url=/docs"' in page.text
     who = person.ask("GET", "/DM/whoami").json()
     assert (who["person"], who["means"], who["groups"]) == ("jo", "session", ["fire"])
-    found = register(person, api, "a", headers=person.csrf)
+    found = register(person, api, headers=person.csrf)
     assert found.status_code == 201, found.text
     (sent,) = issuer.redeemed
     assert len(sent["code_verifier"]) >= 43
 
 
-def test_person_pastes_a_token_once(api: LiveApi) -> None:
+def test_person_pastes_a_token_once(api: LiveApi, issuer: LoginIssuer) -> None:
     person, token = Person(api), api.tokens.make("mover", groups=["fire"], name="jo's")
     refused = person.log_in_with(token[:-1] + ("0" if token[-1] != "0" else "1"))
     assert refused.status_code == 401
@@ -114,17 +132,17 @@ def test_person_pastes_a_token_once(api: LiveApi) -> None:
     assert (answer.status_code, answer.headers["Location"]) == (303, "/docs")
     assert person.ask("GET", "/DM/whoami").json()["person"] == "token:jo's"
     assert token not in person.cookie
-    assert register(person, api, "a", headers=person.csrf).status_code == 201
+    assert register(person, api, headers=person.csrf).status_code == 201
 
 
-def test_cookie_is_for_no_script_and_no_other_site(api: LiveApi) -> None:
+def test_cookie_is_for_no_script_and_no_other_site(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-1004, CWE-1275."""
     answer = Person(api).log_in_with(api.tokens.make("reader"))
     attributes = {part.strip().lower() for part in answer.headers["Set-Cookie"].split(";")[1:]}
     assert {"httponly", "samesite=strict", "path=/", "max-age=28800"} == attributes  # by https also Secure: test_tls
 
 
-def test_write_needs_the_token_of_the_page(api: LiveApi) -> None:
+def test_write_needs_the_token_of_the_page(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-352: a page below the same domain sends the cookie, and knows no token."""
     jo, kim = Person(api), Person(api)
     jo.log_in()
@@ -136,15 +154,15 @@ def test_write_needs_the_token_of_the_page(api: LiveApi) -> None:
         kim.csrf,
         {"X-CSRF-Token": jo.csrf["X-CSRF-Token"][:-1]},
     ):
-        answer = register(jo, api, "a", headers={name: value.encode() for name, value in headers.items()})
+        answer = register(jo, api, headers={name: value.encode() for name, value in headers.items()})
         assert (answer.status_code, answer.json()["code"]) == (403, "csrf_token_missing")
         assert jo.ask("POST", "/logout", headers={n: v.encode() for n, v in headers.items()}).status_code == 403
-    assert register(jo, api, "a", headers=jo.csrf).status_code == 201
+    assert register(jo, api, headers=jo.csrf).status_code == 201
     foreign = jo.ask("GET", "/login/session", headers={"Origin": "https://evil.example"})
     assert foreign.status_code == 403
 
 
-def test_logout_ends_the_session_for_everybody_who_has_the_cookie(api: LiveApi) -> None:
+def test_logout_ends_the_session_for_everybody_who_has_the_cookie(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-613."""
     person, thief = Person(api), Person(api)
     person.log_in()
@@ -168,7 +186,7 @@ def test_session_expires(tmp_path: Path, migrated_url: str, monkeypatch: pytest.
         assert api.ask("GET", "/DM/info", headers=cookie).status_code == 401
 
 
-def test_revoked_token_ends_its_sessions(api: LiveApi) -> None:
+def test_revoked_token_ends_its_sessions(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-613."""
     person = Person(api)
     admin = {"Authorization": f"Bearer {api.tokens.make('admin')}"}
@@ -178,10 +196,8 @@ def test_revoked_token_ends_its_sessions(api: LiveApi) -> None:
     assert person.ask("GET", "/DM/info").status_code == 401
 
 
-def test_withdrawn_person_has_no_session_any_more(api: LiveApi) -> None:
+def test_withdrawn_person_has_no_session_any_more(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-613: what the issuer said at the login is not the last word."""
-    from models.access.tokens import withdraw_person
-
     person = Person(api)
     person.log_in()
     with api.database.write() as session:
@@ -189,6 +205,9 @@ def test_withdrawn_person_has_no_session_any_more(api: LiveApi) -> None:
     answer = person.ask("GET", "/DM/info")
     assert (answer.status_code, answer.json()["code"]) == (403, "not_allowed")
     assert Person(api).log_in().status_code == 401
+    with api.database.write() as session:
+        readmit_person(session, "jo")
+    assert person.ask("GET", "/DM/info").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -243,7 +262,7 @@ def test_code_is_worth_nothing_in_another_browser(api: LiveApi, issuer: LoginIss
     "target",
     ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y", "/<script>"],
 )
-def test_login_goes_on_to_our_own_pages_only(api: LiveApi, target: str) -> None:
+def test_login_goes_on_to_our_own_pages_only(api: LiveApi, issuer: LoginIssuer, target: str) -> None:
     """CWE-601, CWE-79."""
     person, token = Person(api), api.tokens.make("reader")
     answer = person.ask("POST", "/login", data={"token": token, "next": target}, allow_redirects=False)
@@ -260,14 +279,14 @@ def test_cookie_that_is_not_ours_is_none(api: LiveApi, value: str) -> None:
     assert answer.status_code == 401
 
 
-def test_cookie_of_a_login_is_no_session(api: LiveApi) -> None:
+def test_cookie_of_a_login_is_no_session(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-565."""
     person = Person(api)
     pending = person.ask("GET", "/login/start", allow_redirects=False).cookies["dm_login"]
     assert api.ask("GET", "/DM/info", headers={"Cookie": f"dm_session={pending}"}).status_code == 401
 
 
-def test_bearer_token_goes_before_the_cookie(api: LiveApi) -> None:
+def test_bearer_token_goes_before_the_cookie(api: LiveApi, issuer: LoginIssuer) -> None:
     person = Person(api)
     person.log_in()
     headers = {"Authorization": f"Bearer {api.tokens.make('reader', name='other')}"}
@@ -275,7 +294,7 @@ def test_bearer_token_goes_before_the_cookie(api: LiveApi) -> None:
     assert person.ask("GET", "/DM/info", headers={"Authorization": "Bearer wrong"}).status_code == 401
 
 
-def test_proxy_asks_who_may_see_everything(api: LiveApi) -> None:
+def test_proxy_asks_who_may_see_everything(api: LiveApi, issuer: LoginIssuer) -> None:
     check = "/login/check?action=control:tasks"
     assert api.ask("GET", check).status_code == 401
     mover, operator = (Person(api) for _ in range(2))

@@ -90,7 +90,7 @@ def endpoints(api: LiveApi) -> list[tuple[str, str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("depth", [40, 900, 100_000])
+@pytest.mark.parametrize("depth", [900, 100_000])
 @pytest.mark.parametrize("shape", ["array", "object"])
 def test_nested_bombs_are_refused_everywhere(api: LiveApi, depth: int, shape: str) -> None:
     """CWE-674: no endpoint, and none of its fields, answers a nested value with a fault of its own."""
