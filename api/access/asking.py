@@ -5,12 +5,13 @@ An endpoint that declares nothing is refused when the application is made, unles
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 
@@ -59,23 +60,31 @@ def require_some(grant: Grant, action: str) -> None:
         raise NotAllowed(f"the scope {action} is missing")
 
 
-def scopes_of(route: APIRoute) -> list[str] | None:
-    """Return the actions that an endpoint requires; [] where any token will do, None where it needs none."""
-    calls = list(_calls(route.dependant))
-    if asks not in calls:
-        return None
-    return list(dict.fromkeys(action for call in calls for action in getattr(call, "actions", ())))
+@dataclass(frozen=True, slots=True)
+class DeclaredEndpoint:
+    """An endpoint, and what it requires: `scopes` is [] where any token will do, None where it declares nothing."""
+
+    path: str
+    methods: frozenset[str]
+    scopes: list[str] | None
+    documented: bool
 
 
-def require_declared(routes: Iterable[BaseRoute]) -> None:
+def declared(routes: Sequence[BaseRoute]) -> Iterator[DeclaredEndpoint]:
+    """Yield the endpoints of an application."""
+    for route in iter_route_contexts(routes):
+        if isinstance(route.original_route, APIRoute):
+            calls = [call for call in _calls(route.dependant) if hasattr(call, "actions")]
+            scopes = list(dict.fromkeys(action for call in calls for action in call.actions)) if calls else None
+            methods = frozenset(route.methods or ())
+            yield DeclaredEndpoint(route.path_format or "", methods, scopes, bool(route.include_in_schema))
+
+
+def require_declared(routes: Sequence[BaseRoute]) -> None:
     """Raises: InternalError for an endpoint that says neither what it requires nor that it is public."""
-    for route in routes:
-        if (
-            isinstance(route, APIRoute)
-            and route.path not in PUBLIC
-            and not any(call is not asks and hasattr(call, "actions") for call in _calls(route.dependant))
-        ):
-            raise InternalError(f"{route.path} does not declare the scopes that it requires")
+    for one in declared(routes):
+        if (one.scopes is None) is not (one.path in PUBLIC):
+            raise InternalError(f"{one.path} must declare the scopes that it requires, or be public")
 
 
 def _calls(dependant: Dependant) -> Iterator[Any]:

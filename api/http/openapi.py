@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from api.access.asking import scopes_of
+from api.access.asking import declared
 from api.http.problems import MEDIA_TYPE, by_status, problem_of
 from api.http.request_parts import FORM, JSON, MULTIPART
 from datamanager import errors
@@ -265,11 +264,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
             fallback = operation["responses"].get("422", {}).get("content", {}).get(JSON)
             if fallback is not None:  # FastAPI's own validation answer, which we never send
                 del operation["responses"]["422"]
-    for route in app.routes:
-        if isinstance(route, APIRoute) and route.include_in_schema and (scopes := scopes_of(route)) is not None:
-            for method in route.methods:
-                own = {"security": [{"bearer": []}], "x-scopes": scopes}
-                document["paths"][route.path_format][method.lower()].update(own)
+    for endpoint in declared(app.routes):
+        if endpoint.documented and endpoint.scopes is not None:
+            for method in endpoint.methods:
+                own = {"security": [{"bearer": []}], "x-scopes": endpoint.scopes}
+                document["paths"][endpoint.path][method.lower()].update(own)
     return document
 
 

@@ -27,19 +27,12 @@ from api.transfers.submit import enqueue, wait_for
 from datamanager import errors
 from datamanager.domain.states import TransferKind as Kind
 from datamanager.identity.grant import Grant
+from models.access.permission import NEEDS
 from models.submission import TransferRequest
 from models.transfers.lookup import REQUEST_OF_KIND
 
 router = APIRouter(prefix="/DM", default_response_class=Response)
 
-MOVING, READING = ("transfers", "read:objects", "write:objects"), ("archive", "read:objects")
-SCOPES = {
-    **dict.fromkeys((Kind.COPY, Kind.COPY_MANY, Kind.MOVE, Kind.MOVE_MANY), MOVING),
-    **dict.fromkeys((Kind.GETEXTERNAL, Kind.GETEXTERNAL_MANY), ("transfers", "write:objects")),
-    **dict.fromkeys((Kind.ARCHIVE, Kind.ARCHIVE_MANY, Kind.ACTIVATE, Kind.ACTIVATE_MANY), READING),
-    Kind.DELETE: ("delete:objects",),
-}
-"""The actions that each kind of transfer requires; of what, `models.submission` asks."""
 WAITED_FOR: Errors = (*WAITING, *BYTES, errors.SourceMissing)
 NOT_ARCHIVED: Errors = (
     errors.ObjectNotFound,
@@ -260,7 +253,7 @@ def _add(tag: str, endpoint: TransferRoute, submit: Submit) -> None:
             path,
             handler,
             methods=[method],
-            dependencies=[requires(*SCOPES[kind])],
+            dependencies=[requires(*dict.fromkeys((*NEEDS[kind].source, *NEEDS[kind].destination)))],
             name=name,
             tags=[tag],
             summary=endpoint.summary,

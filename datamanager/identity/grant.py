@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any, Self
 
 from datamanager.errors import InvalidRequest, NotAllowed
-from datamanager.identity.scopes import ACTIONS, AccessTarget, Condition, FilterKind, Scope
+from datamanager.identity.scopes import ACTIONS, AccessTarget, Condition, Scope
 
 Clause = tuple[Condition, ...]
 """Conditions that must all hold; an empty one always does."""
@@ -75,12 +75,14 @@ class Grant:
         if not self.may(action, target):
             raise NotAllowed(f"the scope {action} is missing, or its filters exclude this")
 
-    def covers(self, other: Grant) -> bool:
-        """Say whether all that `other` may do is permitted here: each of its clauses by one of ours."""
+    def covers(self, other: Grant, actions: Iterable[str] = ACTIONS) -> bool:
+        """Say whether what `other` permits of these actions is permitted by this one too, as far as single clauses
+        tell: what only several of them permit together is seen for groups alone.
+        """
         return all(
-            any(_is_within(narrow, wide) for wide in self._clauses.get(action, ()))
-            for action, clauses in other._clauses.items()
-            for clause in clauses
+            any(_covers(wide, narrow) for wide in self.filters_of(action))
+            for action in actions
+            for clause in other.filters_of(action)
             for narrow in _single(clause)
         )
 
@@ -119,22 +121,12 @@ EVERYBODY = Grant("local", frozenset(), tuple(map(Scope, ACTIONS)), Means.NONE)
 
 def _single(clause: Clause) -> Iterator[Clause]:
     """Yield the clauses, each with one value a condition, one of which holds where `clause` does."""
-    each = ([replace(one, values=frozenset({value})) for value in one.values] for one in clause)
-    yield from product(*each)
+    yield from product(*([replace(one, values=frozenset({value})) for value in one.values] for one in clause))
 
 
-def _is_within(narrow: Clause, wide: Clause) -> bool:
-    """Say whether `wide` holds wherever `narrow` does."""
-    return all(any(_implies(given, wanted) for given in narrow) for wanted in wide)
-
-
-def _implies(given: Condition, wanted: Condition) -> bool:
-    if not given.values <= wanted.values:
-        return False
-    if wanted.kind is FilterKind.MACHINE:
-        return given.kind in (FilterKind.MACHINE, FilterKind.PREFIX)
-    below = not wanted.path or given.path == wanted.path or given.path.startswith(f"{wanted.path}/")
-    return given.kind is wanted.kind and below
+def _covers(wide: Clause, narrow: Clause) -> bool:
+    """Say whether one clause holds wherever the other one does, condition by condition."""
+    return all(any(theirs.implies(ours) for theirs in narrow) for ours in wide)
 
 
 def _text(value: object) -> str:

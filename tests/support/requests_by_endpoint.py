@@ -92,7 +92,8 @@ class World:
 
     def download(self, *, schedule: bool = False) -> dict[str, Any]:
         """Return the fields of a download."""
-        fields = {"machine": self.machine, "path": "fetched", "filename": f"{next(_numbers)}", "group": self.group}
+        name = f"{next(_numbers)}" + ("-{date:%Y%m%d%H}" if schedule else "")
+        fields = {"machine": self.machine, "path": "fetched", "filename": name, "group": self.group}
         return {**fields, "url": "http://127.0.0.1:9/x", **({"interval": "6h"} if schedule else {})}
 
     def _made(self, method: str, path: str, key: str, fields: dict[str, Any]) -> str:

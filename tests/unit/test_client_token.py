@@ -11,7 +11,7 @@ from requests import Request
 from datamanager.client import Client
 from datamanager.client.bearer import BearerAuth, find_token
 from datamanager.errors import SettingsError
-from tests.support.odd_http import OddServer, status
+from tests.support.web import OddServer, status
 
 HERE, AWAY = "http://127.0.0.1:5000", "https://dm.example"
 
@@ -63,7 +63,7 @@ def test_token_is_sent_whatever_a_netrc_file_says(home: Path, server: OddServer)
     for token, sent in ((None, "dm_of_the_file"), ("dm_given", "dm_given")):
         with Client(server.url, token=token) as client:
             client.health()
-        assert server.requests[-1][1]["authorization"] == f"Bearer {sent}"
+        assert server.requests[-1][1]["Authorization"] == f"Bearer {sent}"
 
 
 def test_token_is_not_shown() -> None:
