@@ -28,6 +28,7 @@ STOP_PATIENCE = 5
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. What stops the start is one line on standard error."""
+    os.umask(0o077)
     try:
         settings = load_settings()
         certificate = certificate_of(settings)

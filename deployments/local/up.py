@@ -38,6 +38,7 @@ def main() -> int:
     """Serve until Ctrl-C or SIGTERM; return the exit code."""
     begun = time.monotonic()
     setproctitle("dm up")
+    umask = os.umask(0o077)  # the catalogue, logs and keys are its owner's alone; only the mover makes files of others
     try:
         settings = load_settings()
         make_home(settings)
@@ -58,7 +59,9 @@ def main() -> int:
         supervisor.start(_child("api", settings, environment, "deployments.api"))
         grace = settings.stop_grace.total_seconds() + MOVER_GRACE
         # one process prepares Prefect and is the mover: importing Prefect and the flows costs seconds
-        supervisor.start(_child("mover", settings, environment, "deployments.mover", "--deploy", grace=grace))
+        supervisor.start(
+            _child("mover", settings, environment, "deployments.mover", "--deploy", grace=grace, umask=umask)
+        )
         supervisor.run(ReadinessCheck(settings, machines, supervisor, begun).look)
         _announce_stop(settings, supervisor.pid("mover"))
     except KeyboardInterrupt:

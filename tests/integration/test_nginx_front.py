@@ -81,7 +81,8 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
         f"{kind}_temp_path {home}/{kind}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     (home / "nginx.conf").write_text(
-        f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid {home}/pid; error_log stderr; events {{}}\n"
+        f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid {home}/pid;\n"
+        f"error_log stderr; events {{}}\n"
         f"http {{ access_log off; {folders}\n{text}\n}}\n"
     )
     nginx = Process(

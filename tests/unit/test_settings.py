@@ -105,7 +105,6 @@ def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DM_INSECURE_BIND", "1", "DM_INSECURE_BIND is no setting any more: "),
         ("DM_AUTH", "perhaps", "DM_AUTH: "),
         ("DM_TRUSTED_PROXY", "proxy.example", "DM_TRUSTED_PROXY"),
-        ("DM_TRUSTED_PROXY", "10.0.0.1", "DM_TRUSTED_PROXY: a proxy opens the API to other hosts; set DM_AUTH"),
         ("DM_TLS_CERT", "/x.pem", "DM_TLS_KEY: DM_TLS_CERT and DM_TLS_KEY are set together"),
         ("DM_TLS_KEY", "/x.pem", "DM_TLS_CERT: DM_TLS_CERT and DM_TLS_KEY are set together"),
         ("DM_CORS_ORIGINS", "https://a.example/path", "DM_CORS_ORIGINS"),
@@ -123,7 +122,7 @@ def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DM_ARCHIVE_GROUPS", "fire", "DM_ARCHIVE_GROUPS: 'fire' must be like group=machine"),
         ("DM_BUNDLE_SIZE", "0", "DM_BUNDLE_SIZE: "),
         ("DM_HOST", "0.0.0.0", "DM_HOST"),
-        ("DM_HOST", "data.example", "set DM_AUTH=required, and DM_TLS_CERT and DM_TLS_KEY, or DM_TRUSTED_PROXY"),
+        ("DM_HOST", "data.example", "set DM_TLS_CERT and DM_TLS_KEY, or DM_TRUSTED_PROXY"),
         ("DM_OIDC_ISSUER", "http://issuer.example", "DM_OIDC_ISSUER: must be like https://"),
         ("DM_OIDC_ISSUER", "https://me:pw@issuer.example", "DM_OIDC_ISSUER: must be like https://"),
         (
@@ -151,9 +150,10 @@ def test_a_refused_address_does_not_show_its_password(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("overrides", "missing"),
     [
-        ({}, "DM_AUTH=required, and DM_TLS_CERT"),
+        ({"auth": "none"}, "DM_AUTH=required, and DM_TLS_CERT"),
         ({"auth": "required"}, "set DM_TLS_CERT"),
-        ({"tls_cert": "/c", "tls_key": "/k"}, "set DM_AUTH=required"),
+        ({"auth": "none", "tls_cert": "/c", "tls_key": "/k"}, "set DM_AUTH=required"),
+        ({"auth": "none", "trusted_proxy": "10.0.0.0/8"}, "a proxy opens the API to other hosts; set DM_AUTH=required"),
         ({"auth": "required", "tls_cert": "/c", "tls_key": "/k"}, None),
         ({"auth": "required", "trusted_proxy": "10.0.0.0/8"}, None),
     ],
@@ -167,6 +167,11 @@ def test_an_address_of_others_takes_authentication_and_tls(
         return
     with pytest.raises(SettingsError, match=missing):
         load_settings(host=host, **overrides)
+
+
+def test_a_proxy_on_loopback_takes_authentication_too() -> None:
+    with pytest.raises(SettingsError, match="DM_TRUSTED_PROXY: a proxy opens the API to other hosts"):
+        load_settings(auth="none", trusted_proxy="127.0.0.1")
 
 
 def test_secrets_are_never_shown() -> None:
