@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from api import health
 from api.access import routes as access
-from api.access.asking import asks, require_declared
+from api.access.asking import asks, required_scopes
 from api.access.authentication import Authentication, challenge
 from api.audits import routes as audits
 from api.context import Context
@@ -111,8 +111,7 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
         app.include_router(module.router, dependencies=[] if public else [Depends(asks), Depends(refuse_unread_query)])
     _add_pages(app)
     app.router.routes.extend(session_routes(sessions, CodeFlow.of(context.settings)))
-    require_declared(app.routes)
-    openapi.install(app)
+    openapi.install(app, required_scopes(app.routes))
     return app
 
 

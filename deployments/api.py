@@ -15,11 +15,13 @@ from api.context import make_context
 from datamanager.errors import DataManagerError
 from datamanager.logs import configure_logging
 from datamanager.messaging.broker import Broker
+from datamanager.sealing import Sealer
 from datamanager.settings import Settings, load_settings
 from deployments.amqp.relay import Relay
 from deployments.client_connections import ClientConnection, connections_allowed
 from deployments.composition import Runtime, open_runtime, spare_what_stays, tell_missing
 from deployments.tls import ServerCertificate, TlsHandshake
+from models.access.logins import token_key
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
 STOP_PATIENCE = 5
@@ -77,6 +79,8 @@ def make_app(runtime: Runtime, *alongside: Task) -> FastAPI:
     Raises: SettingsError, SecretsUnreadable (the key of tokens).
     """
     settings, machines, database = runtime.settings, runtime.machines, runtime.database
+    if settings.auth == "required":
+        token_key(Sealer.of(settings))
     if settings.amqp_url is None:
         return create_app(make_context(settings, machines, database, runtime.storages), alongside)
     broker = Broker(settings.amqp_url.get_secret_value(), name="data-manager api")

@@ -80,11 +80,17 @@ def declared(routes: Sequence[BaseRoute]) -> Iterator[DeclaredEndpoint]:
             yield DeclaredEndpoint(route.path_format or "", methods, scopes, bool(route.include_in_schema))
 
 
-def require_declared(routes: Sequence[BaseRoute]) -> None:
-    """Raises: InternalError for an endpoint that says neither what it requires nor that it is public."""
+def required_scopes(routes: Sequence[BaseRoute]) -> dict[tuple[str, str], list[str]]:
+    """Return what the documented endpoints require, by address and method. Raises: InternalError for an endpoint,
+    documented or not, that says neither what it requires nor that it is public.
+    """
+    found = {}
     for one in declared(routes):
         if (one.scopes is None) is not (one.path in PUBLIC):
             raise InternalError(f"{one.path} must declare the scopes that it requires, or be public")
+        if one.documented and one.scopes is not None:
+            found.update(dict.fromkeys(((one.path, method) for method in one.methods), one.scopes))
+    return found
 
 
 def _calls(dependant: Dependant) -> Iterator[Any]:

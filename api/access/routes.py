@@ -26,7 +26,7 @@ from datamanager import errors
 from datamanager.domain.access_requests import RotateRequest, TokenRequest
 from datamanager.errors import InvalidRequest, NotAllowed
 from datamanager.identity.grant import Grant, Means
-from datamanager.identity.scopes import AccessTarget, Scope
+from datamanager.identity.scopes import AccessTarget, FilterKind, Scope
 from datamanager.identity.service_token import ServiceToken
 from models.access import tokens as service_tokens
 from models.access.tokens import NewToken, grant_of
@@ -72,6 +72,8 @@ async def create_token(request: Request, context: In, asked: MayManage) -> Respo
         digest = new.digest(tokens.key)
         wanted = NewToken(new.identifier, digest, fields.name, fields.roles, fields.groups, fields.scopes, ends)
         scopes = (*tokens.roles.scopes_of(fields.roles), *map(Scope.parse, fields.scopes))
+        if not fields.groups and _of_groups(scopes):
+            raise InvalidRequest.of({"groups": "required: of the scopes some are for the token's own groups (!group)"})
         _require_own(asked, fields.groups, scopes)
         return service_tokens.create_token(session, wanted, asked)
 
@@ -139,6 +141,10 @@ async def revoke_token(id: str, request: Request, context: In, asked: MayManage)
         return json_response(token_view(row))
 
     return await mutate(context, request, change)
+
+
+def _of_groups(scopes: Iterable[Scope]) -> bool:
+    return any(one.kind is FilterKind.GROUP and one.value is None for scope in scopes for one in scope.filters)
 
 
 def _require_own(asked: Grant, groups: Collection[str], scopes: Iterable[Scope]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from api.access.asking import declared
 from api.http.problems import MEDIA_TYPE, by_status, problem_of
 from api.http.request_parts import FORM, JSON, MULTIPART
 from datamanager import errors
@@ -241,18 +241,20 @@ def query(model: type[BaseModel]) -> dict[str, Any]:
     return {"parameters": [_parameter(name, "query", text) for name, text in described.items()]}
 
 
-def install(app: FastAPI) -> None:
-    """Make the app's OpenAPI document from its routes and our shapes, when it is first read."""
+def install(app: FastAPI, scopes: Mapping[tuple[str, str], list[str]]) -> None:
+    """Make the app's OpenAPI document from its routes and our shapes, when it is first read. `scopes`: what is required
+    of who asks, by address and method, where it is.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, scopes)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, scopes: Mapping[tuple[str, str], list[str]]) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     mode: Literal["validation"] = "validation"
     shapes: list[Any] = [(shape.__name__, mode, TypeAdapter(shape)) for shape in _shapes.values()]
@@ -264,11 +266,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
             fallback = operation["responses"].get("422", {}).get("content", {}).get(JSON)
             if fallback is not None:  # FastAPI's own validation answer, which we never send
                 del operation["responses"]["422"]
-    for endpoint in declared(app.routes):
-        if endpoint.documented and endpoint.scopes is not None:
-            for method in endpoint.methods:
-                own = {"security": [{"bearer": []}], "x-scopes": endpoint.scopes}
-                document["paths"][endpoint.path][method.lower()].update(own)
+    for (path, method), required in scopes.items():
+        document["paths"][path][method.lower()] |= {"security": [{"bearer": []}], "x-scopes": required}
     return document
 
 

@@ -113,8 +113,8 @@ class ObjectQuery(Query):
 )
 @router.get("/info/", include_in_schema=False, openapi_extra=openapi.query(ObjectQuery))
 async def list_objects(request: Request, context: In, asked: MayList) -> Response:
-    """List every object that is seen, DELETED ones included, oldest first: streamed, each as it is when its turn comes. Objects that
-    are registered meanwhile are not included.
+    """List every object that is seen, DELETED ones included, oldest first: streamed, each as it is when its turn comes.
+    Objects that are registered meanwhile are not included.
 
     With any parameter: one page of matching objects, of 8 MiB at most, and a `Link` header with `rel="next"` while
     there is more. With filters a page may be short, or empty, although there is more: it looks at 100 objects for each

@@ -139,7 +139,7 @@ async def show_plan(request: Request, context: In, asked: MayRetain) -> Response
 
     def work() -> Response:
         rules = load_rules(context.settings.retention_file)
-        decider, report = plan(context.database, rules, context.machines, terms)
+        decider, report = plan(context.database, rules, context.machines, terms, asked)
         sentences = [rule.sentence() for rule in decider.rules.rule]
         return json_response(view_of(RetentionPlanView, report, time=decider.now, rules=sentences))
 
@@ -167,7 +167,7 @@ async def start_run(request: Request, context: In, asked: MayRetain) -> Response
             run = slot.subject
             if run is None:
                 make_decider(session, rules, context.machines, terms)  # raises what is wrong with the terms
-                run = runs.ask_for_run(session, terms)
+                run = runs.ask_for_run(session, terms, asked)
                 slot.attach(session, run)
             view = view_of(RetentionRunView, runs.get_run(session, run, ALL), run=run)
             return json_response(view, 202, {"Location": f"/DM/retention/runs/{run}"})

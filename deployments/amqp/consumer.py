@@ -49,10 +49,9 @@ class RequestConsumer:
 
     `on_transfer` takes a transfer; it returns when the flow run exists, or the transfer can't be taken (now, or ever).
     A ServiceError of it brings the message back later. `check` is what HTTP checks of a request besides its fields.
-    `sealer` seals what is secret in their URLs. Answers go to `reply_to` only where that begins with `reply_prefix`, or
-    is a reply address that RabbitMQ made for the requester. `senders` knows who sends a request; None: whoever sends may
-    do everything. `on_entered` is called after something was put into the
-    outbox (the relay's `notify`).
+    `senders` knows who sends a request; None: whoever sends may do everything. `sealer` seals what is secret in their
+    URLs. Answers go to `reply_to` only where that begins with `reply_prefix`, or is a reply address that RabbitMQ made
+    for the requester. `on_entered` is called after something was put into the outbox (the relay's `notify`).
     """
 
     database: Database

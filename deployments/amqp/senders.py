@@ -27,8 +27,9 @@ USER, MARK = "dm-user", "dm-user-mark"
 
 
 class MessageSenders:
-    """Makes grants of messages; safe to share between threads. All of it blocks. `users` maps users of the broker to the
-    identifiers of their service tokens.
+    """Makes grants of messages; safe to share between threads. All of it blocks.
+
+    `users` maps users of the broker to the identifiers of their service tokens.
     """
 
     def __init__(

@@ -38,8 +38,10 @@ from models.submission import source_check
 
 THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
 
-ASK_AGAIN_EVERY = 30.0
-"""Seconds between two looks whether what runs is permitted still: it has stopped within 60."""
+ASK_AGAIN_EVERY, ASK_AGAIN_BEATS = 30.0, 6
+"""Seconds, and heartbeats, of which the shorter lies between two looks whether what runs is permitted still: what is
+not has stopped within 60 s.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +109,8 @@ class MoverService:
             loops.start_soon(dispatcher.take_forever)
             # each is repeated after so many seconds
             loops.start_soon(every, 2.0, "monitor Prefect", dispatcher.monitor.look)
-            loops.start_soon(every, ASK_AGAIN_EVERY, "ask grants again", dispatcher.ask_again)
+            again = min(ASK_AGAIN_EVERY, ASK_AGAIN_BEATS * self._settings.heartbeat.total_seconds())
+            loops.start_soon(every, again, "ask grants again", dispatcher.ask_again)
             loops.start_soon(every, 1.0, "take audits", dispatcher.maintenance.take_audits)
             loops.start_soon(every, 1.0, "probe machines", MachineProbes(services, dispatcher.notify).look)
             loops.start_soon(every, 1.0, "start retention", partial(start_retention, services, gateway))

@@ -37,7 +37,7 @@ class TokenLogins:
     @cached_property
     def key(self) -> bytes:
         """The key of digests, read once. Raises: SecretsUnreadable."""
-        return self._sealer.derived(PURPOSE)
+        return token_key(self._sealer)
 
     def grant(self, session: Session, text: str) -> Grant:
         """Return what the bearer of a token may, by one statement. What can't be a token is not looked up.
@@ -82,6 +82,11 @@ class TokenLogins:
     ) -> Grant:
         record = TokenRecord(id=identifier, name=name, roles=list(roles), groups=list(groups), scopes=list(scopes))
         return grant_of(record, self.roles)
+
+
+def token_key(sealer: Sealer) -> bytes:
+    """Return the key that tokens' digests are made with. Raises: SecretsUnreadable."""
+    return sealer.derived(PURPOSE)
 
 
 _TOKENS = table_of(TokenRecord)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
-from datamanager.errors import NotAuthenticated
+from datamanager.errors import NotAllowed, NotAuthenticated
 from datamanager.identity.grant import Grant, Means
 from datamanager.identity.roles import Roles
 from models.access.tokens import grant_of, require_live
@@ -29,6 +29,12 @@ def standing(session: Session, grants: Collection[Grant], roles: Roles) -> dict[
     withdrawn = set(session.scalars(query))
     tokens = _newest(session, named, roles)
     return {grant: None if grant.person in withdrawn else _now(grant, tokens, roles) for grant in grants}
+
+
+def require_standing(session: Session, grant: Grant | None, roles: Roles) -> None:
+    """Check that something is permitted still by a grant that waited; None is the service's own. Raises: NotAllowed."""
+    if grant is not None and standing(session, [grant], roles)[grant] is None:
+        raise NotAllowed("whoever requested it is not permitted anything any more")
 
 
 def _newest(session: Session, named: Collection[str], roles: Roles) -> dict[str, Grant]:

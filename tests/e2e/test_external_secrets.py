@@ -9,6 +9,7 @@ import base64
 import json
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ import requests
 from cryptography.fernet import Fernet
 from sqlalchemy import MetaData, create_engine, select
 
+from datamanager.client import AccessClient, Client
+from datamanager.errors import DataManagerError
+from datamanager.identity.service_token import ServiceToken
+from datamanager.settings import TOKEN_FILE
 from tests.e2e.conftest import FULL
 from tests.support.amqp import client, listener, put, rest
 from tests.support.prefect import PrefectApi, PrefectServer
@@ -37,6 +42,8 @@ class Planted:
 
     secrets: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    """Those of the service that were sent, and others that it refused."""
 
     def new(self) -> str:
         """Make a secret that is nowhere yet."""
@@ -286,14 +293,49 @@ def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server
     assert "task" in asyncio.run(ask({"credential": "site"}))
 
 
+def test_tokens_of_each_kind_are_sent(site: Site, planted: Planted) -> None:
+    service = site.service
+    with service.client(AccessClient) as admin:
+        made = admin.create_token(f"secrets {uuid4()}", roles=["mover"], groups=["fire"], expires=timedelta(days=1))
+        new = admin.rotate_token(made.id)
+    issuers = ".".join(base64.urlsafe_b64encode(uuid4().bytes * 4).decode().rstrip("=") for _ in range(3))
+    given = [made.token or "", new.token or "", issuers, ServiceToken.make().reveal()]
+    planted.tokens += given
+    data = site.write("archer2", f"secrets/{uuid4().hex}.bin", BODY)
+    for token in given:
+        with Client(service.url, token=token) as dm:
+            try:
+                planted.answers.append(repr(dm.register("archer2", data.name, "secrets", group="fire")))
+            except DataManagerError as refused:
+                planted.answers.append(f"{refused.code} {refused.detail}")
+    assert sum("not_authenticated" in answer for answer in planted.answers) == 2
+    if (amqp := service.env.get("DM_AMQP_URL")) is not None:
+        for token in given:
+            event = {"specversion": "1.0", "id": uuid4().hex, "source": "/tests", "type": "dm.request.delete"}
+            asyncio.run(_send(amqp, json.dumps({**event, "data": {"uuid": str(uuid4())}}).encode(), token))
+
+
+async def _send(url: str, body: bytes, token: str) -> None:
+    async with client(url) as channel:
+        answers = await channel.declare_queue("dm-reply.tokens", exclusive=True)
+        await put(channel, "dm.requests", body, token=token, reply_to=answers.name)
+        async with asyncio.timeout(60), answers.iterator() as messages:
+            async for message in messages:
+                await message.ack()
+                return
+
+
 def test_no_secret_is_anywhere(site: Site, planted: Planted, site_prefect: PrefectServer) -> None:
     """Runs last. What was sent is searched for in all that the service, its databases and Prefect have."""
     needles = [secret.encode() for secret in planted.secrets]
     needles += [base64.b64encode(f"bob:{secret}".encode()).rstrip(b"=") for secret in planted.secrets]
     assert len(planted.secrets) > 30
+    tokens = [*planted.tokens, site.service.token or ""]
+    assert len(tokens) > 4
+    needles += [part.encode() for token in tokens for part in (token, token[15:47])]  # whole, and its secret alone
     seen = {
         "answers": "\n".join(planted.answers).encode(),
-        **_files(site.service.home),
+        **{name: content for name, content in _files(site.service.home).items() if not name.endswith(TOKEN_FILE)},
         **_prefect(site_prefect.api_url),
         **_files(site_prefect.directory),
     }
@@ -307,6 +349,16 @@ def test_no_secret_is_anywhere(site: Site, planted: Planted, site_prefect: Prefe
     assert any(b"credential_not_allowed" in content for content in seen.values())
     found = {(name, needle) for name, content in seen.items() for needle in needles if needle in content}
     assert found == set()
+    processes = _processes(site)
+    assert any(b"DM_HOME" in content for content in processes.values())
+    assert [name for name, content in processes.items() for token in tokens if token.encode() in content] == []
+
+
+def _processes(site: Site) -> dict[str, bytes]:
+    """Return the command lines and environments of the service's processes and their children."""
+    pids = {pid for process in site.service.processes if process.running for pid in process.members()}
+    files = [Path(f"/proc/{pid}/{what}") for pid in pids for what in ("cmdline", "environ")]
+    return {str(file): file.read_bytes() for file in files if file.exists()}
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,8 @@ from uuid import UUID
 import pytest
 import requests
 
-from datamanager.errors import DataManagerError
+from datamanager.client import AccessClient
+from datamanager.errors import DataManagerError, NotAuthenticated
 from models.access.visibility import ALL
 from models.database import Database
 from models.machines.base_dirs import check_base_dirs
@@ -97,6 +98,19 @@ def test_the_home_is_private_and_has_a_machines_file(service: DataManagerService
 
 
 @in_order
+def test_the_home_has_the_first_token_for_its_owner_alone(service: DataManagerService) -> None:
+    file = service.home / "admin-token"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert str(file) in told(service)
+    with service.client(AccessClient) as client:
+        assert client.whoami().roles == ["admin"]
+        (token,) = client.tokens()
+    assert token.id == file.read_text()[3:15]
+    with AccessClient(service.url) as client, pytest.raises(NotAuthenticated):
+        client.whoami()
+
+
+@in_order
 def test_prefect_server_of_the_tree_refuses_foreign_pages(service: DataManagerService) -> None:
     url = f"http://127.0.0.1:{service.env['DM_PREFECT_PORT']}/api/health"
     answers = {
@@ -158,8 +172,9 @@ def test_children_end_with_a_supervisor_that_is_killed(service: DataManagerServi
 @in_order
 @pytest.mark.faults
 def test_it_starts_again_in_its_home_and_ctrl_c_stops_everything(service: DataManagerService) -> None:
-    checks = told(service).count("self-check passed")
+    checks, token = told(service).count("self-check passed"), service.token
     service.start()
+    assert service.token == token
     eventually(lambda: told(service).count("self-check passed") == checks + 1, "the second self-check has run")
     with OddServer() as source:
         task = _endless_download(service, source.on("/endless", endless()))

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
@@ -19,16 +20,23 @@ from sqlalchemy import select
 
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.errors import OrchestratorUnavailable, UrlNotAllowed
+from datamanager.identity.service_token import ServiceToken
 from datamanager.messaging.broker import DEAD_QUEUE, REQUESTS_QUEUE, Broker
+from datamanager.messaging.consuming import Delivery, Later
+from datamanager.settings import Settings
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.relay import Relay
+from deployments.amqp.senders import MessageSenders
 from deployments.amqp.submission import BODY_MAX
+from models.access.tokens import revoke_token
+from models.access.visibility import ALL
 from models.database import Database
 from models.tables import Claim, OutboxMessage, Transfer
 from tests.support.amqp import away, client, listener, put, rest, take
 from tests.support.catalogue import an_object, catalogue, machines
 from tests.support.postgres import Postgres
 from tests.support.rabbitmq import RabbitMq
+from tests.support.tokens import TokenMaker
 
 
 @asynccontextmanager
@@ -78,10 +86,10 @@ def transfers(database: Database) -> list[Transfer]:
         return list(session.scalars(select(Transfer)))
 
 
-async def ask(channel: AbstractChannel, body: bytes) -> dict[str, Any]:
-    """Send a request; return its answer."""
+async def ask(channel: AbstractChannel, body: bytes, **sender: str) -> dict[str, Any]:
+    """Send a request; return its answer. `sender`: its token, or user_id."""
     correlation = str(uuid4())
-    await put(channel, REQUESTS_QUEUE, body, reply_to="dm-reply.answers", correlation_id=correlation)
+    await put(channel, REQUESTS_QUEUE, body, reply_to="dm-reply.answers", correlation_id=correlation, **sender)
     (message,) = await take(channel, "dm-reply.answers", 1)
     assert message.correlation_id == correlation
     answer: dict[str, Any] = json.loads(message.body)
@@ -401,3 +409,64 @@ def test_silent_name_server_takes_no_thread_of_the_mover(catalogue_url: str, amq
 
     with catalogue(catalogue_url) as database:
         asyncio.run(scene(database))
+
+
+@pytest.mark.dialect("sqlite")
+def test_who_sends_is_known_by_a_token_or_as_a_user_of_the_broker(
+    catalogue_url: str, amqp_url: str, tmp_path: Path
+) -> None:
+    user = urlsplit(amqp_url).username or ""
+
+    async def scene(database: Database) -> None:
+        settings = Settings(home=tmp_path)
+        maker = TokenMaker(database, settings)
+        fire, water = (maker.make("mover", groups=[group], name=group) for group in ("fire", "water"))
+        senders = MessageSenders.of(settings.model_copy(update={"amqp_users": (f"{user}={fire[3:15]}",)}), database)
+        file = an_object(database, group="fire")
+        async with AsyncExitStack() as stack:
+            channel, _ = await stack.enter_async_context(ready(amqp_url))
+            await stack.enter_async_context(consuming(database, amqp_url, senders=senders))
+
+            async def code(name: str, **sender: str) -> str:
+                wanted = {"uuid": str(file), "machine": "there", "dest": f"out/{uuid4()}"}
+                answer = await ask(channel, request("copy", wanted, name), **sender)
+                return str(answer["data"].get("code", "accepted"))
+
+            wrong = ServiceToken.make().reveal()
+            assert await code("1") == "not_authenticated"
+            assert await code("1", token=wrong) == "not_authenticated"
+            assert await code("1", token="e30.e30.e30") == "not_authenticated"
+            # what was refused without a person is kept for nobody
+            assert await code("1", token=fire) == "accepted"
+            assert await code("1", token=water) == "object_not_found"
+            assert await code("2", user_id=user) == "accepted"
+            with database.write() as session:
+                revoke_token(session, fire[3:15], ALL, None)
+            assert [await code("3", token=fire), await code("3", user_id=user)] == ["not_authenticated"] * 2
+        rows = transfers(database)
+        assert [(row.created_by, (row.grant or {})["means"]) for row in rows] == [
+            ("token:fire", "token"),
+            ("token:fire", "broker"),
+        ]
+        stored = (tmp_path / "catalogue.db").read_bytes() + (tmp_path / "catalogue.db-wal").read_bytes()
+        assert all(token[15:47].encode() not in stored for token in (fire, water, wrong))
+
+    with catalogue(catalogue_url) as database:
+        asyncio.run(scene(database))
+
+
+def test_message_that_is_put_back_is_known_by_its_user_still(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, amqp_users=("lexis=abcdefghijkl",))
+    database = Database(f"sqlite+pysqlite:///{tmp_path / 'none.db'}")
+    senders = MessageSenders.of(settings, database)
+    assert senders is not None
+    first = Delivery(b"body", user_id="lexis")
+    kept = senders.kept(first)
+    again = Delivery(b"body", user_id="data-manager", headers=kept)
+    assert senders.kept(again) == kept
+    forged = {"dm-user": "lexis", "dm-user-mark": "0" * 64}
+    for other in (Delivery(b"other", headers=kept), Delivery(b"body", headers=forged), Delivery(b"body")):
+        assert senders.kept(other) == {}
+    assert senders.kept(Delivery(b"body", headers={"dm-token": "dm_x"})) == {"dm-token": "dm_x"}
+    assert "dm_x" not in repr(Delivery(b"body", headers={"dm-token": "dm_x"})) + repr(Later(1.0, {"dm-token": "dm_x"}))
+    database.close()

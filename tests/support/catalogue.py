@@ -84,9 +84,9 @@ def machines() -> Machines:
     return parse_machines(MACHINES, "test")
 
 
-def an_object(database: Database, name: str | None = None) -> UUID:
+def an_object(database: Database, name: str | None = None, group: str = "") -> UUID:
     """Register an object on `here`; no file is looked at."""
-    request = NewObject(filename=name or f"{uuid4()}.nc", path="in", machine="here")
+    request = NewObject(filename=name or f"{uuid4()}.nc", path="in", machine="here", group=group)
     with database.write() as session:
         return register_object(session, request, Place("here", f"in/{request.filename}"), Facts(7), by=None)
 

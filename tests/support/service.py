@@ -47,8 +47,8 @@ class DataManagerService:
 
     With `tree` it is `python -m deployments.local.up`: the embedded Prefect server, API and one mover under a
     supervisor. Without, API and `movers` movers are processes of their own, and `env` must say DM_PREFECT_API_URL.
-    `env` are DM_* settings. Requests need a token, unless DM_AUTH says otherwise: `token`, of which `client` knows. It can
-    be stopped and started again; it keeps its ports and its home.
+    `env` are DM_* settings. Requests need a token, unless DM_AUTH says otherwise: `token`, of which `client` knows. It
+    can be stopped and started again; it keeps its ports and its home.
     """
 
     def __init__(self, home: Path, env: Mapping[str, str], *, tree: bool = False, movers: int = 1) -> None:

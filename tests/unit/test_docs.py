@@ -15,7 +15,7 @@ import typer.main
 from datamanager.cli.main import app
 from datamanager.cli.options import SETTINGS
 from datamanager.machines import Machine, parse_machines
-from datamanager.settings import CREDENTIAL, Settings
+from datamanager.settings import CREDENTIAL, TOKEN, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -80,7 +80,7 @@ def test_machines_page_matches_the_code() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_document_names_existing_variables(document: Path) -> None:
-    known = {f"DM_{name.upper()}" for name in Settings.model_fields} | {f"{CREDENTIAL}WEATHER"}
+    known = {f"DM_{name.upper()}" for name in Settings.model_fields} | {f"{CREDENTIAL}WEATHER", TOKEN}
     named = set(re.findall(r"\bDM_[A-Z][A-Z_]*\b", read(document)))
     prefixes = {name for name in named if name.endswith("_")}  # `DM_KEEP_…`
     assert {name for name in named - known - prefixes if not name.startswith("DM_TEST_")} == set()

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from fastapi import APIRouter, FastAPI
 
-from api.access.asking import PUBLIC, declared, require_declared, requires
+from api.access.asking import PUBLIC, required_scopes, requires
 from api.app import create_app
 from api.context import make_context
 from datamanager.errors import InternalError
@@ -35,7 +35,6 @@ def made(folder: Path) -> FastAPI:
 
 def tables(app: FastAPI) -> dict[str, list[list[str]]]:
     """Return the rows of the page's tables, by name."""
-    endpoints = [one for one in declared(app.routes) if one.documented and one.scopes is not None]
     return {
         "scopes": [
             [f"`{action}`", " ".join(f"`!{one}`" for one in sorted(filters)) or "–", text]
@@ -46,9 +45,8 @@ def tables(app: FastAPI) -> dict[str, list[list[str]]]:
             for name, role in load_roles().roles.items()
         ],
         "endpoints": [
-            [f"`{method} {one.path}`", " ".join(f"`{scope}`" for scope in one.scopes or ()) or "any token"]
-            for one in endpoints
-            for method in sorted(one.methods)
+            [f"`{method} {path}`", " ".join(f"`{scope}`" for scope in scopes) or "any token"]
+            for (path, method), scopes in required_scopes(app.routes).items()
         ],
     }
 
@@ -78,10 +76,10 @@ def test_endpoint_that_declares_nothing_stops_the_start() -> None:
     app = FastAPI()
     app.include_router(router)
     with pytest.raises(InternalError, match="/DM/new must declare"):
-        require_declared(app.routes)
+        required_scopes(app.routes)
     declaring = FastAPI()
     declaring.include_router(router, dependencies=[requires("audits")])
-    require_declared(declaring.routes)
+    assert required_scopes(declaring.routes) == {("/DM/new", "GET"): ["audits"]}
     with pytest.raises(InternalError, match="no actions"):
         requires("everything")
 

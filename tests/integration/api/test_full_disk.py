@@ -8,8 +8,11 @@ from pathlib import Path
 
 import requests
 
+from datamanager.settings import Settings
+from models.database import Database
 from tests.support.ports import free_port
 from tests.support.process import Process, clean_environment
+from tests.support.tokens import TokenMaker, as_person
 
 LIMIT = 48 * 1024
 """Bytes of a file: less than SQLite's journal needs for much, more than the log's lines."""
@@ -33,6 +36,10 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, migrated_url: str) -> None:
         DM_PREFECT_API_URL=f"http://127.0.0.1:{prefect}/api",
     )
 
+    catalogue = Database(migrated_url)  # logins work on a full disk too
+    who = {"token": TokenMaker(catalogue, Settings(home=tmp_path / "home")).make("admin")}
+    catalogue.close()
+
     def live() -> bool:
         try:
             return requests.get(f"{url}/health/live", timeout=5).ok
@@ -41,7 +48,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, migrated_url: str) -> None:
 
     def register(number: int) -> requests.Response:
         fields = {"machine": "here", "filename": f"f{number}", "verify": "none", "metadata": {"text": "x" * 30_000}}
-        return requests.put(f"{url}/register", json=fields, timeout=60)
+        return requests.put(f"{url}/register", json=fields, timeout=60, **as_person({**who}))
 
     with Process([sys.executable, "-m", "deployments.api"], log=tmp_path / "api.log", env=env) as api:
         api.wait_until(live, 120)
@@ -55,7 +62,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, migrated_url: str) -> None:
         ready = requests.get(f"{url}/health/ready", timeout=60)
         assert (ready.status_code, ready.json()["code"]) == (507, "no_space")
         assert "is full" in ready.json()["checks"]["database"]
-        assert requests.get(f"{url}/info", timeout=60).ok, "what is there can be read"
+        assert requests.get(f"{url}/info", timeout=60, **as_person({**who})).ok, "what is there can be read"
         resource.prlimit(api.pid, resource.RLIMIT_FSIZE, UNLIMITED)
         assert register(9).status_code == 201
         assert requests.get(f"{url}/health/ready", timeout=60).json()["code"] == "orchestrator_unavailable"

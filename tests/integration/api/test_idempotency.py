@@ -20,6 +20,7 @@ from datamanager import errors
 from datamanager.domain.location import Place
 from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.states import TransferKind
+from datamanager.identity.grant import EVERYBODY
 from deployments.amqp.submission import Call
 from models.core import idempotency
 from models.core.idempotency import StoredAnswer
@@ -302,13 +303,15 @@ def test_joining_another_process_keeps_no_writer_from_work(
 def test_no_http_key_is_that_of_a_message(api: LiveApi) -> None:
     call = Call("/workflow/7", "once", TransferKind.DELETE, {}, "fingerprint")
     with api.database.write() as session:
-        begun = idempotency.begin(session, call.key, call.fingerprint, "mover", timedelta(hours=1), timedelta(hours=1))
+        begun = idempotency.begin(
+            session, call.key(EVERYBODY), call.fingerprint, "mover", timedelta(hours=1), timedelta(hours=1)
+        )
         assert begun.mine
-        idempotency.store(session, call.key, "mover", StoredAnswer(202, {}, "a message's answer"))
+        idempotency.store(session, call.key(EVERYBODY), "mover", StoredAnswer(202, {}, "a message's answer"))
     where = {"machine": "there", "filename": "a", "path": "spaces/a", "verify": "none"}
-    first = keyed(api, "PUT", "/DM/register", call.key, data=where)
+    first = keyed(api, "PUT", "/DM/register", call.key(EVERYBODY), data=where)
     assert first.status_code == 201
-    assert keyed(api, "PUT", "/DM/register", call.key, data=where).text == first.text
+    assert keyed(api, "PUT", "/DM/register", call.key(EVERYBODY), data=where).text == first.text
     with api.database.read() as session:
         stored = set(session.scalars(select(IdempotencyKey.key)))
     # nor can an HTTP key stand for the stored form of another one
