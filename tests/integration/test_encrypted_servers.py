@@ -54,7 +54,7 @@ def with_query(url: str, host: str | None = None, **query: str) -> str:
 
 def connect(url: str) -> str | None:
     """Return the version of TLS that a catalogue's connection has. Raises: CatalogueUnavailable."""
-    database = Database(Settings(database_url=url).catalogue_url)  # type: ignore[arg-type]
+    database = Database(Settings(database_url=url).catalogue_url)
     try:
         with database.read() as session:
             query = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
@@ -81,7 +81,7 @@ def test_catalogue_is_encrypted_and_verified(
 
 def test_notifications_of_the_catalogue_are_encrypted_too(postgres_tls: Postgres, authority: Authority) -> None:
     url = with_query(postgres_tls.url(), sslmode="verify-full", sslrootcert=str(authority.ca_file))
-    database = Database(Settings(database_url=url).catalogue_url)  # type: ignore[arg-type]
+    database = Database(Settings(database_url=url).catalogue_url)
     heard = list[str]()
     try:
         upgrade(database)
@@ -106,7 +106,7 @@ def test_broker_is_encrypted_and_verified(services: Path, authority: Authority, 
 
     async def connects(host: str, ca_file: Path) -> None:
         url = f"amqps://guest:guest@{host}:{port}/?cafile={quote(str(ca_file), safe='')}"
-        settings = Settings(amqp_url=url)  # type: ignore[arg-type]
+        settings = Settings(amqp_url=url)
         assert settings.amqp_url is not None
         broker = Broker(settings.amqp_url.get_secret_value())
         try:

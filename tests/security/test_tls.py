@@ -18,7 +18,7 @@ from datamanager.client import Client
 from datamanager.errors import ServiceError, SettingsError
 from datamanager.settings import Settings
 from deployments.local.up import missing_parts
-from deployments.tls import ServerCertificate
+from deployments.tls_handshakes import ServerCertificate
 from tests.support.api_process import ApiProcess, is_cut
 from tests.support.authority import Authority
 from tests.support.command import run
