@@ -40,6 +40,7 @@ Errors = tuple[type[DataManagerError], ...]
 
 PUBLIC: Errors = (
     errors.OriginNotAllowed,
+    errors.ConnectionNotSecure,
     errors.InternalError,
     errors.CatalogueUnavailable,
     errors.CatalogueFull,
@@ -51,6 +52,7 @@ ALWAYS: Errors = (
     errors.InvalidRequest,  # of a parameter in the address that is unknown
     errors.NotAuthenticated,
     errors.NotAllowed,
+    errors.CsrfTokenMissing,
 )
 """What each endpoint may answer that asks who it is."""
 BODY: Errors = (errors.MalformedBody, errors.TooLarge, errors.InvalidRequest, errors.IdempotencyMismatch)

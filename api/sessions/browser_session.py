@@ -101,10 +101,8 @@ class BrowserSessions:
         if request.method not in SAFE_METHODS:
             self._require_csrf_token(request, session)
         if session.token is not None:
-            grant = await self._grant_of(session.token)
-        else:
-            grant = Grant.from_json(session.grant or {})
-        return replace(grant, means=Means.SESSION)
+            return await self._grant_of(session.token)  # by the token: what it requests ends when it is revoked
+        return replace(Grant.from_json(session.grant or {}), means=Means.SESSION)
 
     async def end(self, request: Request, response: Response) -> None:
         """Log the browser out: the session is over for every process, and for whoever copied the cookie.
