@@ -295,7 +295,7 @@ def test_secrets_are_refused_over_amqp(site: Site, planted: Planted, slow_server
 
 def test_tokens_of_each_kind_are_sent(site: Site, planted: Planted) -> None:
     service = site.service
-    with service.client(AccessClient) as admin:
+    with service.client_of(AccessClient) as admin:
         made = admin.create_token(f"secrets {uuid4()}", roles=["mover"], groups=["fire"], expires=timedelta(days=1))
         new = admin.rotate_token(made.id)
     issuers = ".".join(base64.urlsafe_b64encode(uuid4().bytes * 4).decode().rstrip("=") for _ in range(3))

@@ -81,7 +81,7 @@ def test_a_run_does_what_the_plan_said(site: Site, tag: str, rules: Path, prefec
     alone = site.register("archer2", f"{tag}/scratch/alone.bin", b"alone", verify="hash")
     later = site.register("archer2", f"{tag}/later.bin", b"later", group=f"{tag}-later")
     held = site.register("archer2", f"{tag}/held.bin", b"held", group=f"{tag}-later")
-    with site.service.client(RetentionClient) as dm:
+    with site.service.client_of(RetentionClient) as dm:
         dm.hold(held, "figures of a paper")
         plan = dm.plan()
         expected = {line["object"]: line["reason"] or line["verdict"] for line in plan.lines}

@@ -102,7 +102,7 @@ def test_the_home_has_the_first_token_for_its_owner_alone(service: DataManagerSe
     file = service.home / "admin-token"
     assert file.stat().st_mode & 0o777 == 0o600
     assert str(file) in told(service)
-    with service.client(AccessClient) as client:
+    with service.client_of(AccessClient) as client:
         assert client.whoami().roles == ["admin"]
         (token,) = client.tokens()
     assert token.id == file.read_text()[3:15]

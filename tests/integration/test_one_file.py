@@ -36,6 +36,7 @@ from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.engine.attempt import Endpoint, Proof
 from datamanager.engine.single.other_names import may_be_mounted_twice
 from datamanager.errors import DestinationExists, ItemsFailed, PathNotAllowed
+from datamanager.identity.grant import EVERYBODY
 from datamanager.machines import Machine, Machines
 from datamanager.settings import load_settings
 from datamanager.sources.network.egress_guard import EgressGuard
@@ -310,11 +311,11 @@ def test_a_second_name_of_a_registered_file_is_not_registered(house: House) -> N
     assert own_files(context, end, tree) == [tree[0], tree[2]]
     house.register(first.path)
     with pytest.raises(DestinationExists, match="registered object"):
-        require_own_file(context, end)
-    require_own_file(context, replace(end, place=other))
+        require_own_file(context, end, EVERYBODY)
+    require_own_file(context, replace(end, place=other), EVERYBODY)
     again = Endpoint(Place("again", first.path), services.machines["again"], services.storages.get("again"))
     with pytest.raises(DestinationExists, match="registered object"):
-        require_own_file(context, again)
+        require_own_file(context, again, EVERYBODY)
     assert not own_files(context, again, [replace(tree[0], place=again.place, canonical=again.place)])
     assert not house.parts()
 

@@ -13,6 +13,7 @@ from sqlalchemy import delete, select
 from datamanager.domain.requests import GetExternalRequest
 from datamanager.domain.states import TransferKind
 from datamanager.errors import DestinationExists, DownloadFailed, InternalError, InvalidRequest, NotSupported
+from datamanager.identity.grant import EVERYBODY
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import joined
 from deployments.amqp.submission import Call, enter
@@ -148,7 +149,7 @@ def call(**data: Any) -> Call:
 
 @pytest.mark.parametrize("options", [OPTIONS, {"headers": {"A": SECRET}}, {"unheard-of": SECRET}])
 def test_secrets_in_messages_are_refused_by_name(database: Database, sealer: Sealer, options: dict[str, Any]) -> None:
-    event = enter(database, MACHINES, call(options=options), sealer=sealer)
+    event = enter(database, MACHINES, call(options=options), EVERYBODY, sealer=sealer)
     assert event["type"] == "dm.request.refused"
     assert event["data"]["code"] == (InvalidRequest if "unheard-of" in options else NotSupported).code
     for name in options.keys() - {"username"}:
@@ -160,7 +161,7 @@ def test_secrets_in_messages_are_refused_by_name(database: Database, sealer: Sea
 
 
 def test_a_credential_and_a_query_are_accepted_in_messages(database: Database, sealer: Sealer) -> None:
-    event = enter(database, MACHINES, call(url=QUERY, options={"credential": "site"}), sealer=sealer)
+    event = enter(database, MACHINES, call(url=QUERY, options={"credential": "site"}), EVERYBODY, sealer=sealer)
     assert event["type"] == "dm.request.accepted"
     assert SECRET not in everything(database)
     assert blobs(database) == 1
@@ -170,14 +171,14 @@ def test_a_credential_and_a_query_are_accepted_in_messages(database: Database, s
 
 @pytest.mark.parametrize("name", ["token", "X-Amz-Signature", "api%5Fkey", "Password", "sig"])
 def test_a_parameter_that_holds_a_secret_is_refused_in_messages(database: Database, sealer: Sealer, name: str) -> None:
-    event = enter(database, MACHINES, call(url=f"https://data.example/x?v=1&{name}={SECRET}"), sealer=sealer)
+    event = enter(database, MACHINES, call(url=f"https://data.example/x?v=1&{name}={SECRET}"), EVERYBODY, sealer=sealer)
     assert event["data"]["code"] == NotSupported.code
     assert unquote(name) in event["data"]["detail"]
     assert SECRET not in everything(database)
 
 
 def test_a_missing_key_refuses_the_message_and_says_so(database: Database, tmp_path: Path) -> None:
-    event = enter(database, MACHINES, call(url=QUERY), sealer=Sealer(tmp_path / "none", made_here=False))
+    event = enter(database, MACHINES, call(url=QUERY), EVERYBODY, sealer=Sealer(tmp_path / "none", made_here=False))
     assert event["data"]["code"] == "secrets_unreadable"
     with database.write() as session:
         session.execute(delete(IdempotencyKey))

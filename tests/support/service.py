@@ -79,8 +79,12 @@ class DataManagerService:
             return None
         return (self.home / TOKEN_FILE).read_text().strip()
 
-    def client(self, kind: type[C] = Client) -> C:  # type: ignore[assignment]  # the default is a C
+    def client(self) -> Client:
         """Return a client that may do everything."""
+        return self.client_of(Client)
+
+    def client_of(self, kind: type[C]) -> C:
+        """Return a client of this kind that may do everything."""
         return kind(self.url, token=self.token)
 
     @property

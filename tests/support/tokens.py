@@ -33,10 +33,8 @@ class TokenMaker:
     ) -> str:
         """Return the text of a new token."""
         new = ServiceToken.make()
-        wanted = NewToken(
-            *(new.identifier, new.digest(self._logins.key), name or uuid4().hex),
-            *(roles, tuple(groups), tuple(scopes), expires),
-        )
+        digest, name = new.digest(self._logins.key), name or uuid4().hex
+        wanted = NewToken(new.identifier, digest, name, roles, tuple(groups), tuple(scopes), expires)
         with self._database.write() as session:
             create_token(session, wanted, None)
         return new.reveal()

@@ -90,7 +90,9 @@ def write() -> None:
     with TemporaryDirectory() as folder:
         for name, rows in tables(made(Path(folder))).items():
             pattern = rf"(<!-- {name}:.*?\|---[^\n]*\n).*?(<!-- end of {name} -->)"
-            page = re.sub(pattern, lambda found, rows=rows: found[1] + written(rows) + found[2], page, flags=re.DOTALL)
+            found = re.search(pattern, page, flags=re.DOTALL)
+            assert found is not None, name
+            page = page[: found.start()] + found[1] + written(rows) + found[2] + page[found.end() :]
     PAGE.write_text(page, encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def test_whoami_says_who_asks_and_what_they_may(api: LiveApi) -> None:
     assert {"audits!machine=here", "read:objects!group"} <= set(found["scopes"])
 
 
-WRONG = {
+WRONG: dict[str, Callable[[str], str]] = {
     "one letter too few": lambda token: token[:-1],
     "its checksum is wrong": lambda token: token[:-1] + ("a" if token[-1] != "a" else "b"),
     "no such token": lambda _: ServiceToken.make().reveal(),
@@ -123,14 +123,15 @@ def test_token_can_have_only_what_its_maker_has(api: LiveApi, admin: AccessClien
     few = admin.create_token("few", scopes=["admin:tokens!group=fire", "read:objects!group=fire", "list:objects"])
     with AccessClient(api.url, token=few.token) as client:
         assert client.create_token("own", groups=["fire"], scopes=["read:objects!group"]).token
-        for wanted in (
+        refused: list[dict[str, Any]] = [
             {"groups": ["water"]},
             {"groups": []},
             {"groups": ["fire"], "roles": ["mover"]},
             {"groups": ["fire"], "scopes": ["read:objects"]},
             {"groups": ["fire", "water"], "scopes": ["read:objects!group"]},
             {"groups": ["fire"], "scopes": ["write:objects!group=fire"]},
-        ):
+        ]
+        for wanted in refused:
             with pytest.raises(NotAllowed):
                 client.create_token("more", **wanted)
         assert [one.name for one in client.tokens()] == ["own"]
@@ -203,7 +204,12 @@ def test_bearer_token_of_the_issuer_is_accepted(tmp_path: Path, migrated_url: st
     file.write_text(rules)
     with OidcIssuer() as issuer:
         issuer.clock.now = time.time()
-        settings = {"auth": "required", "oidc_issuer": issuer.url, "oidc_audience": AUDIENCE, "identity": file}
+        settings: dict[str, Any] = {
+            "auth": "required",
+            "oidc_issuer": issuer.url,
+            "oidc_audience": AUDIENCE,
+            "identity": file,
+        }
         with LiveApi(tmp_path / "site", migrated_url, **settings) as api:
             claims: dict[str, Any] = {"email": "jo@example.org", "groups": ["fire"], "dm": ["mover"]}
             found = whoami(api, issuer.token(**claims))
