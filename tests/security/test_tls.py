@@ -153,6 +153,16 @@ def test_client_that_does_not_shake_hands_is_disconnected(secure: ApiProcess) ->
 
 
 @pytest.mark.server
+def test_client_that_takes_no_answer_is_disconnected(secure: ApiProcess, authority: Authority) -> None:
+    """What waits for it is counted below TLS too: the answer leaves the upper buffer for the lower one."""
+    secure.fill(200, 60_000)
+    context = ssl.create_default_context(cafile=authority.ca_file)
+    with closing(secure.connect()) as plain, closing(context.wrap_socket(plain, server_hostname="localhost")) as client:
+        client.sendall(b"GET /DM/info HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        eventually(lambda: [one for one in secure.log if one.get("why") == "takes no answer"], "it is disconnected")
+
+
+@pytest.mark.server
 def test_handshakes_count_as_connections(folder: Path, authority: Authority) -> None:
     """Connections that begin no handshake take the place of each other, and of nobody who has a request."""
     certificate, key = pair(authority, "narrow")
