@@ -9,11 +9,11 @@ import secrets
 import socket
 import sys
 
-from datamanager.domain.access_requests import NAME_MAX
 from datamanager.errors import DataManagerError, NotAuthenticated, SettingsError
 from datamanager.identity.grant import EVERYBODY, Grant, Means
 from datamanager.identity.roles import load_roles
 from datamanager.identity.service_token import ServiceToken
+from datamanager.identity.token_requests import NAME_MAX
 from datamanager.sealing import Sealer
 from datamanager.settings import Settings, load_settings
 from models.access.logins import TokenLogins

@@ -16,23 +16,23 @@ from starlette.responses import Response
 
 from api.access.asking import requires
 from api.access.authentication import authentication_of
-from api.access.views import TokenView, WhoamiView, token_view, whoami_view
+from api.access.views import ReadmittedView, TokenView, WhoamiView, WithdrawnView, token_view, whoami_view
 from api.context import In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate
 from api.http.request_parts import read_request
-from api.http.responses import json_response
+from api.http.responses import json_response, view_of
 from datamanager import errors
-from datamanager.domain.access_requests import RotateRequest, TokenRequest
 from datamanager.errors import InvalidRequest, NotAllowed
 from datamanager.identity.grant import Grant, Means
 from datamanager.identity.scopes import AccessTarget, FilterKind, Scope
 from datamanager.identity.service_token import ServiceToken
+from datamanager.identity.token_requests import PersonRequest, RotateRequest, TokenRequest
 from models.access import tokens as service_tokens
 from models.access.tokens import NewToken, grant_of
 from models.access.visibility import seen
 from models.database import now
-from models.tables import TokenRecord
+from models.tables import TokenRecord, WithdrawnPerson
 
 ACTION = "admin:tokens"
 MayManage = Annotated[Grant, requires(ACTION)]
@@ -141,6 +141,55 @@ async def revoke_token(id: str, request: Request, context: In, asked: MayManage)
         return json_response(token_view(row))
 
     return await mutate(context, request, change)
+
+
+@router.get(
+    "/withdrawn",
+    summary="List withdrawn persons",
+    responses=openapi.json_answer(WithdrawnView, "The persons, by name.", many=True),
+)
+async def list_withdrawn(context: In, asked: MayManage) -> Response:
+    """List the persons whom nothing is permitted any more. It needs `admin:tokens` without filters."""
+    asked.require(ACTION)
+    rows = await context.reading(service_tokens.withdrawn_persons)
+    return json_response([view_of(WithdrawnView, row) for row in rows])
+
+
+@router.put(
+    "/withdrawn",
+    summary="Withdraw a person",
+    responses=openapi.json_answer(WithdrawnView, "The person.", *openapi.BODY),
+    openapi_extra=openapi.body(PersonRequest),
+)
+async def withdraw_person(request: Request, context: In, asked: MayManage) -> Response:
+    """Permit a person nothing any more, whatever their tokens of the issuer say: those can't be revoked. What they have
+    requested ends within a minute. Idempotent. It needs `admin:tokens` without filters.
+    """
+    asked.require(ACTION)
+    fields = await read_request(request, PersonRequest)
+
+    def change(session: Session, _: Slot) -> Response:
+        service_tokens.withdraw_person(session, fields.person, asked)
+        return json_response(view_of(WithdrawnView, session.get_one(WithdrawnPerson, fields.person)))
+
+    return await mutate(context, request, change, fields)
+
+
+@router.delete(
+    "/withdrawn",
+    summary="Readmit a person",
+    responses=openapi.json_answer(ReadmittedView, "The person.", *openapi.BODY),
+    openapi_extra=openapi.body(PersonRequest),
+)
+async def readmit_person(request: Request, context: In, asked: MayManage) -> Response:
+    """Let a withdrawn person in again. Idempotent. It needs `admin:tokens` without filters."""
+    asked.require(ACTION)
+    fields = await read_request(request, PersonRequest)
+
+    def change(session: Session, _: Slot) -> Response:
+        return json_response({"person": fields.person, "was": service_tokens.readmit_person(session, fields.person)})
+
+    return await mutate(context, request, change, fields)
 
 
 def _of_groups(scopes: Iterable[Scope]) -> bool:

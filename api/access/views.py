@@ -34,6 +34,21 @@ class TokenView(TypedDict):
     token: NotRequired[str]
 
 
+class WithdrawnView(TypedDict):
+    """A person whom nothing is permitted; `by`: who has withdrawn them, null where authentication was off."""
+
+    person: str
+    since: datetime
+    by: str | None
+
+
+class ReadmittedView(TypedDict):
+    """A person who is let in; `was`: they were withdrawn before."""
+
+    person: str
+    was: bool
+
+
 class WhoamiView(TypedDict):
     """Who asks. `means` is how that was proved: `token`, `oidc`, `session`, `broker`, or `none` where authentication is
     off; `credential` the token's id, or the issuer's subject; `principal` the login on machines that act as the caller.

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from api.http.problems import MEDIA_TYPE, by_status, problem_of
 from api.http.request_parts import FORM, JSON, MULTIPART
 from datamanager import errors
-from datamanager.domain.access_requests import RotateRequest, TokenRequest
 from datamanager.domain.archive_requests import (
     ActivateManyRequest,
     ActivateRequest,
@@ -35,6 +34,7 @@ from datamanager.domain.requests import (
 from datamanager.domain.requests import Request as OurRequest
 from datamanager.domain.retention_requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
 from datamanager.errors import DataManagerError
+from datamanager.identity.token_requests import PersonRequest, RotateRequest, TokenRequest
 
 Errors = tuple[type[DataManagerError], ...]
 
@@ -127,6 +127,7 @@ EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
     RetentionRunRequest: {"dry_run": True, "rule": "old forecasts to tape"},
     TokenRequest: {"name": "forecasts", "roles": ["mover"], "groups": ["fire"], "expires": "P90D"},
     RotateRequest: {"overlap": "1d"},
+    PersonRequest: {"person": "jo"},
     TreeRequest: {"machine": "archer2", "path": "weather", "group": "fire"},
     GetExternalRequest: {
         "machine": "archer2",

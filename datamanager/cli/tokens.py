@@ -59,6 +59,33 @@ def revoke(token: Id) -> None:
         _show([dm.revoke_token(token)])
 
 
+Person = Annotated[str, typer.Argument(metavar="PERSON", help="The person, as `dm whoami` names them.")]
+
+
+@app.command()
+def withdraw(person: Person) -> None:
+    """Permit a person nothing any more: tokens of an OIDC issuer cannot be revoked. What they have requested ends."""
+    with connected(AccessClient) as dm:
+        dm.withdraw_person(person)
+    print(f"{person} withdrawn")
+
+
+@app.command()
+def readmit(person: Person) -> None:
+    """Let a withdrawn person in again."""
+    with connected(AccessClient) as dm:
+        dm.readmit_person(person)
+    print(f"{person} readmitted")
+
+
+@app.command()
+def withdrawn() -> None:
+    """List the persons who were withdrawn."""
+    with connected(AccessClient) as dm:
+        for person in dm.withdrawn():
+            print(person)
+
+
 def whoami() -> None:
     """Show who the service takes you for, and what you may do."""
     with connected(AccessClient) as dm:

@@ -62,6 +62,18 @@ class AccessClient(Client):
         """Replace a token, by its id, with a new one; the old one is accepted for `overlap` more (a day)."""
         return self._ask(TokenInfo, "POST", at("tokens", token, "rotate"), {"overlap": overlap})
 
+    def withdraw_person(self, person: str) -> None:
+        """Permit a person nothing any more, whatever their tokens of the issuer say. Idempotent."""
+        self._write("PUT", at("withdrawn"), {"person": person})
+
+    def readmit_person(self, person: str) -> None:
+        """Let a withdrawn person in again. Idempotent."""
+        self._write("DELETE", at("withdrawn"), {"person": person})
+
+    def withdrawn(self) -> list[str]:
+        """Return the persons whom nothing is permitted any more, by name."""
+        return [one["person"] for page in self._pages(at("withdrawn")) for one in page]
+
     def revoke_token(self, token: str) -> TokenInfo:
         """Revoke a token, by its id."""
         return self._ask(TokenInfo, "DELETE", at("tokens", token))

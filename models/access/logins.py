@@ -55,6 +55,8 @@ class TokenLogins:
         NotAuthenticated.
         """
         record = _find(session, identifier)
+        if record is not None and record.replaced_by is not None and record.revoked is None:
+            record = _find(session, record.replaced_by)  # a user goes on with the newest one
         if record is None:
             raise NotAuthenticated("the service token of this user of the broker is unknown")
         return replace(self._used(record), means=Means.BROKER)

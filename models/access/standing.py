@@ -20,11 +20,14 @@ from models.bulk_rows import among
 from models.database import now
 from models.tables import TokenRecord, WithdrawnPerson
 
+BY_TOKEN = (Means.TOKEN, Means.BROKER)
+"""Means whose credential is the id of a service token: a user of the broker has one by the settings."""
+
 
 def standing(session: Session, grants: Collection[Grant], roles: Roles) -> dict[Grant, Grant | None]:
     """Return for each grant what is permitted now; None: nothing any more. Two statements, however many there are."""
     persons = {grant.person for grant in grants}
-    named = {grant.credential for grant in grants if grant.means is Means.TOKEN and grant.credential is not None}
+    named = {grant.credential for grant in grants if grant.means in BY_TOKEN and grant.credential is not None}
     query = select(WithdrawnPerson.person).where(among(session, WithdrawnPerson.person, persons))
     withdrawn = set(session.scalars(query))
     tokens = _newest(session, named, roles)
@@ -55,7 +58,7 @@ def _newest(session: Session, named: Collection[str], roles: Roles) -> dict[str,
 
 
 def _now(grant: Grant, tokens: dict[str, Grant], roles: Roles) -> Grant | None:
-    if grant.means is Means.TOKEN:
+    if grant.means in BY_TOKEN:
         return tokens.get(grant.credential or "")
     if not grant.roles:
         return grant

@@ -27,6 +27,8 @@ class Aim(StrEnum):
     """A list: what is foreign is not in it."""
     BATCHED = "batched"
     """The items of a batch: each that is foreign fails alone, as one that is not there."""
+    WHOLE = "whole"
+    """The site: a scope with filters is not enough."""
     ANY = "any"
     """Nothing of a group."""
 
@@ -172,6 +174,9 @@ ENDPOINTS: dict[str, Endpoint] = {
     "GET /DM/retention/runs": (Aim.LISTED, lambda w: (w.run(), None)),
     "GET /DM/retention/runs/{run}": (Aim.NAMED, lambda w: (w.run(), None)),
     "POST /DM/tokens": (Aim.PLACED, lambda w: ("", {"name": uuid4().hex, "groups": [w.group]})),
+    "GET /DM/withdrawn": (Aim.WHOLE, lambda _: ("", None)),
+    "PUT /DM/withdrawn": (Aim.WHOLE, lambda _: ("", {"person": "nobody"})),
+    "DELETE /DM/withdrawn": (Aim.WHOLE, lambda _: ("", {"person": "nobody"})),
     "GET /DM/tokens": (Aim.LISTED, lambda w: (w.token(), None)),
     "POST /DM/tokens/{id}/rotate": _TOKEN,
     "DELETE /DM/tokens/{id}": _TOKEN,

@@ -38,6 +38,13 @@ class TokenRequest(Request):
         return value
 
 
+class PersonRequest(Request):
+    """Withdraw a person, or let them in again."""
+
+    person: Annotated[Text, Field(min_length=1, max_length=256)]
+    """As `dm whoami` names them."""
+
+
 class RotateRequest(Request):
     """Replace a service token by a new one of the same name, roles, groups and scopes."""
 
