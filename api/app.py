@@ -10,9 +10,9 @@ from typing import Any
 
 import structlog
 from fastapi import Depends, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -25,22 +25,29 @@ from api.access.authentication import Authentication, challenge
 from api.audits import routes as audits
 from api.context import Context
 from api.http import openapi
-from api.http.middleware import HeadMiddleware, HostOriginMiddleware, RequestLogMiddleware, allowed_methods
+from api.http.forwarded import ForwardedMiddleware
+from api.http.middleware import HEADER, HeadMiddleware, HostOriginMiddleware, RequestLogMiddleware, allowed_methods
 from api.http.operations import note_refusal
 from api.http.problems import describe_code, http_problem_response, problem_response
 from api.http.query import refuse_unread_query
 from api.http.responses import json_response
+from api.http.security_headers import SecurityHeadersMiddleware
 from api.machines import routes as machines
 from api.machines.probe import Prober
 from api.objects import register
 from api.objects import routes as objects
 from api.retention import routes as retention
 from api.schedules import routes as schedules
+from api.sessions.browser_session import BrowserSessions
+from api.sessions.code_flow import CodeFlow
+from api.sessions.pages import docs_page
+from api.sessions.routes import session_routes
 from api.tasks import listing as task_listing
 from api.tasks import routes as tasks
 from api.transfers import routes as transfers
 from api.transfers.wait import Waiter, listening
 from datamanager.errors import DataManagerError, InternalError, NotAuthenticated
+from datamanager.settings import Settings
 
 ROUTED = (
     *(objects, register, transfers, tasks, task_listing),
@@ -87,22 +94,43 @@ def create_app(context: Context, alongside: Sequence[Task] = ()) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
+            Middleware(ForwardedMiddleware, settings=context.settings),
+            Middleware(SecurityHeadersMiddleware, settings=context.settings),
             Middleware(RequestLogMiddleware),
             Middleware(HostOriginMiddleware, settings=context.settings),
+            *_cross_origin(context.settings),
             Middleware(HeadMiddleware),
         ],
         exception_handlers={DataManagerError: _our_error, HTTPException: _http_error},
     )
     app.state.context = context
     app.state.waiter = waiter
-    app.state.authentication = Authentication(context)
+    authentication = app.state.authentication = Authentication(context)
+    sessions = BrowserSessions(context, authentication.grant_of)
+    authentication.session = sessions.grant
     app.state.prober = Prober(context.machines, context.storages)
     for module in ROUTED:  # who asks is said before anything else is looked at
         public = module is health
         app.include_router(module.router, dependencies=[] if public else [Depends(asks), Depends(refuse_unread_query)])
     _add_pages(app)
+    app.router.routes.extend(session_routes(sessions, CodeFlow.of(context.settings)))
     openapi.install(app, required_scopes(app.routes))
     return app
+
+
+def _cross_origin(settings: Settings) -> list[Middleware]:
+    """Return what lets pages of other origins read answers: those that are named, with a token, and no cookie."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Prefer", HEADER],
+            expose_headers=["Link", "Location", "Preference-Applied", "Retry-After", HEADER],
+        )
+    ]
 
 
 async def _kept_running(task: Task) -> None:
@@ -121,13 +149,7 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="Data Manager",
-            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs/assets/swagger-ui.css",
-            swagger_favicon_url="/docs/assets/favicon.png",
-        )
+        return docs_page()
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:

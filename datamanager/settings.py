@@ -5,19 +5,34 @@ Nothing else in the project reads the environment.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from datamanager.errors import SettingsError
+from datamanager.listening import REMOVED, Network, read_address, read_networks, require_safe
 from datamanager.machines import ArchiveRules, describe
+from datamanager.web_addresses import (
+    BrokerAddress,
+    IssuerAddress,
+    PrefectAddress,
+    UserAndPassword,
+    WebAddress,
+    read_origins,
+)
 
 PREFIX = "DM_"
 CREDENTIAL = "DM_CREDENTIAL_"
@@ -44,16 +59,30 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=lambda: Path("~/.dm"))
     """Folder of the catalogue, Prefect's data, logs, sockets and machines.toml; it must be on a local file system."""
     host: str = "127.0.0.1"
-    """Address that the API listens on; an address other than loopback requires `insecure_bind`."""
+    """Address that the API listens on; an address other than loopback requires `auth` and `tls_cert` or
+    `trusted_proxy`."""
     port: Port = 5000
     """Port of the API."""
-    insecure_bind: bool = False
-    """`1` allows `host` to be an address that other hosts can reach, although there is no authentication yet."""
     auth: Literal["required", "none"] = "required"
     """`required`: a request must have a token. `none`: whoever reaches the API may do everything; `host` must be a
     loopback address."""
+    tls_cert: Path | None = None
+    """Certificate (PEM, with its chain) of the API, which then serves https only; it is read again when it changes."""
+    tls_key: Path | None = None
+    """Key of `tls_cert` (PEM, not encrypted), which only the service's user may read."""
+    trusted_proxy: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(read_networks)] = ()
+    """Addresses or networks of the proxies in front; only their X-Forwarded-For and -Proto count (comma-separated)."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Additional host names that clients may use to address the API (comma-separated)."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode, AfterValidator(read_origins)] = ()
+    """Origins (`https://host`) whose pages may read answers of the API, with a token and never with a session
+    (comma-separated)."""
+    url: WebAddress | None = None
+    """Address of the API for clients (`https://data.example`); default: `host` and `port`."""
+    ca_file: Path | None = None
+    """File of the authorities (PEM) that clients verify the API's certificate with; default: those of the system."""
+    session: timedelta = timedelta(hours=8)
+    """Seconds after which a person has to log in again in the browser."""
     connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Maximum number of connections to the API; fewer where the process may not open so many files. One more takes the
     place of the one that has been idle the longest; without such a one it is answered 503."""
@@ -62,19 +91,24 @@ class Settings(BaseSettings):
     taken nothing of a body for so long."""
     streams_per_client: Annotated[int, Field(ge=1)] = 16
     """Maximum number of listings of all objects (`GET /DM/info` without a limit) that the API sends to one address at
-    once; behind a proxy all clients have the proxy's address."""
+    once; all clients behind a proxy that is not a `trusted_proxy` have its address."""
     max_metadata: Annotated[int, Field(ge=2)] = 65_536
     """Maximum size of an object's metadata, in bytes of JSON."""
     prefect_port: Port = 4200
     """Port of the embedded Prefect server and its UI, on 127.0.0.1."""
     prefect_memory: Annotated[int, Field(gt=0)] = 2**30
     """Bytes that the Prefect server may have resident; with more it ends between two requests and is started again."""
-    prefect_api_url: str | None = None
+    prefect_api_url: PrefectAddress | None = None
     """URL of an existing Prefect server (`http://host:4200/api`), used instead of the embedded one."""
+    prefect_auth: UserAndPassword | None = None
+    """`user:password` that the Prefect server asks for and its clients send; required when it is not on loopback."""
+    prefect_ui_url: WebAddress | None = None
+    """Address by which people reach the Prefect UI (`https://data.example/prefect`), if a proxy in front logs them in
+    (deployments/nginx)."""
     database_url: SecretStr | None = None
     """Catalogue database: `sqlite:////path/file.db` or `postgresql://user:password@host/name`; default: SQLite in
     `home`."""
-    amqp_url: SecretStr | None = None
+    amqp_url: BrokerAddress | None = None
     """RabbitMQ: `amqp://user:password@host/vhost`; if not set, no broker is used."""
     amqp_users: Annotated[tuple[str, ...], NoDecode] = ()
     """Users of RabbitMQ whose messages need no token, each with the identifier of the service token that says who they
@@ -105,7 +139,7 @@ class Settings(BaseSettings):
     quotas: Path | None = None
     """Path of quotas.toml, what groups and persons may have at most; default: `quotas.toml` in `home`. Without the file
     nothing is limited."""
-    oidc_issuer: str | None = None
+    oidc_issuer: IssuerAddress | None = None
     """OIDC issuer whose bearer tokens are accepted, as its tokens name it (`https://…`; http on loopback only)."""
     oidc_audience: str | None = None
     """Audience (`aud`) that a bearer token must have; required with `oidc_issuer`."""
@@ -113,7 +147,11 @@ class Settings(BaseSettings):
     """Clients of the issuer whose tokens are accepted (`azp`, else `client_id`; comma-separated); if empty, all."""
     oidc_algorithms: Annotated[tuple[str, ...], NoDecode] = OIDC_ALGORITHMS
     """Signatures that are accepted, of RS256, PS256, ES256 and EdDSA (comma-separated)."""
-    oidc_jwks_url: str | None = None
+    oidc_login: str | None = None
+    """Client of the issuer by which people log in in the browser; if not set, they paste a service token."""
+    oidc_login_secret: SecretStr | None = None
+    """Secret of that client; without one it is a public client."""
+    oidc_jwks_url: IssuerAddress | None = None
     """Address of the issuer's keys, if they are not at its own origin; otherwise its discovery document says it."""
     oidc_ca: Path | None = None
     """File of the authorities (PEM) that the issuer's certificate is verified with; default: those of the system."""
@@ -149,14 +187,17 @@ class Settings(BaseSettings):
     confirm_base_dir: bool = False
     """`1` accepts that a machine's base_dir has changed although the catalogue has objects there."""
 
-    @field_validator("home", "machines", "secrets_key", "retention", "roles", "identity", "quotas", "oidc_ca")
+    @field_validator(
+        *("home", "machines", "secrets_key", "retention", "roles", "identity", "quotas", "oidc_ca", "tls_cert"),
+        *("tls_key", "ca_file"),
+    )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
 
     @field_validator(
         *("allowed_hosts", "download_allow", "download_deny", "archive_groups", "oidc_clients", "oidc_algorithms"),
-        "amqp_users",
+        *("cors_origins", "amqp_users"),
         mode="before",
     )
     @classmethod
@@ -167,7 +208,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("client_timeout", "query_timeout", "lease", "heartbeat", "stop_grace"),
-        *("idempotency_keep", "keep_transfers", "keep_outbox"),
+        *("idempotency_keep", "keep_transfers", "keep_outbox", "session"),
         mode="before",
     )
     @classmethod
@@ -198,16 +239,6 @@ class Settings(BaseSettings):
                 raise ValueError("must be like user=identifier, the 12 characters that dm token list shows")
         return value
 
-    @field_validator("prefect_api_url")
-    @classmethod
-    def _prefect_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be like http://host:4200/api")
-        return value.rstrip("/")
-
     @field_validator("database_url")
     @classmethod
     def _database(cls, value: SecretStr | None) -> SecretStr | None:
@@ -223,22 +254,6 @@ class Settings(BaseSettings):
                 raise ValueError("must be SQLite or PostgreSQL")
         return value
 
-    @field_validator("amqp_url")
-    @classmethod
-    def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in ("amqp", "amqps"):
-            raise ValueError("must be like amqp://user:password@host:5672/vhost")
-        return value
-
-    @field_validator("oidc_issuer", "oidc_jwks_url")
-    @classmethod
-    def _is_safe(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "https://none.example")
-        safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
-        if not (safe and parts.hostname) or parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("must be like https://host/path; http is possible on loopback only")
-        return value
-
     @field_validator("oidc_algorithms")
     @classmethod
     def _is_asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -251,13 +266,18 @@ class Settings(BaseSettings):
         if (self.oidc_issuer is None) != (self.oidc_audience is None):
             missing = "oidc_issuer" if self.oidc_issuer is None else "oidc_audience"
             raise ValueError(f"{missing}: oidc_issuer and oidc_audience are set together")
-        if self.auth == "none" and not is_loopback(self.host):
-            raise ValueError(f"auth: none needs a loopback address; {self.host} can be reached from other hosts")
-        if not self.insecure_bind and not is_loopback(self.host):
-            raise ValueError(
-                f"host: {self.host} can be reached from other hosts and there is no authentication yet; "
-                f"use 127.0.0.1, or set {PREFIX}INSECURE_BIND=1 if a proxy or firewall in front controls access"
-            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "tls_cert" if self.tls_cert is None else "tls_key"
+            raise ValueError(f"{missing}: DM_TLS_CERT and DM_TLS_KEY are set together")
+        require_safe(
+            self.host, authenticated=self.auth != "none", tls=self.tls_cert is not None, proxies=self.trusted_proxy
+        )
+        if self.oidc_login is not None and self.oidc_issuer is None:
+            raise ValueError("oidc_login: oidc_issuer and oidc_audience are set too")
+        if self.oidc_login is not None and self.oidc_clients and self.oidc_login not in self.oidc_clients:
+            raise ValueError(f"oidc_clients: {self.oidc_login} (oidc_login) is one of them")
+        if self.session < timedelta(minutes=1):
+            raise ValueError("session: must be at least one minute")
         if self.heartbeat <= timedelta(0) or self.lease < 2 * self.heartbeat:
             raise ValueError("lease: must be at least twice the heartbeat")
         if self.client_timeout < timedelta(seconds=1):
@@ -328,29 +348,23 @@ class Settings(BaseSettings):
     @property
     def prefect_ui(self) -> str:
         """URL of the Prefect UI."""
-        return self.prefect_url.removesuffix("/api")
+        return self.prefect_ui_url or self.prefect_url.removesuffix("/api")
+
+    @property
+    def own_host(self) -> str:
+        """Where the API is reached on this host."""
+        address = read_address(self.host)
+        if address is None or not address.is_unspecified:
+            return self.host
+        return "::1" if address.version == 6 else "127.0.0.1"
 
     @property
     def api_url(self) -> str:
-        """URL of the API for clients on this host."""
-        host = self.host
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return f"http://{host}:{self.port}"
-        if address.is_unspecified:
-            host = "::1" if address.version == 6 else "127.0.0.1"
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether `host` is a loopback name or address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        """URL of the API for clients: the one that is set, else that on this host."""
+        if self.url is not None:
+            return self.url
+        scheme, host = "http" if self.tls_cert is None else "https", self.own_host
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -361,6 +375,8 @@ def load_settings(**overrides: Any) -> Settings:
     known = {TOKEN, *(PREFIX + name.upper() for name in Settings.model_fields)}
     for variable in os.environ:
         # DM_TEST_* belongs to the test suite
+        if variable in REMOVED:
+            raise SettingsError(f"{variable} is no setting any more: {REMOVED[variable]}")
         if variable.startswith(PREFIX) and variable not in known and not variable.startswith(("DM_TEST_", CREDENTIAL)):
             raise SettingsError(f"{variable}: unknown setting; known: {', '.join(sorted(known))}")
     try:

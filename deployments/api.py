@@ -17,11 +17,12 @@ from datamanager.errors import DataManagerError
 from datamanager.logs import configure_logging
 from datamanager.messaging.broker import Broker
 from datamanager.sealing import Sealer
-from datamanager.settings import load_settings
+from datamanager.settings import Settings, load_settings
 from deployments.amqp.relay import Relay
 from deployments.client_connections import ClientConnection, connections_allowed
 from deployments.composition import Runtime, open_runtime, spare_what_stays, tell_missing
 from deployments.trail_linking import link_trail, tell_refusals
+from deployments.tls_handshakes import ServerCertificate, TlsHandshake
 from models.access.logins import token_key
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that
@@ -31,9 +32,12 @@ STOP_PATIENCE = 5
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. What stops the start is one line on standard error."""
+    os.umask(0o077)
     try:
-        runtime = open_runtime(load_settings(), pool_size=POOL)
-        app = make_app(runtime)
+        settings = load_settings()
+        certificate = certificate_of(settings)
+        runtime = open_runtime(settings, pool_size=POOL)
+        app = make_app(runtime, *([] if certificate is None else [certificate.watch]))
     except DataManagerError as exc:
         sys.stderr.write(f"dm api: {exc.detail}\n")
         return 2
@@ -41,15 +45,15 @@ def main() -> int:
     tell_missing(runtime.machines)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    settings = runtime.settings
     connections, backlog = connections_allowed(settings.connections, len(runtime.machines))
+    connection = ClientConnection.limited(connections, settings.client_timeout)
     spare_what_stays()
     try:
         uvicorn.run(
             app,
             host=settings.host,
             port=settings.port,
-            http=ClientConnection.limited(connections, settings.client_timeout),
+            http=connection if certificate is None else TlsHandshake.before(connection, certificate),
             backlog=backlog,
             log_config=None,  # ours
             access_log=False,  # api.http.middleware writes a line a request
@@ -63,8 +67,16 @@ def main() -> int:
     return 0
 
 
-def make_app(runtime: Runtime) -> FastAPI:
-    """Make the API over a runtime; with a broker configured, the outbox is relayed as long as it is served.
+def certificate_of(settings: Settings) -> ServerCertificate | None:
+    """Return the API's certificate; None where it serves http. Raises: SettingsError."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return ServerCertificate(settings.tls_cert, settings.tls_key)
+
+
+def make_app(runtime: Runtime, *alongside: Task) -> FastAPI:
+    """Make the API over a runtime, and what runs as long as it is served: `alongside`, and with a broker configured the
+    relay of the outbox.
 
     Raises: SettingsError, SecretsUnreadable (the key of tokens).
     """
@@ -73,7 +85,7 @@ def make_app(runtime: Runtime) -> FastAPI:
         token_key(Sealer.of(settings))
     if settings.amqp_url is None:
         context = make_context(settings, machines, database, runtime.storages)
-        return create_app(context, _beside(context))
+        return create_app(context, [*alongside, *_beside(context)])
     broker = Broker(settings.amqp_url.get_secret_value(), name="data-manager api")
     relay = Relay(database, broker, holder=f"api-{socket.gethostname()}-{os.getpid()}")
     context = make_context(settings, machines, database, runtime.storages, notify_relay=relay.notify)
@@ -85,7 +97,7 @@ def make_app(runtime: Runtime) -> FastAPI:
             await relay.aclose()
             await broker.close()
 
-    return create_app(context, [relaying, *_beside(context)])
+    return create_app(context, [*alongside, relaying, *_beside(context)])
 
 
 def _beside(context: Context) -> list[Task]:

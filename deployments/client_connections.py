@@ -97,6 +97,8 @@ class ClientConnection(ProblemProtocol):
         self._output: Progress | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         self._cut = False
+        self.beneath: asyncio.Transport | None = None
+        """The transport that carries this one's, with TLS."""
 
     # --- what uvicorn and the event loop call ------------------------------------------------------------------------
 
@@ -132,7 +134,8 @@ class ClientConnection(ProblemProtocol):
     @property
     def unsent(self) -> int:
         """How many bytes wait in memory for the client."""
-        return self.transport.get_write_buffer_size()
+        beneath = 0 if self.beneath is None else self.beneath.get_write_buffer_size()
+        return self.transport.get_write_buffer_size() + beneath
 
     @property
     def stalled(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from datamanager.errors import DataManagerError, SettingsError
@@ -22,6 +23,7 @@ def main() -> int:
     commands.add_parser("current", help="print the schema's revision")
     commands.add_parser("downgrade", help='downgrade the schema; "base" deletes all data').add_argument("revision")
     given = parser.parse_args()
+    os.umask(0o077)  # the catalogue is its owner's alone
     try:
         settings = load_settings()
         make_home(settings)

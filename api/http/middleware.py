@@ -19,10 +19,12 @@ from starlette.requests import Request
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.forwarded import is_readable
 from api.http.problems import problem_response
-from datamanager.errors import InternalError, OriginNotAllowed
+from datamanager.errors import ConnectionNotSecure, InternalError, OriginNotAllowed, RequestError
 from datamanager.identity.grant import Means
-from datamanager.settings import Settings, is_loopback
+from datamanager.listening import is_loopback
+from datamanager.settings import Settings
 from models.access.requester import requested
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -44,6 +46,10 @@ class HostOriginMiddleware:
         """Pass the request on, or refuse it."""
         if scope["type"] == "http":
             refused = objection(Headers(scope=scope), self.settings)
+            if refused is None and is_readable(scope, self.settings):
+                text = "the request came without TLS, so others can read it; ask by https"
+                proxies = " (a proxy in front sends X-Forwarded-Proto: https)" if self.settings.trusted_proxy else ""
+                refused = ConnectionNotSecure(text + proxies)
             if refused is not None:
                 response = problem_response(refused, scope["state"]["request_id"])
                 await response(scope, receive, send)
@@ -51,12 +57,13 @@ class HostOriginMiddleware:
         await self.app(scope, receive, send)
 
 
-def objection(headers: Headers, settings: Settings) -> OriginNotAllowed | None:
+def objection(headers: Headers, settings: Settings) -> RequestError | None:
     """Return why a request with these headers is refused, None if it is welcome."""
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not host_allowed(hosts[0], settings):
         return OriginNotAllowed("the Host header does not name this service; DM_ALLOWED_HOSTS adds names")
-    if any(not same_origin(origin, hosts[0]) for origin in headers.getlist("origin")):
+    origins = headers.getlist("origin")
+    if any(not (same_origin(origin, hosts[0]) or origin in settings.cors_origins) for origin in origins):
         return OriginNotAllowed("the Origin header names another site")
     return None
 
@@ -66,10 +73,11 @@ def host_allowed(header: str, settings: Settings) -> bool:
     host, _ = _split(header)
     if host is None:
         return False
-    names = {settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
+    own = "" if settings.url is None else urlsplit(settings.url).hostname or ""
+    names = {settings.host.lower(), own, *(name.lower() for name in settings.allowed_hosts)} - {""}
     if is_loopback(host) or host in names:
         return True
-    return settings.insecure_bind and _is_address(host)
+    return not is_loopback(settings.host) and _is_address(host)
 
 
 def same_origin(origin: str, host_header: str) -> bool:

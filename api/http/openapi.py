@@ -40,6 +40,7 @@ Errors = tuple[type[DataManagerError], ...]
 
 PUBLIC: Errors = (
     errors.OriginNotAllowed,
+    errors.ConnectionNotSecure,
     errors.InternalError,
     errors.CatalogueUnavailable,
     errors.CatalogueFull,
@@ -52,6 +53,7 @@ ALWAYS: Errors = (
     errors.NotAuthenticated,
     errors.NotAllowed,
     errors.TooManyRequests,
+    errors.CsrfTokenMissing,
 )
 """What each endpoint may answer that asks who it is."""
 BODY: Errors = (

@@ -27,6 +27,8 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.NotAllowed: 403,
     errors.MalformedBody: 400,
     errors.OriginNotAllowed: 403,
+    errors.ConnectionNotSecure: 403,
+    errors.CsrfTokenMissing: 403,
     errors.NotSupported: 501,
     errors.TooManyStreams: 429,
     errors.QuotaExceeded: 429,

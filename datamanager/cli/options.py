@@ -20,7 +20,8 @@ SETTINGS = {name: " ".join((field.description or "").split()) for name, field in
 
 def connected(kind: type[C]) -> C:
     """Return a client of the service."""
-    return kind(load_settings().api_url)
+    settings = load_settings()
+    return kind(settings.api_url, ca_file=settings.ca_file)
 
 
 def name_value(text: str) -> tuple[str, str]:

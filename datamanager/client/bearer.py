@@ -11,7 +11,8 @@ from requests import PreparedRequest
 from requests.auth import AuthBase
 
 from datamanager.errors import SettingsError
-from datamanager.settings import PREFIX, TOKEN, TOKEN_FILE, is_loopback
+from datamanager.listening import is_loopback
+from datamanager.settings import PREFIX, TOKEN, TOKEN_FILE
 
 
 class BearerAuth(AuthBase):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 from uuid import UUID, uuid4
@@ -24,7 +26,7 @@ from datamanager.errors import (
     TransportTimeout,
     by_code,
 )
-from datamanager.settings import is_loopback
+from datamanager.listening import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:5000"
 WAIT = 30  # seconds that one request waits for a transfer; then its task is polled
@@ -45,18 +47,27 @@ def at(*parts: object) -> str:
 class RestConnection:
     """The connection to one service; not to be shared between threads. `timeout` in seconds is for one answer.
 
+    `ca_file` has the authorities (PEM) that an https service is verified with; if not given, the system's are.
     `token`: a service token, or a bearer token of the service's issuer; if not given, DM_TOKEN, else, for a service on
     this host, the file admin-token in DM_HOME. It is sent to other hosts by https only.
 
     Every request may raise ServiceError (it does not answer) and what the service itself raises.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float = 30.0,
+        token: str | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
         """Raises: SettingsError when a token would be sent to another host without TLS."""
         self._base = f"{url.rstrip('/')}/"
         self._timeout = timeout
         self._session = requests.Session()
         self._session.headers["Accept"] = "application/json"
+        self._verify = authorities(ca_file)
         bearer = find_token(url) if token is None else require_safe(SecretStr(token), url)
         self._session.auth = None if bearer is None else BearerAuth(bearer)
         # no proxy stands between a host and itself
@@ -123,16 +134,35 @@ class RestConnection:
         url = urljoin(self._base, path)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                answer = self._session.request(method, url, timeout=(5, self._timeout + WAIT), **options)
+                answer = self._session.request(
+                    method, url, timeout=(5, self._timeout + WAIT), verify=self._verify, **options
+                )
             except requests.RequestException as exc:
                 if attempt == ATTEMPTS or not isinstance(exc, requests.ConnectionError | requests.Timeout):
-                    raise ServiceError(f"the Data Manager at {self._base} does not answer") from exc
+                    raise ServiceError(f"the Data Manager at {self._base} {_why(exc)}") from exc
                 time.sleep(PAUSE)
                 continue
             if not answer.ok:
                 raise problem_error(answer)
             return answer
         raise AssertionError("the last attempt returns or raises")
+
+
+def authorities(ca_file: Path | None) -> str | bool:
+    """Return what verifies a service's certificate: the file, else the system's authorities, else those of `requests`.
+
+    A file that is named in REQUESTS_CA_BUNDLE is not asked.
+    """
+    if ca_file is not None:
+        return str(ca_file)
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or paths.capath or True
+
+
+def _why(error: requests.RequestException) -> str:
+    if isinstance(error, requests.exceptions.SSLError):
+        return "has a certificate that is not trusted (DM_CA_FILE names the file of its authority)"
+    return "does not answer"
 
 
 def _plain(value: Any) -> Any:

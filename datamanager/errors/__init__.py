@@ -15,6 +15,8 @@
     │   ├── CredentialNotAllowed     credential_not_allowed
     │   ├── IdempotencyMismatch      idempotency_mismatch
     │   ├── OriginNotAllowed         origin_not_allowed
+    │   ├── ConnectionNotSecure      connection_not_secure (it came without TLS)
+    │   ├── CsrfTokenMissing         csrf_token_missing   (of a request with a browser's session)
     │   ├── NotSupported             not_supported
     │   ├── QuotaExceeded            quota_exceeded       (retryable) of objects, bytes or tasks
     │   ├── TooManyRequests          too_many_requests    (retryable) per second

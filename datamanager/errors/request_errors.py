@@ -78,6 +78,14 @@ class OriginNotAllowed(RequestError, code="origin_not_allowed"):
     """The request's Host or Origin is foreign."""
 
 
+class ConnectionNotSecure(RequestError, code="connection_not_secure"):
+    """The request came over a network without TLS."""
+
+
+class CsrfTokenMissing(RequestError, code="csrf_token_missing"):
+    """The request has a browser's session, and not the token that only our own pages know."""
+
+
 class NotSupported(RequestError, code="not_supported"):
     """The protocol, option or operation is not supported."""
 

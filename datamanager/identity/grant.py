@@ -24,7 +24,7 @@ class Means(StrEnum):
     OIDC = "oidc"
     """A bearer token of the OIDC issuer."""
     SESSION = "session"
-    """A browser's session."""
+    """A browser's session that began at the OIDC issuer; one that began with a service token is that token's."""
     BROKER = "broker"
     """A user of the message broker that the settings name."""
     NONE = "none"

@@ -25,7 +25,7 @@ from joserfc.jwk import Key, import_key
 
 from datamanager.domain.fields import objection
 from datamanager.errors import NotAuthenticated
-from datamanager.settings import is_loopback
+from datamanager.listening import is_loopback
 
 FRESH = 300.0
 """Seconds after which the keys are fetched again."""
@@ -103,6 +103,13 @@ class IssuerKeys:
             raise NotAuthenticated("the token is signed with a key that its issuer does not publish")
         return found
 
+    def endpoint(self, name: str) -> str:
+        """Return an address of the discovery document, which is read each time. Raises: IssuerAway."""
+        url = self._document().get(name)
+        if not isinstance(url, str) or _origin(url) is None:
+            raise IssuerAway(f"the discovery document has no {name} with https")
+        return url
+
     def _has_fresh(self, name: tuple[str, str]) -> bool:
         return self._is_younger(FRESH) and name in self._keys
 
@@ -124,13 +131,17 @@ class IssuerKeys:
 
     def _discover(self) -> str:
         """Return where the keys are. Raises: IssuerAway."""
-        document = self._get(self._issuer.rstrip("/") + DISCOVERY)
-        if document.get("issuer") != self._issuer:
-            raise IssuerAway("the discovery document names another issuer")
-        url = document.get("jwks_uri")
+        url = self._document().get("jwks_uri")
         if not isinstance(url, str) or _origin(url) is None or _origin(url) != _origin(self._issuer):
             raise IssuerAway("jwks_uri is not at the issuer's origin; DM_OIDC_JWKS_URL allows another one")
         return url
+
+    def _document(self) -> dict[str, Any]:
+        """Return the discovery document. Raises: IssuerAway."""
+        document = self._get(self._issuer.rstrip("/") + DISCOVERY)
+        if document.get("issuer") != self._issuer:
+            raise IssuerAway("the discovery document names another issuer")
+        return document
 
     def _get(self, url: str) -> dict[str, Any]:
         """Return a JSON object. Raises: IssuerAway."""

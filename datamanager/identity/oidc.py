@@ -44,6 +44,9 @@ class BearerTokens:
     `clients`: those that a token may have been issued to (`azp`, else `client_id`); none: any of the issuer's.
     """
 
+    KINDS = frozenset({"Bearer"})
+    """What the claim `typ` may be, where there is one."""
+
     def __init__(
         self,
         issuer: str,
@@ -115,7 +118,7 @@ class BearerTokens:
             claim = getattr(exc, "claim", None) or "claims"
             raise NotAuthenticated(f"the token is not valid here or now: {claim}") from exc
         # Keycloak's way to tell its access tokens from the others that it signs with the same key
-        if claims.get("typ", "Bearer") != "Bearer":
+        if claims.get("typ", next(iter(self.KINDS))) not in tuple(self.KINDS):
             raise NotAuthenticated("the token is of another type; an access token is required")
         if "cnf" in claims:
             raise NotAuthenticated("the token is bound to a key of its client (cnf), and can't be used as a bearer's")

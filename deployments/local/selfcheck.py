@@ -28,7 +28,7 @@ def main() -> int:
     try:
         settings = load_settings()
         base_dir = Path(load_machines(settings.machines_file)[OWN_MACHINE].base_dir)
-        with Client(settings.api_url) as client:
+        with Client(settings.api_url, ca_file=settings.ca_file) as client:
             line = check(client, base_dir)
     except (DataManagerError, OSError) as exc:
         detail = f"{exc.code}: {exc.detail}" if isinstance(exc, DataManagerError) else str(exc)

@@ -42,6 +42,8 @@ class Child:
     grace: float = 10.0
     once: bool = False
     """It ends by itself and is not started again."""
+    umask: int = -1
+    """Of the files that it makes; -1: the supervisor's."""
 
 
 class _Running:
@@ -178,6 +180,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT if log else None,
+                umask=child.umask,
                 preexec_fn=in_the_child,  # safe: the supervisor has one thread
             )
 

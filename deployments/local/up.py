@@ -11,13 +11,13 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from setproctitle import setproctitle
 
@@ -38,6 +38,7 @@ def main() -> int:
     """Serve until Ctrl-C or SIGTERM; return the exit code."""
     begun = time.monotonic()
     setproctitle("dm up")
+    umask = os.umask(0o077)  # the catalogue, logs and keys are its owner's alone; only the mover makes files of others
     try:
         settings = load_settings()
         make_home(settings)
@@ -58,7 +59,9 @@ def main() -> int:
         supervisor.start(_child("api", settings, environment, "deployments.api"))
         grace = settings.stop_grace.total_seconds() + MOVER_GRACE
         # one process prepares Prefect and is the mover: importing Prefect and the flows costs seconds
-        supervisor.start(_child("mover", settings, environment, "deployments.mover", "--deploy", grace=grace))
+        supervisor.start(
+            _child("mover", settings, environment, "deployments.mover", "--deploy", grace=grace, umask=umask)
+        )
         supervisor.run(ReadinessCheck(settings, machines, supervisor, begun).look)
         _announce_stop(settings, supervisor.pid("mover"))
     except KeyboardInterrupt:
@@ -118,22 +121,31 @@ class ReadinessCheck:
 
 def missing_parts(settings: Settings) -> list[str]:
     """Ask the API whether the service can work; return what it lacks."""
-    where = urlsplit(settings.api_url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=5)
     try:
-        connection.request("GET", "/DM/health/ready")
-        answer = connection.getresponse()
-        if answer.status == 200:
-            return []
-        checks = json.loads(answer.read())["checks"]
+        with contextlib.closing(_connection(settings)) as connection:
+            connection.request("GET", "/DM/health/ready")
+            answer = connection.getresponse()
+            if answer.status == 200:
+                return []
+            checks = json.loads(answer.read())["checks"]
     except (OSError, http.client.HTTPException, ValueError, KeyError):
         return [f"the API at {settings.api_url}"]
-    finally:
-        connection.close()
     missing = [] if checks["database"] == "ok" else ["the catalogue"]
     if checks["prefect"] != "ok":
         missing.append(f"Prefect at {settings.prefect_url}")
     return missing or ["a mover"]
+
+
+def _connection(settings: Settings) -> http.client.HTTPConnection:
+    """Return a connection to the API on this host, whatever its address for clients is. Raises: OSError."""
+    host, port = settings.own_host, settings.port
+    if settings.tls_cert is None:
+        return http.client.HTTPConnection(host, port, timeout=5)
+    # it must have just this certificate, which need not name this host
+    context = ssl.create_default_context(cafile=settings.tls_cert)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return http.client.HTTPSConnection(host, port, timeout=5, context=context)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
+from datamanager.errors import SettingsError
+from datamanager.listening import is_loopback
 from datamanager.settings import Settings
 
 WORK_POOL = "data-manager"
@@ -36,17 +39,26 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
         "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING",  # their states say when they begin and end
         "PREFECT_SHOW_DEPRECATION_WARNINGS": "false",
+        **_secret("PREFECT_API_AUTH_STRING", settings),
     }
 
 
 def server_environment(settings: Settings, host: str = "127.0.0.1") -> dict[str, str]:
-    """Return the variables of the Prefect server. Its database would grow without end by default."""
+    """Return the variables of the Prefect server. Its database would grow without end by default.
+
+    Raises: SettingsError when other hosts can reach it and DM_PREFECT_AUTH is not set.
+    """
+    if settings.prefect_auth is None and not is_loopback(host):
+        raise SettingsError(f"DM_PREFECT_AUTH: {host} can be reached from other hosts; set it to user:password")
+    base = urlsplit(settings.prefect_ui_url or "").path.rstrip("/")
     return {
         **prefect_environment(settings),
+        **_secret("PREFECT_SERVER_API_AUTH_STRING", settings),
         "PREFECT_SERVER_API_HOST": host,
         "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
         # relative: the page is opened as localhost, as 127.0.0.1 and through tunnels, and may ask only where it is from
-        "PREFECT_SERVER_UI_API_URL": "/api",
+        "PREFECT_SERVER_UI_API_URL": f"{base}/api",
+        "PREFECT_SERVER_UI_SERVE_BASE": f"{base}/",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": settings.prefect_ui,
         # by default it is copied into the installation, which is read-only in a container or under ProtectSystem=strict
         "PREFECT_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui"),
@@ -58,6 +70,11 @@ def server_environment(settings: Settings, host: str = "127.0.0.1") -> dict[str,
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
+
+
+def _secret(name: str, settings: Settings) -> dict[str, str]:
+    """Return user and password of the Prefect server as a variable, by which no other user of the host sees them."""
+    return {} if settings.prefect_auth is None else {name: settings.prefect_auth.get_secret_value()}
 
 
 def run_with(environment: dict[str, str], module: str, arguments: Sequence[str]) -> None:

@@ -6,6 +6,7 @@
   are refused, as on our own API, and no other origin is allowed by CORS.
 - Prefect copies its UI into its own installation; where that can't be written there is no UI. Here it goes to DM_HOME.
   The page asks for `/api` of the address by which it was opened, so that it works under every name and through tunnels.
+- Who comes from another host has to know DM_PREFECT_AUTH (Prefect's own check); without it the server is on loopback.
 - Its automations can call any address that a client names. Here they call none.
 - It keeps events in memory that its services have not consumed yet, up to 10,000 each, and grows with its runs. Beyond
   DM_PREFECT_MEMORY it ends in an orderly way, to be started again by whoever started it.
@@ -115,6 +116,7 @@ def main() -> int:
             host=given.host,
             port=given.port,
             http="h11",  # what Prefect is tried with; uvicorn would take httptools, which the API has
+            server_header=False,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=CLOSE_WITHIN,
             log_level="warning",
@@ -132,9 +134,12 @@ def _arguments(settings: Settings) -> argparse.Namespace:
 
 
 def _with_own_address(settings: Settings) -> Settings:
-    """Return the settings for the check of Host: movers and API come by the address in DM_PREFECT_API_URL."""
-    address = urlsplit(settings.prefect_url).hostname
-    return settings.model_copy(update={"allowed_hosts": (*settings.allowed_hosts, address or "")})
+    """Return the settings for the check of Host: movers and API come by the address in DM_PREFECT_API_URL, people by
+    that in DM_PREFECT_UI_URL.
+    """
+    own = (urlsplit(url).hostname or "" for url in (settings.prefect_url, settings.prefect_ui))
+    names = (*settings.allowed_hosts, *own)
+    return settings.model_copy(update={"allowed_hosts": names, "cors_origins": ()})
 
 
 if __name__ == "__main__":

@@ -112,10 +112,10 @@ def test_ports_are_published_on_loopback_only() -> None:
 def test_no_password_has_a_default() -> None:
     text = (DEPLOYMENTS / "compose.yaml").read_text(encoding="utf-8")
     variables = re.findall(r"\$\{(\w+)([^}]*)\}", text)
-    assert {name for name, _ in variables} == {"POSTGRES_PASSWORD", "RABBITMQ_PASSWORD"}
+    assert {name for name, _ in variables} == {"POSTGRES_PASSWORD", "RABBITMQ_PASSWORD", "PREFECT_PASSWORD"}
     assert all(rest.startswith(":?") for _, rest in variables)
     values = re.findall(r"^(\w+)=(.*)$", (DEPLOYMENTS / "env.example").read_text(encoding="utf-8"), re.MULTILINE)
-    assert dict(values) == {"POSTGRES_PASSWORD": "", "RABBITMQ_PASSWORD": ""}
+    assert dict(values) == {"POSTGRES_PASSWORD": "", "RABBITMQ_PASSWORD": "", "PREFECT_PASSWORD": ""}
 
 
 def test_host_keys_are_never_left_unchecked() -> None:
@@ -191,6 +191,16 @@ def test_systemd_understands_the_unit(path: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     assert name not in done.stderr
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_unit_leaves_little_to_whoever_breaks_in(path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        return
+    command = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
 
 
 def test_scripts_parse() -> None:

@@ -83,6 +83,15 @@ def test_the_self_check_ran_through_its_own_api_and_left_nothing(service: DataMa
 @in_order
 def test_the_home_is_private_and_has_a_machines_file(service: DataManagerService) -> None:
     assert service.home.stat().st_mode & 0o777 == 0o700
+    ours = [
+        file
+        for file in service.home.rglob("*")
+        if file.is_file() and "data" not in file.parts and file.name != "up.log"
+    ]
+    assert {"catalogue.db", "api.log", "mover.log", "prefect.db", "secrets.key", "machines.toml"} <= {
+        file.name for file in ours
+    }
+    assert [str(file) for file in ours if file.stat().st_mode & 0o077] == []
     assert "[machines.localhost]" in (service.home / "machines.toml").read_text()
     with service.client() as client:
         assert [(one.name, one.reachable) for one in client.machines()] == [("localhost", True)]

@@ -25,17 +25,17 @@ import yaml
 from prefect.blocks.core import Block
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.webhook import Webhook
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from websockets.exceptions import InvalidStatus
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
-from websockets.typing import Origin
+from websockets.typing import Origin, Subprotocol
 
 from deployments.orchestrator.crash_automation import HEARTBEAT, RUN_LEFT, automation
 from deployments.orchestrator.prefect_private import CALLS_ARE_OFF
 from tests.support.browser import Browser
 from tests.support.ports import free_port
 from tests.support.prefect import START_TIMEOUT, TEMPLATE, PrefectApi, PrefectServer, answers, seed
-from tests.support.process import Process, clean_environment
+from tests.support.process import Process, all_pids, clean_environment, command_line
 from tests.support.site import eventually
 from tests.support.sshd import PrivateSshd
 from tests.support.web import OddServer, status
@@ -50,6 +50,7 @@ prefect.__ui_static_subpath__ = pathlib.Path("/proc/prefect/ui")  # where Prefec
 prefect.__ui_v2_static_subpath__ = pathlib.Path("/proc/prefect/ui-v2")
 """
 """A sitecustomize module: the installation can't be written, as under ProtectSystem=strict and in a container."""
+AUTH = ("dm", "s3cret-of-prefect")
 FOREIGN_ORIGINS = ["http://evil.example", "null", "http://localhost:3000"]
 
 
@@ -61,6 +62,8 @@ class Printed:
     env: dict[str, str]
     name: str
     healthcheck: list[str]
+    auth: tuple[str, str] | None = None
+    """User and password that it asks for."""
 
 
 def unit(home: Path) -> Printed:
@@ -84,7 +87,8 @@ def compose(home: Path) -> Printed:
     env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{home}/prefect.db"
     test: list[str] = service["healthcheck"]["test"]
     assert (service["command"][0], *test[:2]) == ("python", "CMD", "python")
-    return Printed(service["command"], env, "prefect", test[1:])
+    env["DM_PREFECT_AUTH"] = ":".join(AUTH)  # the file asks for the password
+    return Printed(service["command"], env, "prefect", test[1:], AUTH)
 
 
 def here(command: list[str], port: int) -> list[str]:
@@ -154,7 +158,7 @@ def test_server_refuses_pages_of_other_origins(server: Server, origin: str) -> N
     ):
         assert answer.status_code == 403
         assert "access-control-allow-origin" not in answer.headers
-    assert requests.get(f"{server.url}/api/flows/name/theirs", timeout=60).status_code == 404
+    assert requests.get(f"{server.url}/api/flows/name/theirs", auth=server.printed.auth, timeout=60).status_code == 404
 
 
 @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
@@ -162,8 +166,42 @@ def test_server_refuses_websockets_of_other_origins(server: Server, origin: str)
     where = f"{server.url.replace('http', 'ws')}/api/events/in"
     with pytest.raises(InvalidStatus, match="403"), connect(where, origin=Origin(origin)):
         pass
-    with connect(where, origin=Origin(server.url)) as its_own:
+    with connect(where, origin=Origin(server.url), subprotocols=[Subprotocol("prefect")]) as its_own:
         its_own.ping().wait(60)
+
+
+@pytest.mark.parametrize("server", [compose], ids=["compose"], indirect=True)
+def test_server_that_others_reach_asks_for_its_password(server: Server, tmp_path: Path) -> None:
+    """CWE-306: nothing but its health is shown without; what our processes send is not on their command lines."""
+    flows = f"{server.url}/api/flows/filter"
+    assert requests.get(f"{server.url}/api/health", timeout=60).status_code == 200
+    for auth in (None, ("dm", "wrong"), ("", ""), (AUTH[1], AUTH[0])):
+        answer = requests.post(flows, json={}, auth=auth, timeout=60)
+        assert (answer.status_code, "Server" in answer.headers) == (401, False)
+    env = clean_environment(
+        DM_HOME=str(tmp_path), DM_PREFECT_API_URL=f"{server.url}/api", DM_PREFECT_AUTH=":".join(AUTH)
+    )
+    deploy = Process([sys.executable, "-m", "deployments.orchestrator.deploy"], log=tmp_path / "log", env=env, cwd=ROOT)
+    with deploy:
+        eventually(lambda: not deploy.running, "dm deploy ends")
+        assert deploy.returncode == 0, deploy.tail()
+        assert AUTH[1] not in deploy.tail() + server.log.read_text()
+    found = requests.post(f"{server.url}/api/deployments/filter", json={}, auth=AUTH, timeout=60).json()
+    assert found
+    assert all(AUTH[1] not in command_line(pid) for pid in all_pids())
+    where = f"{server.url.replace('http', 'ws')}/api/events/in"
+    with connect(where, subprotocols=[Subprotocol("prefect")]) as stranger:
+        stranger.send('{"type": "auth", "token": "wrong"}')
+        with pytest.raises(ConnectionClosed):
+            stranger.recv(60)
+
+
+def test_server_that_others_reach_does_not_start_without_a_password(tmp_path: Path) -> None:
+    env = clean_environment(DM_HOME=str(tmp_path))
+    command = [sys.executable, "-m", "deployments.orchestrator.server", "--host", "0.0.0.0"]
+    ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("prefect server: DM_PREFECT_AUTH: 0.0.0.0 can be reached from other hosts")
 
 
 def test_server_allows_no_origin_by_cors(server: Server) -> None:
@@ -224,11 +262,12 @@ def tunnel(sshd: PrivateSshd, port: int, folder: Path) -> Iterator[int]:
 
 @pytest.mark.parametrize("kind", ["call-webhook", "send-notification"])
 def test_automation_reaches_no_address_that_a_client_named(server: Server, odd_server: OddServer, kind: str) -> None:
-    prefect, url = PrefectApi(f"{server.url}/api"), odd_server.on("/inside", status(200))
+    prefect, url = PrefectApi(f"{server.url}/api", server.printed.auth), odd_server.on("/inside", status(200))
     block: Block = Webhook(url=url, method="GET")
     if kind == "send-notification":
         block = CustomWebhookNotificationBlock(name="x", url=url, method="GET")
-    with temporary_settings({PREFECT_API_URL: prefect.url}):
+    secret = None if prefect.auth is None else ":".join(prefect.auth)
+    with temporary_settings({PREFECT_API_URL: prefect.url, PREFECT_API_AUTH_STRING: secret}):
         document = block.save(f"inside-{uuid4().hex}")
     event = f"test.{uuid4().hex}"
     made = automate(prefect, event, {"type": kind, "block_document_id": str(document), "body": "x"})
@@ -291,7 +330,7 @@ def send(prefect: PrefectApi, event: str, resource: dict[str, str], *, ago: floa
     """Send an event to Prefect that occurred so many seconds ago."""
     occurred = (datetime.now(UTC) - timedelta(seconds=ago)).isoformat()
     body = [{"id": str(uuid4()), "occurred": occurred, "event": event, "resource": resource, **fields}]
-    answer = requests.post(f"{prefect.url}/events", json=body, timeout=60)
+    answer = requests.post(f"{prefect.url}/events", json=body, auth=prefect.auth, timeout=60)
     assert answer.ok, answer.text
 
 

@@ -43,9 +43,57 @@ SERVICE_FAULTS = (
     Fault(
         "api: the Origin header is not checked",
         "api/http/middleware.py",
-        'if any(not same_origin(origin, hosts[0]) for origin in headers.getlist("origin")):',
+        "if any(not (same_origin(origin, hosts[0]) or origin in settings.cors_origins) for origin in origins):",
         "if False:",
         ("tests/unit/test_api_guard.py::test_one_host_and_no_foreign_origin",),
+    ),
+    Fault(
+        "api: what a client writes into X-Forwarded-For is its address",
+        "api/http/forwarded.py",
+        "    for entry in reversed(chain):\n",
+        "    for entry in chain:\n",
+        ("tests/integration/api/test_proxies.py::test_client_is_the_last_address_that_is_no_proxy",),
+    ),
+    Fault(
+        "api: anybody is a trusted proxy",
+        "api/http/forwarded.py",
+        "    if not proxies or not is_within(peer_of(scope), proxies):\n",
+        "    if not proxies:\n",
+        ("tests/integration/api/test_proxies.py::test_nothing_counts_from_elsewhere",),
+    ),
+    Fault(
+        "sessions: a write needs no token of the page",
+        "api/sessions/browser_session.py",
+        "        if request.method not in SAFE_METHODS:\n",
+        "        if False:\n",
+        ("tests/integration/api/test_browser_sessions.py::test_write_needs_the_token_of_the_page",),
+    ),
+    Fault(
+        "sessions: who has copied the cookie stays logged in",
+        "api/sessions/browser_session.py",
+        "        if not lasts:\n",
+        "        if False:\n",
+        (
+            "tests/integration/api/test_browser_sessions.py"
+            "::test_logout_ends_the_session_for_everybody_who_has_the_cookie",
+        ),
+    ),
+    Fault(
+        "sessions: an answer of the issuer for another login counts",
+        "datamanager/identity/id_token.py",
+        "        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), nonce.encode()):\n",
+        "        if False:\n",
+        (
+            "tests/integration/api/test_browser_sessions.py"
+            "::test_answer_of_the_issuer_that_is_not_for_this_login_is_refused",
+        ),
+    ),
+    Fault(
+        "api: a renewed certificate is loaded into nothing",
+        "deployments/tls_handshakes.py",
+        "            self._state = state\n            self.context = self._load()\n",
+        "            self._state = state\n            self._load()\n",
+        ("tests/security/test_tls.py::test_certificate_is_exchanged_while_requests_run",),
     ),
     Fault(
         "api: a body without a length has no limit",

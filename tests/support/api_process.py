@@ -21,6 +21,7 @@ from models.tables import DataObject
 from tests.support.ports import free_port
 from tests.support.prefect import answers
 from tests.support.process import Process, clean_environment
+from tests.support.programs import listens
 
 START_TIMEOUT = 120.0
 ANSWER_TIMEOUT = 60.0
@@ -41,6 +42,7 @@ class ApiProcess:
         self.folder.mkdir(parents=True)
         (home / "machines.toml").write_text(MACHINE.format(self.folder) + machines)
         self.port = free_port()
+        self.scheme = "https" if "tls_cert" in settings else "http"
         self.catalogue = home / "catalogue.db"
         self.database = Database(f"sqlite+pysqlite:///{self.catalogue}")
         migrate.upgrade(self.database)
@@ -55,7 +57,7 @@ class ApiProcess:
     @property
     def url(self) -> str:
         """Where it answers."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -64,7 +66,10 @@ class ApiProcess:
 
     def __enter__(self) -> Self:
         self.process.start()
-        self.process.wait_until(lambda: answers(f"{self.url}/DM/health/live"), START_TIMEOUT)
+        self.process.wait_until(
+            lambda: listens(self.port) if self.scheme == "https" else answers(f"{self.url}/DM/health/live"),
+            START_TIMEOUT,
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import rsa as _rsa
 from cryptography.x509.oid import NameOID
 
 
-def _builder(name: str, issuer: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(name: str, issuer: str, key: ec.EllipticCurvePrivateKey | _rsa.RSAPrivateKey) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -58,6 +59,18 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pem)
         return context
+
+    def pair(self, name: str, *hosts: str, rsa: bool = False, password: bytes | None = None) -> tuple[Path, Path]:
+        """Return the files of a new certificate for `hosts`, and of its key, whose mode is 0600."""
+        key = _rsa.generate_private_key(65537, 2048) if rsa else ec.generate_private_key(ec.SECP256R1())
+        names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+        certificate = _builder(hosts[0], self._name, key).add_extension(names, critical=False)
+        files = self._directory / f"{name}.crt", self._directory / f"{name}.key"
+        files[0].write_bytes(certificate.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        files[1].touch(0o600)
+        hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden))
+        return files
 
 
 def _general_name(host: str) -> x509.GeneralName:

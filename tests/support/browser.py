@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -34,12 +35,12 @@ def find_chromium() -> str:
 
 
 class Browser:
-    """One browser with one page and a profile of its own in `directory`."""
+    """One browser with one page and a profile of its own in `directory`; `flags` are further ones of Chromium."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *flags: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         profile = directory / "profile"
-        command = [find_chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        command = [find_chromium(), *FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"]
         self._process = Process(command, log=directory / "chromium.log")
         self._port = profile / "DevToolsActivePort"
         self._session: str | None = None
@@ -53,8 +54,16 @@ class Browser:
 
     def text(self) -> str:
         """Return what the page shows."""
-        found = self._call("Runtime.evaluate", expression="document.body.innerText")
+        return self.run("document.body.innerText")
+
+    def run(self, expression: str) -> str:
+        """Return the value of an expression of JavaScript in the page, once it is there."""
+        found = self._call("Runtime.evaluate", expression=expression, awaitPromise=True)
         return str(found["result"].get("value", ""))
+
+    def picture(self) -> bytes:
+        """Return what the page looks like (PNG)."""
+        return base64.b64decode(self._call("Page.captureScreenshot")["data"])
 
     def __enter__(self) -> Self:
         self._process.start()

@@ -100,7 +100,13 @@ class LiveApi:
         self.context = replace(context, guard=guard)
         self.app = create_app(self.context)
         config = uvicorn.Config(
-            self.app, http=ProblemProtocol, port=self.settings.port, log_config=None, access_log=False, ws="none"
+            self.app,
+            http=ProblemProtocol,
+            port=self.settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
         )
         self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, name="live-api")

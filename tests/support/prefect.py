@@ -85,18 +85,19 @@ class PrefectServer:
 class PrefectApi:
     """The few calls of Prefect's REST API that tests need."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, auth: tuple[str, str] | None = None) -> None:
         self.url = url
+        self.auth = auth
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send a body, return the answer's."""
-        answer = requests.post(f"{self.url}/{path}", json=body, timeout=120)
+        answer = requests.post(f"{self.url}/{path}", json=body, auth=self.auth, timeout=120)
         assert answer.ok, answer.text
         return answer.json()
 
     def get(self, path: str) -> Any:
         """Return an answer's body."""
-        answer = requests.get(f"{self.url}/{path}", timeout=120)
+        answer = requests.get(f"{self.url}/{path}", auth=self.auth, timeout=120)
         assert answer.ok, answer.text
         return answer.json()
 

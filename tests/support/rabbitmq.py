@@ -30,7 +30,8 @@ class RabbitMq:
     It can be stopped or killed and started again; it keeps its ports, queues and durable messages until `close`.
     """
 
-    def __init__(self, log_directory: Path) -> None:
+    def __init__(self, log_directory: Path, *, further: str = "") -> None:
+        """`further` are lines of its configuration."""
         self._server = find_program("rabbitmq-server", also=[DEBIAN])
         self._ctl = find_program("rabbitmqctl", also=[DEBIAN])
         self.port, self._dist_port, epmd_port = free_port(), free_port(), free_port()
@@ -40,7 +41,7 @@ class RabbitMq:
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             "vm_memory_high_watermark.absolute = 1GiB\n"
             "disk_free_limit.absolute = 50MB\n"
-            "log.console = true\nlog.file = false\n"
+            "log.console = true\nlog.file = false\n" + further
         )
         (self.directory / "enabled_plugins").write_text("[].\n")
         self.env = clean_environment(

@@ -137,7 +137,7 @@ def make_certificate(certificate: Path, key: Path) -> None:
 
 
 Answer = Callable[["OddHandler"], None]
-"""What a path of an OddServer does with a GET."""
+"""What a path of an OddServer does with a GET or a POST."""
 
 
 class OddHandler(BaseHTTPRequestHandler):
@@ -153,6 +153,8 @@ class OddHandler(BaseHTTPRequestHandler):
         answer = self.server.answers.get(path, status(404))
         with contextlib.suppress(ConnectionError):
             answer(self)
+
+    do_POST = do_GET  # noqa: N815  # the base class looks for this name
 
     def begin(self, code: int, **headers: object) -> None:
         """Send the status line and headers; an underscore in a name stands for a dash."""

@@ -11,7 +11,7 @@ from api.http.middleware import host_allowed, objection, same_origin
 from datamanager.settings import Settings
 
 LOCAL = Settings(home=Path("/nowhere"), allowed_hosts=("dm.example",))
-OPEN = Settings(home=Path("/nowhere"), host="0.0.0.0", insecure_bind=True)
+OPEN = Settings(home=Path("/nowhere"), host="0.0.0.0", auth="required", trusted_proxy="10.0.0.0/8")
 
 
 @pytest.mark.parametrize(

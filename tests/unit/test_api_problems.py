@@ -25,6 +25,8 @@ CONTRACT = {
     "idempotency_mismatch": {422},
     "size_mismatch": {422, 502},  # at register, of a transfer
     "origin_not_allowed": {403},
+    "connection_not_secure": {403},
+    "csrf_token_missing": {403},
     "not_supported": {501},
     "object_not_found": {404},
     "task_not_found": {404},

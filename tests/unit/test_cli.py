@@ -70,7 +70,7 @@ def test_settings_are_described_flags() -> None:
     [
         (["up"], {"DM_PROT": "1"}, "DM_PROT"),
         (["up", "--port", "many"], {}, "DM_PORT"),
-        (["up", "--host", "0.0.0.0"], {}, "DM_INSECURE_BIND"),
+        (["up", "--host", "0.0.0.0"], {}, "DM_TLS_CERT"),
         (["mover", "--lease", "1"], {}, "DM_LEASE"),
         (["api", "--database-url", "mysql://x/y"], {}, "DM_DATABASE_URL"),
         (["machine", "list"], {"DM_PREFECT_PORT": "0"}, "DM_PREFECT_PORT"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 
 from datamanager.errors import SettingsError
+from datamanager.listening import is_loopback
 from datamanager.machines import ArchiveRules
-from datamanager.settings import Settings, is_loopback, load_settings
+from datamanager.settings import Settings, load_settings
+
+PROXIED = {"auth": "required", "trusted_proxy": "10.0.0.0/8, ::1"}
 
 
 @pytest.fixture(autouse=True)
@@ -98,16 +102,27 @@ def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DM_PORT", "", "DM_PORT: "),
         ("DM_PORT", "http", "DM_PORT: "),
         ("DM_CONCURRENCY", "0", "DM_CONCURRENCY: "),
-        ("DM_INSECURE_BIND", "perhaps", "DM_INSECURE_BIND: "),
+        ("DM_INSECURE_BIND", "1", "DM_INSECURE_BIND is no setting any more: "),
+        ("DM_AUTH", "perhaps", "DM_AUTH: "),
+        ("DM_TRUSTED_PROXY", "proxy.example", "DM_TRUSTED_PROXY"),
+        ("DM_TLS_CERT", "/x.pem", "DM_TLS_KEY: DM_TLS_CERT and DM_TLS_KEY are set together"),
+        ("DM_TLS_KEY", "/x.pem", "DM_TLS_CERT: DM_TLS_CERT and DM_TLS_KEY are set together"),
+        ("DM_CORS_ORIGINS", "https://a.example/path", "DM_CORS_ORIGINS"),
+        ("DM_CORS_ORIGINS", "*", "DM_CORS_ORIGINS"),
+        ("DM_URL", "data.example", "DM_URL: "),
+        ("DM_PREFECT_AUTH", "user", "DM_PREFECT_AUTH: must be like user:password"),
+        ("DM_OIDC_LOGIN", "dm", "DM_OIDC_LOGIN: oidc_issuer and oidc_audience are set too"),
+        ("DM_SESSION", "1", "DM_SESSION: must be at least one minute"),
         ("DM_LEASE", "long", "DM_LEASE: "),
         ("DM_DATABASE_URL", "mysql://x/y", "DM_DATABASE_URL: must be SQLite or PostgreSQL"),
         ("DM_DATABASE_URL", "nonsense", "DM_DATABASE_URL: must be like"),
         ("DM_AMQP_URL", "http://mq", "DM_AMQP_URL: must be like"),
+        ("DM_AMQP_URL", "amqps://mq/?no_verify_ssl=1", "DM_AMQP_URL: the broker's certificate is always verified"),
         ("DM_PREFECT_API_URL", "prefect:4200", "DM_PREFECT_API_URL: must be like"),
         ("DM_ARCHIVE_GROUPS", "fire", "DM_ARCHIVE_GROUPS: 'fire' must be like group=machine"),
         ("DM_BUNDLE_SIZE", "0", "DM_BUNDLE_SIZE: "),
         ("DM_HOST", "0.0.0.0", "DM_HOST"),
-        ("DM_HOST", "data.example", "DM_INSECURE_BIND=1"),
+        ("DM_HOST", "data.example", "set DM_TLS_CERT and DM_TLS_KEY, or DM_TRUSTED_PROXY"),
         ("DM_OIDC_ISSUER", "http://issuer.example", "DM_OIDC_ISSUER: must be like https://"),
         ("DM_OIDC_ISSUER", "https://me:pw@issuer.example", "DM_OIDC_ISSUER: must be like https://"),
         (
@@ -132,6 +147,44 @@ def test_a_refused_address_does_not_show_its_password(monkeypatch: pytest.Monkey
     assert "s3cret" not in refused(monkeypatch, **{variable: "mysql://me:s3cret@db/x"})
 
 
+@pytest.mark.parametrize(
+    ("overrides", "missing"),
+    [
+        ({"auth": "none"}, "DM_AUTH=required, and DM_TLS_CERT"),
+        ({"auth": "required"}, "set DM_TLS_CERT"),
+        ({"auth": "none", "tls_cert": "/c", "tls_key": "/k"}, "set DM_AUTH=required"),
+        ({"auth": "none", "trusted_proxy": "10.0.0.0/8"}, "a proxy opens the API to other hosts; set DM_AUTH=required"),
+        ({"auth": "required", "tls_cert": "/c", "tls_key": "/k"}, None),
+        ({"auth": "required", "trusted_proxy": "10.0.0.0/8"}, None),
+    ],
+)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "data.example"])
+def test_an_address_of_others_takes_authentication_and_tls(
+    overrides: dict[str, str], missing: str | None, host: str
+) -> None:
+    if missing is None:
+        assert load_settings(host=host, **overrides).host == host
+        return
+    with pytest.raises(SettingsError, match=missing):
+        load_settings(host=host, **overrides)
+
+
+def test_a_proxy_on_loopback_takes_authentication_too() -> None:
+    with pytest.raises(SettingsError, match="DM_TRUSTED_PROXY: a proxy opens the API to other hosts"):
+        load_settings(auth="none", trusted_proxy="127.0.0.1")
+
+
+def test_secrets_are_never_shown() -> None:
+    named = {name for name in Settings.model_fields if re.search("secret|password|auth$|_url$", name)}
+    kinds = {name: str(Settings.model_fields[name].annotation) for name in named}
+    shown = {name for name, kind in kinds.items() if "SecretStr" not in kind}
+    # a way to choose, a path, and addresses that may not hold a password
+    assert shown == {"auth", "secrets_key", "prefect_api_url", "prefect_ui_url", "oidc_jwks_url"}
+    for name in ("prefect_api_url", "prefect_ui_url", "oidc_jwks_url", "oidc_issuer", "url"):
+        with pytest.raises(SettingsError):
+            load_settings(**{name: "https://me:s3cret@host.example/x"})
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         load_settings().port = 1  # type: ignore[misc]
@@ -142,9 +195,11 @@ def test_settings_do_not_change() -> None:
     [
         ({"host": "localhost"}, "http://localhost:5000"),
         ({"host": "::1"}, "http://[::1]:5000"),
-        ({"host": "0.0.0.0", "insecure_bind": True}, "http://127.0.0.1:5000"),
-        ({"host": "::", "insecure_bind": True}, "http://[::1]:5000"),
-        ({"host": "data.example", "insecure_bind": True, "port": 80}, "http://data.example:80"),
+        ({"host": "0.0.0.0", **PROXIED}, "http://127.0.0.1:5000"),
+        ({"host": "::", **PROXIED}, "http://[::1]:5000"),
+        ({"host": "data.example", **PROXIED, "port": 80}, "http://data.example:80"),
+        ({"host": "data.example", "auth": "required", "tls_cert": "/c", "tls_key": "/k"}, "https://data.example:5000"),
+        ({"url": "https://data.example/"}, "https://data.example"),
     ],
 )
 def test_where_a_client_reaches_the_api(overrides: dict[str, Any], url: str) -> None:
