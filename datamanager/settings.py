@@ -103,6 +103,21 @@ class Settings(BaseSettings):
     """Address of the issuer's keys, if they are not at its own origin; otherwise its discovery document says it."""
     oidc_ca: Path | None = None
     """File of the authorities (PEM) that the issuer's certificate is verified with; default: those of the system."""
+    ssh_ca: Path | None = None
+    """Key file of the built-in authority for SSH certificates; default: `ssh-ca.key` in `home`, made by
+    `dm machine ca`."""
+    vault_url: str | None = None
+    """URL of a Vault or OpenBao server whose SSH secrets engine signs instead of the built-in authority (`https://…`;
+    http on loopback only)."""
+    vault_role: str | None = None
+    """Role of the SSH secrets engine; required with `vault_url`."""
+    vault_mount: str = "ssh"
+    """Path where the SSH secrets engine is mounted."""
+    vault_token: Path | None = None
+    """File with the token for `vault_url`, read at each use; required with `vault_url`."""
+    vault_ca: Path | None = None
+    """File of the authorities (PEM) that the certificate of `vault_url` is verified with; default: those of the
+    system."""
     archive_to: str | None = None
     """Archive machine of requests that name none; if not set: the archive machine, if there is exactly one."""
     archive_groups: Annotated[tuple[str, ...], NoDecode] = ()
@@ -135,7 +150,10 @@ class Settings(BaseSettings):
     confirm_base_dir: bool = False
     """`1` accepts that a machine's base_dir has changed although the catalogue has objects there."""
 
-    @field_validator("home", "machines", "secrets_key", "retention", "roles", "identity", "oidc_ca")
+    @field_validator(
+        *("home", "machines", "secrets_key", "retention", "roles", "identity", "oidc_ca"),
+        *("ssh_ca", "vault_token", "vault_ca"),
+    )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
@@ -205,7 +223,7 @@ class Settings(BaseSettings):
             raise ValueError("must be like amqp://user:password@host:5672/vhost")
         return value
 
-    @field_validator("oidc_issuer", "oidc_jwks_url")
+    @field_validator("oidc_issuer", "oidc_jwks_url", "vault_url")
     @classmethod
     def _is_safe(cls, value: str | None) -> str | None:
         parts = urlsplit(value or "https://none.example")
@@ -226,6 +244,8 @@ class Settings(BaseSettings):
         if (self.oidc_issuer is None) != (self.oidc_audience is None):
             missing = "oidc_issuer" if self.oidc_issuer is None else "oidc_audience"
             raise ValueError(f"{missing}: oidc_issuer and oidc_audience are set together")
+        if len({one is None for one in (self.vault_url, self.vault_role, self.vault_token)}) > 1:
+            raise ValueError("vault_url: vault_url, vault_role and vault_token are set together")
         if not self.insecure_bind and not is_loopback(self.host):
             raise ValueError(
                 f"host: {self.host} can be reached from other hosts and there is no authentication yet; "
@@ -250,6 +270,11 @@ class Settings(BaseSettings):
     def secrets_key_file(self) -> Path:
         """Path of the key that encrypts secrets."""
         return self.secrets_key or self.home / "secrets.key"
+
+    @property
+    def ssh_ca_file(self) -> Path:
+        """Path of the built-in authority's key; the file may be missing."""
+        return self.ssh_ca or self.home / "ssh-ca.key"
 
     @property
     def retention_file(self) -> Path:

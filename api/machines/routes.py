@@ -15,6 +15,7 @@ from api.http import openapi
 from api.http.idempotency import mutate
 from api.http.request_parts import read_request
 from api.http.responses import json_response, view_of
+from api.machines.acting import acting_for
 from api.machines.probe import prober_of
 from api.machines.views import HealthView, LimitsView, MachineView, machine_view
 from datamanager import errors
@@ -46,7 +47,8 @@ async def list_machines(request: Request, context: In) -> Response:
             active_by_machine(session),
         )
     )
-    findings = await prober_of(request).probe_all()
+    async with acting_for(context, request) as acting:
+        findings = await prober_of(request).probe_all(acting.storages)
     return json_response(
         [
             machine_view(

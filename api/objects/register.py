@@ -17,6 +17,7 @@ from api.http import openapi
 from api.http.idempotency import Slot, once
 from api.http.request_parts import read_request
 from api.http.responses import object_answer
+from api.machines.acting import acting_for
 from api.objects.own_files import own_files, require_own_file
 from api.objects.tree_answer import TreeRegistration
 from api.objects.views import TreeView
@@ -67,7 +68,8 @@ async def register(request: Request, context: In) -> Response:
     require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     async def work(slot: Slot) -> Response:
-        return object_answer(request, slot.subject or await _register(context, fields, slot))
+        async with acting_for(context, request) as acting:
+            return object_answer(request, slot.subject or await _register(acting, fields, slot))
 
     return await once(context, request, fields, work)
 
@@ -203,7 +205,8 @@ async def register_tree(request: Request, context: In) -> Response:
 
     # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
     async def work(slot: Slot) -> Response:
-        tree = await _walk_tree(context, fields, request.state.request_id)
+        async with acting_for(context, request) as acting:
+            tree = await _walk_tree(acting, fields, request.state.request_id)
         return await (tree.whole() if slot.key else tree.stream())  # what is kept for a key must be whole
 
     return await once(context, request, fields, work)

@@ -6,10 +6,11 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from datamanager.errors import SettingsError
+from datamanager.errors import AuthenticationFailed, SettingsError
 from datamanager.machines import ActsAs, Connection, Machine, Machines, TransportKind
 from datamanager.signing.certificate import Person
 from datamanager.signing.signer import PersonLogin, Signer
@@ -20,6 +21,10 @@ from datamanager.transports.sftp.pool import SftpStorage
 from datamanager.transports.ssh.openssh import OpenSshConnector
 from datamanager.transports.ssh.openssh_client import ssh_program
 from datamanager.transports.ssh.paramiko import ParamikoConnector
+
+SERVICE_TASK = "service"
+"""The task in key ids of logins that are not for one task."""
+_NO_KEY = Path(os.devnull)
 
 
 def open_storage(
@@ -33,28 +38,35 @@ def open_storage(
     """Return the machine's storage; nothing is connected before the first session.
 
     `control_dir` holds OpenSSH's control sockets: a short path, made here (0700) where it is missing. Who can write
-    there can use our connections. With a person and a signer, a machine with `acts_as = "caller"` is logged in to as
-    that person. `limiter`: the machine's limit where several storages share it.
+    there can use our connections. A machine with `acts_as = "caller"` is logged in to as the person, by a certificate
+    of the signer. `limiter`: the machine's limit where several storages share it.
 
-    Raises: SettingsError when another user can write there.
+    Raises: NoLogin; SettingsError when another user can write there, or there is no signer.
     """
     if machine.transport is TransportKind.LOCAL:
         return LocalStorage(machine)
     login = None
-    if person is not None and signer is not None and machine.acts_as is ActsAs.CALLER:
+    if machine.acts_as is ActsAs.CALLER:
+        person = person or Person.service(SERVICE_TASK)
+        person = replace(person, principal=person.login_on(machine), is_service=False)
+        if signer is None:
+            raise SettingsError(f'machines.{machine.name}.acts_as: "caller" needs a certificate authority')
         machine = machine.model_copy(update={"username": person.principal, "identity_file": None})
         login = PersonLogin(machine, person, signer)
     connection = machine.connection
     if connection is Connection.AUTO:
         connection = Connection.OPENSSH if ssh_program() else Connection.PARAMIKO
     if connection is Connection.PARAMIKO:
-        return SftpStorage(machine, ParamikoConnector(machine, login), limiter=limiter)
+        return SftpStorage(machine, ParamikoConnector(machine, login), limiter=limiter, login=login)
     _make_private(control_dir)
-    return SftpStorage(machine, OpenSshConnector(machine, control_dir, login), limiter=limiter)
+    return SftpStorage(machine, OpenSshConnector(machine, control_dir, login), limiter=limiter, login=login)
 
 
 class Storages:
-    """The storages of all machines, each opened when it is first needed. Safe to share between threads."""
+    """The storages of all machines, each opened when it is first needed. Safe to share between threads.
+
+    Machines with `acts_as = "caller"` are used as the service itself, unless the storages are those `of` a person.
+    """
 
     def __init__(self, machines: Machines, control_dir: Path, signer: Signer | None = None) -> None:
         self._machines = machines
@@ -68,9 +80,9 @@ class Storages:
         self._limiters_lock = threading.Lock()
 
     def get(self, name: str) -> Storage:
-        """Return a machine's storage, the same one every time. Raises: UnknownMachine."""
+        """Return a machine's storage, the same one every time. Raises: UnknownMachine; as `open_storage`."""
         machine = self._machines[name]
-        personal = machine.acts_as is ActsAs.CALLER and self._signer is not None
+        personal = machine.acts_as is ActsAs.CALLER
         if self._shared is not None and not personal:
             return self._shared.get(name)
         with self._lock:
@@ -84,17 +96,36 @@ class Storages:
                 )
             return self._open[name]
 
-    @contextmanager
-    def acting_as(self, person: Person) -> Iterator[Storages]:
-        """Use the storages as a person: those of machines with `acts_as = "caller"` are the person's own for this
-        context, and are closed with it; all others are these here. `max_connections` counts over all persons.
+    def of(self, person: Person) -> Storages:
+        """Return the storages for a person: those of machines with `acts_as = "caller"` are the person's own, until
+        they are closed; all others are these here. `max_connections` counts over all persons. For a person without an
+        account `get` raises NoLogin for such machines.
         """
         own = Storages(self._machines, self._control_dir, self._signer)
         own._person, own._shared = person, self
+        return own
+
+    @contextmanager
+    def acting_as(self, person: Person) -> Iterator[Storages]:
+        """Use the storages of a person, who has them no longer than this context."""
+        own = self.of(person)
         try:
             yield own
         finally:
             own.close()
+
+    def knock(self, name: str) -> None:
+        """Reach a machine that acts as the caller, for nobody: its host key is checked, and the login is refused.
+
+        Raises: MachineUnavailable, HostKeyMismatch.
+        """
+        nobody = {"acts_as": ActsAs.SHARED, "username": "nobody", "identity_file": _NO_KEY}
+        storage = open_storage(self._machines[name].model_copy(update=nobody), control_dir=self._control_dir)
+        try:
+            with suppress(AuthenticationFailed), storage.session():
+                pass
+        finally:
+            storage.close()
 
     def limiter_of(self, machine: Machine) -> SessionLimiter:
         """Return the limit that all persons on this machine share."""

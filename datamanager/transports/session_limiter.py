@@ -14,6 +14,7 @@ from typing import Protocol
 
 from datamanager.errors import MachineUnavailable, TransportError
 from datamanager.machines import Machine
+from datamanager.signing.signer import PersonLogin
 from datamanager.transports.port import Session
 from datamanager.transports.values import Check, no_check
 
@@ -152,6 +153,9 @@ class SessionLimiter:
 
 class BoundedStorage(abc.ABC):
     """The port's Storage, of at most the machine's `max_connections` sessions in use. Safe to share between threads."""
+
+    login: PersonLogin | None = None
+    """See the port."""
 
     def __init__(self, machine: Machine, limiter: SessionLimiter | None = None) -> None:
         self.machine = machine.name

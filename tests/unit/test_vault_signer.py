@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from datamanager.errors import SettingsError, SigningFailed, SigningUnavailable
+from datamanager.machines import ActsAs, Machine, TransportKind
 from datamanager.signing.builtin_ca import BuiltinCa, create_key
 from datamanager.signing.certificate import CertificateRequest, Person, request_for
 from datamanager.signing.vault_signer import VaultSigner
@@ -67,7 +68,8 @@ def ca(tmp_path: Path) -> BuiltinCa:
 @pytest.fixture
 def asked() -> CertificateRequest:
     key = Ed25519PrivateKey.generate().public_key()
-    return request_for(Person("alice", "17", "a@site"), key, ("10.0.0.1",), programs=False, now=datetime.now(UTC))
+    machine = Machine(name="m", transport=TransportKind.SFTP, host="m", base_dir="/", acts_as=ActsAs.CALLER)
+    return request_for(Person("alice", "17", "a@site"), machine, key, ("10.0.0.1",), now=datetime.now(UTC))
 
 
 def signer(server: Server, token: Path) -> VaultSigner:

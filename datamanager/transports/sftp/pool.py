@@ -16,6 +16,7 @@ from typing import Protocol
 
 from datamanager.errors import LoginOutput, MachineUnavailable, TransportError, TransportTimeout
 from datamanager.machines import Machine
+from datamanager.signing.signer import PersonLogin
 from datamanager.transports.channel import Channel
 from datamanager.transports.port import Session
 from datamanager.transports.remote.running import InstalledPrograms
@@ -56,9 +57,11 @@ class SftpStorage(BoundedStorage):
         connector: Connector,
         *,
         limiter: SessionLimiter | None = None,
+        login: PersonLogin | None = None,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         super().__init__(machine, limiter)
+        self.login = login
         self._closed = False
         self._machine = machine
         self._connector = connector
