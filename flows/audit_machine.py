@@ -22,6 +22,7 @@ from flows.audit.scrub import scrub
 from flows.audit.second_pass import conclude, second_look
 from flows.runtime.maintenance import control_of, kept, pause, this_run, threaded
 from flows.runtime.services import Services, services
+from models.access.visibility import ALL
 from models.audit import runs as audit_runs
 from models.audit.runs import AuditLease
 from models.database import read, write
@@ -75,7 +76,7 @@ async def audit(
 
 async def _enter(parts: Services, machines: Sequence[str], terms: AuditTerms) -> list[UUID]:
     def enter(session: Session, run: UUID) -> list[UUID]:
-        return [audit_runs.submit(session, name, terms, flow_run=run).id for name in machines]
+        return [audit_runs.submit(session, name, terms, None, flow_run=run).id for name in machines]
 
     return await write(parts.database, enter, this_run())
 
@@ -125,7 +126,7 @@ async def _begun(parts: Services, audit: UUID) -> tuple[AuditLease, AuditTerms]:
             break
         await pause(control, TURN_EVERY)
 
-    row = await read(parts.database, audit_runs.get_audit, audit)
+    row = await read(parts.database, audit_runs.get_audit, audit, ALL)
     return hold, AuditTerms.model_validate(row.options)
 
 

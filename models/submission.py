@@ -30,6 +30,7 @@ from datamanager.domain.requests import (
 )
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import InternalError, InvalidRequest, ObjectHeld, ObjectNotFound
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
 from datamanager.settings import Settings
@@ -38,6 +39,8 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
+from models.access.permission import READ, kept, maker
+from models.access.visibility import seen
 from models.archive.submission import enter_activate, enter_archive
 from models.batches.item_admission import JudgedItem
 from models.batches.submission import enter_items, judge_items
@@ -78,6 +81,8 @@ class TransferRequest:
     fail_fast: bool = False
     flow_run_id: UUID | None = None
     reason: str | None = None
+    grant: Grant | None = field(kw_only=True)
+    """What whoever asks is permitted; None: it is the service's own, and nothing is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,14 @@ def prepare(request: TransferRequest, check: SourceCheck | None = None, sealer: 
         if sealer is not None:
             fields, blob = sealed(fields, sealer)
     return SealedRequest(
-        request.kind, fields, request.object_id, request.fail_fast, request.flow_run_id, request.reason, blob
+        request.kind,
+        fields,
+        request.object_id,
+        request.fail_fast,
+        request.flow_run_id,
+        request.reason,
+        blob,
+        grant=request.grant,
     )
 
 
@@ -141,6 +153,8 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
         reason=request.reason,
         status=TransferStatus.QUEUED.value,
         sequence=0,
+        created_by=maker(request.grant),
+        grant=kept(request.grant),
         created=now(session),
     )
     _schedule(transfer, request.fields)
@@ -221,7 +235,7 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
             transfer.result_object_id = uuid4()
         case GetExternalRequest(size=size, group=group, options=options):
             if options.get(IF_NEWER_THAN):
-                get_object(session, UUID(str(options[IF_NEWER_THAN])))
+                get_object(session, UUID(str(options[IF_NEWER_THAN])), seen(request.grant, READ))
             transfer.result_object_id = None if request.fields.extract else uuid4()
             transfer.group = group
             transfer.bytes_total = size

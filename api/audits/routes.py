@@ -30,6 +30,7 @@ from api.http.request_parts import audit_id_of, read_request
 from api.http.responses import json_response, view_of
 from datamanager import errors
 from datamanager.domain.audit_rules import AuditRequest, FindingKind
+from models.access.visibility import ALL
 from models.audit import findings
 from models.audit import runs as audit_runs
 
@@ -75,9 +76,9 @@ async def start_audit(request: Request, context: In) -> Response:
 
     def enter(session: Session, slot: Slot) -> Response:
         if slot.subject is not None:  # entered by a request that did not end
-            row = audit_runs.get_audit(session, slot.subject)
+            row = audit_runs.get_audit(session, slot.subject, ALL)
         else:
-            row = audit_runs.submit(session, context.machines[fields.machine].name, fields)
+            row = audit_runs.submit(session, context.machines[fields.machine].name, fields, None)
             slot.attach(session, row.id)
         return json_response(audit_view(row), 202, {"Location": f"/DM/audits/{row.id}"})
 
@@ -96,7 +97,7 @@ async def list_audits(request: Request, context: In) -> Response:
     query = read_query(given, AuditQuery)
     shown = rendered(audit_view)
     texts, cursor = await context.reading(
-        lambda session: audit_runs.select_audits(session, **query.model_dump(), rendering=shown)
+        lambda session: audit_runs.select_audits(session, ALL, **query.model_dump(), rendering=shown)
     )
     return page_response("/DM/audits", given, texts, cursor)
 
@@ -109,7 +110,9 @@ async def list_audits(request: Request, context: In) -> Response:
 async def show_audit(audit: str, context: In) -> Response:
     """Show the status of an audit, and how many differences it found."""
     audit_id = audit_id_of(audit)
-    return json_response(await context.reading(lambda session: audit_view(audit_runs.get_audit(session, audit_id))))
+    return json_response(
+        await context.reading(lambda session: audit_view(audit_runs.get_audit(session, audit_id, ALL)))
+    )
 
 
 @router.get(
@@ -128,7 +131,7 @@ async def list_findings(audit: str, request: Request, context: In) -> Response:
     shown = rendered(lambda row: view_of(FindingView, row, object=row.object_id))
 
     def look(session: Session) -> tuple[list[bytes], int | None]:
-        audit_runs.get_audit(session, audit_id)
+        audit_runs.get_audit(session, audit_id, ALL)
         return findings.shown_page(
             session, audit_id, kind=query.kind, after=query.cursor, limit=query.limit, rendering=shown
         )

@@ -34,6 +34,7 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.RetentionRunNotFound: 404,
     errors.AuditNotFound: 404,
     errors.ScheduleNotFound: 404,
+    errors.TokenNotFound: 404,
     errors.ObjectDeleted: 410,
     errors.InvalidRules: 409,
     errors.QueryTooSlow: 504,

@@ -20,6 +20,7 @@ from api.machines.probe import prober_of
 from api.machines.views import HealthView, LimitsView, MachineView, machine_view
 from datamanager import errors
 from datamanager.domain.limits import MachineLimitsRequest
+from models.access.visibility import ALL
 from models.machines import health, limits
 from models.machines.health import Health
 from models.objects.totals import active_by_machine
@@ -44,7 +45,7 @@ async def list_machines(request: Request, context: In) -> Response:
         lambda session: (
             limits.current(session, context.machines),
             health.current(session),
-            active_by_machine(session),
+            active_by_machine(session, ALL),
         )
     )
     async with acting_for(context, request) as acting:

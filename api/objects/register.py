@@ -87,7 +87,7 @@ async def _register(context: Context, fields: RegisterRequest, slot: Slot) -> UU
 
     def enter(session: CatalogueSession) -> UUID:
         new = register_object(
-            session, fields, place, seen.facts, canonical=seen.canonical, provisional=seen.canonical is None
+            session, fields, place, seen.facts, by=None, canonical=seen.canonical, provisional=seen.canonical is None
         )
         for one in (place, seen.canonical or place):  # a bundle's own place was claimed
             require_outside_archive(machine, one.path)

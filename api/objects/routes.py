@@ -35,6 +35,7 @@ from datamanager.domain.location import normalised_prefix
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import PathNotAllowed
 from datamanager.machines import Machines
+from models.access.visibility import ALL
 from models.database import Database
 from models.objects.catalogue import get_object
 from models.objects.listing import SORTABLE, Selection, every_page, select_objects
@@ -119,7 +120,7 @@ async def list_objects(request: Request, context: In) -> Response:
         return _Everything(context)
     selection = selection_of(items, context.machines)
     shown = rendered(object_view)
-    texts, cursor = await context.reading(lambda session: select_objects(session, selection, shown))
+    texts, cursor = await context.reading(lambda session: select_objects(session, selection, ALL, shown))
     return page_response("/DM/info", items, texts, cursor)
 
 
@@ -131,7 +132,7 @@ async def list_objects(request: Request, context: In) -> Response:
 async def show_object(uuid: str, context: In) -> Response:
     """Show an object."""
     object_id = object_id_of(uuid)
-    row = await context.reading(lambda session: get_object(session, object_id))
+    row = await context.reading(lambda session: get_object(session, object_id, ALL))
     return json_response(object_view(row))
 
 
@@ -191,7 +192,7 @@ class _Everything(Response):
 def _pieces(database: Database) -> Iterator[bytes]:
     """Yield the JSON array of all objects in pieces; memory for one of them."""
     opening = b"["
-    for texts in every_page(database, rendered(object_view, PIECE_BYTES)):
+    for texts in every_page(database, ALL, rendered(object_view, PIECE_BYTES)):
         yield opening + b",".join(texts)
         opening = b","
     yield b"[]" if opening == b"[" else b"]"

@@ -134,7 +134,7 @@ def pause_after(held: float) -> float:
 def _register(session: Session, files: Sequence[FoundFile], request: TreeRequest) -> tuple[list[NewRow], float]:
     """Enter a part; return its new objects, and the monotonic time at which its transaction began."""
     begun = time.monotonic()
-    return register_files(session, files, request), begun
+    return register_files(session, files, request, None), begun
 
 
 def _members(views: list[TreeFileView]) -> bytes:

@@ -32,6 +32,7 @@ from datamanager.domain.retention_requests import (
     Size,
 )
 from datamanager.domain.retention_rules import load_rules
+from models.access.visibility import ALL
 from models.database import now
 from models.retention import holds, runs
 from models.retention.report import make_decider, plan
@@ -75,7 +76,7 @@ async def hold_object(uuid: str, request: Request, context: In) -> Response:
     """
     object_id, fields = object_id_of(uuid), await read_request(request, HoldRequest)
     return await _change(
-        context, request, fields, lambda session: holds.hold(session, object_id, fields.reason, fields.by)
+        context, request, fields, lambda session: holds.hold(session, object_id, ALL, fields.reason, fields.by)
     )
 
 
@@ -88,7 +89,7 @@ async def hold_object(uuid: str, request: Request, context: In) -> Response:
 async def release_object(uuid: str, request: Request, context: In) -> Response:
     """Remove the hold of an object. Idempotent. A rule that selects it marks it again, with the full grace period."""
     object_id = object_id_of(uuid)
-    return await _change(context, request, None, lambda session: holds.release(session, object_id))
+    return await _change(context, request, None, lambda session: holds.release(session, object_id, ALL))
 
 
 @router.put(
@@ -105,7 +106,7 @@ async def set_lifetime(uuid: str, request: Request, context: In) -> Response:
     """
     object_id, fields = object_id_of(uuid), await read_request(request, LifetimeRequest)
     return await _change(
-        context, request, fields, lambda session: holds.set_expiry(session, object_id, fields.ends(now(session)))
+        context, request, fields, lambda session: holds.set_expiry(session, object_id, ALL, fields.ends(now(session)))
     )
 
 
@@ -157,7 +158,7 @@ async def start_run(request: Request, context: In) -> Response:
                 make_decider(session, rules, context.machines, terms)  # raises what is wrong with the terms
                 run = runs.ask_for_run(session, terms)
                 slot.attach(session, run)
-            view = view_of(RetentionRunView, runs.get_run(session, run), run=run)
+            view = view_of(RetentionRunView, runs.get_run(session, run, ALL), run=run)
             return json_response(view, 202, {"Location": f"/DM/retention/runs/{run}"})
 
         response = await context.writing(enter)
@@ -189,7 +190,7 @@ async def restore_object(uuid: str, request: Request, context: In) -> Response:
     object_id, fields = object_id_of(uuid), await read_request(request, RestoreRequest)
 
     def change(session: Session, _: Slot) -> Response:
-        obj, task = holds.restore(session, context.machines, object_id, fields.spare_for)
+        obj, task = holds.restore(session, context.machines, object_id, ALL, fields.spare_for, None)
         session.flush()
         return json_response({"object": object_view(obj), "task": task})
 
@@ -206,7 +207,9 @@ async def list_runs(request: Request, context: In) -> Response:
     """List the stored runs, newest first; a `Link` header with `rel="next"` while there is more."""
     query = read_query(request.query_params.multi_items(), RunQuery)
     shown = rendered(lambda row: view_of(RetentionRunView, row, run=row.id))
-    texts, cursor = await context.reading(lambda session: runs.list_runs(session, query.limit, query.cursor, shown))
+    texts, cursor = await context.reading(
+        lambda session: runs.list_runs(session, ALL, query.limit, query.cursor, shown)
+    )
     return page_response("/DM/retention/runs", [("limit", str(query.limit))], texts, cursor)
 
 
@@ -218,7 +221,7 @@ async def list_runs(request: Request, context: In) -> Response:
 async def show_run(run: str, context: In) -> Response:
     """Show the report of a run, with its first objects."""
     run_id = retention_run_id_of(run)
-    row = await context.reading(lambda session: runs.get_run(session, run_id))
+    row = await context.reading(lambda session: runs.get_run(session, run_id, ALL))
     return json_response(view_of(RetentionRunDetailView, row, run=run_id))
 
 

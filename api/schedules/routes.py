@@ -28,6 +28,7 @@ from datamanager.errors import InvalidRequest
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import secret_names, secret_parameters
 from datamanager.sources.terms.source_options import refuse_unknown
+from models.access.visibility import ALL
 from models.external import schedules
 from models.submission import source_check
 
@@ -71,9 +72,9 @@ async def add(request: Request, context: In) -> Response:
 
     def change(session: Session, slot: Slot) -> Response:
         if slot.subject is not None:  # made by a request that did not end
-            row = schedules.get_schedule(session, slot.subject)
+            row = schedules.get_schedule(session, slot.subject, ALL)
         else:
-            row = schedules.add_schedule(session, fields)
+            row = schedules.add_schedule(session, fields, None)
             slot.attach(session, row.id)
         return json_response(schedule_view(row, []), 201, {"Location": f"/DM/schedules/{row.id}"})
 
@@ -93,7 +94,7 @@ async def list_all(request: Request, context: In) -> Response:
     given = request.query_params.multi_items()
     query, shown = read_query(given, ScheduleQuery), rendered(schedule_view)
     texts, cursor = await context.reading(
-        lambda session: schedules.select_schedules(session, query.limit, query.cursor, shown)
+        lambda session: schedules.select_schedules(session, ALL, query.limit, query.cursor, shown)
     )
     return page_response("/DM/schedules", given, texts, cursor)
 
@@ -108,7 +109,7 @@ async def show(schedule: str, context: In) -> Response:
     wanted = schedule_id_of(schedule)
 
     def look(session: Session) -> ScheduleView:
-        return schedule_view(schedules.get_schedule(session, wanted), schedules.last_runs(session, wanted))
+        return schedule_view(schedules.get_schedule(session, wanted, ALL), schedules.last_runs(session, wanted))
 
     return json_response(await context.reading(look))
 
@@ -124,7 +125,7 @@ async def remove(schedule: str, request: Request, context: In) -> Response:
     wanted = schedule_id_of(schedule)
 
     def change(session: Session, _: Slot) -> Response:
-        schedules.remove_schedule(session, wanted)
+        schedules.remove_schedule(session, wanted, ALL)
         return json_response({"removed": wanted})
 
     return await mutate(context, request, change)
@@ -174,11 +175,11 @@ async def run(schedule: str, request: Request, context: In) -> Response:
 
     def change(session: Session, _: Slot) -> Response:
         if fields.moment is None:
-            row, shown = schedules.want_run(session, wanted), schedules.last_runs(session, wanted)
+            row, shown = schedules.want_run(session, wanted, ALL), schedules.last_runs(session, wanted)
         else:
             sealer = Sealer.of(context.settings)
             shown = [schedules.run_moment(session, context.machines, sealer, wanted, fields.moment)]
-            row = schedules.get_schedule(session, wanted)
+            row = schedules.get_schedule(session, wanted, ALL)
         return json_response(schedule_view(row, shown), 202)
 
     return await mutate(context, request, change, fields, notify=TOPIC)
@@ -188,7 +189,7 @@ async def _pause(schedule: str, request: Request, context: Context, *, paused: b
     wanted = schedule_id_of(schedule)
 
     def change(session: Session, _: Slot) -> Response:
-        row = schedules.pause_schedule(session, wanted, paused=paused)
+        row = schedules.pause_schedule(session, wanted, ALL, paused=paused)
         return json_response(schedule_view(row, schedules.last_runs(session, wanted)))
 
     return await mutate(context, request, change, notify=TOPIC)

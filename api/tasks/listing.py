@@ -32,6 +32,7 @@ from api.tasks.views import ItemView, TaskView, item_view, show_tasks, weight_of
 from datamanager import errors
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
+from models.access.visibility import ALL
 from models.core.cursors import Rendering
 from models.transfers.items import page_of_items
 from models.transfers.lookup import TransferSelection, get_transfer, select_transfers
@@ -106,7 +107,7 @@ async def list_tasks(request: Request, context: In) -> Response:
     wanted = TransferSelection(oldest_first=query.sort == "created", **query.model_dump(exclude={"sort"}))
 
     def look(session: Session) -> tuple[list[bytes], str | None]:
-        rows, cursor = select_transfers(session, wanted, Rendering(weigh=weight_of_task))
+        rows, cursor = select_transfers(session, wanted, ALL, Rendering(weigh=weight_of_task))
         return [orjson.dumps(view) for view in show_tasks(session, context, rows)], cursor
 
     return page_response("/DM/async/status", given, *await context.reading(look))
@@ -130,10 +131,8 @@ async def list_items(task: str, request: Request, context: In) -> Response:
     shown = rendered(item_view)
 
     def look(session: Session) -> tuple[list[bytes], int | None]:
-        get_transfer(session, task_id)
-        return page_of_items(
-            session, task_id, status=query.status, after=query.cursor, limit=query.limit, rendering=shown
-        )
+        row = get_transfer(session, task_id, ALL)
+        return page_of_items(session, row, status=query.status, after=query.cursor, limit=query.limit, rendering=shown)
 
     given = [("status", query.status), ("limit", query.limit)]
     repeated = [(name, str(value)) for name, value in given if value is not None]

@@ -19,6 +19,7 @@ from api.tasks.views import TaskView, show_task
 from api.transfers.wait import ENDED, waiter_of
 from datamanager import errors
 from datamanager.domain.limits import TransferLimitsRequest
+from models.access.visibility import ALL, Visible
 from models.machines import limits
 from models.tables import Transfer
 from models.transfers import cancel_pause
@@ -41,7 +42,7 @@ _ANSWERS = {
 async def status(task: str, context: In) -> Response:
     """Show the status of a task: QUEUED, RUNNING, COMPLETE or ERROR, and its `result`."""
     task_id = task_id_of(task)
-    view = await context.reading(lambda session: show_task(session, context, get_transfer(session, task_id)))
+    view = await context.reading(lambda session: show_task(session, context, get_transfer(session, task_id, ALL)))
     return json_response(view)
 
 
@@ -89,7 +90,9 @@ async def limit_task(task: str, request: Request, context: In) -> Response:
     task_id, fields = task_id_of(task), await read_request(request, TransferLimitsRequest)
 
     def change(session: Session, _: Slot) -> Response:
-        return json_response(show_task(session, context, limits.change_transfer(session, task_id, fields.bandwidth)))
+        return json_response(
+            show_task(session, context, limits.change_transfer(session, task_id, fields.bandwidth, ALL))
+        )
 
     return await mutate(context, request, change, fields)
 
@@ -98,14 +101,14 @@ async def _change(
     context: Context,
     request: Request,
     task: str,
-    change: Callable[[Session, UUID], Transfer],
+    change: Callable[[Session, UUID, Visible], Transfer],
     done: Callable[[Transfer], bool],
 ) -> Response:
     """Change a task and notify the movers of this host; 202 while `done` is not true of it."""
     task_id = task_id_of(task)
 
     def inside(session: Session, _: Slot) -> Response:
-        row = change(session, task_id)
+        row = change(session, task_id, ALL)
         return json_response(show_task(session, context, row), 200 if done(row) else 202)
 
     return await mutate(context, request, inside, notify="queued")

@@ -220,7 +220,7 @@ def _handler(kind: Kind, submit: Submit, *, of_object: bool) -> Callable[..., Aw
 
     async def serve(request: Request, context: Context, object_id: UUID | None = None) -> Response:
         fields = await read(request, model)
-        return await submit(context, request, TransferRequest(kind, fields, object_id))
+        return await submit(context, request, TransferRequest(kind, fields, object_id, grant=None))
 
     async def of_one(uuid: str, request: Request, context: In) -> Response:
         return await serve(request, context, object_id_of(uuid))

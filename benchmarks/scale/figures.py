@@ -17,6 +17,7 @@ from api.objects.routes import selection_of
 from benchmarks.race import Figure, Outcome, Tell, Timing, WrongResult
 from benchmarks.scale.fill import fill, is_filled
 from benchmarks.scale.queries import FILTERS, ORDERS
+from models.access.visibility import ALL
 from models.database import Database
 from models.objects.listing import Selection, search_of, select_objects
 from models.tables import DataObject
@@ -151,7 +152,7 @@ def _require_indexes(database: Database, names: list[str]) -> None:
     with statements_on(database, "objects") as statements:
         for _, _, selection in _selections(names):
             with database.read() as session:
-                select_objects(session, selection)
+                select_objects(session, selection, ALL)
     with database.engine.begin() as connection:
         if wrong := objections(connection, statements):
             raise WrongResult("\n\n".join(wrong))

@@ -20,6 +20,7 @@
     ├── CatalogueError               the catalogue says no
     │   ├── ObjectNotFound           object_not_found
     │   ├── TaskNotFound             task_not_found
+    │   ├── TokenNotFound            token_not_found
     │   ├── AuditNotFound            audit_not_found
     │   ├── AuditSuspicious          audit_suspicious     (so much is lost that it is not believed)
     │   ├── DutyTaken                duty_taken           (retryable) maintenance of a kind is one run at a time

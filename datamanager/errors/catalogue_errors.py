@@ -23,6 +23,10 @@ class ScheduleNotFound(CatalogueError, code="schedule_not_found"):
     """No schedule has this identifier."""
 
 
+class TokenNotFound(CatalogueError, code="token_not_found"):
+    """No service token has this id."""
+
+
 class AuditNotFound(CatalogueError, code="audit_not_found"):
     """No audit has this identifier."""
 

@@ -42,6 +42,8 @@ class Grant:
     """Which one: a service token's id, or the issuer's subject; None where there is none."""
     principal: str | None = None
     """The login that the person has on machines that act as the caller."""
+    roles: tuple[str, ...] = ()
+    """Those whose scopes are among `scopes`: when roles.toml changes, they are read again."""
     _clauses: Mapping[str, tuple[Clause, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ class Grant:
             "means": self.means.value,
             "credential": self.credential,
             "principal": self.principal,
+            "roles": list(self.roles),
         }
 
     @classmethod
@@ -94,6 +97,7 @@ class Grant:
                 Means(value["means"]),
                 None if value["credential"] is None else _text(value["credential"]),
                 None if value["principal"] is None else _text(value["principal"]),
+                tuple(_texts(value["roles"])),
             )
         except (KeyError, TypeError, ValueError, InvalidRequest) as exc:
             raise NotAllowed("the grant cannot be read") from exc

@@ -147,7 +147,8 @@ class OidcLogin:
         """Return what the bearer of a token may. Raises: NotAuthenticated; NotAllowed when no rule knows them."""
         claims = self._tokens.verify(token)
         who = self._rules.map(claims, self._roles)
-        return Grant(who.person, who.groups, self._roles.scopes_of(who.roles), Means.OIDC, claims["sub"], who.principal)
+        scopes = self._roles.scopes_of(who.roles)
+        return Grant(who.person, who.groups, scopes, Means.OIDC, claims["sub"], who.principal, who.roles)
 
 
 def _read_part(part: bytes, name: str) -> dict[str, Any]:

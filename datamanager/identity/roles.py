@@ -62,6 +62,10 @@ class Roles:
             found.update(dict.fromkeys(self._scopes[name]))
         return tuple(found)
 
+    def known(self, names: Iterable[str]) -> list[str]:
+        """Return those of the names that there are roles of: one that was taken away permits nothing."""
+        return [name for name in names if name in self._scopes]
+
 
 def load_roles(path: Path | None = None) -> Roles:
     """Read a roles.toml; without a path the packaged one.

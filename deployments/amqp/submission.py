@@ -143,7 +143,7 @@ def _prepared(call: Call, check: SourceCheck | None, sealer: Sealer | None) -> S
     fields = validated(given, REQUEST_OF_KIND[call.kind])
     if isinstance(fields, GetExternalRequest):
         refuse_secrets(fields.options, "in messages, which brokers store", fields.url)
-    return prepare(TransferRequest(call.kind, fields, object_id), check, sealer)
+    return prepare(TransferRequest(call.kind, fields, object_id, grant=None), check, sealer)
 
 
 def _submitted(session: Session, machines: Machines, request: SealedRequest | Refusal) -> UUID | Refusal:

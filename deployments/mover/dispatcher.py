@@ -28,6 +28,7 @@ from deployments.orchestrator.gateway import PrefectGateway
 from deployments.orchestrator.monitor import PrefectMonitor
 from deployments.periodic import every
 from flows.runtime.services import Services
+from models.access.visibility import ALL
 from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
 from models.database import read, write
 from models.machines import limits
@@ -202,7 +203,7 @@ class Dispatcher:
                 together=self._settings.max_attempts > 1,  # what does not end together has another attempt alone
                 apart=services.machines.of_callers,  # each logs in for its own task
             )
-            rows = [(hold, get_transfer(session, hold.transfer)) for hold in taken]
+            rows = [(hold, get_transfer(session, hold.transfer, ALL)) for hold in taken]
             for hold, row in rows:
                 if row.attempts > self._settings.max_attempts:
                     error = InternalError(f"given up after {self._settings.max_attempts} attempts; see faults")

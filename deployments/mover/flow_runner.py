@@ -35,6 +35,7 @@ from deployments.orchestrator.prefect_private import KnowingClient, Nowhere, Uno
 from deployments.orchestrator.reconcile import end_of
 from flows.runtime.progress import run_name, run_tags
 from flows.runtime.services import Services, provided
+from models.access.visibility import ALL
 from models.database import read, write
 from models.tables import Transfer
 from models.transfers import outcomes, queue
@@ -111,7 +112,7 @@ class FlowRunner:
         hold = self.services.by_run.get(flow_run.id)
         if hold is None or state.is_completed() or state.is_cancelled():
             return state
-        row = await read(self.services.database, get_transfer, hold.transfer)
+        row = await read(self.services.database, get_transfer, hold.transfer, ALL)
         if row.ended is not None and (wanted := end_of(row)).type is not state.type:
             await self.gateway.set_state(flow_run.id, wanted)
         elif row.ended is None and row.owner is None and row.epoch == hold.epoch:

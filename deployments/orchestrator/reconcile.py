@@ -39,6 +39,7 @@ from datamanager.errors import Cancelled, TaskEnded
 from deployments.orchestrator.flow_registry import DEPLOYMENT
 from deployments.orchestrator.gateway import PrefectGateway, waiting
 from flows.runtime.services import Services
+from models.access.visibility import ALL
 from models.core.leases import RUN_PREFIX, is_held
 from models.database import read, write
 from models.tables import Transfer
@@ -144,7 +145,7 @@ class Reconciler:
             log.info("cancelled_in_prefect", flow_run=str(run))
             await self._cancel(row.id)
             return
-        now = await read(self._services.database, get_transfer, row.id)
+        now = await read(self._services.database, get_transfer, row.id, ALL)
         if now.owner is None and now.ended is None and now.epoch == row.epoch:
             log.info("run_requeued", flow_run=str(run), transfer=str(row.id), was=state.name)
             await self._gateway.set_state(run, waiting("waits in the queue for another attempt"))
@@ -162,7 +163,7 @@ class Reconciler:
         """End a waiting transfer, also one that is paused or not due yet; or ask the mover that has it to stop."""
         services = self._services
         try:
-            row = await write(services.database, cancel_pause.cancel, transfer, "cancelled in Prefect")
+            row = await write(services.database, cancel_pause.cancel, transfer, ALL, "cancelled in Prefect")
         except TaskEnded as ended:
             log.info("not_cancelled", transfer=str(transfer), reason=ended.detail)
             return

@@ -20,6 +20,7 @@ from datamanager.errors import PathNotAllowed, PathReplaced, PermissionDenied, R
 from datamanager.transports.port import Session
 from datamanager.transports.values import shown
 from flows.audit.context import PAGE, Examination
+from models.access.visibility import ALL
 from models.audit import findings, scan_queries
 from models.audit.runs import get_audit
 
@@ -110,7 +111,7 @@ def _look_into(exam: Examination, directory: str, pending: list[str] | None = No
 
 def _list(exam: Examination, directory: str, pending: list[str] | None) -> None:
     """List a directory; when its connection breaks, from the beginning: what was noted of it is taken back."""
-    before = exam.reading(get_audit, exam.audit).counts
+    before = exam.reading(get_audit, exam.audit, ALL).counts
     names, begun = list[str](), False
 
     def list_all(session: Session) -> None:

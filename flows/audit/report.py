@@ -13,6 +13,7 @@ from prefect.artifacts import acreate_table_artifact
 from datamanager.transports.values import shown
 from flows.runtime.progress import SHOWN_WITHIN, human
 from flows.runtime.services import Services
+from models.access.visibility import ALL
 from models.audit import findings as audit_findings
 from models.audit.runs import get_audit
 from models.database import read
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 async def show_audit(parts: Services, audit: UUID) -> str:
     """Leave the report of an audit on the run's page; return it in one line."""
 
-    row = await read(parts.database, get_audit, audit)
+    row = await read(parts.database, get_audit, audit, ALL)
     findings = await read(parts.database, audit_findings.page, audit, limit=TOP)
     text = in_words(row)
     lines = [

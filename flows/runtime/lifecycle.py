@@ -37,6 +37,7 @@ from flows.runtime.progress import describe_run
 from flows.runtime.retry import Requeue, decide
 from flows.runtime.services import Services, services
 from flows.runtime.transfer_run import WAITED, Traces, TransferRun, attempt_state, make_current
+from models.access.visibility import ALL
 from models.database import write
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
@@ -52,7 +53,7 @@ log = logging.getLogger(__name__)
 
 def typed_request(kind: TransferKind, fields: dict[str, Any], uuid: UUID | None = None) -> TransferRequest:
     """Make a request of the fields that a person gave. Raises: InvalidRequest, which names each field that is wrong."""
-    return TransferRequest(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid)
+    return TransferRequest(kind, validated(fields, REQUEST_OF_KIND[kind]), object_id=uuid, grant=None)
 
 
 def request_of_form(kind: TransferKind, form: Mapping[str, Any]) -> TransferRequest | None:
@@ -163,7 +164,7 @@ def _try_lease(
         if not taken:
             raise TaskNotFound(f"no {kind} transfer {wanted} is waiting; it has ended, or another mover has it")
         hold = taken[0]
-        found = get_transfer(session, hold.transfer).kind
+        found = get_transfer(session, hold.transfer, ALL).kind
         if found != kind.value:
             raise TaskNotFound(f"transfer {hold.transfer} is a {found}, this flow performs a {kind}")
     parts.running.setdefault(hold, Control())

@@ -30,6 +30,7 @@ from datamanager.sources.registry import typed_options
 from datamanager.transports.port import Storage
 from flows.runtime.retry import WAITS, AttemptState, Fail, decide
 from flows.runtime.services import Services
+from models.access.visibility import ALL
 from models.batches.results import CHUNK, items_to_do
 from models.database import read
 from models.machines import limits
@@ -166,7 +167,7 @@ class TransferRun:
             return False  # the mover stops, or another one has the transfer
 
         def look(session: Session) -> AttemptState:
-            return attempt_state(session, self.parts, get_transfer(session, self.transfer), self)
+            return attempt_state(session, self.parts, get_transfer(session, self.transfer, ALL), self)
 
         try:
             return isinstance(decide(error, await read(self.parts.database, look)), Fail)

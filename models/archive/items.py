@@ -18,6 +18,7 @@ from datamanager.domain import bundle_model as domain
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, ObjectArchived, by_code
 from datamanager.machines import Machine
+from models.access.visibility import ALL
 from models.archive.bundles import open_bundle, seal
 from models.batches.results import (
     DONE,
@@ -136,7 +137,7 @@ def finish(session: Session, hold: TransferLease) -> str | DataManagerError:
         error = by_code(only.error_code or InternalError.code, only.error_detail or "")
         outcomes.fail(session, hold, error)
         return error
-    obj = get_object(session, only.object_id)
+    obj = get_object(session, only.object_id, ALL)
     outcomes.complete(session, row, DONE_WELL[kind], Facts(obj.size))
     return DONE_WELL[kind]
 

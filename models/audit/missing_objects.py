@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import ObjectStatus
+from models.access.visibility import ALL
 from models.audit.findings import claimed, is_same
 from models.core.leases import drop_lease, hold_lease
 from models.core.outbox import post_object_event
@@ -85,7 +86,7 @@ def settle(session: Session, owner: str, missing: MissingObject, *, there: bool)
 
     One that a transfer has claimed meanwhile is looked at again later. Wants a writing session.
     """
-    obj = get_object(session, missing.id, lock=True)
+    obj = get_object(session, missing.id, ALL, lock=True)
     gone = not there and is_same(obj, missing.expected)
     if gone and claimed(session, [obj.id]):
         return False

@@ -21,6 +21,9 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.audit_rules import AuditStatus, AuditTerms
 from datamanager.errors import AuditNotFound, DataManagerError, InternalError, LeaseLost
+from datamanager.identity.grant import Grant
+from models.access.permission import maker
+from models.access.visibility import ALL, Visible, find_seen
 from models.core.cursors import NEWEST, ROWS, Rendering, page_of
 from models.core.leases import RUN_PREFIX, drop_lease, hold_lease, is_held
 from models.core.outbox import post_event
@@ -60,14 +63,17 @@ def lease_name(machine: str) -> str:
     return f"audit:{machine}"
 
 
-def submit(session: Session, machine: str, terms: AuditTerms, *, flow_run: UUID | None = None) -> Audit:
-    """Enter an audit; with `flow_run` it is that run's to perform, as long as the run lives."""
+def submit(
+    session: Session, machine: str, terms: AuditTerms, by: Grant | None, *, flow_run: UUID | None = None
+) -> Audit:
+    """Enter an audit that `by` requested; with `flow_run` it is that run's to perform, as long as the run lives."""
     row = Audit(
         id=uuid4(),
         machine=machine,
         status=AuditStatus.QUEUED.value,
         options=AuditTerms.model_validate(terms.model_dump()).model_dump(mode="json"),
         flow_run_id=flow_run,
+        created_by=maker(by),
         created=now(session),
     )
     session.add(row)
@@ -77,9 +83,12 @@ def submit(session: Session, machine: str, terms: AuditTerms, *, flow_run: UUID 
     return row
 
 
-def get_audit(session: Session, audit: UUID) -> Audit:
-    """Return an audit. Raises: AuditNotFound."""
-    found = session.get(Audit, audit, populate_existing=True)
+def get_audit(session: Session, audit: UUID, visible: Visible) -> Audit:
+    """Return an audit. Raises: AuditNotFound, also when it is not seen."""
+    if visible is ALL:
+        found = session.get(Audit, audit, populate_existing=True)
+    else:
+        found = find_seen(session, Audit, Audit.id == audit, visible, Visible.audits)
     if found is None:
         raise AuditNotFound(f"no audit has the identifier {audit}")
     return found
@@ -203,6 +212,7 @@ def drop_rest(session: Session, flow_run: UUID, error: DataManagerError) -> None
 
 def select_audits(
     session: Session,
+    visible: Visible,
     *,
     machine: str | None = None,
     limit: int = 100,
@@ -212,7 +222,7 @@ def select_audits(
     """Return one page, the newest first, shown as `rendering` says, and the cursor of the next one. Raises:
     InvalidRequest for a bad cursor.
     """
-    query = select(Audit)
+    query = select(Audit).where(*visible.audits())
     if machine is not None:
         query = query.where(Audit.machine == machine)
     return page_of(session, query, Audit.created, NEWEST, limit, cursor, rendering)

@@ -16,6 +16,7 @@ from datamanager.domain.audit_rules import Expected
 from datamanager.domain.bundle_model import manifest_place
 from datamanager.domain.location import Place
 from datamanager.domain.states import BundleStatus, ObjectStatus, TransferStatus
+from models.access.visibility import ALL
 from models.audit.runs import AuditLease, held
 from models.database import now
 from models.objects.bulk_claims import chunks, execute_in, rows_in
@@ -108,7 +109,7 @@ def manifest_of(bundle: Expected, machine: str) -> Expected:
 
 def count_scrubbable(session: Session, machine: str) -> tuple[int, int]:
     """Return how many objects and how many bundles of a machine have a checksum that could be compared."""
-    active = totals_by(session, machine=machine, status=ObjectStatus.ACTIVE.value)
+    active = totals_by(session, ALL, machine=machine, status=ObjectStatus.ACTIVE.value)
     bundles = select(func.count()).where(Bundle.machine == machine, Bundle.status == BundleStatus.SEALED.value)
     return sum(row.hashed for row in active), session.scalar(bundles) or 0
 

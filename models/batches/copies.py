@@ -39,9 +39,9 @@ from models.tables import Claim, DataObject, Transfer, TransferItem
 _items, _objects, _claims = table_of(TransferItem), table_of(DataObject), table_of(Claim)
 _CARRIED = [_objects.c[name] for name in ("description", "metadata", "originator", "group")]
 """What a copy has from its source."""
-_FOUND = [_objects.c[name] for name in ("size", "checksum", "verified", "not_kept")]
+_FOUND = [_objects.c[name] for name in ("size", "checksum", "verified", "not_kept", "acted_as")]
 """What a mover found of a file."""
-_TOLD = ("machine", "place", "size", "checksum", "group")
+_TOLD = ("machine", "place", "size", "checksum", "group", "created_by")
 """What events say of a copy."""
 
 
@@ -61,7 +61,7 @@ def enter_copies(session: Session, row: Transfer, results: Sequence[tuple[int, F
     _lock(session, sources)
     given = _given(session, row, results)
     same = *queued, _items.c.transfer_id == given.c.transfer_id, _items.c.number == given.c.number
-    _insert(session, given, same, time)
+    _insert(session, given, same, time, row.created_by)
     told = select(_objects.c.id, given.c.event, *(_objects.c[name] for name in _TOLD)).order_by(_items.c.number)
     told = told.where(*same, _objects.c.id == _items.c.result_object_id)
     post_selected_object_events(session, "copied", told, time)
@@ -83,7 +83,10 @@ def _given(session: Session, row: Transfer, results: Sequence[tuple[int, Facts]]
     """Return what is known of the files as a table, with the identifiers of their events."""
     columns = [_items.c.transfer_id, _items.c.number, *_FOUND, column("event", String)]
     rows = [
-        (row.id, number, one.size, one.checksum, one.verified.value, list(one.not_kept) or None, str(uuid4()))
+        (
+            *(row.id, number, one.size, one.checksum, one.verified.value, list(one.not_kept) or None, one.acted_as),
+            str(uuid4()),
+        )
         for number, one in results
     ]
     return given_rows(session, columns, rows)
@@ -97,7 +100,9 @@ def _lock(session: Session, sources: Select[Any]) -> None:
         session.execute(select(func.count()).select_from(locked.subquery()))
 
 
-def _insert(session: Session, given: CTE, same: Sequence[ColumnElement[bool]], time: datetime) -> None:
+def _insert(
+    session: Session, given: CTE, same: Sequence[ColumnElement[bool]], time: datetime, created_by: str | None
+) -> None:
     source = _objects.alias("source")
     values: dict[str, ColumnElement[Any]] = {
         "id": _items.c.result_object_id,
@@ -109,6 +114,7 @@ def _insert(session: Session, given: CTE, same: Sequence[ColumnElement[bool]], t
         "status": literal(ObjectStatus.ACTIVE.value),
         "date_registered": literal(time, _objects.c.date_registered.type),
         "date_modified": literal(time, _objects.c.date_modified.type),
+        "created_by": literal(created_by, _objects.c.created_by.type),
     }
     values |= {one.name: source.c[one.name] for one in _CARRIED} | {one.name: given.c[one.name] for one in _FOUND}
     # without its source an item has no description, which every object must have: it fails, and is not left out

@@ -9,10 +9,21 @@ on. So each page costs about the same, in a catalogue of any size; the planner o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ClauseElement, ColumnElement, Executable, Select, and_, func, literal_column, select
+from sqlalchemy import (
+    ClauseElement,
+    ColumnElement,
+    Executable,
+    Select,
+    and_,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.base import ExecutableOption
@@ -78,11 +89,42 @@ def bounded_page(
         else:
             more, edge = _next(session, search, edge, LOOKED_PER_ROW * limit, limit - len(found))
             found += more
+    return page_of_keys(session, search, found, edge, limit, rendering)
+
+
+def page_of_keys(
+    session: Session, search: Search, found: Sequence[Any], edge: Sequence[Any] | None, limit: int, rendering: Rendering
+) -> tuple[list[Any], str | None]:
+    """Return the page of the rows that have these keys, of which there may be one too many, and the cursor of the next
+    one. `edge`: the keys that it begins after, if there is no row too many.
+    """
     if len(found) > limit:
         found, edge = found[:limit], found[limit - 1]
     shown, end = filled(_rows(session, search, found), limit, rendering)
     last = edge if end is None else end[1:]
     return shown, None if last is None else search.order.cursor(last)
+
+
+def merged_page(
+    session: Session, searches: Sequence[Search], limit: int, cursor: str | None, rendering: Rendering = ROWS
+) -> tuple[list[Any], str | None]:
+    """Return one page of what several searches find together, and the cursor of the next one. They differ in `within`
+    alone, no row is found by two, and nothing else is to fit: each is read by its index for one page at most, and they
+    are merged. Raises: InvalidRequest for a bad cursor.
+    """
+    by_indexes(session)
+    order = searches[0].order
+    beyond = [] if cursor is None else [order.beyond(order.keys(cursor))]
+    parts = []
+    for one in searches:
+        query = select(*_named(order)).where(*one.within, *beyond).order_by(*order.clauses).limit(limit + 1)
+        parts.append(select(query.subquery()))
+    some = union_all(*parts).subquery()
+    keys = [some.c[column.name] for column in _named(order)]
+    clauses = [key.desc() if order.descending else key for key in keys]
+    found = list(session.execute(select(*keys).order_by(*clauses).limit(limit + 1)))
+    whole = replace(searches[0], within=[or_(*(and_(*one.within) for one in searches))])
+    return page_of_keys(session, whole, found, None, limit, rendering)
 
 
 def by_indexes(session: Session) -> None:

@@ -71,14 +71,15 @@ def _transfer_event(transfer: Transfer, what: str, data: dict[str, Any]) -> tupl
 
 
 def _facts(transfer: Any) -> dict[str, Any]:
-    return {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status}
+    facts = {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status}
+    return facts | {"created_by": transfer.created_by}
 
 
 def post_transfer_events(
     session: Session, what: str, changes: Iterable[tuple[Any, dict[str, Any]]], time: datetime
 ) -> None:
-    """Post the same change of many transfers, by one statement. Each is given by its `id`, `kind`, and the `status` and
-    `sequence` that it has by this change.
+    """Post the same change of many transfers, by one statement. Each is given by its `id`, `kind` and `created_by`, and
+    the `status` and `sequence` that it has by this change.
     """
     kind = f"dm.transfer.{what}"
     rows = [

@@ -108,6 +108,7 @@ def complete(session: Session, hold: TransferLease, results: Sequence[tuple[int,
             destination(item),
             facts[item.number],
             request,
+            row.created_by,
             path=split_dest(item.dest)[0],
             originator=originator,
         )

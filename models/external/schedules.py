@@ -17,8 +17,12 @@ from datamanager.domain.recurring import ScheduleRequest
 from datamanager.domain.requests import DeleteRequest
 from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus, Verified
 from datamanager.errors import CatalogueError, InvalidRequest, RequestError, ScheduleNotFound, SecretsUnreadable
+from datamanager.identity.grant import Grant
+from datamanager.identity.scopes import AccessTarget
 from datamanager.machines import Machines
 from datamanager.sealing import Sealer
+from models.access.permission import kept, kept_of, maker
+from models.access.visibility import ALL, Visible, find_seen
 from models.core.cursors import Rendering, page_of
 from models.database import affected, insert_if_free, now
 from models.submission import TransferRequest, prepare, submit
@@ -46,17 +50,29 @@ def request_of(row: Schedule) -> ScheduleRequest:
     return ScheduleRequest.model_validate(row.request)
 
 
-def add_schedule(session: Session, request: ScheduleRequest) -> Schedule:
-    """Enter a schedule, which was checked."""
-    row = Schedule(id=uuid4(), request=request.model_dump(mode="json"), paused=False, created=now(session))
+def add_schedule(session: Session, request: ScheduleRequest, by: Grant | None) -> Schedule:
+    """Enter a schedule, which was checked; its transfers are submitted with this grant. Raises: NotAllowed."""
+    if by is not None:
+        by.require("schedules", AccessTarget(request.group, request.machine, owner=by.person))
+    row = Schedule(
+        id=uuid4(),
+        request=request.model_dump(mode="json"),
+        paused=False,
+        created_by=maker(by),
+        grant=kept(by),
+        created=now(session),
+    )
     session.add(row)
     session.flush()
     return row
 
 
-def get_schedule(session: Session, schedule: UUID, *, lock: bool = False) -> Schedule:
-    """Return a schedule. Raises: ScheduleNotFound."""
-    found = session.get(Schedule, schedule, with_for_update=lock or None, populate_existing=lock)
+def get_schedule(session: Session, schedule: UUID, visible: Visible, *, lock: bool = False) -> Schedule:
+    """Return a schedule. Raises: ScheduleNotFound, also when it is not seen; NotAllowed when it may not be acted on."""
+    if visible is ALL:
+        found = session.get(Schedule, schedule, with_for_update=lock or None, populate_existing=lock)
+    else:
+        found = find_seen(session, Schedule, Schedule.id == schedule, visible, Visible.schedules, lock=lock)
     if found is None:
         raise ScheduleNotFound(f"no schedule has the identifier {schedule}")
     return found
@@ -68,12 +84,13 @@ def all_schedules(session: Session) -> list[Schedule]:
 
 
 def select_schedules(
-    session: Session, limit: int, cursor: str | None, rendering: Rendering
+    session: Session, visible: Visible, limit: int, cursor: str | None, rendering: Rendering
 ) -> tuple[list[Any], str | None]:
     """Return one page, oldest first, shown as `rendering` says, and the cursor of the next one. Raises: InvalidRequest
     for a bad cursor.
     """
-    return page_of(session, select(Schedule), Schedule.created, "date_created", limit, cursor, rendering)
+    query = select(Schedule).where(*visible.schedules())
+    return page_of(session, query, Schedule.created, "date_created", limit, cursor, rendering)
 
 
 def rhythms(session: Session) -> list[Rhythm]:
@@ -84,27 +101,27 @@ def rhythms(session: Session) -> list[Rhythm]:
     ]
 
 
-def remove_schedule(session: Session, schedule: UUID) -> None:
+def remove_schedule(session: Session, schedule: UUID, visible: Visible) -> None:
     """Forget a schedule and its moments; its versions stay, and a transfer under way continues. Raises:
     ScheduleNotFound.
     """
-    row = get_schedule(session, schedule, lock=True)
+    row = get_schedule(session, schedule, visible, lock=True)
     session.execute(delete(ScheduleRun).where(ScheduleRun.schedule_id == schedule))
     session.delete(row)
 
 
-def pause_schedule(session: Session, schedule: UUID, *, paused: bool) -> Schedule:
+def pause_schedule(session: Session, schedule: UUID, visible: Visible, *, paused: bool) -> Schedule:
     """Pause a schedule, or resume it. Idempotent. Raises: ScheduleNotFound."""
-    row = get_schedule(session, schedule, lock=True)
+    row = get_schedule(session, schedule, visible, lock=True)
     row.paused = paused
     return row
 
 
-def want_run(session: Session, schedule: UUID) -> Schedule:
+def want_run(session: Session, schedule: UUID, visible: Visible) -> Schedule:
     """Request a run now, also of a paused schedule; a mover brings it to Prefect. Requested twice before that it is
     one. Raises: ScheduleNotFound.
     """
-    row = get_schedule(session, schedule, lock=True)
+    row = get_schedule(session, schedule, visible, lock=True)
     row.wanted_at = row.wanted_at or now(session).replace(microsecond=0)
     return row
 
@@ -140,7 +157,8 @@ def begin_moment(session: Session, machines: Machines, sealer: Sealer, schedule:
     Raises: ScheduleNotFound.
     """
     # who changes moments of a schedule has its row: two runs at once would lock each other's moments
-    wanted = request_of(get_schedule(session, schedule, lock=True))
+    row = get_schedule(session, schedule, ALL, lock=True)
+    wanted = request_of(row)
     values = {"schedule_id": schedule, "moment": moment, "outcome": PENDING}
     insert_if_free(session, ScheduleRun, values)
     run = session.get_one(ScheduleRun, (schedule, moment), with_for_update=True, populate_existing=True)
@@ -152,7 +170,8 @@ def begin_moment(session: Session, machines: Machines, sealer: Sealer, schedule:
     try:
         with session.begin_nested():  # a refusal takes back its claims, not the moment
             fields = wanted.at(moment, None if known is None else str(known))
-            request = TransferRequest(TransferKind.GETEXTERNAL, fields, reason=f"schedule {schedule}")
+            grant = kept_of(row.grant)
+            request = TransferRequest(TransferKind.GETEXTERNAL, fields, reason=f"schedule {schedule}", grant=grant)
             run.transfer_id = submit(session, machines, prepare(request, sealer=sealer)).id
     except ValueError:  # the templates make no request of this moment
         run.outcome, run.code = FAILED, RequestError.code
@@ -230,7 +249,8 @@ def drop_old_versions(session: Session, machines: Machines, schedule: UUID) -> l
     with the next version. One whose file is not found counts for nothing and is left to whoever looks after it. Raises:
     ScheduleNotFound.
     """
-    keep = request_of(get_schedule(session, schedule, lock=True)).keep
+    row = get_schedule(session, schedule, ALL, lock=True)
+    keep = request_of(row).keep
     ended = unsettled(session, schedule)
     stuck = {run.object_id for run in ended if run.delete_id is not None}
     settle(session, ended)
@@ -249,10 +269,10 @@ def drop_old_versions(session: Session, machines: Machines, schedule: UUID) -> l
     for run, obj in versions[keep:]:
         if obj.id == proved or obj.id in stuck or obj.held_since is not None:
             continue
-        request = TransferRequest(
-            TransferKind.DELETE, DeleteRequest(), obj.id, reason=f"schedule {schedule} keeps {keep}"
-        )
+        why = f"schedule {schedule} keeps {keep}"
         try:
+            grant = kept_of(row.grant)
+            request = TransferRequest(TransferKind.DELETE, DeleteRequest(), obj.id, reason=why, grant=grant)
             with session.begin_nested():
                 run.delete_id = submit(session, machines, prepare(request)).id
         except (RequestError, CatalogueError):

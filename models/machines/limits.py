@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.limits import NO_LIMIT, Limits
 from datamanager.machines import Machine, Machines
+from models.access.visibility import ALL, Visible
 from models.core.leases import movers_online
 from models.database import insert_if_free, now, wake
 from models.machines.health import unavailable
@@ -58,7 +59,7 @@ def pace(session: Session, machines: Machines, transfer: UUID, touched: Iterable
     movers = max(1, len(movers_online(session)))
     found = current(session, machines)
     shares = {name: share(found[name].bandwidth, movers) for name in touched if name in found}
-    return TransferPace(shares, get_transfer(session, transfer).bandwidth)
+    return TransferPace(shares, get_transfer(session, transfer, ALL).bandwidth)
 
 
 def share(rate: int | None, movers: int) -> int | None:
@@ -94,12 +95,12 @@ def reset(session: Session, machine: Machine) -> Limits:
     return _in_force(machine, None)
 
 
-def change_transfer(session: Session, transfer: UUID, bandwidth: int | None) -> Transfer:
+def change_transfer(session: Session, transfer: UUID, bandwidth: int | None, visible: Visible) -> Transfer:
     """Change a transfer's own limit, in bytes per second; None lifts it. Wants a writing session.
 
-    Raises: TaskNotFound; TaskEnded, nothing is changed then.
+    Raises: TaskEnded, nothing is changed then; what `get_transfer` raises.
     """
-    row = lock_open_transfer(session, transfer)
+    row = lock_open_transfer(session, transfer, visible)
     row.bandwidth = bandwidth
     wake(session, CHANGED)
     return row

@@ -7,7 +7,7 @@ are in `models.objects.listing`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,6 +19,9 @@ from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import NewObject, RegisterRequest, TreeRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
+from datamanager.identity.grant import Grant
+from models.access.permission import WRITE, maker, require_place
+from models.access.visibility import ALL, Visible, find_seen
 from models.core.outbox import post_object_events
 from models.database import now, storable
 from models.many_rows import insert_many
@@ -30,12 +33,15 @@ from models.tables import Bundle, DataObject, Origin
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of a file's bytes: size in bytes, `sha256:…` or None, and what was proved; `not_kept`: what of
-    `mode`, `mtime` and `fsync` its machine does not keep."""
+    `mode`, `mtime` and `fsync` its machine does not keep; `acted_as`: whose login it was written with, a person's or
+    `shared`; None: it was not written, or that is not known.
+    """
 
     size: int | None
     checksum: str | None = None
     verified: Verified = Verified.NONE
     not_kept: tuple[str, ...] = ()
+    acted_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,47 +59,61 @@ class NewRow:
     derived_from: UUID | None = None
     expires_at: datetime | None = None
     provisional: bool = False
+    created_by: str | None = field(kw_only=True)
+    """The person whose request makes it."""
 
     @classmethod
     def of_request(
-        cls, new: UUID, place: Place, facts: Facts, request: NewObject, *, path: str | None = None, originator: str = ""
+        cls,
+        new: UUID,
+        place: Place,
+        facts: Facts,
+        request: NewObject,
+        created_by: str | None,
+        *,
+        path: str | None = None,
+        originator: str = "",
     ) -> NewRow:
         """Make the row of a file that a request describes; `originator` where it names none."""
         path, originator = request.path if path is None else path, request.originator or originator
-        return cls(new, place, facts, path, request.description, originator, request.group, request.metadata)
+        described = request.description, originator, request.group, request.metadata
+        return cls(new, place, facts, path, *described, created_by=created_by)
 
     @classmethod
-    def of_copy(cls, new: UUID, place: Place, facts: Facts, dest: str, source: Any) -> NewRow:
+    def of_copy(cls, new: UUID, place: Place, facts: Facts, dest: str, source: Any, created_by: str | None) -> NewRow:
         """Make the row of a copy, with what it has from `source`, a row with the columns CARRIED; `dest` as the client
         gave it.
         """
-        path = split_dest(dest)[0]
-        return cls(new, place, facts, path, source.description, source.originator, source.group, source.meta, source.id)
+        carried = source.description, source.originator, source.group, source.meta, source.id
+        return cls(new, place, facts, split_dest(dest)[0], *carried, created_by=created_by)
 
 
 _WRITTEN = (
     *("id", "machine", "path", "filename", "place", "description", "size", "metadata", "originator", "group"),
-    *("checksum", "verified", "not_kept", "derived_from", "expires_at", "provisional"),
+    *("checksum", "verified", "not_kept", "derived_from", "expires_at", "provisional", "created_by", "acted_as"),
 )
 """Columns in which new objects differ."""
 CARRIED = (DataObject.id, DataObject.description, DataObject.originator, DataObject.group, DataObject.meta)
 """What a copy has from its source."""
 
 
-def get_object(session: Session, object_id: UUID, *, lock: bool = False) -> DataObject:
-    """Return an object. Raises: ObjectNotFound."""
-    found = session.get(DataObject, object_id, with_for_update=lock or None, populate_existing=lock)
+def get_object(session: Session, object_id: UUID, visible: Visible, *, lock: bool = False) -> DataObject:
+    """Return an object. Raises: ObjectNotFound, also when it is not seen; NotAllowed when it may not be acted on."""
+    if visible is ALL:
+        found = session.get(DataObject, object_id, with_for_update=lock or None, populate_existing=lock)
+    else:
+        found = find_seen(session, DataObject, DataObject.id == object_id, visible, Visible.objects, lock=lock)
     if found is None:
         raise ObjectNotFound(f"no object has the identifier {object_id}")
     return found
 
 
-def lock_object(session: Session, object_id: UUID) -> DataObject:
-    """Return an object and keep others from claiming it until the transaction ends. Raises: ObjectNotFound.
+def lock_object(session: Session, object_id: UUID, visible: Visible) -> DataObject:
+    """Return an object and keep others from claiming it until the transaction ends. Raises: what `get_object` raises.
 
     On SQLite the writing transaction itself excludes others.
     """
-    return get_object(session, object_id, lock=True)
+    return get_object(session, object_id, visible, lock=True)
 
 
 def require_usable(obj: DataObject, *, removing: bool = False) -> None:
@@ -115,6 +135,7 @@ def register_object(
     place: Place,
     facts: Facts,
     *,
+    by: Grant | None,
     object_id: UUID | None = None,
     canonical: Place | None = None,
     provisional: bool = False,
@@ -124,14 +145,16 @@ def register_object(
     `canonical` is claimed too when it differs: one file has one object, whatever links lead to it. `provisional`: it
     could not be looked up whether the file is another object's (`models.transfers.settlement`).
 
-    Raises: DestinationExists.
+    Raises: DestinationExists; NotAllowed when `by` may not write there.
     """
+    for one in {place, canonical or place}:
+        require_place(by, one, request.group, WRITE)
     new = object_id or uuid4()
     claim_place(session, place, object_id=new)
     if canonical is not None and canonical != place:
         claim_place(session, canonical, object_id=new)
     expires_at = request.ends(now(session)) if isinstance(request, RegisterRequest) else None
-    row = NewRow.of_request(new, place, facts, request)
+    row = NewRow.of_request(new, place, facts, request, maker(by))
     add_objects(session, [replace(row, expires_at=expires_at, provisional=provisional)], "registered")
     return new
 
@@ -159,6 +182,8 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
             row.derived_from,
             row.expires_at,
             row.provisional,
+            row.created_by,
+            row.facts.acted_as,
         )
         for row in rows
     ]
@@ -173,6 +198,7 @@ def add_objects(session: Session, rows: Sequence[NewRow], event: str) -> None:
                 "size": row.facts.size,
                 "checksum": row.facts.checksum,
                 "group": row.group,
+                "created_by": row.created_by,
             },
         )
         for row in rows
@@ -195,12 +221,15 @@ def relocate(obj: DataObject, place: Place, dest: str, time: datetime, facts: Fa
     if facts.verified is not Verified.NONE:
         obj.verified = facts.verified.value
         obj.not_kept = list(facts.not_kept) or None
+    if facts.acted_as is not None:
+        obj.acted_as = facts.acted_as
     return told_of(obj)
 
 
 def told_of(obj: DataObject) -> dict[str, Any]:
     """Return what events say of an object."""
-    return {"machine": obj.machine, "place": obj.place, "size": obj.size, "group": obj.group}
+    names = ("machine", "place", "size", "group", "created_by")
+    return {name: getattr(obj, name) for name in names}
 
 
 def given_path(obj: Any) -> str:
@@ -230,13 +259,18 @@ class FoundFile:
     canonical: Place
 
 
-def register_files(session: Session, files: Sequence[FoundFile], request: TreeRequest) -> list[NewRow]:
+def register_files(
+    session: Session, files: Sequence[FoundFile], request: TreeRequest, by: Grant | None
+) -> list[NewRow]:
     """Enter the files whose places are free, as `request` describes them, and return them, in the order of `files`.
 
-    Left out are those that a registered object or a transfer under way has already.
+    Left out are those that a registered object or a transfer under way has already. Raises: NotAllowed when `by` may
+    not write one of them.
     """
+    for place in {place for file in files for place in (file.place, file.canonical)} if by is not None else ():
+        require_place(by, place, request.group, WRITE)
     described = request.description, request.originator, request.group, request.metadata
-    rows = [NewRow(uuid4(), file.place, file.facts, file.path, *described) for file in files]
+    rows = [NewRow(uuid4(), file.place, file.facts, file.path, *described, created_by=maker(by)) for file in files]
     wanted = [(row.place, row.id) for row in rows]
     wanted += [(file.canonical, row.id) for file, row in zip(files, rows, strict=True) if file.canonical != file.place]
     won = claim_places(session, wanted, transfer=None)

@@ -13,7 +13,8 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
-from models.core.bounded_pages import Narrow, Search, bounded_page, by_indexes
+from models.access.visibility import ALL, Visible
+from models.core.bounded_pages import Narrow, Search, bounded_page, by_indexes, merged_page
 from models.core.cursors import ROWS, Order, Rendering, ordered_page
 from models.database import Database
 from models.objects.filters import (
@@ -32,6 +33,8 @@ from models.tables import DataObject
 from models.tables.objects import ORIGINATOR_KEY, SIZE_KEY, TEXT_INDEXED
 
 STREAM_CHUNK = 500
+MERGED_MAX = 50
+"""Groups whose lists are merged; of more a list looks at all objects."""
 LIMIT_MAX = 100_000
 SORTABLE = ("date_registered", "date_modified", "filename", "size", "machine", "group", "status")
 
@@ -59,11 +62,13 @@ class Selection:
     cursor: str | None = None
 
 
-def every_page(database: Database, rendering: Rendering) -> Iterator[list[Any]]:
-    """Yield all objects that are registered at the first page, oldest first, in pages; none for an empty catalogue.
+def every_page(database: Database, visible: Visible, rendering: Rendering) -> Iterator[list[Any]]:
+    """Yield all objects that are seen and registered at the first page, oldest first, in pages; none for an empty
+    catalogue.
 
     Each page is read in a transaction of its own, as it is at that moment: whoever takes the pages slowly keeps neither
-    a connection nor a snapshot of the catalogue. An object comes once. Raises: CatalogueUnavailable.
+    a connection nor a snapshot of the catalogue. An object comes once. A page may be empty. Raises:
+    CatalogueUnavailable.
     """
     with database.read() as session:
         last = session.scalar(select(func.max(DataObject.date_registered)))
@@ -73,14 +78,16 @@ def every_page(database: Database, rendering: Rendering) -> Iterator[list[Any]]:
     selection = Selection(until=last + timedelta(microseconds=1), limit=STREAM_CHUNK)
     while True:
         with database.read() as session:
-            rows, cursor = select_objects(session, selection, rendering)
+            rows, cursor = select_objects(session, selection, visible, rendering)
         yield rows
         if cursor is None:
             return
         selection = replace(selection, cursor=cursor)
 
 
-def select_objects(session: Session, selection: Selection, rendering: Rendering = ROWS) -> tuple[list[Any], str | None]:
+def select_objects(
+    session: Session, selection: Selection, visible: Visible, rendering: Rendering = ROWS
+) -> tuple[list[Any], str | None]:
     """Return one page of objects, shown as `rendering` says, and the cursor of the next one (None at the end).
 
     With filters a page may be short, or empty, although there is a next one (`models.core.bounded_pages`).
@@ -93,7 +100,14 @@ def select_objects(session: Session, selection: Selection, rendering: Rendering 
         raise InvalidRequest(f"sort: {name!r} is not {wanted}", {"sort": wanted})
     if not 1 <= selection.limit <= LIMIT_MAX:
         raise InvalidRequest(f"limit: must be 1 to {LIMIT_MAX}", {"limit": f"1 to {LIMIT_MAX}"})
-    search = search_of(session, selection)
+    if visible.nothing:
+        return [], None
+    groups = visible.groups
+    if groups is not None and selection.group is None and len(groups) <= MERGED_MAX:
+        searches = [search_of(session, replace(selection, group=group)) for group in sorted(groups)]
+        if len(searches) > 1 and not any(one.fits for one in searches):
+            return merged_page(session, searches, selection.limit, selection.cursor, rendering)
+    search = search_of(session, selection, visible)
     if search.fits:
         return bounded_page(session, search, selection.limit, selection.cursor, rendering)
     by_indexes(session)
@@ -115,8 +129,13 @@ _INDEXED = (("group",), ("originator",), ("machine", "status"), ("machine",), ("
 """The filters whose values indexes begin with that go on by date of registration."""
 
 
-def search_of(session: Session, selection: Selection) -> Search:
-    """Return what a selection looks for. Raises: InvalidRequest for a value that no row can have."""
+def search_of(session: Session, selection: Selection, visible: Visible = ALL) -> Search:
+    """Return what a selection looks for, of what is seen. Raises: InvalidRequest for a value that no row can have."""
+    groups = visible.groups or ()
+    if selection.group in groups:
+        visible = ALL
+    elif selection.group is None and len(groups) == 1:  # as a filter for it: found by the same index
+        selection, visible = replace(selection, group=next(iter(groups))), ALL
     sort = selection.sort.removeprefix("-")
     equal, dates = _equal(session, selection), _dates(selection)
     indexes = [names for names in _INDEXED if equal.keys() >= set(names)]
@@ -140,6 +159,8 @@ def search_of(session: Session, selection: Selection) -> Search:
         exact, below_it = below(selection.path_prefix)
         fits += exact
         narrows.append(below_it)
+    fits += visible.objects()
+    narrows += _seen_by_indexes(visible)
     narrows += [narrow(and_(*(equal[name][1] for name in names), *dates)) for names in indexes if names != begun]
     if sort == "date_registered":
         within += dates
@@ -170,6 +191,15 @@ def _equal(session: Session, selection: Selection) -> dict[str, tuple[ColumnElem
     if selection.status is not None:
         found["status"] = (DataObject.status == selection.status.value,) * 2
     return found
+
+
+def _seen_by_indexes(visible: Visible) -> list[Narrow]:
+    """Return by which indexes objects are found that may be seen."""
+    if visible.own:
+        return [narrow(DataObject.created_by == visible.person)]
+    if visible.groups is not None:
+        return [narrow(DataObject.group.in_(sorted(visible.groups)))]
+    return []
 
 
 def _dates(selection: Selection) -> list[ColumnElement[bool]]:

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, delete, func, select, type_coerce, union_a
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from datamanager.domain.states import ObjectStatus
+from models.access.visibility import Columns, Visible
 from models.database import affected, insert_rows, on_postgresql, take_turns
 from models.tables import ObjectChange, ObjectTotal
 from models.tables.base import Sum
@@ -21,13 +22,18 @@ _KEY = ("machine", "group", "status")
 _SUMS = ("objects", "bytes", "hashed")
 
 
-def totals_by(session: Session, *columns: InstrumentedAttribute[Any], **equal: str) -> Sequence[Any]:
+def totals_by(session: Session, visible: Visible, *columns: InstrumentedAttribute[Any], **equal: str) -> Sequence[Any]:
     """Return objects, bytes and hashed objects (`objects`, `bytes`, `hashed`) by `columns` of ObjectTotal (machine,
-    group, status), of the keys that are `equal`; what this transaction changed is in it.
+    group, status), of the keys that are `equal`, as far as they are seen; what this transaction changed is in it.
     """
     tables, names = (ObjectTotal, ObjectChange), (*_KEY, *_SUMS)
     noted = union_all(
-        *(select(*(getattr(table, name) for name in names)).filter_by(**equal) for table in tables)
+        *(
+            select(*(getattr(table, name) for name in names))
+            .filter_by(**equal)
+            .where(*visible.where(Columns(table.group, table.machine)))
+            for table in tables
+        )
     ).subquery()
     keys = [noted.c[column.key] for column in columns]
     sums = [_sum(session, noted.c[name]) for name in _SUMS]
@@ -35,9 +41,11 @@ def totals_by(session: Session, *columns: InstrumentedAttribute[Any], **equal: s
     return session.execute(query).all()
 
 
-def active_by_machine(session: Session) -> dict[str, tuple[int, int]]:
-    """Return how many ACTIVE objects each machine has, and their bytes."""
-    rows = totals_by(session, ObjectTotal.machine, status=ObjectStatus.ACTIVE.value)
+def active_by_machine(session: Session, visible: Visible) -> dict[str, tuple[int, int]]:
+    """Return how many ACTIVE objects each machine has, and their bytes, of those that are seen. Of a directory or of a
+    person there are no totals: a filter for these sees none.
+    """
+    rows = totals_by(session, visible, ObjectTotal.machine, status=ObjectStatus.ACTIVE.value)
     return {row.machine: (row.objects, row.bytes) for row in rows}
 
 

@@ -12,7 +12,9 @@ from datamanager.domain.archive_requests import ActivateRequest
 from datamanager.domain.retention_rules import Action
 from datamanager.domain.states import ObjectStatus, TransferKind
 from datamanager.errors import NotMarked, ObjectBusy, ObjectDeleted
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machines
+from models.access.visibility import Visible
 from models.core.outbox import post_object_event
 from models.database import now
 from models.objects.catalogue import lock_object
@@ -21,14 +23,14 @@ from models.submission import TransferRequest, prepare, submit
 from models.tables import Claim, DataObject, RetentionMark, Transfer
 
 
-def hold(session: Session, object_id: UUID, reason: str, by: str) -> DataObject:
+def hold(session: Session, object_id: UUID, visible: Visible, reason: str, by: str) -> DataObject:
     """Hold an object: it can't be deleted, and no rule touches it. One that is held already gets the new reason.
 
     A mark on it is void: when it is released, its rule begins anew, with its whole grace.
 
     Raises: ObjectNotFound, ObjectDeleted; ObjectBusy when its delete is under way.
     """
-    obj = _lock_unless_deleting(session, object_id)
+    obj = _lock_unless_deleting(session, object_id, visible)
     obj.held_since = obj.held_since or now(session)
     obj.hold_reason, obj.held_by = reason, by or None
     void(session, [(object_id, "held")])
@@ -36,27 +38,27 @@ def hold(session: Session, object_id: UUID, reason: str, by: str) -> DataObject:
     return obj
 
 
-def release(session: Session, object_id: UUID) -> DataObject:
+def release(session: Session, object_id: UUID, visible: Visible) -> DataObject:
     """Release an object; fine when it is not held. Raises: ObjectNotFound."""
-    obj = lock_object(session, object_id)
+    obj = lock_object(session, object_id, visible)
     if obj.held_since is not None:
         obj.held_since = obj.hold_reason = obj.held_by = None
         post_object_event(session, object_id, "released", {"group": obj.group})
     return obj
 
 
-def set_expiry(session: Session, object_id: UUID, expires: datetime | None) -> DataObject:
+def set_expiry(session: Session, object_id: UUID, visible: Visible, expires: datetime | None) -> DataObject:
     """Note until when an object is wanted (None: for ever).
 
     Raises: ObjectNotFound, ObjectDeleted; ObjectBusy when its delete is under way, which would not heed it.
     """
-    obj = _lock_unless_deleting(session, object_id)
+    obj = _lock_unless_deleting(session, object_id, visible)
     obj.expires_at = expires
     return obj
 
 
 def restore(
-    session: Session, machines: Machines, object_id: UUID, spare_for: timedelta
+    session: Session, machines: Machines, object_id: UUID, visible: Visible, spare_for: timedelta, by: Grant | None
 ) -> tuple[DataObject, UUID | None]:
     """Take an object back from the rule that marked it, for a while; one that it archived is activated again.
 
@@ -65,7 +67,7 @@ def restore(
     Raises: ObjectNotFound, ObjectDeleted; NotMarked when no rule did anything to it; ObjectBusy when the rule's
     transfer is under way; of the activation what `submit` raises.
     """
-    obj = lock_object(session, object_id)
+    obj = lock_object(session, object_id, visible)
     _require_there(obj)
     time = now(session)
     mark = open_mark(session, object_id)
@@ -83,7 +85,9 @@ def restore(
     done = _archived_by(session, object_id)
     if done is None:
         raise NotMarked(f"object {object_id} was not archived by a rule of retention; activate it")
-    request = TransferRequest(TransferKind.ACTIVATE, ActivateRequest(), object_id, reason="retention: restored")
+    request = TransferRequest(
+        TransferKind.ACTIVATE, ActivateRequest(), object_id, reason="retention: restored", grant=by
+    )
     transfer = submit(session, machines, prepare(request))
     done.spared_until = time + spare_for
     if done.closed is None:
@@ -101,8 +105,8 @@ def _archived_by(session: Session, object_id: UUID) -> RetentionMark | None:
     return session.scalar(query.order_by(RetentionMark.id.desc()).limit(1))
 
 
-def _lock_unless_deleting(session: Session, object_id: UUID) -> DataObject:
-    obj = lock_object(session, object_id)
+def _lock_unless_deleting(session: Session, object_id: UUID, visible: Visible) -> DataObject:
+    obj = lock_object(session, object_id, visible)
     _require_there(obj)
     claimed = exists().where(Claim.transfer_id == Transfer.id, Claim.object_id == object_id, Claim.mode == "write")
     query = select(Transfer.id).where(claimed, Transfer.kind == TransferKind.DELETE.value, Transfer.ended.is_(None))

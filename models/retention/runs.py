@@ -16,6 +16,7 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session, defer
 
 from datamanager.errors import LeaseLost, RetentionRunNotFound
+from models.access.visibility import ALL, Visible, find_seen
 from models.core.cursors import NEWEST, ROWS, Rendering, page_of
 from models.core.leases import is_held
 from models.core.outbox import post_event
@@ -59,7 +60,7 @@ def begin_run(
     if run is None:
         row = _new(session, terms, RUNNING)
     else:
-        row = get_run(session, run, lock=True)
+        row = get_run(session, run, ALL, lock=True)
         if row.status != QUEUED:
             raise LeaseLost(f"run {run} is {row.status} already")
         row.status = RUNNING
@@ -89,7 +90,7 @@ def end_run(
     """End a run, with an event (`dm.retention.completed`). Bytes are counted from the transfers that ended, and those
     that failed are reported, too. Idempotent: one that has ended stays as it is.
     """
-    row = get_run(session, run, lock=True)
+    row = get_run(session, run, ALL, lock=True)
     if row.ended is not None:
         return row
     row.ended = now(session)
@@ -116,7 +117,7 @@ def end_run(
 
 def give_up(session: Session, run: UUID, error: str) -> None:
     """End a run that was requested and could not begin; one that was begun meanwhile stays as it is."""
-    if get_run(session, run, lock=True).status == QUEUED:
+    if get_run(session, run, ALL, lock=True).status == QUEUED:
         end_run(session, run, counts=[], lines=[], error=error)
 
 
@@ -128,7 +129,7 @@ def asked_for(session: Session) -> list[UUID]:
 
 def attach(session: Session, run: UUID, flow_run: UUID) -> None:
     """Note which flow run is to perform a run."""
-    row = get_run(session, run, lock=True)
+    row = get_run(session, run, ALL, lock=True)
     if row.status == QUEUED:
         row.flow_run_id = flow_run
 
@@ -167,21 +168,24 @@ def freed(session: Session, run: UUID) -> int:
     return int(session.scalar(query) or 0)
 
 
-def get_run(session: Session, run: UUID, *, lock: bool = False) -> RetentionRun:
-    """Return a run. Raises: RetentionRunNotFound."""
-    found = session.get(RetentionRun, run, with_for_update=lock or None, populate_existing=lock)
+def get_run(session: Session, run: UUID, visible: Visible, *, lock: bool = False) -> RetentionRun:
+    """Return a run. Raises: RetentionRunNotFound, also when it is not seen."""
+    if visible is ALL:
+        found = session.get(RetentionRun, run, with_for_update=lock or None, populate_existing=lock)
+    else:
+        found = find_seen(session, RetentionRun, RetentionRun.id == run, visible, Visible.retention_runs, lock=lock)
     if found is None:
         raise RetentionRunNotFound(f"no retention run has the identifier {run}")
     return found
 
 
 def list_runs(
-    session: Session, limit: int, cursor: str | None = None, rendering: Rendering = ROWS
+    session: Session, visible: Visible, limit: int, cursor: str | None = None, rendering: Rendering = ROWS
 ) -> tuple[list[Any], str | None]:
     """Return a page of runs, the newest first, shown as `rendering` says, and the cursor of the next one; their lines
     are read when they are asked for. Raises: InvalidRequest (the cursor).
     """
-    query = select(RetentionRun).options(defer(RetentionRun.lines))
+    query = select(RetentionRun).options(defer(RetentionRun.lines)).where(*visible.retention_runs())
     return page_of(session, query, RetentionRun.created, NEWEST, limit, cursor, rendering)
 
 

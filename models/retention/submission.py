@@ -96,7 +96,7 @@ def submit_delete(
     if mark is None:
         return spared(decision, Reason.CHANGED, "its mark was removed")
     fields = DeleteRequest(priority=Priority.LOW)
-    request = TransferRequest(TransferKind.DELETE, fields, decision.subject.id, reason=_why(rule))
+    request = TransferRequest(TransferKind.DELETE, fields, decision.subject.id, reason=_why(rule), grant=None)
     transfer = submit(session, machines, prepare(request))
     if proved is not None and not rule.even_last_copy:
         claim_reading(session, proved.object_id, transfer.id)
@@ -133,7 +133,7 @@ def submit_archive(
         fields = ArchiveManyRequest(
             items=[ArchiveItem(uuid=uuid) for uuid in going], archive_to=rule.archive_to, priority=Priority.LOW
         )
-        request = TransferRequest(TransferKind.ARCHIVE_MANY, fields, reason=_why(rule))
+        request = TransferRequest(TransferKind.ARCHIVE_MANY, fields, reason=_why(rule), grant=None)
         transfer = submit(session, machines, prepare(request))
         items = select(TransferItem.object_id, TransferItem.status, TransferItem.error_code, TransferItem.error_detail)
         for uuid, status, code, detail in session.execute(items.where(TransferItem.transfer_id == transfer.id)):

@@ -7,6 +7,7 @@ the two.
 
 from __future__ import annotations
 
+from models.tables.access import TokenRecord, WithdrawnPerson
 from models.tables.audits import Audit, AuditFinding
 from models.tables.base import Base
 from models.tables.coordination import Claim, IdempotencyKey, Lease, OutboxMessage
@@ -39,7 +40,9 @@ __all__ = [
     "Schedule",
     "ScheduleRun",
     "SealedSecrets",
+    "TokenRecord",
     "Transfer",
     "TransferItem",
     "TransferTurn",
+    "WithdrawnPerson",
 ]

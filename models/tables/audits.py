@@ -35,6 +35,8 @@ class Audit(Base):
     """The run that works on it, or (QUEUED) that will; null: any mover makes one."""
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     """How often it was taken; who writes names it."""
+    created_by: Mapped[str | None] = mapped_column(ByteOrdered)
+    """The person who requested it; null: authentication was off, or it is the service's own."""
     created: Mapped[datetime]
     taken: Mapped[datetime | None]
     begun: Mapped[datetime | None]

@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, String, Text, false
+from sqlalchemy import JSON, ForeignKey, Index, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables.base import Base
+from models.tables.base import Base, ByteOrdered
 
 
 class SealedSecrets(Base):
@@ -49,6 +49,10 @@ class Schedule(Base):
     paused: Mapped[bool] = mapped_column(default=False, server_default=false())
     wanted_at: Mapped[datetime | None]
     """A run was requested besides the ordinary ones; null again once Prefect has it."""
+    created_by: Mapped[str | None] = mapped_column(ByteOrdered)
+    """The person who made it; null: authentication was off."""
+    grant: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What this person was permitted: its transfers are submitted with it."""
     created: Mapped[datetime]
 
 

@@ -60,6 +60,10 @@ class DataObject(Base):
     hold_reason: Mapped[str | None] = mapped_column(Text)
     checked: Mapped[datetime | None]
     """When an audit last hashed its file."""
+    created_by: Mapped[str | None] = mapped_column(ByteOrdered)
+    """The person whose request made it; null: authentication was off."""
+    acted_as: Mapped[str | None] = mapped_column(Text)
+    """Whose login its file was written with: a person's, or `shared`: that of the service; null: not known."""
 
     __table_args__ = (
         # one for each order of lists, and for each filter with the order by default (`models.objects.listing`);
@@ -73,6 +77,7 @@ class DataObject(Base):
         partial("ix_objects_checksum", "checksum", where="checksum IS NOT NULL"),
         # hashed: a B-tree of PostgreSQL refuses values beyond 2.7 kB, and these may be longer
         Index("ix_objects_place", "place", postgresql_using="hash"),
+        partial("ix_objects_created_by", "created_by", "date_registered", "id", where="created_by IS NOT NULL"),
         partial("ix_objects_scrub", "machine", "checked", "id", where="status = 'ACTIVE' AND checksum IS NOT NULL"),
     )
 

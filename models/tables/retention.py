@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, Index, Integer, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables.base import Base, Serial, Status, partial
+from models.tables.base import Base, ByteOrdered, Serial, Status, partial
 
 
 class RetentionMark(Base):
@@ -69,6 +69,10 @@ class RetentionRun(Base):
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
     holder: Mapped[str | None] = mapped_column(String(200))
     flow_run_id: Mapped[UUID | None]
+    created_by: Mapped[str | None] = mapped_column(ByteOrdered)
+    """The person who requested it; null: authentication was off, or it is the service's own."""
+    grant: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What this person was permitted: it acts on nothing else."""
     created: Mapped[datetime]
     started: Mapped[datetime | None]
     ended: Mapped[datetime | None]

@@ -58,7 +58,7 @@ class Transfer(Base):
     paused: Mapped[bool] = mapped_column(default=False, server_default=false())
     """It waits in the queue until it is resumed."""
     stop_requested: Mapped[str | None] = mapped_column(String(8))
-    """What the mover that holds it is to do: `cancel` or `pause`."""
+    """What the mover that holds it is to do: `cancel`, `pause`, or `forbid`: it is not permitted any more."""
     past_commit_point: Mapped[bool] = mapped_column("no_return", default=False, server_default=false())
     """Its file may have its name already, or be gone: before this ends otherwise, an attempt has to look."""
     leaves_partial: Mapped[bool] = mapped_column("litter", default=False, server_default=false())
@@ -93,6 +93,11 @@ class Transfer(Base):
     retry_at: Mapped[datetime | None]
     sequence: Mapped[int] = mapped_column(Integer, default=0)
     """Of the last event; consumers order and deduplicate by it."""
+    created_by: Mapped[str | None] = mapped_column(ByteOrdered)
+    """The person who requested it; null: authentication was off, or the service did."""
+    grant: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What this person was permitted (`datamanager.identity.grant`): it is asked again when the transfer is taken, and
+    while it runs. Null: it is not asked."""
     created: Mapped[datetime]
     started: Mapped[datetime | None]
     ended: Mapped[datetime | None]
@@ -117,6 +122,7 @@ class Transfer(Base):
         Index("ix_transfers_object_id", "object_id"),
         partial("ix_transfers_result", "result_object_id", where="result_object_id IS NOT NULL"),
         Index("ix_transfers_created", "created", "id"),
+        partial("ix_transfers_created_by", "created_by", "created", "id", where="created_by IS NOT NULL"),
         # without the rest: SQLite would read all that has not ended by it, instead of by the index of what is wanted
         partial("ix_transfers_ended", "ended", where="ended IS NOT NULL"),
         partial("uq_transfers_flow_run_id", "flow_run_id", where="shared_run IS NULL", unique=True),

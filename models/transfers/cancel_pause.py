@@ -17,23 +17,24 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Phase, TransferStatus
 from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded
+from models.access.visibility import Visible
 from models.core.outbox import post_transfer_event
 from models.database import now, wake
 from models.tables import Transfer
 from models.transfers.lookup import lock_open_transfer
 from models.transfers.outcomes import fail_row
-from models.transfers.queue import CANCEL, PAUSE, keep_paused
+from models.transfers.queue import CANCEL, FORBID, PAUSE, keep_paused
 
 EXPIRED_AT_ONCE = 200
 """Transfers that one `expire` ends at most: its transaction is to be short."""
 
 
-def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") -> Transfer:
+def cancel(session: Session, transfer: UUID, visible: Visible, why: str = "cancelled by request") -> Transfer:
     """End a transfer as `cancelled`, now or, when a mover has it, soon. Idempotent while it is being stopped.
 
-    What is past its commit point continues: it may end COMPLETE. Raises: TaskNotFound, TaskEnded.
+    What is past its commit point continues: it may end COMPLETE. Raises: TaskEnded, and what `get_transfer` raises.
     """
-    row = lock_open_transfer(session, transfer)
+    row = lock_open_transfer(session, transfer, visible)
     if row.owner is not None or row.past_commit_point:
         if row.paused:
             row.paused, row.phase = False, Phase.QUEUED.value
@@ -43,13 +44,13 @@ def cancel(session: Session, transfer: UUID, why: str = "cancelled by request") 
     return row
 
 
-def pause(session: Session, transfer: UUID) -> Transfer:
+def pause(session: Session, transfer: UUID, visible: Visible) -> Transfer:
     """Pause a transfer until it is resumed; what it has moved is kept. Idempotent.
 
     One that a mover has is stopped soon, unless it is past its commit point: that one continues. Raises:
-    TaskNotFound; TaskEnded, also for one that is being cancelled.
+    TaskEnded, also for one that is being cancelled; what `get_transfer` raises.
     """
-    row = _not_cancelled(session, transfer)
+    row = _not_cancelled(session, transfer, visible)
     if row.owner is not None:
         _request(session, row, PAUSE)
     elif not row.paused:
@@ -57,12 +58,12 @@ def pause(session: Session, transfer: UUID) -> Transfer:
     return row
 
 
-def resume(session: Session, transfer: UUID) -> Transfer:
+def resume(session: Session, transfer: UUID, visible: Visible) -> Transfer:
     """Resume a paused transfer where it was. Idempotent.
 
-    Raises: TaskNotFound; TaskEnded, also for one that is being cancelled.
+    Raises: TaskEnded, also for one that is being cancelled; what `get_transfer` raises.
     """
-    row = _not_cancelled(session, transfer)
+    row = _not_cancelled(session, transfer, visible)
     row.stop_requested = None
     if row.paused:
         row.paused, row.phase = False, Phase.QUEUED.value
@@ -133,9 +134,9 @@ def note_clean(session: Session, transfer: UUID) -> None:
     session.execute(update(Transfer).where(Transfer.id == transfer).values(leaves_partial=False))
 
 
-def _not_cancelled(session: Session, transfer: UUID) -> Transfer:
-    row = lock_open_transfer(session, transfer)
-    if row.stop_requested == CANCEL:
+def _not_cancelled(session: Session, transfer: UUID, visible: Visible) -> Transfer:
+    row = lock_open_transfer(session, transfer, visible)
+    if row.stop_requested in (CANCEL, FORBID):
         raise TaskEnded(f"task {transfer} is being cancelled")
     return row
 

@@ -98,7 +98,7 @@ def rows_of_items(
 
 def page_of_items(
     session: Session,
-    transfer: UUID,
+    transfer: Transfer,
     *,
     status: TransferStatus | None = None,
     after: int = -1,
@@ -106,9 +106,9 @@ def page_of_items(
     rendering: Rendering,
 ) -> tuple[list[Any], int | None]:
     """Return one page of the items with a number above `after`, shown as `rendering` says, and the number that the next
-    page begins after (None at the end).
+    page begins after (None at the end). The row, not its identifier: only who sees the transfer has it.
     """
-    return numbered_page(session, _items(transfer, status, after), limit, rendering)
+    return numbered_page(session, _items(transfer.id, status, after), limit, rendering)
 
 
 def in_doubt(session: Session, transfer: UUID) -> bool:

@@ -39,6 +39,7 @@ from datamanager.domain.requests import (
 from datamanager.domain.states import Phase, TransferKind, TransferStatus
 from datamanager.errors import InternalError, TaskEnded, TaskNotFound
 from datamanager.machines import Machines
+from models.access.visibility import ALL, Visible, find_seen
 from models.core.bounded_pages import Narrow, Search, bounded_page
 from models.core.cursors import NEWEST, ROWS, Order, Rendering, page_of
 from models.database import affected, now, take_turns
@@ -71,17 +72,20 @@ KEPT_OF_KIND: dict[TransferKind, type[TransferTerms]] = REQUEST_OF_KIND | {
 _LOCK = 0x646D736C  # of `take_turns`; no other number of ours
 
 
-def get_transfer(session: Session, transfer_id: UUID, *, lock: bool = False) -> Transfer:
-    """Return a transfer. Raises: TaskNotFound."""
-    found = session.get(Transfer, transfer_id, with_for_update=lock or None, populate_existing=lock)
+def get_transfer(session: Session, transfer_id: UUID, visible: Visible, *, lock: bool = False) -> Transfer:
+    """Return a transfer. Raises: TaskNotFound, also when it is not seen; NotAllowed when it may not be acted on."""
+    if visible is ALL:
+        found = session.get(Transfer, transfer_id, with_for_update=lock or None, populate_existing=lock)
+    else:
+        found = find_seen(session, Transfer, Transfer.id == transfer_id, visible, Visible.transfers, lock=lock)
     if found is None:
         raise TaskNotFound(f"no task has the identifier {transfer_id}")
     return found
 
 
-def lock_open_transfer(session: Session, transfer_id: UUID) -> Transfer:
-    """Return a transfer that has not ended, locked. Raises: TaskNotFound, TaskEnded."""
-    row = get_transfer(session, transfer_id, lock=True)
+def lock_open_transfer(session: Session, transfer_id: UUID, visible: Visible) -> Transfer:
+    """Return a transfer that has not ended, locked. Raises: TaskEnded, and what `get_transfer` raises."""
+    row = get_transfer(session, transfer_id, visible, lock=True)
     if row.ended is not None:
         raise TaskEnded(f"task {transfer_id} has ended in {row.status}")
     return row
@@ -188,18 +192,25 @@ class TransferSelection:
 
 
 def select_transfers(
-    session: Session, wanted: TransferSelection, rendering: Rendering = ROWS
+    session: Session, wanted: TransferSelection, visible: Visible, rendering: Rendering = ROWS
 ) -> tuple[list[Any], str | None]:
     """Return one page of transfers, shown as `rendering` says, and the cursor of the next one (None at the end); their
-    requests are read when they are asked for. Raises: InvalidRequest for a bad cursor.
+    requests are read when they are asked for. A page may be short, or empty, although there is a next one, where
+    `visible` is not ALL, or an object is wanted (`models.core.bounded_pages`). Raises: InvalidRequest for a bad cursor.
     """
     sort = NEWEST.removeprefix("-") if wanted.oldest_first else NEWEST
     late = defer(Transfer.request)
+    narrows = list[Narrow]()
     if wanted.object is not None:  # few transfers have it: they are found by it, whatever else is wanted of them
         of_object = or_(Transfer.object_id == wanted.object, Transfer.result_object_id == wanted.object)
-        narrow = Narrow(of_object, select(Transfer.id).where(of_object))
+        narrows.append(Narrow(of_object, select(Transfer.id).where(of_object)))
+    if visible.own:
+        mine = Transfer.created_by == visible.person
+        narrows.append(Narrow(mine, select(Transfer.id).where(mine)))
+    if narrows or not visible.everything:
         order = Order(sort, (Transfer.created, Transfer.id))
-        search = Search(Transfer, order, (), _conditions(wanted), [narrow], [late])
+        fits = [*_conditions(wanted), *visible.transfers()]
+        search = Search(Transfer, order, (), fits, narrows, [late])
         return bounded_page(session, search, wanted.limit, wanted.cursor, rendering)
     query = select(Transfer).options(late).where(*_conditions(wanted))
     return page_of(session, query, Transfer.created, sort, wanted.limit, wanted.cursor, rendering)

@@ -13,6 +13,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, GetExternalRequest, MoveRequest
 from datamanager.domain.states import ObjectStatus, Phase, TransferKind, TransferStatus
 from datamanager.errors import DataManagerError, InternalError, SourceMissing
+from models.access.visibility import ALL
 from models.audit.missing_objects import note_missing
 from models.core.outbox import post_object_event, post_transfer_event
 from models.database import now, storable, wake
@@ -24,6 +25,7 @@ from models.objects.catalogue import (
     keep_origin,
     lock_object,
     relocate,
+    told_of,
 )
 from models.objects.claims import (
     abandon_bundles,
@@ -48,8 +50,8 @@ def complete_copy(session: Session, hold: TransferLease, facts: Facts) -> UUID:
     """End a copy: the new object with the source's originator, group and lineage. Returns its identifier."""
     row = held(session, hold, lock=True)
     request = request_as(row, CopyRequest, "copy")
-    source, new = lock_object(session, _known(row.object_id)), _known(row.result_object_id)
-    add_objects(session, [NewRow.of_copy(new, destination(row), facts, request.dest, source)], "copied")
+    source, new = lock_object(session, _known(row.object_id), ALL), _known(row.result_object_id)
+    add_objects(session, [NewRow.of_copy(new, destination(row), facts, request.dest, source, row.created_by)], "copied")
     source.last_used = now(session)
     _give_places_to_object(session, row, new)
     complete(session, row, str(new), facts)
@@ -61,7 +63,7 @@ def complete_getexternal(session: Session, hold: TransferLease, facts: Facts, or
     row = held(session, hold, lock=True)
     request = request_as(row, GetExternalRequest, "download")
     new = _known(row.result_object_id)
-    entered = NewRow.of_request(new, destination(row), facts, request, originator=originator)
+    entered = NewRow.of_request(new, destination(row), facts, request, row.created_by, originator=originator)
     add_objects(session, [entered], "registered")
     if (origin := row.notes.get("origin")) is not None:
         keep_origin(session, new, origin)
@@ -76,7 +78,7 @@ def complete_unchanged(session: Session, hold: TransferLease, known: UUID) -> bo
     Says whether it did: the object must be ACTIVE still.
     """
     row = held(session, hold, lock=True)
-    obj = lock_object(session, known)
+    obj = lock_object(session, known, ALL)
     if obj.status != ObjectStatus.ACTIVE:
         return False
     row.result_object_id = known
@@ -109,7 +111,7 @@ def commit_move(session: Session, hold: TransferLease, facts: Facts) -> None:
         return
     if row.status != TransferStatus.RUNNING.value:
         raise InternalError(f"transfer {row.id} has not started")
-    obj = lock_object(session, _known(row.object_id))
+    obj = lock_object(session, _known(row.object_id), ALL)
     give_places_to_transfer(session, obj.id, row.id)
     _give_places_to_object(session, row, obj.id)
     data = relocate(obj, destination(row), request.dest, now(session), facts)
@@ -125,14 +127,14 @@ def finish_move(session: Session, hold: TransferLease) -> None:
     row = held(session, hold, lock=True)
     if not row.notes.get("committed"):
         raise InternalError(f"transfer {row.id} has not given its object the new place")
-    obj = lock_object(session, _known(row.object_id))
+    obj = lock_object(session, _known(row.object_id), ALL)
     complete(session, row, MOVED, Facts(obj.size))
 
 
 def complete_delete(session: Session, hold: TransferLease) -> str:
     """End a delete: DELETED, the place is free, or its part of a bundle. Returns the message for the client."""
     row = held(session, hold, lock=True)
-    obj = lock_object(session, _known(row.object_id))
+    obj = lock_object(session, _known(row.object_id), ALL)
     if obj.status == ObjectStatus.ARCHIVED:
         release_parts(session, [obj.id])
     obj.status = ObjectStatus.DELETED.value
@@ -140,7 +142,8 @@ def complete_delete(session: Session, hold: TransferLease) -> str:
     obj.date_modified = now(session)
     free_place_of_object(session, obj.id)
     message = f"{obj.machine}:{given_path(obj)} deleted"
-    post_object_event(session, obj.id, "deleted", {"machine": obj.machine, "place": obj.place, "group": obj.group})
+    told = {name: value for name, value in told_of(obj).items() if name != "size"}
+    post_object_event(session, obj.id, "deleted", told)
     complete(session, row, message, Facts(obj.size))
     return message
 

@@ -34,7 +34,7 @@ DETAIL_MAX = 2000  # characters of a fault's detail that are kept
 NOTABLE = frozenset({"phase", "bytes_done", "bytes_total", "bytes_per_second", "flow_run_id"})
 """The columns that a runner may write while it works; status, lease and end have functions of their own."""
 
-CANCEL, PAUSE = "cancel", "pause"
+CANCEL, PAUSE, FORBID = "cancel", "pause", "forbid"
 """What `stop_requested` may say."""
 
 NO_CAPS: Mapping[str, int] = MappingProxyType({})

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import ObjectStatus
+from models.access.visibility import ALL
 from models.objects.bulk_claims import rows_in
 from models.objects.catalogue import lock_object
 from models.objects.claims import claim_place, holds_place
@@ -30,7 +31,7 @@ def settle(session: Session, hold: TransferLease, object_id: UUID, canonical: Pl
     the object is UNKNOWN. Idempotent. Raises: LeaseLost; DestinationExists when somebody else holds that place.
     """
     row = held(session, hold, lock=True)
-    obj = lock_object(session, object_id)
+    obj = lock_object(session, object_id, ALL)
     if not holds_place(session, canonical, object_id=obj.id, transfer=row.id):
         if obj.status == ObjectStatus.ACTIVE.value:
             claim_place(session, canonical, object_id=obj.id)

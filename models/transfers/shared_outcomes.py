@@ -94,7 +94,12 @@ def complete_copies(session: Session, results: Mapping[TransferLease, Facts]) ->
     sources = {row.id: row for row in lock_objects(session, (row.object_id for row in rows.values()), *CARRIED)}
     new = [
         NewRow.of_copy(
-            row.result_object_id, destination(row), results[hold], row.request["dest"], sources[row.object_id]
+            row.result_object_id,
+            destination(row),
+            results[hold],
+            row.request["dest"],
+            sources[row.object_id],
+            row.created_by,
         )
         for hold, row in rows.items()
     ]
@@ -201,10 +206,11 @@ class _Change:
     kind: str
     status: str
     sequence: int
+    created_by: str | None
 
 
 def _next(row: Any, status: str) -> _Change:
-    return _Change(row.id, row.kind, status, row.sequence + 1)
+    return _Change(row.id, row.kind, status, row.sequence + 1, row.created_by)
 
 
 def _held(session: Session, holds: Sequence[TransferLease]) -> Held:
@@ -213,7 +219,7 @@ def _held(session: Session, holds: Sequence[TransferLease]) -> Held:
         holds,
         *(Transfer.kind, Transfer.status, Transfer.sequence, Transfer.attempts, Transfer.notes, Transfer.request),
         *(Transfer.object_id, Transfer.result_object_id, Transfer.source_machine, Transfer.source_place),
-        *(Transfer.destination_machine, Transfer.destination_place, Transfer.bytes_done),
+        *(Transfer.destination_machine, Transfer.destination_place, Transfer.bytes_done, Transfer.created_by),
     )
 
 

@@ -19,6 +19,7 @@ import requests
 
 from datamanager.client import Client
 from datamanager.errors import DataManagerError
+from models.access.visibility import ALL
 from models.database import Database
 from models.machines.base_dirs import check_base_dirs
 from models.migrate import upgrade
@@ -162,7 +163,7 @@ def test_it_starts_again_in_its_home_and_ctrl_c_stops_everything(service: DataMa
     assert stopping.endswith("\nstopped\n")
     database = Database(f"sqlite+pysqlite:///{service.home / 'catalogue.db'}")
     with database.read() as session:
-        row = get_transfer(session, task)
+        row = get_transfer(session, task, ALL)
         assert (row.status, row.owner) == ("QUEUED", None)
     database.close()
 

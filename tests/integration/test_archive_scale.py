@@ -124,7 +124,7 @@ def registered(parts: Services, paths: list[str], contents: Contents) -> list[UU
             file.write_bytes(contents[number])
             os.utime(file, (MTIME, MTIME))
             request = RegisterRequest(filename=file.name, path=os.path.dirname(path), machine="here")
-            uuids.append(register_object(session, request, Place("here", path), Facts(contents.sizes[number])))
+            uuids.append(register_object(session, request, Place("here", path), Facts(contents.sizes[number]), by=None))
     return uuids
 
 

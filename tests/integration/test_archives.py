@@ -84,15 +84,19 @@ MACHINES: Machines = parse_machines(
 def archive(*objects: UUID, **fields: Any) -> SealedRequest:
     """Return the order to archive one object, or several."""
     if len(objects) == 1:
-        return SealedRequest(TransferKind.ARCHIVE, validated(fields, ArchiveRequest), objects[0])
-    return SealedRequest(TransferKind.ARCHIVE_MANY, validated({"items": [*objects], **fields}, ArchiveManyRequest))
+        return SealedRequest(TransferKind.ARCHIVE, validated(fields, ArchiveRequest), objects[0], grant=None)
+    return SealedRequest(
+        TransferKind.ARCHIVE_MANY, validated({"items": [*objects], **fields}, ArchiveManyRequest), grant=None
+    )
 
 
 def activate(*objects: UUID | dict[str, Any], **fields: Any) -> SealedRequest:
     """Return the order to bring one object back, or several."""
     if len(objects) == 1 and isinstance(objects[0], UUID):
-        return SealedRequest(TransferKind.ACTIVATE, validated(fields, ActivateRequest), objects[0])
-    return SealedRequest(TransferKind.ACTIVATE_MANY, validated({"items": [*objects], **fields}, ActivateManyRequest))
+        return SealedRequest(TransferKind.ACTIVATE, validated(fields, ActivateRequest), objects[0], grant=None)
+    return SealedRequest(
+        TransferKind.ACTIVATE_MANY, validated({"items": [*objects], **fields}, ActivateManyRequest), grant=None
+    )
 
 
 def submit(database: Database, wanted: SealedRequest, machines: Machines = MACHINES) -> UUID:
@@ -418,11 +422,15 @@ def test_a_directory_is_archived_and_comes_back(database: Database) -> None:
     uuids = [register(database, f"run/{name}") for name in "ab"]
     register(database, "other")
     below = {"directory": {"machine": "alpha", "path": "run"}}
-    transfer = submit(database, SealedRequest(TransferKind.ARCHIVE_MANY, validated(below, ArchiveManyRequest)))
+    transfer = submit(
+        database, SealedRequest(TransferKind.ARCHIVE_MANY, validated(below, ArchiveManyRequest), grant=None)
+    )
     assert [item.object_id for item in items_of(database, transfer)] == uuids
     do(database, outcomes.fail, begin(database, transfer), InternalError("enough"))
     archived(database, *uuids)
-    back = submit(database, SealedRequest(TransferKind.ACTIVATE_MANY, validated(below, ActivateManyRequest)))
+    back = submit(
+        database, SealedRequest(TransferKind.ACTIVATE_MANY, validated(below, ActivateManyRequest), grant=None)
+    )
     assert [(item.object_id, item.destination_place) for item in items_of(database, back)] == [
         (uuids[0], "run/a"),
         (uuids[1], "run/b"),

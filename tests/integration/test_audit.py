@@ -23,6 +23,7 @@ from datamanager.engine.inspection import storage_scan
 from datamanager.errors import ConnectionLost, LeaseLost
 from datamanager.machines import Machine, TransportKind
 from flows.audit import first_pass
+from models.access.visibility import ALL
 from models.audit import findings
 from models.audit import runs as audit_runs
 from models.audit.findings import path_of
@@ -518,11 +519,11 @@ def test_an_archive_that_is_not_mounted_has_lost_no_bundle(local: Plant) -> None
 def test_many_audits_of_one_machine_keep_none_of_another_waiting(database: Database) -> None:
     with database.write() as session:
         for _ in range(102):
-            audit_runs.submit(session, "busy", AuditTerms())
+            audit_runs.submit(session, "busy", AuditTerms(), None)
     with database.write() as session:
         assert [hold.machine for hold in audit_runs.take(session, 5)] == ["busy"]
         assert not audit_runs.anything_to_do(session)
-        other = audit_runs.submit(session, "other", AuditTerms()).id
+        other = audit_runs.submit(session, "other", AuditTerms(), None).id
     with database.write() as session:
         assert audit_runs.anything_to_do(session)
         assert [hold.audit for hold in audit_runs.take(session, 5)] == [other]
@@ -532,8 +533,8 @@ def test_many_audits_of_one_machine_keep_none_of_another_waiting(database: Datab
 def test_a_lost_attempt_begins_anew_and_the_old_one_changes_nothing(local: Plant) -> None:
     database = local.database
     with database.write() as session:
-        audit = audit_runs.submit(session, "here", AuditTerms()).id
-        audit_runs.submit(session, "here", AuditTerms())
+        audit = audit_runs.submit(session, "here", AuditTerms(), None).id
+        audit_runs.submit(session, "here", AuditTerms(), None)
     with database.write() as session:
         (old,) = audit_runs.take(session, 5)  # one a machine
     with database.write() as session:
@@ -549,7 +550,7 @@ def test_a_lost_attempt_begins_anew_and_the_old_one_changes_nothing(local: Plant
         audit_runs.end(session, old)
     with database.write() as session:
         audit_runs.end(session, new)
-        assert audit_runs.get_audit(session, audit).status == "COMPLETE"
+        assert audit_runs.get_audit(session, audit, ALL).status == "COMPLETE"
 
 
 @pytest.mark.dialect
@@ -563,7 +564,7 @@ def test_old_reports_are_forgotten(local: Plant) -> None:
     with local.database.write() as session:
         assert audit_runs.prune(session, timedelta(seconds=-1), audits=10, findings=10) == (1, 1)
     with local.database.read() as session:
-        assert audit_runs.select_audits(session) == ([], None)
+        assert audit_runs.select_audits(session, ALL) == ([], None)
     assert audited.row.counts["lost"] == 1
 
 

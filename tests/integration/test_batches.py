@@ -106,7 +106,7 @@ def test_an_item_that_cannot_be_done_fails_alone(database: Database) -> None:
     ]
     request = batch("copy", *(item for item, _ in wanted)).fields.model_dump(mode="json")
     request["items"].append({"uuid": str(good), "machine": "nowhere\n", "dest": "x"})
-    transfer = submit(database, SealedRequest(TransferKind.COPY_MANY, validated(request, CopyManyRequest)))
+    transfer = submit(database, SealedRequest(TransferKind.COPY_MANY, validated(request, CopyManyRequest), grant=None))
     assert ends(database, transfer) == [code for _, code in wanted] + ["unknown_machine"]
     refused = [item for item in items_of(database, transfer) if item.status == "ERROR"]
     assert all(item.error_detail and item.result_object_id is None for item in refused)

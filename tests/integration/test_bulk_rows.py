@@ -93,7 +93,7 @@ def test_one_object_is_stored_as_each_of_many_is(database: Database) -> None:
     texts = 'ünï"\\', "o", "g", {"a": [1, None, {"b": 'c"'}]}
 
     def row() -> NewRow:
-        return NewRow(uuid4(), place("d/f"), facts, "d", *texts, expires_at=time, provisional=True)
+        return NewRow(uuid4(), place("d/f"), facts, "d", *texts, expires_at=time, provisional=True, created_by="jo")
 
     with database.write() as session:
         for rows in ([row()], [row(), row()]):

@@ -19,6 +19,7 @@ from datamanager.errors import (
     ObjectUnknown,
     UnknownMachine,
 )
+from models.access.visibility import ALL
 from models.database import Database
 from models.objects.catalogue import get_object as find_object
 from models.objects.claims import free_place_of_object, give_place_to_object, give_places_to_transfer
@@ -33,7 +34,7 @@ KINDS = {"copy": "reader", "move": "writer", "delete": "writer"}
 def set_status(database: Database, object_id: UUID, status: ObjectStatus) -> None:
     """Do what a later issue's archive and audit will do: change the status and free the place."""
     with database.write() as session:
-        obj = find_object(session, object_id)
+        obj = find_object(session, object_id, ALL)
         obj.status = status.value
         free_place_of_object(session, obj.id)
 

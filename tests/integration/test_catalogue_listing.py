@@ -20,6 +20,7 @@ from sqlalchemy import delete, event, insert, update
 from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.states import ObjectStatus
 from datamanager.errors import InvalidRequest
+from models.access.visibility import ALL
 from models.core.cursors import Rendering
 from models.database import Database
 from models.objects.filters import glob_to_like
@@ -64,13 +65,13 @@ def fill(database: Database, rows: list[dict[str, Any]]) -> None:
 
 def names(database: Database, **selection: Any) -> list[str]:
     with database.read() as session:
-        return [obj.filename for obj in select_objects(session, Selection(sort="filename", **selection))[0]]
+        return [obj.filename for obj in select_objects(session, Selection(sort="filename", **selection), ALL)[0]]
 
 
 def pages(database: Database, selection: Selection) -> Iterator[list[DataObject]]:
     while True:
         with database.read() as session:
-            rows, cursor = select_objects(session, selection)
+            rows, cursor = select_objects(session, selection, ALL)
         yield rows
         if cursor is None:
             return
@@ -288,7 +289,7 @@ def test_what_makes_no_sense_is_refused(database: Database) -> None:
     register(database, "a")
     for selection in SENSELESS:
         with database.read() as session, pytest.raises(InvalidRequest) as refused:
-            pytest.fail(f"{selection} found {select_objects(session, selection)}")
+            pytest.fail(f"{selection} found {select_objects(session, selection, ALL)}")
         assert len(refused.value.fields) == 1, selection
 
 
@@ -320,7 +321,7 @@ def test_every_page_holds_a_chunk_at_a_time(database: Database) -> None:
     seen = []
     tracemalloc.start()
     try:
-        for page in every_page(database, Rendering()):
+        for page in every_page(database, ALL, Rendering()):
             assert len(page) <= STREAM_CHUNK
             seen += [obj.id for obj in page]
         peak = tracemalloc.get_traced_memory()[1]
@@ -332,7 +333,7 @@ def test_every_page_holds_a_chunk_at_a_time(database: Database) -> None:
 
 def test_every_page_is_read_by_itself(database: Database) -> None:
     ids = many(database, 1200)
-    pages = every_page(database, Rendering())
+    pages = every_page(database, ALL, Rendering())
     with heard(database, "checkout") as taken, heard(database, "checkin") as returned:
         seen = [obj.id for obj in next(pages)]
     assert (len(taken), len(returned)) == (2, 2)  # what there is, and the first page
@@ -349,9 +350,9 @@ def test_page_begins_where_the_one_before_ended(database: Database, sort: str) -
     """A page in the middle is found by its index: it is not read from the first row on."""
     ids = many(database, 30)
     with database.read() as session:
-        first, cursor = select_objects(session, Selection(sort=sort, limit=20))
+        first, cursor = select_objects(session, Selection(sort=sort, limit=20), ALL)
         with heard(database, "before_cursor_execute") as seen:
-            rest, _ = select_objects(session, Selection(sort=sort, limit=20, cursor=cursor))
+            rest, _ = select_objects(session, Selection(sort=sort, limit=20, cursor=cursor), ALL)
         assert [obj.id for obj in [*first, *rest]] == (ids[::-1] if sort.startswith("-") else ids)
         if not database.is_postgresql:
             ((_, _, statement, parameters, *_),) = seen
@@ -363,6 +364,6 @@ def test_page_begins_where_the_one_before_ended(database: Database, sort: str) -
 def test_times_are_aware_utc(database: Database) -> None:
     fill(database, [row(date_modified=START.astimezone(tz=None))])
     with database.read() as session:
-        (obj,) = select_objects(session, Selection())[0]
+        (obj,) = select_objects(session, Selection(), ALL)[0]
     assert obj.date_modified == START
     assert obj.date_modified.tzinfo is UTC

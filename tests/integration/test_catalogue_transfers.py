@@ -21,6 +21,7 @@ from datamanager.errors import (
     TaskNotFound,
 )
 from models import submission
+from models.access.visibility import ALL
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.transfers import lookup, outcomes, queue
@@ -328,7 +329,7 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
     wanted = order("getexternal", dest="a")
     with database.write() as session:
         made = submission.submit(
-            session, MACHINES, submission.SealedRequest(wanted.kind, wanted.fields, flow_run_id=run)
+            session, MACHINES, submission.SealedRequest(wanted.kind, wanted.fields, flow_run_id=run, grant=None)
         ).id
     with database.read() as session:
         found = lookup.by_flow_run(session, [run]).get(run)
@@ -337,7 +338,7 @@ def test_a_run_finds_its_transfer(database: Database) -> None:
         assert lookup.by_flow_run(session, [uuid4()]) == {}
         assert lookup.ended_among(session, [made, uuid4()]) == []
         with pytest.raises(TaskNotFound):
-            lookup.get_transfer(session, uuid4())
+            lookup.get_transfer(session, uuid4(), ALL)
 
 
 def test_an_object_is_needed(database: Database) -> None:

@@ -25,6 +25,7 @@ from datamanager.errors import (
     TaskEnded,
     TaskNotFound,
 )
+from models.access.visibility import ALL
 from models.database import Database, now
 from models.objects.catalogue import Facts
 from models.tables import Claim, OutboxMessage, Transfer
@@ -96,7 +97,7 @@ def claims(database: Database, transfer: UUID) -> int:
 
 def test_what_nobody_holds_is_cancelled_at_once(database: Database) -> None:
     transfer = asked(database)
-    do(database, cancel_pause.cancel, transfer)
+    do(database, cancel_pause.cancel, transfer, ALL)
     row = get_transfer(database, transfer)
     assert (row.status, row.error_code, row.phase, row.leaves_partial) == ("ERROR", "cancelled", "done", False)
     assert claims(database, transfer) == 0
@@ -104,9 +105,9 @@ def test_what_nobody_holds_is_cancelled_at_once(database: Database) -> None:
     assert events(database, transfer) == ["queued", "error"]
     for change in (cancel_pause.cancel, cancel_pause.pause, cancel_pause.resume):
         with pytest.raises(TaskEnded):
-            do(database, change, transfer)
+            do(database, change, transfer, ALL)
         with pytest.raises(TaskNotFound):
-            do(database, change, uuid4())
+            do(database, change, uuid4(), ALL)
 
 
 def test_what_a_mover_holds_is_left_to_it(database: Database) -> None:
@@ -114,12 +115,12 @@ def test_what_a_mover_holds_is_left_to_it(database: Database) -> None:
     hold = begun(database, transfer)
     assert reason(database, transfer) is None
     for _ in range(2):
-        row = do(database, cancel_pause.cancel, transfer)
+        row = do(database, cancel_pause.cancel, transfer, ALL)
         assert (row.status, row.stop_requested, row.ended) == ("RUNNING", "cancel", None)
     assert isinstance(reason(database, transfer), Cancelled)
     for change in (cancel_pause.pause, cancel_pause.resume):
         with pytest.raises(TaskEnded, match="being cancelled"):
-            do(database, change, transfer)
+            do(database, change, transfer, ALL)
     do(database, outcomes.fail, hold, Cancelled("cancelled by request"), leaves_partial=True)
     row = get_transfer(database, transfer)
     assert (row.error_code, row.stop_requested, row.leaves_partial) == ("cancelled", None, True)
@@ -129,7 +130,7 @@ def test_what_a_mover_holds_is_left_to_it(database: Database) -> None:
 def test_what_was_cancelled_under_a_mover_that_died_is_ended_by_another_one(database: Database) -> None:
     transfer = asked(database)
     hold = begun(database, transfer)
-    do(database, cancel_pause.cancel, transfer)
+    do(database, cancel_pause.cancel, transfer, ALL)
     assert not do(database, cancel_pause.due)
     do(database, queue.renew, [hold], -LEASE)
     do(database, queue.reap)
@@ -154,8 +155,8 @@ def test_what_may_have_its_name_is_looked_at_before_it_ends(database: Database, 
     if late:
         make_late(database, transfer)
     else:
-        do(database, cancel_pause.pause, transfer)
-        row = do(database, cancel_pause.cancel, transfer)
+        do(database, cancel_pause.pause, transfer, ALL)
+        row = do(database, cancel_pause.cancel, transfer, ALL)
         assert (row.status, row.stop_requested, row.paused, row.ended) == ("QUEUED", "cancel", False, None)
     assert do(database, cancel_pause.expire) == []
     (again,) = take(database)
@@ -189,7 +190,7 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
         def cancel(transfer: UUID = transfer, start: Barrier = start) -> str:
             start.wait(60)
             try:
-                return "asked" if do(database, cancel_pause.cancel, transfer).ended is None else "cancelled"
+                return "asked" if do(database, cancel_pause.cancel, transfer, ALL).ended is None else "cancelled"
             except TaskEnded:
                 return "too late"
 
@@ -223,13 +224,13 @@ def test_a_cancel_and_an_end_at_once_make_one_end(database: Database, ends: str)
 def test_what_is_paused_in_the_queue_is_not_taken_until_it_is_resumed(database: Database) -> None:
     transfer = asked(database)
     for _ in range(2):
-        row = do(database, cancel_pause.pause, transfer)
+        row = do(database, cancel_pause.pause, transfer, ALL)
         assert (row.status, row.phase, row.paused) == ("QUEUED", "paused", True)
     assert take(database) == []
     with database.read() as session:
         assert not queue.waiting(session)
     for _ in range(2):
-        row = do(database, cancel_pause.resume, transfer)
+        row = do(database, cancel_pause.resume, transfer, ALL)
         assert (row.status, row.phase, row.paused) == ("QUEUED", "queued", False)
     assert [hold.transfer for hold in take(database)] == [transfer]
     assert events(database, transfer) == ["queued", "paused", "resumed"]
@@ -240,7 +241,7 @@ def test_what_is_paused_while_it_runs_goes_back_to_the_queue_and_stays_there(dat
     transfer = asked(database)
     hold = begun(database, transfer)
     for _ in range(2):
-        row = do(database, cancel_pause.pause, transfer)
+        row = do(database, cancel_pause.pause, transfer, ALL)
         assert (row.status, row.stop_requested, row.paused) == ("RUNNING", "pause", False)
     assert isinstance(reason(database, transfer), Paused)
     if way == "died":
@@ -253,7 +254,7 @@ def test_what_is_paused_while_it_runs_goes_back_to_the_queue_and_stays_there(dat
     assert row.attempts == (1 if way == "died" else 0)
     assert take(database) == []
     assert do(database, cancel_pause.expire) == []
-    do(database, cancel_pause.resume, transfer)
+    do(database, cancel_pause.resume, transfer, ALL)
     assert [one.transfer for one in take(database)] == [transfer]
     assert events(database, transfer) == ["queued", "running", "paused", "resumed"]
 
@@ -261,8 +262,8 @@ def test_what_is_paused_while_it_runs_goes_back_to_the_queue_and_stays_there(dat
 def test_a_pause_that_is_taken_back_before_the_mover_saw_it(database: Database) -> None:
     transfer = asked(database)
     hold = begun(database, transfer)
-    do(database, cancel_pause.pause, transfer)
-    do(database, cancel_pause.resume, transfer)
+    do(database, cancel_pause.pause, transfer, ALL)
+    do(database, cancel_pause.resume, transfer, ALL)
     assert reason(database, transfer) is None
     do(database, queue.requeue, hold, spent=False)  # the mover saw it after all: it goes on at once
     assert [one.transfer for one in take(database)] == [transfer]
@@ -271,8 +272,8 @@ def test_a_pause_that_is_taken_back_before_the_mover_saw_it(database: Database) 
 def test_what_is_paused_can_be_cancelled_and_its_deadline_counts(database: Database) -> None:
     cancelled, late = asked(database), asked(database)
     for transfer in (cancelled, late):
-        do(database, cancel_pause.pause, transfer)
-    assert do(database, cancel_pause.cancel, cancelled).error_code == "cancelled"
+        do(database, cancel_pause.pause, transfer, ALL)
+    assert do(database, cancel_pause.cancel, cancelled, ALL).error_code == "cancelled"
     make_late(database, late)
     assert [(row.id, row.error_code) for row in do(database, cancel_pause.expire)] == [(late, "deadline_exceeded")]
 
@@ -371,7 +372,7 @@ def pages(database: Database, **wanted: Any) -> list[UUID]:
     cursor = None
     while True:
         with database.read() as session:
-            rows, cursor = select_transfers(session, TransferSelection(cursor=cursor, **wanted))
+            rows, cursor = select_transfers(session, TransferSelection(cursor=cursor, **wanted), ALL)
         found += [row.id for row in rows]
         if cursor is None:
             return found
@@ -387,8 +388,8 @@ def test_filters(database: Database, listed: list[UUID]) -> None:
     one, two, three, four, five, six, seven = listed
     hold = begun(database, five)
     do(database, outcomes.complete_copy, hold, Facts(5))
-    do(database, cancel_pause.pause, six)
-    do(database, cancel_pause.cancel, four)
+    do(database, cancel_pause.pause, six, ALL)
+    do(database, cancel_pause.cancel, four, ALL)
     assert pages(database, status=TransferStatus.COMPLETE) == [five]
     assert pages(database, status=TransferStatus.ERROR) == [four]
     assert pages(database, status=TransferStatus.QUEUED, limit=2) == [seven, six, three, two, one]
@@ -404,4 +405,4 @@ def test_filters(database: Database, listed: list[UUID]) -> None:
     times = [get_transfer(database, transfer).created for transfer in listed]
     assert pages(database, since=times[2], until=times[5]) == [five, four, three]
     with pytest.raises(InvalidRequest), database.read() as session:
-        select_transfers(session, TransferSelection(cursor="nonsense"))
+        select_transfers(session, TransferSelection(cursor="nonsense"), ALL)

@@ -20,6 +20,7 @@ from models.objects.catalogue import CARRIED, Facts, NewRow, add_objects
 from models.submission import SealedRequest
 from models.tables import Claim, DataObject, OutboxMessage, TransferItem
 from models.transfers.items import select_items
+from tests.support.access import in_role
 from tests.support.bookkeeping import SHA256, begin, register, snapshot, submit
 
 pytestmark = pytest.mark.dialect
@@ -37,7 +38,7 @@ DESTS = [
 FACTS = [
     Facts(0),
     Facts(2**40, SHA256, Verified.SHA256),
-    Facts(7, SHA256, Verified.SIZE, ("mode", "mtime")),
+    Facts(7, SHA256, Verified.SIZE, ("mode", "mtime"), acted_as="shared"),
     Facts(None),
 ]
 META: dict[str, Any] = {"text": 'é "\\ \U0001f600', "nested": [{"a": None}, 1.5, 10**20], "": False}
@@ -66,7 +67,9 @@ def test_copies_of_a_batch_are_as_one_copy_is(database: Database) -> None:
     with database.write() as session:
         session.execute(update(DataObject).where(DataObject.id != sources[0]).values(meta=META))
     items = [{"uuid": str(sources[n % 3]), "dest": dest} for n, dest in enumerate(DESTS)]
-    order = SealedRequest(TransferKind.COPY_MANY, validated({"machine": "beta", "items": items}, CopyManyRequest))
+    order = SealedRequest(
+        TransferKind.COPY_MANY, validated({"machine": "beta", "items": items}, CopyManyRequest), grant=in_role("admin")
+    )
     hold = begin(database, submit(database, order))
     results = [(n, FACTS[n % 4]) for n in range(len(DESTS))]
     with database.read() as session:
@@ -82,7 +85,7 @@ def test_copies_of_a_batch_are_as_one_copy_is(database: Database) -> None:
             session,
             [
                 NewRow.of_copy(
-                    new, Place("beta", item.destination_place or ""), facts, item.dest, known[item.object_id]
+                    new, Place("beta", item.destination_place or ""), facts, item.dest, known[item.object_id], "jo"
                 )
                 for new, item, (_, facts) in zip(again, items_of, results, strict=True)
             ],
@@ -103,7 +106,9 @@ def test_an_item_that_lacks_something_takes_all_of_its_chunk_back(
 ) -> None:
     source = register(database, "in/a")
     items = [{"uuid": str(source), "dest": dest} for dest in ("a", "b")]
-    order = SealedRequest(TransferKind.COPY_MANY, validated({"machine": "beta", "items": items}, CopyManyRequest))
+    order = SealedRequest(
+        TransferKind.COPY_MANY, validated({"machine": "beta", "items": items}, CopyManyRequest), grant=None
+    )
     hold = begin(database, submit(database, order))
     with database.write() as session:
         if lacks == "place":

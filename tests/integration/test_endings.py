@@ -28,6 +28,7 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from flows.runtime.lifecycle import _acquire_lease, _begin, _record_failure
 from flows.runtime.services import Services
+from models.access.visibility import ALL
 from models.batches import results as batch_results
 from models.database import Database
 from models.migrate import upgrade
@@ -76,7 +77,7 @@ def begun(parts: Services, *, intent: bool, attempts: int = 1) -> TransferLease:
 
 def row_of(parts: Services, hold: TransferLease) -> Transfer:
     with parts.database.read() as session:
-        return get_transfer(session, hold.transfer)
+        return get_transfer(session, hold.transfer, ALL)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
 from flows.steps import extract as extract_steps
 from models import submission
+from models.access.visibility import ALL
 from models.archive import items as archive_items
 from models.database import Database
 from models.objects.catalogue import get_object
@@ -89,7 +90,7 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
 def submit(parts: Services, **fields: Any) -> UUID:
     """Ask for the files of an archive; return the transfer."""
     asked = {"url": "https://example.org/a.tar", "machine": "here", "path": "in", "options": {"extract": "tar"}}
-    order = SealedRequest(TransferKind.GETEXTERNAL, validated({**asked, **fields}, GetExternalRequest))
+    order = SealedRequest(TransferKind.GETEXTERNAL, validated({**asked, **fields}, GetExternalRequest), grant=None)
     with parts.database.write() as session:
         return submission.submit(session, parts.machines, order).id
 
@@ -135,7 +136,7 @@ def registered(parts: Services, transfer: UUID) -> set[str]:
     """Return the places of the objects that a transfer made."""
     with parts.database.read() as session:
         items = select_items(session, transfer, limit=100)
-        return {get_object(session, one.object_id).place for one in items if one.status == "COMPLETE"}
+        return {get_object(session, one.object_id, ALL).place for one in items if one.status == "COMPLETE"}
 
 
 @pytest.mark.parametrize(("looks", "named"), [(1, False), (2, True)])

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Connection, insert, text
 
 from datamanager.domain.states import ObjectStatus
+from models.access.visibility import ALL
 from models.core import bounded_pages
 from models.database import Database
 from models.objects.listing import SORTABLE, Selection, select_objects
@@ -172,10 +173,10 @@ def as_if_large(database: Database) -> Iterator[Connection]:
 def two_pages(database: Database, selection: Selection) -> None:
     """Read the first page of a selection, and the next one if there is one."""
     with database.read() as session:
-        _, cursor = select_objects(session, selection)
+        _, cursor = select_objects(session, selection, ALL)
     if cursor is not None:
         with database.read() as session:
-            select_objects(session, replace(selection, cursor=cursor))
+            select_objects(session, replace(selection, cursor=cursor), ALL)
 
 
 def everything(database: Database, selection: Selection) -> list[list[UUID]]:
@@ -183,7 +184,7 @@ def everything(database: Database, selection: Selection) -> list[list[UUID]]:
     pages = []
     while True:
         with database.read() as session:
-            rows, cursor = select_objects(session, selection)
+            rows, cursor = select_objects(session, selection, ALL)
         pages.append([row.id for row in rows])
         if cursor is None:
             return pages
@@ -268,8 +269,8 @@ def test_tasks_of_an_object_are_found_by_it(
         session.execute(insert(Transfer), rows)
     with statements_on(database, "transfers") as statements, database.read() as session:
         selection = TransferSelection(object=wanted, limit=2, oldest_first=oldest_first)
-        first, cursor = select_transfers(session, selection)
-        rest, end = select_transfers(session, replace(selection, cursor=cursor))
+        first, cursor = select_transfers(session, selection, ALL)
+        rest, end = select_transfers(session, replace(selection, cursor=cursor), ALL)
     found = [row.id.int for row in [*first, *rest]]
     assert (found, end) == ([7, 20, 33] if oldest_first else [33, 20, 7], None)
     assert any("AS key0" in statement for statement in statements)

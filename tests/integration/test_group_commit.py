@@ -46,7 +46,7 @@ def enter(name: str, error: Exception | None = None) -> Callable[[Session], UUID
     request = RegisterRequest(filename=name, path="in", machine="alpha")
 
     def change(session: Session) -> UUID:
-        new = register_object(session, request, place(f"in/{name}"), Facts(5))
+        new = register_object(session, request, place(f"in/{name}"), Facts(5), by=None)
         session.add(MachineSeen(name=name, base_dir="/"))
         if error is not None:
             raise error
@@ -162,7 +162,8 @@ def test_requests_of_a_group_have_few_statements(database: Database) -> None:
     def entered(session: Session, name: str) -> UUID:
         there = place(f"in/{name}")
         assert not has_namesake(session, there)
-        return register_object(session, RegisterRequest(filename=name, path="in", machine="alpha"), there, Facts(5))
+        request = RegisterRequest(filename=name, path="in", machine="alpha")
+        return register_object(session, request, there, Facts(5), by=None)
 
     for changes, most in (
         ([partial(entered, name=name) for name in "abcdefgh"], 6),

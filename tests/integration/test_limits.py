@@ -21,6 +21,7 @@ from datamanager.engine.single.probe import probe
 from datamanager.engine.throttle import BURST, Throttles
 from datamanager.errors import NoSpace, TaskEnded, TaskNotFound
 from datamanager.machines import Machine, Machines, TransportKind, parse_machines
+from models.access.visibility import ALL
 from models.core import leases
 from models.core.listen import RESUMED, Listener
 from models.database import Database
@@ -301,21 +302,21 @@ def test_a_transfers_own_limit_is_changed_until_it_ends(database: Database) -> N
     hold = begin(database, transfer)
     for rate in (5, None):
         with database.write() as session:
-            assert limits.change_transfer(session, transfer, rate).status == TransferStatus.RUNNING
+            assert limits.change_transfer(session, transfer, rate, ALL).status == TransferStatus.RUNNING
         assert get_transfer(database, transfer).bandwidth == rate
     with database.write() as session:
         outcomes.fail(session, hold, NoSpace("full"))
     with pytest.raises(TaskEnded, match="ended in ERROR"), database.write() as session:
-        limits.change_transfer(session, transfer, 7)
+        limits.change_transfer(session, transfer, 7, ALL)
     assert get_transfer(database, transfer).bandwidth is None
     with pytest.raises(TaskNotFound), database.write() as session:
-        limits.change_transfer(session, uuid4(), 7)
+        limits.change_transfer(session, uuid4(), 7, ALL)
 
 
 def test_the_longest_rate_can_be_stored(database: Database) -> None:
     transfer = fetch(database, "a")
     with database.write() as session:
-        limits.change_transfer(session, transfer, 2**63 - 1)
+        limits.change_transfer(session, transfer, 2**63 - 1, ALL)
         session.execute(update(Transfer).values(bytes_done=1))
     assert get_transfer(database, transfer).bandwidth == 2**63 - 1
     assert change(database, "beta", bandwidth=2**63 - 1).bandwidth == 2**63 - 1

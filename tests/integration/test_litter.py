@@ -59,7 +59,8 @@ def parts(database: Database, machines: Machines, tmp_path: Path) -> Iterator[Se
 
 def an_object(parts: Services, name: str) -> UUID:
     with parts.database.write() as session:
-        return register_object(session, RegisterRequest(filename=name, machine="here"), Place("here", name), Facts(5))
+        request = RegisterRequest(filename=name, machine="here")
+        return register_object(session, request, Place("here", name), Facts(5), by=None)
 
 
 def submit(parts: Services, order: SealedRequest) -> UUID:
@@ -86,7 +87,7 @@ def littered(parts: Services) -> list[UUID]:
 
 def test_what_a_transfer_left_is_removed(parts: Services, tmp_path: Path) -> None:
     request = CopyRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a"), grant=None))
     fail(parts, transfer, 3)
     folder = tmp_path / "there" / "d"
     folder.mkdir()
@@ -103,7 +104,7 @@ def test_what_a_transfer_left_is_removed(parts: Services, tmp_path: Path) -> Non
 
 def test_what_cannot_be_removed_now_is_tried_again_but_not_for_ever(parts: Services, tmp_path: Path) -> None:
     request = CopyRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a"), grant=None))
     fail(parts, transfer, 1)
     shutil.rmtree(tmp_path / "there")
     for _ in range(2):
@@ -126,7 +127,7 @@ def test_what_a_batchs_items_left_is_removed(parts: Services, tmp_path: Path) ->
     ]
     unknown = {"uuid": uuid4(), "dest": "d/unknown", "machine": "nowhere"}
     request = CopyManyRequest.model_validate({"items": [*items, unknown]})
-    transfer = submit(parts, SealedRequest(TransferKind.COPY_MANY, request))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY_MANY, request, grant=None))
     fail(parts, transfer, 2)
     folder = tmp_path / "there" / "d"
     folder.mkdir()
@@ -164,7 +165,7 @@ def test_what_a_mover_made_after_it_had_lost_its_transfer_is_removed(
     parts: Services, tmp_path: Path, late: bool, well: bool
 ) -> None:
     request = CopyRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a"), grant=None))
     hold = taken_twice(parts, transfer)
     folder = tmp_path / "there" / "d"
     folder.mkdir()
@@ -190,7 +191,9 @@ def test_what_a_mover_made_after_it_had_lost_its_transfer_is_removed(
 
 def test_of_a_batch_that_was_lost_every_item_is_looked_at(parts: Services, tmp_path: Path) -> None:
     item = {"uuid": an_object(parts, "o"), "dest": "d/a", "machine": "there"}
-    transfer = submit(parts, SealedRequest(TransferKind.COPY_MANY, CopyManyRequest.model_validate({"items": [item]})))
+    transfer = submit(
+        parts, SealedRequest(TransferKind.COPY_MANY, CopyManyRequest.model_validate({"items": [item]}), grant=None)
+    )
     fail(parts, transfer, 2)
     with parts.database.write() as session:  # as if the second mover had done it
         session.execute(update(TransferItem).values(status="COMPLETE"))
@@ -203,7 +206,7 @@ def test_of_a_batch_that_was_lost_every_item_is_looked_at(parts: Services, tmp_p
 
 
 def test_who_lost_a_delete_may_have_left_its_file_aside(parts: Services) -> None:
-    transfer = submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a"), grant=None))
     hold = taken_twice(parts, transfer)
     lost(parts, transfer)
     with parts.database.write() as session:
@@ -223,7 +226,7 @@ def give_up(parts: Services, transfer: UUID, *, begun: bool = True) -> None:
 
 
 def test_a_file_that_a_delete_left_aside_has_its_name_again(parts: Services, tmp_path: Path) -> None:
-    transfer = submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.DELETE, DeleteRequest(), an_object(parts, "a"), grant=None))
     aside = tmp_path / "here" / aside_name("a", transfer)
     aside.write_bytes(b"bytes")
     give_up(parts, transfer)
@@ -233,7 +236,7 @@ def test_a_file_that_a_delete_left_aside_has_its_name_again(parts: Services, tmp
 
 def test_a_source_whose_name_is_taken_again_stays_aside(parts: Services, tmp_path: Path) -> None:
     request = MoveRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, SealedRequest(TransferKind.MOVE, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.MOVE, request, an_object(parts, "a"), grant=None))
     aside = tmp_path / "here" / aside_name("a", transfer)
     aside.write_bytes(b"bytes")
     (tmp_path / "here" / "a").write_bytes(b"others")
@@ -245,7 +248,7 @@ def test_a_source_whose_name_is_taken_again_stays_aside(parts: Services, tmp_pat
 def test_sources_that_a_batch_left_aside_have_their_names_again(parts: Services, tmp_path: Path) -> None:
     items = [{"uuid": an_object(parts, name), "machine": "there", "dest": f"d/{name}"} for name in "ab"]
     request = MoveManyRequest.model_validate({"items": items})
-    transfer = submit(parts, SealedRequest(TransferKind.MOVE_MANY, request))
+    transfer = submit(parts, SealedRequest(TransferKind.MOVE_MANY, request, grant=None))
     for number, name in enumerate("ab"):
         (tmp_path / "here" / aside_name(name, item_id(transfer, number))).write_bytes(name.encode())
     give_up(parts, transfer)
@@ -256,7 +259,7 @@ def test_sources_that_a_batch_left_aside_have_their_names_again(parts: Services,
 @pytest.mark.parametrize("begun", [True, False])
 def test_an_end_that_does_not_know_counts_what_was_begun(parts: Services, begun: bool) -> None:
     request = CopyRequest(machine="there", dest="d/a.bin")
-    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a")))
+    transfer = submit(parts, SealedRequest(TransferKind.COPY, request, an_object(parts, "a"), grant=None))
     give_up(parts, transfer, begun=begun)
     assert littered(parts) == ([transfer] if begun else [])
     assert clear_up(parts) == int(begun)

@@ -8,6 +8,7 @@ import pytest
 
 from datamanager.domain.location import Place
 from datamanager.errors import DestinationExists
+from models.access.visibility import ALL
 from models.database import Database, now
 from models.objects.catalogue import get_object
 from models.objects.namesakes import namesakes
@@ -50,9 +51,9 @@ def test_of_two_provisional_objects_the_first_is_the_others_rival(database: Data
     first, second = register(database, "proj/june.nc"), register(database, "alias/june.nc")
     with database.write() as session:
         for uuid in (first, second):
-            get_object(session, uuid).provisional = True
+            get_object(session, uuid, ALL).provisional = True
     with database.read() as session:
-        objects = get_object(session, first), get_object(session, second)
+        objects = get_object(session, first, ALL), get_object(session, second, ALL)
         assert namesakes(session, [place("x/june.nc")], rivals_of=objects[0]) == []
         assert namesakes(session, [place("x/june.nc")], rivals_of=objects[1]) == [place("proj/june.nc")]
 
@@ -60,7 +61,7 @@ def test_of_two_provisional_objects_the_first_is_the_others_rival(database: Data
 def test_settle_claims_the_canonical_place_once(database: Database) -> None:
     uuid = register(database, "link/june.nc")
     with database.write() as session:
-        get_object(session, uuid).provisional = True
+        get_object(session, uuid, ALL).provisional = True
     hold = begin(database, submit(database, order("delete", uuid)))
     for _ in range(2):
         with database.write() as session:

@@ -15,6 +15,7 @@ from sqlalchemy import insert as insert_statement
 
 from datamanager.domain.fields import SIZE_MAX
 from models import migrate
+from models.access.visibility import ALL
 from models.database import Database, insert_rows, now
 from models.objects import totals
 from models.tables import Base, DataObject, ObjectChange, ObjectTotal
@@ -72,7 +73,7 @@ def counted(database: Database) -> list[tuple[Any, ...]]:
 
 def kept(database: Database) -> list[tuple[Any, ...]]:
     with database.read() as session:
-        return [tuple(row) for row in totals.totals_by(session, *(getattr(ObjectTotal, name) for name in KEY))]
+        return [tuple(row) for row in totals.totals_by(session, ALL, *(getattr(ObjectTotal, name) for name in KEY))]
 
 
 @given(events=steps)
@@ -147,7 +148,7 @@ def test_active_by_machine(database: Database) -> None:
     insert(database, 1, machine="a", size=None)
     insert(database, 4, machine="b", status="DELETED")
     with database.read() as session:
-        assert totals.active_by_machine(session) == {"a": (3, 10)}
+        assert totals.active_by_machine(session, ALL) == {"a": (3, 10)}
 
 
 def test_many_objects_are_inserted_by_one_statement_on_sqlite(database: Database) -> None:
@@ -216,14 +217,14 @@ def test_sizes_may_sum_beyond_64_bits(catalogue_url: str) -> None:
     insert(database, 2, size=SIZE_MAX)
     insert(database, 2, machine="b", size=SIZE_MAX)
     with database.read() as session:
-        found = totals.active_by_machine(session)
+        found = totals.active_by_machine(session, ALL)
     # SQLite goes on with a real number there
     assert {name: count for name, (count, _) in found.items()} == {"a": 5, "b": 2}
     assert [round(size / SIZE_MAX, 6) for _, size in found.values()] == [5, 2]
     with database.write() as session:
         session.execute(delete(DataObject))
     with database.read() as session:
-        assert totals.active_by_machine(session) == {}
+        assert totals.active_by_machine(session, ALL) == {}
     database.close()
 
 

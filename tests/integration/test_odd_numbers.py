@@ -27,6 +27,7 @@ from datamanager.transports.sftp.wire import SIZE_MAX, pack_attributes, unpack_s
 from flows.batch.chunk import ItemsChunk
 from flows.runtime.services import Services
 from models import submission
+from models.access.visibility import ALL
 from models.archive import items as archive_items
 from models.database import Database
 from models.objects.catalogue import Facts, get_object
@@ -78,7 +79,7 @@ def submit_batch(parts: Services, objects: dict[str, UUID], *, moving: bool, **f
     items = [{"uuid": uuid, "machine": "there", "dest": f"out/{name}"} for name, uuid in objects.items()]
     model = MoveManyRequest if moving else CopyManyRequest
     kind = TransferKind.MOVE_MANY if moving else TransferKind.COPY_MANY
-    request = SealedRequest(kind, model.model_validate({"items": items, **fields}))
+    request = SealedRequest(kind, model.model_validate({"items": items, **fields}), grant=None)
     with parts.database.write() as session:
         return submission.submit(session, parts.machines, request).id
 
@@ -163,7 +164,7 @@ def test_batch_does_what_it_can_whatever_one_item_raises(parts: Services, moving
     assert names == {"first", "told", "large", "last"}, "and no partial file"
     with parts.database.read() as session:
         results = [one.result_object_id for one in items(parts, transfer) if one.status == "COMPLETE"]
-        places = {get_object(session, uuid).place for uuid in results if uuid is not None}
+        places = {get_object(session, uuid, ALL).place for uuid in results if uuid is not None}
     assert places == {"out/first", "out/large", "out/last"}
     left = {file.name for file in folder(parts, "here").iterdir()}
     assert left == ({"staged", "told"} if moving else set(sizes))
@@ -176,7 +177,7 @@ def test_batch_moves_no_file_that_is_not_the_objects(parts: Services) -> None:
     (folder(parts, "here") / "longer").write_bytes(bytes(10))
     (folder(parts, "here") / "other").write_bytes(b"other one")
     with parts.database.write() as session:
-        get_object(session, objects["other"]).checksum = f"sha256:{sha256(bytes(9)).hexdigest()}"
+        get_object(session, objects["other"], ALL).checksum = f"sha256:{sha256(bytes(9)).hexdigest()}"
     transfer = submit_batch(parts, objects, moving=True)
     assert isinstance(perform(parts, transfer), ItemsFailed)
     failed = {one.dest: one.error_code for one in items(parts, transfer) if one.status == "ERROR"}
@@ -189,8 +190,8 @@ def test_batch_of_impossible_sizes_is_accepted(parts: Services) -> None:
     objects = {name: an_object(parts, name, b"bytes") for name in "ab"}
     with parts.database.write() as session:
         for uuid in objects.values():
-            get_object(session, uuid).size = SIZE_MAX
+            get_object(session, uuid, ALL).size = SIZE_MAX
     transfer = submit_batch(parts, objects, moving=False)
     with parts.database.read() as session:
-        assert get_transfer(session, transfer).bytes_total == SIZE_MAX
+        assert get_transfer(session, transfer, ALL).bytes_total == SIZE_MAX
     assert perform(parts, transfer) == "2 items done"

@@ -45,6 +45,7 @@ from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun, make_current
 from flows.steps import single
 from models import submission
+from models.access.visibility import ALL
 from models.batches.results import finish_batch
 from models.database import Database
 from models.objects.catalogue import Facts, FoundFile, get_object, register_object
@@ -103,11 +104,11 @@ class House:
         directory, _, name = path.rpartition("/")
         request = RegisterRequest(filename=name, path=directory, machine="here")
         with self.services.database.write() as session:
-            return register_object(session, request, Place("here", path), Facts(None), provisional=provisional)
+            return register_object(session, request, Place("here", path), Facts(None), provisional=provisional, by=None)
 
     def begin(self, kind: TransferKind, object_id: UUID | None = None, **fields: object) -> TransferRun:
         """Submit a request and take it as a mover does."""
-        order = SealedRequest(kind, validated(dict(fields), REQUESTS[kind]), object_id)
+        order = SealedRequest(kind, validated(dict(fields), REQUESTS[kind]), object_id, grant=None)
         with self.services.database.write() as session:
             transfer = submission.submit(session, self.services.machines, order).id
         return bundling.attempt(self.services, transfer)
@@ -277,7 +278,7 @@ def test_a_provisional_place_that_is_alone_is_settled(house: House) -> None:
     uuid = house.register(first, provisional=True)
     assert house.batch(TransferKind.MOVE_MANY, (uuid, "other/moved.nc")) == [("COMPLETE", None)]
     with house.services.database.read() as session:
-        assert not get_object(session, uuid).provisional
+        assert not get_object(session, uuid, ALL).provisional
 
 
 def test_a_delete_leaves_what_lies_at_an_unknown_objects_place_to_its_owner(house: House) -> None:
@@ -286,7 +287,7 @@ def test_a_delete_leaves_what_lies_at_an_unknown_objects_place_to_its_owner(hous
     house.register(first)
     lost = house.register(second)
     with house.services.database.write() as session:
-        get_object(session, lost).status = ObjectStatus.UNKNOWN.value
+        get_object(session, lost, ALL).status = ObjectStatus.UNKNOWN.value
     with house.services.database.write() as session:
         free_place_of_object(session, lost)
     if house.one_entry:

@@ -57,7 +57,7 @@ def parts(database: Database, tmp_path: Path, sshd_pair: tuple[PrivateSshd, Priv
         place = Place("here", f"tree/{number % 3}/{number:04}")
         files.append(FoundFile(place, f"tree/{number % 3}", Facts(path.stat().st_size), place))
     with database.write() as session:
-        register_files(session, files, TreeRequest(machine="here"))
+        register_files(session, files, TreeRequest(machine="here"), None)
     settings = load_settings(home=tmp_path, max_attempts=3)
     storages = Storages(machines, tmp_path / "run")
     yield Services(settings, machines, database, storages, EgressGuard(()), "mover", notify=lambda _: None)
@@ -76,6 +76,7 @@ def begun(parts: Services, kind: str = "copy", control: Control | None = None) -
     request = SealedRequest(
         TransferKind.MOVE_MANY if moving else TransferKind.COPY_MANY,
         validated(fields, MoveManyRequest if moving else CopyManyRequest),
+        grant=None,
     )
     with parts.database.write() as session:
         transfer = submission.submit(session, parts.machines, request).id

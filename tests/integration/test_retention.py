@@ -34,6 +34,7 @@ from datamanager.transports.factory import Storages
 from flows.retention import run as retention_run
 from flows.retention.run import OPEN_AT_ONCE, Retaining
 from flows.runtime.services import Services
+from models.access.visibility import ALL
 from models.database import Database, now
 from models.machines import health
 from models.retention import holds, marks, survey
@@ -272,7 +273,9 @@ def test_a_copy_in_a_bundle_is_proved_by_the_bundle(keeper: Keeper) -> None:
     mine, archived = keeper.object("a.bin", group="scratch"), keeper.object("b.bin", group="paper")
     database = keeper.parts.database
     with database.write() as session:
-        submit(session, keeper.parts.machines, SealedRequest(TransferKind.ARCHIVE, ArchiveRequest(), archived))
+        submit(
+            session, keeper.parts.machines, SealedRequest(TransferKind.ARCHIVE, ArchiveRequest(), archived, grant=None)
+        )
     perform_all_archives(keeper)
     with database.write() as session:  # the bookkeeping of this test makes no bundle: here is one
         bundle = session.query(Bundle).one()
@@ -315,34 +318,34 @@ def test_a_held_object_stays_whatever_comes(keeper: Keeper) -> None:
     one = keeper.object("a.bin", group="scratch", lifetime="0s")
     database = keeper.parts.database
     with database.write() as session:
-        holds.hold(session, one, "a paper", "maria")
+        holds.hold(session, one, ALL, "a paper", "maria")
     row = keeper.run(LAST)
     assert reasons(row) == {str(one): "held"}
     with database.write() as session, pytest.raises(ObjectHeld, match="a paper"):
-        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one))
+        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one, grant=None))
     with database.write() as session:
-        holds.release(session, one)
+        holds.release(session, one, ALL)
     keeper.run(LAST)
     assert keeper.status(one) == ["DELETED"]
     assert {"dm.object.held", "dm.object.released"} <= set(told(database, one))
     with database.write() as session, pytest.raises(ObjectDeleted):
-        holds.hold(session, one, "too late", "")
+        holds.hold(session, one, ALL, "too late", "")
 
 
 def test_an_object_whose_delete_is_under_way_can_not_be_held(keeper: Keeper) -> None:
     one = keeper.object("a.bin")
     with keeper.parts.database.write() as session:
-        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one))
+        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one, grant=None))
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy, match="being deleted"):
-        holds.hold(session, one, "late", "")
+        holds.hold(session, one, ALL, "late", "")
 
 
 def test_a_delete_that_is_under_way_takes_no_new_lifetime(keeper: Keeper) -> None:
     one = keeper.object("a.bin", lifetime="0s")
     with keeper.parts.database.write() as session:
-        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one))
+        submit(session, keeper.parts.machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), one, grant=None))
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy, match="being deleted"):
-        holds.set_expiry(session, one, None)
+        holds.set_expiry(session, one, ALL, None)
 
 
 @pytest.mark.dialect
@@ -371,7 +374,7 @@ def test_a_mark_that_does_not_hold_any_more_is_void(keeper: Keeper, change: str)
             keeper.change(mine, last_used=time)
         case "held":
             with keeper.parts.database.write() as session:
-                holds.hold(session, mine, "why", "")
+                holds.hold(session, mine, ALL, "why", "")
         case "rule gone":
             text = text.replace('"copies"', '"another"')
         case "other action":
@@ -392,10 +395,10 @@ def test_a_marked_object_is_taken_back_for_a_while(keeper: Keeper) -> None:
     keeper.object("paper.bin")
     database, machines = keeper.parts.database, keeper.parts.machines
     with database.write() as session, pytest.raises(NotMarked):
-        holds.restore(session, machines, mine, MONTH)
+        holds.restore(session, machines, mine, ALL, MONTH, None)
     keeper.run(WITH_GRACE)
     with database.write() as session:
-        assert holds.restore(session, machines, mine, MONTH)[1] is None
+        assert holds.restore(session, machines, mine, ALL, MONTH, None)[1] is None
     keeper.make_due()
     assert reasons(keeper.run(WITH_GRACE)) == {str(mine): "restored"}
     with database.write() as session:
@@ -409,7 +412,7 @@ def test_an_archived_object_is_restored_by_activating_it(keeper: Keeper) -> None
     keeper.run(ARCHIVE)
     database, machines = keeper.parts.database, keeper.parts.machines
     with database.write() as session:
-        _, task = holds.restore(session, machines, mine, MONTH)
+        _, task = holds.restore(session, machines, mine, ALL, MONTH, None)
     assert task is not None
     perform_all(keeper.parts)
     assert keeper.status(mine) == ["ACTIVE"]
@@ -576,11 +579,11 @@ def test_the_copy_that_remains_is_kept_from_others_until_the_delete_has_ended(
     die_waiting(work, monkeypatch)
     machines = keeper.parts.machines
     with keeper.parts.database.write() as session, pytest.raises(ObjectBusy):
-        submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other))
+        submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other, grant=None))
     perform_all(keeper.parts)
     assert keeper.status(mine) == ["DELETED"]
     with keeper.parts.database.write() as session:
-        submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other))
+        submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other, grant=None))
 
 
 @pytest.mark.dialect
@@ -597,13 +600,17 @@ def test_what_changes_between_the_decision_and_the_act_is_seen(keeper: Keeper, m
     with database.write() as session:
         match meanwhile:
             case "held":
-                holds.hold(session, mine, "why", "")
+                holds.hold(session, mine, ALL, "why", "")
             case "restored":
-                holds.restore(session, machines, mine, MONTH)
+                holds.restore(session, machines, mine, ALL, MONTH, None)
             case "read":
-                submit(session, machines, SealedRequest(TransferKind.COPY, CopyRequest(machine="far", dest="x"), mine))
+                submit(
+                    session,
+                    machines,
+                    SealedRequest(TransferKind.COPY, CopyRequest(machine="far", dest="x"), mine, grant=None),
+                )
             case "survivor deleted":
-                submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other))
+                submit(session, machines, SealedRequest(TransferKind.DELETE, DeleteRequest(), other, grant=None))
             case _:
                 pass
     if meanwhile == "survivor moved":
@@ -623,8 +630,8 @@ def test_runs_are_listed_and_forgotten(keeper: Keeper) -> None:
             ids.append(retention_runs.ask_for_run(session, RetentionTerms(True)))
     with keeper.parts.database.read() as session:
         assert retention_runs.asked_for(session) == ids
-        first, cursor = retention_runs.list_runs(session, 2)
-        rest, end = retention_runs.list_runs(session, 2, cursor)
+        first, cursor = retention_runs.list_runs(session, ALL, 2)
+        rest, end = retention_runs.list_runs(session, ALL, 2, cursor)
     assert [row.id for row in (*first, *rest)] == ids[::-1]
     assert end is None
     with keeper.parts.database.write() as session:

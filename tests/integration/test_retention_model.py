@@ -21,6 +21,7 @@ from datamanager.domain.retention_rules import RetentionRules, Rule
 from datamanager.domain.states import ObjectStatus, TransferKind, Verified
 from datamanager.errors import CatalogueError, RemoteFailure
 from datamanager.machines import parse_machines
+from models.access.visibility import ALL
 from models.database import Database, now
 from models.objects.catalogue import Facts, register_object
 from models.retention import holds, marks
@@ -114,7 +115,7 @@ class World:
             request = RegisterRequest(filename=f"{number}", machine="alpha", group=group)
             facts = Facts(5, f"sha256:{content.encode().hex() * 32}", Verified(verified))
             with self.database.write() as session:
-                self.ids.append(register_object(session, request, Place("alpha", str(number)), facts))
+                self.ids.append(register_object(session, request, Place("alpha", str(number)), facts, by=None))
                 when = OLD + timedelta(minutes=number)
                 session.execute(update(DataObject).where(DataObject.id == self.ids[-1]).values(date_registered=when))
 
@@ -142,16 +143,16 @@ class World:
     def person(self, session: Any, what: str, one: UUID) -> None:
         match what:
             case "hold":
-                holds.hold(session, one, "why", "")
+                holds.hold(session, one, ALL, "why", "")
             case "release":
-                holds.release(session, one)
+                holds.release(session, one, ALL)
             case "delete":
-                submit(session, MACHINES, SealedRequest(TransferKind.DELETE, DeleteRequest(), one))
+                submit(session, MACHINES, SealedRequest(TransferKind.DELETE, DeleteRequest(), one, grant=None))
             case "copy":
                 request = CopyRequest(machine="alpha", dest=f"{uuid4()}")
-                submit(session, MACHINES, SealedRequest(TransferKind.COPY, request, one))
+                submit(session, MACHINES, SealedRequest(TransferKind.COPY, request, one, grant=None))
             case "restore":
-                holds.restore(session, MACHINES, one, DAY)
+                holds.restore(session, MACHINES, one, ALL, DAY, None)
             case "lose":
                 row = session.get(DataObject, one)
                 claims = select(Claim.id).where(Claim.object_id == one, Claim.mode != "place")

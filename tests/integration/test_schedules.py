@@ -15,6 +15,7 @@ from datamanager.domain.recurring import ScheduleRequest
 from datamanager.domain.states import Verified
 from datamanager.errors import DownloadFailed, ScheduleNotFound
 from datamanager.sealing import Sealer
+from models.access.visibility import ALL
 from models.database import Database
 from models.external import schedules
 from models.objects.catalogue import Facts
@@ -33,7 +34,7 @@ def sealer(tmp_path: Path) -> Sealer:
 def add(database: Database, **fields: Any) -> UUID:
     given = {"url": "https://data.example/x", "machine": "beta", "filename": "v-{date:%Y%m%d%H}", "interval": "6h"}
     with database.write() as session:
-        return schedules.add_schedule(session, ScheduleRequest(**given | fields)).id
+        return schedules.add_schedule(session, ScheduleRequest(**given | fields), None).id
 
 
 def moment(number: int) -> datetime:
@@ -270,21 +271,21 @@ def test_a_removed_schedule_leaves_its_versions(database: Database, sealer: Seal
     version = fetched(database, sealer, schedule, 0)
     begin_moment(database, sealer, schedule, 1)
     with database.write() as session:
-        schedules.remove_schedule(session, schedule)
+        schedules.remove_schedule(session, schedule, ALL)
     with database.read() as session:
         assert session.scalars(select(ScheduleRun)).all() == []
         assert schedules.rhythms(session) == []
     assert get_object(database, version).status == "ACTIVE"
     with pytest.raises(ScheduleNotFound), database.write() as session:
-        schedules.remove_schedule(session, schedule)
+        schedules.remove_schedule(session, schedule, ALL)
 
 
 @pytest.mark.dialect
 def test_schedule_change_is_noted_until_prefect_has_it(database: Database) -> None:
     schedule = add(database)
     with database.write() as session:
-        wanted = schedules.want_run(session, schedule).wanted_at
-        assert schedules.want_run(session, schedule).wanted_at == wanted
+        wanted = schedules.want_run(session, schedule, ALL).wanted_at
+        assert schedules.want_run(session, schedule, ALL).wanted_at == wanted
     assert wanted is not None
     with database.write() as session:
         schedules.run_is_made(session, schedule, wanted - timedelta(seconds=1))
@@ -292,7 +293,7 @@ def test_schedule_change_is_noted_until_prefect_has_it(database: Database) -> No
         assert schedules.rhythms(session)[0].wanted_at == wanted
     with database.write() as session:
         schedules.run_is_made(session, schedule, wanted)
-        schedules.pause_schedule(session, schedule, paused=True)
+        schedules.pause_schedule(session, schedule, ALL, paused=True)
     with database.read() as session:
         (rhythm,) = schedules.rhythms(session)
     assert (rhythm.wanted_at, rhythm.active, rhythm.interval, rhythm.cron) == (None, False, "6h", None)

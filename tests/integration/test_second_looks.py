@@ -45,7 +45,7 @@ def begun(plant: Plant, transfer: UUID) -> queue.TransferLease:
 def copy_fails(plant: Plant, uuid: UUID, error: Exception | None = None) -> None:
     """Have a copy of an object fail as when its file is not found."""
     request = CopyRequest(machine=plant.machine.name, dest=f"copy-{uuid4()}")
-    hold = begun(plant, submitted(plant, SealedRequest(TransferKind.COPY, request, uuid)))
+    hold = begun(plant, submitted(plant, SealedRequest(TransferKind.COPY, request, uuid, grant=None)))
     with plant.database.write() as session:
         outcomes.fail(session, hold, error or SourceMissing("no such file"))  # type: ignore[arg-type]
 
@@ -114,7 +114,9 @@ def test_look_again_changes_nothing_that_was_changed_or_is_claimed(plant: Plant)
         copy_fails(plant, uuid)
     hold = begun(
         plant,
-        submitted(plant, SealedRequest(TransferKind.COPY, CopyRequest(machine="here", dest="under-way"), claimed)),
+        submitted(
+            plant, SealedRequest(TransferKind.COPY, CopyRequest(machine="here", dest="under-way"), claimed, grant=None)
+        ),
     )
     with plant.database.write() as session:
         row = plant.get(changed)
@@ -133,7 +135,7 @@ def test_look_again_changes_nothing_that_was_changed_or_is_claimed(plant: Plant)
 def test_items_of_batches_are_noted_too_and_other_errors_are_not(plant: Plant) -> None:
     one, two, three = (plant.register(name) for name in "abc")
     items = [{"uuid": str(uuid), "machine": "here", "dest": f"out/{uuid}"} for uuid in (one, two)]
-    request = SealedRequest(TransferKind.COPY_MANY, CopyManyRequest.model_validate({"items": items}))
+    request = SealedRequest(TransferKind.COPY_MANY, CopyManyRequest.model_validate({"items": items}), grant=None)
     hold = begun(plant, submitted(plant, request))
     with plant.database.write() as session:
         results.fail_items(session, hold, [(0, SourceMissing("no such file")), (1, PermissionDenied("no"))])

@@ -17,6 +17,7 @@ from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import joined
 from deployments.amqp.submission import Call, enter
 from models import housekeeping, submission
+from models.access.visibility import ALL
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.submission import SealedRequest, TransferRequest, prepare
@@ -42,7 +43,7 @@ def wanted(name: str = "x", **fields: Any) -> GetExternalRequest:
 
 
 def asked(database: Database, sealer: Sealer, name: str = "x") -> UUID:
-    return submit(database, prepare(TransferRequest(TransferKind.GETEXTERNAL, wanted(name)), sealer=sealer))
+    return submit(database, prepare(TransferRequest(TransferKind.GETEXTERNAL, wanted(name), grant=None), sealer=sealer))
 
 
 def everything(database: Database) -> str:
@@ -74,7 +75,7 @@ def test_no_row_has_the_secret_and_the_mover_gets_it_back(database: Database, se
 
 def test_unsealed_secrets_are_never_stored(database: Database) -> None:
     with pytest.raises(InternalError, match="secrets were not sealed"):
-        submit(database, SealedRequest(TransferKind.GETEXTERNAL, wanted()))
+        submit(database, SealedRequest(TransferKind.GETEXTERNAL, wanted(), grant=None))
     assert blobs(database) == 0
     assert SECRET not in everything(database)
 
@@ -93,7 +94,7 @@ def test_the_secrets_go_with_the_end(database: Database, sealer: Sealer, end: st
     assert blobs(database) == 2
     if end == "cancelled in the queue":
         with database.write() as session:
-            cancel_pause.cancel(session, task, "nobody wants it")
+            cancel_pause.cancel(session, task, ALL, "nobody wants it")
     else:
         hold = begin(database, task)
         with database.write() as session:
@@ -129,7 +130,7 @@ def test_housekeeping_removes_what_should_not_be_there(database: Database, seale
 
 def submit_done(session: Any, sealer: Sealer) -> UUID:
     """Make a transfer that has ended."""
-    request = TransferRequest(TransferKind.GETEXTERNAL, wanted("done"))
+    request = TransferRequest(TransferKind.GETEXTERNAL, wanted("done"), grant=None)
     row = submission.submit(session, MACHINES, prepare(request, sealer=sealer))
     (hold,) = queue.take(session, "mover", LEASE, 1, only=row.id)
     queue.begin(session, hold, uuid4())

@@ -13,6 +13,7 @@ from sqlalchemy import event, select, update
 from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Intent
 from datamanager.errors import Cancelled, DestinationExists, InternalError, Paused
+from models.access.visibility import ALL
 from models.database import Database
 from models.objects.catalogue import Facts
 from models.tables import Claim, DataObject, OutboxMessage, Transfer
@@ -148,8 +149,8 @@ def test_a_canonical_place_that_is_taken_is_refused_alone(database: Database) ->
 def test_what_users_stop_is_found_and_how_a_run_ended_is_counted(database: Database) -> None:
     holds, run = taken(database, "copy", 4), uuid4()
     do(database, shared_outcomes.begin, holds, run)
-    do(database, cancel_pause.cancel, holds[0].transfer)
-    do(database, cancel_pause.pause, holds[1].transfer)
+    do(database, cancel_pause.cancel, holds[0].transfer, ALL)
+    do(database, cancel_pause.pause, holds[1].transfer, ALL)
     with database.read() as session:
         found = shared_outcomes.stops(session, holds)
         assert {hold: type(reason) for hold, reason in found.items()} == {holds[0]: Cancelled, holds[1]: Paused}

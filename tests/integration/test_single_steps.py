@@ -26,6 +26,7 @@ from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun, make_current
 from flows.steps import single
 from models import submission
+from models.access.visibility import ALL
 from models.database import Database
 from models.submission import SealedRequest
 from models.transfers import queue
@@ -55,7 +56,7 @@ def submitted(parts: Services, kind: TransferKind, data: bytes = DATA, machine: 
     model = CopyRequest if kind is TransferKind.COPY else MoveRequest
     request = validated({"machine": machine, "dest": "dest", "overwrite": True}, model)
     with parts.database.write() as session:
-        return submission.submit(session, parts.machines, SealedRequest(kind, request, source)).id
+        return submission.submit(session, parts.machines, SealedRequest(kind, request, source, grant=None)).id
 
 
 def performed(run: TransferRun, steps: Callable[[], Awaitable[Any]]) -> Any:
@@ -82,7 +83,7 @@ def failing_once(parts: Services, statement: str) -> None:
 def ended(parts: Services, transfer: UUID) -> str:
     """Return the status of a transfer."""
     with parts.database.read() as session:
-        return get_transfer(session, transfer).status
+        return get_transfer(session, transfer, ALL).status
 
 
 @pytest.mark.parametrize("size", [READ_BACK, READ_BACK + 1])

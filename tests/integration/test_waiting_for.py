@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import update
 
+from models.access.visibility import ALL
 from models.database import Database, now
 from models.machines import health, limits
 from models.machines.health import FAILURES
@@ -45,10 +46,10 @@ def test_what_may_be_taken_waits_for_nothing(database: Database) -> None:
 def test_a_paused_one_waits_for_its_resume(database: Database) -> None:
     transfer = to_beta(database)
     with database.write() as session:
-        cancel_pause.pause(session, transfer)
+        cancel_pause.pause(session, transfer, ALL)
     assert waits_for(database, transfer) == "resume"
     with database.write() as session:
-        cancel_pause.resume(session, transfer)
+        cancel_pause.resume(session, transfer, ALL)
     assert waits_for(database, transfer) is None
 
 

@@ -10,6 +10,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import Verified
 from datamanager.errors import DataManagerError
 from datamanager.machines import Machine
+from models.access.visibility import ALL
 from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.database import Database
@@ -28,7 +29,7 @@ def manifest(database: Database, bundle: BundleRow, *objects: UUID) -> Manifest:
     members = []
     with database.read() as session:
         for number, uuid in enumerate(objects):
-            obj = get_object(session, uuid)
+            obj = get_object(session, uuid, ALL)
             members.append(Member(uuid, Place(obj.machine, obj.place), 7, 0o644, 1, SHA, 512 + number * 2048))
     stored = SealedBundle(bundle.id, Pack.TAR, Place(bundle.machine, bundle.place), 10240, "ef" * 32)
     made = datetime(2026, 1, 1, tzinfo=UTC)

@@ -25,6 +25,7 @@ from flows.audit.first_pass import first_look
 from flows.audit.scrub import scrub
 from flows.audit.second_pass import conclude, second_look
 from flows.runtime.services import Services
+from models.access.visibility import ALL
 from models.audit import findings
 from models.audit import runs as audit_runs
 from models.database import Database
@@ -88,12 +89,12 @@ class Plant:
         facts = Facts(len(data), sha256(data), Verified.SHA256)
         other = None if canonical is None else Place.of(self.machine, canonical)
         with self.database.write() as session:
-            return catalogue.register_object(session, request, place, facts, canonical=other)
+            return catalogue.register_object(session, request, place, facts, canonical=other, by=None)
 
     def get(self, object_id: UUID) -> DataObject:
         """Return an object's row."""
         with self.database.read() as session:
-            return catalogue.get_object(session, object_id)
+            return catalogue.get_object(session, object_id, ALL)
 
     def audit(
         self,
@@ -108,7 +109,7 @@ class Plant:
         """
         asked = AuditTerms.model_validate({"scrub_share": 0, **terms})
         with self.database.write() as session:
-            audit = audit_runs.submit(session, self.machine.name, asked).id
+            audit = audit_runs.submit(session, self.machine.name, asked, None).id
         with self.database.write() as session:
             (hold,) = audit_runs.take(session, 1)
         with self.database.write() as session:
@@ -127,4 +128,4 @@ class Plant:
         with self.database.write() as session:
             audit_runs.end(session, hold, error)
         with self.database.read() as session:
-            return Audited(audit_runs.get_audit(session, audit), findings.page(session, audit, limit=100_000))
+            return Audited(audit_runs.get_audit(session, audit, ALL), findings.page(session, audit, limit=100_000))

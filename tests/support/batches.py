@@ -39,8 +39,8 @@ def batch(kind: str, *items: tuple[UUID, str], **fields: Any) -> SealedRequest:
     """Return a batch's order; its items go to beta unless `machine` says otherwise."""
     request = {"machine": "beta", "items": [{"uuid": str(uuid), "dest": dest} for uuid, dest in items], **fields}
     if kind == "copy":
-        return SealedRequest(TransferKind.COPY_MANY, validated(request, CopyManyRequest))
-    return SealedRequest(TransferKind.MOVE_MANY, validated(request, MoveManyRequest))
+        return SealedRequest(TransferKind.COPY_MANY, validated(request, CopyManyRequest), grant=None)
+    return SealedRequest(TransferKind.MOVE_MANY, validated(request, MoveManyRequest), grant=None)
 
 
 def below(kind: str, path: str, dest: str, machine: str = "beta") -> SealedRequest:
@@ -49,7 +49,7 @@ def below(kind: str, path: str, dest: str, machine: str = "beta") -> SealedReque
     model, of = (
         (CopyManyRequest, TransferKind.COPY_MANY) if kind == "copy" else (MoveManyRequest, TransferKind.MOVE_MANY)
     )
-    return SealedRequest(of, validated(request, model))
+    return SealedRequest(of, validated(request, model), grant=None)
 
 
 def items_of(database: Database, transfer: UUID) -> list[TransferItem]:
@@ -97,5 +97,5 @@ def register_many(database: Database, count: int, directory: str = "many", *, si
         for found in (place(f"{directory}/{number:05}") for number in range(count))
     ]
     with database.write() as session:
-        rows = register_files(session, files, TreeRequest(machine="a", group="g"))
+        rows = register_files(session, files, TreeRequest(machine="a", group="g"), None)
         return [row.id for row in rows]

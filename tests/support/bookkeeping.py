@@ -16,6 +16,7 @@ from datamanager.domain.states import TransferKind, Verified
 from datamanager.errors import DestinationExists, LeaseLost
 from datamanager.machines import Machines, parse_machines
 from models import submission
+from models.access.visibility import ALL
 from models.database import Database
 from models.objects import catalogue
 from models.objects.catalogue import Facts
@@ -52,7 +53,7 @@ def register(database: Database, path: str, machine: str = "alpha", *, size: int
     request = RegisterRequest(filename=filename, path=directory, machine=machine, size=size, **fields)
     with database.write() as session:
         facts = Facts(size, verified=Verified.SIZE)
-        return catalogue.register_object(session, request, place(path, machine), facts)
+        return catalogue.register_object(session, request, place(path, machine), facts, by=None)
 
 
 def order(
@@ -61,17 +62,21 @@ def order(
     """Return an order of `kind`."""
     match TransferKind(kind):
         case TransferKind.COPY:
-            return SealedRequest(TransferKind.COPY, CopyRequest(machine=machine, dest=dest, **fields), object_id)
+            return SealedRequest(
+                TransferKind.COPY, CopyRequest(machine=machine, dest=dest, **fields), object_id, grant=None
+            )
         case TransferKind.MOVE:
-            return SealedRequest(TransferKind.MOVE, MoveRequest(machine=machine, dest=dest, **fields), object_id)
+            return SealedRequest(
+                TransferKind.MOVE, MoveRequest(machine=machine, dest=dest, **fields), object_id, grant=None
+            )
         case TransferKind.DELETE:
-            return SealedRequest(TransferKind.DELETE, DeleteRequest(), object_id)
+            return SealedRequest(TransferKind.DELETE, DeleteRequest(), object_id, grant=None)
         case TransferKind.GETEXTERNAL:
             path, _, name = dest.rpartition("/")
             request = GetExternalRequest(
                 machine=machine, filename=name, path=path, url="https://example.org/x", **fields
             )
-            return SealedRequest(TransferKind.GETEXTERNAL, request)
+            return SealedRequest(TransferKind.GETEXTERNAL, request, grant=None)
         case batch:
             raise ValueError(f"{batch} has items: see the tests of batches")
 
@@ -112,13 +117,13 @@ def begin(database: Database, transfer: UUID, *, owner: str = "mover-1") -> Tran
 def get_transfer(database: Database, transfer: UUID) -> Transfer:
     """Return the transfer's row."""
     with database.read() as session:
-        return lookup.get_transfer(session, transfer)
+        return lookup.get_transfer(session, transfer, ALL)
 
 
 def get_object(database: Database, object_id: UUID) -> DataObject:
     """Return the object's row."""
     with database.read() as session:
-        return catalogue.get_object(session, object_id)
+        return catalogue.get_object(session, object_id, ALL)
 
 
 def claims(database: Database) -> set[tuple[str, str | None, UUID | None, UUID | None]]:

@@ -23,6 +23,7 @@ from flows.archive import bundling, recalling
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
 from models import submission
+from models.access.visibility import ALL
 from models.archive import items as archive_items
 from models.batches import results as batch_results
 from models.objects.catalogue import Facts, get_object, register_object
@@ -45,7 +46,7 @@ def an_object(parts: Services, path: str, data: bytes) -> UUID:
     directory, _, name = path.rpartition("/")
     request = RegisterRequest(filename=name, path=directory, machine="here")
     with parts.database.write() as session:
-        return register_object(session, request, Place("here", path), Facts(len(data)))
+        return register_object(session, request, Place("here", path), Facts(len(data)), by=None)
 
 
 def submit(parts: Services, kind: str, *objects: UUID, **fields: Any) -> UUID:
@@ -57,7 +58,10 @@ def submit(parts: Services, kind: str, *objects: UUID, **fields: Any) -> UUID:
     else:
         model = ArchiveRequest if archiving else ActivateRequest
     order = SealedRequest(
-        TransferKind(f"{kind}_many" if many else kind), validated(fields, model), None if many else objects[0]
+        TransferKind(f"{kind}_many" if many else kind),
+        validated(fields, model),
+        None if many else objects[0],
+        grant=None,
     )
     with parts.database.write() as session:
         return submission.submit(session, parts.machines, order).id
@@ -101,7 +105,7 @@ def status(parts: Services, uuid: UUID) -> str:
 def row_of(parts: Services, uuid: UUID) -> DataObject:
     """Return an object's row."""
     with parts.database.read() as session:
-        return get_object(session, uuid)
+        return get_object(session, uuid, ALL)
 
 
 def stored(parts: Services) -> list[str]:

@@ -88,7 +88,7 @@ def an_object(database: Database, name: str | None = None) -> UUID:
     """Register an object on `here`; no file is looked at."""
     request = NewObject(filename=name or f"{uuid4()}.nc", path="in", machine="here")
     with database.write() as session:
-        return register_object(session, request, Place("here", f"in/{request.filename}"), Facts(7))
+        return register_object(session, request, Place("here", f"in/{request.filename}"), Facts(7), by=None)
 
 
 def say(database: Database, subject: UUID, number: int) -> None:

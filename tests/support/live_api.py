@@ -27,6 +27,7 @@ from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard, Resolve, system_resolve
 from datamanager.transports.factory import Storages
 from deployments.http_protocol import ProblemProtocol
+from models.access.visibility import ALL
 from models.core import leases
 from models.objects.catalogue import Facts
 from models.tables import Transfer
@@ -163,7 +164,7 @@ class LiveApi:
         notify(self.settings.home / "run", "api", f"ended:{transfer}")
 
     def _end(self, session: Any, hold: TransferLease, error: DataManagerError | None) -> None:
-        row = get_transfer(session, hold.transfer)
+        row = get_transfer(session, hold.transfer, ALL)
         facts = Facts(10, "sha256:" + "0" * 64, Verified.SHA256)
         if error is not None:
             outcomes.fail(session, hold, error)

@@ -25,6 +25,7 @@ from datamanager.engine.single.source_removal import remove_file
 from datamanager.errors import DataManagerError
 from flows.retention.run import Retaining
 from flows.runtime.services import Services
+from models.access.visibility import ALL
 from models.database import now
 from models.objects.catalogue import Facts, get_object, register_object
 from models.retention import runs as retention_runs
@@ -67,7 +68,7 @@ class Keeper:
         request = RegisterRequest(filename=name, path=directory, machine=machine, **fields)
         facts = Facts(len(data), f"sha256:{hashlib.sha256(data).hexdigest()}", verified)
         with self.parts.database.write() as session:
-            new = register_object(session, request, Place(machine, path), facts)
+            new = register_object(session, request, Place(machine, path), facts, by=None)
         self._age += 1
         self.change(new, date_registered=LONG_AGO + timedelta(minutes=self._age))
         return new
@@ -80,7 +81,7 @@ class Keeper:
     def get(self, uuid: UUID) -> DataObject:
         """Return an object."""
         with self.parts.database.read() as session:
-            return get_object(session, uuid)
+            return get_object(session, uuid, ALL)
 
     def status(self, *uuids: UUID) -> list[str]:
         """Return the objects' statuses."""

@@ -32,6 +32,7 @@ CONTRACT = {
     "audit_suspicious": {409},
     "duty_taken": {409},
     "schedule_not_found": {404},
+    "token_not_found": {404},
     "task_ended": {409},
     "object_deleted": {410},
     "object_archived": {409},

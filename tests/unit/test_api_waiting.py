@@ -42,9 +42,10 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def queued(database: Database) -> UUID:
     name = uuid4().hex
     with database.write() as session:
-        new = register_object(session, RegisterRequest(machine="here", filename=name), Place("here", name), Facts(1))
+        request = RegisterRequest(machine="here", filename=name)
+        new = register_object(session, request, Place("here", name), Facts(1), by=None)
     with database.write() as session:
-        return submit(session, MACHINES, SealedRequest(TransferKind.DELETE, DeleteRequest(), new)).id
+        return submit(session, MACHINES, SealedRequest(TransferKind.DELETE, DeleteRequest(), new, grant=None)).id
 
 
 def end(database: Database, transfer: UUID) -> None:

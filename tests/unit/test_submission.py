@@ -29,13 +29,15 @@ def sealer(tmp_path: Path) -> Sealer:
 
 def test_sealed_request_refuses_plain_secrets() -> None:
     with pytest.raises(InternalError, match="not sealed"):
-        SealedRequest(TransferKind.GETEXTERNAL, FETCH)
+        SealedRequest(TransferKind.GETEXTERNAL, FETCH, grant=None)
     with pytest.raises(InternalError, match="not sealed"):
-        prepare(TransferRequest(TransferKind.GETEXTERNAL, FETCH))
+        prepare(TransferRequest(TransferKind.GETEXTERNAL, FETCH, grant=None))
 
 
 def test_sealed_request_stays_sealed_when_it_is_changed(sealer: Sealer) -> None:
-    sealed = replace(prepare(TransferRequest(TransferKind.GETEXTERNAL, FETCH), sealer=sealer), flow_run_id=uuid4())
+    sealed = replace(
+        prepare(TransferRequest(TransferKind.GETEXTERNAL, FETCH, grant=None), sealer=sealer), flow_run_id=uuid4()
+    )
     assert sealed.sealed is not None
     with pytest.raises(InternalError, match="not sealed"):
         replace(sealed, fields=FETCH)
@@ -43,7 +45,7 @@ def test_sealed_request_stays_sealed_when_it_is_changed(sealer: Sealer) -> None:
 
 def test_prepare_seals_what_is_secret_and_keeps_the_rest(sealer: Sealer) -> None:
     run = uuid4()
-    wanted = TransferRequest(TransferKind.GETEXTERNAL, FETCH, None, True, run, "because")
+    wanted = TransferRequest(TransferKind.GETEXTERNAL, FETCH, None, True, run, "because", grant=None)
     sealed = prepare(wanted, sealer=sealer)
     assert SECRET not in repr(sealed.fields.model_dump())
     assert (sealed.kind, sealed.fail_fast, sealed.flow_run_id, sealed.reason) == (wanted.kind, True, run, "because")
@@ -56,6 +58,8 @@ def test_prepare_checks_the_source_before_it_seals(tmp_path: Path, sealer: Seale
         raise UrlNotAllowed("not there")
 
     with pytest.raises(UrlNotAllowed):
-        prepare(TransferRequest(TransferKind.GETEXTERNAL, FETCH), refuse, sealer)
+        prepare(TransferRequest(TransferKind.GETEXTERNAL, FETCH, grant=None), refuse, sealer)
     assert not list(tmp_path.iterdir())  # no key was made
-    assert prepare(TransferRequest(TransferKind.COPY, COPY, uuid4()), refuse, sealer).sealed is None  # it has no source
+    assert (
+        prepare(TransferRequest(TransferKind.COPY, COPY, uuid4(), grant=None), refuse, sealer).sealed is None
+    )  # it has no source

@@ -12,6 +12,7 @@ import requests
 
 from datamanager.client import Client
 from datamanager.domain.states import ObjectStatus
+from models.access.visibility import ALL
 from models.transfers.lookup import get_transfer, request_of
 from tests.support.archiving import perform
 from tests.support.live_api import LiveApi
@@ -72,7 +73,7 @@ def test_the_fields_are_kept(api: LiveApi) -> None:
     fields = {"archive_to": "tape", "verify": "paranoid", "keep_source": "true", "pack": "none", "compress": "zstd"}
     task = api.ask("POST", f"/DM/async/archive/{uuid}", data={**fields, "priority": "high", "bandwidth": "5MB/s"}).text
     with api.database.read() as session:
-        row = get_transfer(session, UUID(task))
+        row = get_transfer(session, UUID(task), ALL)
     kept = request_of(row).model_dump(mode="json")
     assert {name: kept[name] for name in fields} == fields | {"keep_source": True}
     assert (row.priority, row.bandwidth, row.destination_machine) == ("high", 5_000_000, "tape")

@@ -13,6 +13,7 @@ from sqlalchemy import update
 from datamanager.client import AuditClient, AuditInfo
 from datamanager.domain.audit_rules import Finding, FindingKind
 from datamanager.errors import AuditNotFound, InvalidRequest, UnknownMachine
+from models.access.visibility import ALL
 from models.audit import findings
 from models.audit import runs as audit_runs
 from models.tables import AuditFinding
@@ -58,7 +59,7 @@ def test_an_audit_is_entered_for_a_mover(api: LiveApi) -> None:
     }
     assert api.ask("GET", answer.headers["Location"]).json() == view
     with api.database.read() as session:
-        assert audit_runs.get_audit(session, UUID(view["audit"])).flow_run_id is None
+        assert audit_runs.get_audit(session, UUID(view["audit"]), ALL).flow_run_id is None
 
 
 def test_a_key_asks_once(api: LiveApi) -> None:

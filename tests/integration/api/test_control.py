@@ -13,6 +13,7 @@ from datamanager.client import Client
 from datamanager.domain.fields import Priority
 from datamanager.domain.states import TransferStatus
 from datamanager.errors import Cancelled, SourceMissing, TaskEnded
+from models.access.visibility import ALL
 from models.tables import Transfer
 from models.transfers import queue
 from models.transfers.lookup import get_transfer
@@ -30,7 +31,7 @@ def problem(answer: Any) -> tuple[int, str, set[str]]:
 
 def row(api: LiveApi, task: str) -> Transfer:
     with api.database.read() as session:
-        return get_transfer(session, UUID(task))
+        return get_transfer(session, UUID(task), ALL)
 
 
 def start(api: LiveApi, **fields: Any) -> str:

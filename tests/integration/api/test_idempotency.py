@@ -220,7 +220,7 @@ def test_what_a_dead_process_made_is_found_not_made_again(api: LiveApi) -> None:
     with api.database.write() as session:
         begun = idempotency.begin(session, "k", fingerprint, "the-dead", timedelta(seconds=1), timedelta(hours=1))
         assert begun.mine
-        made = register_object(session, request, Place("here", "f"), Facts(None))
+        made = register_object(session, request, Place("here", "f"), Facts(None), by=None)
         idempotency.attach(session, "k", "the-dead", made)
     answer = keyed(api, "PUT", "/DM/register", "k", data={"machine": "here", "filename": "f", "verify": "none"})
     assert (answer.status_code, UUID(answer.text)) == (201, made)

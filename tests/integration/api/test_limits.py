@@ -9,6 +9,7 @@ import pytest
 
 from datamanager import errors
 from datamanager.client import Client
+from models.access.visibility import ALL
 from models.tables import Transfer
 from models.transfers.lookup import get_transfer
 from tests.support.command import dm
@@ -25,7 +26,7 @@ def problem(answer: Any) -> tuple[int, str, set[str]]:
 
 def row(api: LiveApi, task: str) -> Transfer:
     with api.database.read() as session:
-        return get_transfer(session, UUID(task))
+        return get_transfer(session, UUID(task), ALL)
 
 
 def machine(api: LiveApi, name: str) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def register_many(api: LiveApi) -> None:
                 metadata={"run": str(number % 10), "a key": "50%_"},
             )
             place = Place.of(api.machines["here"], request.path, request.filename)
-            add_objects(session, [NewRow.of_request(uuid4(), place, Facts(number), request)], "registered")
+            add_objects(session, [NewRow.of_request(uuid4(), place, Facts(number), request, None)], "registered")
 
 
 def pages(api: LiveApi, query: str) -> list[list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ import pytest
 
 from datamanager.client import Client
 from datamanager.errors import DownloadFailed, InvalidRequest, ScheduleNotFound
+from models.access.visibility import ALL
 from models.transfers.lookup import get_transfer
 from tests.support import command
 from tests.support.live_api import LiveApi
@@ -67,7 +68,7 @@ def test_a_moment_that_is_named_is_fetched_once(api: LiveApi) -> None:
     (begun,) = first.json()["runs"]
     assert (begun["moment"], begun["outcome"]) == ("2026-01-31T12:00:00+00:00", "pending")
     with api.database.read() as session:
-        row = get_transfer(session, UUID(begun["task"]))
+        row = get_transfer(session, UUID(begun["task"]), ALL)
     assert (row.status, row.destination_place) == ("QUEUED", "weather/x-2026013106.nc")
     assert api.ask("POST", f"{where}/run", data=given).json()["runs"] == [begun]
     api.finish(begun["task"])

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 import requests
 
+from models.access.visibility import ALL
 from models.objects.catalogue import get_object
 from tests.support.live_api import LiveApi
 
@@ -31,7 +32,7 @@ def refused(answer: requests.Response, status: int, code: str) -> None:
 
 def provisional(api: LiveApi, uuid: str) -> bool:
     with api.database.read() as session:
-        return get_object(session, UUID(uuid)).provisional
+        return get_object(session, UUID(uuid), ALL).provisional
 
 
 @pytest.mark.parametrize("verify", ["none", "stat", "hash"])

@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from datamanager import errors
 from datamanager.errors import DataManagerError
+from models.access.visibility import ALL
 from models.core.leases import MOVER_PREFIX, hold_lease
 from models.objects.catalogue import get_object
 from models.objects.claims import free_place_of_object
@@ -47,7 +48,7 @@ def transfers(api: LiveApi) -> list[UUID]:
 
 def set_status(api: LiveApi, uuid: str, status: str) -> None:
     with api.database.write() as session:
-        get_object(session, UUID(uuid)).status = status
+        get_object(session, UUID(uuid), ALL).status = status
         free_place_of_object(session, UUID(uuid))  # only ACTIVE objects hold one
 
 
