@@ -58,7 +58,7 @@ class Prober:
             storage = storages.get(machine.name)
         except NoLogin:
             storage = None
-        key = machine.name, None if storage is None or storage.login is None else storage.login.person.principal
+        key = machine.name, None if storage is None or storage.login is None else storage.login.account
         task = self._under_way.get(key)
         if task is None:
             task = self._under_way[key] = asyncio.create_task(

@@ -46,6 +46,11 @@ class PersonLogin:
     validity: timedelta = VALIDITY
     clock: Callable[[], datetime] = _now
 
+    @property
+    def account(self) -> str:
+        """The account's name. Raises: NoLogin."""
+        return self.person.login_on(self.machine)
+
     def make(self) -> tuple[Ed25519PrivateKey, Certificate]:
         """Return a new key, held in memory only, and its certificate: for one connection.
 

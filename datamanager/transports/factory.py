@@ -7,7 +7,6 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from datamanager.errors import AuthenticationFailed, SettingsError
@@ -48,10 +47,9 @@ def open_storage(
     login = None
     if machine.acts_as is ActsAs.CALLER:
         person = person or Person.service(SERVICE_TASK)
-        person = replace(person, principal=person.login_on(machine), is_service=False)
+        machine = machine.model_copy(update={"username": person.login_on(machine), "identity_file": None})
         if signer is None:
             raise SettingsError(f'machines.{machine.name}.acts_as: "caller" needs a certificate authority')
-        machine = machine.model_copy(update={"username": person.principal, "identity_file": None})
         login = PersonLogin(machine, person, signer)
     connection = machine.connection
     if connection is Connection.AUTO:

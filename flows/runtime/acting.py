@@ -13,8 +13,12 @@ from dataclasses import replace
 
 from datamanager.identity.grant import Grant
 from datamanager.signing.certificate import Person
+from datamanager.transports.port import Storage
 from flows.runtime.services import Services
 from models.tables import Transfer
+
+SHARED = "shared"
+"""What an object says that was written with the service's own login."""
 
 
 def person_of(row: Transfer) -> Person:
@@ -25,6 +29,11 @@ def person_of(row: Transfer) -> Person:
     if row.grant is not None:
         return Person.of(Grant.from_json(row.grant), task)
     return Person.service(task) if row.reason is not None else Person(None, task, "nobody")
+
+
+def acted_as(storage: Storage) -> str:
+    """Return with whose login files are written there, as objects say it."""
+    return SHARED if storage.login is None else storage.login.account
 
 
 @asynccontextmanager

@@ -64,7 +64,7 @@ def push_target(
         except (SigningFailed, SigningUnavailable) as exc:
             raise NotSupported(f"no certificate for {machine.name}: {exc.detail}") from exc
         private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-        username, certificate = login.person.principal, made.line
+        username, certificate = login.account, made.line
     return PushTarget(
         host=machine.direct_host or host,
         port=port,
