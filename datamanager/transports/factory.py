@@ -16,7 +16,7 @@ from datamanager.signing.signer import PersonLogin, Signer
 from datamanager.transports.local.storage import LocalStorage
 from datamanager.transports.port import Storage
 from datamanager.transports.session_limiter import SessionLimiter
-from datamanager.transports.sftp.pool import SftpStorage
+from datamanager.transports.sftp.pool import Known, SftpStorage
 from datamanager.transports.ssh.openssh import OpenSshConnector
 from datamanager.transports.ssh.openssh_client import ssh_program
 from datamanager.transports.ssh.paramiko import ParamikoConnector
@@ -33,12 +33,14 @@ def open_storage(
     person: Person | None = None,
     signer: Signer | None = None,
     limiter: SessionLimiter | None = None,
+    known: Known | None = None,
 ) -> Storage:
     """Return the machine's storage; nothing is connected before the first session.
 
     `control_dir` holds OpenSSH's control sockets: a short path, made here (0700) where it is missing. Who can write
     there can use our connections. A machine with `acts_as = "caller"` is logged in to as the person, by a certificate
-    of the signer. `limiter`: the machine's limit where several storages share it.
+    of the signer. `limiter`: the machine's limit where several storages share it. `known`: what was found out of it for
+    the same account.
 
     Raises: NoLogin; SettingsError when another user can write there, or there is no signer.
     """
@@ -55,9 +57,10 @@ def open_storage(
     if connection is Connection.AUTO:
         connection = Connection.OPENSSH if ssh_program() else Connection.PARAMIKO
     if connection is Connection.PARAMIKO:
-        return SftpStorage(machine, ParamikoConnector(machine, login), limiter=limiter, login=login)
+        return SftpStorage(machine, ParamikoConnector(machine, login), limiter=limiter, login=login, known=known)
     _make_private(control_dir)
-    return SftpStorage(machine, OpenSshConnector(machine, control_dir, login), limiter=limiter, login=login)
+    connector = OpenSshConnector(machine, control_dir, login)
+    return SftpStorage(machine, connector, limiter=limiter, login=login, known=known)
 
 
 class Storages:
@@ -72,6 +75,7 @@ class Storages:
         self._person: Person | None = None
         self._shared: Storages | None = None
         self._limiters: dict[str, SessionLimiter] = {}
+        self._known: dict[tuple[str, str], Known] = {}
         self._control_dir = control_dir
         self._open: dict[str, Storage] = {}
         self._lock = threading.Lock()
@@ -85,14 +89,22 @@ class Storages:
             return self._shared.get(name)
         with self._lock:
             if name not in self._open:
+                shared = self._shared or self
                 self._open[name] = open_storage(
                     machine,
                     control_dir=self._control_dir,
                     person=self._person,
                     signer=self._signer,
-                    limiter=(self._shared or self).limiter_of(machine) if personal else None,
+                    limiter=shared.limiter_of(machine) if personal else None,
+                    known=shared.known_of(machine, self._person) if personal else None,
                 )
             return self._open[name]
+
+    def prepare(self, name: str, count: int) -> None:
+        """Begin to open sessions of a machine that the next callers will use. Raises: as `get`."""
+        storage = self.get(name)
+        if isinstance(storage, SftpStorage):
+            storage.prepare(count)
 
     def of(self, person: Person) -> Storages:
         """Return the storages for a person: those of machines with `acts_as = "caller"` are the person's own, until
@@ -131,6 +143,12 @@ class Storages:
             if machine.name not in self._limiters:
                 self._limiters[machine.name] = SessionLimiter(machine.name, machine.max_connections)
             return self._limiters[machine.name]
+
+    def known_of(self, machine: Machine, person: Person | None) -> Known:
+        """Return what is known of a machine for a person's account. Raises: NoLogin."""
+        account = (person or Person.service(SERVICE_TASK)).login_on(machine)
+        with self._limiters_lock:
+            return self._known.setdefault((machine.name, account), Known(machine.name))
 
     def close(self) -> None:
         """Close every storage; a later `get` opens it anew. Idempotent."""

@@ -88,7 +88,7 @@ async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterat
     run: TransferRun | None = None
     try:
         row = await _begin(parts, hold, flow_run)
-        async with acting_for(parts, row) as acting:
+        async with acting_for(parts, hold, row) as acting:
             run = TransferRun(acting, hold, row, parts.running[hold])
             make_current(run)
             if row.past_commit_point:
