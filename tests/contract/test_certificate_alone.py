@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from datamanager.errors import AuthenticationFailed, NoLogin, SigningUnavailable
-from datamanager.machines import Machines
+from datamanager.machines import Connection, Machines
 from datamanager.signing.builtin_ca import BuiltinCa
 from datamanager.signing.certificate import Certificate, CertificateRequest, Person
 from datamanager.transports.factory import Storages
@@ -28,18 +29,18 @@ class Shifted:
         self.public_line = ca.public_line
 
     def sign(self, request: CertificateRequest) -> Certificate:
-        from dataclasses import replace
-
         after, before = request.valid_after + self._shift, request.valid_before + self._shift
         return self._ca.sign(replace(request, valid_after=after, valid_before=before))
 
 
 class Away:
-    """A signer that does not answer."""
+    """A signer that does not answer; `asked`: how often it was."""
 
     public_line = ""
+    asked = 0
 
     def sign(self, request: CertificateRequest) -> Certificate:
+        self.asked += 1
         raise SigningUnavailable(f"the signer can't be reached for {request.key_id}")
 
 
@@ -156,3 +157,40 @@ def test_a_knock_reaches_the_machine_for_nobody(machines: Machines, server: Priv
     before = server.log.read_text().count("Accepted")
     Storages(machines, control_dir).knock("m")
     assert server.log.read_text().count("Accepted") == before
+
+
+def test_sessions_that_were_prepared_are_the_next_callers(
+    machines: Machines, server: PrivateSshd, ca: BuiltinCa, person: Person, control_dir: Path
+) -> None:
+    before = server.log.read_text().count("Accepted publickey")
+    with Storages(machines, control_dir, ca).acting_as(person) as own:
+        own.prepare("m", 2)
+        with own.get("m").session_pair() as pair:
+            opened = own.get("m").opened  # type: ignore[attr-defined]
+        with own.get("m").session() as again:
+            assert again in pair
+        assert opened == own.get("m").opened == 2  # type: ignore[attr-defined]
+    logins = 1 if machines["m"].connection is Connection.OPENSSH else 2
+    assert server.log.read_text().count("Accepted publickey") - before == logins
+
+
+def test_the_next_caller_gets_the_error_of_a_preparation(machines: Machines, person: Person, control_dir: Path) -> None:
+    away = Away()
+    with Storages(machines, control_dir, away).acting_as(person) as own:
+        own.prepare("m", 1)
+        for asked in (1, 2):
+            with pytest.raises(SigningUnavailable), own.get("m").session():
+                pass
+            assert away.asked == asked
+
+
+def test_storages_that_are_closed_meanwhile_keep_nothing(
+    machines: Machines, ca: BuiltinCa, person: Person, control_dir: Path
+) -> None:
+    storages = Storages(Machines({"m": machines["m"].model_copy(update={"max_connections": 1})}), control_dir, ca)
+    for _ in range(5):
+        with storages.acting_as(person) as own:
+            own.prepare("m", 1)
+    with storages.acting_as(person) as own, own.get("m").session():  # the only place is free again
+        assert storages.limiter_of(machines["m"]).in_use == 1
+    assert not [path for path in control_dir.iterdir() if path.name.startswith("ag-")]
