@@ -15,7 +15,7 @@ from api.http import openapi
 from api.http.idempotency import mutate
 from api.http.request_parts import read_request
 from api.http.responses import json_response, view_of
-from api.machines.acting import acting_for
+from api.machines.caller_storages import acting_for
 from api.machines.probe import prober_of
 from api.machines.views import HealthView, LimitsView, MachineView, machine_view
 from datamanager import errors

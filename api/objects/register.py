@@ -17,7 +17,7 @@ from api.http import openapi
 from api.http.idempotency import Slot, once
 from api.http.request_parts import read_request
 from api.http.responses import object_answer
-from api.machines.acting import acting_for
+from api.machines.caller_storages import acting_for
 from api.objects.own_files import own_files, require_own_file
 from api.objects.tree_answer import TreeRegistration
 from api.objects.views import TreeView

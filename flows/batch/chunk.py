@@ -26,7 +26,7 @@ from datamanager.engine.single.source_removal import machine_time, remove_source
 from datamanager.engine.single.staged_file import ReadyFile
 from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
-from datamanager.transports.port import Session
+from datamanager.transports.port import Session, Storage
 from flows.runtime.acting import acted_as
 from flows.runtime.one_file import late_arrivals, refused_destinations, settle_places
 from flows.runtime.retry import may_pass
@@ -245,18 +245,17 @@ class ItemsChunk:
 
         def publish(number: int) -> None:
             ready = staged_file.publish(self._ready[number], self._control)
-            self._named[number] = _Named(ready.intent, ready.verified, acted_as(self._attempts[number].target.storage))
+            self._named[number] = _Named(ready.intent, ready.verified)
 
         self._each(list(self._ready), publish)
 
     def _publish_small(self, attempt: Attempt, staged: list[Staged]) -> None:
         publish = partial(bulk_publish.publish, overwrite=attempt.overwrite)
         for one in self._done_together(attempt.target, staged, publish):
-            login = acted_as(attempt.target.storage)
-            self._named[one.number] = _Named(one.intent, attempt.proof_level, login, one)
+            self._named[one.number] = _Named(one.intent, attempt.proof_level, one)
 
     def _commit(self) -> None:
-        results = [(number, named.facts) for number, named in self._named.items()]
+        results = [(one, named.facts(self._attempts[one].target.storage)) for one, named in self._named.items()]
         for number in self._written(self._tell, results):
             del self._named[number]
         self.bytes_done = sum(named.intent.size for named in self._named.values())
@@ -376,14 +375,12 @@ class _Named:
 
     intent: Intent
     verified: Verified
-    acted_as: str
     small: Staged | None = None
 
-    @property
-    def facts(self) -> Facts:
+    def facts(self, storage: Storage) -> Facts:
         sha256 = self.intent.sha256
         checksum = f"sha256:{sha256}" if sha256 else None
-        return Facts(self.intent.size, checksum, self.verified, self.intent.not_kept, self.acted_as)
+        return Facts(self.intent.size, checksum, self.verified, self.intent.not_kept, acted_as(storage))
 
 
 def _note_unforeseen(run: TransferRun, numbers: Sequence[int], error: Exception) -> None:

@@ -25,6 +25,7 @@ from datamanager.machines import Machines
 from datamanager.signing.builtin_ca import BuiltinCa
 from datamanager.signing.certificate import Person
 from datamanager.transports.factory import Storages
+from datamanager.transports.remote.third_party_push import push_target
 from tests.support.callers import accounts, authority, open_folder, trusting
 from tests.support.process import command_line
 from tests.support.sshd import PrivateSshd
@@ -212,9 +213,7 @@ def test_the_certificate_of_a_push_runs_nothing_else(
 ) -> None:
     with between(servers, place, control_dir, ca, person, connection="openssh") as pair:
         found = probe(pair.job)
-        to = transfer.push_target(
-            pair.machines["b"], found.part, source=pair.machines["a"], login=pair.job.target.storage.login
-        )
+        to = push_target(pair.machines["b"], found.part, source=pair.machines["a"], login=pair.job.target.storage.login)
     key = tmp_path / "key"
     key.touch(mode=0o600)
     key.write_bytes(to.key)

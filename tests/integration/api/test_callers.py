@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from starlette.requests import Request
 
-from api.machines.acting import acting_for
+from api.machines.caller_storages import acting_for
 from api.machines.probe import Prober, ProbeResult
 from api.objects.register import look
 from datamanager.domain.location import Place
