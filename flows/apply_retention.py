@@ -20,6 +20,8 @@ from flows.retention.run import Retaining
 from flows.runtime.maintenance import control_of, pause, sole_run, this_run, threaded
 from flows.runtime.progress import human
 from flows.runtime.services import Services, services
+from models.access.permission import kept_of
+from models.access.standing import require_standing
 from models.database import now, read, write
 from models.retention import marks
 from models.retention import runs as retention_runs
@@ -82,9 +84,11 @@ async def _carry_out(parts: Services, terms: RetentionTerms, run_id: UUID | None
     terms = RetentionTerms(row.dry_run, row.rule, row.max_objects, row.max_bytes)
     report = Report()
     try:
+        by = kept_of(row.grant)
+        await read(parts.database, require_standing, by, parts.roles.current())
         rules = await threaded(control, load_rules, parts.settings.retention_file)
         if terms.dry_run:
-            _, report = await threaded(control, plan, parts.database, rules, parts.machines, terms)
+            _, report = await threaded(control, plan, parts.database, rules, parts.machines, terms, by)
         else:
             await _act(parts, row.id, rules, terms, control, report)
     except asyncio.CancelledError:

@@ -39,7 +39,7 @@ from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
-from models.access.permission import READ, kept, maker
+from models.access.permission import READ, kept, maker, require_destination, require_source
 from models.access.visibility import seen
 from models.archive.submission import enter_activate, enter_archive
 from models.batches.item_admission import JudgedItem
@@ -131,7 +131,9 @@ def judged(session: Session, machines: Machines, request: SealedRequest) -> Seal
     """
     if not isinstance(request.fields, BatchRequest):
         return request
-    return replace(request, items=judge_items(session, machines, request.fields, moving=_moving(request)))
+    return replace(
+        request, items=judge_items(session, machines, request.fields, request.grant, moving=_moving(request))
+    )
 
 
 def submit(session: Session, machines: Machines, request: SealedRequest) -> Transfer:
@@ -139,8 +141,8 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
     its row is written already, and what is returned does not belong to the session.
 
     Raises: ObjectNotFound, ObjectDeleted, ObjectArchived, ObjectActive, ObjectUnknown, ObjectBusy, DestinationExists,
-    ObjectHeld (a delete), UnknownMachine, PathNotAllowed, InvalidRequest. Nothing is changed then, provided that the
-    error ends the transaction. What is wrong with an item of a batch is the item's, and the batch is accepted.
+    ObjectHeld (a delete), UnknownMachine, PathNotAllowed, InvalidRequest, NotAllowed. Nothing is changed then, provided
+    that the error ends the transaction. What is wrong with an item of a batch is the item's, and the batch is accepted.
     """
     transfer = Transfer(
         id=uuid4(),
@@ -160,11 +162,11 @@ def submit(session: Session, machines: Machines, request: SealedRequest) -> Tran
     _schedule(transfer, request.fields)
     match request.fields:
         case BatchRequest() as fields:
-            enter_items(session, machines, transfer, fields, request.items, moving=_moving(request))
+            enter_items(session, machines, transfer, fields, request.items, request.grant, moving=_moving(request))
         case ArchiveTerms() as fields:
-            enter_archive(session, machines, transfer, fields, request.object_id)
+            enter_archive(session, machines, transfer, fields, request.object_id, request.grant)
         case ActivateTerms() as fields:
-            enter_activate(session, machines, transfer, fields, request.object_id)
+            enter_activate(session, machines, transfer, fields, request.object_id, request.grant)
         case _:
             _enter_one(session, machines, transfer, request)
     post_submitted(session, transfer)
@@ -226,6 +228,9 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
     destination = destination_of(machines, request.fields)
     if destination is not None:
         transfer.destination_machine, transfer.destination_place = destination.machine, destination.path
+        group = getattr(request.fields, "group", "") if obj is None else obj.group
+        owner = None if obj is None else obj.created_by
+        require_destination(request.grant, _kind(request), destination, group, owner)
     match request.fields:
         case MoveRequest() | DeleteRequest():
             claim_writing(session, _id(obj), transfer.id)
@@ -257,6 +262,7 @@ def _usable_source(session: Session, machines: Machines, request: SealedRequest)
     if found is None:
         raise ObjectNotFound(f"no object has the identifier {request.object_id}")
     obj = cast(DataObject, found)
+    require_source(request.grant, request.kind, obj)
     require_usable(obj, removing=request.kind is TransferKind.DELETE)
     if request.kind is TransferKind.DELETE and obj.held_since is not None:
         raise ObjectHeld(f"object {obj.id} is held since {obj.held_since:%Y-%m-%d}: {obj.hold_reason or 'no reason'}")

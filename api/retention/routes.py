@@ -128,7 +128,7 @@ async def show_plan(request: Request, context: In) -> Response:
 
     def work() -> Response:
         rules = load_rules(context.settings.retention_file)
-        decider, report = plan(context.database, rules, context.machines, terms)
+        decider, report = plan(context.database, rules, context.machines, terms, None)
         sentences = [rule.sentence() for rule in decider.rules.rule]
         return json_response(view_of(RetentionPlanView, report, time=decider.now, rules=sentences))
 
@@ -156,7 +156,7 @@ async def start_run(request: Request, context: In) -> Response:
             run = slot.subject
             if run is None:
                 make_decider(session, rules, context.machines, terms)  # raises what is wrong with the terms
-                run = runs.ask_for_run(session, terms)
+                run = runs.ask_for_run(session, terms, None)
                 slot.attach(session, run)
             view = view_of(RetentionRunView, runs.get_run(session, run, ALL), run=run)
             return json_response(view, 202, {"Location": f"/DM/retention/runs/{run}"})

@@ -182,7 +182,7 @@ def sweep(plant: Plant) -> str:
 
 def survey(plant: Plant) -> str:
     """Plan a run of retention (a dry run)."""
-    _, report = plan(plant.database, parse_rules(RULES), plant.services.machines, RetentionTerms(dry_run=True))
+    _, report = plan(plant.database, parse_rules(RULES), plant.services.machines, RetentionTerms(dry_run=True), None)
     return ", ".join(f"{one['rule']}: {one['verdict']} {one['objects']:,}" for one in report.counts)
 
 

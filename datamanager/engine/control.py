@@ -11,13 +11,13 @@ from threading import Lock
 
 from datamanager.domain.states import Phase
 from datamanager.engine.throttle import Throttle
-from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused
+from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, NotAllowed, Paused
 from datamanager.signing.signer import PersonLogin
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import Check, no_check
 
-USER_STOPS = (Cancelled, DeadlineExceeded, Paused)
-"""Reasons to stop that come from users: what is past its commit point is done first."""
+USER_STOPS = (Cancelled, DeadlineExceeded, Paused, NotAllowed)
+"""Reasons to stop that come from users, or from what they may do: what is past its commit point is done first."""
 
 
 class Control:

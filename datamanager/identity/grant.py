@@ -74,6 +74,16 @@ class Grant:
         if not self.may(action, target):
             raise NotAllowed(f"the scope {action} is missing, or its filters exclude this")
 
+    def covers(self, other: Grant, actions: Iterable[str]) -> bool:
+        """Say whether what `other` permits of these actions is permitted by this one too, as far as single clauses
+        tell: what only several of them permit together is not seen.
+        """
+        return all(
+            any(_covers(wide, narrow) for wide in self.filters_of(action))
+            for action in actions
+            for narrow in other.filters_of(action)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON for a row."""
         return {
@@ -101,6 +111,11 @@ class Grant:
             )
         except (KeyError, TypeError, ValueError, InvalidRequest) as exc:
             raise NotAllowed("the grant cannot be read") from exc
+
+
+def _covers(wide: Clause, narrow: Clause) -> bool:
+    """Say whether one clause holds wherever the other one does, condition by condition."""
+    return all(any(theirs.implies(ours) for theirs in narrow) for ours in wide)
 
 
 def _text(value: object) -> str:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datamanager.domain.fields import unknown_name
@@ -18,6 +19,8 @@ from datamanager.machines import describe
 SCOPES_MAX = 200
 """Scopes of one role."""
 ROLES_MAX = 100
+
+log = structlog.get_logger(__name__)
 
 
 class Role(BaseModel):
@@ -81,3 +84,33 @@ def load_roles(path: Path | None = None) -> Roles:
         raise SettingsError(f"{path}: not valid TOML: {exc}") from exc
     except ValidationError as exc:
         raise SettingsError(f"{path}: {describe(exc)}") from exc
+
+
+class RolesFile:
+    """The roles of a file, read again when it has changed; safe to share between threads. Without a path those of the
+    packaged one.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Raises: SettingsError."""
+        self._path = path
+        self._seen = self._look()
+        self._roles = load_roles(path)
+
+    def current(self) -> Roles:
+        """Return the roles as the file says now; while it can't be read, or is wrong, those before."""
+        seen = self._look()
+        if seen != self._seen:
+            try:
+                self._roles = load_roles(self._path)
+            except SettingsError as exc:
+                log.warning("roles_not_read", error=exc.detail, in_force="those before")
+            self._seen = seen
+        return self._roles
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = None if self._path is None else self._path.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)

@@ -116,6 +116,16 @@ class Condition:
             return False
         return not self.path or target.path == self.path or target.path.startswith(f"{self.path}/")
 
+    def implies(self, other: Condition) -> bool:
+        """Say whether the other one holds wherever this one does."""
+        if other.kind is FilterKind.PREFIX and other.path:
+            below = self.path == other.path or self.path.startswith(f"{other.path}/")
+            return self.kind is other.kind and self.values <= other.values and below
+        on_machine = (FilterKind.MACHINE, FilterKind.PREFIX)
+        if other.kind is FilterKind.MACHINE and self.kind in on_machine:
+            return self.values <= other.values
+        return self.kind is other.kind and self.values <= other.values
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Filter:

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from sqlalchemy.orm import Session
 
 from datamanager.engine.control import Control
-from datamanager.errors import CatalogueUnavailable, InternalError, LeaseLost
+from datamanager.errors import CatalogueUnavailable, InternalError, LeaseLost, NotAllowed
 from deployments.mover.flow_runner import FlowRunner
 from deployments.mover.maintenance_runs import MaintenanceRuns
 from deployments.mover.retried_runs import earlier_end
@@ -33,7 +33,7 @@ from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
 from models.database import read, write
 from models.machines import limits
 from models.tables import Transfer
-from models.transfers import cancel_pause, outcomes, queue
+from models.transfers import cancel_pause, outcomes, permission, queue
 from models.transfers.lookup import get_transfer, held_by_priority
 
 POLL = 1.0  # seconds; notifications make the start immediate, the poll only catches what they missed
@@ -204,7 +204,14 @@ class Dispatcher:
                 apart=services.machines.of_callers,  # each logs in for its own task
             )
             rows = [(hold, get_transfer(session, hold.transfer, ALL)) for hold in taken]
+            refused = permission.refused(session, [row for _, row in rows], services.roles.current())
             for hold, row in rows:
+                if row.id in refused:
+                    row.stop_requested = queue.FORBID  # what is past its commit point has to look first
+                    if not row.past_commit_point:
+                        outcomes.fail(session, hold, NotAllowed(cancel_pause.WITHDRAWN))
+                        expired.append(row)
+                        continue
                 if row.attempts > self._settings.max_attempts:
                     error = InternalError(f"given up after {self._settings.max_attempts} attempts; see faults")
                     outcomes.fail(session, hold, error)
@@ -224,6 +231,19 @@ class Dispatcher:
         for hold in holds:
             self._services.running.pop(hold, None)
         self._notified.set()  # a slot is free
+
+    # --- grants ------------------------------------------------------------------------------------------------------
+
+    async def ask_again(self) -> None:
+        """Have those of this mover's transfers stop that are not permitted any more: their runs see it within a
+        second.
+        """
+        held = [hold.transfer for hold in self._services.running]
+        if held and (found := await write(self._services.database, self._forbid, held)):
+            log.warning("not_allowed_any_more", transfers=[str(one) for one in found])
+
+    def _forbid(self, session: Session, held: list[UUID]) -> list[UUID]:
+        return permission.forbid(session, held, self._services.roles.current())
 
     # --- leases ------------------------------------------------------------------------------------------------------
 

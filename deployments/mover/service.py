@@ -12,6 +12,7 @@ import anyio
 import structlog
 from pydantic import SecretStr
 
+from datamanager.identity.roles import RolesFile
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.notifications import NotificationSocket, notify
 from datamanager.sealing import Sealer
@@ -35,6 +36,11 @@ from models.objects import totals
 from models.submission import source_check
 
 THREADS_PER_RUN = 3  # one that moves bytes, one that notes progress, one to spare
+
+ASK_AGAIN_EVERY, ASK_AGAIN_BEATS = 30.0, 6
+"""Seconds, and heartbeats, of which the shorter lies between two looks whether what runs is permitted still: what is
+not has stopped within 60 s.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +68,7 @@ class MoverService:
             credentials=load_credentials(),
             owner=self._name,
             notify=self._ended,
+            roles=RolesFile(settings.roles),
         )
         self._services = services
         self.dispatcher = Dispatcher(services)
@@ -100,6 +107,8 @@ class MoverService:
             loops.start_soon(dispatcher.take_forever)
             # each is repeated after so many seconds
             loops.start_soon(every, 2.0, "monitor Prefect", dispatcher.monitor.look)
+            again = min(ASK_AGAIN_EVERY, ASK_AGAIN_BEATS * self._settings.heartbeat.total_seconds())
+            loops.start_soon(every, again, "ask grants again", dispatcher.ask_again)
             loops.start_soon(every, 1.0, "take audits", dispatcher.maintenance.take_audits)
             loops.start_soon(every, 1.0, "probe machines", MachineProbes(services, dispatcher.notify).look)
             loops.start_soon(every, 1.0, "start retention", partial(start_retention, services, gateway))

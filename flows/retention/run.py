@@ -28,6 +28,7 @@ from flows.runtime.services import Services
 from models.retention import marks
 from models.retention import submission as acts
 from models.retention.report import Report
+from models.retention.runs import require_running
 from models.retention.submission import Survivor
 from models.retention.survey import Survey
 
@@ -97,7 +98,9 @@ class Retaining:
 
     def _survey(self) -> list[Decision]:
         """Take back marks that do not hold, mark what is new; return what is due. Blocks."""
-        survey, control = Survey(self._parts.database, self._decider), self._control
+        with self._parts.database.read() as session:
+            by = require_running(session, self._run)
+        survey, control = Survey(self._parts.database, self._decider, by), self._control
         stale = survey.stale()
         while some := list(islice(stale, WRITTEN_AT_ONCE)):  # a rule that went may leave a million of them
             control.check()

@@ -23,7 +23,7 @@ from models.transfers.items import count_items, select_items
 SHOW_AFTER = 5.0
 """Seconds until a transfer is worth artifacts on its run's page, each of which is a request: a bar, a summary."""
 FAILED_SHOWN = 50  # failed items of a batch
-GROUPS_SHOWN = 20  # groups of a shared run that are tags of it
+GROUPS_SHOWN = 20  # groups, and persons, of a shared run that are tags of it
 NAME_MAX = 200  # characters of a run's name
 SHOWN_WITHIN = (httpx.HTTPError, PrefectException)
 log = logging.getLogger(__name__)
@@ -150,14 +150,17 @@ def shared_name(rows: Sequence[Transfer]) -> str:
 
 
 def shared_tags(rows: Sequence[Transfer]) -> list[str]:
-    """Return a shared run's tags: kind, machines, groups."""
-    groups = sorted({row.group for row in rows})[:GROUPS_SHOWN]
-    return sorted({tag for row in rows if row.group in groups for tag in run_tags(row)})
+    """Return a shared run's tags: kind, machines, groups, persons."""
+    groups, persons = ({getattr(row, name) for row in rows} for name in ("group", "created_by"))
+    shown = sorted(groups)[:GROUPS_SHOWN], sorted(persons, key=str)[:GROUPS_SHOWN]
+    mine = [row for row in rows if row.group in shown[0] and row.created_by in shown[1]]
+    return sorted({tag for row in mine for tag in run_tags(row)})
 
 
 def run_tags(row: Transfer) -> list[str]:
-    """Return the run's tags: kind, machines, group."""
+    """Return the run's tags: kind, machines, group, and who requested it."""
     tags = [row.kind, *(m for m in (row.source_machine, row.destination_machine) if m), row.group]
+    tags += [f"person:{row.created_by}"] if row.created_by is not None else []
     return sorted({tag[:100] for tag in tags if tag})
 
 

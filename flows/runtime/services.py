@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from datamanager.engine.control import Control
 from datamanager.engine.throttle import Throttles
 from datamanager.errors import InternalError
+from datamanager.identity.roles import RolesFile
 from datamanager.machines import Machines
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
@@ -50,6 +51,8 @@ class Services:
     """Stored credentials of this mover's environment; see `datamanager.settings.load_credentials`."""
     throttles: Throttles = field(default_factory=Throttles)
     """One bucket a machine: what this mover's transfers may use of its bandwidth."""
+    roles: RolesFile = field(default_factory=RolesFile)
+    """What the grants of transfers are asked again by."""
     hosts: HostLimits = field(default_factory=HostLimits)
     """How many connections external servers allow to this mover."""
     running: dict[TransferLease, Control] = field(default_factory=dict)

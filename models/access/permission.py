@@ -6,14 +6,54 @@ A grant of None is the service's own: nothing is asked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from sqlalchemy import ColumnElement, and_, literal, true
+
 from datamanager.domain.location import Place
+from datamanager.domain.states import TransferKind
 from datamanager.errors import NotAllowed, ObjectNotFound
 from datamanager.identity.grant import Grant, Means
 from datamanager.identity.scopes import AccessTarget
+from models.access.visibility import OBJECTS, Columns, Visible, permitted, seen
 
-READ, WRITE = "read:objects", "write:objects"
+READ, WRITE, DELETE = "read:objects", "write:objects", "delete:objects"
+TRANSFERS, ARCHIVE = "transfers", "archive"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a kind of transfer needs to be permitted: each action to its object where that is, and to what will be at
+    the destination. The archive itself is the site's choice, and nobody's destination.
+    """
+
+    source: tuple[str, ...] = ()
+    destination: tuple[str, ...] = ()
+    keeps_owner: bool = False
+    """What is at the destination is the object itself, whose owner stays; else the person's own."""
+
+
+_COPY = Needs((READ, TRANSFERS), (TRANSFERS, WRITE))
+_MOVE = Needs((READ, TRANSFERS, WRITE), (TRANSFERS, WRITE), keeps_owner=True)
+_FETCH = Needs((), (TRANSFERS, WRITE))
+_PUT_AWAY = Needs((ARCHIVE,))
+_RECALL = Needs((ARCHIVE,), (ARCHIVE,), keeps_owner=True)
+NEEDS: Mapping[TransferKind, Needs] = {
+    TransferKind.COPY: _COPY,
+    TransferKind.COPY_MANY: _COPY,
+    TransferKind.MOVE: _MOVE,
+    TransferKind.MOVE_MANY: _MOVE,
+    TransferKind.DELETE: Needs((DELETE,)),
+    TransferKind.GETEXTERNAL: _FETCH,
+    TransferKind.GETEXTERNAL_MANY: _FETCH,
+    TransferKind.ARCHIVE: _PUT_AWAY,
+    TransferKind.ARCHIVE_MANY: _PUT_AWAY,
+    TransferKind.ACTIVATE: _RECALL,
+    TransferKind.ACTIVATE_MANY: _RECALL,
+}
+"""Of each kind; a contract (docs/security.md)."""
 
 
 def maker(grant: Grant | None) -> str | None:
@@ -36,28 +76,59 @@ def target_of(obj: Any) -> AccessTarget:
     return AccessTarget(obj.group, obj.machine, obj.place, obj.created_by)
 
 
-def require_object(grant: Grant | None, obj: Any, *actions: str) -> None:
-    """Check that actions may be done to an object, given by its row.
+def require_source(grant: Grant | None, kind: TransferKind, obj: Any) -> None:
+    """Check that a transfer of this kind may be of an object, given by its row.
 
     Raises: ObjectNotFound when it is not seen: it may neither be read, nor be acted on; NotAllowed when it is.
     """
     if grant is None:
         return
-    target = target_of(obj)
+    target, actions = target_of(obj), NEEDS[kind].source
     missing = [action for action in actions if not grant.may(action, target)]
-    if missing and (missing == list(actions) or READ in missing) and not grant.may(READ, target):
+    if not missing:
+        return
+    if READ in missing or (missing == list(actions) and not grant.may(READ, target)):
         raise ObjectNotFound(f"no object has the identifier {obj.id}")
-    for action in missing:
-        grant.require(action, target)
+    grant.require(missing[0], target)
 
 
-def require_place(grant: Grant | None, place: Place, group: str, *actions: str) -> None:
-    """Check that actions may be done at a place, to what will be there: of a group, and the person's own. Raises:
-    NotAllowed.
+def require_destination(grant: Grant | None, kind: TransferKind, place: Place, group: str, owner: str | None) -> None:
+    """Check that a transfer of this kind may write at a place; `group` and `owner`: of the object that it is of; its
+    result is the person's own where it is a new object. Raises: NotAllowed.
+    """
+    if grant is not None:
+        needs = NEEDS[kind]
+        require_place(grant, place, group, *needs.destination, owner=owner if needs.keeps_owner else grant.person)
+
+
+def require_place(grant: Grant | None, place: Place, group: str, *actions: str, owner: str | None = None) -> None:
+    """Check that actions may be done at a place, to what will be there: of a group, and (without `owner`) the person's
+    own. Raises: NotAllowed.
     """
     if grant is None:
         return
-    target = AccessTarget.at(place, group, grant.person)
+    target = AccessTarget.at(place, group, owner or grant.person)
     for action in actions:
         if not grant.may(action, target):
             raise NotAllowed(f"the scope {action} is missing for {place}, or its filters exclude this")
+
+
+def may_be_source(grant: Grant, kind: TransferKind, columns: Columns = OBJECTS) -> ColumnElement[bool]:
+    """Return the condition that `require_source` refuses no row with these columns."""
+    return and_(true(), *(permitted(grant.filters_of(action), columns) for action in NEEDS[kind].source))
+
+
+def may_be_destination(grant: Grant, kind: TransferKind, columns: Columns) -> ColumnElement[bool]:
+    """Return the condition that `require_destination` refuses no row with these columns, of which `owner` is that of
+    the object.
+    """
+    needs = NEEDS[kind]
+    if not needs.keeps_owner:
+        columns = replace(columns, owner=literal(grant.person))
+    return and_(true(), *(permitted(grant.filters_of(action), columns) for action in needs.destination))
+
+
+def sources_of(grant: Grant | None, kind: TransferKind) -> Visible:
+    """Return what a directory is seen to contain for a transfer of this kind: what is foreign is not there."""
+    actions = NEEDS[kind].source
+    return seen(grant, READ, to="" if READ in actions else actions[0])

@@ -144,7 +144,10 @@ def note_removed(session: Session, bundle: UUID) -> None:
         free_place_of_object(session, bundle)
 
 
-_LOCKED = (DataObject.id, DataObject.status, DataObject.machine, DataObject.place, DataObject.size, DataObject.group)
+_LOCKED = (
+    *(DataObject.id, DataObject.status, DataObject.machine, DataObject.place),
+    *(DataObject.size, DataObject.group, DataObject.created_by),
+)
 
 
 def _open(session: Session, hold: TransferLease, bundle: UUID, *, sealed_too: bool = False) -> Bundle:

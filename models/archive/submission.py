@@ -22,7 +22,7 @@ from datamanager.domain.archive_requests import (
 )
 from datamanager.domain.location import Place, require_outside_archive
 from datamanager.domain.requests import Directory
-from datamanager.domain.states import ObjectStatus, TransferStatus
+from datamanager.domain.states import ObjectStatus, TransferKind, TransferStatus
 from datamanager.errors import (
     DestinationExists,
     InternalError,
@@ -31,7 +31,10 @@ from datamanager.errors import (
     ObjectUnknown,
     UnknownMachine,
 )
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machines
+from models.access.permission import require_destination, require_source, sources_of
+from models.access.visibility import Visible
 from models.batches.item_admission import (
     JudgedItem,
     busy,
@@ -39,7 +42,7 @@ from models.batches.item_admission import (
     find_sources,
     objects_below,
     open_items,
-    require_source,
+    require_readable,
     store,
 )
 from models.objects.bulk_claims import claim_objects, claims_on, free_claims_on, rows_in
@@ -48,7 +51,12 @@ from models.tables import Bundle, BundleMember, Transfer
 
 
 def enter_archive(
-    session: Session, machines: Machines, transfer: Transfer, request: ArchiveTerms, object_id: UUID | None
+    session: Session,
+    machines: Machines,
+    transfer: Transfer,
+    request: ArchiveTerms,
+    object_id: UUID | None,
+    grant: Grant | None,
 ) -> None:
     """Judge, claim for and store what is to be archived.
 
@@ -58,14 +66,16 @@ def enter_archive(
     many = isinstance(request, ArchiveManyRequest)
     if request.archive_to is not None:
         machines.archive_for("", request.archive_to)  # one refusal, not one for each item
-    items = _wanted(session, machines, request, object_id, ObjectStatus.ACTIVE)
+    visible = sources_of(grant, TransferKind.ARCHIVE)
+    items = _wanted(session, machines, request, object_id, visible, ObjectStatus.ACTIVE)
 
     def judge(item: JudgedItem) -> None:
+        require_source(grant, TransferKind.ARCHIVE, item.source)
         item.result = item.object_id
         if many and item.source.status == ObjectStatus.ARCHIVED:
             item.skipped = True
             return
-        require_source(machines, item)
+        require_readable(machines, item)
 
     find_sources(session, items, judge)
     for item in open_items(items):
@@ -77,15 +87,21 @@ def enter_archive(
 
 
 def enter_activate(
-    session: Session, machines: Machines, transfer: Transfer, request: ActivateTerms, object_id: UUID | None
+    session: Session,
+    machines: Machines,
+    transfer: Transfer,
+    request: ActivateTerms,
+    object_id: UUID | None,
+    grant: Grant | None,
 ) -> None:
     """Judge, claim for and store what is to come back. One that is ACTIVE where it is wanted is done.
 
     Raises: for a directory and for a single object what is wrong with it. Whatever is wrong with an item of a batch is
     the item's.
     """
-    items = _wanted(session, machines, request, object_id, ObjectStatus.ARCHIVED)
-    find_sources(session, items, lambda item: _judge_recall(machines, item))
+    visible = sources_of(grant, TransferKind.ACTIVATE)
+    items = _wanted(session, machines, request, object_id, visible, ObjectStatus.ARCHIVED)
+    find_sources(session, items, lambda item: _judge_recall(machines, item, grant))
     _find_bundles(session, machines, items)
     _claim(session, transfer, items, "write", "activated")
     claim_destinations(session, transfer.id, items)
@@ -101,6 +117,7 @@ def _wanted(
     machines: Machines,
     request: ArchiveTerms | ActivateTerms,
     object_id: UUID | None,
+    visible: Visible,
     status: ObjectStatus,
 ) -> list[JudgedItem]:
     match request:
@@ -109,9 +126,11 @@ def _wanted(
         case ActivateManyRequest(items=items) if items is not None:
             return [JudgedItem(item.uuid, item.machine or "", item.dest or "") for item in items]
         case ArchiveManyRequest(directory=Directory() as directory):
-            return [JudgedItem(row.id, "", "") for row, _ in objects_below(session, machines, directory, status)]
+            return [
+                JudgedItem(row.id, "", "") for row, _ in objects_below(session, machines, directory, visible, status)
+            ]
         case ActivateManyRequest(directory=Directory() as directory):
-            below = objects_below(session, machines, directory, status)
+            below = objects_below(session, machines, directory, visible, status)
             return [JudgedItem(row.id, request.machine or "", "") for row, _ in below]
         case ArchiveRequest() if object_id is not None:
             return [JudgedItem(object_id, "", "")]
@@ -120,8 +139,9 @@ def _wanted(
     raise InternalError("archive and activate need objects")
 
 
-def _judge_recall(machines: Machines, item: JudgedItem) -> None:
+def _judge_recall(machines: Machines, item: JudgedItem, grant: Grant | None) -> None:
     source = item.source
+    require_source(grant, TransferKind.ACTIVATE, source)
     elsewhere = bool(item.machine or item.dest)
     if not item.dest:
         # as it was given where it was; another machine has another base_dir
@@ -136,6 +156,7 @@ def _judge_recall(machines: Machines, item: JudgedItem) -> None:
     if source.status != ObjectStatus.ARCHIVED:
         require_usable(source)
     place = Place.of(machines[item.machine], item.dest)
+    require_destination(grant, TransferKind.ACTIVATE, place, source.group, source.created_by)
     require_outside_archive(machines[item.machine], place.path)
     item.place = place
 

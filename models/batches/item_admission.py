@@ -29,6 +29,7 @@ from datamanager.errors import (
     RequestError,
 )
 from datamanager.machines import Machine, Machines
+from models.access.visibility import Visible
 from models.bulk_rows import insert_columns
 from models.database import on_postgresql, storable, table_of
 from models.objects.bulk_claims import claim_places, lock_objects, rows_in
@@ -47,6 +48,7 @@ SOURCE = (
     _objects.size,
     _objects.checksum,
     _objects.group,
+    _objects.created_by,
 )
 """What is judged of an object."""
 PIECE = ITEMS_MAX
@@ -90,31 +92,36 @@ Below = list[tuple[Any, str]]
 
 
 def objects_below(
-    session: Session, machines: Machines, directory: Directory, status: ObjectStatus = ObjectStatus.ACTIVE
+    session: Session,
+    machines: Machines,
+    directory: Directory,
+    visible: Visible,
+    status: ObjectStatus = ObjectStatus.ACTIVE,
 ) -> Below:
-    """Return the objects of a status below a directory.
+    """Return the objects of a status below a directory that are seen.
 
     Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there, InvalidRequest when too much is.
     """
-    return next(pieces_below(session, machines, directory, status, most=ITEMS_MAX))
+    return next(pieces_below(session, machines, directory, visible, status, most=ITEMS_MAX))
 
 
 def pieces_below(
     session: Session,
     machines: Machines,
     directory: Directory,
+    visible: Visible,
     status: ObjectStatus = ObjectStatus.ACTIVE,
     *,
     most: int = DIRECTORY_MAX,
     lock: bool = False,
 ) -> Iterator[Below]:
-    """Yield the objects of a status below a directory, by place, in pieces of up to PIECE. `lock`: all at the
-    beginning, so that none gets another place meanwhile and comes twice.
+    """Yield the objects of a status below a directory that are seen, by place, in pieces of up to PIECE. `lock`: all at
+    the beginning, so that none gets another place meanwhile and comes twice.
 
     Raises: UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is there; InvalidRequest when more than `most`
     objects are, before the last of them are yielded.
     """
-    query, cut = select_below(session, machines, directory, status)
+    query, cut = select_below(session, machines, directory, visible, status)
     if lock and on_postgresql(session):  # SQLite's writing transaction excludes others
         locked = query.with_only_columns(_objects.id).order_by(_objects.id)
         session.execute(select(func.count()).select_from(locked.with_for_update().subquery()))
@@ -132,13 +139,18 @@ def pieces_below(
 
 
 def select_below(
-    session: Session, machines: Machines, directory: Directory, status: ObjectStatus = ObjectStatus.ACTIVE
+    session: Session,
+    machines: Machines,
+    directory: Directory,
+    visible: Visible,
+    status: ObjectStatus = ObjectStatus.ACTIVE,
 ) -> tuple[Select[*tuple[Any, ...]], int]:
-    """Return the query for the columns SOURCE of the objects of a status below a directory, and how many characters of
-    their places lead to it. Raises: UnknownMachine, PathNotAllowed.
+    """Return the query for the columns SOURCE of the objects of a status below a directory that are seen, and how many
+    characters of their places lead to it. Raises: UnknownMachine, PathNotAllowed.
     """
     prefix = prefix_of(machines[directory.machine], directory.path)
     query = select(*SOURCE).where(_objects.machine == directory.machine, _objects.status == status.value)
+    query = query.where(*visible.objects())
     if not prefix:
         return query, 0
     # all that begins with "prefix/": "0" is the character after "/"
@@ -173,8 +185,8 @@ def prefix_of(machine: Machine, path: str) -> str:
 def find_sources(
     session: Session, items: list[JudgedItem], judge: Callable[[JudgedItem], None], *, lock: bool = True
 ) -> None:
-    """Lock the items' objects, and judge each that exists; what `judge` raises is the item's end. Without `lock` those
-    that are known already are not read again.
+    """Lock the items' objects, and judge each that exists; what `judge` raises is the item's end: of one that is not
+    found nothing is kept. Without `lock` those that are known already are not read again.
     """
     wanted = {item.object_id for item in items if lock or item.source is None}
     found = lock_objects(session, wanted, *SOURCE) if lock else rows_in(session, select(*SOURCE), _objects.id, wanted)
@@ -188,6 +200,8 @@ def find_sources(
             judge(item)
         except (RequestError, CatalogueError) as exc:
             item.error = exc
+            if isinstance(exc, ObjectNotFound):
+                item.source = None
 
 
 def sources_stand(session: Session, items: list[JudgedItem]) -> bool:
@@ -198,8 +212,8 @@ def sources_stand(session: Session, items: list[JudgedItem]) -> bool:
     return list(lock_objects(session, known, *SOURCE[1:])) == before
 
 
-def require_source(machines: Machines, item: JudgedItem) -> None:
-    """Check that an item's object may be read where it is. Raises: what `require_usable` raises, UnknownMachine."""
+def require_readable(machines: Machines, item: JudgedItem) -> None:
+    """Check that an item's object can be read where it is. Raises: what `require_usable` raises, UnknownMachine."""
     require_usable(item.source)
     machines[item.source.machine]  # raises UnknownMachine
 
@@ -236,7 +250,7 @@ def store(session: Session, transfer: Transfer, pieces: Iterable[list[JudgedItem
         to_do = open_items(items)
         sources |= {machine for machine, _ in (item.read_from for item in to_do) if machine is not None}
         destinations |= {item.machine for item in to_do}
-        groups |= {item.source.group for item in to_do}
+        groups |= {item.source.group for item in items if item.source is not None}  # who sees the batch sees them all
         known = [item.source.size for item in to_do]
         sizes.append(None if None in known else sum(known))
     transfer.source_machine = _common(sources)

@@ -21,8 +21,11 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place, require_outside_archive
 from datamanager.domain.requests import BatchRequest
+from datamanager.domain.states import TransferKind
 from datamanager.errors import DestinationExists, ObjectBusy, RequestError
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machines
+from models.access.permission import require_destination, require_source, sources_of
 from models.batches.item_admission import (
     JudgedItem,
     busy,
@@ -31,7 +34,7 @@ from models.batches.item_admission import (
     open_items,
     pieces_below,
     prefix_of,
-    require_source,
+    require_readable,
     sources_stand,
     store,
 )
@@ -47,7 +50,7 @@ _HOLDER = _objects.id, _objects.derived_from, _objects.size, _objects.checksum
 
 
 def judge_items(
-    session: Session, machines: Machines, request: BatchRequest, *, moving: bool
+    session: Session, machines: Machines, request: BatchRequest, grant: Grant | None, *, moving: bool
 ) -> list[JudgedItem] | None:
     """Judge the items of a batch by what the catalogue says now; only reads. None: they need not be judged before, or a
     directory has more than are to be in memory at once.
@@ -55,19 +58,27 @@ def judge_items(
     Raises: for a directory UnknownMachine, PathNotAllowed, ObjectNotFound when nothing is below it, InvalidRequest when
     too much is. Whatever is wrong with an item is the item's.
     """
-    if request.directory is not None and first_place_is_free(session, machines, request, request.directory):
+    if request.directory is not None and first_place_is_free(
+        session, machines, request, request.directory, sources_of(grant, _kind(moving))
+    ):
         return None
-    pieces = _wanted(session, machines, request)
+    pieces = _wanted(session, machines, request, grant, moving=moving)
     items = next(pieces)
     if next(pieces, None) is not None:
         return None
-    _judge(session, machines, items, moving=moving, lock=False)
+    _judge(session, machines, items, grant, moving=moving, lock=False)
     return items
 
 
-def _judge(session: Session, machines: Machines, items: list[JudgedItem], *, moving: bool, lock: bool) -> None:
-    find_sources(session, items, lambda item: require_source(machines, item), lock=lock)
-    _find_destinations(machines, items, moving=moving)
+def _judge(
+    session: Session, machines: Machines, items: list[JudgedItem], grant: Grant | None, *, moving: bool, lock: bool
+) -> None:
+    def judge(item: JudgedItem) -> None:
+        require_source(grant, _kind(moving), item.source)
+        require_readable(machines, item)
+
+    find_sources(session, items, judge, lock=lock)
+    _find_destinations(machines, items, grant, moving=moving)
     _skip_what_is_there(session, open_items(items), moving=moving)
 
 
@@ -77,6 +88,7 @@ def enter_items(
     transfer: Transfer,
     request: BatchRequest,
     judged: list[JudgedItem] | None,
+    grant: Grant | None,
     *,
     moving: bool,
 ) -> None:
@@ -84,16 +96,17 @@ def enter_items(
     were judged before this transaction, if they were. Raises: what `judge_items` raises.
     """
     if judged is None and request.directory is not None:
-        whole = enter_whole(session, machines, transfer, request, request.directory, moving=moving)
+        whole = enter_whole(session, machines, transfer, request, request.directory, grant, moving=moving)
         if whole is not None:
             transfer.request = request.accepted(whole).model_dump(mode="json")
             return
     known = judged is not None and sources_stand(session, open_items(judged))
 
     def claimed() -> Iterator[list[JudgedItem]]:
-        for items in [judged] if known and judged is not None else _wanted(session, machines, request, lock=True):
+        wanted = _wanted(session, machines, request, grant, moving=moving, lock=True)
+        for items in [judged] if known and judged is not None else wanted:
             if not known:
-                _judge(session, machines, items, moving=moving, lock=True)
+                _judge(session, machines, items, grant, moving=moving, lock=True)
             _claim(session, transfer.id, items, moving=moving)
             yield items
 
@@ -102,8 +115,18 @@ def enter_items(
     transfer.request = request.accepted(count).model_dump(mode="json")
 
 
+def _kind(moving: bool) -> TransferKind:
+    return TransferKind.MOVE_MANY if moving else TransferKind.COPY_MANY
+
+
 def _wanted(
-    session: Session, machines: Machines, request: BatchRequest, *, lock: bool = False
+    session: Session,
+    machines: Machines,
+    request: BatchRequest,
+    grant: Grant | None,
+    *,
+    moving: bool,
+    lock: bool = False,
 ) -> Iterator[list[JudgedItem]]:
     """Yield the items in pieces; those of a directory are all different objects, so no piece meets another's."""
     if request.directory is None:
@@ -113,15 +136,16 @@ def _wanted(
     dest = (request.dest or "").rstrip("/")
     prefix_of(target, request.dest or "")  # one refusal for a directory that can't be, not one for each item
     start = f"{dest}/" if request.dest else ""
-    for below in pieces_below(session, machines, request.directory, lock=lock):
+    for below in pieces_below(session, machines, request.directory, sources_of(grant, _kind(moving)), lock=lock):
         yield [JudgedItem(row.id, target.name, start + path, row) for row, path in below]
 
 
-def _find_destinations(machines: Machines, items: list[JudgedItem], *, moving: bool) -> None:
+def _find_destinations(machines: Machines, items: list[JudgedItem], grant: Grant | None, *, moving: bool) -> None:
     """Find where each item's object is to be, and its identifier there."""
     for item in open_items(items):
         try:
             place = Place.of(machines[item.machine], item.dest)
+            require_destination(grant, _kind(moving), place, item.source.group, item.source.created_by)
             require_outside_archive(machines[item.machine], place.path)
             item.place, item.result = place, item.object_id if moving else uuid4()
         except RequestError as exc:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Row,
     Select,
     Uuid,
+    and_,
     case,
     false,
     func,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    true,
     type_coerce,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -32,9 +34,12 @@ from sqlalchemy.orm import Session
 from datamanager.domain.fields import SIZE_MAX
 from datamanager.domain.location import PART_SUFFIX, PATH_MAX, Place
 from datamanager.domain.requests import DIRECTORY_MAX, BatchRequest, Directory
-from datamanager.domain.states import TransferStatus
+from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.errors import RequestError
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machine, Machines
+from models.access.permission import may_be_destination, may_be_source, sources_of
+from models.access.visibility import Columns, Visible
 from models.batches.item_admission import prefix_of, require_some, select_below
 from models.database import on_postgresql, table_of
 from models.objects.bulk_claims import claim_objects_of_items, holders
@@ -54,15 +59,17 @@ _NEW_ID: ColumnElement[str] = literal_column(
 """A UUID of version 4, as SQLite stores it."""
 
 
-def first_place_is_free(session: Session, machines: Machines, request: BatchRequest, directory: Directory) -> bool:
-    """Say whether nothing holds the place that the first of the directory's objects is to get: of a batch that is
-    repeated something does. False also where there is no such object. Only reads.
+def first_place_is_free(
+    session: Session, machines: Machines, request: BatchRequest, directory: Directory, visible: Visible
+) -> bool:
+    """Say whether nothing holds the place that the first of the directory's objects that are seen is to get: of a batch
+    that is repeated something does. False also where there is no such object. Only reads.
 
     Raises: UnknownMachine, PathNotAllowed.
     """
     target = machines[request.machine or ""]
     start = prefix_of(target, request.dest or "")
-    query, cut = select_below(session, machines, directory)
+    query, cut = select_below(session, machines, directory, visible)
     first = session.execute(query.with_only_columns(_objects.c.place).order_by(_objects.c.place).limit(1)).first()
     if first is None:
         return False
@@ -79,22 +86,26 @@ def enter_whole(
     transfer: Transfer,
     request: BatchRequest,
     directory: Directory,
+    grant: Grant | None,
     *,
     moving: bool,
 ) -> int | None:
-    """Claim for and store all objects below a directory as items, and write into `transfer` what they have in common.
-    Return how many there are; None, and nothing is changed, if there is none, or one of them is not ordinary.
+    """Claim for and store all objects that are seen below a directory as items, and write into `transfer` what they
+    have in common. Return how many there are; None, and nothing is changed, if there is none, or one of them is not
+    ordinary.
 
     Raises: UnknownMachine, PathNotAllowed, InvalidRequest when too much is below it.
     """
     target = machines[request.machine or ""]
-    start = prefix_of(target, request.dest or "")
-    query, cut = select_below(session, machines, directory)
-    if not first_place_is_free(session, machines, request, directory):
+    start, kind = prefix_of(target, request.dest or ""), TransferKind.MOVE_MANY if moving else TransferKind.COPY_MANY
+    visible = sources_of(grant, kind)
+    query, cut = select_below(session, machines, directory, visible)
+    if not first_place_is_free(session, machines, request, directory, visible):
         return None
-    facts = _facts(session, query)
+    path = _path(start, _objects.c.place, cut)
+    facts = _facts(session, query, true() if grant is None else _is_permitted(grant, kind, target.name, path))
     require_some(machines, directory, facts.objects)
-    if not _fits(target, start, facts):
+    if facts.permitted != facts.objects or not _fits(target, start, facts):
         return None
     given = f"{(request.dest or '').rstrip('/')}/" if request.dest else ""
     attempt = session.begin_nested()
@@ -110,14 +121,27 @@ def enter_whole(
     return stored
 
 
-def _facts(session: Session, query: Select[*tuple[Any, ...]]) -> Row[*tuple[Any, ...]]:
+def _is_permitted(grant: Grant, kind: TransferKind, machine: str, path: ColumnElement[str]) -> ColumnElement[bool]:
+    """Return the condition that an object may be copied or moved from its place to this one."""
+    there = Columns(_objects.c.group, literal(machine), path, _objects.c.created_by)
+    return and_(may_be_source(grant, kind), may_be_destination(grant, kind, there))
+
+
+def _path(start: str, place: ColumnElement[str], cut: int) -> ColumnElement[str]:
+    """Return where an object will be whose place has so many characters up to the directory."""
+    return literal(f"{start}/" if start else "").concat(func.substr(place, cut + 1))
+
+
+def _facts(session: Session, query: Select[*tuple[Any, ...]], permitted: ColumnElement[bool]) -> Row[*tuple[Any, ...]]:
     """Return what is to be known of all objects together, without looking at more than one too many."""
-    wanted = _objects.c.size, _objects.c.group, _objects.c.place
+    may = case((permitted, 1), else_=0).label("may")
+    wanted = _objects.c.size, _objects.c.group, _objects.c.place, may
     some = query.with_only_columns(*wanted).limit(DIRECTORY_MAX + 1).subquery().c
     return session.execute(
         select(
             func.count().label("objects"),
             func.count(some.size).label("sizes"),
+            func.coalesce(func.sum(some.may), 0).label("permitted"),
             # in two halves: of SQLite's own sum more than 64 bits is an error
             func.coalesce(func.sum(some.size // _HALF), 0).label("upper"),
             func.coalesce(func.sum(some.size % _HALF), 0).label("lower"),
@@ -164,7 +188,7 @@ def _store(
         "source_machine": below.machine,
         "source_place": below.place,
         "destination_machine": literal(target.name),
-        "destination_place": literal(f"{start}/" if start else "").concat(path),
+        "destination_place": _path(start, below.place, cut),
         "dest": literal(given).concat(path),
         "size": below.size,
         "status": literal(TransferStatus.QUEUED.value),

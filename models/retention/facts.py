@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.retention_decisions import Mark, Reason, Subject, keeper_of
 from datamanager.domain.retention_rules import RetentionRules
 from datamanager.domain.states import ObjectStatus, Verified
+from models.access.visibility import ALL, Visible
 from models.objects.bulk_claims import chunks, claims_on, rows_in
 from models.tables import DataObject, MachineHealth, RetentionMark, Transfer
 
@@ -22,14 +23,19 @@ LIVE = (ObjectStatus.ACTIVE.value, ObjectStatus.ARCHIVED.value)
 
 
 def candidates(
-    session: Session, rules: RetentionRules, now: datetime, after: tuple[datetime, UUID] | None, limit: int = PAGE
+    session: Session,
+    rules: RetentionRules,
+    now: datetime,
+    after: tuple[datetime, UUID] | None,
+    limit: int = PAGE,
+    visible: Visible = ALL,
 ) -> list[DataObject]:
-    """Return up to `limit` objects that some rule may select, the oldest registered first; more than those are never
-    left out. `after` is the last one of the page before.
+    """Return up to `limit` objects that are seen and that some rule may select, the oldest registered first; more than
+    those are never left out. `after` is the last one of the page before.
     """
     selected = or_(*(and_(*_roughly(rule, now)) for rule in rules.rule))
     # as CASE no index serves it: by one of machines or groups each page would have to sort all that are beyond it
-    query = select(DataObject).where(case((selected, true()), else_=false()))
+    query = select(DataObject).where(case((and_(selected, *visible.objects()), true()), else_=false()))
     if after is not None:
         time, last = after
         column = DataObject.date_registered
@@ -70,9 +76,16 @@ def subjects(session: Session, rows: Sequence[DataObject], now: datetime) -> lis
 
 
 def keepers(
-    session: Session, rules: RetentionRules, checksums: Iterable[str], now: datetime, away: Mapping[str, Reason]
+    session: Session,
+    rules: RetentionRules,
+    checksums: Iterable[str],
+    now: datetime,
+    away: Mapping[str, Reason],
+    visible: Visible = ALL,
 ) -> dict[str, UUID | None]:
-    """Return the copy that is kept of each group of copies. A group may be large; it is never held in memory."""
+    """Return the copy that is kept of each group of copies, of those that are seen. A group may be large; it is never
+    held in memory.
+    """
     found: dict[str, UUID | None] = {}
     for some in chunks(sorted(set(checksums))):
         query = (
@@ -81,6 +94,7 @@ def keepers(
                 DataObject.checksum.in_(some),
                 DataObject.verified == Verified.SHA256.value,
                 DataObject.status.in_(LIVE),
+                *visible.objects(),
             )
             .order_by(DataObject.checksum, DataObject.date_registered, DataObject.id)
         )

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from datamanager.domain.retention_decisions import Decider, Decision, Verdict
 from datamanager.domain.retention_rules import RetentionRules, check_archives
 from datamanager.errors import InvalidRequest
+from datamanager.identity.grant import Grant
 from datamanager.machines import Machines
 from models.database import Database, now
 from models.retention.facts import machines_away
@@ -105,14 +106,14 @@ def make_decider(session: Session, rules: RetentionRules, machines: Machines, te
 
 
 def plan(
-    database: Database, rules: RetentionRules, machines: Machines, terms: RetentionTerms
+    database: Database, rules: RetentionRules, machines: Machines, terms: RetentionTerms, by: Grant | None
 ) -> tuple[Decider, Report]:
-    """Say what a run would do now; nothing is changed. Blocks. Raises: what `make_decider` raises,
+    """Say what a run that `by` requests would do now; nothing is changed. Blocks. Raises: what `make_decider` raises,
     CatalogueUnavailable.
     """
     with database.read() as session:
         decider = make_decider(session, rules, machines, terms)
-    survey, report = Survey(database, decider), Report()
+    survey, report = Survey(database, decider, by), Report()
     report.add_void(sum(1 for _ in survey.stale()))
     for decision in survey.decisions():
         report.add(decision)

@@ -16,6 +16,8 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session, defer
 
 from datamanager.errors import LeaseLost, RetentionRunNotFound
+from datamanager.identity.grant import Grant
+from models.access.permission import kept, kept_of, maker
 from models.access.visibility import ALL, Visible, find_seen
 from models.core.cursors import NEWEST, ROWS, Rendering, page_of
 from models.core.leases import is_held
@@ -44,9 +46,9 @@ class RetentionTerms:
     max_bytes: int | None = None
 
 
-def ask_for_run(session: Session, terms: RetentionTerms) -> UUID:
-    """Note that a run is wanted; a mover makes its flow run."""
-    row = _new(session, terms, QUEUED)
+def ask_for_run(session: Session, terms: RetentionTerms, by: Grant | None) -> UUID:
+    """Note that a run is wanted; a mover makes its flow run. It acts on what `by` may retain, archive and delete."""
+    row = _new(session, terms, QUEUED, by)
     wake(session, "queued")
     return row.id
 
@@ -58,7 +60,7 @@ def begin_run(
     begun it.
     """
     if run is None:
-        row = _new(session, terms, RUNNING)
+        row = _new(session, terms, RUNNING, None)
     else:
         row = get_run(session, run, ALL, lock=True)
         if row.status != QUEUED:
@@ -69,13 +71,16 @@ def begin_run(
     return row
 
 
-def require_running(session: Session, run: UUID) -> None:
+def require_running(session: Session, run: UUID) -> Grant | None:
     """Make sure that a run may still act: a mover that was stopped for long may have lost the lease to another one,
-    which then ended its run. Nobody ends it until the transaction is over. Raises: LeaseLost.
+    which then ended its run. Nobody ends it until the transaction is over. Return what whoever requested it is
+    permitted, None of the service's own. Raises: LeaseLost, NotAllowed.
     """
-    query = select(RetentionRun.status).where(RetentionRun.id == run).with_for_update(read=True)
-    if session.scalar(query) != RUNNING:
+    query = select(RetentionRun.status, RetentionRun.grant).where(RetentionRun.id == run)
+    found = session.execute(query.with_for_update(read=True)).one_or_none()
+    if found is None or found.status != RUNNING:
         raise LeaseLost(f"run {run} of retention was ended by others")
+    return kept_of(found.grant)
 
 
 def end_run(
@@ -232,7 +237,7 @@ def _counted(session: Session, verdict: str, *mine: Any) -> list[dict[str, Any]]
     ]
 
 
-def _new(session: Session, terms: RetentionTerms, status: str) -> RetentionRun:
+def _new(session: Session, terms: RetentionTerms, status: str, by: Grant | None) -> RetentionRun:
     row = RetentionRun(
         id=uuid4(),
         status=status,
@@ -240,6 +245,8 @@ def _new(session: Session, terms: RetentionTerms, status: str) -> RetentionRun:
         rule=terms.rule,
         max_objects=terms.max_objects,
         max_bytes=terms.max_bytes,
+        created_by=maker(by),
+        grant=kept(by),
         created=now(session),
     )
     session.add(row)

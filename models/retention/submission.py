@@ -76,7 +76,7 @@ def submit_delete(
     Raises: LeaseLost when the run has ended; what `submit` raises; the transaction must end then, and nothing is
     changed.
     """
-    require_running(session, run)
+    grant = require_running(session, run)
     rule, time = decision.rule, now(session)
     ids = [decision.subject.id] + ([proved.object_id] if proved is not None else [])
     rows = {row.id: row for row in lock_objects(session, ids)}
@@ -96,7 +96,7 @@ def submit_delete(
     if mark is None:
         return spared(decision, Reason.CHANGED, "its mark was removed")
     fields = DeleteRequest(priority=Priority.LOW)
-    request = TransferRequest(TransferKind.DELETE, fields, decision.subject.id, reason=_why(rule), grant=None)
+    request = TransferRequest(TransferKind.DELETE, fields, decision.subject.id, reason=_why(rule), grant=grant)
     transfer = submit(session, machines, prepare(request))
     if proved is not None and not rule.even_last_copy:
         claim_reading(session, proved.object_id, transfer.id)
@@ -113,7 +113,7 @@ def submit_archive(
     Raises: LeaseLost when the run has ended; what `submit` raises for the whole (no such archive). Nothing is changed
     then.
     """
-    require_running(session, run)
+    grant = require_running(session, run)
     time, outcome = now(session), dict[UUID, Decision]()
     rows = list(lock_objects(session, [one.subject.id for one in decisions]))
     found = {one.id: one for one in subjects(session, rows, time)}
@@ -133,7 +133,7 @@ def submit_archive(
         fields = ArchiveManyRequest(
             items=[ArchiveItem(uuid=uuid) for uuid in going], archive_to=rule.archive_to, priority=Priority.LOW
         )
-        request = TransferRequest(TransferKind.ARCHIVE_MANY, fields, reason=_why(rule), grant=None)
+        request = TransferRequest(TransferKind.ARCHIVE_MANY, fields, reason=_why(rule), grant=grant)
         transfer = submit(session, machines, prepare(request))
         items = select(TransferItem.object_id, TransferItem.status, TransferItem.error_code, TransferItem.error_detail)
         for uuid, status, code, detail in session.execute(items.where(TransferItem.transfer_id == transfer.id)):

@@ -15,6 +15,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from datamanager.domain.retention_decisions import Decider, Decision, Subject
+from datamanager.identity.grant import Grant
+from models.access.visibility import seen
 from models.database import Database
 from models.retention.facts import PAGE, candidates, keepers, subjects
 from models.tables import DataObject, RetentionMark
@@ -24,9 +26,12 @@ REMEMBERED = 20_000
 
 
 class Survey:
-    """One look at the whole catalogue by `decider`; blocks, for one thread."""
+    """One look by `decider` at all that `by` may run retention of (None: at the whole catalogue); blocks, for one
+    thread. A copy that they don't see keeps nothing.
+    """
 
-    def __init__(self, database: Database, decider: Decider) -> None:
+    def __init__(self, database: Database, decider: Decider, by: Grant | None) -> None:
+        self._visible = seen(by, "retention")
         self._database = database
         self._decider = decider
         self._keepers: OrderedDict[str, UUID | None] = OrderedDict()
@@ -38,7 +43,7 @@ class Survey:
         after: tuple[datetime, UUID] | None = None
         while True:
             with self._database.read() as session:
-                rows = candidates(session, self._decider.rules, self._decider.now, after)
+                rows = candidates(session, self._decider.rules, self._decider.now, after, visible=self._visible)
                 if not rows:
                     return
                 page = self._with_keepers(session, rows)
@@ -59,6 +64,7 @@ class Survey:
                     select(RetentionMark.id, DataObject)
                     .join(DataObject, DataObject.id == RetentionMark.object_id)
                     .where(RetentionMark.id > last, RetentionMark.closed.is_(None), RetentionMark.transfer_id.is_(None))
+                    .where(*self._visible.objects())
                 )
                 found = session.execute(query.order_by(RetentionMark.id).limit(PAGE)).all()
                 if not found:
@@ -78,7 +84,7 @@ class Survey:
         wanted = {one.checksum for one in page if one.checksum is not None}
         known = {checksum: self._keepers[checksum] for checksum in wanted & self._keepers.keys()}
         decider, missing = self._decider, wanted - known.keys()
-        found = keepers(session, decider.rules, missing, decider.now, decider.away) if missing else {}
+        found = keepers(session, decider.rules, missing, decider.now, decider.away, self._visible) if missing else {}
         new = {checksum: found.get(checksum) for checksum in missing}
         self._keepers.update(new)
         while len(self._keepers) > REMEMBERED:

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import Phase, TransferStatus
-from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, Paused, TaskEnded
+from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, NotAllowed, Paused, TaskEnded
 from models.access.visibility import Visible
 from models.core.outbox import post_transfer_event
 from models.database import now, wake
@@ -25,6 +25,7 @@ from models.transfers.lookup import lock_open_transfer
 from models.transfers.outcomes import fail_row
 from models.transfers.queue import CANCEL, FORBID, PAUSE, keep_paused
 
+WITHDRAWN = "whoever requested it is not permitted this any more"
 EXPIRED_AT_ONCE = 200
 """Transfers that one `expire` ends at most: its transaction is to be short."""
 
@@ -84,6 +85,8 @@ def stop_reason_of(row: Transfer, time: datetime) -> DataManagerError | None:
         return Cancelled("cancelled by request")
     if row.stop_requested == PAUSE:
         return Paused("paused by request")
+    if row.stop_requested == FORBID:
+        return NotAllowed(WITHDRAWN)
     if row.deadline is not None and row.deadline <= time:
         return _too_late(row.deadline)
     return None
@@ -95,17 +98,17 @@ def due(session: Session) -> bool:
 
 
 def expire(session: Session) -> list[Transfer]:
-    """End what nobody holds and that is past its deadline, or was cancelled while a mover that is gone had it.
+    """End what nobody holds and that is past its deadline, or was cancelled or forbidden while a mover that is gone had
+    it.
 
     Any mover does it, before it takes and with each beat. Returns those that have ended.
     """
-    ended: list[Transfer] = []
-    for due in _due(now(session)):
+    ended, time = list[Transfer](), now(session)
+    for due in _due(time):
         query = select(Transfer).where(*due).limit(EXPIRED_AT_ONCE).with_for_update(skip_locked=True)
         ended += [row for row in session.scalars(query) if row not in ended]
     for row in ended:
-        cancelled = row.stop_requested == CANCEL or row.deadline is None
-        fail_row(session, row, Cancelled("cancelled by request") if cancelled else _too_late(row.deadline))
+        fail_row(session, row, stop_reason_of(row, time) or _too_late(row.deadline))
     return ended
 
 
@@ -152,7 +155,9 @@ def _too_late(deadline: datetime | None) -> DeadlineExceeded:
 
 
 def _due(time: datetime) -> list[tuple[ColumnElement[bool], ...]]:
-    """Return the conditions of what is too late, and of what was cancelled: apart, so that each has its index."""
+    """Return the conditions of what is too late, and of what was cancelled or forbidden: apart, so that each has its
+    index.
+    """
     unheld = (
         Transfer.ended.is_(None),
         Transfer.status == TransferStatus.QUEUED.value,
@@ -161,5 +166,5 @@ def _due(time: datetime) -> list[tuple[ColumnElement[bool], ...]]:
     )
     return [
         (*unheld, Transfer.deadline.is_not(None), Transfer.deadline <= time),
-        (*unheld, Transfer.stop_requested.is_not(None), Transfer.stop_requested == CANCEL),
+        (*unheld, Transfer.stop_requested.is_not(None), Transfer.stop_requested.in_((CANCEL, FORBID))),
     ]

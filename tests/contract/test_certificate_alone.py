@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.errors import AuthenticationFailed, NoLogin, SigningUnavailable
+from datamanager.errors import AuthenticationFailed, MachineUnavailable, NoLogin, SigningUnavailable
 from datamanager.machines import Connection, Machines
 from datamanager.signing.builtin_ca import BuiltinCa
 from datamanager.signing.certificate import Certificate, CertificateRequest, Person
 from datamanager.transports.factory import Storages
 from tests.support.callers import accounts, authority, open_folder, trusting
+from tests.support.ports import free_port
 from tests.support.sshd import PrivateSshd, make_key
 
 
@@ -156,6 +157,9 @@ def test_the_services_own_work_has_its_own_login(
 def test_a_knock_reaches_the_machine_for_nobody(machines: Machines, server: PrivateSshd, control_dir: Path) -> None:
     before = server.log.read_text().count("Accepted")
     Storages(machines, control_dir).knock("m")
+    away = Machines({"m": machines["m"].model_copy(update={"port": free_port()})})
+    with pytest.raises(MachineUnavailable):
+        Storages(away, control_dir).knock("m")
     assert server.log.read_text().count("Accepted") == before
 
 

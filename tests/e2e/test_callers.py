@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 
 from datamanager.domain.location import Place
-from datamanager.domain.requests import CopyManyRequest, CopyRequest, MoveRequest, RegisterRequest
+from datamanager.domain.requests import CopyManyRequest, CopyRequest, DeleteRequest, MoveRequest, RegisterRequest
 from datamanager.domain.states import TransferKind, TransferStatus, Verified
 from datamanager.identity.grant import Grant, Means
 from datamanager.machines import Machines, load_machines
@@ -57,12 +57,16 @@ class House:
         with self.database.write() as session:
             return register_object(session, request, place, Facts(len(data), verified=Verified.SIZE), by=None)
 
-    def submit(self, who: str | None, *requests: tuple[TransferKind, Any, UUID | None]) -> list[UUID]:
-        """Submit requests together."""
+    def submit(
+        self, who: str | None, *requests: tuple[TransferKind, Any, UUID | None], reason: str | None = None
+    ) -> list[UUID]:
+        """Submit requests together; `reason`: why the service does it itself."""
         grant = None if who is None else Grant(f"{who}@site", frozenset(), (), Means.OIDC, "subject", who)
         with self.database.write() as session:
             return [
-                submission.submit(session, self.machines, SealedRequest(kind, fields, of, grant=grant)).id
+                submission.submit(
+                    session, self.machines, SealedRequest(kind, fields, of, reason=reason, grant=grant)
+                ).id
                 for kind, fields, of in requests
             ]
 
@@ -99,6 +103,7 @@ def house(prefect_api_url: str) -> Iterator[House]:
                 base.chmod(0o777)
                 values = {"transport": "sftp", "host": server.host, "port": server.port, "acts_as": "caller"}
                 values |= {"base_dir": os.fspath(base), "known_hosts": os.fspath(server.known_hosts)}
+                values |= {"service_login": people[0]}
                 tables.append(f"[machines.{name}]\n")
                 tables += [f"{key} = {json.dumps(value)}\n" for key, value in values.items()]
             (place / "machines.toml").write_text("".join(tables))
@@ -185,3 +190,12 @@ def test_a_batch_and_a_move_are_the_persons(house: House) -> None:
     assert row.error_code is None
     assert not (house.folder("one") / "moving").exists()
     assert house.object(moved).acted_as == who
+
+
+def test_what_a_rule_requests_is_the_services_own(house: House) -> None:
+    of = house.register("two", "expired", house.people[0], b"data")
+    delete = (TransferKind.DELETE, DeleteRequest(), of)
+    (row,) = house.ended(house.submit(NOBODY, delete, reason="retention: old"))
+    assert row.error_code is None
+    assert not (house.folder("two") / "expired").exists()
+    assert house.logged("two", f"ID dm:{row.id}:data-manager ") == 1

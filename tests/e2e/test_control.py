@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from models.access.tokens import withdraw_person
 from models.database import Database
-from models.tables import OutboxMessage
+from models.tables import OutboxMessage, Transfer
+from tests.support.access import in_role
 from tests.support.prefect import PrefectApi
 from tests.support.process import signal_each
 from tests.support.proxy import Proxy
@@ -138,6 +141,38 @@ def test_cancelled_while_bytes_move(site: Site, source: tuple[str, bytes], prefe
     run = status["flow_run_id"]
     eventually(lambda: prefect.get(f"flow_runs/{run}")["state_type"] == "CANCELLED", "Prefect shows it")
     assert site.wait(copy(site, uuid, f"cancel/{kind}.bin"))["status"] == "COMPLETE"  # its place is free
+
+
+@one_way
+def test_withdrawn_person_while_bytes_move_and_while_they_wait(
+    site: Site, source: tuple[str, bytes], prefect: PrefectApi
+) -> None:
+    """What runs is asked again with every sixth heartbeat, and what waits when it is taken."""
+    uuid, data = source
+    running = copy(site, uuid, "withdrawn/a.bin", bandwidth=SLOW)
+    waiting = copy(site, uuid, "withdrawn/b.bin", not_before="PT1H")
+    moving(site, running)
+    assert site.ask("POST", f"async/{waiting}/pause").status_code == 200
+    grant = in_role("mover", person="ann@example.org")
+    database = Database(f"sqlite+pysqlite:///{site.service.home / 'catalogue.db'}")
+    with database.write() as session:
+        theirs = update(Transfer).where(Transfer.id.in_([UUID(running), UUID(waiting)]))
+        session.execute(theirs.values(grant=grant.to_json(), created_by=grant.person, not_before=None))
+        withdraw_person(session, grant.person, None)
+    database.close()
+    assert site.ask("POST", f"async/{waiting}/resume").status_code == 200
+    ended = site.wait(waiting)
+    assert (ended["status"], ended["error"]["code"], ended["started"]) == ("ERROR", "not_allowed", None)
+    assert (ended["bytes_done"], ended["flow_run_id"]) == (0, None)
+    ended = site.wait(running)
+    assert (ended["status"], ended["error"]["code"], ended["attempt"]) == ("ERROR", "not_allowed", 1)
+    assert ended["bytes_done"] < len(data)
+    assert not site.leftovers()
+    assert not site.exists("cirrus", "withdrawn/a.bin")
+    assert site.info(uuid)["status"] == "ACTIVE"
+    run = ended["flow_run_id"]
+    eventually(lambda: prefect.get(f"flow_runs/{run}")["state_type"] == "FAILED", "Prefect shows it")
+    assert site.wait(copy(site, uuid, "withdrawn/a.bin"))["status"] == "COMPLETE"  # its place is free
 
 
 @pytest.mark.slow

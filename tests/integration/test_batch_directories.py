@@ -23,6 +23,7 @@ from datamanager.errors import (
     PathNotAllowed,
     UnknownMachine,
 )
+from models.access.visibility import ALL
 from models.batches.item_admission import pieces_below
 from models.database import Database
 from models.tables import Claim, DataObject, TransferItem
@@ -242,10 +243,10 @@ def test_directory_has_no_more_than_is_allowed(database: Database, monkeypatch: 
     objects = register_many(database, 7)
     directory = Directory(machine="alpha", path="many")
     with database.read() as session:
-        found = [[row.id for row, _ in some] for some in pieces_below(session, MACHINES, directory, most=7)]
+        found = [[row.id for row, _ in some] for some in pieces_below(session, MACHINES, directory, ALL, most=7)]
         assert found == [objects[:3], objects[3:6], objects[6:]]
         with pytest.raises(InvalidRequest) as refused:
-            list(pieces_below(session, MACHINES, directory, most=6))
+            list(pieces_below(session, MACHINES, directory, ALL, most=6))
     assert set(refused.value.fields) == {"directory.path"}
 
 

@@ -627,7 +627,7 @@ def test_runs_are_listed_and_forgotten(keeper: Keeper) -> None:
     ids = []
     for _ in range(3):
         with keeper.parts.database.write() as session:
-            ids.append(retention_runs.ask_for_run(session, RetentionTerms(True)))
+            ids.append(retention_runs.ask_for_run(session, RetentionTerms(True), None))
     with keeper.parts.database.read() as session:
         assert retention_runs.asked_for(session) == ids
         first, cursor = retention_runs.list_runs(session, ALL, 2)

@@ -166,7 +166,7 @@ class World:
             run = retention_runs.begin_run(session, RetentionTerms(), None, "test", None).id
             marks.settle(session)
             decider = make_decider(session, self.rules, MACHINES, RetentionTerms())
-        survey = Survey(self.database, decider)
+        survey = Survey(self.database, decider, None)
         stale = list(survey.stale())
         with self.database.write() as session:
             marks.void(session, stale)

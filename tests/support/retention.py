@@ -108,7 +108,7 @@ class Keeper:
 
     def plan(self, text: str | RetentionRules, **terms: Any) -> Report:
         """Return what a run would do."""
-        return plan(self.parts.database, _rules(text), self.parts.machines, RetentionTerms(True, **terms))[1]
+        return plan(self.parts.database, _rules(text), self.parts.machines, RetentionTerms(True, **terms), None)[1]
 
     def begin(self, text: str | RetentionRules, **terms: Any) -> tuple[UUID, Retaining]:
         """Enter a run, and return what works on it."""

@@ -43,7 +43,7 @@ def mark(api: LiveApi) -> None:
     """Mark what is new, as a run does."""
     with api.database.read() as session:
         decider = make_decider(session, load_rules(api.settings.retention_file), api.machines, RetentionTerms())
-    found = list(Survey(api.database, decider).decisions())
+    found = list(Survey(api.database, decider, None).decisions())
     with api.database.write() as session:
         marks.mark(session, uuid4(), [one for one in found if one.verdict.value == "mark"], decider.now)
 
