@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -21,7 +22,6 @@ from benchmarks.race import Figure, Outcome, Tell, Timing, WrongResult
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyRequest, RegisterRequest
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.identity.grant import Grant, Means
 from datamanager.machines import load_machines
 from datamanager.messaging.notifications import notify
 from datamanager.signing.certificate import Person
@@ -32,6 +32,7 @@ from models.database import Database
 from models.objects.catalogue import Facts, register_object
 from models.submission import SealedRequest
 from models.tables import Transfer
+from tests.support.access import in_role
 from tests.support.callers import accounts, authority, open_folder, trusting
 from tests.support.service import DataManagerService
 from tests.support.sshd import PrivateSshd
@@ -56,7 +57,7 @@ class Copies:
             tables += [f"[machines.{acts_as}]\n", *(f"{key} = {json.dumps(one)}\n" for key, one in values.items())]
         (place / "machines.toml").write_text("".join(tables))
         self._machines = load_machines(place / "machines.toml")
-        self._grant = Grant(account, frozenset(), (), Means.OIDC, "benchmark", account)
+        self._grant = replace(in_role("admin", person=account), principal=account)
         env = {"DM_MACHINES": os.fspath(place / "machines.toml"), "DM_SSH_CA": os.fspath(place / "ca")}
         self.service = DataManagerService(place / "dm", env, tree=True)
         self._number = 0

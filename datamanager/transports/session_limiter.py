@@ -114,6 +114,12 @@ class SessionLimiter:
                     return
             others[0].close_idle()
 
+    @property
+    def room(self) -> int:
+        """How many more sessions there may be without closing an idle one of any pool."""
+        with self._changed:
+            return max(0, self.most - self.in_use - sum(one.idle for one in self._pools))
+
     def has_sessions(self) -> bool:
         """Say whether any pool has a session."""
         with self._changed:

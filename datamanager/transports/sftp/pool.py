@@ -101,8 +101,9 @@ class SftpStorage(BoundedStorage):
 
     def prepare(self, count: int) -> None:
         """Begin to open sessions, in a thread: each of the next callers waits for one, and gets the error if there is
-        none. No more are opened than are free.
+        none. No more are opened than are free, and no idle session is closed for them.
         """
+        count = min(count, self._limiter.room)
         wanted = [Future[None]() for _ in range(self._limiter.try_acquire(count))]
         with self._changed:
             self._prepared.extend(wanted)
@@ -149,8 +150,10 @@ class SftpStorage(BoundedStorage):
             raise MachineUnavailable(f"{self.machine}: the storage is closed")
         with self._changed:
             prepared = self._prepared.popleft() if self._prepared else None
-        if prepared is not None:
-            prepared.result()
+        if prepared is not None and (error := prepared.exception()) is not None:
+            with self._changed:
+                self._prepared.clear()  # the next caller tries anew
+            raise error
         session = self._idle_session() or self._new_session()
         try:
             yield session
