@@ -33,7 +33,7 @@ from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
 from models.database import read, write
 from models.machines import limits
 from models.tables import Transfer
-from models.transfers import cancel_pause, outcomes, permission, queue
+from models.transfers import cancel_pause, outcomes, queue, withdrawal
 from models.transfers.lookup import get_transfer, held_by_priority
 
 POLL = 1.0  # seconds; notifications make the start immediate, the poll only catches what they missed
@@ -204,7 +204,7 @@ class Dispatcher:
                 apart=services.machines.of_callers,  # each logs in for its own task
             )
             rows = [(hold, get_transfer(session, hold.transfer, ALL)) for hold in taken]
-            refused = permission.refused(session, [row for _, row in rows], services.roles.current())
+            refused = withdrawal.refused(session, [row for _, row in rows], services.roles.current())
             for hold, row in rows:
                 if row.id in refused:
                     row.stop_requested = queue.FORBID  # what is past its commit point has to look first
@@ -243,7 +243,7 @@ class Dispatcher:
             log.warning("not_allowed_any_more", transfers=[str(one) for one in found])
 
     def _forbid(self, session: Session, held: list[UUID]) -> list[UUID]:
-        return permission.forbid(session, held, self._services.roles.current())
+        return withdrawal.forbid(session, held, self._services.roles.current())
 
     # --- leases ------------------------------------------------------------------------------------------------------
 

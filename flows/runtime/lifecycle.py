@@ -43,7 +43,7 @@ from models.database import write
 from models.machines import limits
 from models.submission import TransferRequest, prepare, submit
 from models.tables import Transfer
-from models.transfers import outcomes, permission, queue
+from models.transfers import outcomes, queue, withdrawal
 from models.transfers.cancel_pause import note_partial
 from models.transfers.lookup import REQUEST_OF_KIND, by_flow_run, get_transfer
 
@@ -168,7 +168,7 @@ def _try_lease(
         found = get_transfer(session, hold.transfer, ALL).kind
         if found != kind.value:
             raise TaskNotFound(f"transfer {hold.transfer} is a {found}, this flow performs a {kind}")
-        permission.forbid(session, [hold.transfer], parts.roles.current())  # it stops before its first step
+        withdrawal.forbid(session, [hold.transfer], parts.roles.current())  # it stops before its first step
     parts.running.setdefault(hold, Control())
     parts.by_run[flow_run] = hold
     return hold

@@ -145,7 +145,7 @@ def note_uses(session: Session, uses: Mapping[str, datetime]) -> int:
 
 def withdraw_person(session: Session, person: str, by: Grant | None) -> bool:
     """Permit a person nothing any more; say whether it is new. What they have requested ends too: movers ask
-    (`models.transfers.permission`).
+    (`models.transfers.withdrawal`).
     """
     return insert_if_free(session, WithdrawnPerson, {"person": person, "since": now(session), "by": maker(by)})
 

@@ -117,8 +117,10 @@ def merged_page(
     beyond = [] if cursor is None else [order.beyond(order.keys(cursor))]
     parts = []
     for one in searches:
-        query = select(*_named(order)).where(*one.within, *beyond).order_by(*order.clauses).limit(limit + 1)
-        parts.append(select(query.subquery()))
+        query = select(*_named(order)).where(*one.within, *beyond)
+        if on_postgresql(session):  # SQLite merges as far as it is read; PostgreSQL is not to choose
+            query = select(query.order_by(*order.clauses).limit(limit + 1).subquery())
+        parts.append(query)
     some = union_all(*parts).subquery()
     keys = [some.c[column.name] for column in _named(order)]
     clauses = [key.desc() if order.descending else key for key in keys]

@@ -71,8 +71,8 @@ def _transfer_event(transfer: Transfer, what: str, data: dict[str, Any]) -> tupl
 
 
 def _facts(transfer: Any) -> dict[str, Any]:
-    facts = {"transfer": str(transfer.id), "kind": transfer.kind, "status": transfer.status}
-    return facts | {"created_by": transfer.created_by}
+    told = ("kind", "status", "created_by")
+    return {"transfer": str(transfer.id)} | {name: getattr(transfer, name) for name in told}
 
 
 def post_transfer_events(

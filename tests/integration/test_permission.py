@@ -13,7 +13,14 @@ from sqlalchemy import select, update
 
 from datamanager.domain.archive_requests import ArchiveManyRequest
 from datamanager.domain.recurring import ScheduleRequest
-from datamanager.domain.requests import CopyManyRequest, MoveManyRequest, RegisterRequest, TreeRequest, validated
+from datamanager.domain.requests import (
+    CopyManyRequest,
+    MoveManyRequest,
+    RegisterRequest,
+    TransferTerms,
+    TreeRequest,
+    validated,
+)
 from datamanager.domain.states import TransferKind
 from datamanager.errors import NotAllowed, ObjectNotFound, TaskNotFound
 from datamanager.identity.grant import Grant
@@ -70,12 +77,12 @@ def items_of(database: Database, transfer: UUID) -> list[TransferItem]:
 
 def many(kind: TransferKind, grant: Grant | None, **fields: Any) -> SealedRequest:
     """Return a batch that somebody requests."""
-    model = {
+    models: dict[TransferKind, type[TransferTerms]] = {
         TransferKind.COPY_MANY: CopyManyRequest,
         TransferKind.MOVE_MANY: MoveManyRequest,
         TransferKind.ARCHIVE_MANY: ArchiveManyRequest,
-    }[kind]
-    return SealedRequest(kind, validated(fields, model), grant=grant)
+    }
+    return SealedRequest(kind, validated(fields, models[kind]), grant=grant)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from models.retention.runs import RetentionTerms
 from models.submission import SealedRequest, submit
 from models.tables import Bundle, BundleMember, Claim, RetentionMark, RetentionRun
 from tests.support import archiving
+from tests.support.access import granted, in_role
 from tests.support.bookkeeping import told
 from tests.support.retention import COPIES, LONG_AGO, Keeper, moving, perform_all, reasons
 from tests.support.sshd import PrivateSshd
@@ -141,6 +142,25 @@ def test_of_copies_on_three_places_the_one_that_nobody_wants_gone_stays(ssh_keep
 
 
 @pytest.mark.dialect
+def test_run_of_a_person_acts_on_what_they_may_and_foreign_copies_keep_nothing(keeper: Keeper) -> None:
+    oldest, mine = (keeper.object(f"{name}.bin", group="scratch") for name in "ab")
+    foreign = [keeper.object(f"{name}.bin", b"theirs", group="paper") for name in "cd"]
+    lone = keeper.object("e.bin", b"theirs", group="scratch")
+    everywhere = COPIES.replace('group = "scratch"', 'machine = "here"')
+    archivist = in_role("archivist", groups=("scratch",))
+    wanted = {str(oldest): "last_verified_copy", str(mine): "act", str(lone): "last_verified_copy"}
+    assert reasons(keeper.plan(everywhere, archivist)) == wanted
+    assert reasons(keeper.run(everywhere, by=granted("retention!group", groups=("scratch",)))) == {
+        **wanted,
+        str(mine): "refused",  # retention permits no delete by itself
+    }
+    row = keeper.run(everywhere, by=archivist)
+    assert reasons(row) == wanted
+    assert keeper.status(oldest, mine, lone, *foreign) == ["ACTIVE", "DELETED", "ACTIVE", "ACTIVE", "ACTIVE"]
+    (transfer,) = keeper.transfers()
+    assert (row.created_by, transfer.created_by, transfer.grant) == ("jo", "jo", archivist.to_json())
+
+
 def test_of_copies_that_are_all_to_go_the_oldest_stays(keeper: Keeper) -> None:
     oldest, *others = (keeper.object(f"{name}.bin", group="scratch") for name in "abc")
     keeper.run(COPIES)

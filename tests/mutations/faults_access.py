@@ -44,7 +44,7 @@ ACCESS_FAULTS = (
     ),
     Fault(
         "grants: what runs is not flagged",
-        "models/transfers/permission.py",
+        "models/transfers/withdrawal.py",
         ".values(stop_requested=FORBID)",
         ".values(stop_requested=Transfer.stop_requested)",
         ("tests/integration/test_access_tokens.py::test_what_runs_is_flagged_and_its_mover_stops_it[sqlite-working]",),

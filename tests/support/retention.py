@@ -23,6 +23,7 @@ from datamanager.engine.attempt import Endpoint, KnownFile
 from datamanager.engine.control import Control
 from datamanager.engine.single.source_removal import remove_file
 from datamanager.errors import DataManagerError
+from datamanager.identity.grant import Grant
 from flows.retention.run import Retaining
 from flows.runtime.services import Services
 from models.access.visibility import ALL
@@ -106,15 +107,16 @@ class Keeper:
         with self.parts.database.read() as session:
             return list(session.scalars(select(Transfer).order_by(Transfer.created, Transfer.id)))
 
-    def plan(self, text: str | RetentionRules, **terms: Any) -> Report:
+    def plan(self, text: str | RetentionRules, by: Grant | None = None, **terms: Any) -> Report:
         """Return what a run would do."""
-        return plan(self.parts.database, _rules(text), self.parts.machines, RetentionTerms(True, **terms), None)[1]
+        return plan(self.parts.database, _rules(text), self.parts.machines, RetentionTerms(True, **terms), by)[1]
 
-    def begin(self, text: str | RetentionRules, **terms: Any) -> tuple[UUID, Retaining]:
-        """Enter a run, and return what works on it."""
+    def begin(self, text: str | RetentionRules, by: Grant | None = None, **terms: Any) -> tuple[UUID, Retaining]:
+        """Enter a run, which somebody may have requested, and return what works on it."""
         asked, rules = RetentionTerms(False, **terms), _rules(text)
         with self.parts.database.write() as session:
-            run = retention_runs.begin_run(session, asked, None, "test", None).id
+            wanted = None if by is None else retention_runs.ask_for_run(session, asked, by)
+            run = retention_runs.begin_run(session, asked, wanted, "test", None).id
             decider = make_decider(session, rules, self.parts.machines, asked)
         return run, Retaining(self.parts, run, rules, decider, Control())
 

@@ -227,6 +227,38 @@ def test_may_and_filters_agree(
     assert Grant.from_json(held.to_json()) == held
 
 
+@settings(max_examples=80)
+@given(
+    wide=st.lists(scopes_of("read:objects"), max_size=3),
+    narrow=st.lists(scopes_of("read:objects"), max_size=3),
+    groups=st.lists(st.frozensets(st.sampled_from(GROUPS)), min_size=2, max_size=2),
+)
+def test_what_a_grant_covers_it_permits(wide: list[Scope], narrow: list[Scope], groups: list[frozenset[str]]) -> None:
+    more, less = (Grant("jo", *held, Means.OIDC) for held in zip(groups, (tuple(wide), tuple(narrow)), strict=True))
+    assert more.covers(more, ["read:objects"])
+    if more.covers(less, ["read:objects"]):
+        assert all(more.may("read:objects", one) for one in TARGETS if less.may("read:objects", one))
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "covered"),
+    [
+        ("audits", "audits!machine=m1", True),
+        ("audits!machine=m1", "audits", False),
+        ("read:objects!group", "read:objects!group=fire", True),
+        ("read:objects!group=fire", "read:objects!group", False),
+        ("read:objects!machine=m1", "read:objects!prefix=m1:a/!user", True),
+        ("read:objects!prefix=m1:", "read:objects!prefix=m1:a/", True),
+        ("read:objects!prefix=m1:a/b/", "read:objects!prefix=m1:a/bc/", False),
+        ("read:objects!prefix=m1:a/", "read:objects!machine=m1", False),
+        ("read:objects!user", "read:objects!group", False),
+    ],
+)
+def test_grant_covers_what_has_more_filters(wide: str, narrow: str, covered: bool) -> None:
+    action = narrow.partition("!")[0]
+    assert grant(wide).covers(grant(narrow), [action]) is covered
+
+
 @pytest.mark.parametrize(
     "change",
     [{"scopes": ["everything"]}, {"scopes": "read:objects"}, {"means": "magic"}, {"person": ""}, {"groups": [5]}],
