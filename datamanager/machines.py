@@ -129,6 +129,11 @@ class Machine(BaseModel):
     """With `acts_as = "caller"`: certificates allow programs, not only SFTP."""
     seen_from: tuple[str, ...] = ()
     """With `acts_as = "caller"`: from which addresses or networks the machine sees us; absent: those of our route."""
+    direct_from: tuple[str, ...] = ()
+    """From which addresses or networks other machines see this one, for certificates of direct transfers; absent: the
+    addresses of `direct_host`."""
+    service_login: str | None = None
+    """With `acts_as = "caller"`: the account for the service's own work; absent: there is none of it."""
     verify: VerifyPolicy = VerifyPolicy.SHA256
     bandwidth: Rate | None = None
     """Bytes per second, all transfers of this machine together; absent: no limit."""
@@ -166,7 +171,7 @@ class Machine(BaseModel):
                 raise ValueError(f'{prefix!r} must be a path below base_dir without "." and "..", or "." for all of it')
         return tuple("" if prefix == "." else prefix.rstrip("/") for prefix in value)
 
-    @field_validator("host", "direct_host", "username")
+    @field_validator("host", "direct_host", "username", "service_login")
     @classmethod
     def _no_option_in_disguise(cls, value: str | None) -> str | None:
         # a value that begins with a dash would be read by ssh as an option
@@ -174,7 +179,7 @@ class Machine(BaseModel):
             raise ValueError("must not be empty, begin with a dash or contain blanks")
         return value
 
-    @field_validator("seen_from")
+    @field_validator("seen_from", "direct_from")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ipaddress.ip_network(one)) for one in value)
@@ -205,6 +210,11 @@ class Machine(BaseModel):
                 if getattr(self, key) is not None:
                     raise ValueError(f'{key}: cannot be combined with transport = "local"')
         return self
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether our logins may run programs there, if there is a shell."""
+        return self.acts_as is ActsAs.SHARED or self.allow_programs
 
 
 def missing_files(machine: Machine) -> dict[str, str]:
@@ -248,6 +258,11 @@ class Machines(Mapping[str, Machine]):
             for name in names:
                 if name is not None and not (name in self and self[name].archive):
                     raise SettingsError(f"{variable}: {name} is not a machine with archive = true")
+
+    @property
+    def of_callers(self) -> list[str]:
+        """The names of those that act as the caller."""
+        return [name for name, machine in self._machines.items() if machine.acts_as is ActsAs.CALLER]
 
     def with_archives(self, rules: ArchiveRules) -> Machines:
         """Return these machines under other rules. Raises: SettingsError."""

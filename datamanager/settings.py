@@ -155,6 +155,21 @@ class Settings(BaseSettings):
     """Address of the issuer's keys, if they are not at its own origin; otherwise its discovery document says it."""
     oidc_ca: Path | None = None
     """File of the authorities (PEM) that the issuer's certificate is verified with; default: those of the system."""
+    ssh_ca: Path | None = None
+    """Key file of the built-in authority for SSH certificates; default: `ssh-ca.key` in `home`, made by
+    `dm machine ca`."""
+    vault_url: IssuerAddress | None = None
+    """URL of a Vault or OpenBao server whose SSH secrets engine signs instead of the built-in authority (`https://…`;
+    http on loopback only)."""
+    vault_role: str | None = None
+    """Role of the SSH secrets engine; required with `vault_url`."""
+    vault_mount: str = "ssh"
+    """Path where the SSH secrets engine is mounted."""
+    vault_token: Path | None = None
+    """File with the token for `vault_url`, read at each use; required with `vault_url`."""
+    vault_ca: Path | None = None
+    """File of the authorities (PEM) that the certificate of `vault_url` is verified with; default: those of the
+    system."""
     archive_to: str | None = None
     """Archive machine of requests that name none; if not set: the archive machine, if there is exactly one."""
     archive_groups: Annotated[tuple[str, ...], NoDecode] = ()
@@ -189,7 +204,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("home", "machines", "secrets_key", "retention", "roles", "identity", "quotas", "oidc_ca", "tls_cert"),
-        *("tls_key", "ca_file"),
+        *("tls_key", "ca_file", "ssh_ca", "vault_token", "vault_ca"),
     )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -278,6 +293,8 @@ class Settings(BaseSettings):
             raise ValueError(f"oidc_clients: {self.oidc_login} (oidc_login) is one of them")
         if self.session < timedelta(minutes=1):
             raise ValueError("session: must be at least one minute")
+        if len({one is None for one in (self.vault_url, self.vault_role, self.vault_token)}) > 1:
+            raise ValueError("vault_url: vault_url, vault_role and vault_token are set together")
         if self.heartbeat <= timedelta(0) or self.lease < 2 * self.heartbeat:
             raise ValueError("lease: must be at least twice the heartbeat")
         if self.client_timeout < timedelta(seconds=1):
@@ -307,6 +324,11 @@ class Settings(BaseSettings):
     def secrets_key_file(self) -> Path:
         """Path of the key that encrypts secrets."""
         return self.secrets_key or self.home / "secrets.key"
+
+    @property
+    def ssh_ca_file(self) -> Path:
+        """Path of the built-in authority's key; the file may be missing."""
+        return self.ssh_ca or self.home / "ssh-ca.key"
 
     @property
     def retention_file(self) -> Path:

@@ -21,8 +21,8 @@ from datamanager.settings import Settings, load_settings
 from deployments.amqp.relay import Relay
 from deployments.client_connections import ClientConnection, connections_allowed
 from deployments.composition import Runtime, open_runtime, spare_what_stays, tell_missing
-from deployments.trail_linking import link_trail, tell_refusals
 from deployments.tls_handshakes import ServerCertificate, TlsHandshake
+from deployments.trail_linking import link_trail, tell_refusals
 from models.access.logins import token_key
 
 POOL = 10  # connections of the catalogue, and twice as many more at peaks; api.context.ThreadLimits stay below that

@@ -11,6 +11,7 @@ import structlog
 
 from datamanager.machines import Machines, load_machines, missing_files
 from datamanager.settings import Settings
+from datamanager.signing.configured import signer_for
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
 from models.database import Database
@@ -47,6 +48,7 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     CatalogueUnavailable.
     """
     machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
+    signer = signer_for(settings, machines)
     guard = EgressGuard(settings.download_allow, settings.download_deny)
     directory = run_directory(settings)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -54,7 +56,7 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     require_current(database)
     with database.write() as session:
         check_base_dirs(session, machines, confirmed=settings.confirm_base_dir)
-    return Runtime(settings, machines, database, Storages(machines, control_dir=directory), guard)
+    return Runtime(settings, machines, database, Storages(machines, directory, signer), guard)
 
 
 def spare_what_stays() -> None:

@@ -72,6 +72,9 @@ URL: Errors = (errors.UrlNotAllowed, errors.NotSupported)
 MACHINE: Errors = (
     errors.HostKeyMismatch,
     errors.AuthenticationFailed,
+    errors.NoLogin,
+    errors.SigningUnavailable,
+    errors.SigningFailed,
     errors.LoginOutput,
     errors.PermissionDenied,
     errors.RemoteFailure,

@@ -45,6 +45,7 @@ STATUS: dict[type[DataManagerError], int] = {
     errors.QueryTooSlow: 504,
     errors.TransportError: 502,
     errors.MachineUnavailable: 503,
+    errors.NoLogin: 403,
     errors.TransportTimeout: 504,
     errors.NoSpace: 507,
     errors.TransferError: 502,

@@ -13,9 +13,10 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from starlette.requests import Request
 
-from datamanager.errors import DataManagerError, PathMissing, TransportTimeout
+from datamanager.errors import DataManagerError, NoLogin, PathMissing, TransportTimeout
 from datamanager.machines import Machine, Machines, missing_files
 from datamanager.transports.factory import Storages
+from datamanager.transports.port import Storage
 
 PATIENCE = 5.0  # seconds for all machines together
 
@@ -39,27 +40,36 @@ class Prober:
         self._machines = machines
         self._storages = storages
         self._limiter = CapacityLimiter(max(1, len(machines)))
-        self._under_way: dict[str, asyncio.Task[ProbeResult]] = {}
+        self._under_way: dict[tuple[str, str | None], asyncio.Task[ProbeResult]] = {}
 
-    async def probe_all(self, patience: float = PATIENCE) -> dict[str, ProbeResult]:
-        """Probe every machine at once; one that has not answered after `patience` seconds counts as timed out."""
-        tasks = {name: self._joined(machine) for name, machine in self._machines.items()}
+    async def probe_all(self, storages: Storages | None = None, patience: float = PATIENCE) -> dict[str, ProbeResult]:
+        """Probe every machine at once; one that has not answered after `patience` seconds counts as timed out.
+
+        `storages`: those of the person who asks; machines where they have no login are probed with the service's.
+        """
+        own = storages or self._storages
+        tasks = {name: self._joined(machine, own) for name, machine in self._machines.items()}
         await asyncio.wait(tasks.values(), timeout=patience)
         late = ProbeResult(error=TransportTimeout(f"no answer, or no free connection, within {patience:g} s"))
         return {name: task.result() if task.done() else late for name, task in tasks.items()}
 
-    def _joined(self, machine: Machine) -> asyncio.Task[ProbeResult]:
-        task = self._under_way.get(machine.name)
+    def _joined(self, machine: Machine, storages: Storages) -> asyncio.Task[ProbeResult]:
+        try:
+            storage = storages.get(machine.name)
+        except NoLogin:
+            storage = None
+        key = machine.name, None if storage is None or storage.login is None else storage.login.account
+        task = self._under_way.get(key)
         if task is None:
-            task = self._under_way[machine.name] = asyncio.create_task(
-                run_sync(self._probe, machine, limiter=self._limiter)
+            task = self._under_way[key] = asyncio.create_task(
+                run_sync(self._probe, machine, storage, limiter=self._limiter)
             )
-            task.add_done_callback(lambda _: self._under_way.pop(machine.name, None))
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return task
 
-    def _probe(self, machine: Machine) -> ProbeResult:
+    def _probe(self, machine: Machine, storage: Storage | None) -> ProbeResult:
         try:
-            with self._storages.get(machine.name).session() as session:
+            with (storage or self._storages.get(machine.name)).session() as session:
                 begun = time.monotonic()
                 session.stat(machine.base_dir)
                 latency = time.monotonic() - begun

@@ -16,6 +16,7 @@ from api.http import openapi
 from api.http.idempotency import mutate
 from api.http.request_parts import read_request
 from api.http.responses import json_response, view_of
+from api.machines.caller_storages import acting_for
 from api.machines.probe import prober_of
 from api.machines.views import HealthView, LimitsView, MachineView, machine_view
 from datamanager import errors
@@ -54,7 +55,8 @@ async def list_machines(request: Request, context: In, asked: MayRead) -> Respon
             active_by_machine(session, seen(asked, "list:objects")),
         )
     )
-    findings = await prober_of(request).probe_all()
+    async with acting_for(context, request) as acting:
+        findings = await prober_of(request).probe_all(acting.storages)
     shown = seen(asked, "read:machines").machines(sorted(findings))
     return json_response(
         [

@@ -20,6 +20,7 @@ from api.http.idempotency import Slot, once
 from api.http.operations import note_operation
 from api.http.request_parts import read_request
 from api.http.responses import object_answer
+from api.machines.caller_storages import acting_for
 from api.objects.own_files import own_files, require_own_file
 from api.objects.tree_answer import TreeRegistration
 from api.objects.views import TreeView
@@ -76,7 +77,8 @@ async def register(request: Request, context: In, asked: MayWrite) -> Response:
     require_metadata_fits(fields.metadata, context.settings.max_metadata)
 
     async def work(slot: Slot) -> Response:
-        return object_answer(request, slot.subject or await _register(context, request, fields, slot, asked))
+        async with acting_for(context, request) as acting:
+            return object_answer(request, slot.subject or await _register(acting, request, fields, slot, asked))
 
     return await once(context, request, fields, work)
 
@@ -215,7 +217,8 @@ async def register_tree(request: Request, context: In, asked: MayWrite) -> Respo
 
     # nothing is attached to the key: a repetition finds by itself what an interrupted attempt has registered
     async def work(slot: Slot) -> Response:
-        tree = await _walk_tree(context, request, fields, asked)
+        async with acting_for(context, request) as acting:
+            tree = await _walk_tree(acting, request, fields, asked)
         return await (tree.whole() if slot.key else tree.stream())  # what is kept for a key must be whole
 
     return await once(context, request, fields, work)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.control import rates
+from benchmarks.control import certificates, rates
 from benchmarks.control.ours import Ours
 from benchmarks.control.stock import Stock
 from benchmarks.race import Figure, Outcome, Tell, Timing
@@ -201,6 +201,7 @@ def memory(folder: Path, scale: Scale, rounds: int, tell: Tell) -> Outcome:  # n
 GROUPS: dict[str, Callable[[Path, Scale, int, Tell], Outcome]] = {
     "start": start,
     "start-broker": start_by_broker,
+    "start-certificate": lambda folder, scale, rounds, tell: certificates.start(folder, scale.copies, rounds, tell),
     "first": first,
     "queued": queued,
     "shared": shared,

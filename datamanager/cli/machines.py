@@ -16,11 +16,17 @@ from datamanager.client import Client
 from datamanager.errors import HostKeyMismatch, SettingsError
 from datamanager.machines import Machines, TransportKind, load_machines
 from datamanager.settings import load_settings
+from datamanager.signing.builtin_ca import BuiltinCa, create_key, sshd_lines
+from datamanager.signing.certificate import Person
+from datamanager.signing.configured import signer_of
+from datamanager.signing.revocation import revocation_list
 from datamanager.transports.factory import open_storage
 from datamanager.transports.ssh.hostkeys import KnownHosts, known_hosts_name
 from datamanager.transports.ssh.keyscan import fetch_host_keys, pin
 
 DEFAULT_FILE = Path("~/.ssh/known_hosts")
+CA_FILE, REVOKED_FILE = "/etc/ssh/dm_ca.pub", "/etc/ssh/dm_revoked.krl"
+"""Where the authority's public half and the revocation list may lie on machines."""
 
 app = typer.Typer(help="Manage the machines of machines.toml.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The machine's name in machines.toml.")]
@@ -39,11 +45,18 @@ def list_machines() -> None:
 
 
 @app.command()
-def check(name: Name) -> None:
+def check(
+    name: Name,
+    login: Annotated[
+        str | None,
+        typer.Option(metavar="ACCOUNT", help='With acts_as = "caller": the account; default: service_login.'),
+    ] = None,
+) -> None:
     """Log in to a machine; show round-trip time and free space."""
     settings = load_settings()
     machine = _machines()[name]
-    storage = open_storage(machine, control_dir=settings.home / "run")
+    person = Person.service("check") if login is None else Person(login, "check", login)
+    storage = open_storage(machine, control_dir=settings.home / "run", person=person, signer=signer_of(settings))
     try:
         begun = time.monotonic()
         with storage.session() as session:
@@ -92,6 +105,35 @@ def trust(
     for key in keys:
         KnownHosts(machine).check(key)  # another line of the file may revoke it
     print(f"Pinned in {file}.")
+
+
+@app.command()
+def ca(
+    krl: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a revocation list for RevokedKeys.")] = None,
+    revoke: Annotated[list[int] | None, typer.Option(metavar="SERIAL", help="A certificate to revoke.")] = None,
+    revoke_all: Annotated[bool, typer.Option("--revoke-all", help="Revoke all certificates of the authority.")] = False,
+) -> None:
+    """Show what machines with acts_as = "caller" need to accept our certificates. Make the authority's key if needed.
+
+    Certificates are valid for minutes, so the revocation list names only what is given now. Serials are in the log of
+    the machine's sshd.
+    """
+    settings = load_settings()
+    signer = signer_of(settings)
+    if signer is None:
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_key(settings.ssh_ca_file)
+        signer = BuiltinCa(settings.ssh_ca_file)
+    if (revoke or revoke_all) and krl is None:
+        raise SettingsError("--krl: is required with --revoke and --revoke-all")
+    if krl is not None:
+        krl.write_bytes(revocation_list(signer.public_line, revoke or [], whole=revoke_all))
+        print(f"Written: {krl}. Copy it to {REVOKED_FILE} on the machines.")
+        return
+    print(f'# {CA_FILE} on each machine with acts_as = "caller":')
+    print(signer.public_line)
+    print(f"# its sshd_config (without {REVOKED_FILE}, which dm machine ca --krl writes, sshd accepts no key at all):")
+    print(sshd_lines(CA_FILE, REVOKED_FILE), end="")
 
 
 @app.command()

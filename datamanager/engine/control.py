@@ -12,6 +12,7 @@ from threading import Lock
 from datamanager.domain.states import Phase
 from datamanager.engine.throttle import Throttle
 from datamanager.errors import Cancelled, DataManagerError, DeadlineExceeded, NotAllowed, Paused
+from datamanager.signing.signer import PersonLogin
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.values import Check, no_check
 
@@ -179,6 +180,11 @@ class CancellableStorage:
     def machine(self) -> str:
         """The machine's name."""
         return self.unwrapped.machine
+
+    @property
+    def login(self) -> PersonLogin | None:
+        """As whom it is used; see the port."""
+        return self.unwrapped.login
 
     @contextmanager
     def session(self, check: Check = no_check) -> Iterator[Session]:

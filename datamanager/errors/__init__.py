@@ -46,6 +46,7 @@
     │   ├── TransportTimeout         timeout              (retryable)
     │   ├── HostKeyMismatch          host_key_mismatch
     │   ├── AuthenticationFailed     authentication_failed
+    │   ├── NoLogin                  no_login             (a machine that acts as the caller, for nobody)
     │   ├── LoginOutput              login_output         (its operator has to change a login script)
     │   ├── PermissionDenied         permission_denied
     │   ├── NoSpace                  no_space

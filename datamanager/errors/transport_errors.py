@@ -29,6 +29,10 @@ class AuthenticationFailed(TransportError, code="authentication_failed"):
     """The machine refused our login."""
 
 
+class NoLogin(TransportError, code="no_login"):
+    """The machine is used with the login of who asks, and none of theirs is known."""
+
+
 class LoginOutput(TransportError, code="login_output"):
     """The machine's login scripts print text where SFTP is expected."""
 

@@ -6,37 +6,70 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Self
+from urllib.parse import quote
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization.ssh import SSHCertificate, SSHCertificateType
 
-from datamanager.errors import InvalidRequest, SigningFailed
+from datamanager.errors import InvalidRequest, NoLogin, SigningFailed
+from datamanager.identity.grant import Grant
+from datamanager.machines import Machine
 
 VALIDITY, LEEWAY = timedelta(minutes=5), timedelta(minutes=1)
 """How long a certificate is valid from now on, and how far clocks may differ."""
 SFTP_ONLY = "internal-sftp"
+SERVICE = "data-manager"
+"""The name in key ids of work that no person has requested."""
 _PRINCIPAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _ID_PART = re.compile(r"[!-~]{1,128}")
+_MOST_NAME = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """For whom the mover logs in: the account's name on the machines, the task, and the person's name for logs.
+    """For whom we log in: the account's name on the machines, the task, and the person's name for logs.
 
     Raises: InvalidRequest when one of them has other characters than it may, or the account is root's.
     """
 
-    principal: str
+    principal: str | None
+    """None: no account of theirs is known."""
     task: str
     name: str
+    is_service: bool = False
+    """It is nobody's work: each machine's `service_login` is the account."""
+
+    @classmethod
+    def service(cls, task: str) -> Self:
+        """Return the service itself, for work that no person has requested."""
+        return cls(None, task, SERVICE, is_service=True)
+
+    @classmethod
+    def of(cls, grant: Grant, task: str) -> Self:
+        """Return the person of a grant. Raises: InvalidRequest when their account can't be used for logins."""
+        return cls(grant.principal, task, quote(grant.person, safe="!#$&'()*+,/:;=?@[]")[:_MOST_NAME])
+
+    def login_on(self, machine: Machine) -> str:
+        """Return the account on a machine that acts as the caller. Raises: NoLogin."""
+        login = machine.service_login if self.is_service else self.principal
+        if login is None:
+            whose = "service_login is not set for work" if self.is_service else f"no login of {self.name} is known"
+            raise NoLogin(f"{machine.name} is used with the login of who asks: {whose}")
+        return login
 
     def __post_init__(self) -> None:
-        if not _PRINCIPAL.fullmatch(self.principal) or self.principal == "root":
+        if self.principal is not None and not is_principal(self.principal):
             raise InvalidRequest("the person's account can't be used for a login", {"principal": "not allowed"})
         for key in ("task", "name"):
             if not _ID_PART.fullmatch(getattr(self, key)):
                 raise InvalidRequest(f"{key}: must be 1 to 128 printable ASCII characters", {key: "not allowed"})
+
+
+def is_principal(name: str) -> bool:
+    """Say whether a certificate may be made for an account of this name."""
+    return _PRINCIPAL.fullmatch(name) is not None and name != "root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +111,26 @@ class Certificate:
 
 
 def request_for(
-    person: Person, public_key: Ed25519PublicKey, source_addresses: tuple[str, ...], *, programs: bool, now: datetime
+    person: Person,
+    machine: Machine,
+    public_key: Ed25519PublicKey,
+    source_addresses: tuple[str, ...],
+    *,
+    now: datetime,
+    validity: timedelta = VALIDITY,
+    command: str | None = None,
 ) -> CertificateRequest:
-    """Return the request for one connection of a person that begins at `now`."""
+    """Return the request for one connection of a person to a machine that begins at `now`. `command`: the only one that
+    it may run, instead of what the machine allows. Raises: NoLogin.
+    """
     return CertificateRequest(
         public_key,
-        person.principal,
+        person.login_on(machine),
         f"dm:{person.task}:{person.name}",
         source_addresses,
         now - LEEWAY,
-        now + VALIDITY,
-        None if programs else SFTP_ONLY,
+        now + validity,
+        command or (None if machine.allow_programs else SFTP_ONLY),
     )
 
 

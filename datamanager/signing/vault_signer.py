@@ -1,4 +1,4 @@
-"""Vault's or OpenBao's SSH secrets engine as the signer: `POST /v1/<mount>/sign/<role>`."""
+"""Vault's or OpenBao's SSH secrets engine as the signer: `sign/<role>` and `public_key` below `/v1/<mount>`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from datamanager.signing.certificate import VALIDITY, Certificate, CertificateRe
 
 _MOST_ANSWER, _MOST_TOKEN = 65536, 4096
 _OK, _SERVER_ERROR = 200, 500
+_KEY_WORDS = 2
 
 
 class VaultSigner:
@@ -39,10 +40,14 @@ class VaultSigner:
         if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and loopback)):
             raise SettingsError("the signer's URL must begin with https://")
         self._host, self._port = parts.hostname, parts.port
-        self._path = f"{parts.path.rstrip('/')}/v1/{quote(mount)}/sign/{quote(role, safe='')}"
+        self._engine = f"{parts.path.rstrip('/')}/v1/{quote(mount)}"
+        self._role = quote(role, safe="")
         self._token_file = token_file
         self._timeout = timeout
-        self._tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
+        try:
+            self._tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
+        except OSError as exc:  # SSLError is one
+            raise SettingsError("the file of the signer's authorities can't be used") from exc
 
     def sign(self, request: CertificateRequest) -> Certificate:
         """Return the certificate; see Signer. The serial is the server's."""
@@ -55,7 +60,7 @@ class VaultSigner:
             "critical_options": request.critical_options,
             "extensions": {},
         }
-        answer = self._post(json.dumps(body).encode())
+        answer = self._call("POST", f"sign/{self._role}", json.dumps(body).encode())
         try:
             line = json.loads(answer)["data"]["signed_key"]
         except (ValueError, KeyError, TypeError) as exc:
@@ -64,14 +69,25 @@ class VaultSigner:
             raise SigningFailed("the signer's answer has no certificate")
         return checked(line, request)
 
-    def _post(self, body: bytes) -> bytes:
+    @property
+    def public_line(self) -> str:
+        """The public half of the server's authority. Raises: as `sign`."""
+        try:
+            words = self._call("GET", "public_key").decode("ascii").split()
+        except UnicodeDecodeError:
+            words = []
+        if len(words) < _KEY_WORDS:
+            raise SigningFailed("the signer's answer has no public key")
+        return " ".join(words[:_KEY_WORDS])
+
+    def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
         headers = {"X-Vault-Token": self._token(), "X-Vault-Request": "true", "Content-Type": "application/json"}
         if self._tls is None:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
         else:
             connection = http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._tls)
         try:
-            connection.request("POST", self._path, body, headers)
+            connection.request(method, f"{self._engine}/{path}", body, headers)
             response = connection.getresponse()
             answer = response.read(_MOST_ANSWER + 1)
         except (OSError, http.client.HTTPException) as exc:

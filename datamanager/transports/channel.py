@@ -12,7 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
-from datamanager.errors import ConnectionLost, MachineUnavailable, RemoteFailure, TransportError, TransportTimeout
+from datamanager.errors import (
+    ConnectionLost,
+    DataManagerError,
+    MachineUnavailable,
+    RemoteFailure,
+    TransportError,
+    TransportTimeout,
+)
 from datamanager.transports.login_shell import MOST_TEXT, START, printed_text
 from datamanager.transports.values import Bytes
 
@@ -169,8 +176,8 @@ class Channel(abc.ABC):
         finally:
             self.blocked_since = None
 
-    def start_error(self, cause: TransportError) -> TransportError:
-        """Say why the stream ended before the server's first word."""
+    def start_error(self, cause: TransportError) -> DataManagerError:
+        """Say why the stream ended before the server's first word: the machine's error, or the signer's."""
         return MachineUnavailable(f"the SFTP server did not start: {cause.detail}")
 
     def check_stall(self, now: float) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from datamanager.signing.signer import PersonLogin
 from datamanager.transports.bulk_port import Bulk
 from datamanager.transports.values import (
     Bytes,
@@ -283,6 +284,10 @@ class Storage(Protocol):
     @property
     def machine(self) -> str:
         """The machine's name."""
+
+    @property
+    def login(self) -> PersonLogin | None:
+        """The person as whom it is used, by certificates; None: with the service's own login."""
 
     def session(self, check: Check = no_check) -> AbstractContextManager[Session]:
         """Acquire a session, released with the context; blocks while all are in use, served in the order of requests. A

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from datamanager.errors import MachineUnavailable, TransportError
 from datamanager.machines import Machine
+from datamanager.signing.signer import PersonLogin
 from datamanager.transports.port import Session
 from datamanager.transports.values import Check, no_check
 
@@ -113,6 +114,12 @@ class SessionLimiter:
                     return
             others[0].close_idle()
 
+    @property
+    def room(self) -> int:
+        """How many more sessions there may be without closing an idle one of any pool."""
+        with self._changed:
+            return max(0, self.most - self.in_use - sum(one.idle for one in self._pools))
+
     def has_sessions(self) -> bool:
         """Say whether any pool has a session."""
         with self._changed:
@@ -152,6 +159,9 @@ class SessionLimiter:
 
 class BoundedStorage(abc.ABC):
     """The port's Storage, of at most the machine's `max_connections` sessions in use. Safe to share between threads."""
+
+    login: PersonLogin | None = None
+    """See the port."""
 
     def __init__(self, machine: Machine, limiter: SessionLimiter | None = None) -> None:
         self.machine = machine.name

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from datamanager.errors import (
@@ -221,3 +221,7 @@ class PushTarget:
     """Bytes of it that are there already. 0: it is created, exclusively; else it must exist."""
     forward_agent: bool = False
     """The source may use our SSH agent for it."""
+    certificate: str | None = None
+    """The source logs in with this one, for this push only; None: with a key of its own, or our agent."""
+    key: bytes = field(default=b"", repr=False)
+    """The certificate's private key, as OpenSSH has it."""

@@ -201,6 +201,7 @@ class Dispatcher:
                 room=room,
                 besides=busy,
                 together=self._settings.max_attempts > 1,  # what does not end together has another attempt alone
+                apart=services.machines.of_callers,  # each logs in for its own task
             )
             rows = [(hold, get_transfer(session, hold.transfer, ALL)) for hold in taken]
             refused = withdrawal.refused(session, [row for _, row in rows], services.roles.current())

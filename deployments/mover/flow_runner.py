@@ -33,6 +33,7 @@ from deployments.orchestrator.flow_registry import FLOW_OF_KIND, AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway, translated
 from deployments.orchestrator.prefect_private import KnowingClient, Nowhere, UnobservedEngine
 from deployments.orchestrator.reconcile import end_of
+from flows.runtime import acting
 from flows.runtime.progress import run_name, run_tags
 from flows.runtime.services import Services, provided
 from models.access.visibility import ALL
@@ -60,6 +61,7 @@ class FlowRunner:
         flow = FLOW_OF_KIND[TransferKind(row.kind)]
         spent = True
         try:
+            acting.prepare(self.services, hold, row)
             flow_run = await self._flow_run(flow, row, hold)
             self.services.by_run[flow_run.id] = hold
             state = await self.run(flow, flow_run, {"transfer": hold.transfer})
@@ -75,6 +77,7 @@ class FlowRunner:
         finally:
             if hold in self.services.running:  # the flow did not begin, so it did not end the transfer either
                 await self.give_back(hold, spent=spent)
+            await acting.give_up(self.services, hold)
 
     async def run(self, flow: AnyFlow, flow_run: FlowRun, parameters: dict[str, Any]) -> State[Any] | None:
         """Run a flow to its end; None when another mover has its transfer and so the run. Gives back what is held when

@@ -26,7 +26,8 @@ from datamanager.engine.single.source_removal import machine_time, remove_source
 from datamanager.engine.single.staged_file import ReadyFile
 from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
 from datamanager.machines import VerifyPolicy
-from datamanager.transports.port import Session
+from datamanager.transports.port import Session, Storage
+from flows.runtime.acting import acted_as
 from flows.runtime.one_file import late_arrivals, refused_destinations, settle_places
 from flows.runtime.retry import may_pass
 from flows.runtime.transfer_run import TransferRun
@@ -254,7 +255,7 @@ class ItemsChunk:
             self._named[one.number] = _Named(one.intent, attempt.proof_level, one)
 
     def _commit(self) -> None:
-        results = [(number, named.facts) for number, named in self._named.items()]
+        results = [(one, named.facts(self._attempts[one].target.storage)) for one, named in self._named.items()]
         for number in self._written(self._tell, results):
             del self._named[number]
         self.bytes_done = sum(named.intent.size for named in self._named.values())
@@ -376,11 +377,10 @@ class _Named:
     verified: Verified
     small: Staged | None = None
 
-    @property
-    def facts(self) -> Facts:
+    def facts(self, storage: Storage) -> Facts:
         sha256 = self.intent.sha256
         checksum = f"sha256:{sha256}" if sha256 else None
-        return Facts(self.intent.size, checksum, self.verified, not_kept=self.intent.not_kept)
+        return Facts(self.intent.size, checksum, self.verified, self.intent.not_kept, acted_as(storage))
 
 
 def _note_unforeseen(run: TransferRun, numbers: Sequence[int], error: Exception) -> None:

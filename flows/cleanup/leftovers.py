@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 from datamanager.domain.bundle_model import manifest_place
@@ -21,10 +22,11 @@ from datamanager.domain.states import TransferKind, TransferStatus
 from datamanager.engine.bulk.bulk_chunk import item_id, part_name
 from datamanager.engine.bundles.member_files import aside_key
 from datamanager.engine.path_confinement import confined
-from datamanager.errors import DataManagerError, PathMissing
+from datamanager.errors import DataManagerError, InvalidRequest, NotAllowed, PathMissing
 from datamanager.machines import Machine
 from datamanager.transports.port import Session
 from datamanager.transports.values import shown
+from flows.runtime.acting import clearing_up_for
 from flows.runtime.services import Services
 from models.archive import bundles
 from models.batches import results as batch_results
@@ -56,12 +58,22 @@ def clear_up(parts: Services) -> int:
     done = 0
     for row in rows:
         given_up = row.ended is not None and row.ended < time - GIVEN_UP_AFTER
-        if not given_up and not _removed(parts, row):
+        if not given_up and not _as_person(parts, row, partial(_removed, row=row)):
             continue
         with parts.database.write() as session:
             cancel_pause.note_clean(session, row.id)
         done += 1
     return done
+
+
+def _as_person(parts: Services, row: Transfer | None, removes: Callable[[Services], bool]) -> bool:
+    """Have something removed as the person for whom a transfer worked; say whether all of it is gone."""
+    try:
+        with clearing_up_for(parts, row) as acting:
+            return removes(acting)
+    except (NotAllowed, InvalidRequest) as error:
+        log.info("transfer %s: what it left can't be removed for its person: %s", row and row.id, error.detail)
+        return False
 
 
 def _removed(parts: Services, row: Transfer) -> bool:
@@ -169,7 +181,8 @@ def reclaim(parts: Services) -> int:
         makers = {row.id: session.get(Transfer, row.transfer_id) for row in rows}
     removed = 0
     for row in rows:
-        if _removed_bundle(parts, row, makers[row.id]):
+        maker = makers[row.id]
+        if _as_person(parts, maker, partial(_removed_bundle, row=row, maker=maker)):
             with parts.database.write() as session:
                 bundles.note_removed(session, row.id)
             removed += 1

@@ -27,6 +27,7 @@ from datamanager.sources.download_terms import parse_terms
 from datamanager.sources.terms.urls import public_url
 from datamanager.transports.port import Session
 from flows.archive.recalling import MembersChunk
+from flows.runtime.acting import acted_as
 from flows.runtime.transfer_run import TransferRun
 from models.batches import results as batch_results
 from models.external import extracted
@@ -114,8 +115,12 @@ class Doubtful(FilesChunk):
         for error in self.errors.values():
             if error.retryable:
                 raise error
-        self._tell([(n, Facts(one.size, f"sha256:{one.sha256}", Verified.SHA256)) for n, one in there.items()])
+        self._tell([(number, self._facts(number, intent)) for number, intent in there.items()])
         self._run.write_all(extracted.lay_aside, [number for number in self._rows if number not in there])
+
+    def _facts(self, number: int, intent: Intent) -> Facts:
+        login = acted_as(self._attempts[number].target.storage)
+        return Facts(intent.size, f"sha256:{intent.sha256}", Verified.SHA256, acted_as=login)
 
 
 class ExtractChunk(FilesChunk):

@@ -32,6 +32,7 @@ from datamanager.errors import (
 )
 from datamanager.sealing import Sealer
 from datamanager.sources.terms.request_secrets import refuse_secrets
+from flows.runtime.acting import acting_for
 from flows.runtime.monitor import NOTE_EVERY, user_stop, watched
 from flows.runtime.progress import describe_run
 from flows.runtime.retry import Requeue, decide
@@ -88,14 +89,15 @@ async def working_on(kind: TransferKind, form: Mapping[str, Any]) -> AsyncIterat
     run: TransferRun | None = None
     try:
         row = await _begin(parts, hold, flow_run)
-        run = TransferRun(parts, hold, row, parts.running[hold])
-        make_current(run)
-        if row.past_commit_point:
-            run.control.shield()  # the probe finds out what an attempt before this one did
-        if request is not None:
-            await describe_run(flow_run, row)
-        async with watched(run):
-            yield run
+        async with acting_for(parts, hold, row) as acting:
+            run = TransferRun(acting, hold, row, parts.running[hold])
+            make_current(run)
+            if row.past_commit_point:
+                run.control.shield()  # the probe finds out what an attempt before this one did
+            if request is not None:
+                await describe_run(flow_run, row)
+            async with watched(run):
+                yield run
     except asyncio.CancelledError:
         reason = None if run is None else user_stop(run)
         if reason is None:

@@ -9,7 +9,14 @@ from collections.abc import Collection
 from sqlalchemy.orm import Session
 
 from datamanager.domain.states import TransferKind
-from datamanager.errors import ConnectionLost, DataManagerError, MachineUnavailable, PathMissing, TransportTimeout
+from datamanager.errors import (
+    ConnectionLost,
+    DataManagerError,
+    MachineUnavailable,
+    NoLogin,
+    PathMissing,
+    TransportTimeout,
+)
 from datamanager.machines import TransportKind
 from flows.runtime.services import Services
 from flows.runtime.transfer_run import TransferRun
@@ -72,8 +79,11 @@ def _lacks_base_dir(parts: Services, machine: str) -> bool:
 def _answers(parts: Services, machine: str) -> bool:
     """Say whether a machine talks to us. One that refuses our login, or whose key changed, does: a person is needed."""
     try:
-        with parts.storages.get(machine).session() as session:
-            session.stat(parts.machines[machine].base_dir)
+        try:
+            with parts.storages.get(machine).session() as session:
+                session.stat(parts.machines[machine].base_dir)
+        except NoLogin:
+            parts.storages.knock(machine)
     except (MachineUnavailable, ConnectionLost, TransportTimeout):
         return False
     except DataManagerError:

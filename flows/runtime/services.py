@@ -61,6 +61,8 @@ class Services:
     """What this mover works on; its heartbeat renews these leases and stops what was lost."""
     by_run: dict[UUID, TransferLease] = field(default_factory=dict)
     """Which flow run works under which lease, from before it begins until it has ended. Another run can't get at it."""
+    acting: dict[TransferLease, Storages] = field(default_factory=dict)
+    """The storages of persons for whom transfers were taken whose runs have not begun yet."""
     shared: dict[UUID, SharedGroup] = field(default_factory=dict)
     """The transfers that share a flow run, by flow run, from before it begins until it has ended."""
     maintenance: dict[UUID, Control] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from datamanager.engine.single.source_removal import machine_time
 from datamanager.errors import DataManagerError, InternalError, ServiceError, TransportError
 from datamanager.transports.port import Session, Storage
 from flows.batch.chunk import PACKED_FROM
+from flows.runtime.acting import acted_as
 from flows.runtime.one_file import late_arrivals, refused_destinations
 from flows.shared.shared_run import SharedRun, SharedTransfer
 from models.objects.catalogue import Facts
@@ -210,7 +211,7 @@ class SharedChunk:
     def _facts(self, number: int) -> Facts:
         intent, attempt = self.published[number].intent, self.run.all[number].attempt
         checksum = f"sha256:{intent.sha256}" if intent.sha256 else None
-        return Facts(intent.size, checksum, attempt.proof_level, not_kept=intent.not_kept)
+        return Facts(intent.size, checksum, attempt.proof_level, intent.not_kept, acted_as(attempt.target.storage))
 
 
 def _alike(members: Sequence[SharedTransfer]) -> list[list[SharedTransfer]]:

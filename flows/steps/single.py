@@ -33,6 +33,7 @@ from datamanager.sources.source_port import Download
 from datamanager.sources.terms.source_validators import Validators, as_note, identity_or_none, is_empty
 from datamanager.sources.terms.urls import public_url
 from flows.external.request import whole_request
+from flows.runtime.acting import acted_as
 from flows.runtime.one_file import late_arrivals, registered_files, require_object_place, require_settled
 from flows.runtime.progress import human, summarise
 from flows.runtime.tasks import step, threaded
@@ -111,7 +112,7 @@ async def rename(found: Found) -> Delivered | None:
     """Move on one machine by rename, and commit; None when the names turn out to be on different file systems."""
     run = current()
     run.named = run.named or await _renamed(run, found)
-    return await _committed(run, run.named, Verified.NONE) if run.named else None
+    return await _committed(run, run.named, Verified.NONE, written=False) if run.named else None
 
 
 @step("commit")
@@ -161,10 +162,13 @@ async def _renamed(run: TransferRun, found: Found) -> Intent | None:
     return None
 
 
-async def _committed(run: TransferRun, intent: Intent, verified: Verified, originator: str = "") -> Delivered:
+async def _committed(
+    run: TransferRun, intent: Intent, verified: Verified, originator: str = "", *, written: bool = True
+) -> Delivered:
     run.control.enter(Phase.COMMIT)
     checksum = f"sha256:{intent.sha256}" if intent.sha256 else None
-    facts = Facts(intent.size, checksum, verified, not_kept=intent.not_kept)
+    login = acted_as(run.attempt().target.storage) if written else None
+    facts = Facts(intent.size, checksum, verified, intent.not_kept, login)
     match TransferKind(run.row.kind):
         case TransferKind.COPY:
             result = str(await run.write(outcomes.complete_copy, facts))

@@ -61,6 +61,7 @@ def take(
     room: Mapping[str, int] = NO_CAPS,
     besides: Collection[UUID] = (),
     together: bool = False,
+    apart: Collection[str] = (),
 ) -> list[TransferLease]:
     """Take up to `limit` queued transfers (or just `only`), raising each one's epoch: those of the highest priority
     first, of these by fair share (`models.transfers.fair_share`), of one pair of machines and one group the oldest. An
@@ -71,7 +72,8 @@ def take(
     `models.machines.limits.caps`). One that finds a machine full stays as it is, and those behind it have their turn.
     `room`: how many of a priority may be taken; one that it does not name has no limit. `besides`: not these.
     `together`: when more wait than `limit`, small ones are taken with others of their kind. Their rows name the run
-    that they share, and they count as one (`models.transfers.sharing`); of so many that the transaction is short.
+    that they share, and they count as one (`models.transfers.sharing`); of so many that the transaction is short. Those
+    of machines that `apart` names go alone all the same.
     """
     if caps or only is None:
         take_turns(session, TAKING_LOCK)  # what each mover counts stays true
@@ -86,7 +88,7 @@ def take(
         held = held_by_pair(session)
         shares = FairShare(session, _QUERIES, time, held, besides)
         with session.no_autoflush:  # the notes of all turns are written together
-            runs = _choose(shares, _by_machine(held), limit, caps, room, together=together)
+            runs = _choose(shares, _by_machine(held), limit, caps, room, together=together, apart=apart)
         chosen = [one for run in runs for one in run]
         found = {row.id: row for row in session.scalars(select(Transfer).where(Transfer.id.in_(chosen)))}
         rows = [found[one] for one in chosen]
@@ -108,6 +110,7 @@ def _choose(
     room: Mapping[str, int],
     *,
     together: bool,
+    apart: Collection[str],
 ) -> list[list[UUID]]:
     """Choose and lock up to `limit` transfers, each with those that share its run; `running` counts the runs that are
     held by machine, and is kept up.
@@ -121,7 +124,7 @@ def _choose(
                 break
             run = [found.id]
             running.update(ends_of(found.pair))
-            if together and sharing.may_share(found.facts):
+            if together and ends_of(found.pair).isdisjoint(apart) and sharing.may_share(found.facts):
                 slots = [most - len(chosen) - 1]
                 slots += [caps[name] - running[name] for name in ends_of(found.pair) & caps.keys()]
                 of_pair = shares.waiting(priority.value, found.pair, min(slots) + 1)

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import base64
 import os
-import secrets
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from pwd import getpwnam
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from datamanager.errors import InvalidRequest, RemoteFailure, SettingsError
 from datamanager.machines import Machine, Machines
-from datamanager.signing.builtin_ca import BuiltinCa, create_key, sshd_lines
+from datamanager.signing.builtin_ca import BuiltinCa, create_key
 from datamanager.signing.certificate import Certificate, CertificateRequest, Person
-from datamanager.signing.signer import PersonLogin
 from datamanager.transports.factory import Storages
+from tests.support.callers import accounts, authority, open_folder, trusting
 from tests.support.process import children_of
 from tests.support.sshd import PrivateSshd
 
@@ -33,6 +26,7 @@ class Recorded:
 
     def __init__(self, ca: BuiltinCa) -> None:
         self.ca = ca
+        self.public_line = ca.public_line
         self.made: list[Certificate] = []
 
     def sign(self, request: CertificateRequest) -> Certificate:
@@ -42,37 +36,25 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def people() -> Iterator[list[str]]:
-    names = [f"dm{secrets.token_hex(4)}" for _ in range(2)]
-    try:
-        for name in names:  # "*": no password, but not locked, as sshd without PAM wants it
-            subprocess.run(["useradd", "-M", "-d", "/", "-p", "*", "-s", "/bin/sh", name], check=True)
+    with accounts(2) as names:
         yield names
-    finally:
-        for name in names:
-            subprocess.run(["userdel", "-f", name], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    place = Path(tempfile.mkdtemp(dir="/tmp", prefix="dmca"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
+    with open_folder() as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
 def ca(place: Path) -> BuiltinCa:
-    create_key(place / "ca")
-    ca = BuiltinCa(place / "ca")
-    (place / "ca.pub").write_text(ca.public_line + "\n")
-    return ca
+    return authority(place)
 
 
 @pytest.fixture(scope="module")
 def servers(place: Path, ca: BuiltinCa) -> Iterator[list[PrivateSshd]]:
-    lines = sshd_lines(os.fspath(place / "ca.pub")).splitlines()
-    with ExitStack() as stack:
-        yield [stack.enter_context(PrivateSshd(place / name, extra=lines)) for name in ("one", "two")]
+    with trusting(place, 2) as servers:
+        yield servers
 
 
 @pytest.fixture(params=["openssh", "paramiko"])
@@ -164,37 +146,6 @@ def test_a_private_key_is_nowhere_but_in_memory(
     assert b"PRIVATE KEY" not in seen
 
 
-def captured(
-    place: Path, login: PersonLogin, server: PrivateSshd, words: list[str], *options: str
-) -> subprocess.CompletedProcess[bytes]:
-    """Use a key and certificate as a thief would."""
-    key, certificate = login.make()
-    file = place / f"stolen-{secrets.token_hex(4)}"
-    file.touch(mode=0o600)
-    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    Path(f"{file}-cert.pub").write_text(certificate.line + "\n")
-    known = ["-o", f"UserKnownHostsFile={server.known_hosts}", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]
-    argv = ["ssh", "-F", "none", "-T", *known, "-i", os.fspath(file), "-p", str(server.port), *options]
-    host = f"{login.person.principal}@127.0.0.1"
-    return subprocess.run([*argv, host, *words], input=b"", capture_output=True, timeout=60, check=False)
-
-
-def test_a_captured_certificate_is_worth_little(
-    place: Path, people: list[str], servers: list[PrivateSshd], ca: BuiltinCa
-) -> None:
-    machine = servers[0].machine("archer2", place, acts_as="caller")
-    login = PersonLogin(machine, Person(people[0], "t", "p"), ca)
-    ran = captured(place, login, servers[0], ["echo", "shell"])
-    assert b"shell" not in ran.stdout
-    assert b"Permission denied" not in ran.stderr
-    assert b"Permission denied" in captured(place, login, servers[0], [], "-b", "127.0.0.2").stderr
-    past = PersonLogin(machine, login.person, ca, lambda: datetime.now(UTC) - timedelta(minutes=6))
-    assert b"Permission denied" in captured(place, past, servers[0], []).stderr
-    log = servers[0].log.read_text()
-    assert "not from a permitted source address" in log or "not permitted to authenticate from" in log
-    assert "Certificate invalid: expired" in log
-
-
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     create_key(tmp_path / "ca")
@@ -202,18 +153,6 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -
     (tmp_path / "ca").chmod(mode)
     with pytest.raises(SettingsError, match="accessible"):
         BuiltinCa(tmp_path / "ca")
-
-
-def test_revoked_serials_are_found_by_openssh(place: Path, servers: list[PrivateSshd], ca: BuiltinCa) -> None:
-    login = PersonLogin(servers[0].machine("a", place), Person("alice", "t", "p"), ca)
-    (revoked, other) = (login.make()[1] for _ in range(2))
-    (place / "krl").write_bytes(ca.revocation_list([revoked.serial]))
-    for one, status in ((revoked, 1), (other, 0)):
-        (place / "asked.pub").write_text(one.line + "\n")
-        found = subprocess.run(
-            ["ssh-keygen", "-Q", "-f", place / "krl", place / "asked.pub"], capture_output=True, check=False
-        )
-        assert found.returncode == status, found.stderr
 
 
 @pytest.mark.parametrize("principal", ["root", "-l", "a,b", "", "a b"])

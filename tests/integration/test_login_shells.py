@@ -105,7 +105,9 @@ def test_names_are_names_on_every_route(server: LoginShells, tmp_path: Path, she
                     there = named(folder, name[:-1] + b"%d" % offset)
                     if offset:
                         Path(there).write_bytes(data[:offset])
-                    session.programs.push(named(folder, name), push_target(machine, there, offset), no_progress)
+                    session.programs.push(
+                        named(folder, name), push_target(machine, there, offset, source=machine), no_progress
+                    )
                     assert Path(there).read_bytes() == data
     finally:
         storage.close()
@@ -186,7 +188,7 @@ def test_text_before_sftp_is_named(printing: LoginShells, tmp_path: Path, shell:
             pass
         assert f"m: SFTP was expected, but text came first: 'hello from {shell}'. Let the" in caught.value.detail
         assert not caught.value.retryable
-        found = asyncio.run(Prober(Machines({"m": machine}), storages).probe_all(60.0))["m"]
+        found = asyncio.run(Prober(Machines({"m": machine}), storages).probe_all(patience=60.0))["m"]
     finally:
         storages.close()
     view = machine_view(machine, found, Limits(None, None), WELL)

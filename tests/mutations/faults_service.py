@@ -6,6 +6,34 @@ from tests.mutations.planting import Fault
 
 SERVICE_FAULTS = (
     Fault(
+        "login: keys of ssh's configuration are offered beside the certificate",
+        "datamanager/transports/ssh/openssh_client.py",
+        '        "PubkeyAcceptedKeyTypes": "ssh-ed25519-cert-v01@openssh.com",  # PubkeyAcceptedAlgorithms since 8.5\n',
+        "",
+        ("tests/contract/test_certificate_alone.py::test_a_certificate_that_is_refused_is_all_that_was_offered",),
+    ),
+    Fault(
+        "login: a transfer of nobody has the service's login",
+        "flows/runtime/acting.py",
+        'Person.service(task) if row.reason is not None else Person(None, task, "nobody")',
+        "Person.service(task)",
+        ("tests/e2e/test_callers.py::test_without_a_login_nothing_is_reached",),
+    ),
+    Fault(
+        "login: transfers of several people share a run",
+        "deployments/mover/dispatcher.py",
+        "apart=services.machines.of_callers",
+        "apart=()",
+        ("tests/e2e/test_callers.py::test_small_copies_that_wait_log_in_each_for_itself",),
+    ),
+    Fault(
+        "login: the certificate of a push runs any program",
+        "datamanager/signing/certificate.py",
+        "command or (None if machine.allow_programs else SFTP_ONLY)",
+        "None if machine.allow_programs else SFTP_ONLY",
+        ("tests/contract/test_direct_certificates.py::test_the_certificate_of_a_push_runs_nothing_else",),
+    ),
+    Fault(
         "api: the Host header is not checked",
         "api/http/middleware.py",
         "if len(hosts) != 1 or not host_allowed(hosts[0], settings):",

@@ -24,6 +24,7 @@ from datamanager.errors import DataManagerError
 from datamanager.machines import Machine, Machines, TransportKind
 from datamanager.messaging.notifications import notify
 from datamanager.settings import Settings
+from datamanager.signing.signer import Signer
 from datamanager.sources.network.egress_guard import EgressGuard, Resolve, system_resolve
 from datamanager.transports.factory import Storages
 from deployments.http_protocol import ProblemProtocol
@@ -68,6 +69,7 @@ class LiveApi:
         archives: Sequence[str] = (),
         resolve: Resolve = system_resolve,
         further: Sequence[Machine] = (),
+        signer: Signer | None = None,
         **settings: Any,
     ) -> None:
         self.folders = {"here": folder / "here", "there": folder / "there"}
@@ -93,7 +95,7 @@ class LiveApi:
         self.settings = Settings(home=folder / "home", port=free_port(), **{"auth": "none", **settings})
         self.database = kept(catalogue_url)
         self.machines = Machines(machines)
-        self.storages = Storages(self.machines, self.settings.home / "run")
+        self.storages = Storages(self.machines, self.settings.home / "run", signer)
         self.posted = 0
         guard = EgressGuard(self.settings.download_allow, self.settings.download_deny, resolve=resolve)
         context = make_context(self.settings, self.machines, self.database, self.storages, self._count)

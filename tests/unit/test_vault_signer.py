@@ -1,4 +1,4 @@
-"""Vault's SSH engine as the signer: a real HTTP server on loopback that keeps what it is sent."""
+"""Vault's SSH engine as the signer: a real server on loopback, with and without TLS, that keeps what it is sent."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from datamanager.errors import SettingsError, SigningFailed, SigningUnavailable
+from datamanager.machines import ActsAs, Machine, Machines, TransportKind
+from datamanager.settings import load_settings
 from datamanager.signing.builtin_ca import BuiltinCa, create_key
 from datamanager.signing.certificate import CertificateRequest, Person, request_for
+from datamanager.signing.configured import signer_for, signer_of
 from datamanager.signing.vault_signer import VaultSigner
+from tests.support.authority import Authority
 
 
 class Server(ThreadingHTTPServer):
@@ -31,6 +35,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen = (self.path, self.headers["X-Vault-Token"], body)
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.answer)))
+        self.end_headers()
+        self.wfile.write(self.server.answer)
+
+    def do_GET(self) -> None:
+        self.server.seen = (self.path, self.headers["X-Vault-Token"], {})
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.answer)))
         self.end_headers()
@@ -51,6 +62,18 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def tls_server(server: Server, authority: Authority) -> Server:
+    """The same server behind TLS, for `localhost` only."""
+    server.socket = authority.server_context("localhost").wrap_socket(server.socket, server_side=True)
+    return server
+
+
+@pytest.fixture
 def token(tmp_path: Path) -> Path:
     path = tmp_path / "token"
     path.touch(mode=0o600)
@@ -67,7 +90,8 @@ def ca(tmp_path: Path) -> BuiltinCa:
 @pytest.fixture
 def asked() -> CertificateRequest:
     key = Ed25519PrivateKey.generate().public_key()
-    return request_for(Person("alice", "17", "a@site"), key, ("10.0.0.1",), programs=False, now=datetime.now(UTC))
+    machine = Machine(name="m", transport=TransportKind.SFTP, host="m", base_dir="/", acts_as=ActsAs.CALLER)
+    return request_for(Person("alice", "17", "a@site"), machine, key, ("10.0.0.1",), now=datetime.now(UTC))
 
 
 def signer(server: Server, token: Path) -> VaultSigner:
@@ -121,6 +145,55 @@ def test_other_answers_are_errors(
     with pytest.raises(error) as raised:
         signer(server, token).sign(asked)
     assert "s.abc" not in str(raised.value)
+
+
+def test_tls_is_verified_with_the_authorities_of_the_setting(
+    tls_server: Server, authority: Authority, token: Path, ca: BuiltinCa, asked: CertificateRequest, tmp_path: Path
+) -> None:
+    tls_server.answer = signed(ca, asked)
+    url = f"https://localhost:{tls_server.server_port}"
+    assert VaultSigner(url, "mover", token, ca_file=authority.ca_file).sign(asked).serial == asked.serial
+    (tmp_path / "other").mkdir()
+    other = Authority(tmp_path / "other", "Another authority").ca_file
+    elsewhere = f"https://127.0.0.1:{tls_server.server_port}"  # the certificate is for another name
+    for where, file in ((url, other), (url, None), (elsewhere, authority.ca_file)):
+        del tls_server.seen
+        with pytest.raises(SigningUnavailable, match="SSLCertVerificationError"):
+            VaultSigner(where, "mover", token, ca_file=file).sign(asked)
+        assert not hasattr(tls_server, "seen")  # the token was not sent
+        tls_server.seen = ("", None, {})
+
+
+def test_a_file_of_authorities_that_is_none_stops_the_start(token: Path, tmp_path: Path) -> None:
+    for file in (tmp_path / "missing", token):
+        with pytest.raises(SettingsError, match="authorities"):
+            VaultSigner("https://vault.example", "mover", token, ca_file=file)
+
+
+def test_the_authoritys_public_half_is_read_from_the_server(server: Server, token: Path, ca: BuiltinCa) -> None:
+    server.answer = ca.public_line.encode() + b"\n"
+    assert signer(server, token).public_line.split() == ca.public_line.split()[:2]
+    assert server.seen[0] == "/v1/ssh/public_key"
+    server.answer = b"\xff"
+    with pytest.raises(SigningFailed):
+        _ = signer(server, token).public_line
+
+
+def test_the_settings_choose_the_signer(tmp_path: Path, token: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    assert signer_of(load_settings(home=home)) is None
+    callers = Machines({"m": Machine(name="m", transport=TransportKind.SFTP, host="m", base_dir="/", acts_as="caller")})
+    with pytest.raises(SettingsError, match="dm machine ca"):
+        signer_for(load_settings(home=home), callers)
+    create_key(home / "ssh-ca.key")
+    assert isinstance(signer_for(load_settings(home=home), callers), BuiltinCa)
+    shared = Machines({"m": callers["m"].model_copy(update={"acts_as": ActsAs.SHARED})})
+    assert signer_for(load_settings(home=home, ssh_ca=tmp_path / "missing"), shared) is None
+    vault = {"vault_url": "https://vault.example", "vault_role": "mover", "vault_token": token}
+    assert isinstance(signer_of(load_settings(home=home, **vault)), VaultSigner)
+    with pytest.raises(SettingsError, match="set together"):
+        load_settings(home=home, vault_url="https://vault.example")
 
 
 def test_a_token_open_to_others_and_plain_http_elsewhere_are_refused(

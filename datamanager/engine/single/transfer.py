@@ -192,12 +192,14 @@ def copy_within(job: Attempt, found: Found, control: Control) -> Moved:
 
 
 def can_go_direct(job: Attempt) -> bool:
-    """Say whether the source may push to the destination: two SFTP machines that both allow it, and no bandwidth limit
-    in force, which nobody could keep to."""
+    """Say whether the source may push to the destination: two SFTP machines that both allow it, and programs, and no
+    bandwidth limit in force, which nobody could keep to."""
     if job.limited or job.source is None or job.destination is None:
         return False
     source, destination = job.source.machine, job.destination.machine
-    allowed = all(one.direct and one.transport is TransportKind.SFTP for one in (source, destination))
+    allowed = all(
+        one.direct and one.transport is TransportKind.SFTP and one.runs_programs for one in (source, destination)
+    )
     return allowed and source.name != destination.name
 
 
@@ -219,7 +221,8 @@ def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved
     with acquire_sessions(job) as (source, target):
         growth = _Growth(target, found.part, control, machine)
         try:
-            to = push_target(machine, found.part, offset, forward_agent=job.origin.machine.forward_agent)
+            login = job.target.storage.login
+            to = push_target(machine, found.part, offset, source=job.origin.machine, login=login)
             source.programs.push(found.source_path, to, growth.look)
             stored = growth.count()
             refuse_one_place(job, found, source, target)

@@ -3,18 +3,21 @@
 It ends with its standard input, which the mover keeps open: a cancellation, the mover's death and a broken connection
 all end it, and with its ssh the program at the destination. That one writes at positions of its own, never "at the
 end", so that even an orphaned pair writes nothing but the right bytes at their right places.
-(docs/adr/0007-direct-transfers.md)
+(docs/adr/0007-direct-transfers.md; with a certificate docs/adr/0036-direct-transfers-by-certificate.md)
 """
 
 from __future__ import annotations
 
-from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure, SigningFailed, SigningUnavailable
 from datamanager.machines import Machine
+from datamanager.signing.signer import PersonLogin
 from datamanager.transports.channel import Channel
 from datamanager.transports.login_shell import command_line
 from datamanager.transports.remote.running import end_by_input, shell_words
 from datamanager.transports.ssh.hostkeys import KnownHosts, address
-from datamanager.transports.ssh.openssh_client import option_words
+from datamanager.transports.ssh.openssh_client import certificate_settings, option_words
 from datamanager.transports.values import Progress, PushTarget, shown
 
 # what every OpenSSH since 6.5 knows, the fastest first (`^` to put one in front came with 8.0)
@@ -35,34 +38,55 @@ _MOST_OUTPUT = 8192
 _MOST_WORDS = 300
 
 
-def push_target(machine: Machine, path: str, offset: int = 0, *, forward_agent: bool = False) -> PushTarget:
-    """Return the target on a machine.
+def push_target(
+    machine: Machine,
+    path: str,
+    offset: int = 0,
+    *,
+    source: Machine,
+    login: PersonLogin | None = None,
+) -> PushTarget:
+    """Return the target on a machine. `login`: as whom the machine is used; the source then gets a certificate that can
+    write this partial file and do nothing else.
 
-    Raises: NotSupported when we don't know its host key ourselves; MachineUnavailable when ssh can't read its
-    configuration.
+    Raises: NotSupported when we don't know its host key ourselves, or there is no certificate; MachineUnavailable when
+    ssh can't read its configuration, or the source's address can't be told.
     """
     known = KnownHosts(machine)
     host, port = address(machine)
     lines = known.lines()
     if lines is None:
         raise NotSupported(f"the host key of {machine.name} is not in our known_hosts")
+    username, certificate, private = machine.username, None, b""
+    if login is not None:
+        try:
+            key, made = login.make_for(source, command_line(_receive(path, offset)))
+        except (SigningFailed, SigningUnavailable) as exc:
+            raise NotSupported(f"no certificate for {machine.name}: {exc.detail}") from exc
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        username, certificate = login.account, made.line
     return PushTarget(
         host=machine.direct_host or host,
         port=port,
-        username=machine.username,
+        username=username,
         host_key_alias=known.alias,
         known_hosts=lines,
         connect_timeout=machine.connect_timeout,
         stall_timeout=machine.stall_timeout,
         path=path,
         offset=offset,
-        forward_agent=forward_agent,
+        forward_agent=source.forward_agent and certificate is None,
+        certificate=certificate,
+        key=private,
     )
 
 
 def push(channel: Channel, path: str, to: PushTarget, progress: Progress) -> None:
     """Let the channel's machine send a file; see the port's `push`."""
-    words = shell_words("push", [path, str(to.offset), to.known_hosts, *_ssh_words(to)])
+    login = [to.certificate or "", str(len(to.key))]
+    words = shell_words("push", [path, str(to.offset), to.known_hosts, *login, *_ssh_words(to)])
+    if to.certificate is not None:
+        words = ["ssh-agent", *words]
     try:
         program = channel.run(words, stdin=True, forward_agent=to.forward_agent)
     except RemoteFailure as exc:
@@ -70,6 +94,8 @@ def push(channel: Channel, path: str, to: PushTarget, progress: Progress) -> Non
     output = b""
     with program as remote:
         try:
+            if to.key:
+                remote.write(to.key)
             while (piece := remote.read(_POLL)) != b"":
                 output = (output + (piece or b""))[-_MOST_OUTPUT:]
                 progress(0)
@@ -86,10 +112,17 @@ def push(channel: Channel, path: str, to: PushTarget, progress: Progress) -> Non
 def _ssh_words(to: PushTarget) -> list[str]:
     """Return what follows `ssh` on the source's command line, known_hosts file apart."""
     settings = _SETTINGS | {"HostKeyAlias": to.host_key_alias}
+    if to.certificate is not None:
+        settings |= certificate_settings("SSH_AUTH_SOCK")
     options = option_words(settings, to.connect_timeout, to.stall_timeout)
     login = [] if to.username is None else ["-l", to.username]
-    remote = command_line(shell_words("receive_rest" if to.offset else "receive_new", [to.path, str(to.offset)]))
+    remote = command_line(_receive(to.path, to.offset))
     return ["-c", _CIPHERS, *options, *login, "-p", str(to.port), "--", to.host, remote]
+
+
+def _receive(path: str, offset: int) -> list[str]:
+    """Return the words of the program at the destination."""
+    return shell_words("receive_rest" if offset else "receive_new", [path, str(offset)])
 
 
 def _last_words(output: bytes) -> str:

@@ -11,11 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
 
 from datamanager.errors import LoginOutput, MachineUnavailable, TransportError, TransportTimeout
 from datamanager.machines import Machine
+from datamanager.signing.signer import PersonLogin
 from datamanager.transports.channel import Channel
 from datamanager.transports.port import Session
 from datamanager.transports.remote.running import InstalledPrograms
@@ -28,6 +30,14 @@ _log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0
 """How long an unused session is kept."""
+
+
+class Known:
+    """What was found out of a machine, for one account there. Safe to share between threads, and pools."""
+
+    def __init__(self, machine: str) -> None:
+        self.programs = InstalledPrograms()
+        self.server = ServerBehaviour(machine)
 
 
 class Connector(Protocol):
@@ -56,20 +66,25 @@ class SftpStorage(BoundedStorage):
         connector: Connector,
         *,
         limiter: SessionLimiter | None = None,
+        login: PersonLogin | None = None,
+        known: Known | None = None,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         super().__init__(machine, limiter)
+        known = known or Known(machine.name)
+        self.login = login
         self._closed = False
         self._machine = machine
         self._connector = connector
         self._idle_seconds = idle_seconds
-        self._installed = InstalledPrograms()
-        self._server = ServerBehaviour(machine.name)
+        self._installed = known.programs
+        self._server = known.server
         self._changed = threading.Condition()
         self._idle: deque[tuple[float, SftpSession]] = deque()  # (since when, session), longest idle first
         self._channels: set[Channel] = set()
         self._sessions = 0  # that were made and not ended yet, idle or in use
         self._watcher: threading.Thread | None = None
+        self._prepared: deque[Future[None]] = deque()
         self._limiter.join(self)
 
     @property
@@ -83,6 +98,29 @@ class SftpStorage(BoundedStorage):
         """How many sessions there are, idle or in use."""
         with self._changed:
             return self._sessions
+
+    def prepare(self, count: int) -> None:
+        """Begin to open sessions, in a thread: each of the next callers waits for one, and gets the error if there is
+        none. No more are opened than are free, and no idle session is closed for them.
+        """
+        count = min(count, self._limiter.room)
+        wanted = [Future[None]() for _ in range(self._limiter.try_acquire(count))]
+        with self._changed:
+            self._prepared.extend(wanted)
+        if wanted:
+            name = f"dm-open-{self.machine}"
+            threading.Thread(target=self._prepare, args=(wanted,), name=name, daemon=True).start()
+
+    def _prepare(self, wanted: list[Future[None]]) -> None:
+        for one in wanted:
+            try:
+                self._put_back(self._new_session())
+            except BaseException as exc:  # noqa: BLE001 - it is the next caller's
+                one.set_exception(exc)
+            else:
+                one.set_result(None)
+            finally:
+                self._limiter.release(1)
 
     def close_idle(self) -> bool:
         """Close the session that is idle longest; False when there is none."""
@@ -110,16 +148,25 @@ class SftpStorage(BoundedStorage):
     def _pooled(self) -> Iterator[Session]:
         if self._closed:
             raise MachineUnavailable(f"{self.machine}: the storage is closed")
+        with self._changed:
+            prepared = self._prepared.popleft() if self._prepared else None
+        if prepared is not None and (error := prepared.exception()) is not None:
+            with self._changed:
+                self._prepared.clear()  # the next caller tries anew
+            raise error
         session = self._idle_session() or self._new_session()
         try:
             yield session
         finally:
-            with self._changed:
-                keep = session.usable and not self._closed
-                if keep:
-                    self._idle.append((time.monotonic(), session))
-            if not keep:
-                self._end(session)
+            self._put_back(session)
+
+    def _put_back(self, session: SftpSession) -> None:
+        with self._changed:
+            keep = session.usable and not self._closed
+            if keep:
+                self._idle.append((time.monotonic(), session))
+        if not keep:
+            self._end(session)
 
     def _idle_session(self) -> SftpSession | None:
         """Return the session used last that still works; those that broke while idle are closed."""

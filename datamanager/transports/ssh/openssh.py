@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamanager.errors import MachineUnavailable, RemoteFailure, TransportError
+from datamanager.errors import DataManagerError, RemoteFailure, TransportError
 from datamanager.machines import Machine
 from datamanager.signing.agent import LoginAgent
 from datamanager.signing.signer import PersonLogin
@@ -188,7 +188,7 @@ class OpenSshChannel(Channel):
             self._machine, self._master.path, argv, stdin=stdin, forward_agent=forward_agent, login=login
         )
 
-    def start_error(self, cause: TransportError) -> TransportError:
+    def start_error(self, cause: TransportError) -> DataManagerError:
         """Tell from ssh's end why there was no SFTP server."""
         with self._descriptors, contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -197,10 +197,7 @@ class OpenSshChannel(Channel):
         self._read_stderr()
         agent = self._connector.agent
         if agent is not None and agent.error is not None:
-            return MachineUnavailable(
-                f"{self._machine.name}: no certificate for a login: {agent.error.detail}",
-                retryable=agent.error.retryable,
-            )
+            return agent.error
         return classify(self._machine, self._process.returncode, self._stderr.decode("utf-8", "replace"), cause)
 
     def check_stall(self, now: float) -> None:

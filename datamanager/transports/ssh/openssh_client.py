@@ -116,15 +116,23 @@ def option_words(settings: Mapping[str, str], connect_timeout: float, stall_time
 
 def login_words(agent: LoginAgent | None) -> list[str]:
     """Return the options with which ssh logs in by this agent's certificate, and by nothing else of ours."""
-    if agent is None:
-        return []
-    settings = {
-        "IdentityAgent": _quoted(agent.path),
+    settings = {} if agent is None else certificate_settings(_quoted(agent.path))
+    return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+
+def certificate_settings(agent: str) -> dict[str, str]:
+    """Return the settings with which ssh logs in by a certificate that an agent holds, `agent` as ssh_config has it.
+
+    The keys that ~/.ssh/config and /etc/ssh/ssh_config name can't be taken away, but are of no accepted type.
+    """
+    return {
+        "IdentityAgent": agent,
         "IdentityFile": "none",
         "IdentitiesOnly": "no",
         "PreferredAuthentications": "publickey",
+        "PubkeyAuthentication": "yes",
+        "PubkeyAcceptedKeyTypes": "ssh-ed25519-cert-v01@openssh.com",  # PubkeyAcceptedAlgorithms since 8.5
     }
-    return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
 
 def _options(machine: Machine, master: Path | None) -> list[str]:
