@@ -15,6 +15,7 @@ from typing import Any, Self
 from benchmarks.control.ours import resident
 from benchmarks.race import WrongResult
 from datamanager.client import Client
+from datamanager.domain.requests import DIRECTORY_MAX
 from datamanager.machines import Machine
 from tests.support.process import children_of
 from tests.support.service import DataManagerService
@@ -48,7 +49,7 @@ class Batches:
 
     def register(self, machine: Machine, directory: str) -> None:
         """Register all files below a directory."""
-        self.client.register_tree(machine.name, directory)
+        self.client.register_tree(machine.name, directory, max_files=DIRECTORY_MAX)
 
     def copy(self, source: tuple[Machine, str], target: tuple[Machine, str], count: int) -> None:
         """Copy a registered directory; return when it is COMPLETE. Raises: WrongResult when it ends otherwise."""
