@@ -90,8 +90,8 @@ def path_replaced(detail: str) -> PathReplaced:
 
 
 def own_file_gone(path: str) -> PathReplaced:
-    """Return the error for a file of ours that is not there any more, or not yet seen there: over SFTP it may have been
-    made in another directory."""
+    """Return the error for a file of ours that is not there any more: over SFTP it may have been made in another
+    directory."""
     return path_replaced(f"{shown(path)}: this file was made, but is not in its directory")
 
 

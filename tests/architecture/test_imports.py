@@ -12,9 +12,7 @@ PACKAGES = ["datamanager", "models", "api", "flows", "deployments"]
 
 # Runs in an interpreter of its own. First the libraries, which may do as they like; then ours, watched.
 SCRIPT = """
-import ast, gc, importlib, json, os, pathlib, sys, threading
-
-gc.disable()  # a fifth of the time else
+import ast, importlib, json, os, pathlib, sys, threading
 
 ROOT, packages = pathlib.Path(sys.argv[1]), sys.argv[2:]
 ours = []
