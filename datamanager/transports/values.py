@@ -10,7 +10,8 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -86,6 +87,21 @@ def path_replaced(detail: str) -> PathReplaced:
     """Return the error, and have the log tell it whatever becomes of it: somebody may be trying to get out."""
     _log.warning("%s: %s", PathReplaced.code, detail)
     return PathReplaced(detail)
+
+
+def own_file_gone(path: str) -> PathReplaced:
+    """Return the error for a file of ours that is not there any more: over SFTP it may have been made in another
+    directory."""
+    return path_replaced(f"{shown(path)}: this file was made, but is not in its directory")
+
+
+@contextmanager
+def own_file(path: str) -> Iterator[None]:
+    """Use a file that we made. Raises: PathReplaced where it is missing."""
+    try:
+        yield
+    except PathMissing as exc:
+        raise own_file_gone(path) from exc
 
 
 class FileKind(enum.Enum):

@@ -296,8 +296,8 @@ ENGINE_FAULTS = (
     Fault(
         "sftp: a server whose rename replaces is not found out",
         "datamanager/transports/sftp/server_behaviour.py",
-        "            if sizes == (1, 2):\n                return Naming.RENAME",
-        "            if True:\n                return Naming.RENAME",
+        "        if sizes == (1, 2):\n            return Naming.RENAME",
+        "        if True:\n            return Naming.RENAME",
         ("tests/integration/test_sftp_servers.py::test_a_file_that_appears_during_a_copy_is_left[links-alone]",),
     ),
     Fault(

@@ -12,11 +12,10 @@ from datamanager.errors import (
     DestinationExists,
     PathExists,
     PathMissing,
-    RemoteFailure,
     TransportError,
 )
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileKind
+from datamanager.transports.values import FileKind, own_file_gone
 
 
 def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> list[DataManagerError | None]:
@@ -24,7 +23,9 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
 
     The caller has recorded each one's `intent`. A name that holds just those bytes is accepted: an earlier answer was
     lost. What was not published keeps its partial file (see `discard`). PathReplaced where the directory leads
-    elsewhere now: the file may have its name there. Raises: what breaks the connection (retryable: publish again).
+    elsewhere now, and the file may have its name there, or where the partial file is gone.
+
+    Raises: what breaks the connection (retryable: publish again).
     """
     results: list[DataManagerError | None] = [None] * len(staged)
     places = [place for place, one in enumerate(staged) if not one.published]
@@ -47,7 +48,7 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
         elif isinstance(error, PathExists):
             results[place] = DestinationExists(f"{one.canonical}: another file was created there")
         else:
-            results[place] = RemoteFailure(f"{one.canonical}: the partial file disappeared")
+            results[place] = own_file_gone(one.part)
     discard(target, [staged[place] for place in doubtful if staged[place].number in held])
     return results
 

@@ -24,14 +24,14 @@ def set_attributes(job: Attempt, found: Found, intent: Intent) -> Intent:
     """Give the verified partial file its mode and modification time; return the intent with what the machine keeps of
     them, to be recorded before `publish`.
 
-    Raises: RemoteFailure when the partial file is gone, and what the transports raise.
+    Raises: PathReplaced when the partial file is gone, and what the transports raise.
     """
     mode = found.source.mode & 0o777 if found.source else PLAIN_MODE
     with job.target.storage.session() as session:
         try:
             return intent.stored_as(session.set_attributes(found.part, mode=mode, mtime=intent.mtime))
         except PathMissing as exc:
-            raise RemoteFailure(f"{job.target.place}: the partial file disappeared") from exc
+            raise part_is_gone(job) from exc
 
 
 def publish(job: Attempt, found: Found, intent: Intent) -> None:

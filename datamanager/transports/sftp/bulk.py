@@ -39,6 +39,8 @@ from datamanager.transports.values import (
     NewFile,
     SmallFile,
     from_wire,
+    own_file,
+    own_file_gone,
     require_file,
     shown,
 )
@@ -220,10 +222,11 @@ class SftpBulk:
         *replies, told, seen = yield posted
         bad = next((reply for reply in replies if reply.code != sftp.SFTP_OK), None)
         if bad is None:
-            return (yield from self._kept(path, mode, mtime, told, seen))
+            with own_file(path):
+                return (yield from self._kept(path, mode, mtime, told, seen))
         error = write_error(bad, path, full=bad.code == sftp.SFTP_FAILURE and (yield from self._space_is_gone(path)))
-        yield [post(sftp.CMD_REMOVE, string(path))]
-        raise error
+        [removed] = yield [post(sftp.CMD_REMOVE, string(path))]
+        raise own_file_gone(path) if removed.code == sftp.SFTP_NO_SUCH_FILE else error
 
     def _post_attributes(self, path: str, mode: int, mtime: int) -> list[int]:
         """Set both, and look: a server may accept what it ignores. Costs no round trip of its own."""

@@ -39,6 +39,7 @@ from datamanager.transports.values import (
     Progress,
     from_wire,
     no_progress,
+    own_file,
     require_file,
     shown,
 )
@@ -276,9 +277,11 @@ def _copy_by_server(sessions: Sequence[SftpSession], source: str, destination: s
         copied = _copy_ranges(list(zip(readers, writers, strict=True)), size, progress)
         if copied:
             created.flush()
-            copied = first.stat(destination).size == size
+            with own_file(destination):
+                copied = first.stat(destination).size == size
     if not copied:
-        first.remove(destination)
+        with own_file(destination):
+            first.remove(destination)
     return copied
 
 
