@@ -16,7 +16,7 @@ from typing import Protocol
 
 from datamanager.errors import DataManagerError, PathMissing, PathNotAllowed, RemoteFailure, TransportError
 from datamanager.machines import Machine
-from datamanager.transports.bulk_port import Results
+from datamanager.transports.bulk_port import InOneTurn, Results, SurveyedDirectory
 from datamanager.transports.port import Session
 from datamanager.transports.values import FileKind, FileStat, path_replaced, shown
 
@@ -43,7 +43,11 @@ class ResolvedDirectory:
 
 
 class BulkLookup(Protocol):
-    """Looks at many names at once; see the port's Many."""
+    """Looks at many names at once; see the port's Bulk."""
+
+    @property
+    def in_one_turn(self) -> InOneTurn | None:
+        """Several steps at once."""
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
@@ -118,6 +122,18 @@ def directories_of(
     return found
 
 
+def confined_directory(
+    machine: Machine, base: str, directory: str, found: SurveyedDirectory
+) -> ResolvedDirectory | DataManagerError:
+    """Judge what a survey of the machine found of a directory below `base`, as `directories_of` does."""
+    if not found.existing and found.error is not None:
+        return found.error
+    if found.outside or not _is_below(base, found.existing):
+        return _leads_out(machine, directory)
+    resolved = ResolvedDirectory(found.existing, found.missing)
+    return _dangling(machine, resolved.ways[1]) if found.dangling else resolved
+
+
 def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str, TransportError]:
     """Make what is missing of these directories, all of one depth at once; return what is none in the end, and why.
 
@@ -154,6 +170,13 @@ def moved_away(session: PathLookup, paths: Iterable[str]) -> dict[str, Transport
     }
 
 
+def acted_elsewhere(session: PathLookup, paths: Iterable[str]) -> dict[str, TransportError]:
+    """Do `moved_away` for directories in which the session's `bulk` did something. Where a program did it there is
+    nothing to look at: it follows no link, and works nowhere else.
+    """
+    return moved_away(session, paths) if session.bulk.in_one_turn is None else {}
+
+
 def relative(session: Session, machine: Machine, real: str) -> str:
     """Return a resolved path of `confined` relative to the resolved base directory: the one canonical place of a file
     or directory, "" for the base directory itself. Raises: PathNotAllowed.
@@ -177,7 +200,12 @@ def real_base(session: PathLookup, machine: Machine) -> str:
     try:
         return session.real_path(machine.base_dir)
     except PathMissing:
-        raise RemoteFailure(f"base_dir {machine.base_dir} does not exist on {machine.name}") from None
+        raise no_base_dir(machine) from None
+
+
+def no_base_dir(machine: Machine) -> RemoteFailure:
+    """Return the error for a machine without its base directory."""
+    return RemoteFailure(f"base_dir {machine.base_dir} does not exist on {machine.name}")
 
 
 def _resolved(
@@ -226,11 +254,14 @@ def _not_made(
     faults = dict[str, DataManagerError]()
     for index, there in session.bulk.lstat(paths):
         if isinstance(there, FileStat) and there.kind is FileKind.SYMLINK:
-            name = posixpath.basename(paths[index])
-            faults[paths[index]] = PathNotAllowed(f"{machine.name}: {shown(name)} is a dangling link")
+            faults[paths[index]] = _dangling(machine, paths[index])
         elif isinstance(there, TransportError) and not isinstance(there, PathMissing):
             faults[paths[index]] = there
     return {directory: faults[path] for directory, path in missing.items() if path in faults}
+
+
+def _dangling(machine: Machine, path: str) -> PathNotAllowed:
+    return PathNotAllowed(f"{machine.name}: {shown(posixpath.basename(path))} is a dangling link")
 
 
 def _is_below(base: str, real: str) -> bool:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from paramiko import sftp
 
 from datamanager.errors import NotSupported, PathExists, PathMissing, PathReplaced, RemoteFailure, TransportError
-from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Results, Sync
+from datamanager.transports.bulk_port import MOST_IN_FLIGHT, InOneTurn, Results, Sync
 from datamanager.transports.remote.batch import digests, no_sync, syncing, unpack
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.errors import SPACE_IS_GONE, check, expect, status_error, write_error
@@ -60,6 +60,7 @@ class SftpBulk:
         self._installed = installed
         self._server = server
         self._full = False
+        self.in_one_turn: InOneTurn | None = None
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
