@@ -68,6 +68,8 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
         part = chunk.rules.part_name(item, chunk.rules.epoch_of(item))
         canonical = name if where == "." else f"{where}/{name}"
         chunk.tasks.append(SmallTask(item, origin, directory, part, canonical))
+    # programs take files of one directory together
+    chunk.tasks.sort(key=lambda task: (task.directory, task.source_directory))
 
 
 def _survey(chunk: Chunk, items: Sequence[SmallItem]) -> None:

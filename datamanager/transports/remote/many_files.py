@@ -13,11 +13,10 @@ import functools
 import json
 import struct
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.resources import files as resources
-from itertools import groupby
 from typing import Any
 
 from datamanager.errors import (
@@ -141,14 +140,14 @@ class ManyFiles:
         groups = list(_groups(ways, _FILES))
 
         def orders() -> Iterator[Order]:
-            for (old, new), start, stop in groups:
+            for (old, new), places in groups:
                 order = {"do": "rename", "in": old, "to": new, "overwrite": overwrite}
-                order["names"], order["new"] = ([name for _, name in end[start:stop]] for end in (olds, news))
+                order["names"], order["new"] = ([end[place][1] for place in places] for end in (olds, news))
                 yield order, ()
 
-        for (_, start, stop), (answer, _) in zip(groups, self.answers(orders()), strict=True):
+        for (_, places), (answer, _) in zip(groups, self.answers(orders()), strict=True):
             walked = not isinstance(answer, int)
-            for index, found in enumerate(entries_of(answer, stop - start), start):
+            for index, found in zip(places, entries_of(answer, len(places)), strict=True):
                 if not found:
                     yield index, None
                 elif walked and found in NO_LINKS and not overwrite:
@@ -176,13 +175,13 @@ class ManyFiles:
         parts = [_split(path) for path in paths]
         groups = list(_groups([directory for directory, _ in parts], together))
         orders: Iterator[Order] = (
-            ({"do": act, "in": where, "names": [name for _, name in parts[start:stop]], **more}, ())
-            for where, start, stop in groups
+            ({"do": act, "in": where, "names": [parts[place][1] for place in places], **more}, ())
+            for where, places in groups
         )
-        for (_, start, stop), (answer, data) in zip(groups, self.answers(orders, heavy), strict=True):
+        for (_, places), (answer, data) in zip(groups, self.answers(orders, heavy), strict=True):
             at, view = 0, memoryview(data)
             nothing, walked, reading = view[:0], not isinstance(answer, int), act == "read"
-            for index, found in enumerate(entries_of(answer, stop - start), start):
+            for index, found in zip(places, entries_of(answer, len(places)), strict=True):
                 if isinstance(found, int) and found:
                     yield index, error_at(found, paths[index], walked=walked), nothing
                 elif reading:
@@ -268,14 +267,14 @@ class ManyFiles:
             raise TransportTimeout(f"no answer for {patience:g} seconds {_WORKING}")
 
 
-def _groups(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, int, int]]:
-    """Yield runs of equal keys, of at most `most`: (key, first index, the index after the last)."""
-    start = 0
-    for key, run in groupby(keys):
-        end = start + sum(1 for _ in run)
-        for first in range(start, end, most):
-            yield key, first, min(first + most, end)
-        start = end
+def _groups(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, list[int]]]:
+    """Yield each key with the indices that have it, at most `most` at a time."""
+    alike = defaultdict[Any, list[int]](list)
+    for index, key in enumerate(keys):
+        alike[key].append(index)
+    for key, places in alike.items():
+        for first in range(0, len(places), most):
+            yield key, places[first : first + most]
 
 
 def frames(files: Iterable[NewFile]) -> Iterator[Order]:

@@ -70,6 +70,11 @@ class SftpSession:
         return not self._wire.broken and not (self._many and self._many.broken) and self.channel.alive()
 
     @property
+    def has_program(self) -> bool:
+        """Say whether `bulk` works by a program on the machine."""
+        return self._many is not None
+
+    @property
     def round_trip(self) -> float:
         """Seconds of the shortest round trip seen."""
         return self._wire.round_trip

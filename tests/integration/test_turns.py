@@ -1,0 +1,80 @@
+"""How often a chunk of small files waits for a machine: over a long path that is what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from datamanager.domain.location import Place
+from datamanager.engine.bulk import bulk_publish, bulk_staging
+from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
+from datamanager.engine.control import Control
+from datamanager.machines import Machine
+from datamanager.transports.port import Session, Storage
+from datamanager.transports.sftp.pool import SftpStorage
+from tests.support.ends import Ends
+from tests.support.sshd import PrivateSshd
+from tests.support.turns import Turns
+
+COUNT, DIRECTORIES = 400, 10
+OPENING = 3
+"""The server's first word, its limits, the program's first word."""
+SURVEY, STORE, NAME = 1, 1, 1
+READ, LOOK_AGAIN = 1, 1
+
+
+@pytest.fixture
+def ends(sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_path: Path) -> Iterator[Ends]:
+    """Two SSH machines, and this host."""
+    folders = {name: tmp_path / name for name in ("first", "second", "here")}
+    for folder in folders.values():
+        folder.mkdir()
+    machines = {
+        name: server.machine(name, folders[name], connection="openssh")
+        for name, server in zip(("first", "second"), sshd_pair, strict=True)
+    }
+    machines["here"] = Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(folders["here"])})
+    found = Ends(machines, tmp_path / "run")
+    yield found
+    found.storages.close()
+
+
+@contextmanager
+def many(storage: Storage) -> Iterator[Session]:
+    with storage.session() as session:
+        session.begin_many()
+        yield session
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ("here", "first", {"first": SURVEY + STORE + NAME}),
+        ("first", "here", {"first": SURVEY + READ + LOOK_AGAIN}),
+        ("first", "second", {"first": SURVEY + READ + LOOK_AGAIN, "second": SURVEY + STORE + NAME}),
+    ],
+    ids=["put", "get", "relay"],
+)
+def test_a_chunk_takes_a_turn_for_each_step(ends: Ends, source: str, target: str, expected: dict[str, int]) -> None:
+    machines, storages = ends.machines, {name: ends.storages.get(name) for name in (source, target)}
+    items = list[SmallItem]()
+    for number in range(COUNT):
+        path = f"run/{number % DIRECTORIES}/file-{number}"
+        file = ends.folder(source) / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"%01024d" % number)
+        items.append(SmallItem(number, Place.of(machines[source], path), Place.of(machines[target], f"new/{path}")))
+    turns = {name: Turns(storage) for name, storage in storages.items() if isinstance(storage, SftpStorage)}
+    with many(storages[source]) as reading, many(storages[target]) as writing:
+        assert {name: one.count for name, one in turns.items()} == dict.fromkeys(expected, OPENING)
+        both = BulkEndpoints(reading, writing, machines[source], machines[target])
+        found = bulk_staging.stage(both, items, BulkRules(uuid4(), 1), Control())
+        staged = [one for one in found if isinstance(one, Staged)]
+        assert bulk_publish.publish(writing, staged, overwrite=False) == [None] * COUNT
+    assert {name: one.count - OPENING for name, one in turns.items()} == expected
+    for item in items:
+        assert (ends.folder(target) / item.destination.path).read_bytes() == b"%01024d" % item.number
