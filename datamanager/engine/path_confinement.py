@@ -14,7 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from datamanager.errors import DataManagerError, PathMissing, PathNotAllowed, RemoteFailure, TransportError
+from datamanager.errors import (
+    DataManagerError,
+    PathMissing,
+    PathNotAllowed,
+    PathReplaced,
+    RemoteFailure,
+    TransportError,
+)
 from datamanager.machines import Machine
 from datamanager.transports.bulk_port import InOneTurn, Results, SurveyedDirectory
 from datamanager.transports.port import Session
@@ -141,18 +148,27 @@ def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str
     """
     faults = dict[str, TransportError]()
     levels = defaultdict[int, set[str]](set)
+    begins = sorted({one.existing for one in directories})
+    there = {
+        begins[index]
+        for index, found in session.bulk.lstat(begins)
+        if isinstance(found, FileStat) and found.kind is FileKind.DIRECTORY
+    }
     for one in directories:
         for path in one.ways:
-            levels[path.count("/")].add(path)
+            if path not in there:
+                levels[path.count("/")].add(path)
     for _, paths in sorted(levels.items()):
         level = sorted(path for path in paths if posixpath.dirname(path) not in faults)
         faults |= {level[index]: fault for index, fault in session.bulk.make_dir(level) if fault is not None}
         faults |= {path: faults[posixpath.dirname(path)] for path in paths.difference(level)}
-    made = [one.path for one in directories if one.missing and one.path not in faults]
+    made = sorted({one.path for one in directories if one.missing and one.path not in faults})
     for index, now in session.bulk.real_path(made):
         if isinstance(now, TransportError):
             faults[made[index]] = RemoteFailure(f"{shown(made[index])}: changed while it was checked: {now.detail}")
-    return faults | moved_away(session, [path for path in made if path not in faults])
+        elif now != made[index]:
+            faults[made[index]] = _replaced(made[index], now)
+    return faults
 
 
 def moved_away(session: PathLookup, paths: Iterable[str]) -> dict[str, TransportError]:
@@ -161,13 +177,17 @@ def moved_away(session: PathLookup, paths: Iterable[str]) -> dict[str, Transport
     """
     directories = sorted(set(paths))
     return {
-        directories[index]: path_replaced(
-            f"{shown(directories[index])} leads to {shown(now)} now; what was done there may have been done outside of "
-            "the base directory"
-        )
+        directories[index]: _replaced(directories[index], now)
         for index, now in session.bulk.real_path(directories)
         if isinstance(now, str) and now != directories[index]
     }
+
+
+def _replaced(directory: str, now: str) -> PathReplaced:
+    return path_replaced(
+        f"{shown(directory)} leads to {shown(now)} now; what was done there may have been done outside of the base "
+        "directory"
+    )
 
 
 def acted_elsewhere(session: PathLookup, paths: Iterable[str]) -> dict[str, TransportError]:

@@ -13,6 +13,7 @@ from datamanager.domain.location import Place
 from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
+from datamanager.engine.single import staged_file
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.sftp.pool import SftpStorage
@@ -78,3 +79,20 @@ def test_a_chunk_takes_a_turn_for_each_step(ends: Ends, source: str, target: str
     assert {name: one.count - OPENING for name, one in turns.items()} == expected
     for item in items:
         assert (ends.folder(target) / item.destination.path).read_bytes() == b"%01024d" % item.number
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "folder", "expected"),
+    [("here", "first", "", 17), ("here", "first", "new/", 21), ("first", "here", "", 7)],
+    ids=["put", "put into a new directory", "get"],
+)
+def test_turns_of_a_single_file(ends: Ends, source: str, target: str, folder: str, expected: int) -> None:
+    turns = Turns(ends.storages.get("first"))
+    (ends.folder(source) / "file").write_bytes(b"data")
+    for number in range(2):  # with the first one what the server does is tried
+        before = turns.count
+        ready = staged_file.stage(ends.job(f"{source}:file", f"{target}:{folder}{number}/copy"), Control())
+        staged_file.publish(ready, Control())
+        (ends.folder(target) / "1").mkdir(exist_ok=True)
+    assert (ends.folder(target) / f"{folder}1/copy").read_bytes() == b"data"
+    assert turns.count - before == expected

@@ -85,10 +85,16 @@ class SftpBulk:
         return pipelined(self._wire, map(self._write, files), self._open_at_once)
 
     def kept_attributes(
-        self, path: str, mode: int, mtime: int, told: Reply
+        self, path: str, mode: int, mtime: int, told: Reply, seen: Reply
     ) -> Results[KeptAttributes | TransportError]:
-        """Yield what the server keeps of a file's mode and mtime, which it was `told`."""
-        return pipelined(self._wire, [self._look_at_attributes(path, mode, mtime, told)], 1)
+        """Yield what the server keeps of a file's mode and mtime, which it was `told`; `seen`: of a first LSTAT behind
+        that."""
+        if told.code == sftp.SFTP_OK and seen.kind == sftp.CMD_ATTRS:
+            kept = KeptAttributes.of(unpack_stat(seen.fields()), mode=mode, mtime=mtime)
+            if not kept.not_kept:
+                yield 0, kept
+                return
+        yield from pipelined(self._wire, [self._look_at_attributes(path, mode, mtime, told)], 1)
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
