@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,16 @@ from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
-from datamanager.machines import Machine
+from datamanager.machines import Machine, Machines
+from datamanager.settings import Settings
+from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.sftp.pool import SftpStorage
+from datamanager.transports.sftp.session import SftpSession
+from deployments.mover.dispatcher import Dispatcher
+from flows.runtime.services import Services
+from models.database import Database
+from models.tables import Transfer
 from tests.support.ends import Ends
 from tests.support.sshd import PrivateSshd
 from tests.support.turns import Turns
@@ -96,3 +104,30 @@ def test_turns_of_a_single_file(ends: Ends, source: str, target: str, folder: st
         (ends.folder(target) / "1").mkdir(exist_ok=True)
     assert (ends.folder(target) / f"{folder}1/copy").read_bytes() == b"data"
     assert turns.count - before == expected
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_mover_has_sessions_made_for_what_it_takes(ends: Ends, tmp_path: Path, count: int) -> None:
+    """With a program for a batch of a hundred files. Another machine is left alone, as is one that is not known."""
+    settings = Settings(home=tmp_path)
+    services = Services(
+        *(settings, Machines(ends.machines), Database(settings.catalogue_url), ends.storages),
+        *(EgressGuard(()), "mover", lambda _: None),
+    )
+    request, ways = {"count": count}, [("first", "here"), ("gone", "here")]
+    rows = [Transfer(source_machine=source, destination_machine=target, request=request) for source, target in ways]
+
+    async def take() -> None:
+        Dispatcher(services)._expect_sessions(rows)
+
+    asyncio.run(take())
+    storage = ends.storages.get("first")
+    assert isinstance(storage, SftpStorage)
+    with storage.session() as session:
+        assert isinstance(session, SftpSession)
+        assert session.has_program == (count == 100)
+        assert storage._sessions == 1
+    second = ends.storages.get("second")
+    assert isinstance(second, SftpStorage)
+    assert second._expected is None
+    assert second.idle == 0
