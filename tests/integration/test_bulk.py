@@ -384,7 +384,10 @@ def damage(where, name):
         os.close(handle)
 """
 """What the program for many files does to a file before it hashes it."""
-DAMAGES = {flip: "os.pwrite(handle, bytes([os.pread(handle, 1, 9)[0] ^ 1]), 9)", truncate: "os.ftruncate(handle, 9)"}
+DAMAGES: dict[Callable[[Path], None], str] = {
+    flip: "os.pwrite(handle, bytes([os.pread(handle, 1, 9)[0] ^ 1]), 9)",
+    truncate: "os.ftruncate(handle, 9)",
+}
 
 
 def damaging_program(damage: Callable[[Path], None], times: int) -> str:

@@ -28,16 +28,17 @@ class Turns:
 
         connector.open_channel = open_channel
 
-    def _recorded_channel(self, channel: Any) -> Channel:
+    def _recorded_channel(self, channel: Channel) -> Channel:
+        recorded: Any = channel
         running: Callable[..., RemoteProgram] = channel.run
-        self._record(channel, sends=["send_some"], waits=["receive_into"])
+        self._record(recorded, sends=["send_some"], waits=["receive_into"])
 
         def run(*args: Any, **kwargs: Any) -> RemoteProgram:
             program = running(*args, **kwargs)
             self._record(program, sends=["_send"], waits=["_receive"], begun=True)
             return program
 
-        channel.run = run
+        recorded.run = run
         return channel
 
     def _record(self, stream: Any, *, sends: list[str], waits: list[str], begun: bool = False) -> None:

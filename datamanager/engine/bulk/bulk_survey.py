@@ -74,7 +74,8 @@ def _in_one_turn(program: InOneTurn, machine: Machine, places: Sequence[Place], 
         found = program.survey(machine.base_dir, {where: list(names) for where, names in wanted.items()}, make=making)
     except PathMissing:
         raise no_base_dir(machine) from None
-    surveyed = Surveyed(found.base, {}, seen={})
+    seen = dict[str, FileStat | TransportError]()
+    surveyed = Surveyed(found.base, {}, seen=seen)
     for where, one in found.directories.items():
         resolved = confined_directory(machine, found.base, where, one)
         if isinstance(resolved, ResolvedDirectory) and one.error is not None and not making:
@@ -89,7 +90,7 @@ def _in_one_turn(program: InOneTurn, machine: Machine, places: Sequence[Place], 
             surveyed.not_made[path] = one.error
         else:
             surveyed.free[path] = one.free
-            surveyed.seen |= {posixpath.join(path, name): entry for name, entry in one.entries.items()}
+            seen |= {posixpath.join(path, name): entry for name, entry in one.entries.items()}
     return surveyed
 
 
