@@ -53,7 +53,7 @@ class SurveyedDirectory:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class MachineSurvey:
     """What a machine tells of a base directory, its links resolved, and of directories below it."""
 
     base: str
@@ -64,7 +64,7 @@ class InOneTurn(Protocol):
     """Several steps in one turn, by a program on the machine. It walks to directories without following a link: what
     is done, here and by its `Bulk`, is done in the directory that is named, which need not be looked at again."""
 
-    def survey(self, base: str, places: Mapping[str, Sequence[str]], *, make: bool) -> Survey:
+    def survey(self, base: str, places: Mapping[str, Sequence[str]], *, make: bool) -> MachineSurvey:
         """Resolve directories below `base` (their relative paths, "" is that itself) and look at names in each. With
         `make`, what is missing of those is made, unless links lead out or nowhere.
 

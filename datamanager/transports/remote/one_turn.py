@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datamanager.errors import PathExists, TransportError
-from datamanager.transports.bulk_port import Results, Stored, Survey, SurveyedDirectory
+from datamanager.transports.bulk_port import MachineSurvey, Results, Stored, SurveyedDirectory
 from datamanager.transports.remote.many_files import (
     ManyFiles,
     Order,
@@ -34,7 +34,7 @@ class ProgramInOneTurn:
     def __init__(self, many: ManyFiles) -> None:
         self._many = many
 
-    def survey(self, base: str, places: Mapping[str, Sequence[str]], *, make: bool) -> Survey:
+    def survey(self, base: str, places: Mapping[str, Sequence[str]], *, make: bool) -> MachineSurvey:
         """See the port."""
         order: dict[str, Any] = {"do": "survey", "in": "/", "base": base, "make": make}
         order |= {"places": list(places), "names": [list(names) for names in places.values()]}
@@ -43,7 +43,9 @@ class ProgramInOneTurn:
             raise error_of(answer, base)
         real, found = answer
         told = zip(places.items(), entries_of(found, len(places)), strict=True)
-        return Survey(real, {place: _directory(real, place, names, one, make=make) for (place, names), one in told})
+        return MachineSurvey(
+            real, {place: _directory(real, place, names, one, make=make) for (place, names), one in told}
+        )
 
     def store(self, files: Iterable[NewFile], *, hashed: bool) -> Results[Stored | TransportError]:
         """See the port."""
