@@ -193,7 +193,7 @@ def test_a_survey_makes_nothing_beyond_the_base_directory(session: Session, tmp_
         folder.mkdir(parents=True)
     (base / "real" / "there").write_text("four")
     (base / "file").touch()
-    for name, target in {"link": "real", "out": outside, "dangling": tmp_path / "nowhere"}.items():
+    for name, target in {"link": Path("real"), "out": outside, "dangling": Path("nowhere")}.items():
         (base / name).symlink_to(target)
     (tmp_path / "linked").symlink_to(base)
     names = {place: ["there", "gone"] for place in ("link", "link/new/deep", "out/new", "dangling/new", "file/new", "")}
