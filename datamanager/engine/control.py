@@ -198,6 +198,10 @@ class CancellableStorage:
         with self.unwrapped.extra_sessions(count) as sessions, self._control.using(sessions):
             yield sessions
 
+    def expect(self, *, many: bool) -> None:
+        """Prepare a session; see the port."""
+        self.unwrapped.expect(many=many)
+
     def close(self) -> None:
         """Do nothing: the storage is others' too."""
 

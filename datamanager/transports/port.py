@@ -303,5 +303,10 @@ class Storage(Protocol):
         For a caller who has a session already: it never waits for others, so nobody can wait in a circle.
         """
 
+    def expect(self, *, many: bool) -> None:
+        """Say that a session will be acquired soon, with `many` one that works on very many small files: where none is
+        ready one is made from now on. Returns at once; a failure is raised by who acquires that session.
+        """
+
     def close(self) -> None:
         """Close every idle connection; sessions in use are closed when they are released. Idempotent."""

@@ -39,6 +39,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import Connection, Machine, VerifyPolicy
 from datamanager.transports.port import Session
+from datamanager.transports.remote import many_files
 from datamanager.transports.sftp import bulk as sftp_bulk
 from tests.contract.test_transport import NAMES
 from tests.contract.test_transport_limits import small_file_system
@@ -211,12 +212,41 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
 
 
+DAMAGING = """
+LEFT = [{times}]
+def damage(where, name):
+    if b".damaged." in name and LEFT[0]:
+        LEFT[0] -= 1
+        handle = os.open(name, os.O_RDWR, dir_fd=where)
+        {damage}
+        os.close(handle)
+"""
+"""What the program for many files does to a file before it hashes it."""
+DAMAGES: dict[Callable[[Path], None], str] = {
+    flip: "os.pwrite(handle, bytes([os.pread(handle, 1, 9)[0] ^ 1]), 9)",
+    truncate: "os.ftruncate(handle, 9)",
+}
+
+
+def damaging_program(damage: Callable[[Path], None], times: int) -> str:
+    """Return the program for many files of a storage that damages what is written: there is no way between the two."""
+    begin = "def digest(where, order, _):\n    def one(name):\n"
+    head, found, tail = many_files._program().partition(begin)
+    assert found
+    return head + DAMAGING.format(times=times, damage=DAMAGES[damage]) + begin + "        damage(where, name)\n" + tail
+
+
 @pytest.mark.parametrize(("damage", "times"), [(flip, 1), (flip, 2), (truncate, 2)])
-def test_damage_to_what_was_stored_is_caught(batch: Batch, damage: Callable[[Path], None], times: int) -> None:
+def test_damage_to_what_was_stored_is_caught(
+    batch: Batch, damage: Callable[[Path], None], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     some_files(batch, 30)
     number = batch.add("damaged", os.urandom(5000))
     if batch.verify is VerifyPolicy.SIZE:
         damage = truncate  # sizes alone can't show the other
+    if batch.by_program:
+        text = damaging_program(damage, times)
+        monkeypatch.setattr(many_files, "_program", lambda: text)
     control = Control()
     outcomes = batch.stage(control, wrap=lambda target: cast("Session", Faulty(target, "damaged", times, damage)))
     if times == 1:  # brought once more

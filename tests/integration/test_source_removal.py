@@ -281,6 +281,7 @@ class CountedRounds:
         self._session = session
         self.bulk = self
         self.rounds = list[str]()
+        self.in_one_turn = session.bulk.in_one_turn
 
     def __getattr__(self, name: str) -> Any:
         self.rounds.append(name)

@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.attempt import Intent, KnownFile, SourceMark, kept_mtime
+from datamanager.engine.bulk.bulk_survey import Surveyed
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import BulkLookup, PathLookup
 from datamanager.errors import DataManagerError, SourceChanged
@@ -241,6 +242,10 @@ class Chunk:
     """What the destination keeps of the sources' times."""
     read: float | None = None
     """The source machine's time before a byte was read; see `SourceMark`."""
+    synced: bool = False
+    """Whether all that was written is on stable storage."""
+    sources: Surveyed = field(init=False)
+    targets: Surveyed = field(init=False)
 
     def intent(self, task: SmallTask) -> Intent:
         """Return what is to be recorded of an item that is staged."""

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Sequence
 
 from datamanager.engine.bulk.bulk_chunk import Staged
-from datamanager.engine.path_confinement import moved_away
+from datamanager.engine.path_confinement import acted_elsewhere
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
@@ -37,7 +37,7 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
             doubtful[places[index]] = error
         else:
             results[places[index]] = error
-    away = moved_away(target, {posixpath.dirname(staged[place].final) for place in places})
+    away = acted_elsewhere(target, {posixpath.dirname(staged[place].final) for place in places})
     for place in places if away else ():
         results[place] = results[place] or away.get(posixpath.dirname(staged[place].final))
     held = _holding(target, [staged[place] for place in doubtful])

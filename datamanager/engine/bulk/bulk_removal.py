@@ -13,7 +13,7 @@ from uuid import UUID
 from datamanager.domain.location import aside_name
 from datamanager.engine.attempt import Intent
 from datamanager.engine.bulk.bulk_chunk import SMALL
-from datamanager.engine.path_confinement import moved_away
+from datamanager.engine.path_confinement import acted_elsewhere
 from datamanager.engine.single.source_removal import may_be, surely_is
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import DataManagerError, PathExists, PathMissing, PathReplaced, SourceNotRemoved, TransportError
@@ -78,7 +78,7 @@ def remove_sources(
         elif error is not None:
             bad.append(good[index])
     _put_back(source, removals, bad, results)
-    away = moved_away(source, [posixpath.dirname(removals[place].path) for place in before])
+    away = acted_elsewhere(source, [posixpath.dirname(removals[place].path) for place in before])
     for place in before:
         results[place] = away.get(posixpath.dirname(removals[place].path)) or results.get(place)
     return [results.get(place) for place in range(len(removals))]

@@ -1,7 +1,8 @@
 """One machine's SFTP storage: a bounded pool of sessions, and the watch over them.
 
-A session is made when one is acquired and none is idle; it is kept for the next user while it works. A thread of the
-pool looks at every channel about once a second: it aborts those that stall and closes those not used for a minute.
+A session is made when one is acquired and none is idle, or before, when one is expected; it is kept for the next user
+while it works. A thread of the pool looks at every channel about once a second: it aborts those that stall and closes
+those not used for a minute, the last one after ten: a login takes a dozen round trips.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -26,8 +28,8 @@ from datamanager.transports.sftp.wire import Wire
 
 _log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 60.0
-"""How long an unused session is kept."""
+IDLE_SECONDS, LAST_IDLE_SECONDS = 60.0, 600.0
+"""How long an unused session is kept, and the last one of a machine."""
 
 
 class Connector(Protocol):
@@ -51,13 +53,14 @@ class SftpStorage(BoundedStorage):
         super().__init__(machine)
         self._machine = machine
         self._connector = connector
-        self._idle_seconds = idle_seconds
+        self._idle_seconds, self._last_idle_seconds = idle_seconds, max(idle_seconds, LAST_IDLE_SECONDS)
         self._installed = InstalledPrograms()
         self._server = ServerBehaviour(machine.name)
         self._changed = threading.Condition()
         self._idle: deque[tuple[float, SftpSession]] = deque()  # (since when, session), longest idle first
         self._channels: set[Channel] = set()
         self._sessions = 0  # that were made and not ended yet, idle or in use
+        self._expected: Future[SftpSession] | None = None  # made for whoever acquires one next
         self._watcher: threading.Thread | None = None
 
     @property
@@ -65,6 +68,16 @@ class SftpStorage(BoundedStorage):
         """How many sessions wait for their next use."""
         with self._changed:
             return len(self._idle)
+
+    def expect(self, *, many: bool) -> None:
+        """See the port."""
+        with self._changed:
+            ready = any(session.has_program or not many for _, session in self._idle)
+            if ready or self._expected is not None or self._limiter.closed or self.in_use == self._limiter.most:
+                return
+            self._expected = future = Future[SftpSession]()
+        name = f"dm-{self.machine}-expected"
+        threading.Thread(target=self._make_expected, args=(future, many), name=name, daemon=True).start()
 
     def close(self) -> None:
         """Close every idle session; those in use are closed when they are released. Idempotent."""
@@ -78,16 +91,55 @@ class SftpStorage(BoundedStorage):
 
     @contextmanager
     def _pooled(self) -> Iterator[Session]:
-        session = self._idle_session() or self._new_session()
+        session = self._idle_session() or self._expected_session() or self._new_session()
         try:
             yield session
         finally:
-            with self._changed:
-                keep = session.usable and not self._limiter.closed
-                if keep:
-                    self._idle.append((time.monotonic(), session))
-            if not keep:
+            self._connector.round_trip = session.round_trip
+            self._put_back(session)
+
+    def _put_back(self, session: SftpSession) -> None:
+        """Keep a session for its next user, if it still works."""
+        with self._changed:
+            keep = session.usable and not self._limiter.closed
+            if keep:
+                self._idle.append((time.monotonic(), session))
+        if not keep:
+            self._end(session)
+
+    def _make_expected(self, future: Future[SftpSession], many: bool) -> None:
+        """Make a session for who waits for `future`; without such a one it is idle, and a failure nobody's."""
+        session: SftpSession | None = None
+        try:
+            session = self._idle_session() or self._new_session()
+            if many:
+                session.begin_many()
+        except BaseException as exc:  # noqa: BLE001 - raised by who takes the session
+            if session is not None:
                 self._end(session)
+            if self._is_taken(future):
+                future.set_exception(exc)
+            else:
+                _log.info("%s: a session that is expected could not be made: %s", self.machine, exc)
+            return
+        if self._is_taken(future):
+            future.set_result(session)
+        else:
+            self._put_back(session)
+
+    def _is_taken(self, future: Future[SftpSession]) -> bool:
+        """Say whether somebody waits for an expected session; if not, nobody will."""
+        with self._changed:
+            if self._expected is not future:
+                return True
+            self._expected = None
+            return False
+
+    def _expected_session(self) -> SftpSession | None:
+        """Wait for the session that is made already, if there is one that nobody else waits for."""
+        with self._changed:
+            future, self._expected = self._expected, None
+        return None if future is None else future.result()
 
     def _idle_session(self) -> SftpSession | None:
         """Return the session used last that still works; those that broke while idle are closed."""
@@ -172,6 +224,9 @@ class SftpStorage(BoundedStorage):
     def _expired(self, now: float) -> list[SftpSession]:
         with self._changed:
             expired: list[SftpSession] = []
-            while self._idle and now - self._idle[0][0] >= self._idle_seconds:
+            while self._idle:
+                last = self._sessions - len(expired) == 1
+                if now - self._idle[0][0] < (self._last_idle_seconds if last else self._idle_seconds):
+                    break
                 expired.append(self._idle.popleft()[1])
             return expired
