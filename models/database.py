@@ -253,6 +253,12 @@ def affected(session: Session, statement: Any) -> int:
     return int(result.rowcount)
 
 
+def inserted(session: Session, statement: Any) -> int:
+    """Execute an INSERT of what a query finds; return how many rows it made."""
+    connection = session.connection().execution_options(preserve_rowcount=True)
+    return connection.execute(statement).rowcount
+
+
 def storable(text: str) -> str:
     """Return `text` as every database can store it: NUL and lone surrogates (of a remote machine's message) escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")

@@ -105,8 +105,8 @@ def record_intents(session: Session, hold: TransferLease, intents: Mapping[int, 
     notes: size, sha256, mtime). Raises: LeaseLost.
     """
     row = held(session, hold, lock=True)
-    columns = _items.c.transfer_id, _items.c.number, _items.c.notes
-    given = given_rows(session, columns, [(row.id, number, dict(intent)) for number, intent in intents.items()])
+    columns, same = (_items.c.number, _items.c.notes), {_items.c.transfer_id: row.id}
+    given = given_rows(session, columns, list(intents.items()), same)
     mine = _items.c.transfer_id == given.c.transfer_id, _items.c.number == given.c.number, _queued()
     noted = with_member(session, _items.c.notes, "intent", given.c.notes)
     session.execute(update(_items).where(*mine).values(notes=noted))

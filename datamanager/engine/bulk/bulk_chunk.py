@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID, uuid5
 
 from datamanager.domain.location import Place, temporary_name
@@ -42,8 +42,7 @@ def beside(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory != "/" else f"/{name}"
 
 
-@dataclass(frozen=True, slots=True)
-class SmallItem:
+class SmallItem(NamedTuple):
     """One file to carry; `number` is the caller's, unique within the transfer."""
 
     number: int
@@ -51,8 +50,7 @@ class SmallItem:
     destination: Place
 
 
-@dataclass(frozen=True, slots=True)
-class Staged:
+class Staged(NamedTuple):
     """An item whose verified bytes are in the partial file `part`, ready for its name `final`.
 
     Paths are absolute on their machines, links resolved; `canonical` is the destination below its base directory. Size
@@ -79,16 +77,14 @@ class Staged:
         return self.intent.mtime
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """An item that can't be carried, and why; nothing of it is left."""
 
     number: int
     error: DataManagerError
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
+class Deferred(NamedTuple):
     """An item that is not for this way (large, a link, …): the one-file engine carries it, or says what is wrong."""
 
     number: int

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from hashlib import sha256
 
 from datamanager.domain.location import folded
@@ -91,7 +90,7 @@ def _note_unsynced(chunk: Chunk) -> None:
     """Note that what is staged may not be on stable storage."""
     for task in chunk.left():
         kept = task.kept or KeptAttributes(chunk.intent(task).mtime)
-        task.kept = replace(kept, not_kept=(*kept.not_kept, "fsync"))
+        task.kept = kept._replace(not_kept=(*kept.not_kept, "fsync"))
 
 
 def _ask_time(chunk: Chunk) -> None:
