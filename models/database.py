@@ -71,6 +71,7 @@ class Database:
             if url.partition(":///")[2].partition("?")[0] in ("", ":memory:"):
                 raise SettingsError("the catalogue must be a file: sqlite:////path/catalogue.db")
             options["connect_args"] = {"timeout": BUSY_TIMEOUT, "check_same_thread": False}
+            options["json_deserializer"] = _document
         else:
             options["pool_pre_ping"] = True
             lock_timeout = f"-c lock_timeout={int(BUSY_TIMEOUT * 1000)}"  # a writer that was stopped must not stop all
@@ -287,6 +288,11 @@ def _has_room(folder: Path) -> bool:
     except OSError as exc:
         return exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return True
+
+
+def _document(text: str) -> Any:
+    """Return what a JSON text says; most documents are empty."""
+    return {} if text == "{}" else json.loads(text)
 
 
 def _json_member(document: str | None, key: str) -> str | None:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from datamanager.domain.states import TransferKind, Verified
@@ -216,7 +215,7 @@ class ItemsChunk:
         self._control.shield()
 
         def record(some: Sequence[tuple[int, Intent]]) -> None:
-            for part in chunks(some, batch_results.CHUNK):
+            for part in chunks(some, batch_results.COPIES):
                 self._run.write_now(batch_results.record_intents, {number: intent.note() for number, intent in part})
 
         unrecorded = self._written(record, list(intents.items()))
@@ -245,7 +244,10 @@ class ItemsChunk:
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         """Commit the files that have their names."""
-        self._run.write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
+        if self._moving:
+            self._run.write_all(batch_results.commit_moves, results)
+        else:
+            self._run.write_all(batch_results.complete_copies, results, batch_results.COPIES)
 
     def _written(self, write: Callable[[Sequence[tuple[int, T]]], None], values: Sequence[tuple[int, T]]) -> set[int]:
         """Write something to the catalogue for items, by number; what nobody foresaw is the error of the item that it
@@ -373,4 +375,7 @@ def _unforeseen(error: Exception) -> InternalError:
 
 
 def _grouped(numbers: Iterable[int], key: Callable[[int], Any]) -> Iterable[tuple[Any, list[int]]]:
-    return [(way, list(group)) for way, group in groupby(sorted(numbers, key=lambda n: (key(n), n)), key=key)]
+    groups = dict[Any, list[int]]()
+    for number in sorted(numbers):
+        groups.setdefault(key(number), []).append(number)
+    return sorted(groups.items())

@@ -45,6 +45,8 @@ from models.transfers.queue import DETAIL_MAX, TransferLease, held
 
 CHUNK = 1000
 """Items in one transaction: what others wait for at most."""
+COPIES = 2000
+"""Copies, or intents, in one transaction, which cost half as much."""
 
 _ONCE = "objects_once"
 """The note of whether no two items are of one object."""
@@ -55,7 +57,7 @@ DONE = {"status": TransferStatus.COMPLETE.value}
 
 def items_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> Sequence[Any]:
     """Return up to `limit` QUEUED items with a `number` above `after` (-1 at the start), by number: rows with the
-    columns of TransferItem.
+    columns TO_DO of `models.transfers.items`.
 
     Raises: LeaseLost.
     """

@@ -21,6 +21,9 @@ from datamanager.transports.values import FileKind, FileStat, KeptAttributes, Sm
 SMALL = 512 * 1024
 """Bytes up to which a file is small: 64 are in memory at each end of the way, 64 MiB at the most."""
 
+TOLD_TOGETHER = 64 * 1024
+"""Bytes that are counted at once: for each file it takes longer than to compare its hash."""
+
 
 def item_id(transfer: UUID, number: int) -> UUID:
     """Return what an item is to the one-file engine: a transfer, so that it has a partial file's name of its own."""
@@ -233,6 +236,8 @@ class Chunk:
     """Those that may have a partial file, by number."""
     counted: set[int] = field(default_factory=set)
     """Those whose bytes were counted."""
+    untold: int = 0
+    """Bytes of those that the control has not heard of yet."""
     kept_mtimes: dict[int, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     """What the destination keeps of the sources' times."""
     read: float | None = None
@@ -264,10 +269,18 @@ class Chunk:
         self.outcomes[number] = Failed(number, error)
 
     def count(self, task: SmallTask) -> None:
-        """Count an item's bytes as done, once. Raises: the reason that the control was stopped with."""
+        """Count an item's bytes as done, once; the control hears of them together with others (`tell`). Raises: the
+        reason that the control was stopped with."""
         if task.number not in self.counted:
             self.counted.add(task.number)
-            self.control.advance(task.stat.size)
+            self.untold += task.stat.size
+            if self.untold >= TOLD_TOGETHER:
+                self.tell()
+
+    def tell(self) -> None:
+        """Count for the control what it has not heard of yet. Raises: the reason that it was stopped with."""
+        told, self.untold = self.untold, 0
+        self.control.advance(told)
 
     def remove_parts(self, tasks: Sequence[SmallTask]) -> None:
         """Remove what there is of these partial files. Raises: what breaks the connection."""

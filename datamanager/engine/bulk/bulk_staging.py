@@ -174,6 +174,7 @@ def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataMana
             else:
                 sent[index].kept = kept
                 chunk.count(sent[index])
+    chunk.tell()
     return wrong
 
 
@@ -190,6 +191,7 @@ def _unpack(chunk: Chunk, tasks: Sequence[SmallTask]) -> bool:
         return False
     for task in sent:
         chunk.count(task)
+    chunk.tell()
     return True
 
 
@@ -198,6 +200,7 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
     waiting = [task for task in tasks if task.number not in chunk.outcomes]
     paths = [task.source_path for task in waiting]
     largest = max((task.stat.size for task in waiting), default=0)
+    hashed = chunk.rules.hashed or chunk.rules.moving
     with closing(chunk.ends.source.bulk.read(paths, chunk.rules.most, largest)) as results:
         for index, found in results:
             chunk.control.check()
@@ -209,7 +212,7 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
             elif len(found.data) != found.stat.size or not found.stat.is_version(task.stat):
                 chunk.fail(task.number, _changed(task))
             else:
-                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed or chunk.rules.moving else None
+                task.sha256 = sha256(found.data).hexdigest() if hashed else None
                 if (changed := task.why_not_known(chunk.rules.known.get(task.number), found.stat)) is not None:
                     chunk.fail(task.number, changed)
                     continue
