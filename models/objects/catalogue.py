@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
-from uuid import UUID, uuid4
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,6 +19,7 @@ from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import NewObject, RegisterRequest, TreeRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
+from models.core.identifiers import new_id, new_ids
 from models.core.outbox import post_object_events
 from models.database import now, storable
 from models.many_rows import insert_many
@@ -27,8 +28,7 @@ from models.objects.claims import claim_place
 from models.tables import Bundle, DataObject, Origin
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What is known of a file's bytes: size in bytes, `sha256:…` or None, and what was proved; `not_kept`: what of
     `mode`, `mtime` and `fsync` its machine does not keep."""
 
@@ -126,7 +126,7 @@ def register_object(
 
     Raises: DestinationExists.
     """
-    new = object_id or uuid4()
+    new = object_id or new_id()
     claim_place(session, place, object_id=new)
     if canonical is not None and canonical != place:
         claim_place(session, canonical, object_id=new)
@@ -218,8 +218,7 @@ def has_objects(session: Session, machine: str) -> bool:
     return session.scalar(query) is not None or session.scalar(bundle) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """A file of a tree: its place, its directory as the client would give it, what is known of its bytes, and its
     canonical place (another one than `place` where links lead to it).
     """
@@ -236,7 +235,10 @@ def register_files(session: Session, files: Sequence[FoundFile], request: TreeRe
     Left out are those that a registered object or a transfer under way has already.
     """
     described = request.description, request.originator, request.group, request.metadata
-    rows = [NewRow(uuid4(), file.place, file.facts, file.path, *described) for file in files]
+    rows = [
+        NewRow(new, file.place, file.facts, file.path, *described)
+        for new, file in zip(new_ids(len(files)), files, strict=True)
+    ]
     wanted = [(row.place, row.id) for row in rows]
     wanted += [(file.canonical, row.id) for file, row in zip(files, rows, strict=True) if file.canonical != file.place]
     won = claim_places(session, wanted, transfer=None)

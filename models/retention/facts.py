@@ -16,6 +16,7 @@ from datamanager.domain.retention_rules import RetentionRules
 from datamanager.domain.states import ObjectStatus, Verified
 from models.objects.bulk_claims import chunks, claims_on, rows_in
 from models.tables import DataObject, MachineHealth, RetentionMark, Transfer
+from models.tables.objects import CHECKSUM_DIGITS, CHECKSUM_KEY
 
 PAGE = 500
 LIVE = (ObjectStatus.ACTIVE.value, ObjectStatus.ARCHIVED.value)
@@ -78,6 +79,7 @@ def keepers(
         query = (
             select(DataObject)
             .where(
+                CHECKSUM_KEY.in_({one[CHECKSUM_DIGITS] for one in some}),
                 DataObject.checksum.in_(some),
                 DataObject.verified == Verified.SHA256.value,
                 DataObject.status.in_(LIVE),

@@ -233,8 +233,8 @@ MODEL_FAULTS = (
     Fault(
         "batch: a directory gets the places that others hold",
         "models/batches/whole_directories.py",
-        "if _rows_of(session, places.on_conflict_do_nothing()) != count:",
-        "if _rows_of(session, places.on_conflict_do_nothing()) > count:",
+        "if inserted(session, places.on_conflict_do_nothing()) != count:",
+        "if inserted(session, places.on_conflict_do_nothing()) > count:",
         (
             "tests/integration/test_batch_directories.py::test_a_place_that_is_taken_meanwhile_is_the_items_error[sqlite]",
         ),

@@ -54,12 +54,12 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
             chunk.fail(item.number, _not_made(item.destination, fault))
             continue
         name = item.destination.name
-        try:
-            if directory not in canonicals:
+        if directory not in canonicals:
+            try:
                 canonicals[directory] = canonical_of(ends.destination, base, directory)
-        except PathNotAllowed as error:
-            chunk.fail(item.number, error)
-            continue
+            except PathNotAllowed as error:
+                chunk.fail(item.number, error)
+                continue
         where = canonicals[directory]
         if (directory, name) in finals:
             chunk.fail(item.number, DestinationExists(f"{item.destination}: two items have this destination"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from hashlib import sha256
 from typing import cast
 
@@ -93,7 +92,7 @@ def _note_unsynced(chunk: Chunk) -> None:
     """Note that what is staged may not be on stable storage."""
     for task in chunk.left():
         kept = task.kept or KeptAttributes(chunk.intent(task).mtime)
-        task.kept = replace(kept, not_kept=(*kept.not_kept, "fsync"))
+        task.kept = kept._replace(not_kept=(*kept.not_kept, "fsync"))
 
 
 def _ask_time(chunk: Chunk) -> None:
@@ -203,6 +202,7 @@ def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataMana
             else:
                 sent[index].kept = kept
                 chunk.count(sent[index])
+    chunk.tell()
     return wrong
 
 
@@ -219,6 +219,7 @@ def _unpack(chunk: Chunk, tasks: Sequence[SmallTask]) -> bool:
         return False
     for task in sent:
         chunk.count(task)
+    chunk.tell()
     return True
 
 
@@ -227,6 +228,7 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
     waiting = [task for task in tasks if task.number not in chunk.outcomes]
     paths = [task.source_path for task in waiting]
     largest = max((task.stat.size for task in waiting), default=0)
+    hashed = chunk.rules.hashed or chunk.rules.moving
     with closing(chunk.ends.source.bulk.read(paths, chunk.rules.most, largest)) as results:
         for index, found in results:
             chunk.control.check()
@@ -238,7 +240,7 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
             elif len(found.data) != found.stat.size or not found.stat.is_version(task.stat):
                 chunk.fail(task.number, _changed(task))
             else:
-                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed or chunk.rules.moving else None
+                task.sha256 = sha256(found.data).hexdigest() if hashed else None
                 if (changed := task.why_not_known(chunk.rules.known.get(task.number), found.stat)) is not None:
                     chunk.fail(task.number, changed)
                     continue

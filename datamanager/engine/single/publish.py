@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 
 from datamanager.engine.attempt import Attempt, Found, Intent
 from datamanager.engine.path_confinement import lstat_or_none
@@ -80,7 +79,7 @@ def rename(job: Attempt, found: Found) -> bool:
             if lstat_or_none(session, found.source_path) and (job.overwrite or not lstat_or_none(session, found.final)):
                 return False
             raise
-        if not replace(session.lstat(found.final), identity=None).is_version(source):
+        if not session.lstat(found.final)._replace(identity=None).is_version(source):
             with suppress(PathExists, PathMissing):
                 session.rename(found.final, found.source_path, overwrite=False)
             raise SourceChanged(f"{job.origin.place} changed during the transfer")
