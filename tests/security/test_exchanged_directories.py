@@ -373,7 +373,7 @@ def work_with_own_file(act: str, session: Session) -> None:
                 raise kept
         case _:
             write(session, part, new=True)
-            [error] = publish_small(session, [replace(small_at("/run"), part=part)], overwrite=True)
+            [error] = publish_small(session, [small_at("/run")._replace(part=part)], overwrite=True)
             if error is not None:
                 raise error
 
