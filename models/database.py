@@ -71,6 +71,7 @@ class Database:
             if url.partition(":///")[2].partition("?")[0] in ("", ":memory:"):
                 raise SettingsError("the catalogue must be a file: sqlite:////path/catalogue.db")
             options["connect_args"] = {"timeout": BUSY_TIMEOUT, "check_same_thread": False}
+            options["json_deserializer"] = _document
         else:
             options["pool_pre_ping"] = True
             lock_timeout = f"-c lock_timeout={int(BUSY_TIMEOUT * 1000)}"  # a writer that was stopped must not stop all
@@ -253,6 +254,12 @@ def affected(session: Session, statement: Any) -> int:
     return int(result.rowcount)
 
 
+def inserted(session: Session, statement: Any) -> int:
+    """Execute an INSERT of what a query finds; return how many rows it made."""
+    connection = session.connection().execution_options(preserve_rowcount=True)
+    return connection.execute(statement).rowcount
+
+
 def storable(text: str) -> str:
     """Return `text` as every database can store it: NUL and lone surrogates (of a remote machine's message) escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
@@ -281,6 +288,11 @@ def _has_room(folder: Path) -> bool:
     except OSError as exc:
         return exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return True
+
+
+def _document(text: str) -> Any:
+    """Return what a JSON text says; most documents are empty."""
+    return {} if text == "{}" else json.loads(text)
 
 
 def _json_member(document: str | None, key: str) -> str | None:

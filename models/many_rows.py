@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
@@ -62,12 +63,16 @@ def update_many(
         session.execute(update(table).where(*mine).values({name: given.c[name] for name in names}))
 
 
-def given_rows(session: Session, columns: Sequence[Any], rows: Sequence[Row]) -> CTE:
+def given_rows(
+    session: Session, columns: Sequence[Any], rows: Sequence[Row], same: Mapping[Any, Any] = MappingProxyType({})
+) -> CTE:
     """Return rows as a table with these columns' names and types, to be joined with the one that they belong to.
+    `same`: columns that have one value in all rows.
 
     All of the key is to be in it, and it is kept apart: SQLite would look through it for each row of the table instead.
     """
-    return _query(session, columns, rows).cte("given").prefix_with("MATERIALIZED")
+    same_in_all = (literal(value, one.type).label(one.name) for one, value in same.items())
+    return _query(session, columns, rows).add_columns(*same_in_all).cte("given").prefix_with("MATERIALIZED")
 
 
 def with_member(session: Session, document: Any, name: str, member: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -245,6 +245,11 @@ def body(
     return extra
 
 
+def preference(text: str) -> dict[str, Any]:
+    """Document what a reading endpoint knows of `Prefer`."""
+    return {"parameters": [_parameter("Prefer", "header", text)]}
+
+
 def query(model: type[BaseModel]) -> dict[str, Any]:
     """Document the parameters of a listing's query."""
     described = {field.alias or name: field.description or "" for name, field in model.model_fields.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
@@ -179,7 +179,7 @@ def _seen(request: RegisterRequest, session: Session, machine: Machine, own: str
     digest = stored_sha256(session, path)
     if session.stat(path) != found:
         raise errors.SourceChanged(f"{place} changed while it was hashed")
-    return replace(facts, checksum=f"sha256:{digest}", verified=Verified.SHA256)
+    return facts._replace(checksum=f"sha256:{digest}", verified=Verified.SHA256)
 
 
 @router.post(

@@ -16,11 +16,12 @@ from api.context import Context, In
 from api.http import openapi
 from api.http.idempotency import Slot, mutate
 from api.http.request_parts import read_request, task_id_of
-from api.http.responses import json_response
+from api.http.responses import json_response, preferences
 from api.tasks.views import TaskView, show_task
 from api.transfers.wait import ENDED, waiter_of
 from datamanager import errors
 from datamanager.domain.limits import TransferLimitsRequest
+from datamanager.domain.states import TransferStatus
 from datamanager.identity.grant import Grant
 from models.access.visibility import Visible, seen
 from models.machines import limits
@@ -44,12 +45,24 @@ _ANSWERS = {
     "/status/{task}",
     summary="Show a task",
     responses=openapi.json_answer(TaskView, "The task.", errors.TaskNotFound),
+    openapi_extra=openapi.preference("`wait=n`: answer when the task has ended, after n seconds at the latest."),
 )
-async def status(task: str, context: In, asked: MayRead) -> Response:
+async def status(task: str, request: Request, context: In, asked: MayRead) -> Response:
     """Show the status of a task: QUEUED, RUNNING, COMPLETE or ERROR, and its `result`."""
     task_id, visible = task_id_of(task), seen(asked, "read:tasks")
-    view = await context.reading(lambda session: show_task(session, context, get_transfer(session, task_id, visible)))
-    return json_response(view)
+
+    async def shown() -> TaskView:
+        return await context.reading(
+            lambda session: show_task(session, context, get_transfer(session, task_id, visible))
+        )
+
+    view, preferred = await shown(), preferences(request)
+    if preferred.wait is None:
+        return json_response(view)
+    if not TransferStatus(view["status"]).ended:
+        await waiter_of(request).ended(task_id, preferred.wait)
+        view = await shown()
+    return json_response(view, headers={"Preference-Applied": f"wait={preferred.wait:g}"})
 
 
 @router.delete("/status/{task}", summary="Cancel a task", responses=_ANSWERS, openapi_extra=openapi.body())

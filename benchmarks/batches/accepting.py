@@ -19,7 +19,6 @@ ANSWER, REPEAT = 250, 500
 """Milliseconds in which a batch of 10,000 items is to be accepted, and in which its repeat is to end."""
 DIRECTORY, ITEMS = "ours, a directory", "ours, items"
 AGAIN, RSYNC = "ours, POST to COMPLETE", "rsync -a, aes128-gcm"
-LOOK_EVERY = 0.02  # seconds
 PATIENCE = 300.0  # seconds
 
 
@@ -40,14 +39,9 @@ class Given:
 
     def copy(self, dest: str, skipped: int) -> None:
         """Copy the directory; return when it is COMPLETE. Raises: WrongResult, also if it skips another number."""
-        task, deadline = self.start(dest), time.perf_counter() + PATIENCE
-        while not (found := self.client.status(task)).status.ended:
-            if time.perf_counter() > deadline:
-                raise WrongResult(f"not done within {PATIENCE:g} s")
-            time.sleep(LOOK_EVERY)
-        items = found.items
+        items = self.client.wait(self.start(dest), timeout=PATIENCE).items
         if items is None or (items.complete, items.skipped) != (self.count, skipped):
-            raise WrongResult(f"a batch ended otherwise: {found}")
+            raise WrongResult(f"a batch ended otherwise: {items}")
 
 
 def accepting(given: Given, rounds: int, tell: Tell) -> Outcome:

@@ -6,7 +6,6 @@ Counted from the POST to COMPLETE: every file verified by sha256, named atomical
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +13,11 @@ from typing import Any, Self
 
 from benchmarks.control.ours import resident
 from benchmarks.race import WrongResult
+from datamanager.domain.requests import DIRECTORY_MAX
 from datamanager.machines import Machine
 from tests.support.process import children_of
 from tests.support.service import DataManagerService
 
-LOOK_EVERY = 0.02  # seconds
 PATIENCE = 600.0
 """Seconds after which a batch that has not ended fails the benchmark."""
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -47,19 +46,15 @@ class Batches:
 
     def register(self, machine: Machine, directory: str) -> None:
         """Register all files below a directory."""
-        self.client.register_tree(machine.name, directory)
+        self.client.register_tree(machine.name, directory, max_files=DIRECTORY_MAX)
 
     def copy(self, source: tuple[Machine, str], target: tuple[Machine, str], count: int) -> None:
         """Copy a registered directory; return when it is COMPLETE. Raises: WrongResult when it ends otherwise."""
         before = self._seconds()
         directory = {"machine": source[0].name, "path": source[1]}
         task = self.client.copy_many(directory=directory, machine=target[0].name, dest=target[1])
-        deadline = time.perf_counter() + PATIENCE
-        while not (found := self.client.status(task)).status.ended:
-            if time.perf_counter() > deadline:
-                raise WrongResult(f"not done within {PATIENCE:g} s")
-            time.sleep(LOOK_EVERY)
-        if found.error is not None or found.items is None or found.items.complete != count:
+        found = self.client.wait(task, timeout=PATIENCE)
+        if found.items is None or found.items.complete != count:
             raise WrongResult(f"a batch ended otherwise: {found}")
         for name, seconds in self._seconds().items():
             self.cpu.setdefault(name, []).append(max(seconds - before[name], 1 / _TICK))

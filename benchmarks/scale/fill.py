@@ -67,7 +67,8 @@ def _drop_indexes(connection: Connection, postgresql: bool) -> list[str]:
     found = connection.execute(text(query)).all()
     for name, _ in found:
         connection.exec_driver_sql(f"DROP INDEX {name}")
-    return [definition for _, definition in found]
+    # a few values have most rows: to hash these takes hours, and the migration drops the index
+    return [made.replace("USING hash", "") if name == "ix_objects_group" else made for name, made in found]
 
 
 def _load(connection: Connection, postgresql: bool, rows: Iterator[ObjectRow], tell: Tell) -> None:

@@ -29,7 +29,7 @@ from datamanager.errors import (
 from datamanager.listening import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:5000"
-WAIT = 30  # seconds that one request waits for a transfer; then its task is polled
+WAIT = 30  # seconds that one request waits for a transfer
 ATTEMPTS = 3
 PAUSE = 0.5  # seconds before a request whose connection broke is repeated
 
@@ -115,8 +115,9 @@ class RestConnection:
             pause = min(pause * 1.5, POLL_MAX)
         return found
 
-    def _read(self, path: str, query: Filters | None = None) -> dict[str, Any]:
-        answer: dict[str, Any] = self._send("GET", path, params=query).json()
+    def _read(self, path: str, query: Filters | None = None, prefer: str | None = None) -> dict[str, Any]:
+        headers = {"Prefer": prefer} if prefer else None
+        answer: dict[str, Any] = self._send("GET", path, params=query, headers=headers).json()
         return answer
 
     def _write(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -146,9 +148,10 @@ class Client(RestConnection):
             query["status"] = status.value
         return self._list(ItemInfo, at("async", "status", task, "items"), query)
 
-    def status(self, task: UUID | str) -> Task:
-        """Return the status of a task."""
-        return self._get(Task, at("async", "status", task))
+    def status(self, task: UUID | str, *, wait: int = 0) -> Task:
+        """Return the status of a task: when it has ended, or after `wait` seconds."""
+        prefer = f"wait={wait}" if wait else None
+        return Task.model_validate(self._read(at("async", "status", task), prefer=prefer))
 
     def set_bandwidth(self, task: UUID | str, bandwidth: int | str | None) -> Task:
         """Set the bandwidth of a task (bytes per second, a number or like "50MB/s"), or lift its limit with None.
@@ -181,9 +184,12 @@ class Client(RestConnection):
 
         Raises: TransportTimeout when `timeout` seconds have passed; the task continues.
         """
-        found = self._until(
-            lambda: self.status(task), lambda one: one.error is not None or one.status.ended, f"task {task}", timeout
-        )
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+
+        def look() -> Task:
+            return self.status(task, wait=int(min(WAIT, max(0.0, deadline - time.monotonic()))))
+
+        found = self._until(look, lambda one: one.error is not None or one.status.ended, f"task {task}", timeout)
         if found.error is not None:
             raise by_code(found.error.code, found.error.detail)
         return found

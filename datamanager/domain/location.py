@@ -11,7 +11,7 @@ import posixpath
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
@@ -28,8 +28,7 @@ _PACKED = frozenset({".gz", ".zst"})
 _PART = re.compile(rf"\..+\.([0-9a-f]{{8}})\.(0|[1-9]\d{{0,9}}){re.escape(PART_SUFFIX)}", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A machine and a normalised path below its `base_dir`: `a/b/c`, never absolute, never empty."""
 
     machine: str

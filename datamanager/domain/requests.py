@@ -50,9 +50,9 @@ from datamanager.errors import InvalidRequest
 M = TypeVar("M", bound=BaseModel)
 
 ITEMS_MAX = 10_000
-"""Items of one batch, files of one tree."""
+"""Items of one batch; files of one tree, unless more are allowed."""
 DIRECTORY_MAX = 100_000
-"""Objects below the directory of one batch that copies or moves them."""
+"""Objects below the directory of one batch that copies or moves them; files of one tree at most."""
 NAMED_MAX = 100
 """Wrong fields that are named: of 10,000 items every one may be wrong."""
 OLD_EXTRAS: Mapping[str, str] = {
@@ -314,10 +314,10 @@ class TreeRequest(Request):
     metadata: JsonObject = Field(default_factory=dict)
     verify: Annotated[Literal["none", "stat"], BeforeValidator(lambda v: v or "stat")] = "stat"
     """Whether the sizes that the machine lists count as proved."""
-    max_files: Annotated[int, Field(ge=1, le=ITEMS_MAX), BeforeValidator(lambda v: read_positive(v) or ITEMS_MAX)] = (
-        ITEMS_MAX
-    )
-    """With more files than this nothing is registered."""
+    max_files: Annotated[
+        int, Field(ge=1, le=DIRECTORY_MAX), BeforeValidator(lambda v: read_positive(v) or ITEMS_MAX)
+    ] = ITEMS_MAX
+    """With more files than this nothing is registered; 10,000 by default."""
 
 
 def validated(fields: Mapping[str, Any], model: type[M]) -> M:

@@ -204,6 +204,10 @@ class CancellableStorage:
         with self.unwrapped.extra_sessions(count) as sessions, self._control.using(sessions):
             yield sessions
 
+    def expect(self, count: int = 1, *, many: bool = False) -> None:
+        """Prepare sessions; see the port."""
+        self.unwrapped.expect(count, many=many)
+
     def close(self) -> None:
         """Do nothing: the storage is others' too."""
 

@@ -14,9 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from datamanager.errors import DataManagerError, PathMissing, PathNotAllowed, RemoteFailure, TransportError
+from datamanager.errors import (
+    DataManagerError,
+    PathMissing,
+    PathNotAllowed,
+    PathReplaced,
+    RemoteFailure,
+    TransportError,
+)
 from datamanager.machines import Machine
-from datamanager.transports.bulk_port import Results
+from datamanager.transports.bulk_port import InOneTurn, Results, SurveyedDirectory
 from datamanager.transports.port import Session
 from datamanager.transports.values import FileKind, FileStat, path_replaced, shown
 
@@ -43,7 +50,11 @@ class ResolvedDirectory:
 
 
 class BulkLookup(Protocol):
-    """Looks at many names at once; see the port's Many."""
+    """Looks at many names at once; see the port's Bulk."""
+
+    @property
+    def in_one_turn(self) -> InOneTurn | None:
+        """Several steps at once."""
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
@@ -118,6 +129,18 @@ def directories_of(
     return found
 
 
+def confined_directory(
+    machine: Machine, base: str, directory: str, found: SurveyedDirectory
+) -> ResolvedDirectory | DataManagerError:
+    """Judge what a survey of the machine found of a directory below `base`, as `directories_of` does."""
+    if not found.existing and found.error is not None:
+        return found.error
+    if found.outside or not _is_below(base, found.existing):
+        return _leads_out(machine, directory)
+    resolved = ResolvedDirectory(found.existing, found.missing)
+    return _dangling(machine, resolved.ways[1]) if found.dangling else resolved
+
+
 def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str, TransportError]:
     """Make what is missing of these directories, all of one depth at once; return what is none in the end, and why.
 
@@ -125,18 +148,27 @@ def make(session: Session, directories: Sequence[ResolvedDirectory]) -> dict[str
     """
     faults = dict[str, TransportError]()
     levels = defaultdict[int, set[str]](set)
+    begins = sorted({one.existing for one in directories})
+    there = {
+        begins[index]
+        for index, found in session.bulk.lstat(begins)
+        if isinstance(found, FileStat) and found.kind is FileKind.DIRECTORY
+    }
     for one in directories:
         for path in one.ways:
-            levels[path.count("/")].add(path)
+            if path not in there:
+                levels[path.count("/")].add(path)
     for _, paths in sorted(levels.items()):
         level = sorted(path for path in paths if posixpath.dirname(path) not in faults)
         faults |= {level[index]: fault for index, fault in session.bulk.make_dir(level) if fault is not None}
         faults |= {path: faults[posixpath.dirname(path)] for path in paths.difference(level)}
-    made = [one.path for one in directories if one.missing and one.path not in faults]
+    made = sorted({one.path for one in directories if one.missing and one.path not in faults})
     for index, now in session.bulk.real_path(made):
         if isinstance(now, TransportError):
             faults[made[index]] = RemoteFailure(f"{shown(made[index])}: changed while it was checked: {now.detail}")
-    return faults | moved_away(session, [path for path in made if path not in faults])
+        elif now != made[index]:
+            faults[made[index]] = _replaced(made[index], now)
+    return faults
 
 
 def moved_away(session: PathLookup, paths: Iterable[str]) -> dict[str, TransportError]:
@@ -145,13 +177,24 @@ def moved_away(session: PathLookup, paths: Iterable[str]) -> dict[str, Transport
     """
     directories = sorted(set(paths))
     return {
-        directories[index]: path_replaced(
-            f"{shown(directories[index])} leads to {shown(now)} now; what was done there may have been done outside of "
-            "the base directory"
-        )
+        directories[index]: _replaced(directories[index], now)
         for index, now in session.bulk.real_path(directories)
         if isinstance(now, str) and now != directories[index]
     }
+
+
+def _replaced(directory: str, now: str) -> PathReplaced:
+    return path_replaced(
+        f"{shown(directory)} leads to {shown(now)} now; what was done there may have been done outside of the base "
+        "directory"
+    )
+
+
+def acted_elsewhere(session: PathLookup, paths: Iterable[str]) -> dict[str, TransportError]:
+    """Do `moved_away` for directories in which the session's `bulk` did something. Where a program did it there is
+    nothing to look at: it follows no link, and works nowhere else.
+    """
+    return moved_away(session, paths) if session.bulk.in_one_turn is None else {}
 
 
 def relative(session: Session, machine: Machine, real: str) -> str:
@@ -177,7 +220,12 @@ def real_base(session: PathLookup, machine: Machine) -> str:
     try:
         return session.real_path(machine.base_dir)
     except PathMissing:
-        raise RemoteFailure(f"base_dir {machine.base_dir} does not exist on {machine.name}") from None
+        raise no_base_dir(machine) from None
+
+
+def no_base_dir(machine: Machine) -> RemoteFailure:
+    """Return the error for a machine without its base directory."""
+    return RemoteFailure(f"base_dir {machine.base_dir} does not exist on {machine.name}")
 
 
 def _resolved(
@@ -226,11 +274,14 @@ def _not_made(
     faults = dict[str, DataManagerError]()
     for index, there in session.bulk.lstat(paths):
         if isinstance(there, FileStat) and there.kind is FileKind.SYMLINK:
-            name = posixpath.basename(paths[index])
-            faults[paths[index]] = PathNotAllowed(f"{machine.name}: {shown(name)} is a dangling link")
+            faults[paths[index]] = _dangling(machine, paths[index])
         elif isinstance(there, TransportError) and not isinstance(there, PathMissing):
             faults[paths[index]] = there
     return {directory: faults[path] for directory, path in missing.items() if path in faults}
+
+
+def _dangling(machine: Machine, path: str) -> PathNotAllowed:
+    return PathNotAllowed(f"{machine.name}: {shown(posixpath.basename(path))} is a dangling link")
 
 
 def _is_below(base: str, real: str) -> bool:

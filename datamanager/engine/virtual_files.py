@@ -122,6 +122,8 @@ class ContainerMembers:
 class BulkContainerMembers:
     """See `bulk_chunk.BulkReads`. One damaged piece is its own failure."""
 
+    in_one_turn = None
+
     def __init__(
         self,
         session: Session,

@@ -9,8 +9,9 @@ what is in flight; what was made by then stays (its owner knows the names).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from datamanager.errors import TransportError
@@ -29,8 +30,61 @@ MOST_IN_FLIGHT = 256
 """Open files at once on any machine."""
 
 
+Stored = KeptAttributes | FileStat | str
+"""Of a file that was written: what is kept of its attributes; then its stat, or its hex sha256."""
+
+
+@dataclass(slots=True)
+class SurveyedDirectory:
+    """A directory below a base directory: the absolute path of what existed of it, links resolved, and the rest.
+
+    `outside`: links lead out of the base directory; `dangling`: a link that leads nowhere is in the way. `entries` is
+    the lstat of each name that was asked for, or why there is none (PathMissing); `free` is f_bavail in bytes, None
+    where it can't be known.
+    """
+
+    existing: str
+    missing: str
+    outside: bool = False
+    dangling: bool = False
+    free: int | None = None
+    error: TransportError | None = None
+    entries: dict[str, FileStat | TransportError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSurvey:
+    """What a machine tells of a base directory, its links resolved, and of directories below it."""
+
+    base: str
+    directories: Mapping[str, SurveyedDirectory]
+
+
+class InOneTurn(Protocol):
+    """Several steps in one turn, by a program on the machine. It walks to directories without following a link: what
+    is done, here and by its `Bulk`, is done in the directory that is named, which need not be looked at again."""
+
+    def survey(self, base: str, places: Mapping[str, Sequence[str]], *, make: bool) -> MachineSurvey:
+        """Resolve directories below `base` (their relative paths, "" is that itself) and look at names in each. With
+        `make`, what is missing of those is made, unless links lead out or nowhere.
+
+        Raises: PathMissing when there is no `base`; what breaks the connection.
+        """
+
+    def store(self, files: Iterable[NewFile], *, hashed: bool) -> Results[Stored | TransportError]:
+        """Do what `write` does; when all are written hash them from the machine's storage (`hashed`, else look at
+        them), and put them on stable storage. Yield first how each was written, then what is there, where it was.
+
+        Raises: NotSupported, after all results, when the machine can't put them on stable storage.
+        """
+
+
 class Bulk(Protocol):
     """One session's work on many small files."""
+
+    @property
+    def in_one_turn(self) -> InOneTurn | None:
+        """Several steps at once; None where no program of the session does them."""
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat. PathMissing where there is nothing."""

@@ -100,12 +100,6 @@ class Storages:
                 )
             return self._open[name]
 
-    def prepare(self, name: str, count: int) -> None:
-        """Begin to open sessions of a machine that the next callers will use. Raises: as `get`."""
-        storage = self.get(name)
-        if isinstance(storage, SftpStorage):
-            storage.prepare(count)
-
     def of(self, person: Person) -> Storages:
         """Return the storages for a person: those of machines with `acts_as = "caller"` are the person's own, until
         they are closed; all others are these here. `max_connections` counts over all persons. For a person without an

@@ -308,5 +308,11 @@ class Storage(Protocol):
         For a caller who has a session already: it never waits for others, so nobody can wait in a circle.
         """
 
+    def expect(self, count: int = 1, *, many: bool = False) -> None:
+        """Say that sessions will be acquired soon, with `many` such that work on very many small files: those that are
+        not ready are made from now on, as far as there may be more without one being closed. Returns at once; a failure
+        is raised by who acquires that session.
+        """
+
     def close(self) -> None:
         """Close every idle connection; sessions in use are closed when they are released. Idempotent."""

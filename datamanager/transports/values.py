@@ -10,9 +10,10 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 from datamanager.errors import (
     NoSpace,
@@ -88,6 +89,21 @@ def path_replaced(detail: str) -> PathReplaced:
     return PathReplaced(detail)
 
 
+def own_file_gone(path: str) -> PathReplaced:
+    """Return the error for a file of ours that is not there any more: over SFTP it may have been made in another
+    directory."""
+    return path_replaced(f"{shown(path)}: this file was made, but is not in its directory")
+
+
+@contextmanager
+def own_file(path: str) -> Iterator[None]:
+    """Use a file that we made. Raises: PathReplaced where it is missing."""
+    try:
+        yield
+    except PathMissing as exc:
+        raise own_file_gone(path) from exc
+
+
 class FileKind(enum.Enum):
     """What is at a path."""
 
@@ -106,8 +122,7 @@ _OTHER = FileKind.OTHER
 _KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY, stat.S_IFLNK: FileKind.SYMLINK}
 
 
-@dataclass(frozen=True, slots=True)
-class FileStat:
+class FileStat(NamedTuple):
     """What a machine says of a path: `size` in bytes, `mtime` in whole seconds since 1970 (SFTP v3 has no finer),
     `mode` the permission bits (0o7777).
 
@@ -155,16 +170,14 @@ def require_file(found: FileStat, path: str) -> None:
         raise RemoteFailure(f"{shown(path)}: is not a regular file")
 
 
-@dataclass(frozen=True, slots=True)
-class SmallFile:
+class SmallFile(NamedTuple):
     """A whole small file that was read: its stat and its bytes."""
 
     stat: FileStat
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NewFile:
+class NewFile(NamedTuple):
     """A whole small file to write under `path`, a new name: its bytes, permission bits and mtime (seconds)."""
 
     path: str
@@ -173,8 +186,7 @@ class NewFile:
     mtime: int
 
 
-@dataclass(frozen=True, slots=True)
-class KeptAttributes:
+class KeptAttributes(NamedTuple):
     """What a machine keeps of a file's attributes that were set: the `mtime` that the file has (seconds), and which of
     `mode`, `mtime` and `fsync` (the bytes are on stable storage) were not kept."""
 

@@ -27,6 +27,7 @@ from deployments.orchestrator.flow_registry import MAINTENANCE, AnyFlow
 from deployments.orchestrator.gateway import PrefectGateway
 from deployments.orchestrator.monitor import PrefectMonitor
 from deployments.periodic import every
+from flows.batch.chunk import PACKED_FROM
 from flows.runtime.services import Services
 from models.access.visibility import ALL
 from models.core.leases import MOVER_PREFIX, drop_lease, hold_lease
@@ -166,6 +167,7 @@ class Dispatcher:
     def _start(self, run: list[Taken]) -> None:
         """Run a transfer, or those that share a run, which take one slot."""
         self._services.running.update((hold, Control()) for hold, _ in run)
+        self._expect_sessions([row for _, row in run])
         first, row = run[0]
         if row.shared_run is None:
             key: queue.TransferLease | UUID = first
@@ -175,6 +177,17 @@ class Dispatcher:
             running, name = self._shared.run(key, run), f"shared run {key}"
         self._tasks[key] = task = asyncio.create_task(running, name=name)
         task.add_done_callback(functools.partial(self._forget, key, [hold for hold, _ in run]))
+
+    def _expect_sessions(self, rows: list[Transfer]) -> None:
+        """Have connections made, and programs started, while Prefect makes the flow run. Logins as the person: see
+        `flows.runtime.acting.prepare`.
+        """
+        machines = self._services.machines
+        for name in ({name for row in rows for name in limits.ends(row)} & machines.keys()).difference(
+            machines.of_callers
+        ):
+            storage = self._services.storages.get(name)
+            storage.expect(many=max(len(rows), rows[0].request.get("count", 0)) >= PACKED_FROM)
 
     def _take_now(self, free: int, busy: Collection[UUID]) -> list[list[Taken]]:
         """Take what there are slots for; return what runs alone, and those that share a run together."""

@@ -40,6 +40,9 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING",  # their states say when they begin and end
         "PREFECT_SHOW_DEPRECATION_WARNINGS": "false",
         **_secret("PREFECT_API_AUTH_STRING", settings),
+        # glibc keeps a heap for each thread, up to eight a core, and each keeps what its threads have freed: with two,
+        # ten batches of 10,000 files leave a mover 45 MiB smaller
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
     }
 
 

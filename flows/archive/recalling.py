@@ -53,6 +53,7 @@ class MembersChunk(ItemsChunk):
 
     within_one_machine = True
     resends = False
+    describes_all = True
 
     def _remembering(self, number: int) -> Remember:
         """Return what records an item's restart marker."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from datamanager.domain.states import TransferKind, Verified
-from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent, KnownFile, Restart
+from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.bulk import bulk_publish, bulk_staging
-from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, SmallItem, Staged, item_id
+from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, Failed, Outcome, Staged
 from datamanager.engine.bulk.bulk_removal import Removal, remove_sources
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
@@ -25,8 +23,8 @@ from datamanager.engine.single.endpoints import acquire_sessions
 from datamanager.engine.single.source_removal import machine_time, remove_source
 from datamanager.engine.single.staged_file import ReadyFile
 from datamanager.errors import DataManagerError, InternalError, MachineUnavailable, ServiceError
-from datamanager.machines import VerifyPolicy
 from datamanager.transports.port import Session, Storage
+from flows.batch.attempts import ItemAttempts
 from flows.runtime.acting import acted_as
 from flows.runtime.one_file import late_arrivals, refused_destinations, settle_places
 from flows.runtime.retry import may_pass
@@ -35,7 +33,6 @@ from models.batches import results as batch_results
 from models.objects.bulk_claims import chunks
 from models.objects.catalogue import Facts
 from models.tables import TransferItem
-from models.transfers.items import KNOWN
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,14 +52,15 @@ class ItemsChunk:
     """Whether small files go together also when both ends are one machine."""
     resends = True
     """Whether doing an item again also brings other bytes: else what is damaged stays so."""
+    describes_all = False
+    """Whether there is something to be said of every item (`_describe`), also where nothing is noted."""
 
     def __init__(self, run: TransferRun, rows: Sequence[TransferItem], control: Control | None = None) -> None:
         self._run = run
         self._control = control or run.control
-        self._overwrite: bool = getattr(run.request, "overwrite", False)
         self._moving = run.row.kind == TransferKind.MOVE_MANY.value
         self._rows = {row.number: row for row in rows}
-        self._attempts: dict[int, Attempt] = {}
+        self._attempts = ItemAttempts(run, self._rows)
         self._small: list[tuple[Attempt, list[Staged]]] = []
         self._ready: dict[int, ReadyFile] = {}
         self._named: dict[int, _Named] = {}
@@ -89,8 +87,9 @@ class ItemsChunk:
     def _perform(self) -> None:
         committed = [number for number, row in self._rows.items() if row.notes.get("committed")]
         for number in self._rows:
-            self._trying(number, self._describe)
-        fresh = [number for number in self._attempts if number not in committed]
+            if self.describes_all or not self._attempts.is_plain(number):
+                self._trying(number, self._describe)
+        fresh = [number for number in self._rows if number not in committed and number not in self.errors]
         self._settle_sources(fresh)
         self._stage_single(self._stage_small([number for number in fresh if number not in self.errors]))
         self._refuse_second_names()
@@ -109,30 +108,15 @@ class ItemsChunk:
     # --- what is to be done ------------------------------------------------------------------------------------------
 
     def _describe(self, number: int) -> None:
-        row, run = self._rows[number], self._run
-        destination = run.end_at(batch_results.destination(row))
-        wanted: VerifyPolicy | None = getattr(run.request, "verify", None)
-        intent, restart = row.notes.get("intent"), row.notes.get("restart")
-        self._attempts[number] = Attempt(
-            transfer=item_id(run.transfer, number),
-            epoch=run.hold.epoch,
-            kind=TransferKind.MOVE if self._moving else TransferKind.COPY,
-            source=run.end_at(batch_results.source(row)),
-            destination=destination,
-            overwrite=self._overwrite,
-            verify=wanted or destination.machine.verify,
-            intent=Intent(**intent) if intent else None,
-            restart=Restart(**restart) if restart else None,
-            known=KnownFile(**row.notes.get(KNOWN, {})),
-            limited=run.limited,
-        )
+        """Make an item's attempt."""
+        self._attempts[number]
 
     # --- bytes into partial files ------------------------------------------------------------------------------------
 
     def _stage_small(self, numbers: Sequence[int]) -> list[int]:
         """Stage the small files of each pair of machines together; return the numbers of those that go one by one."""
         rest: list[int] = []
-        for (origin, target, _), group in _grouped(numbers, self._way):
+        for (origin, target, _), group in _grouped(numbers, self._attempts.way):
             if origin == target and not self.within_one_machine:
                 rest += group
                 continue
@@ -157,20 +141,20 @@ class ItemsChunk:
 
     def _stage_together(self, ends: BulkEndpoints[Session], group: Sequence[int], rules: BulkRules) -> list[Outcome]:
         """Stage the small ones of a group."""
-        items = [SmallItem(n, self._attempts[n].origin.place, self._attempts[n].target.place) for n in group]
-        return bulk_staging.stage(ends, items, rules, self._control)
+        return bulk_staging.stage(ends, list(map(self._attempts.small_item, group)), rules, self._control)
 
     def _rules(self, attempt: Attempt, group: Sequence[int], ends: BulkEndpoints[Session]) -> BulkRules:
         """Return what holds for a group; `attempt` is that of any of them. For many, programs are started."""
         programs = [end.begin_many() for end in (ends.source, ends.target) if len(group) >= PACKED_FROM]
+        noted = {number: self._attempts[number] for number in group if number in self._attempts}
         return BulkRules(
             self._run.transfer,
             self._run.hold.epoch,
             attempt.verify,
             attempt.overwrite,
             packed=programs[1:] == [False],
-            ours={n: intent for n in group if (intent := self._attempts[n].intent) is not None},
-            known={n: self._attempts[n].known for n in group},
+            ours={number: one.intent for number, one in noted.items() if one.intent is not None},
+            known={number: one.known for number, one in noted.items()},
             clock=partial(machine_time, ends.source) if self._moving else None,
         )
 
@@ -183,10 +167,6 @@ class ItemsChunk:
     def _stage_one(self, number: int) -> ReadyFile:
         return staged_file.stage(self._attempts[number], self._control)
 
-    def _way(self, number: int) -> tuple[str, str, VerifyPolicy]:
-        attempt = self._attempts[number]
-        return attempt.origin.machine.name, attempt.target.machine.name, attempt.verify
-
     # --- names and catalogue -----------------------------------------------------------------------------------------
 
     def _settle_sources(self, numbers: Sequence[int]) -> None:
@@ -197,7 +177,9 @@ class ItemsChunk:
 
     def _refuse_second_names(self) -> None:
         """Fail the items whose destination is another one's file, under another name, or where no object may be."""
-        refused = refused_destinations(self._run, self._attempts, self._destinations())
+        destinations = self._destinations()
+        machines = {number: self._attempts.machines(number)[1] for number in destinations}
+        refused = refused_destinations(self._run, self._attempts, destinations, machines)
         self._drop(refused)
         self.errors |= refused
 
@@ -223,9 +205,10 @@ class ItemsChunk:
 
     def _publish(self) -> None:
         """Record the intents, then give the names. The record is fenced: who lost the lease publishes nothing."""
-        late = late_arrivals(self._run, self._attempts, self._destinations())
-        self._drop(late)
-        self.errors |= late
+        if self._attempts.overwrite:
+            late = late_arrivals(self._run, self._attempts, self._destinations())
+            self._drop(late)
+            self.errors |= late
         intents = {one.number: one.intent for _, staged in self._small for one in staged}
         intents |= {number: ready.intent for number, ready in self._ready.items()}
         if not intents:
@@ -233,7 +216,7 @@ class ItemsChunk:
         self._control.shield()
 
         def record(some: Sequence[tuple[int, Intent]]) -> None:
-            for part in chunks(some, batch_results.CHUNK):
+            for part in chunks(some, batch_results.COPIES):
                 self._run.write_now(batch_results.record_intents, {number: intent.note() for number, intent in part})
 
         unrecorded = self._written(record, list(intents.items()))
@@ -262,7 +245,10 @@ class ItemsChunk:
 
     def _tell(self, results: Sequence[tuple[int, Facts]]) -> None:
         """Commit the files that have their names."""
-        self._run.write_all(batch_results.commit_moves if self._moving else batch_results.complete_copies, results)
+        if self._moving:
+            self._run.write_all(batch_results.commit_moves, results)
+        else:
+            self._run.write_all(batch_results.complete_copies, results, batch_results.COPIES)
 
     def _written(self, write: Callable[[Sequence[tuple[int, T]]], None], values: Sequence[tuple[int, T]]) -> set[int]:
         """Write something to the catalogue for items, by number; what nobody foresaw is the error of the item that it
@@ -337,9 +323,7 @@ class ItemsChunk:
 
     def _trying(self, number: int, act: Callable[[int], None]) -> None:
         """Do something for an item; a failure is the item's own, unless the whole is to stop."""
-        attempt = self._attempts.get(number)
-        away = None if attempt is None else self._away(attempt)
-        if away is not None:
+        if (away := self._away(number)) is not None:
             self.errors[number] = away
             return
         try:
@@ -354,11 +338,11 @@ class ItemsChunk:
             _note_unforeseen(self._run, [number], error)
             self.errors[number] = _unforeseen(error)
 
-    def _away(self, attempt: Attempt) -> DataManagerError | None:
+    def _away(self, number: int) -> DataManagerError | None:
         """Return why an item need not be tried: a machine of its own was found away by another item just now."""
-        for number, error in list(self.errors.items()):
-            other = self._attempts.get(number)
-            if other and isinstance(error, MachineUnavailable) and _machines(other) == _machines(attempt):
+        machines = self._attempts.machines
+        for other, error in list(self.errors.items()):
+            if isinstance(error, MachineUnavailable) and machines(other) == machines(number):
                 return error
         return None
 
@@ -369,8 +353,7 @@ class ItemsChunk:
         self.errors |= dict.fromkeys(numbers, error)
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
+class _Named(NamedTuple):
     """An item whose file has its name; `small` when it went with others."""
 
     intent: Intent
@@ -391,9 +374,8 @@ def _unforeseen(error: Exception) -> InternalError:
     return InternalError(f"unexpected {type(error).__name__}")
 
 
-def _machines(attempt: Attempt) -> tuple[str, str]:
-    return attempt.origin.machine.name, attempt.target.machine.name
-
-
 def _grouped(numbers: Iterable[int], key: Callable[[int], Any]) -> Iterable[tuple[Any, list[int]]]:
-    return [(way, list(group)) for way, group in groupby(sorted(numbers, key=lambda n: (key(n), n)), key=key)]
+    groups = dict[Any, list[int]]()
+    for number in sorted(numbers):
+        groups.setdefault(key(number), []).append(number)
+    return sorted(groups.items())

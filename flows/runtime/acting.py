@@ -49,7 +49,7 @@ def prepare(parts: Services, hold: TransferLease, row: Transfer) -> None:
     with suppress(DataManagerError):
         parts.acting[hold] = own = parts.storages.of(person_of(row))
         for name, count in ends.items():
-            own.prepare(name, count)
+            own.get(name).expect(count)
 
 
 async def give_up(parts: Services, hold: TransferLease) -> None:

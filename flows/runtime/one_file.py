@@ -64,19 +64,25 @@ def require_object_place(end: Endpoint, canonical: str) -> None:
 
 
 def refused_destinations(
-    run: TransferRun, jobs: Mapping[int, Attempt], destinations: Mapping[int, Destination]
+    run: TransferRun,
+    jobs: Mapping[int, Attempt],
+    destinations: Mapping[int, Destination],
+    machines: Mapping[int, str],
 ) -> dict[int, DataManagerError]:
     """Return which items of a batch can't have their destinations, by number: a file there is that of a registered
-    object, or of an item before it, under another name; or links lead to where no object may be.
+    object, or of an item before it, under another name; or links lead to where no object may be. `machines`: those of
+    the destinations.
 
     Raises: as `registered_files`.
     """
     refused, bundles = dict[int, DataManagerError](), dict[str, str | None]()
     for number, one in destinations.items():
-        machine, storage = jobs[number].target.machine, jobs[number].target.storage
+        machine = run.parts.machines[machines[number]]
+        if not machine.archive:
+            continue
         try:
-            if machine.archive and machine.name not in bundles:
-                with storage.session() as session:
+            if machine.name not in bundles:
+                with run.storage(machine.name).session() as session:
                     bundles[machine.name] = bundles_directory(session, machine)
             require_outside_archive(machine, one.canonical)
             require_outside_archive(machine, one.canonical, bundles.get(machine.name))
@@ -84,10 +90,11 @@ def refused_destinations(
             refused[number] = error
     taken = [number for number, one in destinations.items() if one.taken and number not in refused]
     refused |= registered_files(run, {number: jobs[number] for number in taken})
-    left = {number: jobs[number].target for number in destinations if number not in refused}
-    paths = {number: destinations[number].final for number in left}
+    paths = {number: one.final for number, one in destinations.items() if number not in refused}
+    ends = {machines[number]: jobs[number].target for number in {machines[number]: number for number in paths}.values()}
+    left = {number: ends[machines[number]] for number in paths}
     for number, first in second_names(left, paths, [number for number in taken if number in left]).items():
-        what = f"{left[number].place} and {left[first].place} (item {first}) are the same file"
+        what = f"{jobs[number].target.place} and {jobs[first].target.place} (item {first}) are the same file"
         refused[number] = DestinationExists(what)
     return refused
 

@@ -189,9 +189,9 @@ class TransferRun:
         """
         return await asyncio.to_thread(self.write_now, change, *args, **kwargs)
 
-    def write_all(self, change: Callable[..., object], values: Sequence[Any]) -> None:
+    def write_all(self, change: Callable[..., object], values: Sequence[Any], together: int = CHUNK) -> None:
         """Run `change(session, hold, some)` for many items, in transactions that are short for others. Blocks."""
-        for some in chunks(values, CHUNK):
+        for some in chunks(values, together):
             self.write_now(change, some)
 
     def write_now(self, change: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:

@@ -53,7 +53,9 @@ class SharedChunk:
             with self._noting(members):
                 self._stage(first, members)
         self._drop_stopped()
-        self._refuse(refused_destinations(self.run.lead, self._attempts(), self.staged))
+        attempts = self._attempts()
+        machines = {number: attempt.target.machine.name for number, attempt in attempts.items()}
+        self._refuse(refused_destinations(self.run.lead, attempts, self.staged, machines))
         self._claim_links()
 
     def publish(self) -> None:

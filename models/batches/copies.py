@@ -7,24 +7,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
 
 from sqlalchemy import (
     CTE,
     ColumnElement,
     Select,
-    String,
+    and_,
     case,
-    column,
     delete,
-    exists,
     func,
     insert,
     literal,
     select,
+    type_coerce,
     update,
 )
 from sqlalchemy.orm import Session
+from sqlalchemy.types import NullType
 
 from datamanager.domain.states import ObjectStatus, TransferStatus
 from datamanager.errors import InternalError
@@ -52,44 +51,49 @@ def enter_copies(session: Session, row: Transfer, results: Sequence[tuple[int, F
     The caller has locked the transfer. All or nothing: raises InternalError where the transfer does not hold a place
     that it must have, SQLAlchemy's IntegrityError where an item lacks what an object must have.
     """
+    if not results:
+        return
     numbers = [number for number, _ in results]
     queued = _items.c.transfer_id == row.id, _items.c.status == TransferStatus.QUEUED.value
-    mine = *queued, among(session, _items.c.number, numbers)
+    mine = *queued, _among(session, numbers)
     sources = select(_items.c.object_id).where(*mine)
     copies = select(_items.c.result_object_id).where(*mine)
     time = now(session)
     _lock(session, sources)
-    given = _given(session, row, results)
-    same = *queued, _items.c.transfer_id == given.c.transfer_id, _items.c.number == given.c.number
-    _insert(session, given, same, time, row.created_by)
-    told = select(_objects.c.id, given.c.event, *(_objects.c[name] for name in _TOLD)).order_by(_items.c.number)
-    told = told.where(*same, _objects.c.id == _items.c.result_object_id)
-    post_selected_object_events(session, "copied", told, time)
-    places = _claims.c.mode == "place", held_by(row.id)
-    lacking = ~exists().where(_claims.c.object_id == _items.c.result_object_id, *places)
-    if session.execute(select(_items.c.number).where(*mine, lacking).limit(1)).first():
+    _insert(session, _given(session, row, results), queued, time, row.created_by)
+    told = select(_objects.c.id, *(_objects.c[name] for name in _TOLD)).order_by(_items.c.number)
+    told = told.where(*mine, _objects.c.id == _items.c.result_object_id)
+    made = post_selected_object_events(session, "copied", told, time)
+    places = _claims.c.object_id.in_(copies), _claims.c.mode == "place", held_by(row.id)
+    given_away = update(_claims).where(*places).values(transfer_id=None)
+    # as they are stored: nobody looks at these identifiers
+    if len(set(session.scalars(given_away.returning(type_coerce(_claims.c.object_id, NullType()))))) != made:
         raise InternalError(f"transfer {row.id} does not hold the expected places; nothing was changed")
-    session.execute(update(_claims).where(_claims.c.object_id.in_(copies), *places).values(transfer_id=None))
     session.execute(update(_objects).where(_objects.c.id.in_(sources)).values(last_used=time))
     free = [_claims.c.object_id.in_(sources), held_by(row.id)]
     if not objects_once:
-        needed = select(_items.c.object_id).where(*queued, ~among(session, _items.c.number, numbers))
+        needed = select(_items.c.object_id).where(*queued, ~_among(session, numbers))
         free.append(_claims.c.object_id.not_in(needed))
     session.execute(delete(_claims).where(*free))
-    session.execute(update(_items).where(*same).values(status=TransferStatus.COMPLETE.value, size=given.c.size))
+    size = select(_objects.c.size).where(_objects.c.id == _items.c.result_object_id).scalar_subquery()
+    session.execute(update(_items).where(*mine).values(status=TransferStatus.COMPLETE.value, size=size))
+
+
+def _among(session: Session, numbers: Sequence[int]) -> ColumnElement[bool]:
+    """Return the condition that an item has one of the numbers: mostly these are all from the first to the last."""
+    first, last = min(numbers), max(numbers)
+    if last - first + 1 == len(numbers):
+        return _items.c.number.between(first, last)
+    return among(session, _items.c.number, numbers)
 
 
 def _given(session: Session, row: Transfer, results: Sequence[tuple[int, Facts]]) -> CTE:
-    """Return what is known of the files as a table, with the identifiers of their events."""
-    columns = [_items.c.transfer_id, _items.c.number, *_FOUND, column("event", String)]
+    """Return what is known of the files as a table."""
     rows = [
-        (
-            *(row.id, number, one.size, one.checksum, one.verified.value, list(one.not_kept) or None, one.acted_as),
-            str(uuid4()),
-        )
+        (number, one.size, one.checksum, one.verified.value, list(one.not_kept) or None, one.acted_as)
         for number, one in results
     ]
-    return given_rows(session, columns, rows)
+    return given_rows(session, [_items.c.number, *_FOUND], rows, {_items.c.transfer_id: row.id})
 
 
 def _lock(session: Session, sources: Select[Any]) -> None:
@@ -101,7 +105,7 @@ def _lock(session: Session, sources: Select[Any]) -> None:
 
 
 def _insert(
-    session: Session, given: CTE, same: Sequence[ColumnElement[bool]], time: datetime, created_by: str | None
+    session: Session, given: CTE, queued: Sequence[ColumnElement[bool]], time: datetime, created_by: str | None
 ) -> None:
     source = _objects.alias("source")
     values: dict[str, ColumnElement[Any]] = {
@@ -118,10 +122,11 @@ def _insert(
     }
     values |= {one.name: source.c[one.name] for one in _CARRIED} | {one.name: given.c[one.name] for one in _FOUND}
     # without its source an item has no description, which every object must have: it fails, and is not left out
+    same = _items.c.transfer_id == given.c.transfer_id, _items.c.number == given.c.number
     rows = select(*values.values()).select_from(
-        given.join(_items, same[-1]).outerjoin(source, source.c.id == _items.c.object_id)
+        given.join(_items, and_(*same)).outerjoin(source, source.c.id == _items.c.object_id)
     )
-    session.execute(insert(_objects).from_select(list(values), rows.where(*same)))
+    session.execute(insert(_objects).from_select(list(values), rows.where(*queued)))
 
 
 def _up_to_name(path: ColumnElement[str]) -> ColumnElement[str]:

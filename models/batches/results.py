@@ -45,6 +45,8 @@ from models.transfers.queue import DETAIL_MAX, TransferLease, held
 
 CHUNK = 1000
 """Items in one transaction: what others wait for at most."""
+COPIES = 2000
+"""Copies, or intents, in one transaction, which cost half as much."""
 
 _ONCE = "objects_once"
 """The note of whether no two items are of one object."""
@@ -55,7 +57,7 @@ DONE = {"status": TransferStatus.COMPLETE.value}
 
 def items_to_do(session: Session, hold: TransferLease, after: int, limit: int) -> Sequence[Any]:
     """Return up to `limit` QUEUED items with a `number` above `after` (-1 at the start), by number: rows with the
-    columns of TransferItem.
+    columns TO_DO of `models.transfers.items`.
 
     Raises: LeaseLost.
     """
@@ -105,8 +107,8 @@ def record_intents(session: Session, hold: TransferLease, intents: Mapping[int, 
     notes: size, sha256, mtime). Raises: LeaseLost.
     """
     row = held(session, hold, lock=True)
-    columns = _items.c.transfer_id, _items.c.number, _items.c.notes
-    given = given_rows(session, columns, [(row.id, number, dict(intent)) for number, intent in intents.items()])
+    columns, same = (_items.c.number, _items.c.notes), {_items.c.transfer_id: row.id}
+    given = given_rows(session, columns, list(intents.items()), same)
     mine = _items.c.transfer_id == given.c.transfer_id, _items.c.number == given.c.number, _queued()
     noted = with_member(session, _items.c.notes, "intent", given.c.notes)
     session.execute(update(_items).where(*mine).values(notes=noted))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
@@ -39,6 +39,7 @@ from models.batches.item_admission import (
     store,
 )
 from models.batches.whole_directories import enter_whole, first_place_is_free
+from models.core.identifiers import new_ids
 from models.database import table_of
 from models.objects.bulk_claims import claim_objects_of_items, claims_on, holders
 from models.tables import DataObject, Transfer
@@ -142,12 +143,13 @@ def _wanted(
 
 def _find_destinations(machines: Machines, items: list[JudgedItem], grant: Grant | None, *, moving: bool) -> None:
     """Find where each item's object is to be, and its identifier there."""
-    for item in open_items(items):
+    waiting = open_items(items)
+    for item, new in zip(waiting, new_ids(len(waiting)), strict=True):
         try:
             place = Place.of(machines[item.machine], item.dest)
             require_destination(grant, _kind(moving), place, item.source.group, item.source.created_by)
             require_outside_archive(machines[item.machine], place.path)
-            item.place, item.result = place, item.object_id if moving else uuid4()
+            item.place, item.result = place, item.object_id if moving else new
         except RequestError as exc:
             item.error = exc
 

@@ -26,7 +26,6 @@ from sqlalchemy import (
     null,
     select,
     true,
-    type_coerce,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
@@ -41,7 +40,8 @@ from datamanager.machines import Machine, Machines
 from models.access.permission import may_be_destination, may_be_source, sources_of
 from models.access.visibility import Columns, Visible
 from models.batches.item_admission import prefix_of, require_some, select_below
-from models.database import on_postgresql, table_of
+from models.core.identifiers import numbered_id
+from models.database import inserted, on_postgresql, table_of
 from models.objects.bulk_claims import claim_objects_of_items, holders
 from models.tables import Claim, DataObject, Transfer, TransferItem
 from models.transfers.items import KNOWN
@@ -51,12 +51,6 @@ _CHARACTER = 4
 """Bytes that a character has at most."""
 _HALF = 2**32
 """Above which the upper half of a number is."""
-_DIGITS = "lower(hex(randomblob(%d)))"
-_NEW_ID: ColumnElement[str] = literal_column(
-    f"{_DIGITS % 6} || '4' || substr({_DIGITS % 2}, 2) || substr('89ab', 1 + abs(random() % 4), 1)"
-    f" || substr({_DIGITS % 2}, 2) || {_DIGITS % 6}"
-)
-"""A UUID of version 4, as SQLite stores it."""
 
 
 def first_place_is_free(
@@ -179,12 +173,12 @@ def _store(
     given, start = starts
     below = query.subquery("below").c
     path = func.substr(below.place, cut + 1)
-    new = func.gen_random_uuid(type_=Uuid()) if postgres else type_coerce(_NEW_ID, Uuid())
+    number = func.row_number().over(order_by=below.place) - literal_column("1", Integer)
     values: dict[str, Any] = {
         "transfer_id": literal(transfer, Uuid()),
-        "number": func.row_number().over(order_by=below.place) - literal_column("1", Integer),
+        "number": number,
         "object_id": below.id,
-        "result_object_id": below.id if moving else new,
+        "result_object_id": below.id if moving else numbered_id(session, number),
         "source_machine": below.machine,
         "source_place": below.place,
         "destination_machine": literal(target.name),
@@ -196,7 +190,7 @@ def _store(
         "notes": _known(below, postgres=postgres) if moving else literal({}, JSON()),
     }
     rows = select(*(value.label(name) for name, value in values.items()))
-    return _rows_of(session, insert(_items).from_select(list(values), rows, include_defaults=False))
+    return inserted(session, insert(_items).from_select(list(values), rows, include_defaults=False))
 
 
 def _known(below: Any, *, postgres: bool) -> ColumnElement[Any]:
@@ -231,13 +225,7 @@ def _claim(session: Session, transfer: UUID, count: int, *, moving: bool) -> boo
     # by key: two transactions never wait for each other in a circle
     dialect = postgresql if postgres else sqlite
     places = dialect.insert(_claims).from_select(list(place), rows.order_by("its_place_key"), include_defaults=False)
-    if _rows_of(session, places.on_conflict_do_nothing()) != count:
+    if inserted(session, places.on_conflict_do_nothing()) != count:
         return False
     claim_objects_of_items(session, transfer, "write" if moving else "read")
     return True
-
-
-def _rows_of(session: Session, statement: Any) -> int:
-    """Return how many rows an INSERT has made."""
-    connection = session.connection().execution_options(preserve_rowcount=True)
-    return connection.execute(statement).rowcount

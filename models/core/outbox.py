@@ -15,7 +15,7 @@ from sqlalchemy import Select, delete, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.errors import PathReplaced
-from models.database import affected, insert_rows, now, table_of
+from models.database import affected, insert_rows, inserted, now, table_of
 from models.many_rows import insert_many, json_of, uuid_text
 from models.tables import OutboxMessage, Transfer
 
@@ -113,19 +113,19 @@ def post_object_events(
     _post_events(session, kind, rows, time)
 
 
-def post_selected_object_events(session: Session, what: str, changes: Select[Any], time: datetime) -> None:
-    """Post the same change of the objects that a query finds, by one statement. Its columns are the object's `id`, the
-    event's own identifier `event` (text), and what the event is to say; it also gives the order.
+def post_selected_object_events(session: Session, what: str, changes: Select[Any], time: datetime) -> int:
+    """Post the first change of the objects that a query finds, by one statement. Its columns are the object's `id`, by
+    which the event is known too, and what the event is to say; it also gives the order. Return how many there are.
     """
     kind = f"dm.object.{what}"
-    object_id, event, *told = changes.selected_columns
+    object_id, *told = changes.selected_columns
     named = uuid_text(session, object_id)
     data = {"object": named} | {one.name: one for one in told}
     same = {"exchange": EVENTS_EXCHANGE, "routing_key": kind, "created": time}
-    body = json_of(session, _envelope(event, kind, named, time, data))
+    body = json_of(session, _envelope(named, kind, named, time, data))
     columns = (literal(value, table_of(OutboxMessage).c[name].type) for name, value in same.items())
     rows = changes.with_only_columns(object_id, body, *columns)
-    session.execute(insert(table_of(OutboxMessage)).from_select(["subject", "body", *same], rows))
+    return inserted(session, insert(table_of(OutboxMessage)).from_select(["subject", "body", *same], rows))
 
 
 def _post_events(session: Session, kind: str, rows: Sequence[tuple[UUID, dict[str, Any]]], time: datetime) -> None:

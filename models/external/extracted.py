@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from sqlalchemy.orm import Session
 
@@ -20,6 +19,7 @@ from datamanager.domain.states import TransferKind
 from datamanager.errors import DataManagerError, SourceChanged
 from models.batches.item_admission import JudgedItem, claim_destinations, insert_items
 from models.batches.results import destination, enter_results, open_items, update_items
+from models.core.identifiers import new_id
 from models.objects.catalogue import Facts, NewRow
 from models.transfers import outcomes
 from models.transfers.lookup import request_as
@@ -65,12 +65,12 @@ def enter(
     for file in files:
         dest = f"{request.path.rstrip('/')}/{file.name}" if request.path else file.name
         origin = Place(archive.machine, f"{archive.path}/{file.name}")
-        item = JudgedItem(uuid4(), file.place.machine, dest, file, origin, file.place, notes={"member": file.member})
+        item = JudgedItem(new_id(), file.place.machine, dest, file, origin, file.place, notes={"member": file.member})
         item.result = item.object_id
         items.append(item)
     for name, error in refused:
         dest = f"{request.path.rstrip('/')}/{name}" if request.path else name
-        items.append(JudgedItem(uuid4(), archive.machine, dest, error=error))
+        items.append(JudgedItem(new_id(), archive.machine, dest, error=error))
     claim_destinations(session, row.id, items)
     for item in items:
         item.result = None if item.error else item.object_id

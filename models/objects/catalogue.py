@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
-from uuid import UUID, uuid4
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -22,6 +22,7 @@ from datamanager.errors import ObjectArchived, ObjectDeleted, ObjectNotFound, Ob
 from datamanager.identity.grant import Grant
 from models.access.permission import WRITE, maker, require_place
 from models.access.visibility import ALL, Visible, find_seen
+from models.core.identifiers import new_id, new_ids
 from models.core.outbox import post_object_events
 from models.database import now, storable
 from models.many_rows import insert_many
@@ -30,8 +31,7 @@ from models.objects.claims import claim_place
 from models.tables import Bundle, DataObject, Origin
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What is known of a file's bytes: size in bytes, `sha256:…` or None, and what was proved; `not_kept`: what of
     `mode`, `mtime` and `fsync` its machine does not keep; `acted_as`: whose login it was written with, a person's or
     `shared`; None: it was not written, or that is not known.
@@ -149,7 +149,7 @@ def register_object(
     """
     for one in {place, canonical or place}:
         require_place(by, one, request.group, WRITE)
-    new = object_id or uuid4()
+    new = object_id or new_id()
     claim_place(session, place, object_id=new, by=by)
     if canonical is not None and canonical != place:
         claim_place(session, canonical, object_id=new, by=by)
@@ -247,8 +247,7 @@ def has_objects(session: Session, machine: str) -> bool:
     return session.scalar(query) is not None or session.scalar(bundle) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """A file of a tree: its place, its directory as the client would give it, what is known of its bytes, and its
     canonical place (another one than `place` where links lead to it).
     """
@@ -270,7 +269,10 @@ def register_files(
     for place in {place for file in files for place in (file.place, file.canonical)} if by is not None else ():
         require_place(by, place, request.group, WRITE)
     described = request.description, request.originator, request.group, request.metadata
-    rows = [NewRow(uuid4(), file.place, file.facts, file.path, *described, created_by=maker(by)) for file in files]
+    rows = [
+        NewRow(new, file.place, file.facts, file.path, *described, created_by=maker(by))
+        for new, file in zip(new_ids(len(files)), files, strict=True)
+    ]
     wanted = [(row.place, row.id) for row in rows]
     wanted += [(file.canonical, row.id) for file, row in zip(files, rows, strict=True) if file.canonical != file.place]
     won = claim_places(session, wanted, transfer=None)

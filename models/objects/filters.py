@@ -25,7 +25,7 @@ DIGITS_MAX = 18
 
 Conditions = list[ColumnElement[bool]]
 
-# SQLite's own table (migration 0018)
+# SQLite's own table (migration 0014)
 _MEMBERS = table("object_metadata", column("key", Text), column("value", Text), column("object_id", Uuid))
 
 

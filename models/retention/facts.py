@@ -17,6 +17,7 @@ from datamanager.domain.states import ObjectStatus, Verified
 from models.access.visibility import ALL, Visible
 from models.objects.bulk_claims import chunks, claims_on, rows_in
 from models.tables import DataObject, MachineHealth, RetentionMark, Transfer
+from models.tables.objects import CHECKSUM_DIGITS, CHECKSUM_KEY
 
 PAGE = 500
 LIVE = (ObjectStatus.ACTIVE.value, ObjectStatus.ARCHIVED.value)
@@ -91,6 +92,7 @@ def keepers(
         query = (
             select(DataObject)
             .where(
+                CHECKSUM_KEY.in_({one[CHECKSUM_DIGITS] for one in some}),
                 DataObject.checksum.in_(some),
                 DataObject.verified == Verified.SHA256.value,
                 DataObject.status.in_(LIVE),

@@ -67,14 +67,13 @@ class DataObject(Base):
 
     __table_args__ = (
         # one for each order of lists, and for each filter with the order by default (`models.objects.listing`);
-        # those that only one of the databases can have are in migration 0018 alone
+        # those that only one of the databases can have are in migration 0014 alone
         Index("ix_objects_date_registered", "date_registered", "id"),
         Index("ix_objects_date_modified", "date_modified", "id"),
         Index("ix_objects_filename", "filename", "id"),
         Index("ix_objects_machine", "machine", "status", "date_registered", "id"),
         Index("ix_objects_machine_registered", "machine", "date_registered", "id"),
         Index("ix_objects_status", "status", "date_registered", "id"),
-        partial("ix_objects_checksum", "checksum", where="checksum IS NOT NULL"),
         # hashed: a B-tree of PostgreSQL refuses values beyond 2.7 kB, and these may be longer
         Index("ix_objects_place", "place", postgresql_using="hash"),
         partial("ix_objects_created_by", "created_by", "date_registered", "id", where="created_by IS NOT NULL"),
@@ -88,9 +87,14 @@ GROUP_KEY = func.substr(DataObject.group, text("1"), text(str(TEXT_INDEXED)))
 ORIGINATOR_KEY = func.substr(DataObject.originator, text("1"), text(str(TEXT_INDEXED)))
 PLACE_KEY = func.substr(DataObject.place, text("1"), text(str(PLACE_INDEXED)))
 METADATA_KEY = cast(DataObject.meta, JSONB)
+CHECKSUM_DIGITS = slice(7, 15)
+"""What of a checksum is indexed: as many digits as tell the objects of a catalogue apart, without `sha256:`."""
+CHECKSUM_KEY = func.substr(DataObject.checksum, text("8"), text("8"))
 Index("ix_objects_size", SIZE_KEY, DataObject.id)
 Index("ix_objects_originator", ORIGINATOR_KEY, DataObject.date_registered, DataObject.id)
 Index("ix_objects_path", PLACE_KEY)
+_HASHED = text("checksum IS NOT NULL")
+Index("ix_objects_checksum", CHECKSUM_KEY, sqlite_where=_HASHED, postgresql_where=_HASHED)
 
 _AUDITED = text("status IN ('ACTIVE', 'UNKNOWN')")
 Index(

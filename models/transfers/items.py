@@ -21,6 +21,12 @@ from models.transfers.queue import DETAIL_MAX
 KNOWN = "known"
 """The note of a move, and of an item that is one: what its object's file must be (size, sha256)."""
 
+TO_DO = (
+    *("number", "object_id", "source_machine", "source_place", "destination_machine", "destination_place", "dest"),
+    *("size", "notes"),
+)
+"""What a mover has to know of an item."""
+
 
 def known_note(size: int | None, checksum: str | None) -> dict[str, dict[str, int | str | None]]:
     """Return the note of what an object knows of its file."""
@@ -86,11 +92,11 @@ def _items(transfer: UUID, status: TransferStatus | None, after: int) -> Select[
 def rows_of_items(
     session: Session, transfer: UUID, *, status: TransferStatus, after: int = -1, limit: int
 ) -> Sequence[Any]:
-    """Return up to `limit` items with a number above `after`, by number: rows of plain columns (but for the transfer's
-    identifier), which cost less than objects of the session do.
+    """Return up to `limit` items with a number above `after`, by number: rows of plain columns (TO_DO), which cost less
+    than objects of the session do.
     """
     items = table_of(TransferItem).c
-    query = select(*(one for one in items if one is not items.transfer_id)).where(
+    query = select(*(items[name] for name in TO_DO)).where(
         items.transfer_id == transfer, items.number > after, items.status == status.value
     )
     return session.execute(query.order_by(items.number).limit(limit)).all()

@@ -168,7 +168,7 @@ def test_sessions_that_were_prepared_are_the_next_callers(
 ) -> None:
     before = server.log.read_text().count("Accepted publickey")
     with Storages(machines, control_dir, ca).acting_as(person) as own:
-        own.prepare("m", 2)
+        own.get("m").expect(2)
         with own.get("m").session_pair() as pair:
             opened = own.get("m").opened  # type: ignore[attr-defined]
         with own.get("m").session() as again:
@@ -181,7 +181,7 @@ def test_sessions_that_were_prepared_are_the_next_callers(
 def test_the_next_caller_gets_the_error_of_a_preparation(machines: Machines, person: Person, control_dir: Path) -> None:
     away = Away()
     with Storages(machines, control_dir, away).acting_as(person) as own:
-        own.prepare("m", 1)
+        own.get("m").expect(1)
         for asked in (1, 2):
             with pytest.raises(SigningUnavailable), own.get("m").session():
                 pass
@@ -194,7 +194,7 @@ def test_storages_that_are_closed_meanwhile_keep_nothing(
     storages = Storages(Machines({"m": machines["m"].model_copy(update={"max_connections": 1})}), control_dir, ca)
     for _ in range(5):
         with storages.acting_as(person) as own:
-            own.prepare("m", 1)
+            own.get("m").expect(1)
     with storages.acting_as(person) as own, own.get("m").session():  # the only place is free again
         assert storages.limiter_of(machines["m"]).in_use == 1
     assert not [path for path in control_dir.iterdir() if path.name.startswith("ag-")]

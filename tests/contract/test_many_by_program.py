@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.errors import ConnectionLost, PathExists, PathReplaced, RemoteFailure
+from datamanager.errors import ConnectionLost, PathExists, PathMissing, PathReplaced, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.remote.running import MANY_AT_ONCE
 from datamanager.transports.sftp.pool import SftpStorage
-from datamanager.transports.values import NewFile
+from datamanager.transports.values import FileStat, NewFile
 from tests.contract.conftest import commands, until, usable
 from tests.contract.test_many import (  # noqa: F401 - the contract's own, over the session below
     MTIME,
@@ -184,3 +184,37 @@ def test_a_machine_that_has_no_program_works_over_sftp(tmp_path: Path, control_d
             assert not wrong(session.bulk.write(files))
             assert_made(files)
         storage.close()
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_survey_makes_nothing_beyond_the_base_directory(session: Session, tmp_path: Path, *, make: bool) -> None:
+    base, outside = tmp_path / "base", tmp_path / "outside"
+    for folder in (base / "real", outside):
+        folder.mkdir(parents=True)
+    (base / "real" / "there").write_text("four")
+    (base / "file").touch()
+    for name, target in {"link": Path("real"), "out": outside, "dangling": Path("nowhere")}.items():
+        (base / name).symlink_to(target)
+    (tmp_path / "linked").symlink_to(base)
+    names = {place: ["there", "gone"] for place in ("link", "link/new/deep", "out/new", "dangling/new", "file/new", "")}
+    assert session.bulk.in_one_turn is not None
+    found = session.bulk.in_one_turn.survey(f"{tmp_path}/linked", names, make=make)
+    told = found.directories
+    assert found.base == str(base)
+    assert {place: (one.existing, one.missing) for place, one in told.items() if not one.outside} == {
+        "link": (f"{base}/real", ""),
+        "link/new/deep": (f"{base}/real", "new/deep"),
+        "dangling/new": (str(base), "dangling/new"),
+        "file/new": (f"{base}/file", "new"),
+        "": (str(base), ""),
+    }
+    assert [place for place, one in told.items() if one.outside] == ["out/new"]
+    assert [place for place, one in told.items() if one.dangling] == ["dangling/new"]
+    assert [place for place, one in told.items() if isinstance(one.error, PathExists)] == (["file/new"] if make else [])
+    assert [type(one) for one in told["link"].entries.values()] == [FileStat, PathMissing]
+    assert [type(one) for one in told["link/new/deep"].entries.values()] == [PathMissing] * 2
+    assert (base / "real" / "new" / "deep").is_dir() is make
+    assert sorted(os.listdir(tmp_path)) == ["base", "linked", "outside"]
+    assert os.listdir(outside) == []
+    with pytest.raises(PathMissing):
+        session.bulk.in_one_turn.survey(f"{tmp_path}/nothing", names, make=make)

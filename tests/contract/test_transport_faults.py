@@ -267,6 +267,10 @@ def test_idle_sessions_are_closed(alone: PrivateSshd, alone_machine: Machine, co
             one.stat("/")
             two.stat("/")
         assert storage.idle == 2
+        assert until(lambda: storage.idle == 1)
+        time.sleep(2.5)  # the pool has looked again
+        assert storage.idle == 1
+        storage._last_idle_seconds = 0.5
         assert until(lambda: storage.idle == 0)
         assert until(lambda: not alone.children())
 

@@ -9,12 +9,14 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from datamanager.machines import Machine, TransportKind
+from flows.retention import run as retention_run
 from models import migrate
 from models.database import Database
 from tests.support.auditing import Plant
 from tests.support.catalogue import empty_catalogue, kept
 from tests.support.odd_http import OddServer
 from tests.support.postgres import Databases
+from tests.support.retention import Keeper, kept_objects
 from tests.support.sshd import PrivateSshd
 
 
@@ -76,6 +78,35 @@ def plant(request: pytest.FixtureRequest, tmp_path: Path, database: Database) ->
     made = Plant(database, machine, folder, tmp_path / "home")
     yield made
     made.services.storages.close()
+
+
+@pytest.fixture
+def local(tmp_path: Path, database: Database) -> Plant:
+    """A local machine, where the transport makes no difference."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    machine = Machine(name="here", transport=TransportKind.LOCAL, base_dir=str(folder))
+    return Plant(database, machine, folder, tmp_path / "home")
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs of retention look more often than every half second at what is under way."""
+    monkeypatch.setattr(retention_run, "LOOK_EVERY", 0.02)
+
+
+@pytest.fixture
+def keeper(database: Database, quick_looks: None, tmp_path: Path) -> Iterator[Keeper]:
+    """All machines are directories of this host."""
+    yield from kept_objects(database, tmp_path)
+
+
+@pytest.fixture
+def ssh_keeper(
+    database: Database, quick_looks: None, sshd_pair: tuple[PrivateSshd, PrivateSshd], tmp_path: Path
+) -> Iterator[Keeper]:
+    """`far` and `near` are reached by SSH."""
+    yield from kept_objects(database, tmp_path, sshd_pair[0])
 
 
 @pytest.fixture

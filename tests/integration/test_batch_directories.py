@@ -102,7 +102,8 @@ def rows_of(database: Database, transfer: UUID) -> tuple[Any, ...]:
     names = {item["result_object_id"]: item["number"] for item in items}
     assert len(names) == len(items)
     if row.kind == TransferKind.COPY_MANY.value:
-        assert {uuid.version for uuid in names} == {4}
+        assert {uuid.version for uuid in names} == {7}
+        assert list(names) == sorted(names)  # which is the order of the indexes that have them
         held_by = {(*some, names.get(uuid, uuid)) for *some, uuid in held_by}
         items = [item | {"result_object_id": item["number"]} for item in items]
     return common, items, held_by

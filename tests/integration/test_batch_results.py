@@ -67,7 +67,7 @@ def test_copies_become_objects(database: Database) -> None:
         assert [item.number for item in batch_results.items_to_do(session, hold, 0, 10)] == [1]
         assert [item.number for item in batch_results.items_to_do(session, hold, -1, 1)] == [0]
     do(database, batch_results.complete_copies, hold, results(0))
-    new = items[0].result_object_id
+    new = items_of(database, transfer)[0].result_object_id
     assert new is not None
     assert ends(database, transfer) == ["COMPLETE", "QUEUED"]
     copy = get_object(database, new)

@@ -13,13 +13,21 @@ from pathlib import Path
 import pytest
 
 from datamanager.engine.single import parallel_streams
-from datamanager.engine.single.parallel_streams import AHEAD, BUFFERS, CHUNK, THREAD, ParallelStreams
+from datamanager.engine.single.parallel_streams import AHEAD, BUFFERS, THREAD, ParallelStreams
 from datamanager.engine.single.restart import WINDOW
 from datamanager.errors import NoSpace, SourceChanged
 from datamanager.machines import Machine
 from datamanager.transports.local.storage import LocalStorage
 from datamanager.transports.port import Reader, Session, Writer
 from datamanager.transports.values import Bytes, FileStat, NextRange
+
+CHUNK = 2**17
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many there are is what counts here."""
+    monkeypatch.setattr(parallel_streams, "CHUNK", CHUNK)
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_no_error_tells_the_query(server: OddServer, name: str) -> None:
     steps, error = BROKEN[name]
     server.answers[f"/x{QUERY}"] = steps()
     with pytest.raises(error) as caught:
-        fetch(server.url(f"/x{QUERY}"), read_timeout=2)
+        fetch(server.url(f"/x{QUERY}"), read_timeout=0.5)
     assert type(caught.value) is error
     assert_untold(caught.value)
 

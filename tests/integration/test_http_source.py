@@ -18,6 +18,7 @@ from datamanager.errors import (
     TooLarge,
     TransportTimeout,
 )
+from datamanager.sources.network import blocks
 from datamanager.sources.source_port import BLOCK
 from tests.support.authority import Authority
 from tests.support.downloads import BODY, LOOPBACK, chunked, fetch, open_source
@@ -175,7 +176,7 @@ def test_too_large_is_refused_before_and_while_reading(server: OddServer) -> Non
 # --- time ------------------------------------------------------------------------------------------------------------
 
 DRIP: list[Step] = [0.1, b"y"] * 300
-TRICKLE: list[Step] = [0.1, b"x" * 200] * 20
+TRICKLE: list[Step] = [0.02, b"x" * 200] * 20
 SLOW: dict[str, list[Step]] = {
     "accepts and is silent": [30.0],
     "stalls in the head": [b"HTTP/1.1 200 OK\r\n", 30.0],
@@ -187,6 +188,12 @@ SLOW: dict[str, list[Step]] = {
 }
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What trickles in is handed on after 0.1 s."""
+    monkeypatch.setattr(blocks, "FLUSH_AFTER", 0.1)
+
+
 @pytest.mark.parametrize("name", SLOW)
 def test_a_server_that_stalls_or_drips_is_given_up(server: OddServer, name: str) -> None:
     server.answers["/"] = SLOW[name]
@@ -196,17 +203,17 @@ def test_a_server_that_stalls_or_drips_is_given_up(server: OddServer, name: str)
 
 def test_a_slow_reader_is_not_a_slow_server(server: OddServer) -> None:
     server.answers["/"] = [ok(BODY)]
-    source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, connect_timeout=30, read_timeout=1)
+    source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, connect_timeout=30, read_timeout=0.5)
     with source.open() as download:
         total = 0
         for number, block in enumerate(download.blocks()):
             total += len(block)
             if number < 2:
-                time.sleep(1.2)
+                time.sleep(0.6)
     assert total == len(BODY)
 
 
-def test_what_trickles_in_is_handed_on(server: OddServer) -> None:
+def test_what_trickles_in_is_handed_on(server: OddServer, soon: None) -> None:
     server.answers["/"] = [ok(b"x" * 4000)[:-4000], *TRICKLE]
     source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, connect_timeout=30, read_timeout=30)
     with source.open() as download:
@@ -217,7 +224,7 @@ def test_what_trickles_in_is_handed_on(server: OddServer) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunks", "neither"])
 @pytest.mark.parametrize("tls", [False, True])
-def test_what_came_is_handed_on_although_nothing_follows(tmp_path: Path, framing: str, tls: bool) -> None:
+def test_what_came_is_handed_on_although_nothing_follows(tmp_path: Path, soon: None, framing: str, tls: bool) -> None:
     first, rest = b"a" * 40_000, b"b" * 10
     handed_on = threading.Event()
 
@@ -243,9 +250,9 @@ def test_what_came_is_handed_on_although_nothing_follows(tmp_path: Path, framing
     assert received == first + rest
 
 
-def test_a_server_that_stalls_with_something_held_back_is_given_up(server: OddServer) -> None:
+def test_a_server_that_stalls_with_something_held_back_is_given_up(server: OddServer, soon: None) -> None:
     server.answers["/"] = [ok(b"x" * 4000)[:-1000], 5.0]
-    source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, read_timeout=1)
+    source = open_source(server.url("/"), "http", {}, LOOPBACK, max_size=2**30, read_timeout=0.5)
     received = 0
     with source.open() as download, pytest.raises(TransportTimeout):
         for block in download.blocks():

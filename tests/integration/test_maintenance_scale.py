@@ -22,7 +22,7 @@ from flows.cleanup.sweeping import Sweeper
 from models.audit import scan_queries
 from models.database import Database, insert_rows, now
 from models.retention import marks
-from models.retention.facts import candidates
+from models.retention.facts import candidates, keepers
 from models.tables import DataObject, Transfer
 from tests.integration.test_catalogue_listing import heard
 from tests.support.auditing import Plant
@@ -107,6 +107,26 @@ def test_survey_finds_what_rules_select_page_by_page(database: Database) -> None
             found += [row.id for row in rows]
             after = rows[-1].date_registered, rows[-1].id
     assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.dialect
+def test_copies_are_found_by_the_first_digits_of_their_checksums(database: Database) -> None:
+    """A copy that is another file with the same first digits is none."""
+    same, other = "sha256:" + "ab" * 32, "sha256:" + "ab" * 4 + "cd" * 28
+    facts = {"verified": "sha256", "size": 1}
+    kept = fill(database, 2, checksum=same, **facts)[0]
+    alone = fill(database, 1, checksum=other, **facts)[0]
+    for number in range(50):
+        fill(database, 10, checksum=f"sha256:{number:064x}", **facts)
+    with database.read() as session:
+        with heard(database, "before_cursor_execute") as seen:
+            assert keepers(session, RULES, [same, other], now(session), {}) == {same: kept, other: alone}
+        statement, parameters = next(one[2:4] for one in seen if "checksum" in one[2] and "FROM objects" in one[2])
+        connection = session.connection()
+        if database.is_postgresql:  # of so few it reads all
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        how = "EXPLAIN" if database.is_postgresql else "EXPLAIN QUERY PLAN"
+        assert "ix_objects_checksum" in str(connection.exec_driver_sql(f"{how} {statement}", parameters).all())
 
 
 @pytest.mark.dialect("sqlite")

@@ -251,13 +251,13 @@ def test_what_was_there_before_is_counted(catalogue_url: str) -> None:
 
 def test_what_persons_made_before_is_counted_anew(catalogue_url: str) -> None:
     database = Database(catalogue_url)
-    migrate.upgrade(database, "0018_access")
+    migrate.upgrade(database, "0019_access")
     insert(database, 2)
     insert(database, 3, created_by="maria")
     migrate.upgrade(database)
     nobody, maria = ("a", "x", "ACTIVE", "", 2, 10, 0), ("a", "x", "ACTIVE", "maria", 3, 15, 0)
     assert kept(database) == counted(database) == [nobody, maria]
-    migrate.downgrade(database, "0018_access")
+    migrate.downgrade(database, "0019_access")
     with database.read() as session:
         sums = "SELECT machine, sum(objects), sum(bytes) FROM object_totals GROUP BY machine"
         assert [(row[0], int(row[1]), int(row[2])) for row in session.execute(text(sums))] == [("a", 5, 25)]

@@ -316,7 +316,7 @@ def test_a_second_name_of_a_registered_file_is_not_registered(house: House) -> N
     again = Endpoint(Place("again", first.path), services.machines["again"], services.storages.get("again"))
     with pytest.raises(DestinationExists, match="registered object"):
         require_own_file(context, again, EVERYBODY)
-    assert not own_files(context, again, [replace(tree[0], place=again.place, canonical=again.place)])
+    assert not own_files(context, again, [tree[0]._replace(place=again.place, canonical=again.place)])
     assert not house.parts()
 
 

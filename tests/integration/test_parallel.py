@@ -52,6 +52,8 @@ class Slow(ThreadingHTTPServer):
         self.uses = 10_000
         """Requests that its link is good for; those beyond are refused."""
         self.refusal = 503
+        self.hurries = False
+        """Sends fast once it refused something, or did something wrong."""
         self.lock = threading.Lock()
         self.turn = threading.Lock()
 
@@ -83,7 +85,10 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _answer(self, asked: str | None, fault: str | None) -> None:
         server = self.server
-        if fault == "refused" or server.at_once > server.allowed or server.requests > server.uses:
+        refused = fault == "refused" or server.at_once > server.allowed or server.requests > server.uses
+        if server.hurries and (refused or fault is not None):
+            server.rate = 20_000_000.0
+        if refused:
             self.send_error(server.refusal)
             return
         if fault == "changed":
@@ -131,11 +136,12 @@ def server() -> Iterator[Slow]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small bodies are tried, and soon judged."""
+    """Small bodies are tried, soon judged, and soon gone on with."""
     monkeypatch.setattr(parallel, "PARALLEL_FROM", 256 * KIB)
     monkeypatch.setattr(parallel, "PART", 64 * KIB)
     monkeypatch.setattr(parallel, "WATCH_FIRST", 0.1)
     monkeypatch.setattr(parallel, "WATCH_PARALLEL", 0.2)
+    monkeypatch.setattr(parallel, "RETRY_PAUSES", (0.05, 0.1, 0.5, 1.0, 2.0, 4.0))
 
 
 def nothing_left(server: Slow) -> bool:
@@ -175,6 +181,7 @@ def test_several_that_bring_no_more_are_given_up(server: Slow) -> None:
 
 def test_a_fast_server_is_asked_once(server: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "FAST", 1e5)
+    server.rate = 4_000_000.0
     assert read(server) == BODY
     assert not server.parts
 
@@ -182,9 +189,11 @@ def test_a_fast_server_is_asked_once(server: Slow, monkeypatch: pytest.MonkeyPat
 def test_where_many_connections_are_there_are_no_more(server: Slow) -> None:
     budget = ConnectionBudget(4)
     budget.acquire(1)
+    server.rate = 4_000_000.0
     assert read(server, budget) == BODY
     assert not server.parts
     budget.release(1)
+    server.rate = 1_000_000.0
     assert read(server, budget) == BODY
     assert server.parts
     assert budget.acquire(4)  # all were given back
@@ -193,28 +202,28 @@ def test_where_many_connections_are_there_are_no_more(server: Slow) -> None:
 @pytest.mark.parametrize("fault", ["refused", "cut", "whole", "beside"])
 @pytest.mark.parametrize("number", [0, 3, 6])
 def test_a_part_that_fails_is_fetched_alone(server: Slow, fault: str, number: int) -> None:
-    server.faults[number] = fault
+    server.faults[number], server.hurries = fault, True
     assert read(server) == BODY
 
 
 @pytest.mark.parametrize("refusal", [503, 403])
 @pytest.mark.parametrize("allowed", [1, 2, 3])
 def test_a_server_that_allows_few_connections(server: Slow, allowed: int, refusal: int) -> None:
-    server.allowed, server.refusal = allowed, refusal
+    server.allowed, server.refusal, server.hurries = allowed, refusal, True
     assert read(server) == BODY
     assert server.most_at_once > allowed
 
 
 def test_a_link_that_is_good_for_one_use_or_for_a_while(server: Slow) -> None:
     """As signed URLs are: what was begun in time is sent to its end, and not given up before there is another one."""
-    server.uses, server.refusal = 1, 403
+    server.uses, server.refusal, server.hurries = 1, 403, True
     assert read(server) == BODY
     assert server.requests == 2
 
 
 def test_parts_that_are_promised_and_not_sent(server: Slow) -> None:
     """It says that it sends parts, and sends the whole: the first connection is gone on with."""
-    server.faults = dict.fromkeys(range(60), "whole")
+    server.faults, server.hurries = dict.fromkeys(range(60), "whole"), True
     assert read(server) == BODY
     assert server.requests == 2
 
@@ -299,6 +308,6 @@ def test_nginx_with_a_rate_for_each_connection(web: Web, monkeypatch: pytest.Mon
 
 def test_a_lost_connection_is_told_as_one(server: Slow) -> None:
     """Alone, after the parts were refused: what then happens is the caller's to hear."""
-    server.faults = dict.fromkeys(range(60), "cut")
+    server.faults, server.hurries = dict.fromkeys(range(60), "cut"), True
     with pytest.raises(ConnectionLost):
         read(server)

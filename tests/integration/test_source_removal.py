@@ -218,12 +218,12 @@ def test_move_refuses_a_file_of_another_checksum_than_the_objects(ends: Ends) ->
 def test_surely_is_asks_for_a_change_before_the_reading() -> None:
     intent = Intent(1, None, 100, SourceMark(100, read=110.0, inode=7))
     sftp = FileStat(FileKind.FILE, 1, 100, 0o644)
-    local = replace(sftp, identity=(1, 7), mtime_ns=100_000_000_000, ctime_ns=100_500_000_000)
+    local = sftp._replace(identity=(1, 7), mtime_ns=100_000_000_000, ctime_ns=100_500_000_000)
     assert surely_is(sftp, intent)
     assert surely_is(local, intent)
-    assert not surely_is(replace(local, ctime_ns=109_000_000_000), intent), "within the step of the clock"
-    assert not surely_is(replace(local, identity=(1, 8)), intent), "another file"
-    assert not surely_is(replace(sftp, mtime=109), intent)
+    assert not surely_is(local._replace(ctime_ns=109_000_000_000), intent), "within the step of the clock"
+    assert not surely_is(local._replace(identity=(1, 8)), intent), "another file"
+    assert not surely_is(sftp._replace(mtime=109), intent)
     assert not surely_is(local, Intent(1, None, 100)), "nobody knows when it was read"
 
 
@@ -281,6 +281,7 @@ class CountedRounds:
         self._session = session
         self.bulk = self
         self.rounds = list[str]()
+        self.in_one_turn = session.bulk.in_one_turn
 
     def __getattr__(self, name: str) -> Any:
         self.rounds.append(name)

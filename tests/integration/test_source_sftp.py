@@ -284,7 +284,7 @@ def test_a_server_that_stalls(odd: OddSftp) -> None:
 
 def test_a_server_that_drips(odd: OddSftp) -> None:
     def read(offset: int, _length: int) -> bytes | int:
-        odd.ended.wait(0.1)
+        odd.ended.wait(0.02)
         return BODY[offset : offset + 1]
 
     odd.read = read

@@ -233,8 +233,8 @@ MODEL_FAULTS = (
     Fault(
         "batch: a directory gets the places that others hold",
         "models/batches/whole_directories.py",
-        "if _rows_of(session, places.on_conflict_do_nothing()) != count:",
-        "if _rows_of(session, places.on_conflict_do_nothing()) > count:",
+        "if inserted(session, places.on_conflict_do_nothing()) != count:",
+        "if inserted(session, places.on_conflict_do_nothing()) > count:",
         (
             "tests/integration/test_batch_directories.py::test_a_place_that_is_taken_meanwhile_is_the_items_error[sqlite]",
         ),
@@ -276,7 +276,7 @@ MODEL_FAULTS = (
         "if other is None or _survivor(session, other) != proved or other.checksum != decision.subject.checksum:",
         "if other is None:",
         (
-            "tests/integration/test_retention.py::"
+            "tests/integration/test_retention_races.py::"
             "test_what_changes_between_the_decision_and_the_act_is_seen[sqlite-survivor deleted]",
         ),
     ),
@@ -286,7 +286,7 @@ MODEL_FAULTS = (
         "        claim_reading(session, proved.object_id, transfer.id)\n",
         "",
         (
-            "tests/integration/test_retention.py::"
+            "tests/integration/test_retention_races.py::"
             "test_the_copy_that_remains_is_kept_from_others_until_the_delete_has_ended[sqlite]",
         ),
     ),

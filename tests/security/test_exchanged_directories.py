@@ -23,6 +23,7 @@ from uuid import uuid4
 import pytest
 from paramiko import sftp
 
+from datamanager.domain.location import PART_SUFFIX
 from datamanager.domain.states import Route, TransferKind
 from datamanager.engine.attempt import Attempt, Intent, KnownFile, SourceMark
 from datamanager.engine.bulk.bulk_chunk import Staged
@@ -34,7 +35,8 @@ from datamanager.engine.path_confinement import moved_away
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer
 from datamanager.engine.single.probe import probe
-from datamanager.engine.single.source_removal import remove_file, remove_source
+from datamanager.engine.single.same_file import is_one_name
+from datamanager.engine.single.source_removal import machine_time, remove_file, remove_source
 from datamanager.engine.single.verify import verify
 from datamanager.errors import DataManagerError, PathReplaced
 from datamanager.machines import Machine
@@ -46,6 +48,7 @@ from datamanager.transports.sftp.session import SftpSession
 from datamanager.transports.sftp.wire import NO_ATTRIBUTES, u32
 from datamanager.transports.values import NewFile
 from tests.support.ends import Ends
+from tests.support.folding_sftp import FoldingSftp
 from tests.support.process import open_files
 from tests.support.sshd import PrivateSshd
 
@@ -295,7 +298,11 @@ def find_out_how_names_are_given(session: Session, site: Site) -> None:
 
 def small(site: Site) -> Staged:
     """Return a small file that is to be published, and whose source is to be removed, in the exchanged directory."""
-    run, size = os.fspath(site.run), len(SECRET)
+    return small_at(os.fspath(site.run))
+
+
+def small_at(run: str) -> Staged:
+    size = len(SECRET)
     intent = Intent(size, None, MTIME)
     return Staged(0, f"{run}/in.nc", f"{run}/new", f"{run}/.new.part", "run/new", size, 0o600, None, intent)
 
@@ -326,6 +333,77 @@ def test_a_trial_of_names_in_an_exchanged_directory_is_told_and_leaves_nothing(s
         [error] = publish_small(session, [small(site)], overwrite=False)
     assert isinstance(error, PathReplaced)
     assert site.untouched()
+
+
+class ToAndFro(FoldingSftp):
+    """A server whose directories are exchanged to and fro so that looks are deceived: a temporary file is `outside` the
+    first `times` that its name is used, and in its directory from then on.
+    """
+
+    def __init__(self, directory: Path, times: int) -> None:
+        super().__init__(directory, folds=True)
+        self.outside = directory / "outside"
+        self.outside.mkdir()
+        self._times = times
+        self._used = Counter[str]()
+
+    def real(self, path: str) -> str:
+        if path.endswith(PART_SUFFIX):
+            self._used[path] += 1
+            if self._used[path] <= self._times:
+                return os.fspath(self.outside / path.replace("/", "_"))
+        return super().real(path)
+
+
+def work_with_own_file(act: str, session: Session) -> None:
+    """Do what makes a file, and removes, renames or changes it later."""
+    part = f"/run/.new{PART_SUFFIX}"
+    match act:
+        case "trial of names":
+            session.rename("/run/in.nc", "/run/new", overwrite=False)
+        case "clock":
+            machine_time(session, "/run")
+        case "mark of a name":
+            is_one_name((session, "/run/IN.nc"), (session, "/run/in.nc"))
+        case "mark of a directory":
+            is_one_name((session, "/run/in.nc"), (session, "/run2/in.nc"))
+        case "small file":
+            [(_, kept)] = session.bulk.write([NewFile(part, b"ours", 0o600, MTIME)])
+            if isinstance(kept, DataManagerError):
+                raise kept
+        case _:
+            write(session, part, new=True)
+            [error] = publish_small(session, [small_at("/run")._replace(part=part)], overwrite=True)
+            if error is not None:
+                raise error
+
+
+@pytest.mark.parametrize(
+    ("act", "times"),
+    [
+        ("trial of names", 2),
+        ("clock", 2),
+        ("mark of a name", 2),
+        ("mark of a directory", 2),  # its attributes can't be set
+        ("mark of a directory", 3),  # it can't be read
+        ("mark of a directory", 5),  # it can't be removed
+        ("small file", 2),
+        ("small partial file", 2),
+    ],
+)
+def test_a_file_of_ours_that_is_gone_later_is_told(
+    act: str, times: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ToAndFro(tmp_path, times) as server:
+        for name in ("run", "run2"):
+            (server.root / name).mkdir()
+        (server.root / "run" / "in.nc").write_bytes(PUBLIC)
+        ends = Ends({"a": server.machine("a")}, tmp_path / "control")
+        with closing(ends.storages), ends.storages.get("a").session() as session, pytest.raises(PathReplaced):
+            work_with_own_file(act, session)
+        assert list(server.outside.iterdir())
+        assert any(record.getMessage().startswith("path_replaced: ") for record in caplog.records)
+        assert {file.name for file in (server.root / "run").iterdir()} == {"in.nc"}
 
 
 def test_each_bulk_verb_refuses_a_link_on_this_host(site: Site) -> None:

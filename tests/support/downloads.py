@@ -35,6 +35,21 @@ def open_source(
     return next(iter(terms.replicas.values())).open(found.limited(terms.options))
 
 
+def opened(
+    url: str, guard: EgressGuard = LOOPBACK, *, ca_file: Path | None = None, insecure: bool = False, **options: Any
+) -> DownloadSources:
+    """Return all that a request over http reads, with these options."""
+    terms = {"connect_timeout": 30, "read_timeout": 30, "ca_file": ca_file, "insecure": insecure}
+    return open_download(url, "http", options, guard, max_size=2**30, **terms)
+
+
+def got(url: str, guard: EgressGuard = LOOPBACK, **options: Any) -> bytes:
+    """Return all that the first source of a request over http yields."""
+    (source, *_) = opened(url, guard, **options).sources.values()
+    with source.open() as download:
+        return b"".join(bytes(block) for block in download.blocks())
+
+
 def check_download(url: str, protocol: str, options: Options, guard: EgressGuard, **context: Any) -> None:
     """Check what admission checks: nothing is requested, hosts are resolved."""
     parse_download(url, protocol, options).check(SourceContext(guard, **{"max_size": 2**30, **context}))

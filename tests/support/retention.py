@@ -24,10 +24,14 @@ from datamanager.engine.control import Control
 from datamanager.engine.single.source_removal import remove_file
 from datamanager.errors import DataManagerError
 from datamanager.identity.grant import Grant
+from datamanager.machines import Machine, Machines, parse_machines
+from datamanager.settings import load_settings
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.transports.factory import Storages
 from flows.retention.run import Retaining
 from flows.runtime.services import Services
 from models.access.visibility import ALL
-from models.database import now
+from models.database import Database, now
 from models.objects.catalogue import Facts, get_object, register_object
 from models.retention import runs as retention_runs
 from models.retention.report import Report, make_decider, plan
@@ -37,6 +41,7 @@ from models.transfers import outcomes, queue
 from models.transfers.items import KNOWN
 from tests.support import archiving
 from tests.support.bookkeeping import LEASE
+from tests.support.sshd import PrivateSshd
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 COPIES = """
@@ -44,6 +49,24 @@ COPIES = """
 name = "copies"
 action = "delete-copies"
 group = "scratch"
+grace = "0s"
+"""
+MONTH = timedelta(days=30)
+ARCHIVE = """
+[[rule]]
+name = "to tape"
+action = "archive"
+group = "scratch"
+archive_to = "tape"
+grace = "0s"
+"""
+WITH_GRACE = COPIES.replace('"0s"', '"7d"')
+LAST = """
+[[rule]]
+name = "expired"
+action = "delete"
+expired = true
+even_last_copy = true
 grace = "0s"
 """
 
@@ -190,3 +213,28 @@ def reasons(report: Report | RetentionRun) -> dict[str, str]:
 
 def _rules(text: str | RetentionRules) -> RetentionRules:
     return parse_rules(text) if isinstance(text, str) else text
+
+
+def kept_objects(database: Database, home: Path, server: PrivateSshd | None = None) -> Iterator[Keeper]:
+    """Machines: `here`; `twin`, its directory by another name; `far`; the archive `tape`.
+
+    With a server, `far` is reached by SSH, and `near` is one more name of the directory of `here`, by SSH.
+    """
+    folders = {name: home / name for name in ("here", "far", "tape")}
+    for folder in folders.values():
+        folder.mkdir()
+    folders["twin"] = folders["near"] = folders["here"]
+    text = "".join(
+        f'[machines.{name}]\ntransport = "local"\nbase_dir = "{folders[name]}"\n'
+        for name in ("here", "twin", "far", "tape")
+    )
+    machines: dict[str, Machine] = {**parse_machines(f"{text}archive = true\n", "test")}
+    if server is not None:
+        machines |= {name: server.machine(name, folders[name]) for name in ("far", "near")}
+    storages = Storages(Machines(machines), home / "run")
+    settings = load_settings(home=home / "home")
+    services = Services(
+        settings, Machines(machines), database, storages, EgressGuard(()), "mover", notify=lambda _: None
+    )
+    yield Keeper(services, folders)
+    storages.close()

@@ -49,6 +49,8 @@ class SftpListener(paramiko.ServerInterface):
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            # replies of several requests are sent one by one: without it each waits 40 ms for the client's ACK
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             transport = paramiko.Transport(connection)
             transport.add_server_key(self.key)
             transport.set_subsystem_handler("sftp", self.server, self.files, self)

@@ -82,7 +82,7 @@ def test_dm_reports_bad_setting_in_one_line(arguments: list[str], env: dict[str,
 
 
 def test_dm_hides_password_of_bad_url() -> None:
-    assert "hunter2" not in refused(dm("up", "--database-url", "mysql://me:hunter2@host/x"), 2)
+    assert "hunter2" not in refused(command.run("up", "--database-url", "mysql://me:hunter2@host/x", env={}), 2)
 
 
 def test_flags_reach_the_application_as_environment(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_db_upgrade_current_downgrade(
 
 
 def test_machine_list(machines: dict[str, str]) -> None:
-    done = dm("machine", "list", env=machines)
+    done = command.run("machine", "list", env=machines)
     assert done.returncode == 0, done.stderr
     assert "this host" in done.stdout
     assert "away.example:2222" in done.stdout

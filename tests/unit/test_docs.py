@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,14 @@ def test_document_names_existing_variables(document: Path) -> None:
     assert all(any(name.startswith(prefix) for name in known) for prefix in prefixes)
 
 
-def commands() -> set[str]:
+@cache
+def commands() -> frozenset[str]:
     """Return every command of `dm`, such as `machine trust`, and the groups themselves."""
     found = set()
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         found.add(name)
         found |= {f"{name} {sub}" for sub in getattr(command, "commands", {})}
-    return found
+    return frozenset(found)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

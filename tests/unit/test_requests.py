@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from datamanager.domain.fields import SIZE_MAX, TEXT_MAX
 from datamanager.domain.requests import (
+    DIRECTORY_MAX,
     ITEMS_MAX,
     NAMED_MAX,
     AcceptedBatch,
@@ -154,7 +155,7 @@ def test_of_many_wrong_items_some_are_named() -> None:
 def test_a_tree_has_defaults(empty: object) -> None:
     tree = TreeRequest.model_validate({"machine": "alpha", "verify": empty, "max_files": empty})
     assert (tree.path, tree.verify, tree.max_files, tree.metadata) == ("", "stat", ITEMS_MAX, {})
-    assert wrong(TreeRequest, {"verify": "hash", "max_files": ITEMS_MAX + 1, "machine": ""}) == {
+    assert wrong(TreeRequest, {"verify": "hash", "max_files": DIRECTORY_MAX + 1, "machine": ""}) == {
         "verify",
         "max_files",
         "machine",

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID, uuid5
 
 from datamanager.domain.location import Place, temporary_name
 from datamanager.engine.attempt import Intent, KnownFile, SourceMark, kept_mtime
+from datamanager.engine.bulk.bulk_survey import Surveyed
 from datamanager.engine.control import Control
 from datamanager.engine.path_confinement import BulkLookup, PathLookup
 from datamanager.errors import DataManagerError, SourceChanged
@@ -20,6 +21,9 @@ from datamanager.transports.values import FileKind, FileStat, KeptAttributes, Sm
 
 SMALL = 512 * 1024
 """Bytes up to which a file is small: 64 are in memory at each end of the way, 64 MiB at the most."""
+
+TOLD_TOGETHER = 64 * 1024
+"""Bytes that are counted at once: for each file it takes longer than to compare its hash."""
 
 
 def item_id(transfer: UUID, number: int) -> UUID:
@@ -42,8 +46,7 @@ def beside(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory != "/" else f"/{name}"
 
 
-@dataclass(frozen=True, slots=True)
-class SmallItem:
+class SmallItem(NamedTuple):
     """One file to carry; `number` is the caller's, unique within the transfer."""
 
     number: int
@@ -51,8 +54,7 @@ class SmallItem:
     destination: Place
 
 
-@dataclass(frozen=True, slots=True)
-class Staged:
+class Staged(NamedTuple):
     """An item whose verified bytes are in the partial file `part`, ready for its name `final`.
 
     Paths are absolute on their machines, links resolved; `canonical` is the destination below its base directory. Size
@@ -79,16 +81,14 @@ class Staged:
         return self.intent.mtime
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """An item that can't be carried, and why; nothing of it is left."""
 
     number: int
     error: DataManagerError
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
+class Deferred(NamedTuple):
     """An item that is not for this way (large, a link, …): the one-file engine carries it, or says what is wrong."""
 
     number: int
@@ -237,10 +237,16 @@ class Chunk:
     """Those that may have a partial file, by number."""
     counted: set[int] = field(default_factory=set)
     """Those whose bytes were counted."""
+    untold: int = 0
+    """Bytes of those that the control has not heard of yet."""
     kept_mtimes: dict[int, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     """What the destination keeps of the sources' times."""
     read: float | None = None
     """The source machine's time before a byte was read; see `SourceMark`."""
+    synced: bool = False
+    """Whether all that was written is on stable storage."""
+    sources: Surveyed = field(init=False)
+    targets: Surveyed = field(init=False)
 
     def intent(self, task: SmallTask) -> Intent:
         """Return what is to be recorded of an item that is staged."""
@@ -268,10 +274,18 @@ class Chunk:
         self.outcomes[number] = Failed(number, error)
 
     def count(self, task: SmallTask) -> None:
-        """Count an item's bytes as done, once. Raises: the reason that the control was stopped with."""
+        """Count an item's bytes as done, once; the control hears of them together with others (`tell`). Raises: the
+        reason that the control was stopped with."""
         if task.number not in self.counted:
             self.counted.add(task.number)
-            self.control.advance(task.stat.size)
+            self.untold += task.stat.size
+            if self.untold >= TOLD_TOGETHER:
+                self.tell()
+
+    def tell(self) -> None:
+        """Count for the control what it has not heard of yet. Raises: the reason that it was stopped with."""
+        told, self.untold = self.untold, 0
+        self.control.advance(told)
 
     def remove_parts(self, tasks: Sequence[SmallTask]) -> None:
         """Remove what there is of these partial files. Raises: what breaks the connection."""

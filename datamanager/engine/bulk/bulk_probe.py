@@ -7,10 +7,13 @@ enough. (docs/transfer-protocol.md, the publish protocol, 2)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from datamanager.domain.location import Place
 from datamanager.engine.bulk.bulk_chunk import Chunk, Deferred, SmallItem, SmallTask, beside
-from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directories_of, make, real_base
+from datamanager.engine.bulk.bulk_survey import survey_destinations, survey_sources
+from datamanager.engine.path_confinement import canonical_of
 from datamanager.engine.single.probe import why_not_replaced
 from datamanager.errors import (
     DataManagerError,
@@ -34,15 +37,11 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
     Raises: what would go otherwise another time, as when a connection broke.
     """
     ends = chunk.ends
-    above = real_base(ends.source, ends.origin)
-    sources = directories_of(ends.source, ends.origin, above, {item.source.directory for item in items})
-    base = real_base(ends.target, ends.destination)
-    targets = directories_of(ends.target, ends.destination, base, {item.destination.directory for item in items})
-    chunk.control.check()
-    faults = make(ends.target, [found for found in targets.values() if isinstance(found, ResolvedDirectory)])
+    _survey(chunk, items)
+    base, faults = chunk.targets.base, chunk.targets.not_made
     finals = set[tuple[str, str]]()
     canonicals = dict[str, str]()
-    origins, wholes = _paths_of(sources), _paths_of(targets)
+    origins, wholes = chunk.sources.directories, chunk.targets.directories
     for item in items:
         origin, directory = origins[item.source.directory], wholes[item.destination.directory]
         if isinstance(origin, DataManagerError):
@@ -55,12 +54,12 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
             chunk.fail(item.number, _not_made(item.destination, fault))
             continue
         name = item.destination.name
-        try:
-            if directory not in canonicals:
+        if directory not in canonicals:
+            try:
                 canonicals[directory] = canonical_of(ends.destination, base, directory)
-        except PathNotAllowed as error:
-            chunk.fail(item.number, error)
-            continue
+            except PathNotAllowed as error:
+                chunk.fail(item.number, error)
+                continue
         where = canonicals[directory]
         if (directory, name) in finals:
             chunk.fail(item.number, DestinationExists(f"{item.destination}: two items have this destination"))
@@ -69,20 +68,33 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
         part = chunk.rules.part_name(item, chunk.rules.epoch_of(item))
         canonical = name if where == "." else f"{where}/{name}"
         chunk.tasks.append(SmallTask(item, origin, directory, part, canonical))
+    # programs take files of one directory together
+    chunk.tasks.sort(key=lambda task: (task.directory, task.source_directory))
 
 
-def _paths_of(
-    found: dict[str, ResolvedDirectory | DataManagerError],
-) -> dict[str, str | DataManagerError]:
-    """Return the whole path of each directory, or why there is none."""
-    return {name: one.path if isinstance(one, ResolvedDirectory) else one for name, one in found.items()}
+def _survey(chunk: Chunk, items: Sequence[SmallItem]) -> None:
+    """Survey both ends, at the same time where each has a program that takes a round trip for it."""
+    ends = chunk.ends
+    sources = partial(survey_sources, ends.source, ends.origin, [item.source for item in items])
+    targets = partial(survey_destinations, ends.target, ends.destination, [item.destination for item in items])
+    programs = {ends.source.bulk.in_one_turn, ends.target.bulk.in_one_turn} - {None}
+    if len(programs) == 2:
+        with ThreadPoolExecutor(1, thread_name_prefix="survey") as other:
+            found = other.submit(sources)
+            chunk.targets = targets()
+        chunk.sources = found.result()
+    else:
+        chunk.sources = sources()
+        chunk.control.check()
+        chunk.targets = targets()
+    chunk.control.check()
 
 
 def look(chunk: Chunk) -> None:
     """Note what can't go or need not go, and what the sources are; remove partial files of earlier attempts."""
     _look_at_destinations(chunk)
     tasks = chunk.left()
-    for index, found in chunk.ends.source.bulk.lstat([task.source_path for task in tasks]):
+    for index, found in chunk.sources.lstat(chunk.ends.source.bulk, [task.source_path for task in tasks]):
         task = tasks[index]
         if isinstance(found, PathMissing):
             chunk.fail(task.number, SourceMissing(f"{task.item.source}: no such file"))
@@ -105,7 +117,7 @@ def require_space(chunk: Chunk) -> None:
     if not tasks:
         return
     first = tasks[0].directory
-    spaces = {first: chunk.ends.target.free_space(first)}
+    spaces = {first: _free_space(chunk, first)}
     free, needed = spaces[first], 0
     for task in tasks:
         needed += task.stat.size
@@ -117,11 +129,16 @@ def require_space(chunk: Chunk) -> None:
             chunk.fail(task.number, NoSpace(f"{machine}: {task.stat.size} bytes more are needed, {free - needed} free"))
 
 
+def _free_space(chunk: Chunk, directory: str) -> int | None:
+    known = chunk.targets.free
+    return known[directory] if directory in known else chunk.ends.target.free_space(directory)
+
+
 def _has_space(chunk: Chunk, task: SmallTask, spaces: dict[str, int | None]) -> bool:
     """Say whether a directory has space for a task, which is taken from it then."""
     directory = task.directory
     if directory not in spaces:
-        spaces[directory] = chunk.ends.target.free_space(directory)
+        spaces[directory] = _free_space(chunk, directory)
         if spaces[directory] == next(iter(spaces.values())):  # as good as surely the same file system
             spaces[directory] = 0
     free = spaces[directory]
@@ -139,7 +156,7 @@ def _not_made(place: Place, fault: TransportError) -> DataManagerError:
 
 def _look_at_destinations(chunk: Chunk) -> None:
     tasks, candidates = chunk.left(), list[SmallTask]()
-    for index, found in chunk.ends.target.bulk.lstat([task.final for task in tasks]):
+    for index, found in chunk.targets.lstat(chunk.ends.target.bulk, [task.final for task in tasks]):
         task = tasks[index]
         if isinstance(found, PathMissing):
             continue

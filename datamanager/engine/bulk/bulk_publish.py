@@ -6,17 +6,16 @@ import posixpath
 from collections.abc import Sequence
 
 from datamanager.engine.bulk.bulk_chunk import Staged
-from datamanager.engine.path_confinement import moved_away
+from datamanager.engine.path_confinement import acted_elsewhere
 from datamanager.errors import (
     DataManagerError,
     DestinationExists,
     PathExists,
     PathMissing,
-    RemoteFailure,
     TransportError,
 )
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileKind
+from datamanager.transports.values import FileKind, own_file_gone
 
 
 def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> list[DataManagerError | None]:
@@ -24,7 +23,9 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
 
     The caller has recorded each one's `intent`. A name that holds just those bytes is accepted: an earlier answer was
     lost. What was not published keeps its partial file (see `discard`). PathReplaced where the directory leads
-    elsewhere now: the file may have its name there. Raises: what breaks the connection (retryable: publish again).
+    elsewhere now, and the file may have its name there, or where the partial file is gone.
+
+    Raises: what breaks the connection (retryable: publish again).
     """
     results: list[DataManagerError | None] = [None] * len(staged)
     places = [place for place, one in enumerate(staged) if not one.published]
@@ -36,7 +37,7 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
             doubtful[places[index]] = error
         else:
             results[places[index]] = error
-    away = moved_away(target, {posixpath.dirname(staged[place].final) for place in places})
+    away = acted_elsewhere(target, {posixpath.dirname(staged[place].final) for place in places})
     for place in places if away else ():
         results[place] = results[place] or away.get(posixpath.dirname(staged[place].final))
     held = _holding(target, [staged[place] for place in doubtful])
@@ -47,7 +48,7 @@ def publish(target: Session, staged: Sequence[Staged], *, overwrite: bool) -> li
         elif isinstance(error, PathExists):
             results[place] = DestinationExists(f"{one.canonical}: another file was created there")
         else:
-            results[place] = RemoteFailure(f"{one.canonical}: the partial file disappeared")
+            results[place] = own_file_gone(one.part)
     discard(target, [staged[place] for place in doubtful if staged[place].number in held])
     return results
 

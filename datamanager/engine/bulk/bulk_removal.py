@@ -13,12 +13,12 @@ from uuid import UUID
 from datamanager.domain.location import aside_name
 from datamanager.engine.attempt import Intent
 from datamanager.engine.bulk.bulk_chunk import SMALL
-from datamanager.engine.path_confinement import moved_away
+from datamanager.engine.path_confinement import acted_elsewhere
 from datamanager.engine.single.source_removal import may_be, surely_is
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import DataManagerError, PathExists, PathMissing, PathReplaced, SourceNotRemoved, TransportError
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileStat, Progress, no_progress, shown
+from datamanager.transports.values import FileStat, Progress, no_progress, own_file_gone, shown
 
 CHANGED = "it changed after it was read"
 
@@ -71,12 +71,14 @@ def remove_sources(
     for place in doubtful:
         (good if place in hashes and hashes[place] == removals[place].sha256 else bad).append(place)
     for index, error in source.bulk.remove([removals[place].aside for place in good]):
-        if isinstance(error, PathReplaced):
+        if isinstance(error, PathMissing):
+            results[good[index]] = own_file_gone(removals[good[index]].aside)
+        elif isinstance(error, PathReplaced):
             results[good[index]] = error
-        elif error is not None and not isinstance(error, PathMissing):
+        elif error is not None:
             bad.append(good[index])
     _put_back(source, removals, bad, results)
-    away = moved_away(source, [posixpath.dirname(removals[place].path) for place in before])
+    away = acted_elsewhere(source, [posixpath.dirname(removals[place].path) for place in before])
     for place in before:
         results[place] = away.get(posixpath.dirname(removals[place].path)) or results.get(place)
     return [results.get(place) for place in range(len(removals))]
@@ -143,6 +145,9 @@ def _put_back(
     names = [(removals[place].aside, removals[place].path) for place in places]
     for index, error in source.bulk.rename(names, overwrite=False):
         one, why = removals[places[index]], CHANGED
+        if isinstance(error, PathMissing):
+            results[places[index]] = own_file_gone(one.aside)
+            continue
         if isinstance(error, PathExists):
             why += f"; {shown(one.aside)} has it, as its name is taken again"
         elif error is not None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from hashlib import sha256
+from typing import cast
 
 from datamanager.domain.location import folded
 from datamanager.engine.bulk.bulk_chunk import (
@@ -27,7 +27,7 @@ from datamanager.engine.bulk.bulk_chunk import (
 )
 from datamanager.engine.bulk.bulk_probe import look, require_space, resolve
 from datamanager.engine.control import Control
-from datamanager.engine.path_confinement import moved_away, real_base
+from datamanager.engine.path_confinement import acted_elsewhere, real_base
 from datamanager.engine.single.same_file import is_one_name
 from datamanager.errors import (
     ChecksumMismatch,
@@ -41,6 +41,7 @@ from datamanager.errors import (
     SourceMissing,
     TransportError,
 )
+from datamanager.transports.bulk_port import InOneTurn
 from datamanager.transports.values import FileKind, FileStat, KeptAttributes, NewFile, path_replaced
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def stage(
             _require_unchanged(chunk)
             _require_in_place(chunk)
             directories = sorted({task.directory for task in chunk.left()})
-            if directories:
+            if directories and not chunk.synced:
                 try:
                     sync(directories)
                 except NotSupported:  # some machines have no way to do it
@@ -91,7 +92,7 @@ def _note_unsynced(chunk: Chunk) -> None:
     """Note that what is staged may not be on stable storage."""
     for task in chunk.left():
         kept = task.kept or KeptAttributes(chunk.intent(task).mtime)
-        task.kept = replace(kept, not_kept=(*kept.not_kept, "fsync"))
+        task.kept = kept._replace(not_kept=(*kept.not_kept, "fsync"))
 
 
 def _ask_time(chunk: Chunk) -> None:
@@ -148,9 +149,9 @@ def _require_unchanged(chunk: Chunk) -> None:
 def _require_in_place(chunk: Chunk) -> None:
     """Check that the items' directories are where they were when the bytes were read and written."""
     ends = chunk.ends
-    sources = moved_away(ends.source, [task.source_directory for task in chunk.left()])
-    targets = moved_away(ends.target, [task.directory for task in chunk.left()])
-    for task in chunk.left():
+    sources = acted_elsewhere(ends.source, [task.source_directory for task in chunk.left()])
+    targets = acted_elsewhere(ends.target, [task.directory for task in chunk.left()])
+    for task in chunk.left() if sources or targets else ():
         away = sources.get(task.source_directory) or targets.get(task.directory)
         if away is not None:
             chunk.fail(task.number, away)
@@ -159,10 +160,36 @@ def _require_in_place(chunk: Chunk) -> None:
 def _bring(chunk: Chunk, tasks: Sequence[SmallTask], *, packed: bool) -> dict[SmallTask, DataManagerError]:
     """Write and compare; return what went wrong at the target. What is wrong with a source is noted."""
     wrong: dict[SmallTask, DataManagerError] = {}
+    if chunk.ends.target.bulk.in_one_turn is not None:
+        return _store(chunk, tasks, chunk.ends.target.bulk.in_one_turn)
     if not (packed and _unpack(chunk, tasks)):
         wrong |= _write(chunk, tasks)
     stored = [task for task in tasks if task not in wrong and task.number not in chunk.outcomes]
     return wrong | _compare(chunk, stored)
+
+
+def _store(chunk: Chunk, tasks: Sequence[SmallTask], program: InOneTurn) -> dict[SmallTask, DataManagerError]:
+    """Write, compare and sync in one turn; return what went wrong."""
+    wrong: dict[SmallTask, DataManagerError] = {}
+    sent = list[SmallTask]()
+    with (
+        closing(_files(chunk, tasks, sent)) as files,
+        closing(program.store(files, hashed=chunk.rules.hashed)) as results,
+    ):
+        try:
+            for index, found in results:
+                task = sent[index]
+                if isinstance(found, KeptAttributes):
+                    task.kept = found
+                    chunk.count(task)
+                elif task.kept is None:
+                    wrong[task] = cast("TransportError", found)
+                elif (fault := _why_wrong(task, found)) is not None:
+                    wrong[task] = fault
+            chunk.synced = True
+        except NotSupported:
+            chunk.synced = False  # otherwise, in the end
+    return {task: fault for task, fault in wrong.items() if task.number not in chunk.outcomes}
 
 
 def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataManagerError]:
@@ -175,6 +202,7 @@ def _write(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataMana
             else:
                 sent[index].kept = kept
                 chunk.count(sent[index])
+    chunk.tell()
     return wrong
 
 
@@ -191,6 +219,7 @@ def _unpack(chunk: Chunk, tasks: Sequence[SmallTask]) -> bool:
         return False
     for task in sent:
         chunk.count(task)
+    chunk.tell()
     return True
 
 
@@ -199,6 +228,7 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
     waiting = [task for task in tasks if task.number not in chunk.outcomes]
     paths = [task.source_path for task in waiting]
     largest = max((task.stat.size for task in waiting), default=0)
+    hashed = chunk.rules.hashed or chunk.rules.moving
     with closing(chunk.ends.source.bulk.read(paths, chunk.rules.most, largest)) as results:
         for index, found in results:
             chunk.control.check()
@@ -210,7 +240,7 @@ def _files(chunk: Chunk, tasks: Sequence[SmallTask], sent: list[SmallTask]) -> G
             elif len(found.data) != found.stat.size or not found.stat.is_version(task.stat):
                 chunk.fail(task.number, _changed(task))
             else:
-                task.sha256 = sha256(found.data).hexdigest() if chunk.rules.hashed or chunk.rules.moving else None
+                task.sha256 = sha256(found.data).hexdigest() if hashed else None
                 if (changed := task.why_not_known(chunk.rules.known.get(task.number), found.stat)) is not None:
                     chunk.fail(task.number, changed)
                     continue
@@ -224,17 +254,24 @@ def _compare(chunk: Chunk, tasks: Sequence[SmallTask]) -> dict[SmallTask, DataMa
     wrong: dict[SmallTask, DataManagerError] = {}
     bulk, parts = chunk.ends.target.bulk, [task.part for task in tasks]
     for index, far in bulk.digest(parts, chunk.rules.most) if chunk.rules.hashed else bulk.lstat(parts):
-        task, place = tasks[index], tasks[index].item.destination
-        if isinstance(far, PathMissing):
-            wrong[task] = path_replaced(f"{place}: its partial file was written, but is not in its directory")
-        elif isinstance(far, TransportError):
-            wrong[task] = far
-        elif isinstance(far, FileStat):
-            if far.size != task.stat.size:
-                wrong[task] = SizeMismatch(f"{place}: {far.size} bytes are stored, {task.stat.size} were sent")
-        elif far != task.sha256:
-            wrong[task] = ChecksumMismatch(f"{place}: sha256 {far} is stored, {task.sha256} was read")
+        if (fault := _why_wrong(tasks[index], far)) is not None:
+            wrong[tasks[index]] = fault
     return wrong
+
+
+def _why_wrong(task: SmallTask, far: FileStat | str | TransportError) -> DataManagerError | None:
+    """Say why what is stored of an item (its stat, or its sha256) is not what was read."""
+    place = task.item.destination
+    if isinstance(far, PathMissing):
+        return path_replaced(f"{place}: its partial file was written, but is not in its directory")
+    elif isinstance(far, TransportError):
+        return far
+    elif isinstance(far, FileStat):
+        if far.size != task.stat.size:
+            return SizeMismatch(f"{place}: {far.size} bytes are stored, {task.stat.size} were sent")
+    elif far != task.sha256:
+        return ChecksumMismatch(f"{place}: sha256 {far} is stored, {task.sha256} was read")
+    return None
 
 
 def _changed(task: SmallTask) -> SourceChanged:

@@ -53,6 +53,7 @@ from datamanager.errors import (
     SourceChanged,
 )
 from datamanager.machines import VerifyPolicy
+from datamanager.transports.values import own_file
 
 ROUNDS = 3
 """How often a bundle is begun anew because of members that fail."""
@@ -230,11 +231,12 @@ def _publish_manifest(ready: ReadyBundle) -> None:
         with session.create(part) as writer:
             writer.write(0, data)
             writer.flush()
-        with session.open_read(part) as reader:
-            if b"".join(bytes(block) for block in reader.blocks()) != data:
-                raise ChecksumMismatch(f"{job.manifest}: the stored bytes differ from those sent")
-        session.set_attributes(part, mode=_MODE, mtime=ready.intent.mtime)
-        session.rename(part, final, overwrite=True)
+        with own_file(part):
+            with session.open_read(part) as reader:
+                if b"".join(bytes(block) for block in reader.blocks()) != data:
+                    raise ChecksumMismatch(f"{job.manifest}: the stored bytes differ from those sent")
+            session.set_attributes(part, mode=_MODE, mtime=ready.intent.mtime)
+            session.rename(part, final, overwrite=True)
 
 
 def _part_name(job: ArchiveAttempt, place: Place) -> str:

@@ -20,7 +20,7 @@ from datamanager.transports.values import FileKind, FileStat
 
 DEPTH_MAX = 64
 """Directories below one another."""
-ENTRIES_MAX = 100_000
+ENTRIES_MAX = 200_000
 """Entries that one walk looks at, of all kinds: what bounds its time and its memory."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 
 from datamanager.engine.attempt import Attempt, Found, Intent
 from datamanager.engine.path_confinement import lstat_or_none
@@ -24,14 +23,14 @@ def set_attributes(job: Attempt, found: Found, intent: Intent) -> Intent:
     """Give the verified partial file its mode and modification time; return the intent with what the machine keeps of
     them, to be recorded before `publish`.
 
-    Raises: RemoteFailure when the partial file is gone, and what the transports raise.
+    Raises: PathReplaced when the partial file is gone, and what the transports raise.
     """
     mode = found.source.mode & 0o777 if found.source else PLAIN_MODE
     with job.target.storage.session() as session:
         try:
             return intent.stored_as(session.set_attributes(found.part, mode=mode, mtime=intent.mtime))
         except PathMissing as exc:
-            raise RemoteFailure(f"{job.target.place}: the partial file disappeared") from exc
+            raise part_is_gone(job) from exc
 
 
 def publish(job: Attempt, found: Found, intent: Intent) -> None:
@@ -80,7 +79,7 @@ def rename(job: Attempt, found: Found) -> bool:
             if lstat_or_none(session, found.source_path) and (job.overwrite or not lstat_or_none(session, found.final)):
                 return False
             raise
-        if not replace(session.lstat(found.final), identity=None).is_version(source):
+        if not session.lstat(found.final)._replace(identity=None).is_version(source):
             with suppress(PathExists, PathMissing):
                 session.rename(found.final, found.source_path, overwrite=False)
             raise SourceChanged(f"{job.origin.place} changed during the transfer")

@@ -18,10 +18,10 @@ from datamanager.domain.location import Place, folded, temporary_name
 from datamanager.engine.attempt import Attempt, Endpoint
 from datamanager.engine.path_confinement import ResolvedDirectory, directories_of, lstat_or_none, real_base
 from datamanager.engine.single.other_names import may_be_mounted_twice
-from datamanager.errors import DestinationExists, PathMissing, TransportError
+from datamanager.errors import DestinationExists, PathMissing, PathReplaced, TransportError
 from datamanager.machines import TransportKind
 from datamanager.transports.port import Session
-from datamanager.transports.values import FileKind, FileStat, NewFile
+from datamanager.transports.values import FileKind, FileStat, KeptAttributes, NewFile, own_file, own_file_gone
 
 Name = tuple[Session, str]
 """A file's absolute path with its directory's links resolved, and a session of its machine."""
@@ -244,8 +244,9 @@ def _directory_keys(directories: Sequence[Name]) -> dict[Name, Hashable]:
 def _marked_keys(directories: Sequence[Name]) -> dict[Name, Hashable]:
     """Tell directories apart by what is read from the file of ours in each: a second name of one shows the first's.
 
-    Read back from all: some servers do not keep to O_EXCL.
+    Read back from all: some servers do not keep to O_EXCL. Raises: PathReplaced for a file that was made, but is gone.
     """
+    made, removed, missing = set[Name](), set[Hashable](), list[Name]()
     name, numbers = temporary_name("same-file", uuid4(), 0), {one: number for number, one in enumerate(directories)}
     keys: dict[Name, Hashable] = {one: (number,) for one, number in numbers.items()}
     by_session = _by_session(directories)
@@ -254,8 +255,9 @@ def _marked_keys(directories: Sequence[Name]) -> dict[Name, Hashable]:
             marks = [posixpath.join(path, name) for path in paths]
             now, contents = int(time.time()), [str(numbers[session, path]).encode() for path in paths]
             files = [NewFile(mark, data, 0o644, now) for mark, data in zip(marks, contents, strict=True)]
-            for _ in session.bulk.write(files):
-                pass  # what was not written is not read either
+            for index, kept in session.bulk.write(files):
+                if isinstance(kept, KeptAttributes | PathReplaced):  # what was not written is not read either
+                    made.add((session, paths[index]))
         for session, paths in by_session.items():
             marks = [posixpath.join(path, name) for path in paths]
             for index, found in session.bulk.read(marks, _MARK_MAX):
@@ -263,8 +265,15 @@ def _marked_keys(directories: Sequence[Name]) -> dict[Name, Hashable]:
                     keys[session, paths[index]] = found.data
     finally:
         for session, paths in by_session.items():
-            for _ in session.bulk.remove([posixpath.join(path, name) for path in paths]):
-                pass  # gone under another name already, or was never made
+            for index, error in session.bulk.remove([posixpath.join(path, name) for path in paths]):
+                one = session, paths[index]
+                if error is None:
+                    removed.add(keys[one])
+                elif isinstance(error, PathMissing) and one in made:
+                    missing.append(one)
+    for one in missing:
+        if keys[one] not in removed:  # under another name of the directory
+            raise own_file_gone(posixpath.join(one[1], name))
     return keys
 
 
@@ -283,7 +292,8 @@ def _is_folded(session: Session, directory: str, name: str, other: str) -> bool:
     try:
         return lstat_or_none(session, same) is not None
     finally:
-        session.remove(mark)
+        with own_file(mark):
+            session.remove(mark)
 
 
 def _by_session(names: Sequence[Name]) -> dict[Session, list[str]]:

@@ -33,7 +33,7 @@ from datamanager.errors import (
     TransportError,
 )
 from datamanager.transports.port import Session
-from datamanager.transports.values import Check, FileKind, FileStat, Progress, no_check, no_progress, shown
+from datamanager.transports.values import Check, FileKind, FileStat, Progress, no_check, no_progress, own_file, shown
 
 STEP = 2.0
 """Seconds that the times of files are apart at most: SFTP has whole ones, some file systems even ones. A file that was
@@ -42,16 +42,17 @@ changed twice within a step may show the first time only."""
 
 def machine_time(session: Session, directory: str) -> float | None:
     """Return the time that a new file gets in a directory (seconds since 1970, rounded down): that of the machine, or
-    of its file server. None where no file can be made."""
-    path = posixpath.join(directory, temporary_name("clock", uuid4(), 1))
+    of its file server. None where no file can be made. Raises: PathReplaced when that file is gone, retryable errors.
+    """
+    path, made = posixpath.join(directory, temporary_name("clock", uuid4(), 1)), False
     try:
         with session.create(path):
-            pass
+            made = True
         return float(session.lstat(path).mtime)
     except (PathMissing, PermissionDenied, NoSpace, RemoteFailure):
         return None
     finally:
-        with suppress(PathMissing, PermissionDenied, NoSpace, RemoteFailure):
+        with suppress(PermissionDenied, NoSpace, RemoteFailure), own_file(path) if made else suppress(PathMissing):
             session.remove(path)
 
 
@@ -172,10 +173,12 @@ def _remove(
             raise
         good = False
     if good:
-        session.remove(aside)
+        with own_file(aside):
+            session.remove(aside)
         return
     try:
-        session.rename(aside, path, overwrite=False)
+        with own_file(aside):
+            session.rename(aside, path, overwrite=False)
     except PathExists as exc:
         what = f"{end.place} changed after it was read, and has been replaced since: {shown(aside)} has it"
         raise SourceChanged(what) from exc

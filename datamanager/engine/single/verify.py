@@ -74,11 +74,11 @@ def require_unchanged(job: Attempt, found: Found) -> None:
         )
 
 
-def stored_sha256(session: Session, path: str, progress: Progress = no_progress) -> str:
+def stored_sha256(session: Session, path: str, progress: Progress = no_progress, *, size: int | None = None) -> str:
     """Return the sha256 (hex) of a file from its storage: computed by the machine itself where it can, else read
-    back. Small files are read back anyway: that is quicker than starting a program.
+    back. Small files are read back anyway: that is quicker than starting a program. `size`: bytes, where it is known.
     """
-    if session.stat(path).size > READ_BACK:
+    if (session.stat(path).size if size is None else size) > READ_BACK:
         with suppress(NotSupported):
             return session.programs.digest(path, progress)
     sha256 = hashlib.sha256()
@@ -121,16 +121,16 @@ def _both_sha256(job: Attempt, found: Found, moved: Moved, control: Control) -> 
             raise SourceChanged(f"{job.origin.place} disappeared during the transfer") from None
 
     if moved.sha256 is not None:
-        return moved.sha256, moved.stored or _hashed(job.target, found.part, control)
+        return moved.sha256, moved.stored or _hashed(job.target, found.part, control, moved.size)
     with ThreadPoolExecutor(1) as beside:
         near = beside.submit(source)
-        far = moved.stored or _hashed(job.target, found.part, control)
+        far = moved.stored or _hashed(job.target, found.part, control, moved.size)
         return near.result(), far
 
 
-def _hashed(end: Endpoint, path: str, control: Control) -> str:
+def _hashed(end: Endpoint, path: str, control: Control, size: int | None = None) -> str:
     with end.storage.session() as session:
-        return stored_sha256(session, path, control.watch)
+        return stored_sha256(session, path, control.watch, size=size)
 
 
 @contextmanager

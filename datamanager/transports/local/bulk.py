@@ -31,6 +31,8 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 class LocalBulk:
     """Work on many small files of this host. Those of one directory, one after the other, need one walk to it."""
 
+    in_one_turn = None
+
     def __init__(self, beneath: Beneath) -> None:
         self._beneath = beneath
 

@@ -29,6 +29,9 @@ class LocalStorage(BoundedStorage):
         super().__init__(machine)
         self._beneath = Beneath(machine.base_dir)
 
+    def expect(self, count: int = 1, *, many: bool = False) -> None:
+        """Do nothing: there is nothing to prepare."""
+
     @contextmanager
     def _pooled(self) -> Iterator[Session]:
         yield LocalSession(self._beneath)

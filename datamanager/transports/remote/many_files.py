@@ -13,11 +13,10 @@ import functools
 import json
 import struct
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.resources import files as resources
-from itertools import groupby
 from typing import Any
 
 from datamanager.errors import (
@@ -48,8 +47,9 @@ _FILES, _BYTES = 256, 1 << 20
 """Files, and bytes of them, in one frame."""
 _PAGE = 4096
 """Bytes that a file is hashed by at least."""
-_IN_FLIGHT = 3
-"""Frames that were sent and not answered yet."""
+_UNDER_WAY, _ORDERS = 4 << 20, 64
+"""Bytes of files, and orders, that were sent and not answered yet: so many that a chunk of small files goes in one turn
+over a long path."""
 _WORKING = "while the machine worked on many files"
 _TURN = 0.02
 """Seconds for which input is offered before it is looked whether the program waits for its output to be read."""
@@ -94,16 +94,16 @@ class ManyFiles:
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """See the port's Bulk."""
         for index, found, _ in self._each("look", paths):
-            yield index, found if isinstance(found, TransportError) else _stat(found)
+            yield index, found if isinstance(found, TransportError) else stat_of(found)
 
     def read(self, paths: Sequence[str], most: int, likely: int) -> Results[SmallFile | TransportError]:
         """See the port's Bulk."""
         together = max(1, min(_FILES, _BYTES // max(1, likely)))
-        for index, found, data in self._each("read", paths, together, most=most):
+        for index, found, data in self._each("read", paths, together, together * max(1, likely), most=most):
             if isinstance(found, TransportError):
                 yield index, found
                 continue
-            stat, size = _stat(found), found[3]
+            stat, size = stat_of(found), found[3]
             try:
                 require_file(stat, paths[index])
                 if max(stat.size, size) > most:
@@ -123,21 +123,14 @@ class ManyFiles:
         sent = deque[dict[str, Any]]()
 
         def orders() -> Iterator[Order]:
-            for order, data in _frames(files):
+            for order, data in frames(files):
                 sent.append(order)
                 yield order, data
 
         index = 0
-        for answer, _ in self._answers(orders()):
-            order = sent.popleft()
-            entries = _entries(answer, len(order["names"]))
-            for name, (mode, mtime, _size), found in zip(order["names"], order["files"], entries, strict=True):
-                if isinstance(found, int):
-                    yield index, _error(found, _joined(order["in"], name), walked=not isinstance(answer, int))
-                elif found[2] == mtime and found[0] & 0o777 == mode:
-                    yield index, KeptAttributes(mtime)
-                else:
-                    yield index, KeptAttributes.of(_stat(found), mode=mode, mtime=mtime)
+        for answer, _ in self.answers(orders()):
+            for kept in written(sent.popleft(), answer):
+                yield index, kept
                 index += 1
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[int | TransportError | None]:
@@ -147,20 +140,20 @@ class ManyFiles:
         groups = list(_groups(ways, _FILES))
 
         def orders() -> Iterator[Order]:
-            for (old, new), start, stop in groups:
+            for (old, new), places in groups:
                 order = {"do": "rename", "in": old, "to": new, "overwrite": overwrite}
-                order["names"], order["new"] = ([name for _, name in end[start:stop]] for end in (olds, news))
+                order["names"], order["new"] = ([end[place][1] for place in places] for end in (olds, news))
                 yield order, ()
 
-        for (_, start, stop), (answer, _) in zip(groups, self._answers(orders()), strict=True):
+        for (_, places), (answer, _) in zip(groups, self.answers(orders()), strict=True):
             walked = not isinstance(answer, int)
-            for index, found in enumerate(_entries(answer, stop - start), start):
+            for index, found in zip(places, entries_of(answer, len(places)), strict=True):
                 if not found:
                     yield index, None
                 elif walked and found in NO_LINKS and not overwrite:
                     yield index, found
                 else:
-                    yield index, _error(found, names[index][found == errno.EEXIST], walked=walked)
+                    yield index, error_at(found, names[index][found == errno.EEXIST], walked=walked)
 
     def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """See the port's Bulk."""
@@ -169,51 +162,54 @@ class ManyFiles:
 
     def sync(self, directories: Sequence[str]) -> None:
         """Put the file systems of directories on stable storage. Raises: NotSupported when the machine can't."""
-        orders: Iterator[Order] = (({"do": "sync", "in": directory}, ()) for directory in directories)
-        for answer, _ in self._answers(orders):
-            if answer != 0:
-                raise NotSupported("the machine has no syncfs")
+        for answer, _ in self.answers([(sync_order(directories), ())] if directories else []):
+            require_synced(answer)
 
     # --- frames ------------------------------------------------------------------------------------------------------
 
     def _each(
-        self, act: str, paths: Sequence[str], together: int = _FILES, **more: int
+        self, act: str, paths: Sequence[str], together: int = _FILES, heavy: int = 0, **more: int
     ) -> Iterator[tuple[int, Any, memoryview]]:
-        """Have something done with each path; yield its index, its entry or error, and its bytes."""
+        """Have something done with each path; yield its index, its entry or error, and its bytes: `heavy` in all of an
+        answer."""
         parts = [_split(path) for path in paths]
         groups = list(_groups([directory for directory, _ in parts], together))
         orders: Iterator[Order] = (
-            ({"do": act, "in": where, "names": [name for _, name in parts[start:stop]], **more}, ())
-            for where, start, stop in groups
+            ({"do": act, "in": where, "names": [parts[place][1] for place in places], **more}, ())
+            for where, places in groups
         )
-        for (_, start, stop), (answer, data) in zip(groups, self._answers(orders), strict=True):
+        for (_, places), (answer, data) in zip(groups, self.answers(orders, heavy), strict=True):
             at, view = 0, memoryview(data)
             nothing, walked, reading = view[:0], not isinstance(answer, int), act == "read"
-            for index, found in enumerate(_entries(answer, stop - start), start):
+            for index, found in zip(places, entries_of(answer, len(places)), strict=True):
                 if isinstance(found, int) and found:
-                    yield index, _error(found, paths[index], walked=walked), nothing
+                    yield index, error_at(found, paths[index], walked=walked), nothing
                 elif reading:
                     yield index, found, view[at : at + found[3]]
                     at += found[3]
                 else:
                     yield index, found, nothing
 
-    def _answers(self, orders: Iterable[Order]) -> Iterator[Answer]:
-        """Send orders, a few ahead, and yield their answers. Left early, those that are under way are taken in."""
-        waiting = 0
+    def answers(self, orders: Iterable[Order], heavy: int = 0) -> Iterator[Answer]:
+        """Send orders, as many ahead as `_UNDER_WAY` and `_ORDERS` allow, and yield their answers, which have `heavy`
+        bytes of files at most. Left early, those that are under way are taken in.
+        """
+        waiting, under_way = deque[int](), 0
         try:
             for order, data in orders:
-                self._send(order, data)
-                waiting += 1
-                if waiting > _IN_FLIGHT:
-                    waiting -= 1
+                weight = heavy + sum(map(len, data))
+                while waiting and (len(waiting) == _ORDERS or under_way + weight > _UNDER_WAY):
+                    under_way -= waiting.popleft()
                     yield self._answer()
+                self._send(order, data)
+                waiting.append(weight)
+                under_way += weight
             while waiting:
-                waiting -= 1
+                waiting.popleft()
                 yield self._answer()
         finally:
             with suppress(TransportError):  # broken then
-                for _ in range(0 if self.broken else waiting):
+                for _ in () if self.broken else waiting:
                     self._answer()
 
     def _send(self, order: dict[str, Any], data: Sequence[Bytes]) -> None:
@@ -271,17 +267,17 @@ class ManyFiles:
             raise TransportTimeout(f"no answer for {patience:g} seconds {_WORKING}")
 
 
-def _groups(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, int, int]]:
-    """Yield runs of equal keys, of at most `most`: (key, first index, the index after the last)."""
-    start = 0
-    for key, run in groupby(keys):
-        end = start + sum(1 for _ in run)
-        for first in range(start, end, most):
-            yield key, first, min(first + most, end)
-        start = end
+def _groups(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, list[int]]]:
+    """Yield each key with the indices that have it, at most `most` at a time."""
+    alike = defaultdict[Any, list[int]](list)
+    for index, key in enumerate(keys):
+        alike[key].append(index)
+    for key, places in alike.items():
+        for first in range(0, len(places), most):
+            yield key, places[first : first + most]
 
 
-def _frames(files: Iterable[NewFile]) -> Iterator[Order]:
+def frames(files: Iterable[NewFile]) -> Iterator[Order]:
     """Yield the orders to write files, of one directory each, and their bytes."""
     directory, names = "", list[str]()
     described, data, room = list[tuple[int, int, int]](), list[Bytes](), 0
@@ -304,18 +300,41 @@ def _frames(files: Iterable[NewFile]) -> Iterator[Order]:
         yield order()
 
 
+def written(order: dict[str, Any], answer: int | list[Any]) -> Iterator[KeptAttributes | TransportError]:
+    """Yield how the writing of each file of an order ended."""
+    entries = entries_of(answer, len(order["names"]))
+    for name, (mode, mtime, _size), found in zip(order["names"], order["files"], entries, strict=True):
+        if isinstance(found, int):
+            yield error_at(found, joined(order["in"], name), walked=not isinstance(answer, int))
+        elif found[2] == mtime and found[0] & 0o777 == mode:
+            yield KeptAttributes(mtime)
+        else:
+            yield KeptAttributes.of(stat_of(found), mode=mode, mtime=mtime)
+
+
+def sync_order(directories: Sequence[str]) -> dict[str, Any]:
+    """Return the order to put the file systems of directories on stable storage."""
+    return {"do": "sync", "in": "/", "directories": list(directories)}
+
+
+def require_synced(answer: int | list[Any]) -> None:
+    """Return when a `sync_order` was carried out. Raises: NotSupported."""
+    if answer != 0:
+        raise NotSupported("the machine has no syncfs")
+
+
 def _split(path: str) -> tuple[str, str]:
     """Return the directory of an absolute path, and its name."""
     directory, _, name = path.rpartition("/")
     return directory or "/", name
 
 
-def _joined(directory: str, name: str) -> str:
+def joined(directory: str, name: str) -> str:
     """Return the path of a name in a directory."""
     return f"{directory.rstrip('/')}/{name}"
 
 
-def _entries(answer: int | list[Any], count: int) -> list[Any]:
+def entries_of(answer: int | list[Any], count: int) -> list[Any]:
     """Return the entry of each of `count` names. Raises: RemoteFailure when it is not one for each."""
     entries = [answer] * count if isinstance(answer, int) else answer
     if len(entries) != count:
@@ -323,7 +342,8 @@ def _entries(answer: int | list[Any], count: int) -> list[Any]:
     return entries
 
 
-def _error(number: int, path: str, *, walked: bool) -> TransportError:
+def error_at(number: int, path: str, *, walked: bool) -> TransportError:
+    """Return our error for an errno of the program; `walked`: it had come to the directory."""
     if number == errno.ELOOP and not walked:
         return path_replaced(
             f"{shown(path)}: a directory was replaced by a link while it was used; nothing was changed"
@@ -331,7 +351,8 @@ def _error(number: int, path: str, *, walked: bool) -> TransportError:
     return error_of(number, path)
 
 
-def _stat(found: Sequence[int]) -> FileStat:
+def stat_of(found: Sequence[int]) -> FileStat:
+    """Return what the program tells of a file."""
     return FileStat(FileKind.of(found[0]), found[1], found[2], found[0] & 0o7777)
 
 

@@ -12,7 +12,15 @@ from datamanager.transports.port import Session
 from datamanager.transports.remote.curl import RemoteCurl
 from datamanager.transports.remote.running import POLL, InstalledPrograms, Running
 from datamanager.transports.remote.third_party_push import push
-from datamanager.transports.values import Progress, PushTarget, no_progress, path_replaced, require_file, shown
+from datamanager.transports.values import (
+    Progress,
+    PushTarget,
+    no_progress,
+    own_file,
+    path_replaced,
+    require_file,
+    shown,
+)
 
 _SHA256 = re.compile(rb"\b[0-9a-f]{64}\b")
 _WHOLE = re.compile(rb"^dm-whole$", re.MULTILINE)
@@ -61,7 +69,8 @@ class RemotePrograms:
         with Running(self._channel, "run", ["cp", "--reflink=auto", "--", source, destination]) as running:
             status = running.wait(look, f"the machine copied {shown(source)}")
         if status != 0:
-            session.remove(destination)
+            with own_file(destination):
+                session.remove(destination)
             raise NotSupported(f"the machine's cp of {shown(source)} failed with status {status}")
         look(0)
         for path in (source, destination):

@@ -14,7 +14,7 @@ from hashlib import sha256
 from paramiko import sftp
 
 from datamanager.errors import NotSupported, PathExists, PathMissing, PathReplaced, RemoteFailure, TransportError
-from datamanager.transports.bulk_port import MOST_IN_FLIGHT, Results, Sync
+from datamanager.transports.bulk_port import MOST_IN_FLIGHT, InOneTurn, Results, Sync
 from datamanager.transports.remote.batch import digests, no_sync, syncing, unpack
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.errors import SPACE_IS_GONE, check, expect, status_error, write_error
@@ -39,6 +39,8 @@ from datamanager.transports.values import (
     NewFile,
     SmallFile,
     from_wire,
+    own_file,
+    own_file_gone,
     require_file,
     shown,
 )
@@ -60,6 +62,7 @@ class SftpBulk:
         self._installed = installed
         self._server = server
         self._full = False
+        self.in_one_turn: InOneTurn | None = None
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
@@ -84,10 +87,16 @@ class SftpBulk:
         return pipelined(self._wire, map(self._write, files), self._open_at_once)
 
     def kept_attributes(
-        self, path: str, mode: int, mtime: int, told: Reply
+        self, path: str, mode: int, mtime: int, told: Reply, seen: Reply
     ) -> Results[KeptAttributes | TransportError]:
-        """Yield what the server keeps of a file's mode and mtime, which it was `told`."""
-        return pipelined(self._wire, [self._look_at_attributes(path, mode, mtime, told)], 1)
+        """Yield what the server keeps of a file's mode and mtime, which it was `told`; `seen`: of a first LSTAT behind
+        that."""
+        if told.code == sftp.SFTP_OK and seen.kind == sftp.CMD_ATTRS:
+            kept = KeptAttributes.of(unpack_stat(seen.fields()), mode=mode, mtime=mtime)
+            if not kept.not_kept:
+                yield 0, kept
+                return
+        yield from pipelined(self._wire, [self._look_at_attributes(path, mode, mtime, told)], 1)
 
     def rename(self, names: Sequence[tuple[str, str]], *, overwrite: bool) -> Results[TransportError | None]:
         """Give each file its new name."""
@@ -220,10 +229,11 @@ class SftpBulk:
         *replies, told, seen = yield posted
         bad = next((reply for reply in replies if reply.code != sftp.SFTP_OK), None)
         if bad is None:
-            return (yield from self._kept(path, mode, mtime, told, seen))
+            with own_file(path):
+                return (yield from self._kept(path, mode, mtime, told, seen))
         error = write_error(bad, path, full=bad.code == sftp.SFTP_FAILURE and (yield from self._space_is_gone(path)))
-        yield [post(sftp.CMD_REMOVE, string(path))]
-        raise error
+        [removed] = yield [post(sftp.CMD_REMOVE, string(path))]
+        raise own_file_gone(path) if removed.code == sftp.SFTP_NO_SUCH_FILE else error
 
     def _post_attributes(self, path: str, mode: int, mtime: int) -> list[int]:
         """Set both, and look: a server may accept what it ignores. Costs no round trip of its own."""

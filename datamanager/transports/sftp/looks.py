@@ -35,6 +35,11 @@ def act_and_look(wire: Wire, kind: int, path: str, *fields: bytes, there: bool) 
 
     Raises: PathReplaced when it was done, but elsewhere. A file that was opened is closed then.
     """
+    return act_and_see(wire, kind, path, *fields, there=there)[0]
+
+
+def act_and_see(wire: Wire, kind: int, path: str, *fields: bytes, there: bool) -> tuple[Reply, Reply]:
+    """Do `act_and_look`; return the request's reply, and that to the first LSTAT behind it."""
     with wire.joined():
         number = wire.post(kind, string(path) + b"".join(fields))
         look = _post_look(wire, path, _MADE if there else _LAST)
@@ -47,7 +52,7 @@ def act_and_look(wire: Wire, kind: int, path: str, *fields: bytes, there: bool) 
             if reply.kind == sftp.CMD_HANDLE:
                 close_handle(wire, reply.fields().get_string())
             raise
-    return reply
+    return reply, seen[1]
 
 
 def begin_look(wire: Wire, path: str) -> list[int]:

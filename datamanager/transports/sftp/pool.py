@@ -1,7 +1,8 @@
 """One machine's SFTP storage: a bounded pool of sessions, and the watch over them.
 
-A session is made when one is acquired and none is idle; it is kept for the next user while it works. A thread of the
-pool looks at every channel about once a second: it aborts those that stall and closes those not used for a minute.
+A session is made when one is acquired and none is idle, or before, when one is expected; it is kept for the next user
+while it works. A thread of the pool looks at every channel about once a second: it aborts those that stall and closes
+those not used for a minute, the last one after ten: a login takes a dozen round trips.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from datamanager.transports.sftp.wire import Wire
 
 _log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 60.0
-"""How long an unused session is kept."""
+IDLE_SECONDS, LAST_IDLE_SECONDS = 60.0, 600.0
+"""How long an unused session is kept, and the last one of a pool."""
 
 
 class Known:
@@ -76,7 +77,7 @@ class SftpStorage(BoundedStorage):
         self._closed = False
         self._machine = machine
         self._connector = connector
-        self._idle_seconds = idle_seconds
+        self._idle_seconds, self._last_idle_seconds = idle_seconds, max(idle_seconds, LAST_IDLE_SECONDS)
         self._installed = known.programs
         self._server = known.server
         self._changed = threading.Condition()
@@ -84,7 +85,7 @@ class SftpStorage(BoundedStorage):
         self._channels: set[Channel] = set()
         self._sessions = 0  # that were made and not ended yet, idle or in use
         self._watcher: threading.Thread | None = None
-        self._prepared: deque[Future[None]] = deque()
+        self._expected: deque[Future[SftpSession]] = deque()  # each made for whoever acquires one next
         self._limiter.join(self)
 
     @property
@@ -99,28 +100,18 @@ class SftpStorage(BoundedStorage):
         with self._changed:
             return self._sessions
 
-    def prepare(self, count: int) -> None:
-        """Begin to open sessions, in a thread: each of the next callers waits for one, and gets the error if there is
-        none. No more are opened than are free, and no idle session is closed for them.
-        """
-        count = min(count, self._limiter.room)
-        wanted = [Future[None]() for _ in range(self._limiter.try_acquire(count))]
+    def expect(self, count: int = 1, *, many: bool = False) -> None:
+        """See the port."""
         with self._changed:
-            self._prepared.extend(wanted)
-        if wanted:
-            name = f"dm-open-{self.machine}"
-            threading.Thread(target=self._prepare, args=(wanted,), name=name, daemon=True).start()
-
-    def _prepare(self, wanted: list[Future[None]]) -> None:
-        for one in wanted:
-            try:
-                self._put_back(self._new_session())
-            except BaseException as exc:  # noqa: BLE001 - it is the next caller's
-                one.set_exception(exc)
-            else:
-                one.set_result(None)
-            finally:
-                self._limiter.release(1)
+            ready = sum(session.has_program or not many for _, session in self._idle)
+            wanted = count - ready - len(self._expected)
+        acquired = self._limiter.try_acquire(min(wanted, self._limiter.room)) if wanted > 0 else 0
+        futures = [Future[SftpSession]() for _ in range(acquired)]
+        with self._changed:
+            self._expected.extend(futures)
+        for future in futures:
+            name = f"dm-{self.machine}-expected"
+            threading.Thread(target=self._make_expected, args=(future, many), name=name, daemon=True).start()
 
     def close_idle(self) -> bool:
         """Close the session that is idle longest; False when there is none."""
@@ -148,25 +139,59 @@ class SftpStorage(BoundedStorage):
     def _pooled(self) -> Iterator[Session]:
         if self._closed:
             raise MachineUnavailable(f"{self.machine}: the storage is closed")
-        with self._changed:
-            prepared = self._prepared.popleft() if self._prepared else None
-        if prepared is not None and (error := prepared.exception()) is not None:
-            with self._changed:
-                self._prepared.clear()  # the next caller tries anew
-            raise error
-        session = self._idle_session() or self._new_session()
+        session = self._idle_session() or self._expected_session() or self._new_session()
         try:
             yield session
         finally:
+            self._connector.round_trip = session.round_trip
             self._put_back(session)
 
     def _put_back(self, session: SftpSession) -> None:
+        """Keep a session for its next user, if it still works."""
         with self._changed:
             keep = session.usable and not self._closed
             if keep:
                 self._idle.append((time.monotonic(), session))
         if not keep:
             self._end(session)
+
+    def _make_expected(self, future: Future[SftpSession], many: bool) -> None:
+        """Make a session for who waits for `future`; without such a one it is idle, and a failure nobody's. Its place
+        is acquired, and released here.
+        """
+        session: SftpSession | None = None
+        try:
+            session = (self._idle_session() if many else None) or self._new_session()
+            if many:
+                session.begin_many()
+        except BaseException as exc:  # noqa: BLE001 - raised by who takes the session
+            if session is not None:
+                self._end(session)
+            if self._is_taken(future):
+                future.set_exception(exc)
+            else:
+                _log.info("%s: a session that is expected could not be made: %s", self.machine, exc)
+        else:
+            if self._is_taken(future):
+                future.set_result(session)
+            else:
+                self._put_back(session)
+        finally:
+            self._limiter.release(1)
+
+    def _is_taken(self, future: Future[SftpSession]) -> bool:
+        """Say whether somebody waits for an expected session; if not, nobody will."""
+        with self._changed:
+            taken = future not in self._expected
+            if not taken:
+                self._expected.remove(future)
+            return taken
+
+    def _expected_session(self) -> SftpSession | None:
+        """Wait for a session that is made already, if there is one that nobody else waits for."""
+        with self._changed:
+            future = self._expected.popleft() if self._expected else None
+        return None if future is None else future.result()
 
     def _idle_session(self) -> SftpSession | None:
         """Return the session used last that still works; those that broke while idle are closed."""
@@ -250,6 +275,9 @@ class SftpStorage(BoundedStorage):
     def _expired(self, now: float) -> list[SftpSession]:
         with self._changed:
             expired: list[SftpSession] = []
-            while self._idle and now - self._idle[0][0] >= self._idle_seconds:
+            while self._idle:
+                last = self._sessions - len(expired) == 1
+                if now - self._idle[0][0] < (self._last_idle_seconds if last else self._idle_seconds):
+                    break
                 expired.append(self._idle.popleft()[1])
             return expired

@@ -5,17 +5,19 @@ What the program has no way for (directories, tar streams, names on a file syste
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from datamanager.errors import NotSupported, TransportError
 from datamanager.transports.bulk_port import Results, Sync
 from datamanager.transports.remote.many_files import ManyFiles
+from datamanager.transports.remote.one_turn import ProgramInOneTurn
 from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp.bulk import SftpBulk
 from datamanager.transports.sftp.server_behaviour import ServerBehaviour
 from datamanager.transports.sftp.wire import Wire
-from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile
+from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile, path_replaced, shown
 
 
 class ProgramBulk(SftpBulk):
@@ -24,6 +26,7 @@ class ProgramBulk(SftpBulk):
     def __init__(self, wire: Wire, installed: InstalledPrograms, server: ServerBehaviour, many: ManyFiles) -> None:
         super().__init__(wire, installed, server)
         self._many = many
+        self.in_one_turn = ProgramInOneTurn(many)
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
         """Yield each path's lstat."""
@@ -49,8 +52,24 @@ class ProgramBulk(SftpBulk):
                 without_links.append(index)
             else:
                 yield index, found
-        for place, error in super().rename([names[index] for index in without_links], overwrite=overwrite):
-            yield without_links[place], error
+        if without_links:
+            yield from self._rename_by_name(names, without_links)
+
+    def _rename_by_name(
+        self, names: Sequence[tuple[str, str]], places: Sequence[int]
+    ) -> Results[TransportError | None]:
+        """Give some files their new names over SFTP, and look where that was done."""
+        directories = sorted({posixpath.dirname(names[place][1]) or "/" for place in places})
+        results = [
+            (places[index], error)
+            for index, error in super().rename([names[place] for place in places], overwrite=False)
+        ]
+        away = {directories[index]: now for index, now in self.real_path(directories) if now != directories[index]}
+        for place, error in results:
+            now = away.get(posixpath.dirname(names[place][1]) or "/")
+            if error is None and isinstance(now, str):
+                error = path_replaced(f"{shown(names[place][1])}: its directory leads to {shown(now)} now")
+            yield place, error
 
     def remove(self, paths: Sequence[str]) -> Results[TransportError | None]:
         """Remove each file."""

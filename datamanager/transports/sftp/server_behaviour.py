@@ -11,7 +11,6 @@ import enum
 import logging
 import posixpath
 import threading
-from contextlib import suppress
 from uuid import uuid4
 
 from paramiko import sftp
@@ -29,7 +28,7 @@ from datamanager.transports.sftp.wire import (
     u64,
     unpack_stat,
 )
-from datamanager.transports.values import FileKind
+from datamanager.transports.values import FileKind, own_file_gone
 
 _log = logging.getLogger(__name__)
 
@@ -102,28 +101,40 @@ class _Trial:
     def __init__(self, wire: Wire, directory: str) -> None:
         self._wire = wire
         self._names = [posixpath.join(directory, temporary_name("rename", uuid4(), 1)) for _ in range(3)]
+        self._made = set[str]()
+        """Those that must be there when they are removed."""
 
     def naming(self) -> Naming:
-        """Find out how the server gives names. Raises: TransportError."""
-        first, second, third = self._names
+        """Find out how the server gives names. Raises: TransportError; PathReplaced before any other."""
         try:
-            self._create(first, b"1")
-            self._create(second, b"22")
-            self._wire.call(sftp.CMD_RENAME, string(first), string(second))
-            sizes = self._size(first), self._size(second)
-            if sizes == (1, 2):
-                return Naming.RENAME
-            if sizes != (None, 1):  # neither left as they were nor replaced
-                raise RemoteFailure(f"a trial of names left {sizes} bytes")
-            self._remove(first)
-            self._remove(second)
-            self._create(first, b"1")
-            self._create(second, b"22")
-            return Naming.LINK if self._links(first, second, third) else Naming.LOOK
+            return self._tried(*self._names)
         finally:
+            replaced: PathReplaced | None = None
             for name in self._names:
-                with suppress(TransportError):  # the first error counts; one of an exchanged directory is logged
+                try:
                     self._remove(name)
+                except PathReplaced as exc:
+                    replaced = exc
+                except TransportError:
+                    pass  # the first error counts
+            if replaced is not None:
+                raise replaced
+
+    def _tried(self, first: str, second: str, third: str) -> Naming:
+        self._create(first, b"1")
+        self._create(second, b"22")
+        self._wire.call(sftp.CMD_RENAME, string(first), string(second))
+        sizes = self._size(first), self._size(second)
+        if sizes == (1, 2):
+            return Naming.RENAME
+        if sizes != (None, 1):  # neither left as they were nor replaced
+            raise RemoteFailure(f"a trial of names left {sizes} bytes")
+        self._made.remove(first)
+        self._remove(first)
+        self._remove(second)
+        self._create(first, b"1")
+        self._create(second, b"22")
+        return Naming.LINK if self._links(first, second, third) else Naming.LOOK
 
     def _links(self, first: str, second: str, third: str) -> bool:
         """Say whether hard links refuse a name that is taken, and are hard links: one file with two names."""
@@ -132,7 +143,8 @@ class _Trial:
         self._wire.extended(HARDLINK, string(first), string(second))
         if (self._size(first), self._size(second)) != (1, 2):
             return False
-        self._wire.extended(HARDLINK, string(first), string(third))
+        if self._wire.extended(HARDLINK, string(first), string(third)).code == sftp.SFTP_OK:
+            self._made.add(third)
         if self._size(third) != 1:
             return False
         try:
@@ -152,6 +164,7 @@ class _Trial:
         attributes = pack_attributes(mode=0o600) if flags & sftp.SFTP_FLAG_CREATE else NO_ATTRIBUTES
         reply = act_and_look(self._wire, sftp.CMD_OPEN, name, u32(flags), attributes, there=True)
         opened = expect(reply, sftp.CMD_HANDLE, name)
+        self._made.add(name)
         handle = string(opened.fields().get_string())
         written = call(sftp.CMD_WRITE, handle, u64(0), string(data))
         for reply in (written, call(sftp.CMD_CLOSE, handle)):
@@ -166,4 +179,8 @@ class _Trial:
         return found.size if found.kind is FileKind.FILE else None
 
     def _remove(self, name: str) -> None:
-        act_and_look(self._wire, sftp.CMD_REMOVE, name, there=False)
+        reply = act_and_look(self._wire, sftp.CMD_REMOVE, name, there=False)
+        if reply.code == sftp.SFTP_NO_SUCH_FILE and name in self._made:
+            raise own_file_gone(name)
+        if reply.code == sftp.SFTP_OK:
+            self._made.discard(name)

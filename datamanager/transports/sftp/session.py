@@ -20,7 +20,14 @@ from datamanager.transports.sftp.bulk import NEW, SftpBulk
 from datamanager.transports.sftp.errors import check, expect
 from datamanager.transports.sftp.files import SftpReader, SftpWriter
 from datamanager.transports.sftp.large_reads import LargeReader
-from datamanager.transports.sftp.looks import act_and_look, begin_look, look_at_rename, require_in_place, same_file
+from datamanager.transports.sftp.looks import (
+    act_and_look,
+    act_and_see,
+    begin_look,
+    look_at_rename,
+    require_in_place,
+    same_file,
+)
 from datamanager.transports.sftp.pipeline import close_handle
 from datamanager.transports.sftp.program_bulk import ProgramBulk
 from datamanager.transports.sftp.server_behaviour import FSYNC, STATVFS, ServerBehaviour
@@ -39,6 +46,7 @@ from datamanager.transports.values import (
     Progress,
     from_wire,
     no_progress,
+    own_file,
     require_file,
     shown,
 )
@@ -68,6 +76,11 @@ class SftpSession:
     def usable(self) -> bool:
         """Say whether the session may be used again."""
         return not self._wire.broken and not (self._many and self._many.broken) and self.channel.alive()
+
+    @property
+    def has_program(self) -> bool:
+        """Say whether `bulk` works by a program on the machine."""
+        return self._many is not None
 
     @property
     def round_trip(self) -> float:
@@ -191,8 +204,8 @@ class SftpSession:
     def set_attributes(self, path: str, *, mode: int, mtime: int) -> KeptAttributes:
         """Set permission bits and modification time; `fsync` is kept as far as the server was seen to do it."""
         attributes = pack_attributes(mode=mode, mtime=mtime)
-        told = act_and_look(self._wire, sftp.CMD_SETSTAT, path, attributes, there=True)
-        kept = _only(self._one.kept_attributes(path, mode, mtime, told))
+        told, seen = act_and_see(self._wire, sftp.CMD_SETSTAT, path, attributes, there=True)
+        kept = _only(self._one.kept_attributes(path, mode, mtime, told, seen))
         if FSYNC in self._wire.extensions and self._server.syncs:
             return kept
         self._server.note("does not put files on stable storage")
@@ -276,9 +289,11 @@ def _copy_by_server(sessions: Sequence[SftpSession], source: str, destination: s
         copied = _copy_ranges(list(zip(readers, writers, strict=True)), size, progress)
         if copied:
             created.flush()
-            copied = first.stat(destination).size == size
+            with own_file(destination):
+                copied = first.stat(destination).size == size
     if not copied:
-        first.remove(destination)
+        with own_file(destination):
+            first.remove(destination)
     return copied
 
 

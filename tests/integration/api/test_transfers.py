@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from datetime import timedelta
 from http.client import HTTPConnection
@@ -137,6 +137,25 @@ def test_prefer(api: LiveApi) -> None:
     with Mover(api):
         answer = api.ask("POST", f"/DM/copy/{source}", data=to("there", "d"), headers={"Prefer": "wait=50"})
         assert answer.status_code == 201
+
+
+def test_a_status_waits_for_the_end(api: LiveApi) -> None:
+    task = api.ask("POST", f"/DM/async/copy/{api.register('f')}", data=to("there", "c")).text
+
+    def asked(prefer: str) -> tuple[str, str | None]:
+        answer = api.ask("GET", f"/DM/async/status/{task}", headers={"Prefer": prefer})
+        return answer.json()["status"], answer.headers.get("preference-applied")
+
+    assert asked("wait=soon") == ("QUEUED", None)
+    begun = time.monotonic()
+    assert asked("wait=1") == ("QUEUED", "wait=1")
+    assert time.monotonic() - begun > 0.9
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(asked, "wait=50")
+        assert not wait([waiting], 0.2).done
+        api.finish(task)
+        assert waiting.result() == ("COMPLETE", "wait=50")
+    assert asked("wait=50") == ("COMPLETE", "wait=50")  # at once
 
 
 def test_without_a_mover_nothing_is_changed(api: LiveApi) -> None:

@@ -153,12 +153,101 @@ def remove(where, order, _):
     return [attempt(one, name) for name in names(order)]
 
 
-def sync(where, *_):
+def sync(_, order, *__):
+    # each file system once
     import ctypes
 
-    handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
+    synced = set()
+    for path in order["directories"]:
+        where = walk(path)
+        try:
+            device = os.fstat(where).st_dev
+            if device in synced:
+                continue
+            synced.add(device)
+            handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
+        finally:
+            os.close(where)
+        try:
+            if ctypes.CDLL(None, use_errno=True).syncfs(handle):
+                return ctypes.get_errno()
+        finally:
+            os.close(handle)
+    return 0
+
+
+def survey(_, order, *__):
+    # what directories below a base directory are in truth (made, if that is wanted), and what has some names there
+    base = os.path.realpath(order["base"].encode("utf-8", "surrogateescape"))
+    os.stat(base)
+
+    def one(place, wanted):
+        missing = []
+        while True:
+            # the nearest one that exists
+            try:
+                os.stat(os.path.join(base, place))
+                break
+            except OSError as error:
+                if not place or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    return ["", "", error.errno, [], None]
+                place, _, name = place.rpartition(b"/")
+                missing.insert(0, name)
+        real = os.path.realpath(os.path.join(base, place))
+        told = [text(real), text(b"/".join(missing))]
+        if real != base and not real.startswith(base.rstrip(b"/") + b"/"):
+            return told + ["out", [], None]
+        try:
+            return told + entered(real, missing, wanted)
+        except OSError as error:
+            return told + [error.errno or errno.EIO, [], None]
+
+    def entered(real, missing, wanted):
+        where = walk(text(real))
+        try:
+            if missing and is_link(where, missing[0]):
+                return ["dangling", [], None]
+            if missing and not order["make"]:
+                return [0, [errno.ENOENT] * len(wanted), None]
+            for name in missing:
+                above, where = where, made(where, name)
+                os.close(above)
+            return [0, look(where, {"names": wanted}, None), free(where)]
+        finally:
+            os.close(where)
+
+    def made(above, name):
+        try:
+            os.mkdir(name, dir_fd=above)
+        except FileExistsError:
+            pass
+        return os.open(name, PLACE, dir_fd=above)
+
+    places = [place.encode("utf-8", "surrogateescape") for place in order["places"]]
+    return [text(base), [one(place, wanted) for place, wanted in zip(places, order["names"])]]
+
+
+def text(raw):
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def is_link(where, name):
     try:
-        return ctypes.CDLL(None, use_errno=True).syncfs(handle) and ctypes.get_errno()
+        return stat.S_ISLNK(os.stat(name, dir_fd=where, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def free(where):
+    try:
+        handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
+    except OSError:
+        return None
+    try:
+        found = os.fstatvfs(handle)
+        return found.f_bavail * found.f_frsize if found.f_blocks and found.f_frsize else None
+    except OSError:
+        return None
     finally:
         os.close(handle)
 
@@ -172,7 +261,7 @@ def attempt(act, *what):
 
 def main():
     orders, answers = sys.stdin.buffer, sys.stdout.buffer
-    verbs = {act.__name__: act for act in (look, read, digest, write, rename, remove, sync)}
+    verbs = {act.__name__: act for act in (look, read, digest, write, rename, remove, sync, survey)}
     answers.write(b"dm-many\n")
     while True:
         answers.flush()

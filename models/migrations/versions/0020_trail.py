@@ -8,8 +8,8 @@ from alembic import op
 from models.migrations.columns import BYTE_ORDERED, SERIAL, create_partial_index
 from models.tables.object_triggers import SQLITE, STATEMENTS, STATEMENTS_0015
 
-revision = "0019_trail"
-down_revision = "0018_access"
+revision = "0020_trail"
+down_revision = "0019_access"
 
 TOTALS = ("object_totals", "object_changes")
 

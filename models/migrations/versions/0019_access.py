@@ -7,8 +7,8 @@ from alembic import op
 
 from models.migrations.columns import BYTE_ORDERED, create_partial_index
 
-revision = "0018_access"
-down_revision = "0017_item_counts"
+revision = "0019_access"
+down_revision = "0018_checksum_keys"
 
 MADE = ("objects", "transfers", "schedules", "retention_runs", "audits")
 GRANTED = ("transfers", "schedules", "retention_runs")
