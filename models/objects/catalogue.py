@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,7 +19,7 @@ from datamanager.domain.location import Place, split_dest
 from datamanager.domain.requests import NewObject, RegisterRequest, TreeRequest
 from datamanager.domain.states import BundleStatus, ObjectStatus, Verified
 from datamanager.errors import ObjectArchived, ObjectDeleted, ObjectNotFound, ObjectUnknown
-from models.core.identifiers import new_id, new_ids
+from models.core.identifiers import new_ids
 from models.core.outbox import post_object_events
 from models.database import now, storable
 from models.many_rows import insert_many
@@ -126,7 +126,7 @@ def register_object(
 
     Raises: DestinationExists.
     """
-    new = object_id or new_id()
+    new = object_id or uuid4()
     claim_place(session, place, object_id=new)
     if canonical is not None and canonical != place:
         claim_place(session, canonical, object_id=new)
