@@ -47,7 +47,6 @@ from models.access.visibility import seen
 from models.archive.submission import enter_activate, enter_archive
 from models.batches.item_admission import JudgedItem
 from models.batches.submission import enter_items, judge_items
-from models.core.identifiers import new_id
 from models.core.outbox import post_submitted
 from models.database import insert_rows, now, table_of, wake
 from models.objects.catalogue import get_object, require_usable
@@ -253,11 +252,11 @@ def _enter_one(session: Session, machines: Machines, transfer: Transfer, request
             transfer.notes = known_note(obj.size, obj.checksum) if obj is not None else {}
         case CopyRequest():
             claim_reading(session, _id(obj), transfer.id)
-            transfer.result_object_id = new_id()
+            transfer.result_object_id = uuid4()
         case GetExternalRequest(size=size, group=group, options=options):
             if options.get(IF_NEWER_THAN):
                 get_object(session, UUID(str(options[IF_NEWER_THAN])), seen(request.grant, READ))
-            transfer.result_object_id = None if request.fields.extract else new_id()
+            transfer.result_object_id = None if request.fields.extract else uuid4()
             transfer.group = group
             transfer.bytes_total = size
         case _:

@@ -1,4 +1,4 @@
-"""Identifiers of objects: UUIDs of version 7 (RFC 9562), in the order in which they are made.
+"""Identifiers of the objects of batches and trees: UUIDs of version 7 (RFC 9562), in the order in which they are made.
 
 New objects lie side by side in every index that has their identifiers, so that a transaction of a thousand changes a
 few pages of each, and not a thousand (docs/adr/0025-identifiers-in-order.md). They tell when an object was made, and

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -22,7 +22,7 @@ from datamanager.errors import ObjectArchived, ObjectDeleted, ObjectNotFound, Ob
 from datamanager.identity.grant import Grant
 from models.access.permission import WRITE, maker, require_place
 from models.access.visibility import ALL, Visible, find_seen
-from models.core.identifiers import new_id, new_ids
+from models.core.identifiers import new_ids
 from models.core.outbox import post_object_events
 from models.database import now, storable
 from models.many_rows import insert_many
@@ -149,7 +149,7 @@ def register_object(
     """
     for one in {place, canonical or place}:
         require_place(by, one, request.group, WRITE)
-    new = object_id or new_id()
+    new = object_id or uuid4()
     claim_place(session, place, object_id=new, by=by)
     if canonical is not None and canonical != place:
         claim_place(session, canonical, object_id=new, by=by)

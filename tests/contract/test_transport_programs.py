@@ -7,6 +7,8 @@ import os
 import shlex
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +124,28 @@ def test_a_program_that_takes_no_input(alone_machine: Machine, control_dir: Path
             with pytest.raises(TransportTimeout):
                 program.write(bytes(32_000_000))
             assert program.write_some(b"x") == 0
+        assert session.stat("/").mode
+
+
+def test_the_watchdog_does_not_come_before_the_patience_with_a_program(
+    alone_machine: Machine, control_dir: Path
+) -> None:
+    with sessions(impatient(alone_machine), control_dir) as session:
+        channel, seen = session.channel, threading.Event()
+
+        def look() -> None:
+            while not seen.wait(0.1):
+                channel.check_stall(time.monotonic() + channel.patience)
+
+        watchdog = threading.Thread(target=look)
+        with channel.run(["sleep", "600"], stdin=True) as program:
+            watchdog.start()
+            try:
+                with pytest.raises(TransportTimeout, match="accepted no input"):
+                    program.write(bytes(32_000_000))
+            finally:
+                seen.set()
+                watchdog.join()
         assert session.stat("/").mode
 
 

@@ -84,8 +84,8 @@ class ParamikoProgram(RemoteProgram):
         if not self._input_open:
             raise RemoteFailure("the program's input is closed")
         self._channel.settimeout(timeout)
-        if timeout:  # below the window there is a socket, which only the watchdog ends
-            self._parent.blocked_since = time.monotonic()
+        if timeout:  # below the window, for which the wait ends by itself, there is a socket, which the watchdog ends
+            self._parent.blocked_since = time.monotonic() + timeout
         try:
             sent = self._channel.send(data)  # type: ignore[arg-type]  # a memoryview is as good
         except TimeoutError:
