@@ -164,7 +164,7 @@ def test_what_changes_between_the_decision_and_the_act_is_seen(keeper: Keeper, m
             case "held":
                 holds.hold(session, mine, ALL, "why", "")
             case "restored":
-                holds.restore(session, machines, mine, MONTH)
+                holds.restore(session, machines, mine, ALL, MONTH, None)
             case "read":
                 submit(
                     session,

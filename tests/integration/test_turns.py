@@ -127,5 +127,5 @@ def test_a_mover_has_sessions_made_for_what_it_takes(ends: Ends, tmp_path: Path,
         assert storage._sessions == 1
     second = ends.storages.get("second")
     assert isinstance(second, SftpStorage)
-    assert second._expected is None
+    assert not second._expected
     assert second.idle == 0
