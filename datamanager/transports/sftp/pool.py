@@ -73,7 +73,8 @@ class SftpStorage(BoundedStorage):
         """See the port."""
         with self._changed:
             ready = any(session.has_program or not many for _, session in self._idle)
-            if ready or self._expected is not None or self._limiter.closed or self.in_use == self._limiter.most:
+            # it counts while it is made, so that there are never more than the machine's `max_connections`
+            if ready or self._expected is not None or not self._limiter.try_acquire(1):
                 return
             self._expected = future = Future[SftpSession]()
         name = f"dm-{self.machine}-expected"
@@ -121,11 +122,13 @@ class SftpStorage(BoundedStorage):
                 future.set_exception(exc)
             else:
                 _log.info("%s: a session that is expected could not be made: %s", self.machine, exc)
-            return
-        if self._is_taken(future):
-            future.set_result(session)
         else:
-            self._put_back(session)
+            if self._is_taken(future):
+                future.set_result(session)
+            else:
+                self._put_back(session)
+        finally:
+            self._limiter.release(1)
 
     def _is_taken(self, future: Future[SftpSession]) -> bool:
         """Say whether somebody waits for an expected session; if not, nobody will."""
