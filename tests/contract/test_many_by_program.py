@@ -16,7 +16,7 @@ from datamanager.transports.local.storage import LocalStorage
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.remote.running import MANY_AT_ONCE
 from datamanager.transports.sftp.pool import SftpStorage
-from datamanager.transports.values import FileStat, NewFile
+from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile
 from tests.contract.conftest import commands, until, usable
 from tests.contract.test_many import (  # noqa: F401 - the contract's own, over the session below
     MTIME,
@@ -193,6 +193,31 @@ def test_a_program_of_this_host_that_was_killed_is_replaced(tmp_path: Path) -> N
     assert_made(files)
     storage.close()
     assert until(lambda: not of_this_host())
+
+
+def test_a_program_of_this_host_tells_of_files_what_system_calls_tell(tmp_path: Path) -> None:
+    storage = LocalStorage(Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(tmp_path)}))
+    times = {"old": -(10**9) - 1, "new": 2**33 * 10**9 + 7, "usual": MTIME * 10**9}
+    for name, time in times.items():
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, ns=(time, time))
+    paths = [f"{tmp_path}/{name}" for name in times]
+    with storage.session() as session:
+        before = list(session.bulk.lstat(paths))
+        assert session.begin_many()
+        assert list(session.bulk.lstat(paths)) == before
+        assert [read.stat for _, read in session.bulk.read(paths, 10) if isinstance(read, SmallFile)] == [
+            stat for _, stat in before
+        ]
+        survey = session.bulk.in_one_turn
+        assert survey is not None
+        told = survey.survey(str(tmp_path), {"": list(times)}, make=False).directories[""].entries
+        assert list(told.values()) == [stat for _, stat in before]
+        for name, time in times.items():
+            [(_, kept)] = session.bulk.write([NewFile(f"{tmp_path}/{name}.copy", b"x", 0o600, time // 10**9)])
+            assert kept == KeptAttributes(time // 10**9)
+            assert (tmp_path / f"{name}.copy").stat().st_mtime == time // 10**9
+    storage.close()
 
 
 def test_a_program_of_this_host_is_kept_for_the_next_use_for_a_while(tmp_path: Path) -> None:

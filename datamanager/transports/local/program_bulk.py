@@ -38,6 +38,8 @@ class LocalProgramBulk(ByProgram, LocalBulk):
 class LocalProcesses:
     """Starts programs on this host, as a channel does on another machine. `patience` is in seconds."""
 
+    exact = True
+
     def __init__(self, patience: float) -> None:
         self.patience = patience
 

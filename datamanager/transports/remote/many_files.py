@@ -65,9 +65,12 @@ Answer = tuple[int | list[Any], bytes]
 
 
 class Host(Protocol):
-    """Where the program runs: a machine's channel, or this host. `patience` is in seconds, for a byte to come."""
+    """Where the program runs: a machine's channel, or this host."""
 
     patience: float
+    """Seconds for a byte to come."""
+    exact: bool
+    """Whether files are told of as system calls tell, not as SFTP does."""
 
     def run(self, argv: Sequence[str], *, stdin: bool = False) -> RemoteProgram:
         """Start a program. Raises: RemoteFailure when it is refused."""
@@ -87,7 +90,8 @@ class ManyFiles:
         self.broken = False
         """Whether it can't be used any more."""
         try:
-            self._remote: RemoteProgram = channel.run(["python3", "-I", "-S", "-c", _program()], stdin=True)
+            words = ["python3", "-I", "-S", "-c", _program(), *(["exact"] if channel.exact else [])]
+            self._remote: RemoteProgram = channel.run(words, stdin=True)
         except RemoteFailure as exc:
             raise NotSupported(f"no program can be run: {exc.detail}") from exc
         try:
@@ -115,7 +119,7 @@ class ManyFiles:
             if isinstance(found, TransportError):
                 yield index, found
                 continue
-            stat, size = stat_of(found), found[3]
+            stat, size = stat_of(found[:-1]), found[-1]
             try:
                 require_file(stat, paths[index])
                 if max(stat.size, size) > most:
@@ -197,8 +201,8 @@ class ManyFiles:
                 if isinstance(found, int) and found:
                     yield index, error_at(found, paths[index], walked=walked), nothing
                 elif reading:
-                    yield index, found, view[at : at + found[3]]
-                    at += found[3]
+                    yield index, found, view[at : at + found[-1]]
+                    at += found[-1]
                 else:
                     yield index, found, nothing
 
@@ -371,7 +375,11 @@ def error_at(number: int, path: str, *, walked: bool) -> TransportError:
 
 def stat_of(found: Sequence[int]) -> FileStat:
     """Return what the program tells of a file."""
-    return FileStat(FileKind.of(found[0]), found[1], found[2], found[0] & 0o7777)
+    mode, size, mtime, *exact = found
+    if not exact:
+        return FileStat(FileKind.of(mode), size, mtime, mode & 0o7777)
+    device, inode, links, mtime_ns, ctime_ns = exact
+    return FileStat(FileKind.of(mode), size, mtime, mode & 0o7777, (device, inode), links, mtime_ns, ctime_ns)
 
 
 @functools.cache
