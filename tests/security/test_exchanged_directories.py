@@ -41,7 +41,7 @@ from datamanager.engine.single.verify import verify
 from datamanager.errors import DataManagerError, PathReplaced
 from datamanager.machines import Machine
 from datamanager.transports.local.beneath import Beneath
-from datamanager.transports.local.program_bulk import LocalProcesses
+from datamanager.transports.local.processes import LocalProcesses
 from datamanager.transports.local.storage import LocalSession
 from datamanager.transports.port import Session
 from datamanager.transports.remote.running import InstalledPrograms

@@ -14,7 +14,7 @@ from datamanager.errors import TransportTimeout as Timeout
 from datamanager.sources.http.curl_config import curl_config, curl_error
 from datamanager.sources.terms.urls import Target, parse_target
 from datamanager.transports.local.beneath import Beneath
-from datamanager.transports.local.program_bulk import LocalProcesses
+from datamanager.transports.local.processes import LocalProcesses
 from datamanager.transports.local.storage import LocalSession
 from datamanager.transports.remote.running import InstalledPrograms
 from tests.support.odd_http import OddServer, ok

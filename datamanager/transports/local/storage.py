@@ -16,7 +16,7 @@ from datamanager.transports.local.beneath import Beneath
 from datamanager.transports.local.bulk import LocalBulk
 from datamanager.transports.local.files import LocalReader, LocalWriter, file_stat, os_errors
 from datamanager.transports.local.host_programs import LocalPrograms
-from datamanager.transports.local.program_bulk import LocalProcesses, LocalProgramBulk
+from datamanager.transports.local.processes import LocalProcesses, LocalProgramBulk
 from datamanager.transports.port import Session
 from datamanager.transports.remote.many_files import ManyFiles
 from datamanager.transports.remote.running import InstalledPrograms
