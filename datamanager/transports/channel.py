@@ -125,6 +125,8 @@ class Channel(abc.ABC):
 
     passes_on_files = False
     """Whether a program's output comes quicker than what is read over SFTP."""
+    exact = False
+    """What programs tell of files is compared with what SFTP tells: see `many_files.Host`."""
 
     def __init__(self, patience: float) -> None:
         self.patience = patience

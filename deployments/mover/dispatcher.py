@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from sqlalchemy.orm import Session
 
 from datamanager.engine.control import Control
-from datamanager.errors import CatalogueUnavailable, InternalError, LeaseLost, NotAllowed
+from datamanager.errors import CatalogueUnavailable, DataManagerError, InternalError, LeaseLost, NotAllowed
 from deployments.mover.flow_runner import FlowRunner
 from deployments.mover.maintenance_runs import MaintenanceRuns
 from deployments.mover.retried_runs import earlier_end
@@ -186,8 +186,9 @@ class Dispatcher:
         for name in ({name for row in rows for name in limits.ends(row)} & machines.keys()).difference(
             machines.of_callers
         ):
-            storage = self._services.storages.get(name)
-            storage.expect(many=max(len(rows), rows[0].request.get("count", 0)) >= PACKED_FROM)
+            with contextlib.suppress(DataManagerError):  # the run will say so
+                storage = self._services.storages.get(name)
+                storage.expect(many=max(len(rows), rows[0].request.get("count", 0)) >= PACKED_FROM)
 
     def _take_now(self, free: int, busy: Collection[UUID]) -> list[list[Taken]]:
         """Take what there are slots for; return what runs alone, and those that share a run together."""

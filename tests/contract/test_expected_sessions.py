@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 
 from datamanager.errors import MachineUnavailable
 from datamanager.machines import Machine
+from datamanager.transports.factory import open_storage
+from datamanager.transports.sftp.pool import SftpStorage
 from datamanager.transports.sftp.session import SftpSession
 from tests.contract.conftest import commands, opened, until
 from tests.support.sshd import PrivateSshd
@@ -67,6 +71,19 @@ def test_no_session_is_made_beyond_the_limit(machine: Machine, own_control_dir: 
         assert storage._sessions == 2
 
 
+def test_an_expected_session_counts_while_it_is_made(
+    alone: PrivateSshd, machine: Machine, own_control_dir: Path
+) -> None:
+    with opened(machine, own_control_dir) as storage:
+        os.kill(alone.pid, signal.SIGSTOP)
+        try:
+            storage.expect(many=False)
+            assert storage.in_use == 1
+        finally:
+            os.kill(alone.pid, signal.SIGCONT)
+        assert until(lambda: (storage.in_use, storage.idle) == (0, 1))
+
+
 def test_a_failure_is_raised_by_who_acquires_the_session(
     alone: PrivateSshd, machine: Machine, own_control_dir: Path
 ) -> None:
@@ -85,9 +102,12 @@ def test_a_failure_is_raised_by_who_acquires_the_session(
 
 def test_nothing_is_left_of_what_was_expected(alone: PrivateSshd, machine: Machine, own_control_dir: Path) -> None:
     threads = threading.active_count()
-    with opened(machine, own_control_dir) as storage:
-        storage.expect(many=True)
+    storage = open_storage(machine, control_dir=own_control_dir)
+    assert isinstance(storage, SftpStorage)
+    storage.expect(many=True)
+    storage.close()  # while it is made
     assert until(lambda: threading.active_count() <= threads)
+    assert storage.in_use == 0
     assert until(lambda: not alone.descendants())
     storage.expect(many=True)
     assert not storage._expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from datamanager.errors import ConnectionLost, PathExists, PathMissing, PathReplaced, RemoteFailure
 from datamanager.machines import Machine
 from datamanager.transports.factory import open_storage
+from datamanager.transports.local.storage import LocalStorage
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.remote.running import MANY_AT_ONCE
 from datamanager.transports.sftp.pool import SftpStorage
-from datamanager.transports.values import FileStat, NewFile
+from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile
 from tests.contract.conftest import commands, until, usable
 from tests.contract.test_many import (  # noqa: F401 - the contract's own, over the session below
     MTIME,
@@ -35,14 +37,16 @@ from tests.contract.test_many import (  # noqa: F401 - the contract's own, over 
     wrong,
 )
 from tests.contract.test_transport import NAMES
-from tests.support.process import descendants_of
+from tests.support.process import command_line, descendants_of, signal_each
 from tests.support.sshd import PrivateSshd
 
 PROGRAM = "dm-many"
 
 
-@pytest.fixture(params=["openssh", "paramiko"])
+@pytest.fixture(params=["local", "openssh", "paramiko"])
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    if request.param == "local":
+        return Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(tmp_path)})
     server: PrivateSshd = request.getfixturevalue("server")
     return server.machine("remote", tmp_path, connection=request.param)
 
@@ -156,6 +160,81 @@ def test_a_connection_that_breaks_ends_all(alone: PrivateSshd, tmp_path: Path, c
     storage.close()
     assert until(lambda: not alone.descendants())
     assert not commands(PROGRAM, descendants_of(os.getpid()))
+
+
+def of_this_host() -> list[str]:
+    """Return the command lines of the programs that run here for this test."""
+    return [line for line in commands(PROGRAM, descendants_of(os.getpid())) if "ssh" not in line.split()[0]]
+
+
+def test_a_program_of_this_host_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    storage = LocalStorage(Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(tmp_path)}))
+    (folder := tmp_path / "files").mkdir()
+    files = mixed_files(folder)
+
+    def killing() -> Iterator[NewFile]:
+        for number, file in enumerate(files):
+            if number == 150:
+                signal_each(
+                    [pid for pid in descendants_of(os.getpid()) if PROGRAM in command_line(pid)], signal.SIGKILL
+                )
+            yield file
+
+    with pytest.raises(RemoteFailure) as caught, storage.session() as session:
+        assert session.begin_many()
+        list(session.bulk.write(killing()))
+    assert caught.value.retryable
+    assert until(lambda: not of_this_host())
+    for entry in os.scandir(folder):
+        os.unlink(entry.path)
+    with storage.session() as session:
+        assert session.begin_many()
+        assert not wrong(session.bulk.write(files))
+    assert_made(files)
+    storage.close()
+    assert until(lambda: not of_this_host())
+
+
+def test_a_program_of_this_host_tells_of_files_what_system_calls_tell(tmp_path: Path) -> None:
+    storage = LocalStorage(Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(tmp_path)}))
+    times = {"old": -(10**9) - 1, "new": 2**33 * 10**9 + 7, "usual": MTIME * 10**9}
+    for name, time in times.items():
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, ns=(time, time))
+    paths = [f"{tmp_path}/{name}" for name in times]
+    with storage.session() as session:
+        before = list(session.bulk.lstat(paths))
+        assert session.begin_many()
+        assert list(session.bulk.lstat(paths)) == before
+        assert [read.stat for _, read in session.bulk.read(paths, 10) if isinstance(read, SmallFile)] == [
+            stat for _, stat in before
+        ]
+        survey = session.bulk.in_one_turn
+        assert survey is not None
+        told = survey.survey(str(tmp_path), {"": list(times)}, make=False).directories[""].entries
+        assert list(told.values()) == [stat for _, stat in before]
+        for name, time in times.items():
+            [(_, kept)] = session.bulk.write([NewFile(f"{tmp_path}/{name}.copy", b"x", 0o600, time // 10**9)])
+            assert kept == KeptAttributes(time // 10**9)
+            assert (tmp_path / f"{name}.copy").stat().st_mtime == time // 10**9
+    storage.close()
+
+
+def test_a_program_of_this_host_is_kept_for_the_next_use_for_a_while(tmp_path: Path) -> None:
+    machine = Machine.model_validate({"name": "here", "transport": "local", "base_dir": str(tmp_path)})
+    storage = LocalStorage(machine, idle_seconds=0.3)
+    storage.expect(many=True)
+    assert until(lambda: storage.idle == 1)
+    for _ in range(2):
+        with storage.session() as session:
+            assert session.begin_many()
+        assert storage.idle == 1
+    assert until(lambda: storage.idle == 0 and not of_this_host())
+    with storage.session() as session:
+        assert session.begin_many()
+        storage.close()
+    assert storage.idle == 0
+    assert until(lambda: not of_this_host())
 
 
 def test_few_programs_run_at_once_on_a_machine(alone: PrivateSshd, tmp_path: Path, control_dir: Path) -> None:

@@ -15,9 +15,11 @@ from datamanager.engine.bulk import bulk_publish, bulk_staging
 from datamanager.engine.bulk.bulk_chunk import BulkEndpoints, BulkRules, SmallItem, Staged
 from datamanager.engine.control import Control
 from datamanager.engine.single import staged_file
+from datamanager.errors import SettingsError
 from datamanager.machines import Machine, Machines
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.transports.factory import Storages
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.sftp.pool import SftpStorage
 from datamanager.transports.sftp.session import SftpSession
@@ -129,3 +131,23 @@ def test_a_mover_has_sessions_made_for_what_it_takes(ends: Ends, tmp_path: Path,
     assert isinstance(second, SftpStorage)
     assert not second._expected
     assert second.idle == 0
+
+
+def test_a_machine_that_cannot_be_used_is_left_to_the_run(ends: Ends, tmp_path: Path) -> None:
+    open_to_all = tmp_path / "sockets"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    settings, machines = Settings(home=tmp_path), Machines(ends.machines)
+    services = Services(
+        *(settings, machines, Database(settings.catalogue_url), Storages(machines, open_to_all)),
+        *(EgressGuard(()), "mover", lambda _: None),
+    )
+
+    async def take() -> None:
+        Dispatcher(services)._expect_sessions(
+            [Transfer(source_machine="first", destination_machine="here", request={})]
+        )
+
+    asyncio.run(take())
+    with pytest.raises(SettingsError):
+        services.storages.get("first")

@@ -41,8 +41,10 @@ from datamanager.engine.single.verify import verify
 from datamanager.errors import DataManagerError, PathReplaced
 from datamanager.machines import Machine
 from datamanager.transports.local.beneath import Beneath
+from datamanager.transports.local.processes import LocalProcesses
 from datamanager.transports.local.storage import LocalSession
 from datamanager.transports.port import Session
+from datamanager.transports.remote.running import InstalledPrograms
 from datamanager.transports.sftp import looks
 from datamanager.transports.sftp.session import SftpSession
 from datamanager.transports.sftp.wire import NO_ATTRIBUTES, u32
@@ -463,7 +465,7 @@ def test_a_base_directory_may_be_a_link_and_become_another_one(tmp_path: Path) -
         (tmp_path / name / "file").write_text(name)
     base = tmp_path / "base"
     base.symlink_to("one")
-    session = LocalSession(Beneath(os.fspath(base)))
+    session = LocalSession(Beneath(os.fspath(base)), LocalProcesses(60.0), InstalledPrograms())
     assert read(session, session.real_path(f"{base}/file")) == read(session, f"{base}/file") == b"one"
     base.unlink()
     base.symlink_to("two")

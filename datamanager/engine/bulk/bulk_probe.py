@@ -6,9 +6,11 @@ enough. (docs/transfer-protocol.md, the publish protocol, 2)
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 
 from datamanager.domain.location import Place
 from datamanager.engine.bulk.bulk_chunk import Chunk, Deferred, SmallItem, SmallTask, beside
@@ -40,6 +42,7 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
     _survey(chunk, items)
     base, faults = chunk.targets.base, chunk.targets.not_made
     finals = set[tuple[str, str]]()
+    together = defaultdict[tuple[str, str], list[SmallTask]](list)  # programs take files of one directory together
     canonicals = dict[str, str]()
     origins, wholes = chunk.sources.directories, chunk.targets.directories
     for item in items:
@@ -67,9 +70,8 @@ def resolve(chunk: Chunk, items: Sequence[SmallItem]) -> None:
         finals.add((directory, name))
         part = chunk.rules.part_name(item, chunk.rules.epoch_of(item))
         canonical = name if where == "." else f"{where}/{name}"
-        chunk.tasks.append(SmallTask(item, origin, directory, part, canonical))
-    # programs take files of one directory together
-    chunk.tasks.sort(key=lambda task: (task.directory, task.source_directory))
+        together[directory, origin].append(SmallTask(item, origin, directory, part, canonical))
+    chunk.tasks = list(chain.from_iterable(together.values()))
 
 
 def _survey(chunk: Chunk, items: Sequence[SmallItem]) -> None:

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import TypeVar
 
 from datamanager.errors import NotSupported, PathExists, PathMissing, RemoteFailure, TransportError
-from datamanager.transports.bulk_port import Results, Sync
+from datamanager.transports.bulk_port import InOneTurn, Results, Sync
 from datamanager.transports.local.beneath import Beneath, Entry, Walks
 from datamanager.transports.local.files import both_names, file_stat, os_errors, real_path, rename, set_attributes
 from datamanager.transports.values import FileStat, KeptAttributes, NewFile, SmallFile, error_of, require_file, shown
@@ -31,9 +31,8 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 class LocalBulk:
     """Work on many small files of this host. Those of one directory, one after the other, need one walk to it."""
 
-    in_one_turn = None
-
     def __init__(self, beneath: Beneath) -> None:
+        self.in_one_turn: InOneTurn | None = None
         self._beneath = beneath
 
     def lstat(self, paths: Sequence[str]) -> Results[FileStat | TransportError]:
@@ -62,7 +61,7 @@ class LocalBulk:
         with self._beneath.walks() as walks:
             yield from _each(lambda file: _write(walks, file), files)
 
-    def unpack(self, *_: object, **__: object) -> None:
+    def unpack(self, files: Iterable[NewFile], directory: str) -> None:  # noqa: ARG002 - nothing is done
         """Refuse: a program would do nothing here that `write` does not."""
         raise NotSupported("this host writes files as quickly as it unpacks them")
 

@@ -17,7 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.resources import files as resources
-from typing import Any
+from typing import Any, Protocol
 
 from datamanager.errors import (
     ConnectionLost,
@@ -27,7 +27,7 @@ from datamanager.errors import (
     TransportTimeout,
 )
 from datamanager.transports.bulk_port import Results
-from datamanager.transports.channel import SLOW, Channel, RemoteProgram
+from datamanager.transports.channel import SLOW, RemoteProgram
 from datamanager.transports.values import (
     Bytes,
     FileKind,
@@ -64,10 +64,25 @@ Answer = tuple[int | list[Any], bytes]
 """An entry for each name, or the errno of what is wrong with the directory; and the bytes that were asked for."""
 
 
+class Host(Protocol):
+    """Where the program runs: a machine's channel, or this host."""
+
+    patience: float
+    """Seconds for a byte to come."""
+    exact: bool
+    """Whether files are told of as system calls tell, not as SFTP does."""
+
+    def run(self, argv: Sequence[str], *, stdin: bool = False) -> RemoteProgram:
+        """Start a program. Raises: RemoteFailure when it is refused."""
+
+    def alive(self) -> bool:
+        """Say, without blocking, whether the host can still be reached."""
+
+
 class ManyFiles:
     """The running program of one session, used by the session's thread."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Host) -> None:
         """Start it. Raises: NotSupported when the machine has no shell for us or no python3; ConnectionLost,
         TransportTimeout."""
         self._channel = channel
@@ -75,7 +90,8 @@ class ManyFiles:
         self.broken = False
         """Whether it can't be used any more."""
         try:
-            self._remote: RemoteProgram = channel.run(["python3", "-I", "-S", "-c", _program()], stdin=True)
+            words = ["python3", "-I", "-S", "-c", _program(), *(["exact"] if channel.exact else [])]
+            self._remote: RemoteProgram = channel.run(words, stdin=True)
         except RemoteFailure as exc:
             raise NotSupported(f"no program can be run: {exc.detail}") from exc
         try:
@@ -103,7 +119,7 @@ class ManyFiles:
             if isinstance(found, TransportError):
                 yield index, found
                 continue
-            stat, size = stat_of(found), found[3]
+            stat, size = stat_of(found[:-1]), found[-1]
             try:
                 require_file(stat, paths[index])
                 if max(stat.size, size) > most:
@@ -185,8 +201,8 @@ class ManyFiles:
                 if isinstance(found, int) and found:
                     yield index, error_at(found, paths[index], walked=walked), nothing
                 elif reading:
-                    yield index, found, view[at : at + found[3]]
-                    at += found[3]
+                    yield index, found, view[at : at + found[-1]]
+                    at += found[-1]
                 else:
                     yield index, found, nothing
 
@@ -227,6 +243,8 @@ class ManyFiles:
         while rest:
             try:
                 sent = self._remote.write_some(rest, _TURN)
+            except RemoteFailure:
+                raise self._ended() from None
             except TransportError:
                 self.broken = True
                 raise
@@ -250,12 +268,16 @@ class ManyFiles:
     def _receive(self, seconds: float) -> bool:
         piece = self._remote.read(seconds)
         if piece == b"":
-            self.broken = True
-            if self._channel.alive():
-                raise RemoteFailure(f"the program {_WORKING} ended", retryable=True)
-            raise ConnectionLost(f"the connection broke {_WORKING}")
+            raise self._ended()
         self._came += piece or b""
         return piece is not None
+
+    def _ended(self) -> TransportError:
+        """Return why the program is gone: it was killed, or the connection broke. Another try starts another one."""
+        self.broken = True
+        if self._channel.alive():
+            return RemoteFailure(f"the program ended {_WORKING}", retryable=True)
+        return ConnectionLost(f"the connection broke {_WORKING}")
 
     def _require(self, since: float, patience: float) -> None:
         """Check that it is worth waiting further."""
@@ -353,7 +375,11 @@ def error_at(number: int, path: str, *, walked: bool) -> TransportError:
 
 def stat_of(found: Sequence[int]) -> FileStat:
     """Return what the program tells of a file."""
-    return FileStat(FileKind.of(found[0]), found[1], found[2], found[0] & 0o7777)
+    mode, size, mtime, *exact = found
+    if not exact:
+        return FileStat(FileKind.of(mode), size, mtime, mode & 0o7777)
+    device, inode, links, mtime_ns, ctime_ns = exact
+    return FileStat(FileKind.of(mode), size, mtime, mode & 0o7777, (device, inode), links, mtime_ns, ctime_ns)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import Self
 
 from datamanager.errors import ConnectionLost, NotSupported, RemoteFailure, TransportError, TransportTimeout
 from datamanager.transports.channel import Channel, RemoteProgram
-from datamanager.transports.remote.many_files import ManyFiles
+from datamanager.transports.remote.many_files import Host, ManyFiles
 from datamanager.transports.values import Progress
 
 _log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class InstalledPrograms:
         self.pass_on_files = True
         """Whether large files are read by a program there (`file_stream`); False once that did not work."""
 
-    def begin_many(self, channel: Channel) -> ManyFiles | None:
+    def begin_many(self, channel: Host) -> ManyFiles | None:
         """Start a program for many files; None where there is no shell or no python3, or enough of them run.
 
         Raises: TransportTimeout, ConnectionLost.
@@ -139,7 +139,7 @@ class InstalledPrograms:
                 self._has_many = not isinstance(exc, NotSupported)
             if self._has_many:
                 raise
-            _log.info("many small files go over SFTP: %s", exc)
+            _log.info("no program works on many small files: %s", exc)
             return None
 
     def end_many(self, program: ManyFiles) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import math
 import os
-import select
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from datamanager.errors import (
@@ -17,21 +15,16 @@ from datamanager.errors import (
     ConnectionLost,
     HostKeyMismatch,
     MachineUnavailable,
-    RemoteFailure,
     TransportError,
 )
 from datamanager.machines import Machine
 from datamanager.signing.agent import LoginAgent
-from datamanager.transports.channel import RemoteProgram
 from datamanager.transports.login_shell import command_line
+from datamanager.transports.piped_program import PipedProgram
 from datamanager.transports.values import to_wire
 
 CONNECTION_FAILED = 255
 """ssh's own exit status, as opposed to the remote program's."""
-_GRACE = 2.0
-"""Seconds for ssh to end after it took no more input."""
-_PIPE = 1 << 20
-"""Bytes of a program's output that may wait for us: ssh then writes many packets before we wake up."""
 
 
 def ssh_program() -> str | None:
@@ -161,7 +154,7 @@ def _quoted(path: Path) -> str:
     return f'"{text}"'
 
 
-class OpenSshProgram(RemoteProgram):
+class OpenSshProgram(PipedProgram):
     """See RemoteProgram. `master` is the control socket of the connection to share.
 
     A forwarded agent needs a connection of its own: the one that is shared was made without, and the process that holds
@@ -178,81 +171,17 @@ class OpenSshProgram(RemoteProgram):
         forward_agent: bool,
         login: Sequence[str] = (),
     ) -> None:
-        super().__init__(machine.stall_timeout)
-        self._input: int | None = None
-        theirs = subprocess.DEVNULL
-        self._output, output = os.pipe2(os.O_CLOEXEC)
-        with contextlib.suppress(OSError):  # one user may have so many pipes of this size; any will do
-            fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE)
-        try:
-            if stdin:
-                theirs, self._input = os.pipe2(os.O_CLOEXEC)
-                os.set_blocking(self._input, False)
-            options, connection = (["-A"], None) if forward_agent else ([], master)
-            words = [command_line(argv)]
-            self._process = start_ssh(
-                machine, connection, [*login, *options], words, stdin=theirs, stdout=output, stderr=subprocess.DEVNULL
-            )
-        except BaseException:
-            os.close(self._output)
-            self.close_input()
-            raise
-        finally:
-            os.close(output)
-            if theirs != subprocess.DEVNULL:
-                os.close(theirs)
-        self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(self._output, select.POLLIN)
-        if self._input is not None:
-            self._writable.register(self._input, select.POLLOUT)
-
-    def read_into(self, buffer: memoryview, timeout: float) -> int | None:
-        """Receive the next piece of its output, what login scripts printed before it taken away, without a copy."""
-        if self._before is not None:
-            return super().read_into(buffer, timeout)
-        if not self._readable.poll(timeout * 1000):
-            return None
-        return os.readv(self._output, [buffer])
-
-    def _receive(self, timeout: float) -> bytes | None:
-        """Return what comes next; see RemoteProgram."""
-        if not self._readable.poll(timeout * 1000):
-            return None
-        return os.read(self._output, 65536)
-
-    def close_input(self) -> None:
-        """Let the program see the end of its input."""
-        if self._input is not None:
-            os.close(self._input)
-            self._input = None
+        options, connection = ([*login, "-A"], None) if forward_agent else ([*login], master)
+        start = partial(start_ssh, machine, connection, options, [command_line(argv)], stderr=subprocess.DEVNULL)
+        super().__init__(machine.stall_timeout, start, stdin=stdin)
 
     def exit_status(self) -> int | None:
         """Return the exit status; ssh's own failure is None."""
-        status = self._process.wait()
-        return None if status == CONNECTION_FAILED or status < 0 else status
-
-    def _send(self, data: memoryview, timeout: float) -> int:
-        """Write what ssh takes; a pipe is writable long before its buffer is empty, so a wait is a rare thing."""
-        if self._input is None:
-            raise RemoteFailure("the program's input is closed")
-        try:
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    return os.write(self._input, data)
-                if not timeout or not self._writable.poll(timeout * 1000):
-                    return 0
-        except OSError as exc:
-            raise self._ended() from exc
-
-    def _close(self) -> None:
-        self.close_input()
-        self._process.kill()
-        self._process.wait()
-        os.close(self._output)
+        status = super().exit_status()
+        return None if status == CONNECTION_FAILED else status
 
     def _ended(self) -> TransportError:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_GRACE)
+        ended = super()._ended()
         if self._process.returncode == CONNECTION_FAILED:
             return ConnectionLost("the connection broke while the program ran")
-        return RemoteFailure("the program ended before it read all of its input")
+        return ended

@@ -10,6 +10,7 @@ import getpass
 import io
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _POLL = 0.05
 _FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _WINDOW, _WIDE_WINDOW = 4 * 1024 * 1024, 16 * 1024 * 1024
 """Bytes that the server may send ahead over a short path, where larger ones are slower (measured), and a long one."""
+_BLOCK = 64 * 1024
 _ROUND_TRIP_AT = 68
 """Where Linux's struct tcp_info has the round trip, in microseconds (include/uapi/linux/tcp.h)."""
 _DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
@@ -143,19 +145,59 @@ class ParamikoChannel(Channel):
         self._transport.join(self._connect_timeout)
 
 
+class _Blocks:
+    """Received bytes in blocks. A contiguous buffer needs twice its size while it grows."""
+
+    def __init__(self) -> None:
+        self._blocks = deque[bytearray]()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, data: bytes) -> None:
+        """Append bytes. Short pieces share a block, so that a server that sends single bytes costs no more memory."""
+        if self._blocks and len(self._blocks[-1]) + len(data) <= _BLOCK:
+            self._blocks[-1] += data
+        else:
+            self._blocks.append(bytearray(data))
+        self._length += len(data)
+
+    def front(self, limit: int) -> bytes:
+        """Return the first bytes, at most `limit`."""
+        taken = []
+        for block in self._blocks:
+            if limit <= 0:
+                break
+            taken.append(block if len(block) <= limit else block[:limit])
+            limit -= len(block)
+        return b"".join(taken)
+
+    def __delitem__(self, part: slice) -> None:
+        """Remove the first bytes, `[:count]`, or all, `[:]`."""
+        count = left = self._length if part.stop is None else min(part.stop, self._length)
+        while left:
+            block = self._blocks[0]
+            left -= (step := min(left, len(block)))
+            if step == len(block):
+                self._blocks.popleft()
+            else:
+                del block[:step]
+        self._length -= count
+
+
 class _ByteQueue(BufferedPipe):  # type: ignore[type-arg]  # generic in its stub only
-    """Paramiko's receive buffer over a bytearray, which gives up its front without moving all that lies behind."""
+    """Paramiko's receive buffer, which gives up its front without moving all that lies behind."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._buffer = bytearray()
+        self._buffer = _Blocks()
 
     def _buffer_frombytes(self, data: bytes) -> None:
-        self._buffer += data
+        self._buffer.append(data)
 
     def _buffer_tobytes(self, limit: int | None = None) -> bytes:
-        with memoryview(self._buffer) as view:
-            return bytes(view[:limit])
+        return self._buffer.front(len(self._buffer) if limit is None else limit)
 
 
 @contextlib.contextmanager

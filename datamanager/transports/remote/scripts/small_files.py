@@ -15,6 +15,7 @@ import sys
 HEAD = struct.Struct(">II")
 PLACE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_NOFOLLOW | os.O_CLOEXEC
+EXACT = sys.argv[1:] == ["exact"]
 NOT_KEPT = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -42,8 +43,12 @@ def names(order):
 
 
 def facts(found):
+    seconds = found.st_mtime_ns // 10**9
+    if EXACT:
+        more = [found.st_dev, found.st_ino, found.st_nlink, found.st_mtime_ns, found.st_ctime_ns]
+        return [found.st_mode, found.st_size, seconds] + more
     # as an SFTP server tells them: whole seconds, in 32 bits
-    return [found.st_mode, found.st_size, found.st_mtime_ns // 10**9 & 0xFFFFFFFF]
+    return [found.st_mode, found.st_size, seconds & 0xFFFFFFFF]
 
 
 def look(where, order, _):
