@@ -6,25 +6,27 @@ Nothing else in the project reads the environment.
 from __future__ import annotations
 
 import os
-import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from datamanager.errors import SettingsError
 from datamanager.listening import REMOVED, Network, read_address, read_networks, require_safe
 from datamanager.machines import ArchiveRules, describe
+from datamanager.setting_values import (
+    OIDC_ALGORITHMS,
+    AbsolutePath,
+    AmqpUsers,
+    ArchiveGroups,
+    DatabaseUrl,
+    Names,
+    OidcAlgorithms,
+    Port,
+    Seconds,
+)
 from datamanager.web_addresses import (
     BrokerAddress,
     IssuerAddress,
@@ -37,13 +39,10 @@ from datamanager.web_addresses import (
 PREFIX = "DM_"
 CREDENTIAL = "DM_CREDENTIAL_"
 """Prefix of the variables that hold stored credentials."""
-OIDC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
-"""The signatures that bearer tokens may have."""
 TOKEN = "DM_TOKEN"  # noqa: S105  # the name of a variable
 """Variable of clients: the token that they send. The service doesn't read it."""
 TOKEN_FILE = "admin-token"  # noqa: S105  # the name of a file
 """File in `home` with the token that `dm up` makes, for clients of this host."""
-Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(BaseSettings):
@@ -56,7 +55,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=False, use_attribute_docstrings=True
     )
 
-    home: Path = Field(default_factory=lambda: Path("~/.dm"))
+    home: AbsolutePath = Field(default_factory=lambda: Path("~/.dm"))
     """Folder of the catalogue, Prefect's data, logs, sockets and machines.toml; it must be on a local file system."""
     host: str = "127.0.0.1"
     """Address that the API listens on; an address other than loopback requires `auth` and `tls_cert` or
@@ -66,27 +65,27 @@ class Settings(BaseSettings):
     auth: Literal["required", "none"] = "required"
     """`required`: a request must have a token. `none`: whoever reaches the API may do everything; `host` must be a
     loopback address."""
-    tls_cert: Path | None = None
+    tls_cert: AbsolutePath | None = None
     """Certificate (PEM, with its chain) of the API, which then serves https only; it is read again when it changes."""
-    tls_key: Path | None = None
+    tls_key: AbsolutePath | None = None
     """Key of `tls_cert` (PEM, not encrypted), which only the service's user may read."""
     trusted_proxy: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(read_networks)] = ()
     """Addresses or networks of the proxies in front; only their X-Forwarded-For and -Proto count (comma-separated)."""
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    allowed_hosts: Names = ()
     """Additional host names that clients may use to address the API (comma-separated)."""
-    cors_origins: Annotated[tuple[str, ...], NoDecode, AfterValidator(read_origins)] = ()
+    cors_origins: Annotated[Names, AfterValidator(read_origins)] = ()
     """Origins (`https://host`) whose pages may read answers of the API, with a token and never with a session
     (comma-separated)."""
     url: WebAddress | None = None
     """Address of the API for clients (`https://data.example`); default: `host` and `port`."""
-    ca_file: Path | None = None
+    ca_file: AbsolutePath | None = None
     """File of the authorities (PEM) that clients verify the API's certificate with; default: those of the system."""
-    session: timedelta = timedelta(hours=8)
+    session: Seconds = timedelta(hours=8)
     """Seconds after which a person has to log in again in the browser."""
     connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Maximum number of connections to the API; fewer where the process may not open so many files. One more takes the
     place of the one that has been idle the longest; without such a one it is answered 503."""
-    client_timeout: timedelta = timedelta(seconds=30)
+    client_timeout: Seconds = timedelta(seconds=30)
     """Seconds after which the API disconnects a client: its request's head is not complete by then, or it has sent or
     taken nothing of a body for so long."""
     streams_per_client: Annotated[int, Field(ge=1)] = 16
@@ -105,47 +104,47 @@ class Settings(BaseSettings):
     prefect_ui_url: WebAddress | None = None
     """Address by which people reach the Prefect UI (`https://data.example/prefect`), if a proxy in front logs them in
     (deployments/nginx)."""
-    database_url: SecretStr | None = None
+    database_url: DatabaseUrl | None = None
     """Catalogue database: `sqlite:////path/file.db` or `postgresql://user:password@host/name`; default: SQLite in
     `home`."""
     amqp_url: BrokerAddress | None = None
     """RabbitMQ: `amqp://user:password@host/vhost`; if not set, no broker is used."""
-    amqp_users: Annotated[tuple[str, ...], NoDecode] = ()
+    amqp_users: AmqpUsers = ()
     """Users of RabbitMQ whose messages need no token, each with the identifier of the service token that says who they
     are and what they may, as `user=identifier` (comma-separated)."""
     reply_prefix: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,100}$")] = "dm-reply."
     """How the names of queues begin that the answers of messages may go to (`reply_to`); no other queue is written to,
     but RabbitMQ's direct reply-to."""
-    machines: Path | None = None
+    machines: AbsolutePath | None = None
     """Path of machines.toml; default: `machines.toml` in `home`, created at the first start."""
-    download_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    download_allow: Names = ()
     """Hosts, networks (CIDR) or host:port that getexternal may connect to although they are not public
     (comma-separated)."""
-    download_deny: Annotated[tuple[str, ...], NoDecode] = ()
+    download_deny: Names = ()
     """Hosts (with all their subdomains), networks (CIDR), host:port or :port that getexternal never connects to; takes
     precedence over `download_allow` (comma-separated)."""
     download_insecure: bool = False
     """`1` allows requests to disable the verification of TLS certificates (`verify_tls: false`)."""
     max_download: Annotated[int, Field(gt=0)] = 2**44
     """Maximum size of a download in bytes."""
-    secrets_key: Path | None = None
+    secrets_key: AbsolutePath | None = None
     """Key file that encrypts the secrets of requests; default: `secrets.key` in `home`, created when first needed.
     Hosts that share a catalogue need the same key."""
-    roles: Path | None = None
+    roles: AbsolutePath | None = None
     """Path of a roles.toml that replaces the roles of the package."""
-    identity: Path | None = None
+    identity: AbsolutePath | None = None
     """Path of identity.toml, the rules that make a person, groups and roles of a bearer token's claims; default:
     `identity.toml` in `home`. Without the file no bearer token is accepted."""
-    quotas: Path | None = None
+    quotas: AbsolutePath | None = None
     """Path of quotas.toml, what groups and persons may have at most; default: `quotas.toml` in `home`. Without the file
     nothing is limited."""
     oidc_issuer: IssuerAddress | None = None
     """OIDC issuer whose bearer tokens are accepted, as its tokens name it (`https://…`; http on loopback only)."""
     oidc_audience: str | None = None
     """Audience (`aud`) that a bearer token must have; required with `oidc_issuer`."""
-    oidc_clients: Annotated[tuple[str, ...], NoDecode] = ()
+    oidc_clients: Names = ()
     """Clients of the issuer whose tokens are accepted (`azp`, else `client_id`; comma-separated); if empty, all."""
-    oidc_algorithms: Annotated[tuple[str, ...], NoDecode] = OIDC_ALGORITHMS
+    oidc_algorithms: OidcAlgorithms = OIDC_ALGORITHMS
     """Signatures that are accepted, of RS256, PS256, ES256 and EdDSA (comma-separated)."""
     oidc_login: str | None = None
     """Client of the issuer by which people log in in the browser; if not set, they paste a service token."""
@@ -153,9 +152,9 @@ class Settings(BaseSettings):
     """Secret of that client; without one it is a public client."""
     oidc_jwks_url: IssuerAddress | None = None
     """Address of the issuer's keys, if they are not at its own origin; otherwise its discovery document says it."""
-    oidc_ca: Path | None = None
+    oidc_ca: AbsolutePath | None = None
     """File of the authorities (PEM) that the issuer's certificate is verified with; default: those of the system."""
-    ssh_ca: Path | None = None
+    ssh_ca: AbsolutePath | None = None
     """Key file of the built-in authority for SSH certificates; default: `ssh-ca.key` in `home`, made by
     `dm machine ca`."""
     vault_url: IssuerAddress | None = None
@@ -165,116 +164,42 @@ class Settings(BaseSettings):
     """Role of the SSH secrets engine; required with `vault_url`."""
     vault_mount: str = "ssh"
     """Path where the SSH secrets engine is mounted."""
-    vault_token: Path | None = None
+    vault_token: AbsolutePath | None = None
     """File with the token for `vault_url`, read at each use; required with `vault_url`."""
-    vault_ca: Path | None = None
+    vault_ca: AbsolutePath | None = None
     """File of the authorities (PEM) that the certificate of `vault_url` is verified with; default: those of the
     system."""
     archive_to: str | None = None
     """Archive machine of requests that name none; if not set: the archive machine, if there is exactly one."""
-    archive_groups: Annotated[tuple[str, ...], NoDecode] = ()
+    archive_groups: ArchiveGroups = ()
     """Archive machines of particular groups, as `group=machine` (comma-separated)."""
     bundle_size: Annotated[int, Field(gt=0)] = 2**33
     """Maximum size in bytes of a bundle of several objects; a larger object gets a bundle of its own."""
-    retention: Path | None = None
+    retention: AbsolutePath | None = None
     """Path of retention.toml, the rules that archive or delete old objects; default: `retention.toml` in `home`.
     Without the file there are no rules."""
     reclaim: bool = True
     """`0` keeps bundles that no object needs any more; otherwise a mover deletes them."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     """Maximum number of transfers that one mover runs at the same time."""
-    lease: timedelta = timedelta(seconds=15)
+    lease: Seconds = timedelta(seconds=15)
     """Seconds without a heartbeat after which the transfers of a mover are given to another mover."""
-    heartbeat: timedelta = timedelta(seconds=3)
+    heartbeat: Seconds = timedelta(seconds=3)
     """Seconds between two heartbeats of a mover; at most half of `lease`."""
-    stop_grace: timedelta = timedelta(seconds=10)
+    stop_grace: Seconds = timedelta(seconds=10)
     """Seconds that a stopping mover lets its transfers run before it returns them to the queue."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """Maximum number of attempts of a transfer before it ends in ERROR."""
-    query_timeout: timedelta = timedelta(seconds=10)
+    query_timeout: Seconds = timedelta(seconds=10)
     """Seconds after which a query of the API that only reads ends with `query_too_slow`."""
-    idempotency_keep: timedelta = timedelta(hours=24)
+    idempotency_keep: Seconds = timedelta(hours=24)
     """Seconds for which answers to an Idempotency-Key are kept."""
-    keep_transfers: timedelta = timedelta(days=90)
+    keep_transfers: Seconds = timedelta(days=90)
     """Seconds for which ended transfers are kept."""
-    keep_outbox: timedelta = timedelta(days=7)
+    keep_outbox: Seconds = timedelta(days=7)
     """Seconds for which sent messages are kept."""
     confirm_base_dir: bool = False
     """`1` accepts that a machine's base_dir has changed although the catalogue has objects there."""
-
-    @field_validator(
-        *("home", "machines", "secrets_key", "retention", "roles", "identity", "quotas", "oidc_ca", "tls_cert"),
-        *("tls_key", "ca_file", "ssh_ca", "vault_token", "vault_ca"),
-    )
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else Path(os.path.abspath(value.expanduser()))
-
-    @field_validator(
-        *("allowed_hosts", "download_allow", "download_deny", "archive_groups", "oidc_clients", "oidc_algorithms"),
-        *("cors_origins", "amqp_users"),
-        mode="before",
-    )
-    @classmethod
-    def _comma_separated(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator(
-        *("client_timeout", "query_timeout", "lease", "heartbeat", "stop_grace"),
-        *("idempotency_keep", "keep_transfers", "keep_outbox", "session"),
-        mode="before",
-    )
-    @classmethod
-    def _seconds(cls, value: object) -> object:
-        if isinstance(value, str):
-            try:
-                return timedelta(seconds=float(value))
-            except ValueError:
-                return value  # ISO 8601, pydantic reads it
-        return value
-
-    @field_validator("archive_groups")
-    @classmethod
-    def _groups_have_machines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            group, equals, machine = entry.rpartition("=")
-            if not (group and equals and machine):
-                raise ValueError(f"{entry!r} must be like group=machine")
-        return value
-
-    @field_validator("amqp_users")
-    @classmethod
-    def _users_have_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            user, equals, identifier = entry.rpartition("=")
-            # of the entry nothing is shown: a whole token may have been given by mistake
-            if not (user and equals and re.fullmatch(r"[0-9A-Za-z]{12}", identifier)):
-                raise ValueError("must be like user=identifier, the 12 characters that dm token list shows")
-        return value
-
-    @field_validator("database_url")
-    @classmethod
-    def _database(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            from sqlalchemy.engine import make_url  # a client names no database and is to start quickly
-            from sqlalchemy.exc import ArgumentError
-
-            try:
-                backend = make_url(value.get_secret_value()).get_backend_name()
-            except ArgumentError:
-                raise ValueError("must be like sqlite:////path/catalogue.db or postgresql://user@host/name") from None
-            if backend not in ("sqlite", "postgresql"):
-                raise ValueError("must be SQLite or PostgreSQL")
-        return value
-
-    @field_validator("oidc_algorithms")
-    @classmethod
-    def _is_asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or not set(value) <= set(OIDC_ALGORITHMS):
-            raise ValueError(f"must be some of {', '.join(OIDC_ALGORITHMS)}")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

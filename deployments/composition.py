@@ -12,8 +12,10 @@ import structlog
 from datamanager.machines import Machines, load_machines, missing_files
 from datamanager.settings import Settings
 from datamanager.signing.configured import signer_for
+from datamanager.signing.signer import Signer
 from datamanager.sources.network.egress_guard import EgressGuard
 from datamanager.transports.factory import Storages
+from deployments.noted_signer import NotedSigner
 from models.database import Database
 from models.machines.base_dirs import check_base_dirs
 from models.migrate import require_current
@@ -48,7 +50,7 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     CatalogueUnavailable.
     """
     machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
-    signer = signer_for(settings, machines)
+    signer: Signer | None = signer_for(settings, machines)
     guard = EgressGuard(settings.download_allow, settings.download_deny)
     directory = run_directory(settings)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -56,6 +58,8 @@ def open_runtime(settings: Settings, *, pool_size: int = 10) -> Runtime:
     require_current(database)
     with database.write() as session:
         check_base_dirs(session, machines, confirmed=settings.confirm_base_dir)
+    if signer is not None:
+        signer = NotedSigner(signer, database)
     return Runtime(settings, machines, database, Storages(machines, directory, signer), guard)
 
 

@@ -23,6 +23,11 @@ class NotedSigner:
     signer: Signer
     database: Database
 
+    @property
+    def public_line(self) -> str:
+        """The authority's public half. Raises: as `Signer.sign`."""
+        return self.signer.public_line
+
     def sign(self, request: CertificateRequest) -> Certificate:
         """Return a certificate. Raises: as `Signer.sign`; CatalogueUnavailable: what can't be recorded is not used."""
         certificate = self.signer.sign(request)

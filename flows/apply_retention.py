@@ -85,7 +85,7 @@ async def _carry_out(parts: Services, terms: RetentionTerms, run_id: UUID | None
     report = Report()
     try:
         by = kept_of(row.grant)
-        await read(parts.database, require_standing, by, parts.roles.current())
+        await read(parts.database, require_standing, by, *parts.in_force)
         rules = await threaded(control, load_rules, parts.settings.retention_file)
         if terms.dry_run:
             _, report = await threaded(control, plan, parts.database, rules, parts.machines, terms, by)

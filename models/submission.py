@@ -41,7 +41,7 @@ from datamanager.sources.network.source_context import SourceContext
 from datamanager.sources.terms.request_secrets import parted, sealed
 from datamanager.sources.terms.source_validators import OPTION as IF_NEWER_THAN
 from models.access.permission import READ, kept, maker, require_destination, require_source
-from models.access.requester import acting_for
+from models.access.requester import requester_for
 from models.access.trail import TrailOutcome, note
 from models.access.visibility import seen
 from models.archive.submission import enter_activate, enter_archive
@@ -182,7 +182,7 @@ def submit(session: Session, machines: Machines, request: SealedRequest, quotas:
         TrailOutcome.ALLOWED,
         object_id=transfer.object_id,
         transfer_id=transfer.id,
-        by=acting_for(request.grant),
+        by=requester_for(request.grant),
         time=transfer.created,
     )
     if request.sealed is not None:

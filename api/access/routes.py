@@ -175,7 +175,7 @@ async def withdraw_person(request: Request, context: In, asked: MayManage) -> Re
         service_tokens.withdraw_person(session, fields.person, asked)
         return json_response(view_of(WithdrawnView, session.get_one(WithdrawnPerson, fields.person)))
 
-    return await mutate(context, request, change, fields)
+    return await mutate(context, request, change, fields, subject=fields.person)
 
 
 @router.delete(
@@ -192,7 +192,7 @@ async def readmit_person(request: Request, context: In, asked: MayManage) -> Res
     def change(session: Session, _: Slot) -> Response:
         return json_response({"person": fields.person, "was": service_tokens.readmit_person(session, fields.person)})
 
-    return await mutate(context, request, change, fields)
+    return await mutate(context, request, change, fields, subject=fields.person)
 
 
 def _of_groups(scopes: Iterable[Scope]) -> bool:

@@ -103,10 +103,16 @@ async def once(context: Context, request: Request, fields: OurRequest, work: Wor
 
 
 async def mutate(
-    context: Context, request: Request, change: Change, fields: OurRequest | None = None, *, notify: str | None = None
+    context: Context,
+    request: Request,
+    change: Change,
+    fields: OurRequest | None = None,
+    *,
+    notify: str | None = None,
+    subject: str | None = None,
 ) -> Response:
     """Change rows in one transaction, at most once for the request's key, and answer with what `change` returns. The
-    audit trail has a row of it.
+    audit trail has a row of it; `subject` is what it is about, where the address does not say that.
 
     The relay of events is notified then, and with a topic (`notify`) the movers of this host.
     """
@@ -115,7 +121,7 @@ async def mutate(
         def changed(session: Session) -> Response:
             response = change(session, slot)
             if slot.subject is None:  # else a request that did not end has made it, and its row
-                note_operation(session, request, made=slot.made)
+                note_operation(session, request, made=slot.made, subject=subject)
             return response
 
         response = await context.writing(changed)

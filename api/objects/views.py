@@ -24,6 +24,8 @@ class ObjectView(TypedDict):
     """A data object. `path` is the directory as the client gave it, `checksum` is `sha256:…` or null. `last_used` is
     when it was last copied from, moved or activated; `expires_at` until when it is wanted. `not_kept` is there if the
     machine did not keep something when the file was put there: of `mode`, `mtime`, `fsync` (on stable storage).
+    `created_by` is the person who made it, null where authentication was off, or the service did; `acted_as` the login
+    that its file was written with: a person's, or `shared`, the service's own; null for a registered file.
     """
 
     id: str
@@ -45,6 +47,8 @@ class ObjectView(TypedDict):
     last_used: datetime | None
     expires_at: datetime | None
     hold: HoldView | None
+    created_by: str | None
+    acted_as: str | None
     not_kept: NotRequired[list[str]]
 
 

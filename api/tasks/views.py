@@ -73,8 +73,8 @@ class TaskView(TypedDict):
     `object` is the object worked on (null for getexternal and batches), `bytes_total` is null while unknown,
     `bandwidth` (bytes per second) where the task has no limit of its own. `bytes_per_second` and `eta`, when all bytes
     will have moved at that rate, are null while no bytes move. `waiting_for` says why a queued one is not
-    begun, null when it is just not its turn yet. `reason` is why there is one that no client asked for. A batch has
-    `items`.
+    begun, null when it is just not its turn yet. `reason` is why there is one that no client asked for, `created_by`
+    the person who asked (null where authentication was off, or nobody did). A batch has `items`.
     """
 
     status: str
@@ -97,6 +97,7 @@ class TaskView(TypedDict):
     faults: list[FaultView]
     error: ErrorView | None
     created: datetime
+    created_by: str | None
     started: datetime | None
     ended: datetime | None
     flow_run_id: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -11,7 +11,8 @@ import typer
 
 from datamanager.cli.options import connected
 from datamanager.cli.tables import Listing
-from datamanager.client.access_client import AccessClient, TokenInfo
+from datamanager.client.access_client import AccessClient, QuotaInfo, TokenInfo
+from datamanager.transports.values import shown
 
 app = typer.Typer(help="Manage service tokens.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="TOKEN", help="The token's identifier: its 12 characters after dm_.")]
@@ -87,12 +88,21 @@ def withdrawn() -> None:
 
 
 def whoami() -> None:
-    """Show who the service takes you for, and what you may do."""
+    """Show who the service takes you for, what you may do, and the quotas of you and your groups."""
     with connected(AccessClient) as dm:
-        found = dm.whoami()
+        found, quotas = dm.whoami(), dm.quotas()
     print(f"{found.person} ({found.means}{'' if found.credential is None else f' {found.credential}'})")
     for name, values in (("groups", found.groups), ("roles", found.roles), ("scopes", found.scopes)):
         print(f"{name}: {' '.join(values) or 'none'}")
+    for quota in quotas:
+        print(f"quota of {quota.kind} {shown(quota.name)}: {', '.join(_limits(quota))}")
+
+
+def _limits(quota: QuotaInfo) -> Iterator[str]:
+    uses = {"objects": quota.objects, "bytes": quota.bytes, "queued": quota.queued}
+    yield from (f"{name} {use.used} of {use.limit}" for name, use in uses.items() if use.limit is not None)
+    if quota.requests_per_second is not None:
+        yield f"{quota.requests_per_second} requests per second"
 
 
 def _reveal(made: TokenInfo) -> None:

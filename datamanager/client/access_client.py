@@ -1,4 +1,4 @@
-"""The client's calls for service tokens, and who one is."""
+"""The client's calls for service tokens; who one is, and the quotas that apply."""
 
 from __future__ import annotations
 
@@ -40,12 +40,34 @@ class WhoamiInfo(ServiceAnswer):
     principal: str | None
 
 
+class UseInfo(ServiceAnswer):
+    """How much there is, and how much there may be; None: it is not limited."""
+
+    used: int
+    limit: int | None
+
+
+class QuotaInfo(ServiceAnswer):
+    """What a group or person (`kind`) may have, and has; `objects` and `bytes` with what open tasks may add."""
+
+    kind: str
+    name: str
+    objects: UseInfo
+    bytes: UseInfo
+    queued: UseInfo
+    requests_per_second: int | None
+
+
 class AccessClient(Client):
     """A client with the calls for service tokens."""
 
     def whoami(self) -> WhoamiInfo:
         """Return who the service takes this client for."""
         return self._get(WhoamiInfo, at("whoami"))
+
+    def quotas(self) -> list[QuotaInfo]:
+        """Return the quotas that apply to this client and its groups."""
+        return list(self._list(QuotaInfo, at("quota"), {}))
 
     def create_token(self, name: str, **fields: Any) -> TokenInfo:
         """Make a service token; its `token` is shown this once. If the answer is lost, revoke it and make another one.

@@ -42,6 +42,10 @@ class ObjectInfo(ServiceAnswer):
     expires_at: datetime | None = None
     hold: dict[str, Any] | None = None
     """Who holds it, since when and why: it can't be deleted."""
+    created_by: str | None = None
+    """The person who made it; None where authentication was off, or the service did."""
+    acted_as: str | None = None
+    """Whose login its file was written with: a person's, or `shared`, the service's own."""
 
 
 class TaskError(ServiceAnswer):
@@ -110,6 +114,8 @@ class Task(ServiceAnswer):
     waiting_for: str | None = None
     """Why a queued one has not started; null when others precede it."""
     created: datetime | None = None
+    created_by: str | None = None
+    """The person who requested it; None where authentication was off, or nobody did."""
     error: TaskError | None
     flow_run_url: str | None
     faults: list[dict[str, Any]] = Field(default_factory=list)

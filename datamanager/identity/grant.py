@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -14,6 +15,10 @@ from datamanager.identity.scopes import ACTIONS, AccessTarget, Condition, Scope
 Clause = tuple[Condition, ...]
 """Conditions that must all hold; an empty one always does."""
 NOWHERE = AccessTarget()
+PERSON_OF_TOKEN = "token:"  # noqa: S105  # no secret
+"""What the person of a service token begins with; its name follows."""
+RESERVED = frozenset({"*", "local", "nobody", "service"})
+"""No persons: everybody in quotas.toml, whoever asks where authentication is off, and the service's own work."""
 
 
 class Means(StrEnum):
@@ -117,6 +122,14 @@ class Grant:
 
 EVERYBODY = Grant("local", frozenset(), tuple(map(Scope, ACTIONS)), Means.NONE)
 """Whoever asks where authentication is off."""
+
+
+def is_reserved(person: str) -> bool:
+    """Say whether a person of an issuer could be taken for a service token, or for none: also by letters that only look
+    so.
+    """
+    seen = unicodedata.normalize("NFKC", person).casefold().strip()
+    return seen.startswith(PERSON_OF_TOKEN) or seen in RESERVED
 
 
 def _single(clause: Clause) -> Iterator[Clause]:

@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from datamanager.errors import NotAllowed, SettingsError
+from datamanager.identity.grant import is_reserved
 from datamanager.identity.roles import Roles
 from datamanager.machines import describe
 
@@ -127,11 +128,13 @@ class IdentityRules(BaseModel):
     def map(self, claims: Mapping[str, Any], roles: Roles) -> Mapped:
         """Apply the rules. A role that does not exist is none: its name came from a claim.
 
-        Raises: NotAllowed when no rule gives a person.
+        Raises: NotAllowed when no rule gives a person, or a name that is no person's (`is_reserved`).
         """
         person = next(_all(self.person, claims), None)
         if person is None:
             raise NotAllowed("no rule of identity.toml makes a person of this token's claims")
+        if is_reserved(person):
+            raise NotAllowed("identity.toml makes a person of this token's claims whose name is reserved")
         logins = (login for login in _all(self.principal, claims) if PRINCIPAL.fullmatch(login) and login != "root")
         return Mapped(
             person,

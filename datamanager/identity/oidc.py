@@ -22,7 +22,8 @@ from datamanager.identity.grant import Grant, Means
 from datamanager.identity.issuer_keys import IssuerKeys, read_object
 from datamanager.identity.mapping import IdentityRules, load_identity_rules
 from datamanager.identity.roles import Roles, load_roles
-from datamanager.settings import OIDC_ALGORITHMS, Settings
+from datamanager.setting_values import OIDC_ALGORITHMS
+from datamanager.settings import Settings
 
 TOKEN_MAX = 16_384
 """Characters of a token."""

@@ -218,7 +218,7 @@ class Dispatcher:
                 apart=services.machines.of_callers,  # each logs in for its own task
             )
             rows = [(hold, get_transfer(session, hold.transfer, ALL)) for hold in taken]
-            refused = withdrawal.refused(session, [row for _, row in rows], services.roles.current())
+            refused = withdrawal.refused(session, [row for _, row in rows], *services.in_force)
             for hold, row in rows:
                 if row.id in refused:
                     row.stop_requested = queue.FORBID  # what is past its commit point has to look first
@@ -257,7 +257,7 @@ class Dispatcher:
             log.warning("not_allowed_any_more", transfers=[str(one) for one in found])
 
     def _forbid(self, session: Session, held: list[UUID]) -> list[UUID]:
-        return withdrawal.forbid(session, held, self._services.roles.current())
+        return withdrawal.forbid(session, held, *self._services.in_force)
 
     # --- leases ------------------------------------------------------------------------------------------------------
 

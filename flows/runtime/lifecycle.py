@@ -168,7 +168,7 @@ def _try_lease(
         found = get_transfer(session, hold.transfer, ALL).kind
         if found != kind.value:
             raise TaskNotFound(f"transfer {hold.transfer} is a {found}, this flow performs a {kind}")
-        withdrawal.forbid(session, [hold.transfer], parts.roles.current())  # it stops before its first step
+        withdrawal.forbid(session, [hold.transfer], *parts.in_force)  # it stops before its first step
     parts.running.setdefault(hold, Control())
     parts.by_run[flow_run] = hold
     return hold

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from datamanager.engine.control import Control
 from datamanager.engine.throttle import Throttles
 from datamanager.errors import InternalError
 from datamanager.identity.quotas import NO_QUOTAS, Quotas
-from datamanager.identity.roles import RolesFile
+from datamanager.identity.roles import Roles, RolesFile
 from datamanager.machines import Machines
 from datamanager.settings import Settings
 from datamanager.sources.network.egress_guard import EgressGuard
@@ -68,6 +68,11 @@ class Services:
     maintenance: dict[UUID, Control] = field(default_factory=dict)
     """What stops this mover's runs without a transfer (maintenance); their leases are renewed with its
     heartbeat."""
+
+    @property
+    def in_force(self) -> tuple[Roles, Collection[str]]:
+        """What grants that waited are asked again by: the roles, and the service tokens of users of the broker."""
+        return self.roles.current(), self.settings.amqp_tokens.values()
 
 
 _services: ContextVar[Services] = ContextVar("services")

@@ -65,7 +65,7 @@ def identify(grant: Grant) -> None:
     )
 
 
-def acting_for(grant: Grant | None) -> Requester:
+def requester_for(grant: Grant | None) -> Requester:
     """Return who asks, where it is the service itself the person whose grant it acts with."""
     by = requester()
     return replace(by, person=maker(grant)) if by.person is None else by

@@ -1,7 +1,8 @@
 """Grants that wait, asked again: what their persons are permitted now.
 
 A grant is on a row because its person was known then. Since then its token may have been revoked, or have expired; the
-person may have been withdrawn; a role may permit less. One that was rotated goes on as its newest token.
+person may have been withdrawn; a role may permit less. One that was rotated goes on as its newest token. A user of the
+broker may have been taken out of the settings.
 """
 
 from __future__ import annotations
@@ -24,19 +25,27 @@ BY_TOKEN = (Means.TOKEN, Means.BROKER)
 """Means whose credential is the id of a service token: a user of the broker has one by the settings."""
 
 
-def standing(session: Session, grants: Collection[Grant], roles: Roles) -> dict[Grant, Grant | None]:
-    """Return for each grant what is permitted now; None: nothing any more. Two statements, however many there are."""
+def standing(
+    session: Session, grants: Collection[Grant], roles: Roles, users: Collection[str] = ()
+) -> dict[Grant, Grant | None]:
+    """Return for each grant what is permitted now; None: nothing any more. Two statements, however many there are.
+
+    `users` are the ids of the service tokens that users of the broker have by the settings.
+    """
     persons = {grant.person for grant in grants}
     named = {grant.credential for grant in grants if grant.means in BY_TOKEN and grant.credential is not None}
+    if any(grant.means is Means.BROKER for grant in grants):
+        named.update(users)
     query = select(WithdrawnPerson.person).where(among(session, WithdrawnPerson.person, persons))
     withdrawn = set(session.scalars(query))
     tokens = _newest(session, named, roles)
-    return {grant: None if grant.person in withdrawn else _now(grant, tokens, roles) for grant in grants}
+    of_users = {tokens[user].credential for user in users if user in tokens}
+    return {grant: None if grant.person in withdrawn else _now(grant, tokens, roles, of_users) for grant in grants}
 
 
-def require_standing(session: Session, grant: Grant | None, roles: Roles) -> None:
+def require_standing(session: Session, grant: Grant | None, roles: Roles, users: Collection[str] = ()) -> None:
     """Check that something is permitted still by a grant that waited; None is the service's own. Raises: NotAllowed."""
-    if grant is not None and standing(session, [grant], roles)[grant] is None:
+    if grant is not None and standing(session, [grant], roles, users)[grant] is None:
         raise NotAllowed("whoever requested it is not permitted anything any more")
 
 
@@ -57,9 +66,12 @@ def _newest(session: Session, named: Collection[str], roles: Roles) -> dict[str,
     return found
 
 
-def _now(grant: Grant, tokens: dict[str, Grant], roles: Roles) -> Grant | None:
+def _now(grant: Grant, tokens: dict[str, Grant], roles: Roles, of_users: Collection[str | None]) -> Grant | None:
     if grant.means in BY_TOKEN:
-        return tokens.get(grant.credential or "")
+        found = tokens.get(grant.credential or "")
+        if found is None or (grant.means is Means.BROKER and found.credential not in of_users):
+            return None
+        return replace(found, means=grant.means)
     if not grant.roles:
         return grant
     return replace(grant, scopes=roles.scopes_of(roles.known(grant.roles)))

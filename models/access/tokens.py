@@ -13,7 +13,7 @@ from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from datamanager.errors import InvalidRequest, NotAuthenticated, TokenNotFound
-from datamanager.identity.grant import Grant, Means
+from datamanager.identity.grant import PERSON_OF_TOKEN, Grant, Means
 from datamanager.identity.roles import Roles
 from datamanager.identity.scopes import Condition, FilterKind, Scope
 from models.access.permission import maker
@@ -23,8 +23,6 @@ from models.tables import TokenRecord, WithdrawnPerson
 
 USED_EVERY = timedelta(minutes=1)
 """How often a token's last use is noted at most."""
-PERSON = "token:"
-"""What the person of a service token begins with: its name follows, so no person of an issuer is taken for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def grant_of(token: TokenRecord, roles: Roles) -> Grant:
     """Return what a token permits. Roles that there are not any more permit nothing."""
     known = roles.known(token.roles)
     scopes = (*roles.scopes_of(known), *map(Scope.parse, token.scopes))
-    person = f"{PERSON}{token.name}"
+    person = f"{PERSON_OF_TOKEN}{token.name}"
     return Grant(person, frozenset(token.groups), scopes, Means.TOKEN, token.id, None, tuple(token.roles))
 
 

@@ -41,15 +41,16 @@ ASKED = (
 _SOURCE = (DataObject.id, DataObject.group, DataObject.machine, DataObject.place, DataObject.created_by)
 
 
-def refused(session: Session, rows: Sequence[Any], roles: Roles) -> set[UUID]:
+def refused(session: Session, rows: Sequence[Any], roles: Roles, users: Collection[str] = ()) -> set[UUID]:
     """Return those of the transfers (the columns ASKED of each) that are not permitted any more. The number of
     statements does not depend on how many there are, but for batches whose persons are permitted less than they were.
+    `roles`, `users`: as `standing`.
     """
     asked = [row for row in rows if row.grant is not None]
     if not asked:
         return set()
     grants = {row.id: _read(row.grant) for row in asked}
-    now_permitted = standing(session, {grant for grant in grants.values() if grant is not None}, roles)
+    now_permitted = standing(session, {grant for grant in grants.values() if grant is not None}, roles, users)
     found, reduced = set[UUID](), list[tuple[Any, Grant]]()
     for row in asked:
         before = grants[row.id]
@@ -62,14 +63,14 @@ def refused(session: Session, rows: Sequence[Any], roles: Roles) -> set[UUID]:
     return found | {row.id for row, grant in reduced if not _may(session, row, grant, sources)}
 
 
-def forbid(session: Session, held: Collection[UUID], roles: Roles) -> list[UUID]:
+def forbid(session: Session, held: Collection[UUID], roles: Roles, users: Collection[str] = ()) -> list[UUID]:
     """Flag those of these transfers, which movers hold, that are not permitted any more, and return them: their movers
     stop them at their next look. Wants a writing session. Idempotent.
     """
     mine = Transfer.grant.is_not(None), Transfer.ended.is_(None), Transfer.owner.is_not(None)
     free = or_(Transfer.stop_requested.is_(None), Transfer.stop_requested == PAUSE)
     rows = rows_in(session, select(*ASKED).where(*mine, free), Transfer.id, held)
-    found = sorted(refused(session, list(rows), roles))
+    found = sorted(refused(session, list(rows), roles, users))
     for some in chunks(found):
         flagged = update(Transfer).where(Transfer.id.in_(some), *mine, free).values(stop_requested=FORBID)
         session.execute(flagged.execution_options(synchronize_session=False))

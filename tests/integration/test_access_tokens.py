@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -193,10 +193,10 @@ def counted(database: Database) -> Iterator[list[str]]:
         event.remove(database.engine, "before_cursor_execute", note)
 
 
-def refused(database: Database, *transfers: UUID, roles: Roles = ROLES) -> set[UUID]:
+def refused(database: Database, *transfers: UUID, roles: Roles = ROLES, users: Collection[str] = ()) -> set[UUID]:
     with database.read() as session:
         rows = session.scalars(select(Transfer).where(Transfer.id.in_(transfers))).all()
-        return withdrawal.refused(session, rows, roles)
+        return withdrawal.refused(session, rows, roles, users)
 
 
 def copied(database: Database, grant: Grant | None, name: str, **fields: Any) -> UUID:
@@ -241,6 +241,38 @@ def test_what_waits_is_refused_when_its_person_is_permitted_less(database: Datab
         require_standing(session, person, ROLES)
         with pytest.raises(NotAllowed):
             require_standing(session, other, ROLES)
+
+
+def test_user_of_the_broker_is_permitted_what_settings_and_token_say_now(database: Database, tmp_path: Path) -> None:
+    token, grant = entered(database)
+    other, _ = entered(database, "other")
+    by_user = replace(grant, means=Means.BROKER)
+    waiting, running, by_token = (
+        copied(database, by_user, "a"),
+        copied(database, by_user, "b"),
+        copied(database, grant, "c"),
+    )
+    everything = (waiting, running, by_token)
+    users = [other.identifier, token.identifier]
+    assert refused(database, *everything, users=users) == set()
+    reading = fewer('[roles.mover]\nscopes = ["read:objects", "transfers"]', tmp_path)
+    assert refused(database, *everything, roles=reading, users=users) == set(everything)  # its role shrank
+    new = ServiceToken.make()
+    with database.write() as session:
+        rotate_token(session, token.identifier, new.identifier, new.digest(KEY), ALL, WHOLE, timedelta(0))
+        assert standing(session, [by_user], ROLES, users) == {by_user: replace(by_user, credential=new.identifier)}
+    for named in ([token.identifier], [new.identifier]):  # settings may name the old one, or the new one already
+        assert refused(database, *everything, users=named) == set()
+    for named in ([], [other.identifier]):  # the user is not in the settings any more
+        assert refused(database, *everything, users=named) == {waiting, running}
+    take(database, running)
+    with database.write() as session:
+        assert withdrawal.forbid(session, [running, by_token], ROLES, users) == []
+        assert withdrawal.forbid(session, [running, by_token], ROLES, [other.identifier]) == [running]
+    assert get_transfer(database, running).stop_requested == queue.FORBID
+    with database.write() as session:
+        revoke_token(session, new.identifier, ALL, WHOLE)
+    assert refused(database, *everything, users=users) == set(everything)
 
 
 def test_schedule_of_a_withdrawn_person_fetches_nothing(database: Database, tmp_path: Path) -> None:

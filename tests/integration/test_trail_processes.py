@@ -12,17 +12,20 @@ from uuid import UUID, uuid4
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import SecretStr
 from sqlalchemy import select
 
 from datamanager.errors import CatalogueUnavailable
 from datamanager.identity.quotas import load_quotas
 from datamanager.messaging.broker import Broker
 from datamanager.messaging.consuming import Delivery
+from datamanager.settings import Settings
 from datamanager.signing.builtin_ca import BuiltinCa, create_key
-from datamanager.signing.certificate import CertificateRequest
+from datamanager.signing.certificate import CertificateRequest, Person
 from deployments import trail_linking
 from deployments.amqp.consumer import RequestConsumer
 from deployments.amqp.submission import Call, read_message
+from deployments.composition import open_runtime
 from deployments.noted_signer import SIGNED, NotedSigner
 from deployments.trail_linking import link_trail, tell_refusals
 from models.access import trail_links
@@ -124,6 +127,24 @@ def test_a_certificate_is_noted_before_it_is_used(database: Database, tmp_path: 
     ]
     assert [row.transfer_id for row in rows] == [task, None]
     assert [row.subject for row in rows] == [one.key_id for one in made]
+
+
+def test_runtime_notes_the_certificates_of_its_logins(tmp_path: Path, migrated_url: str) -> None:
+    create_key(tmp_path / "ssh-ca.key")
+    machine = '[machines.cluster]\ntransport = "sftp"\nhost = "127.0.0.1"\nbase_dir = "/data"\nacts_as = "caller"'
+    (tmp_path / "machines.toml").write_text(machine)
+    task = uuid4()
+    runtime = open_runtime(Settings(home=tmp_path, database_url=SecretStr(migrated_url)))
+    try:
+        with runtime.storages.acting_as(Person("maria", str(task), "maria@example.org")) as own:
+            login = own.get("cluster").login
+            assert login is not None
+            _, made = login.make()
+        (row,) = rows_of(runtime.database)
+    finally:
+        runtime.close()
+    assert (row.action, row.transfer_id, row.acted_as) == (SIGNED, task, "maria")
+    assert (row.certificate, row.subject) == (str(made.serial), f"dm:{task}:maria@example.org")
 
 
 def message(kind: str, data: dict[str, Any]) -> tuple[Delivery, Call]:

@@ -50,6 +50,30 @@ ACCESS_FAULTS = (
         ),
     ),
     Fault(
+        "grants: a user of the broker is asked for the token alone",
+        "models/access/standing.py",
+        "(grant.means is Means.BROKER and found.credential not in of_users)",
+        "False",
+        (
+            "tests/integration/test_access_tokens.py::"
+            "test_user_of_the_broker_is_permitted_what_settings_and_token_say_now[sqlite]",
+        ),
+    ),
+    Fault(
+        "identity: a claim makes a service token of a person",
+        "datamanager/identity/mapping.py",
+        "        if is_reserved(person):\n",
+        "        if not person:\n",
+        ("tests/unit/test_identity_tokens.py::test_rule_cannot_put_a_reserved_name_together",),
+    ),
+    Fault(
+        "certificates: they are signed without a row in the trail",
+        "deployments/composition.py",
+        "        signer = NotedSigner(signer, database)\n",
+        "        pass\n",
+        ("tests/integration/test_trail_processes.py::test_runtime_notes_the_certificates_of_its_logins[sqlite]",),
+    ),
+    Fault(
         "grants: what runs is not flagged",
         "models/transfers/withdrawal.py",
         ".values(stop_requested=FORBID)",

@@ -230,6 +230,34 @@ def test_login_that_is_no_ordinary_one_is_none(tmp_path: Path, login: str) -> No
     assert who.principal is None
 
 
+@pytest.mark.parametrize(
+    "claimed",
+    [
+        *("token:admin", "token:", "token:no such token", "Token:admin", "TOKEN:admin", "to\u212aen:admin"),
+        *("\uff54oken:admin", "token\uff1aadmin", "\U0001d42doken:admin", "token\ufe55admin"),
+        *("service", "Service", "local", "nobody", "*", "\uff0a", "lo\u200bcal"),
+    ],
+)
+@pytest.mark.parametrize("output", ["{0}", "{sub}"])
+def test_claims_make_nobody_that_is_a_token_or_the_service(claimed: str, output: str) -> None:
+    rules = IdentityRules(person=(rule("(.*)", source="{sub}", output=output), rule("(.*)")))
+    with pytest.raises(NotAllowed, match="reserved" if claimed.isprintable() else None):
+        rules.map({"sub": claimed}, load_roles())
+    with pytest.raises(NotAllowed):  # of a list the first counts
+        rules.map({"sub": [claimed, "jo"]} if claimed.isprintable() else {"sub": [claimed]}, load_roles())
+
+
+def test_rule_cannot_put_a_reserved_name_together() -> None:
+    for one in (rule("(.*)", output="token:{0}"), rule("(.*)", source="{kind}:{sub}"), rule("(.*)", output="local")):
+        with pytest.raises(NotAllowed, match="reserved"):
+            IdentityRules(person=(one,)).map({"sub": "admin", "kind": "token", "email": "jo"}, load_roles())
+
+
+@pytest.mark.parametrize("name", ["jo", "tokens", "my token:x", "services", "localhost", "token"])
+def test_other_names_are_persons(name: str) -> None:
+    assert IdentityRules(person=(rule("(.*)", source="{sub}"),)).map({"sub": name}, load_roles()).person == name
+
+
 def test_without_rules_nobody_is_known(tmp_path: Path) -> None:
     rules = load_identity_rules(tmp_path / "identity.toml")
     assert rules == IdentityRules()

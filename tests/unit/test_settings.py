@@ -179,10 +179,13 @@ def test_secrets_are_never_shown() -> None:
     kinds = {name: str(Settings.model_fields[name].annotation) for name in named}
     shown = {name for name, kind in kinds.items() if "SecretStr" not in kind}
     # a way to choose, a path, and addresses that may not hold a password
-    assert shown == {"auth", "secrets_key", "prefect_api_url", "prefect_ui_url", "oidc_jwks_url"}
-    for name in ("prefect_api_url", "prefect_ui_url", "oidc_jwks_url", "oidc_issuer", "url"):
-        with pytest.raises(SettingsError):
-            load_settings(**{name: "https://me:s3cret@host.example/x"})
+    assert shown == {"auth", "secrets_key", "prefect_api_url", "prefect_ui_url", "oidc_jwks_url", "vault_url"}
+    for name in ("prefect_api_url", "prefect_ui_url", "oidc_jwks_url", "vault_url", "oidc_issuer", "url"):
+        for login in ("me:s3cret", ":s3cret"):
+            with pytest.raises(SettingsError) as refused:
+                load_settings(**{name: f"https://{login}@host.example/x"})
+            assert refused.value.detail.startswith(f"DM_{name.upper()}: ")  # not for want of another setting
+            assert "s3cret" not in refused.value.detail
 
 
 def test_settings_do_not_change() -> None:

@@ -33,6 +33,7 @@ from datamanager.domain.requests import (
 )
 from datamanager.domain.retention_requests import HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest
 from datamanager.errors import InvalidRequest, NotSupported
+from datamanager.identity.token_requests import PersonRequest, RotateRequest, TokenRequest
 from datamanager.machines import Machines
 from datamanager.sources.registry import typed_options
 from datamanager.sources.terms.request_secrets import refuse_secrets
@@ -52,6 +53,7 @@ OTHERS: tuple[type[Request], ...] = (
     *(CopyManyRequest, MoveManyRequest, ArchiveManyRequest, ActivateManyRequest, TreeRequest, AuditRequest),
     *(MachineLimitsRequest, TransferLimitsRequest, ScheduleRequest, ScheduleRunRequest),
     *(HoldRequest, LifetimeRequest, RestoreRequest, RetentionRunRequest),
+    *(TokenRequest, RotateRequest, PersonRequest),
 )
 ITEM = {"uuid": str(uuid4()), "machine": "there", "dest": "d"}
 

@@ -26,7 +26,7 @@ from tests.support.live_api import LiveApi
 KEYS = [
     *("id", "machine", "filename", "path", "description", "size", "metadata", "date_registered", "date_modified"),
     *("status", "originator", "group", "checksum", "verified", "derived_from", "archived_in"),
-    *("last_used", "expires_at", "hold"),
+    *("last_used", "expires_at", "hold", "created_by", "acted_as"),
 ]
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 

@@ -6,14 +6,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import func, select
 
+from datamanager.client import AccessClient
 from models.access.refusals import MINUTE, write_refusals
 from models.access.trail_links import link
-from models.tables import IdempotencyKey, TrailEntry
+from models.tables import DataObject, IdempotencyKey, TrailEntry
+from tests.support import command
 from tests.support.live_api import LiveApi
 
 QUOTAS = """
@@ -86,6 +88,61 @@ def test_rows_name_the_person_and_their_token(closed: LiveApi) -> None:
     assert {(row["person"], row["means"], row["credential"]) for row in rows} == {("token:maria", "token", token[3:15])}
     assert rows[1]["subject"] == made.json()["id"]
     assert token not in str(rows)
+
+
+def test_withdrawing_a_person_and_revoking_a_token_have_rows(closed: LiveApi) -> None:
+    token = closed.tokens.make("admin", name="root")
+    other = closed.tokens.make("reader", name="other")[3:15]
+    for method, path, fields in (
+        ("PUT", "/DM/withdrawn", {"person": "maria@example.org"}),
+        ("DELETE", "/DM/withdrawn", {"person": "maria@example.org"}),
+        ("DELETE", f"/DM/tokens/{other}", None),
+    ):
+        assert closed.ask(method, path, json=fields, token=token).status_code == 200
+    rows = closed.ask("GET", "/DM/trail", token=token).json()[::-1]
+    assert [(row["action"], row["subject"], row["outcome"], row["person"]) for row in rows] == [
+        ("PUT /DM/withdrawn", "maria@example.org", "done", "token:root"),
+        ("DELETE /DM/withdrawn", "maria@example.org", "done", "token:root"),
+        ("DELETE /DM/tokens/{id}", other, "done", "token:root"),
+    ]
+
+
+def test_objects_and_tasks_say_who_made_them(closed: LiveApi) -> None:
+    token = closed.tokens.make("mover", groups=["fire"], name="maria")
+    closed.write("a")
+    fields = {"machine": "here", "filename": "a", "group": "fire"}
+    new = closed.ask("PUT", "/DM/register", data=fields, token=token).text
+    task = closed.ask("POST", f"/DM/async/copy/{new}", json={"machine": "there", "dest": "b"}, token=token).text
+    with closed.database.write() as session:
+        session.get_one(DataObject, UUID(new)).acted_as = "shared"
+    for path in (f"/DM/info/{new}", "/DM/info", "/DM/info?limit=1"):
+        found = closed.ask("GET", path, token=token).json()
+        for row in found if isinstance(found, list) else [found]:
+            assert (row["created_by"], row["acted_as"]) == ("token:maria", "shared")
+    for path in (f"/DM/async/status/{task}", "/DM/async/status"):
+        found = closed.ask("GET", path, token=token).json()
+        assert [row["created_by"] for row in (found if isinstance(found, list) else [found])] == ["token:maria"]
+    with AccessClient(closed.url, token=token) as dm:
+        assert (dm.info(new).created_by, dm.info(new).acted_as) == ("token:maria", "shared")
+        assert dm.status(task).created_by == "token:maria"
+
+
+def test_dm_whoami_shows_quotas(tmp_path: Path, migrated_url: str) -> None:
+    quotas = tmp_path / "quotas.toml"
+    quotas.write_text(QUOTAS + '[persons."token:first"]\nrequests_per_second = 50')
+    with LiveApi(tmp_path / "site", migrated_url, auth="required", quotas=quotas) as api:
+        token = api.tokens.make("mover", groups=["fire", "flood"], name="first")
+        api.settings.token_file.parent.mkdir(exist_ok=True)
+        api.settings.token_file.write_text(token)
+        api.write("a", b"x" * 7)
+        fields = {"machine": "here", "filename": "a", "group": "fire"}
+        assert api.ask("PUT", "/DM/register", data=fields, token=token).status_code == 201
+        lines = command.dm(api, "whoami").stdout.splitlines()
+    assert lines[0].startswith("token:first (token ")
+    assert lines[-2:] == [
+        "quota of group 'fire': objects 1 of 2, bytes 7 of 100, queued 0 of 1",
+        "quota of person 'token:first': 50 requests per second",
+    ]
 
 
 def test_who_may_not_is_told_of_and_may_not_read_it(closed: LiveApi) -> None:
