@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,17 @@ from sqlalchemy import event, select, update
 from datamanager.domain.recurring import ScheduleRequest
 from datamanager.domain.requests import CopyManyRequest, validated
 from datamanager.domain.states import TransferKind
+from datamanager.engine.control import Control
 from datamanager.errors import InvalidRequest, NotAllowed, NotAuthenticated, TaskEnded, TokenNotFound
 from datamanager.identity.grant import Grant, Means
 from datamanager.identity.roles import Roles, RolesFile, load_roles
 from datamanager.identity.service_token import ServiceToken
 from datamanager.sealing import Sealer
+from datamanager.settings import Settings
+from datamanager.sources.network.egress_guard import EgressGuard
+from datamanager.transports.factory import Storages
+from deployments.mover.dispatcher import Dispatcher
+from flows.runtime.services import Services
 from models.access.standing import require_standing, standing
 from models.access.tokens import (
     NewToken,
@@ -273,6 +280,31 @@ def test_user_of_the_broker_is_permitted_what_settings_and_token_say_now(databas
     with database.write() as session:
         revoke_token(session, new.identifier, ALL, WHOLE)
     assert refused(database, *everything, users=users) == set(everything)
+
+
+def test_mover_stops_what_a_user_requested_who_is_not_in_its_settings(database: Database, tmp_path: Path) -> None:
+    token, grant = entered(database)
+    by_user = replace(grant, means=Means.BROKER)
+
+    def mover(*users: str) -> Dispatcher:
+        settings, storages = Settings(home=tmp_path, amqp_users=users), Storages(MACHINES, tmp_path)
+        return Dispatcher(
+            Services(settings, MACHINES, database, storages, EgressGuard(()), "mover-1", notify=lambda _: None)
+        )
+
+    async def scene() -> None:
+        running = copied(database, by_user, "running")
+        ((taken,),) = mover(f"lexis={token.identifier}")._take_now(5, ())
+        waiting = copied(database, by_user, "waiting")
+        restarted = mover()
+        assert restarted._take_now(5, ()) == []
+        restarted._services.running[taken[0]] = Control()
+        await restarted.ask_again()
+        assert get_transfer(database, running).stop_requested == queue.FORBID
+        ended = get_transfer(database, waiting)
+        assert (ended.status, ended.error_code, ended.bytes_done) == ("ERROR", "not_allowed", 0)
+
+    asyncio.run(scene())
 
 
 def test_schedule_of_a_withdrawn_person_fetches_nothing(database: Database, tmp_path: Path) -> None:
