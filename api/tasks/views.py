@@ -145,7 +145,8 @@ def _task_view(row: Transfer, settings: Settings, items: BatchCounts | None, wai
 
 def weight_of_task(row: Transfer) -> int:
     """Return about how many bytes a task is shown with: what went wrong may be long, all else is not."""
-    return TASK_BYTES + len(orjson.dumps([row.faults, row.error_detail, row.result, row.reason, row.notes]))
+    long = [row.faults, row.error_detail, row.result, row.reason, row.created_by, row.notes]
+    return TASK_BYTES + len(orjson.dumps(long))
 
 
 def item_view(row: TransferItem) -> ItemView:

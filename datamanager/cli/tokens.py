@@ -90,10 +90,11 @@ def withdrawn() -> None:
 def whoami() -> None:
     """Show who the service takes you for, what you may do, and the quotas of you and your groups."""
     with connected(AccessClient) as dm:
-        found, quotas = dm.whoami(), dm.quotas()
-    print(f"{found.person} ({found.means}{'' if found.credential is None else f' {found.credential}'})")
-    for name, values in (("groups", found.groups), ("roles", found.roles), ("scopes", found.scopes)):
-        print(f"{name}: {' '.join(values) or 'none'}")
+        found = dm.whoami()
+        print(f"{found.person} ({found.means}{'' if found.credential is None else f' {found.credential}'})")
+        for name, values in (("groups", found.groups), ("roles", found.roles), ("scopes", found.scopes)):
+            print(f"{name}: {' '.join(values) or 'none'}")
+        quotas = dm.quotas()  # after these are printed: whoever may send few requests may be refused this one
     for quota in quotas:
         print(f"quota of {quota.kind} {shown(quota.name)}: {', '.join(_limits(quota))}")
 
