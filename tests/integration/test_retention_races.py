@@ -82,10 +82,12 @@ def test_a_run_that_others_have_ended_does_nothing_more(keeper: Keeper) -> None:
     keeper.object("b.bin", b"else", group="tape")
     keeper.object("paper.bin")
     run, work = keeper.begin(COPIES + ARCHIVE.replace("scratch", "tape"))
-    with keeper.parts.database.write() as session:
-        assert retention_runs.end_lost(session) == [run]  # its mover was stopped for longer than its lease
     due = work._survey()
     assert len(due) == 2
+    with keeper.parts.database.write() as session:
+        assert retention_runs.end_lost(session) == [run]  # its mover was stopped for longer than its lease
+    with pytest.raises(LeaseLost):
+        work._survey()
     with pytest.raises(LeaseLost):
         work._delete(due[0])
     with pytest.raises(LeaseLost):
