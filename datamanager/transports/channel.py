@@ -125,8 +125,9 @@ class Channel(abc.ABC):
 
     passes_on_files = False
     """Whether a program's output comes quicker than what is read over SFTP."""
+    python = "python3"
     exact = False
-    """What programs tell of files is compared with what SFTP tells: see `many_files.Host`."""
+    """What a program reports of a file is compared with what SFTP reports: see `many_files.Host` for both."""
 
     def __init__(self, patience: float) -> None:
         self.patience = patience

@@ -67,6 +67,12 @@ def session(storage: Storage) -> Iterator[Session]:
         yield acquired
 
 
+def empty(folder: Path) -> None:
+    """Remove all files of a folder."""
+    for file in folder.iterdir():
+        file.unlink()
+
+
 def test_names_are_only_names(session: Session, tmp_path: Path) -> None:
     folders = [tmp_path / "sub" / os.fsdecode(raw) for raw in NAMES]
     for folder in folders:
@@ -126,8 +132,7 @@ def test_what_the_files_raise_passes_through(session: Session, tmp_path: Path) -
 
     with pytest.raises(KeyError):
         list(session.bulk.write(failing()))
-    for entry in os.scandir(tmp_path):
-        os.unlink(entry.path)
+    empty(tmp_path)
     files = mixed_files(tmp_path)[:50]
     assert not wrong(session.bulk.write(files))
     assert_made(files)
@@ -151,8 +156,7 @@ def test_a_connection_that_breaks_ends_all(alone: PrivateSshd, tmp_path: Path, c
         list(session.bulk.write(killing()))
     assert caught.value.retryable
     assert until(lambda: not usable(storage))
-    for entry in os.scandir(folder):
-        os.unlink(entry.path)
+    empty(folder)
     with storage.session() as session:
         assert session.begin_many()
         assert not wrong(session.bulk.write(files))
@@ -185,8 +189,7 @@ def test_a_program_of_this_host_that_was_killed_is_replaced(tmp_path: Path) -> N
         list(session.bulk.write(killing()))
     assert caught.value.retryable
     assert until(lambda: not of_this_host())
-    for entry in os.scandir(folder):
-        os.unlink(entry.path)
+    empty(folder)
     with storage.session() as session:
         assert session.begin_many()
         assert not wrong(session.bulk.write(files))

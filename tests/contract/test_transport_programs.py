@@ -133,9 +133,9 @@ def test_the_watchdog_does_not_come_before_the_patience_with_a_program(
     with sessions(impatient(alone_machine), control_dir) as session:
         channel, seen = session.channel, threading.Event()
 
-        def look() -> None:
+        def look() -> None:  # half the patience later: a clock that began with the wait would have run out
             while not seen.wait(0.1):
-                channel.check_stall(time.monotonic() + channel.patience)
+                channel.check_stall(time.monotonic() + channel.patience / 2)
 
         watchdog = threading.Thread(target=look)
         with channel.run(["sleep", "600"], stdin=True) as program:

@@ -189,6 +189,7 @@ def _store(chunk: Chunk, tasks: Sequence[SmallTask], program: InOneTurn) -> dict
             chunk.synced = True
         except NotSupported:
             chunk.synced = False  # otherwise, in the end
+    chunk.tell()
     return {task: fault for task, fault in wrong.items() if task.number not in chunk.outcomes}
 
 

@@ -38,6 +38,7 @@ class LocalProgramBulk(ByProgram, LocalBulk):
 class LocalProcesses:
     """Starts programs on this host, as a channel does on another machine. `patience` is in seconds."""
 
+    python = sys.executable
     exact = True
 
     def __init__(self, patience: float) -> None:
@@ -53,7 +54,7 @@ class LocalProcesses:
 
 
 class LocalProgram(PipedProgram):
-    """A program of this host. One that is Python runs in the mover's own."""
+    """A program of this host."""
 
     def __init__(self, argv: Sequence[str], patience: float, *, stdin: bool) -> None:
         super().__init__(patience, partial(_start, argv), stdin=stdin)
@@ -61,11 +62,10 @@ class LocalProgram(PipedProgram):
 
 
 def _start(argv: Sequence[str], *, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
-    words = [sys.executable, *argv[1:]] if argv[0] == "python3" else [*argv]
     try:
         # an own process group: Ctrl-C in the terminal is for the mover, which ends its transfers in order
         return subprocess.Popen(
-            words, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, bufsize=0, process_group=0
+            [*argv], stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, bufsize=0, process_group=0
         )
     except OSError as exc:
-        raise RemoteFailure(f"{words[0]} can't be started: {exc.strerror}") from exc
+        raise RemoteFailure(f"{argv[0]} can't be started: {exc.strerror}") from exc

@@ -26,12 +26,12 @@ from datamanager.transports.values import FileKind, FileStat, KeptAttributes, re
 _log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0
-"""How long a program for many files is kept for the next use."""
+"""How long programs for many files are kept after the last use of one."""
 
 
 class LocalStorage(BoundedStorage):
     """The port's Storage for this host. Safe to share between threads. Sessions that have a program for many files are
-    kept for the next user, a minute at least."""
+    kept for the next user, until none was used for `idle_seconds`."""
 
     def __init__(self, machine: Machine, *, idle_seconds: float = IDLE_SECONDS) -> None:
         super().__init__(machine)

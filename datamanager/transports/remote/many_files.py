@@ -69,8 +69,10 @@ class Host(Protocol):
 
     patience: float
     """Seconds for a byte to come."""
+    python: str
+    """The name or path of its Python."""
     exact: bool
-    """Whether files are told of as system calls tell, not as SFTP does."""
+    """Whether the program reports all of a file's stat: inode, links, nanoseconds, ctime, times beyond SFTP's."""
 
     def run(self, argv: Sequence[str], *, stdin: bool = False) -> RemoteProgram:
         """Start a program. Raises: RemoteFailure when it is refused."""
@@ -90,7 +92,7 @@ class ManyFiles:
         self.broken = False
         """Whether it can't be used any more."""
         try:
-            words = ["python3", "-I", "-S", "-c", _program(), *(["exact"] if channel.exact else [])]
+            words = [channel.python, "-I", "-S", "-c", _program(), *(["exact"] if channel.exact else [])]
             self._remote: RemoteProgram = channel.run(words, stdin=True)
         except RemoteFailure as exc:
             raise NotSupported(f"no program can be run: {exc.detail}") from exc
@@ -374,7 +376,7 @@ def error_at(number: int, path: str, *, walked: bool) -> TransportError:
 
 
 def stat_of(found: Sequence[int]) -> FileStat:
-    """Return what the program tells of a file."""
+    """Return what the program reports of a file."""
     mode, size, mtime, *exact = found
     if not exact:
         return FileStat(FileKind.of(mode), size, mtime, mode & 0o7777)

@@ -93,7 +93,7 @@ def _looked_at(order: dict[str, Any], answer: int | list[Any]) -> Iterator[Store
 
 
 def _directory(base: str, place: str, names: Sequence[str], told: Sequence[Any], *, make: bool) -> SurveyedDirectory:
-    """Return what was told of a place below the base directory."""
+    """Return what the program reported of a place below the base directory."""
     existing, missing, fault, entries, free = told
     whole = joined(existing, missing) if missing else existing
     found = SurveyedDirectory(existing, missing, outside=fault == "out", dangling=fault == "dangling", free=free)

@@ -33,6 +33,7 @@ _FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _WINDOW, _WIDE_WINDOW = 4 * 1024 * 1024, 16 * 1024 * 1024
 """Bytes that the server may send ahead over a short path, where larger ones are slower (measured), and a long one."""
 _BLOCK = 64 * 1024
+"""Bytes of one block of what was received: a packet of data has half of that."""
 _ROUND_TRIP_AT = 68
 """Where Linux's struct tcp_info has the round trip, in microseconds (include/uapi/linux/tcp.h)."""
 _DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
