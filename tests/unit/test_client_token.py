@@ -70,10 +70,11 @@ def test_token_is_sent_whatever_a_netrc_file_says(home: Path, server: OddServer)
 def test_who_has_no_token_is_told_where_one_is_looked_for(home: Path, server: OddServer) -> None:
     problem = {"code": "not_authenticated", "detail": "of the service"}
     server.on("/DM/health/ready", status(401, json.dumps(problem).encode()))
-    with Client(server.url) as client, pytest.raises(NotAuthenticated, match="^of the service$"):
+    with Client(server.url) as client, pytest.raises(NotAuthenticated, match=r"^of the service$"):
         client.health()
     (home / "admin-token").unlink()
-    with Client(server.url) as client, pytest.raises(NotAuthenticated, match="set DM_TOKEN, or DM_HOME .* admin-token$"):
+    told = r"needs a token: set DM_TOKEN, or DM_HOME .* admin-token$"
+    with Client(server.url) as client, pytest.raises(NotAuthenticated, match=told):
         client.health()
 
 
