@@ -14,6 +14,9 @@ from datamanager.errors import SettingsError
 from datamanager.listening import is_loopback
 from datamanager.settings import PREFIX, TOKEN, TOKEN_FILE
 
+PLACES = f"set {TOKEN}, or {PREFIX}HOME to the folder on this host that has its {TOKEN_FILE}"
+"""What gives `find_token` one."""
+
 
 class BearerAuth(AuthBase):
     """Adds a token to requests (RFC 6750). As the `auth` of a session it is not replaced by what a netrc file says, and

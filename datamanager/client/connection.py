@@ -14,13 +14,14 @@ from uuid import UUID, uuid4
 import requests
 from pydantic import BaseModel, SecretStr
 
-from datamanager.client.bearer import BearerAuth, find_token, require_safe
+from datamanager.client.bearer import PLACES, BearerAuth, find_token, require_safe
 from datamanager.errors import (
     CatalogueFull,
     DataManagerError,
     DestinationExists,
     InternalError,
     InvalidRequest,
+    NotAuthenticated,
     RegisteredSizeMismatch,
     ServiceError,
     TransportTimeout,
@@ -143,9 +144,12 @@ class RestConnection:
                     raise ServiceError(f"the Data Manager at {self._base} {_why(exc)}") from exc
                 time.sleep(PAUSE)
                 continue
-            if not answer.ok:
-                raise problem_error(answer)
-            return answer
+            if answer.ok:
+                return answer
+            error = problem_error(answer)
+            if isinstance(error, NotAuthenticated) and self._session.auth is None:
+                raise NotAuthenticated(f"the Data Manager at {self._base} needs a token: {PLACES}") from error
+            raise error
         raise AssertionError("the last attempt returns or raises")
 
 

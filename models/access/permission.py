@@ -110,7 +110,8 @@ def require_place(grant: Grant | None, place: Place, group: str, *actions: str, 
     target = AccessTarget.at(place, group, owner or grant.person)
     for action in actions:
         if not grant.may(action, target):
-            raise NotAllowed(f"the scope {action} is missing for {place}, or its filters exclude this")
+            whose = f"group {group!r}" if group else "no group"
+            raise NotAllowed(f"the scope {action} is missing for {place} in {whose}, or its filters exclude this")
 
 
 def may_be_source(grant: Grant, kind: TransferKind, columns: Columns = OBJECTS) -> ColumnElement[bool]:

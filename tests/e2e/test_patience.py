@@ -11,7 +11,7 @@ import pytest
 from pyftpdlib.handlers import FTPHandler
 
 from tests.support.ftp import FtpServer
-from tests.support.site import PATIENCE, Site
+from tests.support.site import PATIENCE, Site, eventually
 from tests.support.web import Answer, OddHandler, OddServer, status
 
 BODY = b"at last"
@@ -69,6 +69,7 @@ def test_a_wait_ends_with_the_deadline(site: Site, slow_server: OddServer) -> No
     view = site.wait(fetch(site, url, options={"timeout": 3600}, deadline="PT12S"))
     assert (view["status"], view["error"]["code"]) == ("ERROR", "deadline_exceeded"), view
     assert requests_of(slow_server, url) == 1
+    eventually(lambda: not site.leftovers(), "it ended in the queue, and the mover removed its partial file afterwards")
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def reader(open_site: Site) -> Reader:
 
 def test_readme_shell_session_works_as_printed(reader: Reader) -> None:
     find_program("curl")
-    script = "set -eu\n" + reader.as_printed(blocks("sh")) + '\nprintf "\\n%s %s %s\\n" "$ID" "$COPY" "$FETCHED"\n'
+    script = "set -eux\n" + reader.as_printed(blocks("sh")) + '\nprintf "\\n%s %s %s\\n" "$ID" "$COPY" "$FETCHED"\n'
     done = subprocess.run(
         [find_program("bash"), "-c", script],
         env=clean_environment(HOME=str(reader.home), DM_PORT=str(reader.site.service.port)),
@@ -55,6 +55,10 @@ def test_readme_shell_session_works_as_printed(reader: Reader) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done
+    assert "/DM/register/tree" in done.stderr
+    token = reader.site.service.token
+    assert token
+    assert token not in done.stderr  # in the arguments of a program any user of the host could read it
     assert '"code"' not in done.stdout, done.stdout  # no problem document
     assert "Move successful" in done.stdout
     assert "archer2:archive/2026/june.nc deleted" in done.stdout

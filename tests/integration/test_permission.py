@@ -237,8 +237,10 @@ def test_registration_needs_to_write_at_each_of_its_places(database: Database) -
         uuid = register_object(session, request, place("in/a"), Facts(1), by=grant)
     obj = get_object(database, uuid)
     assert (obj.created_by, obj.acted_as) == ("jo", None)
-    with pytest.raises(NotAllowed), database.write() as session:
+    with pytest.raises(NotAllowed, match="for alpha:out/b in group 'fire'"), database.write() as session:
         register_object(session, request, place("out/b"), Facts(1), by=grant)
+    with pytest.raises(NotAllowed, match="for alpha:in/b in no group"), database.write() as session:
+        register_object(session, request.model_copy(update={"group": ""}), place("in/b"), Facts(1), by=FIRE)
     with pytest.raises(NotAllowed), database.write() as session:  # a link that leads elsewhere
         register_object(session, request, place("in/b"), Facts(1), canonical=place("out/b"), by=grant)
     files = [FoundFile(place(path), "in", Facts(1), place(path)) for path in ("in/c", "out/c")]

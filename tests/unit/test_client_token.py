@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from requests import Request
 
 from datamanager.client import Client
 from datamanager.client.bearer import BearerAuth, find_token
-from datamanager.errors import SettingsError
+from datamanager.errors import NotAuthenticated, SettingsError
 from tests.support.web import OddServer, status
 
 HERE, AWAY = "http://127.0.0.1:5000", "https://dm.example"
@@ -64,6 +65,17 @@ def test_token_is_sent_whatever_a_netrc_file_says(home: Path, server: OddServer)
         with Client(server.url, token=token) as client:
             client.health()
         assert server.requests[-1][1]["Authorization"] == f"Bearer {sent}"
+
+
+def test_who_has_no_token_is_told_where_one_is_looked_for(home: Path, server: OddServer) -> None:
+    problem = {"code": "not_authenticated", "detail": "of the service"}
+    server.on("/DM/health/ready", status(401, json.dumps(problem).encode()))
+    with Client(server.url) as client, pytest.raises(NotAuthenticated, match=r"^of the service$"):
+        client.health()
+    (home / "admin-token").unlink()
+    told = r"needs a token: set DM_TOKEN, or DM_HOME .* admin-token$"
+    with Client(server.url) as client, pytest.raises(NotAuthenticated, match=told):
+        client.health()
 
 
 def test_token_is_not_shown() -> None:
