@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -122,11 +123,8 @@ def test_a_certificate_that_is_accepted_is_all_that_was_offered(
     assert "ID dm:t:p" in said
     assert "Failed" not in said
     assert not [key for key in other_keys if key in said]
-    with (
-        Storages(Machines({"m": machines["m"].model_copy(update={"acts_as": "shared"})}), control_dir)
-        .get("m")
-        .session()
-    ):
+    shared = Machines({"m": machines["m"].model_copy(update={"acts_as": "shared"})})
+    with closing(Storages(shared, control_dir)) as storages, storages.get("m").session():
         pass  # without a certificate such a key is what opens the machine
 
 

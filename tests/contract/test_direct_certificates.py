@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from pwd import getpwnam
@@ -91,7 +91,10 @@ def between(
         base.chmod(0o777)
         own = {key.removeprefix(f"{name}_"): value for key, value in keys.items() if key.startswith(f"{name}_")}
         machines[name] = server.machine(name, base, connection=keys["connection"], **{**PROGRAMS, **own})
-    with Storages(Machines(machines), control_dir, ca).acting_as(person) as storages:
+    with (
+        closing(Storages(Machines(machines), control_dir, ca)) as shared,
+        shared.acting_as(person) as storages,
+    ):
         yield Pair(storages, Machines(machines))
 
 

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from datamanager.errors import InvalidRequest, RemoteFailure, SettingsError
-from datamanager.machines import Machine, Machines
+from datamanager.machines import Connection, Machine, Machines
 from datamanager.signing.builtin_ca import BuiltinCa, create_key
 from datamanager.signing.certificate import Certificate, CertificateRequest, Person
 from datamanager.transports.factory import Storages
@@ -133,10 +133,13 @@ def test_a_private_key_is_nowhere_but_in_memory(
 
     monkeypatch.setattr(Ed25519PrivateKey, "generate", recorded)
     caplog.set_level("DEBUG")
+    others = set(children_of(os.getpid()))
     with Storages(machines, control_dir, ca).acting_as(Person(people[0], "t", "p")) as own:
         with own.get("archer2").session():
             seen = caplog.text.encode()
-            for pid in children_of(os.getpid()):
+            programs = set(children_of(os.getpid())) - others
+            assert len(programs) == (machines["archer2"].connection is Connection.OPENSSH)
+            for pid in programs:
                 seen += Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
             for path in control_dir.iterdir():
                 assert path.is_socket()
