@@ -1,8 +1,9 @@
 """What logins by certificate cost: the same copies on the same machine, with and without, by turns.
 
 The machine is one sshd on loopback under two names. With certificates each copy logs in for itself; without,
-connections are kept from copy to copy. Requests go into the catalogue with a person's grant, and the mover is woken, as
-the API does it: where authentication is off, HTTP requests have no person.
+connections are kept from copy to copy. Each copy is a single one: the run of the one before has ended. Requests go into
+the catalogue with a person's grant, and the mover is woken, as the API does it: where authentication is off, HTTP
+requests have no person.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from tests.support.sshd import PrivateSshd
 WITH, WITHOUT = "certificates", "one key"
 MACHINES = {WITH: "caller", WITHOUT: "shared"}
 WARM_UP = 5
+PAUSE = 0.2
+"""Seconds before a request: closing the sessions of the copy before is no part of this one's start."""
 
 
 class Copies:
@@ -75,6 +78,7 @@ class Copies:
         """Ask for a copy within a machine and wait for its end; return the seconds from the request on."""
         self._number += 1
         request = CopyRequest(machine=machine, dest=f"copies/{self._number}")
+        time.sleep(PAUSE)
         begin = time.perf_counter()
         with self.database.write() as session:
             sealed = SealedRequest(TransferKind.COPY, request, self._sources[machine], grant=self._grant)

@@ -16,10 +16,11 @@ from datamanager.signing.signer import PersonLogin, Signer
 from datamanager.transports.local.storage import LocalStorage
 from datamanager.transports.port import Storage
 from datamanager.transports.session_limiter import SessionLimiter
-from datamanager.transports.sftp.pool import Known, SftpStorage
+from datamanager.transports.sftp.pool import Connector, Known, SftpStorage
 from datamanager.transports.ssh.openssh import OpenSshConnector
 from datamanager.transports.ssh.openssh_client import ssh_program
 from datamanager.transports.ssh.paramiko import ParamikoConnector
+from datamanager.transports.ssh.short_transfers import PlainMachines, ShortConnector
 
 SERVICE_TASK = "service"
 """The task in key ids of logins that are not for one task."""
@@ -34,13 +35,15 @@ def open_storage(
     signer: Signer | None = None,
     limiter: SessionLimiter | None = None,
     known: Known | None = None,
+    short: PlainMachines | None = None,
 ) -> Storage:
     """Return the machine's storage; nothing is connected before the first session.
 
     `control_dir` holds OpenSSH's control sockets: a short path, made here (0700) where it is missing. Who can write
     there can use our connections. A machine with `acts_as = "caller"` is logged in to as the person, by a certificate
     of the signer. `limiter`: the machine's limit where several storages share it. `known`: what was found out of it for
-    the same account.
+    the same account. `short`: what a person does there is short, and which machines ssh reaches with its defaults: they
+    are logged in to sooner.
 
     Raises: NoLogin; SettingsError when another user can write there, or there is no signer.
     """
@@ -59,7 +62,11 @@ def open_storage(
     if connection is Connection.PARAMIKO:
         return SftpStorage(machine, ParamikoConnector(machine, login), limiter=limiter, login=login, known=known)
     _make_private(control_dir)
-    connector = OpenSshConnector(machine, control_dir, login)
+    connector: Connector
+    if short is not None and login is not None and machine.connection is Connection.AUTO:
+        connector = ShortConnector(machine, control_dir, login, short)
+    else:
+        connector = OpenSshConnector(machine, control_dir, login)
     return SftpStorage(machine, connector, limiter=limiter, login=login, known=known)
 
 
@@ -74,6 +81,9 @@ class Storages:
         self._signer = signer
         self._person: Person | None = None
         self._shared: Storages | None = None
+        self.plain = PlainMachines()
+        """Which machines ssh reaches with its defaults alone."""
+        self._short = False
         self._limiters: dict[str, SessionLimiter] = {}
         self._known: dict[tuple[str, str], Known] = {}
         self._control_dir = control_dir
@@ -97,22 +107,23 @@ class Storages:
                     signer=self._signer,
                     limiter=shared.limiter_of(machine) if personal else None,
                     known=shared.known_of(machine, self._person) if personal else None,
+                    short=shared.plain if self._short else None,
                 )
             return self._open[name]
 
-    def of(self, person: Person) -> Storages:
+    def of(self, person: Person, *, short: bool = False) -> Storages:
         """Return the storages for a person: those of machines with `acts_as = "caller"` are the person's own, until
         they are closed; all others are these here. `max_connections` counts over all persons. For a person without an
-        account `get` raises NoLogin for such machines.
+        account `get` raises NoLogin for such machines. `short`: few bytes will move, so what counts is a soon login.
         """
         own = Storages(self._machines, self._control_dir, self._signer)
-        own._person, own._shared = person, self
+        own._person, own._shared, own._short = person, self, short
         return own
 
     @contextmanager
-    def acting_as(self, person: Person) -> Iterator[Storages]:
-        """Use the storages of a person, who has them no longer than this context."""
-        own = self.of(person)
+    def acting_as(self, person: Person, *, short: bool = False) -> Iterator[Storages]:
+        """Use the storages of a person, who has them no longer than this context; see `of`."""
+        own = self.of(person, short=short)
         try:
             yield own
         finally:

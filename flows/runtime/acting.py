@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 
+from datamanager.domain.states import TransferKind
 from datamanager.errors import DataManagerError
 from datamanager.signing.certificate import Person
 from datamanager.transports.factory import Storages
@@ -23,6 +24,8 @@ from models.transfers.queue import TransferLease
 
 SHARED = "shared"
 """What an object says that was written with the service's own login."""
+SHORT = 16 << 20
+"""Bytes of a file up to which it matters more how soon it begins to move than how fast it does."""
 
 
 def person_of(row: Transfer) -> Person:
@@ -47,7 +50,7 @@ def prepare(parts: Services, hold: TransferLease, row: Transfer) -> None:
     if not ends:
         return
     with suppress(DataManagerError):
-        parts.acting[hold] = own = parts.storages.of(person_of(row))
+        parts.acting[hold] = own = _storages(parts, row)
         for name, count in ends.items():
             own.get(name).expect(count)
 
@@ -61,11 +64,16 @@ async def give_up(parts: Services, hold: TransferLease) -> None:
 @asynccontextmanager
 async def acting_for(parts: Services, hold: TransferLease, row: Transfer) -> AsyncIterator[Services]:
     """Return the mover's parts with the storages of the person for whom a transfer works. Raises: as `person_of`."""
-    own = parts.acting.pop(hold, None) or parts.storages.of(person_of(row))
+    own = parts.acting.pop(hold, None) or _storages(parts, row)
     try:
         yield replace(parts, storages=own)
     finally:
         await _closed(own)
+
+
+def _storages(parts: Services, row: Transfer) -> Storages:
+    few = row.bytes_total is not None and row.bytes_total <= SHORT and not TransferKind(row.kind).itemised
+    return parts.storages.of(person_of(row), short=few)
 
 
 async def _closed(own: Storages) -> None:

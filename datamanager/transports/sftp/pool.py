@@ -85,7 +85,9 @@ class SftpStorage(BoundedStorage):
         self._channels: set[Channel] = set()
         self._sessions = 0  # that were made and not ended yet, idle or in use
         self._watcher: threading.Thread | None = None
-        self._expected: deque[Future[SftpSession]] = deque()  # each made for whoever acquires one next
+        # as many sessions are being made as these two have: the first that is ready is for who waits longest
+        self._expected: deque[Future[SftpSession]] = deque()  # nobody waits for it yet
+        self._awaited: deque[Future[SftpSession]] = deque()
         self._limiter.join(self)
 
     @property
@@ -106,12 +108,11 @@ class SftpStorage(BoundedStorage):
             ready = sum(session.has_program or not many for _, session in self._idle)
             wanted = count - ready - len(self._expected)
         acquired = self._limiter.try_acquire(min(wanted, self._limiter.room)) if wanted > 0 else 0
-        futures = [Future[SftpSession]() for _ in range(acquired)]
         with self._changed:
-            self._expected.extend(futures)
-        for future in futures:
+            self._expected.extend(Future() for _ in range(acquired))
+        for _ in range(acquired):
             name = f"dm-{self.machine}-expected"
-            threading.Thread(target=self._make_expected, args=(future, many), name=name, daemon=True).start()
+            threading.Thread(target=self._make_expected, args=(many,), name=name, daemon=True).start()
 
     def close_idle(self) -> bool:
         """Close the session that is idle longest; False when there is none."""
@@ -155,9 +156,9 @@ class SftpStorage(BoundedStorage):
         if not keep:
             self._end(session)
 
-    def _make_expected(self, future: Future[SftpSession], many: bool) -> None:
-        """Make a session for who waits for `future`; without such a one it is idle, and a failure nobody's. Its place
-        is acquired, and released here.
+    def _make_expected(self, many: bool) -> None:
+        """Make a session for who waits longest for one; without such a one it is idle, and a failure nobody's. Its
+        place is acquired, and released here.
         """
         session: SftpSession | None = None
         try:
@@ -167,31 +168,36 @@ class SftpStorage(BoundedStorage):
         except BaseException as exc:  # noqa: BLE001 - raised by who takes the session
             if session is not None:
                 self._end(session)
-            if self._is_taken(future):
-                future.set_exception(exc)
+            if (waiter := self._waiter(made=False)) is not None:
+                waiter.set_exception(exc)
             else:
                 _log.info("%s: a session that is expected could not be made: %s", self.machine, exc)
         else:
-            if self._is_taken(future):
-                future.set_result(session)
+            if (waiter := self._waiter(made=True)) is not None:
+                waiter.set_result(session)
             else:
                 self._put_back(session)
         finally:
             self._limiter.release(1)
 
-    def _is_taken(self, future: Future[SftpSession]) -> bool:
-        """Say whether somebody waits for an expected session; if not, nobody will."""
+    def _waiter(self, *, made: bool) -> Future[SftpSession] | None:
+        """Return who gets the outcome of a making that has ended. A failure is nobody's while more sessions are being
+        made than are waited for.
+        """
         with self._changed:
-            taken = future not in self._expected
-            if not taken:
-                self._expected.remove(future)
-            return taken
+            if self._awaited and (made or not self._expected):
+                return self._awaited.popleft()
+            self._expected.popleft()
+            return None
 
     def _expected_session(self) -> SftpSession | None:
         """Wait for a session that is made already, if there is one that nobody else waits for."""
         with self._changed:
-            future = self._expected.popleft() if self._expected else None
-        return None if future is None else future.result()
+            if not self._expected:
+                return None
+            future = self._expected.popleft()
+            self._awaited.append(future)
+        return future.result()
 
     def _idle_session(self) -> SftpSession | None:
         """Return the session used last that still works; those that broke while idle are closed."""

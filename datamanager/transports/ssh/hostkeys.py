@@ -84,23 +84,32 @@ def known_hosts_name(machine: Machine) -> str:
     return host if "hostkeyalias" in config else entry_name(host, port)
 
 
-def _ssh_config(machine: Machine) -> dict[str, str]:
-    """Return what ssh would use for the machine (`ssh -G`); only our own values where it is not the connection."""
-    host = str(machine.host)  # machines.py checks that there is one
-    plain = {"hostname": host, "port": str(machine.port or SSH_PORT)}
-    if machine.connection is Connection.PARAMIKO:
-        return plain
+def ssh_settings(machine: Machine, *options: str) -> list[str]:
+    """Return what ssh would use for the machine, line by line (`ssh -G`).
+
+    Raises: FileNotFoundError when there is no ssh; MachineUnavailable when it can't read its configuration.
+    """
     port = [] if machine.port is None else ["-p", str(machine.port)]
     try:
         answer = subprocess.run(
-            ["ssh", "-G", *port, "--", host],
+            ["ssh", "-G", *options, *port, "--", str(machine.host)],  # machines.py checks that there is one
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=True,
         )
-    except FileNotFoundError:
-        return plain
     except subprocess.CalledProcessError as exc:
         raise MachineUnavailable(f"{machine.name}: {str(exc.stderr).strip()[-300:]}") from exc
-    return plain | dict(line.partition(" ")[::2] for line in answer.stdout.splitlines())
+    return answer.stdout.splitlines()
+
+
+def _ssh_config(machine: Machine) -> dict[str, str]:
+    """Return what ssh would use for the machine; only our own values where it is not the connection."""
+    plain = {"hostname": str(machine.host), "port": str(machine.port or SSH_PORT)}
+    if machine.connection is Connection.PARAMIKO:
+        return plain
+    try:
+        lines = ssh_settings(machine)
+    except FileNotFoundError:
+        return plain
+    return plain | dict(line.partition(" ")[::2] for line in lines)

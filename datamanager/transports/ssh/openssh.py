@@ -17,6 +17,7 @@ import select
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ _SOCKET_BUFFER = 1 << 21
 _LONGEST_CONTROL_PATH = 80
 """A Unix socket's path has at most 107 bytes, and ssh appends 17 while it binds."""
 _STDERR_KEPT = 8192
+_LOOK_EVERY = 0.002
+"""Seconds between looks for a control socket."""
 _GRACE = 2.0
 """Seconds for ssh to end after its input closed, before it is killed."""
 
@@ -60,17 +63,35 @@ class OpenSshConnector:
         """Start ssh. Whether it gets through shows when the SFTP server speaks, or in the channel's `start_error`."""
         with self._lock:
             master = self._master()
+            is_first = not master.channels
             master.channels += 1
+            if is_first:
+                master.first = None
         try:
-            return OpenSshChannel(self._machine, self, master)
+            if not is_first:
+                self._await_socket(master)
+            channel = OpenSshChannel(self._machine, self, master)
         except BaseException:
-            self.release(master, retire=False)
+            self.release(master, retire=is_first)  # nobody is to wait for what does not come
             raise
+        if is_first:
+            master.first = channel
+        return channel
 
     def close(self) -> None:
         """Let nobody log in with our certificates any more. Idempotent."""
         if self.agent is not None:
             self.agent.close()
+
+    def _await_socket(self, master: _Master) -> None:
+        """Wait for the control socket while the first ssh logs in: one that finds none makes a connection of its own,
+        and logs in again.
+        """
+        until = time.monotonic() + self._machine.connect_timeout
+        while master.path is not None and not master.path.exists() and time.monotonic() < until:
+            if master.retired or (master.first is not None and master.first.ended):
+                return
+            time.sleep(_LOOK_EVERY)
 
     def _master(self) -> _Master:
         """Return the connection for the next channel, a new one where that is better."""
@@ -97,6 +118,8 @@ class _Master:
     path: Path | None
     channels: int = 0
     retired: bool = False
+    first: OpenSshChannel | None = None
+    """The channel whose ssh makes the connection, once it has started."""
 
     @property
     def has_room(self) -> bool:
@@ -167,9 +190,14 @@ class OpenSshChannel(Channel):
         except OSError as exc:
             raise self.lost(f"ssh ended unexpectedly{self._said()}") from exc
 
+    @property
+    def ended(self) -> bool:
+        """Whether ssh has ended."""
+        return self._closed or self._process.poll() is not None
+
     def alive(self) -> bool:
         """Say whether ssh runs and its stream has not ended."""
-        if self._closed or self._process.poll() is not None:
+        if self.ended:
             return False
         try:
             return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
