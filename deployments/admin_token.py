@@ -53,7 +53,7 @@ def provide_admin_token(settings: Settings, database: Database) -> None:
     logins = TokenLogins(Sealer.of(settings), load_roles(settings.roles))
     if _permits_everything(settings, database, logins):
         return
-    new, name = ServiceToken.make(), f"{socket.gethostname()}:{settings.token_file}"[-NAME_MAX:]
+    new, name = ServiceToken.make(), _name(settings)
     roles = logins.roles.known([ROLE])
     own = Grant(name, frozenset(), logins.roles.scopes_of(roles), Means.TOKEN).covers(EVERYBODY)
     scopes = () if own else tuple(map(str, EVERYBODY.scopes))
@@ -66,6 +66,12 @@ def provide_admin_token(settings: Settings, database: Database) -> None:
         create_token(session, wanted, None)
         note(session, "dm token bootstrap", TrailOutcome.DONE, subject=new.identifier)
     _write(settings, new)  # after the row: a crash between leaves a token that nobody has, and that is revoked then
+
+
+def _name(settings: Settings) -> str:
+    """Return the token's name: `USER@HOST`, with the folder where that is not the user's own."""
+    name, home = f"{getpass.getuser()}@{socket.gethostname()}", settings.home
+    return (name if home == Settings().home else f"{name}:{home}")[-NAME_MAX:]
 
 
 def _permits_everything(settings: Settings, database: Database, logins: TokenLogins) -> bool:

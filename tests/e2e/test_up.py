@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import os
 import re
 import signal
@@ -106,6 +107,7 @@ def test_the_home_has_the_first_token_for_its_owner_alone(service: DataManagerSe
         assert client.whoami().roles == ["admin"]
         (token,) = client.tokens()
     assert token.id == file.read_text()[3:15]
+    assert token.name == f"{getpass.getuser()}@{socket.gethostname()}:{service.home}"
     with AccessClient(service.url) as client, pytest.raises(NotAuthenticated):
         client.whoami()
 
