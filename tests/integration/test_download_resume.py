@@ -17,11 +17,15 @@ import pytest
 
 from datamanager.engine.attempt import Restart
 from datamanager.engine.fetching import replica_fetch
-from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch, SourceChanged
+from datamanager.engine.single.probe import probe
+from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch, SourceChanged, TransportTimeout
 from datamanager.sources.download_terms import DownloadSources
 from tests.support.downloads import LOOPBACK, open_download
 from tests.support.fetcher import Fetcher
 from tests.support.odd_http import OddServer, Step, answer
+from tests.support.process import signal_each
+from tests.support.site import eventually
+from tests.support.sshd import PrivateSshd
 from tests.support.web import Web
 
 MIB = 2**20
@@ -275,3 +279,22 @@ def test_after_kill_9_it_goes_on(tmp_path: Path, seed: int) -> None:
         sent = [int(line.split()[9]) for line in web.access_log.read_text().splitlines()]
         assert fetcher.begun == marker.done >= MIB
         assert sent[-1] <= len(BODY) - marker.done + replica_fetch.TAIL, "what was stored is not sent again"
+
+
+@pytest.mark.parametrize("connection", ["openssh", "paramiko"])
+def test_what_a_server_does_late_leaves_the_next_try_alone(tmp_path: Path, web: Web, connection: str) -> None:
+    with PrivateSshd(tmp_path / "sshd") as server:
+        fetcher = Fetcher(tmp_path, server.machine("m", tmp_path / "m", connection=connection, stall_timeout=1))
+        fetching, found = opened(web.put("late", BODY)), probe(fetcher.job)
+        frozen = server.descendants()
+        signal_each(frozen, signal.SIGSTOP)
+        try:
+            with pytest.raises(TransportTimeout):
+                fetcher.transfer(found, fetching)
+            moved = fetcher.transfer(found, fetching)
+        finally:
+            signal_each(frozen, signal.SIGCONT)
+        eventually(lambda: not set(frozen) & set(server.descendants()), "it did what it was told, and has ended")
+        assert fetcher.finish(found, moved) == BODY
+        assert [file.name for file in fetcher.folder.iterdir()] == ["file"]
+        fetcher.ends.storages.close()

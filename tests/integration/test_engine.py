@@ -20,6 +20,7 @@ from datamanager.engine.attempt import Attempt, Endpoint, Found, Intent
 from datamanager.engine.control import Control
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single import transfer
+from datamanager.engine.single import verify as verifying
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.source_removal import remove_source
 from datamanager.engine.single.verify import verify
@@ -30,6 +31,7 @@ from datamanager.errors import (
     DestinationExists,
     NoSpace,
     PathNotAllowed,
+    PathReplaced,
     RemoteFailure,
     SizeMismatch,
     SourceChanged,
@@ -38,6 +40,7 @@ from datamanager.errors import (
 )
 from datamanager.machines import Machine, VerifyPolicy
 from datamanager.transports.factory import open_storage
+from datamanager.transports.port import Session
 from tests.support.ends import Ends
 from tests.support.sshd import PrivateSshd
 
@@ -170,6 +173,24 @@ def test_damage_to_what_was_stored_is_caught(ends: Ends, fault: str) -> None:
     with pytest.raises(ChecksumMismatch if fault == "flip" else SizeMismatch):
         verify(job, found, moved, control)
     assert not Path(found.final).exists()
+
+
+def test_a_partial_file_that_disappears_under_the_comparison_is_told(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ends.folder("a") / "in").write_bytes(DATA)
+    job, control = ends.job("a:in", "b:out"), Control()
+    found = probe(job)
+    moved = transfer.relay(job, found, control)
+    read = verifying.stored_sha256
+
+    def read_late(session: Session, path: str, *args: Any, **rules: Any) -> str:
+        Path(found.part).unlink()  # it was there a moment ago, as the size was compared
+        return read(session, path, *args, **rules)
+
+    monkeypatch.setattr(verifying, "stored_sha256", read_late)
+    with pytest.raises(PathReplaced, match="partial file was written"):
+        verify(job, found, moved, control)
 
 
 def test_a_source_that_changes_under_the_copy_is_caught(ends: Ends) -> None:

@@ -29,6 +29,16 @@ ENGINE_FAULTS = (
         ("tests/integration/test_engine.py::test_a_source_that_changes_under_the_copy_is_caught[local]",),
     ),
     Fault(
+        "transfer: the removal of an older partial file is sent whether there is one or not",
+        "datamanager/engine/single/transfer.py",
+        "    if lstat_or_none(session, found.part) is not None:\n",
+        "    if True:\n",
+        (
+            "tests/integration/test_download_resume.py::"
+            "test_what_a_server_does_late_leaves_the_next_try_alone[paramiko]",
+        ),
+    ),
+    Fault(
         "publish: the file gets its name before it is on stable storage",
         "datamanager/engine/single/transfer.py",
         "    writers[0].flush()\n",

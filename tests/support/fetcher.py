@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from datamanager.domain.states import TransferKind
-from datamanager.engine.attempt import Attempt, Intent, Restart
+from datamanager.engine.attempt import Attempt, Found, Intent, Moved, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.fetching.download import download
 from datamanager.engine.fetching.replica_fetch import ExpectedBytes, FetchContext
@@ -25,11 +25,15 @@ from tests.support.ends import Ends
 
 
 class Fetcher:
-    """Does what the flow does: probe, download, verify, publish; attempts of one transfer share its checkpoints."""
+    """Does what the flow does: probe, download, verify, publish; attempts of one transfer share its checkpoints.
 
-    def __init__(self, folder: Path) -> None:
+    `machine`, with base_dir `m` in `folder`, is this host if not given.
+    """
+
+    def __init__(self, folder: Path, machine: Machine | None = None) -> None:
         (folder / "m").mkdir()
-        machine = Machine.model_validate({"name": "m", "transport": "local", "base_dir": str(folder / "m")})
+        if machine is None:
+            machine = Machine.model_validate({"name": "m", "transport": "local", "base_dir": str(folder / "m")})
         self.folder = folder / "m"
         self.ends = Ends({"m": machine}, folder / "run")
         self.job = Attempt(uuid4(), 1, TransferKind.GETEXTERNAL, None, self.ends.end("m", "file"))
@@ -44,12 +48,20 @@ class Fetcher:
         """Fetch once, as another mover's attempt, and return the published bytes."""
         self.job = replace(self.job, epoch=self.job.epoch + 1, restart=self.marker)
         found = probe(self.job, size=size)
+        return self.finish(found, self.transfer(found, fetching, size=size, limit=limit))
+
+    def transfer(
+        self, found: Found, fetching: DownloadSources, *, size: int | None = None, limit: int = 2**30
+    ) -> Moved:
+        """Try the transfer step of an attempt whose ends were probed."""
         self.begun = self.marker.done if self.marker is not None else 0
-        control = Control()
         terms = fetching.terms
         wanted = ExpectedBytes(terms.limit(limit), size, fetching.checksum(), terms.options.decompress)
-        moved = download(FetchContext(self.job, found, control, wanted, self.remember), fetching.sources)
-        proof = verify(self.job, found, moved, control)
+        return download(FetchContext(self.job, found, Control(), wanted, self.remember), fetching.sources)
+
+    def finish(self, found: Found, moved: Moved) -> bytes:
+        """Verify and publish what was transferred; return the published bytes."""
+        proof = verify(self.job, found, moved, Control())
         publish(self.job, found, Intent(proof.size, proof.sha256, 1_600_000_000))
         return (self.folder / "file").read_bytes()
 

@@ -90,8 +90,7 @@ def _take_over(context: FetchContext, session: Session, replicas: Container[str]
         if old == found.part:
             old = posixpath.join(found.directory, temporary_name(job.target.place.name, job.transfer, 0))
             session.rename(found.part, old, overwrite=True)
-        with contextlib.suppress(PathMissing):
-            session.remove(found.part)
+        remove_part(session, found)
         if not _copied(session, old, found.part, stored.position, context.control):
             stored = None
         parts = parts_of(job, found.directory, session)

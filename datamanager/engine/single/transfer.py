@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from datamanager.domain.states import Phase, Route
 from datamanager.engine.attempt import Attempt, Digest, Found, Moved, Restart
 from datamanager.engine.control import Control, unwrapped
+from datamanager.engine.path_confinement import lstat_or_none
 from datamanager.engine.single.endpoints import (
     acquire_sessions,
     concurrently,
@@ -236,11 +237,14 @@ def push(job: Attempt, found: Found, control: Control, offset: int = 0) -> Moved
 
 
 def remove_part(session: Session, found: Found) -> None:
-    """Remove this attempt's own partial file, if there is one: a new try never writes into an old inode."""
-    try:
-        session.remove(found.part)
-    except PathMissing:
-        return
+    """Remove this attempt's own partial file, if there is one: a new try never writes into an old inode.
+
+    It is looked for first: a server that hangs may do what it was told long after the try that told it was given up,
+    and a removal would take the next try's file.
+    """
+    if lstat_or_none(session, found.part) is not None:
+        with suppress(PathMissing):
+            session.remove(found.part)
 
 
 def discard(job: Attempt, found: Found) -> None:

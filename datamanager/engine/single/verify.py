@@ -120,11 +120,17 @@ def _both_sha256(job: Attempt, found: Found, moved: Moved, control: Control) -> 
         except PathMissing:
             raise SourceChanged(f"{job.origin.place} disappeared during the transfer") from None
 
+    def stored() -> str:
+        try:
+            return moved.stored or _hashed(job.target, found.part, control, moved.size)
+        except PathMissing:
+            raise part_is_gone(job) from None
+
     if moved.sha256 is not None:
-        return moved.sha256, moved.stored or _hashed(job.target, found.part, control, moved.size)
+        return moved.sha256, stored()
     with ThreadPoolExecutor(1) as beside:
         near = beside.submit(source)
-        far = moved.stored or _hashed(job.target, found.part, control, moved.size)
+        far = stored()
         return near.result(), far
 
 
