@@ -15,6 +15,7 @@ from datamanager.transports.factory import open_storage
 from datamanager.transports.sftp.pool import SftpStorage
 from datamanager.transports.sftp.session import SftpSession
 from tests.contract.conftest import commands, opened, until
+from tests.support.process import signal_each
 from tests.support.sshd import PrivateSshd
 
 PROGRAM = "dm-many"
@@ -75,7 +76,7 @@ def test_an_expected_session_counts_while_it_is_made(
     alone: PrivateSshd, machine: Machine, own_control_dir: Path
 ) -> None:
     with opened(machine, own_control_dir) as storage:
-        os.kill(alone.pid, signal.SIGSTOP)
+        signal_each([alone.pid], signal.SIGSTOP)
         try:
             storage.expect(many=False)
             assert storage.in_use == 1

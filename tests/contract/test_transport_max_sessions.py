@@ -6,6 +6,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -24,9 +25,12 @@ def test_sessions_and_programs_beyond_what_a_connection_takes(tmp_path: Path, ow
     for path in paths:
         Path(path).write_text(path)
 
+    at_work = Barrier(SESSIONS, timeout=60)
+
     def use(session: Session, path: str) -> tuple[bool, str, str]:
         many = session.begin_many()
         [(_, found)] = session.bulk.read([path], 4096)
+        at_work.wait()  # all sessions and both programs for many files have their channels: the next one is too many
         with session.open_read(path) as reader:
             assert b"".join(map(bytes, reader.blocks())) == found.data == path.encode()  # type: ignore[union-attr]
         [(_, digest)] = session.bulk.digest([path], 4096)

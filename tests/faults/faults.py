@@ -20,7 +20,7 @@ from tests.faults.plant import LEASE, SCRATCH, STALL, Plant
 from tests.faults.sshd import FarSshd
 from tests.faults.trial import SMALL, Fault, Trial
 from tests.support.amqp import client, put, take
-from tests.support.process import Process
+from tests.support.process import Process, signal_each
 from tests.support.programs import missing
 
 AWAY = 20.0
@@ -165,7 +165,7 @@ def ask_by_messages(trial: Trial) -> None:
 def two_movers(trial: Trial) -> None:
     """A mover hangs until another one has its transfers, and goes on as if nothing had been."""
     mover = _a_mover(trial)
-    os.kill(mover.pid, signal.SIGSTOP)
+    signal_each([mover.pid], signal.SIGSTOP)
     try:
         time.sleep(LEASE + trial.chance.uniform(1, 4))
     finally:

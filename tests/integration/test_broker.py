@@ -21,7 +21,7 @@ from tests.support.amqp import (
     take,
 )
 from tests.support.ports import free_port
-from tests.support.process import open_files
+from tests.support.process import open_files, signal_each
 from tests.support.rabbitmq import RabbitMq
 
 QUEUE, DEAD = REQUESTS_QUEUE, DEAD_QUEUE
@@ -134,7 +134,7 @@ def test_a_broker_that_freezes_fails_a_publish_within_its_bound(rabbitmq: Rabbit
     async def scene() -> None:
         async with opened(url) as broker:
             await broker.connect()
-            os.kill(rabbitmq.process.pid, signal.SIGSTOP)
+            signal_each([rabbitmq.process.pid], signal.SIGSTOP)
             try:
                 with pytest.raises(BrokerUnavailable) as failure:
                     await broker.publish("", QUEUE, b"1", message_id="1", mandatory=True, timeout=1)

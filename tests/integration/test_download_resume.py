@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.engine.attempt import Restart
+from datamanager.engine.attempt import Attempt, Restart
+from datamanager.engine.fetching import download as downloading
 from datamanager.engine.fetching import replica_fetch
 from datamanager.engine.single.probe import probe
+from datamanager.engine.single.restart import parts_of
 from datamanager.errors import ConnectionLost, DownloadFailed, SizeMismatch, SourceChanged, TransportTimeout
 from datamanager.sources.download_terms import DownloadSources
+from datamanager.transports.port import Session
 from tests.support.downloads import LOOPBACK, open_download
 from tests.support.fetcher import Fetcher
 from tests.support.odd_http import OddServer, Step, answer
@@ -118,6 +121,23 @@ def test_it_goes_on_where_it_was(server: OddServer, fetcher: Fetcher) -> None:
     assert fetcher.attempt(fetching) == BODY
     assert ranges(server) == [f"bytes={HALF - replica_fetch.TAIL}-"], "the last block before the cut is sent again"
     assert 'If-Range: "one"\r\n' in server.heads[-1]
+
+
+def test_an_attempt_that_removes_its_part_late_leaves_the_next_one_alone(
+    server: OddServer, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetching = cut_once(server, fetcher, whole(BODY, ETAG))
+
+    def look_before_they_go(job: Attempt, directory: str, session: Session) -> list[tuple[int, str]]:
+        found = parts_of(job, directory, session)
+        for part in fetcher.folder.glob(".*.dmpart"):
+            part.unlink()
+        assert found
+        return found
+
+    monkeypatch.setattr(downloading, "parts_of", look_before_they_go)
+    assert fetcher.attempt(fetching) == BODY
+    assert ranges(server) == [None], "nothing was left to resume"
 
 
 def test_a_cut_within_an_attempt_is_gone_on_with_at_once(

@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Attempt, Intent, Restart
 from datamanager.engine.control import Control
 from datamanager.engine.single import parallel_streams, restart, transfer
+from datamanager.engine.single import probe as probing
 from datamanager.engine.single import publish as publishing
 from datamanager.engine.single.probe import probe
 from datamanager.engine.single.verify import verify
@@ -230,6 +232,29 @@ def test_resume_refuses_a_source_that_changed_before_the_block_that_is_compared(
     os.utime(site.source, (1_500_000_000, 1_500_000_000))
     site.attempt(job)
     assert site.final.read_bytes() == site.source.read_bytes()
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_an_attempt_that_removes_its_part_late_leaves_the_next_one_alone(
+    site: Site, monkeypatch: pytest.MonkeyPatch, resumable: bool
+) -> None:
+    """A mover that hung until its lease was lost ends its attempt while the next one looks at what is there."""
+    job = interrupted(site)
+    where, name = (restart, "parts_of") if resumable else (probing, "parts_among")
+    site.marker = site.marker if resumable else None
+    look, seen = getattr(where, name), list[Path]()
+
+    def look_before_they_go(*args: Any) -> list[tuple[int, str]]:
+        found: list[tuple[int, str]] = look(*args)
+        seen.extend(Path(path) for _, path in found)
+        for part in site.parts():
+            part.unlink()
+        return found
+
+    monkeypatch.setattr(where, name, look_before_they_go)
+    site.attempt(job)
+    assert len(seen) == 1
+    site.assert_exact()
 
 
 def test_damage_in_the_last_block_begins_anew(site: Site) -> None:

@@ -39,6 +39,16 @@ ENGINE_FAULTS = (
         ),
     ),
     Fault(
+        "restart: an earlier attempt's partial file that goes meanwhile ends the next attempt",
+        "datamanager/engine/single/restart.py",
+        "        with suppress(PathMissing):\n            session.remove(path)\n",
+        "        session.remove(path)\n",
+        (
+            "tests/integration/test_restart.py::"
+            "test_an_attempt_that_removes_its_part_late_leaves_the_next_one_alone[False]",
+        ),
+    ),
+    Fault(
         "publish: the file gets its name before it is on stable storage",
         "datamanager/engine/single/transfer.py",
         "    writers[0].flush()\n",

@@ -140,7 +140,7 @@ class Postgres(Databases):
         """Kill every process of the server at once; return when all are gone. The next start recovers."""
         if self.process.running:
             # each of them is a session of its own, and as long as one lives a new server refuses to start
-            os.kill(self.process.pid, signal.SIGSTOP)
+            signal_each([self.process.pid], signal.SIGSTOP)
             family = children_of(self.process.pid)
             self.process.kill()
             signal_each(family, signal.SIGKILL)

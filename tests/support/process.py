@@ -184,10 +184,27 @@ def session_members(session: int) -> list[int]:
 
 
 def signal_each(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to each process that is still there: one may end because another one was killed."""
-    for pid in pids:
+    """Send a signal to each process that is still there: one may end because another one was killed.
+
+    After SIGSTOP none of their threads runs any more: one that waits for a core may work until it gets the signal.
+    """
+    told = list(pids)
+    for pid in told:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+    if number is signal.SIGSTOP:
+        while any(set(thread_states(pid)) - set("TtZX") for pid in told):
+            time.sleep(0.005)
+
+
+def thread_states(pid: int) -> str:
+    """Return the state of each thread of a process, a letter each, as /proc has them; empty when it is gone."""
+    states = ""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(folder := f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                states += Path(f"{folder}/{thread}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    return states
 
 
 def kill_session(session: int) -> None:

@@ -29,7 +29,7 @@ from datamanager.engine.fetching.replica_fetch import (
     raised_as,
     resumable,
 )
-from datamanager.engine.single.restart import can_continue, parts_of
+from datamanager.engine.single.restart import can_continue, parts_of, remove_earlier, take_over
 from datamanager.engine.single.transfer import FOLLOWED_FROM, remove_part
 from datamanager.engine.single.verify import followed, following
 from datamanager.errors import ConnectionLost, Paused, TooLarge
@@ -88,13 +88,9 @@ def _read_back(context: FetchContext, session: Session, replicas: Container[str]
     job, found = context.job, context.found
     parts = parts_of(job, found.directory, session)
     noted, path = resumable(job.restart, parts, replicas) or (None, None)
-    for _, other in parts:
-        if other != path:
-            session.remove(other)
-    if noted is None or path is None or job.restart is None:
+    remove_earlier(session, [other for _, other in parts if other != path])
+    if noted is None or path is None or job.restart is None or not take_over(session, path, found):
         return None
-    if path != found.part:
-        session.rename(path, found.part, overwrite=False)
     stored = _HashedPart.empty(noted.replica, context.expected)
     stored.version, stored.size = noted.version, noted.size
     with session.open_read(found.part) as reader:

@@ -32,7 +32,7 @@ from datamanager.engine.fetching.replica_fetch import (
     raised_as,
     resumable,
 )
-from datamanager.engine.single.restart import parts_of
+from datamanager.engine.single.restart import parts_of, remove_earlier
 from datamanager.engine.single.transfer import remove_part
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.errors import (
@@ -94,9 +94,7 @@ def _take_over(context: FetchContext, session: Session, replicas: Container[str]
         if not _copied(session, old, found.part, stored.position, context.control):
             stored = None
         parts = parts_of(job, found.directory, session)
-    for _, path in parts:
-        if stored is None or path != found.part:
-            session.remove(path)
+    remove_earlier(session, [path for _, path in parts if stored is None or path != found.part])
     return stored
 
 

@@ -15,7 +15,7 @@ from datamanager.domain.location import Place
 from datamanager.domain.states import Route, TransferKind, plan
 from datamanager.engine.attempt import Attempt, Content, Endpoint, Found, Intent
 from datamanager.engine.path_confinement import ResolvedDirectory, canonical_of, directory_of, followed, make, real_base
-from datamanager.engine.single.restart import part_paths, parts_among
+from datamanager.engine.single.restart import part_paths, parts_among, remove_earlier
 from datamanager.engine.single.same_file import refuse_one_file
 from datamanager.engine.single.source_removal import machine_time
 from datamanager.engine.single.transfer import can_go_direct
@@ -197,6 +197,5 @@ def _resumable(session: Session, job: Attempt, found: Found, parts: Sequence[tup
         return sum(size for size, _ in parts)
     if found.route is Route.DOWNLOAD and found.published is None and job.restart is not None and job.restart.version:
         return sum(size for size, _ in parts)
-    for _, path in parts:
-        session.remove(path)
+    remove_earlier(session, [path for _, path in parts])
     return 0

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import posixpath
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 
 from datamanager.engine.attempt import Attempt, Found, Restart
 from datamanager.engine.control import Control
@@ -50,13 +50,9 @@ def resume(job: Attempt, found: Found, source: Session, target: Session, control
         offset = max(0, min(size, found.source_stat.size) - job.restart.window)
     if not offset:
         kept = None
-    for _, path in parts:
-        if path != kept:
-            target.remove(path)
-    if kept is None:
+    remove_earlier(target, [path for _, path in parts if path != kept])
+    if kept is None or not take_over(target, kept, found):
         return 0
-    if kept != found.part:
-        target.rename(kept, found.part, overwrite=False)
     if not _same_block(found, source, target, offset, control):
         log.warning("%s: the partial file's last block differs from the source: starting again", shown(found.part))
         target.remove(found.part)
@@ -65,6 +61,25 @@ def resume(job: Attempt, found: Found, source: Session, target: Session, control
         target.remove(found.part)
         return 0
     return offset
+
+
+def remove_earlier(session: Session, parts: Iterable[str]) -> None:
+    """Remove partial files of earlier attempts. Whoever lost the transfer's lease may be removing its own meanwhile."""
+    for path in parts:
+        with suppress(PathMissing):
+            session.remove(path)
+
+
+def take_over(session: Session, part: str, found: Found) -> bool:
+    """Give an earlier attempt's partial file this one's name; False when that attempt has just removed it."""
+    if part == found.part:
+        return True
+    try:
+        session.rename(part, found.part, overwrite=False)
+    except PathMissing:
+        log.info("%s was removed by its attempt: starting again", shown(part))
+        return False
+    return True
 
 
 def can_continue(session: Session, path: str, offset: int) -> bool:
