@@ -45,6 +45,10 @@ TOKEN_FILE = "admin-token"  # noqa: S105  # the name of a file
 """File in `home` with the token that `dm up` makes, for clients of this host."""
 
 
+HOME = Path("~/.dm")
+"""The default of `home`."""
+
+
 class Settings(BaseSettings):
     """Every setting; an unknown `DM_*` variable or a bad value stops the start (see `load_settings`).
 
@@ -55,7 +59,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=False, use_attribute_docstrings=True
     )
 
-    home: AbsolutePath = Field(default_factory=lambda: Path("~/.dm"))
+    home: AbsolutePath = Field(default_factory=lambda: HOME)
     """Folder of the catalogue, Prefect's data, logs, sockets and machines.toml; it must be on a local file system."""
     host: str = "127.0.0.1"
     """Address that the API listens on; an address other than loopback requires `auth` and `tls_cert` or

@@ -16,7 +16,7 @@ from datamanager.identity.roles import load_roles
 from datamanager.identity.service_token import ServiceToken
 from datamanager.identity.token_requests import NAME_MAX
 from datamanager.sealing import Sealer
-from datamanager.settings import Settings, load_settings
+from datamanager.settings import HOME, Settings, load_settings
 from models.access.logins import TokenLogins
 from models.access.requester import HOST, requested
 from models.access.tokens import NewToken, create_token, list_tokens, revoke_token
@@ -71,7 +71,7 @@ def provide_admin_token(settings: Settings, database: Database) -> None:
 def _name(settings: Settings) -> str:
     """Return the token's name: `USER@HOST`, with the folder where that is not the user's own."""
     name, home = f"{getpass.getuser()}@{socket.gethostname()}", settings.home
-    return (name if home == Settings().home else f"{name}:{home}")[-NAME_MAX:]
+    return (name if home == HOME.expanduser() else f"{name}:{home}")[-NAME_MAX:]
 
 
 def _permits_everything(settings: Settings, database: Database, logins: TokenLogins) -> bool:

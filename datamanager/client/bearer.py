@@ -12,7 +12,7 @@ from requests.auth import AuthBase
 
 from datamanager.errors import SettingsError
 from datamanager.listening import is_loopback
-from datamanager.settings import PREFIX, TOKEN, TOKEN_FILE
+from datamanager.settings import HOME, PREFIX, TOKEN, TOKEN_FILE
 
 PLACES = f"set {TOKEN}, or {PREFIX}HOME to the folder on this host that has its {TOKEN_FILE}"
 """What gives `find_token` one."""
@@ -43,7 +43,7 @@ def find_token(url: str) -> SecretStr | None:
         return require_safe(SecretStr(given), url)
     if not _is_own(url):
         return None
-    home = Path(os.environ.get(f"{PREFIX}HOME") or "~/.dm").expanduser()
+    home = Path(os.environ.get(f"{PREFIX}HOME") or HOME).expanduser()
     try:
         return SecretStr((home / TOKEN_FILE).read_text(encoding="ascii").strip())
     except (OSError, UnicodeDecodeError):
