@@ -27,18 +27,16 @@ from datamanager.errors import (
     DestinationExists,
     InternalError,
     ItemsFailed,
-    NotAllowed,
     PathReplaced,
     SourceMissing,
 )
-from models.access.permission import kept_of, require_destination
 from models.audit.missing_objects import note_missing
 from models.batches.copies import enter_copies
 from models.bulk_rows import among
 from models.core.outbox import post_object_events, post_path_replaced
 from models.database import now, storable, table_of
 from models.many_rows import columns_of, given_rows, update_many, with_member
-from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects, rows_in
+from models.objects.bulk_claims import claim_places, free_claims_on, give_places_to_objects, lock_objects
 from models.objects.catalogue import Facts, NewRow, add_objects, relocate
 from models.tables import DataObject, Transfer, TransferItem
 from models.transfers import outcomes
@@ -83,19 +81,16 @@ def claim_canonicals(session: Session, hold: TransferLease, canonicals: Mapping[
     """Hold the destinations' canonical places too, where links lead to them (number → path below base_dir).
 
     An item whose canonical place is held by another object or transfer, or by another item, ends in ERROR
-    `destination_exists` at once, one at a place where its person may not write in `not_allowed`. Returns the numbers of
-    those. Raises: LeaseLost.
+    `destination_exists` at once. Returns the numbers of those. Raises: LeaseLost.
     """
     row, items = open_items(session, hold, canonicals)
-    linked = [
+    new = [
         (item, Place(item.destination_machine, canonicals[item.number]))
         for item in items
         if canonicals[item.number] not in (item.destination_place, item.notes.get("canonical"))
     ]
-    lost = _forbidden(session, row, linked)
-    new = [(item, place) for item, place in linked if item.number not in {one.number for one, _ in lost}]
     won = claim_places(session, [(place, _result(item)) for item, place in new], transfer=row.id)
-    noted = []
+    noted, lost = [], []
     for item, place in new:
         if item.result_object_id in won:
             noted.append(noting(item, canonical=place.path))
@@ -105,25 +100,6 @@ def claim_canonicals(session: Session, hold: TransferLease, canonicals: Mapping[
     update_items(session, row, noted)
     _fail(session, row, lost)
     return [item.number for item, _ in lost]
-
-
-def _forbidden(
-    session: Session, row: Transfer, linked: Sequence[tuple[Any, Place]]
-) -> list[tuple[Any, DataManagerError]]:
-    """Return which items may not be written at these places, each with its error."""
-    grant, kind, found = kept_of(row.grant), TransferKind(row.kind), list[tuple[Any, DataManagerError]]()
-    if grant is None:
-        return found
-    query = select(DataObject.id, DataObject.group, DataObject.created_by)
-    objects = {one.id: one for one in rows_in(session, query, DataObject.id, {item.object_id for item, _ in linked})}
-    for item, place in linked:
-        obj = objects.get(item.object_id)
-        group, owner = (row.group, None) if obj is None else (obj.group, obj.created_by)
-        try:
-            require_destination(grant, kind, place, group, owner)
-        except NotAllowed as error:
-            found.append((item, error))
-    return found
 
 
 def record_intents(session: Session, hold: TransferLease, intents: Mapping[int, Mapping[str, Any]]) -> None:

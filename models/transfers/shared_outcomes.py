@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from datamanager.domain.location import Place
 from datamanager.domain.states import Phase, TransferStatus
-from datamanager.errors import Cancelled, DataManagerError, DestinationExists, InternalError, NotAllowed
+from datamanager.errors import Cancelled, DataManagerError, DestinationExists, InternalError
 from models.access.trail import TrailOutcome, note_ends
 from models.core.outbox import post_object_events, post_transfer_events
 from models.database import now, table_of, wake
@@ -81,7 +81,7 @@ def claim_canonicals(
     for hold in still_held(session, list(canonicals)):
         try:
             claim_also(session, hold, canonicals[hold])
-        except (DestinationExists, NotAllowed) as error:  # nothing was changed for this one
+        except DestinationExists as error:  # nothing was changed for this one
             refused[hold] = error
     return refused
 

@@ -105,19 +105,16 @@ def shifted(login: PersonLogin, minutes: float, **changes: timedelta) -> PersonL
 
 
 def test_it_opens_no_shell_and_runs_no_program(login: PersonLogin, server: PrivateSshd, thief: Thief) -> None:
-    """CWE-250: a captured certificate opens a shell."""
     for words in (["echo", "shell"], []):
         assert thief(login, server, OWN, words) == ONLY_SFTP
 
 
 def test_it_opens_nothing_from_another_address(login: PersonLogin, server: PrivateSshd, thief: Thief) -> None:
-    """CWE-294: a captured certificate is used from elsewhere."""
     assert thief(login, server, OTHER, []) == REFUSED
     assert "not from a permitted source address" in server.log.read_text()
 
 
 def test_it_opens_nothing_after_its_time(login: PersonLogin, server: PrivateSshd, thief: Thief) -> None:
-    """CWE-613: a captured certificate is used later."""
     assert thief(shifted(login, -4.9), server, OWN, []) == ONLY_SFTP
     assert thief(shifted(login, -5.1), server, OWN, []) == REFUSED
     assert thief(shifted(login, -0.1, validity=timedelta(seconds=3)), server, OWN, []) == REFUSED
@@ -129,7 +126,6 @@ def test_it_opens_nothing_before_its_time(login: PersonLogin, server: PrivateSsh
 
 
 def test_it_opens_no_other_account(login: PersonLogin, server: PrivateSshd, thief: Thief, ca: BuiltinCa) -> None:
-    """CWE-269: a captured certificate opens another account."""
     with accounts(1) as (other,):
         foreign = PersonLogin(login.machine, Person(other, "t", "p"), ca)
         key, certificate = login.make()

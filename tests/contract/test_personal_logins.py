@@ -124,7 +124,6 @@ def test_a_private_key_is_nowhere_but_in_memory(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """CWE-312: a certificate's private key in a file, a command line or an environment."""
     keys: list[Ed25519PrivateKey] = []
     generate = Ed25519PrivateKey.generate
 

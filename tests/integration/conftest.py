@@ -10,13 +10,22 @@ from sqlalchemy.engine import make_url
 
 from datamanager.machines import Machine, TransportKind
 from flows.retention import run as retention_run
+from models import migrate
 from models.database import Database
 from tests.support.auditing import Plant
-from tests.support.catalogue import empty_catalogue, kept, migrated
+from tests.support.catalogue import empty_catalogue, kept
 from tests.support.odd_http import OddServer
 from tests.support.postgres import Databases
 from tests.support.retention import Keeper, kept_objects
 from tests.support.sshd import PrivateSshd
+
+
+def migrated(url: str) -> str:
+    """Migrate the database of a URL; return the URL."""
+    catalogue = Database(url)
+    migrate.upgrade(catalogue)
+    catalogue.close()
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,6 @@ def test_exact_bytes_modes_and_times(batch: Batch) -> None:
 
 
 def test_hostile_names(batch: Batch) -> None:
-    """CWE-78, CWE-88: file names that a shell or a program would take for commands or options."""
     for number, raw in enumerate(NAMES):
         if raw.isascii() or os.fsdecode(raw).isprintable():
             name = os.fsdecode(raw)

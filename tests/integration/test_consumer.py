@@ -252,7 +252,6 @@ def test_refusals_are_http_s_and_leave_nothing(catalogue_url: str, amqp_url: str
 
 @pytest.mark.dialect
 def test_hostile_messages_become_dead_letters_and_the_consumer_goes_on(catalogue_url: str, amqp_url: str) -> None:
-    """CWE-20: messages that are no requests."""
     chance = random.Random(20)
     good = request("copy", {"uuid": str(uuid4()), "machine": "there", "dest": "a"})
     hostile = [b"", b"{", b"[" * 50_000, b"\xff" * 100, b" " * (BODY_MAX + 1), b'{"specversion":"1.0"}', b'"\\ud800"']

@@ -358,7 +358,6 @@ def test_programs_end_when_the_mover_dies(servers: tuple[PrivateSshd, PrivateSsh
 def test_another_host_key_is_refused_though_the_source_would_take_it(
     servers: tuple[PrivateSshd, PrivateSshd], tmp_path: Path, connection: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """CWE-322: another server answers in the destination's place."""
     caplog.set_level("INFO")
     first, second = servers
     with between(first, second, tmp_path, connection=connection) as ends:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,15 +29,14 @@ from datamanager.sealing import Sealer
 from models import submission
 from models.access.permission import NEEDS
 from models.access.visibility import seen
-from models.batches import results as batch_results
 from models.database import Database
 from models.external import schedules
 from models.objects.catalogue import Facts, FoundFile, register_files, register_object
 from models.submission import SealedRequest
 from models.tables import DataObject, TransferItem
-from models.transfers import lookup, outcomes, queue, shared_outcomes
+from models.transfers import lookup
 from tests.support.access import granted, in_role
-from tests.support.bookkeeping import LEASE, MACHINES, get_object, get_transfer, order, place, register, submit
+from tests.support.bookkeeping import MACHINES, get_object, get_transfer, order, place, register, submit
 
 pytestmark = pytest.mark.dialect
 
@@ -123,48 +121,6 @@ def test_single_transfer_needs_what_its_kind_does(
     row = get_transfer(database, submit(database, wanted))
     assert (row.created_by, row.grant) == ("jo", granted(*scopes).to_json())
     assert Grant.from_json(row.grant or {}) == granted(*scopes)
-
-
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("link", ["fire", "flood"])
-def test_place_where_links_lead_needs_it_too(database: Database, link: str, together: bool) -> None:
-    """CWE-59: of a directory that somebody may write below, a link leads to another one of the same machine."""
-    grant = granted(READ, COPY, "write:objects!prefix=beta:fire/")
-    transfer = submit(database, replace(order("copy", made(database, "in/a"), "fire/link/a"), grant=grant))
-    with database.write() as session:
-        (hold,) = queue.take(session, "mover", LEASE, 1, together=together)
-    real = f"{link}/a"
-    with database.write() as session:
-        if together:
-            refused: Exception | None = shared_outcomes.claim_canonicals(session, {hold: real}).get(hold)
-        else:
-            refused = raised_by(outcomes.claim_also, session, hold, real)
-    assert isinstance(refused, NotAllowed) == (link == "flood")
-    assert get_transfer(database, transfer).notes.get("canonical") == (real if link == "fire" else None)
-
-
-def test_place_where_links_lead_items_needs_it_too(database: Database) -> None:
-    grant = granted(READ, COPY, "write:objects!prefix=beta:fire/")
-    source = made(database, "in/a")
-    items = [{"uuid": str(source), "dest": f"fire/link/{number}"} for number in range(3)]
-    request = many(TransferKind.COPY_MANY, grant, machine="beta", items=items)
-    transfer = submit(database, request)
-    with database.write() as session:
-        (hold,) = queue.take(session, "mover", LEASE, 1)
-        queue.begin(session, hold, uuid4())
-    with database.write() as session:
-        real = {0: "fire/real/0", 1: "flood/1", 2: "fire/real/2"}
-        assert batch_results.claim_canonicals(session, hold, real) == [1]
-    assert [item.error_code for item in items_of(database, transfer)] == [None, "not_allowed", None]
-
-
-def raised_by(act: Callable[..., None], *args: Any) -> NotAllowed | None:
-    """Return what a call raises."""
-    try:
-        act(*args)
-    except NotAllowed as error:
-        return error
-    return None
 
 
 def test_every_kind_needs_something() -> None:

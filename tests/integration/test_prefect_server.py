@@ -163,7 +163,6 @@ def test_server_refuses_pages_of_other_origins(server: Server, origin: str) -> N
 
 @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
 def test_server_refuses_websockets_of_other_origins(server: Server, origin: str) -> None:
-    """CWE-1385: a foreign page opens a WebSocket to Prefect."""
     where = f"{server.url.replace('http', 'ws')}/api/events/in"
     with pytest.raises(InvalidStatus, match="403"), connect(where, origin=Origin(origin)):
         pass

@@ -219,7 +219,6 @@ def delete_known(site: Site, number: int) -> None:
 def test_nothing_happens_outside_untold(
     site: Site, act: Callable[[Site, int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """CWE-367: a directory is exchanged for a link between the check and the use."""
     untold, happened, open_before = list[str](), 0, Counter(open_files())
     tries = TRIES if act not in (copy_read_within, move_within) else TRIES // 2
     with site.attacked() as attacker:
@@ -272,7 +271,6 @@ VERBS: dict[str, Callable[[Session, str, str], object]] = {  # session, the dire
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_notices_an_exchange_after_the_check(site: Site, verb: str, caplog: pytest.LogCaptureFixture) -> None:
-    """CWE-367: one exchange in each step of each verb."""
     base = os.fspath(site.ends.folder("a"))
     Path(base, "own").write_bytes(PUBLIC)
     before = (site.outside / "in.nc").stat()
@@ -312,7 +310,6 @@ def small_at(run: str) -> Staged:
 
 
 def test_many_small_files_are_not_published_outside_untold(site: Site) -> None:
-    """CWE-367: a batch writes below a directory that is exchanged."""
     (site.outside / ".new.part").write_bytes(b"as an attacker makes it")
     with site.ends.storages.get("a").session() as session:
         find_out_how_names_are_given(session, site)
@@ -323,7 +320,6 @@ def test_many_small_files_are_not_published_outside_untold(site: Site) -> None:
 
 
 def test_many_small_files_are_not_removed_outside_untold(site: Site) -> None:
-    """CWE-367: a batch removes below a directory that is exchanged."""
     with site.ends.storages.get("a").session() as session:
         find_out_how_names_are_given(session, site)
         site.exchange()
@@ -413,7 +409,6 @@ def test_a_file_of_ours_that_is_gone_later_is_told(
 
 
 def test_each_bulk_verb_refuses_a_link_on_this_host(site: Site) -> None:
-    """CWE-59: a link takes the place of a directory of a batch."""
     site.exchange()
     run, moved = os.fspath(site.run), os.fspath(site.ends.folder("a") / "moved")
     with site.ends.storages.get("a").session() as session:
@@ -437,7 +432,6 @@ def test_each_bulk_verb_refuses_a_link_on_this_host(site: Site) -> None:
 
 @pytest.mark.parametrize("site", ["sftp"], indirect=True)
 def test_a_directory_that_was_exchanged_back_in_time_is_noticed(site: Site) -> None:
-    """CWE-367: the exchange is undone before the next look."""
     base, run = os.fspath(site.ends.folder("a")), os.fspath(site.run)
     with site.ends.storages.get("a").session() as session:
         assert isinstance(session, SftpSession)

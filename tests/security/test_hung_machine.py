@@ -79,8 +79,6 @@ def hung() -> Iterator[HungMachine]:
 
 
 def test_register_waits_for_its_own_machine_only(tmp_path: Path, hung: HungMachine) -> None:
-    """CWE-400: a machine that does not answer holds up requests for others."""
-
     def register(machine: str, name: str) -> requests.Response:
         return api.ask("PUT", "/DM/register", data={"machine": machine, "filename": name})
 
@@ -105,7 +103,6 @@ def test_register_waits_for_its_own_machine_only(tmp_path: Path, hung: HungMachi
 
 
 def test_silent_name_server_stops_look_ups_only(tmp_path: Path) -> None:
-    """CWE-400: names that nobody resolves hold up other requests."""
     speaks = threading.Event()
     asked_for: list[str] = []
 

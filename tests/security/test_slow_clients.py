@@ -60,7 +60,6 @@ def until(done: Callable[[], bool]) -> None:
 
 
 def test_listing_reaches_others_while_eight_clients_do_not_read_it(narrow: ApiProcess) -> None:
-    """CWE-400: clients that take no answer."""
     with closing_all(*(narrow.get("/DM/info") for _ in range(8))) as clients:
         for client in clients:
             assert client.recv(20).startswith(b"HTTP/1.1 200")
@@ -83,7 +82,6 @@ def test_listing_that_is_not_read_holds_no_snapshot(narrow: ApiProcess) -> None:
 
 
 def test_answers_that_wait_for_clients_are_bounded(narrow: ApiProcess) -> None:
-    """CWE-770: answers that wait for clients fill the memory."""
     address, count = "/DM/info?limit=10000", 36
     with ExitStack() as stack:
         for _ in range(count):  # 8 MiB each, of which the kernel takes 2 to 4
@@ -113,7 +111,6 @@ def test_client_that_reads_slowly_gets_everything(hasty: ApiProcess) -> None:
 
 
 def test_streams_of_one_client_are_bounded(hasty: ApiProcess) -> None:
-    """CWE-770: one client asks for the whole catalogue many times."""
     with closing_all(*(hasty.get("/DM/info") for _ in range(2))) as clients:
         for client in clients:
             assert client.recv(20).startswith(b"HTTP/1.1 200")
@@ -132,7 +129,6 @@ def test_streams_of_one_client_are_bounded(hasty: ApiProcess) -> None:
 
 
 def test_requests_that_are_not_completed_are_disconnected(hasty: ApiProcess) -> None:
-    """CWE-400: requests that never end (Slowloris)."""
     with closing_all(*(hasty.connect(sent) for sent in INCOMPLETE for _ in range(4))) as clients:
         dribbling, deadline = set(clients[::2]), time.monotonic() + PATIENCE
         while dribbling and time.monotonic() < deadline:
@@ -147,7 +143,6 @@ def test_requests_that_are_not_completed_are_disconnected(hasty: ApiProcess) -> 
 
 
 def test_idle_connections_beyond_the_limit_shut_nobody_out(narrow: ApiProcess) -> None:
-    """CWE-770: idle connections take all places."""
     with ExitStack() as stack:
         for number in range(450):
             stack.enter_context(closing(narrow.connect(b"GET /DM/health/live HTTP/1.1\r\nHost:")))
@@ -186,7 +181,6 @@ for hard in {descriptors}:
 
 
 def test_malformed_requests_do_not_flood_the_log(narrow: ApiProcess) -> None:
-    """CWE-779: requests of no worth fill the log."""
     lines = len(narrow.log)
     for _ in range(300):
         with closing(narrow.connect(b"\x16\x03\x01 no HTTP\r\n\r\n")) as client:

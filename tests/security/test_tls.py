@@ -73,7 +73,6 @@ def test_https_is_served(secure: ApiProcess, authority: Authority, version: ssl.
 
 @pytest.mark.server
 def test_old_versions_of_tls_and_plain_http_are_refused(secure: ApiProcess, authority: Authority) -> None:
-    """CWE-757, CWE-319: a connection is made an older or an open one."""
     with pytest.warns(DeprecationWarning, match="TLSv1_1"), pytest.raises((ssl.SSLError, ConnectionError)):
         serial(secure, authority.ca_file, ssl.TLSVersion.TLSv1_1)
     with pytest.raises(requests.ConnectionError):
@@ -84,7 +83,6 @@ def test_old_versions_of_tls_and_plain_http_are_refused(secure: ApiProcess, auth
 def test_client_verifies_the_certificate(
     secure: ApiProcess, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CWE-295: somebody else answers in the service's place."""
     with Client(secure.url, ca_file=authority.ca_file) as client:
         assert [machine.name for machine in client.machines()] == ["here"]
     monkeypatch.setattr("datamanager.client.connection.PAUSE", 0.0)
@@ -149,7 +147,6 @@ def test_certificate_is_exchanged_while_requests_run(secure: ApiProcess, authori
 
 @pytest.mark.server
 def test_client_that_does_not_shake_hands_is_disconnected(secure: ApiProcess) -> None:
-    """CWE-400: handshakes that never end."""
     with closing(secure.connect()) as silent, closing(secure.connect(b"\x16\x03\x01\x02\x00\x01")) as slow:
         assert is_cut(silent)
         assert is_cut(slow)
@@ -167,10 +164,7 @@ def test_client_that_takes_no_answer_is_disconnected(secure: ApiProcess, authori
 
 @pytest.mark.server
 def test_handshakes_count_as_connections(folder: Path, authority: Authority) -> None:
-    """CWE-770: handshakes beyond the limit of connections.
-
-    Connections that begin no handshake take the place of each other, and of nobody who has a request.
-    """
+    """Connections that begin no handshake take the place of each other, and of nobody who has a request."""
     certificate, key = pair(authority, "narrow")
     with ApiProcess(folder / "narrow", tls_cert=certificate, tls_key=key, connections=10) as api:
         idle = [api.connect() for _ in range(40)]

@@ -16,7 +16,6 @@ from sqlalchemy import event
 from datamanager.domain.location import Place
 from datamanager.domain.requests import NewObject
 from datamanager.machines import Machines, parse_machines
-from models import migrate
 from models.core.outbox import EVENTS_EXCHANGE, cloud_event
 from models.database import Database, now
 from models.objects.catalogue import Facts, register_object
@@ -31,14 +30,6 @@ base_dir = "/data"
 transport = "local"
 base_dir = "/more"
 """
-
-
-def migrated(url: str) -> str:
-    """Migrate the database of a URL; return the URL."""
-    catalogue = Database(url)
-    migrate.upgrade(catalogue)
-    catalogue.close()
-    return url
 
 
 _ENGINES: dict[str, Database] = {}

@@ -113,7 +113,6 @@ HOSTILE: list[Any] = [
 
 @pytest.mark.parametrize("field", ["filename", "path", "machine", "size", "description", "group", "metadata", "verify"])
 def test_hostile_fields_are_never_a_fault_of_ours(api: LiveApi, field: str) -> None:
-    """CWE-20: fields of all kinds of values."""
     for number, value in enumerate(HOSTILE):
         fields = {"machine": "here", "filename": f"f{number}", "verify": "none", field: value}
         answer = api.ask("PUT", "/DM/register", data=json.dumps(fields), headers={"Content-Type": "application/json"})
@@ -133,7 +132,6 @@ def test_hostile_transfers_are_never_a_fault_of_ours(api: LiveApi, field: str) -
 
 
 def test_host_and_origin(api: LiveApi) -> None:
-    """CWE-350, CWE-352: foreign names and origins."""
     port = api.settings.port
     for headers, status in (
         ({}, 200),

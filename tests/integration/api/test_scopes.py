@@ -96,7 +96,6 @@ def test_every_endpoint_is_tried_here(scene: Scene) -> None:
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_endpoint_needs_a_token_and_each_of_its_scopes(scene: Scene, endpoint: str) -> None:
-    """CWE-306, CWE-862: each endpoint without a token, and without each of its scopes."""
     aim, _ = ENDPOINTS[endpoint]
     nothing = scene.world(OWN, exists=False)
     answer = scene.ask(endpoint, nothing, None)
@@ -129,7 +128,6 @@ def test_endpoint_with_its_scopes_for_ones_own(scene: Scene, endpoint: str) -> N
 
 @pytest.mark.parametrize("endpoint", [name for name, (aim, _) in ENDPOINTS.items() if aim is not Aim.ANY])
 def test_endpoint_with_its_scopes_for_what_is_foreign(scene: Scene, endpoint: str) -> None:
-    """CWE-639, CWE-204: each endpoint, for what is foreign; it answers as for what is not there."""
     aim, asking = ENDPOINTS[endpoint]
     token = scene.token([narrowed(action) for action in required(scene, endpoint)])
     name, fields = asking(scene.world(FOREIGN))

@@ -59,7 +59,6 @@ WRONG: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_token_is_refused(api: LiveApi, what: str) -> None:
-    """CWE-287: tokens that are nearly right."""
     given = WRONG[what](api.tokens.make("admin"))
     headers = {"Authorization": f"Bearer {given}".encode("latin-1")}
     answer = api.ask("GET", "/DM/info", headers=headers)
@@ -110,7 +109,6 @@ def test_token_is_made_listed_rotated_and_revoked(api: LiveApi, admin: AccessCli
 
 
 def test_revoked_token_is_refused_at_once_by_another_process(api: LiveApi, tmp_path: Path) -> None:
-    """CWE-613: a token is used after it was revoked."""
     token = api.tokens.make("admin")
     url = str(api.database.engine.url)
     with LiveApi(tmp_path / "second", url, auth="required", secrets_key=api.settings.secrets_key_file) as second:
@@ -121,7 +119,6 @@ def test_revoked_token_is_refused_at_once_by_another_process(api: LiveApi, tmp_p
 
 
 def test_token_can_have_only_what_its_maker_has(api: LiveApi, admin: AccessClient) -> None:
-    """CWE-269: a token makes another one that may do more."""
     few = admin.create_token("few", scopes=["admin:tokens!group=fire", "read:objects!group=fire", "list:objects"])
     with AccessClient(api.url, token=few.token) as client:
         assert client.create_token("own", groups=["fire"], scopes=["read:objects!group"]).token
@@ -161,7 +158,6 @@ def test_last_use_is_noted_at_most_once_a_minute(api: LiveApi) -> None:
 
 
 def test_keys_of_idempotency_are_each_persons_own(api: LiveApi) -> None:
-    """CWE-639: somebody else's idempotency key shows their answer."""
     api.write("a.bin")
     fields = {"machine": "here", "path": "", "filename": "a.bin", "group": "fire"}
     people = [api.tokens.make("mover", groups=["fire"]) for _ in range(2)]
