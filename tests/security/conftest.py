@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.conftest import sqlite_template  # noqa: F401  # a fixture
+from tests.integration.conftest import catalogue_folder, database, migrated_url, sqlite_template  # noqa: F401  # fixtures
 from tests.support.attacked import Attacked, attacked
 
 
