@@ -217,6 +217,27 @@ class Machine(BaseModel):
         return self.acts_as is ActsAs.SHARED or self.allow_programs
 
 
+Reach = tuple[frozenset[str], ...]
+"""Sets of directories below a `base_dir`; a path must be in one of each set."""
+
+
+class MachineWithin(Machine):
+    """A machine as somebody uses it whose scopes name directories: links do not lead out of these either."""
+
+    reach: Reach
+
+
+def reaches(machine: Machine, path: str) -> bool:
+    """Say whether links may lead to a path below `base_dir` (resolved, "" for that itself)."""
+    reach = machine.reach if isinstance(machine, MachineWithin) else ()
+    return all(any(_is_in(path, directory) for directory in some) for some in reach)
+
+
+def within(machine: Machine, reach: Reach) -> Machine:
+    """Return a machine as somebody uses it who reaches no more of it."""
+    return MachineWithin.model_construct(**dict(machine), reach=reach) if reach else machine
+
+
 def missing_files(machine: Machine) -> dict[str, str]:
     """Return which keys of a machine name what is not there on this host, each with a line that says so."""
     named = {"identity_file": machine.identity_file, "known_hosts": machine.known_hosts}
@@ -227,6 +248,10 @@ def missing_files(machine: Machine) -> dict[str, str]:
         for key, path in named.items()
         if path is not None and not path.exists()
     }
+
+
+def _is_in(path: str, directory: str) -> bool:
+    return not directory or path == directory or path.startswith(f"{directory}/")
 
 
 def _is_below(path: str) -> bool:

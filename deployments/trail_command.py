@@ -15,6 +15,7 @@ from itertools import islice
 from datamanager.domain.fields import read_time
 from datamanager.errors import DataManagerError, RequestError, SettingsError
 from datamanager.settings import load_settings
+from datamanager.transports.values import printable
 from models.access.requester import HOST, requested
 from models.access.trail_chain import ZEROS, Flaw, FlawKind, Link
 from models.access.trail_links import (
@@ -112,7 +113,7 @@ def _print_flaws(flaws: object) -> bool:
     found = iter(flaws)  # type: ignore[call-overload]
     some = list(islice(found, SHOWN))
     for flaw in some:
-        sys.stderr.write(f"dm trail: {_sentence(flaw)}\n")
+        sys.stderr.write(f"dm trail: {printable(_sentence(flaw))}\n")  # a changed row may contain anything
     rest = sum(1 for _ in found)
     if rest:
         sys.stderr.write(f"dm trail: and {rest} more\n")

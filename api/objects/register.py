@@ -31,13 +31,13 @@ from datamanager.domain.requests import RegisterRequest, TreeRequest
 from datamanager.domain.states import Verified
 from datamanager.engine.attempt import Endpoint
 from datamanager.engine.inspection.directory_walk import Walk, tree_root
-from datamanager.engine.path_confinement import canonical_of, confined, followed, real_base
+from datamanager.engine.path_confinement import canonical_of, confined, followed, lstat_or_none, real_base
 from datamanager.engine.single.other_names import bundles_directory, has_other_spelling
 from datamanager.engine.single.verify import stored_sha256
 from datamanager.identity.grant import Grant
 from datamanager.machines import Machine
 from datamanager.transports.port import Session, Storage
-from datamanager.transports.values import FileKind
+from datamanager.transports.values import FileKind, FileStat
 from models.access.permission import maker, require_place
 from models.objects.catalogue import Facts, FoundFile, register_object
 from models.objects.namesakes import has_namesake
@@ -99,6 +99,7 @@ async def _register(context: Context, request: Request, fields: RegisterRequest,
         new = register_object(
             session, fields, place, seen.facts, by=asked, canonical=seen.canonical, provisional=seen.canonical is None
         )
+        require_place(asked, seen.behind or place, fields.group, ACTION)
         for one in (place, seen.canonical or place):  # a bundle's own place was claimed
             require_outside_archive(machine, one.path)
             require_outside_archive(machine, one.path, seen.bundles)
@@ -125,12 +126,14 @@ async def _register(context: Context, request: Request, fields: RegisterRequest,
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What a look at a file brought. `canonical`: its place, another one than it was asked by where linked directories
-    lead to it; None when its machine could not be looked at. `bundles`: where the machine's bundles are
-    (`bundles_directory`). `folds`: the machine finds it by another spelling too.
+    lead to it; None when its machine could not be looked at. `behind`: where its bytes are, if it is a link itself.
+    `bundles`: where the machine's bundles are (`bundles_directory`). `folds`: the machine finds it by another spelling
+    too.
     """
 
     facts: Facts
     canonical: Place | None = None
+    behind: Place | None = None
     bundles: str | None = None
     folds: bool = False
 
@@ -149,9 +152,10 @@ def look(request: RegisterRequest, end: Endpoint) -> Seen:
         with end.storage.session() as session:
             base = real_base(session, machine)
             own = confined(session, machine, place.path, follow=False, base=base)
+            real, found = _behind(session, machine, base, place, own)
             if not unseen:
-                facts = _seen(request, session, machine, own, place)
-            canonical = Place(machine.name, canonical_of(machine, base, own))
+                facts = _seen(request, session, real, found, place)
+            canonical, behind = (Place(machine.name, canonical_of(machine, base, path)) for path in (own, real))
     except errors.TransportError as exc:
         if isinstance(exc, errors.PathMissing) and not unseen:
             raise errors.SourceMissing(f"there is no file at {place}") from None
@@ -161,14 +165,24 @@ def look(request: RegisterRequest, end: Endpoint) -> Seen:
         return Seen(Facts(request.size))
     with end.storage.session() as session:
         bundles = bundles_directory(session, machine)
-        return Seen(facts, canonical, bundles, has_other_spelling(session, machine, [place.path], base))
+        return Seen(facts, canonical, behind, bundles, has_other_spelling(session, machine, [place.path], base))
 
 
-def _seen(request: RegisterRequest, session: Session, machine: Machine, own: str, place: Place) -> Facts:
-    path, found = own, session.lstat(own)
-    if found.kind is FileKind.SYMLINK:
-        path = followed(session, machine, real_base(session, machine), place.path, own)
-        found = session.stat(path)
+def _behind(session: Session, machine: Machine, base: str, place: Place, own: str) -> tuple[str, FileStat | None]:
+    """Return where the bytes of a place are and what is there, None for nothing. Raises: PathNotAllowed."""
+    found = lstat_or_none(session, own)
+    if found is None or found.kind is not FileKind.SYMLINK:
+        return own, found
+    try:
+        real = followed(session, machine, base, place.path, own)
+        return real, session.stat(real)
+    except errors.PathMissing:
+        return own, None
+
+
+def _seen(request: RegisterRequest, session: Session, path: str, found: FileStat | None, place: Place) -> Facts:
+    if found is None:
+        raise errors.SourceMissing(f"there is no file at {place}")
     if found.kind is not FileKind.FILE:
         raise errors.SourceMissing(f"{place} is a {found.kind.value}, not a regular file")
     if request.size is not None and request.size != found.size:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from datamanager.cli.options import connected
-from datamanager.cli.tables import Listing
+from datamanager.cli.tables import Listing, tell
 from datamanager.client import AuditClient, AuditInfo
 from datamanager.domain.audit_rules import AuditStatus
 from datamanager.transports.values import shown
@@ -62,12 +62,12 @@ def show(
         found, findings = dm.audit(audit), dm.audit_findings(audit, kind)
         if as_json:
             for one in findings:
-                print(json.dumps(one.model_dump(mode="json"), ensure_ascii=True))
+                tell(json.dumps(one.model_dump(mode="json"), ensure_ascii=True))
             return
         _show([found])
         for one in findings:
             facts = f"{_facts(one.expected)} → {_facts(one.found)}"
-            print(f"{one.kind:<8}{shown(one.place)}  {facts}  {one.object or ''}".rstrip())
+            tell(f"{one.kind:<8}{shown(one.place)}  {facts}  {one.object or ''}".rstrip())
 
 
 def _show(audits: Iterable[AuditInfo]) -> None:

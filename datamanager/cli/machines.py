@@ -11,7 +11,7 @@ import paramiko
 import typer
 
 from datamanager.cli.options import connected
-from datamanager.cli.tables import Listing
+from datamanager.cli.tables import Listing, tell
 from datamanager.client import Client
 from datamanager.errors import HostKeyMismatch, SettingsError
 from datamanager.machines import Machines, TransportKind, load_machines
@@ -66,10 +66,10 @@ def check(
             free = session.free_space(machine.base_dir)
     finally:
         storage.close()
-    print(f"{name}: reachable, base_dir {machine.base_dir} exists")
-    print(f"  login       {(connected - begun) * 1000:.0f} ms")
-    print(f"  round trip  {(answered - connected) * 1000:.1f} ms")
-    print(f"  free space  {'unknown' if free is None else f'{free / 1e9:,.1f} GB'}")
+    tell(f"{name}: reachable, base_dir {machine.base_dir} exists")
+    tell(f"  login       {(connected - begun) * 1000:.0f} ms")
+    tell(f"  round trip  {(answered - connected) * 1000:.1f} ms")
+    tell(f"  free space  {'unknown' if free is None else f'{free / 1e9:,.1f} GB'}")
 
 
 @app.command()
@@ -88,23 +88,23 @@ def trust(
     file = (machine.known_hosts or DEFAULT_FILE).expanduser()
     keys = fetch_host_keys(machine)
     host = known_hosts_name(machine)
-    print(f"{name} ({host}) presents:")
+    tell(f"{name} ({host}) presents:")
     for key in keys:
-        print(f"  {key.get_name():<20} {key.fingerprint}")
+        tell(f"  {key.get_name():<20} {key.fingerprint}")
     known, other = _compare(KnownHosts(machine), keys)
     if other:
         raise HostKeyMismatch(_warning(name, host, file, other))
     if known:
-        print(f"Already pinned: {', '.join(key.get_name() for key in known)}. Nothing was changed.")
+        tell(f"Already pinned: {', '.join(key.get_name() for key in known)}. Nothing was changed.")
         return
     if not yes and not typer.confirm(f"Are these the host keys of {name}? Pin them in {file}?"):
-        print("Nothing was pinned.")
+        tell("Nothing was pinned.")
         raise typer.Exit(1)
     for key in keys:
         pin(machine, key, file)
     for key in keys:
         KnownHosts(machine).check(key)  # another line of the file may revoke it
-    print(f"Pinned in {file}.")
+    tell(f"Pinned in {file}.")
 
 
 @app.command()
@@ -128,12 +128,13 @@ def ca(
         raise SettingsError("--krl: is required with --revoke and --revoke-all")
     if krl is not None:
         krl.write_bytes(revocation_list(signer.public_line, revoke or [], whole=revoke_all))
-        print(f"Written: {krl}. Copy it to {REVOKED_FILE} on the machines.")
+        tell(f"Written: {krl}. Copy it to {REVOKED_FILE} on the machines.")
         return
-    print(f'# {CA_FILE} on each machine with acts_as = "caller":')
-    print(signer.public_line)
-    print(f"# its sshd_config (without {REVOKED_FILE}, which dm machine ca --krl writes, sshd accepts no key at all):")
-    print(sshd_lines(CA_FILE, REVOKED_FILE), end="")
+    tell(f'# {CA_FILE} on each machine with acts_as = "caller":')
+    tell(signer.public_line)
+    tell(f"# its sshd_config (without {REVOKED_FILE}, which dm machine ca --krl writes, sshd accepts no key at all):")
+    for line in sshd_lines(CA_FILE, REVOKED_FILE).splitlines():
+        tell(line)
 
 
 @app.command()
@@ -155,7 +156,7 @@ def limit(
         found = dm.reset_machine(name) if reset else dm.limit_machine(name, **changes)
     rate = "any number of" if found.bandwidth is None else f"{found.bandwidth:,}"
     count = "any number of" if found.max_transfers is None else found.max_transfers
-    print(f"{name}: {rate} bytes per second, {count} transfers at once")
+    tell(f"{name}: {rate} bytes per second, {count} transfers at once")
 
 
 @app.command()
@@ -166,7 +167,7 @@ def drain(name: Name) -> None:
     """
     with connected(Client) as dm:
         found = dm.drain_machine(name)
-    print(f"{name}: drained since {found.drained:%Y-%m-%d %H:%M:%S %Z}; its transfers wait in the queue")
+    tell(f"{name}: drained since {found.drained:%Y-%m-%d %H:%M:%S %Z}; its transfers wait in the queue")
 
 
 @app.command()
@@ -175,7 +176,7 @@ def undrain(name: Name) -> None:
     with connected(Client) as dm:
         found = dm.undrain_machine(name)
     waits = "" if found.circuit is None else ", but it can't be reached: its transfers wait in the queue"
-    print(f"{name}: not drained{waits}")
+    tell(f"{name}: not drained{waits}")
 
 
 def _compare(pinned: KnownHosts, keys: list[paramiko.PKey]) -> tuple[list[paramiko.PKey], list[paramiko.PKey]]:

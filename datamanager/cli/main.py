@@ -12,6 +12,7 @@ import typer
 from datamanager.cli import audits, machines, retention, schedules, tasks, tokens, trail
 from datamanager.cli.application import become
 from datamanager.cli.options import with_settings
+from datamanager.cli.tables import tell
 from datamanager.errors import DataManagerError, RequestError, SettingsError
 
 app = typer.Typer(
@@ -97,7 +98,7 @@ def bootstrap(environment: dict[str, str]) -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    print(installed_version("datamanager"))
+    tell(installed_version("datamanager"))
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def main() -> None:
     try:
         app()
     except DataManagerError as exc:
-        print(f"dm: {exc.detail}", file=sys.stderr)
+        tell(f"dm: {exc.detail}", error=True)
         sys.exit(2 if isinstance(exc, SettingsError | RequestError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

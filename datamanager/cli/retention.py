@@ -8,7 +8,7 @@ from uuid import UUID
 import typer
 
 from datamanager.cli.options import connected
-from datamanager.cli.tables import Listing
+from datamanager.cli.tables import Listing, tell
 from datamanager.client import RetentionClient, RetentionRunInfo
 from datamanager.domain.fields import size_text
 from datamanager.domain.retention_rules import check_archives, load_rules, objections
@@ -33,16 +33,16 @@ def check() -> None:
     file = settings.retention_file
     rules = load_rules(file)
     if not file.exists():
-        print(f"{file} does not exist: there are no rules, and nothing is archived or deleted")
+        tell(f"{file} does not exist: there are no rules, and nothing is archived or deleted")
         return
     machines = load_machines(settings.machines_file).with_archives(settings.archive_rules)
     check_archives(rules, machines)
     for number, rule in enumerate(rules.rule, 1):
-        print(f"{number}. {rule.sentence()}")
+        tell(f"{number}. {rule.sentence()}")
     limits = rules.limits
-    print(f"Limits of a run: {limits.max_objects:,} objects, {size_text(limits.max_bytes)}.")
+    tell(f"Limits of a run: {limits.max_objects:,} objects, {size_text(limits.max_bytes)}.")
     for warning in objections(rules, machines):
-        print(f"warning: {warning}")
+        tell(f"warning: {warning}")
 
 
 @app.command()
@@ -67,7 +67,7 @@ def run(
     with connected(RetentionClient) as dm:
         begun = dm.start_retention(rule=rule, dry_run=dry_run, max_objects=max_objects, max_bytes=max_bytes)
         if not wait:
-            print(begun.run)
+            tell(begun.run)
             return
         _print_run(dm.wait_for_retention(begun.run))
 
@@ -101,7 +101,7 @@ def hold(
     """Protect an object from deletion by retention rules and by clients."""
     with connected(RetentionClient) as dm:
         found = dm.hold(_uuid(uuid), reason, by)
-    print(f"{found.machine}:{found.path}/{found.filename} is held: {reason}")
+    tell(f"{found.machine}:{found.path}/{found.filename} is held: {reason}")
 
 
 @app.command()
@@ -109,7 +109,7 @@ def release(uuid: Object) -> None:
     """Remove the hold of an object."""
     with connected(RetentionClient) as dm:
         found = dm.release(_uuid(uuid))
-    print(f"{found.machine}:{found.path}/{found.filename} is no longer held")
+    tell(f"{found.machine}:{found.path}/{found.filename} is no longer held")
 
 
 @app.command()
@@ -121,7 +121,7 @@ def lifetime(
     with connected(RetentionClient) as dm:
         found = dm.set_lifetime(_uuid(uuid), None if duration == "never" else duration)
     until = "does not expire" if found.expires_at is None else f"expires {found.expires_at:%Y-%m-%d %H:%M:%S %Z}"
-    print(f"{found.id} {until}")
+    tell(f"{found.id} {until}")
 
 
 @app.command()
@@ -135,7 +135,7 @@ def restore(
     """Remove the mark of an object, or activate an object that a rule archived. Deleted objects cannot be restored."""
     with connected(RetentionClient) as dm:
         task = dm.restore(_uuid(uuid), spare_for)
-    print(f"{uuid} restored" if task is None else f"{uuid} is being activated by task {task}")
+    tell(f"{uuid} restored" if task is None else f"{uuid} is being activated by task {task}")
 
 
 def _uuid(text: str) -> UUID:
@@ -150,17 +150,17 @@ def _objects(counts: list[dict[str, Any]], verdict: str) -> int:
 
 
 def _print_run(found: RetentionRunInfo) -> None:
-    print(f"run {found.run}: {found.status}{' (dry run)' if found.dry_run else ''}")
+    tell(f"run {found.run}: {found.status}{' (dry run)' if found.dry_run else ''}")
     if found.error is not None:
-        print(f"  {found.error}")
-    print(f"  {found.bytes_freed:,} bytes freed, {found.pending:,} objects pending")
+        tell(f"  {found.error}")
+    tell(f"  {found.bytes_freed:,} bytes freed, {found.pending:,} objects pending")
     _print_counts(found.counts)
     _print_lines(found.lines, truncated=found.truncated)
 
 
 def _print_counts(counts: list[dict[str, Any]]) -> None:
     if not counts:
-        print("no rule selects any object")
+        tell("no rule selects any object")
         return
     table = Listing("rule", "action", "what", "why", "objects", "bytes")
     for one in counts:
@@ -174,6 +174,6 @@ def _print_lines(lines: list[dict[str, Any]], *, truncated: bool) -> None:
         why = line["detail"] or line["reason"] or ""
         due = f"due {line['due'][:16]}" if line["verdict"] == "mark" and line["due"] else ""
         words = [line["verdict"], line["object"], f"{line['machine']}:{line['place']}", line["rule"], why, due]
-        print("  ".join(word for word in words if word))
+        tell("  ".join(word for word in words if word))
     if truncated or len(lines) > SHOWN:
-        print("… and more")
+        tell("… and more")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from datamanager.cli.options import connected, name_value
-from datamanager.cli.tables import Listing
+from datamanager.cli.tables import Listing, tell
 from datamanager.client import Client
 
 app = typer.Typer(help="Manage recurring downloads.", no_args_is_help=True)
@@ -40,7 +40,7 @@ def add(
         options["credential"] = credential
     rhythm = {"interval": interval, "cron": cron, "keep": keep, "skip_unchanged": not again}
     with connected(Client) as dm:
-        print(dm.add_schedule(url, machine, filename, path, group=group, options=options, **rhythm)["id"])
+        tell(dm.add_schedule(url, machine, filename, path, group=group, options=options, **rhythm)["id"])
 
 
 @app.command("list")
@@ -93,7 +93,7 @@ def remove(schedule: Id) -> None:
     """Delete a schedule; the objects that it created are kept."""
     with connected(Client) as dm:
         dm.remove_schedule(schedule)
-    print(f"{schedule} removed")
+    tell(f"{schedule} removed")
 
 
 def _option(text: str) -> tuple[str, Any]:

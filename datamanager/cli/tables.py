@@ -1,15 +1,24 @@
-"""Tables on standard output. Cells are never truncated, so that identifiers can be copied."""
+"""Lines and tables for a terminal. What names contain does nothing to it. Cells are never truncated, so that
+identifiers can be copied.
+"""
 
 from __future__ import annotations
+
+import sys
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from datamanager.transports.values import shown
+from datamanager.transports.values import printable, shown
 
 _WIDEST = 100_000
 """Characters per line: a terminal wraps longer lines itself, and a pipe gets one line per row."""
+
+
+def tell(line: object = "", *, error: bool = False) -> None:
+    """Print a line, on standard error where it is no result; control characters are printed as text."""
+    print(printable(str(line)), file=sys.stderr if error else sys.stdout)
 
 
 class Listing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from datamanager.cli.options import connected
-from datamanager.cli.tables import Listing
+from datamanager.cli.tables import Listing, tell
 from datamanager.client.access_client import AccessClient, QuotaInfo, TokenInfo
 from datamanager.transports.values import shown
 
@@ -68,7 +67,7 @@ def withdraw(person: Person) -> None:
     """Permit a person nothing any more: tokens of an OIDC issuer cannot be revoked. What they have requested ends."""
     with connected(AccessClient) as dm:
         dm.withdraw_person(person)
-    print(f"{person} withdrawn")
+    tell(f"{person} withdrawn")
 
 
 @app.command()
@@ -76,7 +75,7 @@ def readmit(person: Person) -> None:
     """Let a withdrawn person in again."""
     with connected(AccessClient) as dm:
         dm.readmit_person(person)
-    print(f"{person} readmitted")
+    tell(f"{person} readmitted")
 
 
 @app.command()
@@ -84,19 +83,19 @@ def withdrawn() -> None:
     """List the persons who were withdrawn."""
     with connected(AccessClient) as dm:
         for person in dm.withdrawn():
-            print(person)
+            tell(person)
 
 
 def whoami() -> None:
     """Show who the service takes you for, what you may do, and the quotas of you and your groups."""
     with connected(AccessClient) as dm:
         found = dm.whoami()
-        print(f"{found.person} ({found.means}{'' if found.credential is None else f' {found.credential}'})")
+        tell(f"{found.person} ({found.means}{'' if found.credential is None else f' {found.credential}'})")
         for name, values in (("groups", found.groups), ("roles", found.roles), ("scopes", found.scopes)):
-            print(f"{name}: {' '.join(values) or 'none'}")
+            tell(f"{name}: {' '.join(values) or 'none'}")
         quotas = dm.quotas()  # after these are printed: whoever may send few requests may be refused this one
     for quota in quotas:
-        print(f"quota of {quota.kind} {shown(quota.name)}: {', '.join(_limits(quota))}")
+        tell(f"quota of {quota.kind} {shown(quota.name)}: {', '.join(_limits(quota))}")
 
 
 def _limits(quota: QuotaInfo) -> Iterator[str]:
@@ -108,8 +107,8 @@ def _limits(quota: QuotaInfo) -> Iterator[str]:
 
 def _reveal(made: TokenInfo) -> None:
     """Print a token alone on standard output, so that it can be redirected to a file."""
-    print(f"{made.name}: id {made.id}; the token is shown this once", file=sys.stderr)
-    print(made.token)
+    tell(f"{made.name}: id {made.id}; the token is shown this once", error=True)
+    tell(made.token)
 
 
 def _show(tokens: Iterable[TokenInfo]) -> None:

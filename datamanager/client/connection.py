@@ -134,6 +134,8 @@ class RestConnection:
 
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
         url = urljoin(self._base, path)
+        if urlsplit(url)[:2] != urlsplit(self._base)[:2]:  # of a list's next page: the token must not go there
+            raise ServiceError(f"the Data Manager at {self._base} refers to another address")
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 answer = self._session.request(

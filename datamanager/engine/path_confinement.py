@@ -1,4 +1,5 @@
-"""Confinement on the machine: symbolic links are resolved there, and must not lead out of the base directory.
+"""Confinement on the machine: symbolic links are resolved there, and must not lead out of the base directory, nor out
+of what a person reaches of it (`MachineWithin`).
 
 A user who may write below `base_dir` can exchange a directory for a link between this check and the use. On this host
 the transport notices it before anything is done (`transports.local.beneath`). SFTP v3 has no `openat`: there a look
@@ -22,7 +23,7 @@ from datamanager.errors import (
     RemoteFailure,
     TransportError,
 )
-from datamanager.machines import Machine
+from datamanager.machines import Machine, MachineWithin, reaches
 from datamanager.transports.bulk_port import InOneTurn, Results, SurveyedDirectory
 from datamanager.transports.port import Session
 from datamanager.transports.values import FileKind, FileStat, path_replaced, shown
@@ -101,7 +102,7 @@ def followed(session: Session, machine: Machine, base: str, place_path: str, lin
         real = session.real_path(link)
     except PathMissing:
         raise PathMissing(f"{machine.name}:{place_path} is a dangling link") from None
-    if not _is_below(base, real):
+    if not _is_within(machine, base, real):
         raise _leads_out(machine, place_path)
     return real
 
@@ -135,9 +136,9 @@ def confined_directory(
     """Judge what a survey of the machine found of a directory below `base`, as `directories_of` does."""
     if not found.existing and found.error is not None:
         return found.error
-    if found.outside or not _is_below(base, found.existing):
-        return _leads_out(machine, directory)
     resolved = ResolvedDirectory(found.existing, found.missing)
+    if found.outside or not _is_within(machine, base, resolved.path):
+        return _leads_out(machine, directory)
     return _dangling(machine, resolved.ways[1]) if found.dangling else resolved
 
 
@@ -248,10 +249,10 @@ def _resolved(
             del ancestors[directory]
             if isinstance(real, DataManagerError):
                 found[directory] = real
-            elif not _is_below(base, real):
-                found[directory] = _leads_out(machine, directory)
             else:
-                found[directory] = ResolvedDirectory(real, directory[len(ancestor) :].lstrip("/"))
+                resolved = ResolvedDirectory(real, directory[len(ancestor) :].lstrip("/"))
+                inside = _is_within(machine, base, resolved.path)
+                found[directory] = resolved if inside else _leads_out(machine, directory)
     return found | _not_made(session, machine, found)
 
 
@@ -284,12 +285,14 @@ def _dangling(machine: Machine, path: str) -> PathNotAllowed:
     return PathNotAllowed(f"{machine.name}: {shown(posixpath.basename(path))} is a dangling link")
 
 
-def _is_below(base: str, real: str) -> bool:
-    return real == base or real.startswith(base.rstrip("/") + "/")
+def _is_within(machine: Machine, base: str, real: str) -> bool:
+    above = base.rstrip("/") + "/"
+    return reaches(machine, "") if real == base else real.startswith(above) and reaches(machine, real[len(above) :])
 
 
 def _leads_out(machine: Machine, given: str) -> PathNotAllowed:
-    return PathNotAllowed(f"{machine.name}:{given} leads out of the machine's base directory through a symbolic link")
+    where = "the directories of the scopes" if isinstance(machine, MachineWithin) else "the machine's base directory"
+    return PathNotAllowed(f"{machine.name}:{given} leads out of {where} through a symbolic link")
 
 
 def lstat_or_none(session: Session, path: str) -> FileStat | None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
 
-from datamanager.errors import BrokerUnavailable
+from datamanager.errors import BrokerUnavailable, InternalError
 from datamanager.messaging.broker import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
     DEAD_EXCHANGE,
     DEFAULT_EXCHANGE,
+    DELIVERY_LIMIT,
     Broker,
     translated,
 )
@@ -45,6 +46,13 @@ class Delivery:
     headers: Mapping[str, object] = field(default_factory=dict, repr=False)
     """May contain a token: they are not logged, and not copied but for what a verdict says."""
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the broker itself would make a dead letter of the message, with all its headers, when it is returned
+        once more."""
+        count = self.headers.get("x-delivery-count")
+        return isinstance(count, int) and count >= DELIVERY_LIMIT - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -69,6 +77,7 @@ class Later:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
+TOO_OFTEN = DeadLetter(InternalError.code, f"it could not be processed {DELIVERY_LIMIT} times; see the log")
 Verdict = Done | DeadLetter | Later
 Handler = Callable[[Delivery], Awaitable[Verdict]]
 
@@ -113,7 +122,7 @@ class Consumption:
 
         A dead letter is confirmed by the broker before its message is acknowledged. Messages in hand are finished (for
         at most 10 s) when the connection breaks or the caller is cancelled; what isn't comes again. A handler that
-        fails unexpectedly gets its message again, until the queue's delivery limit makes it a dead letter.
+        fails unexpectedly gets its message again, until that has failed DELIVERY_LIMIT times: then it is a dead letter.
 
         Raises: BrokerUnavailable, always in the end.
         """
@@ -195,7 +204,11 @@ class Consumption:
             _log.exception("a message of %s could not be processed; it is returned to the queue", self._queue)
             await asyncio.sleep(self._retry_pause)
             with contextlib.suppress(BrokerUnavailable), translated(self._broker.address):
-                await raw.basic_nack(tag, requeue=True)
+                if delivery.is_last:
+                    await self._carry_out(TOO_OFTEN, delivery)
+                    await raw.basic_ack(tag)
+                else:
+                    await raw.basic_nack(tag, requeue=True)
 
     async def _carry_out(self, verdict: Verdict, delivery: Delivery) -> None:
         match verdict:

@@ -66,6 +66,13 @@ def shown(path: str) -> str:
     return repr(path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
+def printable(text: str) -> str:
+    """Return a text as one line that does nothing to a terminal: control characters, line breaks and what turns the
+    direction of letters are escaped, the rest is as it was.
+    """
+    return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 _ERRORS: dict[int, type[TransportError]] = {
     errno.ENOENT: PathMissing,
     errno.ENOTDIR: PathMissing,

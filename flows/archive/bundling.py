@@ -180,8 +180,7 @@ class BundleWork:
             self._run.write_now(archive_items.abandon_bundle, self._bundle)
 
     def _attempt(self, bundle: Bundle, rows: Sequence[TransferItem]) -> ArchiveAttempt:
-        machines, run = self._run.parts.machines, self._run
-        source = batch_results.source(rows[0]).machine
+        run, origin = self._run, self._run.source_at(batch_results.source(rows[0]))
         intent, restart = bundle.notes.get("intent"), bundle.notes.get("restart")
         return ArchiveAttempt(
             transfer=run.transfer,
@@ -189,8 +188,8 @@ class BundleWork:
             bundle=bundle.id,
             pack=Pack(bundle.pack),
             level=VerifyLevel(bundle.level),
-            machine=machines[source],
-            storage=run.storage(source),
+            machine=origin.machine,
+            storage=origin.storage,
             wanted=tuple(WantedMember(row.object_id, batch_results.source(row), row.size or 0) for row in rows),
             destination=run.end_at(Place(bundle.machine, bundle.place)),
             made_by=run.parts.owner,

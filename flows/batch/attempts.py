@@ -29,13 +29,13 @@ class ItemAttempts(dict[int, Attempt]):
     def __missing__(self, number: int) -> Attempt:
         """Make one. Raises: what is wrong with the item."""
         row, run = self._rows[number], self._run
-        destination = run.end_at(batch_results.destination(row))
+        destination = run.destination_at(batch_results.destination(row))
         intent, restart = row.notes.get("intent"), row.notes.get("restart")
         self[number] = attempt = Attempt(
             transfer=item_id(run.transfer, number),
             epoch=run.hold.epoch,
             kind=TransferKind.MOVE if self._moving else TransferKind.COPY,
-            source=run.end_at(batch_results.source(row)),
+            source=run.source_at(batch_results.source(row)),
             destination=destination,
             overwrite=self.overwrite,
             verify=self._verify or destination.machine.verify,

@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -24,12 +25,14 @@ from datamanager.domain.states import TransferKind
 from datamanager.engine.attempt import Attempt, Endpoint, Intent, KnownFile, Restart
 from datamanager.engine.control import USER_STOPS, CancellableStorage, Control
 from datamanager.errors import CatalogueUnavailable, DataManagerError, LeaseLost
-from datamanager.machines import VerifyPolicy
+from datamanager.identity.grant import Grant
+from datamanager.machines import VerifyPolicy, within
 from datamanager.sources.network.source_context import READ_TIMEOUT
 from datamanager.sources.registry import typed_options
 from datamanager.transports.port import Storage
 from flows.runtime.retry import WAITS, AttemptState, Fail, decide
 from flows.runtime.services import Services
+from models.access.permission import NEEDS, kept_of, reach_of
 from models.access.visibility import ALL
 from models.batches.results import CHUNK, items_to_do
 from models.database import read
@@ -100,8 +103,8 @@ class TransferRun:
     def attempt(self) -> Attempt:
         """Describe this attempt to the engine."""
         row = self.row
-        source = None if row.source_machine is None else self.end_at(outcomes.source(row))
-        destination = None if row.destination_machine is None else self.end_at(outcomes.destination(row))
+        source = None if row.source_machine is None else self.source_at(outcomes.source(row))
+        destination = None if row.destination_machine is None else self.destination_at(outcomes.destination(row))
         kind, policy = TransferKind(row.kind), getattr(self.request, "verify", None)
         if kind is TransferKind.GETEXTERNAL_MANY:
             policy = VerifyPolicy.SHA256  # it tells an archive from another one, whose files lie elsewhere
@@ -126,8 +129,27 @@ class TransferRun:
         return self.control.throttle is not None and self.control.throttle.limited
 
     def end_at(self, place: Place) -> Endpoint:
-        """Return a place as an end of a transfer, with its machine and storage."""
+        """Return a place as an end of a transfer, with its machine and storage, as the service itself reaches it."""
         return Endpoint(place, self.parts.machines[place.machine], self.storage(place.machine))
+
+    def source_at(self, place: Place) -> Endpoint:
+        """Return the place of what is read, or removed, as the person reaches it; a bundle is the service's own."""
+        kind = TransferKind(self.row.kind)
+        recalls = kind in (TransferKind.ACTIVATE, TransferKind.ACTIVATE_MANY)
+        return self._reached(place, () if recalls else NEEDS[kind].source)
+
+    def destination_at(self, place: Place) -> Endpoint:
+        """Return the place of what is written, as the person reaches it."""
+        return self._reached(place, NEEDS[TransferKind(self.row.kind)].destination)
+
+    def _reached(self, place: Place, actions: tuple[str, ...]) -> Endpoint:
+        end = self.end_at(place)
+        reach = reach_of(self._grant, place.machine, self.row.group, actions)
+        return replace(end, machine=within(end.machine, reach)) if reach else end
+
+    @cached_property
+    def _grant(self) -> Grant | None:
+        return kept_of(self.row.grant)
 
     def storage(self, machine: str) -> Storage:
         """Return a machine's storage, the same one every time, whose sessions end when this run is to stop."""

@@ -28,6 +28,7 @@ from flows.runtime.reachability import note_unreachable
 from flows.runtime.services import Services, SharedGroup
 from flows.runtime.tasks import PAUSES
 from flows.runtime.transfer_run import TransferRun
+from models.access.permission import NEEDS, kept_of, reach_of
 from models.database import write
 from models.objects.bulk_claims import chunks
 from models.tables import Transfer
@@ -104,7 +105,12 @@ class SharedRun:
             verify=getattr(request, "verify", None) or destination.machine.verify,
             known=KnownFile(**row.notes.get(KNOWN, {})),
         )
-        return SharedTransfer(number, hold, row, attempt, self.parts.running.get(hold) or Control())
+        member = SharedTransfer(number, hold, row, attempt, self.parts.running.get(hold) or Control())
+        grant, needs = kept_of(row.grant), NEEDS[attempt.kind]
+        ends = (attempt.origin, needs.source), (attempt.target, needs.destination)
+        # what a person's scopes name of a machine holds for no other member
+        member.deferred = any(reach_of(grant, end.machine.name, row.group, actions) for end, actions in ends)
+        return member
 
     # --- the catalogue -----------------------------------------------------------------------------------------------
 

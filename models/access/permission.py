@@ -6,7 +6,7 @@ A grant of None is the service's own: nothing is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from sqlalchemy import ColumnElement, and_, literal, true
 from datamanager.domain.location import Place
 from datamanager.domain.states import TransferKind
 from datamanager.errors import NotAllowed, ObjectNotFound
-from datamanager.identity.grant import Grant, Means
-from datamanager.identity.scopes import AccessTarget
+from datamanager.identity.grant import Clause, Grant, Means
+from datamanager.identity.scopes import AccessTarget, FilterKind
+from datamanager.machines import Reach
 from models.access.visibility import OBJECTS, Columns, Visible, permitted, seen
 
 READ, WRITE, DELETE = "read:objects", "write:objects", "delete:objects"
@@ -127,6 +128,30 @@ def may_be_destination(grant: Grant, kind: TransferKind, columns: Columns) -> Co
     if not needs.keeps_owner:
         columns = replace(columns, owner=literal(grant.person))
     return and_(true(), *(permitted(grant.filters_of(action), columns) for action in needs.destination))
+
+
+def reach_of(grant: Grant | None, machine: str, group: str, actions: Iterable[str]) -> Reach:
+    """Return what of a machine is reached by a grant that permits actions at a place there: the directories that its
+    scopes name. () is all of it. `group`: of what is there, "" where that is not known; whose it is does not count.
+    """
+    found = dict[frozenset[str], None]()
+    for action in actions if grant is not None else ():
+        directories = {_directory(clause) for clause in grant.filters_of(action) if _is_there(clause, machine, group)}
+        if "" not in directories:
+            found[frozenset(directories)] = None
+    return tuple(found)
+
+
+def _is_there(clause: Clause, machine: str, group: str) -> bool:
+    on_machine = (FilterKind.MACHINE, FilterKind.PREFIX)
+    return all(
+        machine in one.values if one.kind in on_machine else one.kind is FilterKind.USER or group in ("", *one.values)
+        for one in clause
+    )
+
+
+def _directory(clause: Clause) -> str:
+    return max((one.path for one in clause), key=len, default="")
 
 
 def sources_of(grant: Grant | None, kind: TransferKind) -> Visible:

@@ -104,16 +104,19 @@ def shifted(login: PersonLogin, minutes: float, **changes: timedelta) -> PersonL
     return PersonLogin(login.machine, login.person, login.signer, clock=clock, **changes)
 
 
+@pytest.mark.attack(cwe=250, title="A captured certificate opens a shell")
 def test_it_opens_no_shell_and_runs_no_program(login: PersonLogin, server: PrivateSshd, thief: Thief) -> None:
     for words in (["echo", "shell"], []):
         assert thief(login, server, OWN, words) == ONLY_SFTP
 
 
+@pytest.mark.attack(cwe=294, title="A captured certificate is used from another address")
 def test_it_opens_nothing_from_another_address(login: PersonLogin, server: PrivateSshd, thief: Thief) -> None:
     assert thief(login, server, OTHER, []) == REFUSED
     assert "not from a permitted source address" in server.log.read_text()
 
 
+@pytest.mark.attack(cwe=613, title="A captured certificate is used after five minutes")
 def test_it_opens_nothing_after_its_time(login: PersonLogin, server: PrivateSshd, thief: Thief) -> None:
     assert thief(shifted(login, -4.9), server, OWN, []) == ONLY_SFTP
     assert thief(shifted(login, -5.1), server, OWN, []) == REFUSED
@@ -125,6 +128,7 @@ def test_it_opens_nothing_before_its_time(login: PersonLogin, server: PrivateSsh
     assert thief(shifted(login, 2), server, OWN, []) == REFUSED
 
 
+@pytest.mark.attack(cwe=863, title="A captured certificate opens another account")
 def test_it_opens_no_other_account(login: PersonLogin, server: PrivateSshd, thief: Thief, ca: BuiltinCa) -> None:
     with accounts(1) as (other,):
         foreign = PersonLogin(login.machine, Person(other, "t", "p"), ca)

@@ -70,6 +70,7 @@ def test_a_known_key_is_accepted(
     storage.close()
 
 
+@pytest.mark.attack(cwe=322, title="A machine shows another host key")
 @pytest.mark.parametrize("name", REFUSED)
 def test_every_other_key_is_refused(
     ssh_machine: MachineMaker, server: PrivateSshd, tmp_path: Path, control_dir: Path, name: str

@@ -149,6 +149,7 @@ def test_a_private_key_is_nowhere_but_in_memory(
     assert b"PRIVATE KEY" not in seen
 
 
+@pytest.mark.attack(cwe=732, title="The authority's key can be read by other users")
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     create_key(tmp_path / "ca")
@@ -158,6 +159,7 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -
         BuiltinCa(tmp_path / "ca")
 
 
+@pytest.mark.attack(cwe=250, title="A person's account is `root`")
 @pytest.mark.parametrize("principal", ["root", "-l", "a,b", "", "a b"])
 def test_such_an_account_is_no_principal(principal: str) -> None:
     with pytest.raises(InvalidRequest):

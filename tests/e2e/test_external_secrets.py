@@ -118,6 +118,7 @@ def test_the_source_gets_the_secrets(site: Site, planted: Planted, slow_server: 
     assert site.read("cirrus", f"secrets/{info['filename']}") == BODY
 
 
+@pytest.mark.attack(cwe=209, title="A source repeats a secret in its errors")
 @pytest.mark.parametrize("how", ["forbidden", "refused redirect", "broken"])
 def test_failures_tell_nothing(site: Site, planted: Planted, slow_server: OddServer, how: str) -> None:
     path, options = f"/out/{uuid4().hex}", inline(planted)
@@ -325,6 +326,7 @@ async def _send(url: str, body: bytes, token: str) -> None:
                 return
 
 
+@pytest.mark.attack(cwe=532, title="Secrets are looked for in all that the service leaves")
 def test_no_secret_is_anywhere(site: Site, planted: Planted, site_prefect: PrefectServer) -> None:
     """Runs last. What was sent is searched for in all that the service, its databases and Prefect have."""
     needles = [secret.encode() for secret in planted.secrets]

@@ -128,6 +128,7 @@ def test_cancel_in_the_ui_stops_the_bytes(site: Site, prefect: PrefectApi, slow_
     assert not site.leftovers()
 
 
+@pytest.mark.attack(cwe=94, title="A run in Prefect names other code than our flows")
 @pytest.mark.parametrize("entrypoint", ["os:system", "/tmp/evil.py:flow", "flows.steps.single:probe", None])
 def test_a_mover_refuses_to_run_anything_else(site: Site, prefect: PrefectApi, entrypoint: str | None) -> None:
     flow = prefect.post("flows/", {"name": f"foreign-{uuid4().hex[:8]}"})

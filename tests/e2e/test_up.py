@@ -82,6 +82,7 @@ def test_the_self_check_ran_through_its_own_api_and_left_nothing(service: DataMa
 
 
 @in_order
+@pytest.mark.attack(cwe=276, title="Another user of the host reads the service's files")
 def test_the_home_is_private_and_has_a_machines_file(service: DataManagerService) -> None:
     assert service.home.stat().st_mode & 0o777 == 0o700
     ours = [

@@ -219,6 +219,7 @@ def fewer(text: str, tmp_path: Path) -> Roles:
     return load_roles(file)
 
 
+@pytest.mark.attack(cwe=672, title="A transfer waits in the queue until its person was withdrawn")
 def test_what_waits_is_refused_when_its_person_is_permitted_less(database: Database, tmp_path: Path) -> None:
     token, of_token = entered(database)
     person, other = in_role("mover", groups=("fire",)), in_role("mover", person="ann", groups=("fire",))

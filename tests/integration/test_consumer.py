@@ -165,6 +165,7 @@ def test_each_kind_of_request_is_entered_and_answered_there_and_on_the_exchange(
         asyncio.run(scene(database))
 
 
+@pytest.mark.attack(cwe=294, title="A message is sent again")
 @pytest.mark.dialect
 def test_a_request_that_comes_again_is_entered_once_and_answered_alike(catalogue_url: str, amqp_url: str) -> None:
     async def scene(database: Database) -> None:
@@ -250,6 +251,7 @@ def test_refusals_are_http_s_and_leave_nothing(catalogue_url: str, amqp_url: str
         asyncio.run(scene(database))
 
 
+@pytest.mark.attack(cwe=20, title="Messages are no JSON, too deep, too large, or have properties that cannot be read")
 @pytest.mark.dialect
 def test_hostile_messages_become_dead_letters_and_the_consumer_goes_on(catalogue_url: str, amqp_url: str) -> None:
     chance = random.Random(20)
@@ -277,6 +279,7 @@ def test_hostile_messages_become_dead_letters_and_the_consumer_goes_on(catalogue
         asyncio.run(scene(database))
 
 
+@pytest.mark.attack(cwe=441, title="A message has its answer sent to a queue of somebody else's")
 def test_answers_go_to_queues_of_the_declared_prefix_only(catalogue_url: str, amqp_url: str) -> None:
     closed = ("payroll", "dm-reply", "DM-REPLY.x", "answers.dm-reply.")
 
@@ -411,6 +414,7 @@ def test_silent_name_server_takes_no_thread_of_the_mover(catalogue_url: str, amq
         asyncio.run(scene(database))
 
 
+@pytest.mark.attack(cwe=290, title="A message says itself who has sent it")
 @pytest.mark.dialect("sqlite")
 def test_who_sends_is_known_by_a_token_or_as_a_user_of_the_broker(
     catalogue_url: str, amqp_url: str, tmp_path: Path

@@ -128,17 +128,23 @@ def test_a_message_may_wait_longer_than_the_delivery_limit(amqp_url: str) -> Non
 
 
 def test_a_message_that_always_fails_becomes_a_dead_letter_by_the_delivery_limit(amqp_url: str) -> None:
+    failed = 0
+
     async def fail(_: Delivery) -> Verdict:
+        nonlocal failed
+        failed += 1
         raise ZeroDivisionError
 
     async def scene() -> None:
         async with opened(amqp_url) as broker, client(amqp_url) as channel:
             await broker.connect()
-            await put(channel, QUEUE, b"cursed")
+            await put(channel, QUEUE, b"cursed", token="dm_of_whoever_sent_it")
             async with consuming(broker, fail):
                 (dead,) = await take(channel, DEAD, 1)
             assert dead.body == b"cursed"
-            assert dead.headers["x-first-death-reason"] == "delivery_limit"
+            assert (dead.headers["dm-reason"], dead.headers["dm-queue"]) == ("internal", QUEUE)
+            assert "dm_of_whoever_sent_it" not in repr(dead.headers)
+            assert failed == DELIVERY_LIMIT
 
     asyncio.run(scene())
 

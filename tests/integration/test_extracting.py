@@ -115,6 +115,7 @@ ELSEWHERE = [
 AT_HOME = [".ssh/authorized_keys", "./.profile", ".bashrc"]
 
 
+@pytest.mark.attack(cwe=22, title="Names in a tar or zip file lead elsewhere")
 @pytest.mark.parametrize("name", ELSEWHERE)
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_a_name_that_leads_elsewhere(there: Workbench, name: str, kind: Packaging) -> None:
@@ -152,6 +153,7 @@ def test_of_two_with_one_name_the_later_one_is_taken(there: Workbench, kind: Pac
     assert "twice" in there.told["a/b"]
 
 
+@pytest.mark.attack(cwe=61, title="A tar file has links and devices")
 @pytest.mark.parametrize(
     "kind",
     [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE],
@@ -186,6 +188,7 @@ def test_what_is_too_much(there: Workbench, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(there.listed(tar_of(many), "tar")) == 50
 
 
+@pytest.mark.attack(cwe=409, title="A packed file becomes many times as large")
 def test_a_bomb_is_refused(there: Workbench) -> None:
     there.refused(TooLarge, zip_of({"zeros": bytes(80 * 2**20)}), "zip")
 

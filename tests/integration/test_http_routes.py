@@ -70,6 +70,7 @@ def test_a_redirect_to_where_downloads_may_not_go(server: OddServer, location: s
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.attack(cwe=918, title="A source redirects to the service's own network")
 def test_a_redirect_to_loopback_sends_nothing_there(server: OddServer) -> None:
     with OddServer() as canary:
         server.answers["/"] = [redirect(canary.url("/"))]
@@ -116,6 +117,7 @@ class Changing:
         return self.answers[min(self.asked, len(self.answers)) - 1]
 
 
+@pytest.mark.attack(cwe=350, title="A source's name leads to the service's own network once it was checked")
 def test_a_name_that_answers_differently_the_next_time(server: OddServer) -> None:
     """DNS rebinding: the address that was checked is the one connected to."""
     server.answers["/"] = [ok(b"abc")]
@@ -199,6 +201,7 @@ def test_tls_to_an_address(authority: Authority) -> None:
         assert fetch(server.url("/"), ca_file=authority.ca_file) == b"abc"
 
 
+@pytest.mark.attack(cwe=295, title="Somebody between us and a source shows a certificate of their own")
 def test_tls_that_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
     guard = EgressGuard(["127.0.0.1"], resolve=Changing(["127.0.0.1"]))
     with OddServer(tls=authority.server_context("data.example")) as server:
@@ -216,6 +219,7 @@ def test_tls_that_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
         assert server.heads == []  # nothing was asked of a server that could not prove its name
 
 
+@pytest.mark.attack(cwe=319, title="A source redirects from https to http")
 def test_https_never_becomes_http(authority: Authority, server: OddServer) -> None:
     server.answers["/"] = [ok(b"abc")]
     with OddServer(tls=authority.server_context("127.0.0.1")) as secure:

@@ -87,6 +87,7 @@ def test_a_command_line_is_read_alike(shell: str, posix: str, tmp_path: Path) ->
     assert not list(tmp_path.rglob("PWNED"))
 
 
+@pytest.mark.attack(cwe=78, title="Names are commands of the shell")
 @pytest.mark.server
 @pytest.mark.parametrize(("shell", "connection"), PAIRS)
 def test_names_are_names_on_every_route(server: LoginShells, tmp_path: Path, shell: str, connection: str) -> None:

@@ -125,6 +125,7 @@ def test_nobody_sees_prefect_without_a_login(front: Front) -> None:
     assert hidden.status_code == 404
 
 
+@pytest.mark.attack(cwe=352, title="A page of another site uses Prefect with a person's session")
 def test_page_of_another_site_reaches_nothing_with_a_persons_session(front: Front) -> None:
     """CWE-352: also where the browser would send the cookie, as from a site below the same domain."""
     operator = front.person("operator")

@@ -27,7 +27,7 @@ from datamanager.identity.grant import Grant
 from datamanager.machines import parse_machines
 from datamanager.sealing import Sealer
 from models import submission
-from models.access.permission import NEEDS
+from models.access.permission import NEEDS, reach_of
 from models.access.visibility import seen
 from models.database import Database
 from models.external import schedules
@@ -249,3 +249,29 @@ def test_registration_needs_to_write_at_each_of_its_places(database: Database) -
     assert get_object(database, new.id).created_by == "jo"
     with pytest.raises(NotAllowed), database.write() as session:
         register_files(session, files, TreeRequest(machine="alpha"), grant)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "reach"),
+    [
+        (["transfers", "write:objects"], ()),
+        (["transfers!group=fire!machine=here!user", "write:objects!group"], ()),
+        (["transfers!prefix=here:a/", "write:objects"], ({"a"},)),
+        (["transfers!prefix=here:a/", "write:objects!prefix=here:a/"], ({"a"},)),
+        (["transfers!prefix=here:a/", "write:objects!prefix=here:a/b/"], ({"a"}, {"a/b"})),
+        (["transfers!prefix=here:a/", "transfers!prefix=here:b/", "write:objects"], ({"a", "b"},)),
+        (["transfers!prefix=here:a/!prefix=here:a/b/", "write:objects"], ({"a/b"},)),
+        (["transfers!prefix=here:a/", "transfers!group=fire", "write:objects"], ()),
+        (["transfers!prefix=here:a/", "transfers!group=water", "write:objects"], ({"a"},)),
+        (["transfers!prefix=here:a/!group=water", "transfers!prefix=here:b/", "write:objects"], ({"b"},)),
+        (["transfers!prefix=here:a/", "transfers!prefix=there:b/", "write:objects"], ({"a"},)),
+        (["transfers!prefix=here:", "write:objects"], ()),
+        (["write:objects"], (set(),)),
+    ],
+    ids=str,
+)
+def test_reach_is_what_scopes_name_of_a_machine(scopes: list[str], reach: tuple[set[str], ...]) -> None:
+    grant = granted(*scopes, groups=("fire",))
+    found = reach_of(grant, "here", "fire", NEEDS[TransferKind.COPY].destination)
+    assert found == tuple(map(frozenset, reach))
+    assert reach_of(None, "here", "fire", ("transfers",)) == ()

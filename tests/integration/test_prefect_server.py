@@ -132,6 +132,7 @@ def test_no_file_starts_prefects_own_server() -> None:
 # --- who may ask it --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack(cwe=350, title="A foreign name leads to Prefect's server")
 @pytest.mark.parametrize("host", ["evil.example", "prefect.example.evil.example", "10.0.0.7:4200"])
 def test_server_refuses_foreign_host(server: Server, host: str) -> None:
     answer = requests.get(f"{server.url}/api/health", headers={"Host": host}, timeout=60)
@@ -148,6 +149,7 @@ def test_healthcheck_as_printed_passes(server: Server) -> None:
         subprocess.run(here(server.printed.healthcheck, server.port), check=True, timeout=60)
 
 
+@pytest.mark.attack(cwe=346, title="A page of another site asks Prefect's server")
 @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
 def test_server_refuses_pages_of_other_origins(server: Server, origin: str) -> None:
     asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
@@ -161,6 +163,7 @@ def test_server_refuses_pages_of_other_origins(server: Server, origin: str) -> N
     assert requests.get(f"{server.url}/api/flows/name/theirs", auth=server.printed.auth, timeout=60).status_code == 404
 
 
+@pytest.mark.attack(cwe=1385, title="A page of another site opens a WebSocket of Prefect's server")
 @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
 def test_server_refuses_websockets_of_other_origins(server: Server, origin: str) -> None:
     where = f"{server.url.replace('http', 'ws')}/api/events/in"
@@ -170,6 +173,7 @@ def test_server_refuses_websockets_of_other_origins(server: Server, origin: str)
         its_own.ping().wait(60)
 
 
+@pytest.mark.attack(cwe=306, title="Prefect's server is asked from another host without its password")
 @pytest.mark.parametrize("server", [compose], ids=["compose"], indirect=True)
 def test_server_that_others_reach_asks_for_its_password(server: Server, tmp_path: Path) -> None:
     """CWE-306: nothing but its health is shown without; what our processes send is not on their command lines."""
@@ -260,6 +264,7 @@ def tunnel(sshd: PrivateSshd, port: int, folder: Path) -> Iterator[int]:
 # --- whom it asks ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack(cwe=918, title="An automation of Prefect's calls an address of the client's choice")
 @pytest.mark.parametrize("kind", ["call-webhook", "send-notification"])
 def test_automation_reaches_no_address_that_a_client_named(server: Server, odd_server: OddServer, kind: str) -> None:
     prefect, url = PrefectApi(f"{server.url}/api", server.printed.auth), odd_server.on("/inside", status(200))

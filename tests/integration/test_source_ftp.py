@@ -193,6 +193,7 @@ def test_absolute_paths_and_names_that_are_not_utf8(tmp_path: Path) -> None:
 # --- servers that lie -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack(cwe=441, title="An FTP server has the service connect to somebody else")
 def test_another_address_for_the_data_is_not_followed(tmp_path: Path) -> None:
     with serving(tmp_path, masquerade_address="192.0.2.1") as server:
         assert read(source(server)) == BODY

@@ -249,6 +249,7 @@ def test_too_large_is_refused_before_a_byte_is_read(odd: OddSftp) -> None:
     refused(TooLarge, odd.url, options(odd))
 
 
+@pytest.mark.attack(cwe=130, title="An SFTP server answers reads with more than was asked for")
 @pytest.mark.parametrize(
     ("answer", "error"),
     [

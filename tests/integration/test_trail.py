@@ -204,6 +204,7 @@ TAMPERED = {
 }
 
 
+@pytest.mark.attack(cwe=354, title="Rows of the audit trail are changed or removed")
 @pytest.mark.parametrize("what", TAMPERED)
 def test_what_was_done_to_the_rows_is_found(database: Database, what: str) -> None:
     statement, expected = TAMPERED[what]

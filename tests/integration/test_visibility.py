@@ -171,6 +171,7 @@ def statements(database: Database) -> Iterator[list[str]]:
         event.remove(database.engine, "before_cursor_execute", note)
 
 
+@pytest.mark.attack(cwe=208, title="What is foreign is told from what does not exist by the work that it makes")
 def test_what_is_foreign_and_what_does_not_exist_are_the_same(database: Database) -> None:
     foreign, mine = register(database, "in/a", group="flood"), register(database, "in/b", group="fire")
     task = submit(database, order("copy", foreign, "out/a"))

@@ -87,4 +87,35 @@ ACCESS_FAULTS = (
         "",
         ("tests/integration/api/test_openapi_document.py::test_answers_are_those_of_the_document[GET /DM/info]",),
     ),
+    Fault(
+        "reach: links lead a transfer out of the directories of its scopes",
+        "flows/runtime/transfer_run.py",
+        "        return replace(end, machine=within(end.machine, reach)) if reach else end\n",
+        "        return end\n",
+        (
+            "tests/security/test_attacks_by_links.py::"
+            "test_source_that_became_a_link_is_left[local-sqlite-copy-its directory]",
+        ),
+    ),
+    Fault(
+        "reach: what a link leads to is registered",
+        "api/objects/register.py",
+        "        require_place(asked, seen.behind or place, fields.group, ACTION)\n",
+        "",
+        ("tests/security/test_attacks_by_links.py::test_link_to_what_is_foreign_is_not_registered",),
+    ),
+    Fault(
+        "commands: a name does what it likes to the terminal",
+        "datamanager/cli/tables.py",
+        "print(printable(str(line)), ",
+        "print(str(line), ",
+        ("tests/security/test_attacks_on_operators.py::test_terminal_obeys_no_name",),
+    ),
+    Fault(
+        "client: the token goes where a list says that its next page is",
+        "datamanager/client/connection.py",
+        "        if urlsplit(url)[:2] != urlsplit(self._base)[:2]:",
+        "        if not url:",
+        ("tests/security/test_attacks_on_operators.py::test_token_goes_to_no_other_host",),
+    ),
 )

@@ -408,6 +408,7 @@ def test_a_file_of_ours_that_is_gone_later_is_told(
         assert {file.name for file in (server.root / "run").iterdir()} == {"in.nc"}
 
 
+@pytest.mark.attack(cwe=367, title="A directory is exchanged for a link between the check and the use")
 def test_each_bulk_verb_refuses_a_link_on_this_host(site: Site) -> None:
     site.exchange()
     run, moved = os.fspath(site.run), os.fspath(site.ends.folder("a") / "moved")

@@ -174,6 +174,10 @@ def refused(tokens: BearerTokens, token: str) -> NotAuthenticated:
     return error.value
 
 
+@pytest.mark.attack(
+    cwe=347,
+    title="A bearer token is forged, changed, expired, signed with another key, or of another service of the issuer",
+)
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_token_is_refused(shared: tuple[OidcIssuer, BearerTokens], case: str) -> None:
     issuer, tokens = shared
@@ -216,6 +220,7 @@ def test_rotated_keys_are_fetched_and_withdrawn_ones_forgotten(issuer: OidcIssue
     assert issuer.fetches(DISCOVERY) == 1
 
 
+@pytest.mark.attack(cwe=406, title="Bearer tokens with unknown keys make the service flood the issuer")
 def test_unknown_kids_ask_the_issuer_once_in_a_pause(issuer: OidcIssuer) -> None:
     tokens = issuer.tokens()
     tokens.verify(issuer.token())
@@ -242,6 +247,7 @@ def test_issuer_that_is_away_for_ten_minutes_is_bridged_and_no_longer(issuer: Oi
     tokens.verify(issuer.token())
 
 
+@pytest.mark.attack(cwe=636, title="The issuer is away, so that nothing can be checked")
 def test_issuer_that_was_never_there_lets_nobody_in() -> None:
     with OidcIssuer() as gone:
         token = gone.token()
@@ -269,6 +275,7 @@ def test_odd_answer_of_the_issuer_lets_nobody_in(issuer: OidcIssuer, path: str, 
     assert {asked for asked, _ in issuer.requests} <= {DISCOVERY, JWKS}
 
 
+@pytest.mark.attack(cwe=346, title="The issuer's document names keys of another origin")
 @pytest.mark.parametrize(
     "change", [{"issuer": "http://127.0.0.1:1"}, {"jwks_uri": "https://evil.example/jwks"}, {"jwks_uri": 5}]
 )
@@ -302,6 +309,7 @@ def test_key_that_is_not_for_this_is_not_used(issuer: OidcIssuer, members: dict[
     refused(with_entry(issuer, **members).tokens(), issuer.token())
 
 
+@pytest.mark.attack(cwe=326, title="A bearer token is signed with a key that is too short")
 @pytest.mark.filterwarnings("ignore:Key size")
 def test_short_rsa_key_is_not_used(issuer: OidcIssuer) -> None:
     short = RSAKey.generate_key(1024, {"kid": "short"})
@@ -330,6 +338,7 @@ def test_two_keys_of_one_name_are_not_used(issuer: OidcIssuer) -> None:
     refused(issuer.answer_keys().tokens(), issuer.token())
 
 
+@pytest.mark.attack(cwe=295, title="Somebody between us and the issuer shows a certificate of their own")
 def test_tls_of_the_issuer_is_verified(tmp_path: Any) -> None:
     authority = Authority(tmp_path)
     with OidcIssuer() as issuer:

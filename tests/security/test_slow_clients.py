@@ -110,6 +110,7 @@ def test_client_that_reads_slowly_gets_everything(hasty: ApiProcess) -> None:
     assert received.count(b'"id":') > 100
 
 
+@pytest.mark.attack(cwe=770, title="One client asks for the whole catalogue many times at once")
 def test_streams_of_one_client_are_bounded(hasty: ApiProcess) -> None:
     with closing_all(*(hasty.get("/DM/info") for _ in range(2))) as clients:
         for client in clients:
@@ -128,6 +129,7 @@ def test_streams_of_one_client_are_bounded(hasty: ApiProcess) -> None:
     until(lambda: hasty.ask("GET", "/DM/info").status_code == 200)
 
 
+@pytest.mark.attack(cwe=400, title="Requests are sent byte by byte and never completed")
 def test_requests_that_are_not_completed_are_disconnected(hasty: ApiProcess) -> None:
     with closing_all(*(hasty.connect(sent) for sent in INCOMPLETE for _ in range(4))) as clients:
         dribbling, deadline = set(clients[::2]), time.monotonic() + PATIENCE
@@ -142,6 +144,7 @@ def test_requests_that_are_not_completed_are_disconnected(hasty: ApiProcess) -> 
         assert [is_cut(client) for client in clients] == [True] * len(clients)
 
 
+@pytest.mark.attack(cwe=410, title="Idle connections take all that there may be")
 def test_idle_connections_beyond_the_limit_shut_nobody_out(narrow: ApiProcess) -> None:
     with ExitStack() as stack:
         for number in range(450):
@@ -180,6 +183,7 @@ for hard in {descriptors}:
         assert most + 4 * backlog < limit
 
 
+@pytest.mark.attack(cwe=779, title="Malformed requests fill the disk with lines of the log")
 def test_malformed_requests_do_not_flood_the_log(narrow: ApiProcess) -> None:
     lines = len(narrow.log)
     for _ in range(300):

@@ -71,6 +71,7 @@ def test_https_is_served(secure: ApiProcess, authority: Authority, version: ssl.
     assert "Server" not in answer.headers
 
 
+@pytest.mark.attack(cwe=757, title="An old version of TLS is negotiated")
 @pytest.mark.server
 def test_old_versions_of_tls_and_plain_http_are_refused(secure: ApiProcess, authority: Authority) -> None:
     with pytest.warns(DeprecationWarning, match="TLSv1_1"), pytest.raises((ssl.SSLError, ConnectionError)):
@@ -145,6 +146,7 @@ def test_certificate_is_exchanged_while_requests_run(secure: ApiProcess, authori
     assert set(served) == {200}
 
 
+@pytest.mark.attack(cwe=400, title="TLS handshakes are begun and never ended")
 @pytest.mark.server
 def test_client_that_does_not_shake_hands_is_disconnected(secure: ApiProcess) -> None:
     with closing(secure.connect()) as silent, closing(secure.connect(b"\x16\x03\x01\x02\x00\x01")) as slow:

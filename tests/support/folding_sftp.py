@@ -89,7 +89,11 @@ class _Server(paramiko.SFTPServer):
         return 3
 
 
-class _FileSystem(paramiko.SFTPServerInterface):
+class FileSystem(paramiko.SFTPServerInterface):
+    """The files below `root`."""
+
+    """The files below `root`."""
+
     def __init__(self, _server: paramiko.ServerInterface, served: FoldingSftp) -> None:
         self._real = served.real
 
@@ -162,4 +166,4 @@ def _status(error: OSError) -> int:
     return paramiko.SFTPServer.convert_errno(error.errno or 0)
 
 
-FoldingSftp.server, FoldingSftp.files = _Server, _FileSystem
+FoldingSftp.server, FoldingSftp.files = _Server, FileSystem

@@ -108,6 +108,7 @@ class LiveApi:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             ws="none",
         )
         self._server = _Server(config)

@@ -190,6 +190,7 @@ def reached(listener: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.attack(cwe=918, title="An address of the service's own host is written in every form that there is")
 @pytest.mark.parametrize("form", LOOPBACK)
 def test_no_form_of_loopback_is_reached(form: str, canary: socket.socket) -> None:
     url = form.format(port=canary.getsockname()[1])

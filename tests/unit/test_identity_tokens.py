@@ -148,6 +148,7 @@ def test_letters_that_only_look_alike_do_not_match(name: str) -> None:
     assert list(rule("jok|i|s", source="{sub}", output="x", ignore_case=True).outputs({"sub": name})) == []
 
 
+@pytest.mark.attack(cwe=1333, title="A mapping rule takes for ever with some claim")
 @pytest.mark.parametrize(
     ("match", "words"),
     [
@@ -230,6 +231,7 @@ def test_login_that_is_no_ordinary_one_is_none(tmp_path: Path, login: str) -> No
     assert who.principal is None
 
 
+@pytest.mark.attack(cwe=1007, title="A claim looks like the name of a service token, or of the service")
 @pytest.mark.parametrize(
     "claimed",
     [

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from paramiko import sftp
 
-from datamanager.errors import PathExists, TransportError
+from datamanager.errors import PathExists, RemoteFailure, TransportError
 from datamanager.transports.bulk_port import Results
 from datamanager.transports.port import Session
 from datamanager.transports.remote.many_files import ManyFiles
@@ -135,6 +135,8 @@ class SftpSession:
                     name = from_wire(message.get_string())
                     message.get_string()  # the line that `ls -l` would show
                     attributes = unpack_stat(message)
+                    if not name or "/" in name or "\0" in name:
+                        raise RemoteFailure(f"{shown(path)}: the server lists {shown(name)}, which is no name")
                     if name not in (".", ".."):
                         yield name, attributes
         finally:

@@ -137,6 +137,7 @@ def test_person_pastes_a_token_once(api: LiveApi, issuer: LoginIssuer) -> None:
     assert register(person, api, headers=person.csrf).status_code == 201
 
 
+@pytest.mark.attack(cwe=1004, title="A script reads the session's cookie")
 def test_cookie_is_for_no_script_and_no_other_site(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-1004, CWE-1275."""
     answer = Person(api).log_in_with(api.tokens.make("reader"))
@@ -144,6 +145,7 @@ def test_cookie_is_for_no_script_and_no_other_site(api: LiveApi, issuer: LoginIs
     assert {"httponly", "samesite=strict", "path=/", "max-age=28800"} == attributes  # by https also Secure: test_tls
 
 
+@pytest.mark.attack(cwe=352, title="A page of another site writes with a person's session")
 def test_write_needs_the_token_of_the_page(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-352: a page below the same domain sends the cookie, and knows no token."""
     jo, kim = Person(api), Person(api)
@@ -176,6 +178,7 @@ def test_logout_ends_the_session_for_everybody_who_has_the_cookie(api: LiveApi, 
     assert thief.ask("GET", "/login/session").status_code == 401
 
 
+@pytest.mark.attack(cwe=613, title="A session's cookie is used after its time")
 def test_session_expires(tmp_path: Path, migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """CWE-613."""
     with LiveApi(tmp_path, migrated_url, auth="required", session=timedelta(minutes=5)) as api:
@@ -212,6 +215,7 @@ def test_withdrawn_person_has_no_session_any_more(api: LiveApi, issuer: LoginIss
     assert person.ask("GET", "/DM/info").status_code == 200
 
 
+@pytest.mark.attack(cwe=345, title="A login is finished with tokens, or a state, of another one")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -246,6 +250,9 @@ def test_answer_of_the_issuer_that_is_not_for_this_login_is_refused(
     assert person.ask("GET", "/DM/info").status_code == 401
 
 
+@pytest.mark.attack(
+    cwe=384, title="A victim's browser is logged in by an address that was sent to them; a code is used twice"
+)
 def test_code_is_worth_nothing_in_another_browser(api: LiveApi, issuer: LoginIssuer) -> None:
     """CWE-384, CWE-352: neither a code that somebody else got, nor an address that was sent to a victim, logs in."""
     begun, victim = Person(api), Person(api)
@@ -260,6 +267,7 @@ def test_code_is_worth_nothing_in_another_browser(api: LiveApi, issuer: LoginIss
     assert begun.get(answer.headers["Location"], timeout=60).status_code == 401  # once
 
 
+@pytest.mark.attack(cwe=601, title="A login goes on to a page of another site")
 @pytest.mark.parametrize(
     "target",
     ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y", "/<script>"],
@@ -274,6 +282,7 @@ def test_login_goes_on_to_our_own_pages_only(api: LiveApi, issuer: LoginIssuer, 
     assert "evil" not in page.text
 
 
+@pytest.mark.attack(cwe=565, title="A session's cookie is made up or changed")
 @pytest.mark.parametrize("value", ["", "x", "gAAAAA", "é", "0" * 5000])
 def test_cookie_that_is_not_ours_is_none(api: LiveApi, value: str) -> None:
     """CWE-565."""

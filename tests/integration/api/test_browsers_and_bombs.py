@@ -30,6 +30,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
         yield live
 
 
+@pytest.mark.attack(cwe=1021, title="Our pages are shown in a frame of another site")
 @pytest.mark.parametrize("path", ["/DM/info", "/DM/info/x", "/docs", "/openapi.json", "/problems/not_found", "/none"])
 def test_every_answer_has_the_headers(api: LiveApi, path: str) -> None:
     headers = api.ask("GET", path).headers
@@ -57,6 +58,7 @@ def test_what_is_no_http_gets_the_headers_too(api: LiveApi) -> None:
     assert b"server:" not in answer
 
 
+@pytest.mark.attack(cwe=942, title="A page of another site reads our answers")
 def test_other_origins_read_nothing_unless_they_are_named(api: LiveApi) -> None:
     ask = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
     allowed = api.ask("OPTIONS", "/DM/register", headers={"Origin": ORIGIN, **ask})
@@ -90,6 +92,7 @@ def endpoints(api: LiveApi) -> list[tuple[str, str, list[str]]]:
     return found
 
 
+@pytest.mark.attack(cwe=674, title="JSON is nested many thousand times, in every field of every endpoint")
 @pytest.mark.parametrize("depth", [900, 100_000])
 @pytest.mark.parametrize("shape", ["array", "object"])
 def test_nested_bombs_are_refused_everywhere(api: LiveApi, depth: int, shape: str) -> None:
@@ -109,6 +112,7 @@ def test_nested_bombs_are_refused_everywhere(api: LiveApi, depth: int, shape: st
                 assert (answer.status_code, answer.json()["code"]) == (400, "malformed_body"), (method, path)
 
 
+@pytest.mark.attack(cwe=770, title="Bodies, forms and fields are too large")
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [

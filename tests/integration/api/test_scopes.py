@@ -94,6 +94,7 @@ def test_every_endpoint_is_tried_here(scene: Scene) -> None:
         assert document[path][method.lower()].get("x-scopes") == scopes, name
 
 
+@pytest.mark.attack(cwe=862, title="Each endpoint is asked without a token, and without each of its scopes")
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_endpoint_needs_a_token_and_each_of_its_scopes(scene: Scene, endpoint: str) -> None:
     aim, _ = ENDPOINTS[endpoint]
@@ -126,6 +127,7 @@ def test_endpoint_with_its_scopes_for_ones_own(scene: Scene, endpoint: str) -> N
         assert name in answer.text
 
 
+@pytest.mark.attack(cwe=639, title="Each endpoint is asked about what belongs to another group")
 @pytest.mark.parametrize("endpoint", [name for name, (aim, _) in ENDPOINTS.items() if aim is not Aim.ANY])
 def test_endpoint_with_its_scopes_for_what_is_foreign(scene: Scene, endpoint: str) -> None:
     aim, asking = ENDPOINTS[endpoint]
@@ -159,6 +161,7 @@ def _items(scene: Scene, task: str, token: str) -> list[dict[str, Any]]:
     return [{**item, "dest": None} for item in listed]
 
 
+@pytest.mark.attack(cwe=204, title="A file is registered again, or by a second name, to learn whose it is")
 def test_register_over_a_foreign_object_does_not_name_it(scene: Scene) -> None:
     name = f"{uuid4().hex}.bin"
     file = scene.api.write(name)

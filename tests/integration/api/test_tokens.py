@@ -57,6 +57,7 @@ WRONG: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.attack(cwe=287, title="A service token is guessed, cut, or has another secret")
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_token_is_refused(api: LiveApi, what: str) -> None:
     given = WRONG[what](api.tokens.make("admin"))
@@ -108,6 +109,7 @@ def test_token_is_made_listed_rotated_and_revoked(api: LiveApi, admin: AccessCli
     assert states[new.id]
 
 
+@pytest.mark.attack(cwe=613, title="A revoked token is used with another process of the service")
 def test_revoked_token_is_refused_at_once_by_another_process(api: LiveApi, tmp_path: Path) -> None:
     token = api.tokens.make("admin")
     url = str(api.database.engine.url)
@@ -157,6 +159,7 @@ def test_last_use_is_noted_at_most_once_a_minute(api: LiveApi) -> None:
     assert len(changes) == 1
 
 
+@pytest.mark.attack(cwe=639, title="An idempotency key of somebody else's gets their answer")
 def test_keys_of_idempotency_are_each_persons_own(api: LiveApi) -> None:
     api.write("a.bin")
     fields = {"machine": "here", "path": "", "filename": "a.bin", "group": "fire"}

@@ -160,6 +160,7 @@ def test_who_may_not_is_told_of_and_may_not_read_it(closed: LiveApi) -> None:
     }
 
 
+@pytest.mark.attack(cwe=799, title="A person sends more requests than they may")
 def test_more_requests_than_a_person_may_send_are_refused(closed: LiveApi) -> None:
     eager, other = closed.tokens.make("reader", name="eager"), closed.tokens.make("reader", name="other")
     answers = [closed.ask("GET", "/DM/whoami", token=eager) for _ in range(30)]

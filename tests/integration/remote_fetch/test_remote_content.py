@@ -171,6 +171,7 @@ def test_private_files_of_nginx(machine: Machine, web: Web) -> None:
     assert machine.got(url, username=USER, password=PASSWORD) == BODY
 
 
+@pytest.mark.attack(cwe=214, title="A user of a machine looks at command lines and environments")
 def test_secrets_are_on_no_command_line_in_no_environment_and_in_no_file(machine: Machine, server: OddServer) -> None:
     half = os.urandom(65_536)
     server.answers[f"/?q={SECRET}"] = [answer("200 OK", "Content-Length: 131072"), half, 2.0, half]
