@@ -134,8 +134,10 @@ def reach_of(grant: Grant | None, machine: str, group: str, actions: Iterable[st
     """Return what of a machine is reached by a grant that permits actions at a place there: the directories that its
     scopes name. () is all of it. `group`: of what is there, "" where that is not known; whose it is does not count.
     """
+    if grant is None:
+        return ()
     found = dict[frozenset[str], None]()
-    for action in actions if grant is not None else ():
+    for action in actions:
         directories = {_directory(clause) for clause in grant.filters_of(action) if _is_there(clause, machine, group)}
         if "" not in directories:
             found[frozenset(directories)] = None

@@ -268,7 +268,6 @@ def test_registration_needs_to_write_at_each_of_its_places(database: Database) -
         (["transfers!prefix=here:", "write:objects"], ()),
         (["write:objects"], (set(),)),
     ],
-    ids=str,
 )
 def test_reach_is_what_scopes_name_of_a_machine(scopes: list[str], reach: tuple[set[str], ...]) -> None:
     grant = granted(*scopes, groups=("fire",))

@@ -155,10 +155,12 @@ WAYS = {"its name": ("mine/file", "file"), "its directory": ("mine/directory/fil
 def test_source_that_became_a_link_is_left(parts: Services, own: dict[str, UUID], kind: TransferKind, way: str) -> None:
     path, what = WAYS[way]
     before = theirs_of(parts)
-    model = {TransferKind.COPY: CopyRequest, TransferKind.MOVE: MoveRequest, TransferKind.DELETE: DeleteRequest}[kind]
-    fields = {} if kind is TransferKind.DELETE else {"machine": "here", "dest": "mine/got"}
+    to = {"machine": "here", "dest": "mine/got"}
+    request: CopyRequest | MoveRequest | DeleteRequest = DeleteRequest()
+    if kind is not TransferKind.DELETE:
+        request = validated(to, CopyRequest if kind is TransferKind.COPY else MoveRequest)
     steps = single.remove_file.fn if kind is TransferKind.DELETE else copy_or_move
-    error = alone(parts, kind, validated(fields, model), own[path], exchanged(parts, what), steps)
+    error = alone(parts, kind, request, own[path], exchanged(parts, what), steps)
     assert isinstance(error, PathNotAllowed), error
     assert theirs_of(parts) == before
     assert not (folder(parts, "here") / "mine" / "got").exists()
