@@ -23,6 +23,7 @@ from uuid import uuid4
 import pytest
 
 from tests.support.filtered_sshd import FilteredSshd
+from tests.support.oidc_login import RULES, LoginIssuer
 from tests.support.postgres import Databases
 from tests.support.prefect import PrefectApi, PrefectServer
 from tests.support.rabbitmq import RabbitMq
@@ -90,6 +91,13 @@ def other_server() -> Iterator[OddServer]:
 
 
 @pytest.fixture(scope="package")
+def issuer() -> Iterator[LoginIssuer]:
+    """The OIDC issuer of the shared site's people."""
+    with LoginIssuer() as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
 def site_prefect(services: Path) -> Iterator[PrefectServer]:
     """The Prefect server of the shared site."""
     with PrefectServer(services / "site-prefect") as server:
@@ -106,8 +114,13 @@ def site(
     web: Web,
     slow_server: OddServer,
     other_server: OddServer,
+    issuer: LoginIssuer,
 ) -> Iterator[Site]:
-    """The shared site. It has stored credentials: one is for `slow_server`, one for nobody here, one is broken."""
+    """The shared site. It has stored credentials: one is for `slow_server`, one for nobody here, one is broken. People
+    may log in at `issuer`, as movers of their groups.
+    """
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "identity.toml").write_text(RULES)
     here, other = (urlsplit(server.url).netloc for server in (slow_server, other_server))
     env = {
         "DM_PREFECT_API_URL": site_prefect.api_url,
@@ -115,13 +128,15 @@ def site(
         "DM_CREDENTIAL_SITE": json.dumps({"hosts": [here], "username": "bob", "password": f"5ecret-{uuid4().hex}"}),
         "DM_CREDENTIAL_ELSE_WHERE": json.dumps({"hosts": ["data.example"], "token": f"5ecret-{uuid4().hex}"}),
         "DM_CREDENTIAL_BROKEN": f"5ecret-{uuid4().hex}",
+        "DM_IDENTITY": str(folder / "identity.toml"),
+        **{f"DM_{name.upper()}": value for name, value in issuer.settings.items()},
     }
     if backend == "full":
         databases: Databases = request.getfixturevalue("postgres")
         node: RabbitMq = request.getfixturevalue("rabbitmq")
         env |= {"DM_DATABASE_URL": databases.url(), "DM_AMQP_URL": node.fresh_vhost()}
         env |= {"DM_BUNDLE_SIZE": str(BUNDLE_SIZE), "DM_ARCHIVE_TO": "tape"}
-    made = make_site(tmp_path_factory.mktemp("site"), env, sshd_pair, archives=ARCHIVES if backend == "full" else None)
+    made = make_site(folder, env, sshd_pair, archives=ARCHIVES if backend == "full" else None)
     with made.service:
         yield made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from datamanager.domain.location import Place
 from datamanager.domain.requests import CopyManyRequest, CopyRequest, DeleteRequest, MoveRequest, RegisterRequest
@@ -27,6 +30,7 @@ from models.submission import SealedRequest
 from models.tables import DataObject, Transfer
 from tests.support.access import in_role
 from tests.support.callers import accounts, authority, open_folder, trusting
+from tests.support.searching import ProcessWatch, files_below, places_of, told_by_prefect
 from tests.support.service import DataManagerService
 from tests.support.site import eventually, some_bytes
 from tests.support.sshd import PrivateSshd
@@ -210,3 +214,31 @@ def test_what_a_rule_requests_is_the_services_own(house: House) -> None:
     assert row.error_code is None
     assert not (house.folder("two") / "expired").exists()
     assert house.logged("two", f"ID dm:{row.id}:data-manager ") == 1
+
+
+@pytest.mark.attack(cwe=312, title="Private keys, and the authority's, are looked for in all that is left")
+def test_no_private_key_is_anywhere(house: House, prefect_api_url: str) -> None:
+    """Runs last. The keys of certificates are known to their process alone: any private key is looked for."""
+    data = some_bytes(20 << 20)  # large enough for OpenSSH, whose programs are processes of their own
+    of = house.register("one", "large", house.people[0], data)
+    with ProcessWatch(house.service) as watch:
+        (row,) = house.ended(house.submit(house.people[0], copy(of, "large")))
+    assert row.error_code is None
+    assert any(one.partition(b"\0")[0].rpartition(b"/")[2] == b"ssh" for one in watch.seen)
+    file = house.service.home.parent / "ca"
+    key = load_ssh_private_key(file.read_bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    raw = key.private_numbers().private_value.to_bytes(32)
+    lines = file.read_bytes().splitlines()[1:-1]
+    needles = [
+        raw,
+        raw.hex().encode(),
+        base64.b64encode(raw).rstrip(b"="),
+        *(line for line in lines[1:] if len(line) > 16),
+    ]
+    needles += [b"PRIVATE KEY-----", b"openssh-key-v1", base64.b64encode(b"openssh-key-v1\0")[:18]]
+    seen = {**files_below(house.service.home), **told_by_prefect(prefect_api_url)}
+    seen |= {f"process {number}": one for number, one in enumerate(watch.seen)}
+    assert str(row.id) in str(seen)  # the search can find something
+    assert places_of(needles, {"its own file": file.read_bytes()}, lambda _: False) == {"its own file"}
+    assert places_of(needles, seen, lambda _: False) == set()

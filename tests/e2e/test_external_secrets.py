@@ -7,32 +7,41 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import count
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 from uuid import uuid4
 
 import pytest
 import requests
 from cryptography.fernet import Fernet
-from sqlalchemy import MetaData, create_engine, select
 
 from datamanager.client import AccessClient, Client
 from datamanager.errors import DataManagerError
 from datamanager.identity.service_token import ServiceToken
 from datamanager.settings import TOKEN_FILE
 from tests.e2e.conftest import FULL
-from tests.support.amqp import client, listener, put, rest
+from tests.support.amqp import client, listener, put
+from tests.support.oidc_login import SECRET, LoginIssuer
 from tests.support.prefect import PrefectApi, PrefectServer
+from tests.support.searching import (
+    ProcessWatch,
+    files_below,
+    messages_of,
+    places_of,
+    postgresql_rows,
+    told_by_prefect,
+)
 from tests.support.site import Site
 from tests.support.web import OddServer, redirect, status
 
 pytestmark = pytest.mark.dialect  # each database is searched
 EAR = "secrets-heard"
+SHORTEST = 16
+"""Characters of a token, or of a part of one, that can't be anything else."""
 BODY = b"the weather of tomorrow"
 
 
@@ -43,7 +52,8 @@ class Planted:
     secrets: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
-    """Those of the service that were sent, and others that it refused."""
+    """Those of the service and the issuer that were sent, others that they refused, and all of which sessions consist.
+    """
 
     def new(self) -> str:
         """Make a secret that is nowhere yet."""
@@ -52,7 +62,14 @@ class Planted:
 
 
 @pytest.fixture(scope="module")
-def planted(site: Site) -> Planted:
+def watch(site: Site) -> Iterator[ProcessWatch]:
+    """Looks at the service's processes while the tests of this module run."""
+    with ProcessWatch(site.service) as watching:
+        yield watching
+
+
+@pytest.fixture(scope="module")
+def planted(site: Site, watch: ProcessWatch) -> Planted:
     """What the site's stored credentials hold, and what the tests add. From here on all events are kept."""
     env = site.service.env
     stored = [json.loads(env["DM_CREDENTIAL_SITE"])["password"], json.loads(env["DM_CREDENTIAL_ELSE_WHERE"])["token"]]
@@ -312,8 +329,14 @@ def test_tokens_of_each_kind_are_sent(site: Site, planted: Planted) -> None:
     assert sum("not_authenticated" in answer for answer in planted.answers) == 2
     if (amqp := service.env.get("DM_AMQP_URL")) is not None:
         for token in given:
+            asyncio.run(_put(amqp, b"no JSON of secrets", token))  # becomes a dead letter
             event = {"specversion": "1.0", "id": uuid4().hex, "source": "/tests", "type": "dm.request.delete"}
             asyncio.run(_send(amqp, json.dumps({**event, "data": {"uuid": str(uuid4())}}).encode(), token))
+
+
+async def _put(url: str, body: bytes, token: str) -> None:
+    async with client(url) as channel:
+        await put(channel, "dm.requests", body, token=token)
 
 
 async def _send(url: str, body: bytes, token: str) -> None:
@@ -326,76 +349,73 @@ async def _send(url: str, body: bytes, token: str) -> None:
                 return
 
 
+def test_people_log_in(site: Site, planted: Planted, issuer: LoginIssuer) -> None:
+    """With a bearer token of the issuer, in a browser at the issuer, and in a browser with a service token."""
+    issuer.clock.now = time.time()
+    bearer, base = issuer.token(), site.service.url
+    with Client(base, token=bearer) as dm:
+        name = site.write("archer2", f"secrets/{uuid4().hex}.bin", BODY).name
+        dm.register("archer2", name, "secrets", group="fire")
+    planted.tokens.append(bearer)
+    for form in (None, {"token": site.service.token, "next": "/docs"}):
+        browser = requests.Session()
+        browser.trust_env = False
+        if form is None:
+            begun = browser.get(f"{base}/login/start?next=/docs", allow_redirects=False, timeout=60)
+            planted.tokens += [
+                str(browser.cookies["dm_login"]),
+                *parse_qs(urlsplit(begun.headers["Location"]).query)["state"],
+            ]
+            back = requests.get(begun.headers["Location"], allow_redirects=False, timeout=60).headers["Location"]
+            planted.tokens += parse_qs(urlsplit(back).query)["code"]
+            entered = browser.get(back, timeout=60)
+        else:
+            entered = browser.post(f"{base}/login", data=form, allow_redirects=False, timeout=60)
+        assert entered.status_code in (200, 303), entered.text
+        csrf = browser.get(f"{base}/login/session", timeout=60).json()["csrf_token"]
+        planted.tokens += [csrf, str(browser.cookies["dm_session"])]
+        name = site.write("archer2", f"secrets/{uuid4().hex}.bin", BODY).name
+        fields = {"machine": "archer2", "path": "secrets", "filename": name, "group": "fire"}
+        for header in ({}, {"X-CSRF-Token": csrf}):
+            answer = browser.put(f"{base}/DM/register", json=fields, headers=header, timeout=60)
+            planted.answers.append(f"{answer.text}{answer.headers}")
+        assert answer.status_code == 201, answer.text
+        planted.answers.append(browser.get(f"{base}/login/nonsense?code={csrf}", timeout=60).text)
+        planted.answers.append(browser.post(f"{base}/logout", headers={"X-CSRF-Token": csrf}, timeout=60).text)
+    planted.tokens += [*issuer.issued, issuer.redeemed[-1]["code_verifier"], SECRET]
+
+
 @pytest.mark.attack(cwe=532, title="Secrets are looked for in all that the service leaves")
-def test_no_secret_is_anywhere(site: Site, planted: Planted, site_prefect: PrefectServer) -> None:
+def test_no_secret_is_anywhere(site: Site, planted: Planted, watch: ProcessWatch, site_prefect: PrefectServer) -> None:
     """Runs last. What was sent is searched for in all that the service, its databases and Prefect have."""
     needles = [secret.encode() for secret in planted.secrets]
     needles += [base64.b64encode(f"bob:{secret}".encode()).rstrip(b"=") for secret in planted.secrets]
     assert len(planted.secrets) > 30
     tokens = [*planted.tokens, site.service.token or ""]
-    assert len(tokens) > 4
-    needles += [part.encode() for token in tokens for part in (token, token[15:47])]  # whole, and its secret alone
+    assert len(tokens) > 15
+    # whole, the secret of a service token alone, and the signature of one of the issuer
+    wholes_and_parts = {part for token in tokens for part in (token, token[15:47], token.rpartition(".")[2])}
+    parts = {part.encode() for part in wholes_and_parts if len(part) >= SHORTEST}
     seen = {
         "answers": "\n".join(planted.answers).encode(),
-        **{name: content for name, content in _files(site.service.home).items() if not name.endswith(TOKEN_FILE)},
-        **_prefect(site_prefect.api_url),
-        **_files(site_prefect.directory),
+        **files_below(site.service.home),
+        **told_by_prefect(site_prefect.api_url),
+        **files_below(site_prefect.directory),
     }
     if (database := site.service.env.get("DM_DATABASE_URL")) is not None:
-        seen["postgresql"] = _dump(database)
+        seen["postgresql"] = postgresql_rows(database)
     if (amqp := site.service.env.get("DM_AMQP_URL")) is not None:
-        heard = asyncio.run(_rest(amqp))
-        assert b"dm.transfer.error" in heard
-        seen["events"] = heard
+        seen |= asyncio.run(messages_of(amqp, EAR))
+        assert b"dm.transfer.error" in seen["events"]
+        assert b"no JSON of secrets" in seen["dm.dead-letters"]
     # the search can find something: what is public is there
     assert any(b"credential_not_allowed" in content for content in seen.values())
-    found = {(name, needle) for name, content in seen.items() for needle in needles if needle in content}
-    assert found == set()
-    processes = _processes(site)
-    assert any(b"DM_HOME" in content for content in processes.values())
-    assert [name for name, content in processes.items() for token in tokens if token.encode() in content] == []
-
-
-def _processes(site: Site) -> dict[str, bytes]:
-    """Return the command lines and environments of the service's processes and their children."""
-    pids = {pid for process in site.service.processes if process.running for pid in process.members()}
-    files = [Path(f"/proc/{pid}/{what}") for pid in pids for what in ("cmdline", "environ")]
-    return {str(file): file.read_bytes() for file in files if file.exists()}
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    files = [Path(base) / name for base, _, names in os.walk(folder) for name in names]
-    return {str(file): file.read_bytes() for file in files if file.is_file()}
-
-
-def _dump(url: str) -> bytes:
-    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.connect() as connection:
-        tables = MetaData()
-        tables.reflect(connection)
-        assert "sealed_secrets" in tables.tables
-        rows = [tuple(row) for table in tables.sorted_tables for row in connection.execute(select(table))]
-    engine.dispose()
-    return repr(rows).encode()
-
-
-def _prefect(url: str) -> dict[str, bytes]:
-    """Return what Prefect's API tells everybody who asks."""
-    found = {}
-    for what in ("flow_runs", "task_runs", "artifacts", "logs", "deployments", "block_documents"):
-        pages = []
-        for offset in count(step=200):
-            answer = requests.post(f"{url}/{what}/filter", json={"limit": 200, "offset": offset}, timeout=60)
-            assert answer.ok, answer.text
-            pages.append(answer.content)
-            if len(answer.json()) < 200:
-                break
-        found[f"prefect {what}"] = b"".join(pages)
-    events = requests.post(f"{url}/events/filter", json={"limit": 50}, timeout=60)
-    assert events.ok, events.text
-    return found | {"prefect events": events.content}
-
-
-async def _rest(url: str) -> bytes:
-    async with client(url) as channel:
-        return b"\n".join(await rest(channel, EAR))
+    assert places_of([*needles, *parts], seen, lambda name: name.endswith(TOKEN_FILE)) == set()
+    key = (site.service.home / "secrets.key").read_bytes().strip()
+    assert places_of([key, base64.urlsafe_b64decode(key)], seen, lambda name: name.endswith("secrets.key")) == set()
+    watch.look()
+    assert any(b"DM_HOME" in content for content in watch.seen)
+    env = site.service.env  # where the operator's own are to be
+    own = "\n".join([SECRET, *(value for name, value in env.items() if name.startswith("DM_CREDENTIAL_"))])
+    given = [one.encode() for one in [*planted.secrets, *map(bytes.decode, parts)] if one not in own]
+    assert [needle for needle in given for one in watch.seen if needle in one] == []

@@ -16,6 +16,23 @@ from tests.support.web import OddHandler, status
 
 CLIENT, SECRET = "dm-browser", "s3cret-of-the-client"
 GROUPS = ["/fire"]
+RULES = """
+[[person]]
+source = "{email}"
+match = '(.*)@example\\.org'
+output = "{0}"
+
+[[groups]]
+source = "{groups}"
+match = "/(.*)"
+output = "{0}"
+
+[[roles]]
+source = "{email}"
+match = '.*'
+output = "mover"
+"""
+"""Everybody is a mover of their groups (identity.toml)."""
 
 
 class LoginIssuer(OidcIssuer):
@@ -30,6 +47,8 @@ class LoginIssuer(OidcIssuer):
         self.codes: dict[str, dict[str, str]] = {}
         """Parameters of the login of each code that was not redeemed."""
         self.redeemed: list[dict[str, str]] = []
+        self.issued: list[str] = []
+        """Tokens that logins were given."""
         document = {
             "issuer": self.url,
             "jwks_uri": self.url + JWKS,
@@ -78,6 +97,7 @@ class LoginIssuer(OidcIssuer):
         claims = {"aud": CLIENT, "azp": CLIENT, "typ": "ID", "nonce": asked["nonce"], **self.changes.get("id", {})}
         key = key_of("RS256")
         identity = signed({"alg": "RS256", "kid": key.kid, "typ": "JWT"}, self.claims(**claims), key)
+        self.issued += [access, identity]
         answer = {"access_token": access, "id_token": identity, "token_type": "Bearer", "expires_in": 300}
         return _answer(request, 200, {**answer, **self.changes.get("token", {})})
 

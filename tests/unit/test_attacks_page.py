@@ -46,6 +46,7 @@ CLASSES = {
     294: "Authentication bypass by capture-replay",
     295: "Improper certificate validation",
     306: "Missing authentication for a critical function",
+    312: "Cleartext storage",
     319: "Cleartext transmission",
     322: "Key exchange without entity authentication",
     326: "Inadequate encryption strength",

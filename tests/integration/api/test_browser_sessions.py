@@ -20,25 +20,8 @@ from models.access.tokens import readmit_person, withdraw_person
 from tests.support.browser import Browser
 from tests.support.catalogue import empty_catalogue
 from tests.support.live_api import LiveApi
-from tests.support.oidc_login import CLIENT, LoginIssuer
+from tests.support.oidc_login import CLIENT, RULES, LoginIssuer
 from tests.support.site import eventually
-
-RULES = """
-[[person]]
-source = "{email}"
-match = '(.*)@example\\.org'
-output = "{0}"
-
-[[groups]]
-source = "{groups}"
-match = "/(.*)"
-output = "{0}"
-
-[[roles]]
-source = "{email}"
-match = '.*'
-output = "mover"
-"""
 
 
 @pytest.fixture(scope="module")
