@@ -26,7 +26,7 @@ from tests.support.live_api import LiveApi
 from tests.support.requests_by_endpoint import ENDPOINTS, World
 
 ALL_BUT_500 = ["2xx", "3xx", "4xx", "501", "502", "503", "504", "507"]
-"""The others from 500 on say what is missing, such as a mover; a document has them, or they are wrong too."""
+"""Other statuses from 501 on say what is missing, such as a mover: they are right where they are documented."""
 CHECKS: dict[str, Any] = {
     "enabled": False,  # but for these
     "not_a_server_error": {"enabled": True, "expected-statuses": ALL_BUT_500},
@@ -124,7 +124,7 @@ def fuzz(api: LiveApi, caller: str, examples: int, *phases: str) -> None:
     seen = set().union(*asked.values())
     match caller:  # what they ask is neither all refused nor all served
         case "admin":
-            assert len(served) >= len(asked) - 5, asked.keys() - served
+            assert len(served) * 5 >= len(asked) * 4, asked.keys() - served
         case "reader":
             assert {200, 403, 404, 422} <= seen
         case "nobody":
