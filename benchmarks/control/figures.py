@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.control import certificates, rates
+from benchmarks.control import authentication, certificates, rates
 from benchmarks.control.ours import Ours
 from benchmarks.control.stock import Stock
 from benchmarks.race import Figure, Outcome, Tell, Timing
@@ -202,6 +202,7 @@ GROUPS: dict[str, Callable[[Path, Scale, int, Tell], Outcome]] = {
     "start": start,
     "start-broker": start_by_broker,
     "start-certificate": lambda folder, scale, rounds, tell: certificates.start(folder, scale.copies, rounds, tell),
+    "access": lambda folder, scale, rounds, tell: authentication.access(folder, scale.requests, rounds, tell),
     "first": first,
     "queued": queued,
     "shared": shared,
