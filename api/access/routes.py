@@ -53,9 +53,7 @@ async def whoami(asked: Annotated[Grant, requires()]) -> Response:
     "/tokens",
     summary="Make a service token",
     status_code=201,
-    responses=openapi.json_answer(
-        TokenView, "The token; its text is shown this once.", *openapi.BODY, errors.SecretsUnreadable, status=201
-    ),
+    responses=openapi.json_answer(TokenView, "The token; its text is shown this once.", *openapi.BODY, status=201),
     openapi_extra=openapi.body(TokenRequest, forms=False, keyed=False),
 )
 async def create_token(request: Request, context: In, asked: MayManage) -> Response:
@@ -103,7 +101,6 @@ async def list_tokens(context: In, asked: MayManage) -> Response:
         "The new token; its text is shown this once.",
         *openapi.BODY,
         errors.TokenNotFound,
-        errors.SecretsUnreadable,
         status=201,
     ),
     openapi_extra=openapi.body(RotateRequest, forms=False, keyed=False),

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from api.http.problems import MEDIA_TYPE, by_status, problem_of
+from api.http.problems import MEDIA_TYPE, http_problem_of, problem_of
 from api.http.request_parts import FORM, JSON, MULTIPART
 from datamanager import errors
 from datamanager.domain.archive_requests import (
@@ -54,6 +54,8 @@ ALWAYS: Errors = (
     errors.NotAllowed,
     errors.TooManyRequests,
     errors.CsrfTokenMissing,
+    errors.SecretsUnreadable,  # the key of tokens is a secret
+    errors.QueryTooSlow,
 )
 """What each endpoint may answer that asks who it is."""
 BODY: Errors = (
@@ -95,6 +97,7 @@ WAIT = f"{RESPOND_ASYNC} `wait=n`: answer 202 with the task after n seconds."
 """What an endpoint knows of `Prefer`."""
 
 UUID_EXAMPLE = "0e4f2b5c-5d3a-4c1b-9f0e-6d2a7c8b9e10"
+_REQUEST_ID = "8f14e45f"
 TASK_EXAMPLE = "7c9b1e7e-2f64-4a53-8a35-1f0b6a4d2c33"
 
 EXAMPLES: dict[type[OurRequest], dict[str, Any]] = {
@@ -180,19 +183,27 @@ _shapes: dict[str, type] = {"Problem": Problem}
 
 
 def problems(*classes: type[DataManagerError], always: Errors = ALWAYS) -> dict[int | str, dict[str, Any]]:
-    """Document error answers: one entry a status, one example a code."""
+    """Document error answers: one entry a status, one example a code. What is not HTTP is refused at each address."""
+    unreadable = http_problem_of(400, "Invalid HTTP request received.", _REQUEST_ID)
+    documents = [*(problem_of(_example(cls), _REQUEST_ID) for cls in (*classes, *always)), unreadable]
+    by_status: dict[int, dict[str, Any]] = {}
+    for document in documents:
+        by_status.setdefault(document["status"], {})[document["code"]] = {"value": document}
     found: dict[int | str, dict[str, Any]] = {}
-    for status, owners in by_status((*classes, *always)).items():
-        examples = {cls.code: {"value": problem_of(_example(cls), "8f14e45f")} for cls in owners}
+    for status, examples in sorted(by_status.items()):
         content = {MEDIA_TYPE: {"schema": _ref(Problem), "examples": examples}}
         found[status] = {"description": ", ".join(f"`{code}`" for code in examples), "content": content}
     return found
 
 
-def object_created(*classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
-    """Document the answers of an endpoint that makes an object."""
+def object_created(*classes: type[DataManagerError], found: str = "") -> dict[int | str, dict[str, Any]]:
+    """Document the answers of an endpoint that makes an object; `found`: which one it answers (200) instead of that."""
     content = _either(UUID_EXAMPLE, {"uuid": UUID_EXAMPLE})
-    return {201: {"description": "The new object's identifier.", "content": content}, **problems(*classes)}
+    answers = {200: found, 201: "The new object's identifier."}
+    known: dict[int | str, dict[str, Any]] = {
+        status: {"description": text, "content": content} for status, text in answers.items() if text
+    }
+    return {**known, **problems(*classes)}
 
 
 def message(text: str, *classes: type[DataManagerError]) -> dict[int | str, dict[str, Any]]:
@@ -215,9 +226,8 @@ def task(*, status: int) -> dict[int | str, dict[str, Any]]:
 def json_answer(
     shape: type, description: str, *classes: type[DataManagerError], many: bool = False, status: int = 200
 ) -> dict[int | str, Any]:
-    """Document an answer that is always JSON; `many`: a list, whose query may be too slow."""
+    """Document an answer that is always JSON; `many`: a list."""
     schema = {"type": "array", "items": _ref(shape)} if many else _ref(shape)
-    classes = (*classes, errors.QueryTooSlow) if many else classes
     return {status: {"description": description, "content": {JSON: {"schema": schema}}}, **problems(*classes)}
 
 

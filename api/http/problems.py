@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -108,10 +108,15 @@ def of_this_request(document: str, request_id: str) -> str:
     return orjson.dumps({**orjson.loads(document), "request_id": request_id}).decode()
 
 
-def http_problem_response(status: int, detail: str, request_id: str, headers: Mapping[str, str] | None) -> Response:
-    """Answer with what HTTP refuses by itself: an unknown address, a method that the address does not know."""
+def http_problem_of(status: int, detail: str, request_id: str) -> dict[str, Any]:
+    """Describe what HTTP refuses by itself: an unknown address, a method that the address does not know."""
     code, title = HTTP_PROBLEMS.get(status, ("http_error", detail))
-    return document_response(_document(code, title, status, detail, False, request_id), headers)
+    return _document(code, title, status, detail, False, request_id)
+
+
+def http_problem_response(status: int, detail: str, request_id: str, headers: Mapping[str, str] | None) -> Response:
+    """Answer with what HTTP refuses by itself."""
+    return document_response(http_problem_of(status, detail, request_id), headers)
 
 
 def _document(code: str, title: str, status: int, detail: str, retryable: bool, request_id: str) -> dict[str, Any]:
@@ -167,14 +172,6 @@ def describe_code(code: str) -> dict[str, Any] | None:
         "status": sorted({status_of(cls) for cls in owners}),
         "retryable": owners[0].retryable,
     }
-
-
-def by_status(classes: Iterable[type[DataManagerError]]) -> dict[int, list[type[DataManagerError]]]:
-    """Group error classes by the status that each is answered with."""
-    groups: dict[int, list[type[DataManagerError]]] = {}
-    for cls in classes:
-        groups.setdefault(status_of(cls), []).append(cls)
-    return dict(sorted(groups.items()))
 
 
 def _presentable(value: Any) -> Any:

@@ -63,6 +63,7 @@ class ScheduleQuery(Query):
         errors.UnknownMachine,
         errors.PathNotAllowed,
         *openapi.URL,
+        errors.ScheduleNotFound,  # the one that was made with the same Idempotency-Key was deleted since
         status=201,
     ),
     openapi_extra=openapi.body(ScheduleRequest),

@@ -62,6 +62,8 @@ class TransferRoute:
     twins: tuple[str, ...] = ()
     name: str = ""
     """In the operation's identifier; default the kind."""
+    found: str = ""
+    """Which object it answers instead of a new one, if it may."""
 
 
 TRANSFERS = (
@@ -107,6 +109,7 @@ machine.""",
         "Download `url` to a machine. If a `size` is given (not 0) and differs, nothing is published.",
         (*BODY, *PLACE, *URL, *WAITING, *BYTES, errors.DownloadFailed),
         twins=("PUT /getexternal/",),
+        found="The identifier of the object of `if_newer_than`: its source is unchanged.",
     ),
 )
 ARCHIVES = (
@@ -242,7 +245,7 @@ def _add(tag: str, endpoint: TransferRoute, submit: Submit) -> None:
     if not waits:
         answers |= openapi.task(status=200) | openapi.problems(*BODY, *endpoint.errors)
     elif endpoint.message is None:
-        answers |= openapi.object_created(*endpoint.errors)
+        answers |= openapi.object_created(*endpoint.errors, found=endpoint.found)
     else:
         answers |= openapi.message(endpoint.message, *endpoint.errors)
     prefer = openapi.WAIT if waits else openapi.RESPOND_ASYNC

@@ -14,7 +14,8 @@ from fastapi.routing import APIRoute
 
 from api.app import ROUTED, create_app
 from api.context import make_context
-from api.http.problems import describe_code
+from api.http.problems import describe_code, status_of
+from datamanager.errors import TransferError, TransportError, every_error
 from datamanager.machines import Machine, Machines, TransportKind
 from datamanager.settings import Settings
 from datamanager.transports.factory import Storages
@@ -96,7 +97,9 @@ def test_every_route_documents_itself_and_its_errors(app: FastAPI) -> None:
         assert operation["summary"], where
         assert operation["description"], where
         assert operation["tags"], where
-        assert {"403", "500", "503"} <= set(operation["responses"]), where
+        assert {"400", "403", "500", "503"} <= set(operation["responses"]), where
+        assert "malformed_http" in operation["responses"]["400"]["content"]["application/problem+json"]["examples"]
+        assert ({"502", "504"} <= set(operation["responses"])) == ("security" in operation), where
         if "{" in path:  # an unknown machine is a wrong request, wherever it is named
             assert ("422" if "{name}" in path else "404") in operation["responses"], where
         for status, response in operation["responses"].items():
@@ -109,6 +112,17 @@ def test_every_route_documents_itself_and_its_errors(app: FastAPI) -> None:
                     assert describe_code(code) is not None, (where, code)
             else:
                 assert response["content"], (where, status)
+
+
+def test_endpoints_that_wait_document_each_end_of_a_transfer(app: FastAPI) -> None:
+    ends = {str(status_of(cls)) for cls in every_error() if issubclass(cls, TransportError | TransferError)}
+    waiting = [f"{method} {path}" for path, method, one in operations(app) if "wait=n" in str(one.get("parameters"))]
+    assert len(waiting) == 9
+    for path, method, operation in operations(app):
+        if f"{method} {path}" in waiting and method != "GET":
+            assert ends <= set(operation["responses"]), path
+    download = app.openapi()["paths"]["/DM/getexternal"]["put"]["responses"]
+    assert {"200", "201", "202"} <= set(download)  # 200: of `if_newer_than`
 
 
 def test_bodies_are_documented_in_every_kind_with_an_example(app: FastAPI) -> None:

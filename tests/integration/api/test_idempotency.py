@@ -18,6 +18,7 @@ from api.http.idempotency import fingerprint_of
 from api.http.problems import MEDIA_TYPE, problem_response
 from datamanager import errors
 from datamanager.domain.location import Place
+from datamanager.domain.recurring import ScheduleRequest
 from datamanager.domain.requests import RegisterRequest
 from datamanager.domain.states import TransferKind
 from datamanager.identity.grant import EVERYBODY
@@ -25,6 +26,7 @@ from deployments.amqp.submission import Call
 from models.core import idempotency
 from models.core.idempotency import StoredAnswer
 from models.database import Database, now
+from models.external.schedules import add_schedule
 from models.objects.catalogue import Facts, register_object
 from models.tables import IdempotencyKey, Transfer
 from tests.support.live_api import LiveApi, Mover
@@ -225,6 +227,20 @@ def test_what_a_dead_process_made_is_found_not_made_again(api: LiveApi) -> None:
         idempotency.attach(session, "k", "the-dead", made)
     answer = keyed(api, "PUT", "/DM/register", "k", data={"machine": "here", "filename": "f", "verify": "none"})
     assert (answer.status_code, UUID(answer.text)) == (201, made)
+
+
+def test_a_key_of_a_deleted_schedule_is_answered_as_documented(api: LiveApi) -> None:
+    given = {"url": "http://127.0.0.1/x", "machine": "here", "filename": "f-{date:%Y%m%d}", "interval": "1d"}
+    request = ScheduleRequest.model_validate(given)
+    with api.database.write() as session:
+        fingerprint = fingerprint_of("POST", "/DM/schedules", request)
+        idempotency.begin(session, "k", fingerprint, "the-dead", timedelta(seconds=1), timedelta(hours=1))
+        made = add_schedule(session, request, EVERYBODY).id
+        idempotency.attach(session, "k", "the-dead", made)
+    assert api.ask("DELETE", f"/DM/schedules/{made}").status_code == 200
+    answer = keyed(api, "POST", "/DM/schedules", "k", json=given)
+    assert (answer.status_code, answer.json()["code"]) == (404, "schedule_not_found")
+    assert "404" in api.app.openapi()["paths"]["/DM/schedules"]["post"]["responses"]
 
 
 @pytest.mark.dialect

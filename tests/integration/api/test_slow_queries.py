@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -65,3 +66,16 @@ def test_listing_that_takes_too_long_is_refused(hasty: LiveApi) -> None:
             assert (answer.json()["code"], answer.json()["retryable"]) == ("query_too_slow", False)
             assert "ended after 0.001 s; narrow it" in answer.json()["detail"]
     assert len(hasty.ask("GET", "/DM/info").json()) == 15_000  # is streamed, and takes as long as it takes
+
+
+@pytest.mark.dialect("postgresql")
+def test_look_at_one_thing_that_takes_too_long_is_documented(hasty: LiveApi) -> None:
+    looks = {path: one["get"] for path, one in hasty.app.openapi()["paths"].items() if "{" in path and "get" in one}
+    with hasty.database.connection() as connection:
+        tables = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"))
+        connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
+        for path, operation in looks.items():
+            answer = hasty.ask("GET", re.sub(r"\{\w+\}", str(uuid4()), path))
+            assert (answer.status_code, answer.json()["code"]) == (504, "query_too_slow"), path
+            assert "504" in operation["responses"], path
+    assert len(looks) >= 7
