@@ -124,7 +124,7 @@ def fuzz(api: LiveApi, caller: str, examples: int, *phases: str) -> None:
     seen = set().union(*asked.values())
     match caller:  # what they ask is neither all refused nor all served
         case "admin":
-            assert len(allowed) >= len(asked) - 5, asked.keys() - allowed
+            assert len(allowed) > 0.75 * len(asked), asked.keys() - allowed
         case "reader":
             assert {200, 403, 404, 422} <= seen
         case "nobody":
