@@ -119,16 +119,16 @@ def fuzz(api: LiveApi, caller: str, examples: int, *phases: str) -> None:
     run = FuzzRun(api, token, examples, phases)
     assert not run.wrong, "\n\n".join(dict.fromkeys(run.wrong))
     asked = {label: run.of(label) for label in documented(api)}
-    served = {label for label, statuses in asked.items() if statuses & {200, 201, 202}}
+    allowed = {label for label, statuses in asked.items() if statuses & {200, 201, 202}}
     assert all(asked.values())
     seen = set().union(*asked.values())
     match caller:  # what they ask is neither all refused nor all served
         case "admin":
-            assert len(served) * 5 >= len(asked) * 4, asked.keys() - served
+            assert len(allowed) > 0.75 * len(asked), asked.keys() - allowed
         case "reader":
             assert {200, 403, 404, 422} <= seen
         case "nobody":
-            assert (seen, served) == ({200, 401, 503}, {"GET /DM/health/live"})
+            assert (seen, allowed) == ({200, 401, 503}, {"GET /DM/health/live"})
 
 
 def documented(api: LiveApi) -> dict[str, Any]:
