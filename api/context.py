@@ -54,7 +54,7 @@ class Context:
     write_queue: WriteQueue
     notifier: Notifier
     refusals: Refusals = field(default_factory=Refusals)
-    """What the audit trail is to be told of refusals."""
+    """Refusals that the audit trail does not have yet."""
     quotas: Quotas = NO_QUOTAS
     rates: RequestRates = field(default_factory=lambda: RequestRates(NO_QUOTAS))
     keys: dict[str, asyncio.Future[StoredAnswer | None]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the audit trail is told of requests: the operation, what it was done to, and refusals."""
+"""Requests in the audit trail: the operation, what it was done to, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What browsers are told of every answer: what it may load, who may frame it, what is kept and sent on of it."""
+"""Headers of every answer for browsers: what it may load, who may frame it, what is kept and sent on of it."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ LATER = 2.0
 RETRY_AFTER = 0.1
 """Seconds until the second attempt while the broker is away."""
 REFUSED = frozenset(cls.code for cls in (NotAuthenticated, NotAllowed, ObjectNotFound, QuotaExceeded))
-"""Codes that the audit trail is told of."""
+"""Codes of refusals that the audit trail records."""
 SETTLED = 5.0
 """Seconds after which a connection counts as having worked."""
 
@@ -65,7 +65,7 @@ class RequestConsumer:
     `senders` knows who sends a request; None: whoever sends may do everything. `sealer` seals what is secret in their
     URLs. Answers go to `reply_to` only where that begins with `reply_prefix`, or is a reply address that RabbitMQ made
     for the requester. `on_entered` is called after something was put into the outbox (the relay's `notify`). `refusals`
-    are what the audit trail is to be told of.
+    are those that the audit trail does not have yet.
     """
 
     database: Database

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from datamanager.machines import Machine
+from datamanager.signing.builtin_ca import BuiltinCa
+from datamanager.signing.certificate import Person
 from datamanager.transports.factory import open_storage
 from datamanager.transports.port import Session, Storage
 from datamanager.transports.sftp.pool import SftpStorage
+from tests.support.callers import accounts, authority, open_folder, trusting
 from tests.support.process import all_pids, command_line, signal_each
 from tests.support.sshd import PrivateSshd
 
@@ -150,3 +153,30 @@ def alone_machine(request: pytest.FixtureRequest, alone: PrivateSshd, tmp_path: 
 def impatient(machine: Machine) -> Machine:
     """Return the machine with a connection that counts as dead after two seconds without a byte."""
     return machine.model_copy(update={"stall_timeout": 2})
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A folder that other accounts reach."""
+    with open_folder() as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def ca(place: Path) -> BuiltinCa:
+    """An authority for certificates."""
+    return authority(place)
+
+
+@pytest.fixture(scope="module")
+def servers(place: Path, ca: BuiltinCa) -> Iterator[list[PrivateSshd]]:
+    """Two servers that trust the authority."""
+    with trusting(place, 2) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def person() -> Iterator[Person]:
+    """Somebody with an account on this host."""
+    with accounts(1) as (name,):
+        yield Person(name, "t", "p")

@@ -21,7 +21,7 @@ from datamanager.signing.builtin_ca import BuiltinCa, sshd_lines
 from datamanager.signing.certificate import Person
 from datamanager.signing.revocation import revocation_list
 from datamanager.signing.signer import PersonLogin
-from tests.support.callers import accounts, authority, open_folder, trusting
+from tests.support.callers import accounts
 from tests.support.sshd import PrivateSshd
 
 OWN, OTHER = "127.0.0.1", "127.0.0.2"
@@ -32,20 +32,8 @@ Thief = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with open_folder() as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def ca(place: Path) -> BuiltinCa:
-    return authority(place)
-
-
-@pytest.fixture(scope="module")
-def server(place: Path, ca: BuiltinCa) -> Iterator[PrivateSshd]:
-    with trusting(place, 1) as servers:
-        yield servers[0]
+def server(servers: list[PrivateSshd]) -> PrivateSshd:
+    return servers[0]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from datamanager.machines import Connection, Machines
 from datamanager.signing.builtin_ca import BuiltinCa
 from datamanager.signing.certificate import Certificate, CertificateRequest, Person
 from datamanager.transports.factory import Storages
-from tests.support.callers import accounts, authority, open_folder, trusting
 from tests.support.ports import free_port
 from tests.support.sshd import PrivateSshd, make_key
 
@@ -47,26 +46,8 @@ class Away:
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with open_folder() as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def ca(place: Path) -> BuiltinCa:
-    return authority(place)
-
-
-@pytest.fixture(scope="module")
-def server(place: Path, ca: BuiltinCa) -> Iterator[PrivateSshd]:
-    with trusting(place, 1) as servers:
-        yield servers[0]
-
-
-@pytest.fixture(scope="module")
-def person() -> Iterator[Person]:
-    with accounts(1) as (name,):
-        yield Person(name, "t", "p")
+def server(servers: list[PrivateSshd]) -> PrivateSshd:
+    return servers[0]
 
 
 @pytest.fixture(params=["openssh", "paramiko"])

@@ -26,7 +26,7 @@ from datamanager.signing.builtin_ca import BuiltinCa
 from datamanager.signing.certificate import Person
 from datamanager.transports.factory import Storages
 from datamanager.transports.remote.third_party_push import push_target
-from tests.support.callers import accounts, authority, open_folder, trusting
+from tests.support.callers import accounts
 from tests.support.process import command_line
 from tests.support.sshd import PrivateSshd
 
@@ -35,23 +35,6 @@ DATA = os.urandom(3 * 2**20 + 7)
 LARGE = 1 << 32
 TIMEOUT = 60.0
 PROGRAMS = {"acts_as": "caller", "allow_programs": True, "direct": True}
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with open_folder() as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def ca(place: Path) -> BuiltinCa:
-    return authority(place)
-
-
-@pytest.fixture(scope="module")
-def servers(place: Path, ca: BuiltinCa) -> Iterator[list[PrivateSshd]]:
-    with trusting(place, 2) as servers:
-        yield servers
 
 
 @pytest.fixture(scope="module")

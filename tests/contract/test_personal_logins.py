@@ -16,7 +16,7 @@ from datamanager.machines import Connection, Machine, Machines
 from datamanager.signing.builtin_ca import BuiltinCa, create_key
 from datamanager.signing.certificate import Certificate, CertificateRequest, Person
 from datamanager.transports.factory import Storages
-from tests.support.callers import accounts, authority, open_folder, trusting
+from tests.support.callers import accounts
 from tests.support.process import children_of
 from tests.support.sshd import PrivateSshd
 
@@ -38,23 +38,6 @@ class Recorded:
 def people() -> Iterator[list[str]]:
     with accounts(2) as names:
         yield names
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with open_folder() as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def ca(place: Path) -> BuiltinCa:
-    return authority(place)
-
-
-@pytest.fixture(scope="module")
-def servers(place: Path, ca: BuiltinCa) -> Iterator[list[PrivateSshd]]:
-    with trusting(place, 2) as servers:
-        yield servers
 
 
 @pytest.fixture(params=["openssh", "paramiko"])

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,31 +21,12 @@ from datamanager.transports.ssh.openssh import OpenSshChannel
 from datamanager.transports.ssh.paramiko import ParamikoChannel, PromptSocket
 from datamanager.transports.ssh.short_transfers import SEEN_FOR, PlainMachines, ShortConnector
 from tests.contract.conftest import until
-from tests.support.callers import accounts, authority, open_folder, trusting
 from tests.support.sshd import PrivateSshd
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with open_folder() as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def ca(place: Path) -> BuiltinCa:
-    return authority(place)
-
-
-@pytest.fixture(scope="module")
-def server(place: Path, ca: BuiltinCa) -> Iterator[PrivateSshd]:
-    with trusting(place, 1) as servers:
-        yield servers[0]
-
-
-@pytest.fixture(scope="module")
-def person() -> Iterator[Person]:
-    with accounts(1) as (name,):
-        yield Person(name, "t", "p")
+def server(servers: list[PrivateSshd]) -> PrivateSshd:
+    return servers[0]
 
 
 @pytest.fixture

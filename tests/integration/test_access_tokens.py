@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import select, update
 
 from datamanager.domain.recurring import ScheduleRequest
 from datamanager.domain.requests import CopyManyRequest, validated
@@ -54,6 +53,7 @@ from models.tables import TokenRecord, Transfer
 from models.transfers import cancel_pause, outcomes, queue, shared_outcomes, withdrawal
 from tests.support.access import ROLES, granted, in_role
 from tests.support.bookkeeping import MACHINES, begin, get_transfer, order, register, submit, take
+from tests.support.catalogue import statements
 
 pytestmark = pytest.mark.dialect
 
@@ -183,21 +183,6 @@ def test_withdrawn_persons(database: Database) -> None:
 
 
 # --- asked again -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def counted(database: Database) -> Iterator[list[str]]:
-    """Note the statements of the body."""
-    texts: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, text: str, *_rest: Any) -> None:
-        texts.append(text)
-
-    event.listen(database.engine, "before_cursor_execute", note)
-    try:
-        yield texts
-    finally:
-        event.remove(database.engine, "before_cursor_execute", note)
 
 
 def refused(database: Database, *transfers: UUID, roles: Roles = ROLES, users: Collection[str] = ()) -> set[UUID]:
@@ -345,7 +330,7 @@ def test_many_are_asked_by_as_many_statements_as_one(database: Database) -> None
     ids = [copied(database, grants[number % 5], str(number)) for number in range(20)]
     counts = []
     for some in (ids[:1], ids):
-        with counted(database) as texts:
+        with statements(database) as texts:
             assert refused(database, *some) == set()
         counts.append(len(texts))
     assert counts[0] == counts[1]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event, func, select, update
+from sqlalchemy import func, select, update
 
 from datamanager.domain.audit_rules import AuditTerms
 from datamanager.domain.recurring import ScheduleRequest
@@ -42,6 +41,7 @@ from models.transfers import cancel_pause
 from models.transfers.lookup import TransferSelection, get_transfer, select_transfers
 from tests.support.access import granted, in_role
 from tests.support.bookkeeping import order, register, submit
+from tests.support.catalogue import statements
 
 pytestmark = pytest.mark.dialect
 
@@ -154,21 +154,6 @@ def test_cursor_names_no_foreign_object(
                     assert UUID(json.loads(base64.urlsafe_b64decode(cursor + "=="))[2]) in wanted
                 assert found <= wanted
                 assert some or found == wanted
-
-
-@contextmanager
-def statements(database: Database) -> Iterator[list[str]]:
-    """Note the statements of the body."""
-    texts: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, text: str, *_rest: Any) -> None:
-        texts.append(text)
-
-    event.listen(database.engine, "before_cursor_execute", note)
-    try:
-        yield texts
-    finally:
-        event.remove(database.engine, "before_cursor_execute", note)
 
 
 @pytest.mark.attack(cwe=208, title="What is foreign is told from what does not exist by the work that it makes")

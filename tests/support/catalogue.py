@@ -101,3 +101,18 @@ def say(database: Database, subject: UUID, number: int) -> None:
                 exchange=EVENTS_EXCHANGE, routing_key="dm.transfer.running", subject=subject, body=body, created=time
             )
         )
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """Note the texts of the statements meanwhile."""
+    texts: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, text: str, *_rest: Any) -> None:
+        texts.append(text)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        yield texts
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)

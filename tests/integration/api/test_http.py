@@ -176,7 +176,7 @@ def test_one_line_a_request_and_no_bodies(api: LiveApi) -> None:
     assert "secret" not in str(lines)
 
 
-@pytest.mark.attack(cwe=209, title="A fault of the service is provoked, to be told of its inside")
+@pytest.mark.attack(cwe=209, title="A fault of the service is provoked, so that the answer shows its inside")
 def test_a_fault_of_ours_is_logged_and_not_told(api: LiveApi) -> None:
     with api.database.write() as session:
         session.execute(text("ALTER TABLE objects RENAME COLUMN description TO was_description"))
